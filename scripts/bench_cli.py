@@ -45,8 +45,8 @@ def measure(arguments: tuple[str, ...], runs: int) -> dict[str, float]:
         )
         walls.append((time.perf_counter() - began) * 1_000)
         after = os.times()
-        spent = after.children_user + after.children_system
-        cpus.append((spent - before.children_user - before.children_system) * 1_000)
+        cpu_time = after.children_user + after.children_system
+        cpus.append((cpu_time - before.children_user - before.children_system) * 1_000)
     return {
         "wall_ms_median": round(statistics.median(walls), 1),
         "wall_ms_best": round(min(walls), 1),
@@ -62,7 +62,7 @@ def main() -> None:
     measure(("--help",), 1)  # the first run writes the compiled modules
     arguments = [(), ("--version",), *cases(typer.main.get_command(app))]
     shown = track(arguments, "commands", console=Console(stderr=True), transient=True)
-    results = {" ".join(["deepsquare", *each]): measure(each, options.runs) for each in shown}
+    results = {" ".join(["deepsquare", *result]): measure(result, options.runs) for result in shown}
     machine = {"python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
     slowest = max(results, key=lambda name: results[name]["wall_ms_median"])
     summary = {
@@ -70,12 +70,19 @@ def main() -> None:
         "aim_ms": AIM_MS,
         "over_aim": [name for name in results if results[name]["wall_ms_median"] > AIM_MS],
         "slowest": slowest,
-        "wall_ms_median": statistics.median(each["wall_ms_median"] for each in results.values()),
+        "wall_ms_median": statistics.median(
+            result["wall_ms_median"] for result in results.values()
+        ),
         "wall_ms_slowest": results[slowest]["wall_ms_median"],
     }
     if options.json:
-        whole = {"machine": machine, "runs": options.runs, "summary": summary, "commands": results}
-        print(json.dumps(whole, indent=1))
+        document = {
+            "machine": machine,
+            "runs": options.runs,
+            "summary": summary,
+            "commands": results,
+        }
+        print(json.dumps(document, indent=1))
         return
     for name, figures in results.items():
         print(f"{name:44} {figures}")

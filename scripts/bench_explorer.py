@@ -261,8 +261,8 @@ def _places(folder: Path, *, servers: bool) -> Iterator[list[tuple[str, Any, Cal
         yield [sqlite]
         return
     with postgres() as server:
-        where = server.database()
-        yield [sqlite, ("PostgreSQL", where, lambda: _size(server, where))]
+        url = server.database()
+        yield [sqlite, ("PostgreSQL", url, lambda: _size(server, url))]
 
 
 def _size(server: Server, where: str) -> int:
@@ -279,7 +279,7 @@ async def read_node(jobs: int) -> dict[str, float]:
         for _ in range(jobs // 50):
             ids = await grid.submit(50)
             await grid.run(ids)
-            reports = [Report(each, 1, 0) for each in ids]
+            reports = [Report(job_id, 1, 0) for job_id in ids]
             await grid.send(grid.providers[0], grid.contracts.scheduler.finish(reports))
         service = await stack.enter_async_context(
             open_index(node.url, deployment, None, confirmations=0)
@@ -314,41 +314,41 @@ def main() -> int:
         "--wait", action="store_true", help="for a line of input between building and measuring"
     )
     options.add_argument("--json", action="store_true")
-    given = options.parse_args()
+    arguments = options.parse_args()
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {psutil.virtual_memory().total / 2**30:.0f} GB",
-        "jobs": given.jobs,
+        "jobs": arguments.jobs,
         "databases": {},
     }
     with (
         Progress(console=Console(stderr=True), transient=True) as progress,
         tempfile.TemporaryDirectory(prefix="bench-explorer-") as folder,
-        _places(Path(folder), servers=not given.no_server) as places,
+        _places(Path(folder), servers=not arguments.no_server) as places,
     ):
-        for kind, where, size in places:
-            with IndexDatabase.open(where, DEPLOYMENT, writer=True) as database:
-                built = build(database, given.jobs, progress)
+        for kind, location, size in places:
+            with IndexDatabase.open(location, DEPLOYMENT, writer=True) as database:
+                built = build(database, arguments.jobs, progress)
             result["databases"][kind] = {
                 "build": built,
                 "bytes": size(),
-                "bytes_per_job": round(size() / given.jobs),
+                "bytes_per_job": round(size() / arguments.jobs),
             }
-        if given.wait:
+        if arguments.wait:
             print("built", file=sys.stderr, flush=True)
             sys.stdin.readline()
         result["load_average"] = round(os.getloadavg()[0], 1)
-        for kind, where, _ in places:
-            with IndexDatabase.open(where, DEPLOYMENT) as database:
-                asked = measure(Index(database, DEPLOYMENT), given.rounds, progress)
-            result["databases"][kind]["questions"] = asked
-    if given.node_jobs:
-        result["node"] = asyncio.run(read_node(given.node_jobs))
-    print(json.dumps(result, indent=2) if given.json else _table(result))
+        for kind, location, _ in places:
+            with IndexDatabase.open(location, DEPLOYMENT) as database:
+                measured = measure(Index(database, DEPLOYMENT), arguments.rounds, progress)
+            result["databases"][kind]["questions"] = measured
+    if arguments.node_jobs:
+        result["node"] = asyncio.run(read_node(arguments.node_jobs))
+    print(json.dumps(result, indent=2) if arguments.json else _table(result))
     missed = [
         name
-        for each in result["databases"].values()
-        for name, row in each["questions"].items()
+        for database_result in result["databases"].values()
+        for name, row in database_result["questions"].items()
         if not row["reached"]
     ]
     return 1 if missed else 0
@@ -356,17 +356,17 @@ def main() -> int:
 
 def _table(result: dict[str, Any]) -> str:
     lines = [f"{result['machine']}; load average {result['load_average']}; {result['jobs']:,} jobs"]
-    for kind, found in result["databases"].items():
-        built = found["build"]
+    for kind, database_result in result["databases"].items():
+        built = database_result["build"]
         lines.append(
             f"\n{kind}: {built['events']:,} events in {built['seconds']} s "
-            f"({built['events_per_second']:,}/s), {found['bytes'] / 2**20:,.0f} MB"
+            f"({built['events_per_second']:,}/s), {database_result['bytes'] / 2**20:,.0f} MB"
         )
-        for name, row in found["questions"].items():
-            mark = "" if row["reached"] else "   MISSED"
+        for name, row in database_result["questions"].items():
+            suffix = "" if row["reached"] else "   MISSED"
             lines.append(
                 f"  {name:34} median {row['median_ms']:8.2f} ms   95 % {row['p95_ms']:8.2f} ms"
-                f"   aim {row['aim_ms']:.0f}{mark}"
+                f"   aim {row['aim_ms']:.0f}{suffix}"
             )
     if node := result.get("node"):
         lines.append(

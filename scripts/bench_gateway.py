@@ -48,13 +48,13 @@ async def gateway(grid: LiveGrid, folder: Path) -> AsyncIterator[tuple[str, psut
     """Run a gateway, and yield its URL and process."""
     record = folder / "deployment.json"
     grid.deployment.save(record)
-    own = {key: text for key, text in os.environ.items() if not key.startswith("DEEPSQUARE_")}
-    words = ["gateway", "serve", "--port", "0", "--per-account", "0", "-o", "json"]
+    inherited = {key: text for key, text in os.environ.items() if not key.startswith("DEEPSQUARE_")}
+    command = ["gateway", "serve", "--port", "0", "--per-account", "0", "-o", "json"]
     child = await ChildProcess.spawn(
-        [sys.executable, "-m", "deepsquare_chain.cli", *words],
+        [sys.executable, "-m", "deepsquare_chain.cli", *command],
         stdout=asyncio.subprocess.PIPE,
         env={
-            **own,
+            **inherited,
             "DEEPSQUARE_ENDPOINT": grid.node.url,
             "DEEPSQUARE_DEPLOYMENT": str(record),
             "DEEPSQUARE_STATE_DIR": str(folder / "gateway"),

@@ -144,7 +144,7 @@ def _report(  # noqa: PLR0917
     return {
         "machine": {
             "cpus": os.cpu_count(),
-            "load_average": [round(each, 1) for each in os.getloadavg()],
+            "load_average": [round(value, 1) for value in os.getloadavg()],
             "python": platform.python_version(),
         },
         "jobs": jobs,

@@ -102,7 +102,7 @@ async def idle(yard: Yard, seconds: float) -> dict[str, float]:
 async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
     """Measure throughput and cost per job with jobs that do nothing, all submitted at once."""
     child = yard.services[ROLE]
-    before, spent = load_of(child), cpu_seconds(yard)
+    before, cpu_before = load_of(child), cpu_seconds(yard)
     first = int(await yard.w3.eth.block_number) + 1
     async with Blocks(yard.w3).watching() as blocks:
         done = await work_off(yard, jobs, lambda _: None)
@@ -119,8 +119,8 @@ async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
         "seconds": round(done["seconds"], 1),
         "jobs_per_minute": round(60 * jobs / done["seconds"], 1),
         **load,
-        "provider_cpu_ms_per_job": per_job(spent, after, "providers", jobs),
-        "children_cpu_ms_per_job": per_job(spent, after, "jobs", jobs),
+        "provider_cpu_ms_per_job": per_job(cpu_before, after, "providers", jobs),
+        "children_cpu_ms_per_job": per_job(cpu_before, after, "jobs", jobs),
     }
 
 
@@ -172,7 +172,7 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
         async with yard:
             await start(yard)
             child = yard.services[ROLE]
-            before, spent, began = load_of(child), cpu_seconds(yard), time.monotonic()
+            before, cpu_before, began = load_of(child), cpu_seconds(yard), time.monotonic()
             ids: list[int] = []
             while len(ids) < jobs:
                 ids += await yard.submit(min(BATCH, jobs - len(ids)))
@@ -184,8 +184,8 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
                 "jobs": jobs,
                 "seconds_until_all_are_queued": round(seconds, 1),
                 "filling": filling,
-                "provider_cpu_ms_per_job": per_job(spent, after, "providers", jobs),
-                "children_cpu_ms_per_job": per_job(spent, after, "jobs", jobs),
+                "provider_cpu_ms_per_job": per_job(cpu_before, after, "providers", jobs),
+                "children_cpu_ms_per_job": per_job(cpu_before, after, "jobs", jobs),
                 "waiting": steady,
             }
 
@@ -238,12 +238,12 @@ async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[
 
 async def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Run all measurements."""
-    others = psutil.cpu_percent(interval=3)
+    cpu_percent = psutil.cpu_percent(interval=3)
     results: dict[str, Any] = {
         "machine": {
             "cpus": os.cpu_count(),
-            "load_average": [round(each, 1) for each in os.getloadavg()],
-            "cpu_percent_before": others,
+            "load_average": [round(value, 1) for value in os.getloadavg()],
+            "cpu_percent_before": cpu_percent,
             "python": platform.python_version(),
             "isolation": machine_isolation().words,
         }

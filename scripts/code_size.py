@@ -41,10 +41,10 @@ def measure(root: Path = ROOT) -> dict[str, Any]:
     return {
         "lines": total,
         "packages": dict(packages),
-        "explorer": sum(packages[each] for each in EXPLORER),
+        "explorer": sum(packages[package] for package in EXPLORER),
         "modules": len(modules),
         "short_modules": sorted(name for name, lines in modules.items() if lines < SHORT),
-        "duplicate_classes": {name: where for name, where in classes.items() if len(where) > 1},
+        "duplicate_classes": {name: files for name, files in classes.items() if len(files) > 1},
     }
 
 
@@ -61,8 +61,8 @@ def main() -> None:
     print(f"modules                      {figures['modules']:>7,}")
     print(f"  with fewer than {SHORT} lines   {len(figures['short_modules']):>7,}")
     print(f"class names used twice       {len(figures['duplicate_classes']):>7,}")
-    for name, where in sorted(figures["duplicate_classes"].items()):
-        print(f"  {name}: {', '.join(where)}")
+    for name, files in sorted(figures["duplicate_classes"].items()):
+        print(f"  {name}: {', '.join(files)}")
 
 
 if __name__ == "__main__":

@@ -111,8 +111,12 @@ def run_compiler(given: dict[str, Any]) -> dict[str, Any]:
 
 def compile_sources(names: list[str]) -> dict[str, dict[str, Any]]:
     """Return ABI and bytecode of all contracts in the sources, for tests; without via-IR, for speed."""
-    given = {"language": "Solidity", "sources": gather(names), "settings": settings(via_ir=False)}
-    output = run_compiler(given)
+    compiler_input = {
+        "language": "Solidity",
+        "sources": gather(names),
+        "settings": settings(via_ir=False),
+    }
+    output = run_compiler(compiler_input)
     return {
         contract: {"abi": built["abi"], "bytecode": "0x" + built["evm"]["bytecode"]["object"]}
         for name in names
@@ -122,9 +126,9 @@ def compile_sources(names: list[str]) -> dict[str, dict[str, Any]]:
 
 def compile_contracts(*, via_ir: bool = True) -> dict[str, dict[str, Any]]:
     """Return artifacts by contract name: ABI, bytecodes, immutable references and metadata."""
-    given = standard_input(via_ir=via_ir)
-    output = run_compiler(given)
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    compiler_input = standard_input(via_ir=via_ir)
+    output = run_compiler(compiler_input)
+    digest = hashlib.sha256(json.dumps(compiler_input, sort_keys=True).encode()).hexdigest()
     artifacts: dict[str, dict[str, Any]] = {}
     for target, source in TARGETS.items():
         built = output["contracts"][source][target]

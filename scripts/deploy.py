@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     for name in ("fee_bps", "admin_delay", "approval_period"):
         default = getattr(GridParams(), name)
         grid.add_argument(_flag(name), type=int, help=f"default {default}")
-    for each in fields(Timeouts):
-        grid.add_argument(_flag(each.name), type=int, help=f"default {each.default}")
+    for timeout in fields(Timeouts):
+        grid.add_argument(_flag(timeout.name), type=int, help=f"default {timeout.default}")
     return arguments
 
 
@@ -79,7 +79,7 @@ def params_of(options: argparse.Namespace) -> GridParams:
         values = {name: getattr(options, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
-    timeouts = replace(base.timeouts, **given(tuple(each.name for each in fields(Timeouts))))
+    timeouts = replace(base.timeouts, **given(tuple(timeout.name for timeout in fields(Timeouts))))
     return replace(
         base,
         timeouts=timeouts,
@@ -112,10 +112,10 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     async with connected(options.endpoint, chain_id=chain_id) as w3:
         findings = await verify_deployment(w3, deployment)
     return {
-        "ok": all(each.ok for each in findings),
+        "ok": all(finding.ok for finding in findings),
         "record": str(options.record),
         "deployment": asdict(deployment),
-        "findings": [asdict(each) for each in findings],
+        "findings": [asdict(finding) for finding in findings],
     }
 
 

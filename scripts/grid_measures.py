@@ -85,7 +85,7 @@ async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any
     role_loads = {role: between(before[role], load_of(yard.services[role])) for role in before}
     providers = [role_loads[role] for role in yard.provider_roles if role in role_loads]
     mean = {
-        key: round(statistics.fmean(each[key] for each in providers), 1)
+        key: round(statistics.fmean(load[key] for load in providers), 1)
         for key in ("cpu_percent", "memory_mb")
     }
     return result, {
@@ -101,23 +101,23 @@ def cpu_seconds(yard: Yard) -> dict[str, float]:
     `jobs` are the providers' fork servers with all their ended children: supervisors, shells and
     commands. `others` is the rest of the machine's CPU time, `idle` its unused time.
     """
-    spent = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
+    seconds_used = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
     for role, child in yard.services.items():
         process = psutil.Process(child.pid)
         times = process.cpu_times()
-        who = "scheduler" if role.startswith("scheduler") else "providers"
-        spent[who] += times.user + times.system
-        spent["jobs"] += times.children_user + times.children_system
+        consumer = "scheduler" if role.startswith("scheduler") else "providers"
+        seconds_used[consumer] += times.user + times.system
+        seconds_used["jobs"] += times.children_user + times.children_system
         for server in process.children():
             with contextlib.suppress(psutil.Error):
-                spent["jobs"] += sum(server.cpu_times()[:4])
-    for who, pid in (("node", yard.node.pid), ("bench", os.getpid())):
+                seconds_used["jobs"] += sum(server.cpu_times()[:4])
+    for consumer, pid in (("node", yard.node.pid), ("bench", os.getpid())):
         times = psutil.Process(pid).cpu_times()
-        spent[who] = times.user + times.system
+        seconds_used[consumer] = times.user + times.system
     machine = psutil.cpu_times()
     idle = machine.idle + getattr(machine, "iowait", 0.0)
     busy = sum(machine[:8]) - idle  # the other fields are included in these
-    return {**spent, "others": busy - sum(spent.values()), "idle": idle}
+    return {**seconds_used, "others": busy - sum(seconds_used.values()), "idle": idle}
 
 
 async def node_limit(node: Anvil, seconds: float = 4.0) -> dict[str, float]:
@@ -148,7 +148,7 @@ def _payments(chain_id: int, person: LocalAccount, count: int) -> list[str]:
     fields = {"type": 2, "chainId": chain_id, "to": person.address, "value": 1, "gas": 21_000}
     fields |= {"maxFeePerGas": 10**12, "maxPriorityFeePerGas": 10**9}
     signed = (person.sign_transaction({**fields, "nonce": nonce}) for nonce in range(count))
-    return ["0x" + bytes(each.raw_transaction).hex() for each in signed]
+    return ["0x" + bytes(transaction.raw_transaction).hex() for transaction in signed]
 
 
 def _request(raw: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Yard:
     async def start(self, role: str) -> ChildProcess:
         """Start a daemon as an operator does; `role@word` has a separate, empty state folder."""
         account = role.partition("@")[0]
-        words = ["metascheduler" if account == "scheduler" else "provider", "run"]
+        command = ["metascheduler" if account == "scheduler" else "provider", "run"]
         clean = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key}
         allowances = machine_isolation().allowances
         env = {
@@ -196,7 +196,7 @@ class Yard:
             env["DEEPSQUARE_WEBSOCKET"] = self.node.url.replace("http://", "ws://")
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
-                [sys.executable, "-m", "deepsquare_chain.cli", *words],
+                [sys.executable, "-m", "deepsquare_chain.cli", *command],
                 stdout=log,
                 stderr=log,
                 env={**clean, **env, **self.settings},

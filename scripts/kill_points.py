@@ -87,15 +87,15 @@ async def one_life(kind: str, seed: int) -> dict[str, Any]:
 
 def tell(console: Console, lives: Sequence[dict[str, Any]]) -> None:
     """Print a row per label and a column per scenario: seconds until the kill, or NEVER REACHED."""
-    table = Table("role", "label", *(each["life"] for each in lives))
+    table = Table("role", "label", *(scenario["life"] for scenario in lives))
     roles: dict[tuple[str, str], dict[str, str]] = {}
-    for each in lives:
-        for kill in each["kills"]:
+    for scenario in lives:
+        for kill in scenario["kills"]:
             service = "scheduler" if kill.role == "scheduler" else "provider"
             row = roles.setdefault((service, kill.point), {})
-            row[each["life"]] = f"{kill.seconds:.1f} s" if kill.reached else "NEVER REACHED"
+            row[scenario["life"]] = f"{kill.seconds:.1f} s" if kill.reached else "NEVER REACHED"
     for (service, point), row in sorted(roles.items()):
-        table.add_row(service, point, *(row.get(each["life"], "") for each in lives))
+        table.add_row(service, point, *(row.get(scenario["life"], "") for scenario in lives))
     console.print(table)
 
 
@@ -115,13 +115,17 @@ def main() -> int:
             lives.append(asyncio.run(one_life(kind, options.seed)))
             progress.advance(bar)
     tell(console, lives)
-    missed: list[Kill] = [kill for each in lives for kill in each["kills"] if not kill.reached]
-    reached = {each["life"]: sum(kill.reached for kill in each["kills"]) for each in lives}
+    missed: list[Kill] = [
+        kill for scenario in lives for kill in scenario["kills"] if not kill.reached
+    ]
+    reached = {
+        scenario["life"]: sum(kill.reached for kill in scenario["kills"]) for scenario in lives
+    }
     results = {
-        "lives": [{**each, "kills": as_rows(each["kills"])} for each in lives],
+        "lives": [{**scenario, "kills": as_rows(scenario["kills"])} for scenario in lives],
         "reached": reached,
         "never_reached": as_rows(missed),
-        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "load_average": [round(scenario, 1) for scenario in os.getloadavg()],
     }
     print(json.dumps(results, indent=2))
     return 1 if missed or min(reached.values()) < WANTED else 0

@@ -39,12 +39,12 @@ def play(seed: int, depth: int, calls: int) -> tuple[int, int]:
         "FOUNDRY_INVARIANT_DEPTH": str(depth),
     }
     command = [FORGE, "test", "--match-contract", "InvariantsTest", "--fuzz-seed", str(seed)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    summary = _CALLS.search(done.stdout)
-    if done.returncode or summary is None:
-        print(done.stdout[-20_000:], done.stderr[-4_000:], sep="\n", file=sys.stderr)
+    summary = _CALLS.search(process.stdout)
+    if process.returncode or summary is None:
+        print(process.stdout[-20_000:], process.stderr[-4_000:], sep="\n", file=sys.stderr)
         sys.exit(f"seed {seed}, depth {depth}: a promise does not hold, or no test was run")
     return int(summary[2]), int(summary[3])
 
@@ -62,8 +62,8 @@ def main() -> None:
         task = bar.add_task("calls", total=options.calls)
         while calls < options.calls:
             depth = SHORT if seed % 4 else LONG
-            made, refused = play(seed, depth, min(PIECE, options.calls - calls))
-            calls, reverts, seed = calls + made, reverts + refused, seed + 1
+            new_calls, new_reverts = play(seed, depth, min(PIECE, options.calls - calls))
+            calls, reverts, seed = calls + new_calls, reverts + new_reverts, seed + 1
             bar.update(task, completed=calls)
     figures = {
         "calls": calls,

@@ -204,11 +204,11 @@ class Bench:
                 artifact = json.loads(self._whole[target])
                 artifact["bytecode"]["object"] = f"0x{code}"
                 self._artifacts[target].write_text(json.dumps(artifact), encoding="utf-8")
-            ended = self.tree.forge("test", "--fail-fast", seconds=self._seconds, **more)
+            exit_code = self.tree.forge("test", "--fail-fast", seconds=self._seconds, **more)
         finally:
             for target in targets:
                 self._artifacts[target].write_bytes(self._whole[target])
-        return {0: None, None: "timeout"}.get(ended, "caught")
+        return {0: None, None: "timeout"}.get(exit_code, "caught")
 
     def _look(self, mutant: Mutant, targets: list[str]) -> str:
         """Whether the optimized bytecode of a mutant differs from that of the source."""
@@ -221,8 +221,8 @@ class Bench:
         codes = self._compiler.codes(mutant, targets)
         if codes is None:
             return "invalid"
-        if (ended := self._tested(targets, codes)) is not None:
-            return ended
+        if (outcome := self._tested(targets, codes)) is not None:
+            return outcome
         deployed = self._compiler.codes(mutant, targets, optimize=True, viaIR=True)
         if deployed == self._original(targets, optimize=True, viaIR=True):
             return "same"
@@ -234,8 +234,8 @@ def thorough(tree: Tree, mutant: Mutant, seconds: int) -> str:
     with _changed(tree, mutant):
         if tree.forge("build", seconds=seconds) != 0:
             return "timeout"  # not a compile error: it compiled in step 1
-        ended = tree.forge("test", "--fail-fast", seconds=seconds)
-    return {0: "survived", None: "timeout"}.get(ended, "caught")
+        exit_code = tree.forge("test", "--fail-fast", seconds=seconds)
+    return {0: "survived", None: "timeout"}.get(exit_code, "caught")
 
 
 def needs_ordinary_build(mutant: Mutant) -> bool:
@@ -312,25 +312,25 @@ def all_mutants(tree: Tree) -> Mutants:
     python = ROOT / ".venv-slither" / "bin" / "python"
     if not python.exists():
         sys.exit("slither is missing: run `make mutate`, which brings it.")
-    done = subprocess.run(
+    process = subprocess.run(
         [python, ROOT / "scripts" / "mutants.py", tree.path],
         env=ENVIRONMENT,
         check=True,
         stdout=subprocess.PIPE,
     )
-    mutants = {identity(mutant): mutant for mutant in json.loads(done.stdout)}
+    mutants = {identity(mutant): mutant for mutant in json.loads(process.stdout)}
     return dict(sorted(mutants.items()))
 
 
 def compiler_version() -> str:
     """Return the version of the compiler; passed to forge, which would ask at each start."""
-    done = subprocess.run(
+    process = subprocess.run(
         ["node", ROOT / "scripts" / "solc-wrapper.js", "--version"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    return done.stdout.split("Version: ")[1].strip()
+    return process.stdout.split("Version: ")[1].strip()
 
 
 def known(verdicts: Verdicts, name: str, tests: str) -> str | None:
@@ -433,9 +433,11 @@ def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
             counts.setdefault(group, Counter())[outcome] += 1
             counts[group]["equivalent"] += outcome in LEFT and reasons.get(name[:16], NONE)[1]
         if outcome in LEFT:
-            what = {"outcome": outcome, "change": describe(mutant)}
+            description = {"outcome": outcome, "change": describe(mutant)}
             reason, equivalent = reasons.get(name[:16], NONE)
-            left.append({"id": name[:16], **what, "reason": reason, "equivalent": equivalent})
+            left.append(
+                {"id": name[:16], **description, "reason": reason, "equivalent": equivalent}
+            )
     table = {}
     for group, each in sorted(counts.items()):
         valid = each["caught"] + sum(each[outcome] for outcome in LEFT)
@@ -459,7 +461,9 @@ def _reasons() -> dict[str, tuple[str, bool]]:
     if not RECORD.exists():
         return {}
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return {each["id"]: (each["reason"], each.get("equivalent", False)) for each in record["left"]}
+    return {
+        entry["id"]: (entry["reason"], entry.get("equivalent", False)) for entry in record["left"]
+    }
 
 
 def _place(mutant: Mutant) -> int:
@@ -494,8 +498,8 @@ def main() -> None:
         RECORD.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for group, row in results["groups"].items():
         print(f"{group:40} {row}")
-    for each in results["left"]:
-        print(f"{each['outcome']} {each['change']} | {each['reason'] or 'NO REASON GIVEN'}")
+    for mutant in results["left"]:
+        print(f"{mutant['outcome']} {mutant['change']} | {mutant['reason'] or 'NO REASON GIVEN'}")
 
 
 if __name__ == "__main__":

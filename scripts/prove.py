@@ -70,15 +70,15 @@ def main() -> None:
         printed = prove(Path(name), options.function, options.timeout)
     verdicts = {m[2]: (m[1], float(m[3])) for m in VERDICT.finditer(printed)}
     names = re.findall(r"function (check_\w+)\(", SOURCE.read_text(encoding="utf-8"))
-    wanted = [name for name in names if name.startswith(options.function)]
-    for name in wanted:
+    selected = [name for name in names if name.startswith(options.function)]
+    for name in selected:
         verdict, seconds = verdicts.get(name, ("MISSING", 0.0))
         print(f"{verdict:8} {seconds:7.1f} s  {name}")
     incomplete = re.findall(r".*(?:[Ii]ncomplete|unrolling bound|not fully explored).*", printed)
-    if incomplete or any(verdicts.get(name, ("",))[0] != "PASS" for name in wanted):
+    if incomplete or any(verdicts.get(name, ("",))[0] != "PASS" for name in selected):
         sys.exit(printed[-6000:])
     if options.write:
-        table = {name: round(verdicts[name][1], 1) for name in wanted}
+        table = {name: round(verdicts[name][1], 1) for name in selected}
         TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 

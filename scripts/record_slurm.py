@@ -54,7 +54,7 @@ class Recorder:
             "SLURM_TIME_FORMAT=%s",
             f"SLURM_CONF={self._conf}",
         ]
-        done = subprocess.run(
+        process = subprocess.run(
             [*self._prefix, *environment, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -63,16 +63,16 @@ class Recorder:
             timeout=120,
             check=False,
         )
-        return done.stdout
+        return process.stdout
 
     def write(self, name: str, text: str) -> None:
         """Write an output, with the names of this machine replaced."""
-        for real, shown in (
+        for real, replacement in (
             (self._folder, "/cluster"),
             (socket.gethostname(), "controller"),
             (socket.gethostname().split(".", maxsplit=1)[0], "controller"),
         ):
-            text = text.replace(real, shown)
+            text = text.replace(real, replacement)
         (self._out / f"{name}.txt").write_text(text)
 
     def submit(
@@ -146,8 +146,8 @@ class Recorder:
         time.sleep(6)  # until accounting has all jobs
         self.write("sinfo_busy", self.run(commands.nodes(())))
         self.write("squeue", self.run(commands.queue("root")))
-        shown = [self.run(commands.show_job(number)) for number in self._jobs.values()]
-        self.write("scontrol_job", "".join(shown))
+        job_outputs = [self.run(commands.show_job(number)) for number in self._jobs.values()]
+        self.write("scontrol_job", "".join(job_outputs))
         self.write("sacct_completion", self.run(commands.completions()))
         if self._accounting:
             names = [commands.job_name(KEY + name) for name in self._jobs]

@@ -32,7 +32,7 @@ def copy(folder: Path) -> None:
 def analyse(folder: Path) -> list[dict[str, str]]:
     """Run slither, and return all findings; exit the program if slither fails."""
     report = folder / "report.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [Path(sys.executable).parent / "slither", ".", "--json", report],
         check=False,
         cwd=folder,
@@ -41,11 +41,11 @@ def analyse(folder: Path) -> list[dict[str, str]]:
         text=True,
     )
     if not report.exists():
-        sys.exit(f"slither failed:\n{done.stderr[-4000:]}")
+        sys.exit(f"slither failed:\n{process.stderr[-4000:]}")
     outcome = json.loads(report.read_text(encoding="utf-8"))
     if not outcome["success"]:
         sys.exit(f"slither failed: {outcome['error']}")
-    print(done.stderr.strip().splitlines()[-1])
+    print(process.stderr.strip().splitlines()[-1])
     return list(outcome["results"].get("detectors", []))
 
 

@@ -185,13 +185,14 @@ class Soak:
             "other_ends": self.surprises,
             "watched": growth,
             "memory_mb": {
-                role: round(max(each[1] for each in seen) / 2**20)
-                for role, seen in self.samples.items()
+                role: round(max(sample[1] for sample in role_samples) / 2**20)
+                for role, role_samples in self.samples.items()
             },
             "descriptors": {
-                role: max(each[2] for each in seen) for role, seen in self.samples.items()
+                role: max(sample[2] for sample in role_samples)
+                for role, role_samples in self.samples.items()
             },
-            "load_average": [round(each, 1) for each in os.getloadavg()],
+            "load_average": [round(sample, 1) for sample in os.getloadavg()],
             "findings": self.findings,
         }
 
@@ -201,19 +202,24 @@ class Soak:
             return {"too_short": True}
         part = max(5, len(warm) // 10)
         first, last = warm[:part], warm[-part:]
-        before, after = (statistics.median(each[1] for each in some) for some in (first, last))
+        before, after = (
+            statistics.median(each[1] for each in samples) for samples in (first, last)
+        )
         # The number of descriptors varies with runs; the minimum of a period shows leaks.
-        files = tuple(min(each[2] for each in some) for some in (first, last))
+        files = tuple(min(each[2] for each in samples) for samples in (first, last))
         if after > before * (1 + MOST_GROWTH):
             self.findings.append(f"{self.steady} grew from {before:.0f} to {after:.0f} bytes")
         if files[1] > files[0] + 2:
             self.findings.append(f"{self.steady} kept descriptors: {files[0]} to {files[1]}")
-        tenths = [warm[len(warm) * at // 10 : len(warm) * (at + 1) // 10] for at in range(10)]
+        tenths = [
+            warm[len(warm) * index // 10 : len(warm) * (index + 1) // 10] for index in range(10)
+        ]
         return {
             "role": self.steady,
             # A leak grows all the time; caches stop growing.
             "tenths_mb": [
-                round(statistics.median(each[1] for each in some) / 2**20, 1) for some in tenths
+                round(statistics.median(each[1] for each in samples) / 2**20, 1)
+                for samples in tenths
             ],
             "first_mb": round(before / 2**20, 1),
             "last_mb": round(after / 2**20, 1),
@@ -226,9 +232,9 @@ def leftovers(folder: Path) -> list[str]:
     """Return the command lines of processes that still use this folder."""
     command_lines = []
     for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
-        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
-        if process.pid != os.getpid() and any(str(folder) in word for word in words):
-            command_lines.append(" ".join(words)[:200])
+        command_line = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if process.pid != os.getpid() and any(str(folder) in word for word in command_line):
+            command_lines.append(" ".join(command_line)[:200])
     return command_lines
 
 

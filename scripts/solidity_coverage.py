@@ -30,7 +30,7 @@ def measure(folder: Path, fuzz_runs: int) -> str:
         "FOUNDRY_FUZZ_RUNS": str(fuzz_runs),
     }
     command = [FORGE, "coverage", "--report", "lcov", "--report-file", report]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--no-match-contract", "Invariants"],
         check=False,
         cwd=ROOT,
@@ -38,8 +38,8 @@ def measure(folder: Path, fuzz_runs: int) -> str:
         capture_output=True,
         text=True,
     )
-    if done.returncode or not report.exists():
-        sys.exit(f"forge coverage failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    if process.returncode or not report.exists():
+        sys.exit(f"forge coverage failed:\n{process.stdout[-4000:]}{process.stderr[-4000:]}")
     return report.read_text(encoding="utf-8")
 
 

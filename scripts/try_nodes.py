@@ -26,9 +26,9 @@ def tried(candidate: Candidate) -> tuple[bool, str]:
         with tempfile.TemporaryDirectory(prefix="node-") as folder:
             outcome = asyncio.run(play(candidate, Path(folder)))
     except (GridError, AssertionError) as error:
-        words = getattr(error, "message", None) or str(error)
-        print(f"  {words}", file=sys.stderr)
-        return False, f"| {candidate.name} | | FAILED: {words.splitlines()[0][:200]} | |"
+        message = getattr(error, "message", None) or str(error)
+        print(f"  {message}", file=sys.stderr)
+        return False, f"| {candidate.name} | | FAILED: {message.splitlines()[0][:200]} | |"
     did = "; ".join(
         name if text == "ok" else f"{name}: {text.split(':')[0]}"
         for name, text in outcome.steps.items()
@@ -41,7 +41,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", default="", help="nodes with this word in their name")
     options = parser.parse_args()
-    results = [tried(each) for each in CANDIDATES if options.only.lower() in each.name.lower()]
+    results = [
+        tried(candidate)
+        for candidate in CANDIDATES
+        if options.only.lower() in candidate.name.lower()
+    ]
     print("| node | version | did | took |\n|---|---|---|---|")
     print("\n".join(line for _, line in results))
     return 0 if results and all(fine for fine, _ in results) else 1

@@ -164,7 +164,7 @@ async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
     grid = busy.grid
     registry, scheduler = grid.contracts.registry, grid.contracts.scheduler
     steps = tuple(
-        Step.simple(f"step {at}", text.replace("\x07", "")) for at, text in enumerate(HOSTILE)
+        Step.simple(f"step {index}", text.replace("\x07", "")) for index, text in enumerate(HOSTILE)
     )
     definition = Definition(Resources(1, 1, 500, 0), {"TEXT": HOSTILE[0]}, steps)
     digest = await store.put(definition.to_bytes())

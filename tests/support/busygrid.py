@@ -90,10 +90,15 @@ class BusyGrid:
             rows.append((terms, [bytes(definition)]))
         call = self.grid.contracts.scheduler.submit_jobs(rows)
         receipt = await self.grid.send(self.grid.customers[customer], call)
-        ids = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+        ids = [
+            submitted_id.job_id
+            for submitted_id in receipt.events
+            if isinstance(submitted_id, JobSubmitted)
+        ]
         self.waiting += ids
         self._cpus |= {
-            each: terms.resources.cpus for each, (terms, _) in zip(ids, rows, strict=True)
+            submitted_id: terms.resources.cpus
+            for submitted_id, (terms, _) in zip(ids, rows, strict=True)
         }
         return ids
 
@@ -111,10 +116,10 @@ class BusyGrid:
 
     async def _assign(self) -> None:
         scheduler = self.grid.contracts.scheduler
-        taken = [each for each in self.waiting if self.chance.random() < 0.85]
+        selected = [each for each in self.waiting if self.chance.random() < 0.85]
         plan: dict[int, list[int]] = {1: [], 2: []}
         free = {p: CPUS[p] - sum(self._cpus[each] for each in self.running[p]) for p in CPUS}
-        for job_id in taken:
+        for job_id in selected:
             cpus = self._cpus[job_id]
             fitting = [
                 p for p in CPUS if free[p] >= cpus and (await scheduler.is_eligible(job_id, p))[0]

@@ -35,7 +35,7 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 def run(arguments: Sequence[str], folder: Path, timeout: float = 60, **env: str) -> Outcome:
     """Run one command, and wait until it ends."""
-    done = subprocess.run(
+    process = subprocess.run(
         [*PROGRAM, *arguments],
         cwd=folder,
         env={**clean_environment(folder), **env},
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], folder: Path, timeout: float = 60, **env: str)
         timeout=timeout,
         check=False,
     )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return Outcome(process.returncode, process.stdout, process.stderr)
 
 
 class Running:

@@ -230,14 +230,14 @@ class FakeChain:
         limit = getattr(self, "log_limit", None)
         if limit is not None and last - first + 1 > limit:
             return {"error": {"code": -32005, "message": self.log_words}}
-        wanted = params[0].get("topics", [])
+        topics_filter = params[0].get("topics", [])
         found_logs = [
             log
             for block in self.blocks[first : last + 1]
             for log in block.logs
             if all(
                 each is None or topic in each
-                for each, topic in zip(wanted, log["topics"], strict=False)
+                for each, topic in zip(topics_filter, log["topics"], strict=False)
             )
         ]
         return {"result": found_logs}
@@ -306,10 +306,10 @@ class _Eth:
         return self._up().take(bytes(raw))
 
     async def get_transaction(self, tx_hash: bytes) -> Any:
-        found = self._up().find(bytes(tx_hash))
-        if found is None:
+        entry = self._up().find(bytes(tx_hash))
+        if entry is None:
             raise TransactionNotFound("not found")
-        return found[1]
+        return entry[1]
 
     async def get_transaction_receipt(self, tx_hash: bytes) -> dict[str, Any]:
         chain = self._up()

@@ -131,7 +131,7 @@ class Grid:
         self, *, fee_bps: int = FEE_BPS, times: Mapping[str, int] = TIMES, **changes: Any
     ) -> Contract:
         """Deploy a MetaScheduler; `changes` replace constructor arguments."""
-        given = {
+        arguments = {
             "admin": self.admin,
             "delay": ADMIN_DELAY,
             "credit": self.credit.address,
@@ -140,7 +140,7 @@ class Grid:
             "forwarder": self.forwarder.address,
         } | changes
         return self.chain.deploy(
-            load_artifact("MetaScheduler"), *given.values(), fee_bps, times, sender=self.admin
+            load_artifact("MetaScheduler"), *arguments.values(), fee_bps, times, sender=self.admin
         )
 
     def _grant(self, contract: Contract, role: str, who: str) -> None:

@@ -129,9 +129,9 @@ class Customers:
         lines = await self.lines()
         live = [job for digest in digests for job in lines[digest] if job.status.is_live]
         for account in self.grid.customers:
-            own = [job.id for job in live if job.customer == account.address]
-            if own:
-                call = self.grid.contracts.scheduler.cancel(own)
+            job_ids = [job.id for job in live if job.customer == account.address]
+            if job_ids:
+                call = self.grid.contracts.scheduler.cancel(job_ids)
                 await patiently(lambda a=account, c=call: self.grid.send(a, c))
 
     async def live_jobs(self) -> list[Job]:
@@ -252,8 +252,8 @@ async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
     """Check that all balances match the ledger, and that the contract holds no credits."""
     balance = grid.contracts.credit.balance_of
     for account in grid.providers:
-        own = sum(line.paid for line in ledger.values() if line.provider == account.address)
-        assert await balance(account.address) == own
+        earned = sum(line.paid for line in ledger.values() if line.provider == account.address)
+        assert await balance(account.address) == earned
     for account in grid.customers:
         spent = sum(
             line.paid + line.fee for line in ledger.values() if line.customer == account.address
@@ -286,8 +286,8 @@ def leftovers(folder: Path) -> list[str]:
     """Kill the processes that still use this test's folders; return their command lines."""
     killed = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
-        if any(str(folder) in word for word in words):
-            killed.append(" ".join(words))
+        command_line = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if any(str(folder) in word for word in command_line):
+            killed.append(" ".join(command_line))
             process.kill()
     return killed

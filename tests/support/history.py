@@ -206,8 +206,8 @@ class History:
             self._send(ADMIN, contract, [admin, granted])
         opened = ev.SubmissionsChanged(True, address=scheduler)
         self._send(ADMIN, scheduler, [ev.FeeChanged(FEE_BPS, address=scheduler), opened])
-        for each in self._customers:
-            mint = ev.Transfer(ZERO_ADDRESS, each, 10**9 * CREDIT, address=credit)
+        for customer in self._customers:
+            mint = ev.Transfer(ZERO_ADDRESS, customer, 10**9 * CREDIT, address=credit)
             self._send(ADMIN, credit, [mint])
         for number, (account, prices) in enumerate(self._prices.items(), start=1):
             events = [
@@ -331,9 +331,11 @@ class History:
         amount = job.rate * 60
         job.escrow += amount
         job.time_limit += 60
-        told = self._event(ev.JobToppedUp, job.id, job.customer, amount, job.escrow, job.time_limit)
+        event = self._event(
+            ev.JobToppedUp, job.id, job.customer, amount, job.escrow, job.time_limit
+        )
         paid = self._transfer(job.customer, DEPLOYMENT.scheduler, amount)
-        self._send(job.customer, DEPLOYMENT.scheduler, [told, paid])
+        self._send(job.customer, DEPLOYMENT.scheduler, [event, paid])
 
     # -- ends
 
@@ -342,10 +344,10 @@ class History:
         for _ in range(len(self._running)):
             job = self._running.popleft()
             elapsed = self._now - job.billed
-            wanted = job.time_limit + 2
+            duration = job.time_limit + 2
             if job.end != "spent":
-                wanted = 10 + job.id % 90 - (job.billed - job.started)
-            if elapsed < wanted:
+                duration = 10 + job.id % 90 - (job.billed - job.started)
+            if elapsed < duration:
                 self._running.append(job)
                 lasts = INTERVAL <= elapsed < job.time_limit
                 if lasts and JobFlags.INTERIM_PAYMENTS in job.terms.flags:
@@ -362,9 +364,9 @@ class History:
                 self._end(job, JobStatus.RUNNING, JobStatus.CANCELLED, elapsed)
             else:
                 self._panic(job)
-        for provider, found in reports.items():
-            for at in range(0, len(found), 50):
-                self._report(provider, found[at : at + 50])
+        for provider, provider_reports in reports.items():
+            for offset in range(0, len(provider_reports), 50):
+                self._report(provider, provider_reports[offset : offset + 50])
 
     def _report(self, provider: str, found: list[tuple[Live, JobStatus, int]]) -> None:
         events: list[ev.Event] = []
@@ -398,8 +400,8 @@ class History:
         for account, amount in ((job.provider, cost - fee), (DEPLOYMENT.treasury, fee)):
             self._paid[account] = self._paid.get(account, 0) + amount
         values = (job.id, job.provider, job.customer, seconds, cost - fee, fee)
-        told = self._event(ev.JobCollected, *values, job.escrow, job.time_limit)
-        self._send(job.provider, DEPLOYMENT.scheduler, [told, *self._payments()])
+        event = self._event(ev.JobCollected, *values, job.escrow, job.time_limit)
+        self._send(job.provider, DEPLOYMENT.scheduler, [event, *self._payments()])
 
     def _payments(self) -> list[ev.Event]:
         """Return one transfer per recipient for the whole batch."""

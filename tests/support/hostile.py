@@ -40,8 +40,8 @@ def hostile_artifacts(folder: Path) -> dict[str, dict[str, Any]]:
     require_compiler()
     from scripts.compile import compile_sources, gather, settings  # noqa: PLC0415
 
-    given = json.dumps([gather(SOURCES), settings(via_ir=False)], sort_keys=True)
-    path = folder / f"hostile-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
+    compiler_input = json.dumps([gather(SOURCES), settings(via_ir=False)], sort_keys=True)
+    path = folder / f"hostile-{hashlib.sha256(compiler_input.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         built = compile_sources(SOURCES)
         draft = path.with_suffix(f".{os.getpid()}")

@@ -48,7 +48,9 @@ def facts_of(
             transactions=1,
         )
         if event.tx_hash not in transactions:
-            earlier = [each for each in transactions.values() if each.block == number]
+            earlier = [
+                transaction for transaction in transactions.values() if transaction.block == number
+            ]
             default = (sender, event.address, bytes.fromhex("2e340823") + bytes(3))
             from_address, to, data = (sent or {}).get(event.tx_hash, default)
             calls = signed_calls(data)

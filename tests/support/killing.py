@@ -135,9 +135,9 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
         if f"{start}{step}" in labels
     ]
     last = [label for label in labels if label.startswith("scheduler.cancel.")]
-    rest = [label for label in labels if label not in {*first, *last}]
-    dice.shuffle(rest)
-    return first + rest + last
+    others = [label for label in labels if label not in {*first, *last}]
+    dice.shuffle(others)
+    return first + others + last
 
 
 async def torment(

@@ -161,8 +161,8 @@ async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
         offers = zip(grid.providers, (CHEAP, DEAR), strict=True)
         await asyncio.gather(
             *(
-                grid.send(account, registry.register(HARDWARE, prices, {"place": f"p{at}"}))
-                for at, (account, prices) in enumerate(offers)
+                grid.send(account, registry.register(HARDWARE, prices, {"place": f"p{number}"}))
+                for number, (account, prices) in enumerate(offers)
             ),
             *(
                 grid.send(grid.admin, credit.mint(account.address, WEALTH))
@@ -183,8 +183,8 @@ async def deploy(node: Node, params: GridParams = PARAMS) -> Deployment:
 @asynccontextmanager
 async def live_grid(node: Node, deployment: Deployment | None = None) -> AsyncIterator[LiveGrid]:
     """Provide a grid on a node; deploys it if no deployment is given."""
-    found = deployment or await deploy(node)
-    grid = LiveGrid(node, await connect(node.url, chain_id=node.chain_id), found)
+    deployed = deployment or await deploy(node)
+    grid = LiveGrid(node, await connect(node.url, chain_id=node.chain_id), deployed)
     try:
         yield grid
     finally:

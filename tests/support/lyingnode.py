@@ -54,7 +54,7 @@ class RecordedNode:
         assert method == "eth_getLogs"
         query = params[0]
         first, last = int(query["fromBlock"], 16), int(query["toBlock"], 16)
-        contract_addresses = {each.lower() for each in query["address"]}
+        contract_addresses = {contract.lower() for contract in query["address"]}
         return [
             log
             for log in self.logs

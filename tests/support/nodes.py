@@ -177,10 +177,10 @@ class EthereumJS(ProgramNode):
                     "parentBeaconBlockRoot": zero,
                 }
                 state = _state(head)
-                chosen = await engine("engine_forkchoiceUpdatedV3", state, attributes)
+                fork_choice = await engine("engine_forkchoiceUpdatedV3", state, attributes)
                 await asyncio.sleep(max(0.0, timestamp + 1 - time.time()))
-                made = await engine("engine_getPayloadV3", chosen["payloadId"])
-                payload = made["executionPayload"]
+                payload_response = await engine("engine_getPayloadV3", fork_choice["payloadId"])
+                payload = payload_response["executionPayload"]
                 await engine("engine_newPayloadV3", payload, [], zero)
                 head = payload["blockHash"]
                 await engine("engine_forkchoiceUpdatedV3", _state(head), None)
@@ -308,13 +308,13 @@ async def play(candidate: Candidate, folder: Path) -> Played:
         steps["jobs"] = f"{JOBS} finished"
         for role in list(yard.services):
             await yard.services.pop(role).end()
-        for step, words in (
+        for step, command in (
             ("doctor", ["doctor"]),
             ("audit with proofs", ["audit", "verify", "--proofs"]),
             ("export", ["audit", "export", "export"]),
             ("replay", ["audit", "verify", "export"]),
         ):
-            outcome = await asyncio.to_thread(_run, yard, words)
+            outcome = await asyncio.to_thread(_run, yard, command)
             assert outcome.code == 0, f"{step}: {outcome}"
             steps[step] = "ok"
     return Played(version, steps, time.monotonic() - began)

@@ -117,10 +117,12 @@ def check_provider(
     `elapsed` holds the chain seconds of each run. It is given if a reorg has changed timestamps: the
     contract bills at most these seconds.
     """
-    own = {earning for earning, line in ledger.items() if line.provider == account and line.paid}
-    known = {earning.job_id: earning for earning in earned}
-    assert {job_id for job_id, earning in known.items() if earning.paid} == own
-    for job_id, earning in known.items():
+    paid_jobs = {
+        earning for earning, line in ledger.items() if line.provider == account and line.paid
+    }
+    earnings = {earning.job_id: earning for earning in earned}
+    assert {job_id for job_id, earning in earnings.items() if earning.paid} == paid_jobs
+    for job_id, earning in earnings.items():
         line = ledger[job_id]
         assert (earning.billed_seconds, earning.paid, earning.fee) == (
             line.billed_seconds,
@@ -131,7 +133,7 @@ def check_provider(
         job = jobs[row.job_id]
         if job.status.is_final:
             assert row.phase is Phase.CLOSED, row
-        if job.status in {JobStatus.FINISHED, JobStatus.FAILED} and row.job_id in own:
+        if job.status in {JobStatus.FINISHED, JobStatus.FAILED} and row.job_id in paid_jobs:
             assert row.exit is not None
             due = row.exit.seconds
             if elapsed is not None:
@@ -139,7 +141,7 @@ def check_provider(
             # An interim payment bills chain time, which includes the overhead around the run.
             due = max(due, ledger[job.id].collected_seconds)
             assert ledger[job.id].billed_seconds == due, f"job {job.id}"
-        if job.status is JobStatus.OUT_OF_CREDITS and row.job_id in own:
+        if job.status is JobStatus.OUT_OF_CREDITS and row.job_id in paid_jobs:
             allotted = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
             assert ledger[job.id].billed_seconds == allotted + ledger[job.id].collected_seconds
 

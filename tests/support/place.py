@@ -50,9 +50,9 @@ def cli(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
 
     def call(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main(arguments)
         output = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), output.out, output.err)
+        return Outcome(int(exit_info.value.code or 0), output.out, output.err)
 
     return call

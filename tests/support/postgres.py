@@ -56,8 +56,10 @@ class Server:
         """Run SQL as the server's administrator, and return its output."""
         command = [str(self._programs / "psql"), "-qtA", "-v", "ON_ERROR_STOP=1"]
         command += ["-h", "127.0.0.1", "-p", str(self.port), "-U", "grid", database, "-c", words]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, **self._options)
-        return done.stdout.strip()
+        process = subprocess.run(
+            command, check=True, capture_output=True, text=True, **self._options
+        )
+        return process.stdout.strip()
 
 
 @contextmanager

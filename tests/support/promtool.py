@@ -20,9 +20,9 @@ def promtool(*arguments: str | Path, text: bytes = b"") -> subprocess.CompletedP
         if os.environ.get(REQUIRE_REAL) == "1":
             pytest.fail("promtool is missing: install the Debian package prometheus")
         pytest.skip("promtool is not installed (Debian: prometheus)")
-    done = subprocess.run(
+    process = subprocess.run(
         [PROMTOOL, *map(str, arguments)], input=text, capture_output=True, timeout=60, check=False
     )
     return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        process.args, process.returncode, process.stdout.decode(), process.stderr.decode()
     )

@@ -112,7 +112,7 @@ class Bench:
 
         async def reached() -> bool:
             jobs = await self.grid.contracts.scheduler.get_jobs(ids)
-            wanted = statuses or tuple(each for each in JobStatus if each.is_final)
+            wanted = statuses or tuple(status for status in JobStatus if status.is_final)
             return all(job.status in wanted for job in jobs)
 
         await self.drive(reached, timeout=timeout)

@@ -88,9 +88,9 @@ def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
     """Return the profile of a node that limits the block range of `eth_getLogs`."""
 
     def profile(question: Any) -> tuple[str, Any] | None:
-        for each in calls(question):
-            if each["method"] == "eth_getLogs":
-                query = each["params"][0]
+        for call in calls(question):
+            if call["method"] == "eth_getLogs":
+                query = call["params"][0]
                 if (
                     "blockHash" not in query
                     and int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= most
@@ -113,8 +113,8 @@ def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "ob
         error = {"code": code, "message": message}
         if shape == "each":
             return line, _errors(question, error)
-        found = error_object(question, code, message, named=False)
-        return line, [found] if shape == "list" else found
+        error_response = error_object(question, code, message, named=False)
+        return line, [error_response] if shape == "list" else error_response
 
     return profile
 
@@ -125,7 +125,7 @@ def failing(methods: Collection[str], line: str, code: int, message: str, *, tim
 
     def profile(question: Any) -> tuple[str, Any] | None:
         nonlocal left
-        if left <= 0 or not methods & {each["method"] for each in calls(question)}:  # type: ignore[operator]
+        if left <= 0 or not methods & {call["method"] for call in calls(question)}:  # type: ignore[operator]
             return None
         left -= 1
         return line, _errors(question, {"code": code, "message": message})
@@ -230,8 +230,8 @@ def hosted(habits: Habits) -> Profile:
         nonlocal asked
         asked += 1
         if asked % habits.every == 0:
-            line, code, words = habits.rate_refusal
-            return line, _errors(question, {"code": code, "message": words})
+            line, code, message = habits.rate_refusal
+            return line, _errors(question, {"code": code, "message": message})
         return next((found for limit in limits if (found := limit(question))), None)
 
     return profile
@@ -341,27 +341,27 @@ class Proxy:
     async def _serve(self, question: Any) -> tuple[bytes, bool]:
         """Return the bytes of a response, and whether to keep the connection open."""
         requests = question if isinstance(question, list) else [question]
-        self.methods.update(each["method"] for each in requests)
+        self.methods.update(call["method"] for call in requests)
         self.counts["requests"] += 1
         refusal_response = None if self.profile is None else self.profile(question)
         if refusal_response is not None:
             self.counts["refused"] += 1
             return _http(json.dumps(refusal_response[1]).encode(), refusal_response[0]), True
-        if self.orders and (not self.only or self.only & {each["method"] for each in requests}):
+        if self.orders and (not self.only or self.only & {call["method"] for call in requests}):
             return await self._spoilt(question, requests, self.orders.pop(0))
         fault = self._draw()
         self.counts[fault or "fair"] += 1
         if fault is not None and (plain := await self._plain(question, fault)):
             return plain
         behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
-        results = [await self._forward(each, behind) for each in requests]
+        results = [await self._forward(call, behind) for call in requests]
         return self._bent(question, results, fault)
 
     async def _spoilt(
         self, question: Any, asked: list[dict[str, Any]], fault: str | Spoil
     ) -> tuple[bytes, bool]:
         """Return an ordered fault, after the node has processed the request."""
-        results = [await self._forward(each, 0) for each in asked]
+        results = [await self._forward(call, 0) for call in asked]
         if callable(fault):
             line, body = fault(question, results if isinstance(question, list) else results[0])
             self.counts["ordered"] += 1
@@ -378,8 +378,8 @@ class Proxy:
             error = {"code": -32005, "message": "daily request rate limit reached"}
             return _http(json.dumps(_errors(question, error)).encode()), True
         if fault in _ERRORS:
-            line, code, words = _ERRORS[fault]
-            error = {"code": code, "message": words}
+            line, code, message = _ERRORS[fault]
+            error = {"code": code, "message": message}
             return _http(json.dumps(_errors(question, error)).encode(), line), True
         return (_PLAIN[fault], True) if fault in _PLAIN else None
 
@@ -390,7 +390,7 @@ class Proxy:
             return b"", False
         if fault == "disowned":
             error = {"code": -32603, "message": "Internal error"}
-            found = [{"jsonrpc": "2.0", "id": each["id"], "error": error} for each in found]
+            found = [{"jsonrpc": "2.0", "id": response["id"], "error": error} for response in found]
         if fault == "wrong_id":
             found[0]["id"] = (found[0].get("id") or 0) + 1
         if fault == "null":
@@ -439,11 +439,11 @@ class Proxy:
         if method == "eth_blockNumber":
             return answer | {"result": hex(head)}
         if method in _BLOCK_AT:
-            at = _BLOCK_AT[method]
-            wanted = params[at] if len(params) > at else "latest"
-            if wanted in {"latest", "pending", "safe", "finalized"}:
-                params[at:] = [hex(head), *params[at + 1 :]]
-            elif wanted != "earliest" and int(wanted, 16) > head:
+            position = _BLOCK_AT[method]
+            block_tag = params[position] if len(params) > position else "latest"
+            if block_tag in {"latest", "pending", "safe", "finalized"}:
+                params[position:] = [hex(head), *params[position + 1 :]]
+            elif block_tag != "earliest" and int(block_tag, 16) > head:
                 if method == "eth_getBlockByNumber":
                     return answer | {"result": None}
                 return answer | {"error": {"code": -32000, "message": "header not found"}}

@@ -59,8 +59,8 @@ class ReferenceSigner:
 
     def _transaction(self, tx: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         assert tx["from"] == self.account.address
-        wanted = {name: tx[name] for name in _TRANSACTION if name in tx}
-        signed = self.account.sign_transaction({"type": 2, **wanted})
+        fields = {name: tx[name] for name in _TRANSACTION if name in tx}
+        signed = self.account.sign_transaction({"type": 2, **fields})
         return "0x" + bytes(signed.raw_transaction).hex(), tx
 
     def _text(self, data: str) -> str:

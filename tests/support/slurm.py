@@ -21,8 +21,8 @@ _SYSTEM = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 def require_slurm(*more: str) -> None:
     """Without Slurm or the other programs, skip the test, or fail if real parts are required."""
-    wanted = ("munged", "slurmctld", "slurmd", "sbatch", *more)
-    missing = [name for name in wanted if shutil.which(name, path=_SYSTEM) is None]
+    programs = ("munged", "slurmctld", "slurmd", "sbatch", *more)
+    missing = [name for name in programs if shutil.which(name, path=_SYSTEM) is None]
     if not missing:
         return
     reason = f"{', '.join(missing)} not installed (Debian: slurm-wlm munge slurmdbd mariadb-server gcc, mpich libmpich-dev, openmpi-bin libopenmpi-dev)"
@@ -53,24 +53,24 @@ class LocalSlurm:
 
     def script(self, command: str, *arguments: str) -> str:
         """Run the script for this cluster, and return its standard error."""
-        done = subprocess.run(
+        process = subprocess.run(
             [str(SCRIPT), command, str(self.folder), *arguments],
             capture_output=True,
             text=True,
             timeout=90,
             check=False,
         )
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stderr
+        assert process.returncode == 0, process.stderr + process.stdout
+        return process.stderr
 
     def run(self, *arguments: str) -> str:
         """Run a Slurm command, and return its output."""
         env = {**os.environ, "SLURM_CONF": str(self.conf), "SLURM_TIME_FORMAT": "%s"}
-        done = subprocess.run(
+        process = subprocess.run(
             arguments, env=env, capture_output=True, text=True, timeout=30, check=False
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     @property
     def has_cgroups(self) -> bool:
