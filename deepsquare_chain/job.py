@@ -288,7 +288,7 @@ class Affinity:
 CONDITION_PREFIX: Final = "deepsquare."
 _ARRAY: Final = f"{CONDITION_PREFIX}array"
 _PREFERENCE: Final = f"{CONDITION_PREFIX}prefer"
-#: Conditions that hold a number: name in `uses`, and attribute of `Conditions`.
+#: Conditions with a number as value: name in `uses`, and attribute of `Conditions`.
 _NUMBERS: Final[Mapping[str, str]] = MappingProxyType(
     {"begin": "start_after", "deadline": "start_before", "patience": "patience"}
 )
@@ -321,10 +321,11 @@ class Conditions:
 
     `after` holds the kind and the job ID of each dependency. `array` is the ID of the submission
     that the job belongs to, or empty. At most `throttle` of its jobs are assigned at once; zero
-    means no limit. `start_after` and `start_before` are chain times, zero for none; a retried job
-    has met the latter. `patience` is in seconds: the job waits for a provider whose cost of the
-    work, by its objective, is at most 1.1 + wait / patience times the lowest; zero for any cost.
-    `preferences` are affinities that decide among providers that could start it, first ones first.
+    means no limit. `start_after` and `start_before` are chain times, zero for none; the latter does
+    not apply to retried jobs. `patience` is in seconds: the job waits for a provider whose cost of
+    the work, by the job's objective, is at most 1.1 + wait / patience times the lowest; zero accepts
+    any cost. `preferences` are affinities that rank the providers that can start the job, the most
+    important one first.
     """
 
     after: tuple[tuple[Dependency, int], ...] = ()
@@ -336,7 +337,7 @@ class Conditions:
     preferences: tuple[Affinity, ...] = ()
 
     def accepted_cost(self, waited: int) -> float:
-        """The highest cost of the work that is accepted, in multiples of the lowest."""
+        """Return the highest accepted cost of the work, in multiples of the lowest cost."""
         return _PATIENT_FROM + waited / self.patience if self.patience else math.inf
 
     def to_uses(self) -> str:
@@ -415,7 +416,7 @@ def spell_ids(numbers: Iterable[int]) -> str:
 
 
 _ID_RANGE: Final = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
-#: Cost of the work that a patient job accepts at once, in multiples of the lowest.
+#: Cost of the work that a job with patience accepts immediately, in multiples of the lowest.
 _PATIENT_FROM: Final = 1.1
 _SECONDS: Final = re.compile(r"[1-9][0-9]{0,11}")
 _ARRAY_VALUE: Final = re.compile(r"(sub-[0-9a-f]{8})(?:%([1-9][0-9]{0,4}))?")

@@ -1,4 +1,4 @@
-"""Who is notified of which events of a job: the words of job files and settings."""
+"""Notifications of jobs: targets and occasions, as written in job files and settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from deepsquare_chain.job import JobStatus
 
 MAX_TARGETS: Final = 10
 _MAX_LENGTH: Final = 500
-#: A comma may also stand within a URL: only one before a scheme or an e-mail address parts two.
+#: A URL may contain commas: only a comma before a scheme or an e-mail address separates targets.
 _BETWEEN: Final = re.compile(r"\s*,\s*(?=https?://|[^\s,/]+@)")
-# RFC 5321 allows more; what is left out would need quoting in headers.
+# RFC 5321 allows more characters, which would need quoting in headers.
 _EMAIL: Final = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,200}[A-Za-z0-9])?"
 )
@@ -23,16 +23,16 @@ _FAILURES: Final = frozenset({JobStatus.FAILED, JobStatus.OUT_OF_CREDITS, JobSta
 
 
 class Occasion(StrEnum):
-    """When to notify, in the words of Slurm's --mail-type."""
+    """When to notify, with the names of Slurm's --mail-type."""
 
-    BEGIN = "begin"  # it runs
-    END = "end"  # it ended, in whatever way
-    FAIL = "fail"  # it FAILED, is OUT_OF_CREDITS or PANICKED
-    REQUEUE = "requeue"  # it left a provider and waits for another one
+    BEGIN = "begin"  # the job is RUNNING
+    END = "end"  # the job ended, with any status
+    FAIL = "fail"  # the job ended as FAILED, OUT_OF_CREDITS or PANICKED
+    REQUEUE = "requeue"  # the job left its provider and is PENDING again
     ALL = "all"
 
     def holds(self, before: JobStatus, after: JobStatus) -> bool:
-        """Whether a change of status is such an occasion."""
+        """Whether a change of status matches this occasion."""
         if self is Occasion.BEGIN:
             return after is JobStatus.RUNNING
         if self is Occasion.END:
@@ -41,24 +41,24 @@ class Occasion(StrEnum):
             return after in _FAILURES
         if self is Occasion.REQUEUE:
             return after is JobStatus.PENDING and before is not JobStatus.NONE
-        return any(each.holds(before, after) for each in tuple(Occasion)[:-1])
+        return any(occasion.holds(before, after) for occasion in tuple(Occasion)[:-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """E-mail addresses and webhooks, and the occasions on which they are told."""
+    """E-mail addresses and webhooks, and the occasions on which they are notified."""
 
     to: tuple[str, ...] = ()
     on: tuple[Occasion, ...] = (Occasion.END,)
 
     def holds(self, before: JobStatus, after: JobStatus) -> bool:
-        """Whether a change of status is one of the occasions."""
-        return any(each.holds(before, after) for each in self.on)
+        """Whether a change of status matches one of the occasions."""
+        return any(occasion.holds(before, after) for occasion in self.on)
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """A change of a job's status; `id` is the same after a reorganisation, `time` is chain time."""
+    """A change of a job's status; `id` does not change with a reorg, `time` is chain time."""
 
     id: str
     job_id: int
@@ -69,15 +69,15 @@ class JobEvent:
 
 
 def is_email(target: str) -> bool:
-    """Whether a valid target is an e-mail address, and no webhook."""
+    """Whether a valid target is an e-mail address, not a webhook."""
     return "://" not in target
 
 
 def parse_target(text: str) -> str:
-    """An e-mail address or the URL of a webhook.
+    """Parse an e-mail address or the URL of a webhook.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
     """
     target = text.strip().removeprefix("mailto:")
     if len(target) <= _MAX_LENGTH and target.isprintable() and " " not in target:
@@ -93,25 +93,25 @@ def parse_target(text: str) -> str:
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
-    """Targets joined by commas, each once.
+    """Parse targets joined by commas, without duplicates.
 
     Raises:
-        ValueError: One is none, or there are more than `MAX_TARGETS`.
+        ValueError: A target is invalid, or there are more than `MAX_TARGETS`.
     """
-    parts = [each for each in _BETWEEN.split(text.strip()) if each]
-    found = tuple(dict.fromkeys(parse_target(each) for each in parts))
-    if len(found) > MAX_TARGETS:
+    parts = [part for part in _BETWEEN.split(text.strip()) if part]
+    targets = tuple(dict.fromkeys(parse_target(part) for part in parts))
+    if len(targets) > MAX_TARGETS:
         raise ValueError(f"must be at most {MAX_TARGETS} e-mail addresses and webhooks")
-    return found
+    return targets
 
 
 def parse_occasions(words: Iterable[str]) -> tuple[Occasion, ...]:
-    """Occasions by name, in either case.
+    """Parse the names of occasions; case-insensitive.
 
     Raises:
-        ValueError: A word is none.
+        ValueError: A name is unknown.
     """
     try:
-        return tuple(dict.fromkeys(Occasion(each.strip().lower()) for each in words))
+        return tuple(dict.fromkeys(Occasion(word.strip().lower()) for word in words))
     except ValueError:
         raise ValueError(f"must be of {', '.join(Occasion)}") from None

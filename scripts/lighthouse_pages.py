@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run Lighthouse on the explorer's pages, for a desk and a phone, and print the four scores of each.
+"""Run Lighthouse on the explorer's pages, for desktop and phone, and print the scores of each.
 
-Without `--url` a grid on anvil with jobs of all endings is started for it. Lighthouse comes from npm
-and is not part of the setup: it is fetched once into npm's own cache. Ends with 1 where a score is
-below `--least`, after the audits that cost points.
+Without `--url`, starts a grid on anvil with jobs of all final statuses. Lighthouse comes from npm and is
+not part of the setup: it is fetched once into npm's cache. Prints the failed audits, and exits with 1 if a
+score is below `--least`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECONDS: Final = 240
 
 @dataclass(frozen=True)
 class Scores:
-    """One run: a page on a device, its score of each category (0 to 100), and what cost points."""
+    """The result for a page on a device: scores by category (0 to 100), and failed audits."""
 
     page: str
     device: str
@@ -45,7 +45,7 @@ class Scores:
 
 @contextmanager
 def explorer(url: str) -> Iterator[str]:
-    """URL of an explorer: the given one, or that of a grid started for it."""
+    """Yield the URL of an explorer: the given one, or that of a new grid."""
     if url:
         yield url.rstrip("/")
         return
@@ -54,9 +54,9 @@ def explorer(url: str) -> Iterator[str]:
 
 
 def pages(url: str) -> dict[str, str]:
-    """Paths of the measured pages by name: an ended job and its customer among them."""
-    asked = httpx.get(f"{url}/api/v1/jobs", params={"limit": 200}, trust_env=False, timeout=60)
-    jobs = asked.raise_for_status().json()["items"]
+    """Return the paths of the measured pages by name, including an ended job and its customer."""
+    response = httpx.get(f"{url}/api/v1/jobs", params={"limit": 200}, trust_env=False, timeout=60)
+    jobs = response.raise_for_status().json()["items"]
     if not jobs:
         raise SystemExit("This grid has no job yet: submit one first.")
     job = next((row for row in jobs if row["status"] == "FINISHED"), jobs[0])
@@ -71,17 +71,17 @@ def pages(url: str) -> dict[str, str]:
 
 
 def measure(command: Sequence[str], url: str, device: str) -> dict[str, Any]:
-    """Lighthouse's report of a page."""
+    """Run Lighthouse on a page, and return its report."""
     browser = next((path for name in NAMES if (path := shutil.which(name))), None)
     if browser is None:
         raise SystemExit("No Chromium is installed.")
-    words = [
+    command_line = [
         *(*command, url, "--output=json", "--quiet", f"--only-categories={','.join(CATEGORIES)}"),
         "--chrome-flags=--headless=new --no-sandbox --disable-gpu",
         *(["--preset=desktop"] if device == "desktop" else []),
     ]
-    done = subprocess.run(
-        words,
+    process = subprocess.run(
+        command_line,
         capture_output=True,
         text=True,
         timeout=_SECONDS,
@@ -89,14 +89,14 @@ def measure(command: Sequence[str], url: str, device: str) -> dict[str, Any]:
         check=False,
     )
     try:
-        found: dict[str, Any] = json.loads(done.stdout)
+        report: dict[str, Any] = json.loads(process.stdout)
     except ValueError:
-        raise SystemExit(f"Lighthouse failed on {url}:\n{done.stderr[-2_000:]}") from None
-    return found
+        raise SystemExit(f"Lighthouse failed on {url}:\n{process.stderr[-2_000:]}") from None
+    return report
 
 
 def read(report: dict[str, Any], page: str, device: str) -> Scores:
-    """The scores of a report, and the audits below full marks that weigh in them."""
+    """Extract the scores of a report, and the weighted audits without full score."""
     scores, lacking = {}, []
     for name in CATEGORIES:
         category = report["categories"][name]
@@ -104,13 +104,13 @@ def read(report: dict[str, Any], page: str, device: str) -> Scores:
         for part in category["auditRefs"]:
             audit = report["audits"][part["id"]]
             if part["weight"] and audit["score"] is not None and audit["score"] < 1:
-                shown = audit.get("displayValue", "")
-                lacking.append(f"{audit['id']} {audit['score']:.2f} {shown}".strip())
+                display_value = audit.get("displayValue", "")
+                lacking.append(f"{audit['id']} {audit['score']:.2f} {display_value}".strip())
     return Scores(page, device, scores, tuple(lacking))
 
 
 def arguments() -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="", help="a running explorer, such as that of a devnet")
     parser.add_argument("--page", action="append", help="only this page; repeat for more")
@@ -126,25 +126,25 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, and compare."""
-    given = arguments()
-    command = given.lighthouse.split()
+    """Measure and print; return 1 if a score is too low."""
+    options = arguments()
+    command = options.lighthouse.split()
     if shutil.which(command[0]) is None:
         raise SystemExit(f"{command[0]} is not installed.")
     found = []
-    with explorer(given.url) as url:
+    with explorer(options.url) as url:
         for page, path in pages(url).items():
             for device in DEVICES:
-                if page in (given.page or [page]) and device in (given.device or device):
+                if page in (options.page or [page]) and device in (options.device or device):
                     found.append(read(measure(command, url + path, device), page, device))
-                    print(line(found[-1]), file=sys.stderr if given.json else sys.stdout)
-    if given.json:
+                    print(line(found[-1]), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
         print(json.dumps([vars(each) for each in found], indent=2))
-    return int(any(score < given.least for each in found for score in each.scores.values()))
+    return int(any(score < options.least for each in found for score in each.scores.values()))
 
 
 def line(found: Scores) -> str:
-    """A run for people."""
+    """Format a result for the terminal."""
     scores = "  ".join(f"{name} {found.scores[name]:>3}" for name in CATEGORIES)
     lacking = "".join("\n    " + " ".join(each.split()) for each in found.lacking)
     return f"{found.page:<8} {found.device:<8} {scores}{lacking}"

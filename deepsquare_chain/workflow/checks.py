@@ -299,7 +299,7 @@ def dependency(value: Any) -> str:
 
 
 def notify_target(value: Any) -> str:
-    """An e-mail address or the URL of a webhook."""
+    """Check an e-mail address or the URL of a webhook."""
     checked = line(value)
     try:
         return parse_target(checked)
@@ -395,7 +395,7 @@ def recipient(value: Any) -> str:
 
 
 def encrypted(value: Any) -> str:
-    """Something encrypted, in base64."""
+    """Check encrypted data in base64."""
     checked = line(value)
     if not _BASE64.fullmatch(checked) or len(checked) > MAX_SECRETS_BYTES:
         raise problem(f"must be base64 of at most {MAX_SECRETS_BYTES:,} bytes")
@@ -411,13 +411,13 @@ def objective(value: Any) -> Objective:
 
 @dataclass(frozen=True, slots=True)
 class StartTime:
-    """Chain time in seconds, or, if relative, seconds from the submission."""
+    """A chain time in seconds, or, if relative, seconds from the submission."""
 
     seconds: int
     relative: bool = False
 
     def at(self, now: int) -> int:
-        """Chain time for a submission at chain time `now`."""
+        """Return the chain time for a submission at chain time `now`."""
         return self.seconds + (now if self.relative else 0)
 
 
@@ -470,21 +470,21 @@ def parse_duration(written: str) -> int:
 
 
 def start_time(value: Any) -> StartTime:
-    """A time to start at: an ISO 8601 date and time with a zone, or a duration from the submission."""
+    """Check a start time: an ISO 8601 date and time with a zone, or a duration from the submission."""
     if isinstance(value, StartTime):
         return value
     if isinstance(value, datetime) or (isinstance(value, str) and _DATE.match(value.strip())):
         try:
-            moment = datetime.fromisoformat(str(value).strip())
+            parsed = datetime.fromisoformat(str(value).strip())
         except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
+            parsed = None
+        if parsed is None or parsed.tzinfo is None:
             raise problem(
                 f"must be a date and time with a zone, such as 2030-01-31T08:00Z, not {show(value)}"
             )
-        if moment.timestamp() < 1:
+        if parsed.timestamp() < 1:
             raise problem(f"lies before 1970: {show(value)}")
-        return StartTime(int(moment.timestamp()))
+        return StartTime(int(parsed.timestamp()))
     return StartTime(duration(value), relative=True)
 
 

@@ -37,9 +37,9 @@ class JobFile:
     `time_limit` is in seconds and `credits` in credit-wei; None means that the command line must
     give them. `uses` holds requirements on labels joined by commas: those of the file, and the
     abilities that the job needs. `warnings` report keys that have no effect. `depends_on` names
-    the jobs after which this one runs, in the form of `--depends`; `notify` names whom `notify run`
-    notifies of it. `start_after`, `start_before`, `patience` (in seconds) and `preferences` are
-    wishes to the scheduler.
+    the jobs after which this one runs, in the form of `--depends`. `notify` holds the targets that
+    `notify run` notifies of the job. `start_after`, `start_before`, `patience` (in seconds) and
+    `preferences` are conditions for the scheduler.
     """
 
     source: str
@@ -61,14 +61,14 @@ class JobFile:
     preferences: tuple[str, ...] = ()
 
     def conditions(self, now: int, *, repeatable: bool = False) -> Conditions:
-        """What the scheduler is to heed of a submission at chain time `now`, dependencies aside.
+        """Return the conditions of a submission at chain time `now`, without dependencies.
 
         Args:
             now: Chain time in seconds.
-            repeatable: The same submission may be made again later, and must be equal then.
+            repeatable: Whether the submission may be retried later, and must be idempotent.
 
         Raises:
-            JobFileError: It could never start, or would be another job at each repetition.
+            JobFileError: The job could never start, or each retry would submit a different job.
         """
         times = [each for each in (self.start_after, self.start_before) if each is not None]
         if repeatable and any(each.relative for each in times):

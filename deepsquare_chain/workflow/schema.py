@@ -461,7 +461,7 @@ class DefinitionDocument(Runnable):
 
 
 class NotifySection(Section):
-    """Who is notified of a job; it stays with the customer and is no part of the definition."""
+    """Notifications of a job; kept by the customer, not part of the definition."""
 
     to: Annotated[
         list[Annotated[str, _text(checks.notify_target)]],

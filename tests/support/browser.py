@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tests.support.anvil import REQUIRE_REAL
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-#: A wallet (EIP-1193, announced by EIP-6963) whose answers come from `walletAsked`.
+#: A wallet (EIP-1193, announced by EIP-6963) that forwards its requests to `walletAsked`.
 _WALLET = """(() => {
   const ask = async ({ method, params }) => {
     const told = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
@@ -73,7 +73,7 @@ class Watched:
 
 
 def injected_wallet(name: str) -> str:
-    """A script that puts a wallet of this name into a page."""
+    """Return a script that injects a wallet with this name into a page."""
     return _WALLET.replace("NAME", json.dumps(name))
 
 
