@@ -52,11 +52,6 @@ def read_form(given: Mapping[str, Any]) -> JobFile:
         if file:
             raise
         raise JobFileError(_in_words_of_the_form(error.message), hint="Correct it above.") from None
-    if job.depends_on:
-        raise JobFileError(
-            "A job that depends on others can't be submitted by this form",
-            hint="Submit it with `deepsquare submit FILE`.",
-        )
     return job
 
 

@@ -598,6 +598,18 @@ def test_what_cant_be_submitted_is_told(
     assert words in answer.json()["detail"]
 
 
+def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx.Client) -> None:
+    ended = job_of(explorer, JobStatus.FINISHED)
+    file = web.post("/wallet/quote", json=FORM).json()["file"]
+    asked = {"mode": "file", "account": explorer.alice, "way": "permit"}
+    for depends, status in ((f"afterok:{ended}", 200), (f"afternotok:{ended}", 400)):
+        body = {**asked, "file": f"{file}dependsOn: [{depends!r}]\n"}
+        assert web.post("/wallet/quote", json=body).json()["problems"] == []
+        answer = web.post("/wallet/submit", json=body)
+        assert answer.status_code == status, answer.text
+    assert "can never hold" in answer.json()["detail"]
+
+
 def test_a_false_permit_is_refused_before_anybody_pays(
     explorer: BusyExplorer, web: httpx.Client
 ) -> None:

@@ -3,6 +3,7 @@
 
 const KEPT = "gateway-session";
 const STATEMENT = "Sign in to the gateway. This moves no credits and costs no gas.";
+const ENCRYPTED = "deepsquare-encrypted-log/1"; // what an encrypted log begins with
 const MOST = 2_000_000; // characters of output that a page shows; the whole of it can be saved
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -111,6 +112,10 @@ export async function showOutput(section, session) {
         failures = 0;
         ended = data === null;
         if (ended) break;
+        if (!offset && new TextDecoder().decode(data.slice(0, ENCRYPTED.length)) === ENCRYPTED) {
+          log.textContent = `It is encrypted to its customer's key. In a terminal, \`deepsquare job logs ${job}\` and \`deepsquare job results ${job}\` decrypt it.`;
+          return;
+        }
         offset += data.length;
         const held = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
         log.textContent = (log.textContent + decoder.decode(data, { stream: true })).slice(-MOST);
