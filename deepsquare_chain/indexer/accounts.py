@@ -6,8 +6,8 @@ from sqlalchemy import Connection, func, select
 
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
-    Period,
     Reader,
+    TimeRange,
     address,
     movement_row,
     paged,
@@ -61,7 +61,7 @@ class AccountQueries(Reader):
         limit: int = DEFAULT_LIMIT,
         *,
         oldest_first: bool = False,
-        period: Period | None = None,
+        period: TimeRange | None = None,
         kind: str | None = None,
     ) -> Page[MovementRow]:
         """Return the movements of an account with the balance after each, latest first.

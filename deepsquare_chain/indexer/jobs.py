@@ -13,8 +13,8 @@ from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
     IndexSnapshot,
-    Period,
     Reader,
+    TimeRange,
     address,
     event_row,
     movement_row,
@@ -80,7 +80,7 @@ class JobQueries(Reader):
         provider: str | None = None,
         name: str | None = None,
         definition: str | None = None,
-        submitted: Period | None = None,
+        submitted: TimeRange | None = None,
         sort: str = "",
     ) -> Page[JobRow]:
         """Return jobs, latest first by default.
@@ -93,7 +93,7 @@ class JobQueries(Reader):
             provider: Account of the current provider, or of the last one of a final job.
             name: Part of the name, case-insensitive.
             definition: SHA-256 of the definition in hexadecimal.
-            submitted: Period of the submission.
+            submitted: TimeRange of the submission.
             sort: A key of `SORTS`, with a prefix `-` for descending order. Requires a page number.
 
         Raises:

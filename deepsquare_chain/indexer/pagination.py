@@ -85,14 +85,14 @@ def address(text: str) -> str:
     return str(checked_address(text))
 
 
-class Period(NamedTuple):
+class TimeRange(NamedTuple):
     """A range of chain time in seconds: `start` inclusive, `end` exclusive, None for no bound."""
 
     start: int | None
     end: int | None
 
 
-def within(time: ColumnElement[int], period: Period) -> list[ColumnElement[bool]]:
+def within(time: ColumnElement[int], period: TimeRange) -> list[ColumnElement[bool]]:
     """Return the conditions for rows whose time lies in a period."""
     bounds = []
     if period.start is not None:

@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.database import IndexDatabase
-from deepsquare_chain.indexer.pagination import Period
+from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import CURSOR, Index
 from deepsquare_chain.indexer.read_models import AnomalyRow, JobRow, MovementRow, NumberedPage
 from deepsquare_chain.indexer.schema import metadata
@@ -158,12 +158,14 @@ def test_lists_can_be_cut_to_a_period(whole: Indexed) -> None:
     times = sorted({row.submitted_at for row in rows})
     start, end = times[len(times) // 3], times[2 * len(times) // 3]
     assert start < end
-    found = whole.index.jobs(1, 200, submitted=Period(start, end))
+    found = whole.index.jobs(1, 200, submitted=TimeRange(start, end))
     assert found.items == tuple(row for row in rows if start <= row.submitted_at < end)
     account = rows[0].customer
     lines = whole.index.statement(account, limit=200).items
     moment = lines[len(lines) // 2].at.time
-    late = whole.index.statement(account, 1, 200, period=Period(moment, None), kind="escrow").items
+    late = whole.index.statement(
+        account, 1, 200, period=TimeRange(moment, None), kind="escrow"
+    ).items
     assert late == tuple(each for each in lines if each.at.time >= moment and each.kind == "escrow")
     assert 0 < len(late) < len(lines)
 

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.indexer.pagination import Period
+from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import MovementRow, Place
 from deepsquare_chain.web.formats import clock, exact
@@ -130,7 +130,7 @@ async def statement(request: Request) -> Response:
     )
 
 
-def _lines(index: Index, account: str, period: Period | None, kind: str | None) -> Iterator[str]:
+def _lines(index: Index, account: str, period: TimeRange | None, kind: str | None) -> Iterator[str]:
     """Chunk by chunk: a statement may be longer than memory."""
     yield ",".join(COLUMNS) + "\n"
     cursor: str | None = None

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.indexer.pagination import Period
+from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.web.render import Renderer
 from deepsquare_chain.web.site import Site
 
@@ -57,7 +57,7 @@ def text_of(request: Request, name: str, most: int = 64) -> str:
     return request.query_params.get(name, "").strip()[:most]
 
 
-def period_of(request: Request) -> Period | None:
+def period_of(request: Request) -> TimeRange | None:
     """The days `from` and `to`, both included, in UTC; None where neither is given.
 
     Raises:
@@ -70,7 +70,7 @@ def period_of(request: Request) -> Period | None:
         if text.isdigit():
             raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
     found = parse_period(None, since or None, until or None)
-    return Period(found.start, found.end)
+    return TimeRange(found.start, found.end)
 
 
 def number_of(text: str, what: str) -> int:
