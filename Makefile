@@ -2,7 +2,7 @@
 .POSIX:
 .SUFFIXES:
 .PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
-.PHONY: bench-grid soak kills reorgs
+.PHONY: bench-grid scheduling-table soak kills reorgs
 .PHONY: fuzz-long coverage prove slither mutate
 .PHONY: test-nodes nodes
 
@@ -27,6 +27,7 @@ help:
 	@echo 'make contracts  compile the contracts (needs the npm parts)'
 	@echo 'make bench      measure gas on a real node (needs the npm parts)'
 	@echo 'make bench-grid  measure a whole grid on a real node; make soak: an hour of kills and faults'
+	@echo 'make scheduling-table  simulate the policy on workloads, TRACES="a.swf.gz b.swf"; docs/scheduling.md'
 	@echo 'make kills      kill daemons at every labelled step; make reorgs: replace blocks under them'
 	@echo 'make test-nodes  try a grid on every node that npm has; docs/networks.md'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
@@ -90,6 +91,18 @@ bench: $(DEV) $(NODE)
 
 bench-grid: $(DEV) $(NODE)
 	$(BIN)/python scripts/bench_grid.py $(ARGS)
+
+# The whole table of docs/scheduling.md for each workload, and a page with plots for each.
+TRACES = examples/mixed.swf examples/campaign.swf.gz
+GRID = examples/grid.yaml
+REPORTS = reports
+scheduling-table: $(DEV)
+	mkdir -p $(REPORTS)
+	for trace in $(TRACES); do \
+	    $(BIN)/deepsquare simulate "$$trace" --providers $(GRID) --load 0.75 --load 0.9 \
+	        --want TIME --want COST --want MIXED \
+	        --page "$(REPORTS)/$$(basename "$$trace").html" $(ARGS) || exit 1; \
+	done
 
 # An hour by default, with the fault run of a thousand jobs before it; MINUTES=2 is the short one.
 MINUTES = 60

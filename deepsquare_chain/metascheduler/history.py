@@ -171,6 +171,11 @@ class RunHistory:
         if len(self._providers) > MAX_SUMS:
             del self._providers[next(iter(self._providers))]
 
+    @property
+    def has_faults(self) -> bool:
+        """Whether any provider has ended or given up a job."""
+        return bool(self._providers)
+
     def fault_rate(self, provider: str) -> float:
         """The part of its jobs that a provider gives up, by what it did of late; 0 if unknown."""
         ended, faults = self._providers.get(provider, (0.0, 0.0))

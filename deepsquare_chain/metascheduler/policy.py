@@ -334,7 +334,9 @@ class _Round:
         self._shares = shares
         self._faults = self._fault_costs()
         # Jobs at providers by customer, where they are limited.
-        self._busy = Counter(job.customer for job in tables.held.jobs if rules.max_running)
+        self._busy: Counter[str] = Counter()
+        if rules.max_running:
+            self._busy.update(job.customer for job in tables.held.jobs)
         self._earliest = now + rules.start_margin
         self._free: Ints = providers.offer - tables.held.load
         self._open = providers.open
@@ -411,6 +413,8 @@ class _Round:
 
     def _fault_costs(self) -> Floats | None:
         """By provider, the logarithm of how often its jobs are tried until one ends; None for once."""
+        if not self._history.has_faults:
+            return None
         rates = [self._history.fault_rate(view.provider.account) for view in self._providers.views]
         return -np.log1p(-np.array(rates)) if any(rates) else None
 
@@ -492,7 +496,7 @@ class _Round:
     def _possible(self) -> Flags:
         """Classes with jobs that some provider has the free capacity for."""
         possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
-        live = np.array([cls for cls, count in enumerate(self._queue.members) if count])
+        live = np.array(self._queue.members).nonzero()[0]
         free = np.where(self._open, self._free, -1)
         for some, need in self._in_chunks(live):
             possible[some] = _all_within(need, free).any(axis=1)

@@ -226,9 +226,21 @@ class _Columns:
     def __init__(self, **kinds: Any) -> None:
         self.count = 0
         self.rows: dict[int, int] = {}
+        self._seen: dict[int, Any] = {}
         self._names = tuple(kinds)
         for name, kind in kinds.items():
             setattr(self, name, np.zeros(_START, dtype=kind))
+
+    def _changes(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
+        """Objects that were not among the items of the last call, and those that no longer are.
+
+        Identities are compared, which takes no step of the interpreter for what stays.
+        """
+        seen, current = self._seen, dict(zip(map(id, items), items, strict=True))
+        self._seen = current
+        added = [current[key] for key in current.keys() - seen.keys()]
+        dropped = [seen[key] for key in seen.keys() - current.keys()]
+        return added, dropped
 
     def _take_row(self, job_id: int) -> int:
         row = self.count
@@ -311,16 +323,19 @@ class QueueTable(_Columns):
     def update(self, waiting: Sequence[Waiting], providers: ProviderTable, *, priced: bool) -> None:
         """Take in the queue of a snapshot; `priced` says that prices may have changed."""
         rows, known = self.rows, self.waiting
-        for each in waiting:
+        added, dropped = self._changes(waiting)
+        for each in added:
             row = rows.get(each.job.id)
-            if row is None:
-                self._add(each, providers)
-            elif known[row] is not each and known[row] != each:
+            if row is not None and known[row] == each:
+                known[row] = each
+                continue
+            if row is not None:
                 self._remove(each.job.id)
-                self._add(each, providers)
-        if len(rows) != len(waiting):
-            for job_id in rows.keys() - {each.job.id for each in waiting}:
-                self._remove(job_id)
+            self._add(each, providers)
+        for each in dropped:
+            row = rows.get(each.job.id)
+            if row is not None and known[row] is each:
+                self._remove(each.job.id)
         if priced:
             for job_id in self.open_ended:
                 row = rows[job_id]
@@ -475,16 +490,19 @@ class HeldTable(_Columns):
             self.__init__()  # type: ignore[misc]
             self.load = np.zeros((3, len(providers.views)), dtype=np.int64)
         rows, known = self.rows, self.jobs
-        for job in assigned:
+        added, dropped = self._changes(assigned)
+        for job in added:
             row = rows.get(job.id)
-            if row is None:
-                self._add(job, providers)
-            elif known[row] is not job and known[row] != job:
+            if row is not None and known[row] == job:
+                known[row] = job
+                continue
+            if row is not None:
                 self._remove(job.id)
-                self._add(job, providers)
-        if len(rows) != len(assigned):
-            for job_id in rows.keys() - {job.id for job in assigned}:
-                self._remove(job_id)
+            self._add(job, providers)
+        for job in dropped:
+            row = rows.get(job.id)
+            if row is not None and known[row] is job:
+                self._remove(job.id)
 
     def _add(self, job: Job, providers: ProviderTable) -> None:
         row = self._take_row(job.id)
