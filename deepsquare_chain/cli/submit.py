@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.client.submission import Bill
     from deepsquare_chain.job import Conditions, Terms
+    from deepsquare_chain.metascheduler.forecast import Prospect
     from deepsquare_chain.store.definitions import DefinitionStore
     from deepsquare_chain.workflow import Definition, JobFile
 
@@ -34,6 +35,7 @@ _QUOTES: Final = (
     Column("longest", "max runtime", Kind.SECONDS),
     Column("start", "start"),
     Column("starts_in", "starts in", Kind.SECONDS, detail=True),
+    Column("expected_in", "expected in", Kind.SECONDS, detail=True),
     Column("eligible", "eligible", Kind.FLAG),
     Column("joules", "energy by label (J)", Kind.NUMBER, detail=True),
     Column("grams", "CO2 by label (g)", Kind.NUMBER, detail=True),
@@ -55,6 +57,9 @@ _SUBMITTED: Final = (
     Column("definition", "definition", Kind.HASH, detail=True),
     Column("transaction", "transaction", Kind.HASH),
 )
+
+#: A quote waits so long for the queue: on a long chain all of its events must be read first.
+_LOOK_SECONDS: Final = 20.0
 
 JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
 CreditsOption = Annotated[
@@ -84,6 +89,21 @@ def _read(
     return job_file, job_file.terms(credits=credits, time_limit=seconds)
 
 
+async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
+    """The queue as a meta-scheduler sees it; None where that takes too long or can't be read."""
+    import asyncio
+
+    from deepsquare_chain.cli.why import DryRunScheduler
+    from deepsquare_chain.errors import GridError
+
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            with DryRunScheduler(contracts) as dry_run:
+                return await dry_run.prospect(terms)
+    except (GridError, TimeoutError):
+        return None
+
+
 async def _wishes(contracts: Contracts, job_file: JobFile, key: str | None) -> Conditions:
     from deepsquare_chain.chain.rpc.connection import chain_time
 
@@ -105,12 +125,19 @@ async def quote(
     _, terms = _read(context, file, credits, time_limit, lenient)
     async with open_grid(context.settings) as contracts:
         found = await offers(contracts, terms)
+        eligible = any(each.eligible for each in found)
+        prospect = await _prospect(contracts, terms) if eligible else None
+    expected = {} if prospect is None else prospect.starts_in
+    if prospect is not None:
+        context.printer.note(prospect.text)
+    elif eligible:
+        context.printer.note("Its place in the queue could not be found out; try again later.")
     context.printer.rows(
         _QUOTES,
         (
             (
                 *(o.provider_id, o.account, o.rate, o.cost, o.longest),
-                *(o.start, o.starts_in, o.eligible, o.joules),
+                *(o.start, o.starts_in, expected.get(o.provider_id), o.eligible, o.joules),
                 *(None if o.grams is None else round(o.grams, 1), o.refusal),
             )
             for o in found

@@ -12,7 +12,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.job import Conditions, Job, JobStatus
+from deepsquare_chain.job import Conditions, Job, JobStatus, Terms
 from deepsquare_chain.metascheduler.dependencies import Hold, chain_time, conditions
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
@@ -21,7 +21,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
-from deepsquare_chain.metascheduler.forecast import forecast
+from deepsquare_chain.metascheduler.forecast import Prospect, forecast, prospect
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.observability import get_logger
@@ -117,6 +117,18 @@ class DryRunScheduler:
                 break
             await asyncio.sleep(self._settings.poll_interval)
         return self._service
+
+    async def prospect(self, terms: Terms) -> Prospect | None:
+        """What a job would meet if it were submitted now; None where the grid could not be read.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        service = await self.look()
+        cluster = service.cluster
+        if cluster is None:
+            return None
+        return prospect(cluster.snapshot, service.rules, service.state.history(), terms)
 
     def _forget(self) -> None:
         """What an earlier look saw must not pass for what this one sees."""

@@ -10,10 +10,10 @@ import heapq
 from dataclasses import dataclass, replace
 from typing import Final
 
-from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.metascheduler.eligibility import run_time
+from deepsquare_chain.job import Job, JobStatus, Terms
+from deepsquare_chain.metascheduler.eligibility import Waiting, run_time
 from deepsquare_chain.metascheduler.history import RunHistory
-from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
+from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.ranking import relative_speeds
 
 #: Waiting jobs above which nothing is forecast, and plans after which one is given up.
@@ -30,6 +30,68 @@ class Forecast:
     job_id: int
     provider_id: int
     at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a job would meet if it were submitted now: its place in a queue of `length` jobs, itself
+    included, and its forecast; None where they are not known. `now` is chain time.
+    """
+
+    now: int
+    place: int | None
+    length: int
+    forecast: Forecast | None
+
+    @property
+    def starts_in(self) -> dict[int, int]:
+        """Seconds until the expected start, at the provider where it is expected."""
+        found = self.forecast
+        return {} if found is None else {found.provider_id: max(0, found.at - self.now)}
+
+    @property
+    def text(self) -> str:
+        """All of it in a sentence."""
+        if self.place is None:
+            queue = f"{self.length - 1} jobs wait"
+        else:
+            queue = f"it would be number {self.place} of {self.length} in the queue"
+        if self.forecast is None:
+            return f"Now {queue}; when it would start is not known."
+        provider = self.forecast.provider_id
+        seconds = self.starts_in[provider]
+        when = f"in about {seconds} s" if seconds else "at once"
+        return (
+            f"Now {queue}, and is expected to start {when} at provider {provider}, if nothing else "
+            "is submitted meanwhile."
+        )
+
+
+def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms) -> Prospect:
+    """What a job of an unknown customer would meet; its conditions are left aside."""
+    known = [each.job.id for each in snapshot.waiting] + [each.id for each in snapshot.assigned]
+    job = Job(
+        id=1 + max(known, default=0),
+        customer="",
+        status=JobStatus.PENDING,
+        since=snapshot.now,
+        provider_id=0,
+        resources=terms.resources,
+        retries_left=terms.retries,
+        flags=terms.flags,
+        escrow=terms.amount,
+        rate=0,
+        time_limit=terms.time_limit,
+        fee_bps=0,
+        definition=b"",
+        retry_of=0,
+    )
+    added = Waiting(job, terms.objective, terms.uses, snapshot.now)
+    snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])
+    place = plan(snapshot, rules, history).ranking.place(job.id)
+    return Prospect(
+        snapshot.now, place, len(snapshot.waiting), forecast(snapshot, rules, history, job.id)
+    )
 
 
 def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Forecast | None:

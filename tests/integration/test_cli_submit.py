@@ -170,6 +170,8 @@ def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
     cheap = found[0]
     assert cheap["eligible"] is True
     assert (cheap["start"], cheap["starts_in"]) == ("now", 0)
+    # Nothing else waits: the job would be the first, and start at one of the providers at once.
+    assert [each["expected_in"] for each in found].count(None) == 1
     assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
     poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
     assert all(not each["eligible"] and "over budget" in each["reason"] for each in poor)

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
 from deepsquare_chain.metascheduler import forecast as forecasting
-from deepsquare_chain.metascheduler.forecast import Forecast, forecast
+from deepsquare_chain.metascheduler.forecast import Forecast, forecast, prospect
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.metascheduler.ranking import energy_use
@@ -50,6 +50,28 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
     held = running(9, cpus=8, time_limit=300, since=NOW - 100)
     found = forecast(Snapshot(NOW, [provider()], [WIDE], [held]), RULES, history, 1)
     assert found == Forecast(1, 1, NOW + 100)
+
+
+def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
+    small = waiting(2, cpus=8, time_limit=100)
+    snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
+    terms = Terms(10**18, 200, Resources(8, 1, 100, 0), 0, JobFlags.NONE, Objective.COST, "", "")
+    found = prospect(snapshot, RULES, RunHistory(), terms)
+    assert (found.place, found.length, found.starts_in) == (2, 3, {1: 400})
+    assert found.text == (
+        "Now it would be number 2 of 3 in the queue, and is expected to start in about 400 s at "
+        "provider 1, if nothing else is submitted meanwhile."
+    )
+    free = prospect(Snapshot(NOW, [provider()], [], []), RULES, RunHistory(), terms)
+    assert (free.place, free.starts_in) == (1, {1: 0})
+    assert "to start at once at provider 1" in free.text
+    # A claimed run has no expected end.
+    claimed = dataclasses.replace(running(9, cpus=8), status=JobStatus.SCHEDULED)
+    nowhere = prospect(Snapshot(NOW, [provider(cpus=4)], [], [claimed]), RULES, RunHistory(), terms)
+    assert (
+        nowhere.text
+        == "Now it would be number 1 of 1 in the queue; when it would start is not known."
+    )
 
 
 def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
