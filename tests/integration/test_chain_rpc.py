@@ -85,7 +85,9 @@ def _answer(question: Any, result: str) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": result}).encode()
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "ws://127.0.0.1:1", "nonsense", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "ws://127.0.0.1:1", "nonsense", "", "http://127.0.0.1:99999", "http://[::1"]
+)
 async def test_no_address_of_a_node(url: str) -> None:
     with pytest.raises(EndpointError, match="no http"):
         await connect(url)

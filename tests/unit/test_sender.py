@@ -664,6 +664,24 @@ async def test_a_gap_is_closed(chain: FakeChain, store: Store, sender: Sender) -
     assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, b""), (1, call(2).data)]
 
 
+async def test_a_gap_waits_for_cheaper_gas(chain: FakeChain, store: Store) -> None:
+    sender = make(chain, store, max_fee_per_gas=5 * GWEI)
+    chain.automine = False
+    tasks = [asyncio.create_task(sender.send(call(number), timeout=5)) for number in (1, 2)]
+    await until(lambda: len(chain.pool) == 2)
+    tasks[0].cancel()
+    store.set_state(sender.pending()[0].id, TxState.ABANDONED)
+    del chain.pool[ACCOUNT.address, 0]
+    chain.base_fee = 8 * GWEI
+    blocks = asyncio.create_task(mining(chain, 0.005))
+    await asyncio.sleep(0.2)
+    assert not tasks[1].done()
+    chain.base_fee = GWEI
+    await tasks[1]
+    blocks.cancel()
+    assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, b""), (1, call(2).data)]
+
+
 async def test_confirmations_are_waited_for(chain: FakeChain, store: Store) -> None:
     sender = make(chain, store, confirmations=3)
     task = asyncio.create_task(sender.send(call()))

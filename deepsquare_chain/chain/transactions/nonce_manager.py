@@ -32,7 +32,12 @@ from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
 from deepsquare_chain.chain.transactions.receipts import fee_of, hash_of, to_hex
-from deepsquare_chain.errors import EndpointError, UsageError
+from deepsquare_chain.errors import (
+    EndpointError,
+    InsufficientFundsError,
+    UsageError,
+    WaitTimeoutError,
+)
 from deepsquare_chain.faults import crash_point
 
 if TYPE_CHECKING:
@@ -368,7 +373,12 @@ class NonceManager:
             if any(recorded.nonce == nonce for recorded in self._outbox.entries_from(nonce)):
                 return
             call = Call(to=self._account.address, data=b"", label=f"fill nonce {nonce}")
-            fees = await self._preflight.fees(call, 21_000, time.monotonic())
+            try:
+                fees = await self._preflight.fees(call, 21_000, time.monotonic())
+            except (WaitTimeoutError, InsufficientFundsError) as error:
+                # The wait for the later transaction goes on, and tries this again.
+                _log.warning("nonce_gap_not_filled", nonce=nonce, error=error.message)
+                return
             head = await self._w3.eth.block_number
             entry = self._outbox.append(
                 call, 21_000, nonce, lambda free: self._sign(call, free, 21_000, fees, head), None

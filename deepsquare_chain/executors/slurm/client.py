@@ -180,7 +180,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Kill the process group if the wait was interrupted."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except PermissionError:
+                return  # sudo runs as root: it ends with its command, and asyncio reaps it
         await process.wait()
 
 

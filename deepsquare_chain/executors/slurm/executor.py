@@ -548,9 +548,15 @@ class SlurmExecutor(Executor):
         memory.ended[key] = found
         if found.reason == "unstarted":
             self._unstarted_at = time.monotonic()
-        for cache in (memory.starts, memory.walltimes, memory.absent, memory.warnings, self._locks):
+        for cache in (memory.starts, memory.walltimes, memory.absent, memory.warnings):
             cache.pop(key, None)
+        self._drop_lock(key)
         return RunStatus(RunState.ENDED, found)
+
+    def _drop_lock(self, key: str) -> None:
+        """Drop the lock of a run unless a call holds it, which another call may wait for."""
+        if key in self._locks and not self._locks[key].locked():
+            del self._locks[key]
 
     # -- queue and accounting
 
@@ -784,6 +790,8 @@ class SlurmExecutor(Executor):
 
         await self._call(remove)
         self._memory.ended.pop(handle, None)
+        self._memory.job_ids.pop(handle, None)
+        self._drop_lock(handle)
 
     async def _remove_as_user(self, folder: SlurmFolder) -> None:
         """Remove the job's files as its user, which may have removed the daemon's permissions."""
