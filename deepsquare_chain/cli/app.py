@@ -44,6 +44,10 @@ COMMANDS: Final = {
         "simulate",
         "Run a recorded workload through the policy on a grid of your own, and compare it.",
     ),
+    "top": _Part(
+        "top",
+        "Show own jobs, the queue and providers as they change; keys: logs, cancel, top up, quit.",
+    ),
     "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
 }
 #: Groups, each a file with an `app` of the same help.

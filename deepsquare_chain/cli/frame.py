@@ -265,6 +265,30 @@ class CommandContext:
         return False
 
 
+def require(extra: str, *modules: str, what: str) -> None:
+    """Refuse a command whose optional part is not installed.
+
+    Args:
+        extra: The part's name in the package's metadata.
+        modules: What it brings.
+        what: The command, for the message.
+
+    Raises:
+        UsageError: One of the modules is missing.
+    """
+    from importlib.util import find_spec
+
+    from deepsquare_chain.errors import UsageError
+
+    missing = [each for each in modules if find_spec(each) is None]
+    if missing:
+        raise UsageError(
+            f"{what} needs the part {extra!r} of this package, which is not installed "
+            f"(no {', '.join(missing)})",
+            hint=f"Install it: pip install 'deepsquare-chain[{extra}]'",
+        )
+
+
 def command(
     app: typer.Typer,
     name: str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -16,12 +16,13 @@ from deepsquare_chain.cli.output import Format
 from deepsquare_chain.client.gateways import gateways_of, read_log
 from deepsquare_chain.client.network import open_account
 from deepsquare_chain.client.results import no_run
-from deepsquare_chain.client.watching import until_answered
+from deepsquare_chain.client.watching import OnTrouble, until_answered
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
+from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.gateway_client import GatewayClient, gateway_urls
 
 _CHUNK: Final = 65_536
@@ -41,22 +42,43 @@ async def stream(
         NotAuthorisedError: The wallet may not read it.
         EndpointError: No gateway answers.
     """
-    if gateway_urls(context.settings, contracts.deployment):
-        account = await open_account(context.settings)
-        async with gateways_of(context.settings, contracts.deployment, account) as gateways:
-            await print_log(context, contracts, gateways, job_id, follow=follow)
+    trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
+    async for data in log_of(
+        context.settings, contracts, job_id, follow=follow, on_trouble=trouble
+    ):
+        context.printer.raw(data)
+
+
+async def log_of(
+    settings: Settings,
+    contracts: Contracts,
+    job_id: int,
+    *,
+    follow: bool,
+    on_trouble: OnTrouble | None = None,
+) -> AsyncIterator[bytes]:
+    """The output as `stream` prints it, in pieces; errors as there."""
+    if gateway_urls(settings, contracts.deployment):
+        account = await open_account(settings)
+        async with gateways_of(settings, contracts.deployment, account) as gateways:
+            async for data in read_log(
+                *(contracts, gateways, job_id),
+                follow=follow,
+                key_file=settings.result_key_file,
+                on_trouble=on_trouble,
+            ):
+                yield data
         return
     position = 0
-    trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
     while True:
         ask = partial(contracts.scheduler.get_job, job_id)
-        job = await (until_answered(ask, on_trouble=trouble) if follow else ask())
-        run = _run(context, contracts, job)
+        job = await (until_answered(ask, on_trouble=on_trouble) if follow else ask())
+        run = _run(settings, contracts, job)
         if run is None and (not follow or job.status.is_final):
-            raise no_run(job, context.settings.state_dir)
+            raise no_run(job, settings.state_dir)
         ended = job.status.is_final or (run is not None and has_ended(run))
         while run is not None and (part := read_output(run, position, _CHUNK)).data:
-            context.printer.raw(part.data)
+            yield part.data
             position = part.position
         if ended or not follow:
             return
@@ -132,6 +154,6 @@ def _to_stderr(data: bytes) -> None:
     sys.stderr.flush()
 
 
-def _run(context: CommandContext, contracts: Contracts, job: Job) -> Path | None:
+def _run(settings: Settings, contracts: Contracts, job: Job) -> Path | None:
     grid = contracts.deployment.chain_id, contracts.scheduler.address
-    return find_run(context.settings.state_dir, *grid, job.id)
+    return find_run(settings.state_dir, *grid, job.id)
