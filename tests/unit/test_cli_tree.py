@@ -32,6 +32,7 @@ NO_COMMANDS = {
     "secrets",
     "services",
     "signing",
+    "top_screen",
     "types",
     "why",
 }
