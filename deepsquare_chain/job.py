@@ -234,7 +234,7 @@ class Load:
 
     @classmethod
     def of(cls, resources: Resources) -> Load:
-        """The load of one job."""
+        """Return the load of one job."""
         return cls(resources.cpus, resources.memory, resources.gpus)
 
     def __add__(self, other: Load) -> Load:

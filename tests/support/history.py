@@ -391,7 +391,7 @@ class History:
         return self._event(ev.JobSettled, *values)
 
     def _collect(self, job: Live, seconds: int) -> None:
-        """An interim payment."""
+        """Make an interim payment."""
         cost = job.rate * seconds
         fee = fee_of(cost, FEE_BPS)
         job.escrow -= cost
