@@ -35,7 +35,12 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 #: What a provider never needs.
-_OTHERS: Final = frozenset({"context", "relay", "explorer_database", "explorer_links"})
+_OTHERS: Final = frozenset(
+    {
+        *("context", "relay", "explorer_database", "explorer_links"),
+        *("notify_to", "notify_on", "notify_key_file", "smtp", "smtp_from", "smtp_password_file"),
+    }
+)
 #: A table: it stands last.
 _TABLE: Final = "executor_options"
 #: Written without a comment sign, because a provider always has them.
