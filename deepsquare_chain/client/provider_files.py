@@ -37,7 +37,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 #: What a provider never needs.
 _OTHERS: Final = frozenset(
     {
-        *("context", "relay", "explorer_database", "explorer_links"),
+        *("context", "relay", "result_key", "explorer_database", "explorer_links"),
         *("notify_to", "notify_on", "notify_key_file", "smtp", "smtp_from", "smtp_password_file"),
     }
 )

@@ -396,7 +396,7 @@ def recipient(value: Any) -> str:
 
 def encrypted(value: Any) -> str:
     """Check encrypted data in base64."""
-    checked = line(value)
+    checked = text(value)
     if not _BASE64.fullmatch(checked) or len(checked) > MAX_SECRETS_BYTES:
         raise problem(f"must be base64 of at most {MAX_SECRETS_BYTES:,} bytes")
     return checked

@@ -168,7 +168,7 @@ def test_secrets_are_for_one_customer_and_the_providers_that_may_run_the_job(
 
 
 def test_a_definition_with_secrets_shows_none_of_them() -> None:
-    sealed = encrypt_secrets({"TOKEN": "s3cret"}, "0xABCD", TO)
+    sealed = encrypt_secrets({"TOKEN": "s3cret", "LONG": "x" * 20_000}, "0xABCD", TO)
     made = replace(parse_job_file(JOB_FILE).definition, secrets=sealed)
     assert Definition.from_bytes(made.to_bytes()) == made
     assert made.redacted()["secrets"] == "(hidden)"
