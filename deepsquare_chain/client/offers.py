@@ -83,7 +83,7 @@ def _offer(
     quote: Quote, wanted: Resources, limit: int, live: Sequence[Job], now: int
 ) -> PricedOffer:
     starts_in = _starts_in(quote, wanted, live, now) if quote.eligible else None
-    joules, grams = energy_use(quote.provider.labels, wanted.cpus, limit)
+    joules, grams = energy_use(quote.provider.labels, wanted.cpus, limit, now)
     return PricedOffer(
         quote.provider.id,
         quote.provider.account,

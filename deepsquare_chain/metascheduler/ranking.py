@@ -1,7 +1,8 @@
 """What providers' labels and prices say about the cost of work. Pure.
 
 Labels are the provider's word. `compute.gflops`, or else `cpu.speed`, gives the speed;
-`energy.watts_per_cpu` and `energy.grams_per_kwh` the energy and the carbon.
+`energy.watts_per_cpu` and `energy.grams_per_kwh` the energy and the carbon, which may depend on the
+time of day.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
 SPEED_LABELS: Final = ("compute.gflops", "cpu.speed")
 WATTS_LABEL: Final = "energy.watts_per_cpu"
 CARBON_LABEL: Final = "energy.grams_per_kwh"
+#: A carbon label has as many numbers as divide a day into whole hours.
+_HOURS: Final = 24
+_DAY: Final = 86_400
 #: Joules of a kilowatt-hour.
 _KWH: Final = 3_600_000
 #: A claimed speed counts as at most this many times the median, and at least its inverse.
@@ -65,32 +69,71 @@ def watts_of(labels: Mapping[str, str]) -> float | None:
     return measure(labels.get(WATTS_LABEL))
 
 
-def grams_of(labels: Mapping[str, str]) -> float | None:
-    """Grams of carbon dioxide per kWh; None where the provider does not tell."""
-    return measure(labels.get(CARBON_LABEL))
+def grams_of(labels: Mapping[str, str], now: int) -> float | None:
+    """Grams of carbon dioxide per kWh at chain time `now`; None where the provider does not tell.
+
+    A label of 2, 3, 4, 6, 8, 12 or 24 numbers, as in `300/120`, divides the day, in UTC, into as many
+    equal parts.
+    """
+    parts = _parts_of_day(labels)
+    return parts[now % _DAY * len(parts) // _DAY] if parts else None
+
+
+def changes_daily(labels: Mapping[str, str]) -> bool:
+    """Whether the carbon of a provider depends on the time of day."""
+    return len(_parts_of_day(labels)) > 1
+
+
+def _parts_of_day(labels: Mapping[str, str]) -> list[float]:
+    """Grams of carbon dioxide per kWh by part of the day; empty where the label is no such list."""
+    texts = labels.get(CARBON_LABEL, "").split("/")
+    values = [value for text in texts if (value := measure(text)) is not None]
+    return values if len(values) == len(texts) and _HOURS % len(values) == 0 else []
 
 
 def energy_use(
-    labels: Mapping[str, str], cpus: int, seconds: int
+    labels: Mapping[str, str], cpus: int, seconds: int, now: int
 ) -> tuple[int | None, float | None]:
     """Joules and grams of carbon dioxide of a run, as labels tell; None where they do not.
 
     The whole run counts all of its CPUs as busy, so that this is an upper bound by the labels.
+    Where carbon depends on the time of day, the run begins at chain time `now`.
     """
-    watts, grams = watts_of(labels), grams_of(labels)
+    watts = watts_of(labels)
     if watts is None:
         return None, None
     joules = watts * cpus * seconds
+    grams = _mean_grams(_parts_of_day(labels), now, seconds)
     return round(joules), None if grams is None else grams * joules / _KWH
 
 
-def energy_costs(providers: Sequence[Mapping[str, str]], speeds: Sequence[float]) -> list[float]:
+def _mean_grams(parts: Sequence[float], begin: int, seconds: int) -> float | None:
+    """Mean over a run: whole days count each part alike, the rest each part by its seconds."""
+    if not parts:
+        return None
+    if len(parts) == 1 or seconds <= 0:
+        return parts[begin % _DAY * len(parts) // _DAY]
+    days, rest = divmod(seconds, _DAY)
+    length = _DAY / len(parts)
+    total = days * _DAY * statistics.fmean(parts)
+    at, end = float(begin % _DAY), float(begin % _DAY + rest)
+    while at < end:
+        number = int(at // length)
+        until = min(end, (number + 1) * length)
+        total += parts[number % len(parts)] * (until - at)
+        at = until
+    return total / seconds
+
+
+def energy_costs(
+    providers: Sequence[Mapping[str, str]], speeds: Sequence[float], now: int
+) -> list[float]:
     """The cost of work in energy: log(watts per CPU / speed), with carbon where all tell it.
 
     A provider that does not tell its watts comes after all that do.
     """
     watts = [watts_of(labels) for labels in providers]
-    grams = [grams_of(labels) for labels in providers]
+    grams = [grams_of(labels, now) for labels in providers]
     known = [gram for gram, watt in zip(grams, watts, strict=True) if watt is not None]
     by_carbon = bool(known) and all(gram is not None for gram in known)
     costs = [

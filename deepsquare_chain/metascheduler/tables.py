@@ -33,7 +33,7 @@ from deepsquare_chain.metascheduler.history import (
     RunHistory,
     keys_of,
 )
-from deepsquare_chain.metascheduler.ranking import energy_costs, relative_speeds
+from deepsquare_chain.metascheduler.ranking import changes_daily, energy_costs, relative_speeds
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -46,6 +46,7 @@ _FOREVER: Final = 2**62
 #: Classes of jobs whose answers of all providers are kept.
 _KEPT_CLASSES: Final = 2_000
 _START: Final = 64
+_HOUR: Final = 3_600
 
 
 def _exact(values: Sequence[int]) -> Any:
@@ -107,6 +108,9 @@ class ProviderTable:
         self.rows: dict[int, int] = {}
         self.open: Flags = np.zeros(0, dtype=np.bool_)
         self._answers: dict[tuple[Resources, str], Answers] = {}
+        # Whether carbon depends on the time of day, and the hour for which costs were computed.
+        self._changes_daily = False
+        self._hour = 0
 
     def update(self, views: Sequence[ProviderView], now: int) -> bool:
         """Take in the providers of a snapshot; whether offers or ids have changed."""
@@ -116,8 +120,10 @@ class ProviderTable:
             changed = [v.provider for v in ordered] != [v.provider for v in self.views]
             self.views, self._given = ordered, views
             if changed:
-                self._rebuild()
+                self._rebuild(now)
             self._stands = (0, -1)
+        if self._changes_daily and self._hour != now // _HOUR:
+            self._rebuild(now)
         if not self._stands[0] <= now <= self._stands[1]:
             self._look_who_stands(now)
         return changed
@@ -133,7 +139,7 @@ class ProviderTable:
         # The same until the next approval, rest or cooldown ends.
         self._stands = (now, min(turns, default=_FOREVER))
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, now: int) -> None:
         providers = [view.provider for view in self.views]
         self.ids = [provider.id for provider in providers]
         self.rows = {provider_id: row for row, provider_id in enumerate(self.ids)}
@@ -157,7 +163,9 @@ class ProviderTable:
         labels = [provider.labels for provider in providers]
         self.speeds = relative_speeds(labels)
         self._log_speeds: Floats = np.array([math.log(speed) for speed in self.speeds])
-        self._energy: Floats = np.array(energy_costs(labels, self.speeds))
+        self._changes_daily = any(map(changes_daily, labels))
+        self._hour = now // _HOUR
+        self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
         self._labelled: dict[str, Flags] = {}
         self._answers.clear()
 

@@ -96,4 +96,24 @@ def test_energy_and_carbon_of_a_job(
     labels: dict[str, str], expected: tuple[int | None, float | None]
 ) -> None:
     """10 W x 4 CPUs x 3,600 s are 0.04 kWh."""
-    assert energy_use(labels, 4, 3_600) == expected
+    assert energy_use(labels, 4, 3_600, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "hour", "hours", "grams"),
+    [
+        ("300/100", 6, 1, 300.0),
+        ("300/100", 11, 2, 200.0),  # an hour of each half of the day
+        ("300/100", 23, 2, 200.0),
+        ("300/100", 18, 30, 180.0),  # a whole day, then six hours of the second half
+        ("/".join(str(10 + each) for each in range(24)), 23, 1, 33.0),
+        ("300/100/1/2/3", 0, 1, None),  # five parts of a day are no whole hours
+        ("300/", 0, 1, None),
+        ("300/much", 0, 1, None),
+    ],
+)
+def test_carbon_by_the_time_of_day(label: str, hour: int, hours: int, grams: float | None) -> None:
+    labels = {"energy.watts_per_cpu": "1000", "energy.grams_per_kwh": label}
+    begin = NOW - NOW % 86_400 + 3_600 * hour
+    _, found = energy_use(labels, 1, 3_600 * hours, begin)
+    assert found == (None if grams is None else pytest.approx(grams * hours))

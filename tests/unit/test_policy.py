@@ -28,6 +28,7 @@ from deepsquare_chain.metascheduler.eligibility import (
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import (
     Plan,
+    Planner,
     Rules,
     Snapshot,
     plan,
@@ -319,6 +320,17 @@ class TestObjective:
         queue = [waiting(objective=Objective.ENERGY)]
         assert places(decide(queue, grid())) == {1: 1}
         assert places(decide(queue, grid(**{"energy.grams_per_kwh": "20"}))) == {1: 2}
+
+    def test_carbon_follows_the_hour_in_kept_tables_too(self) -> None:
+        midnight = NOW - NOW % 86_400
+        watts = {"energy.watts_per_cpu": "5"}
+        sun = provider(1, labels={**watts, "energy.grams_per_kwh": "500/20"})
+        wind = provider(2, labels={**watts, "energy.grams_per_kwh": "100"})
+        planner, queue = Planner(), [waiting(objective=Objective.ENERGY)]
+        for at, best in ((0, 2), (43_199, 2), (43_200, 1), (86_399, 1), (86_400, 2)):
+            snapshot = Snapshot(midnight + at, [sun, wind], queue, [])
+            assert places(plan(snapshot, PLAIN)) == {1: best}
+            assert places(planner.plan(snapshot, PLAIN, RunHistory())) == {1: best}
 
     @pytest.mark.parametrize(
         ("better", "worse"),
