@@ -71,7 +71,7 @@ async def explain(
     async with open_grid(context.settings) as contracts:
         if job is not None:
             await contracts.scheduler.get_job(job)
-        found = await reasons(contracts, wanted)
+        found, share_error = await reasons(contracts, wanted)
     context.printer.rows(
         _PLAN,
         (
@@ -80,4 +80,7 @@ async def explain(
             if job in (None, each.job_id)
         ),
         empty="No job waits." if job is None else f"Job {job} does not wait.",
+    )
+    context.printer.note(
+        f"Customers' recent use differs from equal shares by {share_error:.0%} of what was paid."
     )

@@ -283,14 +283,17 @@ class Reason:
     hold: Hold | None = None
 
 
-async def reasons(contracts: Contracts, rules: Rules | None = None) -> list[Reason]:
-    """What a meta-scheduler would decide now, in its own order; by the default rules if none are given.
+async def reasons(contracts: Contracts, rules: Rules | None = None) -> tuple[list[Reason], float]:
+    """What a meta-scheduler would decide now, in its own order, and the fair share error.
+
+    The default rules are used if none are given.
 
     Raises:
         EndpointError: The node does not answer.
     """
     with DryRunScheduler(contracts, rules) as dry_run:
-        return list(_reasons(await dry_run.look()))
+        service = await dry_run.look()
+        return list(_reasons(service)), service.state.history().share_error()
 
 
 async def unmet_jobs(contracts: Contracts, customer: str) -> list[int]:

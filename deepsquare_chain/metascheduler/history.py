@@ -18,6 +18,7 @@ SC 2015. The sums and the shrinkage are our own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -162,6 +163,16 @@ class RunHistory:
         # Summed in a fixed order, so that every scheduler has the same to the last bit.
         total = sum(used[customer] for customer in sorted(used))
         return {customer: credits * len(used) / total for customer, credits in used.items()}
+
+    def share_error(self) -> float:
+        """How far customers' recent use is from equal shares: 0 if equal, towards 1 if one has all.
+
+        The part of the credits that would have to change customers (half of the total variation).
+        """
+        shares = self.shares()
+        if not shares:
+            return 0.0
+        return math.fsum(abs(share - 1.0) for share in shares.values()) / (2.0 * len(shares))
 
     def record_end(self, provider: str, *, given_up: bool) -> None:
         """Take in that a provider ended a job by itself, or gave it up."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from deepsquare_chain.chain.rpc.heads import HeadMetrics
 from deepsquare_chain.daemon.batcher import BatchMetrics
+from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot
 from deepsquare_chain.observability.metrics import Metrics
 
@@ -26,6 +27,11 @@ class SchedulerMetrics:
         self._silent = metrics.gauge("silent_providers", "Providers with an overdue answer.")
         self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
         self._resting = metrics.gauge("resting_providers", "Providers that rest for their strikes.")
+        self._share_error = metrics.gauge(
+            "fair_share_error_ratio",
+            "Part of recent payments by which use differs from equal shares.",
+        )
+        self._paid = -1
         self.sent = BatchMetrics(
             metrics,
             moved=metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS),
@@ -34,8 +40,11 @@ class SchedulerMetrics:
             ),
         ).count
 
-    def show(self, cluster: ClusterSnapshot) -> None:
+    def show(self, cluster: ClusterSnapshot, history: RunHistory) -> None:
         """Show the state of a cycle."""
+        if history.payments != self._paid:
+            self._paid = history.payments
+            self._share_error.set(history.share_error())
         now = cluster.block_context.now
         waits = [now - waiting.queued_at for waiting in cluster.waiting]
         self._queue.set(len(waits))

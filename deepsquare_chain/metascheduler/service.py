@@ -141,7 +141,7 @@ class SchedulerService:
         crash_point("scheduler.followed")
         cluster = await self._look(head)
         self.cluster = cluster
-        self.metrics.show(cluster)
+        self.metrics.show(cluster, self.state.history())
         self._tell_who_rests(cluster)
         # Different jobs each: only the waiting for a block is shared.
         moved = await asyncio.gather(self._hold_to_account(cluster), self._assign(cluster))

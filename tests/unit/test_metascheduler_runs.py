@@ -269,3 +269,14 @@ class TestSums:
         for _ in range(5):
             history.record(FinishedRun(CUSTOMER, 8, 1, 1_000, 6.0))
         assert history.changed_since(version) is None
+
+
+def test_the_fair_share_error_is_what_would_have_to_change_customers() -> None:
+    history = RunHistory()
+    assert history.share_error() == 0.0
+    for customer, paid in (("a", 3.0), ("b", 1.0)):
+        history.record(FinishedRun(customer, 1, 0, 60, None, paid))
+    # Three and one of four: one of them would have to change hands, and recent ones count more.
+    assert history.share_error() == pytest.approx(0.25, abs=0.001)
+    history.record(FinishedRun("b", 1, 0, 60, None, 2.0))
+    assert history.share_error() == pytest.approx(0.0, abs=0.002)
