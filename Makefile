@@ -4,7 +4,7 @@
 .PHONY: help setup setup-dev demo test test-unit test-contracts check contracts bench clean distclean
 .PHONY: bench-grid scheduling-table soak kills reorgs
 .PHONY: fuzz-long coverage prove slither mutate
-.PHONY: test-nodes nodes
+.PHONY: test-nodes nodes siwe
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -30,6 +30,7 @@ help:
 	@echo 'make scheduling-table  simulate the policy on workloads, TRACES="a.swf.gz b.swf"; docs/scheduling.md'
 	@echo 'make kills      kill daemons at every labelled step; make reorgs: replace blocks under them'
 	@echo 'make test-nodes  try a grid on every node that npm has; docs/networks.md'
+	@echo 'make siwe       compare sign-in messages with siwe-py, in an environment of its own'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
 
 setup: $(RUNTIME)
@@ -124,6 +125,12 @@ NODES = hardhat2 hardhat3 ethereumjs ganache
 test-nodes: $(DEV) $(NODE) nodes
 	$(BIN)/python scripts/try_nodes.py $(ARGS)
 
+# siwe-py wants other versions of the libraries than the program, so it has an environment of its own.
+siwe: $(DEV)
+	[ -x .venv-siwe/bin/python ] || python3 -m venv .venv-siwe
+	.venv-siwe/bin/python -m pip --disable-pip-version-check install -qq 'siwe>=4.4,<5'
+	$(BIN)/python scripts/siwe_oracle.py --oracle .venv-siwe/bin/python $(ARGS)
+
 # Their install scripts would only download compilers.
 nodes:
 	@for node in $(NODES); do \
@@ -139,7 +146,7 @@ clean:
 	find contracts deepsquare_chain scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) .venv-slither .venv-halmos node_modules tests/nodes/*/node_modules
+	rm -rf $(VENV) .venv-slither .venv-halmos .venv-siwe node_modules tests/nodes/*/node_modules
 
 # A newer pyproject.toml installs again; an interrupted set-up leaves no stamp and is repeated.
 $(RUNTIME): pyproject.toml
