@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -136,16 +136,17 @@ async def read_log(
         raw = _follow(contracts, gateways, job_id, on_trouble)
     else:
         raw = _read(contracts, gateways, job_id)
-    async for data in raw:
-        if found := decoder.feed(data):
-            yield found
+    async with aclosing(raw) as pieces:  # also where the decoder raises
+        async for data in pieces:
+            if found := decoder.feed(data):
+                yield found
     if rest := decoder.finish():
         yield rest
 
 
 async def _read(
     contracts: Contracts, gateways: Sequence[GatewayClient], job_id: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     job = await contracts.scheduler.get_job(job_id)
     gateway = await _holder(gateways, job_id)
     if gateway is None:
@@ -160,7 +161,7 @@ async def _follow(
     gateways: Sequence[GatewayClient],
     job_id: int,
     on_trouble: OnTrouble | None,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     await contracts.scheduler.get_job(job_id)
     ended = asyncio.create_task(_until_ended(contracts, job_id))
     offset, troubled, (pause, longest) = 0, False, _PAUSES

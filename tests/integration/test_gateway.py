@@ -291,6 +291,9 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         assert (to / "output").read_bytes() == printed
         assert (to / "work/private/model.bin").read_bytes() == bytes(3_000_000)
         for wrong in (None, stranger.path):
+            log = read_log(grid.contracts, [alice], job_id, follow=False, key_file=wrong)
+            with pytest.raises(NotAuthorisedError, match="encrypted"):
+                await _joined(log)
             with pytest.raises(NotAuthorisedError, match="encrypted"):
                 await job_results(
                     *(grid.contracts, tmp_path, job_id), gateways=[alice], key_file=wrong
