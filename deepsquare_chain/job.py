@@ -288,6 +288,7 @@ class Affinity:
 CONDITION_PREFIX: Final = "deepsquare."
 _ARRAY: Final = f"{CONDITION_PREFIX}array"
 _PREFERENCE: Final = f"{CONDITION_PREFIX}prefer"
+_PLACEMENT: Final = f"{CONDITION_PREFIX}placement"
 #: Conditions with a number as value: name in `uses`, and attribute of `Conditions`.
 _NUMBERS: Final[Mapping[str, str]] = MappingProxyType(
     {"begin": "start_after", "deadline": "start_before", "patience": "patience"}
@@ -315,6 +316,13 @@ class Dependency(StrEnum):
         return (end is JobStatus.FINISHED) is (self is Dependency.AFTER_OK)
 
 
+class Placement(StrEnum):
+    """How a job relates to the other jobs of its customer that are assigned to providers."""
+
+    SPREAD = "spread"  # where the fewest of them are
+    PACK = "pack"  # where the most of them are
+
+
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """Conditions of a customer, given in `uses`, for when a job may be assigned.
@@ -325,7 +333,7 @@ class Conditions:
     not apply to retried jobs. `patience` is in seconds: the job waits for a provider whose cost of
     the work, by the job's objective, is at most 1.1 + wait / patience times the lowest; zero accepts
     any cost. `preferences` are affinities that rank the providers that can start the job, the most
-    important one first.
+    important one first; `placement` ranks those that meet them alike.
     """
 
     after: tuple[tuple[Dependency, int], ...] = ()
@@ -335,6 +343,7 @@ class Conditions:
     start_before: int = 0
     patience: int = 0
     preferences: tuple[Affinity, ...] = ()
+    placement: Placement | None = None
 
     def accepted_cost(self, waited: int) -> float:
         """Return the highest accepted cost of the work, in multiples of the lowest cost."""
@@ -352,6 +361,8 @@ class Conditions:
         numbers = ((name, getattr(self, attribute)) for name, attribute in _NUMBERS.items())
         parts += (f"{CONDITION_PREFIX}{name}={number}" for name, number in numbers if number)
         parts += (f"{_PREFERENCE}={each}" for each in self.preferences)
+        if self.placement is not None:
+            parts.append(f"{_PLACEMENT}={self.placement}")
         return ",".join(parts)
 
 
@@ -364,6 +375,7 @@ def parse_conditions(uses: str) -> Conditions:
     after: list[tuple[Dependency, int]] = []
     preferences: list[Affinity] = []
     numbers: dict[str, int] = {}
+    placement: Placement | None = None
     array, throttle = "", 0
     for affinity in parse_uses(uses):
         if not affinity.key.startswith(CONDITION_PREFIX):
@@ -378,11 +390,20 @@ def parse_conditions(uses: str) -> Conditions:
             numbers[_NUMBERS[name]] = int(affinity.value)
         elif affinity.op == "=" and affinity.key == _PREFERENCE:
             preferences += parse_uses(affinity.value)
+        elif affinity.op == "=" and affinity.key == _PLACEMENT and affinity.value in set(Placement):
+            placement = Placement(affinity.value)
         else:
             raise ValueError(f"{str(affinity)[:80]!r} is not a condition of a job")
     if len(preferences) > MAX_PREFERENCES:
         raise ValueError(f"a job has at most {MAX_PREFERENCES} preferences")
-    return Conditions(tuple(after), array, throttle, preferences=tuple(preferences), **numbers)
+    return Conditions(
+        tuple(after),
+        array,
+        throttle,
+        preferences=tuple(preferences),
+        placement=placement,
+        **numbers,
+    )
 
 
 def parse_ids(text: str, separator: str = ",") -> list[int]:

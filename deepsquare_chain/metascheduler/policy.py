@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from deepsquare_chain.job import Affinity, Job, Objective, Offer, matches
+from deepsquare_chain.job import Affinity, Job, Objective, Offer, Placement, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.free_capacity import within
@@ -69,7 +69,10 @@ _AHEAD: Final = 4
 #: every machine sorts them alike.
 _TIE_BREAK: Final = 1e-4
 #: What an unmet preference adds to the cost of a provider, more than costs ever differ.
-_PREFERRED: Final = 1e6
+_PREFERRED: Final = 1e8
+#: The same of each other job of a customer that spreads its jobs, and the most that are counted.
+_SPREAD: Final = 1e4
+_COUNTED: Final = 9_999
 #: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
 IDLE_GPUS: Final = 0.5
 
@@ -355,6 +358,8 @@ class _Round:
         self._left: list[list[int]] = self._free.T.tolist()
         self._changed: set[int] = set()
         self._tie_break = np.arange(len(self._left)) * (_TIE_BREAK / max(1, len(self._left)))
+        # By customer and place, jobs that are assigned; made when a job wants to know.
+        self._jobs_at: defaultdict[str, Counter[int]] | None = None
         # Classes in the order in which they will be served first, those to come last.
         self._coming: list[int] = []
         self._shortlists: dict[int, _Shortlist] = {}
@@ -605,6 +610,8 @@ class _Round:
             seconds = waiting.job.escrow // rate
         self._take(place, self._answers[cls], self._earliest + seconds)
         self._settled.add(row)
+        if self._jobs_at is not None:
+            self._jobs_at[waiting.job.customer][place] += 1
         if self._rules.max_running:
             self._busy[waiting.job.customer] += 1
         self._decisions.append(
@@ -750,10 +757,28 @@ class _Round:
         for provider_id, until in waiting.avoided.items():
             if until > self._now and (place := self._providers.rows.get(provider_id)) is not None:
                 fits[place] = False
-        return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job))
+        wanted = conditions(waiting.uses)
+        bias: Any = 0.0
+        if wanted is not None and wanted.placement is not None:
+            bias = self._bias(wanted.placement, waiting.job.customer)
+        return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job), bias)
+
+    def _bias(self, placement: Placement, customer: str) -> Floats:
+        """By provider, what a customer's other jobs there add to its cost."""
+        if self._jobs_at is None:
+            self._jobs_at = defaultdict(Counter)
+            for job in self._held.jobs:
+                place = self._providers.rows.get(job.provider_id)
+                if place is not None:
+                    self._jobs_at[job.customer][place] += 1
+        step = _SPREAD if placement is Placement.SPREAD else -_SPREAD
+        bias = np.zeros(len(self._left))
+        for place, count in self._jobs_at[customer].items():
+            bias[place] = step * min(count, _COUNTED)
+        return bias
 
     def _pick(
-        self, cls: int, answers: Answers, fits: Flags, end: Any
+        self, cls: int, answers: Answers, fits: Flags, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
         if self._reservations:
             fits &= (self._reserved_at >= end) | _all_within(answers.need, self._spare)
@@ -761,7 +786,7 @@ class _Round:
         if not choices:
             return None
         places = fits.nonzero()[0]
-        score = self._costs[cls][places] + self._left_over(answers, places)
+        score = (self._costs[cls] + bias)[places] + self._left_over(answers, places)
         best = int(places[score.argmin()])
         return best, int(answers.rates[best]), choices
 

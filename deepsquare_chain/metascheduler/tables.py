@@ -381,8 +381,8 @@ class QueueTable(_Columns):
         self.customer[row] = customer
         seconds = job.time_limit
         wanted = conditions(waiting.uses)
-        patient = wanted is not None and wanted.patience > 0
-        if job.until_spent or waiting.excluded or waiting.avoided or patient:
+        choosy = wanted is not None and (wanted.patience > 0 or wanted.placement is not None)
+        if job.until_spent or waiting.excluded or waiting.avoided or choosy:
             self.special.add(row)
         if job.until_spent:
             self.open_ended.add(job.id)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from deepsquare_chain.errors import JobFileError
-from deepsquare_chain.job import Conditions, JobFlags, Objective, Terms, parse_uses
+from deepsquare_chain.job import Conditions, JobFlags, Objective, Placement, Terms, parse_uses
 from deepsquare_chain.notification import Notify, parse_occasions
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
@@ -38,8 +38,8 @@ class JobFile:
     give them. `uses` holds requirements on labels joined by commas: those of the file, and the
     abilities that the job needs. `warnings` report keys that have no effect. `depends_on` names
     the jobs after which this one runs, in the form of `--depends`. `notify` holds the targets that
-    `notify run` notifies of the job. `start_after`, `start_before`, `patience` (in seconds) and
-    `preferences` are conditions for the scheduler.
+    `notify run` notifies of the job. `start_after`, `start_before`, `patience` (in seconds),
+    `preferences` and `placement` are conditions for the scheduler.
     """
 
     source: str
@@ -59,6 +59,7 @@ class JobFile:
     start_before: StartTime | None = None
     patience: int = 0
     preferences: tuple[str, ...] = ()
+    placement: Placement | None = None
 
     def conditions(self, now: int, *, repeatable: bool = False) -> Conditions:
         """Return the conditions of a submission at chain time `now`, without dependencies.
@@ -88,6 +89,7 @@ class JobFile:
             start_after=after,
             start_before=before,
             patience=self.patience,
+            placement=self.placement,
             preferences=tuple(
                 affinity for each in self.preferences for affinity in parse_uses(each)
             ),
@@ -239,6 +241,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         start_before=document.start_before,
         patience=document.patience or 0,
         preferences=tuple(document.preferences),
+        placement=None if document.placement is None else Placement(document.placement),
         warnings=tuple(_spoken(source, place(warning, lines)) for warning in warnings),
     )
 

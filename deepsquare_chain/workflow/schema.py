@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
 
-from deepsquare_chain.job import MAX_PREFERENCES, Objective
+from deepsquare_chain.job import MAX_PREFERENCES, Objective, Placement
 from deepsquare_chain.notification import MAX_TARGETS, Occasion
 from deepsquare_chain.workflow import checks
 
@@ -510,6 +510,9 @@ class JobFileDocument(Runnable):
     preferences: Annotated[
         list[Annotated[str, _text(checks.affinity)]], Field(max_length=MAX_PREFERENCES)
     ] = Field([], description="Labels that decide among providers, first ones first.")
+    placement: Annotated[Placement, _choice(*Placement)] | None = Field(
+        None, description="spread or pack the jobs of the customer over providers."
+    )
     uses: Uses = Field([], description="Requirements on labels; another name of requirements.")
     requirements: Uses = Field(
         [], description="Labels that a provider must have, such as gpu.model=h100."

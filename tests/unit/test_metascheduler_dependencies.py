@@ -12,6 +12,7 @@ from deepsquare_chain.job import (
     Job,
     JobFlags,
     JobStatus,
+    Placement,
     Resources,
     matches,
     parse_conditions,
@@ -151,6 +152,7 @@ def test_a_job_that_may_not_start_takes_no_place_of_its_array() -> None:
         "deepsquare.begin=0",
         "deepsquare.deadline>=7",
         "deepsquare.prefer=ch",
+        "deepsquare.placement=apart",
         *(
             "deepsquare.prefer=a=1,deepsquare.prefer=b=1,deepsquare.prefer=c=1,deepsquare.prefer=d=1,deepsquare.prefer=e=1",
         ),
@@ -181,12 +183,14 @@ def test_conditions_read_as_they_were_written() -> None:
         start_before=1_800_003_600,
         patience=600,
         preferences=parse_uses("region=ch,compute.gflops>=10"),
+        placement=Placement.PACK,
     )
     text = wanted.to_uses()
     assert text == (
         "deepsquare.afterok=7:9-10,deepsquare.afternotok=3,deepsquare.array=sub-1f3a9c04%4,"
         "deepsquare.begin=1800000000,deepsquare.deadline=1800003600,deepsquare.patience=600,"
-        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10"
+        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10,"
+        "deepsquare.placement=pack"
     )
     assert parse_conditions(f"gpu.model=h100,{text}") == wanted
     assert Conditions().to_uses() == ""

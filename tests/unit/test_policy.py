@@ -464,6 +464,18 @@ class TestWishes:
         assert places(decide([job], grid, held)) == chosen
         assert places(decide([waiting(7)], grid, held)) == {7: 2}
 
+    def test_placement_counts_the_customer_s_jobs(self) -> None:
+        grid = [provider(n, price=n) for n in (1, 2, 3)]
+        held = [running(9, 1, customer=address(7)), running(8, 2, customer=address(8))]
+
+        def spread(placement: str) -> list[int]:
+            uses = f"deepsquare.placement={placement}"
+            queue = [waiting(n, uses=uses, customer=address(7)) for n in (1, 2, 3, 4)]
+            return [d.provider_id for d in decide(queue, grid, held).decisions]
+
+        assert spread("spread") == [2, 3, 1, 2]
+        assert spread("pack") == [1, 1, 1, 1]
+
     def test_a_patient_job_compares_with_what_it_can_pay_and_use(self) -> None:
         grid = [
             provider(1, price=10, labels={"region": "eu"}),

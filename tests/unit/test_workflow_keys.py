@@ -161,12 +161,13 @@ def test_every_key_is_understood() -> None:
 def test_wishes_to_the_scheduler_become_conditions() -> None:
     wishes = (
         "startAfter: 2030-01-31T08:00Z\nstartBefore: '2030-01-31T10:00+01:00'\npatience: 10m\n"
-        "preferences: [region=ch, 'compute.gflops>=10']"
+        "preferences: [region=ch, 'compute.gflops>=10']\nplacement: spread"
     )
     found = parse(with_run("env: {A: 1}", top=wishes)).conditions(1_800_000_000)
     assert found.to_uses() == (
         "deepsquare.begin=1896076800,deepsquare.deadline=1896080400,deepsquare.patience=600,"
-        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10"
+        "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10,"
+        "deepsquare.placement=spread"
     )
     relative = parse(with_run("env: {A: 1}", top="startAfter: 1h\nstartBefore: 7200"))
     assert relative.conditions(1_000).to_uses() == "deepsquare.begin=4600,deepsquare.deadline=8200"
@@ -181,6 +182,7 @@ def test_wishes_to_the_scheduler_become_conditions() -> None:
         ("startBefore: 2030-31-01T08:00Z", "startBefore must be a date and time with a zone"),
         ("startBefore: soon", "startBefore must be seconds or a text"),
         ("patience: 0", "patience must be"),
+        ("placement: apart", "placement must be"),
         ("preferences: [ch]", "preferences[0] is not understood"),
         ("preferences: [deepsquare.begin=1]", "keys that begin with deepsquare."),
         ("preferences: [a=1, b=1, c=1, d=1, e=1]", "preferences"),
