@@ -203,10 +203,6 @@ class JobQueries(Reader):
                 limit=limit,
             )
 
-    def latest_settlements(self, count: int = 10) -> tuple[SettlementRow, ...]:
-        """Return the latest settlements and interim payments, latest first."""
-        return self.settlements(limit=count).items
-
     def _detail(self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> JobDetail:
         event_rows = connection.execute(
             placed(events)

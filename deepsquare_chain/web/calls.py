@@ -193,7 +193,10 @@ class CallPlanner:
         permit: Permit | None = None,
     ) -> CallPlan:
         if payer.relayed:
-            effects = (*effects, "A relay pays the gas: your wallet signs a request, and no coin.")
+            effects = (
+                *effects,
+                "A relay pays the gas: your wallet signs a request and needs no coin.",
+            )
         if permit is not None or payer.allowance >= amount:
             if payer.relayed:
                 request = await self._request(payer.account, call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
 from deepsquare_chain.audit.bill import JobBill, recompute_bill
@@ -48,6 +49,10 @@ ENDS: Final = (
 )
 _CREDIT: Final = 10**18
 _HOUR: Final = 3_600
+#: Fields of a ledger entry that a read model has under the same name.
+_ENTRY_FIELDS: Final = frozenset(each.name for each in dataclass_fields(JobEntry)) - {
+    *("definition", "terms", "provider", "result", "retry_of", "successor", "transitions")
+}
 _LINES: Final = ("line", "line-2", "line-3", "line-4")
 
 
@@ -159,30 +164,19 @@ def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
 
 
 def _entry(detail: JobDetail) -> JobEntry:
-    """The job as a replay of its events writes it down."""
+    """The job as a replay of its events writes it down, without its transitions."""
     row = detail.row
+    values = {
+        name: getattr(source, name)
+        for source in (detail, row)
+        for name in _ENTRY_FIELDS
+        if hasattr(source, name)
+    }
     return JobEntry(
-        id=row.id,
-        customer=row.customer,
         definition=bytes.fromhex(detail.definition.removeprefix("0x")),
         terms=terms_of(detail),
-        status=row.status,
         provider=row.provider or ZERO_ADDRESS,
-        rate=row.rate,
-        fee_bps=detail.fee_bps,
-        time_limit=row.time_limit,
-        funded=row.funded,
-        carried_in=detail.carried_in,
-        carried_out=detail.carried_out,
-        paid=row.paid,
-        fee=row.fee,
-        refunded=row.refunded,
-        billed_seconds=row.billed_seconds,
-        collected_paid=detail.collected_paid,
-        collected_fee=detail.collected_fee,
-        collected_seconds=detail.collected_seconds,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
+        **values,
     )
 
 

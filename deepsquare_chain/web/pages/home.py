@@ -39,14 +39,14 @@ async def home(request: Request) -> Response:
         lambda: _charts(site, overview, seconds),
     )
     jobs = await ask(site.index.jobs, limit=_LATEST)
-    settled = await ask(site.index.latest_settlements, _LATEST)
+    settled = await ask(site.index.settlements, limit=_LATEST)
     return await show(
         request,
         "home.html",
         overview=overview,
         **charts,
         jobs=jobs.items,
-        settlements=settled,
+        settlements=settled.items,
         ranges=list(RANGES),
         chosen=name,
     )

@@ -127,7 +127,7 @@ async function confirm(plan) {
   const list = element("ul", "", { class: "effects" });
   for (const effect of plan.effects) list.append(element("li", effect));
   const note = element("p", "Your wallet shows it once more before it signs.", { class: "dim" });
-  const { value } = await ask(plan.title, [list, note], [["", "Don’t"], ["go", plan.action, true]]);
+  const { value } = await ask(plan.title, [list, note], [["", "Back"], ["go", plan.action, true]]);
   if (value !== "go") throw new Plain("You left it. Nothing was sent.");
 }
 
@@ -272,7 +272,7 @@ async function onJob(button) {
   if (act === "topup") {
     const field = element("label", "Credits to add");
     field.append(element("input", "", { name: "credits", inputmode: "decimal", required: "", autocomplete: "off" }));
-    const { value, form } = await ask(`Top up job ${job}`, [field], [["", "Don’t"], ["go", "Continue", true]]);
+    const { value, form } = await ask(`Top up job ${job}`, [field], [["", "Back"], ["go", "Continue", true]]);
     if (value !== "go") return;
     body.credits = new FormData(form).get("credits");
     body.way = "permit";
