@@ -27,9 +27,9 @@ resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64}
 steps:
   - run:
       command: |
-        for number in 1 2 3 4 5 6; do echo "line $number"; sleep 1; done
+        for number in 1 2 3 4; do echo "line $number"; sleep 0.7; done
 """
-OUTPUT = "".join(f"line {number}\n" for number in range(1, 7))
+OUTPUT = "".join(f"line {number}\n" for number in range(1, 5))
 
 
 @dataclass
