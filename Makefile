@@ -152,7 +152,7 @@ distclean: clean
 $(RUNTIME): pyproject.toml
 	@$(MAKE_VENV)
 	@echo 'Installing into $(VENV): a minute or two the first time ...'
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[devnet,top]'
 	@touch $@
 
 $(DEV): pyproject.toml

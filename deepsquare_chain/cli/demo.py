@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Format
 from deepsquare_chain.cli.types import ChainKind, port
 
@@ -35,6 +35,7 @@ async def demo(
 
     `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
     """
+    require("devnet", "demo")
     from deepsquare_chain.demo.main import run_demo
 
     context.hush()

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.types import ChainKind, port
 
 app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
@@ -58,6 +58,7 @@ async def up(
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
     """Start chain, contracts, wallets, faucet, gateway, relay and explorer; stay until Ctrl-C."""
+    require("devnet", "devnet up")
     from deepsquare_chain.devnet.up import run_devnet
 
     context.hush()

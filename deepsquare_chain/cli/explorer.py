@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import port
 
@@ -38,6 +38,7 @@ async def index(
     ] = False,
 ) -> None:
     """Read all confirmed events into the index, once."""
+    require("explorer", "explorer index")
     import asyncio
 
     from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -87,6 +88,7 @@ async def serve(
     ] = True,
 ) -> None:
     """Serve the explorer's pages and keep their index; stay until Ctrl-C."""
+    require("explorer", "explorer serve")
     from deepsquare_chain.cli.services import explore
 
     def ready(url: str) -> None:

@@ -265,26 +265,34 @@ class CommandContext:
         return False
 
 
-def require(extra: str, *modules: str, what: str) -> None:
+#: Optional parts of the package, and the modules that each needs beyond the others.
+EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "devnet": ("eth_tester", "eth", "alembic", "fastapi", "jinja2", "obstore", "sse_starlette"),
+    "explorer": ("alembic", "fastapi", "jinja2", "markupsafe", "sse_starlette"),
+    "gateway": ("fastapi", "obstore", "sse_starlette"),
+    "top": ("textual",),
+}
+
+
+def require(extra: str, what: str) -> None:
     """Refuse a command whose optional part is not installed.
 
     Args:
-        extra: The part's name in the package's metadata.
-        modules: What it brings.
+        extra: The part, a key of `EXTRAS`.
         what: The command, for the message.
 
     Raises:
-        UsageError: One of the modules is missing.
+        UsageError: A module of it is missing.
     """
     from importlib.util import find_spec
 
     from deepsquare_chain.errors import UsageError
 
-    missing = [each for each in modules if find_spec(each) is None]
+    missing = [each for each in EXTRAS[extra] if find_spec(each) is None]
     if missing:
         raise UsageError(
-            f"{what} needs the part {extra!r} of this package, which is not installed "
-            f"(no {', '.join(missing)})",
+            f"`deepsquare {what}` needs the optional part {extra!r} of this package, which is not "
+            f"installed (missing: {', '.join(missing)})",
             hint=f"Install it: pip install 'deepsquare-chain[{extra}]'",
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import amount
 
@@ -159,6 +159,7 @@ async def serve(
     ] = None,
 ) -> None:
     """Keep definitions, logs and results for those whom the chain names; until Ctrl-C."""
+    require("gateway", "gateway serve")
     from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
     from deepsquare_chain.gateway.rules import DAY, GatewayRules
     from deepsquare_chain.job import MEGABYTE

@@ -25,7 +25,7 @@ async def top(
     ] = 2.0,
 ) -> None:
     """Show own jobs, the queue and providers as they change; keys: logs, cancel, top up, quit."""
-    require("top", "textual", what="`deepsquare top`")
+    require("top", "top")
     from deepsquare_chain.cli.outputs import log_of
     from deepsquare_chain.cli.top_screen import Actions, TopApp
     from deepsquare_chain.client.accounts import top_up

@@ -1,0 +1,117 @@
+"""What is imported is declared, and optional parts are named where they are missing."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deepsquare_chain.cli.app import app
+from deepsquare_chain.cli.frame import EXTRAS
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "deepsquare_chain"
+#: Packages and modules that belong to an optional part.
+PARTS = {
+    "web": "explorer",
+    "indexer": "explorer",
+    "gateway": "gateway",
+    "devnet": "devnet",
+    "demo": "devnet",
+    "cli/top_screen.py": "top",
+}
+#: Nobody imports these: a faster backend of another one, and the driver of a database's URL.
+UNSEEN = {"coincurve", "psycopg", "s5cmd"}
+
+
+@cache
+def declared() -> dict[str, set[str]]:
+    """Names of required distributions by part; "" is what everybody installs."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    parts = {"": project["dependencies"], **project["optional-dependencies"]}
+
+    def names(part: str) -> set[str]:
+        found: set[str] = set()
+        for text in parts[part]:
+            name, extras = re.match(r"([A-Za-z0-9-]+)(?:\[([^\]]+)\])?", text).groups()  # type: ignore[union-attr]
+            if name == "deepsquare-chain":
+                found.update(*(names(each) for each in extras.split(",")))
+            else:
+                found.add(name.lower())
+        return found
+
+    return {part: names(part) for part in parts}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of third-party modules that a file imports, wherever it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"deepsquare_chain", "__future__"}
+
+
+def part_of(path: Path) -> str:
+    name = path.relative_to(PACKAGE).as_posix()
+    return next((part for place, part in PARTS.items() if name.startswith(place)), "")
+
+
+def test_imports_are_declared_and_declarations_are_used() -> None:
+    names, used = packages_distributions(), set()
+    for path in PACKAGE.rglob("*.py"):
+        allowed = declared()[""] | declared().get(part_of(path), set())
+        for module in imports(path):
+            distributions = {each.lower().replace("_", "-") for each in names.get(module, [module])}
+            assert distributions & allowed, f"{path} imports {module}, which is not declared"
+            used |= distributions
+    wanted = set().union(*(declared()[part] for part in ("", *EXTRAS)))
+    assert wanted - used - UNSEEN == set(), "declared and not imported"
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_table_of_modules_is_that_of_the_metadata(extra: str) -> None:
+    names = packages_distributions()
+    listed = {names[module][0].lower().replace("_", "-") for module in EXTRAS[extra]}
+    # markupsafe comes with jinja2; whoever has the explorer's has it.
+    assert listed | {"markupsafe"} == declared()[extra] | {"markupsafe"}
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["demo"], "devnet"),
+        (["devnet", "up"], "devnet"),
+        (["explorer", "serve"], "explorer"),
+        (["explorer", "index"], "explorer"),
+        (["gateway", "serve"], "gateway"),
+        (["top"], "top"),
+    ],
+)
+def test_a_command_names_the_part_that_is_missing(
+    words: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real, missing = importlib.util.find_spec, EXTRAS[extra][0]
+
+    def find_spec(name: str, *more: Any) -> Any:
+        return None if name == missing else real(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 2
+    assert f"pip install 'deepsquare-chain[{extra}]'" in found.output
+    assert missing in found.output
+    assert not list(tmp_path.iterdir()), "nothing was begun"
