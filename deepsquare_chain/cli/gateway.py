@@ -93,6 +93,9 @@ async def serve(
     max_streams: Annotated[
         int, typer.Option("--max-streams", min=1, help="Log streams of one account at once.")
     ] = 200,
+    max_shares: Annotated[
+        int, typer.Option("--max-shares", min=1, help="Shares of jobs of one customer.")
+    ] = 10_000,
     per_account: Annotated[
         float,
         typer.Option("--per-account", min=0, help="Requests per second of one account; 0 for any."),
@@ -100,6 +103,18 @@ async def serve(
     burst: Annotated[
         int, typer.Option("--burst", min=1, help="Requests that one account may make at once.")
     ] = 2_000,
+    refusals: Annotated[
+        float,
+        typer.Option(
+            "--refusals", min=0, help="Refused requests per second of one account; 0 for any."
+        ),
+    ] = 2.0,
+    refusal_burst: Annotated[
+        int,
+        typer.Option(
+            "--refusal-burst", min=1, help="Refused requests that one account may make at once."
+        ),
+    ] = 100,
     sign_ins: Annotated[
         float,
         typer.Option(
@@ -174,6 +189,9 @@ async def serve(
         max_streams=max_streams,
         rate=per_account,
         burst=burst,
+        max_shares=max_shares,
+        refusals=refusals,
+        refusal_burst=refusal_burst,
         sign_in_rate=sign_ins,
         sign_in_burst=sign_in_burst,
         session_seconds=60 * session_minutes,

@@ -28,7 +28,7 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
 from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.job import Job, JobStatus
-from deepsquare_chain.observability.serving import RequestRefusedError
+from deepsquare_chain.observability.serving import RateLimit, RequestRefusedError
 from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
 
 #: Seconds for which a nonce is good, and by which clocks may differ.
@@ -149,6 +149,8 @@ class Access:
         self._nonces = Nonces(clock)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._jobs: OrderedDict[int, tuple[float, Job]] = OrderedDict()
+        # Accounts cost nothing, and each refusal has asked the chain.
+        self._refusals = RateLimit(rules.refusals, rules.refusal_burst)
 
     def serve_under(self, origins: Collection[str], sites: Collection[str] = ()) -> None:
         """The URLs of this gateway, and those of pages whose visitors may sign in here too."""
@@ -278,7 +280,9 @@ class Access:
 
     # -- the chain
 
-    async def job(self, session: Session, job_id: int, right: Right) -> JobSpace:
+    async def job(
+        self, session: Session, job_id: int, right: Right, *, counted: bool = True
+    ) -> JobSpace:
         """The job, once it is sure that the account has this right to it.
 
         Raises:
@@ -291,11 +295,21 @@ class Access:
                 code="wrong-job",
                 hint="Sign in for that job.",
             )
+        if not self._refusals.left(session.account):
+            raise RequestRefusedError(
+                "Too many requests were refused",
+                code="too-many-refused",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                hint="Ask for jobs of this account, or again later.",
+                retry=1,
+            )
         found, fresh = await self._job(job_id, _JOB_SECONDS)
         if not (found and await self._allowed(session.account, found, right)) and not fresh:
             # An assignment may be newer than what was read a moment ago.
             found, _ = await self._job(job_id, _LOOK_AGAIN)
         if found is None or not await self._allowed(session.account, found, right):
+            if counted:
+                self._refusals.wait(session.account)
             raise _denied(
                 f"{session.account} may not {right.value} of job {job_id}",
                 code="not-authorised",

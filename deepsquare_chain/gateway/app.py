@@ -9,6 +9,7 @@ Refusals are problems (RFC 9457) with a `code` for programs.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -43,6 +44,8 @@ from deepsquare_chain.observability.serving import (
     sends_json,
 )
 
+#: Seconds within which a body must arrive, so that slow senders do not keep others out.
+_BODY_SECONDS: Final = 60
 _MAX_JSON: Final = 16 * 1024
 _MAX_RESULTS: Final = 8 * 1024 * 1024
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -166,8 +169,9 @@ async def put_definition(
 ) -> Response:
     """Keep a definition under its SHA-256."""
     await gateway.access.check_uploader(session)
-    data = await _part(request, gateway.max_definition)
-    await gateway.put_definition(session, digest, data)
+    async with gateway.uploads.slot(session.account):
+        data = await _part(request, gateway.max_definition)
+        await gateway.put_definition(session, digest, data)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -196,7 +200,7 @@ async def append(
     if not _OFFSET.fullmatch(offset):
         raise UsageError("Upload-Offset must be a number of bytes")
     complete = _is_set(request, "complete")
-    async with gateway.uploads:
+    async with gateway.uploads.slot(session.account):
         data = await _part(request, gateway.rules.max_part)
         file = await gateway.append(
             space, name, int(offset), data, complete=complete, exact=_is_set(request, "exact")
@@ -248,7 +252,8 @@ async def put_results(
 ) -> Response:
     """What a run left, once all its files are complete: `{"files": [{"name", ...}, ...]}`."""
     space = await gateway.access.job(session, int(job_id), Right.WRITE)
-    gateway.put_results(space, await _json(request, _MAX_RESULTS))
+    async with gateway.uploads.slot(session.account):
+        gateway.put_results(space, await _json(request, _MAX_RESULTS))
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -308,7 +313,16 @@ async def _part(request: Request, limit: int) -> bytes:
     """The body, up to a limit."""
     length = request.headers.get("content-length", "0")
     too_long = length.isascii() and length.isdigit() and int(length[:19]) > limit
-    data = None if too_long else await read_body(request, limit)
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            data = None if too_long else await read_body(request, limit)
+    except TimeoutError:
+        raise RequestRefusedError(
+            f"The body took longer than {_BODY_SECONDS} seconds",
+            code="too-slow",
+            status=HTTPStatus.REQUEST_TIMEOUT,
+            hint="Send smaller parts.",
+        ) from None
     if data is None:
         raise RequestRefusedError(
             f"The body is longer than {limit:,} bytes",

@@ -141,7 +141,9 @@ class Objects:
             self._tails.move_to_end(file.id)
             while len(self._tails) > _MAX_TAILS:
                 self._tails.popitem(last=False)
-            file = self._records.put_segment(file, Segment(start, len(body)), complete=complete)
+            file = self._records.put_segment(
+                space, file, Segment(start, len(body)), complete=complete
+            )
         elif complete:
             file = self._records.finish(file)
         if complete or len(self._tails.get(file.id, (0, b""))[1]) >= _MERGED:

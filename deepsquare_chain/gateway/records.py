@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,8 @@ from sqlalchemy import update as update_rows
 
 from deepsquare_chain.job import Job
 from deepsquare_chain.store.database import Database, metadata
+
+_MAX_TOTALS: Final = 10_000
 
 _definitions: Final = Table(
     "gateway_definitions",
@@ -76,6 +79,7 @@ _shares: Final = Table(
     Column("reader", String, primary_key=True),
     Column("until", Integer, nullable=False),
 )
+Index("gateway_shares_customer", _shares.c.customer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,9 @@ class GatewayRecords:
 
     def __init__(self, store: Database) -> None:
         self._store = store
+        #: Bytes and files by space, bytes by customer: summed once, then kept up to date, because
+        #: each part of an upload asks for them.
+        self._totals: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     # -- definitions
 
@@ -197,6 +204,7 @@ class GatewayRecords:
                 )
                 .returning(_files.c.id)
             ).scalar_one()
+        self._count(space, 0, new=True)
         return StoredFile(int(number), space.key, name, 0, False)
 
     def segments(self, file: StoredFile) -> list[Segment]:
@@ -205,7 +213,9 @@ class GatewayRecords:
         with self._store.read() as connection:
             return [Segment(row.start, row.size) for row in connection.execute(query)]
 
-    def put_segment(self, file: StoredFile, segment: Segment, *, complete: bool) -> StoredFile:
+    def put_segment(
+        self, space: JobSpace, file: StoredFile, segment: Segment, *, complete: bool
+    ) -> StoredFile:
         """A part was written, and is the last of its file for now.
 
         The object is there before this row: a crash in between leaves a file that is shorter than
@@ -218,26 +228,40 @@ class GatewayRecords:
             connection.execute(
                 insert(_segments).values(file=file.id, start=segment.start, size=segment.size)
             )
-            return _resize(connection, file, size, complete=complete)
+            grown = _resize(connection, file, size, complete=complete)
+        self._count(space, size - file.size)
+        return grown
 
     def finish(self, file: StoredFile) -> StoredFile:
         """A file is complete as it is."""
         with self._store.begin() as connection:
             return _resize(connection, file, file.size, complete=True)
 
-    def job_bytes(self, space: JobSpace) -> int:
-        """Bytes of all files of a job."""
-        return self._sum(_files.c.size, _files.c.space == space.key)
+    def job_usage(self, space: JobSpace) -> tuple[int, int]:
+        """Bytes and number of the files of a job."""
+        return self._usage(space.key, _files.c.space == space.key)
 
-    def customer_bytes(self, customer: str) -> int:
-        """Bytes of the files of all jobs of a customer."""
-        return self._sum(_files.c.size, _files.c.customer == customer.lower())
+    def customer_usage(self, customer: str) -> tuple[int, int]:
+        """Bytes and number of the files of all jobs of a customer."""
+        key = customer.lower()
+        return self._usage(key, _files.c.customer == key)
 
-    def file_count(self, space: JobSpace) -> int:
-        """Number of files of a job."""
-        query = select(func.count()).where(_files.c.space == space.key)
-        with self._store.read() as connection:
-            return int(connection.execute(query).scalar_one())
+    def _usage(self, key: str, condition: Any) -> tuple[int, int]:
+        found = self._totals.get(key)
+        if found is None:
+            query = select(func.coalesce(func.sum(_files.c.size), 0), func.count())
+            with self._store.read() as connection:
+                row = connection.execute(query.where(condition)).one()
+            found = self._totals[key] = (int(row[0]), int(row[1]))
+            while len(self._totals) > _MAX_TOTALS:
+                self._totals.popitem(last=False)
+        return found
+
+    def _count(self, space: JobSpace, added: int, *, new: bool = False) -> None:
+        for key in (space.key, space.customer.lower()):
+            if key in self._totals:
+                size, number = self._totals[key]
+                self._totals[key] = (size + added, number + int(new))
 
     def expired_files(self, before: int, limit: int = 1_000) -> list[StoredFile]:
         """Files that have not changed since then (epoch seconds)."""
@@ -247,6 +271,7 @@ class GatewayRecords:
 
     def drop_files(self, files: Sequence[StoredFile]) -> None:
         """Forget files whose objects are removed."""
+        self._totals.clear()
         numbers = [file.id for file in files]
         spaces = {file.space for file in files}
         with self._store.begin() as connection:
@@ -296,6 +321,12 @@ class GatewayRecords:
         with self._store.read() as connection:
             until = connection.execute(query).scalar_one_or_none()
         return until is not None and until > now
+
+    def share_count(self, customer: str) -> int:
+        """Number of shares of a customer; ended ones are dropped from time to time."""
+        query = select(func.count()).where(_shares.c.customer == customer.lower())
+        with self._store.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def drop_shares(self, before: int) -> None:
         """Forget shares that ended before then (epoch seconds)."""

@@ -25,6 +25,9 @@ class GatewayRules:
         max_account: Bytes of all jobs of one customer.
         max_definitions: Bytes of the definitions of one customer.
         max_streams: Log streams that one account may hold open.
+        max_shares: Shares of one customer that have not ended.
+        refusals: Refused requests per second of one account in the long run; 0 for no limit.
+        refusal_burst: Refused requests that it may make at once.
         rate: Requests per second of one account in the long run; 0 for no limit.
         burst: Requests that it may make at once.
         sign_in_rate: Sign-ins per second of one network address in the long run; 0 for no limit.
@@ -41,6 +44,9 @@ class GatewayRules:
     max_account: int = 64 * 1024 * MEGABYTE
     max_definitions: int = 256 * MEGABYTE
     max_streams: int = 200
+    max_shares: int = 10_000
+    refusals: float = 2.0
+    refusal_burst: int = 100
     rate: float = 100.0
     burst: int = 2_000
     sign_in_rate: float = 5.0

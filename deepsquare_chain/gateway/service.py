@@ -8,9 +8,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from eth_utils.address import is_address
 
@@ -33,7 +35,12 @@ from deepsquare_chain.workflow import Definition
 _LOOK: Final = 1.0
 _CLEAN: Final = 600.0
 #: Uploads whose parts are in memory at once.
-_UPLOADS: Final = 16
+_UPLOADS: Final = 24
+_ACCOUNT_UPLOADS: Final = 8
+#: Log streams of all accounts.
+_MAX_STREAMS: Final = 10_000
+#: Least bytes that a definition counts for.
+_LEAST_DEFINITION: Final = 4_096
 _PIECE: Final = 64 * 1024
 _MAX_SHARE: Final = 366 * DAY
 _log = get_logger(__name__)
@@ -54,6 +61,23 @@ class GatewaySettings(ServiceSettings):
     objects: str = ""
     urls: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+
+
+class UploadSlots:
+    """Bounds the bodies that are in memory at once, and how many of them one account may have."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(_UPLOADS)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def slot(self, account: str) -> AsyncIterator[None]:
+        """A place for one body; who has too many waits for its own first."""
+        own = self._own.get(account)
+        if own is None:
+            own = self._own[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
+        async with own, self._all:
+            yield
 
 
 class GatewayService:
@@ -83,7 +107,7 @@ class GatewayService:
         self.access = access
         self.objects = objects
         self.rules = rules
-        self.uploads = asyncio.Semaphore(_UPLOADS)
+        self.uploads = UploadSlots()
         self._contracts = contracts
         self._records = records
         self._metrics = metrics
@@ -129,16 +153,15 @@ class GatewayService:
             raise _unfit(
                 f"The body is no definition: {error.message[:300]}", "bad-definition"
             ) from None
+        counted = max(len(data), _LEAST_DEFINITION)
         if self._records.has_definition(digest, session.account):
             self._records.touch_definition(digest)
             if await self.objects.definition(digest) == data:
                 return
-        elif (
-            self._records.definition_bytes(session.account) + len(data) > self.rules.max_definitions
-        ):
+        elif self._records.definition_bytes(session.account) + counted > self.rules.max_definitions:
             raise _too_much(f"{session.account} keeps as many definitions as it may")
         await self.objects.put_definition(digest, data)
-        self._records.add_definition(digest, session.account, len(data))
+        self._records.add_definition(digest, session.account, counted)
         self._metrics.add(self._bytes, "definition", amount=len(data))
 
     async def definition(self, space: JobSpace) -> bytes:
@@ -176,7 +199,7 @@ class GatewayService:
     async def look(self, session: Session, job_id: int, name: str) -> StoredFile:
         """A file of a job, for who writes it and for who reads it; errors as `Access.job`."""
         try:
-            space = await self.access.job(session, job_id, Right.WRITE)
+            space = await self.access.job(session, job_id, Right.WRITE, counted=False)
         except RequestRefusedError:
             return self.file(await self.access.job(session, job_id, Right.READ), name)
         found = self._records.file(space, name)
@@ -241,10 +264,11 @@ class GatewayService:
         if not isinstance(files, list) or len(files) > self.rules.max_files:
             raise _unfit("That is no list of files", "bad-results")
         kept = []
+        there = {file.name: file for file in self._records.files(space)}
         for each in files:
             entry = _entry(each)
             if not entry["problem"]:
-                file = self._records.file(space, check_name(entry["name"]))
+                file = there.get(check_name(entry["name"]))
                 if file is None or not file.complete or file.size != entry["size"]:
                     raise _unfit(f"{entry['name']} is not complete here", "incomplete")
             kept.append(entry)
@@ -273,7 +297,12 @@ class GatewayService:
         Raises:
             RequestRefusedError: The account has too many streams open.
         """
-        if self._closed.is_set() or self._streams[session.account] >= self.rules.max_streams:
+        full = self._streams.total() >= _MAX_STREAMS
+        if (
+            full
+            or self._closed.is_set()
+            or self._streams[session.account] >= self.rules.max_streams
+        ):
             raise RequestRefusedError(
                 "Too many streams are open",
                 code="too-many-streams",
@@ -357,6 +386,9 @@ class GatewayService:
                 code="wrong-signature",
                 status=HTTPStatus.FORBIDDEN,
             )
+        full = self._records.share_count(space.customer) >= self.rules.max_shares
+        if full and until > self.access.now():
+            raise _too_much(f"{space.customer} shares as many jobs as it may")
         self._records.share(job_id, space.customer, reader, until)
 
     # -- the daemon
@@ -408,11 +440,12 @@ class GatewayService:
         rules = self.rules
         if name == LOG and size + added > rules.max_log:
             raise _too_much(f"The log of job {space.job_id} is as long as it may be")
-        if self._records.job_bytes(space) + added > rules.max_job:
+        size, number = self._records.job_usage(space)
+        if size + added > rules.max_job:
             raise _too_much(f"Job {space.job_id} keeps as many bytes as it may")
-        if self._records.customer_bytes(space.customer) + added > rules.max_account:
+        if self._records.customer_usage(space.customer)[0] + added > rules.max_account:
             raise _too_much(f"The customer of job {space.job_id} keeps as many bytes as it may")
-        if new and self._records.file_count(space) >= rules.max_files:
+        if new and number >= rules.max_files:
             raise _too_much(f"Job {space.job_id} has as many files as it may")
 
 

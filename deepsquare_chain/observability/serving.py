@@ -322,6 +322,11 @@ class RateLimit:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1.0 - tokens) / self._rate
 
+    def left(self, client: str) -> bool:
+        """Whether this client may make a request now; nothing is counted."""
+        tokens, seen = self._buckets.get(network_of(client), (self._burst, 0.0))
+        return self._rate <= 0 or tokens + (self._clock() - seen) * self._rate >= 1.0
+
     def __len__(self) -> int:
         """Return the number of clients with a bucket."""
         return len(self._buckets)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from deepsquare_chain.chain.sign_in import SignInMessage, rfc3339
 from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError
-from deepsquare_chain.gateway.access import Access
+from deepsquare_chain.gateway.access import Access, Right, Session
 from deepsquare_chain.gateway.app import gateway_app
 from deepsquare_chain.gateway.objects import Objects, open_object_store
 from deepsquare_chain.gateway.records import GatewayRecords
@@ -30,6 +30,7 @@ from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch
 from deepsquare_chain.store.gateway_client import (
@@ -576,6 +577,63 @@ async def test_sizes_are_bounded_for_a_job_and_its_customer(make: Callable[..., 
     assert await refused(8, "work/a", 8 + 1) == "too-large"
     await host.append(8, "work/a", 0, b"x" * 8)
     assert await refused(8, "work/b", 1) == "quota"
+    # What is counted meanwhile is what a sum of all of them gives.
+    space = await world.access.job(Session(HOST.address, None, 9e9), 7, Right.WRITE)
+    records = world.service._records
+    anew = GatewayRecords(records._store)
+    assert records.job_usage(space) == anew.job_usage(space) == (17, 3)
+    assert records.customer_usage(ALICE.address) == anew.customer_usage(ALICE.address) == (25, 4)
+
+
+async def test_small_definitions_count_for_a_block(make: Callable[..., World]) -> None:
+    world = make(max_definitions=2 * 4_096)
+    alice = world.client(ALICE)
+    made = [DATA.replace(b"hello", b"hello%d" % number) for number in range(3)]
+    for data in (made[0], made[1], made[0]):
+        await alice.put_definition(data)
+    with pytest.raises(GatewayRefusedError, match="as many definitions"):
+        await alice.put_definition(made[2])
+
+
+async def test_refused_requests_are_bounded(make: Callable[..., World]) -> None:
+    """Accounts cost nothing, and each refusal asks the chain; readers are not slowed down."""
+    world = make(refusals=0.001, refusal_burst=3)
+    await world.client(ALICE).put_definition(DATA)
+    stranger, alice = (Session(each.address, None, 9e9) for each in (STRANGER, ALICE))
+    codes = []
+    for number in range(5):
+        with pytest.raises(RequestRefusedError) as refused:
+            await world.access.job(stranger, 7 + number % 2, Right.READ)
+        codes.append(refused.value.code)
+    assert codes == ["not-authorised"] * 3 + ["too-many-refused"] * 2
+    for _ in range(5):
+        with pytest.raises(RequestRefusedError, match="no file of that name"):
+            await world.service.look(alice, 7, "log")  # asks first whether it is the writer
+
+
+async def test_one_account_does_not_take_all_places_for_uploads(world: World) -> None:
+    """Bodies that come slowly hold a few places, and leave the others free."""
+    release = asyncio.Event()
+
+    async def slow() -> None:
+        async with world.service.uploads.slot(HOST.address):
+            await release.wait()
+
+    holding = [asyncio.create_task(slow()) for _ in range(100)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60), world.service.uploads.slot(FORMER.address):
+        pass
+    release.set()
+    await asyncio.gather(*holding)
+
+
+async def test_a_customer_shares_a_bounded_number_of_jobs(make: Callable[..., World]) -> None:
+    world = make(max_shares=1)
+    alice = world.client(ALICE)
+    await alice.share(7, BOB.address, 2_000)
+    with pytest.raises(GatewayRefusedError, match="shares as many"):
+        await alice.share(7, STRANGER.address, 2_000)
+    await alice.share(7, BOB.address, 0)  # an end is always taken
 
 
 async def test_results_are_told_once_all_of_them_are_there(world: World) -> None:
