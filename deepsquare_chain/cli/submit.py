@@ -105,9 +105,10 @@ async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
 
 
 async def _wishes(contracts: Contracts, job_file: JobFile, key: str | None) -> Conditions:
-    from deepsquare_chain.chain.rpc.connection import chain_time
+    from deepsquare_chain.client.submission import submission_time
 
-    return job_file.conditions(await chain_time(contracts.w3), repeatable=key is not None)
+    now = await submission_time(contracts)
+    return job_file.conditions(now, repeatable=key is not None)
 
 
 @command(app)

@@ -12,7 +12,6 @@ from typing import Any
 from deepsquare_chain.audit.entries import StatementRow
 from deepsquare_chain.audit.reader import read_ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
@@ -34,6 +33,7 @@ from deepsquare_chain.client.submission import (
     parse_depends,
     refuse_relayed_key,
     request_of,
+    submission_time,
     submit,
 )
 from deepsquare_chain.client.watching import watch
@@ -220,7 +220,7 @@ class Grid:
         if encrypt:
             own, _ = await asyncio.to_thread(ensure_result_key, self.settings.result_key_file)
             definition = definition.encrypted_to([own.recipient])
-        now = await chain_time(self.contracts.w3)
+        now = await submission_time(self.contracts)
         wishes = file.conditions(now, repeatable=key is not None)
         request = request_of(definition, terms, after=after, wishes=wishes)
         request = replace(request, definitions=request.definitions * count)

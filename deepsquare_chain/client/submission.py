@@ -15,7 +15,8 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
-from deepsquare_chain.chain.rpc.on_demand import next_block_time
+from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.on_demand import mines_on_demand, next_block_time
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
@@ -153,6 +154,15 @@ def request_of(
             hint="Depend on ranges (afterok:10-60), or on the last job of a chain.",
         )
     return Request(terms, tuple(each.to_bytes() for each in definitions))
+
+
+async def submission_time(contracts: Contracts) -> int:
+    """Return about the chain time of a submission that is made now.
+
+    The latest block of a chain that mines on demand may be old, and the next one is not.
+    """
+    age = await mines_on_demand(contracts.w3)
+    return await chain_time(contracts.w3) + (age or 0)
 
 
 async def parse_depends(

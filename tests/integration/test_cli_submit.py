@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,31 @@ def sent(place: Place) -> Any:
         return last - before
 
     return count
+
+
+def test_a_job_with_a_start_time_waits_for_it(cli: Cli, place: Place) -> None:
+    wishes = "startAfter: 2h\nstartBefore: 3h\npatience: 10m\npreferences: [region=ch]\n"
+    (place.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
+    [job] = [each["id"] for each in data(cli("submit", "later.yaml", "-o", "json"))]
+    assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
+    # A wallet's own name of a submission means the same job each time, so its times are dates.
+    again = cli("submit", "later.yaml", "--key", "later")
+    assert "startAfter and startBefore count from the submission" in again.err
+    assert cli("job", "cancel", str(job)).code == 0
+
+
+def test_a_job_that_missed_its_start_is_refunded(cli: Cli, place: Place) -> None:
+    before = credits(cli)
+    (place.folder / "soon.yaml").write_text(Path(HELLO).read_text() + "startBefore: 1s\n")
+    [job] = [each["id"] for each in data(cli("submit", "soon.yaml", "-o", "json"))]
+    assert credits(cli) == before - 10**18
+    time.sleep(1.5)  # the next block, with the next transaction, comes after the deadline
+    assert cli("submit", HELLO).code == 0
+    told = data(cli("job", "why", str(job), "-o", "json"))
+    assert "it was to start before" in told["why"]
+    assert "gives all of its credits back" in told["next"]
+    assert cli("job", "cancel", "--unmet").code == 0
+    assert credits(cli) == before - 10**18  # the other one
 
 
 def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:

@@ -14,10 +14,9 @@ from web3.exceptions import TransactionNotFound, Web3Exception
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
-from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.gasless import own_domain
 from deepsquare_chain.client.relay_client import RelayClient
-from deepsquare_chain.client.submission import parse_depends, request_of
+from deepsquare_chain.client.submission import parse_depends, request_of, submission_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError, JobFileError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import RateLimit
@@ -138,7 +137,7 @@ async def submit(request: Request) -> Response:
         job_file.definition,
         job_file.terms(),
         after=await parse_depends(site.contracts, job_file.depends_on, lambda: account),
-        wishes=job_file.conditions(await chain_time(site.contracts.w3)),
+        wishes=job_file.conditions(await submission_time(site.contracts)),
     )
     terms = jobs.terms
     data, digest = job_file.definition.to_bytes(), job_file.definition.digest
