@@ -17,6 +17,7 @@ from pyrage import x25519
 from deepsquare_chain.client import job_secrets
 from deepsquare_chain.errors import AuditError, JobFileError, NotAuthorisedError, UsageError
 from deepsquare_chain.job import JobFlags
+from deepsquare_chain.provider.uploads import Upload, _rewound
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import (
     LogDecoder,
@@ -273,6 +274,22 @@ def test_what_is_sent_again_is_shown_once(key_file: Path) -> None:
     """A gateway that lost the end of a log gets all of it again, in other parts."""
     parts = log_of((0, 4, b"abcd"), (4, 6, b"ef"), (0, 5, b"abcde"), (5, 9, b"fghi"))
     assert decoded(key_file, *parts) == b"abcdefghi"
+
+
+@pytest.mark.parametrize(
+    ("size", "encrypted", "position", "offset"),
+    [
+        (80, True, 0, 80),  # it lost something: all of it again, behind what it has
+        (130, True, 50, 130),  # it has what was sent, whose answer was lost
+        (80, False, 0, 0),  # plain bytes are the same again, and it leaves alone what it has
+    ],
+)
+def test_a_log_goes_on_where_the_gateway_is(
+    size: int, encrypted: bool, position: int, offset: int
+) -> None:
+    upload = Upload("key", 7, "handle", position=50, offset=100)
+    found = _rewound(upload, size, encrypted=encrypted)
+    assert (found.position, found.offset) == (position, offset)
 
 
 def test_a_note_of_what_was_left_out_is_shown(key_file: Path) -> None:

@@ -410,7 +410,12 @@ async def test_an_upload_goes_on_where_it_was_cut_off(world: World) -> None:
     with pytest.raises(GatewayRefusedError) as told:
         await host.append(7, "work/a", 7, b"8")
     assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
-    assert (await host.append(7, "work/a", 6, b"67", complete=True)).complete
+    # What can't be made twice is taken at the very end alone.
+    for offset in (4, 7):
+        with pytest.raises(GatewayRefusedError) as told:
+            await host.append(7, "work/a", offset, b"8", exact=True)
+        assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
+    assert (await host.append(7, "work/a", 6, b"67", complete=True, exact=True)).complete
     with pytest.raises(GatewayRefusedError, match="complete"):
         await host.append(7, "work/a", 8, b"9")
     assert (await host.append(7, "work/a", 6, b"67", complete=True)).size == 8
