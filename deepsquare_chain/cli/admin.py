@@ -21,16 +21,20 @@ app = typer.Typer(help="Roles, providers, fee, handover, open and close.", no_ar
 _PARAMS: Final = (
     Column("claim_timeout", "claim timeout (s)", Kind.NUMBER),
     Column("pending_timeout", "pending timeout (s)", Kind.NUMBER),
+    Column("pending_expiry", "pending expiry (s)", Kind.NUMBER),
     Column("response_timeout", "response timeout (s)", Kind.NUMBER),
     Column("response_blocks", "response blocks", Kind.NUMBER),
+    Column("lost_timeout", "lost timeout (s)", Kind.NUMBER),
     Column("report_grace", "report grace (s)", Kind.NUMBER),
     Column("top_up_notice", "top-up notice (s)", Kind.NUMBER),
+    Column("collect_interval", "interim payment interval (s)", Kind.NUMBER),
     Column("fee_bps", "fee (basis points)", Kind.NUMBER),
     Column("submissions_open", "takes new jobs", Kind.FLAG),
     Column("approval_period", "approval period (s)", Kind.NUMBER),
     Column("credit", "credit", Kind.HASH),
     Column("registry", "registry", Kind.HASH),
     Column("treasury", "treasury", Kind.HASH),
+    Column("forwarder", "forwarder", Kind.HASH),
 )
 _ROLES: Final = (
     Column("contract", "contract", Kind.WORD),
@@ -113,7 +117,7 @@ async def close(context: CommandContext) -> None:
 
 @command(app)
 async def params(context: CommandContext) -> None:
-    """Show what rules all jobs of this deployment."""
+    """Show the parameters of this deployment, which apply to all jobs."""
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
@@ -124,16 +128,20 @@ async def params(context: CommandContext) -> None:
         (
             found.claim_timeout,
             found.pending_timeout,
+            found.pending_expiry,
             found.response_timeout,
             found.response_blocks,
+            found.lost_timeout,
             found.report_grace,
             found.top_up_notice,
+            found.collect_interval,
             found.fee_bps,
             found.submissions_open,
             period,
             found.credit,
             found.registry,
             found.treasury,
+            found.forwarder,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.bindings.records import Parameters
 from deepsquare_chain.cli.output import Printer
 from deepsquare_chain.errors import GridError
 from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
@@ -387,7 +389,10 @@ def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
         assert (again.code, again.out) == (0, "")
     refused(cli("admin", "grant", "minter", alice), 8, "DEFAULT_ADMIN_ROLE")
     assert cli("admin", "fee", "250", *admin).code == 0
-    assert json.loads(cli("admin", "params", "-o", "json").out)["fee_bps"] == 250
+    found = json.loads(cli("admin", "params", "-o", "json").out)
+    assert found["fee_bps"] == 250
+    names = {field.name for field in dataclasses.fields(Parameters)}
+    assert names | {"approval_period"} == set(found)
     assert cli("admin", "fee", "500", *admin).code == 0
 
     credits = worth(cli)
