@@ -92,7 +92,7 @@ async def _definitions(settings: Settings, contracts: Contracts) -> Check:
     if not missing:
         return Check(name, True, text, "", setting)
     hint = (
-        "Jobs without a definition are given back. Point store at the folder that the grid's "
+        "Jobs without a definition end PANICKED and are not paid. Point store at the folder that the grid's "
         "customers write to."
     )
     return Check(name, missing < len(jobs), text, hint, setting)
