@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 import psutil
 from rich.console import Console
 from rich.progress import Progress
@@ -211,8 +211,8 @@ async def measure_pages(index: Index, rounds: int) -> dict[str, dict[str, Any]]:
     site = Site(index, Contracts(AsyncWeb3(NoNode()), DEPLOYMENT))
     app = explorer_app(site, hosts=["*"], more_routes=api_routes(index, rate=0))
     results = {}
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=app), base_url="http://explorer"
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://explorer"
     ) as web:
         for name, path in paths(index, random.Random(7)).items():  # noqa: S311
             times = []

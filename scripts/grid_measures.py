@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -127,7 +127,7 @@ async def node_limit(node: Anvil, seconds: float = 4.0) -> dict[str, float]:
         await node.rpc("anvil_setBalance", account.address, hex(10**24))
     queues = [_payments(node.chain_id, account, 600) for account in accounts]
     began = time.monotonic()
-    async with httpx.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as client:
 
         async def pour(mine: list[str]) -> int:
             sent = 0

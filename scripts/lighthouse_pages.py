@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.browser import NAMES
@@ -55,7 +55,7 @@ def explorer(url: str) -> Iterator[str]:
 
 def pages(url: str) -> dict[str, str]:
     """Return the paths of the measured pages by name, including an ended job and its customer."""
-    response = httpx.get(f"{url}/api/v1/jobs", params={"limit": 200}, trust_env=False, timeout=60)
+    response = httpx2.get(f"{url}/api/v1/jobs", params={"limit": 200}, trust_env=False, timeout=60)
     jobs = response.raise_for_status().json()["items"]
     if not jobs:
         raise SystemExit("This grid has no job yet: submit one first.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 import pydantic_core
 from eth_utils.address import to_checksum_address
 
@@ -144,7 +144,7 @@ async def submit_sourcify(
 
 
 async def _sourcify(
-    client: httpx.AsyncClient, url: str, deployment: Deployment, source: Source, pause: float
+    client: httpx2.AsyncClient, url: str, deployment: Deployment, source: Source, pause: float
 ) -> SourceSubmission:
     body: dict[str, Any] = {
         "stdJsonInput": standard_input(),
@@ -155,9 +155,9 @@ async def _sourcify(
         body["creationTransactionHash"] = source.transaction
     path = f"v2/verify/{deployment.chain_id}/{source.address}"
     status, answer = await _asked(client, url, "POST", path, json=body)
-    if status == httpx.codes.CONFLICT:
+    if status == httpx2.codes.CONFLICT:
         return _outcome("sourcify", source, True, "it is verified already")
-    if status != httpx.codes.ACCEPTED or not isinstance(answer.get("verificationId"), str):
+    if status != httpx2.codes.ACCEPTED or not isinstance(answer.get("verificationId"), str):
         return _outcome("sourcify", source, False, _reason(status, answer))
     job = answer["verificationId"]
     if not job.replace("-", "").isalnum():
@@ -186,7 +186,7 @@ async def submit_blockscout(
 
 
 async def _blockscout(
-    client: httpx.AsyncClient, url: str, source: Source, pause: float
+    client: httpx2.AsyncClient, url: str, source: Source, pause: float
 ) -> SourceSubmission:
     contract = f"api/v2/smart-contracts/{source.address}"
     form = {
@@ -202,7 +202,7 @@ async def _blockscout(
         return _outcome("blockscout", source, True, "it is verified already")
     path = f"{contract}/verification/via/standard-input"
     status, answer = await _asked(client, url, "POST", path, data=form, files=files)
-    if status != httpx.codes.OK:
+    if status != httpx2.codes.OK:
         return _outcome("blockscout", source, False, _reason(status, answer))
     for _ in range(_LOOKS):
         if await _is_verified(client, url, contract):
@@ -211,16 +211,16 @@ async def _blockscout(
     return _outcome("blockscout", source, False, "it is not shown as verified")
 
 
-async def _is_verified(client: httpx.AsyncClient, url: str, path: str) -> bool:
+async def _is_verified(client: httpx2.AsyncClient, url: str, path: str) -> bool:
     _, answer = await _asked(client, url, "GET", path)
     return answer.get("is_verified") is True
 
 
-def _client(url: str, way: Transport | None) -> httpx.AsyncClient:
+def _client(url: str, way: Transport | None) -> httpx2.AsyncClient:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{safe_url(url)} is no http:// or https:// address")
     way = way or Transport()
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         timeout=_TIMEOUT,
         trust_env=False,
         proxy=proxy_for(url),
@@ -230,7 +230,7 @@ def _client(url: str, way: Transport | None) -> httpx.AsyncClient:
 
 
 async def _asked(
-    client: httpx.AsyncClient, url: str, method: str, path: str, **content: Any
+    client: httpx2.AsyncClient, url: str, method: str, path: str, **content: Any
 ) -> tuple[int, Mapping[str, Any]]:
     """Send a request. Return the status and the JSON object, empty if the body is not an object.
 
@@ -240,11 +240,11 @@ async def _asked(
     server = safe_url(url)
     try:
         response = await client.request(method, f"{url.rstrip('/')}/{path}", **content)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise EndpointError(
             f"{server} can't be reached: {tls_problem(error) or type(error).__name__}"
         ) from None
-    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+    if response.status_code >= httpx2.codes.INTERNAL_SERVER_ERROR:
         raise EndpointError(f"{server} answered with HTTP status {response.status_code}")
     try:
         body = pydantic_core.from_json(response.content, allow_inf_nan=False)

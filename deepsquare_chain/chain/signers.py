@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-import httpx
+import httpx2
 from eth_account import Account
 from eth_account.datastructures import SignedMessage, SignedTransaction
 from eth_account.messages import SignableMessage, encode_typed_data
@@ -76,7 +76,7 @@ class ExternalSigner:
         self._clef = url.startswith(_CLEF)
         self._url = url.removeprefix(_CLEF)
         way = transport or Transport()
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             timeout=_TIMEOUT,
             trust_env=False,
             proxy=proxy_for(self._url),
@@ -166,7 +166,7 @@ class ExternalSigner:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         try:
             response = self._client.post(self._url, json=body).json()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
             raise EndpointError(
                 f"The signer at {safe_url(self._url)} does not answer {method}: {type(error).__name__}",
                 hint="Is it running, and does the setting signer name it?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
@@ -107,18 +107,18 @@ async def ask_faucet(settings: Settings, account: str) -> None:
             "This deployment has no faucet", hint="Only a devnet gives credits away."
         )
     try:
-        async with httpx.AsyncClient(
+        async with httpx2.AsyncClient(
             timeout=settings.timeout,
             trust_env=False,
             proxy=proxy_for(url),
             verify=transport_of(settings).context() or True,
         ) as client:
             answer = await client.post(url, json={"address": checked_address(account)})
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         why = type(error).__name__
-        if isinstance(error, httpx.ConnectError):
+        if isinstance(error, httpx2.ConnectError):
             why = tls_problem(error) or "no connection"
-        elif isinstance(error, httpx.TimeoutException):
+        elif isinstance(error, httpx2.TimeoutException):
             why = "no answer in time"
         raise EndpointError(
             f"The faucet at {safe_url(url)} can't be reached: {why}",

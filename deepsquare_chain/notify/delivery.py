@@ -17,7 +17,7 @@ from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import httpx
+import httpx2
 from pydantic_core import from_json
 
 from deepsquare_chain.chain.rpc.transport import Transport, http_client
@@ -96,14 +96,14 @@ class Deliverer:
         try:
             async with http_client(delivery.target, self._way, timeout=_TIMEOUT) as client:
                 answer = await client.post(delivery.target, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, GridError) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
             return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
         note = f"HTTP status {answer.status_code}"
         if answer.is_success:
             return Result(Verdict.ARRIVED, note)
-        if answer.status_code == httpx.codes.GONE:
+        if answer.status_code == httpx2.codes.GONE:
             return Result(Verdict.REFUSED_FOR_GOOD, note)
         return Result(Verdict.REFUSED, note)
 

@@ -24,7 +24,7 @@ LEVELS: Final = {
     "error": logging.ERROR,
 }
 # Verbose below warning, and not useful to operators of a grid.
-_QUIET: Final = ("asyncio", "httpx", "httpcore", "urllib3", "uvicorn", "web3", "websockets")
+_QUIET: Final = ("asyncio", "httpx2", "httpcore2", "urllib3", "uvicorn", "web3", "websockets")
 
 
 def configure_logging(

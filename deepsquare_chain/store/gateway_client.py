@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, urlsplit
 
-import httpx
+import httpx2
 from eth_account.messages import SignableMessage, encode_typed_data
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -40,7 +40,7 @@ from deepsquare_chain.workflow import digest as digest_of
 #: File name of the log, which grows while a run is alive.
 LOG: Final = "log"
 _MAX_NAME: Final = 1_024
-_STREAM_TIMEOUT: Final = httpx.Timeout(15.0, read=60.0)
+_STREAM_TIMEOUT: Final = httpx2.Timeout(15.0, read=60.0)
 _MAX_EVENT: Final = 256 * 1024
 _TRIES: Final = 5
 _STATEMENT: Final = "Sign in to the gateway. This moves no credits and costs no gas."
@@ -158,7 +158,7 @@ class GatewayClient(ServiceClient):
         contract: str,
         job_id: int | None = None,
         way: Transport | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(url, way, transport=transport)
         self._account = account
@@ -348,7 +348,9 @@ class GatewayClient(ServiceClient):
         raise self._refused(response.status, response.content)
 
     @asynccontextmanager
-    async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+    async def _stream(
+        self, path: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx2.Response]:
         for is_last_attempt in (False, True):
             all_headers = {**headers, **await self._authorisation()}
             try:
@@ -359,20 +361,20 @@ class GatewayClient(ServiceClient):
                         yield response
                         return
                     body = await response.aread()
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise self._unreachable(error) from None
             if is_last_attempt or response.status_code != HTTPStatus.UNAUTHORIZED:
                 raise self._refused(response.status_code, body)
             self._token = ""
 
-    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def _pieces(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         try:
             async for chunk in response.aiter_bytes():
                 yield chunk
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise self._unreachable(error) from None
 
-    async def _events(self, response: httpx.Response) -> AsyncIterator[tuple[str, int, str]]:
+    async def _events(self, response: httpx2.Response) -> AsyncIterator[tuple[str, int, str]]:
         """Yield kind, ID and data of each server-sent event."""
         kind, number, data = "", -1, ""
         async for line in self._lines(response):
@@ -389,7 +391,7 @@ class GatewayClient(ServiceClient):
             elif name == "data":
                 data = value
 
-    async def _lines(self, response: httpx.Response) -> AsyncIterator[str]:
+    async def _lines(self, response: httpx2.Response) -> AsyncIterator[str]:
         rest = b""
         async for chunk in self._pieces(response):
             *lines, rest = (rest + chunk).split(b"\n")

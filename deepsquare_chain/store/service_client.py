@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-import httpx
+import httpx2
 from pydantic_core import from_json
 
 from deepsquare_chain.chain.rpc.transport import (
@@ -26,7 +26,7 @@ class Answer:
     """A response with its body, which has a size limit."""
 
     status: int
-    headers: httpx.Headers
+    headers: httpx2.Headers
     content: bytes
 
     @property
@@ -62,7 +62,7 @@ class ServiceClient:
         url: str,
         way: Transport | None = None,
         *,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.place = safe_url(url)
@@ -92,7 +92,7 @@ class ServiceClient:
                     if len(content) > self.max_answer:
                         raise self._nonsense("an answer without end")
                 return Answer(response.status_code, response.headers, bytes(content))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> EndpointError:

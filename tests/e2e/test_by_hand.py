@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account.messages import encode_defunct, encode_typed_data
 from eth_utils.address import to_checksum_address
@@ -154,7 +154,7 @@ class BrowserWallet:
 
     def _rpc(self, method: str, params: list[Any]) -> Any:
         call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return httpx.post(self._node, json=call, trust_env=False, timeout=30).json()
+        return httpx2.post(self._node, json=call, trust_env=False, timeout=30).json()
 
 
 FROM_BROWSER = """\
@@ -250,7 +250,7 @@ def test_the_devnet_tells_where_its_explorer_is(place: Path) -> None:
     told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
     assert told is not None
     listed = data(run(["job", "list", "--all", "-o", "json"], place))
-    with httpx.Client(base_url=told[1], trust_env=False, timeout=30) as web:
+    with httpx2.Client(base_url=told[1], trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 60
         while (status := web.get("/api/v1/status").json())["lag"]:
             assert time.monotonic() < deadline, status

@@ -18,7 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -101,7 +101,7 @@ def browsed(arguments: list[str], folder: Path) -> Outcome:
 
 def keep_pages(url: str, folder: Path) -> None:
     """What the explorer says once it has read everything."""
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as web:
+    with httpx2.Client(base_url=url, trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 60
         while not web.get("/api/v1/jobs", params={"limit": 1}).json()["items"]:
             assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -143,7 +143,7 @@ async def skew(daemon: DaemonProcess) -> float:
     url = re.findall(
         r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health is served")[1]
     )
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"{url[0]}/metrics")).text
     [line] = [each for each in text.splitlines() if "skew" in each and not each.startswith("#")]
     return float(line.split()[-1])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import httpx
+import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -65,7 +65,7 @@ def every_page(explorer: BusyExplorer) -> list[str]:
         by_status = {job.status: job.id for job in await scheduler.get_jobs(ids)}
         return [*by_status.values(), *ids[-9:]]
 
-    with httpx.Client(base_url=explorer.url, timeout=60, trust_env=False) as web:
+    with httpx2.Client(base_url=explorer.url, timeout=60, trust_env=False) as web:
         sent = re.findall(r'href="(/transactions/0x\w+)"', web.get("/transactions").text)
         block = re.findall(r'href="(/blocks/\d+)"', web.get("/blocks").text)
     return [
@@ -113,7 +113,7 @@ class Shot(NamedTuple):
 
 def shots(explorer: BusyExplorer) -> dict[str, Shot]:
     """The pictures in docs/images, by the name of their file."""
-    asked = httpx.get(
+    asked = httpx2.get(
         f"{explorer.url}/api/v1/jobs",
         params={"status": "FINISHED", "customer": explorer.bob},
         trust_env=False,
@@ -361,7 +361,7 @@ class TestWallet:
         if method == "eth_signTypedData_v4":
             params = [params[0], json.loads(params[1])]
         call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return httpx.post(self._node, json=call, trust_env=False).text
+        return httpx2.post(self._node, json=call, trust_env=False).text
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from deepsquare_chain.audit.verification import submit_blockscout, submit_sourcify, write_tree
@@ -29,13 +29,13 @@ def served(stub: Stub) -> Iterator[str]:
             size = int(self.headers.get("content-length", 0))
             url = f"http://127.0.0.1{self.path}"
             content = self.rfile.read(size)
-            request = httpx.Request(
+            request = httpx2.Request(
                 self.command, url, headers=dict(self.headers.items()), content=content
             )
             try:
                 response = stub(request)
             except AssertionError as error:
-                response = httpx.Response(400, json={"message": f"schema: {error}"})
+                response = httpx2.Response(400, json={"message": f"schema: {error}"})
             self.send_response(response.status_code)
             self.send_header("content-length", str(len(response.content)))
             self.end_headers()

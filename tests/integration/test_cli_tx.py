@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.cli import EXAMPLES, Outcome, devnet, run
@@ -66,7 +66,7 @@ class Halted:
 
     def rpc(self, method: str, *params: Any) -> Any:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return httpx.post(self.place.endpoint, json=body, timeout=20).json()["result"]
+        return httpx2.post(self.place.endpoint, json=body, timeout=20).json()["result"]
 
     def mine(self) -> None:
         self.rpc("evm_mine")

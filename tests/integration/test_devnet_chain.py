@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account import Account
 from eth_utils.address import to_checksum_address
@@ -72,7 +72,7 @@ def sign(nonce: int, *, sender: int = 0, **fields: Any) -> str:
 class Client:
     """Raw JSON-RPC and signed transactions against one node."""
 
-    def __init__(self, node: EmbeddedChain, http: httpx.AsyncClient) -> None:
+    def __init__(self, node: EmbeddedChain, http: httpx2.AsyncClient) -> None:
         self.node = node
         self.http = http
 
@@ -128,7 +128,7 @@ async def node() -> AsyncIterator[EmbeddedChain]:
 
 @pytest.fixture
 async def client(node: EmbeddedChain) -> AsyncIterator[Client]:
-    async with httpx.AsyncClient(base_url=node.url, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=node.url, timeout=30) as http:
         yield Client(node, http)
 
 
@@ -151,7 +151,7 @@ class TestIdentity:
     async def test_chain_id_is_chosen_and_signed_for(self) -> None:
         async with EmbeddedChain(chain_id=4242, block_time=None) as chain:
             assert await chain.rpc("eth_chainId") == hex(4242)
-            async with httpx.AsyncClient(base_url=chain.url) as http:
+            async with httpx2.AsyncClient(base_url=chain.url) as http:
                 client = Client(chain, http)
                 await client.send(0)
                 refusal = await client.refusal(
@@ -703,7 +703,7 @@ class TestTime:
         async with EmbeddedChain() as chain:
             tx_hash = None
             seen: dict[int, float] = {}
-            async with httpx.AsyncClient(base_url=chain.url) as http:
+            async with httpx2.AsyncClient(base_url=chain.url) as http:
                 client = Client(chain, http)
                 while len(seen) < 4:
                     block = await client.head()
@@ -737,7 +737,7 @@ class TestTime:
     async def test_calls_see_the_present_on_a_chain_that_waits(self) -> None:
         async with (
             EmbeddedChain(block_time=0) as chain,
-            httpx.AsyncClient(base_url=chain.url) as http,
+            httpx2.AsyncClient(base_url=chain.url) as http,
         ):
             client = Client(chain, http)
             tx_hash = await client.send(0, to=None, data=deploy_code(CLOCK))
@@ -757,7 +757,7 @@ class TestTime:
     async def test_instant_blocks(self) -> None:
         async with (
             EmbeddedChain(block_time=0) as chain,
-            httpx.AsyncClient(base_url=chain.url) as http,
+            httpx2.AsyncClient(base_url=chain.url) as http,
         ):
             client = Client(chain, http)
             for nonce in range(3):
@@ -901,8 +901,8 @@ class TestProcess:
             assert chain.pid != os.getpid()
             assert await chain.rpc("eth_chainId") == "0x63"
             url = chain.url
-        async with httpx.AsyncClient() as http:
-            with pytest.raises(httpx.ConnectError):
+        async with httpx2.AsyncClient() as http:
+            with pytest.raises(httpx2.ConnectError):
                 await http.post(url, json={})
 
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 import pytest
 from eth_utils.address import to_checksum_address
 
@@ -47,15 +47,15 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-async def http(recorder: Recorder) -> AsyncIterator[httpx.AsyncClient]:
+async def http(recorder: Recorder) -> AsyncIterator[httpx2.AsyncClient]:
     server = LoopbackServer(faucet_app(Faucet(recorder, recorder)))
     await server.start()
-    async with httpx.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url) as client:
         yield client
     await server.stop()
 
 
-async def test_pays_gas_and_credits(http: httpx.AsyncClient, recorder: Recorder) -> None:
+async def test_pays_gas_and_credits(http: httpx2.AsyncClient, recorder: Recorder) -> None:
     answer = await http.post("/", json={"address": SOMEBODY})
     assert answer.status_code == 200
     receiver = to_checksum_address(SOMEBODY)
@@ -70,7 +70,9 @@ async def test_pays_gas_and_credits(http: httpx.AsyncClient, recorder: Recorder)
     assert (mint.data, mint.label) == (receiver.encode(), f"mint {CREDIT_WEI}")
 
 
-async def test_pays_an_address_once_in_a_while(http: httpx.AsyncClient, recorder: Recorder) -> None:
+async def test_pays_an_address_once_in_a_while(
+    http: httpx2.AsyncClient, recorder: Recorder
+) -> None:
     answers = await asyncio.gather(*(http.post("/", json={"address": SOMEBODY}) for _ in range(3)))
     assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
     assert len(recorder.calls) == 2
@@ -81,7 +83,7 @@ async def test_pays_an_address_once_in_a_while(http: httpx.AsyncClient, recorder
 
 
 async def test_a_failure_is_told_and_may_be_repeated(
-    http: httpx.AsyncClient, recorder: Recorder
+    http: httpx2.AsyncClient, recorder: Recorder
 ) -> None:
     recorder.broken = True
     answer = await http.post("/", json={"address": SOMEBODY})
@@ -91,7 +93,7 @@ async def test_a_failure_is_told_and_may_be_repeated(
     assert (await http.post("/", json={"address": SOMEBODY})).status_code == 200
 
 
-async def test_refuses_what_is_no_request(http: httpx.AsyncClient, recorder: Recorder) -> None:
+async def test_refuses_what_is_no_request(http: httpx2.AsyncClient, recorder: Recorder) -> None:
     for body in (5, {}, {"address": 5}, {"address": "0x12"}, {"address": SOMEBODY[:-1] + "Z"}):
         assert (await http.post("/", json=body)).status_code == 400, body
     json_type = {"content-type": "application/json"}

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account.signers.local import LocalAccount
 
@@ -205,7 +205,7 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
         with pytest.raises(WrongAccountError, match="for a job alone"):
             await narrow.put_definition(made.to_bytes())
 
-        web = await stack.enter_async_context(httpx.AsyncClient(base_url=url, trust_env=False))
+        web = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))
 
         async def message(**changes: Any) -> SignInMessage:
             given = (await web.post("/v1/sign-in/nonce", json={})).json()
@@ -422,7 +422,7 @@ async def test_objects_in_s3_through_a_break_of_it(
         }.items():
             monkeypatch.setenv(name, value)
         s3 = f"http://127.0.0.1:{port}/grid"
-        web = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=30))
+        web = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=30))
         with pytest.raises(StoreError, match="object store"):
             async with served(grid, tmp_path / "none", objects="s3://grid/deep"):
                 pass  # there is no such bucket yet

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from deepsquare_chain.audit.reader import read_ledger
@@ -244,7 +244,7 @@ async def test_the_explorer_waits_for_its_endpoint(
         assert not running.done()
         proxy.calm()
         url = await pages.get()
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+        async with httpx2.AsyncClient(base_url=url, trust_env=False) as web:
             while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
                 await asyncio.sleep(0.05)
             assert (await web.get("/")).status_code == 200

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from structlog.testing import capture_logs
 
@@ -713,7 +713,7 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
         )
         await until(lambda: [each for each in logs if each["event"] == "health is served"])
         url = next(each["url"] for each in logs if each["event"] == "health is served")
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx2.AsyncClient(base_url=url) as client:
 
             async def ready() -> bool:
                 return (await client.get("/ready")).status_code == 200
@@ -722,7 +722,7 @@ async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
             metrics = (await client.get("/metrics")).text
             stop.set()
             await daemon
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(httpx2.TransportError):
                 await client.get("/live")
     assert 'deepsquare_queue_jobs{service="metascheduler"}' in metrics
     assert 'deepsquare_follower_lag_blocks{service="metascheduler"} 0.0' in metrics

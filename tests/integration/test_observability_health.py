@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
+import httpx2
 import pytest
 
 from deepsquare_chain.daemon import Daemon
@@ -22,7 +22,7 @@ async def test_pages_tell_health_and_figures() -> None:
     await server.start()
     url = server.url
     try:
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx2.AsyncClient(base_url=url) as client:
             assert (await client.get("/live")).status_code == 200
             assert (await client.get("/ready")).status_code == 503
             assert (await client.get("/status")).json() == {
@@ -41,8 +41,8 @@ async def test_pages_tell_health_and_figures() -> None:
     finally:
         await server.stop()
     await server.stop()
-    async with httpx.AsyncClient() as client:
-        with pytest.raises(httpx.ConnectError):
+    async with httpx2.AsyncClient() as client:
+        with pytest.raises(httpx2.ConnectError):
             await client.get(url + "/live")
 
 
@@ -54,7 +54,7 @@ async def test_port_in_use_and_foreign_hosts_are_refused() -> None:
     port = int(url.rsplit(":", 1)[1])
     with pytest.raises(UsageError, match=f"Port {port}"):
         await health_server(app, port=port).start()
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/metrics")).status_code == 404
     await server.stop()
     for host in ("0.0.0.0", "192.0.2.1", "::"):  # noqa: S104
@@ -73,7 +73,7 @@ async def test_daemon_serves_its_health_and_closes_it() -> None:
     daemon.on_close("health", server.stop)
     task = asyncio.create_task(daemon.run())
     await daemon.ready.wait()
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/ready")).status_code == 200
         assert "deepsquare_cycles_total" in (await client.get("/metrics")).text
         # A connection that is kept open does not hold up the end.

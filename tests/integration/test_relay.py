@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account.signers.local import LocalAccount
 
@@ -46,19 +46,19 @@ async def relay(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def web(relay: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=relay, trust_env=False, timeout=20) as client:
+async def web(relay: str) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=relay, trust_env=False, timeout=20) as client:
         yield client
 
 
-async def settled(web: httpx.AsyncClient, path: str) -> dict[str, Any]:
+async def settled(web: httpx2.AsyncClient, path: str) -> dict[str, Any]:
     """What the relay says of a request once it has ended."""
     while (found := (await web.get(path)).json())["state"] in {"queued", "sent"}:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return dict(found)
 
 
-async def taken(store: Store, web: httpx.AsyncClient) -> RecordedRequest:
+async def taken(store: Store, web: httpx2.AsyncClient) -> RecordedRequest:
     """A wallet's open request, as soon as the relay has taken it."""
     while True:
         for found in store.open_requests():
@@ -184,7 +184,7 @@ async def test_nothing_is_signed_after_a_no(grid: LiveGrid, relay: str, tmp_path
 # -- what the relay refuses
 
 
-async def refused(web: httpx.AsyncClient, signed: Any, status: int, code: str) -> dict[str, Any]:
+async def refused(web: httpx2.AsyncClient, signed: Any, status: int, code: str) -> dict[str, Any]:
     answer = await web.post("/v1/requests", json=signed.to_wire())
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     body: dict[str, Any] = answer.json()
@@ -194,7 +194,7 @@ async def refused(web: httpx.AsyncClient, signed: Any, status: int, code: str) -
 
 
 async def test_what_is_not_in_order_is_refused_by_name(
-    grid: LiveGrid, web: httpx.AsyncClient
+    grid: LiveGrid, web: httpx2.AsyncClient
 ) -> None:
     account, other = await coinless(grid), await coinless(grid)
     scheduler, credit = grid.contracts.scheduler, grid.contracts.credit
@@ -229,7 +229,7 @@ async def test_what_is_not_in_order_is_refused_by_name(
     assert await grid.w3.eth.get_transaction_count(grid.stranger.address) == before
 
 
-async def test_what_is_no_request_is_refused_by_name(web: httpx.AsyncClient) -> None:
+async def test_what_is_no_request_is_refused_by_name(web: httpx2.AsyncClient) -> None:
     async def status(**given: Any) -> int:
         answer = await web.post("/v1/requests", **given)
         assert answer.headers["content-type"] == "application/problem+json"
@@ -246,7 +246,7 @@ async def test_what_is_no_request_is_refused_by_name(web: httpx.AsyncClient) -> 
 
 
 async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
-    grid: LiveGrid, web: httpx.AsyncClient
+    grid: LiveGrid, web: httpx2.AsyncClient
 ) -> None:
     account = grid.customers[0]
     forwarder = grid.contracts.forwarder
@@ -275,7 +275,7 @@ async def test_limits_per_customer_and_per_hour(grid: LiveGrid, tmp_path: Path) 
     first, second = grid.customers
     async with (
         relay_on(grid, tmp_path, rules=RelayRules(per_customer=1, per_hour=2)) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         for account in (first, second):
             signed = await sign(grid, account, call)
@@ -298,7 +298,7 @@ async def test_a_poor_relay_says_so_and_goes_on_when_it_is_paid(
     signed = await sign(grid, grid.customers[0], call)
     async with (
         relay_on(grid, tmp_path, account=wallet) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         await refused(web, signed, 503, "relay-out-of-coin")
         async with RelayClient(url) as client:
@@ -326,7 +326,7 @@ async def test_a_bad_request_in_a_batch_harms_nobody_else(grid: LiveGrid, tmp_pa
         relay_on(grid, tmp_path / "relay", collect_seconds=1.5) as url,
         relayed(grid, url, good) as first,
         relayed(grid, url, bad, store=bad_store) as second,
-        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         failing = asyncio.create_task(submit_hello(second, tmp_path))
         serving = asyncio.create_task(submit_hello(first, tmp_path))
@@ -348,7 +348,7 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
     async with (
         relay_on(grid, tmp_path, collect_seconds=1.5) as url,
         relayed(grid, url, account, store=store) as wallet,
-        httpx.AsyncClient(base_url=url, trust_env=False) as web,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as web,
     ):
         sending = asyncio.create_task(wallet.send(call))
         recorded = await taken(store, web)
@@ -364,14 +364,14 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
 # -- relays that fail their customers
 
 
-class Between(httpx.AsyncBaseTransport):
+class Between(httpx2.AsyncBaseTransport):
     """Stands between a client and the relay; `spoil` decides about each request first."""
 
     def __init__(self, spoil: Any) -> None:
-        self._real = httpx.AsyncHTTPTransport()
+        self._real = httpx2.AsyncHTTPTransport()
         self._spoil = spoil
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         found = await self._spoil(request, self._real)
         return found or await self._real.handle_async_request(request)
 
@@ -383,12 +383,12 @@ async def test_a_lost_answer_is_asked_for_again(grid: LiveGrid, relay: str, tmp_
     account = await coinless(grid)
     posts = []
 
-    async def lose(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> None:
+    async def lose(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> None:
         if request.method == "POST":
             posts.append(request.content)
             if len(posts) == 1:
                 await (await real.handle_async_request(request)).aread()
-                raise httpx.ReadError("the answer is lost")
+                raise httpx2.ReadError("the answer is lost")
 
     async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
         await submit_hello(wallet, tmp_path)
@@ -402,9 +402,9 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     account = await coinless(grid)
     store = grid.store(account)
 
-    async def down(request: httpx.Request, _: Any) -> None:
+    async def down(request: httpx2.Request, _: Any) -> None:
         if request.method == "POST":
-            raise httpx.ConnectError("gone")
+            raise httpx2.ConnectError("gone")
 
     transport = Between(down)
     async with relayed(
@@ -447,12 +447,12 @@ async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> 
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("lie")])])
     store = grid.store(account)
 
-    async def lie(request: httpx.Request, _: Any) -> httpx.Response | None:
+    async def lie(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         if request.url.path == "/v1/relay":
             return None
         name = store.open_requests()[0].digest
         body = {"digest": name, "state": "executed", "transaction": "0x" + "11" * 32}
-        return httpx.Response(200, json=body)
+        return httpx2.Response(200, json=body)
 
     async with relayed(grid, relay, account, store=store, transport=Between(lie)) as wallet:
         with pytest.raises(WaitTimeoutError, match="this endpoint does not know it"):
@@ -480,11 +480,11 @@ async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("again")])])
 
-    async def no(request: httpx.Request, _: Any) -> httpx.Response | None:
+    async def no(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         if request.method != "POST":
             return None
         problem = {"detail": "no \x1b[31mtoday", "code": "whim", "status": 403}
-        return httpx.Response(403, json=problem)
+        return httpx2.Response(403, json=problem)
 
     async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
         with pytest.raises(RelayRefusedError, match=r"no .*today") as told:
@@ -516,8 +516,8 @@ async def test_an_expired_request_is_said_to_have_no_effect(grid: LiveGrid, rela
     assert store.recent_requests()[0].state is RequestState.EXPIRED
 
 
-def problem(status: int, words: str) -> httpx.Response:
-    return httpx.Response(status, json={"status": status, "code": "elsewhere", "detail": words})
+def problem(status: int, words: str) -> httpx2.Response:
+    return httpx2.Response(status, json={"status": status, "code": "elsewhere", "detail": words})
 
 
 @pytest.mark.parametrize("status", [404, 429, 500])
@@ -528,7 +528,7 @@ async def test_a_question_that_is_refused_says_nothing_of_the_request(
     monkeypatch.setattr("deepsquare_chain.client.gasless._ASK_EVERY", 0.0)
     account, asked = await coinless(grid), []
 
-    async def refuse(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> Any:
+    async def refuse(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
         if request.method == "GET" and request.url.path != "/v1/relay":
             asked.append(request)
             return problem(status, "not now")
@@ -550,12 +550,12 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
     """The relay has the request, and a gateway answers the second hand-over in its place."""
     account, posts = await coinless(grid), []
 
-    async def lose(request: httpx.Request, real: httpx.AsyncHTTPTransport) -> Any:
+    async def lose(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
         if request.method != "POST":
             return None
         posts.append(request)
         if len(posts) == 1:
-            raise httpx.ReadError("the answer is lost")
+            raise httpx2.ReadError("the answer is lost")
         return problem(429, "too many requests") if len(posts) < 4 else None
 
     async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
@@ -570,7 +570,7 @@ async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
     account = await coinless(grid)
     store = grid.store(account)
 
-    async def no(request: httpx.Request, _: Any) -> httpx.Response | None:
+    async def no(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         return problem(403, "no") if request.method == "POST" else None
 
     async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
@@ -666,10 +666,10 @@ async def test_a_used_nonce_without_its_event_is_no_expiry(
 
 
 async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:
-    async def page(_: httpx.Request, __: Any) -> httpx.Response:
-        return httpx.Response(200, text="<html>" + "x" * 100_000)
+    async def page(_: httpx2.Request, __: Any) -> httpx2.Response:
+        return httpx2.Response(200, text="<html>" + "x" * 100_000)
 
-    async def other_grid(_: httpx.Request, __: Any) -> httpx.Response:
+    async def other_grid(_: httpx2.Request, __: Any) -> httpx2.Response:
         terms_of = {
             "chain_id": 1,
             "forwarder": "0x" + "11" * 20,
@@ -683,7 +683,7 @@ async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:
             "requests_per_hour": 1,
             "requests_per_customer_per_hour": 1,
         }
-        return httpx.Response(200, json=terms_of)
+        return httpx2.Response(200, json=terms_of)
 
     call = grid.contracts.scheduler.cancel([1])
     for spoil, words in ((page, "is no relay"), (other_grid, "serves another grid")):

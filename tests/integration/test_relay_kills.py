@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from deepsquare_chain.chain.bindings.events import JobSubmitted
@@ -56,7 +56,7 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
         (recorded,) = (
             each for each in wallet.store.recent_requests() if each.call.data == call.data
         )
-        async with httpx.AsyncClient(base_url=relay.url, trust_env=False, timeout=30) as web:
+        async with httpx2.AsyncClient(base_url=relay.url, trust_env=False, timeout=30) as web:
             while True:
                 answer = await web.post("/v1/requests", json=recorded.signed.to_wire())
                 if answer.json()["state"] == "executed":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from web3.types import Wei
 
@@ -46,8 +46,8 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]
 
 
 @pytest.fixture(scope="module")
-def web(explorer: BusyExplorer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=explorer.url, timeout=60, trust_env=False) as client:
+def web(explorer: BusyExplorer) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=explorer.url, timeout=60, trust_env=False) as client:
         yield client
 
 
@@ -70,7 +70,7 @@ class Tags(HTMLParser):
         return {str(found["href"]) for tag, found in self.tags if tag == "a" and "href" in found}
 
 
-def crawl(web: httpx.Client) -> dict[str, Tags]:
+def crawl(web: httpx2.Client) -> dict[str, Tags]:
     """Every page that a link leads to, some of each kind."""
     seen: dict[str, Tags] = {}
     kinds: dict[str, int] = {}
@@ -90,7 +90,7 @@ def crawl(web: httpx.Client) -> dict[str, Tags]:
 
 
 @pytest.fixture(scope="module")
-def pages(web: httpx.Client) -> dict[str, Tags]:
+def pages(web: httpx2.Client) -> dict[str, Tags]:
     return crawl(web)
 
 
@@ -132,7 +132,7 @@ def test_nothing_comes_from_elsewhere(pages: dict[str, Tags]) -> None:
                     assert "noopener" in str(attributes.get("rel"))
 
 
-def test_headers_keep_pages_safe(web: httpx.Client) -> None:
+def test_headers_keep_pages_safe(web: httpx2.Client) -> None:
     for path in ("/", "/nope", "/static/style.css", "/wallet/grid", "/healthz"):
         answer = web.get(path)
         for name, value in HEADERS.items():
@@ -140,7 +140,7 @@ def test_headers_keep_pages_safe(web: httpx.Client) -> None:
         assert "set-cookie" not in answer.headers
 
 
-def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
+def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
     assert web.get("/", headers={"Host": "evil.example"}).status_code == 400
     assert web.get("/", headers={"Host": "localhost"}).status_code == 200
 
@@ -176,7 +176,7 @@ def test_only_its_own_names_are_answered(web: httpx.Client) -> None:
     ],
 )
 def test_mistakes_are_answered_with_help(
-    web: httpx.Client, path: str, status: int, words: str
+    web: httpx2.Client, path: str, status: int, words: str
 ) -> None:
     answer = web.get(path)
     assert answer.status_code == status
@@ -185,7 +185,7 @@ def test_mistakes_are_answered_with_help(
     assert "<script>alert" not in answer.text
 
 
-def test_home_shows_the_grid(web: httpx.Client) -> None:
+def test_home_shows_the_grid(web: httpx2.Client) -> None:
     text = web.get("/").text
     for words in ("Live jobs by status", "Utilisation by provider", "Credits in escrow"):
         assert words in text
@@ -205,7 +205,7 @@ def job_of(explorer: BusyExplorer, status: JobStatus) -> int:
 
 @pytest.mark.parametrize("status", [each for each in JobStatus if each], ids=lambda s: s.name)
 def test_a_job_of_every_status_has_its_page(
-    explorer: BusyExplorer, web: httpx.Client, status: JobStatus
+    explorer: BusyExplorer, web: httpx2.Client, status: JobStatus
 ) -> None:
     number = job_of(explorer, status)
     text = web.get(f"/jobs/{number}").text
@@ -229,7 +229,7 @@ def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
     return explorer.run(find())
 
 
-def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.Client) -> None:
     found = paid_while_running(explorer)
     ended, running = found[JobStatus.FINISHED], found[JobStatus.RUNNING]
     for number in (ended, running):
@@ -255,7 +255,7 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx.C
 
 
 def test_a_signed_request_shows_its_signer_and_its_call(
-    explorer: BusyExplorer, web: httpx.Client
+    explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
     found = web.get("/api/v1/transactions", params={"signer": explorer.bob}).json()["items"]
     [row] = found
@@ -277,7 +277,7 @@ def test_a_signed_request_shows_its_signer_and_its_call(
     assert (body["customer"], body["name"]) == (explorer.bob, "signed request")
 
 
-def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx2.Client) -> None:
     for number, account in enumerate(explorer.grid.providers, start=1):
         load = explorer.run(explorer.grid.contracts.scheduler.load_of(number))
         body = web.get(f"/api/v1/providers/{number}").json()["row"]
@@ -286,7 +286,7 @@ def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx.Cli
         assert f"{load.cpus} of {offer}" in web.get(f"/providers/{account.address}").text
 
 
-def test_the_forwarder_is_one_of_the_contracts(web: httpx.Client) -> None:
+def test_the_forwarder_is_one_of_the_contracts(web: httpx2.Client) -> None:
     assert "ERC2771Forwarder" in web.get("/contracts").text
     text = web.get("/contracts/ERC2771Forwarder").text
     assert "same code as this package" in text
@@ -294,7 +294,7 @@ def test_the_forwarder_is_one_of_the_contracts(web: httpx.Client) -> None:
     assert "DeepSquare" in answer
 
 
-def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx2.Client) -> None:
     number = job_of(explorer, JobStatus.FINISHED)
     answer = web.get(f"/jobs/{number}/invoice")
     assert f"Invoice for job {number}" in answer.text
@@ -304,7 +304,7 @@ def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx.Client) 
     assert (answer.status_code, "has not ended" in answer.text) == (400, True)
 
 
-def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx.Client) -> None:
+def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx2.Client) -> None:
     found = web.post("/wallet/quote", json={**FORM, "credits": "900"}).json()
     assert found["problems"] == []
     assert "could run it; the whole time limit costs" in found["verdict"]
@@ -323,7 +323,7 @@ def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx.
     assert "timeLimit" in schema["properties"]
 
 
-def test_pages_are_compressed_and_can_be_gone_back_to(web: httpx.Client) -> None:
+def test_pages_are_compressed_and_can_be_gone_back_to(web: httpx2.Client) -> None:
     for path in ("/", "/jobs", "/submit", "/static/style.css"):
         answer = web.get(path, headers={"Accept-Encoding": "gzip"})
         assert answer.headers["content-encoding"] == "gzip", path
@@ -332,14 +332,14 @@ def test_pages_are_compressed_and_can_be_gone_back_to(web: httpx.Client) -> None
         assert "content-encoding" not in stream.headers
 
 
-def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx2.Client) -> None:
     ids = explorer.run(explorer.busy.submit(1, uses="gpu.model=b200"))
     wait_for_page(web, f"/jobs/{ids[0]}")
     text = web.get(f"/jobs/{ids[0]}").text
     assert "gpu.model=b200: has no such label" in text
 
 
-def wait_for_page(web: httpx.Client, path: str) -> None:
+def wait_for_page(web: httpx2.Client, path: str) -> None:
     wait_until(lambda: web.get(path).status_code == 200)
 
 
@@ -350,7 +350,7 @@ def wait_until(done: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx2.Client) -> None:
     answer = web.get(f"/accounts/{explorer.alice}/statement.csv")
     assert answer.headers["content-type"].startswith("text/csv")
     assert "attachment" in answer.headers["content-disposition"]
@@ -366,14 +366,14 @@ def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx.Cl
     ).text.replace("\u2009", "")
 
 
-def test_audit_adds_up(web: httpx.Client) -> None:
+def test_audit_adds_up(web: httpx2.Client) -> None:
     text = web.get("/audit").text
     assert "Every credit is accounted for" in text
     requests = re.findall(r"curl -H .*? -d", text)
     assert len(requests) == 2
 
 
-def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx2.Client) -> None:
     """Page, API and `audit exceptions` tell the same, each in its own form."""
     report = explorer.run(audit_grid(explorer.grid.contracts))
     told: list[dict[str, Any]] = []
@@ -401,7 +401,7 @@ def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx.Cl
         assert words in Tags(web.get("/audit", params={"of": kind}).text).text
 
 
-def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx.Client) -> None:
+def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx2.Client) -> None:
     both = {
         row["at"]["tx_hash"]: row
         for row in web.get("/api/v1/exceptions?kind=administration&limit=200").json()["items"]
@@ -414,7 +414,7 @@ def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx.Client) 
         assert tx_hash in folded
 
 
-def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: httpx2.Client) -> None:
     def ids(**query: object) -> list[int]:
         text = web.get("/jobs", params={key: str(value) for key, value in query.items()}).text
         return [int(each) for each in re.findall(r'<tr data-row="(\d+)"', text)]
@@ -438,14 +438,14 @@ def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: htt
     assert "/transactions?page=2" in web.get("/transactions").text
 
 
-def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx2.Client) -> None:
     text = Tags(web.get("/audit").text).text
     for request in re.findall(r"-d '(\{.*?\})' \$", text):
-        answer = httpx.post(explorer.node_url, json=json.loads(request), trust_env=False).json()
+        answer = httpx2.post(explorer.node_url, json=json.loads(request), trust_env=False).json()
         assert int(answer["result"], 16) > 0
 
 
-def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx2.Client) -> None:
     grid = explorer.grid
     call = grid.contracts.scheduler.cancel([1])
 
@@ -476,7 +476,7 @@ def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx.Clie
 
 
 def test_blocks_and_transactions_without_events_are_the_nodes(
-    explorer: BusyExplorer, web: httpx.Client
+    explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
     """A person who has a number or a hash of the chain finds the thing, whoever made it."""
     grid = explorer.grid
@@ -507,7 +507,7 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
     assert "Nothing happened on this grid" in web.get("/blocks/0").text
 
 
-def test_read_functions_answer(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_read_functions_answer(explorer: BusyExplorer, web: httpx2.Client) -> None:
     held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
     page = Tags(
         web.get("/contracts/Credit", params={"call": "balanceOf", "a0": explorer.alice}).text
@@ -522,14 +522,14 @@ def test_read_functions_answer(explorer: BusyExplorer, web: httpx.Client) -> Non
     assert "same code as this package" in web.get("/contracts").text
 
 
-def test_search_leads_to_the_one_thing(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_search_leads_to_the_one_thing(explorer: BusyExplorer, web: httpx2.Client) -> None:
     answer = web.get("/search", params={"q": explorer.alice})
     assert (answer.status_code, answer.headers["location"]) == (303, f"/accounts/{explorer.alice}")
     assert "Nothing found" in web.get("/search", params={"q": "zzz"}).text
     assert "&lt;script&gt;zz" in web.get("/search", params={"q": "<script>zz"}).text
 
 
-def test_health_and_figures(web: httpx.Client) -> None:
+def test_health_and_figures(web: httpx2.Client) -> None:
     assert web.get("/healthz").json() == {"live": True, "ready": True}
     assert "index_block" in web.get("/metrics").text
 
@@ -537,7 +537,7 @@ def test_health_and_figures(web: httpx.Client) -> None:
 # -- the wallet's side
 
 
-def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: httpx2.Client) -> None:
     """A customer with an allowance gets the call at once, and the definition is kept."""
     plan = web.post("/wallet/submit", json={**FORM, "account": explorer.alice}).json()
     assert plan["permit"] is plan["approval"] is None
@@ -551,7 +551,7 @@ def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: http
 
 
 def test_without_allowance_a_permit_or_an_approval_comes_first(
-    explorer: BusyExplorer, web: httpx.Client
+    explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
     grid = explorer.grid
 
@@ -591,14 +591,14 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
     ],
 )
 def test_what_cant_be_submitted_is_told(
-    explorer: BusyExplorer, web: httpx.Client, change: dict[str, Any], status: int, words: str
+    explorer: BusyExplorer, web: httpx2.Client, change: dict[str, Any], status: int, words: str
 ) -> None:
     answer = web.post("/wallet/submit", json={**FORM, "account": explorer.alice, **change})
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
 
 
-def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2.Client) -> None:
     ended = job_of(explorer, JobStatus.FINISHED)
     file = web.post("/wallet/quote", json=FORM).json()["file"]
     asked = {"mode": "file", "account": explorer.alice, "way": "permit"}
@@ -611,7 +611,7 @@ def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx.
 
 
 def test_a_false_permit_is_refused_before_anybody_pays(
-    explorer: BusyExplorer, web: httpx.Client
+    explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
     body = {
         "value": str(3 * CREDIT // 2),
@@ -624,7 +624,7 @@ def test_a_false_permit_is_refused_before_anybody_pays(
     assert answer.json()["detail"]
 
 
-def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx2.Client) -> None:
     number = job_of(explorer, JobStatus.RUNNING)
     asked = {"job": number, "account": explorer.grid.stranger.address}
     answer = web.post("/wallet/cancel", json=asked)
@@ -642,13 +642,13 @@ def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx.Client
         (JSON, 400),
     ],
 )
-def test_only_own_pages_may_post(web: httpx.Client, headers: dict[str, str], status: int) -> None:
+def test_only_own_pages_may_post(web: httpx2.Client, headers: dict[str, str], status: int) -> None:
     answer = web.post("/wallet/cancel", content=b"[]", headers=headers)
     assert answer.status_code == status
     assert web.get("/wallet/cancel").status_code == 405
 
 
-def test_bodies_have_an_end(web: httpx.Client) -> None:
+def test_bodies_have_an_end(web: httpx2.Client) -> None:
     answer = web.post("/wallet/submit", content=b'"' + b"x" * 200_000 + b'"', headers=JSON)
     assert answer.status_code == 413
 
@@ -656,7 +656,7 @@ def test_bodies_have_an_end(web: httpx.Client) -> None:
 # -- live
 
 
-def test_the_stream_tells_of_changes(explorer: BusyExplorer, web: httpx.Client) -> None:
+def test_the_stream_tells_of_changes(explorer: BusyExplorer, web: httpx2.Client) -> None:
     change = int(re.search(r'data-change="(\d+)"', web.get("/").text)[1])  # type: ignore[index]
     with web.stream("GET", "/live", params={"since": change}) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -670,7 +670,7 @@ def test_the_stream_tells_of_changes(explorer: BusyExplorer, web: httpx.Client) 
     assert "event: change" in told
 
 
-def test_an_unknown_past_means_read_everything(web: httpx.Client) -> None:
+def test_an_unknown_past_means_read_everything(web: httpx2.Client) -> None:
     with web.stream("GET", "/live", params={"since": 10**15}) as stream:
         for part in stream.iter_text():
             if "data:" in part:

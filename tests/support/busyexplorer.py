@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.bindings.calls import Call
@@ -107,7 +107,7 @@ async def _opened(
         )
         async with asyncio.timeout(120):
             url = await pages.get()
-            async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
+            async with httpx2.AsyncClient(base_url=url, trust_env=False) as web:
                 while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
                     await asyncio.sleep(0.05)
         yield BusyExplorer(url, node.url, grid, busy, store.path, loop)

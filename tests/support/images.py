@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 _PROGRAMS = (
     "sh", "ash", "cat", "echo", "env", "id", "ls", "mkdir", "pwd", "sleep", "touch", "tr", "true", "wc",
@@ -107,10 +107,10 @@ class Image:
         self, registry: str, name: str, tag: str, login: tuple[str, str] | None = None
     ) -> None:
         """Upload the image to a registry."""
-        with httpx.Client(
+        with httpx2.Client(
             base_url=f"https://{registry}/v2/{name}/",
             auth=login,
-            verify=False,  # noqa: S501 - self-signed certificate
+            verify=False,
         ) as client:
             for data in (self.config, self.layer):
                 location = client.post("blobs/uploads/").raise_for_status().headers["location"]

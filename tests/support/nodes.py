@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 from deepsquare_chain.chain.deploying import check_rules
 from deepsquare_chain.chain.rpc.connection import connected
@@ -157,7 +157,7 @@ class EthereumJS(ProgramNode):
         zero = "0x" + "00" * 32
         head = (await self.rpc("eth_getBlockByNumber", "latest", False))["hash"]
         timestamp = int(time.time())
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
 
             async def engine(method: str, *params: Any) -> Any:
                 body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}

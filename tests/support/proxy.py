@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-import httpx
+import httpx2
 from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
@@ -284,7 +284,7 @@ class Proxy:
         self._dice = random.Random(seed)
         self._rule = replacement_rule
         self._pool: dict[tuple[str, int], tuple[str, int, int]] = {}
-        self._client = httpx.AsyncClient(timeout=30, trust_env=False)
+        self._client = httpx2.AsyncClient(timeout=30, trust_env=False)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
@@ -57,7 +57,7 @@ async def relayed(
     confirm: Confirm | None = None,
     store: Store | None = None,
     timeout: float = 60.0,
-    transport: httpx.AsyncBaseTransport | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
     contracts: Contracts | None = None,
 ) -> AsyncIterator[GaslessWallet]:
     """Provide a wallet that sends through the relay at a URL.

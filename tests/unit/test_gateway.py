@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -94,7 +94,7 @@ class World:
             contracts, self.access, records, self.objects, rules=limits, metrics=Metrics("gateway")
         )
         app = gateway_app(self.service, lambda: Health(live=True, ready=True, details={}))
-        self.transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         self.clients: list[GatewayClient] = []
 
     async def _nothing(self, _address: str) -> bytes:
@@ -259,7 +259,7 @@ def message(world: World, account: LocalAccount = ALICE, **changes: Any) -> Sign
 
 async def sign_in(world: World, made: SignInMessage, signer: LocalAccount = ALICE) -> Any:
     """The answer to a sign-in."""
-    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
         body = {"message": made.text(), "signature": "0x" + made.sign(signer).hex()}
         answer = await web.post("/v1/sign-in", json=body)
         return answer.status_code, answer.json()
@@ -316,7 +316,7 @@ async def test_a_token_expires_and_the_client_signs_in_again(world: World) -> No
     assert client._token != old
     for token in ("", "nonsense", old):
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+        async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
             answer = await web.get("/v1/jobs/7/definition", headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (401, "signed-out")
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -327,16 +327,16 @@ async def test_a_gateway_does_not_choose_what_is_signed(world: World, field: str
     """A gateway that answers with more than a nonce or a time gets no signature."""
     signed: list[str] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path.endswith("nonce"):
             body = world.access.challenge()
             body[field] += "\nResources:\n- https://elsewhere.test"
-            return httpx.Response(200, json=body)
+            return httpx2.Response(200, json=body)
         signed.append(request.url.path)
-        return httpx.Response(500)
+        return httpx2.Response(500)
 
     client = GatewayClient(
-        URL, ALICE, chain_id=CHAIN, contract=CONTRACT, transport=httpx.MockTransport(answer)
+        URL, ALICE, chain_id=CHAIN, contract=CONTRACT, transport=httpx2.MockTransport(answer)
     )
     with pytest.raises(EndpointError, match="no gateway that works"):
         await client.definition(7, JOB.definition)
@@ -384,14 +384,14 @@ async def test_a_lost_or_altered_definition_is_told_from_a_gateway_that_is_down(
 
 
 async def test_a_gateway_that_lies_is_found_out() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path.startswith("/v1/sign-in"):
             times = {"issued_at": rfc3339(1), "expiration_time": rfc3339(2)}
-            return httpx.Response(200, json={"nonce": "a" * 20, "token": "t", **times})
-        return httpx.Response(200, content=b"something else")
+            return httpx2.Response(200, json={"nonce": "a" * 20, "token": "t", **times})
+        return httpx2.Response(200, content=b"something else")
 
     client = GatewayClient(
-        URL, HOST, chain_id=CHAIN, contract=CONTRACT, transport=httpx.MockTransport(answer)
+        URL, HOST, chain_id=CHAIN, contract=CONTRACT, transport=httpx2.MockTransport(answer)
     )
     with pytest.raises(DefinitionMismatch):
         await client.definition(7, JOB.definition)
@@ -512,7 +512,7 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
             await world.client(ALICE).put_definition(DATA)
             host = world.client(HOST)
             headers = {"Upload-Offset": "0", **await host._authorisation()}
-            async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+            async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
                 request = web.build_request("PATCH", URL, headers=headers, content=b"x")
                 raw = f"/v1/jobs/7/files/{path}".encode()
                 request.url = request.url.copy_with(raw_path=raw)
@@ -538,7 +538,7 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
 )
 async def test_paths_that_are_none_find_nothing(world: World, path: str) -> None:
     headers = await world.client(ALICE)._authorisation()
-    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
         answer = await web.get(path, headers=headers)
     assert answer.status_code in {403, 404, 405}
 
@@ -556,7 +556,7 @@ async def test_paths_that_are_none_find_nothing(world: World, path: str) -> None
 async def test_headers_that_are_none_are_refused(world: World, headers: dict[str, str]) -> None:
     host = world.client(HOST)
     given = {key: text.encode() for key, text in (headers | await host._authorisation()).items()}
-    async with httpx.AsyncClient(transport=world.transport, base_url=URL) as web:
+    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
         answer = await web.patch("/v1/jobs/7/files/log", headers=given, content=b"x")
     assert answer.status_code == 400
 

@@ -6,7 +6,7 @@ import dataclasses
 import io
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account import Account
 
@@ -204,28 +204,28 @@ def test_nothing_is_signed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the customer's side of the wire
 
 
-async def asked(answer: httpx.Response | Exception) -> Any:
-    def handle(_: httpx.Request) -> httpx.Response:
+async def asked(answer: httpx2.Response | Exception) -> Any:
+    def handle(_: httpx2.Request) -> httpx2.Response:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    transport = httpx.MockTransport(handle)
+    transport = httpx2.MockTransport(handle)
     async with RelayClient("http://user:secret@relay.test/x", transport=transport) as client:
         return await client.hand_over(signed(b"\1"), "0xaa")
 
 
 async def test_answers_of_relays_are_checked() -> None:
     good = {"digest": "0xaa", "state": "sent", "transaction": "0x\x1b1", "detail": None}
-    found = await asked(httpx.Response(202, json=good))
+    found = await asked(httpx2.Response(202, json=good))
     assert (found.state, found.transaction) == ("sent", "0x\\x1b1")
     for wrong in (
-        httpx.Response(200, json={**good, "digest": "0xbb"}),
-        httpx.Response(200, json=[1]),
-        httpx.Response(200, text="no JSON"),
-        httpx.Response(302, headers={"location": "http://elsewhere.test"}),
-        httpx.Response(500, text="oops"),
-        httpx.Response(200, content=b" " * 100_000),
+        httpx2.Response(200, json={**good, "digest": "0xbb"}),
+        httpx2.Response(200, json=[1]),
+        httpx2.Response(200, text="no JSON"),
+        httpx2.Response(302, headers={"location": "http://elsewhere.test"}),
+        httpx2.Response(500, text="oops"),
+        httpx2.Response(200, content=b" " * 100_000),
     ):
         with pytest.raises(EndpointError, match="no relay that works"):
             await asked(wrong)
@@ -233,9 +233,9 @@ async def test_answers_of_relays_are_checked() -> None:
 
 async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
     for error, why in (
-        (httpx.ConnectError("x"), "no connection"),
-        (httpx.ReadTimeout("x"), "no answer in time"),
-        (httpx.RemoteProtocolError("x"), "RemoteProtocolError"),
+        (httpx2.ConnectError("x"), "no connection"),
+        (httpx2.ReadTimeout("x"), "no answer in time"),
+        (httpx2.RemoteProtocolError("x"), "RemoteProtocolError"),
     ):
         with pytest.raises(EndpointError, match=why) as told:
             await asked(error)
@@ -246,11 +246,11 @@ async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
 async def test_a_refusal_keeps_code_nonce_and_words() -> None:
     problem = {"detail": "no", "hint": "sign again", "code": "nonce", "next_nonce": 4}
     with pytest.raises(RelayRefusedError) as told:
-        await asked(httpx.Response(409, json=problem))
+        await asked(httpx2.Response(409, json=problem))
     assert (told.value.code, told.value.next_nonce, told.value.temporary) == ("nonce", 4, False)
     assert told.value.hint == "sign again"
     with pytest.raises(RelayRefusedError) as told:
-        await asked(httpx.Response(503, json={"detail": "later", "next_nonce": -1, "code": 7}))
+        await asked(httpx2.Response(503, json={"detail": "later", "next_nonce": -1, "code": 7}))
     assert (told.value.code, told.value.next_nonce, told.value.temporary) == ("", None, True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct
@@ -46,22 +46,22 @@ def reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """A reference signer, reached without a socket, and the URL that the setting has."""
     signer = ReferenceSigner(OWN, clef=bool(request.param))
 
-    def client(**_: Any) -> httpx.Client:
-        def handle(asked: httpx.Request) -> httpx.Response:
-            return httpx.Response(200, json=signer.answer(json.loads(asked.content)))
+    def client(**_: Any) -> httpx2.Client:
+        def handle(asked: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, json=signer.answer(json.loads(asked.content)))
 
-        return httpx.Client(transport=httpx.MockTransport(handle))
+        return httpx2.Client(transport=httpx2.MockTransport(handle))
 
-    real = httpx.Client
-    monkeypatch.setattr(signers.httpx, "Client", lambda **_: real(transport=_transport(signer)))
+    real = httpx2.Client
+    monkeypatch.setattr(signers.httpx2, "Client", lambda **_: real(transport=_transport(signer)))
     return signer, f"{request.param}http://127.0.0.1:1"
 
 
-def _transport(signer: ReferenceSigner) -> httpx.MockTransport:
-    def handle(asked: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=signer.answer(json.loads(asked.content)))
+def _transport(signer: ReferenceSigner) -> httpx2.MockTransport:
+    def handle(asked: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=signer.answer(json.loads(asked.content)))
 
-    return httpx.MockTransport(handle)
+    return httpx2.MockTransport(handle)
 
 
 def test_signatures_are_those_of_the_key(reference: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_signer_of_several_accounts_needs_a_name(reference: Any) -> None:
 def test_a_refusal_of_the_signer_is_told() -> None:
     signer = ReferenceSigner(OWN, clef=True)
     with pytest.MonkeyPatch.context() as patch:
-        real = httpx.Client
-        patch.setattr(signers.httpx, "Client", lambda **_: real(transport=_transport(signer)))
+        real = httpx2.Client
+        patch.setattr(signers.httpx2, "Client", lambda **_: real(transport=_transport(signer)))
         with pytest.raises(NotAuthorisedError, match="no method eth_accounts"):
             ExternalSigner("http://127.0.0.1:1")

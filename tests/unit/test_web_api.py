@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import jsonschema
 import pytest
 from hypothesis import example, given, settings
@@ -60,15 +60,15 @@ def own(grid: RecordedGrid) -> Iterator[Indexed]:
     found.close()
 
 
-def client(index: Any, **options: Any) -> httpx.AsyncClient:
+def client(index: Any, **options: Any) -> httpx2.AsyncClient:
     """A client of the API of an index, without a limit unless the test wants one."""
     app = Starlette(routes=api_routes(index, **{"rate": 0, **options}))
-    transport = httpx.ASGITransport(app=app)
-    return httpx.AsyncClient(transport=transport, base_url=f"http://explorer{PREFIX}")
+    transport = httpx2.ASGITransport(app=app)
+    return httpx2.AsyncClient(transport=transport, base_url=f"http://explorer{PREFIX}")
 
 
 @pytest.fixture
-async def ask(whole: Indexed) -> AsyncIterator[httpx.AsyncClient]:
+async def ask(whole: Indexed) -> AsyncIterator[httpx2.AsyncClient]:
     async with client(whole.index) as found:
         yield found
 
@@ -80,7 +80,7 @@ def test_the_document_is_valid_openapi() -> None:
     OpenAPIV31SpecValidator(document()).validate()
 
 
-async def test_the_document_is_served(ask: httpx.AsyncClient) -> None:
+async def test_the_document_is_served(ask: httpx2.AsyncClient) -> None:
     answer = await ask.get("/openapi.json")
     assert answer.json() == json.loads(json.dumps(document()))
     assert (await ask.get(f"http://explorer{PREFIX}")).json() == answer.json()
@@ -113,7 +113,7 @@ def examples(index: Index) -> dict[str, list[str]]:
 
 
 async def test_every_answer_is_what_the_document_says(
-    whole: Indexed, ask: httpx.AsyncClient
+    whole: Indexed, ask: httpx2.AsyncClient
 ) -> None:
     described = document()
     for path, asked in examples(whole.index).items():
@@ -128,7 +128,7 @@ async def test_every_answer_is_what_the_document_says(
 
 
 async def test_amounts_are_texts_with_their_decimals(
-    whole: Indexed, ask: httpx.AsyncClient
+    whole: Indexed, ask: httpx2.AsyncClient
 ) -> None:
     rows = whole.index.jobs(limit=200).items
     job = next(row for row in rows if row.paid and row.retry_of is None)
@@ -151,7 +151,9 @@ LISTS = sorted(
 
 
 @pytest.mark.parametrize("path", LISTS)
-async def test_pages_show_every_row_once(whole: Indexed, ask: httpx.AsyncClient, path: str) -> None:
+async def test_pages_show_every_row_once(
+    whole: Indexed, ask: httpx2.AsyncClient, path: str
+) -> None:
     asked = max(examples(whole.index)[path], key=len).partition("?")[0]
     everything = (await ask.get(asked, params={"limit": 200})).json()["items"]
     found: list[Any] = []
@@ -183,7 +185,7 @@ async def test_new_rows_and_vanished_ones_leave_cursors_valid(own: Indexed) -> N
         ]
 
 
-async def test_a_cursor_of_another_list_is_refused(ask: httpx.AsyncClient) -> None:
+async def test_a_cursor_of_another_list_is_refused(ask: httpx2.AsyncClient) -> None:
     cursor = (await ask.get("/jobs", params={"limit": 1})).json()["next"]
     answer = await ask.get("/transitions", params={"cursor": cursor})
     assert answer.status_code == 400
@@ -241,7 +243,7 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
     ],
 )
 async def test_errors_are_problems(
-    ask: httpx.AsyncClient, path: str, status: int, words: str
+    ask: httpx2.AsyncClient, path: str, status: int, words: str
 ) -> None:
     answer = await ask.get(path)
     body = answer.json()
@@ -252,7 +254,7 @@ async def test_errors_are_problems(
     jsonschema.Draft202012Validator(problem).validate(body)
 
 
-async def test_only_reading(ask: httpx.AsyncClient) -> None:
+async def test_only_reading(ask: httpx2.AsyncClient) -> None:
     answer = await ask.post("/jobs", json={})
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert answer.json()["title"] == "Method Not Allowed"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, cast
 from xml.etree import ElementTree
 
-import httpx
+import httpx2
 import pytest
 from eth_utils import to_checksum_address
 from hypothesis import given
@@ -818,8 +818,8 @@ async def test_only_known_names_are_answered(
         routes=[Route("/", lambda _: PlainTextResponse("here"))],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(address.allowed))],
     )
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
         for host in asked:
             found = await client.get("/", headers={"Host": host})
             assert found.status_code == (200 if answered else 400), host

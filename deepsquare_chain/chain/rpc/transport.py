@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.observability.redaction import hide_secret
@@ -119,16 +119,16 @@ def http_client(
     url: str,
     way: Transport | None,
     *,
-    timeout: float | httpx.Timeout,
-    transport: httpx.AsyncBaseTransport | None = None,
-) -> httpx.AsyncClient:
+    timeout: float | httpx2.Timeout,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> httpx2.AsyncClient:
     """Return an HTTP client for a service of the grid; `transport` replaces the network in tests.
 
     Raises:
         UsageError: The environment names an invalid proxy.
     """
     way = way or Transport()
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         base_url=url,
         timeout=timeout,
         trust_env=False,
@@ -141,9 +141,9 @@ def http_client(
 
 def why_failed(error: Exception) -> str:
     """Describe why a service could not be reached."""
-    if isinstance(error, httpx.ConnectError):
+    if isinstance(error, httpx2.ConnectError):
         return tls_problem(error) or "no connection"
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx2.TimeoutException):
         return "no answer in time"
     return type(error).__name__
 

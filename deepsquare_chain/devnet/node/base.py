@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
@@ -42,7 +42,7 @@ class Node(ABC):
         self.chain_id = chain_id
         self.url = ""
         self.pid = 0
-        self._client: httpx.AsyncClient | None = None
+        self._client: httpx2.AsyncClient | None = None
         self._bank = asyncio.Lock()
         self._requests = 0
 
@@ -90,12 +90,12 @@ class Node(ABC):
     async def rpc(self, method: str, *params: Any) -> Any:
         """Send one JSON-RPC request and return the result; raises ``EndpointError`` on failure."""
         if self._client is None:
-            self._client = httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
+            self._client = httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
         self._requests += 1
         body = {"jsonrpc": "2.0", "id": self._requests, "method": method, "params": params}
         try:
             response = (await self._client.post("/", json=body)).json()
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx2.HTTPError, ValueError) as error:
             raise EndpointError(f"The devnet node at {self.url} doesn't answer: {error}") from error
         if "error" in response:
             raise EndpointError(f"{method}: {response['error'].get('message')}")

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import IO, Final
 
-import httpx
+import httpx2
 
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.process import ChildProcess
@@ -86,12 +86,12 @@ class ProgramNode(Node):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.start_seconds
         body = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
-        async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=2, trust_env=False) as client:
             while loop.time() < deadline and self._child.returncode is None:
                 try:
                     response = (await client.post(self.url, json=body)).json()
                     return bool(int(response["result"], 16) == self.chain_id)
-                except (httpx.HTTPError, ValueError, KeyError):
+                except (httpx2.HTTPError, ValueError, KeyError):
                     await asyncio.sleep(0.02)
         return False
 
