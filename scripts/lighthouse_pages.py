@@ -24,6 +24,7 @@ from typing import Any, Final
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from deepsquare_chain.observability import configure_logging
 from tests.support.browser import NAMES
 from tests.support.busyexplorer import busy_explorer
 
@@ -131,6 +132,7 @@ def main() -> int:
     command = options.lighthouse.split()
     if shutil.which(command[0]) is None:
         raise SystemExit(f"{command[0]} is not installed.")
+    configure_logging("warning", "console", service="lighthouse")  # to stderr
     found = []
     with explorer(options.url) as url:
         for page, path in pages(url).items():
