@@ -433,7 +433,7 @@ class GatewayClient(ServiceClient):
             raise self._nonsense() from None
         if message.nonce != challenge["nonce"] or message.address != account.address:
             raise self._nonsense()
-        signature = "0x" + message.sign(account).hex()
+        signature = "0x" + (await asyncio.to_thread(message.sign, account)).hex()
         response = await self._plain(
             "POST", "/v1/sign-in", {"message": text, "signature": signature}
         )

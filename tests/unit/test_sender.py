@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from eth_account import Account
+from eth_account.datastructures import SignedTransaction
 from web3.exceptions import ContractCustomError, TransactionNotFound
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.signers import ExternalSigner
 from deepsquare_chain.chain.transactions.fees import Fees, is_gas_free, market
 from deepsquare_chain.chain.transactions.outbox import TxState
 from deepsquare_chain.chain.transactions.sender import (
@@ -67,6 +70,20 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for something that another task brings about."""
     while not condition():  # noqa: ASYNC110 - nobody sets an event in a fake
         await asyncio.sleep(0.001)
+
+
+class SlowSigner(ExternalSigner):
+    """Signs when the event loop says so: never, if that waits for the signature."""
+
+    def __init__(self) -> None:
+        self.address = ACCOUNT.address
+        self.asked = 0
+        self.go = threading.Event()
+
+    def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
+        self.asked += 1
+        assert self.go.wait(30), "the event loop waits for the signer"
+        return ACCOUNT.sign_transaction(transaction_dict)
 
 
 async def mining(chain: FakeChain, pause: float = 0.01) -> None:
@@ -1013,3 +1030,23 @@ async def test_where_gas_is_free_a_stuck_transaction_is_sent_again_as_it_is(
     chain.mine()
     assert (await task).fee_wei == 0
     assert [len(entry.attempts) for entry in store.recent_entries()] == [1]
+
+
+async def test_other_work_goes_on_while_an_external_signer_is_asked(
+    chain: FakeChain, store: Store
+) -> None:
+    signer = SlowSigner()
+    sender = Sender(chain, signer, store, chain_id=1, poll_interval=0.001)  # type: ignore[arg-type]
+    miner = asyncio.create_task(mining(chain))
+    sends = [asyncio.create_task(sender.send(call(number))) for number in (1, 2)]
+    await until(lambda: signer.asked)
+    assert store.recent_entries() == []
+    # Somebody else of this wallet takes the nonce meanwhile: it is signed for the next one.
+    own = make(chain, store)
+    await own.send(call(3))
+    signer.go.set()
+    receipts = await asyncio.gather(*sends)
+    miner.cancel()
+    assert len({receipt.hash for receipt in receipts}) == 2
+    assert sorted(entry.nonce for entry in store.recent_entries()) == [0, 1, 2]
+    assert signer.asked == 3

@@ -27,7 +27,7 @@ from deepsquare_chain.chain.rpc.node_errors import (
     is_unsupported,
     node_message,
 )
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import ExternalSigner, Signer
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
@@ -100,6 +100,14 @@ async def _find(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
                 to_hex(transaction["hash"]), high, str(transaction.get("to") or ""), bytes(data)
             )
     return None
+
+
+class _UnsignedError(Exception):
+    """The signature for a nonce is not there yet."""
+
+    def __init__(self, nonce: int) -> None:
+        super().__init__(nonce)
+        self.nonce = nonce
 
 
 class Outcome(Enum):
@@ -232,11 +240,8 @@ class NonceManager:
                 fees = await self._preflight.fees(call, gas, deadline)
                 head, floor = await self._tended_lately()
 
-                def sign(nonce: int, fees: Fees = fees, head: int = head) -> Attempt:
-                    return self._sign(call, nonce, gas, fees, head)
-
                 floor, self._floor = max(floor, self._floor), 0
-                entry = self._outbox.append(call, gas, floor, sign, key)
+                entry = await self._append(call, gas, floor, fees, head, key=key)
                 with self._attending(entry):
                     crash_point("sender.recorded")
                     outcome, error = await self._hand_over(entry)
@@ -380,9 +385,7 @@ class NonceManager:
                 _log.warning("nonce_gap_not_filled", nonce=nonce, error=error.message)
                 return
             head = await self._w3.eth.block_number
-            entry = self._outbox.append(
-                call, 21_000, nonce, lambda free: self._sign(call, free, 21_000, fees, head), None
-            )
+            entry = await self._append(call, 21_000, nonce, fees, head, key=None)
             _log.warning("nonce_filled", nonce=entry.nonce)
             await broadcast(self._w3, entry.latest)
 
@@ -567,12 +570,41 @@ class NonceManager:
             to=self._account.address, data=b"", label=f"cancel {entry.call.label}"
         )
         call = empty_transfer if cancel else entry.call
-        signed = self._sign(call, entry.nonce, entry.gas, fees, head)
+        signed = await self._signed(call, entry.nonce, entry.gas, fees, head)
         attempt = dataclasses.replace(signed, cancels=cancel)
         self._outbox.add_attempt(entry.id, attempt)
         crash_point("sender.replaced")
         _log.info("fee_raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)
         return await self._broadcast(entry.id, attempt)
+
+    async def _append(
+        self, call: Call, gas: int, floor: int, fees: Fees, head: int, *, key: str | None
+    ) -> Entry:
+        """Record a signed call under the next free nonce.
+
+        A key of this process signs within the transaction that gives out the nonce. An external signer
+        may take minutes: it is asked before, and again if the nonce was taken meanwhile.
+        """
+        signed: dict[int, Attempt] = {}
+
+        def sign(nonce: int) -> Attempt:
+            if nonce in signed:
+                return signed[nonce]
+            if isinstance(self._account, ExternalSigner):
+                raise _UnsignedError(nonce)
+            return self._sign(call, nonce, gas, fees, head)
+
+        while True:
+            try:
+                return self._outbox.append(call, gas, floor, sign, key)
+            except _UnsignedError as error:
+                signed[error.nonce] = await self._signed(call, error.nonce, gas, fees, head)
+
+    async def _signed(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
+        """Sign, by an external signer in a thread: everything else goes on meanwhile."""
+        if isinstance(self._account, ExternalSigner):
+            return await asyncio.to_thread(self._sign, call, nonce, gas, fees, head)
+        return self._sign(call, nonce, gas, fees, head)
 
     def _sign(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
         signed = self._account.sign_transaction(
