@@ -23,7 +23,7 @@ from deepsquare_chain.audit.ledger import Ledger, normalised
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import AuditError, GridError
 
-SCHEMA: Final = "deepsquare-audit/2"
+SCHEMA: Final = "deepsquare-audit/3"
 MANIFEST: Final = "manifest.json"
 LOGS: Final = "logs.jsonl"
 BLOCKS: Final = "blocks.jsonl"
@@ -81,10 +81,12 @@ def _csv(row: Iterable[Any]) -> bytes:
 def _jobs(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for job in ledger.jobs.values():
         amounts = (job.funded, job.carried_in, job.escrow, job.paid, job.fee, job.refunded)
-        parties = (job.id, job.status.name, job.customer, job.provider)
+        parties = (job.id, job.status.name, job.customer, job.provider or None)
         terms = (job.rate, job.fee_bps, job.time_limit)
-        times = (job.submitted_at, job.started_at, job.ended_at, job.billed_seconds)
-        retry_fields = (job.carried_out, job.retry_of, job.successor, job.definition.hex())
+        ran = (job.started_at or None, job.ended_at or None, job.billed_seconds)
+        times = (job.submitted_at, *ran)
+        linked = (job.retry_of or None, job.successor or None)
+        retry_fields = (job.carried_out, *linked, job.definition.hex())
         interim = (int(job.terms.flags), job.collected_seconds)
         yield (*parties, *terms, *times, *amounts, *retry_fields, *interim, _collected(job))
 
@@ -97,7 +99,7 @@ def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for account in ledger.accounts:
         for row in ledger.statement(account):
             debit, credit = max(-row.amount, 0), max(row.amount, 0)
-            details = (row.kind.value, row.job_id, row.counterparty)
+            details = (row.kind.value, row.job_id or None, row.counterparty or None)
             location = (row.tx_hash, row.log_index)
             yield (account, row.block, row.time, *details, debit, credit, row.balance, *location)
 
@@ -105,14 +107,15 @@ def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
 def _exceptions(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for row in ledger.exceptions:
         location = (row.block, row.time, row.tx_hash)
-        yield (row.code.value, row.severity.value, row.job_id, row.account, *location, row.message)
+        who = (row.job_id or None, row.account or None)
+        yield (row.code.value, row.severity.value, *who, *location, row.message)
 
 
 TABLES: Final = (
     Table(
         "jobs",
         (
-            *("job", "status", "customer", "provider", "rate", "fee_bps", "time_limit"),
+            *("job_id", "status", "customer", "provider", "rate", "fee_bps", "time_limit"),
             *("submitted_at", "started_at", "ended_at", "billed_seconds", "funded"),
             *("carried_in", "escrow", "paid", "fee", "refunded", "carried_out", "retry_of"),
             *("successor", "definition", "flags", "collected_seconds", "collected"),
@@ -122,14 +125,14 @@ TABLES: Final = (
     Table(
         "statements",
         (
-            *("account", "block", "time", "kind", "job", "counterparty", "debit", "credit"),
+            *("account", "block", "time", "kind", "job_id", "counterparty", "debit", "credit"),
             *("balance", "transaction", "log_index"),
         ),
         _statements,
     ),
     Table(
         "exceptions",
-        ("code", "severity", "job", "account", "block", "time", "transaction", "message"),
+        ("code", "severity", "job_id", "account", "block", "time", "transaction", "message"),
         _exceptions,
     ),
 )

@@ -20,6 +20,7 @@ from deepsquare_chain.audit.export import (
     BLOCKS,
     LOGS,
     MANIFEST,
+    TABLES,
     FileEntry,
     Manifest,
     TableFormat,
@@ -34,6 +35,7 @@ from deepsquare_chain.audit.export_io import (
     replay_export,
 )
 from deepsquare_chain.audit.runner import audit_export
+from deepsquare_chain.cli.audit_output import EXCEPTIONS, STATEMENT
 from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
 from tests.support.lyingnode import LIES, Lie, RecordedNode
 from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
@@ -126,7 +128,7 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
 
 def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
     body = json.loads((original / MANIFEST).read_text())
-    assert body["schema"] == "deepsquare-audit/2"
+    assert body["schema"] == "deepsquare-audit/3"
     assert body["last_block"] == node.last
     assert body["block_hash"] == "0x" + node.last.to_bytes(32, "big").hex()
     assert body["deployment"]["chain_id"] == node.deployment.chain_id
@@ -410,3 +412,13 @@ async def test_a_full_disk_leaves_no_export(
         await export(node, tmp_path / "new")
     with pytest.raises(NotFoundError, match="There is no export"):
         replay_export(tmp_path / "new")
+
+
+def test_tables_are_named_as_the_commands_name_them() -> None:
+    """One layout for accountants: the same column names, and nothing where there is no value."""
+    printed = {"statements": STATEMENT, "exceptions": EXCEPTIONS}
+    for table in TABLES:
+        if table.name in printed:
+            own = {column.key for column in printed[table.name]}
+            assert set(table.columns) - own <= {"account"}
+        assert table.columns.count("job") == 0
