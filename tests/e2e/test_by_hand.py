@@ -179,7 +179,7 @@ def test_a_job_file_goes_from_the_browser_to_its_live_page(place: Path) -> None:
         page.on("pageerror", lambda error: faults.append(str(error)))
         wallet = BrowserWallet(page, place / ".deepsquare" / "alice")
         page.goto(f"{told[1]}/submit")
-        page.get_by_text("Use a whole job file instead").click()
+        page.get_by_label("Job file", exact=True).check()
         page.locator("[name=file]").fill(FROM_BROWSER)
         page.locator("#submit-job").click()
         page.locator("dialog").get_by_role("button", name="Submit").click()
