@@ -246,8 +246,10 @@ class _Columns:
         """
         seen, current = self._seen, dict(zip(map(id, items), items, strict=True))
         self._seen = current
-        added = [current[key] for key in current.keys() - seen.keys()]
-        dropped = [seen[key] for key in seen.keys() - current.keys()]
+        added = [each for key, each in current.items() if key not in seen]
+        if len(current) - len(added) == len(seen):
+            return added, []
+        dropped = [each for key, each in seen.items() if key not in current]
         return added, dropped
 
     def _take_row(self, job_id: int) -> int:
