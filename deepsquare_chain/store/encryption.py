@@ -170,7 +170,7 @@ def manifest(job_id: int, files: Sequence[dict[str, Any]]) -> bytes:
     return json.dumps({"version": _VERSION, "job": job_id, "files": list(files)}).encode()
 
 
-class _Writer:
+class _CheckedWriter:
     """Writes to a stream and keeps a write error, which pyrage may ignore at the end."""
 
     def __init__(self, target: Any) -> None:
@@ -191,9 +191,9 @@ class _Writer:
 
 
 @contextmanager
-def _writer(target: Any) -> Iterator[_Writer]:
+def _writer(target: Any) -> Iterator[_CheckedWriter]:
     """Provide a writer for pyrage; raises a write error even if pyrage ignored it."""
-    writer = _Writer(target)
+    writer = _CheckedWriter(target)
     try:
         yield writer
     finally:
