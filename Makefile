@@ -135,7 +135,7 @@ siwe: $(DEV)
 nodes:
 	@for node in $(NODES); do \
 	    stamp=tests/nodes/$$node/node_modules/.package-lock.json; \
-	    if [ tests/nodes/$$node/package-lock.json -nt $$stamp ]; then \
+	    if [ ! -e $$stamp ] || [ tests/nodes/$$node/package-lock.json -nt $$stamp ]; then \
 	        npm ci --prefix tests/nodes/$$node --ignore-scripts && touch $$stamp || exit 1; \
 	    fi; \
 	done
