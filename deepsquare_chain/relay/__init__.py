@@ -1,1 +1,1 @@
-"""The relay: pays the gas of requests that customers without coin sign for the forwarder."""
+"""The relay: executes requests that customers sign for the forwarder, and pays their gas."""

@@ -1,8 +1,9 @@
-"""The relay over HTTP.
+"""The HTTP API of the relay.
 
-`GET /v1/relay` tells what it takes, `POST /v1/requests` hands a signed request over, and
-`GET /v1/requests/DIGEST` tells what became of one. A repeated request gets the answer of the first.
-Refusals are problems (RFC 9457) with a `code` for programs. `/live` and `/ready` answer 200 or 503.
+`GET /v1/relay` returns its terms, `POST /v1/requests` submits a signed request, and
+`GET /v1/requests/DIGEST` returns the state of one. Submission is idempotent: a repeated request
+returns the state of the first. Errors are problem details (RFC 9457) with a `code` for programs.
+`/live` and `/ready` return 200 or 503.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ from deepsquare_chain.relay.service import RelayService
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-#: Where requests for a relay go.
+#: Paths of the API.
 PATHS: Final = ("/v1/relay", "/v1/requests", "/v1/requests/{digest}")
 
 
 def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
-    """The HTTP application of a relay.
+    """Build the HTTP application of a relay.
 
     Args:
-        relay: What answers.
-        probe: Health of its daemon.
+        relay: The relay.
+        probe: Returns the health of its daemon.
     """
 
     async def terms(_: Request) -> Response:
         return JSONResponse(relay.terms())
 
     async def take(request: Request) -> Response:
-        taken = await relay.accept(await _read(request, relay.rules.max_bytes))
-        status = HTTPStatus.ACCEPTED if taken.state in PENDING else HTTPStatus.OK
-        where = {"Location": f"/v1/requests/{taken.digest}"}
-        return JSONResponse(_wire(relay, taken), status, headers=where)
+        relayed = await relay.accept(await _read(request, relay.rules.max_bytes))
+        status = HTTPStatus.ACCEPTED if relayed.state in PENDING else HTTPStatus.OK
+        headers = {"Location": f"/v1/requests/{relayed.digest}"}
+        return JSONResponse(_wire(relay, relayed), status, headers=headers)
 
     async def find(request: Request) -> Response:
-        found = relay.find(request.path_params["digest"])
-        if found is None:
+        relayed = relay.find(request.path_params["digest"])
+        if relayed is None:
             return problem(HTTPStatus.NOT_FOUND, "This relay has taken no such request")
-        return JSONResponse(_wire(relay, found))
+        return JSONResponse(_wire(relay, relayed))
 
     async def live(_: Request) -> Response:
         return probe_response(probe().live)
@@ -81,12 +82,12 @@ def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose errors are problems, never tracebacks."""
+    """Wrap an endpoint to return errors as problem details, never tracebacks."""
 
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except Exception as error:  # noqa: BLE001 - nobody outside learns what it was
+        except Exception as error:  # noqa: BLE001 - clients must not see internal errors
             return failure_response(error, "relay", request.url.path)
 
     return answer

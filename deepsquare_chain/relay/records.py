@@ -1,4 +1,4 @@
-"""What a relay remembers of each request, so that a crash neither repeats nor loses one."""
+"""The relay's records of requests: crash-safe, no request is lost or executed twice."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from sqlalchemy import update as update_rows
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.store.database import Database, metadata
 
-#: Seconds after which a settled request is forgotten: its deadline is long past.
+#: Seconds after which a settled request is deleted; its deadline has long passed.
 KEPT_SECONDS: Final = 7 * 86_400
 
 
 class State(StrEnum):
-    """Where a request stands."""
+    """State of a request."""
 
-    QUEUED = "queued"  # taken; not in a transaction yet
-    SENT = "sent"  # part of a batch that is, or may be, on its way
-    EXECUTED = "executed"  # carried out, with its effect
-    FAILED = "failed"  # carried out, but the contract refused the call: nothing of it happened
-    DROPPED = "dropped"  # not carried out, and not going to be
+    QUEUED = "queued"  # accepted; not in a batch yet
+    SENT = "sent"  # in a batch whose transaction is, or may be, sent
+    EXECUTED = "executed"  # executed with success
+    FAILED = "failed"  # executed, but the inner call reverted, without effect
+    DROPPED = "dropped"  # not executed, and not retried
 
 
-#: Requests that may still be carried out by this relay.
+#: States of requests that this relay may still execute.
 PENDING: Final = (State.QUEUED, State.SENT)
 
 requests: Final = Table(
@@ -70,10 +70,10 @@ Index("relay_requests_received", requests.c.received)
 
 @dataclass(frozen=True, slots=True)
 class RelayedRequest:
-    """A request that the relay took.
+    """A request that the relay accepted.
 
-    `digest` is 0x-hexadecimal, `received` this machine's clock in seconds, `batch` the outbox key
-    of its transaction, `tries` the number of transactions that passed it over.
+    `digest` is 0x-hexadecimal, `received` is in seconds of the local clock, `batch` is the outbox
+    key (idempotency key) of its transaction, `tries` counts the transactions that skipped it.
     """
 
     number: int
@@ -89,13 +89,16 @@ class RelayedRequest:
 
 
 class Requests:
-    """The requests of one relay, in the service's own database."""
+    """Table of the requests of one relay, in the service's own database."""
 
     def __init__(self, store: Database) -> None:
         self._store = store
 
     def add(self, digest: str, signed: SignedRequest, function: str) -> RelayedRequest:
-        """Take a request; it survives a power cut from here on."""
+        """Insert a request as QUEUED, durably, and delete old settled ones.
+
+        A DROPPED request of the same digest is replaced.
+        """
         request, received = signed.request, int(time.time())
         with self._store.begin() as connection:
             dropped = requests.c.state == State.DROPPED.value
@@ -120,7 +123,7 @@ class Requests:
             connection.execute(
                 delete_rows(requests).where(
                     requests.c.received < received - KEPT_SECONDS,
-                    requests.c.state.not_in([each.value for each in PENDING]),
+                    requests.c.state.not_in([state.value for state in PENDING]),
                 )
             )
         return RelayedRequest(
@@ -128,12 +131,12 @@ class Requests:
         )
 
     def get(self, digest: str) -> RelayedRequest | None:
-        """A request by its digest; None for one that was never taken, or is forgotten."""
-        found = self._read(requests.c.digest == digest.lower())
-        return found[0] if found else None
+        """Return a request by its digest; None if it was never accepted or is deleted."""
+        rows = self._read(requests.c.digest == digest.lower())
+        return rows[0] if rows else None
 
     def assign(self, numbers: Sequence[int], batch: str) -> None:
-        """Make queued requests part of a batch, before its transaction is made."""
+        """Assign queued requests to a batch, before its transaction is created."""
         with self._store.begin() as connection:
             connection.execute(
                 update_rows(requests)
@@ -142,7 +145,7 @@ class Requests:
             )
 
     def requeue(self, numbers: Sequence[int]) -> None:
-        """Give requests that a batch passed over back to the queue."""
+        """Return requests that a batch skipped to the queue."""
         with self._store.begin() as connection:
             connection.execute(
                 update_rows(requests)
@@ -151,7 +154,7 @@ class Requests:
             )
 
     def settle(self, number: int, state: State, *, tx_hash: str = "", detail: str = "") -> None:
-        """Record how a request ended."""
+        """Record the final state of a request."""
         with self._store.begin() as connection:
             connection.execute(
                 update_rows(requests)
@@ -160,26 +163,26 @@ class Requests:
             )
 
     def queued(self) -> list[RelayedRequest]:
-        """All that wait for a batch, in the order in which they were taken."""
+        """Return the queued requests, in the order of acceptance."""
         return self._read(requests.c.state == State.QUEUED.value)
 
     def batches(self) -> list[str]:
-        """Keys of the batches that are not settled."""
+        """Return the keys of unsettled batches."""
         query = select(requests.c.batch).where(requests.c.state == State.SENT.value).distinct()
         with self._store.read() as connection:
-            return [str(each) for each in connection.execute(query).scalars()]
+            return [str(key) for key in connection.execute(query).scalars()]
 
     def in_batch(self, batch: str) -> list[RelayedRequest]:
-        """The unsettled requests of a batch, in order."""
+        """Return the unsettled requests of a batch, in the order of acceptance."""
         return self._read(requests.c.batch == batch, requests.c.state == State.SENT.value)
 
     def pending_of(self, sender: str) -> list[RelayedRequest]:
-        """A customer's requests that may still be carried out."""
-        states = [each.value for each in PENDING]
+        """Return a customer's requests that may still be executed."""
+        states = [state.value for state in PENDING]
         return self._read(requests.c.sender == sender, requests.c.state.in_(states))
 
     def count_since(self, since: int, sender: str | None = None) -> int:
-        """Requests taken since a moment of this machine's clock, of one customer or of all."""
+        """Count requests received after `since` (local clock, seconds), of one customer or all."""
         query = select(func.count()).where(requests.c.received > since)
         if sender is not None:
             query = query.where(requests.c.sender == sender)

@@ -1,4 +1,4 @@
-"""Which requests a relay takes: contract, functions, amounts, gas and times; no look at the chain."""
+"""Rules for requests: contract, functions, amounts, gas and deadline. Checked without the chain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardReque
 from deepsquare_chain.credits import CREDIT, format_credits
 from deepsquare_chain.observability.serving import RequestRefusedError
 
-#: Functions of the MetaScheduler that a relay may carry.
+#: Functions of the MetaScheduler that a relay may call.
 FUNCTIONS: Final = (
     "submitJobs",
     "submitJobsWithPermit",
@@ -20,9 +20,9 @@ FUNCTIONS: Final = (
     "cancel",
     "withdraw",
 )
-#: Least escrow of a job and least top-up by default, in credit-wei.
+#: Default minimum of a job's escrow and of a top-up, in credit-wei.
 MIN_AMOUNT: Final = CREDIT // 100
-#: Gas that the forwarder spends on one request around its inner call, calldata apart.
+#: Gas overhead of the forwarder per request, without the inner call and calldata.
 REQUEST_GAS: Final = 60_000
 
 
@@ -31,14 +31,14 @@ class RelayRules:
     """Limits of a relay.
 
     Attributes:
-        min_amount: Least escrow of each submitted job, and least top-up, in credit-wei.
-        max_gas: Most gas of one inner call.
-        max_bytes: Longest body of an HTTP request.
-        min_lead: Seconds of chain time that a deadline must at least be away.
-        max_lead: Seconds of chain time that it may at most be away.
-        per_customer: Requests of one customer in an hour.
-        per_hour: Requests of all customers in an hour.
-        pending: Requests of one customer that are not carried out yet.
+        min_amount: Minimum escrow of each submitted job, and minimum top-up, in credit-wei.
+        max_gas: Maximum gas of one inner call.
+        max_bytes: Maximum size of the body of an HTTP request.
+        min_lead: Minimum time to the deadline, in seconds of chain time.
+        max_lead: Maximum time to the deadline, in seconds of chain time.
+        per_customer: Maximum requests per hour of one customer.
+        per_hour: Maximum requests per hour of all customers.
+        pending: Maximum pending requests of one customer.
     """
 
     min_amount: int = MIN_AMOUNT
@@ -53,17 +53,17 @@ class RelayRules:
 
 @dataclass(frozen=True, slots=True)
 class AllowedCall:
-    """A call that the rules allow; `amount` is in credit-wei, of the smallest job or of the top-up."""
+    """An allowed call; `amount` is that of the smallest job or of the top-up, in credit-wei."""
 
     function: str
     amount: int
 
 
 def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCall:
-    """Judge a request by itself; its signature, nonce and deadline apart.
+    """Check a request against the rules, except for its signature, nonce and deadline.
 
     Raises:
-        RequestRefusedError: It calls something else, pays too little, or is too large.
+        RequestRefusedError: Its call is not allowed, its amount too small, or its gas too high.
     """
     request = signed.request
     if request.to != scheduler:
@@ -88,15 +88,15 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
 
 
 def min_amount_of(function: str, rules: RelayRules) -> int:
-    """The least amount of a function's call, in credit-wei; zero where it pays none in."""
+    """Return the minimum amount of a call, in credit-wei; zero for functions that do not pay."""
     return rules.min_amount if function.startswith(("submitJobs", "topUp")) else 0
 
 
 def check_deadline(request: ForwardRequest, now: int, rules: RelayRules) -> None:
-    """Judge the deadline at a chain time in seconds.
+    """Check the deadline of a request against the chain time `now`, in seconds.
 
     Raises:
-        RequestRefusedError: It has passed or is too near, or it is too far away.
+        RequestRefusedError: The deadline has passed, is too near, or is too far away.
     """
     left = request.deadline - now
     if left < rules.min_lead:
@@ -116,11 +116,11 @@ def check_deadline(request: ForwardRequest, now: int, rules: RelayRules) -> None
 
 
 def gas_of(signed: SignedRequest) -> int:
-    """Gas that a request may take within a batch: the inner call's limit and what is around it."""
+    """Return the maximum gas of a request in a batch: the inner call's limit and the overhead."""
     size = len(signed.request.data) + len(signed.signature) + 12 * 32
-    # A call leaves a 64th of the gas behind, which the forwarder checks.
+    # A call can use at most 63/64 of the remaining gas (EIP-150), which the forwarder checks.
     inner = signed.request.gas * 64 // 63
-    # The data is sent as calldata, and copied once for the inner call.
+    # The data is paid as calldata, and copied once for the inner call.
     return inner + REQUEST_GAS + (CALLDATA_GAS + 4) * size
 
 
@@ -153,7 +153,7 @@ def _allowed(data: bytes) -> AllowedCall:
 
 
 def _amount(function: str, values: tuple[Any, ...]) -> int:
-    """The least amount among the jobs of a submission, or the amount of a top-up."""
+    """Return the smallest amount of the submitted jobs, or the amount of a top-up."""
     if function.startswith("submitJobs"):
         return min((int(terms[0]) for terms, _ in values[0]), default=0)
     return int(values[2]) if function.startswith("topUp") else 0

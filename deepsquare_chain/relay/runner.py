@@ -1,4 +1,4 @@
-"""The relay's daemon: everything it needs, opened in order, closed in reverse."""
+"""The relay's daemon: opens its resources in order, and closes them in reverse."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ async def run_relay(
 
     Args:
         url: JSON-RPC endpoint, or several, separated by commas.
-        deployment: The grid.
+        deployment: The deployment record of the grid.
         account: The relay's own wallet, which pays the gas.
-        settings: How it runs.
-        host: Address on which requests are taken.
-        port: Port on which they are taken; 0 takes a free one.
-        ready: Gets the relay's URL once it takes requests.
-        stop: Ends it when set.
-        served_by: Gets the application in place of a server of its own; host and port are then
-            unused, and `ready` gets an empty text.
+        settings: Settings of the relay.
+        host: Address to listen on.
+        port: Port to listen on; 0 selects a free one.
+        ready: Called with the relay's URL when it accepts requests.
+        stop: Stops the relay when set.
+        served_by: Serves the application instead of an own server. Host and port are then unused,
+            and `ready` gets an empty string.
 
     Raises:
         UsageError: The deployment has no forwarder, the address can't be used, or the database is
-            in use or belongs to somebody else.
-        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
+            in use or belongs to another account or grid.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. If an
+            endpoint is down, the relay waits for it.
     """
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:

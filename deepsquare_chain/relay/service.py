@@ -1,4 +1,4 @@
-"""Takes signed requests, and carries them out in batches from the relay's own wallet."""
+"""The relay: accepts signed requests, and executes them in batches from its own wallet."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ from deepsquare_chain.store.database import Store
 HOUR: Final = 3_600
 #: Gas of a batch before its first request.
 _BATCH_GAS: Final = 60_000
-#: Batches that may pass a request over before it is dropped.
+#: Batches that may skip a request before it is dropped.
 _MAX_TRIES: Final = 3
-#: Requests that are looked up on the chain at once; the others wait for their turn.
+#: Requests that are checked against the chain concurrently.
 _LOOKUPS: Final = 8
-#: Seconds between two looks at the wallet and the price of gas.
+#: Seconds between two polls of the outbox, and of the wallet and the gas price.
 _LOOK_EVERY: Final = 15.0
 _RETRY_SECONDS: Final = 30
-#: Seconds before a batch that could not be settled is followed again.
+#: Backoff in seconds after a batch could not be settled.
 _PAUSE: Final = 2.0
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings(ServiceSettings):
-    """How a relay runs.
+    """Settings of a relay.
 
     Attributes:
-        rules: What it takes.
-        collect_seconds: How long requests wait for others to share their transaction.
-        batch_gas: Most gas of one transaction.
-        min_balance: Wei of coin below which the wallet counts as empty.
+        rules: Rules for requests.
+        collect_seconds: Seconds to wait for more requests before a batch is sent.
+        batch_gas: Maximum gas of one transaction.
+        min_balance: Balance in wei below which the relay refuses requests.
     """
 
     rules: RelayRules = field(default_factory=RelayRules)
@@ -72,7 +72,7 @@ class RelaySettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Wallet:
-    """The relay's coin and what gas costs, in wei; `at` in monotonic seconds."""
+    """The relay's balance and gas price (`max_fee`) in wei; `at` is monotonic, in seconds."""
 
     balance: int
     max_fee: int
@@ -80,15 +80,15 @@ class _Wallet:
 
 
 class RelayService:
-    """One relay of one deployment; `cycle` is run by a daemon, `accept` by the HTTP side.
+    """One relay of one deployment; a daemon calls `cycle`, the HTTP API calls `accept`.
 
     Args:
         contracts: The deployment.
-        sender: Of the relay's wallet.
+        sender: Sender of transactions from the relay's wallet.
         store: The service's own database.
         domain: EIP-712 domain of the forwarder.
-        settings: How it runs.
-        metrics: Where its metrics go.
+        settings: Settings of the relay.
+        metrics: Metrics of the service.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class RelayService:
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
-        #: Called when there is something to do before the next cycle is due.
+        #: Called to start the next cycle before it is due.
         self.wake: Callable[[], None] = lambda: None
         self._metrics = metrics
         self._taken = metrics.counter(
@@ -136,7 +136,7 @@ class RelayService:
         self._balance = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
 
     def terms(self) -> dict[str, Any]:
-        """What this relay takes, as `GET /v1/relay` answers it; amounts as text."""
+        """Return the terms of this relay, as in `GET /v1/relay`; amounts are strings."""
         rules = self.rules
         return {
             "chain_id": self._domain.chain_id,
@@ -155,14 +155,14 @@ class RelayService:
             "pending_per_customer": rules.pending,
         }
 
-    # -- taking requests
+    # -- accepting requests
 
     async def accept(self, signed: SignedRequest) -> RelayedRequest:
-        """Take a request, or answer a repeated one with what became of it.
+        """Accept a request. Idempotent: a repeated one returns the record of the first.
 
         Raises:
-            RequestRefusedError: It is not taken; nothing of it is recorded.
-            EndpointError: The chain does not answer now.
+            RequestRefusedError: The request is refused; nothing is recorded.
+            EndpointError: The node does not answer.
         """
         try:
             return await self._accept(signed)
@@ -182,7 +182,7 @@ class RelayService:
             async with self._lookups:
                 await self._look_up(signed, allowed.function)
         except RequestRefusedError:
-            # The same request, sent twice at once, may have been taken and carried out meanwhile.
+            # The same request, sent twice concurrently, may have been executed in the meantime.
             if (known := self._known(digest)) is not None:
                 return known
             raise
@@ -190,19 +190,19 @@ class RelayService:
             if (known := self._known(digest)) is not None:
                 return known
             await self._check_nonce(signed)
-            taken = self._requests.add(digest, signed, allowed.function)
+            record = self._requests.add(digest, signed, allowed.function)
         crash_point("relay.taken")
         self._metrics.add(self._taken, "taken")
         _log.info("request taken", digest=digest, function=allowed.function)
         self.wake()
-        return taken
+        return record
 
     def find(self, digest: str) -> RelayedRequest | None:
-        """A request that was taken, by its digest (0x-hexadecimal)."""
+        """Return an accepted request by its digest (0x-hexadecimal), or None."""
         return self._requests.get(digest)
 
     def transaction_of(self, request: RelayedRequest) -> str:
-        """Hash of the transaction of a request; empty while there is none."""
+        """Return the transaction hash of a request; empty while there is none."""
         if request.tx_hash or not request.batch:
             return request.tx_hash
         entry = self._sender.sent(request.batch)
@@ -235,9 +235,9 @@ class RelayService:
 
     def _check_limits(self, sender: str) -> None:
         rules, since = self.rules, int(time.time()) - HOUR
-        for limit, who in ((rules.per_customer, sender), (rules.per_hour, None)):
-            if self._requests.count_since(since, who) >= limit:
-                whose = "this wallet" if who else "all customers together"
+        for limit, customer in ((rules.per_customer, sender), (rules.per_hour, None)):
+            if self._requests.count_since(since, customer) >= limit:
+                whose = "this wallet" if customer else "all customers together"
                 raise RequestRefusedError(
                     f"This relay takes {limit} requests per hour of {whose}; they are used up",
                     code="too-many-requests",
@@ -247,7 +247,11 @@ class RelayService:
                 )
 
     async def _look_up(self, signed: SignedRequest, function: str) -> None:
-        """Deadline and inner call against the chain."""
+        """Check the deadline against chain time, and simulate the inner call.
+
+        Raises:
+            RequestRefusedError: The deadline is out of range, or the call reverts.
+        """
         request, forwarder = signed.request, self.contracts.forwarder
         check_deadline(request, await next_block_time(self.contracts.w3), self.rules)
         call = Call(request.to, request.data, function)
@@ -262,12 +266,12 @@ class RelayService:
             ) from None
 
     async def _check_nonce(self, signed: SignedRequest) -> None:
-        """The nonce must be the next one after those that wait here."""
+        """Check that the nonce follows the customer's pending requests, and limit their number."""
         request = signed.request
         due = await self.contracts.forwarder.nonce_of(request.sender)
         pending = sorted(self._requests.pending_of(request.sender), key=_nonce)
-        for each in pending:
-            due += _nonce(each) == due
+        for record in pending:
+            due += _nonce(record) == due
         if request.nonce != due:
             raise RequestRefusedError(
                 f"The request has nonce {request.nonce}, the next one of {request.sender} is {due}",
@@ -285,12 +289,13 @@ class RelayService:
                 retry=_RETRY_SECONDS,
             )
 
-    # -- carrying them out
+    # -- executing requests
 
     async def cycle(self) -> bool:
-        """Follow the batches that are on their way, and send a new one where requests wait.
+        """Follow the pending batches, and send a new one if requests are queued.
 
-        True when more requests wait.
+        Returns:
+            Whether more requests are queued.
         """
         await self._tend()
         await self.look_at_wallet()
@@ -305,39 +310,39 @@ class RelayService:
         if not chosen:
             return False
         batch = f"relay:{secrets.token_hex(16)}"
-        self._requests.assign([each.number for each in chosen], batch)
+        self._requests.assign([record.number for record in chosen], batch)
         crash_point("relay.assigned")
         self._follow(batch)
         return len(chosen) < len(queued)
 
     async def close(self) -> None:
-        """Stop following; what is on its way is in the outbox and is followed again later."""
+        """Stop following batches; the outbox keeps them, and they are followed after a restart."""
         for task in self._batches.values():
             await cancelled(task)
         self._batches.clear()
 
     async def _tend(self) -> None:
-        """Look after the outbox: each cycle while something is on its way, else now and then."""
+        """Tend the outbox: in each cycle while transactions are pending, else every 15 seconds."""
         now = time.monotonic()
         if self._sender.pending() or now - self._tended >= _LOOK_EVERY:
             await self._sender.tend()
             self._tended = now
 
     def _choose(self, queued: Sequence[RelayedRequest]) -> list[RelayedRequest]:
-        """The first requests that a transaction holds and the wallet can pay for."""
+        """Select the first queued requests that fit one transaction and the wallet's balance."""
         wallet = self._wallet
         if wallet is None:
             return []
-        most = self._settings.batch_gas
+        max_gas = self._settings.batch_gas
         if wallet.max_fee:
-            most = min(most, wallet.balance // wallet.max_fee)
+            max_gas = min(max_gas, wallet.balance // wallet.max_fee)
         chosen: list[RelayedRequest] = []
         gas = _BATCH_GAS
-        for each in queued[: self._settings.batch_size]:
-            gas += gas_of(each.signed)
-            if gas > most:
+        for record in queued[: self._settings.batch_size]:
+            gas += gas_of(record.signed)
+            if gas > max_gas:
                 break
-            chosen.append(each)
+            chosen.append(record)
         if not chosen:
             _log.warning("wallet too poor", account=self.address, requests=len(queued))
         return chosen
@@ -348,7 +353,7 @@ class RelayService:
             self._batches[batch] = asyncio.create_task(self._carry_out(batch))
 
     async def _carry_out(self, batch: str) -> None:
-        """Send a batch, or wait for what an earlier process sent, and settle its requests."""
+        """Send a batch, or wait for an earlier process's transaction, and settle its requests."""
         try:
             members = self._requests.in_batch(batch)
             if self._sender.sent(batch) is None:
@@ -356,32 +361,32 @@ class RelayService:
             if members:
                 await self._send(batch, members)
         except GridError as error:
-            # A later cycle follows it again.
+            # A later cycle retries.
             _log.warning("batch not settled", batch=batch, error=error.message)
             self._wallet = None
             await asyncio.sleep(_PAUSE)
-        except Exception as error:  # noqa: BLE001 - a task of its own: nobody else tells of it
+        except Exception as error:  # noqa: BLE001 - a background task: nothing else reports it
             _log.error("batch failed", batch=batch, exc_info=error)
             await asyncio.sleep(_PAUSE)
         else:
             self.wake()
 
     async def _unexpired(self, members: Sequence[RelayedRequest]) -> list[RelayedRequest]:
-        """Drop what can't be carried out any more."""
+        """Drop expired requests, and return the others."""
         now = await next_block_time(self.contracts.w3)
-        found = [each for each in members if each.signed.request.deadline >= now]
-        for each in members:
-            if each not in found:
-                self._settle(each, State.DROPPED, detail="it expired before it was sent")
-        return found
+        unexpired = [member for member in members if member.signed.request.deadline >= now]
+        for member in members:
+            if member not in unexpired:
+                self._settle(member, State.DROPPED, detail="it expired before it was sent")
+        return unexpired
 
     async def _send(self, batch: str, members: Sequence[RelayedRequest]) -> None:
-        signed = [each.signed for each in members]
+        signed = [member.signed for member in members]
         call = self.contracts.forwarder.execute_batch(signed, self.address)
-        gas = _BATCH_GAS + sum(gas_of(each) for each in signed)
+        gas = _BATCH_GAS + sum(gas_of(member) for member in signed)
         try:
-            # No estimate: a request whose predecessor is still on its way would be passed over
-            # in it. Each inner call was tried when its request was taken.
+            # No simulation: it would skip requests whose predecessors are still in the mempool.
+            # Each inner call was simulated when its request was accepted.
             receipt = await self._sender.send(
                 call, key=batch, gas=gas, simulate=False, timeout=self._settings.send_timeout
             )
@@ -401,34 +406,34 @@ class RelayService:
             for event in receipt.events
             if isinstance(event, ExecutedForwardRequest) and event.address == forwarder
         }
-        passed_over = []
-        for each in members:
-            success = carried_out.get((each.signed.request.sender, _nonce(each)))
+        skipped = []
+        for member in members:
+            success = carried_out.get((member.signed.request.sender, _nonce(member)))
             if success is None:
-                passed_over.append(each)
+                skipped.append(member)
             elif success:
-                self._settle(each, State.EXECUTED, tx_hash=receipt.hash)
+                self._settle(member, State.EXECUTED, tx_hash=receipt.hash)
             else:
-                detail = await self._why(each, receipt.block_number)
-                self._settle(each, State.FAILED, tx_hash=receipt.hash, detail=detail)
-        if passed_over:
-            await self._put_back(passed_over)
+                detail = await self._why(member, receipt.block_number)
+                self._settle(member, State.FAILED, tx_hash=receipt.hash, detail=detail)
+        if skipped:
+            await self._put_back(skipped)
 
     async def _put_back(self, members: Sequence[RelayedRequest]) -> None:
-        """Queue again what may still be carried out, drop the rest."""
-        again = []
-        for each in await self._unexpired(members):
-            if await self.contracts.forwarder.nonce_of(each.signed.request.sender) > _nonce(each):
-                self._settle(each, State.DROPPED, detail="another transaction used its nonce")
-            elif each.tries + 1 >= _MAX_TRIES:
-                self._settle(each, State.DROPPED, detail="several transactions passed it over")
+        """Requeue the requests that may still be executed, and drop the others."""
+        numbers = []
+        for entry in await self._unexpired(members):
+            if await self.contracts.forwarder.nonce_of(entry.signed.request.sender) > _nonce(entry):
+                self._settle(entry, State.DROPPED, detail="another transaction used its nonce")
+            elif entry.tries + 1 >= _MAX_TRIES:
+                self._settle(entry, State.DROPPED, detail="several transactions passed it over")
             else:
-                again.append(each.number)
-        if again:
-            self._requests.requeue(again)
+                numbers.append(entry.number)
+        if numbers:
+            self._requests.requeue(numbers)
 
     async def _why(self, request: RelayedRequest, block: int) -> str:
-        """Why the contract refused a call: the same call on the state that its block left."""
+        """Return why the contract reverted a call: simulate it on the state after its block."""
         inner = request.signed.request
         call = Call(inner.to, inner.data, request.function)
         try:
@@ -450,7 +455,7 @@ class RelayService:
         _log.info("request settled", digest=request.digest, state=state.value, transaction=tx_hash)
 
     async def look_at_wallet(self) -> None:
-        """Read balance and gas price now and then; stop taking requests where coin runs out.
+        """Poll balance and gas price every 15 seconds; refuse requests if the balance is too low.
 
         Raises:
             EndpointError: The node does not answer.

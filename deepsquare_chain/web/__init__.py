@@ -1,1 +1,1 @@
-"""The explorer's pages: rendered on the server, readable without scripts, signed by no server."""
+"""The explorer's pages: rendered on the server, readable without scripts, without any keys."""

@@ -1,4 +1,4 @@
-"""The JSON API below `/api/v1`: queries of the index, and the OpenAPI document of them."""
+"""The JSON API below `/api/v1`: queries of the index, and their OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from deepsquare_chain.observability.serving import RateLimit
 
 PREFIX: Final = "/api/v1"
 PROBLEM: Final = "application/problem+json"
-#: Requests per second of one client in the long run, and at once.
+#: Rate limit of one client: requests per second, and the burst.
 RATE: Final = 10.0
 BURST: Final = 100
 _MAX_TEXT: Final = 500
@@ -57,12 +57,12 @@ _log = get_logger(__name__)
 
 
 def api_routes(index: Index, *, rate: float = RATE, burst: int = BURST) -> list[BaseRoute]:
-    """Routes of the API.
+    """Return the routes of the API.
 
     Args:
-        index: The index that answers.
+        index: The index to query.
         rate: Requests per second that one client may make; zero for no limit.
-        burst: Requests that it may make at once.
+        burst: Requests that one client may make at once.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.index = index
@@ -77,7 +77,7 @@ def api_routes(index: Index, *, rate: float = RATE, burst: int = BURST) -> list[
 
 
 class Problem(BaseModel):
-    """What went wrong, and what to do next (RFC 9457)."""
+    """An error and what to do next, as problem details (RFC 9457)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,7 +91,7 @@ class Problem(BaseModel):
 def problem(
     status: HTTPStatus, detail: str, hint: str = "", *, retry: int | None = None
 ) -> Response:
-    """An error response; `retry` is in seconds."""
+    """Return an error response; `retry` is in seconds."""
     body = Problem(title=status.phrase, status=int(status), detail=detail, hint=hint or None)
     headers = {"Cache-Control": "no-store"}
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
@@ -102,7 +102,7 @@ def problem(
 
 
 class _NotModified(Exception):  # noqa: N818 - it ends a request early, nothing failed
-    """The client has the answer already."""
+    """Raised if the client's cached response is still valid (304)."""
 
     def __init__(self, headers: dict[str, str]) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _NotModified(Exception):  # noqa: N818 - it ends a request early, nothing 
 
 
 def _response_of(request: Request, error: Exception) -> Response:
-    """The response to what an endpoint raised; nothing of the inside is told."""
+    """Return the response to an exception of an endpoint, without internal details."""
     if isinstance(error, _NotModified):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=error.headers)
     if isinstance(error, RequestValidationError):
@@ -121,7 +121,7 @@ def _response_of(request: Request, error: Exception) -> Response:
         return problem(HTTPStatus.BAD_REQUEST, error.message, error.hint)
     _log.error("api failed", path=request.url.path[:200], exc_info=error)
     if isinstance(error, StoreError):
-        # Where the database is, is nobody's business here.
+        # Do not disclose the location of the database.
         return problem(
             HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read now", retry=_RETRY_SECONDS
         )
@@ -141,19 +141,19 @@ async def _not_found(_: Request, __: Exception) -> Response:
 
 
 class _Guard:
-    """Only GET and HEAD, and no more of them than the limit allows."""
+    """Middleware that allows only GET and HEAD, and applies the rate limit."""
 
     def __init__(self, app: ASGIApp, limit: RateLimit) -> None:
         self._app = app
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Handle a request (ASGI)."""
         client = scope["client"][0] if scope.get("client") else ""
         if scope["method"] not in {"GET", "HEAD"}:
-            refused = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is for reading")
+            response = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is for reading")
         elif wait := self._limit.wait(client):
-            refused = problem(
+            response = problem(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many requests", retry=math.ceil(wait)
             )
         elif scope["method"] == "HEAD":
@@ -162,7 +162,7 @@ class _Guard:
         else:
             await self._app(scope, receive, send)
             return
-        await refused(scope, receive, send)
+        await response(scope, receive, send)
 
 
 def _without_body(send: Send) -> Send:
@@ -175,7 +175,7 @@ def _without_body(send: Send) -> Send:
 
 
 class _Endpoint(APIRoute):
-    """A route whose errors are problems and never tracebacks."""
+    """A route that returns errors as problem details, never tracebacks."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -183,7 +183,7 @@ class _Endpoint(APIRoute):
         async def guarded(request: Request) -> Response:
             try:
                 return await handler(request)
-            except Exception as error:  # noqa: BLE001 - nobody outside learns what it was
+            except Exception as error:  # noqa: BLE001 - clients must not see internal errors
                 return _response_of(request, error)
 
         return guarded
@@ -194,7 +194,7 @@ class _Endpoint(APIRoute):
 
 @dataclass(frozen=True, slots=True)
 class _Between:
-    """An integer of plain digits within bounds."""
+    """Validates an integer of plain digits within bounds."""
 
     least: int = 0
     most: int = _MAX_INT
@@ -202,8 +202,8 @@ class _Between:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        whole = core_schema.int_schema(ge=self.least, le=self.most)
-        return core_schema.no_info_before_validator_function(self._read, whole)
+        schema = core_schema.int_schema(ge=self.least, le=self.most)
+        return core_schema.no_info_before_validator_function(self._read, schema)
 
     def _read(self, text: str) -> int:
         if _DIGITS.fullmatch(text) and self.least <= int(text) <= self.most:
@@ -252,10 +252,10 @@ Until: TypeAlias = Annotated[
 
 
 def _check_names(request: Request) -> None:
-    """Refuse unknown parameters, and those that were given twice where one is expected."""
+    """Refuse unknown parameters, and repeated ones that are not lists."""
     known = {
-        each.alias: get_origin(each.field_info.annotation) is list
-        for each in request.scope["route"].dependant.query_params
+        parameter.alias: get_origin(parameter.field_info.annotation) is list
+        for parameter in request.scope["route"].dependant.query_params
     }
     if unknown := sorted(set(request.query_params) - set(known)):
         raise UsageError(
@@ -267,20 +267,20 @@ def _check_names(request: Request) -> None:
             raise UsageError(f"{name} was given more than once")
 
 
-# -- what did not change
+# -- conditional requests
 
 
 class ConditionalIndex:
-    """The index for one request, unless the client has the answer already."""
+    """The index for one request; it ends the request with 304 if the client's response is valid."""
 
     def __init__(self, request: Request, response: Response) -> None:
         self._request = request
         self._response = response
 
     def index(self, *moves: str) -> Index:
-        """The index; the answer changes with its tables and with these members of its status."""
+        """Return the index; the ETag covers its tables and the members of its status in `moves`."""
         index: Index = self._request.app.state.index
-        # The tag is of a moment before the answer: at worst the next request asks once more.
+        # The ETag is computed before the query: at worst, the next request is answered in full.
         status = index.status()
         moment = [status.built_since, status.change, *(getattr(status, name) for name in moves)]
         self._response.headers.update(_unless_known(self._request, moment))
@@ -288,18 +288,22 @@ class ConditionalIndex:
 
 
 def _unless_known(request: Request, moment: Any) -> dict[str, str]:
-    """Headers of a response that is as of a moment."""
+    """Return the ETag headers of a response for a version of the data.
+
+    Raises:
+        _NotModified: The client sent the same ETag.
+    """
     digest = hashlib.sha256(json.dumps([__version__, moment]).encode()).hexdigest()
     tag = f'W/"{digest[:20]}"'
-    # To be kept, and asked for again each time.
+    # Clients may cache it, but must revalidate it.
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    known = request.headers.get("if-none-match", "")
-    if any(each.strip() in {tag, "*"} for each in known.split(",")):
+    client_tags = request.headers.get("if-none-match", "")
+    if any(client_tag.strip() in {tag, "*"} for client_tag in client_tags.split(",")):
         raise _NotModified(headers)
     return headers
 
 
-#: Status members that an answer changes with, besides the tables.
+#: Members of the index status that a response depends on, besides the tables.
 BLOCK: Final = ("block",)
 HEAD: Final = ("block", "head", "finalized")
 Indexed: TypeAlias = Annotated[ConditionalIndex, Depends()]
@@ -307,7 +311,7 @@ Indexed: TypeAlias = Annotated[ConditionalIndex, Depends()]
 
 def _camel_case(route: APIRoute) -> str:
     first, *others = route.name.split("_")
-    return first + "".join(each.title() for each in others)
+    return first + "".join(word.title() for word in others)
 
 
 _PROBLEM: Final = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -334,8 +338,8 @@ router = APIRouter(
 
 @cache
 def document() -> dict[str, Any]:
-    """The OpenAPI document."""
-    found = get_openapi(
+    """Return the OpenAPI document."""
+    openapi = get_openapi(
         title="DeepSquare explorer",
         version=__version__,
         description=_DESCRIPTION,
@@ -344,9 +348,9 @@ def document() -> dict[str, Any]:
         license_info={"name": "MIT", "identifier": "MIT"},
         tags=[{"name": "index", "description": "Read only, for everybody."}],
     )
-    found["security"] = []
-    found["components"]["schemas"]["Problem"] = Problem.model_json_schema(mode="serialization")
-    return found
+    openapi["security"] = []
+    openapi["components"]["schemas"]["Problem"] = Problem.model_json_schema(mode="serialization")
+    return openapi
 
 
 # -- endpoints
@@ -354,7 +358,7 @@ def document() -> dict[str, Any]:
 
 @router.get("/openapi.json", include_in_schema=False)
 def describe(request: Request) -> Response:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     body = json.dumps(document())
     headers = _unless_known(request, body)
     return Response(body, media_type="application/json", headers=headers)
@@ -362,13 +366,13 @@ def describe(request: Request) -> Response:
 
 @router.get("/status")
 def get_status(source: Indexed) -> rm.Status:
-    """How far the index is, and of which grid."""
+    """The state of the index, and its grid."""
     return source.index(*HEAD).status()
 
 
 @router.get("/overview")
 def get_overview(source: Indexed) -> rm.Overview:
-    """The grid at a glance."""
+    """Summary of the grid."""
     return source.index(*BLOCK).overview()
 
 
@@ -390,7 +394,7 @@ def list_jobs(
     return source.index().jobs(
         cursor,
         limit,
-        statuses=[JobStatus[each] for each in status],
+        statuses=[JobStatus[status_name] for status_name in status],
         customer=customer,
         provider=provider,
         name=name,
@@ -400,7 +404,7 @@ def list_jobs(
 
 @router.get("/jobs/{job}")
 def get_job(source: Indexed, job: JobId) -> rm.JobDetail:
-    """Everything about a job."""
+    """A job with all its details."""
     return source.index().job(job)
 
 
@@ -435,13 +439,13 @@ def list_exceptions(
     limit: Limit = DEFAULT_LIMIT,
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
-    """What is lawful but worth a look, by the rules of `audit verify`, latest first."""
+    """Anomalies by the rules of `audit verify`, latest first: lawful, but worth a look."""
     return source.index().exceptions(cursor, limit, kind=kind)
 
 
 @router.get("/exceptions/open")
 def list_open_exceptions(source: Indexed) -> rm.OpenAnomalies:
-    """What stands open now without anybody having acted: overrun, idle and unanswered."""
+    """Open anomalies that no transaction caused: overrun, idle and unanswered."""
     return source.index(*BLOCK).open_exceptions()
 
 
@@ -452,7 +456,7 @@ def list_settlements(
     limit: Limit = DEFAULT_LIMIT,
     provider: Annotated[_Text | None, Query(description="Account of who was paid.")] = None,
 ) -> rm.Page[rm.SettlementRow]:
-    """How escrows were divided, interim payments included, latest first."""
+    """Settlements of escrows, interim payments included, latest first."""
     return source.index().settlements(cursor, limit, provider=provider)
 
 
@@ -460,13 +464,13 @@ def list_settlements(
 def list_movements(
     source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> rm.Page[rm.MovementRow]:
-    """Lines of all statements, latest first."""
+    """Movements of all accounts, latest first."""
     return source.index().movements(cursor, limit)
 
 
 @router.get("/accounts/{account}")
 def get_account(source: Indexed, account: Account) -> rm.AccountRow:
-    """What an address is to the grid."""
+    """An account: its balances and roles on the grid."""
     return source.index().account(account)
 
 
@@ -480,7 +484,7 @@ def list_statement(
         bool, BeforeValidator(_flag), Query(description="Oldest first.")
     ] = False,
 ) -> rm.Page[rm.MovementRow]:
-    """All that an account paid and received, with the balance after each."""
+    """Payments of an account in both directions, with the balance after each."""
     return source.index().statement(account, cursor, limit, oldest_first=oldest_first)
 
 
@@ -525,7 +529,7 @@ def list_transactions(
     ] = None,
     block: Annotated[_Number | None, Query(description="Number of their block.")] = None,
 ) -> rm.Page[rm.TransactionRow]:
-    """Transactions that made events of this grid, latest first."""
+    """Transactions that emitted events of this grid, latest first."""
     return source.index().transactions(cursor, limit, sender=sender, signer=signer, block=block)
 
 
@@ -533,7 +537,7 @@ def list_transactions(
 def get_transaction(
     source: Indexed, tx_hash: Annotated[_Text, Path(alias="hash", description="Its hash.")]
 ) -> rm.TransactionDetail:
-    """A transaction with what it did."""
+    """A transaction with its effects."""
     return source.index().transaction(tx_hash)
 
 
@@ -558,19 +562,19 @@ def search(
     source: Indexed,
     q: Annotated[_Text, Query(description="ID, name, address, hash or number.")] = "",
 ) -> tuple[rm.Hit, ...]:
-    """What a text can refer to."""
+    """Objects that a text can refer to."""
     return source.index().search(q)
 
 
 @router.get("/parameters")
 def get_parameters(source: Indexed) -> rm.ParameterHistory:
-    """Fee, timeouts and addresses, with the history of what can change."""
+    """Fee, timeouts and addresses, with the history of the changeable ones."""
     return source.index().parameters()
 
 
 @router.get("/roles")
 def get_roles(source: Indexed) -> rm.Roles:
-    """Who may do what, and since when."""
+    """Role grants in force, and the history of all grants and revocations."""
     return source.index().roles()
 
 
@@ -587,7 +591,7 @@ def get_jobs_over_time(
 def get_escrow_over_time(
     source: Indexed, buckets: Buckets = 60, since: Since = None, until: Until = None
 ) -> tuple[rm.EscrowPoint, ...]:
-    """Where credits were over time."""
+    """Totals of credits over time."""
     return source.index(*BLOCK).escrow_over_time(buckets, since=since, until=until)
 
 
@@ -609,7 +613,7 @@ def list_changes(
     source: Indexed,
     since: Annotated[_Number, Query(description="Number of the last change known.")] = 0,
 ) -> rm.Changes:
-    """What changed after a change of this number."""
+    """Changes after the given change number."""
     return source.index().changes(since)
 
 

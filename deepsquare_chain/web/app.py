@@ -1,4 +1,4 @@
-"""The explorer as an ASGI application: pages, live streams, the wallet's JSON, and errors."""
+"""The explorer as an ASGI application: pages, live streams, JSON for wallets, errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from deepsquare_chain.web.security import SecurityHeaders
 from deepsquare_chain.web.site import Site
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
-#: Posts per minute of one client.
+#: POST requests per minute of one client.
 POSTS_PER_MINUTE: Final = 120
 _STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
     (NotFoundError, 404),
@@ -111,14 +111,14 @@ def explorer_app(
     probe: Callable[[], Health] | None = None,
     metrics: Metrics | None = None,
 ) -> Starlette:
-    """The explorer of one site.
+    """Build the explorer of one site.
 
     Args:
-        site: What it shows.
-        hosts: Names under which it may be asked; a page whose own name was pointed here is refused.
-        more_routes: Routes beside the pages, such as those of the JSON API.
+        site: Data sources and settings.
+        hosts: Allowed host names. Others are refused, which prevents DNS rebinding.
+        more_routes: Routes besides the pages, such as those of the JSON API.
         probe: Health of the indexer, for `/healthz`.
-        metrics: Figures for `/metrics`.
+        metrics: Metrics for `/metrics`.
     """
     app = Starlette(
         routes=[
@@ -147,10 +147,10 @@ def explorer_app(
 
 
 class RevalidatedFiles(StaticFiles):
-    """Files that a browser keeps and asks after: a new version of the pages brings new ones."""
+    """Static files that browsers cache but revalidate, so that an upgrade takes effect at once."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
-        """The file, or that it has not changed."""
+        """Return the file, or 304 if it has not changed."""
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response
@@ -158,9 +158,9 @@ class RevalidatedFiles(StaticFiles):
 
 def _healthz(probe: Callable[[], Health] | None) -> Any:
     async def healthz(_: Request) -> Response:
-        found = probe() if probe is not None else Health(live=True, ready=True, details={})
+        health = probe() if probe is not None else Health(live=True, ready=True, details={})
         return JSONResponse(
-            {"live": found.live, "ready": found.ready}, status_code=200 if found.ready else 503
+            {"live": health.live, "ready": health.ready}, status_code=200 if health.ready else 503
         )
 
     return healthz
@@ -176,7 +176,7 @@ def _metrics(metrics: Metrics | None) -> Any:
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status that says what an error is."""
+    """Return the HTTP status for an error."""
     if isinstance(error, HTTPException):
         return error.status_code
     if isinstance(error, wallet.Refused):
@@ -185,14 +185,14 @@ def status_of(error: Exception) -> int:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """Every error as a page, or as JSON where JSON was asked for; nothing of the inside is told."""
+    """Return an error as a page, or as JSON for `/wallet/` and `/api/`; no internal details."""
     code = status_of(error)
     title = _TITLES.get(code, "Something went wrong here")
     if code == 404 and isinstance(error, HTTPException):
         title = "Page not found"
-    known = isinstance(error, GridError)
-    message = error.message if known else _unknown(request, error, code)  # type: ignore[attr-defined]
-    hint = error.hint if known else ""  # type: ignore[attr-defined]
+    typed = isinstance(error, GridError)
+    message = error.message if typed else _unknown(request, error, code)  # type: ignore[attr-defined]
+    hint = error.hint if typed else ""  # type: ignore[attr-defined]
     if request.url.path.startswith(("/wallet/", "/api/")):
         body = {"status": code, "title": title, "detail": message, "hint": hint}
         return JSONResponse(body, status_code=code)
@@ -211,7 +211,7 @@ _ERRORS: Final = environment()
 
 def _unknown(request: Request, error: Exception, code: int) -> str:
     if isinstance(error, HTTPException):
-        words = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are only read."}
-        return words.get(code, str(error.detail)[:200])
+        texts = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are only read."}
+        return texts.get(code, str(error.detail)[:200])
     _log.error("page failed", path=request.url.path[:200], exc_info=error)
     return "The explorer could not make this page. It has written down why; try it again."

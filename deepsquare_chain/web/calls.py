@@ -1,8 +1,8 @@
-"""What a wallet is asked to sign: calls encoded and explained, after looking whether they pass.
+"""Plans of the calls that a wallet signs: encoded, simulated, and described in words.
 
-The server holds no key. It says what a call does in words and amounts, encodes it, tries it on
-the latest block as the account that would send it, and leaves the rest to the wallet. With a relay,
-the wallet signs a request instead of sending a transaction, and needs no coin.
+The server holds no key. It describes the effects of a call, encodes it, and simulates it on the
+latest block as the account that will send it; the wallet signs and sends it. With a relay, the
+wallet signs a request instead of sending a transaction, and needs no coin.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from deepsquare_chain.errors import EndpointError, InsufficientFundsError, Usage
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.web.formats import count, duration, size_of
 
-#: Seconds for which a permit is good: what a person needs to read and sign.
+#: Validity of a permit in seconds: enough time for a person to read and sign it.
 PERMIT_SECONDS: Final = 900
-#: Gas by which a wallet is judged beforehand, above what each takes; wallets estimate themselves.
+#: Upper bounds of gas, to check the wallet's balance beforehand; wallets make their own estimates.
 _GAS: Final = {"submit": 250_000, "topup": 150_000, "cancel": 150_000}
 _GAS_APPROVE: Final = 60_000
 _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
@@ -41,10 +41,10 @@ _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """What will happen: in words, and what the wallet gets.
+    """The effects of a call in words, and the next thing for the wallet to sign.
 
-    One of the last four is there: the call itself, the request that a relay carries out (EIP-712),
-    or what must come before them.
+    Exactly one of the last four is set: the call itself, the request for a relay (EIP-712), or the
+    approval or permit that must come first.
     """
 
     title: str
@@ -57,11 +57,11 @@ class CallPlan:
 
     @property
     def is_payable(self) -> bool:
-        """Whether nothing but the wallet's last word is missing."""
+        """Whether only the wallet's final signature is missing: no approval or permit."""
         return self.call is not None or self.request is not None
 
     def to_wire(self, chain_id: int) -> dict[str, Any]:
-        """JSON form; numbers that a browser could round are strings."""
+        """Return the JSON form; numbers that a browser could round are strings."""
         return {
             "title": self.title,
             "action": self.action,
@@ -87,7 +87,7 @@ def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """An account about to pay, in credit-wei; `relayed` where a relay pays its gas."""
+    """An account that pays, amounts in credit-wei; `relayed` if a relay pays its gas."""
 
     account: str
     balance: int
@@ -96,11 +96,11 @@ class Payer:
 
 
 class CallPlanner:
-    """Makes plans for one deployment.
+    """Plans calls of one deployment.
 
     Args:
         contracts: The deployment.
-        relay: URL of the relay that pays the gas where a customer wishes it, or has no coin.
+        relay: URL of the relay, or empty. It pays the gas on request, or if there is no coin.
     """
 
     def __init__(self, contracts: Contracts, relay: str = "") -> None:
@@ -115,19 +115,19 @@ class CallPlanner:
         offers: Sequence[PricedOffer],
         given: Mapping[str, Any],
     ) -> CallPlan:
-        """Submit one job whose definition has this SHA-256.
+        """Plan the submission of one job.
 
         Args:
-            account: Who pays and signs.
-            terms: Of the job.
-            definition: SHA-256 of what it runs.
-            offers: What each provider would take for it.
-            given: The `way` of payment (permit, approve or relay), and a `permit` once signed.
+            account: The account that pays and signs.
+            terms: Terms of the job.
+            definition: SHA-256 of the job's definition.
+            offers: Each provider's offer for the job.
+            given: The `way` of payment (permit, approve or relay), and the signed `permit`, if any.
 
         Raises:
-            UsageError: No address, or no permit that was signed here.
-            InsufficientFundsError: Too few credits, or no gas.
-            RevertedError: The contract would refuse it.
+            UsageError: `account` is not an address, or the permit is not valid for this call.
+            InsufficientFundsError: The account has too few credits, or no coin for gas.
+            RevertedError: The contract would revert the call.
         """
         scheduler = self._contracts.scheduler
         payer = await self._payer(account, "submit", terms.amount, given)
@@ -150,7 +150,10 @@ class CallPlanner:
         )
 
     async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
-        """Add credits to a live job; errors as `submit`, and NotFoundError without the job."""
+        """Plan a top-up of a live job.
+
+        Raises the errors of `submit`, and NotFoundError if there is no such job.
+        """
         amount = _amount(given.get("credits"))
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
@@ -171,7 +174,7 @@ class CallPlanner:
         )
 
     async def cancel(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
-        """End a job of one's own; errors as `top_up`."""
+        """Plan the cancellation of the account's own job. Raises the errors of `top_up`."""
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
         payer = await self._payer(account, "cancel", 0, given)
@@ -205,14 +208,16 @@ class CallPlanner:
             return CallPlan(title, action, effects, call=call)
         if given.get("way") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
-            first = f"First an approval of exactly {format_credits(amount)} credits, then the call."
-            return CallPlan(title, action, (*effects, first), approval=approval)
-        first = (
+            first_step = (
+                f"First an approval of exactly {format_credits(amount)} credits, then the call."
+            )
+            return CallPlan(title, action, (*effects, first_step), approval=approval)
+        first_step = (
             f"First your signature under a permit of exactly {format_credits(amount)} credits, "
             f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
         )
         data = await self._permit_data(payer.account, amount)
-        return CallPlan(title, action, (*effects, first), permit=data)
+        return CallPlan(title, action, (*effects, first_step), permit=data)
 
     async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
         deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
@@ -225,11 +230,11 @@ class CallPlanner:
         return {**data, "message": message}
 
     async def _request(self, account: str, call: Call) -> Mapping[str, Any]:
-        """What the wallet signs for the relay.
+        """Return the typed data that the wallet signs for the relay.
 
         Raises:
-            RevertedError: The contract would refuse the call.
-            EndpointError: The relay or the node does not answer, or not for this grid.
+            RevertedError: The contract would revert the call.
+            EndpointError: The relay or the node does not answer, or the relay serves another grid.
             UsageError: The call takes more gas than the relay pays.
         """
         forwarder = self._contracts.forwarder
@@ -291,34 +296,36 @@ class CallPlanner:
 
 
 def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
-    left = format_credits(payer.balance - amount)
-    moved = f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler"
-    return (f"{moved}; {left} stay in the wallet.",)
+    remaining = format_credits(payer.balance - amount)
+    transfer = (
+        f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler"
+    )
+    return (f"{transfer}; {remaining} stay in the wallet.",)
 
 
 def offers_in_words(offers: Sequence[PricedOffer]) -> str:
-    """Who could run a job, and for how much, in a sentence or two."""
-    able = [each for each in offers if each.eligible]
-    if able:
+    """Describe in a sentence or two who could run a job, and for how much."""
+    eligible = [offer for offer in offers if offer.eligible]
+    if eligible:
         soonest = min(
-            (each for each in able if each.starts_in is not None), key=_start, default=None
+            (offer for offer in eligible if offer.starts_in is not None), key=_start, default=None
         )
         start = f" It could start {soonest.start}." if soonest is not None else ""
         return (
-            f"{count(len(able), 'provider')} could run it; the whole time limit costs "
-            f"{format_credits(able[0].cost)} credits at the cheapest.{start}"
+            f"{count(len(eligible), 'provider')} could run it; the whole time limit costs "
+            f"{format_credits(eligible[0].cost)} credits at the cheapest.{start}"
         )
-    dear = [each.cost for each in offers if each.is_over_budget]
-    if dear:
+    costs_over_budget = [offer.cost for offer in offers if offer.is_over_budget]
+    if costs_over_budget:
         return (
             f"Its credits do not buy its time limit: the cheapest provider would take "
-            f"{format_credits(min(dear))}. It would wait."
+            f"{format_credits(min(costs_over_budget))}. It would wait."
         )
     return "No provider could run it now: it would wait, and can be cancelled for a full refund."
 
 
 def runtime(terms: Terms) -> str:
-    """How long a job may run."""
+    """Describe how long a job may run."""
     limit = duration(terms.time_limit)
     if terms.until_spent:
         return f"until its credits are spent, which must buy {limit}"
@@ -347,13 +354,13 @@ def _longer(job: Job, amount: int, *, own: bool) -> str:
 
 
 def _back(job: Job) -> str:
-    held = format_credits(job.escrow)
+    escrow = format_credits(job.escrow)
     if job.status is JobStatus.RUNNING:
         return (
-            f"The seconds that it ran and that are not billed yet are billed; the rest of {held} "
+            f"The seconds that it ran and that are not billed yet are billed; the rest of {escrow} "
             "credits comes back."
         )
-    return f"All {held} credits come back."
+    return f"All {escrow} credits come back."
 
 
 def _amount(text: Any) -> int:
@@ -367,20 +374,24 @@ def _amount(text: Any) -> int:
 
 
 def signature_of(text: Any) -> bytes:
-    """A wallet's signature: r, s and v, 65 bytes.
+    """Parse a wallet's signature: r, s and v, 65 bytes.
 
     Raises:
-        UsageError: It has another form.
+        UsageError: It is malformed.
     """
     if not _SIGNATURE.fullmatch(str(text)):
         raise UsageError("The wallet's signature has not the form of one")
     raw = bytes.fromhex(str(text)[2:])
-    # Some wallets count the recovery id from zero.
+    # Some wallets return a recovery ID of 0 or 1 instead of 27 or 28.
     return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
 
 
 def _signed(given: Mapping[str, Any], amount: int) -> Permit | None:
-    """A permit that the wallet signed."""
+    """Parse the permit that the wallet signed; None if there is none.
+
+    Raises:
+        UsageError: It is malformed, or signed for another amount.
+    """
     body = given.get("permit")
     if not body:
         return None

@@ -1,7 +1,7 @@
-"""Geometry of the pages' charts. Pure: numbers in, points and texts out; a template draws them.
+"""Geometry of the pages' charts. Pure: converts numbers to points and texts; a template draws them.
 
-Drawings are 1000 wide and 100 high and are stretched to their box, so that labels are text of the
-page and stay readable on a phone. Colours are classes of the stylesheet.
+Drawings are 1000 wide and 100 high, and are stretched to their box. Labels are text of the page, so
+that they stay readable on a phone. Colours are CSS classes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from deepsquare_chain.web.formats import axis_time
 WIDTH: Final = 1_000
 HEIGHT: Final = 100
 _TICKS: Final = 3
-#: What is smaller draws as nothing.
+#: Smaller values count as zero.
 _LEAST: Final = 1e-9
 _TIME_TICKS: Final = 4
-#: Rows of the table that stands for a chart.
+#: Most rows of a chart's table, its text alternative.
 _ROWS: Final = 24
 Text = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A path of one class; `points` is the `d` of an SVG path."""
+    """An SVG path with its CSS class; `points` is its `d` attribute."""
 
     css: str
     points: str
@@ -42,7 +42,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A column that answers to the pointer with a text."""
+    """A column with a tooltip."""
 
     x: float
     width: float
@@ -51,7 +51,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing over time with its table; `summary` says in words what it shows."""
+    """A chart over time with its table; `summary` describes it in words."""
 
     summary: str
     shapes: tuple[Shape, ...]
@@ -65,7 +65,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line or layer: a name for people, a class, and a value at each time."""
+    """One line or layer: its name, its CSS class, and a value at each time."""
 
     name: str
     css: str
@@ -75,16 +75,16 @@ class Series:
 def layers(
     summary: str, times: Sequence[int], series: Sequence[Series], show: Text = lambda v: f"{v:.0f}"
 ) -> Chart:
-    """Layers on top of each other, the first at the bottom; steps, since counts do not glide."""
+    """Return a stacked chart, the first series at the bottom, in steps: values are counts."""
     floor = [0.0] * len(times)
     shapes = []
     xs = _xs(times)
-    tops = [sum(each.values[at] for each in series) for at in range(len(times))]
+    tops = [sum(layer.values[index] for layer in series) for index in range(len(times))]
     scale = nice(max(tops, default=0.0))
-    for each in series:
-        top = [below + value for below, value in zip(floor, each.values, strict=True)]
-        if any(each.values):
-            shapes.append(Shape(each.css, _ribbon(xs, floor, top, scale)))
+    for layer in series:
+        top = [below + value for below, value in zip(floor, layer.values, strict=True)]
+        if any(layer.values):
+            shapes.append(Shape(layer.css, _ribbon(xs, floor, top, scale)))
         floor = top
     return _chart(summary, times, series, shapes, scale=scale, show=show)
 
@@ -97,11 +97,11 @@ def lines(
     *,
     least: float = 0.0,
 ) -> Chart:
-    """Lines in steps, each over the same scale from zero, which ends at `least` or above."""
-    most = max((max(each.values, default=0.0) for each in series), default=0.0)
+    """Return a chart of step lines; the axis starts at zero and ends at `least` or above."""
+    most = max((max(line.values, default=0.0) for line in series), default=0.0)
     scale = least if most <= least and least else nice(most)
     xs = _xs(times)
-    shapes = [Shape(each.css, _steps(xs, each.values, scale)) for each in series if each.values]
+    shapes = [Shape(line.css, _steps(xs, line.values, scale)) for line in series if line.values]
     if len(series) == 1 and times:
         zero = [0.0] * len(times)
         shapes.insert(0, Shape("fill", _ribbon(xs, zero, series[0].values, scale)))
@@ -109,7 +109,7 @@ def lines(
 
 
 def nice(most: float) -> float:
-    """The end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `most`."""
+    """Return the end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `most`."""
     if most <= _LEAST:
         return 1.0
     power = 1.0
@@ -123,7 +123,7 @@ def nice(most: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A row of horizontal bars: `share` of the track between zero and one."""
+    """A horizontal bar; `share` is its length between zero and one."""
 
     name: str
     share: float
@@ -132,16 +132,16 @@ class Bar:
 
     @property
     def width(self) -> float:
-        """In units of the drawing; a sliver where there is something at all."""
+        """Width in units of the drawing, with a visible minimum for nonzero values."""
         share = min(1.0, max(0.0, self.share))
         return round(max(share * WIDTH, 4.0 if share > 0 else 0.0), 1)
 
 
 @dataclass(frozen=True, slots=True)
 class WaterfallStep:
-    """A step of a waterfall, from one height to another, in credit-wei; `css` is its colour.
+    """A step of a waterfall chart, from `start` to `end` in credit-wei; `css` is its colour class.
 
-    Sums stand on the ground.
+    Sums start at zero.
     """
 
     name: str
@@ -158,26 +158,26 @@ class WaterfallStep:
 
     @property
     def width(self) -> float:
-        """In units of the drawing; a sliver where there is something at all."""
+        """Width in units of the drawing, with a visible minimum for nonzero values."""
         if not self.most or self.start == self.end:
             return 0.0
         return round(max(abs(self.end - self.start) * WIDTH / self.most, 3.0), 1)
 
 
 def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...]:
-    """Steps of signed amounts (name, class, credit-wei), each where the one before ended."""
+    """Return a step per signed amount (name, class, credit-wei), each from the end of the last."""
     level, reached = 0, 0
     edges = []
     for name, css, amount in flows:
         edges.append((name, css, amount, level, level + amount))
         level += amount
         reached = max(reached, level)
-    return tuple(WaterfallStep(*each, most=reached) for each in edges)
+    return tuple(WaterfallStep(*edge, most=reached) for edge in edges)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a strip: where it begins and how wide it is, and what it says."""
+    """A segment of a strip: its start, width and text."""
 
     css: str
     x: float
@@ -187,21 +187,21 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Stretches of time one after the other; every one stays visible, however short."""
+    """Consecutive periods of time; each has a minimum width, so that it is visible."""
 
     spans: tuple[Span, ...] = field(default=())
 
 
 def strip(stretches: Sequence[tuple[str, int, str]], least: float = 14.0) -> Strip:
-    """A strip of (class, seconds, text)."""
+    """Return a strip of (class, seconds, text) segments, each at least `least` wide."""
     total = sum(max(0, seconds) for _, seconds, _ in stretches)
     if not stretches:
         return Strip()
-    room = WIDTH - least * len(stretches)
+    free_width = WIDTH - least * len(stretches)
     spans, x = [], 0.0
     for css, seconds, text in stretches:
         share = max(0, seconds) / total if total else 1 / len(stretches)
-        width = least + room * share
+        width = least + free_width * share
         spans.append(Span(css, round(x, 1), round(width, 1), text))
         x += width
     return Strip(tuple(spans))
@@ -218,7 +218,8 @@ def _chart(
 ) -> Chart:
     span = times[-1] - times[0] if times else 0
     keys = [
-        Key(each.css, each.name, show(each.values[-1]) if each.values else "") for each in series
+        Key(curve.css, curve.name, show(curve.values[-1]) if curve.values else "")
+        for curve in series
     ]
     marks = [show(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
     return Chart(
@@ -226,10 +227,10 @@ def _chart(
         shapes=tuple(shapes),
         keys=tuple(keys),
         bands=_bands(times, series, show, span),
-        # Two ticks of the same text would say nothing: one cpu has no half.
-        ticks=tuple(mark if mark not in marks[:at] else "" for at, mark in enumerate(marks)),
+        # Omit ticks that repeat a text, such as `1` for half a CPU.
+        ticks=tuple(mark if mark not in marks[:index] else "" for index, mark in enumerate(marks)),
         times=_time_ticks(times, span),
-        columns=("time", *(each.name for each in series)),
+        columns=("time", *(curve.name for curve in series)),
         rows=_rows(times, series, show, span),
     )
 
@@ -238,14 +239,16 @@ def _bands(
     times: Sequence[int], series: Sequence[Series], show: Text, span: int
 ) -> tuple[Band, ...]:
     xs = _xs(times)
-    found = []
-    for at, time in enumerate(times):
-        left = xs[at]
-        right = xs[at + 1] if at + 1 < len(xs) else float(WIDTH)
-        told = [f"{each.name} {show(each.values[at])}" for each in series if each.values[at]]
-        text = f"{axis_time(time, min(span, 86_400))}: {', '.join(told) or 'nothing'}"
-        found.append(Band(left, round(max(right - left, 1.0), 1), text))
-    return tuple(found)
+    bands = []
+    for index, time in enumerate(times):
+        left = xs[index]
+        right = xs[index + 1] if index + 1 < len(xs) else float(WIDTH)
+        texts = [
+            f"{curve.name} {show(curve.values[index])}" for curve in series if curve.values[index]
+        ]
+        text = f"{axis_time(time, min(span, 86_400))}: {', '.join(texts) or 'nothing'}"
+        bands.append(Band(left, round(max(right - left, 1.0), 1), text))
+    return tuple(bands)
 
 
 def _rows(
@@ -254,8 +257,11 @@ def _rows(
     step = max(1, -(-len(times) // _ROWS))
     picked = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
     return tuple(
-        (axis_time(times[at], min(span, 86_400)), *(show(each.values[at]) for each in series))
-        for at in picked
+        (
+            axis_time(times[index], min(span, 86_400)),
+            *(show(curve.values[index]) for curve in series),
+        )
+        for index in picked
     )
 
 
@@ -282,15 +288,15 @@ def _y(value: float, scale: float) -> float:
 
 
 def _corners(xs: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
-    """A value holds until the next time."""
-    found: list[tuple[float, float]] = []
-    for at, (x, value) in enumerate(zip(xs, values, strict=True)):
-        if at:
-            found.append((x, values[at - 1]))
-        found.append((x, value))
+    """Return the corners of a step line: a value holds until the next time."""
+    corners: list[tuple[float, float]] = []
+    for index, (x, value) in enumerate(zip(xs, values, strict=True)):
+        if index:
+            corners.append((x, values[index - 1]))
+        corners.append((x, value))
     if len(xs) == 1 or (xs and xs[0] == xs[-1]):
-        found.append((float(WIDTH), values[-1]))
-    return found
+        corners.append((float(WIDTH), values[-1]))
+    return corners
 
 
 def _steps(xs: Sequence[float], values: Sequence[float], scale: float) -> str:
@@ -299,6 +305,6 @@ def _steps(xs: Sequence[float], values: Sequence[float], scale: float) -> str:
 
 
 def _ribbon(xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float) -> str:
-    there = [f"{x:g} {_y(value, scale):g}" for x, value in _corners(xs, top)]
-    back = [f"{x:g} {_y(value, scale):g}" for x, value in reversed(_corners(xs, floor))]
-    return "M" + "L".join([*there, *back]) + "Z"
+    upper = [f"{x:g} {_y(value, scale):g}" for x, value in _corners(xs, top)]
+    lower = [f"{x:g} {_y(value, scale):g}" for x, value in reversed(_corners(xs, floor))]
+    return "M" + "L".join([*upper, *lower]) + "Z"

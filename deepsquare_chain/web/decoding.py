@@ -1,4 +1,4 @@
-"""What a transaction's input says, and values from and for the forms of read functions. Pure."""
+"""Decodes transaction inputs, and converts values of the forms of read functions. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TEXT: Final = 4_000
 
 @dataclass(frozen=True, slots=True)
 class DecodedCall:
-    """A call of one of our contracts, its values by the names of the ABI."""
+    """A decoded call of one of the grid's contracts; `values` are by parameter name."""
 
     function: str
     signature: str
@@ -35,7 +35,7 @@ class DecodedCall:
 
 
 def decode_call(contract: str, data: str) -> DecodedCall | None:
-    """Read calldata (0x-hexadecimal); None where it is no call of that contract."""
+    """Decode calldata (0x-hexadecimal); None if it is not a call of that contract."""
     try:
         raw = bytes.fromhex(data.removeprefix("0x"))
     except ValueError:
@@ -53,9 +53,9 @@ def decode_call(contract: str, data: str) -> DecodedCall | None:
 
 @dataclass(frozen=True, slots=True)
 class InnerCall:
-    """A customer's signed request: what it calls, and what that says if it is one of ours.
+    """A customer's signed request, and its decoded call if it calls a contract of the grid.
 
-    `contract` is the name of ours or empty; `deadline` is the last second at which it is good.
+    `contract` is the name of that contract, or empty; `deadline` is the last valid second.
     """
 
     signer: str
@@ -66,65 +66,69 @@ class InnerCall:
 
 
 def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...]:
-    """The signed requests in a call of the forwarder; empty where there are none.
+    """Return the signed requests in a call of the forwarder; empty if there are none.
 
     Args:
-        data: Its input, 0x-hexadecimal.
-        contracts: Names of our contracts by address.
+        data: Input of the call, 0x-hexadecimal.
+        contracts: Names of the grid's contracts by address.
     """
     try:
         raw = bytes.fromhex(data.removeprefix("0x"))
     except ValueError:
         return ()
-    found = []
-    for each in signed_calls(raw):
-        name = contracts.get(each.to, "")
-        call = decode_call(name, "0x" + each.data.hex()) if name else None
-        found.append(InnerCall(each.sender, each.to, name, each.deadline, call))
-    return tuple(found)
+    calls = []
+    for request in signed_calls(raw):
+        name = contracts.get(request.to, "")
+        call = decode_call(name, "0x" + request.data.hex()) if name else None
+        calls.append(InnerCall(request.sender, request.to, name, request.deadline, call))
+    return tuple(calls)
 
 
 def names_of(deployment: Deployment) -> dict[str, str]:
-    """Names of a deployment's contracts by address, with its checksum."""
+    """Return the names of a deployment's contracts by checksum address."""
     return {str(checked_address(address)): name for name, address in deployment.contracts.items()}
 
 
 def named(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:
-    """Values by name; structs as mappings, bytes as hexadecimal."""
+    """Return values by parameter name; structs as mappings, bytes as hexadecimal."""
     return {
-        str(part["name"]) or f"[{at}]": plain(part, value)
-        for at, (part, value) in enumerate(zip(parameters, values, strict=True))
+        str(part["name"]) or f"[{index}]": plain(part, value)
+        for index, (part, value) in enumerate(zip(parameters, values, strict=True))
     }
 
 
 def plain(parameter: Abi, value: Any) -> Any:
-    """A value as pages and JSON show it."""
+    """Convert a value for pages and JSON."""
     kind = str(parameter["type"])
     if kind.endswith("]"):
         item = {**parameter, "type": kind[: kind.rindex("[")]}
-        return [plain(item, each) for each in value]
+        return [plain(item, element) for element in value]
     if kind == "tuple":
         return named(parameter["components"], value)
     return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
 def views(contract: str) -> list[Abi]:
-    """Functions that only read, by name."""
+    """Return the functions that only read, sorted by name."""
     return _functions(contract, {"view", "pure"})
 
 
 def changes(contract: str) -> list[Abi]:
-    """Functions that change something, by name."""
+    """Return the functions that change state, sorted by name."""
     return _functions(contract, {"nonpayable", "payable"})
 
 
 def _functions(contract: str, kinds: set[str]) -> list[Abi]:
-    found = [e for e in interface(contract).entries("function") if e["stateMutability"] in kinds]
-    return sorted(found, key=lambda entry: str(entry["name"]).lower())
+    entries = [
+        entry
+        for entry in interface(contract).entries("function")
+        if entry["stateMutability"] in kinds
+    ]
+    return sorted(entries, key=lambda entry: str(entry["name"]).lower())
 
 
 def find_view(contract: str, name: str) -> tuple[Abi, Function] | None:
-    """A reading function by its name."""
+    """Return the reading function of this name, or None."""
     for entry in views(contract):
         if entry["name"] == name:
             return entry, interface(contract).function(name)
@@ -132,12 +136,12 @@ def find_view(contract: str, name: str) -> tuple[Abi, Function] | None:
 
 
 def read_argument(parameter: Abi, text: str) -> Any:
-    """A value that somebody typed, for a parameter of a function.
+    """Parse the text that a user entered for a parameter of a function.
 
-    Lists and structs are written as JSON lists.
+    Lists and structs are JSON lists.
 
     Raises:
-        UsageError: It is not valid; the message names the parameter.
+        UsageError: The text is invalid; the message names the parameter.
     """
     kind, name = type_of(parameter), str(parameter["name"]) or "the argument"
     if len(text) > MAX_TEXT:
@@ -161,12 +165,12 @@ def _from_tree(parameter: Abi, tree: Any) -> Any:
         if not isinstance(tree, list):
             raise ValueError("write a JSON list")
         item = {**parameter, "type": kind[: kind.rindex("[")]}
-        return [_from_tree(item, each) for each in tree]
+        return [_from_tree(item, element) for element in tree]
     if kind == "tuple":
         parts = parameter["components"]
         if not isinstance(tree, list) or len(tree) != len(parts):
             raise ValueError(f"write a JSON list of {len(parts)} values")
-        return tuple(_from_tree(part, each) for part, each in zip(parts, tree, strict=True))
+        return tuple(_from_tree(part, element) for part, element in zip(parts, tree, strict=True))
     return _from_text(kind, tree if isinstance(tree, str) else str(tree))
 
 

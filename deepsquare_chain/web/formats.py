@@ -1,6 +1,6 @@
-"""How pages write amounts, times, hashes and resources. Pure; amounts are credit-wei.
+"""Formatting of amounts, times, hashes and resources for pages. Pure; amounts are credit-wei.
 
-Every function takes what the index or a stranger's text gives, and never fails on a value.
+The functions accept any value of the index and any untrusted text, without raising.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deepsquare_chain.job import Hardware, Offer, Resources
 
 _MINUTE: Final = 60
 _DAY: Final = 86_400
-#: Shown digits after the point where a whole column must be of one width.
+#: Most decimals that are shown of an amount.
 _PLACES: Final = 6
 _SPANS: Final = ((_DAY, "d"), (SECONDS_PER_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 _GWEI: Final = 10**9
@@ -23,15 +23,15 @@ _GIGABYTE: Final = 1_024
 
 
 def grouped(number: int) -> str:
-    """A whole number with thin spaces between thousands: `12 345`."""
+    """Format a whole number with thin spaces between thousands: `12 345`."""
     return f"{number:,}".replace(",", "\u2009")
 
 
 def amount(wei: int) -> tuple[str, str]:
-    """An amount of credits as whole part with its sign, and decimals with their point.
+    """Format an amount of credits: the signed whole part, and the decimals with their point.
 
-    At least two decimals, and at most six, cut and never rounded up: pages show the exact amount on
-    demand. An amount too small for them has all of its decimals.
+    There are two to six decimals, truncated and not rounded; pages show the exact amount on demand.
+    An amount below 0.000001 credits has all its decimals.
     """
     whole, part = divmod(abs(wei), CREDIT)
     digits = f"{part:018d}".rstrip("0")
@@ -41,29 +41,29 @@ def amount(wei: int) -> tuple[str, str]:
 
 
 def exact(wei: int) -> str:
-    """The exact decimal of an amount, for titles and copies."""
+    """Format the exact amount in credits, for titles and for copying."""
     return format_credits(wei)
 
 
 def plain_amount(wei: int) -> str:
-    """An amount in one piece, for sentences and titles."""
+    """Format an amount as one string, for sentences and titles."""
     return "".join(amount(wei))
 
 
 def per_hour(rate: int) -> int:
-    """Credit-wei per hour of a rate in credit-wei per second, as the price was entered."""
+    """Convert credit-wei per second to credit-wei per hour, as the price was entered."""
     return parse_credits(hourly(rate))
 
 
 def gwei(wei: int) -> str:
-    """A gas price in gwei: three decimals, or all of them where it is below one."""
+    """Format a gas price in gwei, with three decimals, or all of them below one gwei."""
     whole, part = divmod(wei, _GWEI)
     digits = f"{part:09d}"[: 3 if whole else 9].rstrip("0")
     return f"{grouped(whole)}.{digits}" if digits else grouped(whole)
 
 
 def coin(wei: int) -> str:
-    """An amount of the chain's own coin, in eight decimals at most."""
+    """Format an amount of the chain's native coin, with at most eight decimals."""
     text = format_credits(wei)
     whole, _, part = text.partition(".")
     short = part[:8].rstrip("0")
@@ -73,7 +73,7 @@ def coin(wei: int) -> str:
 
 
 def short(text: str, front: int = 6, back: int = 4) -> str:
-    """A hash or address with its middle left out; anything else as it is."""
+    """Shorten a long text, such as a hash or address, by leaving out its middle."""
     if text.startswith("0x"):
         front += 2
     if len(text) <= front + back + 1:
@@ -82,29 +82,29 @@ def short(text: str, front: int = 6, back: int = 4) -> str:
 
 
 def iso(seconds: int) -> str:
-    """A time for `datetime` attributes; empty where the calendar does not reach it."""
-    found = _moment(seconds)
-    return found.strftime("%Y-%m-%dT%H:%M:%SZ") if found else ""
+    """Format a time for `datetime` attributes; empty if it is out of range."""
+    utc = _moment(seconds)
+    return utc.strftime("%Y-%m-%dT%H:%M:%SZ") if utc else ""
 
 
 def clock(seconds: int) -> str:
-    """Date and time in UTC as people read it."""
-    found = _moment(seconds)
-    return found.strftime("%Y-%m-%d %H:%M:%S") if found else str(seconds)
+    """Format date and time in UTC for people."""
+    utc = _moment(seconds)
+    return utc.strftime("%Y-%m-%d %H:%M:%S") if utc else str(seconds)
 
 
 def axis_time(seconds: int, span: int) -> str:
-    """A time under a chart that is `span` seconds wide."""
-    found = _moment(seconds)
-    if found is None:
+    """Format a time for the axis of a chart that covers `span` seconds."""
+    utc = _moment(seconds)
+    if utc is None:
         return str(seconds)
     if span < 3 * _MINUTE:
-        return found.strftime("%H:%M:%S")
-    return found.strftime("%H:%M" if span < 2 * _DAY else "%d %b")
+        return utc.strftime("%H:%M:%S")
+    return utc.strftime("%H:%M" if span < 2 * _DAY else "%d %b")
 
 
 def ago(seconds: int, now: int) -> str:
-    """How long before `now`, in one unit; `in 5 min` for what is to come."""
+    """Format the time before `now` in one unit: `5 min ago`, or `in 5 min` for the future."""
     passed = now - seconds
     if abs(passed) < 2:
         return "now"
@@ -113,61 +113,61 @@ def ago(seconds: int, now: int) -> str:
 
 
 def duration(seconds: int) -> str:
-    """A length of time in its two largest units: `2 h 5 min`."""
+    """Format a duration in its two largest units: `2 h 5 min`."""
     if seconds < 0:
         return "\u2212" + duration(-seconds)
-    for at, (size, unit) in enumerate(_SPANS):
+    for index, (size, unit) in enumerate(_SPANS):
         if seconds >= size:
             count, rest = divmod(seconds, size)
             text = f"{grouped(count)}\u00a0{unit}"
-            if at + 1 < len(_SPANS) and (more := rest // _SPANS[at + 1][0]):
-                text += f" {more}\u00a0{_SPANS[at + 1][1]}"
+            if index + 1 < len(_SPANS) and (more := rest // _SPANS[index + 1][0]):
+                text += f" {more}\u00a0{_SPANS[index + 1][1]}"
             return text
     return "0\u00a0s"
 
 
 def memory(megabytes: int) -> str:
-    """Memory in MB, or from one GB (1,024 MB) on in GB."""
+    """Format memory in MB, or in GB from one GB (1,024 MB)."""
     if megabytes < _GIGABYTE:
         return f"{megabytes}\u00a0MB"
     return f"{megabytes / _GIGABYTE:.4g}\u00a0GB"
 
 
 def size_of(resources: Resources) -> str:
-    """What a job asks for, in a few words."""
-    words = [f"{grouped(resources.cpus)}\u00a0CPU", memory(resources.memory)]
+    """Format the resources of a job."""
+    parts = [f"{grouped(resources.cpus)}\u00a0CPU", memory(resources.memory)]
     if resources.gpus:
-        words.append(f"{grouped(resources.gpus)}\u00a0GPU")
-    return " \u00b7 ".join(words)
+        parts.append(f"{grouped(resources.gpus)}\u00a0GPU")
+    return " \u00b7 ".join(parts)
 
 
 def hardware(found: Hardware) -> str:
-    """What a cluster consists of, in a few words."""
-    each = f"{grouped(found.cpus_per_node)}\u00a0CPU, {memory(found.mem_per_node)}"
+    """Format the hardware of a cluster."""
+    node = f"{grouped(found.cpus_per_node)}\u00a0CPU, {memory(found.mem_per_node)}"
     if found.gpus_per_node:
-        each += f", {found.gpus_per_node}\u00a0GPU"
+        node += f", {found.gpus_per_node}\u00a0GPU"
     nodes = "1 node" if found.nodes == 1 else f"{grouped(found.nodes)} nodes"
-    return f"{nodes} of {each}"
+    return f"{nodes} of {node}"
 
 
 def capacity(offer: Offer) -> str:
-    """What a provider offers, in a few words."""
+    """Format the capacity that a provider offers."""
     text = f"{grouped(offer.cpus)}\u00a0CPU, {memory(offer.memory)}"
     return text + (f", {grouped(offer.gpus)}\u00a0GPU" if offer.gpus else "")
 
 
 def percent(share: float) -> str:
-    """A share between zero and one."""
+    """Format a share between zero and one as a percentage."""
     return f"{share * 100:.0f}\u2009%" if share in (0, 1) else f"{share * 100:.1f}\u2009%"
 
 
 def count(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
+    """Format a number with its noun: `1 job`, `2 jobs`."""
     return f"{grouped(number)} {noun}" + ("" if number == 1 else "s")
 
 
 def page_numbers(here: int, last: int) -> list[int | None]:
-    """Numbers of pages to link to: the ends, and those around `here`; None for those between."""
+    """Return the pages to link to: first, last, and those around `here`; None marks a gap."""
     near = {1, last, *range(max(1, here - 2), min(last, here + 2) + 1)}
     shown: list[int | None] = []
     for number in sorted(near):
@@ -178,33 +178,33 @@ def page_numbers(here: int, last: int) -> list[int | None]:
 
 
 def words(name: str) -> str:
-    """An identifier as words: `answer_by` and `answerBy` become `answer by`."""
-    found = "".join(f" {c.lower()}" if c.isupper() else c for c in name if name.upper() != name)
-    return (found or name).replace("_", " ").strip()
+    """Split an identifier into words: `answer_by` and `answerBy` become `answer by`."""
+    result = "".join(f" {c.lower()}" if c.isupper() else c for c in name if name.upper() != name)
+    return (result or name).replace("_", " ").strip()
 
 
 def visible(text: str, keep: str = "") -> str:
-    """A stranger's text with control characters and direction marks written out, but for some.
+    """Escape control and bidirectional characters of an untrusted text, except those in `keep`.
 
-    Markup is the templates' matter; this keeps a name from rearranging the line it stands in.
+    Templates escape markup; this function prevents a name from reordering the line around it.
     """
     shown = (c if c in keep or _is_harmless(c) else f"\\u{ord(c):04x}" for c in text)
     return "".join(shown)
 
 
 def code(text: str) -> str:
-    """A stranger's script: the same with its lines and tabs."""
+    """Escape an untrusted script as `visible` does, but keep line breaks and tabs."""
     return visible(text, "\n\t")
 
 
 def with_code(text: str) -> Markup:
-    """A hint, whose commands stand between backticks, with those as code; all of it escaped."""
+    """Convert a hint to HTML, with text between backticks as code; everything is escaped."""
     parts = visible(text).split("`")
     if len(parts) % 2 == 0:
         return escape(visible(text))
     return Markup("").join(
-        Markup("<code>{}</code>").format(each) if at % 2 else escape(each)
-        for at, each in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
     )
 
 

@@ -1,4 +1,4 @@
-"""Why a job waits, as the contract itself answers it, and the labels that it asks for."""
+"""Explains why a job is pending, by the contract's eligibility check and the job's labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
 from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
 
-#: Providers that are asked about for one page.
+#: Most providers that are checked for one page.
 MOST: Final = 20
 _WORDS: Final = {
     "ProviderNotActive": "is not active, or its approval has run out",
@@ -27,7 +27,7 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """Whether a provider could get a job now, and else why not."""
+    """Whether a provider is eligible for a job now, and the reason."""
 
     provider: ProviderRow
     eligible: bool
@@ -37,9 +37,9 @@ class Eligibility:
 async def verdicts(
     contracts: Contracts, detail: JobDetail, providers: Sequence[ProviderRow]
 ) -> tuple[Eligibility, ...]:
-    """Ask the contract about each approved provider; empty for a job that does not wait.
+    """Check the eligibility of each approved provider with the contract.
 
-    The node may be ahead of the index, or away: then nothing is said.
+    Returns an empty tuple if the job is not pending, or if the node fails or is ahead of the index.
     """
     if detail.row.status is not JobStatus.PENDING:
         return ()
@@ -57,21 +57,21 @@ async def verdicts(
 
 
 def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Eligibility:
-    """One provider's verdict: the contract's, and then the labels', which it does not look at."""
+    """Combine the contract's verdict with the labels, which the contract does not check."""
     if not eligible:
         return Eligibility(
             provider, eligible=False, why=_WORDS.get(reason, HINTS.get(reason, reason))
         )
     for affinity in wanted(uses):
         if not matches([affinity], provider.labels):
-            found = provider.labels.get(affinity.key)
-            has = "has no such label" if found is None else f"its label says {found[:60]}"
-            return Eligibility(provider, eligible=False, why=f"{affinity}: {has}")
+            value = provider.labels.get(affinity.key)
+            why = "has no such label" if value is None else f"its label says {value[:60]}"
+            return Eligibility(provider, eligible=False, why=f"{affinity}: {why}")
     return Eligibility(provider, eligible=True, why="could get it now")
 
 
 def wanted(uses: str) -> tuple[Affinity, ...]:
-    """The affinities of a job; none where a stranger wrote what is no affinity."""
+    """Parse the affinities of a job; empty if the customer's text is invalid."""
     try:
         return parse_uses(uses)
     except ValueError:

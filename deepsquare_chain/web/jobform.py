@@ -1,4 +1,4 @@
-"""The job form: what somebody typed becomes a job file, judged as any other. Pure."""
+"""The job form: converts its fields to a job file, which is validated as usual. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import yaml
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.workflow import JobFile, parse_job_file
 
-#: A form is for small things; larger definitions go by the command line.
+#: Largest definition in bytes; larger ones are submitted with the command line.
 MAX_DEFINITION: Final = 64_000
-#: What messages call a job file of the editor.
+#: Name of the editor's job file in messages.
 SOURCE: Final = "job file"
 _FORM: Final = "form"
 _PLACE: Final = re.compile(rf"^(?:{SOURCE}|{_FORM})(:(\d+))?: ", re.MULTILINE)
@@ -34,10 +34,10 @@ _LABELS: Final = {
 
 
 def read_form(given: Mapping[str, Any]) -> JobFile:
-    """The job that a form describes: its fields, or a whole job file in `file`.
+    """Return the job of a form: its fields, or a whole job file in `file`.
 
     Raises:
-        JobFileError: Naming what is wrong, in words of the form.
+        JobFileError: The job is invalid; the message uses the labels of the form.
     """
     file = _has_file(given)
     text = str(given.get("file") or "") if file else form_as_file(given)
@@ -56,19 +56,19 @@ def read_form(given: Mapping[str, Any]) -> JobFile:
 
 
 def form_as_file(given: Mapping[str, Any]) -> str:
-    """The fields of the form as a job file (YAML)."""
+    """Convert the fields of the form to a job file (YAML)."""
     return yaml.dump(_document(given), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def problems(error: JobFileError) -> list[tuple[int | None, str]]:
-    """What is wrong with a job, each with its line where it has one."""
-    found = []
+    """Split an error into problems, each with its line number or None."""
+    result = []
     for line in error.message.splitlines():
-        place = _PLACE.match(line)
-        text = line[place.end() :] if place else line
+        match = _PLACE.match(line)
+        text = line[match.end() :] if match else line
         if text:
-            found.append((int(place[2]) if place and place[2] else None, text))
-    return found
+            result.append((int(match[2]) if match and match[2] else None, text))
+    return result
 
 
 def _has_file(given: Mapping[str, Any]) -> bool:
@@ -76,7 +76,7 @@ def _has_file(given: Mapping[str, Any]) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes scripts as people do."""
+    """Writes multi-line strings, such as scripts, as block scalars."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -99,9 +99,9 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
         "retries": _number(text("retries") or "0"),
         "untilSpent": _ticked(given.get("until_spent")),
         "interimPayments": _ticked(given.get("interim_payments")),
-        "uses": [each for each in re.split(r"[\s,]+", text("uses")) if each],
+        "uses": [use for use in re.split(r"[\s,]+", text("uses")) if use],
         "resources": {key: _number(text(name)) for name, key in _NUMBERS.items()},
-        # A browser's text field ends lines as the web does; a shell does not.
+        # Browsers submit CRLF line ends; shells need LF.
         "steps": [{"run": {"command": str(given.get("script") or "").replace("\r\n", "\n")}}],
     }
     defaults = {"name": "", "retries": 0, "untilSpent": False, "interimPayments": False, "uses": []}
@@ -117,7 +117,7 @@ def _number(text: str) -> int | str:
 
 
 def _in_words_of_the_form(message: str) -> str:
-    found = _PLACE.sub("", message)
+    text = _PLACE.sub("", message)
     for key, label in _LABELS.items():
-        found = found.replace(key, label)
-    return "\n".join(line[:1].upper() + line[1:] for line in found.splitlines())
+        text = text.replace(key, label)
+    return "\n".join(line[:1].upper() + line[1:] for line in text.splitlines())

@@ -1,7 +1,7 @@
-"""Live pages: server-sent events that say what changed, and nothing else.
+"""Live pages: server-sent events that only notify of changes.
 
-A page that is told of a change reads itself again; so nothing is drawn twice, and a page that
-misses an event is right again at the next one.
+A page reloads its content after an event. Pages are thus rendered in one place only, and a page
+that missed an event is correct again after the next one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import Changes
 
-#: Seconds after which a silent stream shows that it lives: proxies cut what is silent.
+#: Seconds between heartbeats of an idle stream: proxies close idle connections.
 HEARTBEAT: Final = 15.0
 MOST_STREAMS: Final = 500
 _MAX_NUMBER: Final = 2**63 - 1
 
 
 class Feed:
-    """Looks for changes while anybody listens, once for all listeners.
+    """Polls the index for changes while there are open streams, once for all streams.
 
     Args:
-        index: Where changes are noted.
-        interval: Seconds between two looks.
+        index: The index to poll.
+        interval: Poll interval in seconds.
     """
 
     def __init__(self, index: Index, interval: float = 0.7) -> None:
@@ -44,11 +44,11 @@ class Feed:
 
     @property
     def listeners(self) -> int:
-        """Open streams."""
+        """Number of open streams."""
         return self._listeners
 
     async def close(self) -> None:
-        """End all streams; harmless a second time."""
+        """Close all streams; idempotent."""
         self.closed = True
         async with self._moved:
             self._moved.notify_all()
@@ -57,7 +57,7 @@ class Feed:
             await asyncio.wait({self._looking})
 
     async def stream(self, since: int) -> AsyncIterator[str]:
-        """Events after a change, until the reader goes or the feed is closed."""
+        """Yield events after the change `since`, until the client leaves or the feed closes."""
         self._listeners += 1
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
@@ -67,17 +67,17 @@ class Feed:
                 if not await self._wait_beyond(since):
                     yield ": still here\n\n"
                     continue
-                found = await run_in_threadpool(self._index.changes, since)
-                since = found.latest
-                for text in _events(found):
-                    yield text
+                changes = await run_in_threadpool(self._index.changes, since)
+                since = changes.latest
+                for event in _events(changes):
+                    yield event
         finally:
             self._listeners -= 1
 
     async def _wait_beyond(self, since: int) -> bool:
         try:
             async with asyncio.timeout(HEARTBEAT), self._moved:
-                # A rebuilt index counts from the beginning again.
+                # A rebuilt index restarts the numbering of changes: compare with != instead of >.
                 await self._moved.wait_for(lambda: self.closed or self._latest not in {since, 0})
         except TimeoutError:
             return False
@@ -88,7 +88,7 @@ class Feed:
             try:
                 status = await run_in_threadpool(self._index.status)
             except GridError:
-                status = None  # a database that is away; the next look may find it
+                status = None  # the database is not available; retry at the next poll
             if status is not None and status.change != self._latest:
                 async with self._moved:
                     self._latest = status.change
@@ -101,16 +101,16 @@ def _events(found: Changes) -> list[str]:
         return [_event(found.latest, {"kind": "rebuilt", "jobs": [], "everything": True})]
     return [
         _event(
-            each.number,
+            change.number,
             {
-                "kind": each.kind,
-                "first_block": each.first_block,
-                "last_block": each.last_block,
-                "jobs": list(each.jobs),
-                "everything": each.kind in {"reorg", "rebuilt"},
+                "kind": change.kind,
+                "first_block": change.first_block,
+                "last_block": change.last_block,
+                "jobs": list(change.jobs),
+                "everything": change.kind in {"reorg", "rebuilt"},
             },
         )
-        for each in found.items
+        for change in found.items
     ]
 
 
@@ -119,12 +119,12 @@ def _event(number: int, body: dict[str, Any]) -> str:
 
 
 async def live(request: Request) -> Response:
-    """The stream; `since` or the browser's own `Last-Event-ID` is where it goes on."""
+    """Stream changes after `since` or the browser's `Last-Event-ID`."""
     feed: Feed = request.app.state.feed
     if feed.closed or feed.listeners >= MOST_STREAMS:
         return PlainTextResponse("busy", status_code=503, headers={"Retry-After": "30"})
-    asked = request.headers.get("last-event-id") or request.query_params.get("since", "")
-    since = int(asked[:19]) if asked.isascii() and asked.isdigit() else 0
+    cursor = request.headers.get("last-event-id") or request.query_params.get("since", "")
+    since = int(cursor[:19]) if cursor.isascii() and cursor.isdigit() else 0
     return StreamingResponse(
         feed.stream(min(since, _MAX_NUMBER)),
         media_type="text/event-stream",

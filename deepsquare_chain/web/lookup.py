@@ -1,4 +1,4 @@
-"""What the index does not hold, asked of the node: blocks and transactions without any event."""
+"""Reads blocks and transactions from the node that are not in the index: those without events."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
-    """A transaction as the node tells it; amounts in wei of the chain's own coin.
+    """A transaction as read from the node; amounts in wei of the chain's native coin.
 
-    `block` is None while it waits; `reason` says why it was refused, as far as that can be told.
+    `block` is None while it is in the mempool; `reason` is why it reverted, as far as known.
     """
 
     hash: str
@@ -51,12 +51,12 @@ class LookedUp:
 
 
 async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
-    """Ask the node; None where it does not know either, or does not answer."""
+    """Read a transaction from the node; None if it is unknown or the node does not answer."""
     if not _HASH.fullmatch(tx_hash):
         return None
     eth = contracts.w3.eth
     try:
-        sent: Any = await eth.get_transaction(HexBytes(tx_hash))
+        transaction: Any = await eth.get_transaction(HexBytes(tx_hash))
     except (TransactionNotFound, Web3Exception, GridError):
         return None
     try:
@@ -64,24 +64,24 @@ async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
     except (TransactionNotFound, Web3Exception, GridError):
         receipt = None
     ok = None if receipt is None else receipt["status"] == 1
-    reason, hint = await _reason(contracts, sent, receipt) if ok is False else ("", "")
-    return _found(contracts, tx_hash, sent, receipt, reason=reason, hint=hint)
+    reason, hint = await _reason(contracts, transaction, receipt) if ok is False else ("", "")
+    return _found(contracts, tx_hash, transaction, receipt, reason=reason, hint=hint)
 
 
 async def look_up_block(contracts: Contracts, which: int | str) -> Header | None:
-    """A block by number or hash; None where the chain has none, or none yet.
+    """Read a block by number or hash; None if there is no such block (yet).
 
     Raises:
-        EndpointError: The node does not answer, or not lawfully.
+        EndpointError: The node does not answer, or its response is invalid.
     """
     if isinstance(which, str) and not _HASH.fullmatch(which):
         return None
     if isinstance(which, int):
-        asked = ("eth_getBlockByNumber", [hex(which), False])
+        rpc_call = ("eth_getBlockByNumber", [hex(which), False])
     else:
-        asked = ("eth_getBlockByHash", [which, False])
+        rpc_call = ("eth_getBlockByHash", [which, False])
     try:
-        (answer,) = await ask_all(contracts.w3, [asked])
+        (answer,) = await ask_all(contracts.w3, [rpc_call])
         return None if answer is None else read_header(answer)
     except (Web3Exception, KeyError, TypeError, ValueError) as error:
         raise EndpointError(f"The node gave no proper block: {str(error)[:200]}") from None
@@ -114,15 +114,15 @@ def _found(
 
 
 async def _reason(contracts: Contracts, sent: Any, receipt: Any) -> tuple[str, str]:
-    """Try it again on the block before, as near as a node can come to where it stood."""
+    """Return why a transaction reverted: simulate it on the parent block, the nearest state."""
     body: Any = {"from": sent["from"], "data": sent["input"], "value": sent["value"]}
     if sent.get("to"):
         body["to"] = sent["to"]
     try:
         await contracts.w3.eth.call(body, int(receipt["blockNumber"]) - 1)
     except ContractLogicError as error:
-        found = decode_revert(error)
-        return found.message, found.hint
+        revert = decode_revert(error)
+        return revert.message, revert.hint
     except (Web3Exception, GridError):
         return "The node does not tell why.", ""
     return "It ran out of gas, or what it met had changed within its block.", ""

@@ -1,4 +1,4 @@
-"""Templates to responses: what every page knows, and nothing that could become markup."""
+"""Renders templates to responses, with the context of every page; all values are escaped."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ SECTIONS: Final = (
 
 
 def environment() -> Environment:
-    """Templates of this package; every value is escaped, an unknown one is an error."""
-    found = Environment(
+    """Return the templates of this package; values are escaped, unknown names are errors."""
+    templates = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(formats.FILTERS)
-    found.globals.update(
+    templates.filters.update(formats.FILTERS)
+    templates.globals.update(
         ago=formats.ago,
         count=formats.count,
         page_numbers=formats.page_numbers,
         JobStatus=JobStatus,
     )
-    return found
+    return templates
 
 
 class PageContext:
-    """What one page knows besides its own data; templates call it `page`."""
+    """The context of every page besides its own data; `page` in templates."""
 
     def __init__(self, site: Site, request: Request) -> None:
         self._site = site
@@ -57,7 +57,7 @@ class PageContext:
 
     @cached_property
     def status(self) -> Status:
-        """How far the index is."""
+        """The status of the index."""
         return self._site.index.status()
 
     @cached_property
@@ -67,22 +67,24 @@ class PageContext:
 
     @cached_property
     def sections(self) -> list[tuple[str, str, bool]]:
-        """Places of the menu, and whether one is here."""
+        """Menu entries: path, text, and whether the page is below it."""
         return [(href, text, self.path.startswith(href)) for href, text in SECTIONS]
 
     def link(self, **changes: object) -> str:
-        """This page with other parameters in its address; None takes one away.
+        """Return the URL of this page with changed query parameters; None removes one.
 
-        Another filter or order begins at the first page.
+        The page number is removed: a new filter or order starts at the first page.
         """
         query = {key: text for key, text in self._query.items() if key != "page"}
         query |= {key: str(value) for key, value in changes.items() if value is not None}
-        kept = [each for each in query.items() if changes.get(each[0], "") is not None]
-        return f"{quote(self.path)}{'?' if kept else ''}{urlencode(kept)}"
+        parameters = [
+            parameter for parameter in query.items() if changes.get(parameter[0], "") is not None
+        ]
+        return f"{quote(self.path)}{'?' if parameters else ''}{urlencode(parameters)}"
 
     @property
     def order(self) -> str:
-        """The column that the list is sorted by, after a `-` for the greatest first."""
+        """The sort column of the list, prefixed with `-` for descending order."""
         return self._query.get("sort", "")
 
     @property
@@ -100,7 +102,7 @@ class PageContext:
         return self._site.names(self.status.change)
 
     def who(self, account: str) -> Name:
-        """What an account is called, and where its page is."""
+        """Return the display name and the page of an account."""
         return self._names.get(account) or Name("", f"/accounts/{account}", "")
 
     def external(self, kind: str, key: object) -> list[tuple[str, str]]:
@@ -108,7 +110,7 @@ class PageContext:
         return self._site.external(kind, key)
 
     def ago(self, seconds: int) -> str:
-        """How long ago a time is."""
+        """Format how long ago a time was."""
         return formats.ago(seconds, self.now)
 
 
@@ -122,8 +124,8 @@ class Renderer:
     def __call__(
         self, request: Request, template: str, *, status_code: int = 200, **context: Any
     ) -> HTMLResponse:
-        """A page; `context` is what its template needs besides `page`."""
-        scene = PageContext(self._site, request)
-        body = self._environment.get_template(template).render(page=scene, **context)
-        # A page shows one moment: it is asked for again, but a browser may go back to it.
+        """Render a page; `context` holds the template's variables besides `page`."""
+        page = PageContext(self._site, request)
+        body = self._environment.get_template(template).render(page=page, **context)
+        # Browsers revalidate the page, but may keep it for the back button.
         return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})

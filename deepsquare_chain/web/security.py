@@ -1,7 +1,7 @@
-"""What protects readers and wallets: headers of every answer, and who may post what.
+"""Security headers of all responses, and the origin check of POST requests.
 
-The pages hold no secret and set no cookie. What has to be kept out is markup in strangers' texts,
-a foreign page that frames or scripts these, and a foreign page that posts.
+The pages hold no secrets and set no cookies. The threats are markup in untrusted texts, other sites
+that frame or script the pages, and other sites that send POST requests (CSRF).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer, streams included.
+    """Middleware that adds the security headers to every response, streams included.
 
     Args:
-        app: What answers.
-        gateway: URL of the gateway that scripts of these pages may ask; empty for none.
+        app: The wrapped application.
+        gateway: URL of the gateway that scripts of the pages may connect to, or empty.
     """
 
     def __init__(self, app: ASGIApp, gateway: str = "") -> None:
@@ -52,7 +52,7 @@ class SecurityHeaders:
             self._headers["Content-Security-Policy"] = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Handle a request (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -68,9 +68,10 @@ class SecurityHeaders:
 
 
 def is_own(request: Request) -> bool:
-    """Whether a post comes from one of these pages, or from no browser at all.
+    """Whether a POST request comes from a page of this explorer, or not from a browser.
 
-    JSON is what no form of a foreign page can send unasked; browsers also say where they are.
+    A form of another site can't send JSON without a CORS preflight. Browsers also send
+    `Sec-Fetch-Site` and `Origin`, which are checked.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/json":
@@ -82,5 +83,5 @@ def is_own(request: Request) -> bool:
 
 
 def client_of(request: Request) -> str:
-    """Who asks, as far as the connection tells."""
+    """Return the client's address of the connection, `?` if unknown."""
     return request.client.host if request.client else "?"

@@ -1,4 +1,4 @@
-"""The explorer as a service: it follows the chain into its index and answers pages meanwhile."""
+"""The explorer as a service: it indexes the chain and serves the pages at the same time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from deepsquare_chain.web.site import Link, Site
 
 NAME: Final = "explorer"
 PORT: Final = 8547
-#: A host's name, `*.` before one for all below it, or `*` for any.
+#: A host name, `*.` and a domain for all its subdomains, or `*` for any host.
 _HOST_NAME: Final = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where pages are served.
+    """Host, port and host names of the explorer.
 
-    `names` are further host names under which they may be asked. A page of another site, whose
-    name was pointed to this machine, comes with that name: only names that are known are
-    answered. An address as a name can't be pointed elsewhere.
+    `names` are further allowed host names. In a DNS rebinding attack, a browser sends the host
+    name of the attacker's site; only allowed names are served. An IP address can't be rebound.
     """
 
     host: str = HOST
@@ -45,10 +44,11 @@ class Address:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """Host names that are answered.
+        """Allowed host names.
 
         Raises:
-            UsageError: Nobody said under which names people come, or one is no host name.
+            UsageError: `host` is unspecified (0.0.0.0 or ::) and no name is given, or a name is
+                not a host name.
         """
         for name in self.names:
             if not _HOST_NAME.fullmatch(name):
@@ -57,20 +57,20 @@ class Address:
                     hint="Write it as in a browser, without http:// and port.",
                 )
         try:
-            found = ipaddress.ip_address(self.host)
+            ip = ipaddress.ip_address(self.host)
         except ValueError:
-            own: tuple[str, ...] = (self.host,)
+            own_names: tuple[str, ...] = (self.host,)
         else:
-            own = () if found.is_unspecified else (self.host, f"[{self.host}]")
-            own = LOOPBACK if found.is_loopback else own
+            own_names = () if ip.is_unspecified else (self.host, f"[{self.host}]")
+            own_names = LOOPBACK if ip.is_loopback else own_names
         if self.host == "localhost":
-            own = LOOPBACK
-        if not own and not self.names:
+            own_names = LOOPBACK
+        if not own_names and not self.names:
             raise UsageError(
                 f"Served on {self.host}, the explorer has to know under which names people come",
                 hint="Give each with --name, such as --name explorer.example.org.",
             )
-        return (*(own or LOOPBACK), *self.names)
+        return (*(own_names or LOOPBACK), *self.names)
 
 
 async def run_explorer(
@@ -91,27 +91,27 @@ async def run_explorer(
     """Serve pages until SIGINT, SIGTERM or `stop`.
 
     Args:
-        endpoint: JSON-RPC endpoint, or several, parted by commas.
-        deployment: The grid.
-        where: Database of the index, as `IndexDatabase.open` takes it.
-        settings: How the indexer runs.
-        address: Where pages are served.
-        store: Where jobs submitted in the browser are kept for providers; None takes none.
+        endpoint: JSON-RPC endpoint, or several, separated by commas.
+        deployment: The deployment record of the grid.
+        where: Database of the index, as for `IndexDatabase.open`.
+        settings: Settings of the indexer.
+        address: Host, port and host names of the pages.
+        store: Store of the definitions of jobs that are submitted in the browser; None for none.
         links: Other explorers to link to.
-        gateway: URL of the gateway where browsers put definitions and read output; empty for none.
-        relay: URL of the relay that pays the gas of customers; empty for none.
+        gateway: URL of the gateway where browsers upload definitions and read output, or empty.
+        relay: URL of the relay that pays the gas of customers, or empty.
         submissions: Whether jobs can be submitted in the browser.
-        ready: Gets the URL of the pages once they are served.
-        stop: Ends it when set.
+        ready: Called with the URL of the pages when the server is ready.
+        stop: Stops the service when set.
 
     Raises:
         UsageError: The address can't be used, or the index belongs to another grid.
         StoreError: The disk is full, or the server does not answer.
-        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. If an
+            endpoint is down, the service waits for it.
     """
-    place = address or Address()
-    hosts = place.allowed
+    served_at = address or Address()
+    hosts = served_at.allowed
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
         metrics = Metrics(NAME)
@@ -129,10 +129,10 @@ async def run_explorer(
             probe=daemon.health,
             metrics=metrics,
         )
-        server = LoopbackServer(app, place.port, place.host)
+        server = LoopbackServer(app, served_at.port, served_at.host)
         await server.start()
         parts.push_async_callback(server.stop)
-        # Open streams end first, or the server would wait for them.
+        # Close the open streams first: the server would wait for them.
         parts.push_async_callback(app.state.feed.close)
         ready(server.url)
         return daemon

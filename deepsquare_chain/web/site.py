@@ -1,4 +1,4 @@
-"""What the pages stand on: the index, the node, the store, and how they are told to look."""
+"""Data sources and settings of the explorer: index, node, definition store, links."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deepsquare_chain.job import Terms
 from deepsquare_chain.store.definitions import DefinitionStore
 
 T = TypeVar("T")
-#: Jobs of which the offers are kept.
+#: Jobs whose offers are cached.
 _MAX_OFFERS: Final = 64
 _KINDS: Final = frozenset({"tx", "address", "block"})
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What an account is called: `kind` is provider, contract, role or empty."""
+    """The display name of an account; `kind` is provider, contract, role or empty."""
 
     text: str
     href: str
@@ -44,12 +44,12 @@ class Link:
 
     @classmethod
     def parse(cls, text: str) -> tuple[Link, ...]:
-        """Links of a setting such as `Otterscan.tx=https://otterscan.example/tx/{}`, by spaces.
+        """Parse a setting such as `Otterscan.tx=https://otterscan.example/tx/{} NAME.block=...`.
 
         Raises:
-            UsageError: A name has no known kind, or a URL no `{}` or no http.
+            UsageError: A kind is unknown, or a URL has no `{}` or is not http(s).
         """
-        found: dict[str, dict[str, str]] = {}
+        urls_by_name: dict[str, dict[str, str]] = {}
         for part in text.split():
             key, _, url = part.partition("=")
             name, _, kind = key.rpartition(".")
@@ -60,8 +60,8 @@ class Link:
                     hint="Write NAME.tx=https://.../{} with spaces between; kinds are tx, address, "
                     "block.",
                 )
-            found.setdefault(name, {})[kind] = url
-        return tuple(cls(name, urls) for name, urls in found.items())
+            urls_by_name.setdefault(name, {})[kind] = url
+        return tuple(cls(name, urls) for name, urls in urls_by_name.items())
 
 
 @dataclass
@@ -69,14 +69,14 @@ class Site:
     """One explorer.
 
     Attributes:
-        index: What the pages show.
-        contracts: The deployment on a node, for live reads and what the index does not hold.
-        store: Where definitions of jobs submitted here are kept; None where nobody can submit.
-        links: Other explorers to point to.
-        gateway: URL of the gateway where browsers put definitions and read output; empty for none.
-        relay: URL of the relay that pays the gas of customers; empty for none.
+        index: The index that the pages show.
+        contracts: The deployment on a node, for live reads and for data that is not indexed.
+        store: Store of the definitions of jobs that are submitted here, or None.
+        links: Other explorers to link to.
+        gateway: URL of the gateway where browsers upload definitions and read output, or empty.
+        relay: URL of the relay that pays the gas of customers, or empty.
         submissions: Whether jobs can be submitted here.
-        clock: Seconds since the epoch.
+        clock: Returns the time in seconds since the epoch.
     """
 
     index: Index
@@ -92,52 +92,52 @@ class Site:
 
     @property
     def storing(self) -> bool:
-        """Whether jobs can be submitted here: their definitions have somewhere to go."""
+        """Whether jobs can be submitted here: allowed, and there is a store or a gateway."""
         return self.submissions and (self.store is not None or bool(self.gateway))
 
     @property
     def faucet(self) -> str:
-        """Address of the devnet's faucet, empty elsewhere."""
-        found = self.contracts.deployment.extra.get("faucet", "")
-        return found if isinstance(found, str) else ""
+        """Address of the faucet on a devnet, else empty."""
+        address = self.contracts.deployment.extra.get("faucet", "")
+        return address if isinstance(address, str) else ""
 
     @cached_property
     def given_names(self) -> Mapping[str, str]:
-        """Names that the deployment record gives to accounts, by address."""
-        found = self.contracts.deployment.extra.get("names", {})
-        if not isinstance(found, Mapping):
+        """Account names of the deployment record, by address."""
+        names = self.contracts.deployment.extra.get("names", {})
+        if not isinstance(names, Mapping):
             return {}
         return {
             str(to_checksum_address(account)): str(name)[:40]
-            for account, name in found.items()
+            for account, name in names.items()
             if is_address(account)
         }
 
     def account_of(self, text: str) -> str:
-        """The address of an account that the deployment names, else the text as it is."""
-        named = (account for account, name in self.given_names.items() if name == text.lower())
-        return next(named, text)
+        """Return the address of an account by its name in the deployment record, else `text`."""
+        addresses = (account for account, name in self.given_names.items() if name == text.lower())
+        return next(addresses, text)
 
     def now(self, status: Status) -> int:
-        """Now, in seconds; a chain whose clock is ahead of ours is right."""
+        """Return the current time in seconds: the later of the local clock and the chain's."""
         return max(int(self.clock()), status.head_time)
 
     def once(self, name: str, moment: object, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for all readers as long as the moment is the same.
+        """Return a cached value; compute it again when `moment` differs from the cached one.
 
         Args:
-            name: Of the thing, one of a few.
-            moment: What it changes with.
-            make: Makes it.
+            name: Cache key, one of a few.
+            moment: Version of the data that the value is computed from.
+            make: Computes the value.
         """
-        found = self._kept.get(name)
-        if found is None or found[0] != moment:
-            self._kept[name] = found = (moment, make())
-        kept: T = found[1]
-        return kept
+        entry = self._kept.get(name)
+        if entry is None or entry[0] != moment:
+            self._kept[name] = entry = (moment, make())
+        value: T = entry[1]
+        return value
 
     async def offers(self, terms: Terms) -> list[PricedOffer]:
-        """What each provider would take for a job, asked of the node once for each change.
+        """Return each provider's offer for a job; read from the node once per change of the index.
 
         Raises:
             EndpointError: The node does not answer.
@@ -151,17 +151,17 @@ class Site:
         return self._offers[key]
 
     def names(self, change: int) -> Mapping[str, Name]:
-        """Names of accounts as of a change of the index."""
+        """Return the names of accounts as of a change of the index."""
         return self.once("names", change, self._read_names)
 
     def _read_names(self) -> dict[str, Name]:
         deployment = self.contracts.deployment
         given = self.given_names
-        found = {
+        names = {
             account: Name(name, f"/accounts/{account}", "role") for account, name in given.items()
         }
         for row in self.index.providers():
-            found[row.account] = Name(
+            names[row.account] = Name(
                 provider_name(row, given), f"/providers/{row.account}", "provider"
             )
         for name, account in (
@@ -170,11 +170,11 @@ class Site:
         ):
             key = str(to_checksum_address(account))
             kind = "role" if name == "treasury" else "contract"
-            found.setdefault(key, Name(name, f"/accounts/{key}", kind))
-        return found
+            names.setdefault(key, Name(name, f"/accounts/{key}", kind))
+        return names
 
     def external(self, kind: str, key: object) -> list[tuple[str, str]]:
-        """Names and addresses of a thing at other explorers."""
+        """Return (name, URL) pairs of an object at other explorers."""
         text = quote(str(key), safe="")
         return [
             (link.name, link.urls[kind].replace("{}", text))
@@ -184,7 +184,7 @@ class Site:
 
 
 def provider_name(row: ProviderRow, given: Mapping[str, str]) -> str:
-    """`provider 1`, with the name that the deployment gives it."""
+    """Return `provider 1`, followed by its name in the deployment record, if any."""
     number = f"provider {row.id}" if row.id is not None else "applicant"
     name = given.get(row.account, "")
     return f"{number} \u00b7 {name}" if name else number

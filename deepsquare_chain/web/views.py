@@ -1,4 +1,4 @@
-"""What pages say about what the index answers. Pure."""
+"""View models: convert results of the index for the page templates. Pure functions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _LINES: Final = ("line", "line-2", "line-3", "line-4")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A status change with the seconds that the job stayed there; `ongoing` while it still does."""
+    """A status change, and the seconds in that status; `ongoing` for the current live status."""
 
     row: TransitionRow
     seconds: int
@@ -66,23 +66,23 @@ class Stage:
 
 
 def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
-    """A job's way with its durations; the last one lasts until `now`, or is the end."""
-    found = []
-    for at, row in enumerate(rows):
-        last = at + 1 == len(rows)
+    """Return a job's status changes with durations; the last one is counted until `now`."""
+    result = []
+    for index, row in enumerate(rows):
+        last = index + 1 == len(rows)
         ongoing = last and not row.after.is_final
-        until = now if last else rows[at + 1].at.time
-        found.append(Stage(row, max(0, until - row.at.time), ongoing))
-    return tuple(found)
+        until = now if last else rows[index + 1].at.time
+        result.append(Stage(row, max(0, until - row.at.time), ongoing))
+    return tuple(result)
 
 
 def life_strip(found: Sequence[Stage]) -> charts.Strip:
-    """The way of a job as a strip of its live statuses."""
+    """Return the timeline of a job's live statuses as a strip."""
     return charts.strip(
         [
-            (f"f-{each.row.after.name}", each.seconds, f"{each.row.after.name} {_long(each)}")
-            for each in found
-            if each.row.after.is_live
+            (f"f-{stage.row.after.name}", stage.seconds, f"{stage.row.after.name} {_long(stage)}")
+            for stage in found
+            if stage.row.after.is_live
         ]
     )
 
@@ -92,7 +92,7 @@ def _long(stage: Stage) -> str:
 
 
 def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
-    """Where the escrow came from and went, as a waterfall that ends at what is still held."""
+    """Return the credits into and out of the escrow as a waterfall, ending at its current value."""
     row = detail.row
     parts = [
         ("funded", "in", row.funded),
@@ -102,19 +102,19 @@ def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
         ("refunded", "back", -row.refunded),
         ("carried out", "carried", -detail.carried_out),
     ]
-    found = charts.waterfall([part for part in parts if part[2]])
-    most = found[0].most if found else 0
-    # What is left stands on the ground, as a sum does.
-    return (*found, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, most))
+    steps = charts.waterfall([part for part in parts if part[2]])
+    most = steps[0].most if steps else 0
+    # The remaining escrow is a sum: its bar starts at zero.
+    return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, most))
 
 
 def bill(detail: JobDetail) -> JobBill | None:
-    """The bill computed again beside what was paid; None while nothing is settled."""
+    """Recompute the bill of a job, to compare it with the payment; None before the settlement."""
     return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
 
 
 def terms_of(detail: JobDetail) -> Terms:
-    """What the customer asked for, with the credits and the limit that hold now."""
+    """Return the terms of a job, with its current credits and time limit."""
     row = detail.row
     return Terms(
         amount=row.funded + detail.carried_in,
@@ -129,18 +129,18 @@ def terms_of(detail: JobDetail) -> Terms:
 
 
 def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
-    """The invoice of a job that has ended.
+    """Return the invoice of a job that has ended.
 
     Args:
         detail: The job.
         deployment: The contracts that settled it.
-        block: The block up to which events were read.
+        block: The last indexed block.
 
     Raises:
-        UsageError: It has not ended.
+        UsageError: The job has not ended.
     """
-    found = bill(detail)
-    if found is None:
+    job_bill = bill(detail)
+    if job_bill is None:
         raise UsageError(
             f"Job {detail.row.id} has not ended: there is nothing to invoice yet",
             hint=f"See /jobs/{detail.row.id} for what it has cost so far.",
@@ -159,12 +159,12 @@ def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
     ]
     lines.sort(key=lambda line: (line.time, line.amount is not None))
     return Invoice(
-        _entry(detail), found, deployment.chain_id, deployment.scheduler, block, tuple(lines)
+        _entry(detail), job_bill, deployment.chain_id, deployment.scheduler, block, tuple(lines)
     )
 
 
 def _entry(detail: JobDetail) -> JobEntry:
-    """The job as a replay of its events writes it down, without its transitions."""
+    """Return the job as the job ledger of an audit holds it, without its transitions."""
     row = detail.row
     values = {
         name: getattr(source, name)
@@ -181,9 +181,9 @@ def _entry(detail: JobDetail) -> JobEntry:
 
 
 def accrued(detail: JobDetail, now: int) -> int:
-    """Credit-wei that a RUNNING job would be billed if it ended now, else zero.
+    """Return the credit-wei that a RUNNING job would be billed if it ended now; zero for others.
 
-    What interim payments have billed already is not part of it.
+    Interim payments are not included.
     """
     row = detail.row
     if row.status is not JobStatus.RUNNING:
@@ -199,12 +199,12 @@ _FLAGS: Final[Mapping[JobFlags, str]] = {
 
 
 def flags_in_words(flags: JobFlags) -> tuple[str, ...]:
-    """What the options of a job mean."""
+    """Return the descriptions of a job's flags."""
     return tuple(words for flag, words in _FLAGS.items() if flag in flags)
 
 
 def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
-    """What of a provider's offer its live assigned jobs occupy."""
+    """Return the shares of a provider's offer that its live assigned jobs use."""
     load, offer = row.load, row.offer
     return tuple(
         charts.Bar(
@@ -226,13 +226,13 @@ def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
 
 
 def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
-    """Live jobs by status."""
+    """Return a chart of live jobs by status."""
     series = [
-        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
-        for each in reversed(LIVE)
+        charts.Series(status.name, f"f-{status.name}", [point.jobs[status] for point in points])
+        for status in reversed(LIVE)
     ]
-    now = sum(points[-1].jobs[each] for each in LIVE) if points else 0
-    most = max((sum(point.jobs[each] for each in LIVE) for point in points), default=0)
+    now = sum(points[-1].jobs[status] for status in LIVE) if points else 0
+    most = max((sum(point.jobs[status] for status in LIVE) for point in points), default=0)
     return charts.layers(
         f"Live jobs by status: {now} now, {most} at most.",
         [point.time for point in points],
@@ -242,17 +242,17 @@ def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
 
 
 def _whole(value: float) -> str:
-    """A count; an axis has no mark at half a job."""
+    """Format a count; empty for fractions, because an axis has no mark at half a job."""
     return f"{value:.0f}" if value == int(value) else ""
 
 
 def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
-    """Ended jobs by how they ended, since the first."""
+    """Return a chart of all ended jobs by final status."""
     series = [
-        charts.Series(each.name, f"f-{each.name}", [point.jobs[each] for point in points])
-        for each in ENDS
+        charts.Series(status.name, f"f-{status.name}", [point.jobs[status] for point in points])
+        for status in ENDS
     ]
-    now = sum(points[-1].jobs[each] for each in ENDS) if points else 0
+    now = sum(points[-1].jobs[status] for status in ENDS) if points else 0
     return charts.layers(
         f"Jobs that ended, by how: {count(now, 'job')} so far.",
         [point.time for point in points],
@@ -262,7 +262,7 @@ def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
 
 
 def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
-    """Credits in escrow."""
+    """Return a chart of the credits in escrow."""
     values = [point.escrow / _CREDIT for point in points]
     now = plain_amount(points[-1].escrow) if points else "0"
     return charts.lines(
@@ -274,7 +274,7 @@ def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
 
 
 def use_chart(found: Utilisation) -> charts.Chart:
-    """Share of the offered cpus of one provider that was in use."""
+    """Return a chart of the share of one provider's offered CPUs that was in use."""
     points = found.points
     return charts.lines(
         f"Offered CPUs in use: {_share(points):.0%} of the time shown.",
@@ -291,7 +291,7 @@ def _share(points: Sequence[UsePoint]) -> float:
 
 
 def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.Chart:
-    """Share of the offered cpus in use over time, of the busiest providers."""
+    """Return a chart of the share of offered CPUs in use, for the busiest providers."""
     busiest = sorted(found, key=lambda each: -_share(each.points))[: len(_LINES)]
     series = [
         charts.Series(
@@ -311,25 +311,25 @@ def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.
 
 
 def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[charts.Bar, ...]:
-    """Utilisation by provider over the time shown, the busiest first."""
+    """Return the utilisation of providers over the time shown, the busiest first."""
     bars = [
         charts.Bar(
-            names.get(each.account, each.account),
-            _share(each.points),
-            f"{_share(each.points):.0%}",
-            f"/providers/{each.account}",
+            names.get(utilisation.account, utilisation.account),
+            _share(utilisation.points),
+            f"{_share(utilisation.points):.0%}",
+            f"/providers/{utilisation.account}",
         )
-        for each in found
+        for utilisation in found
     ]
-    return tuple(sorted(bars, key=lambda each: -each.share))
+    return tuple(sorted(bars, key=lambda bar: -bar.share))
 
 
 def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | None:
-    """Prices of a cpu and a gpu over time, in credits per hour; None before the first."""
-    told = [each for each in reversed(history) if each.kind == "prices"]
-    if not told:
+    """Return a chart of CPU and GPU prices in credits per hour; None before the first price."""
+    price_changes = [change for change in reversed(history) if change.kind == "prices"]
+    if not price_changes:
         return None
-    rows = [(each.at.time, each.values["prices"]) for each in told]
+    rows = [(change.at.time, change.values["prices"]) for change in price_changes]
     rows.append((max(now, rows[-1][0]), rows[-1][1]))
     series = [
         charts.Series(
@@ -339,7 +339,7 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
     ]
     if not any(series[1].values):
         series.pop()
-    changes = count(len(told) - 1, "change")
+    changes = count(len(price_changes) - 1, "change")
     return charts.lines(
         f"Prices in credits per hour: {changes}.",
         [time for time, _ in rows],
@@ -367,7 +367,7 @@ _CHANGES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProviderHistoryLine:
-    """A change of a provider: what changed, and to which values, by name."""
+    """A change of a provider, with the new values by name."""
 
     at: Place
     title: str
@@ -377,12 +377,12 @@ class ProviderHistoryLine:
 def provider_history(
     changes: Sequence[ProviderChange],
 ) -> tuple[tuple[ProviderHistoryLine, ...], tuple[ProviderHistoryLine, ...]]:
-    """A provider's changes in words, and apart from them its challenges and answers."""
+    """Return a provider's changes, and separately its challenges and answers."""
     lines: tuple[list[ProviderHistoryLine], list[ProviderHistoryLine]] = ([], [])
-    for each in changes:
-        title = _CHANGES.get(each.kind, words(each.kind).capitalize())
-        line = ProviderHistoryLine(each.at, title, tuple(_named_values(each.values)))
-        lines[each.kind in _CHALLENGES].append(line)
+    for change in changes:
+        title = _CHANGES.get(change.kind, words(change.kind).capitalize())
+        line = ProviderHistoryLine(change.at, title, tuple(_named_values(change.values)))
+        lines[change.kind in _CHALLENGES].append(line)
     return tuple(lines[0]), tuple(lines[1])
 
 
@@ -400,13 +400,15 @@ def _named_values(values: Mapping[str, Any]) -> Iterator[Field]:
             case "labels", Mapping():
                 yield from (Field(str(name), "text", text) for name, text in value.items())
             case _:
-                yield from (replace(each, path=words(each.path)) for each in fields({key: value}))
+                yield from (
+                    replace(field, path=words(field.path)) for field in fields({key: value})
+                )
 
 
 # -- values of events and calls
 
 
-#: What numbers are, by the names of their fields in events and in the contracts.
+#: Kinds of numbers by the names of their fields in events and in the contracts.
 _NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
     (frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"}), "amount"),
     (frozenset({"rate", "cpu", "gpu", "mem"}), "rate"),
@@ -422,7 +424,7 @@ _ADDRESS: Final = re.compile(r"\b(0x[0-9a-fA-F]{40})\b")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value by the path that leads to it.
+    """A value of a nested structure, with its path.
 
     `kind` is amount, rate, time, seconds, account, nobody, hash, job, number, flag or text.
     """
@@ -433,18 +435,20 @@ class Field:
 
 
 def phrases(text: str) -> tuple[Field, ...]:
-    """A sentence in which addresses are accounts that can be gone to."""
+    """Split a sentence into texts and addresses, so that pages can link the accounts."""
     parts = _ADDRESS.split(text)
     return tuple(
-        Field("", "account" if at % 2 else "text", part) for at, part in enumerate(parts) if part
+        Field("", "account" if index % 2 else "text", part)
+        for index, part in enumerate(parts)
+        if part
     )
 
 
 def fields(values: Any, path: str = "", most: int = 120) -> tuple[Field, ...]:
-    """All values of a nested structure, in order; the first `most`."""
-    found: list[Field] = []
-    _collect(values, path, "", found, most)
-    return tuple(found)
+    """Return the first `most` values of a nested structure, in order."""
+    result: list[Field] = []
+    _collect(values, path, "", result, most)
+    return tuple(result)
 
 
 def _collect(value: Any, path: str, name: str, found: list[Field], most: int) -> None:
@@ -469,6 +473,6 @@ def _kind(name: str, value: Any) -> str:
         return "flag"
     if isinstance(value, int):
         return next((kind for names, kind in _NUMBERS if name in names), "number")
-    if isinstance(value, str) and (found := _HEX.fullmatch(value)):
-        return "nobody" if value == ZERO_ADDRESS else {40: "account", 64: "hash"}[len(found[1])]
+    if isinstance(value, str) and (match := _HEX.fullmatch(value)):
+        return "nobody" if value == ZERO_ADDRESS else {40: "account", 64: "hash"}[len(match[1])]
     return "text"

@@ -1,1 +1,1 @@
-"""The pages, a module for each kind of thing."""
+"""The pages, one module for each kind of object."""

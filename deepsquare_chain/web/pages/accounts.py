@@ -22,7 +22,7 @@ from deepsquare_chain.web.pages.common import ask, page_of, period_of, show, sit
 
 _CHUNK: Final = 200
 _JOBS: Final = 8
-#: Lines in a row that are shown as one.
+#: Shortest run of alike lines that is shown as one line.
 _FOLDED: Final = 4
 COLUMNS = (
     *("block", "log_index", "time", "time_utc", "kind", "job", "counterparty", "debit"),
@@ -33,7 +33,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class FoldedMovements:
-    """Lines of a statement in a row that are alike: their sums, and the balance after the last.
+    """A run of statement lines of one kind and counterparty: the sums, and the final balance.
 
     `at` is the place of the latest line, `first` that of the earliest.
     """
@@ -51,15 +51,15 @@ class FoldedMovements:
 
 
 def fold(rows: Sequence[MovementRow]) -> list[MovementRow | FoldedMovements]:
-    """Rows, latest first, with runs of alike ones as one."""
-    found: list[MovementRow | FoldedMovements] = []
+    """Fold runs of alike rows, latest first, into one each."""
+    result: list[MovementRow | FoldedMovements] = []
     for (kind, counterparty), run in itertools.groupby(rows, lambda r: (r.kind, r.counterparty)):
         alike = list(run)
         if len(alike) < _FOLDED:
-            found += alike
+            result += alike
             continue
         latest = alike[0]
-        found.append(
+        result.append(
             FoldedMovements(
                 count=len(alike),
                 at=latest.at,
@@ -67,39 +67,39 @@ def fold(rows: Sequence[MovementRow]) -> list[MovementRow | FoldedMovements]:
                 account=latest.account,
                 kind=kind,
                 counterparty=counterparty,
-                debit=sum(each.debit for each in alike),
-                credit=sum(each.credit for each in alike),
+                debit=sum(row.debit for row in alike),
+                credit=sum(row.credit for row in alike),
                 balance=latest.balance,
             )
         )
-    return found
+    return result
 
 
 async def account(request: Request) -> Response:
-    """One account."""
+    """The page of one account."""
     index = site_of(request).index
     row = await ask(index.account, request.path_params["account"])
     kind = _kind_of(request)
-    found = await ask(
+    page = await ask(
         index.statement, row.address, page_of(request), period=period_of(request), kind=kind
     )
-    own = await ask(index.jobs, limit=_JOBS, customer=row.address)
-    lines = found.items if kind or text_of(request, "lines") == "all" else fold(found.items)
+    jobs = await ask(index.jobs, limit=_JOBS, customer=row.address)
+    lines = page.items if kind or text_of(request, "lines") == "all" else fold(page.items)
     return await show(
         request,
         "account.html",
         row=row,
-        found=found,
+        found=page,
         lines=lines,
-        jobs=own.items,
+        jobs=jobs.items,
         kind=kind,
-        kinds=[each.value for each in MovementKind],
+        kinds=[kind_of_movement.value for kind_of_movement in MovementKind],
         texts={"from": text_of(request, "from"), "to": text_of(request, "to")},
     )
 
 
 def _kind_of(request: Request) -> str | None:
-    """The chosen kind of movements; None for all.
+    """Return the chosen kind of movements; None for all.
 
     Raises:
         UsageError: There is no such kind.
@@ -115,7 +115,7 @@ def _kind_of(request: Request) -> str | None:
 async def statement(request: Request) -> Response:
     """The statement as CSV, oldest first; amounts in credit-wei and in credits.
 
-    It has the lines that the page's filters leave, all of them without a filter.
+    The filters of the page apply; without filters, it has all lines.
     """
     index = site_of(request).index
     row = await ask(index.account, request.path_params["account"])
@@ -131,21 +131,19 @@ async def statement(request: Request) -> Response:
 
 
 def _lines(index: Index, account: str, period: TimeRange | None, kind: str | None) -> Iterator[str]:
-    """Chunk by chunk: a statement may be longer than memory."""
+    """Yield the CSV in chunks: a statement may be too large for memory."""
     yield ",".join(COLUMNS) + "\n"
     cursor: str | None = None
     while True:
-        found = index.statement(
-            account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind
-        )
-        yield _text(found.items)
-        cursor = found.next
+        page = index.statement(account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind)
+        yield _text(page.items)
+        cursor = page.next
         if cursor is None:
             return
 
 
 def _text(rows: tuple[MovementRow, ...]) -> str:
-    """Nothing in these rows is a stranger's text, so that no cell can be a formula."""
+    """Format rows as CSV. They contain no untrusted text, so that no cell can be a formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:

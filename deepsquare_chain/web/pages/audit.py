@@ -1,4 +1,4 @@
-"""The audit: does it add up now, and what was out of the ordinary."""
+"""The audit page: whether the sums match the contracts now, and anomalies."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SETUP: Final = 200
 
 
 async def audit(request: Request) -> Response:
-    """Conservation, how far the index is, and exceptions."""
+    """The audit page: conservation, index status and anomalies."""
     site = site_of(request)
     chosen = request.query_params.get("of", _ALL)
     kind = None if chosen == _ALL else chosen
-    # What the deployment granted before its first job would fill the first page of all.
+    # List anomalies of the set-up separately: they would fill the first page.
     setup = await ask(site.index.exceptions, limit=_SETUP, setup=True) if kind is None else None
-    found = await ask(
+    page = await ask(
         site.index.exceptions, page_of(request), kind=kind, setup=False if kind is None else None
     )
     overview = await ask(site.index.overview)
@@ -40,7 +40,7 @@ async def audit(request: Request) -> Response:
         overview=overview,
         equations=await equations(site.contracts, overview),
         standing=await ask(site.index.open_exceptions),
-        found=found,
+        found=page,
         setup=setup.items if setup is not None else (),
         chosen=chosen,
         kinds=[_ALL, *Subject],
@@ -50,9 +50,9 @@ async def audit(request: Request) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """What the events add up to, and what a contract holds; amounts in credit-wei.
+    """The sum of events (`told`) and the value in a contract (`held`); amounts in credit-wei.
 
-    `held` is None where the node can't tell, for instance because it keeps no state of that block.
+    `held` is None if the node can't read it, for instance because the state of the block is pruned.
     """
 
     title: str
@@ -62,12 +62,12 @@ class Equation:
 
     @property
     def difference(self) -> int | None:
-        """Zero, or the books do not add up."""
+        """`held` minus the sum of events; nonzero means an inconsistency."""
         return None if self.held is None else self.held - self.told.amount
 
 
 async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
-    """Supply, and the scheduler's balance, at the block of the overview."""
+    """Compare the supply and the scheduler's balance with the events, at the overview's block."""
     supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
     owed = [("in escrow", overview.escrow), ("withdrawable", overview.parked)]
     if overview.donated:

@@ -15,19 +15,19 @@ from deepsquare_chain.web.site import Site
 
 
 async def transactions(request: Request) -> Response:
-    """Transactions that did something to the grid, latest first."""
-    found = await ask(site_of(request).index.transactions, page_of(request))
-    return await show(request, "transactions.html", found=found)
+    """The list of transactions with events of the grid, latest first."""
+    page = await ask(site_of(request).index.transactions, page_of(request))
+    return await show(request, "transactions.html", found=page)
 
 
 async def transaction(request: Request) -> Response:
-    """One transaction; one that the index does not hold is looked up at the node."""
+    """One transaction; read from the node if it is not indexed."""
     site = site_of(request)
-    which = request.path_params["hash"].lower()
+    tx_hash = request.path_params["hash"].lower()
     try:
-        detail: TransactionDetail = await ask(site.index.transaction, which)
+        detail: TransactionDetail = await ask(site.index.transaction, tx_hash)
     except NotFoundError as error:
-        found = await look_up(site.contracts, which)
+        found = await look_up(site.contracts, tx_hash)
         if found is None:
             raise error from None
         return await show(request, "unindexed.html", found=found, fields=views.fields)
@@ -39,22 +39,22 @@ async def transaction(request: Request) -> Response:
         detail=detail,
         row=row,
         call=decode_call(row.contract, detail.input) if row.contract else None,
-        # The index knows the same requests, and what became of them.
+        # The index holds the same requests with their results.
         inner=list(zip(inner_calls(detail.input, names), detail.forwarded, strict=False)),
         fields=views.fields,
     )
 
 
 async def blocks(request: Request) -> Response:
-    """Blocks with events of the grid, latest first."""
-    found = await ask(site_of(request).index.blocks, page_of(request))
-    return await show(request, "blocks.html", found=found)
+    """The list of blocks with events of the grid, latest first."""
+    page = await ask(site_of(request).index.blocks, page_of(request))
+    return await show(request, "blocks.html", found=page)
 
 
 async def block(request: Request) -> Response:
-    """One block, by its number or hash; one that the index does not hold is asked of the node."""
-    which = request.path_params["block"].lower()
-    key = which if which.startswith("0x") else number_of(which, "block number")
+    """One block by number or hash; read from the node if it is not indexed."""
+    text = request.path_params["block"].lower()
+    key = text if text.startswith("0x") else number_of(text, "block number")
     site = site_of(request)
     status = await ask(site.index.status)
     try:
@@ -68,7 +68,7 @@ async def block(request: Request) -> Response:
 
 
 async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
-    """A block without events, or one that the index has not read, as the node tells it."""
+    """Read a block from the node that has no events or is not indexed yet."""
     header = await look_up_block(site.contracts, key)
     if header is None:
         ahead = isinstance(key, int) and key > status.head

@@ -1,4 +1,4 @@
-"""What all pages share: their site, their arguments, and the way to the database."""
+"""Helpers of all pages: site, query parameters, queries of the index, rendering."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from deepsquare_chain.web.site import Site
 
 T = TypeVar("T")
 MAX_NUMBER: Final = 2**63 - 1
-#: Ranges of charts by what their links say, in seconds; zero is everything.
+#: Time ranges of charts by link text, in seconds; zero is unlimited.
 RANGES: Final = {"hour": 3_600, "day": 86_400, "week": 7 * 86_400, "all": 0}
 
 
 def site_of(request: Request) -> Site:
-    """The site that answers."""
-    found: Site = request.app.state.site
-    return found
+    """Return the site of the application."""
+    site: Site = request.app.state.site
+    return site
 
 
 async def ask(question: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Ask the index, in a thread."""
+    """Call a blocking function, such as a query of the index, in a thread."""
     return await run_in_threadpool(question, *arguments, **options)
 
 
 async def show(
     request: Request, template: str, *, status_code: int = 200, **context: Any
 ) -> Response:
-    """Render a page, in a thread: it asks the index for names."""
+    """Render a page in a thread: templates query the index for names."""
     render: Renderer = request.app.state.render
     return await run_in_threadpool(render, request, template, status_code=status_code, **context)
 
 
 def page_of(request: Request) -> int:
-    """The number of a list's page; 1 is the first.
+    """Return the page number of a list; 1 is the first.
 
     Raises:
-        UsageError: It is no number.
+        UsageError: It is not a number.
     """
     text = request.query_params.get("page", "1")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -53,15 +53,15 @@ def page_of(request: Request) -> int:
 
 
 def text_of(request: Request, name: str, most: int = 64) -> str:
-    """A text of the address, at most so long; empty where there is none."""
+    """Return a query parameter, cut to `most` characters; empty if absent."""
     return request.query_params.get(name, "").strip()[:most]
 
 
 def period_of(request: Request) -> TimeRange | None:
-    """The days `from` and `to`, both included, in UTC; None where neither is given.
+    """Return the period from day `from` to day `to` inclusive, in UTC; None if neither is given.
 
     Raises:
-        UsageError: One is no date, or the second is before the first.
+        UsageError: One is not a date, or `to` is before `from`.
     """
     since, until = text_of(request, "from"), text_of(request, "to")
     if not since and not until:
@@ -69,15 +69,15 @@ def period_of(request: Request) -> TimeRange | None:
     for text in (since, until):
         if text.isdigit():
             raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
-    found = parse_period(None, since or None, until or None)
-    return TimeRange(found.start, found.end)
+    period = parse_period(None, since or None, until or None)
+    return TimeRange(period.start, period.end)
 
 
 def number_of(text: str, what: str) -> int:
-    """A number in an address.
+    """Parse a number in a URL.
 
     Raises:
-        NotFoundError: It is none that a thing could have.
+        NotFoundError: It is not a valid number of an object.
     """
     if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
         raise NotFoundError(
@@ -87,7 +87,7 @@ def number_of(text: str, what: str) -> int:
 
 
 def range_of(request: Request, first: str = "all") -> tuple[str, int]:
-    """The chosen range of charts and its seconds.
+    """Return the chosen time range of charts and its seconds.
 
     Raises:
         UsageError: There is no such range.

@@ -1,4 +1,4 @@
-"""The contracts: where they are, whether they are what they should be, and what they answer."""
+"""The contracts: their addresses, the verification of their code, and their read functions."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ PURPOSES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Whether a contract's code is this package's; None where the node can't be asked."""
+    """Whether a contract has the code of this package; None if the node does not answer."""
 
     ok: bool | None
     text: str
 
 
 async def contracts(request: Request) -> Response:
-    """All of them, the parameters and the roles."""
+    """All contracts, the parameters and the roles."""
     site = site_of(request)
-    found = [
+    rows = [
         (name, address, PURPOSES[name], await verified(site.contracts, name, address))
         for name, address in _addresses(site.contracts).items()
     ]
     return await show(
         request,
         "contracts.html",
-        found=found,
+        found=rows,
         deployment=site.contracts.deployment,
         parameters=await ask(site.index.parameters),
         roles=await ask(site.index.roles),
@@ -62,14 +62,14 @@ async def contracts(request: Request) -> Response:
 
 
 async def contract(request: Request) -> Response:
-    """One contract; with a function of it and arguments also what that answers."""
+    """One contract, and the result of a read function if one is called."""
     site = site_of(request)
     name, address = _found(site.contracts, request.path_params["contract"])
-    asked = request.query_params.get("call", "")
+    function_name = request.query_params.get("call", "")
     answer, problem = None, None
-    if asked:
+    if function_name:
         try:
-            answer = await _answer(site.contracts, name, asked, request.query_params)
+            answer = await _answer(site.contracts, name, function_name, request.query_params)
         except GridError as error:
             problem = error
     return await show(
@@ -85,7 +85,7 @@ async def contract(request: Request) -> Response:
         errors=interface(name).entries("error"),
         signature_of=signature_of,
         selector_of=lambda entry: "0x" + interface(name).function(entry["name"]).selector.hex(),
-        asked=asked,
+        asked=function_name,
         given=request.query_params,
         answer=answer,
         problem=problem,
@@ -101,7 +101,7 @@ async def abi(request: Request) -> Response:
 
 
 async def verified(grid: Contracts, name: str, address: str) -> Verified:
-    """Compare the code on chain with the one that this package was built with."""
+    """Compare the code on chain with the artifact of this package."""
     try:
         code = bytes(await grid.w3.eth.get_code(to_checksum_address(address)))
     except (GridError, Web3RPCError):
@@ -114,7 +114,7 @@ async def verified(grid: Contracts, name: str, address: str) -> Verified:
 
 
 def _addresses(grid: Contracts) -> dict[str, str]:
-    """Contracts of the deployment by name; a forwarder may be missing."""
+    """Return the addresses of the deployment's contracts by name; the forwarder is optional."""
     return {
         name: str(to_checksum_address(address))
         for name, address in grid.deployment.contracts.items()
@@ -134,10 +134,10 @@ def _found(grid: Contracts, name: str) -> tuple[str, str]:
 async def _answer(
     grid: Contracts, name: str, asked: str, given: Mapping[str, str]
 ) -> tuple[views.Field, ...]:
-    found = find_view(name, asked)
-    if found is None:
+    view = find_view(name, asked)
+    if view is None:
         raise NotFoundError(f"{name} has no function {asked[:60]!r} that only reads")
-    entry, function = found
+    entry, function = view
     arguments = [
         read_argument(parameter, given.get(f"a{at}", ""))
         for at, parameter in enumerate(entry["inputs"])
@@ -156,5 +156,5 @@ async def _call(
     except ContractLogicError as error:
         raise decode_revert(error) from None
     except (Web3RPCError, AbiError) as error:
-        told = node_message(error) if isinstance(error, Web3RPCError) else "no proper answer"
-        raise EndpointError(f"The node could not read {function.name}: {told}") from None
+        reason = node_message(error) if isinstance(error, Web3RPCError) else "no proper answer"
+        raise EndpointError(f"The node could not read {function.name}: {reason}") from None

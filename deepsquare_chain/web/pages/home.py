@@ -1,4 +1,4 @@
-"""The grid at a glance, and the search."""
+"""The home page with a summary of the grid, and the search."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PLACES = {
 
 
 async def home(request: Request) -> Response:
-    """The first page."""
+    """The home page."""
     site = site_of(request)
     name, seconds = range_of(request)
     overview = await ask(site.index.overview)
     status = await ask(site.index.status)
-    # All who have the page open read it again at the same change.
+    # Cached: after a change, all open pages reload at the same time.
     charts = await ask(
         site.once,
         f"home {name}",
@@ -39,14 +39,14 @@ async def home(request: Request) -> Response:
         lambda: _charts(site, overview, seconds),
     )
     jobs = await ask(site.index.jobs, limit=_LATEST)
-    settled = await ask(site.index.settlements, limit=_LATEST)
+    settlements = await ask(site.index.settlements, limit=_LATEST)
     return await show(
         request,
         "home.html",
         overview=overview,
         **charts,
         jobs=jobs.items,
-        settlements=settled.items,
+        settlements=settlements.items,
         ranges=list(RANGES),
         chosen=name,
     )
@@ -69,7 +69,7 @@ def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
 
 
 async def search(request: Request) -> Response:
-    """What a text can mean; one meaning is gone to at once."""
+    """Search results for a text; a single result redirects to its page."""
     text = request.query_params.get("q", "").strip()[:200]
     hits = await ask(site_of(request).index.search, text)
     if not hits:
@@ -78,20 +78,20 @@ async def search(request: Request) -> Response:
         return RedirectResponse(place_of(hits[0]), status_code=303)
     rows = await ask(site_of(request).index.jobs, limit=MAX_HITS, name=text[:64])
     statuses = {str(row.id): row.status for row in rows.items}
-    found = [(hit, place_of(hit), statuses.get(hit.key)) for hit in hits]
-    return await show(request, "search.html", text=text, hits=found, most=MAX_HITS)
+    results = [(hit, place_of(hit), statuses.get(hit.key)) for hit in hits]
+    return await show(request, "search.html", text=text, hits=results, most=MAX_HITS)
 
 
 async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
-    """Blocks and transactions of the chain that did nothing on this grid."""
-    if found := NUMBER.fullmatch(text):
-        number = found[1]
+    """Search the node for blocks and transactions without events of this grid."""
+    if match := NUMBER.fullmatch(text):
+        number = match[1]
         block = await look_up_block(site.contracts, int(number))
         return () if block is None else (Hit("block", number, f"block {number}"),)
-    found = HASH.fullmatch(text)
-    if found is None:
+    match = HASH.fullmatch(text)
+    if match is None:
         return ()
-    key = "0x" + found[1]
+    key = "0x" + match[1]
     if await look_up(site.contracts, key) is not None:
         return (Hit("transaction", key, key),)
     block = await look_up_block(site.contracts, key)
@@ -99,5 +99,5 @@ async def _at_the_node(site: Site, text: str) -> tuple[Hit, ...]:
 
 
 def place_of(hit: Hit) -> str:
-    """The page of something that a search found."""
+    """Return the URL of the page of a search result."""
     return f"{_PLACES[hit.kind]}/{hit.key}"

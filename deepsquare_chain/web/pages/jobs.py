@@ -1,4 +1,4 @@
-"""Jobs: the list, and everything about one."""
+"""Jobs: the list, and the page of one job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
 from deepsquare_chain.web.site import Site
 from deepsquare_chain.workflow import Definition
 
-#: Filters of the list: what the link says, and the statuses behind it.
+#: Filters of the list: link text, and the statuses that it selects.
 FILTERS: dict[str, tuple[JobStatus, ...]] = {
     "all": (),
     "live": views.LIVE,
@@ -37,7 +37,7 @@ FILTERS: dict[str, tuple[JobStatus, ...]] = {
 
 
 async def jobs(request: Request) -> Response:
-    """Jobs, latest first, or as they are sorted and filtered."""
+    """The list of jobs, filtered and sorted; latest first by default."""
     site = site_of(request)
     chosen = request.query_params.get("status", "all").lower()
     if chosen not in FILTERS:
@@ -45,7 +45,7 @@ async def jobs(request: Request) -> Response:
             f"{chosen[:40]!r} is not a status of a job", hint=f"There are {', '.join(FILTERS)}."
         )
     texts = {name: text_of(request, name) for name in ("name", "customer", "provider")}
-    found = await ask(
+    page = await ask(
         site.index.jobs,
         page_of(request),
         statuses=FILTERS[chosen],
@@ -59,12 +59,12 @@ async def jobs(request: Request) -> Response:
     return await show(
         request,
         "jobs.html",
-        found=found,
+        found=page,
         chosen=chosen,
         texts={**texts, "from": text_of(request, "from"), "to": text_of(request, "to")},
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
-        names=sorted(each for each in site.given_names.values()),
+        names=sorted(given_name for given_name in site.given_names.values()),
     )
 
 
@@ -80,21 +80,21 @@ def _filters(counts: Any) -> list[tuple[str, str, int]]:
 
 
 async def job(request: Request) -> Response:
-    """One job."""
+    """The page of one job."""
     site = site_of(request)
     detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
     providers = await ask(site.index.providers)
     why = await verdicts(site.contracts, detail, providers)
     now = site.now(await ask(site.index.status))
-    found = views.stages(detail.transitions, now)
-    told, text = await _definition(site, detail)
+    stages = views.stages(detail.transitions, now)
+    definition, text = await _definition(site, detail)
     return await show(
         request,
         "job.html",
         detail=detail,
         row=detail.row,
-        stages=found,
-        strip=views.life_strip(found),
+        stages=stages,
+        strip=views.life_strip(stages),
         flows=views.flows(detail),
         bill=views.bill(detail),
         accrued=views.accrued(detail, now),
@@ -102,21 +102,21 @@ async def job(request: Request) -> Response:
         start=await _expected_start(site, detail, now),
         affinities=[str(each) for each in wanted(detail.uses)],
         verdicts=why,
-        definition=told,
+        definition=definition,
         definition_note=text,
-        lines=sum(text.count("\n") + 1 for _, text in told.commands()) if told else 0,
+        lines=sum(text.count("\n") + 1 for _, text in definition.commands()) if definition else 0,
         gateway=site.gateway,
         fields=views.fields,
     )
 
 
 async def invoice(request: Request) -> Response:
-    """The invoice of a job that ended: the page that `deepsquare audit invoice --html` writes."""
+    """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
     detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
     status = await ask(site.index.status)
-    found = views.invoice(detail, site.contracts.deployment, status.block)
-    page = await ask(render_html, found)
+    data = views.invoice(detail, site.contracts.deployment, status.block)
+    page = await ask(render_html, data)
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
@@ -124,29 +124,29 @@ async def invoice(request: Request) -> Response:
 
 
 async def _expected_start(site: Site, detail: JobDetail, now: int) -> ExpectedStart | None:
-    """When and where a waiting job could start at the latest; None where that can't be said."""
+    """Return the latest expected start of a pending job, and where; None if it is unknown."""
     if detail.row.status is not JobStatus.PENDING:
         return None
     try:
         offers = await site.offers(views.terms_of(detail))
     except (GridError, ValueError):
         return None
-    able = [(each.starts_in, each) for each in offers if each.starts_in is not None]
-    if not able:
+    startable = [(priced.starts_in, priced) for priced in offers if priced.starts_in is not None]
+    if not startable:
         return None
-    seconds, offer = min(able, key=lambda each: each[0])
+    seconds, offer = min(startable, key=lambda priced: priced[0])
     return ExpectedStart(now + seconds, offer.account)
 
 
 class ExpectedStart(NamedTuple):
-    """Chain time and account of the provider at which a job could start at the latest."""
+    """Latest expected start of a job: chain time in seconds, and account of the provider."""
 
     at: int
     provider: str
 
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:
-    """The definition where the store has it, else why it is not shown."""
+    """Return the definition, or None and the reason why it is not shown."""
     if site.store is None and site.gateway:
         return None, "It is private: its customer and its provider read it from the gateway."
     if site.store is None:

@@ -1,4 +1,4 @@
-"""Providers: the list, and one with its record."""
+"""Providers: the list, and the page of one provider with its history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepsquare_chain.web.pages.common import (
 
 _POINTS: Final = 80
 _ROWS: Final = 10
-#: What the list is sorted by.
+#: Sort keys of the list by column.
 SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
     "provider": lambda row: (row.id is None, row.id or 0),
     "status": lambda row: (not row.active, row.status),
@@ -40,8 +40,8 @@ SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
 
 
 async def providers(request: Request) -> Response:
-    """All providers."""
-    found = await ask(site_of(request).index.providers)
+    """The list of all providers."""
+    rows = await ask(site_of(request).index.providers)
     sort = text_of(request, "sort")
     key = SORTS.get(sort.removeprefix("-"))
     if sort and key is None:
@@ -49,23 +49,23 @@ async def providers(request: Request) -> Response:
             f"{sort!r} is nothing to sort providers by", hint=f"There are {', '.join(SORTS)}."
         )
     if key is not None:
-        found = tuple(sorted(found, key=key, reverse=sort.startswith("-")))
-    return await show(request, "providers.html", found=found)
+        rows = tuple(sorted(rows, key=key, reverse=sort.startswith("-")))
+    return await show(request, "providers.html", found=rows)
 
 
 async def provider(request: Request) -> Response:
-    """One provider, by its account or id."""
+    """The page of one provider, by account or ID."""
     index = site_of(request).index
-    which = request.path_params["provider"]
-    key = which if which.startswith("0x") else number_of(which, "provider")
+    text = request.path_params["provider"]
+    key = text if text.startswith("0x") else number_of(text, "provider")
     detail = await ask(index.provider, key)
     row = detail.row
     name, seconds = range_of(request)
     status = await ask(index.status)
     since = max(0, status.time - seconds) if seconds else None
-    used = await ask(index.utilisation, _POINTS, account=row.account, since=since)
+    utilisation = await ask(index.utilisation, _POINTS, account=row.account, since=since)
     jobs = await ask(index.jobs, limit=_ROWS, provider=row.account)
-    settled = await ask(index.settlements, limit=_ROWS, provider=row.account)
+    settlements = await ask(index.settlements, limit=_ROWS, provider=row.account)
     history, challenges = views.provider_history(detail.history)
     return await show(
         request,
@@ -74,11 +74,11 @@ async def provider(request: Request) -> Response:
         row=row,
         figures=row.figures,
         load_bars=views.load_bars(row),
-        use_chart=views.use_chart(used[0]) if used else None,
+        use_chart=views.use_chart(utilisation[0]) if utilisation else None,
         price_chart=views.price_chart(detail.history, status.time),
         jobs=jobs.items,
         more_jobs=jobs.next is not None,
-        settlements=settled.items,
+        settlements=settlements.items,
         history=history,
         challenges=challenges,
         ranges=list(RANGES),

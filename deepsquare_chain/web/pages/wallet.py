@@ -1,4 +1,4 @@
-"""The wallet's side of the explorer: the form, and JSON that says what to sign."""
+"""Pages and JSON endpoints for wallets: the job form, and plans of calls to sign."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAX_BODY: Final = 160_000
 
 
 class Refused(GridError):  # noqa: N818 - it is an answer, with its own status
-    """A post that is not even looked at; `status` is what it is answered with."""
+    """A POST request that is refused before it is parsed; `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -47,20 +47,20 @@ class Refused(GridError):  # noqa: N818 - it is an answer, with its own status
 
 
 async def form(request: Request) -> Response:
-    """The job form, with what things cost."""
+    """The job form, with the prices of providers."""
     site = site_of(request)
     providers = await ask(site.index.providers)
     return await show(
         request,
         "submit.html",
-        providers=[each for each in providers if each.active],
+        providers=[provider for provider in providers if provider.active],
         storing=site.storing,
         relay=bool(site.relay),
     )
 
 
 async def grid(request: Request) -> Response:
-    """Which chain a wallet must be on, where its gateway is, and its address with the checksum."""
+    """Chain ID, scheduler, gateway URL and checksum address of an account, for its wallet."""
     site = site_of(request)
     account = request.query_params.get("account", "")
     return JSONResponse(
@@ -79,9 +79,9 @@ async def schema(_: Request) -> Response:
 
 
 async def quote(request: Request) -> Response:
-    """Check a job of the form or the editor, and say what each provider would take for it.
+    """Validate a job of the form or the editor, and return each provider's price for it.
 
-    A job with mistakes is an answer too: `problems` names them. No wallet is needed.
+    An invalid job is not an HTTP error: `problems` lists its mistakes. No wallet is needed.
     """
     site, given = await _posted(request)
     file = {} if given.get("mode") == "file" else {"file": form_as_file(given)}
@@ -89,8 +89,8 @@ async def quote(request: Request) -> Response:
         job_file = await ask(read_form, given)
         terms = job_file.terms()
     except JobFileError as error:
-        found = [{"line": line, "text": text} for line, text in problems(error)]
-        return JSONResponse({"problems": found, "hint": error.hint, **file})
+        mistakes = [{"line": line, "text": text} for line, text in problems(error)]
+        return JSONResponse({"problems": mistakes, "hint": error.hint, **file})
     offers = await site.offers(terms)
     names = await ask(_names, site)
     return JSONResponse(
@@ -102,13 +102,15 @@ async def quote(request: Request) -> Response:
             "verdict": offers_in_words(offers),
             "offers": [
                 {
-                    "provider": visible(names[each.account].text if each.account in names else ""),
-                    "account": each.account,
-                    "cost": "".join(amount(each.cost)) if each.cost else "",
-                    "start": each.start,
-                    "refusal": visible(each.refusal),
+                    "provider": visible(
+                        names[offer.account].text if offer.account in names else ""
+                    ),
+                    "account": offer.account,
+                    "cost": "".join(amount(offer.cost)) if offer.cost else "",
+                    "start": offer.start,
+                    "refusal": visible(offer.refusal),
                 }
-                for each in offers
+                for offer in offers
             ],
             **file,
         }
@@ -120,10 +122,10 @@ def _names(site: Site) -> Mapping[str, Name]:
 
 
 async def submit(request: Request) -> Response:
-    """Say what submitting the form's job does.
+    """Plan the submission of the form's job.
 
-    Its definition is kept here once it can be sent, or goes to the gateway from the browser, which
-    the wallet signs in to.
+    The explorer stores the definition when the call is ready to sign. Without a store, the browser
+    uploads it to the gateway, where the wallet signs in.
     """
     site, given = await _posted(request)
     if not site.storing:
@@ -151,19 +153,19 @@ async def submit(request: Request) -> Response:
 
 
 async def top_up(request: Request) -> Response:
-    """Say what a top-up does."""
+    """Plan a top-up."""
     site, given = await _posted(request)
     return _answer(site, await _planner(site).top_up(_account(given), _job(given), given))
 
 
 async def cancel(request: Request) -> Response:
-    """Say what a cancellation does."""
+    """Plan a cancellation."""
     site, given = await _posted(request)
     return _answer(site, await _planner(site).cancel(_account(given), _job(given), given))
 
 
 async def relay(request: Request) -> Response:
-    """Hand a signed request over to the relay; `digest` names it from then on."""
+    """Send a signed request to the relay; the returned `digest` identifies it."""
     site, given = await _posted(request)
     signature = signature_of(given.get("signature"))
     signed = SignedRequest.from_wire({**_mapping(given.get("message")), "signature": "0x"})
@@ -172,16 +174,20 @@ async def relay(request: Request) -> Response:
     signed.check_signer(domain)
     digest = "0x" + signed.request.digest(domain).hex()
     async with _relay(site) as client:
-        found = await client.hand_over(signed, digest)
-    return JSONResponse({"digest": digest, "state": found.state})
+        status = await client.hand_over(signed, digest)
+    return JSONResponse({"digest": digest, "state": status.state})
 
 
 async def relayed(request: Request) -> Response:
-    """What the relay says of a request; the transaction is looked at with `outcome`."""
+    """Return the relay's state of a request; `outcome` follows its transaction."""
     async with _relay(site_of(request)) as client:
-        found = await client.state(request.path_params["digest"].lower())
+        status = await client.state(request.path_params["digest"].lower())
     return JSONResponse(
-        {"state": found.state, "transaction": found.transaction, "reason": visible(found.detail)}
+        {
+            "state": status.state,
+            "transaction": status.transaction,
+            "reason": visible(status.detail),
+        }
     )
 
 
@@ -202,10 +208,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 async def outcome(request: Request) -> Response:
-    """What became of a transaction: waiting, done (with the jobs that it made) or refused.
+    """Return the state of a transaction: waiting, done (with its submitted jobs) or refused.
 
-    `indexed` says whether pages know of it already. A transaction of a relay carries calls of
-    several customers: with `account`, only that customer's jobs are named.
+    `indexed` is true when the index contains it. A relay's transaction carries calls of several
+    customers: with `account`, only the jobs of that customer are returned.
     """
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
@@ -214,13 +220,15 @@ async def outcome(request: Request) -> Response:
         indexed = True
     except NotFoundError:
         indexed = False
-    found = await look_up(site.contracts, tx_hash)
-    if found is None or found.ok is None:
+    transaction = await look_up(site.contracts, tx_hash)
+    if transaction is None or transaction.ok is None:
         return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
     account = request.query_params.get("account", "")
-    jobs = await _born(site, tx_hash, account) if found.ok else []
-    state = "done" if found.ok else "refused"
-    return JSONResponse({"state": state, "jobs": jobs, "indexed": indexed, "reason": found.reason})
+    jobs = await _born(site, tx_hash, account) if transaction.ok else []
+    state = "done" if transaction.ok else "refused"
+    return JSONResponse(
+        {"state": state, "jobs": jobs, "indexed": indexed, "reason": transaction.reason}
+    )
 
 
 async def _born(site: Site, tx_hash: str, account: str) -> list[int]:
@@ -229,10 +237,10 @@ async def _born(site: Site, tx_hash: str, account: str) -> list[int]:
     except (TransactionNotFound, Web3Exception, GridError):
         return []
     return [
-        each.job_id
-        for each in decode_logs(receipt["logs"])
-        if isinstance(each, JobSubmitted)
-        and (not account or each.customer.lower() == account.lower())
+        event.job_id
+        for event in decode_logs(receipt["logs"])
+        if isinstance(event, JobSubmitted)
+        and (not account or event.customer.lower() == account.lower())
     ]
 
 
@@ -244,11 +252,11 @@ def _answer(site: Site, plan: CallPlan, **more: str) -> Response:
 
 
 async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
-    """The body of a post from one of these pages.
+    """Return the site and the JSON body of a POST request from a page of this explorer.
 
     Raises:
-        Refused: It comes from elsewhere, is too large, or one of too many.
-        UsageError: It is no JSON object.
+        Refused: It comes from another site, is too large, or exceeds the rate limit.
+        UsageError: The body is not a JSON object.
     """
     if not is_own(request):
         raise Refused("Only this explorer's own pages may ask for this", 403)
@@ -274,7 +282,7 @@ def _account(given: Mapping[str, Any]) -> str:
 
 
 def _job(given: Mapping[str, Any]) -> int:
-    found = given.get("job")
-    if not isinstance(found, int) or not 0 < found <= MAX_NUMBER:
+    job_id = given.get("job")
+    if not isinstance(job_id, int) or not 0 < job_id <= MAX_NUMBER:
         raise UsageError("A job is named by its number")
-    return found
+    return job_id

@@ -1,10 +1,10 @@
-// A text field for YAML with line numbers, marked lines, and the keys and values that a JSON schema
-// allows where the cursor is.
+// A text field for YAML with line numbers, highlighted lines, and completion of the keys and values
+// that a JSON schema allows at the cursor.
 
 const INDENT = 2;
 const MOST = 12;
 
-// The schema of a value, past references and what may be null.
+// Returns the schema of a value, with references and nullable types resolved.
 function plain(schema, root) {
   let found = schema;
   for (let step = 0; found && step < 9; step += 1) {
@@ -15,7 +15,7 @@ function plain(schema, root) {
   return found ?? {};
 }
 
-// Keys that lead to a line, outermost first: the line's own key is the last where it has one.
+// Returns the key path of a line, outermost key first; it includes the line's own key, if any.
 function pathAt(lines, at) {
   const path = [];
   let limit = Infinity;
@@ -91,7 +91,7 @@ export function attachEditor(field, schema) {
     gutter.scrollTop = field.scrollTop;
   }
 
-  // What may be written at the cursor, and the part of it that is typed already.
+  // Returns the completions at the cursor, and the prefix that is already typed.
   function candidates() {
     const { lines, at, line, typed } = place();
     const value = /^( *(?:- +)*)([\w.-]+): +(\S*)$/.exec(typed);

@@ -1,5 +1,5 @@
-// The gateway: a wallet signs in to it (EIP-4361), definitions go there, and a job's output comes
-// from there. The message is made here from what this page knows, never by the gateway.
+// Client of the gateway: signs in with the wallet (EIP-4361), uploads definitions, and reads the
+// output of jobs. The sign-in message is built here, never taken from the gateway.
 
 const KEPT = "gateway-session";
 const STATEMENT = "Sign in to the gateway. This moves no credits and costs no gas.";
@@ -8,7 +8,7 @@ const MOST = 2_000_000; // characters of output that a page shows; the whole of 
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-// The session of this tab, while it is good.
+// Returns the session of this tab, or null if there is none or it has expired.
 export function remembered(gateway) {
   try {
     const found = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
@@ -25,7 +25,7 @@ async function post(url, body) {
   return found;
 }
 
-// Signs in with `sign`, which gives the wallet's signature of a text.
+// Signs in to the gateway; `sign` returns the wallet's signature of a text.
 export async function signIn(grid, sign) {
   const known = remembered(grid.gateway);
   if (known && known.account === grid.account) return known;
@@ -63,7 +63,7 @@ async function refusal(answer) {
   return new Error(`The gateway refused: ${found.detail ?? `status ${answer.status}`}`);
 }
 
-// Keeps a definition at the gateway, before anything is paid.
+// Uploads a definition to the gateway, before any payment.
 export async function upload(session, digest, text) {
   const answer = await ask(session, `definitions/${digest}`, { method: "PUT", body: new TextEncoder().encode(text) });
   if (!answer.ok) throw await refusal(answer);
@@ -81,7 +81,7 @@ async function* lines(body) {
   }
 }
 
-// Pieces of a job's log from an offset, as they come; the last one has no data.
+// Streams a job's log from a byte offset in chunks; null marks the end.
 async function* pieces(session, job, offset) {
   const answer = await ask(session, `jobs/${job}/log/events?offset=${offset}`);
   if (!answer.ok) throw await refusal(answer);
@@ -99,7 +99,7 @@ async function* pieces(session, job, offset) {
   }
 }
 
-// Shows a job's output in a section of the page until its end, through lost connections.
+// Shows a job's output in a section of the page until its end; reconnects after lost connections.
 export async function showOutput(section, session) {
   const job = section.dataset.job;
   const log = section.querySelector("pre");
@@ -168,7 +168,7 @@ async function fetched(section, session, file) {
   return answer.blob();
 }
 
-// Whether the output is the one whose SHA-256 the provider reported on chain.
+// Compares the output with the SHA-256 that the provider reported on chain.
 async function verdict(section, session, file) {
   for (let at = 0; at < 40 && !section.dataset.result; at += 1) await pause(500);
   if (!section.dataset.result || !crypto.subtle) return "not compared with the chain";

@@ -1,4 +1,4 @@
-// What makes pages handier; every page can be read without it.
+// Progressive enhancement of all pages; they are readable without it.
 import { connectWallet } from "./wallet.js";
 
 const root = document.documentElement;
@@ -9,11 +9,11 @@ function switchTheme() {
   try {
     localStorage.setItem("theme", root.dataset.theme);
   } catch {
-    // It lasts until the next page.
+    // No storage: the theme applies to this page only.
   }
 }
 
-// Ages go on counting, by the server's clock: the reader's may be wrong, and a test chain's is ahead.
+// Ages are updated by the server's clock: the local one may be wrong, and a test chain's is ahead.
 let skew = 0;
 function noteClock() {
   skew = Number(document.body.dataset.now) - Date.now() / 1000;
@@ -47,7 +47,7 @@ async function copy(button) {
   setTimeout(() => button.classList.remove(kind), 1500);
 }
 
-// Reads the page anew and exchanges its content, unless somebody is in the middle of something.
+// Reloads the content of the page, but not while a dialog, a selection or an input field is active.
 const busy = () =>
   document.querySelector("dialog[open]") !== null ||
   String(getSelection() ?? "") !== "" ||
@@ -121,7 +121,7 @@ function concerns(change) {
   return wanted === "job" && change.jobs.includes(Number(document.body.dataset.job));
 }
 
-// A page that waits in the browser's back-forward cache holds no stream open.
+// A page in the browser's back-forward cache must not keep a stream open.
 let stream = null;
 function follow() {
   stream = new EventSource(`/live?since=${encodeURIComponent(document.body.dataset.change)}`);

@@ -1,5 +1,5 @@
-// The submit page: the job is checked and priced by the server while it is written, before any wallet
-// is asked; a job file is written with the help of the schema.
+// The submit page: the server validates and prices the job during editing, without a wallet. The
+// editor of job files offers completions from the schema.
 import { attachEditor } from "./editor.js";
 import { api, element, submitJob } from "./wallet.js";
 
@@ -82,7 +82,7 @@ async function turn() {
 async function openEditor() {
   editor ??= attachEditor(file, await api("/submit/schema.json"));
   if (!file.value.trim()) {
-    // The form as it is now, as the server writes it.
+    // The current form, converted to a job file by the server.
     const { file: text } = await api("/wallet/quote", { ...values(), mode: "form" });
     file.value ||= text;
     editor.draw();
@@ -124,6 +124,6 @@ if (form) {
   form.addEventListener("input", later);
   form.addEventListener("change", (event) => (event.target.name === "mode" ? turn() : later()));
   form.addEventListener("submit", onSubmit);
-  // A browser that comes back to the page keeps what was typed and chosen.
+  // Browsers restore the form's values when they return to the page.
   turn();
 }

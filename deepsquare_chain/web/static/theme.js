@@ -1,8 +1,8 @@
-// Before the first paint: scripts are on, and the theme that was chosen on this device.
+// Runs before the first paint: marks that scripts are on, and applies the theme of this device.
 (() => {
   const root = document.documentElement;
   root.classList.add("scripted");
-  // What needs a wallet is shown once there is one (EIP-6963, or one that only sets window.ethereum).
+  // Shows the elements that need a wallet if there is one (EIP-6963, or window.ethereum).
   const here = () => root.classList.add("wallet-open");
   addEventListener("eip6963:announceProvider", here);
   addEventListener("DOMContentLoaded", () => {
@@ -13,6 +13,6 @@
     const theme = localStorage.getItem("theme");
     if (theme === "dark" || theme === "light") root.dataset.theme = theme;
   } catch {
-    // No storage: the system's choice holds.
+    // No storage: the system's theme applies.
   }
 })();

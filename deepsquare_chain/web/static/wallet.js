@@ -1,5 +1,5 @@
-// A customer's own wallet (EIP-1193, found by EIP-6963). The server encodes calls and says what they
-// do; the wallet shows them once more and signs. No key is ever seen here.
+// The customer's wallet (EIP-1193, discovered by EIP-6963). The server encodes calls and describes
+// their effects; the wallet displays them again and signs. Keys never leave the wallet.
 
 import { remembered, showOutput, signIn, upload } from "./gateway.js";
 
@@ -15,7 +15,7 @@ addEventListener("eip6963:announceProvider", (event) => {
   }
 });
 
-// Something to be told as it is.
+// An error whose message is shown to the user unchanged.
 class Plain extends Error {}
 
 export function element(tag, text = "", attributes = {}) {
@@ -29,7 +29,7 @@ const short = (text) => `${text.slice(0, 6)}…${text.slice(-4)}`;
 const hex = (number) => `0x${BigInt(number).toString(16)}`;
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-// Asks in a dialog; gives the pressed button's value ("" where it was left) and the form.
+// Opens a dialog; returns the value of the pressed button ("" if it was closed) and the form.
 function ask(title, parts, choices) {
   const id = "dialog-title";
   const dialog = element("dialog", "", { "aria-labelledby": id });
@@ -90,7 +90,7 @@ async function choose() {
 
 const chainOf = async () => BigInt(await provider.request({ method: "eth_chainId" }));
 
-// Nothing is signed on another chain than the grid's.
+// Makes sure that the wallet is on the grid's chain before anything is signed.
 async function onTheGrid() {
   grid ??= await api("/wallet/grid");
   const wanted = BigInt(grid.chain_id);
@@ -122,7 +122,7 @@ function show(address) {
   button.title = address;
 }
 
-// Says what will happen before anything is signed.
+// Shows the effects of a plan, and asks for confirmation before anything is signed.
 async function confirm(plan) {
   const list = element("ul", "", { class: "effects" });
   for (const effect of plan.effects) list.append(element("li", effect));
@@ -140,7 +140,7 @@ async function send(call) {
   });
 }
 
-// Follows a transaction by the explorer's own node until it is in a block.
+// Polls the explorer until a transaction is in a block.
 async function mined(hash, report, wait = 600) {
   for (let at = 0; at < wait; at += 1) {
     const found = await api(`/wallet/outcome/${hash}?account=${account}`);
@@ -160,7 +160,7 @@ async function indexed(hash) {
   }
 }
 
-// The gateway's session of the connected account; the wallet signs a message unless there is one.
+// Returns the gateway session of the connected account; the wallet signs in if there is none.
 async function signedIn() {
   const known = await api(`/wallet/grid?account=${encodeURIComponent(account)}`);
   try {
@@ -174,7 +174,7 @@ async function signedIn() {
   }
 }
 
-// Puts a definition where providers read it, before anything is paid.
+// Uploads a definition to the gateway, where providers read it, before any payment.
 async function keep(plan, report) {
   if (!plan.definition) return;
   report("Sign in to the gateway with your wallet …");
@@ -209,7 +209,7 @@ async function signTyped(data) {
   return provider.request({ method: "eth_signTypedData_v4", params: [account, JSON.stringify(data)] });
 }
 
-// Hands a signed request to the relay, and waits until it is part of a transaction.
+// Signs a request, sends it to the relay, and waits until a transaction has executed it.
 async function relayed(request, report) {
   report("Sign the request in your wallet …");
   const signature = await signTyped(request);
@@ -225,7 +225,7 @@ async function relayed(request, report) {
   throw new Plain("The relay has not carried it out yet. Look at your jobs later; the request is good for a few minutes.");
 }
 
-// Allows what is missing (a permit that is signed, or an approval that is sent), then carries it out.
+// Signs the permit or sends the approval that a plan needs, then sends the call or the request.
 async function carryOut(kind, body, report) {
   await connected();
   const asked = { ...body, account };
@@ -288,7 +288,7 @@ async function onJob(button) {
   }
 }
 
-// Submits what the form says, and goes to the job.
+// Submits the job of the form, and opens its page.
 export async function submitJob(body, report) {
   try {
     const { hash, jobs } = await carryOut("submit", body, report);
