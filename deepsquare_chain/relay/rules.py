@@ -76,11 +76,11 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
         raise _forbidden("This relay sends no coin with a call", "value", "Sign a value of 0.")
     _check_gas(request, rules)
     allowed = _allowed(request.data)
-    least = min_amount_of(allowed.function, rules)
-    if least and allowed.amount < least:
+    min_amount = min_amount_of(allowed.function, rules)
+    if min_amount and allowed.amount < min_amount:
         raise _forbidden(
             f"{format_credits(allowed.amount)} credits are too few: this relay pays gas from "
-            f"{format_credits(least)} credits per job or top-up",
+            f"{format_credits(min_amount)} credits per job or top-up",
             "amount-too-small",
             "Give more credits, or send the transaction yourself.",
         )

@@ -173,8 +173,8 @@ class RelayService:
     async def _accept(self, signed: SignedRequest) -> RelayedRequest:
         digest = "0x" + signed.request.digest(self._domain).hex()
         _check_signature(signed, self._domain)
-        if (known := self._known(digest)) is not None:
-            return known
+        if (existing := self._known(digest)) is not None:
+            return existing
         allowed = check(signed, self.contracts.scheduler.address, self.rules)
         self._check_open()
         self._check_limits(signed.request.sender)
@@ -183,12 +183,12 @@ class RelayService:
                 await self._look_up(signed, allowed.function)
         except RequestRefusedError:
             # The same request, sent twice concurrently, may have been executed in the meantime.
-            if (known := self._known(digest)) is not None:
-                return known
+            if (existing := self._known(digest)) is not None:
+                return existing
             raise
         async with self._accepting:
-            if (known := self._known(digest)) is not None:
-                return known
+            if (existing := self._known(digest)) is not None:
+                return existing
             await self._check_nonce(signed)
             record = self._requests.add(digest, signed, allowed.function)
         crash_point("relay.taken")
@@ -209,11 +209,11 @@ class RelayService:
         return "" if entry is None else entry.mined_hash or entry.latest.tx_hash
 
     def _known(self, digest: str) -> RelayedRequest | None:
-        known = self._requests.get(digest)
-        if known is None or known.state is State.DROPPED:
+        existing = self._requests.get(digest)
+        if existing is None or existing.state is State.DROPPED:
             return None
         self._metrics.add(self._taken, "same")
-        return known
+        return existing
 
     def _check_open(self) -> None:
         if not self._can_pay():

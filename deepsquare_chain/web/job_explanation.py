@@ -43,16 +43,19 @@ async def verdicts(
     """
     if detail.row.status is not JobStatus.PENDING:
         return ()
-    approved = [each for each in providers if each.id is not None][:MOST]
+    approved = [provider for provider in providers if provider.id is not None][:MOST]
     try:
         answers = await asyncio.gather(
-            *(contracts.scheduler.is_eligible(detail.row.id, each.id or 0) for each in approved)
+            *(
+                contracts.scheduler.is_eligible(detail.row.id, provider.id or 0)
+                for provider in approved
+            )
         )
     except GridError:
         return ()
     return tuple(
-        judge(each, detail.uses, eligible=eligible, reason=reason)
-        for each, (eligible, reason) in zip(approved, answers, strict=True)
+        judge(provider, detail.uses, eligible=eligible, reason=reason)
+        for provider, (eligible, reason) in zip(approved, answers, strict=True)
     )
 
 

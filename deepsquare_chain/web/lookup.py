@@ -91,8 +91,8 @@ def _found(
     contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, *, reason: str, hint: str
 ) -> LookedUp:
     to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
-    ours = names_of(contracts.deployment)
-    name = ours.get(to or "", "")
+    contract_names = names_of(contracts.deployment)
+    name = contract_names.get(to or "", "")
     data = "0x" + bytes(sent["input"]).hex()
     return LookedUp(
         hash=tx_hash,
@@ -108,7 +108,7 @@ def _found(
         reason=reason,
         hint=hint,
         call=decode_call(name, data) if name else None,
-        inner=inner_calls(data, ours) if name == FORWARDER else (),
+        inner=inner_calls(data, contract_names) if name == FORWARDER else (),
         input=data[:20_000],
     )
 

@@ -156,13 +156,14 @@ class Site:
 
     def _read_names(self) -> dict[str, Name]:
         deployment = self.contracts.deployment
-        given = self.given_names
+        recorded_names = self.given_names
         names = {
-            account: Name(name, f"/accounts/{account}", "role") for account, name in given.items()
+            account: Name(name, f"/accounts/{account}", "role")
+            for account, name in recorded_names.items()
         }
         for row in self.index.providers():
             names[row.account] = Name(
-                provider_name(row, given), f"/providers/{row.account}", "provider"
+                provider_name(row, recorded_names), f"/providers/{row.account}", "provider"
             )
         for name, account in (
             ("treasury", deployment.treasury),

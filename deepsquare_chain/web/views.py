@@ -147,15 +147,18 @@ def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
         )
     parties = {detail.row.customer: "customer", detail.row.provider: "provider"}
     lines = [
-        InvoiceLine(each.at.time, f"became {each.after.name}", None, each.at.tx_hash)
-        for each in detail.transitions
+        InvoiceLine(entry.at.time, f"became {entry.after.name}", None, entry.at.tx_hash)
+        for entry in detail.transitions
     ]
     lines += [
         InvoiceLine(
-            each.at.time, f"{each.kind} ({parties[each.account]})", each.amount, each.at.tx_hash
+            entry.at.time,
+            f"{entry.kind} ({parties[entry.account]})",
+            entry.amount,
+            entry.at.tx_hash,
         )
-        for each in detail.movements
-        if each.account in parties
+        for entry in detail.movements
+        if entry.account in parties
     ]
     lines.sort(key=lambda line: (line.time, line.amount is not None))
     return Invoice(
@@ -292,14 +295,14 @@ def _share(points: Sequence[UsePoint]) -> float:
 
 def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.Chart:
     """Return a chart of the share of offered CPUs in use, for the busiest providers."""
-    busiest = sorted(found, key=lambda each: -_share(each.points))[: len(_LINES)]
+    busiest = sorted(found, key=lambda usage: -_share(usage.points))[: len(_LINES)]
     series = [
         charts.Series(
-            names.get(each.account, each.account), css, [p.share * 100 for p in each.points]
+            names.get(usage.account, usage.account), css, [p.share * 100 for p in usage.points]
         )
-        for each, css in zip(busiest, _LINES, strict=False)
+        for usage, css in zip(busiest, _LINES, strict=False)
     ]
-    whole = _share([point for each in found for point in each.points])
+    whole = _share([point for usage in found for point in usage.points])
     times = [point.time for point in busiest[0].points] if busiest else []
     return charts.lines(
         f"Offered CPUs in use: {whole:.0%} of the time shown.",
@@ -455,11 +458,11 @@ def _collect(value: Any, path: str, name: str, found: list[Field], most: int) ->
     if len(found) >= most:
         return
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            _collect(each, f"{path}.{key}" if path else str(key), str(key), found, most)
+        for key, item in value.items():
+            _collect(item, f"{path}.{key}" if path else str(key), str(key), found, most)
     elif isinstance(value, list | tuple) and value:
-        for at, each in enumerate(value):
-            _collect(each, f"{path}[{at}]", name, found, most)
+        for index, item in enumerate(value):
+            _collect(item, f"{path}[{index}]", name, found, most)
     elif isinstance(value, list | tuple):
         found.append(Field(path, "text", "none"))
     elif name == "role" and value in ROLE_NAMES:

@@ -96,7 +96,7 @@ async def _equation(
         "data": HexBytes(function.encode(*arguments)),
     }
     try:
-        (held,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
+        (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
     except (GridError, Web3Exception, AbiError):
-        held = None
-    return Equation(title, told, held, repeat)
+        value = None
+    return Equation(title, told, value, repeat)

@@ -27,10 +27,10 @@ async def transaction(request: Request) -> Response:
     try:
         detail: TransactionDetail = await ask(site.index.transaction, tx_hash)
     except NotFoundError as error:
-        found = await look_up(site.contracts, tx_hash)
-        if found is None:
+        looked_up = await look_up(site.contracts, tx_hash)
+        if looked_up is None:
             raise error from None
-        return await show(request, "unindexed.html", found=found, fields=views.fields)
+        return await show(request, "unindexed.html", found=looked_up, fields=views.fields)
     row = detail.row
     names = names_of(site.contracts.deployment)
     return await show(

@@ -139,8 +139,8 @@ async def _answer(
         raise NotFoundError(f"{name} has no function {asked[:60]!r} that only reads")
     entry, function = view
     arguments = [
-        read_argument(parameter, given.get(f"a{at}", ""))
-        for at, parameter in enumerate(entry["inputs"])
+        read_argument(parameter, given.get(f"a{index}", ""))
+        for index, parameter in enumerate(entry["inputs"])
     ]
     values = await _call(grid, grid.deployment.contracts[name], function, arguments)
     return views.fields(named(function.outputs, values))

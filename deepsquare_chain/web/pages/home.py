@@ -55,8 +55,8 @@ async def home(request: Request) -> Response:
 def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
     index = site.index
     since = max(0, overview.time - seconds) if seconds else None
-    given = site.given_names
-    names = {row.account: provider_name(row, given) for row in index.providers()}
+    recorded_names = site.given_names
+    names = {row.account: provider_name(row, recorded_names) for row in index.providers()}
     use = index.utilisation(_POINTS // 2, since=since)
     points = index.jobs_by_status_over_time(_POINTS, since=since)
     return {

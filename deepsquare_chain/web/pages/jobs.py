@@ -73,7 +73,7 @@ def _filters(counts: Any) -> list[tuple[str, str, int]]:
         (
             key,
             key if len(statuses) != 1 else statuses[0].name,
-            sum(counts[each] for each in statuses or counts),
+            sum(counts[status] for status in statuses or counts),
         )
         for key, statuses in FILTERS.items()
     ]
@@ -100,7 +100,7 @@ async def job(request: Request) -> Response:
         accrued=views.accrued(detail, now),
         flags=views.flags_in_words(detail.row.flags),
         start=await _expected_start(site, detail, now),
-        affinities=[str(each) for each in wanted(detail.uses)],
+        affinities=[str(affinity) for affinity in wanted(detail.uses)],
         verdicts=why,
         definition=definition,
         definition_note=text,
