@@ -271,7 +271,7 @@ def _check_names(request: Request) -> None:
 
 
 class ConditionalIndex:
-    """Access to the index for one request, with a 304 if the client's response is still valid."""
+    """Access to the index for one request, with 304 if the client's response is still valid."""
 
     def __init__(self, request: Request, response: Response) -> None:
         self._request = request

@@ -186,7 +186,7 @@ def _entry(detail: JobDetail) -> JobEntry:
 def accrued(detail: JobDetail, now: int) -> int:
     """Return the credit-wei that a RUNNING job would be billed if it ended now; zero for others.
 
-    Interim payments are not included.
+    Seconds that interim payments have already billed are not included.
     """
     row = detail.row
     if row.status is not JobStatus.RUNNING:
