@@ -1,4 +1,4 @@
-"""What the owner of a wallet does on the grid: check, pay, submit, watch, end.
+"""Client operations for customers and providers: check, submit, pay, watch, cancel.
 
-Nothing is imported here, so that a command loads only what it needs.
+This module imports nothing, so that a command loads only the modules that it uses.
 """

@@ -1,4 +1,4 @@
-"""Choosing a context for good: one line of the user's own configuration file."""
+"""Saves the chosen context in the user's configuration file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def choose_context(path: Path, name: str) -> None:
-    """Make `context = "NAME"` the file's choice; everything else in it stays as it is.
+    """Set `context = "NAME"` in the file; everything else is unchanged.
 
     Args:
-        path: The configuration file; made where there is none.
-        name: Of a context that a configuration file knows.
+        path: The configuration file; created if missing.
+        name: Name of a context of a configuration file.
 
     Raises:
-        UsageError: The file can't be read or written, or is too unusual to be changed safely.
+        UsageError: The file can't be read or written, or can't be edited safely.
     """
     try:
         before = path.read_text("utf-8-sig") if path.exists() else ""
@@ -41,7 +41,7 @@ def choose_context(path: Path, name: str) -> None:
 
 
 def _with_context(text: str, name: str) -> str:
-    """The text with the choice in it, above its first table."""
+    """Return the text with the context set above its first table."""
     table = _TABLE.search(text)
     end = table.start() if table else len(text)
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
@@ -51,10 +51,10 @@ def _with_context(text: str, name: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Exchange the file in one step, with the rights that it had; a link stays a link."""
+    """Replace the file atomically; file mode and symbolic links are kept."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    fresh.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o600)
-    fresh.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o600)
+    temporary.replace(path)

@@ -1,7 +1,7 @@
-"""Sending without coin: the wallet signs a request, a relay pays the gas, the chain is the proof.
+"""Gasless transactions: the wallet signs a request, and a relay sends it and pays the gas.
 
-A relay is not trusted. It can leave a request alone or carry it out late, but only as it was
-signed, once, and before its deadline. Whether it did is read from the customer's own endpoint.
+A relay is not trusted. It can drop a request or execute it late, but only as it was signed, once,
+and before its deadline. Whether it was executed is read from the customer's own endpoint.
 """
 
 from __future__ import annotations
@@ -58,38 +58,38 @@ from deepsquare_chain.faults import crash_point
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.requests import RecordedRequest, RequestState, RequestTables
 
-#: Seconds of chain time for which a request and its permit are good.
+#: Validity of a request and its permit in seconds of chain time.
 DEADLINE_SECONDS: Final = 600
-#: Seconds between two questions to the relay about a request that is on its way.
+#: Seconds between two polls of the relay for the state of a request.
 _ASK_EVERY: Final = 2.0
-#: How far ahead of the chain a relay's word about the next nonce is believed.
+#: Maximum distance of a relay's next nonce from the nonce on chain.
 _MAX_AHEAD: Final = 32
-#: Signatures of one call, where nonces or allowances moved in between.
+#: Maximum number of signatures of one call after a nonce conflict or a used allowance.
 _MAX_SIGNATURES: Final = 5
 
 _log = structlog.get_logger(__name__)
 
-#: Is shown what is about to be signed; False signs nothing.
+#: Shows a preview of the request before it is signed; returns False to decline.
 Confirm = Callable[[Preview], bool]
 
 
 class NotConfirmedError(GridError):
-    """The person in front of it said no; nothing was signed."""
+    """The user declined; nothing was signed."""
 
 
 class CarriedOutError(GridError):
-    """A relay carried out what it had refused; what was asked for now was not signed."""
+    """A relay executed a request that it had refused; the new call was not signed."""
 
 
 class RequestReplacedError(GridError):
-    """Another request of the same wallet used the nonce; this one has no effect."""
+    """Another request of the same wallet used the nonce; this request has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class PermitPlan:
-    """A first allowance inside the same request.
+    """An allowance by permit inside the same request.
 
-    `value` is in credit-wei; `call` makes the call once the permit is signed.
+    `value` is in credit-wei; `call` builds the call with the signed permit.
     """
 
     value: int
@@ -97,27 +97,30 @@ class PermitPlan:
 
 
 async def own_domain(contracts: Contracts) -> ForwarderDomain:
-    """The domain of a deployment's forwarder; its address is the record's, whatever it answers."""
-    found = await contracts.forwarder.domain()
+    """Return the EIP-712 domain of a deployment's forwarder.
+
+    Chain ID and address are taken from the deployment record, not from the endpoint.
+    """
+    domain = await contracts.forwarder.domain()
     return dataclasses.replace(
-        found, chain_id=contracts.deployment.chain_id, contract=contracts.forwarder.address
+        domain, chain_id=contracts.deployment.chain_id, contract=contracts.forwarder.address
     )
 
 
 class RelayedSender:
-    """Sends an account's calls through a relay, in the manner of `chain.sender.Sender`.
+    """Sends an account's calls through a relay, with the interface of `Sender`.
 
     Args:
-        contracts: The deployment, through the customer's own endpoint.
-        account: Who signs.
-        store: The wallet's database, which records each request before it leaves.
-        relay: Who pays the gas.
-        direct: Sender of the same wallet, for what was sent under a key without a relay.
-        confirm: Is shown each call before it is signed.
-        poll_interval: Seconds between two looks at the chain.
+        contracts: Contracts of the deployment, through the customer's own endpoint.
+        account: Signer of the requests.
+        store: The wallet's database; each request is recorded before it is sent.
+        relay: Relay that pays the gas.
+        direct: Sender of the same wallet, for idempotency keys that were used without a relay.
+        confirm: Called before each call is signed.
+        poll_interval: Seconds between two reads of the chain.
     """
 
-    #: The relay pays for what is sent.
+    #: The relay pays the gas.
     pays_gas = False
 
     def __init__(
@@ -142,7 +145,7 @@ class RelayedSender:
         self._domain: ForwarderDomain | None = None
 
     def sent(self, key: str) -> RecordedRequest | Entry | None:
-        """What was sent under a caller's key, through a relay or not, and has or may have effect."""
+        """Return the request or transaction with this idempotency key that has or may have effect."""
         return self._store.request_by_key(key) or self._direct.sent(key)
 
     async def send(
@@ -153,62 +156,62 @@ class RelayedSender:
         key: str | None = None,
         permit: PermitPlan | None = None,
     ) -> TxReceipt:
-        """Show, sign, hand over, and wait until the chain has it.
+        """Confirm and sign a call, send it to the relay, and wait for its execution.
 
         Args:
-            call: What to do; with a permit, the same call without it.
+            call: The call; with a permit, the same call without it.
             timeout: Seconds to wait; the request stays recorded afterwards.
-            key: The caller's own name of this effect: a second send of it only waits.
-            permit: How to allow the credits that the call takes.
+            key: Idempotency key: a second send with the same key only waits for the first.
+            permit: Permit for the credits of the call.
 
         Returns:
-            The transaction, with the events of this call alone, which cost this wallet nothing.
+            The receipt of the transaction, with the events of this call alone and a fee of zero.
 
         Raises:
-            RevertedError: The contract refuses it, as its own typed error.
-            NotConfirmedError: The person said no.
-            RelayRefusedError: The relay does not take it.
-            EndpointError: The relay or the chain does not answer; nothing was signed.
-            WaitTimeoutError: It was handed over and is not carried out yet.
+            RevertedError: The contract refuses the call, as a typed error of the contract.
+            NotConfirmedError: The user declined.
+            RelayRefusedError: The relay refuses the request.
+            EndpointError: The relay or the endpoint does not answer; nothing was signed.
+            WaitTimeoutError: The request was sent and is not executed yet.
             RequestReplacedError: Another request used the nonce.
-            CarriedOutError: A relay carried out an earlier request that it had refused; nothing
-                was signed.
+            CarriedOutError: A relay executed an earlier request that it had refused; nothing was
+                signed.
         """
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         if key is not None:
             recorded = self._store.request_by_key(key)
             if recorded is not None:
-                return await self._finish(recorded, until)
+                return await self._finish(recorded, deadline)
             if (entry := self._direct.sent(key)) is not None:
                 return await self._direct.wait(entry, timeout=timeout)
         terms = await self._relay.terms_for(self._contracts.deployment)
-        carried_out = await self.tend()
+        executed = await self.tend()
         if key is not None and (recorded := self._store.request_by_key(key)) is not None:
-            return await self._finish(recorded, until)  # a relay carried out what it had refused
-        if carried_out:
-            labels = ", ".join(f"{each.label!r}" for each in carried_out)
+            return await self._finish(recorded, deadline)  # executed after a refusal
+        if executed:
+            labels = ", ".join(f"{request.label!r}" for request in executed)
             raise CarriedOutError(
                 f"A relay refused {labels} and carried it out all the same; nothing new was signed",
                 hint="See `deepsquare relay requests` and `deepsquare job list`, and repeat the "
                 "command if this one is wanted as well.",
             )
-        return await self._sign_and_finish(call, permit, terms, key, until)
+        return await self._sign_and_finish(call, permit, terms, key, deadline)
 
     @asynccontextmanager
     async def spending(self, timeout: float) -> AsyncIterator[None]:
-        """The wallet's lock around an allowance and what uses it; see `Sender.spending`."""
+        """Hold the wallet's lock for an allowance and the call that uses it; see `Sender.spending`."""
         async with self._direct.spending(timeout):
             yield
 
     async def tend(self) -> list[RecordedRequest]:
-        """Look after requests that an earlier process left open: settle them or hand them over.
+        """Reconcile open requests of an earlier process: settle them, or send them again.
 
         Returns:
-            Requests that a relay had refused and that had their effect all the same, as far as
-            nobody knows of it yet.
+            Requests that were executed although a relay had refused them, and that were not
+            recorded as executed before.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: The endpoint does not answer.
         """
         for recorded in self._store.open_requests():
             try:
@@ -218,14 +221,14 @@ class RelayedSender:
                 if error.code != "expired" and not error.temporary:
                     self._note(recorded.digest, RequestState.REFUSED, note=error.message)
             except GridError:
-                continue  # settled, or the relay is away: the caller's own request tells
-        # A relay that refused a request still has its signature, and may carry it out.
-        carried_out = []
+                continue  # settled, or the relay is down: the caller's own request reports it
+        # A relay that refused a request still has its signature, and may execute it.
+        executed = []
         for recorded in self._store.refused_requests():
             with suppress(GridError):
                 if await self._look(recorded) is not None:
-                    carried_out.append(recorded)
-        return carried_out
+                    executed.append(recorded)
+        return executed
 
     # -- signing
 
@@ -237,7 +240,7 @@ class RelayedSender:
         key: str | None,
         until: float,
     ) -> TxReceipt:
-        """Confirm once; sign again where a nonce or an allowance was used up meanwhile."""
+        """Confirm once and send; sign again after a nonce conflict or a used allowance."""
         if permit is None:
             await self._contracts.forwarder.simulate(self.address, call)
         lead = min(DEADLINE_SECONDS, terms.max_lead)
@@ -246,13 +249,13 @@ class RelayedSender:
         floor = 0
         for attempt in range(1, _MAX_SIGNATURES + 1):
             deadline = await next_block_time(self._contracts.w3) + lead
-            ready = call
+            final_call = call
             if permit is not None:
                 scheduler, credit = self._contracts.scheduler.address, self._contracts.credit
-                ready = permit.call(
+                final_call = permit.call(
                     await credit.sign_permit(self._account, scheduler, permit.value, deadline)
                 )
-            recorded = await self._sign(ready, deadline, terms, key, floor)
+            recorded = await self._sign(final_call, deadline, terms, key, floor)
             try:
                 return await self._finish(recorded, until)
             except RelayRefusedError as error:
@@ -298,68 +301,68 @@ class RelayedSender:
         return self._domain
 
     async def _floor(self, wanted: int | None) -> int:
-        """The nonce that a relay wants, as far as it can be believed."""
+        """Return the nonce that a relay asks for if it is plausible, else the nonce on chain."""
         nonce = await self._contracts.forwarder.nonce_of(self.address)
         return wanted if wanted is not None and nonce <= wanted <= nonce + _MAX_AHEAD else nonce
 
     async def _ask_person(
         self, call: Call, permit: PermitPlan | None, terms: RelayTerms, deadline: int
     ) -> None:
-        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
+        deadline_text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
         rows: list[tuple[str, str]] = [("signed by", self.address)]
         if permit is not None:
-            allowed = f"a permit for {format_credits(permit.value)} credits to the MetaScheduler"
-            rows.append(("allowance", f"{allowed}, which this call uses up"))
+            allowance = f"a permit for {format_credits(permit.value)} credits to the MetaScheduler"
+            rows.append(("allowance", f"{allowance}, which this call uses up"))
         rows += [
-            ("good until", f"{moment} (chain time)"),
+            ("good until", f"{deadline_text} (chain time)"),
             ("gas", f"paid by the relay at {self._relay.place}, wallet {terms.wallet}"),
         ]
         preview = Preview(describe_call(call), tuple(rows))
         if not await asyncio.to_thread(self._confirm, preview):
             raise NotConfirmedError("Nothing was signed and nothing was sent")
 
-    # -- until the chain has it
+    # -- waiting for the execution
 
     async def _finish(self, recorded: RecordedRequest, until: float) -> TxReceipt:
-        """Hand a request over, again and again until it is taken, and wait for its effect."""
-        handed, tries, asked, last = False, 0, 0.0, ""
+        """Send a request to the relay, retry until it is accepted, and wait for its execution."""
+        is_accepted, tries, asked_at, last_message = False, 0, 0.0, ""
         while True:
             try:
                 receipt = await self._look(recorded)
                 if receipt is not None:
                     return receipt
-                if not handed:
+                if not is_accepted:
                     tries += 1
                     await self._hand_over(recorded)
                     crash_point("gasless.handed")
-                    handed = True
-                elif time.monotonic() - asked >= _ASK_EVERY:
-                    asked = time.monotonic()
-                    last = await self._ask_relay(recorded)
+                    is_accepted = True
+                elif time.monotonic() - asked_at >= _ASK_EVERY:
+                    asked_at = time.monotonic()
+                    last_message = await self._ask_relay(recorded)
             except RelayRefusedError as error:
-                # It may have been carried out already, by an earlier hand-over.
+                # It may have been executed already, after an earlier attempt.
                 if (receipt := await self._look(recorded)) is not None:
                     return receipt
-                if not self._is_refusal(error, handed=handed, unclear=tries > 1):
-                    # A relay that does not know the request gets it again.
-                    last, handed = error.message, handed and error.temporary
+                if not self._is_refusal(error, handed=is_accepted, unclear=tries > 1):
+                    # Send it again if the relay does not have the request.
+                    last_message, is_accepted = error.message, is_accepted and error.temporary
                 else:
                     self._note(recorded.digest, RequestState.REFUSED, note=error.message)
                     raise
             except EndpointError as error:
-                last = error.message  # unknown is not gone: the relay or the node may come back
+                last_message = error.message  # retry: the relay or the endpoint may recover
             if time.monotonic() > until:
-                raise self._late(recorded, last)
+                raise self._late(recorded, last_message)
             await asyncio.sleep(self._poll)
 
     @staticmethod
     def _is_refusal(error: RelayRefusedError, *, handed: bool, unclear: bool) -> bool:
-        """Whether a refusal says that the relay does not carry the request out.
+        """Return whether a refusal is final, so that the relay does not execute the request.
 
         Args:
             error: The refusal.
-            handed: Whether the relay took the request, so that only its state was asked for.
-            unclear: Whether the relay may have the request from an earlier hand-over.
+            handed: Whether the relay had accepted the request, so that only its state was polled.
+            unclear: Whether the relay may have the request from an earlier attempt.
         """
         if error.code in {"dropped", "expired"}:
             return True
@@ -367,13 +370,15 @@ class RelayedSender:
 
     def _late(self, recorded: RecordedRequest, last: str) -> WaitTimeoutError:
         request = recorded.signed.request
-        moment = time.strftime("%H:%M:%S UTC", time.gmtime(request.deadline))
-        again = "the same command with its --key" if recorded.key else "`deepsquare relay requests`"
+        deadline = time.strftime("%H:%M:%S UTC", time.gmtime(request.deadline))
+        command = (
+            "the same command with its --key" if recorded.key else "`deepsquare relay requests`"
+        )
         return WaitTimeoutError(
             f"{recorded.label!r} was not carried out in time"
             + (f"; {last}" if last else f"; the relay at {self._relay.place} has it"),
-            hint=f"It is signed and may still be carried out until {moment} (chain time): look "
-            f"again with {again} before you sign another.",
+            hint=f"It is signed and may still be carried out until {deadline} (chain time): look "
+            f"again with {command} before you sign another.",
         )
 
     async def _hand_over(self, recorded: RecordedRequest) -> None:
@@ -399,13 +404,13 @@ class RelayedSender:
             )
 
     async def _look(self, recorded: RecordedRequest) -> TxReceipt | None:
-        """What the chain says of a request; None while it says nothing.
+        """Return the receipt of a request from the chain; None if it was not executed yet.
 
         Raises:
-            RevertedError: It was carried out, and the contract refused its call.
+            RevertedError: The request was executed, and the contract refused its call.
             RequestReplacedError: Another request used its nonce.
             RelayRefusedError: Its deadline has passed.
-            EndpointError: The chain does not answer.
+            EndpointError: The endpoint does not answer.
         """
         w3, request = self._contracts.w3, recorded.signed.request
         if recorded.tx_hash:
@@ -432,21 +437,23 @@ class RelayedSender:
         return None
 
     async def _executed(self, recorded: RecordedRequest, head: int) -> ExecutedForwardRequest:
-        """The event of the transaction that used a request's nonce, in a block up to `head`.
+        """Return the event of the transaction that used a request's nonce, up to block `head`.
 
         Raises:
-            EndpointError: The endpoint does not show it, or does not answer.
+            EndpointError: The endpoint does not return the event, or does not answer.
         """
         topics = event_filter(ExecutedForwardRequest, signer=self.address)
-        forwarder, first = self._contracts.forwarder.address, recorded.block
-        while first <= head:
-            found = await read_range(self._contracts.w3, [forwarder], [topics], first, head)
-            if found is None or found.after is None:
+        forwarder, first_block = self._contracts.forwarder.address, recorded.block
+        while first_block <= head:
+            log_range = await read_range(
+                self._contracts.w3, [forwarder], [topics], first_block, head
+            )
+            if log_range is None or log_range.after is None:
                 break
-            event = self._own_event(found.logs, recorded.signed.request.nonce)
+            event = self._own_event(log_range.logs, recorded.signed.request.nonce)
             if event is not None:
                 return event
-            first = found.last + 1
+            first_block = log_range.last + 1
         raise EndpointError(
             f"The nonce of {recorded.label!r} is used, but the endpoint does not show by which "
             "transaction",
@@ -454,10 +461,17 @@ class RelayedSender:
         )
 
     def _own_event(self, logs: Any, nonce: int) -> ExecutedForwardRequest | None:
-        found = (each for each in decode_logs(logs) if isinstance(each, ExecutedForwardRequest))
-        own = (self._contracts.forwarder.address, self.address, nonce)
+        executed_events = (
+            event for event in decode_logs(logs) if isinstance(event, ExecutedForwardRequest)
+        )
+        identity = (self._contracts.forwarder.address, self.address, nonce)
         return next(
-            (each for each in found if (each.address, each.signer, each.nonce) == own), None
+            (
+                event
+                for event in executed_events
+                if (event.address, event.signer, event.nonce) == identity
+            ),
+            None,
         )
 
     async def _settle(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> TxReceipt:
@@ -467,13 +481,13 @@ class RelayedSender:
             transaction = await w3.eth.get_transaction(HexBytes(event.tx_hash))
         except TransactionNotFound:
             raise EndpointError(f"The endpoint does not know {event.tx_hash} any more") from None
-        actual = self._actual(recorded, transaction)
+        executed = self._actual(recorded, transaction)
         state = RequestState.EXECUTED if event.success else RequestState.FAILED
-        if actual is None or actual.digest != recorded.digest:
+        if executed is None or executed.digest != recorded.digest:
             self._note(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
-        if actual is not None:
-            self._note(actual.digest, state, tx_hash=event.tx_hash)
-        if actual is None or actual.call.data != recorded.call.data:
+        if executed is not None:
+            self._note(executed.digest, state, tx_hash=event.tx_hash)
+        if executed is None or executed.call.data != recorded.call.data:
             raise RequestReplacedError(
                 f"{recorded.label!r} has no effect: another request of {self.address} used its "
                 f"nonce {event.nonce} ({event.tx_hash})",
@@ -492,14 +506,14 @@ class RelayedSender:
         )
 
     def _note(self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = "") -> None:
-        """Record what became of a request; on a full disk the chain tells it again next time."""
+        """Record the outcome of a request; if that fails, it is read from the chain next time."""
         try:
             self._store.settle_request(digest, state, tx_hash=tx_hash, note=note)
         except StoreError as error:
             _log.warning("request_not_recorded", request=digest, error=error.message)
 
     def _actual(self, recorded: RecordedRequest, transaction: Any) -> RecordedRequest | None:
-        """Which of this wallet's recorded requests a transaction carried; None for another one."""
+        """Return the recorded request that a transaction executed; None for an unknown request."""
         candidates = [
             recorded,
             *(
@@ -511,7 +525,7 @@ class RelayedSender:
         try:
             calls = forwarded_calls(bytes(transaction["input"]))
         except AbiError:
-            # Through some other contract: nobody but this wallet signs for this nonce.
+            # Called through another contract: only this wallet can sign for this nonce.
             return recorded if len({each.call.data for each in candidates}) == 1 else None
         ours = {
             (each.to, each.gas, each.deadline, each.data)
@@ -525,24 +539,24 @@ class RelayedSender:
         return None
 
     def _own_events(self, events: list[Event], own: ExecutedForwardRequest) -> tuple[Event, ...]:
-        """Events of the inner call: those since the batch's request before it."""
-        found: list[Event] = []
-        known = self._contracts.addresses
+        """Return the events of the inner call: those after the previous request of the batch."""
+        own_events: list[Event] = []
+        addresses = self._contracts.addresses
         for event in events:
             if event.log_index == own.log_index:
                 break
             if isinstance(event, ExecutedForwardRequest) and event.address == own.address:
-                found = []
-            elif event.address in known:
-                found.append(event)
+                own_events = []
+            elif event.address in addresses:
+                own_events.append(event)
         return tuple(
             event
-            for event in found
+            for event in own_events
             if not isinstance(event, JobSubmitted) or event.customer == self.address
         )
 
     async def _why(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> RevertedError:
-        """The reason of a refused call: the same call on the state that its block left behind."""
+        """Return the revert reason of a call by simulating it on the state after its block."""
         try:
             await self._contracts.forwarder.simulate(
                 self.address, recorded.call, block_identifier=event.block_number
@@ -559,7 +573,7 @@ class RelayedSender:
 
 @dataclass(frozen=True, slots=True)
 class GaslessWallet:
-    """A wallet whose calls a relay pays for; fields as in `client.network.Wallet`."""
+    """A wallet that sends through a relay; fields as in `client.network.WalletConnection`."""
 
     contracts: Contracts
     account: Signer
@@ -569,24 +583,24 @@ class GaslessWallet:
 
     @property
     def address(self) -> str:
-        """Whose it is."""
+        """Return the address of the account."""
         return self.account.address
 
     async def send(self, call: Call, *, permit: PermitPlan | None = None) -> TxReceipt:
-        """Send and wait until the chain has it; errors as `RelayedSender.send`."""
+        """Send a call and wait for its execution; errors as `RelayedSender.send`."""
         return await self.sender.send(call, timeout=self.timeout, permit=permit)
 
 
 @asynccontextmanager
 async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[GaslessWallet]:
-    """The settings' wallet, with the relay of the settings or of the deployment record.
+    """Open the wallet of the settings with the relay of the settings or the deployment record.
 
     Args:
-        settings: Settings in force.
-        confirm: Is shown each call before it is signed.
+        settings: Effective settings.
+        confirm: Called before each call is signed.
 
     Raises:
-        NotFoundError: No relay is set; else as `open_wallet`.
+        NotFoundError: No relay is set; other errors as `open_wallet`.
     """
     async with open_wallet(settings) as wallet:
         url = relay_url(settings, wallet.contracts.deployment)
@@ -599,7 +613,7 @@ async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[Ga
 def gasless_wallet(
     wallet: WalletConnection, relay: RelayClient, confirm: Confirm, *, poll_interval: float = 0.5
 ) -> GaslessWallet:
-    """The same wallet, sending through a relay."""
+    """Return the same wallet, with a sender through a relay."""
     sender = RelayedSender(
         wallet.contracts,
         wallet.account,

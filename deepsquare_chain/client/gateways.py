@@ -1,4 +1,4 @@
-"""What customers do with gateways: upload definitions, follow logs, download results."""
+"""Customer operations on gateways: upload definitions, follow logs, download results."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from deepsquare_chain.store.gateway_client import (
 )
 from deepsquare_chain.workflow import parse_duration
 
-#: Seconds between two looks which gateway has a log, and before a lost connection is made again.
+#: Poll interval in seconds, and shortest and longest backoff after a lost connection.
 _LOOK: Final = 1.0
 _PAUSES: Final = (0.5, 10.0)
-#: Seconds for which the rest of a log is waited for after its job has ended.
+#: Seconds to wait for the rest of a log after its job has ended.
 _LATE: Final = 20.0
-#: Seconds for which the results of an ended job are waited for: they come after its report.
+#: Seconds to wait for the results of an ended job: they are uploaded after its report on chain.
 _DELIVERY: Final = 15.0
-#: Tries to go on with a download that was cut off, without a byte in between.
+#: Maximum number of consecutive failures of a download without progress.
 _TRIES: Final = 5
 _OUTPUT: Final = "output"
 _MAX_OUTPUT: Final = 16 * 1024 * 1024
@@ -62,7 +62,7 @@ _MAX_MANIFEST: Final = 16 * 1024 * 1024
 async def gateways_of(
     settings: Settings, deployment: Deployment, account: Signer | None
 ) -> AsyncIterator[tuple[GatewayClient, ...]]:
-    """The gateways of the settings for an account; empty where definitions are in a folder."""
+    """Open the gateways of the settings for an account; empty if definitions are in a folder."""
     async with open_gateways(
         gateway_urls(settings, deployment), account, deployment, transport_of(settings)
     ) as gateways:
@@ -73,7 +73,7 @@ async def gateways_of(
 async def definitions_of(
     settings: Settings, deployment: Deployment, account: Signer
 ) -> AsyncIterator[DefinitionStore]:
-    """Where definitions go: the gateways of the settings, else the folder that is shared."""
+    """Open the store of definitions: the gateways of the settings, else the shared folder."""
     async with gateways_of(settings, deployment, account) as gateways:
         if gateways:
             yield GatewayDefinitionStore(gateways)
@@ -82,7 +82,7 @@ async def definitions_of(
 
 
 def no_gateway() -> UsageError:
-    """That something needs a gateway, and none is set."""
+    """Return the error of a command that needs a gateway if none is set."""
     return UsageError(
         "No gateway is set, and the deployment record names none",
         hint="Name one with --gateway or DEEPSQUARE_GATEWAY; `deepsquare gateway serve` runs one.",
@@ -90,10 +90,10 @@ def no_gateway() -> UsageError:
 
 
 def share_end(text: str) -> int:
-    """When a share ends, in seconds since the epoch: a date, or a time from now such as 7d.
+    """Parse the end of a share, a date or a duration from now such as 7d, into epoch seconds.
 
     Raises:
-        UsageError: It is neither, or is over.
+        UsageError: The text is invalid, or the time is in the past.
     """
     now = time.time()
     try:
@@ -121,25 +121,25 @@ async def read_log(
     key_file: Path | None = None,
     on_trouble: OnTrouble | None = None,
 ) -> AsyncIterator[bytes]:
-    """A job's log from its beginning; with `follow` until its end, through lost connections.
+    """Stream a job's log from the beginning; with `follow` until its end, with reconnects.
 
-    A log that is encrypted is decrypted with the age key in `key_file`.
+    An encrypted log is decrypted with the age key in `key_file`.
 
     Raises:
-        NotFoundError: There is no such job, or no gateway has its log.
+        NotFoundError: The job does not exist, or no gateway has its log.
         NotAuthorisedError: The account may not read it, or the key does not decrypt it.
-        AuditError: It is encrypted and was altered.
-        EndpointError: No gateway answers; with `follow`, none does after the end of the job.
+        AuditError: The encrypted log was altered.
+        EndpointError: No gateway answers; with `follow`, only raised after the end of the job.
     """
     decoder = LogDecoder(job_id, key_file)
     if follow:
         raw = _follow(contracts, gateways, job_id, on_trouble)
     else:
         raw = _read(contracts, gateways, job_id)
-    async with aclosing(raw) as pieces:  # also where the decoder raises
-        async for data in pieces:
-            if found := decoder.feed(data):
-                yield found
+    async with aclosing(raw) as chunks:  # close it even if the decoder raises
+        async for data in chunks:
+            if decoded := decoder.feed(data):
+                yield decoded
     if rest := decoder.finish():
         yield rest
 
@@ -151,8 +151,8 @@ async def _read(
     gateway = await _holder(gateways, job_id)
     if gateway is None:
         raise _no_log(job)
-    async with gateway.download(job_id, LOG) as pieces:
-        async for data in pieces:
+    async with gateway.download(job_id, LOG) as chunks:
+        async for data in chunks:
             yield data
 
 
@@ -164,7 +164,7 @@ async def _follow(
 ) -> AsyncGenerator[bytes]:
     await contracts.scheduler.get_job(job_id)
     ended = asyncio.create_task(_until_ended(contracts, job_id))
-    offset, troubled, (pause, longest) = 0, False, _PAUSES
+    offset, is_failing, (pause, longest) = 0, False, _PAUSES
     try:
         while True:
             try:
@@ -172,9 +172,9 @@ async def _follow(
                 if gateway is not None:
                     log = gateway.follow(job_id, offset)
                     async for part in _until_late(log, ended):
-                        if troubled and on_trouble is not None:
+                        if is_failing and on_trouble is not None:
                             on_trouble(None)
-                        troubled, pause = False, _PAUSES[0]
+                        is_failing, pause = False, _PAUSES[0]
                         if part.end:
                             return
                         offset = part.offset
@@ -182,9 +182,9 @@ async def _follow(
             except WrongAccountError:
                 raise
             except EndpointError as error:
-                if on_trouble is not None and not troubled:
+                if on_trouble is not None and not is_failing:
                     on_trouble(error)
-                troubled = True
+                is_failing = True
                 if _is_late(ended):
                     raise
             if _is_late(ended):
@@ -194,14 +194,14 @@ async def _follow(
                     f"The provider of job {job_id} has not delivered the end of its log",
                     hint=f"Try `deepsquare job logs {job_id}` again later.",
                 )
-            await asyncio.sleep(pause if troubled else _LOOK)
+            await asyncio.sleep(pause if is_failing else _LOOK)
             pause = min(longest, 2 * pause)
     finally:
         await cancelled(ended)
 
 
 async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> AsyncIterator[Any]:
-    """The parts of a log, until nothing comes although its job ended a while ago."""
+    """Yield the parts of a log, until none arrives for a while after the end of the job."""
     reading: asyncio.Task[Any] | None = None
     try:
         while True:
@@ -222,7 +222,7 @@ async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> Asyn
 
 
 async def _until_ended(contracts: Contracts, job_id: int) -> tuple[Job, float]:
-    """The job once it has ended, and when that was seen (monotonic seconds)."""
+    """Wait for the end of a job; return it and the time of observation (monotonic seconds)."""
     while True:
         job = await until_answered(partial(contracts.scheduler.get_job, job_id))
         if job.status.is_final:
@@ -233,26 +233,26 @@ async def _until_ended(contracts: Contracts, job_id: int) -> tuple[Job, float]:
 def _is_late(ended: asyncio.Task[tuple[Job, float]]) -> bool:
     if not ended.done():
         return False
-    job, at = ended.result()
-    # A job that no provider has started prints nothing.
-    return not job.rate or time.monotonic() - at > _LATE
+    job, ended_at = ended.result()
+    # A job that no provider has started has no log.
+    return not job.rate or time.monotonic() - ended_at > _LATE
 
 
 async def _holder(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClient | None:
-    """The gateway that has a job's log; None where those that answer have none.
+    """Return the gateway that has a job's log; None if no gateway has it.
 
     Raises:
-        GridError: None of those that answer has it, and one does not answer or refuses.
+        GridError: A gateway is down or refuses, and none of the others has the log.
     """
-    failed: GridError | None = None
-    for each in gateways:
+    failure: GridError | None = None
+    for gateway in gateways:
         try:
-            if await each.size(job_id, LOG) is not None:
-                return each
+            if await gateway.size(job_id, LOG) is not None:
+                return gateway
         except GridError as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
+            failure = failure or error
+    if failure is not None:
+        raise failure
     return None
 
 
@@ -272,23 +272,23 @@ async def remote_results(
     report: Callable[[str], None] = lambda _: None,
     key_file: Path | None = None,
 ) -> tuple[list[ResultFile], str]:
-    """What a job left, from a gateway, and the digest of its output that is on chain.
+    """Return the files of a job at a gateway, and the digest of its output on chain.
 
-    The output is read and compared with the chain in any case, and the other files with what the
-    provider says of them when they are downloaded. What is encrypted is decrypted first.
+    The output is always verified by the digest on chain. The other files are verified by the
+    provider's list when they are downloaded. Encrypted files are decrypted before the check.
 
     Args:
-        contracts: The deployment.
-        gateways: Where it is looked for.
+        contracts: Contracts of the deployment.
+        gateways: Gateways to read from.
         job_id: The job.
-        to: A new folder to download into; the output becomes `output`, the others `work/...`.
-        key_file: File of the age key for results that are encrypted.
-        report: Called when a download resumes after it was cut off, and when results are decrypted.
+        to: A new folder for the download, with the files `output` and `work/...`.
+        key_file: File of the age key for encrypted results.
+        report: Called when a download resumes after a failure, and when results are decrypted.
 
     Raises:
-        NotFoundError: There is no such job, or its provider has not delivered its results.
-        UsageError: It has not ended, or the folder is there already.
-        AuditError: The output is other than the chain says; nothing was written.
+        NotFoundError: The job does not exist, or its provider has not uploaded its results.
+        UsageError: The job has not ended, or the folder exists.
+        AuditError: The output does not match the digest on chain; nothing was written.
         NotAuthorisedError: The account may not read it, or the key does not decrypt it.
         EndpointError: No gateway answers.
     """
@@ -311,32 +311,32 @@ async def remote_results(
     files = source.files
     if to is not None:
         _make(to)
-        files = [await source.save(each, to) for each in files]
+        files = [await source.save(file, to) for file in files]
     return files, reported
 
 
 async def _delivered(
     gateways: Sequence[GatewayClient], job: Job, report: Callable[[str], None]
 ) -> tuple[GatewayClient, list[ResultFile]]:
-    """The gateway that has the results, and their list; waits a little for a job that ran."""
-    deadline, waits = time.monotonic() + _DELIVERY, False
+    """Return the gateway that has the results, and their list; waits briefly if the job ran."""
+    deadline, reported = time.monotonic() + _DELIVERY, False
     while True:
-        failed: GridError | None = None
-        for each in gateways:
+        failure: GridError | None = None
+        for gateway in gateways:
             try:
-                found = await each.results(job.id)
+                entries = await gateway.results(job.id)
             except GridError as error:
-                failed = failed or error
+                failure = failure or error
                 continue
-            if found is not None:
-                return each, [_result_file(entry) for entry in found]
-        if failed is not None or not job.rate or time.monotonic() > deadline:
+            if entries is not None:
+                return gateway, [_result_file(entry) for entry in entries]
+        if failure is not None or not job.rate or time.monotonic() > deadline:
             break
-        if not waits:
+        if not reported:
             report(f"The provider of job {job.id} is delivering its results ...")
-            waits = True
+            reported = True
         await asyncio.sleep(_LOOK)
-    raise failed or NotFoundError(
+    raise failure or NotFoundError(
         f"The provider of job {job.id} ({job.status.name}) has not delivered its results",
         hint="It delivers them after the end of a run; try again later."
         if job.rate
@@ -345,7 +345,7 @@ async def _delivered(
 
 
 def _result_file(entry: dict[str, Any]) -> ResultFile:
-    """A file of a provider's list. The list is a stranger's: names are checked, texts bounded."""
+    """Return a file of a provider's list, which is untrusted: names and lengths are checked."""
     name, digest = plain(str(entry.get("name")))[:1_024], str(entry.get("digest"))[:64]
     size = entry.get("size")
     problem = plain(str(entry.get("problem") or ""))[:300]
@@ -363,25 +363,25 @@ async def _source(
     report: Callable[[str], None],
     key_file: Path | None,
 ) -> _Source:
-    """What the list of a provider is read from; an encrypted one has a manifest in it."""
-    parts = {each.name: each for each in delivered if not each.problem}
+    """Return the source of the listed files; encrypted results contain a manifest."""
+    parts = {listed_file.name: listed_file for listed_file in delivered if not listed_file.problem}
     plain_source = _Source(gateway, job_id, delivered, report)
     if MANIFEST not in parts:
         return plain_source
     key = find_result_key(key_file, f"What job {job_id} left")
     sealed = await plain_source.read(parts[MANIFEST], _MAX_MANIFEST)
-    listed = read_manifest(await asyncio.to_thread(key.decrypt, sealed), job_id)
+    entries = read_manifest(await asyncio.to_thread(key.decrypt, sealed), job_id)
     report(f"The results of job {job_id} are encrypted; decrypted with {key.path}.")
-    files = [_result_file(entry) for entry in listed]
+    files = [_result_file(entry) for entry in entries]
     sources = {
         file.name: parts.get(str(entry.get("part")))
-        for file, entry in zip(files, listed, strict=True)
+        for file, entry in zip(files, entries, strict=True)
     }
     return _EncryptedSource(gateway, job_id, files, report, key=key, sources=sources)
 
 
 class _Source:
-    """Files of one job at one gateway, downloaded and compared with the list of its provider."""
+    """Downloads the files of a job from a gateway and verifies them by the provider's list."""
 
     def __init__(
         self,
@@ -396,20 +396,20 @@ class _Source:
         self._report = report
 
     async def output(self) -> bytes | None:
-        """What the provider kept of the output; None where there is none."""
-        file = next((each for each in self.files if each.name == _OUTPUT), None)
+        """Return the output that the provider kept; None if there is none."""
+        file = next((item for item in self.files if item.name == _OUTPUT), None)
         return None if file is None or file.problem else await self.read(file, _MAX_OUTPUT)
 
     async def read(self, file: ResultFile, limit: int) -> bytes:
-        """The content of a small file.
+        """Return the content of a small file.
 
         Raises:
-            EndpointError: It is longer than `limit` bytes, or the gateway does not answer.
+            EndpointError: The file is longer than `limit` bytes, or the gateway does not answer.
         """
         data = bytearray()
-        async with self._gateway.download(self._job_id, file.name) as pieces:
-            async for piece in pieces:
-                data += piece
+        async with self._gateway.download(self._job_id, file.name) as chunks:
+            async for chunk in chunks:
+                data += chunk
                 if len(data) > limit:
                     raise EndpointError(
                         f"{file.name} of job {self._job_id} at {self._gateway.place} is longer "
@@ -418,7 +418,7 @@ class _Source:
         return bytes(data)
 
     async def save(self, file: ResultFile, to: Path) -> ResultFile:
-        """Download a file and compare it with what the provider says of it."""
+        """Download a file and verify it by the digest in the provider's list."""
         if file.problem:
             return file
         path = to / file.name
@@ -435,12 +435,12 @@ class _Source:
         return file
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
-        """Write a file's content into an open one, and return its SHA-256."""
+        """Write a file's content into an open file, and return its SHA-256."""
         return await _download(self._gateway, self._job_id, file, target, self._report)
 
 
 class _EncryptedSource(_Source):
-    """The same for files that are encrypted; `sources` are the encrypted files of each name."""
+    """A source of encrypted files; `sources` maps each name to its encrypted file."""
 
     def __init__(
         self,
@@ -457,19 +457,23 @@ class _EncryptedSource(_Source):
         self._sources = sources
 
     async def read(self, file: ResultFile, limit: int) -> bytes:
-        """As for any file, decrypted."""
+        """Return the decrypted content of a small file; errors as in the base class."""
         sealed = await super().read(self._sealed(file), 2 * limit)
         return await asyncio.to_thread(self._key.decrypt, sealed)
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
-        """As for any file, decrypted; the encrypted one is kept in a temporary file meanwhile."""
+        """Write the decrypted content into an open file; the encrypted one goes to a temporary file.
+
+        Returns:
+            The SHA-256 of the decrypted content; empty if the encrypted file does not match.
+        """
         sealed = self._sealed(file)
-        with tempfile.TemporaryFile(dir=Path(target.name).parent) as fetched:
-            digest = await _download(self._gateway, self._job_id, sealed, fetched, self._report)
+        with tempfile.TemporaryFile(dir=Path(target.name).parent) as temporary:
+            digest = await _download(self._gateway, self._job_id, sealed, temporary, self._report)
             if digest != sealed.digest:
                 return ""
-            fetched.seek(0)
-            return await asyncio.to_thread(self._decrypted, fetched, target)
+            temporary.seek(0)
+            return await asyncio.to_thread(self._decrypted, temporary, target)
 
     def _decrypted(self, source: BinaryIO, target: BinaryIO) -> str:
         writer = _HashingWriter(target)
@@ -477,21 +481,21 @@ class _EncryptedSource(_Source):
         return writer.digest.hexdigest()
 
     def _sealed(self, file: ResultFile) -> ResultFile:
-        found = self._sources.get(file.name)
-        if found is None:
+        encrypted_file = self._sources.get(file.name)
+        if encrypted_file is None:
             raise NotFoundError(f"The gateway at {self._gateway.place} lacks the encrypted file")
-        return found
+        return encrypted_file
 
 
 class _HashingWriter:
-    """Writes into a file and makes the SHA-256 of all that was written."""
+    """Writes to a file and computes the SHA-256 of all data."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write all of the data."""
+        """Write the data and update the digest."""
         self.digest.update(data)
         return self._target.write(data)
 
@@ -518,30 +522,35 @@ async def _download(
     target: BinaryIO,
     report: Callable[[str], None],
 ) -> str:
-    """Download into a file, on from where it was cut off; the SHA-256 of all."""
-    whole, at, tries = hashlib.sha256(), 0, _TRIES
+    """Download into an open file, resuming after failures; return the SHA-256 of the content.
+
+    The digest is empty if the gateway sends more bytes than listed.
+    """
+    content_hash, position, tries_left = hashlib.sha256(), 0, _TRIES
     pause, longest = _PAUSES
-    while at < file.size:
-        before = at
+    while position < file.size:
+        before = position
         try:
-            async with gateway.download(job_id, file.name, at) as pieces:
-                async for piece in pieces:
-                    at += len(piece)
-                    if at > file.size:
+            async with gateway.download(job_id, file.name, position) as chunks:
+                async for chunk in chunks:
+                    position += len(chunk)
+                    if position > file.size:
                         return ""
-                    whole.update(piece)
-                    await asyncio.to_thread(target.write, piece)
+                    content_hash.update(chunk)
+                    await asyncio.to_thread(target.write, chunk)
         except WrongAccountError:
             raise
         except EndpointError as error:
-            tries, pause = (
-                (_TRIES, _PAUSES[0]) if at > before else (tries - 1, min(longest, 2 * pause))
+            tries_left, pause = (
+                (_TRIES, _PAUSES[0])
+                if position > before
+                else (tries_left - 1, min(longest, 2 * pause))
             )
-            if not tries:
+            if not tries_left:
                 raise
-            report(f"{file.name}: {error.message}; going on at byte {at}.")
+            report(f"{file.name}: {error.message}; going on at byte {position}.")
             await asyncio.sleep(pause)
         else:
-            if at == before:
-                break  # it is shorter there than the provider says
-    return whole.hexdigest()
+            if position == before:
+                break  # the file at the gateway is shorter than listed
+    return content_hash.hexdigest()

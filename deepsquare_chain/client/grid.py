@@ -1,4 +1,4 @@
-"""One class for what a customer does with a grid."""
+"""The Python SDK: one class for all operations of a customer on a grid."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CHUNK = 1_048_576
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Jobs that were paid for: their ids, and the hash of the transaction that made them."""
+    """IDs of submitted jobs, and the hash of their transaction."""
 
     job_ids: tuple[int, ...]
     transaction: str
@@ -60,10 +60,10 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """How a job ended, or the last of its line of retries.
+    """The outcome of a job, or of the last successor in its chain of retries.
 
-    `exit_code` is what a program returns for it: zero only for FINISHED. Amounts are credit-wei;
-    `billed_seconds` is None where nothing was settled.
+    `exit_code` is the exit code for a program: zero only for FINISHED. Amounts are in credit-wei;
+    `billed_seconds` is None if nothing was settled.
     """
 
     job: Job
@@ -77,7 +77,7 @@ class JobOutcome:
 
 
 class Grid:
-    """A deployment as one customer sees it; made by `Grid.open`.
+    """A client of a deployment for one customer; created by `Grid.open`.
 
     Example:
         async with Grid.open(context="test") as grid:
@@ -99,30 +99,30 @@ class Grid:
     @classmethod
     @asynccontextmanager
     async def open(cls, **settings: Any) -> AsyncIterator[Grid]:
-        """Open the grid of the settings in force; arguments win over files and environment.
+        """Open the grid of the settings; arguments override configuration files and environment.
 
-        Without a keystore in the settings it only reads.
+        Without a keystore in the settings, the grid is read-only.
 
         Args:
-            **settings: As `deepsquare_chain.settings.Settings` names them, such as `context`,
+            **settings: Fields of `deepsquare_chain.settings.Settings`, such as `context`,
                 `endpoint`, `deployment`, `keystore`, `password_file`.
 
         Raises:
-            UsageError: A setting is unknown or wrong.
-            NotFoundError: There is no deployment record or keystore.
+            UsageError: A setting is unknown or invalid.
+            NotFoundError: The deployment record or the keystore does not exist.
             NotAuthorisedError: The keystore's password is wrong.
             EndpointError: The endpoint is down, or serves another chain.
         """
-        found = load_settings(settings)
+        loaded = load_settings(settings)
         async with AsyncExitStack() as stack:
-            if found.keystore is None:
-                contracts = await stack.enter_async_context(open_grid(found))
-                yield cls(found, contracts, None)
+            if loaded.keystore is None:
+                contracts = await stack.enter_async_context(open_grid(loaded))
+                yield cls(loaded, contracts, None)
                 return
-            wallet = await stack.enter_async_context(open_wallet(found))
-            grid = cls(found, wallet.contracts, wallet)
+            wallet = await stack.enter_async_context(open_wallet(loaded))
+            grid = cls(loaded, wallet.contracts, wallet)
             grid._gateways = await stack.enter_async_context(
-                gateways_of(found, wallet.contracts.deployment, wallet.account)
+                gateways_of(loaded, wallet.contracts.deployment, wallet.account)
             )
             if grid._gateways:
                 grid._definitions = GatewayDefinitionStore(grid._gateways)
@@ -134,10 +134,10 @@ class Grid:
 
     @property
     def wallet(self) -> WalletConnection:
-        """The customer's wallet.
+        """Return the customer's wallet.
 
         Raises:
-            UsageError: None is set.
+            UsageError: The grid was opened without a wallet.
         """
         if self._wallet is None:
             raise UsageError(
@@ -159,21 +159,21 @@ class Grid:
 
     @asynccontextmanager
     async def _relayed(self) -> AsyncIterator[GaslessWallet]:
-        """The wallet behind the relay of the settings; the calling program agreed to sign."""
+        """Open the wallet with the relay of the settings; signs without a confirmation."""
         url = relay_url(self.settings, self.contracts.deployment)
         async with RelayClient(url, transport_of(self.settings)) as relay:
             yield gasless_wallet(self.wallet, relay, lambda _: True)
 
     async def quote(self, job: str | Path | bytes, **terms: int | None) -> list[PricedOffer]:
-        """What a job would cost at each provider; those that suit first, the cheapest first.
+        """Return the price of a job at each provider; eligible providers first, then by price.
 
         Args:
             job: Path of a job file, or its YAML as bytes.
-            **terms: `credits` (credit-wei) and `time_limit` (seconds) win over the file.
+            **terms: `credits` (credit-wei) and `time_limit` (seconds) override the file.
 
         Raises:
-            JobFileError: The job file is not valid.
-            EndpointError: The node does not answer.
+            JobFileError: The job file is invalid.
+            EndpointError: The endpoint does not answer.
         """
         return await offers(self.contracts, (await _read(job)).terms(**terms))
 
@@ -189,42 +189,45 @@ class Grid:
         gasless: bool = False,
         encrypt: bool = False,
     ) -> Submission:
-        """Pay for a job and put it into the grid's queue; returns once that is in a block.
+        """Submit and pay for a job; returns once the transaction is in a block.
 
-        Submissions that are made at the same time, as by `asyncio.gather`, go out as one
-        transaction where they can; other programs that submit from the wallet are waited for.
+        Concurrent submissions, for example with `asyncio.gather`, are sent in one transaction if
+        possible. Submissions of other programs from the same wallet are waited for.
 
         Args:
             job: Path of a job file, or its YAML as bytes.
-            credits: Escrow of each job in credit-wei; wins over the file.
-            time_limit: Seconds; wins over the file.
-            count: Submit it so many times at once.
-            permit: Sign a permit instead of sending an approval: one transaction.
-            key: The caller's own name of this submission: whoever repeats it, after a crash or
-                by mistake, gets the same jobs and pays nothing more.
+            credits: Escrow of each job in credit-wei; overrides the file.
+            time_limit: Time limit in seconds; overrides the file.
+            count: Number of identical jobs to submit.
+            permit: Sign a permit instead of sending an approval, which saves a transaction.
+            key: Idempotency key: a repeated submission with the same key, after a crash or by
+                mistake, returns the same jobs and pays nothing more.
             gasless: Sign a request and let the relay of the settings pay the gas.
-            encrypt: Encrypt log and results to the key of the setting `result_key`, which is made
-                if it is missing.
+            encrypt: Encrypt log and results to the key of the setting `result_key`, which is
+                created if it is missing.
 
         Raises:
-            JobFileError: The job file is not valid.
-            InsufficientFundsError: Too few credits, or no gas; nothing was paid.
-            UsageError: The key stands for another submission.
+            JobFileError: The job file is invalid.
+            InsufficientFundsError: Too few credits, or too little gas; nothing was paid.
+            UsageError: The key was used for another submission.
             GridError: The store, the endpoint or a contract refused; nothing was paid.
-            WaitTimeoutError: It was sent and is not in a block yet; repeat it with the same key.
+            WaitTimeoutError: The transaction was sent and is not in a block yet; repeat with the
+                same key.
         """
         wallet, file = self.wallet, await _read(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
         after = await parse_depends(self.contracts, file.depends_on, lambda: wallet.address)
         definition = file.definition
         if encrypt:
-            own, _ = await asyncio.to_thread(ensure_result_key, self.settings.result_key_file)
-            definition = definition.encrypted_to([own.recipient])
+            result_key, _ = await asyncio.to_thread(
+                ensure_result_key, self.settings.result_key_file
+            )
+            definition = definition.encrypted_to([result_key.recipient])
         now = await submission_time(self.contracts)
         wishes = file.conditions(now, repeatable=key is not None)
         request = request_of(definition, terms, after=after, wishes=wishes)
         request = replace(request, definitions=request.definitions * count)
-        digests = [digest(each).hex() for each in request.definitions]
+        digests = [digest(data).hex() for data in request.definitions]
         remember_notify(wallet.store, digests, file.notify)
         if gasless:
             async with self._relayed() as relayed:
@@ -252,7 +255,7 @@ class Grid:
         return Submission(done.job_ids, done.receipts[-1].hash)
 
     async def job(self, job_id: int) -> Job:
-        """A job's record as it stands now; NotFoundError where there is none."""
+        """Return a job's current record; raises NotFoundError if it does not exist."""
         return await self.contracts.scheduler.get_job(job_id)
 
     async def wait(
@@ -266,12 +269,12 @@ class Grid:
 
         Args:
             job_id: The job.
-            timeout: Seconds to wait at most; None waits for ever.
-            on_change: Called with the job as found first, and after every change of its status.
+            timeout: Maximum seconds to wait; None for no limit.
+            on_change: Called with the job at the start, and after every change of its status.
 
         Raises:
-            NotFoundError: There is no such job.
-            WaitTimeoutError: It has not ended in time.
+            NotFoundError: The job does not exist.
+            WaitTimeoutError: The job has not ended in time.
         """
         ended = await watch(
             self.contracts,
@@ -283,10 +286,10 @@ class Grid:
         return _outcome(ended.job, ended.history, ended.exit_code)
 
     async def logs(self, job_id: int) -> bytes:
-        """What a job has printed, from a gateway, else from a provider's folder on this machine.
+        """Return a job's log from a gateway, or else from a provider's folder on this machine.
 
         Raises:
-            NotFoundError: No gateway has it, or no provider below the setting `state_dir` has run it.
+            NotFoundError: No gateway has it, or no provider below `state_dir` has run the job.
             NotAuthorisedError: The wallet may not read it.
         """
         if self._gateways:
@@ -314,14 +317,15 @@ class Grid:
         return b"".join(parts)
 
     async def results(self, job_id: int, to: Path | None = None) -> list[Result]:
-        """The output and files of an ended job, copied into the new folder `to` if one is given.
+        """Return the output and files of an ended job, and copy them into the new folder `to`.
 
-        From a gateway, else from a provider's folder on this machine; the output is checked against the chain.
+        They are read from a gateway, or else from a provider's folder on this machine. The output
+        is verified by the digest on chain.
 
         Raises:
-            NotFoundError: There is no such job, or no provider below `state_dir` has run it.
-            UsageError: It has not ended, or the folder is there already.
-            AuditError: The output is not the one that its provider reported; nothing is copied.
+            NotFoundError: The job does not exist, or no provider below `state_dir` has run it.
+            UsageError: The job has not ended, or the folder exists.
+            AuditError: The output does not match the reported digest; nothing is copied.
         """
         return await job_results(
             self.contracts,
@@ -333,14 +337,14 @@ class Grid:
         )
 
     async def cancel(self, *job_ids: int, gasless: bool = False) -> TxReceipt:
-        """End jobs of this wallet: time used is paid, the rest refunded.
+        """Cancel jobs of this wallet: the time used is paid, the rest is refunded.
 
         Args:
             *job_ids: The jobs.
             gasless: Sign a request and let the relay of the settings pay the gas.
 
         Raises:
-            RevertedError: None of them can be cancelled.
+            RevertedError: None of the jobs can be cancelled.
         """
         if gasless:
             async with self._relayed() as relayed:
@@ -348,7 +352,7 @@ class Grid:
         return await self.wallet.send(self.contracts.scheduler.cancel(job_ids))
 
     async def top_up(self, job_id: int, credits: int, *, gasless: bool = False) -> TxReceipt:
-        """Add credit-wei to a live job, through the relay where `gasless`.
+        """Add credit-wei to a live job, with `gasless` through the relay.
 
         Errors as `client.accounts.top_up`.
         """
@@ -358,14 +362,14 @@ class Grid:
         return await accounts.top_up(self.wallet, job_id, credits)
 
     async def balances(self, account: str | None = None) -> Balances:
-        """Credits, allowance, parked credits and gas of an account, the wallet's by default."""
+        """Return credits, allowance, parked credits and gas of an account, or of the wallet."""
         return await accounts.balances(self.contracts, account or self.wallet.address)
 
     async def statement(self, account: str | None = None) -> list[StatementRow]:
-        """All movements of an account's credits, oldest first, rebuilt from events alone.
+        """Return all movements of an account's credits, oldest first, rebuilt from events alone.
 
         Raises:
-            EndpointError: The node does not answer.
+            EndpointError: The endpoint does not answer.
         """
         ledger, _ = await read_ledger(self.contracts)
         return ledger.statement(account or self.wallet.address)

@@ -1,4 +1,4 @@
-"""Submitting: everything is checked before anything is paid."""
+"""Submits jobs; everything is checked before anything is paid."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from deepsquare_chain.store.requests import RequestTables
 from deepsquare_chain.workflow import Definition, digest
 from deepsquare_chain.workflow.checks import MAX_USES_BYTES
 
-#: Most jobs of one submission: what a block of 30 million gas holds with a margin.
+#: Maximum number of jobs per submission: fits into a block of 30 million gas with a margin.
 MAX_JOBS: Final = 250
-# Gas by which a wallet is judged before it pays: above what the gas report measures.
+# Gas estimates for the check of the wallet's balance; higher than measured in the gas report.
 _GAS_CALL: Final = 120_000
 _GAS_JOB: Final = 90_000
 _GAS_APPROVE: Final = 60_000
 _PERMIT_SECONDS: Final = 900
-#: How many receipts' worth of time a submission waits for others of its wallet.
+#: Timeout for other submissions of the same wallet, as a multiple of the transaction timeout.
 _TURN_TIMEOUTS: Final = 10
-#: Seconds in which submissions count as made at the same time.
+#: Seconds for which submissions are collected into one transaction.
 _GATHER_SECONDS: Final = 0.02
-#: Tries, and the seconds between them, until every node knows of an approval that was mined.
+#: Tries, and seconds between them, until all nodes behind an endpoint see a mined approval.
 _ALLOWED: Final = (12, 0.25)
-#: How often an allowance is given that another folder or machine may use up or replace.
+#: Maximum number of approvals, if another folder or machine spends or replaces the allowance.
 _ALLOWANCES: Final = 8
-#: Characters of a submission's key.
+#: Maximum length of an idempotency key in characters.
 MAX_KEY: Final = 120
 _PREFIX: Final = "submit:"
 _RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
@@ -56,46 +56,46 @@ _RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Jobs of the same terms, one for each definition (canonical bytes)."""
+    """Jobs with the same terms, one for each definition (canonical bytes)."""
 
     terms: Terms
     definitions: tuple[bytes, ...]
 
     @property
     def total(self) -> int:
-        """Credit-wei that its jobs take."""
+        """Return the escrow of all jobs in credit-wei."""
         return self.terms.amount * len(self.definitions)
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Indices of an array, and how many of its jobs may be at providers at once (0: any number)."""
+    """Indices of a job array, and the limit of its jobs at providers at once (0: no limit)."""
 
     indices: tuple[int, ...]
     throttle: int = 0
 
 
 def parse_array(text: str) -> ArraySpec:
-    """An array as Slurm writes it: `1-20%4`, `0-9:3`, `1,3,7`; a single number N is short for `1-N`.
+    """Parse a job array in Slurm's syntax: `1-20%4`, `0-9:3`, `1,3,7`; a single N means `1-N`.
 
     Raises:
-        UsageError: It is none, or has more than `MAX_JOBS` indices.
+        UsageError: The text is invalid, or has more than `MAX_JOBS` indices.
     """
     body, _, limit = text.strip().partition("%")
     indices: list[int] = []
-    right = not limit or re.fullmatch(r"[1-9][0-9]{0,4}", limit) is not None
-    right = right and ("%" not in text or bool(limit))
+    valid = not limit or re.fullmatch(r"[1-9][0-9]{0,4}", limit) is not None
+    valid = valid and ("%" not in text or bool(limit))
     for part in body.split(","):
-        found = _RANGE.fullmatch(part.strip())
-        right = right and found is not None
-        if found is None:
+        match = _RANGE.fullmatch(part.strip())
+        valid = valid and match is not None
+        if match is None:
             break
-        first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
-        if body.strip() == part.strip() and found[2] is None:
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        if body.strip() == part.strip() and match[2] is None:
             first = 1
-        right = right and last >= first
+        valid = valid and last >= first
         indices += range(first, min(last, first + step * MAX_JOBS) + 1, step)
-    if not right or not indices or len(set(indices)) != len(indices):
+    if not valid or not indices or len(set(indices)) != len(indices):
         raise UsageError(
             f"{text[:60]!r} is not an array of jobs",
             hint="Write 20, 1-20, 1-20%4 (4 at once), 0-9:3 or 1,3,7.",
@@ -109,7 +109,7 @@ def parse_array(text: str) -> ArraySpec:
 
 
 def submission_id(customer: str, key: str | None) -> str:
-    """A new id of a submission; with a key always the same one."""
+    """Return the ID of a submission: random, or derived from customer and key."""
     seed = secrets.token_bytes(16) if key is None else f"{customer}:{key}".encode()
     return f"sub-{hashlib.sha256(seed).hexdigest()[:8]}"
 
@@ -123,18 +123,18 @@ def request_of(
     after: Sequence[tuple[Dependency, int]] = (),
     wishes: Conditions | None = None,
 ) -> Request:
-    """The jobs of a submission: one, or an array.
+    """Return the jobs of a submission: a single job, or a job array.
 
     Args:
-        definition: What each of them runs.
-        terms: Of each of them.
-        array: Its indices, None for a single job.
-        submission: Id of the submission, for an array.
-        after: Jobs that they depend on.
-        wishes: Further conditions, as the job file has them.
+        definition: Definition of each job.
+        terms: Terms of each job.
+        array: Indices of the array; None for a single job.
+        submission: ID of the submission, for an array.
+        after: Dependencies of the jobs.
+        wishes: Further conditions of the job file.
 
     Raises:
-        UsageError: The dependencies do not fit on chain.
+        UsageError: The conditions are too long to be stored on chain.
     """
     definitions: tuple[Definition, ...] = (definition,)
     conditions = replace(wishes or Conditions(), after=tuple(after))
@@ -144,7 +144,7 @@ def request_of(
         throttle = array.throttle if array.throttle < size else 0
         conditions = replace(conditions, array=submission, throttle=throttle)
     if uses := conditions.to_uses():
-        # The contract knows nothing of conditions, so no provider may take the job by itself.
+        # The contract does not check conditions, so providers must not schedule the job themselves.
         flags = terms.flags | JobFlags.NO_SELF_SCHEDULING
         joined = ",".join(filter(None, [terms.uses, uses]))
         terms = replace(terms, uses=joined, flags=flags)
@@ -153,13 +153,13 @@ def request_of(
             f"Requirements, preferences and dependencies take more than {MAX_USES_BYTES} bytes in all",
             hint="Depend on ranges (afterok:10-60), or on the last job of a chain.",
         )
-    return Request(terms, tuple(each.to_bytes() for each in definitions))
+    return Request(terms, tuple(item.to_bytes() for item in definitions))
 
 
 async def submission_time(contracts: Contracts) -> int:
-    """Return about the chain time of a submission that is made now.
+    """Return the approximate chain time of a submission that is sent now.
 
-    The latest block of a chain that mines on demand may be old, and the next one is not.
+    On a chain that mines on demand the latest block may be old, so its age is added.
     """
     age = await mines_on_demand(contracts.w3)
     return await chain_time(contracts.w3) + (age or 0)
@@ -168,13 +168,15 @@ async def submission_time(contracts: Contracts) -> int:
 async def parse_depends(
     contracts: Contracts, words: Sequence[str], customer: Callable[[], str]
 ) -> list[tuple[Dependency, int]]:
-    """Dependencies as Slurm writes them: `afterok:12:15-20,afterany:sub-1f3a9c04`; afterok by default.
+    """Parse dependencies in Slurm's syntax: `afterok:12:15-20,afterany:sub-1f3a9c04`.
+
+    The default kind is afterok.
 
     Raises:
-        UsageError: The text is none, or a job has ended so that it can never hold.
+        UsageError: The text is invalid, or a dependency can never be satisfied.
         NotFoundError: A named job does not exist.
     """
-    found: list[tuple[Dependency, int]] = []
+    dependencies: list[tuple[Dependency, int]] = []
     for part in ",".join(words).split(",") if words else ():
         kind, *names = part.strip().split(":")
         if kind not in set(Dependency):
@@ -186,19 +188,19 @@ async def parse_depends(
             )
         ids = await select(contracts, names, customer)
         for job in await asyncio.gather(*map(contracts.scheduler.get_job, ids)):
-            lost = job.status.is_final and not Dependency(kind).holds(job.status)
-            if lost and (await histories(contracts, [job.id]))[job.id].successor is None:
+            never_satisfied = job.status.is_final and not Dependency(kind).holds(job.status)
+            if never_satisfied and (await histories(contracts, [job.id]))[job.id].successor is None:
                 raise UsageError(
                     f"Job {job.id} ended {job.status.name}, so {kind}:{job.id} can never hold",
                     hint="Leave that dependency out, or `deepsquare job retry` that job first.",
                 )
-            found.append((Dependency(kind), job.id))
-    return found
+            dependencies.append((Dependency(kind), job.id))
+    return dependencies
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a submission takes, and what its wallet has: credit-wei, and wei for gas."""
+    """Cost of a submission and balances of its wallet, in credit-wei, and in wei for gas."""
 
     customer: str
     jobs: int
@@ -210,14 +212,14 @@ class Bill:
 
     @property
     def approval(self) -> bool:
-        """Whether the scheduler's allowance is too small."""
+        """Return whether the scheduler's allowance is too small."""
         return self.allowance < self.total
 
     def check(self) -> None:
-        """Refuse what the wallet can't pay.
+        """Check that the wallet can pay.
 
         Raises:
-            InsufficientFundsError: Too few credits, or no gas.
+            InsufficientFundsError: Too few credits, or too little gas.
         """
         if self.balance < self.total:
             raise InsufficientFundsError(
@@ -236,17 +238,17 @@ class Bill:
 async def bill(
     contracts: Contracts, customer: str, requests: Sequence[Request], *, gasless: bool = False
 ) -> Bill:
-    """Look at the wallet, the gas price and the deployment; nothing is sent.
+    """Return the cost of a submission; nothing is sent.
 
     Args:
-        contracts: The deployment.
-        customer: Whose wallet pays.
-        requests: What it submits.
+        contracts: Contracts of the deployment.
+        customer: Address of the wallet that pays.
+        requests: Jobs to submit.
         gasless: Whether a relay pays the gas.
 
     Raises:
-        UsageError: The number of jobs is out of bounds.
-        RevertedError: The deployment takes no new jobs.
+        UsageError: There are no jobs or too many.
+        RevertedError: The deployment accepts no new jobs.
     """
     jobs = sum(len(request.definitions) for request in requests)
     if not 1 <= jobs <= MAX_JOBS:
@@ -276,7 +278,7 @@ async def bill(
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """Ids of new jobs in the order asked for, and the receipts of what was sent for them."""
+    """IDs of new jobs in the order of the requests, and the receipts of all transactions."""
 
     job_ids: tuple[int, ...]
     receipts: tuple[TxReceipt, ...]
@@ -292,42 +294,42 @@ async def submit(
     timeout: float = 60.0,
     key: str | None = None,
 ) -> Submitted:
-    """Keep the definitions, allow exactly what is needed, and submit in one transaction.
+    """Store the definitions, approve exactly the cost, and submit in one transaction.
 
     Args:
-        contracts: The deployment.
-        sender: Of the customer's wallet, or the one that sends through a relay.
-        store: Where the definitions are kept; providers read them there.
-        requests: What to submit.
-        permit: The customer's account, to sign a permit instead of sending an approval; through
-            a relay, an allowance that is too small always comes by permit.
+        contracts: Contracts of the deployment.
+        sender: Sender of the customer's wallet, directly or through a relay.
+        store: Store of the definitions, from which providers read them.
+        requests: Jobs to submit.
+        permit: The customer's account, to sign a permit instead of sending an approval; a relayed
+            submission always uses a permit if the allowance is too small.
         timeout: Seconds to wait for each transaction.
-        key: The caller's own name of this submission, kept in the wallet's outbox: a second one
-            of that name waits for the first and gives its jobs.
+        key: Idempotency key, kept in the wallet's outbox: a second submission with the same key
+            waits for the first and returns its jobs.
 
     Raises:
-        InsufficientFundsError: Too few credits, or no gas; nothing was paid.
-        UsageError: The key stands for another submission, or is no key.
-        WaitTimeoutError: Others of this wallet are under way for long, and nothing was paid; or
-            this one was sent and is in no block yet, as the message says.
+        InsufficientFundsError: Too few credits, or too little gas; nothing was paid.
+        UsageError: The key was used for another submission, or is invalid.
+        WaitTimeoutError: Another submission of this wallet holds the lock for too long, and nothing
+            was paid; or the transaction was sent and is not in a block yet. The message says which.
         GridError: The store, the endpoint or a contract refused; nothing was paid.
     """
-    found = await repeated(contracts, sender, requests, key, timeout)
-    if found is not None:
-        return found
+    earlier = await repeated(contracts, sender, requests, key, timeout)
+    if earlier is not None:
+        return earlier
     try:
         async with sender.spending(_TURN_TIMEOUTS * timeout):
-            # Whoever had the lock may have been the same command.
-            found = await repeated(contracts, sender, requests, key, timeout)
-            return found or await _pay(
+            # The same command may have held the lock before.
+            earlier = await repeated(contracts, sender, requests, key, timeout)
+            return earlier or await _pay(
                 contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
             )
     except (StoreError, InsufficientFundsError, RevertedError):
-        # The same command running at the same time may have been quicker with its key, credits or permit.
-        found = await repeated(contracts, sender, requests, key, timeout)
-        if found is None:
+        # A race: the same command, run concurrently, may have used the key, credits or permit.
+        earlier = await repeated(contracts, sender, requests, key, timeout)
+        if earlier is None:
             raise
-        return found
+        return earlier
 
 
 async def _pay(
@@ -340,9 +342,9 @@ async def _pay(
     timeout: float,
     key: str | None,
 ) -> Submitted:
-    """See `submit`, for what was not submitted before."""
-    due = await bill(contracts, sender.address, requests, gasless=not sender.pays_gas)
-    due.check()
+    """Submit jobs that were not submitted before; see `submit`."""
+    cost = await bill(contracts, sender.address, requests, gasless=not sender.pays_gas)
+    cost.check()
     rows = [
         (request.terms, [await store.put(data) for data in request.definitions])
         for request in requests
@@ -351,9 +353,9 @@ async def _pay(
     outbox_key = None if key is None else _PREFIX + key
     if isinstance(sender, RelayedSender):
         plan = None
-        if due.approval:
+        if cost.approval:
             plan = PermitPlan(
-                due.total, lambda signed: scheduler.submit_jobs_with_permit(rows, signed)
+                cost.total, lambda signed: scheduler.submit_jobs_with_permit(rows, signed)
             )
         receipt = await sender.send(
             scheduler.submit_jobs(rows), timeout=timeout, key=outbox_key, permit=plan
@@ -366,14 +368,14 @@ async def _pay(
     async def allow() -> None:
         nonlocal call
         if permit is None:
-            approval = credit.approve(scheduler.address, due.total)
+            approval = credit.approve(scheduler.address, cost.total)
             receipts.append(await sender.send(approval, timeout=timeout))
             return
         deadline = await next_block_time(contracts.w3) + _PERMIT_SECONDS
-        signed = await credit.sign_permit(permit, scheduler.address, due.total, deadline)
+        signed = await credit.sign_permit(permit, scheduler.address, cost.total, deadline)
         call = scheduler.submit_jobs_with_permit(rows, signed)
 
-    if due.approval:
+    if cost.approval:
         await allow()
     done = await allowed(lambda: sender.send(call, timeout=timeout, key=outbox_key), allow)
     return _born([*receipts, done])
@@ -382,38 +384,38 @@ async def _pay(
 async def allowed(
     pay: Callable[[], Awaitable[TxReceipt]], allow: Callable[[], Awaitable[object]]
 ) -> TxReceipt:
-    """Pay with the allowance that is there, and give it again where it is gone.
+    """Pay with the existing allowance; retry, and approve again if it stays insufficient.
 
-    Behind one address may stand a node that has not seen the approval yet. Another folder or
-    machine may spend from the same wallet, where nobody sees the other's lock.
+    A node behind a load balancer may lag and not see the approval yet. Another folder or machine
+    may spend from the same wallet, and the wallet's lock does not cover it.
 
     Args:
-        pay: Sends what uses the allowance.
-        allow: Gives the allowance again.
+        pay: Sends the transaction that uses the allowance.
+        allow: Approves the allowance again.
 
     Raises:
-        ERC20InsufficientAllowance: It is gone each time; nothing was paid.
+        ERC20InsufficientAllowance: The allowance was insufficient each time; nothing was paid.
     """
     tries, pause = _ALLOWED
-    for left in range(_ALLOWANCES * tries - 1, -1, -1):
+    for retries_left in range(_ALLOWANCES * tries - 1, -1, -1):
         try:
             return await pay()
         except reverts.ERC20InsufficientAllowance:
-            if not left:
+            if not retries_left:
                 raise
         await asyncio.sleep(pause)
-        if left % tries == 0:
+        if retries_left % tries == 0:
             await allow()
     raise AssertionError("unreachable")
 
 
 class SubmissionQueue:
-    """Submissions of one wallet: those that are made at the same time go out as one transaction.
+    """A queue of submissions of one wallet that sends concurrent submissions in one transaction.
 
     Args:
-        contracts: The deployment.
-        sender: Of the customer's wallet.
-        store: Where the definitions are kept.
+        contracts: Contracts of the deployment.
+        sender: Sender of the customer's wallet.
+        store: Store of the definitions.
         permit: The customer's account, for submissions that sign a permit.
         timeout: Seconds to wait for each transaction.
     """
@@ -436,7 +438,7 @@ class SubmissionQueue:
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request, *, permit: bool = False) -> Submitted:
-        """Submit, with others that are made at the same time; errors as the function `submit`."""
+        """Submit together with concurrent submissions; errors as the function `submit`."""
         queued = _Queued(request, permit, asyncio.get_running_loop().create_future())
         self._waiting.append(queued)
         if self._worker is None or self._worker.done():
@@ -444,27 +446,27 @@ class SubmissionQueue:
         return await queued.result
 
     async def close(self) -> None:
-        """Wait for what is under way; what nobody waits for any more and was not sent is dropped."""
+        """Wait for the queue; submissions that were cancelled before they were sent are dropped."""
         if self._worker is not None:
             await asyncio.wait([self._worker])
 
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER_SECONDS)
-            some = self._take()
-            if some:
-                await self._pay(some)
+            batch = self._take()
+            if batch:
+                await self._pay(batch)
 
     def _take(self) -> list[_Queued]:
-        """The first in the queue and all that can go with it."""
-        waiting = [each for each in self._waiting if not each.result.done()]
-        some: list[_Queued] = []
-        for each in waiting:
-            jobs = sum(len(one.request.definitions) for one in [*some, each])
-            if not some or (each.permit == some[0].permit and jobs <= MAX_JOBS):
-                some.append(each)
-        self._waiting = [each for each in waiting if each not in some]
-        return some
+        """Remove and return the first submission and all that fit into its transaction."""
+        waiting = [queued for queued in self._waiting if not queued.result.done()]
+        batch: list[_Queued] = []
+        for queued in waiting:
+            jobs = sum(len(item.request.definitions) for item in [*batch, queued])
+            if not batch or (queued.permit == batch[0].permit and jobs <= MAX_JOBS):
+                batch.append(queued)
+        self._waiting = [queued for queued in waiting if queued not in batch]
+        return batch
 
     async def _pay(self, some: Sequence[_Queued]) -> None:
         try:
@@ -472,32 +474,32 @@ class SubmissionQueue:
                 self._contracts,
                 self._sender,
                 self._store,
-                [each.request for each in some],
+                [queued.request for queued in some],
                 permit=self._permit if some[0].permit else None,
                 timeout=self._timeout,
             )
         except (StoreError, InsufficientFundsError, RevertedError, UsageError) as error:
-            # Nothing was paid. One of them may be at fault, and the others are not.
+            # Nothing was paid. Retry each on its own, because one may have failed the others.
             if len(some) == 1:
                 some[0].fail(error)
-            for each in some if len(some) > 1 else ():
-                await self._pay([each])
+            for queued in some if len(some) > 1 else ():
+                await self._pay([queued])
         except BaseException as error:
-            for each in some:
-                each.fail(error)
+            for queued in some:
+                queued.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
             ids = iter(done.job_ids)
-            for each in some:
-                own = tuple(itertools.islice(ids, len(each.request.definitions)))
-                if not each.result.done():
-                    each.result.set_result(Submitted(own, done.receipts))
+            for queued in some:
+                job_ids = tuple(itertools.islice(ids, len(queued.request.definitions)))
+                if not queued.result.done():
+                    queued.result.set_result(Submitted(job_ids, done.receipts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Queued:
-    """A submission that waits for its turn."""
+    """A submission in the queue."""
 
     request: Request
     permit: bool
@@ -513,8 +515,8 @@ class _Queued:
 
 
 def _born(receipts: Sequence[TxReceipt]) -> Submitted:
-    born = [event for event in receipts[-1].events if isinstance(event, JobSubmitted)]
-    return Submitted(tuple(event.job_id for event in born), tuple(receipts))
+    submitted = [event for event in receipts[-1].events if isinstance(event, JobSubmitted)]
+    return Submitted(tuple(event.job_id for event in submitted), tuple(receipts))
 
 
 async def repeated(
@@ -524,13 +526,13 @@ async def repeated(
     key: str | None,
     timeout: float,
 ) -> Submitted | None:
-    """The jobs of an earlier submission of this name, None where there was none.
+    """Return the jobs of an earlier submission with this key; None if there is none.
 
-    One that was refused or never reached a block has paid nothing and is none.
+    A submission that was refused or never reached a block paid nothing and does not count.
 
     Raises:
-        UsageError: The key stands for another submission, or is no key.
-        WaitTimeoutError: The earlier one is not in a block yet.
+        UsageError: The key was used for another submission, or is invalid.
+        WaitTimeoutError: The earlier submission is not in a block yet.
     """
     if key is None:
         return None
@@ -548,10 +550,10 @@ async def repeated(
 
 
 def refuse_relayed_key(store: RequestTables, key: str | None) -> None:
-    """Refuse to send without a relay what was signed for one under the same key.
+    """Refuse a direct submission with a key that was used through a relay.
 
     Raises:
-        UsageError: It was, so that it would be paid twice.
+        UsageError: The key was used through a relay, so the jobs could be paid twice.
     """
     if key is not None and store.request_by_key(_PREFIX + key) is not None:
         raise UsageError(
@@ -569,18 +571,18 @@ def _checked(key: str) -> str:
 async def resubmit(
     wallet: WalletConnection | GaslessWallet, settings: Settings, job_id: int, amount: int | None
 ) -> Submitted:
-    """Pay for an ended job again.
+    """Submit an ended job again.
 
     Args:
-        wallet: The customer that pays, not necessarily the one that paid before.
-        settings: Name the store that holds the definition.
+        wallet: Wallet of the customer that pays, possibly not the first customer.
+        settings: Settings, with the store of the definition.
         job_id: The ended job.
-        amount: Escrow in credit-wei; what its line was funded with if None.
+        amount: Escrow in credit-wei; None for the total funding of the job and its predecessors.
 
     Raises:
-        NotFoundError: There is no such job, or the store has not got its definition.
-        RevertedError: The job is live.
-        InsufficientFundsError: Too few credits, or no gas.
+        NotFoundError: The job does not exist, or the store does not have its definition.
+        RevertedError: The job has not ended.
+        InsufficientFundsError: Too few credits, or too little gas.
     """
     job = await wallet.contracts.scheduler.get_job(job_id)
     if job.status.is_live:

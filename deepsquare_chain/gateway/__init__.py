@@ -1,1 +1,1 @@
-"""The gateway: definitions, logs and results over HTTP, for whom the chain names."""
+"""The gateway: an HTTP server for definitions, logs and results, authorised by chain state."""

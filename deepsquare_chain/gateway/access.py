@@ -1,9 +1,8 @@
-"""Who may do what: sign-in by EIP-4361, short sessions after it, and the chain's state.
+"""Authentication by EIP-4361 sign-in with short sessions, and authorisation by chain state.
 
-A sign-in is bound to the page or program that asked for it (domain), to this gateway, chain and
-contract, and to one job or all jobs of the account. Its nonce is used up with it. Nothing that a
-client says about itself counts otherwise: who the customer and the provider of a job are is read
-from the chain.
+A sign-in is bound to the page or program that requests it (domain), to this gateway, chain and
+contract, and to one job or all jobs of the account. Its nonce is valid once. The customer and the
+provider of a job are read from the chain; the gateway trusts no other statement of a client.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.observability.serving import RateLimit, RequestRefusedError
 from deepsquare_chain.store.gateway_client import contract_resource, jobs_resource
 
-#: Seconds for which a nonce is good, and by which clocks may differ.
+#: Lifetime of a nonce and tolerated clock skew, in seconds.
 _NONCE_SECONDS: Final = 300
 _SKEW: Final = 60
 _NONCE: Final = re.compile(r"[0-9a-f]{56}")
 _LOCAL: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
 _MAX_SESSIONS: Final = 100_000
-#: Seconds for which a job's record is believed without a new look: of one that waits, and of one
-#: that runs or has ended, whose provider rarely changes.
+#: Cache lifetime of a job's record in seconds: for pending jobs, and for jobs that run or have
+#: ended, whose provider rarely changes.
 _WAITING_SECONDS: Final = 1.0
 _JOB_SECONDS: Final = 5.0
-#: Seconds between two looks that a refusal alone is worth.
+#: Cache lifetime in seconds when a request would be refused.
 _LOOK_AGAIN: Final = 0.25
 _MAX_CACHED: Final = 10_000
 
 
 class Right(Enum):
-    """What somebody wants of a job."""
+    """A permission on a job."""
 
     READ_DEFINITION = "read the definition"
     READ = "read the output"
@@ -57,7 +56,10 @@ class Right(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A signed-in account; `jobs` limits it to these, None to none; `expires` in epoch seconds."""
+    """A signed-in account.
+
+    `jobs` are the only jobs that it may access, None for all; `expires` is in epoch seconds.
+    """
 
     account: str
     jobs: frozenset[int] | None
@@ -78,9 +80,10 @@ def _unsigned(message: str, *, code: str) -> RequestRefusedError:
 
 
 class Nonces:
-    """Nonces that are used once. Nothing is remembered of one before it is used.
+    """Issues and checks single-use nonces; only used nonces take memory.
 
-    A nonce carries its expiry and a proof of its origin; one of an earlier process is unknown.
+    A nonce contains its expiry and an HMAC. The key is new for each process, so a nonce of an
+    earlier process is refused.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -89,19 +92,19 @@ class Nonces:
         self._used: OrderedDict[str, int] = OrderedDict()
 
     def issue(self) -> tuple[str, int]:
-        """A new nonce, and until when it is good (epoch seconds)."""
+        """Return a new nonce and its expiry (epoch seconds)."""
         expires = int(self._clock()) + _NONCE_SECONDS
         head = secrets.token_hex(8) + f"{expires:08x}"
         return head + self._proof(head), expires
 
     def check(self, nonce: str) -> None:
-        """Refuse a nonce that is not good now, without using it.
+        """Check that a nonce is valid, without using it.
 
         Raises:
-            RequestRefusedError: It is of somebody else, too old, or used.
+            RequestRefusedError: The nonce was not issued here, has expired, or was used.
         """
-        good = _NONCE.fullmatch(nonce) is not None
-        if not good or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
+        well_formed = _NONCE.fullmatch(nonce) is not None
+        if not well_formed or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
             raise _unsigned("This gateway gave no such nonce", code="unknown-nonce")
         if int(nonce[16:24], 16) < self._clock():
             raise _unsigned("The nonce has expired", code="expired-nonce")
@@ -109,7 +112,7 @@ class Nonces:
             raise _unsigned("The nonce was used before", code="used-nonce")
 
     def use(self, nonce: str) -> None:
-        """Use a nonce up; errors as `check`."""
+        """Mark a nonce as used; errors as `check`."""
         self.check(nonce)
         now = self._clock()
         while self._used and next(iter(self._used.values())) < now:
@@ -121,15 +124,15 @@ class Nonces:
 
 
 class Access:
-    """Signs accounts in and decides what they may do.
+    """Authenticates accounts and authorises their requests.
+
+    Nobody can sign in before `serve_under` has set the domains.
 
     Args:
-        contracts: The deployment that decides.
-        records: Where shares stand.
-        rules: Limits.
-        clock: Seconds since the epoch.
-
-    Nobody can sign in before `serve_under` has said under which names.
+        contracts: Contracts of the deployment, for customers and providers of jobs.
+        records: Database of the shares.
+        rules: Limits and quotas.
+        clock: Returns the time in epoch seconds.
     """
 
     def __init__(
@@ -149,22 +152,22 @@ class Access:
         self._nonces = Nonces(clock)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._jobs: OrderedDict[int, tuple[float, Job]] = OrderedDict()
-        # Accounts cost nothing, and each refusal has asked the chain.
+        # New accounts are free, and each refusal costs a chain read.
         self._refusals = RateLimit(rules.refusals, rules.refusal_burst)
 
     def serve_under(self, origins: Collection[str], sites: Collection[str] = ()) -> None:
-        """The URLs of this gateway, and those of pages whose visitors may sign in here too."""
+        """Set the URLs of this gateway, and the other origins whose visitors may sign in."""
         self.origins = tuple(origins)
         self._domains = frozenset(url.partition("://")[2] for url in (*origins, *sites))
 
     def now(self) -> float:
-        """The time by which sessions and shares end, in seconds since the epoch."""
+        """Return the time for the expiry of sessions and shares, in epoch seconds."""
         return self._clock()
 
     # -- sign-in
 
     def challenge(self) -> dict[str, str]:
-        """A nonce, and the times that a message may name."""
+        """Return a nonce, and the times for the message."""
         nonce, expires = self._nonces.issue()
         now = self._clock()
         return {
@@ -175,12 +178,12 @@ class Access:
         }
 
     async def sign_in(self, text: str, signature: bytes) -> tuple[str, Session]:
-        """A token and its session for a signed message.
+        """Return a token and its session for a signed message.
 
         Raises:
-            RequestRefusedError: The message is of another site, chain, contract or time, its nonce is
-                not good, or somebody else signed it.
-            EndpointError: The chain does not answer, which a contract's wallet needs.
+            RequestRefusedError: The message is for another domain, chain or contract, is expired or
+                not yet valid, has an invalid nonce, or is not signed by its address.
+            EndpointError: The chain, needed for contract wallets, can't be read.
         """
         try:
             message = SignInMessage.parse(text)
@@ -195,16 +198,16 @@ class Access:
             raise _unsigned(
                 f"The message is not signed by {message.address}", code="wrong-signature"
             )
-        # Nothing is awaited from here on: of two that use one nonce, one succeeds.
+        # No await from here on, so only one of two concurrent sign-ins can use a nonce.
         self._nonces.use(message.nonce)
         session = Session(message.address, self._scope(message), expires)
         return self._remember(session), session
 
     def session(self, token: str) -> Session:
-        """The session of a token.
+        """Return the session of a token.
 
         Raises:
-            RequestRefusedError: There is none, or it has expired.
+            RequestRefusedError: The token is unknown, or its session has expired.
         """
         key = hashlib.sha256(token.encode()).hexdigest()
         session = self._sessions.get(key)
@@ -214,7 +217,7 @@ class Access:
         return session
 
     def _check(self, message: SignInMessage) -> float:
-        """Until when the message is good (epoch seconds)."""
+        """Check everything but nonce and signature; return the expiry (epoch seconds)."""
         deployment = self._contracts.deployment
         if message.domain not in self._domains and not self._is_local(message.domain):
             raise _unsigned(
@@ -247,21 +250,26 @@ class Access:
         return min(expires, now + self._rules.session_seconds)
 
     def _is_local(self, domain: str) -> bool:
-        """Whether a page of this machine asks a gateway that serves this machine alone."""
+        """Return whether the domain and all URLs of the gateway are on the loopback interface."""
         return _LOCAL.fullmatch(domain) is not None and all(
             _LOCAL.fullmatch(url.partition("://")[2]) for url in self.origins
         )
 
     def _scope(self, message: SignInMessage) -> frozenset[int] | None:
-        """The jobs that a message is for; None for all of the account's."""
+        """Return the jobs of a message; None for all jobs of the account."""
         jobs: set[int] = set()
         for origin in self.origins:
             base = jobs_resource(origin)
             if base in message.resources:
                 return None
-            for each in message.resources:
-                number = each.removeprefix(f"{base}/")
-                if number != each and number.isascii() and number.isdigit() and len(number) < 20:
+            for resource in message.resources:
+                number = resource.removeprefix(f"{base}/")
+                if (
+                    number != resource
+                    and number.isascii()
+                    and number.isdigit()
+                    and len(number) < 20
+                ):
                     jobs.add(int(number))
         return frozenset(jobs)
 
@@ -273,21 +281,24 @@ class Access:
         return token
 
     def forget_expired(self) -> None:
-        """Drop sessions that have expired."""
+        """Remove expired sessions."""
         now = self._clock()
-        for key in [key for key, each in self._sessions.items() if each.expires < now]:
+        for key in [key for key, session in self._sessions.items() if session.expires < now]:
             del self._sessions[key]
 
-    # -- the chain
+    # -- authorisation
 
     async def job(
         self, session: Session, job_id: int, right: Right, *, counted: bool = True
     ) -> JobSpace:
-        """The job, once it is sure that the account has this right to it.
+        """Return the job if the account has this permission on it.
+
+        With `counted`, a refusal counts for the rate limit of refusals.
 
         Raises:
-            RequestRefusedError: It has not, or there is no such job: a stranger learns no difference.
-            EndpointError: The chain does not answer.
+            RequestRefusedError: The permission is missing or the job does not exist, with the same
+                error for both, so that strangers can't tell them apart.
+            EndpointError: The chain can't be read.
         """
         if session.jobs is not None and job_id not in session.jobs:
             raise _denied(
@@ -303,11 +314,11 @@ class Access:
                 hint="Ask for jobs of this account, or again later.",
                 retry=1,
             )
-        found, fresh = await self._job(job_id, _JOB_SECONDS)
-        if not (found and await self._allowed(session.account, found, right)) and not fresh:
-            # An assignment may be newer than what was read a moment ago.
-            found, _ = await self._job(job_id, _LOOK_AGAIN)
-        if found is None or not await self._allowed(session.account, found, right):
+        job, fresh = await self._job(job_id, _JOB_SECONDS)
+        if not (job and await self._allowed(session.account, job, right)) and not fresh:
+            # The job may have been assigned after the cached read.
+            job, _ = await self._job(job_id, _LOOK_AGAIN)
+        if job is None or not await self._allowed(session.account, job, right):
             if counted:
                 self._refusals.wait(session.account)
             raise _denied(
@@ -315,14 +326,14 @@ class Access:
                 code="not-authorised",
                 hint="Its customer reads it, and the provider that holds it now delivers to it.",
             )
-        return JobSpace(found.id, found.customer, found.provider_id, found)
+        return JobSpace(job.id, job.customer, job.provider_id, job)
 
     async def check_uploader(self, session: Session) -> None:
-        """Refuse to keep definitions for an account that can't pay for any job.
+        """Refuse definitions of accounts that can't pay for any job.
 
         Raises:
-            RequestRefusedError: It holds no credits.
-            EndpointError: The chain does not answer.
+            RequestRefusedError: The account holds no credits, or the sign-in is for one job.
+            EndpointError: The chain can't be read.
         """
         if session.jobs is not None:
             raise _denied("This sign-in is for a job alone", code="wrong-job")
@@ -335,11 +346,11 @@ class Access:
             )
 
     async def _job(self, job_id: int, age: float) -> tuple[Job | None, bool]:
-        """A job's record, at most `age` seconds old, and whether it was read just now."""
+        """Return a job's record, at most `age` seconds old, and whether it was just read."""
         now = time.monotonic()
         read_at, job = self._jobs.get(job_id, (float("-inf"), None))
-        waits = job is None or job.status < JobStatus.RUNNING
-        if now - read_at < min(age, _WAITING_SECONDS if waits else _JOB_SECONDS):
+        is_pending = job is None or job.status < JobStatus.RUNNING
+        if now - read_at < min(age, _WAITING_SECONDS if is_pending else _JOB_SECONDS):
             return job, False
         try:
             job = await self._contracts.scheduler.get_job(job_id)
@@ -364,12 +375,16 @@ class Access:
         return self._records.is_shared(job.id, job.customer, account, self._clock())
 
     def _may_hold(self, job: Job, right: Right) -> bool:
-        """Whether the provider in the record has this right now."""
+        """Return whether the job's provider currently has this permission."""
         if job.status.is_assigned:
             return True
-        # The record of an ended job is frozen: its last provider may deliver what is left.
-        late = self._clock() - job.since
-        return right is Right.WRITE and job.status.is_final and late < self._rules.catch_up_seconds
+        # The record of an ended job no longer changes: its last provider may upload the rest.
+        seconds_since_end = self._clock() - job.since
+        return (
+            right is Right.WRITE
+            and job.status.is_final
+            and seconds_since_end < self._rules.catch_up_seconds
+        )
 
     async def _is_provider(self, account: str, job: Job) -> bool:
         if not job.provider_id:

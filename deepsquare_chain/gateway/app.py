@@ -1,10 +1,10 @@
-"""The gateway over HTTP, below `/v1`.
+"""HTTP API of the gateway, below `/v1`.
 
-`POST /v1/sign-in/nonce` and `POST /v1/sign-in` give a token for a signed message (EIP-4361); all
-else needs it. Definitions are named by their SHA-256 when they are uploaded and by their job when
-they are read. Files of a job grow by parts at byte offsets, so that an upload goes on where it was
-cut off, and are read in ranges. The log streams as server-sent events whose ids are byte offsets.
-Refusals are problems (RFC 9457) with a `code` for programs.
+`POST /v1/sign-in/nonce` and `POST /v1/sign-in` return a token for a signed message (EIP-4361); all
+other requests except `GET /v1/gateway` need it. Definitions are addressed by their SHA-256 for
+uploads and by their job for reads. Files of a job are uploaded in parts at byte offsets, so that an
+interrupted upload can be resumed, and are read in ranges. The log is streamed as server-sent events
+whose IDs are byte offsets. Errors are problems (RFC 9457) with a `code` for programs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from deepsquare_chain.observability.serving import (
     sends_json,
 )
 
-#: Seconds within which a body must arrive, so that slow senders do not keep others out.
+#: Timeout in seconds for receiving a body, so that slow clients do not occupy upload slots.
 _BODY_SECONDS: Final = 60
 _MAX_JSON: Final = 16 * 1024
 _MAX_RESULTS: Final = 8 * 1024 * 1024
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _OFFSET: Final = re.compile(r"[0-9]{1,18}")
-#: Seconds after which a silent stream shows that it lives: proxies cut what is silent.
+#: Seconds between keep-alive messages of an idle stream; proxies close idle connections.
 _HEARTBEAT: Final = 15
 _SAFE: Final = {
     "Cache-Control": "no-store",
@@ -65,11 +65,11 @@ T = TypeVar("T")
 def gateway_app(
     gateway: GatewayService, probe: Callable[[], Health], more: Mapping[str, ASGIApp] | None = None
 ) -> FastAPI:
-    """The HTTP application of a gateway.
+    """Return the HTTP application of a gateway.
 
     Args:
-        gateway: What answers.
-        probe: Health of its daemon.
+        gateway: Service behind the routes.
+        probe: Returns the health of the daemon.
         more: Applications of other services by path.
     """
     app = FastAPI(
@@ -99,7 +99,7 @@ def gateway_app(
         app.router.routes.append(Route(path, other, include_in_schema=False))
     for kind in (GridError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answered)
-    # Tokens are sent by scripts and never by browsers on their own, so any page may ask.
+    # Browsers never send tokens automatically, unlike cookies, so any origin is allowed.
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
@@ -112,8 +112,8 @@ def gateway_app(
 
 
 def _gateway(request: Request) -> GatewayService:
-    found: GatewayService = request.app.state.gateway
-    return found
+    gateway: GatewayService = request.app.state.gateway
+    return gateway
 
 
 def _signed_in(request: Request) -> Session:
@@ -131,24 +131,24 @@ Gateway = Annotated[GatewayService, Depends(_gateway)]
 Signed = Annotated[Session, Depends(_signed_in)]
 router: Final = APIRouter()
 
-# -- who asks
+# -- sign-in
 
 
 @router.get("/v1/gateway")
 async def terms(gateway: Gateway) -> dict[str, Any]:
-    """What this gateway is for, and its limits."""
+    """Return the deployment and the limits of this gateway."""
     return gateway.terms()
 
 
 @router.post("/v1/sign-in/nonce", dependencies=[Depends(_unknown)])
 async def nonce(gateway: Gateway) -> Response:
-    """A nonce for one sign-in."""
+    """Return a nonce for one sign-in."""
     return JSONResponse(gateway.access.challenge(), headers=_SAFE)
 
 
 @router.post("/v1/sign-in", dependencies=[Depends(_unknown)])
 async def sign_in(gateway: Gateway, request: Request) -> Response:
-    """A token for a signed message: `{"message": TEXT, "signature": "0x..."}`."""
+    """Return a token for a signed message: `{"message": TEXT, "signature": "0x..."}`."""
     body = await _json(request)
     text, signature = body.get("message"), _hex(body.get("signature"))
     if not isinstance(text, str) or signature is None:
@@ -167,7 +167,7 @@ async def sign_in(gateway: Gateway, request: Request) -> Response:
 async def put_definition(
     gateway: Gateway, request: Request, digest: Digest, session: Signed
 ) -> Response:
-    """Keep a definition under its SHA-256."""
+    """Store a definition under its SHA-256."""
     await gateway.access.check_uploader(session)
     async with gateway.uploads.slot(session.account):
         data = await _part(request, gateway.max_definition)
@@ -177,7 +177,7 @@ async def put_definition(
 
 @router.get("/v1/jobs/{job_id}/definition")
 async def definition(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
-    """The definition of a job, for its customer and the provider that holds it."""
+    """Return the definition of a job, for its customer and its current provider."""
     space = await gateway.access.job(session, int(job_id), Right.READ_DEFINITION)
     data = await gateway.definition(space)
     return Response(data, headers=_SAFE, media_type="application/json")
@@ -190,9 +190,9 @@ async def definition(gateway: Gateway, job_id: JobId, session: Signed) -> Respon
 async def append(
     gateway: Gateway, request: Request, job_id: JobId, name: str, session: Signed
 ) -> Response:
-    """Add a part at the offset in `Upload-Offset`; `Upload-Complete: ?1` with the last one.
+    """Append a part at the offset in `Upload-Offset`, with `Upload-Complete: ?1` for the last one.
 
-    With `Upload-Exact: ?1` it is refused where the file does not end at that offset.
+    With `Upload-Exact: ?1` the part is refused if the file does not end at that offset.
     """
     check_name(name)
     space = await gateway.access.job(session, int(job_id), Right.WRITE)
@@ -212,7 +212,7 @@ async def append(
 
 @router.head("/v1/jobs/{job_id}/files/{name:path}")
 async def size(gateway: Gateway, job_id: JobId, name: str, session: Signed) -> Response:
-    """How much of a file is there, for its writer and its readers."""
+    """Return the uploaded size of a file in headers, for its writer and its readers."""
     check_name(name)
     file = await gateway.look(session, int(job_id), name)
     headers = {**_SAFE, **_upload_headers(file.size, file.complete), "Accept-Ranges": "bytes"}
@@ -223,12 +223,12 @@ async def size(gateway: Gateway, job_id: JobId, name: str, session: Signed) -> R
 async def read(
     gateway: Gateway, request: Request, job_id: JobId, name: str, session: Signed
 ) -> Response:
-    """A file, or a range of it."""
+    """Return a file, or a range of it."""
     check_name(name)
     space = await gateway.access.job(session, int(job_id), Right.READ)
     file = gateway.file(space, name)
-    found = _range(request.headers.get("range"), file.size)
-    start, end = (0, file.size) if found is None else found
+    byte_range = _range(request.headers.get("range"), file.size)
+    start, end = (0, file.size) if byte_range is None else byte_range
     headers = {
         **_SAFE,
         **_upload_headers(file.size, file.complete),
@@ -236,11 +236,11 @@ async def read(
         "Content-Disposition": "attachment",
         "Content-Length": str(end - start),
     }
-    if found is not None:
+    if byte_range is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     return StreamingResponse(
         gateway.objects.read(file, start, end),
-        HTTPStatus.OK if found is None else HTTPStatus.PARTIAL_CONTENT,
+        HTTPStatus.OK if byte_range is None else HTTPStatus.PARTIAL_CONTENT,
         headers,
         media_type="application/octet-stream",
     )
@@ -250,7 +250,7 @@ async def read(
 async def put_results(
     gateway: Gateway, request: Request, job_id: JobId, session: Signed
 ) -> Response:
-    """What a run left, once all its files are complete: `{"files": [{"name", ...}, ...]}`."""
+    """Store the list of a run's files, once all are uploaded: `{"files": [{"name", ...}, ...]}`."""
     space = await gateway.access.job(session, int(job_id), Right.WRITE)
     async with gateway.uploads.slot(session.account):
         gateway.put_results(space, await _json(request, _MAX_RESULTS))
@@ -259,19 +259,19 @@ async def put_results(
 
 @router.get("/v1/jobs/{job_id}/results")
 async def results(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
-    """What a run left, as its provider says."""
+    """Return the provider's list of the files of a run."""
     space = await gateway.access.job(session, int(job_id), Right.READ)
     return Response(gateway.results(space), headers=_SAFE, media_type="application/json")
 
 
 @router.get("/v1/jobs/{job_id}/log/events")
 async def events(gateway: Gateway, request: Request, job_id: JobId, session: Signed) -> Response:
-    """The log from an offset as it grows; the id of each event is the offset after it."""
+    """Stream the log from an offset as it grows; the ID of each event is the offset after it."""
     await gateway.access.job(session, int(job_id), Right.READ)
-    asked = request.headers.get("last-event-id") or request.query_params.get("offset", "0")
-    if not _OFFSET.fullmatch(asked):
+    offset_text = request.headers.get("last-event-id") or request.query_params.get("offset", "0")
+    if not _OFFSET.fullmatch(offset_text):
         raise UsageError("offset must be a number of bytes")
-    stream = gateway.open_stream(session, int(job_id), int(asked))
+    stream = gateway.open_stream(session, int(job_id), int(offset_text))
     return EventSourceResponse(
         _events(stream),
         ping=_HEARTBEAT,
@@ -282,7 +282,7 @@ async def events(gateway: Gateway, request: Request, job_id: JobId, session: Sig
 
 @router.put("/v1/jobs/{job_id}/shares")
 async def share(gateway: Gateway, request: Request, job_id: JobId, session: Signed) -> Response:
-    """Share a job until a time: `{"reader", "until", "signature"}`, signed by its customer."""
+    """Share a job with a reader: `{"reader", "until", "signature"}`, signed by its customer."""
     body = await _json(request)
     reader, until = body.get("reader"), body.get("until")
     signature = _hex(body.get("signature"))
@@ -310,7 +310,11 @@ async def _answered(request: Request, error: Exception) -> Response:
 
 
 async def _part(request: Request, limit: int) -> bytes:
-    """The body, up to a limit."""
+    """Return the body.
+
+    Raises:
+        RequestRefusedError: The body is longer than `limit` bytes, or too slow.
+    """
     length = request.headers.get("content-length", "0")
     too_long = length.isascii() and length.isdigit() and int(length[:19]) > limit
     try:
@@ -352,11 +356,11 @@ def _hex(text: Any) -> bytes | None:
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The first byte and the one after the last that are asked for; None for the whole file."""
-    found = _RANGE.fullmatch(header or "")
-    if found is None or found.group(0) == "bytes=-":
-        return None  # what is no single range may be ignored (RFC 9110, 14.2)
-    first, last = found.groups()
+    """Return start and end (exclusive) of the requested range; None for the whole file."""
+    match = _RANGE.fullmatch(header or "")
+    if match is None or match.group(0) == "bytes=-":
+        return None  # anything but a single range may be ignored (RFC 9110, 14.2)
+    first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     if start >= size or end <= start:
@@ -369,7 +373,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def _is_set(request: Request, name: str) -> bool:
-    """Whether a structured header of an upload is true (RFC 9651)."""
+    """Return whether a boolean structured header of an upload is true (RFC 9651)."""
     return request.headers.get(f"upload-{name}", "?0") == "?1"
 
 
@@ -381,10 +385,10 @@ async def _events(
     stream: AsyncIterator[tuple[bytes, int] | None],
 ) -> AsyncIterator[ServerSentEvent]:
     offset = 0
-    async for piece in stream:
-        if piece is None:
+    async for chunk in stream:
+        if chunk is None:
             yield ServerSentEvent(event="end", data=json.dumps({"offset": offset}), sep="\n")
             return
-        data, offset = piece
+        data, offset = chunk
         text = base64.b64encode(data).decode()
         yield ServerSentEvent(event="log", id=str(offset), data=text, sep="\n")

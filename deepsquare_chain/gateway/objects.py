@@ -1,4 +1,4 @@
-"""Bytes of definitions and files, in an object store: a folder, or S3 by URL."""
+"""Stores the bytes of definitions and files in an object store: a folder, or S3 by URL."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, Segment, StoredFile
 
-#: Written at the start of a gateway.
+#: Object written and read at the start of a gateway.
 _CHECK: Final = "check"
-#: A part that is added to a last segment of less than this makes it longer, so that a log is no
-#: heap of tiny objects.
+#: A part is merged into the last segment while that is smaller than this (bytes), so that a log
+#: does not become many tiny objects.
 _MERGED: Final = 256 * 1024
-#: Last segments of growing files that are kept in memory.
+#: Number of cached last segments of growing files.
 _MAX_TAILS: Final = 128
-#: Bytes that one read takes from the store at once.
+#: Maximum bytes per read from the store.
 _READ: Final = 1024 * 1024
-#: For one request to a store elsewhere; clients of the gateway wait for 15 seconds.
+#: Timeout of a request to a remote store; clients of the gateway have a timeout of 15 seconds.
 _TIMEOUT: Final = timedelta(seconds=10)
 
 
 def open_object_store(place: str | Path) -> ObjectStore:
-    """The store at a folder, or at a URL such as `s3://bucket/prefix`.
+    """Open the store in a folder, or at a URL such as `s3://bucket/prefix`.
 
-    Credentials of S3 come from the environment (AWS_ACCESS_KEY_ID and so on), never from the URL.
+    S3 credentials are read from the environment (AWS_ACCESS_KEY_ID and so on), never from the URL.
 
     Raises:
-        UsageError: It can't be used.
+        UsageError: The folder or URL is invalid.
     """
     try:
         if "://" in str(place):
@@ -54,14 +54,14 @@ def open_object_store(place: str | Path) -> ObjectStore:
 
 
 def _remote(url: str) -> ObjectStore:
-    """A store elsewhere, which is given up before the gateway's clients give the gateway up."""
+    """Open a remote store whose requests time out before those of the gateway's clients."""
     endpoint = os.environ.get("AWS_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL") or ""
     return from_url(
         url,
         client_options={
             "timeout": _TIMEOUT,
             "connect_timeout": _TIMEOUT,
-            # Named by whoever runs the gateway, as a server of the same network.
+            # The operator sets it for a server in the same network.
             "allow_http": endpoint.startswith("http://"),
         },
         retry_config={
@@ -76,8 +76,8 @@ class Objects:
     """Definitions and growing files in an object store.
 
     Args:
-        store: Where bytes are.
-        records: What is known of them; always behind the store, never ahead of it.
+        store: Object store of the bytes.
+        records: Database of the objects; updated after the store, so it never runs ahead of it.
     """
 
     def __init__(self, store: ObjectStore, records: GatewayRecords) -> None:
@@ -88,10 +88,10 @@ class Objects:
         self._grown: WeakValueDictionary[str, asyncio.Condition] = WeakValueDictionary()
 
     async def check(self) -> None:
-        """Write and read an object, so that a store that can't be used is known at once.
+        """Write and read an object, so that an unusable store fails at the start.
 
         Raises:
-            StoreError: It can't be used now.
+            StoreError: The store failed.
         """
         await self._put(_CHECK, b"deepsquare gateway")
         if await self._get(_CHECK) != b"deepsquare gateway":
@@ -100,15 +100,15 @@ class Objects:
     # -- definitions
 
     async def put_definition(self, digest: str, data: bytes) -> None:
-        """Keep a definition.
+        """Store a definition.
 
         Raises:
-            StoreError: The store can't keep it now.
+            StoreError: The store failed.
         """
         await self._put(_definition(digest), data)
 
     async def definition(self, digest: str) -> bytes | None:
-        """A definition's bytes, unchecked; None where the store has none."""
+        """Return a definition's bytes without a check of the digest; None if it is missing."""
         return await self._get(_definition(digest))
 
     async def drop_definition(self, digest: str) -> None:
@@ -118,7 +118,7 @@ class Objects:
     # -- files
 
     def lock(self, space: JobSpace, name: str) -> asyncio.Lock:
-        """What the writer of a file holds from its look at the offset to the end of its write."""
+        """Return the lock of a file; a writer holds it from the offset check until the write."""
         key = f"{space.key}/{name}"
         lock = self._locks.get(key)
         if lock is None:
@@ -128,10 +128,10 @@ class Objects:
     async def append(
         self, space: JobSpace, file: StoredFile, data: bytes, *, complete: bool
     ) -> StoredFile:
-        """Write the next part of a file; the caller holds its lock.
+        """Append a part to a file; the caller holds its lock.
 
         Raises:
-            StoreError: The store can't keep it now; the file is as before.
+            StoreError: The store failed; the file is unchanged.
         """
         if data:
             start, head = await self._tail(file)
@@ -152,18 +152,18 @@ class Objects:
         return file
 
     async def read(self, file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes of a file from `start` up to `end`, in pieces of a bounded size.
+        """Stream the bytes of a file from `start` to `end` (exclusive) in chunks.
 
         Raises:
-            StoreError: The store can't read them now.
+            StoreError: The store failed.
         """
         for segment in self._records.segments(file):
             first = max(start, segment.start)
             last = min(end, segment.start + segment.size)
             while first < last:
-                piece = min(_READ, last - first)
-                yield await self._range(file, segment, first - segment.start, piece)
-                first += piece
+                chunk_size = min(_READ, last - first)
+                yield await self._range(file, segment, first - segment.start, chunk_size)
+                first += chunk_size
 
     async def drop(self, files: Sequence[StoredFile]) -> None:
         """Remove files."""
@@ -177,28 +177,28 @@ class Objects:
         await self._delete(paths)
         self._records.drop_files(files)
 
-    # -- readers that wait
+    # -- notification of readers
 
     def grown(self, space: JobSpace) -> asyncio.Condition:
-        """Is notified when a file of a job grows."""
-        found = self._grown.get(space.key)
-        if found is None:
-            found = self._grown[space.key] = asyncio.Condition()
-        return found
+        """Return a condition that is notified when a file of a job grows."""
+        condition = self._grown.get(space.key)
+        if condition is None:
+            condition = self._grown[space.key] = asyncio.Condition()
+        return condition
 
     async def _notify(self, space: JobSpace) -> None:
-        found = self._grown.get(space.key)
-        if found is not None:
-            async with found:
-                found.notify_all()
+        condition = self._grown.get(space.key)
+        if condition is not None:
+            async with condition:
+                condition.notify_all()
 
     # -- the store
 
     async def _tail(self, file: StoredFile) -> tuple[int, bytes]:
-        """Where the next part goes: the start of its segment, and what is in it already."""
-        known = self._tails.get(file.id)
-        if known is not None and known[0] + len(known[1]) == file.size:
-            return known
+        """Return the start of the segment for the next part, and the bytes already in it."""
+        cached = self._tails.get(file.id)
+        if cached is not None and cached[0] + len(cached[1]) == file.size:
+            return cached
         segments = self._records.segments(file)
         if not segments or segments[-1].size >= _MERGED:
             return file.size, b""
@@ -207,14 +207,14 @@ class Objects:
 
     async def _range(self, file: StoredFile, segment: Segment, start: int, length: int) -> bytes:
         try:
-            found = await obstore.get_range_async(
+            data = await obstore.get_range_async(
                 self._store, _segment(file, segment.start), start=start, length=length
             )
         except (BaseError, OSError) as error:
             raise _failed(error) from None
-        if len(found) != length:
+        if len(data) != length:
             raise StoreError("The object store has less of a file than was written to it")
-        return bytes(found)
+        return bytes(data)
 
     async def _put(self, path: str, data: bytes) -> None:
         try:
@@ -245,7 +245,7 @@ def _definition(digest: str) -> str:
 
 
 def _segment(file: StoredFile, start: int) -> str:
-    # The space is made of numbers and an address, and the name of a file is no part of it.
+    # Safe as a path: the space consists of numbers and an address, without the file's name.
     return f"jobs/{file.space}/{file.id}/{start:016d}"
 
 

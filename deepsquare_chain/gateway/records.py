@@ -1,4 +1,4 @@
-"""What a gateway knows of the objects that it keeps: definitions, files, shares."""
+"""The database of a gateway: definitions, files, lists of results, and shares."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _files: Final = Table(
     Column("size", Integer, nullable=False),
     Column("complete", Integer, nullable=False),
     Column("changed_at", Integer, nullable=False),
-    sqlite_autoincrement=True,  # an id names objects, so none is given twice
+    sqlite_autoincrement=True,  # IDs are part of object names and must not be reused
 )
 Index("gateway_files_name", _files.c.space, _files.c.name, unique=True)
 Index("gateway_files_customer", _files.c.customer)
@@ -84,9 +84,9 @@ Index("gateway_shares_customer", _shares.c.customer)
 
 @dataclass(frozen=True, slots=True)
 class JobSpace:
-    """Where the files of a job and its provider are.
+    """The namespace of the files of a job and its provider.
 
-    The customer is part of the name: after a reorganisation a number may be another's job.
+    The customer is part of the key: after a reorg a job ID may be the job of another customer.
     """
 
     job_id: int
@@ -96,13 +96,13 @@ class JobSpace:
 
     @property
     def key(self) -> str:
-        """Name of the space, good as a part of an object's name."""
+        """Return the key of the namespace, safe as a part of an object's name."""
         return f"{self.job_id}-{self.customer.removeprefix('0x').lower()}-{self.provider_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of a job; `size` in bytes, `complete` once its last part is there."""
+    """A file of a job; `size` in bytes, `complete` once its last part is uploaded."""
 
     id: int
     space: str
@@ -113,25 +113,25 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a file that is one object."""
+    """A part of a file stored as one object; `start` and `size` in bytes."""
 
     start: int
     size: int
 
 
 class GatewayRecords:
-    """The records of one gateway, in its own database."""
+    """Definitions, files, results and shares of one gateway, in its own database."""
 
     def __init__(self, store: Database) -> None:
         self._store = store
-        #: Bytes and files by space, bytes by customer: summed once, then kept up to date, because
-        #: each part of an upload asks for them.
+        #: Bytes and number of files by space and by customer. Summed once and then updated, because
+        #: each part of an upload checks them.
         self._totals: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     # -- definitions
 
     def add_definition(self, digest: str, account: str, size: int) -> None:
-        """Remember that an account keeps a definition; the object must be there already."""
+        """Record a definition of an account; the object must exist already."""
         key = {"digest": digest, "account": account.lower()}
         mine = (_definitions.c.digest == digest) & (_definitions.c.account == key["account"])
         with self._store.begin() as connection:
@@ -139,7 +139,7 @@ class GatewayRecords:
             connection.execute(insert(_definitions).values(**key, size=size, used_at=_now()))
 
     def has_definition(self, digest: str, account: str | None = None) -> bool:
-        """Whether anybody, or an account, keeps a definition here."""
+        """Return whether any account, or this one, has uploaded a definition."""
         query = select(_definitions.c.digest).where(_definitions.c.digest == digest)
         if account is not None:
             query = query.where(_definitions.c.account == account.lower())
@@ -147,13 +147,13 @@ class GatewayRecords:
             return connection.execute(query.limit(1)).first() is not None
 
     def has_definitions(self, account: str) -> bool:
-        """Whether an account keeps any."""
+        """Return whether an account has uploaded any definition."""
         query = select(_definitions.c.digest).where(_definitions.c.account == account.lower())
         with self._store.read() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
     def touch_definition(self, digest: str) -> None:
-        """A definition was used, so that it is kept on."""
+        """Update the time of last use of a definition, which extends its retention."""
         with self._store.begin(durable=False) as connection:
             connection.execute(
                 update_rows(_definitions)
@@ -162,37 +162,43 @@ class GatewayRecords:
             )
 
     def definition_bytes(self, account: str) -> int:
-        """Bytes of all definitions of an account."""
+        """Return the bytes of all definitions of an account."""
         return self._sum(_definitions.c.size, _definitions.c.account == account.lower())
 
     def drop_definitions(self, before: int) -> list[str]:
-        """Forget definitions unused since then (epoch seconds); digests that nobody keeps now."""
+        """Remove definitions unused since `before` (epoch seconds).
+
+        Returns:
+            Digests that no account has any more; their objects can be removed.
+        """
         old = _definitions.c.used_at < before
         with self._store.begin() as connection:
-            gone = set(connection.execute(select(_definitions.c.digest).where(old)).scalars())
+            old_digests = set(
+                connection.execute(select(_definitions.c.digest).where(old)).scalars()
+            )
             connection.execute(delete(_definitions).where(old))
-            kept = select(_definitions.c.digest).where(_definitions.c.digest.in_(gone))
-            return sorted(gone - set(connection.execute(kept).scalars()))
+            kept = select(_definitions.c.digest).where(_definitions.c.digest.in_(old_digests))
+            return sorted(old_digests - set(connection.execute(kept).scalars()))
 
     # -- files of jobs
 
     def file(self, space: JobSpace, name: str) -> StoredFile | None:
-        """A file of a job."""
+        """Return a file of a job; None if it does not exist."""
         query = select(_files).where(_files.c.space == space.key, _files.c.name == name)
         with self._store.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _file(row)
 
     def files(self, space: JobSpace) -> list[StoredFile]:
-        """All files of a job by name."""
+        """Return all files of a job, ordered by name."""
         query = select(_files).where(_files.c.space == space.key).order_by(_files.c.name)
         with self._store.read() as connection:
             return [_file(row) for row in connection.execute(query)]
 
     def begin_file(self, space: JobSpace, name: str) -> StoredFile:
-        """A new, empty file."""
+        """Create an empty file."""
         with self._store.begin(durable=False) as connection:
-            number = connection.execute(
+            file_id = connection.execute(
                 insert(_files)
                 .values(
                     space=space.key,
@@ -205,10 +211,10 @@ class GatewayRecords:
                 .returning(_files.c.id)
             ).scalar_one()
         self._count(space, 0, new=True)
-        return StoredFile(int(number), space.key, name, 0, False)
+        return StoredFile(int(file_id), space.key, name, 0, False)
 
     def segments(self, file: StoredFile) -> list[Segment]:
-        """The objects of a file in order."""
+        """Return the segments of a file in order."""
         query = select(_segments).where(_segments.c.file == file.id).order_by(_segments.c.start)
         with self._store.read() as connection:
             return [Segment(row.start, row.size) for row in connection.execute(query)]
@@ -216,46 +222,46 @@ class GatewayRecords:
     def put_segment(
         self, space: JobSpace, file: StoredFile, segment: Segment, *, complete: bool
     ) -> StoredFile:
-        """A part was written, and is the last of its file for now.
+        """Record the last segment of a file, after its object is written.
 
-        The object is there before this row: a crash in between leaves a file that is shorter than
-        its objects, and the uploader sends that part again.
+        Crash-safe: a crash between the two leaves a file shorter than its objects, and the client
+        uploads that part again.
         """
         size = segment.start + segment.size
-        place = (_segments.c.file == file.id) & (_segments.c.start == segment.start)
+        same_segment = (_segments.c.file == file.id) & (_segments.c.start == segment.start)
         with self._store.begin(durable=complete) as connection:
-            connection.execute(delete(_segments).where(place))
+            connection.execute(delete(_segments).where(same_segment))
             connection.execute(
                 insert(_segments).values(file=file.id, start=segment.start, size=segment.size)
             )
-            grown = _resize(connection, file, size, complete=complete)
+            resized = _resize(connection, file, size, complete=complete)
         self._count(space, size - file.size)
-        return grown
+        return resized
 
     def finish(self, file: StoredFile) -> StoredFile:
-        """A file is complete as it is."""
+        """Mark a file as complete."""
         with self._store.begin() as connection:
             return _resize(connection, file, file.size, complete=True)
 
     def job_usage(self, space: JobSpace) -> tuple[int, int]:
-        """Bytes and number of the files of a job."""
+        """Return bytes and number of the files of a job."""
         return self._usage(space.key, _files.c.space == space.key)
 
     def customer_usage(self, customer: str) -> tuple[int, int]:
-        """Bytes and number of the files of all jobs of a customer."""
+        """Return bytes and number of the files of all jobs of a customer."""
         key = customer.lower()
         return self._usage(key, _files.c.customer == key)
 
     def _usage(self, key: str, condition: Any) -> tuple[int, int]:
-        found = self._totals.get(key)
-        if found is None:
+        usage = self._totals.get(key)
+        if usage is None:
             query = select(func.coalesce(func.sum(_files.c.size), 0), func.count())
             with self._store.read() as connection:
                 row = connection.execute(query.where(condition)).one()
-            found = self._totals[key] = (int(row[0]), int(row[1]))
+            usage = self._totals[key] = (int(row[0]), int(row[1]))
             while len(self._totals) > _MAX_TOTALS:
                 self._totals.popitem(last=False)
-        return found
+        return usage
 
     def _count(self, space: JobSpace, added: int, *, new: bool = False) -> None:
         for key in (space.key, space.customer.lower()):
@@ -264,30 +270,32 @@ class GatewayRecords:
                 self._totals[key] = (size + added, number + int(new))
 
     def expired_files(self, before: int, limit: int = 1_000) -> list[StoredFile]:
-        """Files that have not changed since then (epoch seconds)."""
+        """Return files that have not changed since `before` (epoch seconds)."""
         query = select(_files).where(_files.c.changed_at < before).limit(limit)
         with self._store.read() as connection:
             return [_file(row) for row in connection.execute(query)]
 
     def drop_files(self, files: Sequence[StoredFile]) -> None:
-        """Forget files whose objects are removed."""
+        """Remove the rows of files whose objects were removed."""
         self._totals.clear()
-        numbers = [file.id for file in files]
+        file_ids = [file.id for file in files]
         spaces = {file.space for file in files}
         with self._store.begin() as connection:
-            connection.execute(delete(_segments).where(_segments.c.file.in_(numbers)))
-            connection.execute(delete(_files).where(_files.c.id.in_(numbers)))
-            left = set(
+            connection.execute(delete(_segments).where(_segments.c.file.in_(file_ids)))
+            connection.execute(delete(_files).where(_files.c.id.in_(file_ids)))
+            remaining_spaces = set(
                 connection.execute(select(_files.c.space).where(_files.c.space.in_(spaces)))
                 .scalars()
                 .all()
             )
-            connection.execute(delete(_results).where(_results.c.space.in_(spaces - left)))
+            connection.execute(
+                delete(_results).where(_results.c.space.in_(spaces - remaining_spaces))
+            )
 
-    # -- what a provider says of its results
+    # -- lists of results
 
     def put_results(self, space: JobSpace, body: str) -> None:
-        """Keep the list of a job's results (JSON)."""
+        """Store the list of a job's results (JSON)."""
         with self._store.begin() as connection:
             connection.execute(delete(_results).where(_results.c.space == space.key))
             connection.execute(
@@ -295,16 +303,16 @@ class GatewayRecords:
             )
 
     def results(self, space: JobSpace) -> str | None:
-        """The list of a job's results; None before all are there."""
+        """Return the list of a job's results (JSON); None before all are uploaded."""
         query = select(_results.c.body).where(_results.c.space == space.key)
         with self._store.read() as connection:
-            found = connection.execute(query).scalar_one_or_none()
-        return None if found is None else str(found)
+            body = connection.execute(query).scalar_one_or_none()
+        return None if body is None else str(body)
 
     # -- shares
 
     def share(self, job_id: int, customer: str, reader: str, until: int) -> None:
-        """Let a reader read a job's output until then (epoch seconds); the past ends it."""
+        """Share a job's output until `until` (epoch seconds); a past time ends the share."""
         key = {"job_id": str(job_id), "customer": customer.lower(), "reader": reader.lower()}
         same = [_shares.c[name] == value for name, value in key.items()]
         with self._store.begin() as connection:
@@ -312,7 +320,7 @@ class GatewayRecords:
             connection.execute(insert(_shares).values(**key, until=until))
 
     def is_shared(self, job_id: int, customer: str, reader: str, now: float) -> bool:
-        """Whether a customer shares a job with a reader now."""
+        """Return whether a customer shares a job with a reader at `now` (epoch seconds)."""
         query = select(_shares.c.until).where(
             _shares.c.job_id == str(job_id),
             _shares.c.customer == customer.lower(),
@@ -323,13 +331,13 @@ class GatewayRecords:
         return until is not None and until > now
 
     def share_count(self, customer: str) -> int:
-        """Number of shares of a customer; ended ones are dropped from time to time."""
+        """Return the number of shares of a customer, with expired ones not yet removed."""
         query = select(func.count()).where(_shares.c.customer == customer.lower())
         with self._store.read() as connection:
             return int(connection.execute(query).scalar_one())
 
     def drop_shares(self, before: int) -> None:
-        """Forget shares that ended before then (epoch seconds)."""
+        """Remove shares that expired before `before` (epoch seconds)."""
         with self._store.begin(durable=False) as connection:
             connection.execute(delete(_shares).where(_shares.c.until < before))
 

@@ -1,4 +1,4 @@
-"""Limits of a gateway."""
+"""Limits and quotas of a gateway."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ DAY: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class GatewayRules:
-    """What one account may use.
+    """Limits and quotas per account.
 
     Attributes:
-        max_part: Bytes of one part of an upload.
-        max_log: Bytes of the log of one job.
-        max_job: Bytes of all files of one job.
-        max_files: Files of one job.
-        max_account: Bytes of all jobs of one customer.
-        max_definitions: Bytes of the definitions of one customer.
-        max_streams: Log streams that one account may hold open.
-        max_shares: Shares of one customer that have not ended.
-        refusals: Refused requests per second of one account in the long run; 0 for no limit.
-        refusal_burst: Refused requests that it may make at once.
-        rate: Requests per second of one account in the long run; 0 for no limit.
-        burst: Requests that it may make at once.
-        sign_in_rate: Sign-ins per second of one network address in the long run; 0 for no limit.
-        sign_in_burst: Sign-ins that it may make at once.
-        session_seconds: Longest time for which a sign-in is good.
-        keep_seconds: Seconds after their last change or use for which files are kept.
-        catch_up_seconds: Seconds after the end of a job in which its provider may deliver.
+        max_part: Maximum bytes of one part of an upload.
+        max_log: Maximum bytes of the log of a job.
+        max_job: Maximum bytes of all files of a job.
+        max_files: Maximum number of files of a job.
+        max_account: Maximum bytes of all jobs of a customer.
+        max_definitions: Maximum bytes of the definitions of a customer.
+        max_streams: Maximum number of open log streams of an account.
+        max_shares: Maximum number of shares of a customer that have not expired.
+        refusals: Sustained rate limit of refused requests per second and account; 0 for no limit.
+        refusal_burst: Burst size of `refusals`.
+        rate: Sustained rate limit of requests per second and account; 0 for no limit.
+        burst: Burst size of `rate`.
+        sign_in_rate: Sustained rate limit of sign-ins per second and IP address; 0 for no limit.
+        sign_in_burst: Burst size of `sign_in_rate`.
+        session_seconds: Maximum lifetime of a session in seconds.
+        keep_seconds: Retention period of files after their last change or use, in seconds.
+        catch_up_seconds: Seconds after the end of a job in which its provider may still upload.
     """
 
     max_part: int = 4 * MEGABYTE
@@ -57,10 +57,10 @@ class GatewayRules:
 
 
 def check_name(name: str) -> str:
-    """The name of a file of a job: `log`, `output`, or a path below `work/`.
+    """Return `name` if it is a valid name of a file of a job (see `is_file_name`).
 
     Raises:
-        RequestRefusedError: It is none of these, or a path that leads elsewhere.
+        RequestRefusedError: The name is invalid.
     """
     if not is_file_name(name):
         raise RequestRefusedError(

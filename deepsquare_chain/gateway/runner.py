@@ -1,4 +1,4 @@
-"""The gateway's daemon: everything it needs, opened in order, closed in reverse."""
+"""Runs the gateway daemon: opens its resources in order and closes them in reverse order."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ async def run_gateway(
     Args:
         url: JSON-RPC endpoint, or several, separated by commas.
         deployment: The grid.
-        settings: How it runs.
-        host: Address on which it listens.
-        port: Port on which it listens; 0 takes a free one.
-        ready: Gets the gateway's URL once it answers.
-        stop: Ends it when set.
-        more: Applications of other services at paths of this server, such as a relay's.
+        settings: Settings of the gateway.
+        host: Address to listen on.
+        port: Port to listen on; 0 for a free port.
+        ready: Called with the gateway's URL once it accepts requests.
+        stop: Stops the gateway when set.
+        more: Applications of other services by path of this server, such as a relay.
 
     Raises:
-        UsageError: The address or the place of the object store can't be used, or the database is
-            in use or belongs to another grid.
-        StoreError: The object store can't be used now.
-        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
+        UsageError: The address or the object store is invalid, or the database is in use or belongs
+            to another grid.
+        StoreError: The object store failed.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. An endpoint
+            that is down is retried.
     """
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
@@ -73,10 +73,10 @@ async def run_gateway(
         )
         server = LoopbackServer(gateway_app(service, daemon.health, more or {}), port, host)
         await server.start()
-        urls = tuple(each.rstrip("/") for each in settings.urls) or _own(server.url)
-        access.serve_under(urls, [each.rstrip("/") for each in settings.sites])
+        urls = tuple(public_url.rstrip("/") for public_url in settings.urls) or _own(server.url)
+        access.serve_under(urls, [public_url.rstrip("/") for public_url in settings.sites])
         parts.push_async_callback(server.stop)
-        # Open streams end first, or the server would wait for them.
+        # Close open streams first: the server waits for them when it stops.
         parts.push_async_callback(service.close)
         ready(urls[0])
         return daemon
@@ -85,5 +85,5 @@ async def run_gateway(
 
 
 def _own(url: str) -> tuple[str, ...]:
-    """The address that the server has, and its other name on loopback."""
+    """Return the URL of the server; for 127.0.0.1 also with the name localhost."""
     return (url, url.replace("127.0.0.1", "localhost", 1)) if "127.0.0.1" in url else (url,)

@@ -1,4 +1,4 @@
-"""Keeps definitions, logs and results for whom `access` lets in, within the limits of `rules`."""
+"""The gateway service: stores definitions, logs and results, with access control and quotas."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from deepsquare_chain.store.definitions import MAX_BYTES
 from deepsquare_chain.store.gateway_client import LOG, share_message
 from deepsquare_chain.workflow import Definition
 
-#: Seconds between two looks at a job whose log has not begun, and for old files.
+#: Poll interval of an open log stream, and interval of the removal of old files, in seconds.
 _LOOK: Final = 1.0
 _CLEAN: Final = 600.0
-#: Uploads whose parts are in memory at once.
+#: Concurrent uploads whose bodies are in memory, of all accounts and of one account.
 _UPLOADS: Final = 24
 _ACCOUNT_UPLOADS: Final = 8
-#: Log streams of all accounts.
+#: Open log streams of all accounts.
 _MAX_STREAMS: Final = 10_000
-#: Least bytes that a definition counts for.
+#: Minimum size in bytes of a definition for the quota.
 _LEAST_DEFINITION: Final = 4_096
 _PIECE: Final = 64 * 1024
 _MAX_SHARE: Final = 366 * DAY
@@ -48,13 +48,13 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings(ServiceSettings):
-    """How a gateway runs.
+    """Settings of a gateway.
 
     Attributes:
-        rules: Limits.
-        objects: Folder of the object store, or its URL; empty for a folder in `state_dir`.
-        urls: Addresses under which customers and providers reach it; its own if there are none.
-        sites: Addresses of pages, such as an explorer's, whose visitors may sign in here.
+        rules: Limits and quotas.
+        objects: Folder or URL of the object store; empty for a folder in `state_dir`.
+        urls: Public URLs for customers and providers; empty for the URL of the server.
+        sites: Origins of other web pages, such as an explorer, whose visitors may sign in.
     """
 
     rules: GatewayRules = field(default_factory=GatewayRules)
@@ -64,7 +64,7 @@ class GatewaySettings(ServiceSettings):
 
 
 class UploadSlots:
-    """Bounds the bodies that are in memory at once, and how many of them one account may have."""
+    """Limits the number of request bodies in memory, in total and per account."""
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(_UPLOADS)
@@ -72,7 +72,7 @@ class UploadSlots:
 
     @asynccontextmanager
     async def slot(self, account: str) -> AsyncIterator[None]:
-        """A place for one body; who has too many waits for its own first."""
+        """Hold a slot for one body; waits for a slot of the account, then for one of all slots."""
         own = self._own.get(account)
         if own is None:
             own = self._own[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
@@ -81,15 +81,15 @@ class UploadSlots:
 
 
 class GatewayService:
-    """One gateway of one deployment; `cycle` is run by a daemon, the rest by the HTTP side.
+    """The gateway of one deployment; the daemon runs `cycle`, the HTTP routes call the rest.
 
     Args:
-        contracts: The deployment.
-        access: Who may do what.
-        records: What is known of the objects.
-        objects: The bytes.
-        rules: Limits.
-        metrics: Where its metrics go.
+        contracts: Contracts of the deployment.
+        access: Authentication and authorisation.
+        records: Database of definitions, files and shares.
+        objects: Object store.
+        rules: Limits and quotas.
+        metrics: Registry for the metrics.
     """
 
     max_definition: Final = MAX_BYTES
@@ -121,7 +121,7 @@ class GatewayService:
         self._removed = metrics.counter("gateway_removed", "Files removed because of their age.")
 
     def terms(self) -> dict[str, Any]:
-        """What this gateway is for, and its limits, as `GET /v1/gateway` answers them."""
+        """Return the deployment and the limits of this gateway, for `GET /v1/gateway`."""
         rules = self.rules
         return {
             "chain_id": self._contracts.deployment.chain_id,
@@ -139,11 +139,12 @@ class GatewayService:
     # -- definitions
 
     async def put_definition(self, session: Session, digest: str, data: bytes) -> None:
-        """Keep a definition.
+        """Store a definition; idempotent.
 
         Raises:
-            RequestRefusedError: It is not what its digest says, no definition, or too much.
-            StoreError: The store does not take it now.
+            RequestRefusedError: The digest does not match, the body is not a valid definition, or
+                the quota of the account is exhausted.
+            StoreError: The object store failed.
         """
         if hashlib.sha256(data).hexdigest() != digest:
             raise _unfit("The body is not what its digest says", "wrong-digest")
@@ -165,48 +166,51 @@ class GatewayService:
         self._metrics.add(self._bytes, "definition", amount=len(data))
 
     async def definition(self, space: JobSpace) -> bytes:
-        """The definition of a job.
+        """Return the definition of a job.
 
         Raises:
-            RequestRefusedError: There is none, or what is there is something else.
-            StoreError: The store does not answer.
+            RequestRefusedError: The gateway does not have it, or its bytes do not match the digest.
+            StoreError: The object store failed.
         """
         digest = space.job.definition.hex()
-        found = None
+        data = None
         if self._records.has_definition(digest):
-            found = await self.objects.definition(digest)
-        if found is None:
+            data = await self.objects.definition(digest)
+        if data is None:
             raise _missing(f"The definition of job {space.job_id} is not here")
-        if hashlib.sha256(found).hexdigest() != digest:
+        if hashlib.sha256(data).hexdigest() != digest:
             _log.error("definition altered", digest=digest)
             raise _missing(f"The definition of job {space.job_id} was altered here")
         self._records.touch_definition(digest)
-        return found
+        return data
 
     # -- files
 
     def file(self, space: JobSpace, name: str) -> StoredFile:
-        """A file of a job.
+        """Return the record of a file of a job.
 
         Raises:
-            RequestRefusedError: There is none.
+            RequestRefusedError: The file does not exist.
         """
-        found = self._records.file(space, name)
-        if found is None:
+        file = self._records.file(space, name)
+        if file is None:
             raise _missing(f"Job {space.job_id} has no file of that name here")
-        return found
+        return file
 
     async def look(self, session: Session, job_id: int, name: str) -> StoredFile:
-        """A file of a job, for who writes it and for who reads it; errors as `Access.job`."""
+        """Return the record of a file for its writer or a reader; errors as `Access.job`.
+
+        For the writer, a file that does not exist yet has size 0.
+        """
         try:
             space = await self.access.job(session, job_id, Right.WRITE, counted=False)
         except RequestRefusedError:
             return self.file(await self.access.job(session, job_id, Right.READ), name)
-        found = self._records.file(space, name)
-        if found is None:
+        file = self._records.file(space, name)
+        if file is None:
             self._check_here(space)
             return StoredFile(0, space.key, name, 0, complete=False)
-        return found
+        return file
 
     async def append(
         self,
@@ -218,12 +222,12 @@ class GatewayService:
         complete: bool,
         exact: bool = False,
     ) -> StoredFile:
-        """Add the part of a file that begins at `offset`; what is there already is left alone.
+        """Append the part of a file that begins at `offset`; existing bytes are not changed.
 
         Raises:
-            RequestRefusedError: The part begins beyond the end of the file, or, with `exact`, before
-                it; or it is too much.
-            StoreError: The store does not take it now.
+            RequestRefusedError: The part begins after the end of the file, or, with `exact`, before
+                it; the file is complete; or a quota is exhausted.
+            StoreError: The object store failed.
         """
         async with self.objects.lock(space, name):
             file = self._records.file(space, name)
@@ -255,47 +259,48 @@ class GatewayService:
         return file
 
     def put_results(self, space: JobSpace, body: Mapping[str, Any]) -> None:
-        """Keep what a provider says that a run left.
+        """Store the provider's list of the files of a run.
 
         Raises:
-            RequestRefusedError: A file is not complete here, or the list is none.
+            RequestRefusedError: The list is invalid, or a file is not completely uploaded.
         """
         files = body.get("files")
         if not isinstance(files, list) or len(files) > self.rules.max_files:
             raise _unfit("That is no list of files", "bad-results")
-        kept = []
-        there = {file.name: file for file in self._records.files(space)}
-        for each in files:
-            entry = _entry(each)
+        entries = []
+        files_by_name = {file.name: file for file in self._records.files(space)}
+        for item in files:
+            entry = _entry(item)
             if not entry["problem"]:
-                file = there.get(check_name(entry["name"]))
+                file = files_by_name.get(check_name(entry["name"]))
                 if file is None or not file.complete or file.size != entry["size"]:
                     raise _unfit(f"{entry['name']} is not complete here", "incomplete")
-            kept.append(entry)
-        self._records.put_results(space, json.dumps({"files": kept}))
+            entries.append(entry)
+        self._records.put_results(space, json.dumps({"files": entries}))
 
     def results(self, space: JobSpace) -> str:
-        """What a run left (JSON).
+        """Return the provider's list of the files of a run, as JSON.
 
         Raises:
-            RequestRefusedError: Its provider has not delivered all of it.
+            RequestRefusedError: The provider has not uploaded it yet.
         """
-        found = self._records.results(space)
-        if found is None:
+        body = self._records.results(space)
+        if body is None:
             raise _missing(f"The provider of job {space.job_id} has not delivered its results yet")
-        return found
+        return body
 
     # -- streams
 
     def open_stream(
         self, session: Session, job_id: int, offset: int
     ) -> AsyncIterator[tuple[bytes, int] | None]:
-        """The log of a job from an offset as it grows: pieces with the offset after each, at last None.
+        """Stream the log of a job from an offset as it grows.
 
-        It ends without None when the session ends or the gateway closes: the reader comes back.
+        Yields chunks with the byte offset after each, and None at the end of the log. The stream
+        ends without None when the session expires or the gateway closes; the client reconnects.
 
         Raises:
-            RequestRefusedError: The account has too many streams open.
+            RequestRefusedError: The account, or the gateway, has too many open streams.
         """
         full = self._streams.total() >= _MAX_STREAMS
         if (
@@ -332,7 +337,7 @@ class GatewayService:
                     return
                 await self._wait(space, LOG, offset)
         except GridError as error:
-            # The answer has begun: the reader comes back and is told then.
+            # The response has started; the client gets the error when it reconnects.
             _log.info("stream ended", job=job_id, error=error.message)
         finally:
             self._streams[session.account] -= 1
@@ -341,7 +346,7 @@ class GatewayService:
             self._open.dec()
 
     async def _wait(self, space: JobSpace, name: str, offset: int) -> None:
-        """Wait until a file is longer, complete, or some time has passed."""
+        """Wait until a file grows or is complete, for one poll interval at most."""
 
         def moved() -> bool:
             file = self._records.file(space, name)
@@ -361,11 +366,13 @@ class GatewayService:
     async def share(
         self, session: Session, job_id: int, reader: str, until: int, signature: bytes
     ) -> None:
-        """Let a reader read a job until then; the customer's signature says so.
+        """Let a reader read a job until `until` (epoch seconds); needs the customer's signature.
 
         Raises:
-            RequestRefusedError: The account is not the customer, or did not sign this.
-            EndpointError: The chain does not answer.
+            RequestRefusedError: The account is not the customer, the signature is not the
+                customer's, or the customer has too many shares.
+            UsageError: The address is invalid, or the time is more than a year ahead.
+            EndpointError: The chain can't be read.
         """
         space = await self.access.job(session, job_id, Right.OWN)
         if not is_address(reader) or not 0 <= until <= self.access.now() + _MAX_SHARE:
@@ -394,7 +401,7 @@ class GatewayService:
     # -- the daemon
 
     async def cycle(self) -> bool:
-        """Remove what is too old, now and then."""
+        """Remove old files periodically."""
         now = time.monotonic()
         if now - self._cleaned >= _CLEAN:
             self._cleaned = now
@@ -402,10 +409,10 @@ class GatewayService:
         return False
 
     async def clean(self) -> None:
-        """Remove what has not been used or changed for as long as files are kept.
+        """Remove files and definitions that were not used or changed within the retention period.
 
         Raises:
-            StoreError: The store does not answer; the next look goes on.
+            StoreError: The object store failed; the next run continues.
         """
         before = int(time.time()) - self.rules.keep_seconds
         while files := self._records.expired_files(before):
@@ -417,9 +424,9 @@ class GatewayService:
         self.access.forget_expired()
 
     async def close(self) -> None:
-        """End all streams; readers come back to whoever serves then."""
+        """End all streams; clients reconnect when a gateway is available."""
         self._closed.set()
-        # Streams that wait look again within a second at the latest.
+        # Waiting streams poll every second.
         for _ in range(30):
             if not self._streams:
                 return
@@ -428,10 +435,10 @@ class GatewayService:
     # -- limits
 
     def _check_here(self, space: JobSpace) -> None:
-        """Refuse files of a job whose definition is kept elsewhere: its customer looks there.
+        """Refuse files of a job whose definition is at another gateway: its customer reads there.
 
         Raises:
-            RequestRefusedError: The definition is not here.
+            RequestRefusedError: This gateway does not have the definition.
         """
         if not self._records.has_definition(space.job.definition.hex()):
             raise _missing(f"The definition of job {space.job_id} is not here")
@@ -450,16 +457,16 @@ class GatewayService:
 
 
 def _never_ran(space: JobSpace, file: StoredFile | None) -> bool:
-    """Whether a job has ended without a log that could still come."""
+    """Return whether a job has ended and can't have a log."""
     status = space.job.status
     return file is None and status.is_final and not (space.provider_id and space.job.rate)
 
 
 def _entry(given: Any) -> dict[str, Any]:
-    """A file of a list of results, checked.
+    """Return a validated entry of a list of results.
 
     Raises:
-        RequestRefusedError: It is none.
+        RequestRefusedError: The entry is invalid.
     """
     if isinstance(given, dict):
         entry = {
