@@ -1,6 +1,6 @@
-"""The command line: `deepsquare`, noun then verb; one file a command group, no logic in it.
+"""The command line `deepsquare GROUP COMMAND`: one module per command group, without domain logic.
 
-Heavy parts load inside the commands that need them, so that `--help` answers at once.
+Expensive imports are inside the commands that need them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and leave the process with its exit code."""
+    """Run one command and exit the process with its exit code."""
     from deepsquare_chain.cli.app import app
 
     arguments = sys.argv[1:] if argv is None else list(argv)

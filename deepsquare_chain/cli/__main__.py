@@ -1,4 +1,4 @@
-"""`python -m deepsquare_chain.cli` is `deepsquare`."""
+"""`python -m deepsquare_chain.cli` runs `deepsquare`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The root of the command line.
 
-A group's module is loaded when one of its commands is asked for, so that the root's help and the
-completion of names answer at once.
+The module of a group is imported only when one of its commands is used, so that the root's help
+and the completion of command names are fast.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from deepsquare_chain.cli.frame import SETTING_FLAGS
 
 
 class _Part(NamedTuple):
-    """A command or group: its module in this package, and its line in the root's help."""
+    """A command or group: its module in this package, and its line in the root's help text."""
 
     module: str
     help: str
 
 
-#: Commands that stand at the top, without a group.
+#: Top-level commands, without a group.
 COMMANDS: Final = {
     "demo": _Part(
         "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
@@ -50,7 +50,7 @@ COMMANDS: Final = {
     ),
     "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
 }
-#: Groups, each a file with an `app` of the same help.
+#: Command groups; the `app` of each module has the same help text.
 GROUPS: Final = {
     "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry, challenge."),
     "credit": _Part("credit", "Balances, transfers, allowances, statements, mint and burn."),
@@ -74,7 +74,7 @@ GROUPS: Final = {
 }
 
 
-#: Short forms: the words they stand for without and with an argument.
+#: Aliases: the commands they run without and with an argument.
 ALIASES: Final = {
     "jobs": (("job", "list"), ("job",)),
     "list": (("job", "list"), ("job", "list")),
@@ -84,7 +84,7 @@ ALIASES: Final = {
         for verb in ("get", "why", "watch", "logs", "results", "cancel", "topup", "retry")
     },
 }
-#: What people type who come from elsewhere, and the command that does it here.
+#: Names from Slurm and other tools, and the equivalent command; only used in the error message.
 ELSEWHERE: Final = {
     "sbatch": "submit FILE",
     "srun": "submit FILE --wait",
@@ -97,7 +97,7 @@ ELSEWHERE: Final = {
     "login": "config use CONTEXT",
     "version": "--version",
 }
-#: Common options that may stand before the verb as well: whether each takes a value.
+#: Common options, which are also accepted before the command: whether each takes a value.
 _COMMON: Final = {
     **{f"--{name.replace('_', '-')}": True for name in SETTING_FLAGS},
     "--output": True,
@@ -109,69 +109,72 @@ _COMMON: Final = {
 
 
 def behind_verb(args: list[str]) -> list[str]:
-    """The words of a command line, with common options that stand before the verb after it."""
-    at = 0
-    while at < len(args) and (takes := _COMMON.get(args[at].partition("=")[0])) is not None:
-        at += 2 if takes and "=" not in args[at] else 1
-    moved, rest = args[:at], args[at:]
+    """Move common options that precede the command behind it, but before any `--`."""
+    position = 0
+    while (
+        position < len(args)
+        and (takes_value := _COMMON.get(args[position].partition("=")[0])) is not None
+    ):
+        position += 2 if takes_value and "=" not in args[position] else 1
+    options, rest = args[:position], args[position:]
     if not rest:
         return args
     end = rest.index("--") if "--" in rest else len(rest)
-    return [*rest[:end], *moved, *rest[end:]]
+    return [*rest[:end], *options, *rest[end:]]
 
 
 class LightGroup(TyperGroup):
-    """A group whose flags cost nothing where nobody gave them."""
+    """A group that accepts common options before the command and avoids importing pydantic."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take common options before the verb as if they stood after it."""
+        """Parse arguments; common options before the command count as given after it."""
         return super().parse_args(ctx, behind_verb(args))
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Its flags; an absent one is False, since a None makes typer load pydantic."""
-        found = super().get_params(ctx)
-        for each in found:
-            if getattr(each, "is_bool_flag", False) and each.default is None:
-                each.default = False
-        return found
+        """Return the parameters; flags default to False, since typer imports pydantic for a None."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_bool_flag", False) and parameter.default is None:
+                parameter.default = False
+        return parameters
 
 
 class LazyRoot(LightGroup):
-    """The root with its table of commands and groups."""
+    """The root group, which imports the modules of `COMMANDS` and `GROUPS` on demand."""
 
     _listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        """All names, in the order of the table."""
+        """Return all names in the order of the tables."""
         return [*COMMANDS, *GROUPS]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that the words mean, a short form written out."""
+        """Return the command that the arguments name, with aliases expanded."""
         name, rest = args[0], args[1:]
         if name in ALIASES:
-            given = bool(rest) and not rest[0].startswith("-")
-            args = [*ALIASES[name][given], *rest]
+            has_argument = bool(rest) and not rest[0].startswith("-")
+            args = [*ALIASES[name][has_argument], *rest]
         elif name not in COMMANDS and name not in GROUPS and not ctx.resilient_parsing:
             ctx.fail(_unknown(name))
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        """A command with its module loaded, or while help is made only its name and line."""
+        """Import a command's module and return it; for the root's help, a stub with its help text."""
         part = COMMANDS.get(cmd_name) or GROUPS.get(cmd_name)
         if part is None:
             return None
         if self._listing:
             return TyperCommand(cmd_name, help=part.help)
-        held = import_module(f"deepsquare_chain.cli.{part.module}").app
-        held.info.cls = LightGroup
-        found = typer.main.get_group(held)
+        module_app = import_module(f"deepsquare_chain.cli.{part.module}").app
+        module_app.info.cls = LightGroup
+        group = typer.main.get_group(module_app)
         if cmd_name in COMMANDS:
-            return found.commands[cmd_name]
-        found.name = cmd_name
-        return found
+            return group.commands[cmd_name]
+        group.name = cmd_name
+        return group
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Help from the table alone."""
+        """Write the root's help from the tables, without importing any group."""
         self._listing = True
         try:
             super().format_help(ctx, formatter)
@@ -180,11 +183,11 @@ class LazyRoot(LightGroup):
 
 
 def _unknown(name: str) -> str:
-    words = f"No such command {name[:60]!r}."
+    message = f"No such command {name[:60]!r}."
     if name in ELSEWHERE:
-        return f"{words} Here it is `deepsquare {ELSEWHERE[name]}`."
-    near = get_close_matches(name, [*COMMANDS, *GROUPS, *ALIASES], n=2)
-    return f"{words} Did you mean {' or '.join(near)}?" if near else words
+        return f"{message} Here it is `deepsquare {ELSEWHERE[name]}`."
+    suggestions = get_close_matches(name, [*COMMANDS, *GROUPS, *ALIASES], n=2)
+    return f"{message} Did you mean {' or '.join(suggestions)}?" if suggestions else message
 
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""The frame of every command: common options, settings, error handling, coroutine runner."""
+"""Code shared by all commands: common options, settings, error handling, running of coroutines."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _UNSIGNED_HELP: Final = (
     "Send nothing: print the calldata for this account, a Safe for instance, to send."
 )
 _PANEL: Final = "Common options"
-#: Seconds after which a person is informed of a transaction that is in no block yet, and then again.
+#: Seconds until the first message about a pending transaction, and between further messages.
 _TELL_FIRST: Final = 3.0
 _TELL_EVERY: Final = 15.0
 
-#: Flags that set a setting: type, help, whether `--help` lists it. A test keeps them complete.
+#: Flags that override a setting: type, help, whether `--help` lists it. A test checks that none is missing.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "context": (str, "Network to use, as configuration files name it.", True),
     "endpoint": (list[str], "JSON-RPC endpoint of the chain; again for more of them.", True),
@@ -101,7 +101,7 @@ _UNSIGNED: Final = (
 
 
 class CommandContext:
-    """What a command works with: a printer, and the settings once it asks for them."""
+    """The context of a command: its printer, flags, and settings, which load at first use."""
 
     def __init__(
         self,
@@ -114,32 +114,32 @@ class CommandContext:
         self.printer = printer
         self.debug = debug
         self.flags = dict(flags or {})
-        #: The account whose calls are printed instead of sent; None to send them.
+        #: Account for which calls are printed instead of sent; None to send them.
         self.unsigned = unsigned
-        #: What goes on although a person interrupts the command.
+        #: Message for Ctrl-C: what continues after the command was interrupted.
         self.goes_on = ""
 
     @functools.cached_property
     def settings(self) -> Settings:
-        """All layers of settings.
+        """The merged settings of all layers.
 
         Raises:
             UsageError: A layer can't be read or holds a wrong value.
         """
         from deepsquare_chain.settings import load_settings
 
-        found = load_settings(self.flags)
-        self.hush(found.log_level if self.flags.get("log_level") else "error")
-        return found
+        settings = load_settings(self.flags)
+        self.hush(settings.log_level if self.flags.get("log_level") else "error")
+        return settings
 
     def hush(self, level: str = "error") -> None:
-        """Keep what libraries log away from the data: errors only, on stderr."""
+        """Configure logging so that libraries write to stderr only, at `level` or above."""
         from deepsquare_chain.observability import configure_logging
 
         configure_logging(level, "console")
 
     def receipt(self, receipt: TxReceipt) -> None:
-        """Print what became of a transaction."""
+        """Print the receipt of a transaction; nothing with --unsigned."""
         if self.unsigned is not None:
             return
         self.printer.record(
@@ -155,7 +155,7 @@ class CommandContext:
 
     @asynccontextmanager
     async def wallet(self) -> AsyncIterator[WalletConnection]:
-        """The settings' wallet; while it waits for a block the person sees for what, and how long.
+        """Open the wallet of the settings; prints progress while transactions are pending.
 
         Raises:
             GridError: As `open_wallet`.
@@ -182,7 +182,7 @@ class CommandContext:
 
     @asynccontextmanager
     async def _unsigned_wallet(self, account: str) -> AsyncIterator[WalletConnection]:
-        """A wallet whose calls are printed at the end: as a table, or for Safe's Transaction Builder."""
+        """A wallet whose calls are printed at the end: as records, CSV, or JSON for Safe's Transaction Builder."""
         from deepsquare_chain.client.unsigned import UnsignedSender, open_unsigned, safe_batch
 
         async with open_unsigned(self.settings, account) as wallet:
@@ -198,7 +198,7 @@ class CommandContext:
             return
         for row in rows:
             self.printer.record(_UNSIGNED[:-1], row[:-1])
-            self.printer.text(row[-1])  # whole, on one line, to be copied
+            self.printer.text(row[-1])  # the calldata in full on one line, for copying
         if rows:
             self.printer.note(
                 f"Nothing was sent. Send this from {wallet.address} on chain {chain_id}, in this "
@@ -206,55 +206,55 @@ class CommandContext:
             )
 
     async def _tick(self, wallet: WalletConnection) -> None:
-        """Tell of transactions that are in no block yet: after some seconds, then now and then."""
+        """Print a message about each pending transaction after some seconds, and then at intervals."""
         import asyncio
         import time
 
-        seen: dict[str, float] = {}
-        due: dict[str, float] = {}
+        first_seen: dict[str, float] = {}
+        next_message: dict[str, float] = {}
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
             for entry in wallet.sender.pending():
                 tx_hash = entry.latest.tx_hash
-                waited = now - seen.setdefault(tx_hash, now)
-                if waited >= due.setdefault(tx_hash, _TELL_FIRST):
-                    due[tx_hash] = waited + _TELL_EVERY
+                waited = now - first_seen.setdefault(tx_hash, now)
+                if waited >= next_message.setdefault(tx_hash, _TELL_FIRST):
+                    next_message[tx_hash] = waited + _TELL_EVERY
                     self.printer.note(
                         f"{entry.call.label!r} was sent ({tx_hash}) and waits for a block: "
                         f"{waited:.0f} s."
                     )
 
     def say_on_its_way(self, label: str, name: str, where: str) -> None:
-        """Tell a person who interrupts a command what it has sent already."""
+        """Print which transaction or submission was sent before the command was interrupted."""
         self.printer.note(
             f"{label!r} is on its way and may still be carried out ({name}): look with "
             f"`deepsquare {where}` before you send it again."
         )
 
     def unchanged(self, text: str) -> None:
-        """Say that everything is already as it was asked for, so that nothing is sent."""
+        """Print that the requested state is already in effect and nothing was sent."""
         self.printer.note(f"{text} Nothing was sent.")
 
     def agrees(self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()) -> bool:
-        """Whether a change is wanted although it undoes something or looks odd; asked on stderr.
+        """Print warnings and doubts, and ask for confirmation on stderr; return whether to proceed.
 
         Args:
-            doubts: What it undoes, or what is odd about it; nothing is asked without any.
-            yes: Whether the person has agreed already.
-            warnings: What may be right all the same: asked on a terminal, else only printed.
+            doubts: What the change undoes, or why it may be a mistake; each requires confirmation.
+            yes: Whether --yes was given; skips the question.
+            warnings: Possible mistakes that require confirmation on a terminal only; otherwise only printed.
 
         Raises:
-            UsageError: There are doubts, no terminal to ask on, and --yes was not given.
+            UsageError: There are doubts, stdin is no terminal, and --yes was not given.
         """
         from deepsquare_chain.errors import UsageError
 
-        for words in (*warnings, *doubts):
-            self.printer.note(plain(words))
-        asks = sys.stdin.isatty()
-        if yes or not (doubts or (warnings and asks)):
+        for message in (*warnings, *doubts):
+            self.printer.note(plain(message))
+        is_interactive = sys.stdin.isatty()
+        if yes or not (doubts or (warnings and is_interactive)):
             return True
-        if not asks:
+        if not is_interactive:
             raise UsageError(
                 "Nothing was changed: there is no terminal to ask on",
                 hint="Give --yes if all of it is meant.",
@@ -265,7 +265,7 @@ class CommandContext:
         return False
 
 
-#: Optional parts of the package, and the modules that each needs beyond the others.
+#: Extras of the package (`pip install 'deepsquare-chain[EXTRA]'`), and the modules each requires.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "devnet": ("eth_tester", "eth", "alembic", "fastapi", "jinja2", "obstore", "sse_starlette"),
     "explorer": ("alembic", "fastapi", "jinja2", "markupsafe", "sse_starlette"),
@@ -275,20 +275,20 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def require(extra: str, what: str) -> None:
-    """Refuse a command whose optional part is not installed.
+    """Check that the extra a command needs is installed.
 
     Args:
-        extra: The part, a key of `EXTRAS`.
-        what: The command, for the message.
+        extra: A key of `EXTRAS`.
+        what: The command, for the error message.
 
     Raises:
-        UsageError: A module of it is missing.
+        UsageError: A module of the extra is missing.
     """
     from importlib.util import find_spec
 
     from deepsquare_chain.errors import UsageError
 
-    missing = [each for each in EXTRAS[extra] if find_spec(each) is None]
+    missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
         raise UsageError(
             f"`deepsquare {what}` needs the optional part {extra!r} of this package, which is not "
@@ -308,10 +308,17 @@ def command(
     [Callable[Concatenate[CommandContext, P], Awaitable[int | None]]],
     Callable[Concatenate[CommandContext, P], Awaitable[int | None]],
 ]:
-    """Register a coroutine as a command; its result is the exit code, None being 0.
+    """Register a coroutine function as a command; its result is the exit code, None meaning 0.
 
-    The function gets a `CommandContext` first and then its own parameters; the common options are added.
-    One that `sends` transactions of a wallet takes --unsigned. The help of a `service` lists every setting, that of other commands the usual ones.
+    The function gets a `CommandContext` first and then its own parameters. The common options are
+    added.
+
+    Args:
+        app: The command group.
+        name: Name of the command; the function's name by default.
+        service: Whether `--help` lists the flags of all settings instead of the usual ones.
+        sends: Whether the command sends transactions from a wallet; adds --unsigned.
+        options: Further arguments of `typer.Typer.command`.
     """
 
     def register(
@@ -339,30 +346,32 @@ def command(
 def _describe(
     run: Callable[..., None], func: Callable[..., Any], *, service: bool, sends: bool
 ) -> None:
-    """Give the wrapper the function's parameters without the command context, and the common options."""
+    """Set the wrapper's signature: the parameters after the command context, then the common options."""
     signature = inspect.signature(func, eval_str=True)
-    own = list(signature.parameters.values())[1:]
-    shown = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+    own_parameters = list(signature.parameters.values())[1:]
+    parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own_parameters]
     if sends:
-        shown.append(
+        parameters.append(
             _option("unsigned", str | None, None, _UNSIGNED_HELP, "--unsigned", metavar="ACCOUNT")
         )
-    parameters = [*shown, *_common(service=service)]
+    all_parameters = [*parameters, *_common(service=service)]
     del run.__dict__["__wrapped__"]
-    run.__dict__["__signature__"] = inspect.Signature(parameters)
-    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    run.__dict__["__signature__"] = inspect.Signature(all_parameters)
+    run.__annotations__ = {item.name: item.annotation for item in all_parameters}
 
 
 def _common(*, service: bool) -> list[inspect.Parameter]:
-    found = [
+    parameters = [
         _option("output", Format, Format.TABLE, "How data is printed.", "--output", "-o"),
         _option("wide", bool, False, "Tables with every column and whole hashes.", "--wide", "-w"),
         _option("debug", bool, False, "Show the traceback of an unexpected error.", "--debug"),
     ]
     for name, (kind, text, listed) in SETTING_FLAGS.items():
         flag = f"--{name.replace('_', '-')}"
-        found.append(_option(name, kind | None, None, text, flag, hidden=not (listed or service)))
-    return found
+        parameters.append(
+            _option(name, kind | None, None, text, flag, hidden=not (listed or service))
+        )
+    return parameters
 
 
 def _option(
@@ -391,7 +400,7 @@ def _option(
 
 
 def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext) -> int:
-    """Run a command; every error becomes words on stderr and an exit code."""
+    """Run a command; every error becomes a message on stderr and an exit code."""
     import asyncio
 
     try:
@@ -405,7 +414,7 @@ def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # the reader of the pipe has gone; typer ends quietly
+            raise  # the reader closed the pipe; typer exits without a message
         _print_trace(context)
         say_unexpected(error)
         return 1
@@ -423,14 +432,14 @@ async def _whole(start: Callable[[], Awaitable[int | None]]) -> int | None:
 
 
 def say_error(error: GridError) -> None:
-    """Tell what happened and what to do next."""
+    """Print an error and its hint to stderr."""
     typer.echo(f"Error: {plain(error.message, keep=chr(10))}", err=True)
     if error.hint:
         typer.echo(f"Hint: {plain(error.hint, keep=chr(10))}", err=True)
 
 
 def say_unexpected(error: Exception) -> None:
-    """Tell of a fault of the program itself, in one line."""
+    """Print an unexpected exception to stderr as one line."""
     lines = str(error).strip().splitlines()
     text = plain(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
     typer.echo(f"Error: unexpected {text[:300]}", err=True)

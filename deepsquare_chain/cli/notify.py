@@ -43,7 +43,7 @@ def group() -> None:
 
 @command(app, service=True)
 async def run(context: CommandContext, address: AddressOption = None) -> None:
-    """Send notifications of a wallet's jobs until Ctrl-C: to those of the setting notify_to and of job files."""
+    """Send notifications of a wallet's jobs until Ctrl-C, to recipients in notify_to and in job files."""
     from deepsquare_chain.cli.services import notify
 
     await notify(context.settings, address=address)
@@ -55,16 +55,16 @@ async def test(context: CommandContext) -> int:
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.notify.runner import try_targets
 
-    found = await try_targets(context.settings, Deployment.load(context.settings.deployment))
-    context.printer.rows(_TESTED, found)
-    return 0 if all(ok for _, ok, _ in found) else 1
+    results = await try_targets(context.settings, Deployment.load(context.settings.deployment))
+    context.printer.rows(_TESTED, results)
+    return 0 if all(ok for _, ok, _ in results) else 1
 
 
 @command(app, name="list")
 async def list_(
     context: CommandContext, address: AddressOption = None, limit: LimitOption = 50
 ) -> None:
-    """List what was sent, newest first, and what is to be tried again."""
+    """List sent and pending notifications, newest first."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.status import service_folder
@@ -77,10 +77,10 @@ async def list_(
         _SENT,
         (
             (
-                *(event.id, event.job_id, event.after.name, event.time, each.target),
-                *(each.state.value, each.attempts, each.note or None),
+                *(event.id, event.job_id, event.after.name, event.time, delivery.target),
+                *(delivery.state.value, delivery.attempts, delivery.note or None),
             )
-            for event, each in sent(folder, deployment, customer, limit)
+            for event, delivery in sent(folder, deployment, customer, limit)
         ),
         empty="Nothing was sent for this wallet from here.",
     )

@@ -1,4 +1,4 @@
-"""What commands print: data on stdout as table, JSON or CSV; everything else on stderr."""
+"""Output of commands: data on stdout as a table, JSON or CSV; all messages on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepsquare_chain.observability.redaction import plain
 
 
 class Format(StrEnum):
-    """How data is printed."""
+    """Output format of data."""
 
     TABLE = "table"
     JSON = "json"
@@ -26,21 +26,21 @@ class Format(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a column holds, which decides how each format shows it."""
+    """Type of a column's values; determines how each format shows them."""
 
     TEXT = "text"
-    WORD = "word"  # a status or another single word, which never wraps
+    WORD = "word"  # a status or another single word; never wraps
     NUMBER = "number"
     FLAG = "flag"
     CREDITS = "credits"  # credit-wei
-    COIN = "coin"  # wei of the chain's coin, which pays for gas
-    RATE = "rate"  # credit-wei a second, shown to people per hour
-    TIME = "time"  # seconds since 1970 on the chain's clock
+    COIN = "coin"  # wei of the chain's native coin, which pays for gas
+    RATE = "rate"  # credit-wei per second, shown per hour in tables
+    TIME = "time"  # Unix time in seconds, from block timestamps
     SECONDS = "seconds"  # a duration
-    HASH = "hash"  # an address, a digest or a transaction, in hexadecimal
+    HASH = "hash"  # an address, a digest or a transaction hash, in hexadecimal
 
 
-#: Kinds that stand for an amount of wei: name and form of the accompanying decimal.
+#: Kinds that hold wei: suffix of the additional decimal field in JSON and CSV, and its formatter.
 _DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
     Kind.CREDITS: ("credits", format_credits),
     Kind.COIN: ("coin", format_credits),
@@ -48,11 +48,11 @@ _DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
 }
 
 
-#: Characters of a shortened hash before and after the gap.
+#: Characters of a shortened hash before and after the ellipsis.
 _HEAD, _TAIL = 6, 4
-#: What amounts in tables are rounded to, in wei: six decimals.
+#: Precision of amounts in tables on a terminal, in wei: six decimals.
 _SHOWN: Final = 10**12
-#: Width of a pipe, which has none: lines are as long as they are, so that grep finds whole rows.
+#: Line width for pipes and `--wide`, in characters: rows do not wrap, so that grep finds whole rows.
 _NO_LIMIT: Final = 1_000
 
 
@@ -60,7 +60,7 @@ _NO_LIMIT: Final = 1_000
 class Column:
     """One column of a table, or one field of a record.
 
-    A `detail` is left out of tables that are not `--wide`; JSON, CSV and records have it.
+    A `detail` column appears in tables only with `--wide`, and always in JSON, CSV and records.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Column:
 
 
 class Printer:
-    """Prints what commands find, in the format that was asked for."""
+    """Prints the results of commands in the requested format."""
 
     def __init__(
         self,
@@ -87,31 +87,31 @@ class Printer:
 
     @property
     def out(self) -> IO[str]:
-        """Where data goes."""
+        """The stream for data."""
         return self._out or sys.stdout
 
     @property
     def err(self) -> IO[str]:
-        """Where everything else goes."""
+        """The stream for messages."""
         return self._err or sys.stderr
 
     def note(self, text: str) -> None:
-        """Print a message to people, apart from the data."""
+        """Print a message to stderr."""
         self.err.write(f"{plain(text, keep=chr(10))}\n")
         self.err.flush()
 
     def text(self, text: str) -> None:
-        """Print a line of data that has no columns."""
+        """Print one line of text as data."""
         self.out.write(f"{text}\n")
         self.out.flush()
 
     def clear(self) -> None:
-        """Empty a terminal before the same table is shown again; a pipe gets one after the other."""
+        """Clear the terminal before a table is redrawn; does nothing on a pipe."""
         if self.out.isatty():
             self.out.write("\x1b[2J\x1b[H")
 
     def raw(self, data: bytes) -> None:
-        """Pass bytes through; on a terminal without control codes, since they are a stranger's."""
+        """Write bytes unchanged to a pipe; on a terminal remove control codes, since the data is untrusted."""
         text = data.decode("utf-8", "replace")
         if self.out.isatty():
             self.out.write(plain(text, keep="\n\t"))
@@ -122,12 +122,12 @@ class Printer:
         self.out.flush()
 
     def document(self, value: Any) -> None:
-        """Print a JSON document, whatever the format."""
+        """Print a JSON document, whatever format is set."""
         self.text(json.dumps(value, indent=2, ensure_ascii=True))
 
     @staticmethod
     def as_object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
-        """A row as JSON shows it."""
+        """Return a row as a JSON object."""
         return _object(columns, row)
 
     def rows(
@@ -139,18 +139,18 @@ class Printer:
         empty: str = "Nothing found.",
     ) -> None:
         """Print a list of rows; a value of None is an empty cell."""
-        found = list(rows)
+        row_list = list(rows)
         if self.style is Format.JSON:
-            self.document([_object(columns, row) for row in found])
+            self.document([_object(columns, row) for row in row_list])
         elif self.style is Format.CSV:
-            self._csv(columns, found)
-        elif found:
-            self._table(columns, found, title)
+            self._csv(columns, row_list)
+        elif row_list:
+            self._table(columns, row_list, title)
         else:
             self.note(empty)
 
     def record(self, columns: Sequence[Column], row: Sequence[Any], *, title: str = "") -> None:
-        """Print one thing: a line for each field, or one JSON object."""
+        """Print one record: a line per field, one JSON object, or CSV with one row."""
         if self.style is Format.JSON:
             self.document(_object(columns, row))
         elif self.style is Format.CSV:
@@ -161,12 +161,12 @@ class Printer:
     def _csv(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
         writer = csv.writer(self.out, lineterminator="\n")
         writer.writerow(_object(columns, [None] * len(columns)))
-        texts = {
+        text_keys = {
             column.key for column in columns if column.kind in {Kind.TEXT, Kind.WORD, Kind.HASH}
         }
         for row in rows:
-            found = _object(columns, row)
-            writer.writerow([_csv_cell(cell, key in texts) for key, cell in found.items()])
+            fields = _object(columns, row)
+            writer.writerow([_csv_cell(cell, key in text_keys) for key, cell in fields.items()])
         self.out.flush()
 
     def _table(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]], title: str) -> None:
@@ -182,13 +182,13 @@ class Printer:
             pad_edge=False,
             show_edge=False,
         )
-        # Programs that read the pipe, and people who ask for it, get whole hashes.
+        # Pipes and `--wide` get whole hashes.
         short = self.out.isatty() and not self.wide
-        listed = [self.wide or not column.detail for column in columns]
-        for column in itertools.compress(columns, listed):
+        visible = [self.wide or not column.detail for column in columns]
+        for column in itertools.compress(columns, visible):
             right = column.kind in {Kind.NUMBER, Kind.SECONDS, *_DECIMALS}
             justify: Literal["left", "right"] = "right" if right else "left"
-            # Free text may wrap; a number, a date or a hash in two lines can't be read.
+            # Only free text may wrap: a wrapped number, date or hash is unreadable.
             table.add_column(
                 Text(column.title),
                 justify=justify,
@@ -196,9 +196,9 @@ class Printer:
                 no_wrap=column.kind is not Kind.TEXT,
             )
         for row in rows:
-            cells = itertools.compress(zip(columns, row, strict=True), listed)
-            shown = [for_people(column, value, short=short) for column, value in cells]
-            table.add_row(*(Text(text) for text in shown))
+            cells = itertools.compress(zip(columns, row, strict=True), visible)
+            texts = [for_people(column, value, short=short) for column, value in cells]
+            table.add_row(*(Text(text) for text in texts))
         self._render(table)
 
     def _vertical(self, columns: Sequence[Column], row: Sequence[Any], title: str) -> None:
@@ -223,7 +223,7 @@ class Printer:
 
 
 def for_people(column: Column, value: Any, *, short: bool = False) -> str:  # noqa: PLR0911
-    """A cell as a table shows it; `short` rounds amounts and leaves out the middle of hashes."""
+    """Format a cell for tables; `short` rounds amounts and elides the middle of hashes."""
     if value is None or value == "":
         return "-"
     match column.kind:
@@ -249,7 +249,7 @@ def _without_middle(text: str) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Seconds as Slurm writes them: [days-]hours:minutes:seconds."""
+    """Format seconds as Slurm does: [days-]hours:minutes:seconds."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -257,7 +257,7 @@ def duration(seconds: int) -> str:
 
 
 def iso_time(seconds: int) -> str:
-    """Chain time as people read it, in UTC."""
+    """Format Unix time in UTC; numbers outside the range of dates are returned as digits."""
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, OSError, ValueError):
@@ -265,29 +265,30 @@ def iso_time(seconds: int) -> str:
 
 
 def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
         if column.kind in _DECIMALS:
-            # Wei do not fit a JSON number; the accompanying decimal is for people.
-            suffix, show = _DECIMALS[column.kind]
-            found[column.key] = None if value is None else str(value)
-            found[f"{column.key}_{suffix}"] = None if value is None else show(value)
+            # JSON numbers lose precision on wei, so amounts are strings; the decimal field is for people.
+            suffix, format_amount = _DECIMALS[column.kind]
+            fields[column.key] = None if value is None else str(value)
+            fields[f"{column.key}_{suffix}"] = None if value is None else format_amount(value)
         else:
-            found[column.key] = value
-    return found
+            fields[column.key] = value
+    return fields
 
 
 def _csv_cell(value: Any, is_text: bool) -> Any:
     if not (is_text and isinstance(value, str)):
         return "" if value is None else value
-    # Spreadsheets run a cell that begins like a formula; customers choose names and reasons.
+    # Prevents CSV injection: spreadsheets evaluate cells that look like formulas, and names and
+    # reasons are chosen by users.
     text = plain(value)
     return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the progress and the total of the work."""
+    """Show a progress bar on stderr; yields a function that takes the done and the total count."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -296,10 +297,10 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(
         *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as shown:
-        task = shown.add_task(title, total=None)
+    ) as bar:
+        task = bar.add_task(title, total=None)
 
         def tell(done: int, total: int) -> None:
-            shown.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total)
 
         yield tell

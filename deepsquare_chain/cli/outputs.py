@@ -1,4 +1,4 @@
-"""Printing a job's output as it grows."""
+"""Printing of job output while it is written."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _INTERVAL: Final = 0.5
 async def stream(
     context: CommandContext, contracts: Contracts, job_id: int, *, follow: bool
 ) -> None:
-    """Print the output from its beginning; with `follow` until the run has ended.
+    """Print a job's output from its beginning; with `follow` until the run has ended.
 
-    It comes from a gateway, or from a provider of this machine where no gateway is set. An
-    endpoint or a gateway that fails meanwhile does not end the following.
+    The output is read from a gateway, or from a provider on this machine if no gateway is set.
+    While following, failures of an endpoint or a gateway are retried.
 
     Raises:
-        NotFoundError: There is no such job, or its output is nowhere.
-        NotAuthorisedError: The wallet may not read it.
-        EndpointError: No gateway answers.
+        NotFoundError: The job does not exist, or no output of it exists.
+        NotAuthorisedError: The wallet may not read the output.
+        EndpointError: No gateway responds.
     """
-    trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
+    report_trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
     async for data in log_of(
-        context.settings, contracts, job_id, follow=follow, on_trouble=trouble
+        context.settings, contracts, job_id, follow=follow, on_trouble=report_trouble
     ):
         context.printer.raw(data)
 
@@ -57,7 +57,7 @@ async def log_of(
     follow: bool,
     on_trouble: OnTrouble | None = None,
 ) -> AsyncIterator[bytes]:
-    """The output as `stream` prints it, in pieces; errors as there."""
+    """Yield a job's output in chunks; source and errors as for `stream`."""
     if gateway_urls(settings, contracts.deployment):
         account = await open_account(settings)
         async with gateways_of(settings, contracts.deployment, account) as gateways:
@@ -71,8 +71,8 @@ async def log_of(
         return
     position = 0
     while True:
-        ask = partial(contracts.scheduler.get_job, job_id)
-        job = await (until_answered(ask, on_trouble=on_trouble) if follow else ask())
+        get_job = partial(contracts.scheduler.get_job, job_id)
+        job = await (until_answered(get_job, on_trouble=on_trouble) if follow else get_job())
         run = _run(settings, contracts, job)
         if run is None and (not follow or job.status.is_final):
             raise no_run(job, settings.state_dir)
@@ -94,22 +94,22 @@ async def print_log(
     follow: bool,
     write: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Print a job's log from a gateway; errors as `read_log`."""
-    trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
+    """Print a job's log from a gateway. Raises the errors of `read_log`."""
+    report_trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
     log = read_log(
         *(contracts, gateways, job_id),
         follow=follow,
         key_file=context.settings.result_key_file,
-        on_trouble=trouble,
+        on_trouble=report_trouble,
     )
     async for data in log:
         (write or context.printer.raw)(data)
 
 
 class LogPrinter:
-    """Shows what the jobs of a line print while somebody waits for its end; nothing without gateways.
+    """Prints the output of a job and its successors during a wait; does nothing without gateways.
 
-    A log that can't be shown is reported and does not affect the wait.
+    A log that can't be read is reported and does not end the wait.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class LogPrinter:
             await cancelled(task)
 
     def saw(self, job: Job) -> None:
-        """A job that has begun to run is followed."""
-        began = job.status is JobStatus.RUNNING or (job.status.is_final and bool(job.rate))
-        if self._gateways and began and job.id not in self._tasks:
+        """Start printing the job's log if it has started to run."""
+        has_started = job.status is JobStatus.RUNNING or (job.status.is_final and bool(job.rate))
+        if self._gateways and has_started and job.id not in self._tasks:
             self._tasks[job.id] = asyncio.create_task(self._show(job.id))
 
     async def finish(self) -> None:
-        """Wait until all that was printed is shown."""
+        """Wait until all logs are printed to their end."""
         if self._tasks:
             await asyncio.wait(self._tasks.values())
 

@@ -1,4 +1,4 @@
-"""From settings to a running service."""
+"""Starts each service with the objects that its settings describe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GWEI: Final = 10**9
 
 
 async def provide(settings: Settings) -> None:
-    """Run a provider's daemon until a signal; errors as `run_provider`."""
+    """Run a provider's daemon until a signal. Raises the errors of `run_provider`."""
     from deepsquare_chain.provider.runner import run_provider
     from deepsquare_chain.provider.service import ProviderSettings
 
@@ -70,7 +70,7 @@ async def provide(settings: Settings) -> None:
 
 
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
-    """The settings of every service as `ServiceSettings`."""
+    """Return the arguments of `ServiceSettings`, which all services share."""
     from deepsquare_chain.daemon.status import service_folder
 
     return {
@@ -82,7 +82,7 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
         "max_lag_blocks": settings.max_lag_blocks,
         "websocket": settings.websocket,
         "transport": transport_of(settings),
-        # Commands of the same wallet take their nonces from there too.
+        # Shared with commands of the same wallet, which assign nonces from the same store.
         "wallets_dir": settings.state_dir / FOLDER,
         "health_port": settings.health_port,
     }
@@ -91,7 +91,7 @@ def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
 async def schedule(
     settings: Settings, *, challenge_after: int | None, rules: Path | None, dry_run: bool
 ) -> None:
-    """Run the meta-scheduler until a signal; errors as `run_scheduler`."""
+    """Run the meta-scheduler until a signal. Raises the errors of `run_scheduler`."""
     from deepsquare_chain.metascheduler.liveness import Watch
     from deepsquare_chain.metascheduler.policy import Rules
     from deepsquare_chain.metascheduler.rules_file import read_rules
@@ -101,7 +101,7 @@ async def schedule(
     deployment = Deployment.load(settings.deployment)
     account = None if dry_run else await open_account(settings)
     configure_logging(settings.log_level, settings.log_format, service="metascheduler")
-    who = "dry-run" if account is None else account.address
+    instance = "dry-run" if account is None else account.address
     await run_scheduler(
         settings.endpoint,
         deployment,
@@ -109,7 +109,7 @@ async def schedule(
         SchedulerSettings(
             watch=Watch(challenge_after=challenge_after),
             rules=Rules() if rules is None else read_rules(rules),
-            **_common(settings, "metascheduler", who),
+            **_common(settings, "metascheduler", instance),
         ),
     )
 
@@ -125,7 +125,10 @@ async def relay(
     ready: Callable[[str], None],
     **more: Any,
 ) -> None:
-    """Run a relay until a signal; `ready` gets its URL. `more` and errors as `run_relay` has them."""
+    """Run a relay until a signal; `ready` is called with its URL.
+
+    `more` are further arguments of `run_relay`, whose errors it raises.
+    """
     from deepsquare_chain.relay.runner import run_relay
     from deepsquare_chain.relay.service import RelaySettings
 
@@ -151,7 +154,7 @@ async def relay(
 
 
 async def notify(settings: Settings, *, address: str | None) -> None:
-    """Send notifications until a signal; errors as `run_notify`."""
+    """Send notifications until a signal. Raises the errors of `run_notify`."""
     from deepsquare_chain.notification import Notify, Occasion, parse_targets
     from deepsquare_chain.notify.runner import deliverer_of, run_notify
     from deepsquare_chain.notify.service import NotifySettings
@@ -167,7 +170,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
         NotifySettings(
             always=Notify(
                 parse_targets(settings.notify_to),
-                tuple(Occasion(each) for each in settings.notify_on.split(",")),
+                tuple(Occasion(occasion) for occasion in settings.notify_on.split(",")),
             ),
             **_common(settings, "notify", customer),
         ),
@@ -186,7 +189,10 @@ async def serve_gateway(
     ready: Callable[[str], None],
     **more: Any,
 ) -> None:
-    """Run a gateway until a signal; `ready` gets its URL. `more` and errors as `run_gateway` has them."""
+    """Run a gateway until a signal; `ready` is called with its URL.
+
+    `more` are further arguments of `run_gateway`, whose errors it raises.
+    """
     from deepsquare_chain.gateway.runner import run_gateway
     from deepsquare_chain.gateway.service import GatewaySettings
 
@@ -215,21 +221,21 @@ async def serve_gateway_and_relay(
     ready: Callable[[], None],
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run a gateway and a relay on one address, in one process; the end of one ends the other.
+    """Run a gateway and a relay on one address, in one process; if one ends, the other stops.
 
     Args:
-        settings: Of both; the wallet is the relay's.
+        settings: Settings of both services; the wallet is the relay's.
         gateway: Arguments of `serve_gateway`.
-        rules: What the relay takes.
+        rules: Which requests the relay accepts.
         min_balance: Wei of coin below which the relay's wallet counts as empty.
-        health_port: Of the relay's own health and metrics; None for none.
-        ready: Called once the relay takes requests.
-        stop: Ends both when set.
+        health_port: Port of the relay's health and metrics; None for none.
+        ready: Called once the relay accepts requests.
+        stop: Stops both services when set.
     """
     from deepsquare_chain.observability.serving import LateApp
     from deepsquare_chain.relay.app import PATHS
 
-    late, stopping = LateApp("relay"), stop or asyncio.Event()
+    relay_app, stopping = LateApp("relay"), stop or asyncio.Event()
 
     async def until_one_ends(service: Awaitable[None]) -> None:
         try:
@@ -239,7 +245,7 @@ async def serve_gateway_and_relay(
 
     await gather_all(
         until_one_ends(
-            serve_gateway(settings, stop=stopping, more=dict.fromkeys(PATHS, late), **gateway)
+            serve_gateway(settings, stop=stopping, more=dict.fromkeys(PATHS, relay_app), **gateway)
         ),
         until_one_ends(
             relay(
@@ -249,7 +255,7 @@ async def serve_gateway_and_relay(
                 min_balance=min_balance,
                 ready=lambda _: ready(),
                 stop=stopping,
-                served_by=late,
+                served_by=relay_app,
             )
         ),
     )
@@ -264,7 +270,10 @@ async def explore(
     submissions: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve the explorer until a signal; `ready` gets its URL. Errors as `run_explorer`."""
+    """Serve the explorer until a signal; `ready` is called with its URL.
+
+    Raises the errors of `run_explorer`.
+    """
     from deepsquare_chain.client.relay_client import known_relay
     from deepsquare_chain.daemon.service import ServiceSettings
     from deepsquare_chain.indexer.service import index_place

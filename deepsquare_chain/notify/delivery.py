@@ -1,7 +1,7 @@
-"""Sending a notification: HTTP POST to a webhook, SMTP to a mail server.
+"""Delivery of notifications: HTTP POST to a webhook, SMTP to a mail server.
 
-Each attempt ends in one of three ways: it arrived, it surely did not, or nobody knows. Only what surely
-did not arrive may be sent again.
+An attempt was delivered, was refused, or its outcome is unknown. Only refused notifications are
+retried.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Verdict(Enum):
-    """What is known after an attempt."""
+    """Outcome of a delivery attempt."""
 
     ARRIVED = auto()
-    REFUSED = auto()  # surely not taken; a later attempt may be
+    REFUSED = auto()  # not accepted; may be retried
     REFUSED_FOR_GOOD = auto()
-    UNKNOWN = auto()  # it may have arrived
+    UNKNOWN = auto()  # may have been delivered; never retried
 
 
 class Result(NamedTuple):
-    """A verdict, and what the other side said."""
+    """The verdict of an attempt, and the response or error."""
 
     verdict: Verdict
     note: str = ""
@@ -48,12 +48,12 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """Where e-mail is handed in.
+    """The SMTP server that accepts outgoing e-mail.
 
     Attributes:
-        url: `smtp://[USER@]HOST[:PORT]` with STARTTLS where the server has it, or `smtps://...`.
-        sender: Address in From.
-        password: Of USER; sent through TLS or over loopback alone.
+        url: `smtp://[USER@]HOST[:PORT]` with STARTTLS if the server offers it, or `smtps://...`.
+        sender: Address in the From header.
+        password: Password of USER; sent only through TLS or over loopback.
     """
 
     url: str
@@ -62,7 +62,7 @@ class MailServer:
 
     @property
     def place(self) -> str:
-        """The server, for messages."""
+        """Host name of the server, for messages."""
         return urlsplit(self.url).hostname or ""
 
 
@@ -70,9 +70,9 @@ class Deliverer:
     """Sends notifications.
 
     Args:
-        way: Certificates for webhooks and mail servers.
-        secret: Key of webhooks' signatures; empty leaves them unsigned.
-        mail: The mail server; None where there is none.
+        way: Transport with the CA certificates for webhooks and mail servers.
+        secret: Key that signs webhooks; they are unsigned if it is empty.
+        mail: The mail server; None if e-mail is not configured.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Deliverer:
         self._mail = mail
 
     async def send(self, delivery: Delivery) -> Result:
-        """Try once; never raises for what the other side or the way to it does."""
+        """Attempt one delivery; failures of the network or the recipient are returned, not raised."""
         if is_email(delivery.target):
             return await asyncio.to_thread(self._send_mail, delivery)
         return await self._post(delivery)
@@ -95,15 +95,15 @@ class Deliverer:
             headers[SIGNATURE] = signature(self._secret, body, int(time.time()))
         try:
             async with http_client(delivery.target, self._way, timeout=_TIMEOUT) as client:
-                answer = await client.post(delivery.target, content=body, headers=headers)
+                response = await client.post(delivery.target, content=body, headers=headers)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
             return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
         except httpx2.HTTPError as error:
             return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
-        note = f"HTTP status {answer.status_code}"
-        if answer.is_success:
+        note = f"HTTP status {response.status_code}"
+        if response.is_success:
             return Result(Verdict.ARRIVED, note)
-        if answer.status_code == httpx2.codes.GONE:
+        if response.status_code == httpx2.codes.GONE:
             return Result(Verdict.REFUSED_FOR_GOOD, note)
         return Result(Verdict.REFUSED, note)
 
@@ -125,7 +125,7 @@ class Deliverer:
 
 
 def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
-    """A lost connection may come after the server took the message."""
+    """Send an e-mail; UNKNOWN if the connection is lost, since the server may have accepted it."""
     try:
         server.send_message(message)
     except smtplib.SMTPRecipientsRefused as error:
@@ -138,7 +138,7 @@ def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
 
 
 def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
-    """A connection that is encrypted where it can be, and must be for a password."""
+    """Connect to the mail server; encryption is used if offered, and required for a password."""
     parts = urlsplit(mail.url)
     host = parts.hostname or ""
     context = way.context() or ssl.create_default_context()
@@ -171,7 +171,7 @@ def _check_privacy(host: str, *, encrypted: bool) -> None:
 
 
 def _refused(code: int, text: Any) -> Result:
-    """A server's answer to a message: of 4xx it may be tried again (RFC 5321, 4.2.1)."""
+    """Convert an SMTP error reply; 4xx replies may be retried (RFC 5321, section 4.2.1)."""
     verdict = Verdict.REFUSED if 400 <= code < 500 else Verdict.REFUSED_FOR_GOOD
     return Result(verdict, f"{code} {_text(text)}"[:200])
 

@@ -1,4 +1,4 @@
-"""What a notification says: JSON for webhooks, text for e-mail, and the signature of a webhook."""
+"""Content of notifications: JSON for webhooks, text for e-mail, and the signature of webhooks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deepsquare_chain.observability.redaction import plain
 
 #: Header of a webhook's signature: `t=SECONDS,v1=HEX`.
 SIGNATURE: Final = "DeepSquare-Signature"
-#: Header of the event's id, the same however often it is sent.
+#: Header of the event's ID, which is the same in every attempt.
 EVENT_ID: Final = "DeepSquare-Event-Id"
 
 
 def event_id(chain_id: int, contract: str, job_id: int, after: JobStatus, tx_hash: str) -> str:
-    """Id of an event: the same transaction makes the same one, in whichever block it is."""
+    """Return the ID of an event; it depends on the transaction but not on its block (reorgs)."""
     text = f"{chain_id} {contract.lower()} {job_id} {after.name} {tx_hash}"
     return "evt_" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -41,7 +41,7 @@ def payload(
     chain_id: int,
     contract: str,
 ) -> str:
-    """The JSON of a webhook; amounts are integers of credit-wei as text, times chain time in seconds."""
+    """Return the JSON body of a webhook; amounts are credit-wei as strings, times are in seconds."""
     body = {
         "id": event.id,
         "type": f"job.{event.after.name.lower()}",
@@ -67,13 +67,13 @@ def payload(
 
 
 def signature(secret: bytes, body: bytes, now: int) -> str:
-    """Value of the signature's header: HMAC-SHA256 (RFC 2104) of `SECONDS.BODY`."""
+    """Return the value of the signature header: HMAC-SHA256 (RFC 2104) of `SECONDS.BODY`."""
     digest = hmac.new(secret, f"{now}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={now},v1={digest}"
 
 
 def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
-    """A notification as text; names and reasons are data and can't make headers."""
+    """Return a notification as e-mail; control codes are removed, so that names can't add headers."""
     job = body["job"]
     name = plain(str(job["name"]))[:80]
     title = f"Job {job['id']}{f' ({name})' if name else ''}: {job['status']}"

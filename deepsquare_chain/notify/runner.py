@@ -1,4 +1,4 @@
-"""The daemon of notifications: everything it needs, opened in order, closed in reverse."""
+"""Opens and runs the notification daemon, and sends test notifications."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ async def run_notify(
     *,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Notify of a customer's jobs until SIGINT, SIGTERM or `stop`; it needs no key.
+    """Send notifications of a customer's jobs until SIGINT, SIGTERM or `stop`; needs no private key.
 
     Args:
         url: JSON-RPC endpoint, or several, separated by commas.
-        deployment: The grid.
-        customer: Whose jobs.
-        deliverer: Sends.
-        settings: How it runs.
-        stop: Ends it when set.
+        deployment: Deployment of the grid.
+        customer: Address of the customer.
+        deliverer: Sends the notifications.
+        settings: Settings of the service.
+        stop: Stops the service when set.
 
     Raises:
         UsageError: The database is in use, or belongs to another customer or grid.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
+            down is retried.
     """
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
@@ -75,7 +75,7 @@ async def run_notify(
                 exclusive=True,
             )
         )
-        # Submissions of this wallet leave there what their job files ask for.
+        # Commands that submit jobs store the `notify` requests of job files in the wallet's database.
         wallet = parts.enter_context(
             await open_wallet_store(
                 contracts.w3, deployment, customer, settings.wallets_dir or settings.state_dir
@@ -99,11 +99,11 @@ async def run_notify(
 
 
 def deliverer_of(settings: Settings) -> Deliverer:
-    """The sender of notifications that settings describe.
+    """Return the `Deliverer` that the settings describe.
 
     Raises:
-        NotFoundError: A file of a secret is not there.
-        UsageError: It is empty or can be read by others, or e-mail has no sender.
+        NotFoundError: The file of a secret does not exist.
+        UsageError: The file is empty or readable by others, or e-mail has no sender.
     """
     secret = b""
     if settings.notify_key_file is not None:
@@ -125,11 +125,14 @@ def deliverer_of(settings: Settings) -> Deliverer:
 
 
 async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[str, bool, str]]:
-    """Send one notification of no job to each recipient of the settings: recipient, arrived, note.
+    """Send one test notification to each recipient of the settings.
+
+    Returns:
+        For each recipient: the recipient, whether it arrived, and a note.
 
     Raises:
         UsageError: The settings name no recipient.
-        GridError: As `deliverer_of`.
+        GridError: See `deliverer_of`.
     """
     targets = parse_targets(settings.notify_to)
     if not targets:
@@ -165,7 +168,7 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
 def sent(
     folder: Path, deployment: Deployment, customer: str, limit: int
 ) -> list[tuple[JobEvent, Delivery]]:
-    """The newest notifications of a customer that the service of a state folder knows of."""
+    """Return a customer's newest notifications from the service's database in a state folder."""
     path = folder / f"{NAME}.db"
     if not path.exists():
         return []

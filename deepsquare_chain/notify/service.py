@@ -1,4 +1,4 @@
-"""Follows a customer's jobs and notifies: events first into the database, then out of it."""
+"""Follows a customer's jobs and sends notifications: events are stored first, then delivered."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from deepsquare_chain.store.notifications import (
     NotificationTables,
 )
 
-#: Deliveries at the same time.
+#: Maximum number of concurrent deliveries.
 _AT_ONCE: Final = 8
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class NotifySettings(ServiceSettings):
-    """How notifications are sent.
+    """Settings of the notification service.
 
     Attributes:
-        always: Who is told of every job, in addition to those that job files name.
-        attempts: Tries of one delivery; about a day of them by default.
-        pauses: Seconds before the second try, doubled with each, and at most.
+        always: Recipients for every job, in addition to those in job files.
+        attempts: Maximum attempts per delivery; by default they span about a day.
+        pauses: Backoff in seconds: before the second attempt, doubling with each, and the maximum.
     """
 
     always: Notify = field(default_factory=Notify)
@@ -50,16 +50,16 @@ class NotifySettings(ServiceSettings):
 
 
 class NotifyService:
-    """One customer's notifications.
+    """Service that sends one customer's notifications.
 
     Args:
-        contracts: The grid.
-        customer: Whose jobs.
+        contracts: Contracts of the grid.
+        customer: Address of the customer.
         store: The service's own database.
-        asked: What the job file of a definition (hexadecimal digest) asks for.
-        deliverer: Sends.
-        settings: How it runs.
-        start_block: First block whose events count, where the database knows no later one.
+        asked: Returns the request in the job file of a definition (hexadecimal digest).
+        deliverer: Sends the notifications.
+        settings: Settings of the service.
+        start_block: First block to read, unless the database has a later cursor.
         metrics: The service's metrics.
     """
 
@@ -95,30 +95,32 @@ class NotifyService:
             "Notifications by what came of them.",
             state=("sent", "failed", "unknown"),
         )
-        unclear = self._tables.give_up_unclear()
-        if unclear:
-            _log.warning("deliveries unclear", count=unclear, reason="the service ended meanwhile")
-            metrics.add(self._sent, "unknown", amount=unclear)
+        unknown_count = self._tables.give_up_unclear()
+        if unknown_count:
+            _log.warning(
+                "deliveries unclear", count=unknown_count, reason="the service ended meanwhile"
+            )
+            metrics.add(self._sent, "unknown", amount=unknown_count)
 
     async def cycle(self) -> bool:
-        """Read new events, plan their deliveries, send those that are due; whether anything was done.
+        """Read new events, plan their deliveries, and send due ones; return whether anything was done.
 
         Raises:
-            EndpointError: The chain does not answer; what is due goes out all the same.
+            EndpointError: The endpoint does not respond; due deliveries are sent nevertheless.
         """
         try:
-            moved = await self._follower.poll(self._keep) > 0
+            changed = await self._follower.poll(self._keep) > 0
             for event in self._tables.open_events():
                 self._tables.plan(event.id, await self._plan(event))
-                moved = True
+                changed = True
         finally:
             sent = await self._deliver()
-        return moved or sent
+        return changed or sent
 
     def _keep(self, batch: Batch, transaction: Connection) -> None:
-        """Events are kept when they are read; a rollback undoes none, for they may have been sent."""
+        """Store events as they are read; a reorg removes none, since they may have been sent."""
         deployment = self._contracts.deployment
-        found = [
+        events = [
             JobEvent(
                 event_id(
                     *(deployment.chain_id, deployment.scheduler, event.job_id),
@@ -129,14 +131,17 @@ class NotifyService:
             for event in batch.events
             if isinstance(event, JobTransition)
         ]
-        self._tables.add(transaction, found)
+        self._tables.add(transaction, events)
 
     async def _plan(self, event: JobEvent) -> list[Delivery]:
-        """One delivery for each recipient who wants this event."""
+        """Return one delivery for each recipient that requested this event."""
         job = await self._contracts.scheduler.get_job(event.job_id)
-        wanted = (self._settings.always, self._asked(bytes(job.definition).hex()))
+        requests = (self._settings.always, self._asked(bytes(job.definition).hex()))
         targets = dict.fromkeys(
-            target for each in wanted if each.holds(event.before, event.after) for target in each.to
+            target
+            for request in requests
+            if request.holds(event.before, event.after)
+            for target in request.to
         )
         if not targets:
             return []
@@ -179,8 +184,8 @@ class NotifyService:
         self._tables.end(delivery, state, result.note, due)
         if state is not DeliveryState.DUE:
             self._metrics.add(self._sent, state.value)
-        say = _log.info if state is DeliveryState.SENT else _log.warning
-        say(
+        log = _log.info if state is DeliveryState.SENT else _log.warning
+        log(
             f"notification {state.value}",
             notification=delivery.event_id,
             attempts=attempts,
