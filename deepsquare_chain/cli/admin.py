@@ -1,4 +1,4 @@
-"""For the holders of roles: roles and their handover, providers, the fee, open and close."""
+"""Commands for administrators: roles, handover, providers, fee, open and close submissions."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ async def approve(
         typer.Option(parser=whole(1), metavar="N", help="Proposed version; the latest by default."),
     ] = None,
 ) -> None:
-    """Put a version of a provider's hardware in force."""
+    """Approve a version of a provider's hardware."""
 
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        found = await registry.provider_of(provider)
-        call = registry.approve(provider, version or found.pending_version)
+        record = await registry.provider_of(provider)
+        call = registry.approve(provider, version or record.pending_version)
         context.receipt(await wallet.send(call))
 
 
@@ -79,12 +79,12 @@ async def ban(
 
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        found = await registry.provider_of(provider)
-        if found.status is ProviderStatus.BANNED:
-            context.unchanged(f"Provider {found.id} is banned already.")
+        record = await registry.provider_of(provider)
+        if record.status is ProviderStatus.BANNED:
+            context.unchanged(f"Provider {record.id} is banned already.")
             return
-        load = await wallet.contracts.scheduler.load_of(found.id)
-        doubt = f"Provider {found.id} ({found.account}) gets no new jobs from now on"
+        load = await wallet.contracts.scheduler.load_of(record.id)
+        doubt = f"Provider {record.id} ({record.account}) gets no new jobs from now on"
         doubt += f"; jobs on {load.cpus} CPUs are with it now." if load.cpus else "."
         if context.agrees([doubt], yes=yes):
             context.receipt(await wallet.send(registry.ban(provider, reason)))
@@ -96,22 +96,22 @@ async def unban(context: CommandContext, provider: ProviderArgument) -> None:
 
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        found = await registry.provider_of(provider)
-        if found.status is not ProviderStatus.BANNED:
-            context.unchanged(f"Provider {found.id} is not banned.")
+        record = await registry.provider_of(provider)
+        if record.status is not ProviderStatus.BANNED:
+            context.unchanged(f"Provider {record.id} is not banned.")
             return
         context.receipt(await wallet.send(registry.unban(provider)))
 
 
 @command(app, "open", sends=True)
 async def open_submissions(context: CommandContext) -> None:
-    """Take new jobs."""
+    """Open the scheduler for new jobs."""
     await _set_open(context, is_open=True)
 
 
 @command(app, sends=True)
 async def close(context: CommandContext) -> None:
-    """Take no new jobs; live ones go on."""
+    """Close the scheduler for new jobs; live jobs continue."""
     await _set_open(context, is_open=False)
 
 
@@ -121,27 +121,27 @@ async def params(context: CommandContext) -> None:
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        found = await contracts.scheduler.parameters()
+        parameters = await contracts.scheduler.parameters()
         period = await contracts.registry.approval_period()
     context.printer.record(
         _PARAMS,
         (
-            found.claim_timeout,
-            found.pending_timeout,
-            found.pending_expiry,
-            found.response_timeout,
-            found.response_blocks,
-            found.lost_timeout,
-            found.report_grace,
-            found.top_up_notice,
-            found.collect_interval,
-            found.fee_bps,
-            found.submissions_open,
+            parameters.claim_timeout,
+            parameters.pending_timeout,
+            parameters.pending_expiry,
+            parameters.response_timeout,
+            parameters.response_blocks,
+            parameters.lost_timeout,
+            parameters.report_grace,
+            parameters.top_up_notice,
+            parameters.collect_interval,
+            parameters.fee_bps,
+            parameters.submissions_open,
             period,
-            found.credit,
-            found.registry,
-            found.treasury,
-            found.forwarder,
+            parameters.credit,
+            parameters.registry,
+            parameters.treasury,
+            parameters.forwarder,
         ),
     )
 
@@ -157,7 +157,7 @@ async def _set_open(context: CommandContext, *, is_open: bool) -> None:
 
 
 class Role(StrEnum):
-    """Roles by what their holders do."""
+    """Roles that the administrator can grant."""
 
     SCHEDULER = "scheduler"
     APPROVER = "approver"
@@ -176,18 +176,18 @@ HolderArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Address 
 
 @command(app)
 async def roles(context: CommandContext) -> None:
-    """List who holds which role of the contracts."""
+    """List the holders of each role of the contracts."""
     from deepsquare_chain.chain.bindings.verifying import named_holders
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        found = await named_holders(contracts.w3, contracts.deployment)
-    context.printer.rows(_ROLES, found)
+        holders = await named_holders(contracts.w3, contracts.deployment)
+    context.printer.rows(_ROLES, holders)
 
 
 @command(app, sends=True)
 async def grant(context: CommandContext, role: RoleArgument, account: HolderArgument) -> None:
-    """Give a role to an account; for the administrator."""
+    """Grant a role to an account; for the administrator."""
     async with context.wallet() as wallet:
         contract, identifier = _role(wallet.contracts, role)
         if await contract.has_role(identifier, account):
@@ -203,7 +203,7 @@ async def revoke(
     account: HolderArgument,
     yes: AgreeOption = False,
 ) -> None:
-    """Take a role from an account; for the administrator."""
+    """Revoke a role from an account; for the administrator."""
     from deepsquare_chain.chain.bindings.verifying import role_holders
 
     async with context.wallet() as wallet:
@@ -214,11 +214,11 @@ async def revoke(
         holders = (await role_holders(wallet.contracts.w3, wallet.contracts.deployment)).get(
             contract.address, {}
         )
-        left = len(holders.get(identifier, set())) - 1
+        remaining = len(holders.get(identifier, set())) - 1
         doubt = f"{account} will not be {role} any more"
         doubt += (
-            f"; {left} other{'s hold' if left > 1 else ' holds'} the role."
-            if left > 0
+            f"; {remaining} other{'s hold' if remaining > 1 else ' holds'} the role."
+            if remaining > 0
             else (", and nobody else holds the role.")
         )
         if context.agrees([doubt], yes=yes):
@@ -235,7 +235,7 @@ async def fee(
         ),
     ],
 ) -> None:
-    """Change the treasury's share of jobs that are assigned from now on; for the administrator."""
+    """Set the treasury's share of jobs that are assigned from now on; for the administrator."""
     async with context.wallet() as wallet:
         scheduler = wallet.contracts.scheduler
         if (await scheduler.parameters()).fee_bps == basis_points:
@@ -257,9 +257,9 @@ async def handover(
     cancel: Annotated[bool, typer.Option("--cancel", help="Withdraw what was begun.")] = False,
     yes: AgreeOption = False,
 ) -> None:
-    """Hand the administration of all three contracts over, in two steps; without options show it.
+    """Hand over the administration of all three contracts in two steps; without options show its state.
 
-    The administrator names the next one; after the delay of the contracts that account accepts.
+    The administrator names the next one, and that account accepts after the delay of the contracts.
     """
     from deepsquare_chain.chain.bindings.calls import checked_address
     from deepsquare_chain.chain.rpc.connection import chain_time
@@ -305,7 +305,7 @@ async def _print_handover(context: CommandContext, contracts: Contracts) -> None
 
 
 def _role(contracts: Contracts, role: Role) -> tuple[ContractBase, bytes]:
-    """The contract that a role belongs to, and its identifier there."""
+    """Return the contract of a role, and the identifier of the role in it."""
     from deepsquare_chain.chain.bindings.roles import (
         APPROVER_ROLE,
         METASCHEDULER_ROLE,

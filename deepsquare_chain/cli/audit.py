@@ -1,4 +1,4 @@
-"""The books, rebuilt from events alone."""
+"""Commands for audits, which rebuild jobs and balances from events alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def verify(
         bool, typer.Option("--offline", help="Hold the export against itself alone.")
     ] = False,
 ) -> int:
-    """Rebuild every job and balance, compare with storage; exit 10 if it does not add up."""
+    """Rebuild every job and balance from events, compare with storage; exit 10 on any inconsistency."""
     from deepsquare_chain.audit.runner import Depth, audit_export, audit_grid
     from deepsquare_chain.chain.rpc.connection import connected
     from deepsquare_chain.client.network import open_grid, transport_of
@@ -80,21 +80,21 @@ async def verify(
         contracts = (
             None if offline else await stack.enter_async_context(open_grid(context.settings))
         )
-        other = None
+        second_endpoint = None
         if compare_endpoint and contracts is not None:
             chain_id = contracts.deployment.chain_id
-            other = await stack.enter_async_context(
+            second_endpoint = await stack.enter_async_context(
                 connected(
                     compare_endpoint, chain_id=chain_id, transport=transport_of(context.settings)
                 )
             )
-        depth = Depth(not events_only, proofs, other, block_hash)
+        depth = Depth(not events_only, proofs, second_endpoint, block_hash)
         if export is not None:
-            found = await audit_export(contracts, export, depth=depth, bars=_bars)
+            report = await audit_export(contracts, export, depth=depth, bars=_bars)
         elif contracts is not None:
-            found = await audit_grid(contracts, to_block=block, depth=depth, bars=_bars)
-    print_report(context, found)
-    return 0 if found.ok else AuditError.exit_code
+            report = await audit_grid(contracts, to_block=block, depth=depth, bars=_bars)
+    print_report(context, report)
+    return 0 if report.ok else AuditError.exit_code
 
 
 def _bars(title: str) -> Any:
@@ -110,8 +110,8 @@ async def exceptions(context: CommandContext, block: BlockOption = None) -> None
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        found = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
-    rows = exception_rows(found.exceptions)
+        report = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
+    rows = exception_rows(report.exceptions)
     context.printer.rows(EXCEPTIONS, rows, empty="No notable events.")
 
 
@@ -123,7 +123,7 @@ async def statement(
     first: FromOption = None,
     last: ToOption = None,
 ) -> int:
-    """Show all that an account paid and got; exit 10 if it does not end at its balance."""
+    """Show all credits that an account paid and received; exit 10 if they do not match its balance."""
     return await print_statement(context, account, month, first, last)
 
 
@@ -134,7 +134,7 @@ async def print_statement(
     first: str | None = None,
     last: str | None = None,
 ) -> int:
-    """All movements of an account in a period, oldest first; the exit code."""
+    """Print all credits that an account paid and received in a period, oldest first; return the exit code."""
     from deepsquare_chain.audit.runner import account_statement
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.client.periods import blocks_of, parse_period
@@ -145,7 +145,7 @@ async def print_statement(
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
-        found, names, check = await account_statement(
+        account_history, names, check = await account_statement(
             contracts, address, first=since, last=until, bars=_bars
         )
     rows = [
@@ -162,16 +162,19 @@ async def print_statement(
             row.tx_hash,
             row.log_index,
         )
-        for row in found.rows
+        for row in account_history.rows
     ]
     context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in this period.")
-    opening, closing = format_credits(found.opening), format_credits(found.closing)
+    opening, closing = (
+        format_credits(account_history.opening),
+        format_credits(account_history.closing),
+    )
     context.printer.note(
-        f"Opening balance {opening}, closing balance {closing}; blocks {found.first} to {found.last}."
+        f"Opening balance {opening}, closing balance {closing}; blocks {account_history.first} to {account_history.last}."
     )
     if not check.ok:
-        held = format_credits(check.right.amount)
-        context.printer.note(f"The chain's balanceOf says {held}: the statement is wrong.")
+        balance = format_credits(check.right.amount)
+        context.printer.note(f"The chain's balanceOf says {balance}: the statement is wrong.")
     return 0 if check.ok else AuditError.exit_code
 
 
@@ -184,9 +187,9 @@ async def invoice(
         typer.Option("--html", metavar="FILE", help="Write a page that prints well, as PDF too."),
     ] = None,
 ) -> int:
-    """Show what a job cost, with the evidence: events, transactions, the bill computed anew.
+    """Show what a job cost, with the evidence: events, transactions and the recomputed bill.
 
-    Exit 10 if the bill is not as computed.
+    Exit 10 if the bill differs from the recomputed one.
     """
     from deepsquare_chain.audit.invoice import invoice_of, render_html
     from deepsquare_chain.audit.reader import read_ledger
@@ -202,19 +205,19 @@ async def invoice(
                 f"Job {job} does not exist up to block {last}",
                 hint="List jobs with `deepsquare job list`.",
             )
-        found = invoice_of(ledger, job, await job_bill(contracts, ledger, job))
+        job_invoice = invoice_of(ledger, job, await job_bill(contracts, ledger, job))
     if html is not None:
         try:
-            html.write_text(render_html(found), encoding="utf-8")
+            html.write_text(render_html(job_invoice), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"{html} can't be written: {error.strerror}") from None
         context.printer.note(f"Wrote {html}; print it, or save it as PDF, from a browser.")
-    context.printer.record(INVOICE, found.row())
+    context.printer.record(INVOICE, job_invoice.row())
     if context.printer.style is Format.TABLE:
         context.printer.rows(
-            INVOICE_LINES, [(e.time, e.what, e.amount, e.tx_hash) for e in found.lines]
+            INVOICE_LINES, [(e.time, e.what, e.amount, e.tx_hash) for e in job_invoice.lines]
         )
-    return 0 if found.ok else AuditError.exit_code
+    return 0 if job_invoice.ok else AuditError.exit_code
 
 
 @command(app)
@@ -235,11 +238,16 @@ async def export(
     style = TableFormat(tables.value)
     async with open_grid(context.settings) as contracts:
         with _bars("Reading events") as progress:
-            done, ledger = await write(
+            manifest, ledger = await write(
                 contracts, folder, to_block=block, style=style, progress=progress
             )
-    place = (done.deployment.chain_id, done.deployment.block, done.last_block, done.block_hash)
-    row = (str(folder), *place, done.files[LOGS].rows, str(folder / MANIFEST))
+    location = (
+        manifest.deployment.chain_id,
+        manifest.deployment.block,
+        manifest.last_block,
+        manifest.block_hash,
+    )
+    row = (str(folder), *location, manifest.files[LOGS].rows, str(folder / MANIFEST))
     context.printer.record(EXPORT, row)
     if ledger.findings:
         context.printer.note(
@@ -250,7 +258,7 @@ async def export(
 
 @command(app)
 async def job(context: CommandContext, job: JobArgument, block: BlockOption = None) -> int:
-    """Show a job's way, money and recomputed bill; exit 10 if it does not add up."""
+    """Show a job's status changes, payments and recomputed bill; exit 10 if they do not add up."""
     from deepsquare_chain.audit.conservation import job_conservation
     from deepsquare_chain.audit.reader import read_ledger
     from deepsquare_chain.audit.runner import job_bill

@@ -1,4 +1,4 @@
-"""What audits print: columns, and reports in each format."""
+"""Output of audits: columns, and reports in each format."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ JOB: Final = (
 
 
 def print_report(context: CommandContext, report: AuditReport) -> None:
-    """Sums, checks and findings of an audit."""
+    """Print the sums, checks and findings of an audit."""
     audit, totals, printer = report.audit, report.audit.totals, context.printer
     values = (report.ok, audit.difference, audit.block, totals.jobs, totals.supply)
     sums = (totals.scheduler_balance, totals.escrow, totals.parked)
@@ -185,20 +185,20 @@ def _check_row(check: ConservationCheck) -> tuple[Any, ...]:
 
 
 def _check_object(context: CommandContext, check: ConservationCheck) -> dict[str, Any]:
-    """A check as JSON: its sums with their terms, and how to count them by hand."""
+    """Return a check as JSON: both sums with their terms, and RPC calls to recompute them by hand."""
     body = context.printer.as_object(CHECKS, _check_row(check))
     for name, side in (("left", check.left), ("right", check.right)):
         terms = {term: str(amount) for term, amount in side.terms}
         body[name] = {"title": side.title, "amount": str(side.amount), "terms": terms}
     body["how_to_repeat"] = [
-        {"what": each.shown, "method": each.method, "params": list(each.params), "cast": each.cast}
-        for each in check.how_to_repeat
+        {"what": call.shown, "method": call.method, "params": list(call.params), "cast": call.cast}
+        for call in check.how_to_repeat
     ]
     return body
 
 
 def exception_rows(rows: Iterable[Anomaly]) -> list[tuple[Any, ...]]:
-    """Exceptions as rows of their columns."""
+    """Return anomalies as rows of `EXCEPTIONS`."""
     return [
         (
             row.severity.value,
@@ -217,14 +217,14 @@ def exception_rows(rows: Iterable[Anomaly]) -> list[tuple[Any, ...]]:
 def print_job(
     context: CommandContext, entry: JobEntry, bill: JobBill, check: ConservationCheck
 ) -> None:
-    """A job, its way, and its bill computed again."""
+    """Print a job, its status changes, and its recomputed bill."""
     printer = context.printer
-    way = [(time, status.name, tx_hash) for time, status, tx_hash in entry.transitions]
+    transitions = [(time, status.name, tx_hash) for time, status, tx_hash in entry.transitions]
     lines = [(line.name, line.expected, line.actual, line.difference) for line in bill.lines]
     inputs = tuple(getattr(bill, column.key) for column in BILL)
     if printer.style is Format.JSON:
         body = printer.as_object(JOB, _job_row(entry))
-        body["transitions"] = [printer.as_object(TRANSITIONS, step) for step in way]
+        body["transitions"] = [printer.as_object(TRANSITIONS, step) for step in transitions]
         body["bill"] = printer.as_object(BILL, inputs)
         body["bill"]["lines"] = [printer.as_object(LINES, line) for line in lines]
         body["conservation"] = _check_object(context, check)
@@ -232,7 +232,7 @@ def print_job(
         return
     printer.record(JOB, _job_row(entry))
     if printer.style is Format.TABLE:
-        printer.rows(TRANSITIONS, way)
+        printer.rows(TRANSITIONS, transitions)
         printer.record(BILL, inputs)
         printer.rows(LINES, lines)
 

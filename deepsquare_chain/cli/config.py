@@ -1,4 +1,4 @@
-"""The settings in force."""
+"""Commands for settings and contexts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def show(context: CommandContext) -> None:
 
 @command(app)
 async def contexts(context: CommandContext) -> None:
-    """List the contexts that the configuration files know, and those that are built in."""
+    """List the contexts of the configuration files, and the built-in ones."""
     from deepsquare_chain.settings import find_sources
 
     _show_contexts(context, find_sources(context.flags))
@@ -74,12 +74,12 @@ async def use(
     context: CommandContext,
     name: Annotated[str, typer.Argument(metavar="CONTEXT", help="As `config contexts` lists it.")],
 ) -> None:
-    """Use a context from now on: your own configuration file says so."""
+    """Select a context from now on, in your own configuration file."""
     from deepsquare_chain.client.contexts import choose_context
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.settings import find_sources, user_config_path
 
-    find_sources({"context": name})  # refuses one that no file knows
+    find_sources({"context": name})  # raises if the context does not exist
     path = user_config_path()
     if path is None:
         raise UsageError(
@@ -88,10 +88,10 @@ async def use(
         )
     choose_context(path, name)
     context.printer.note(f'{path} says context = "{name}".')
-    found = find_sources()
-    if found.context != name:
-        context.printer.note(f"Here {found.origin('context')} goes before it.")
-    _show_contexts(context, found)
+    sources = find_sources()
+    if sources.context != name:
+        context.printer.note(f"Here {sources.origin('context')} goes before it.")
+    _show_contexts(context, sources)
 
 
 def _show_contexts(context: CommandContext, sources: Sources) -> None:
@@ -108,7 +108,7 @@ def _show_contexts(context: CommandContext, sources: Sources) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is a file that this user may see; its folder may be closed to them."""
+    """Whether the file exists; False if this user may not read its folder."""
     try:
         return path.is_file()
     except OSError:

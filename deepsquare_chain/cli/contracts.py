@@ -1,4 +1,4 @@
-"""The contracts: deploy, verify, show where they are."""
+"""Commands for the contracts: deploy, verify, show addresses."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ async def addresses(context: CommandContext) -> None:
     """Show the deployment record."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
 
-    found = Deployment.load(context.settings.deployment)
+    deployment = Deployment.load(context.settings.deployment)
     context.printer.record(
         _ADDRESSES,
         (
-            found.chain_id,
-            found.credit,
-            found.registry,
-            found.scheduler,
-            found.treasury,
-            found.block,
+            deployment.chain_id,
+            deployment.credit,
+            deployment.registry,
+            deployment.scheduler,
+            deployment.treasury,
+            deployment.block,
         ),
     )
 
@@ -70,19 +70,24 @@ async def verify(
     from deepsquare_chain.errors import AuditError
 
     async with open_grid(context.settings) as contracts:
-        found = await verify_deployment(contracts.w3, contracts.deployment)
+        checks = await verify_deployment(contracts.w3, contracts.deployment)
         holders = await named_holders(contracts.w3, contracts.deployment)
-    rows = [(each.what, each.ok, each.detail) for each in found]
+    rows = [(check.what, check.ok, check.detail) for check in checks]
     rows += [(f"{role} of {name} is held by {holder}", True, "") for name, role, holder in holders]
-    right = all(each.ok for each in found)
-    if right and write is not None:
+    is_verified = all(check.ok for check in checks)
+    if is_verified and write is not None:
         files = write_tree(contracts.deployment, write)
         context.printer.note(f"Wrote {len(files)} files to {write}.")
-    # Sources of other code help nobody.
+    # Sources are submitted only if they match the deployed code.
     for url, submit in ((sourcify, submit_sourcify), (blockscout, submit_blockscout)):
-        if right and url:
-            sent = await submit(url, contracts.deployment, way=transport_of(context.settings))
-            rows += [(f"{s.name} at {s.verifier}", s.ok, s.detail) for s in sent]
+        if is_verified and url:
+            submissions = await submit(
+                url, contracts.deployment, way=transport_of(context.settings)
+            )
+            rows += [
+                (f"{submission.name} at {submission.verifier}", submission.ok, submission.detail)
+                for submission in submissions
+            ]
     context.printer.rows(_VERIFIED, rows)
     return 0 if all(ok for _, ok, _ in rows) else AuditError.exit_code
 

@@ -1,4 +1,4 @@
-"""Credits: balances, transfers, allowances, statements, and the devnet's faucet."""
+"""Commands for credits: balances, transfers, allowances, statements, and the devnet's faucet."""
 
 from __future__ import annotations
 
@@ -42,9 +42,16 @@ async def balance(context: CommandContext, account: AccountArgument = None) -> N
 
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
-        found = await balances(contracts, address)
+        account_balances = await balances(contracts, address)
     context.printer.record(
-        _BALANCE, (found.account, found.credits, found.allowance, found.parked, found.gas)
+        _BALANCE,
+        (
+            account_balances.account,
+            account_balances.credits,
+            account_balances.allowance,
+            account_balances.parked,
+            account_balances.gas,
+        ),
     )
 
 
@@ -54,7 +61,7 @@ async def transfer(
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
     credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
 ) -> None:
-    """Give credits to another account."""
+    """Transfer credits to another account."""
 
     async with context.wallet() as wallet:
         context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
@@ -90,7 +97,7 @@ async def approve(
     credits: CreditsArgument,
     yes: AgreeOption = False,
 ) -> None:
-    """Let the scheduler take up to this many credits for jobs; 0 takes the allowance back."""
+    """Allow the scheduler to take up to this many credits for jobs; 0 revokes the allowance."""
 
     async with context.wallet() as wallet:
         spender = wallet.contracts.scheduler.address
@@ -121,7 +128,7 @@ async def withdraw(
     gasless: GaslessOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Withdraw credits that the scheduler holds for this wallet since a payment to it failed."""
+    """Withdraw credits that the scheduler holds for this wallet because a payment to it failed."""
     from deepsquare_chain.cli.signing import open_sending
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
@@ -137,7 +144,7 @@ async def statement(
     first: FromOption = None,
     last: ToOption = None,
 ) -> int:
-    """Show all that an account paid and got, from events alone."""
+    """Show all credits that an account paid and received, from events alone."""
     from deepsquare_chain.cli.audit import print_statement
 
     return await print_statement(context, account, month, first, last)
@@ -145,7 +152,7 @@ async def statement(
 
 @command(app)
 async def faucet(context: CommandContext, account: AccountArgument = None) -> None:
-    """Ask the devnet's faucet for credits and gas."""
+    """Request credits and gas from the devnet's faucet."""
     from deepsquare_chain.client.accounts import ask_faucet
     from deepsquare_chain.client.network import own_address
 

@@ -1,4 +1,4 @@
-"""The demo: one job's whole life, and six others."""
+"""The command demo: runs a whole grid on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def demo(
 ) -> int:
     """Run a whole grid on this machine, from submission to audit; under 90 seconds.
 
-    `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and ends.
+    `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and stops.
     """
     require("devnet", "demo")
     from deepsquare_chain.demo.main import run_demo

@@ -1,4 +1,4 @@
-"""A local grid for trying things out."""
+"""Commands for a local grid (devnet)."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ async def up(
     explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
     folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
 ) -> None:
-    """Start chain, contracts, wallets, faucet, gateway, relay and explorer; stay until Ctrl-C."""
+    """Run a chain, contracts, wallets, faucet, gateway, relay and explorer until Ctrl-C."""
     require("devnet", "devnet up")
     from deepsquare_chain.devnet.up import run_devnet
 
     context.hush()
     if relay_port is None:
-        # A second devnet is started by --port, and must not fail for what it did not name.
+        # --port may start a second devnet, whose other ports must not conflict with the first.
         relay_port = _RELAY_PORT if port == _PORT else 0
     if gateway_port is None:
         gateway_port = _GATEWAY_PORT if port == _PORT else 0

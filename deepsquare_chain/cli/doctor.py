@@ -1,4 +1,4 @@
-"""Whether everything that a command needs is in order."""
+"""The command doctor, which checks the environment of commands."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ async def doctor(context: CommandContext) -> int:
     """Look at all that a command needs; exit 1 if something is wrong."""
     from deepsquare_chain.client.doctor import examine
 
-    found = await examine(context.settings)
-    return print_checks(context, found)
+    checks = await examine(context.settings)
+    return print_checks(context, checks)
 
 
 def print_checks(context: CommandContext, found: Sequence[Check]) -> int:
-    """Print what was examined; exit code 1 where something is wrong."""
+    """Print the checks; return exit code 1 if one failed."""
     context.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
-    return 0 if all(each.ok for each in found) else 1
+    return 0 if all(check.ok for check in found) else 1

@@ -1,4 +1,4 @@
-"""The explorer's index and pages."""
+"""Commands for the explorer: build its index, serve its pages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def index(
     from deepsquare_chain.indexer.service import index_place, open_index
 
     settings = context.settings
-    with progress("reading blocks") as tell:
+    with progress("reading blocks") as update:
         async with open_index(
             settings.endpoint,
             Deployment.load(settings.deployment),
@@ -56,17 +56,17 @@ async def index(
             max_lag_blocks=settings.max_lag_blocks,
             confirmations=settings.confirmations,
             rebuild=rebuild,
-            progress=tell,
+            progress=update,
         ) as service:
             await service.cycle()
-            found = await asyncio.to_thread(service.index.status)
-            grid = await asyncio.to_thread(service.index.overview)
-            place = service.database.place
+            status = await asyncio.to_thread(service.index.status)
+            overview = await asyncio.to_thread(service.index.overview)
+            location = service.database.place
     context.printer.record(
         _INDEX,
         (
-            *(found.block, found.finalized, found.head, found.lag),
-            *(grid.jobs_total, grid.supply, grid.escrow, place),
+            *(status.block, status.finalized, status.head, status.lag),
+            *(overview.jobs_total, overview.supply, overview.escrow, location),
         ),
     )
 
@@ -87,7 +87,7 @@ async def serve(
         bool, typer.Option(help="Take jobs from the browser; without a gateway into a folder.")
     ] = True,
 ) -> None:
-    """Serve the explorer's pages and keep their index; stay until Ctrl-C."""
+    """Serve the explorer's pages and update its index until Ctrl-C."""
     require("explorer", "explorer serve")
     from deepsquare_chain.cli.services import explore
 

@@ -1,4 +1,4 @@
-"""Gateways: run one, and look at one."""
+"""Commands for gateways: run one, show the configured ones."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def serve(
         ),
     ] = None,
 ) -> None:
-    """Keep definitions, logs and results for those whom the chain names; until Ctrl-C."""
+    """Serve definitions, logs and results to accounts that the chain authorises, until Ctrl-C."""
     require("gateway", "gateway serve")
     from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
     from deepsquare_chain.gateway.rules import DAY, GatewayRules
@@ -233,10 +233,10 @@ async def serve(
 
 
 def web_url(text: str) -> str:
-    """A URL of http or https without anything after the port.
+    """Reduce the URL of a gateway or site to scheme, host and port.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is no http(s) URL, or it has a path.
     """
     from urllib.parse import urlsplit
 
@@ -253,14 +253,14 @@ def web_url(text: str) -> str:
 
 @command(app)
 async def show(context: CommandContext) -> None:
-    """Show what the gateways of the settings are for, and their limits."""
+    """Show the chain, the contract and the limits of the gateways in the settings."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.gateways import gateways_of
 
     deployment = Deployment.load(context.settings.deployment)
     rows = []
     async with gateways_of(context.settings, deployment, None) as gateways:
-        for each in gateways:
-            found = await each.terms()
-            rows.append((each.place, *(found.get(column.key) for column in _TERMS[1:])))
+        for gateway in gateways:
+            terms = await gateway.terms()
+            rows.append((gateway.place, *(terms.get(column.key) for column in _TERMS[1:])))
     context.printer.rows(_TERMS, rows, empty="No gateway is set, and the record names none.")

@@ -1,4 +1,4 @@
-"""A first job file."""
+"""The command init, which writes a first job file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def init(
 
 
 def _write_schema() -> Path | None:
-    """Put the JSON schema into the user's cache, where editors find it by the first line of the file."""
+    """Write the JSON schema into the user's cache; the job file's first line refers editors to it."""
     import json
     import os
 
@@ -53,5 +53,5 @@ def _write_schema() -> Path | None:
         path = folder / "job.schema.json"
         path.write_text(json.dumps(job_file_schema(), indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError):
-        return None  # the job file is complete without it
+        return None  # the schema is optional
     return path

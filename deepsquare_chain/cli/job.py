@@ -1,4 +1,4 @@
-"""Jobs: list, look at, watch, read their output, cancel, top up, retry."""
+"""Commands for jobs: list, show, watch, print output, cancel, top up, retry."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _WHY: Final = (
     Column("providers", "providers"),
     Column("next", "next"),
 )
-#: Jobs that one transaction cancels: each may cost a refund and an event.
+#: Maximum jobs that one transaction cancels; each may cost the gas of a refund and an event.
 _CANCELLED_AT_ONCE: Final = 100
 _RESULTS: Final = (
     Column("job", "job", Kind.NUMBER),
@@ -126,20 +126,22 @@ async def list_jobs(
     from deepsquare_chain.client.job_list import newest, parse_statuses
     from deepsquare_chain.client.network import open_grid, own_address
 
-    wanted = parse_statuses(status or [])
+    statuses = parse_statuses(status or [])
     customer = None if everybody else own_address(context.settings, None)
     empty = "No jobs." if everybody else "No jobs of this wallet; --all lists everybody's."
     if status or name:
         empty = "No such jobs."
     async with open_grid(context.settings) as contracts:
         while True:
-            found = await newest(
-                contracts, limit=limit, customer=customer, statuses=wanted, names=name or ()
+            listed_jobs = await newest(
+                contracts, limit=limit, customer=customer, statuses=statuses, names=name or ()
             )
             now = await chain_time(contracts.w3)
             if follow:
                 context.printer.clear()
-            context.printer.rows(_LIST, [_list_row(each, now) for each in found], empty=empty)
+            context.printer.rows(
+                _LIST, [_list_row(listed, now) for listed in listed_jobs], empty=empty
+            )
             if not follow:
                 return
             await asyncio.sleep(context.settings.poll_interval)
@@ -147,7 +149,7 @@ async def list_jobs(
 
 @command(app)
 async def get(context: CommandContext, job: JobArgument) -> None:
-    """Show all that the chain knows of a job."""
+    """Show all data of a job on the chain."""
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
@@ -156,17 +158,22 @@ async def get(context: CommandContext, job: JobArgument) -> None:
 
 @command(app)
 async def why(context: CommandContext, job: JobArgument) -> None:
-    """Tell in words why a job is where it is."""
+    """Explain why a job has its current status."""
     from deepsquare_chain.cli.why import explain
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        found = await explain(contracts, job)
+        situation = await explain(contracts, job)
     if context.printer.style is Format.TABLE:
-        context.printer.text(found.words)
+        context.printer.text(situation.words)
         return
-    why = (found.job.id, found.job.status.name, found.text, "\n".join(found.details))
-    context.printer.record(_WHY, (*why, found.advice))
+    row = (
+        situation.job.id,
+        situation.job.status.name,
+        situation.text,
+        "\n".join(situation.details),
+    )
+    context.printer.record(_WHY, (*row, situation.advice))
 
 
 @command(app)
@@ -175,7 +182,7 @@ async def watch(
     jobs: JobArguments,
     wait_timeout: WaitTimeoutOption = None,
 ) -> int:
-    """Follow jobs and their successors to the end; exit with the first code that is not zero."""
+    """Wait for jobs and their successors to end; exit with the first exit code that is not zero."""
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
@@ -202,25 +209,26 @@ async def wait_for_all(
     gateways: Sequence[GatewayClient] = (),
     wallet: WalletConnection | GaslessWallet | None = None,
 ) -> int:
-    """Wait for all of them, `timeout` seconds in all; the first code that is not zero wins.
+    """Wait for jobs to end; return the first exit code that is not zero, or 0.
 
-    What each prints is shown as it comes where a gateway has it: on stdout for people, on stderr
-    where stdout is for data. With a wallet, jobs whose dependencies can't hold any more are cancelled by it.
+    `timeout` is in seconds and covers all jobs. Output is printed as it arrives if a gateway has
+    it: to stdout with the table format, otherwise to stderr. With a wallet, jobs whose
+    dependencies can no longer be met are cancelled.
     """
     from deepsquare_chain.cli.outputs import LogPrinter
 
     deadline = None if timeout is None else time.monotonic() + timeout
-    found = []
+    ended_jobs = []
     for job_id in job_ids:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        time_left = None if deadline is None else max(0.0, deadline - time.monotonic())
         async with LogPrinter(context, contracts, gateways) as logs:
             ended = await follow_to_end(
-                context, contracts, job_id, left, on_change=logs.saw, wallet=wallet
+                context, contracts, job_id, time_left, on_change=logs.saw, wallet=wallet
             )
-            found.append(ended)
+            ended_jobs.append(ended)
             await logs.finish()
-    await print_ended(context, found)
-    return next((each.exit_code for each in found if each.exit_code), 0)
+    await print_ended(context, ended_jobs)
+    return next((job.exit_code for job in ended_jobs if job.exit_code), 0)
 
 
 async def follow_to_end(
@@ -232,7 +240,7 @@ async def follow_to_end(
     on_change: Callable[[Job], None] = lambda _: None,
     wallet: WalletConnection | GaslessWallet | None = None,
 ) -> Ended:
-    """Wait for the end of a job's line; each change, and why it stands still, goes to stderr."""
+    """Wait for a job or its last successor to end; prints changes and reasons for waiting to stderr."""
     from deepsquare_chain.cli.why import Teller
     from deepsquare_chain.client.watching import watch
 
@@ -247,7 +255,7 @@ async def follow_to_end(
         f"`deepsquare job cancel {job_id}`."
     )
     interval = context.settings.poll_interval
-    trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
+    report_trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
 
     async def give_up(job: Job) -> None:
         if wallet is not None:
@@ -262,20 +270,20 @@ async def follow_to_end(
             timeout=timeout,
             on_change=tell,
             on_rest=teller.look,
-            on_trouble=trouble,
+            on_trouble=report_trouble,
         )
 
 
 def tell_trouble(context: CommandContext, goes_on: str, error: EndpointError | None) -> None:
-    """Say on stderr that the endpoint fails and what goes on all the same, or that it is back."""
+    """Print to stderr that the endpoint fails and what continues, or (None) that it responds again."""
     context.printer.note(
         "The endpoint answers again." if error is None else f"{error.message}; {goes_on}."
     )
 
 
 async def print_ended(context: CommandContext, found: Sequence[Ended]) -> None:
-    """Jobs that ended: a list as data, one after the other for people."""
-    rows = [_job_row(each.job, each.history) for each in found]
+    """Print jobs that ended: as records with the table format, otherwise as a list."""
+    rows = [_job_row(ended.job, ended.history) for ended in found]
     if context.printer.style is not Format.TABLE:
         context.printer.rows(_JOB, rows)
         return
@@ -289,17 +297,17 @@ async def logs(
     jobs: JobArguments,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
 ) -> None:
-    """Print what jobs printed, from a gateway.
+    """Print the output of jobs, from a gateway.
 
-    Where no gateway is set, from the run's folder of a provider on this machine.
+    If no gateway is set, it is read from the run folder of a provider on this machine.
     """
     from deepsquare_chain.cli.outputs import stream
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        chosen = await _selected(context, contracts, jobs)
-        for job in chosen:
-            if len(chosen) > 1:
+        job_ids = await _selected(context, contracts, jobs)
+        for job in job_ids:
+            if len(job_ids) > 1:
                 context.printer.note(f"==> job {job} <==")
             await stream(context, contracts, job, follow=follow)
 
@@ -318,28 +326,28 @@ async def results(
         ),
     ] = None,
 ) -> int:
-    """List the files that jobs left, or download them, and compare the output with the chain.
+    """List or download the result files of jobs, and compare the output with its hash on chain.
 
-    They come from a gateway, or from a provider's folder on this machine where none is set. Exit 1
-    if a file can't be read; the others are listed and fetched all the same.
+    Files come from a gateway, or from a provider's folder on this machine if no gateway is set.
+    Exit 1 if a file can't be read; the others are listed and downloaded nevertheless.
     """
     from deepsquare_chain.client.gateways import gateways_of
     from deepsquare_chain.client.network import open_account, open_grid
     from deepsquare_chain.client.results import job_results
     from deepsquare_chain.store.gateway_client import gateway_urls
 
-    found = []
+    job_files = []
     async with AsyncExitStack() as stack:
         contracts = await stack.enter_async_context(open_grid(context.settings))
-        chosen = await _selected(context, contracts, jobs)
+        job_ids = await _selected(context, contracts, jobs)
         gateways: tuple[GatewayClient, ...] = ()
         if gateway_urls(context.settings, contracts.deployment):
             account = await open_account(context.settings)
             gateways = await stack.enter_async_context(
                 gateways_of(context.settings, contracts.deployment, account)
             )
-        for job in chosen:
-            folder = to / f"job-{job}" if to is not None and len(chosen) > 1 else to
+        for job in job_ids:
+            folder = to / f"job-{job}" if to is not None and len(job_ids) > 1 else to
             files = await job_results(
                 contracts,
                 context.settings.state_dir,
@@ -349,25 +357,25 @@ async def results(
                 report=context.printer.note,
                 key_file=context.settings.result_key_file,
             )
-            found += [(job, each) for each in files]
+            job_files += [(job, file) for file in files]
     rows = (
-        (job, each.name, each.size, each.digest or None, each.on_chain, each.problem or None)
-        for job, each in found
+        (job, file.name, file.size, file.digest or None, file.on_chain, file.problem or None)
+        for job, file in job_files
     )
-    left = f"Job {chosen[0]} left no file." if len(chosen) == 1 else "They left no file."
-    context.printer.rows(_RESULTS, rows, empty=left)
-    if any(each.on_chain for _, each in found):
+    empty = f"Job {job_ids[0]} left no file." if len(job_ids) == 1 else "They left no file."
+    context.printer.rows(_RESULTS, rows, empty=empty)
+    if any(file.on_chain for _, file in job_files):
         context.printer.note("The output is the one whose SHA-256 the provider reported on chain.")
-    problems = sum(1 for _, each in found if each.problem and not each.special)
-    special = sum(1 for _, each in found if each.special)
+    problems = sum(1 for _, file in job_files if file.problem and not file.special)
+    special = sum(1 for _, file in job_files if file.special)
     if special:
         context.printer.note(
-            f"{special} of {len(found)} are links, pipes, sockets or devices, which are not copied."
+            f"{special} of {len(job_files)} are links, pipes, sockets or devices, which are not copied."
         )
     if problems:
-        done = "listed" if to is None else f"copied into {to}"
+        action = "listed" if to is None else f"copied into {to}"
         context.printer.note(
-            f"{problems} of {len(found)} files or folders have a problem; the others are {done}."
+            f"{problems} of {len(job_files)} files or folders have a problem; the others are {action}."
         )
     return 1 if problems else 0
 
@@ -387,23 +395,23 @@ async def share(
 ) -> None:
     """Let another address read a job's output and results at the gateway, until a date.
 
-    The wallet signs; nothing goes to the chain. The definition stays private.
+    The wallet signs a message; no transaction is sent. The definition stays private.
     """
     from deepsquare_chain.chain.bindings.calls import checked_address
     from deepsquare_chain.chain.sign_in import rfc3339
     from deepsquare_chain.client.gateways import gateways_of, no_gateway, share_end
     from deepsquare_chain.client.network import open_account, open_grid
 
-    address, ends = checked_address(reader), 0 if end else share_end(until)
+    address, expiry = checked_address(reader), 0 if end else share_end(until)
     async with open_grid(context.settings) as contracts:
         account = await open_account(context.settings)
         async with gateways_of(context.settings, contracts.deployment, account) as gateways:
             if not gateways:
                 raise no_gateway()
-            for each in gateways:
-                await each.share(job, address, ends)
-    words = "is not shared" if end else f"is shared until {rfc3339(ends)}"
-    context.printer.note(f"Job {job} {words} with {address}.")
+            for gateway in gateways:
+                await gateway.share(job, address, expiry)
+    change = "is not shared" if end else f"is shared until {rfc3339(expiry)}"
+    context.printer.note(f"Job {job} {change} with {address}.")
 
 
 @command(app, sends=True)
@@ -435,45 +443,48 @@ async def cancel(
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         contracts = wallet.contracts
         if unmet:
-            chosen = await unmet_jobs(contracts, wallet.address)
+            job_ids = await unmet_jobs(contracts, wallet.address)
         else:
-            chosen = await select(contracts, jobs or (), lambda: wallet.address)
-            records = [await contracts.scheduler.get_job(job_id) for job_id in chosen]
-            if len(chosen) > 1:
+            job_ids = await select(contracts, jobs or (), lambda: wallet.address)
+            records = [await contracts.scheduler.get_job(job_id) for job_id in job_ids]
+            if len(job_ids) > 1:
                 for job in records:
                     if not job.status.is_live:
                         context.printer.note(f"Job {job.id} was left out, it is {job.status.name}.")
-                chosen = [job.id for job in records if job.status.is_live]
-        if not chosen:
+                job_ids = [job.id for job in records if job.status.is_live]
+        if not job_ids:
             context.unchanged("All of them have ended." if jobs else "No job waits in vain.")
-        for at in range(0, len(chosen), _CANCELLED_AT_ONCE):
-            part = chosen[at : at + _CANCELLED_AT_ONCE]
-            receipts.append(await wallet.send(contracts.scheduler.cancel(part)))
+        for start in range(0, len(job_ids), _CANCELLED_AT_ONCE):
+            batch = job_ids[start : start + _CANCELLED_AT_ONCE]
+            receipts.append(await wallet.send(contracts.scheduler.cancel(batch)))
     for receipt in receipts:
         context.receipt(receipt)
-    left_out = [
-        each for one in receipts for each in one.events if isinstance(each, TransitionSkipped)
+    skipped = [
+        event
+        for mined in receipts
+        for event in mined.events
+        if isinstance(event, TransitionSkipped)
     ]
-    for each in left_out:
+    for event in skipped:
         context.printer.note(
-            f"Job {each.job_id} was left out, it is {each.status.name} ({each.reason_name}); "
-            f"see `deepsquare job get {each.job_id}`."
+            f"Job {event.job_id} was left out, it is {event.status.name} ({event.reason_name}); "
+            f"see `deepsquare job get {event.job_id}`."
         )
-    return RevertedError.exit_code if left_out else 0
+    return RevertedError.exit_code if skipped else 0
 
 
 @command(app, sends=True)
 async def challenge(context: CommandContext, job: JobArgument) -> None:
-    """Ask the provider of a live job for a sign of life; one that does not answer loses its jobs."""
+    """Challenge the provider of a live job; a provider that does not answer in time loses its jobs."""
     async with context.wallet() as wallet:
         scheduler = wallet.contracts.scheduler
         record = await scheduler.get_job(job)
         receipt = await wallet.send(scheduler.challenge(job))
-        times = await scheduler.parameters()
+        parameters = await scheduler.parameters()
     context.receipt(receipt)
     context.printer.note(
-        f"Provider {record.provider_id} must answer within {times.response_timeout} s and "
-        f"{times.response_blocks} blocks to get new jobs; after {times.lost_timeout} s anyone may "
+        f"Provider {record.provider_id} must answer within {parameters.response_timeout} s and "
+        f"{parameters.response_blocks} blocks to get new jobs; after {parameters.lost_timeout} s anyone may "
         "end its running jobs with a full refund."
     )
 
@@ -507,13 +518,13 @@ async def retry(
     gasless: GaslessOption = False,
     yes: YesOption = False,
 ) -> None:
-    """Submit a job again, with the definition and terms that it had."""
+    """Submit a job again with the same definition and terms."""
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.submission import resubmit
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
-        done = await resubmit(wallet, context.settings, job, credits)
-        for job_id in done.job_ids:
+        submitted = await resubmit(wallet, context.settings, job, credits)
+        for job_id in submitted.job_ids:
             await _print_job(
                 context, wallet.contracts, await wallet.contracts.scheduler.get_job(job_id)
             )
@@ -544,8 +555,8 @@ def _list_row(listed: ListedJob, now: int) -> tuple[Any, ...]:
 
 
 def _job_row(job: Job, history: History) -> tuple[Any, ...]:
-    size = job.resources
-    settled = job.status.is_final
+    resources = job.resources
+    is_final = job.status.is_final
     return (
         job.id,
         history.name,
@@ -555,10 +566,10 @@ def _job_row(job: Job, history: History) -> tuple[Any, ...]:
         job.provider_id or None,
         history.provider or None,
         job.since,
-        size.tasks,
-        size.cpus,
-        size.memory,
-        size.gpus,
+        resources.tasks,
+        resources.cpus,
+        resources.memory,
+        resources.gpus,
         job.time_limit,
         job.until_spent,
         history.uses,
@@ -566,9 +577,9 @@ def _job_row(job: Job, history: History) -> tuple[Any, ...]:
         job.escrow if job.status.is_live else 0,
         history.paid + history.fee,
         history.funded,
-        history.paid if settled else None,
-        history.fee if settled else None,
-        history.refunded if settled else None,
+        history.paid if is_final else None,
+        history.fee if is_final else None,
+        history.refunded if is_final else None,
         history.billed_seconds,
         history.exit_code,
         history.reason,

@@ -1,4 +1,4 @@
-"""Job files by themselves: check, convert, and the schema for editors. Nothing is sent anywhere."""
+"""Commands for job files: check, convert, and print the schema for editors. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ async def validate(
     job_file = load_job_file(file, lenient=lenient)
     for warning in job_file.warnings:
         context.printer.note(f"Warning: {warning}")
-    size = job_file.definition.resources
+    resources = job_file.definition.resources
     context.printer.record(
         _JOB_FILE,
         (
             job_file.name,
             job_file.definition.digest.hex(),
             len(job_file.definition.steps),
-            size.tasks,
-            size.cpus,
-            size.memory,
-            size.gpus,
+            resources.tasks,
+            resources.cpus,
+            resources.memory,
+            resources.gpus,
             job_file.time_limit,
             job_file.credits,
             job_file.uses,
@@ -83,7 +83,7 @@ async def convert(
     tree, _ = unwrap(*read_job_tree(data, str(file)))
     changes = rewrite(tree)
     text = dump(tree, data.decode("utf-8-sig"))
-    # Lines of a refusal are those of the result, which is what its reader corrects.
+    # Parsed again, so that line numbers in errors refer to the converted text.
     job_file = parse_job_file(text.encode(), f"{file} (converted)")
     for line in (*changes, *job_file.warnings):
         context.printer.note(line)

@@ -1,4 +1,4 @@
-"""Running the meta-scheduler."""
+"""Commands for the meta-scheduler: run it, explain its decisions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def run(
         bool, typer.Option("--dry-run", help="Without a wallet: say what it would do.")
     ] = False,
 ) -> None:
-    """Run the meta-scheduler until Ctrl-C: assign jobs, watch over silent providers."""
+    """Run the meta-scheduler until Ctrl-C: assign jobs, challenge unresponsive providers."""
     from deepsquare_chain.cli.services import schedule
 
     await schedule(context.settings, challenge_after=challenge_after, rules=rules, dry_run=dry_run)
@@ -62,22 +62,22 @@ async def explain(
     ] = None,
     rules: RulesFile = None,
 ) -> None:
-    """Show what a meta-scheduler would decide now of each waiting job, and why."""
+    """Show what a meta-scheduler would decide now for each waiting job, and why."""
     from deepsquare_chain.cli.why import reasons
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.metascheduler.rules_file import read_rules
 
-    wanted = None if rules is None else read_rules(rules)
+    policy_rules = None if rules is None else read_rules(rules)
     async with open_grid(context.settings) as contracts:
         if job is not None:
             await contracts.scheduler.get_job(job)
-        found, share_error = await reasons(contracts, wanted)
+        decisions, share_error = await reasons(contracts, policy_rules)
     context.printer.rows(
         _PLAN,
         (
-            (each.job_id, each.provider_id, each.text)
-            for each in found
-            if job in (None, each.job_id)
+            (decision.job_id, decision.provider_id, decision.text)
+            for decision in decisions
+            if job in (None, decision.job_id)
         ),
         empty="No job waits." if job is None else f"Job {job} does not wait.",
     )

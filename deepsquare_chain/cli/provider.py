@@ -1,4 +1,4 @@
-"""Running a provider: register, offer, price, label, run, drain."""
+"""Commands for providers: register, offer, price, label, run, drain, earnings."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ _JOBS: Final = (
 
 
 class EarningsPeriod(StrEnum):
-    """What a line of earnings sums up."""
+    """The period that a row of earnings covers."""
 
     DAY = "day"
     MONTH = "month"
     YEAR = "year"
 
 
-#: How periods are written, which sorts them.
+#: `strftime` formats of periods, whose text order is chronological.
 _SPANS: Final = {
     EarningsPeriod.DAY: "%Y-%m-%d",
     EarningsPeriod.MONTH: "%Y-%m",
@@ -122,8 +122,8 @@ async def init(
             f"There is no executor {kind[:60]!r}",
             hint=f"Installed are: {', '.join(executor_names())}.",
         )
-    written = write_provider_files(folder, kind)
-    context.printer.rows(_WRITTEN, ((str(path),) for path in written))
+    paths = write_provider_files(folder, kind)
+    context.printer.rows(_WRITTEN, ((str(path),) for path in paths))
     context.printer.note(
         f"Next: put the grid's record into {folder / 'deployment.json'}, make the wallet with "
         f"`deepsquare wallet new {folder / 'provider.json'}` and the file {folder / 'password'} with "
@@ -166,10 +166,10 @@ async def register(
     labels: Labels = None,
     yes: AgreeOption = False,
 ) -> None:
-    """Register this wallet as a provider, or propose new hardware; then it awaits approval.
+    """Register this wallet as a provider, or propose new hardware; an approver must approve it.
 
-    Prices and labels that are not given stay as they are. The first time, --cpu-price and
-    --mem-price are needed.
+    Prices and labels that are not given remain unchanged. The first registration requires
+    --cpu-price and --mem-price.
     """
     from deepsquare_chain.client import registration as words
     from deepsquare_chain.errors import NotFoundError
@@ -184,23 +184,27 @@ async def register(
         hardware = Hardware(
             nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
         )
-        # Scripts may register from another machine, and an approver looks at it before it counts.
+        # Only a warning: scripts may register from another machine, and an approver reviews it.
         missing += await _missing_hardware(context, hardware)
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         try:
-            now = await registry.provider_of(wallet.address)
+            registered = await registry.provider_of(wallet.address)
         except NotFoundError:
-            now = None
-        prices = _prices(now, cpu_price, gpu_price, mem_price)
-        pairs = dict(now.labels) if now and labels is None else _label_pairs(labels)
-        if now is not None:
+            registered = None
+        prices = _prices(registered, cpu_price, gpu_price, mem_price)
+        pairs = dict(registered.labels) if registered and labels is None else _label_pairs(labels)
+        if registered is not None:
             doubts += [
-                *words.hardware_changes(now, hardware),
-                *words.price_changes(now.prices, prices),
-                *words.label_changes(now.labels, pairs),
+                *words.hardware_changes(registered, hardware),
+                *words.price_changes(registered.prices, prices),
+                *words.label_changes(registered.labels, pairs),
             ]
-            if (now.hardware, now.prices, dict(now.labels)) == (hardware, prices, pairs):
+            if (registered.hardware, registered.prices, dict(registered.labels)) == (
+                hardware,
+                prices,
+                pairs,
+            ):
                 context.unchanged(
                     "The provider has this hardware, these prices and labels already."
                 )
@@ -230,15 +234,15 @@ async def offer(
     ],
     gpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")] = 0,
 ) -> None:
-    """Give all of the approved hardware to the grid, or less."""
+    """Offer all or part of the approved hardware to the grid."""
     from deepsquare_chain.job import Offer
 
     async with context.wallet() as wallet:
-        registry, wanted = wallet.contracts.registry, Offer(cpus, memory, gpus)
-        if (await registry.provider_of(wallet.address)).offer == wanted:
+        registry, new_offer = wallet.contracts.registry, Offer(cpus, memory, gpus)
+        if (await registry.provider_of(wallet.address)).offer == new_offer:
             context.unchanged("The offer is that already.")
             return
-        context.receipt(await wallet.send(registry.set_offer(wanted)))
+        context.receipt(await wallet.send(registry.set_offer(new_offer)))
 
 
 @command(app, "price", sends=True)
@@ -249,7 +253,7 @@ async def set_price(
     gpu_price: GpuPrice = None,
     yes: AgreeOption = False,
 ) -> None:
-    """Change the prices for jobs assigned from now on; one that is not given stays as it is."""
+    """Set the prices of jobs assigned from now on; prices that are not given remain unchanged."""
     from deepsquare_chain.client import registration as words
     from deepsquare_chain.errors import UsageError
 
@@ -257,13 +261,13 @@ async def set_price(
         raise UsageError("No price was given", hint="Give --cpu-price, --gpu-price or --mem-price.")
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        now = await registry.provider_of(wallet.address)
-        prices = _prices(now, cpu_price, gpu_price, mem_price)
-        if prices == now.prices:
+        provider = await registry.provider_of(wallet.address)
+        prices = _prices(provider, cpu_price, gpu_price, mem_price)
+        if prices == provider.prices:
             context.unchanged("The prices are these already.")
             return
         context.printer.note(words.price_example(prices))
-        doubts = [*words.price_changes(now.prices, prices), *words.price_doubts(prices)]
+        doubts = [*words.price_changes(provider.prices, prices), *words.price_doubts(prices)]
         if context.agrees(doubts, yes=yes):
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
@@ -272,16 +276,16 @@ async def set_price(
 async def set_labels(
     context: CommandContext, labels: Labels = None, yes: AgreeOption = False
 ) -> None:
-    """Replace all labels by those that are given; without any, remove all."""
+    """Replace all labels with the given ones; without any, remove all."""
     from deepsquare_chain.client.registration import label_changes
 
     pairs = _label_pairs(labels)
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
-        now = await registry.provider_of(wallet.address)
-        if pairs == dict(now.labels):
+        provider = await registry.provider_of(wallet.address)
+        if pairs == dict(provider.labels):
             context.unchanged("The labels are these already.")
-        elif context.agrees(list(label_changes(now.labels, pairs)), yes=yes):
+        elif context.agrees(list(label_changes(provider.labels, pairs)), yes=yes):
             context.receipt(await wallet.send(registry.set_labels(pairs)))
 
 
@@ -291,15 +295,19 @@ async def status(
     account: AccountArgument = None,
     everybody: Annotated[bool, typer.Option("--all", help="All providers.")] = False,
 ) -> None:
-    """Show a provider as the registry knows it."""
+    """Show the registry's data of a provider."""
     from deepsquare_chain.client.network import open_grid, own_address
 
-    own = None if everybody else own_address(context.settings, account)
+    address = None if everybody else own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         registry, scheduler = contracts.registry, contracts.scheduler
-        found = await registry.providers() if own is None else [await registry.provider_of(own)]
-        rows = [_row(each, silent=await scheduler.is_silent(each.id)) for each in found]
-    if own is None:
+        providers = (
+            await registry.providers() if address is None else [await registry.provider_of(address)]
+        )
+        rows = [
+            _row(provider, silent=await scheduler.is_silent(provider.id)) for provider in providers
+        ]
+    if address is None:
         context.printer.rows(_PROVIDER, rows, empty="No provider is registered.")
     else:
         context.printer.record(_PROVIDER, rows[0])
@@ -307,7 +315,7 @@ async def status(
 
 @command(app, service=True)
 async def run(context: CommandContext) -> None:
-    """Run the provider's daemon until Ctrl-C: claim, start, watch and report jobs."""
+    """Run the provider's daemon until Ctrl-C: claim, start, monitor and report jobs."""
     from deepsquare_chain.cli.services import provide
 
     await provide(context.settings)
@@ -321,10 +329,10 @@ async def drain(
     ] = False,
     wait_timeout: WaitTimeoutOption = None,
 ) -> None:
-    """Start maintenance: running jobs go on to their end, nothing new is accepted.
+    """Start maintenance: running jobs continue to their end, new jobs are not accepted.
 
-    Jobs that have not begun go back to the grid's queue. The daemon must run meanwhile; SIGUSR1
-    does the same to it, SIGUSR2 what `resume` does.
+    Jobs that have not started return to the grid's queue. The daemon must keep running.
+    The signal SIGUSR1 to the daemon has the same effect, and SIGUSR2 that of `resume`.
     """
     from deepsquare_chain.client.maintenance import wait_until_empty
     from deepsquare_chain.job import ProviderStatus
@@ -364,21 +372,23 @@ async def jobs(
     account: AccountArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
 ) -> None:
-    """List the jobs that a provider holds."""
+    """List the jobs that are assigned to a provider."""
     from deepsquare_chain.client.job_list import newest
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.job import JobStatus
 
     address = own_address(context.settings, account)
-    wanted = {each for each in JobStatus if each.is_assigned or (everything and each.is_final)}
+    statuses = {
+        status for status in JobStatus if status.is_assigned or (everything and status.is_final)
+    }
     async with open_grid(context.settings) as contracts:
         provider = await contracts.registry.provider_of(address)
-        found = await newest(contracts, limit=500, provider_id=provider.id, statuses=wanted)
+        listed_jobs = await newest(contracts, limit=500, provider_id=provider.id, statuses=statuses)
     context.printer.rows(
         _JOBS,
         (
             (j.id, h.name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
-            for j, h in found
+            for j, h in listed_jobs
         ),
         empty="This provider holds no jobs.",
     )
@@ -395,10 +405,10 @@ async def earnings(
     first: FromOption = None,
     last: ToOption = None,
 ) -> None:
-    """Show what a provider earned, and what its runs accrued and have not billed.
+    """Show a provider's earnings, and the amount that running jobs accrued but have not billed.
 
-    The last row is of jobs that are RUNNING: what they earned since their start or their last
-    interim payment, and the largest part of it that one lost run would forfeit now.
+    The last row covers RUNNING jobs: the amount since their start or last interim payment, and
+    the largest part of it that the loss of one run would forfeit now.
     """
     from deepsquare_chain.client.earnings import accrued_now, earnings_by
     from deepsquare_chain.client.network import open_grid, own_address
@@ -410,19 +420,19 @@ async def earnings(
         provider = await contracts.registry.provider_of(address)
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
         days = await earnings_by(contracts, address, span=_SPANS[by], first=since, last=until)
-        now = await accrued_now(contracts, provider.id)
+        accrued = await accrued_now(contracts, provider.id)
     rows: list[tuple[object, ...]] = [
-        (each.day, each.jobs, each.seconds, each.paid, each.sum, None, None) for each in days
+        (day.day, day.jobs, day.seconds, day.paid, day.sum, None, None) for day in days
     ]
-    if now.runs and period == Period():
+    if accrued.runs and period == Period():
         earned = days[-1].sum if days else 0
-        rows.append(("running", now.runs, None, None, earned, now.amount, now.at_risk))
+        rows.append(("running", accrued.runs, None, None, earned, accrued.amount, accrued.at_risk))
     context.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")
 
 
 @command(app)
 async def doctor(context: CommandContext, account: AccountArgument = None) -> int:
-    """Look at all that a provider needs to get jobs; exit 1 if something is wrong."""
+    """Check everything that a provider needs to get jobs; exit 1 if something is wrong."""
     from deepsquare_chain.client.doctor import examine
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.client.provider_doctor import examine_provider
@@ -436,15 +446,15 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
     settings = context.settings
     try:
         address = own_address(settings, account)
-        found = await examine_provider(settings, address)
+        checks = await examine_provider(settings, address)
     except GridError as error:
         if account is not None:
             raise
-        # The provider's owner can't be determined: all else can still be examined.
+        # The provider's account is unknown: run the checks that do not need it.
         address = ""
-        found = await examine(settings)
-        found.append(Check("registration", False, error.message, error.hint, "keystore"))
-    place = ExecutorContext(
+        checks = await examine(settings)
+        checks.append(Check("registration", False, error.message, error.hint, "keystore"))
+    executor_context = ExecutorContext(
         state_dir=service_folder(settings.state_dir, "provider", address),
         capacity=Offer(0, 0, 0),
         min_free=settings.disk_floor,
@@ -454,12 +464,12 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
         allow_root=settings.allow_root,
         private=settings.private_paths,
     )
-    found += await examine_executor(settings.executor, place)
-    return print_checks(context, found)
+    checks += await examine_executor(settings.executor, executor_context)
+    return print_checks(context, checks)
 
 
 def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | None) -> Prices:
-    """The prices that are wanted, completed by those that stand."""
+    """Return the given prices; the current ones replace those that were not given."""
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.job import Prices
 
@@ -468,22 +478,22 @@ def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | N
             "The first registration needs a price per CPU and one per MB",
             hint="Give --cpu-price and --mem-price, in credits per hour.",
         )
-    before = Prices(0, 0, 0) if now is None else now.prices
+    current = Prices(0, 0, 0) if now is None else now.prices
     return Prices(
-        before.cpu if cpu is None else cpu,
-        before.gpu if gpu is None else gpu,
-        before.mem if mem is None else mem,
+        current.cpu if cpu is None else cpu,
+        current.gpu if gpu is None else gpu,
+        current.mem if mem is None else mem,
     )
 
 
 def _label_pairs(labels: list[str] | None) -> dict[str, str]:
     from deepsquare_chain.client.registration import check_labels
 
-    return check_labels([label(each) for each in labels or []])
+    return check_labels([label(text) for text in labels or []])
 
 
 async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[str]:
-    """What would be registered and is not there, by what the executor runs jobs on."""
+    """Return warnings about hardware that this machine or the Slurm cluster does not have."""
     from deepsquare_chain.client.registration import hardware_doubts, machine
 
     if context.settings.executor == "local":
@@ -496,15 +506,15 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
 
         options = parse_options(context.settings.executor_options)
         try:
-            found = registered_hardware(await read_nodes(options)).hardware
+            available = registered_hardware(await read_nodes(options)).hardware
         except ExecutorError as error:
             return [f"The hardware could not be compared with the cluster: {error.message}."]
-        return list(hardware_doubts(wanted, found, "the cluster"))
+        return list(hardware_doubts(wanted, available, "the cluster"))
     return []
 
 
 async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]) -> Hardware:
-    """The hardware of the Slurm cluster that this machine submits to."""
+    """Return the hardware of the Slurm cluster that this machine submits to."""
     from deepsquare_chain.chain.bindings.calls import plural
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.slurm.client import read_nodes
@@ -517,20 +527,22 @@ async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]
             hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
         )
     options = parse_options(context.settings.executor_options)
-    found = registered_hardware(await read_nodes(options))
-    hardware = found.hardware
+    registered = registered_hardware(await read_nodes(options))
+    hardware = registered.hardware
     context.printer.note(
         f"Slurm has {plural(hardware.nodes, 'node')} with {plural(hardware.cpus_per_node, 'CPU')}, "
         f"{hardware.mem_per_node} MB and {plural(hardware.gpus_per_node, 'GPU')} each."
     )
-    if found.left_out:
-        names = ", ".join(found.left_out[:10]) + (" ..." if len(found.left_out) > 10 else "")
+    if registered.left_out:
+        names = ", ".join(registered.left_out[:10]) + (
+            " ..." if len(registered.left_out) > 10 else ""
+        )
         context.printer.note(f"Left out, because they are down or smaller: {names}.")
     return hardware
 
 
 def _row(provider: Provider, *, silent: bool) -> tuple[object, ...]:
-    hardware, given, prices = provider.hardware, provider.offer, provider.prices
+    hardware, offer, prices = provider.hardware, provider.offer, provider.prices
     return (
         provider.id,
         provider.account,
@@ -542,9 +554,9 @@ def _row(provider: Provider, *, silent: bool) -> tuple[object, ...]:
         hardware.cpus_per_node,
         hardware.mem_per_node,
         hardware.gpus_per_node,
-        given.cpus,
-        given.memory,
-        given.gpus,
+        offer.cpus,
+        offer.memory,
+        offer.gpus,
         prices.cpu,
         prices.gpu,
         prices.mem,

@@ -1,4 +1,4 @@
-"""Relays: run one, look at one, and see what was signed for one."""
+"""Commands for relays: run one, show the configured one, list signed requests."""
 
 from __future__ import annotations
 
@@ -135,25 +135,25 @@ async def serve(
 
 @command(app)
 async def show(context: CommandContext) -> None:
-    """Show what the relay of the settings takes, and whether it takes requests now."""
+    """Show the terms of the relay in the settings, and whether it accepts requests now."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.client.relay_client import RelayClient, relay_url
 
     url = relay_url(context.settings, Deployment.load(context.settings.deployment))
     async with RelayClient(url, transport_of(context.settings)) as relay:
-        found = await relay.terms()
+        terms = await relay.terms()
     context.printer.record(
         _TERMS,
         (
             relay.place,
-            found.wallet,
-            found.is_open,
-            ", ".join(found.functions),
-            found.min_amount,
-            found.max_gas,
-            found.per_customer,
-            found.per_hour,
+            terms.wallet,
+            terms.is_open,
+            ", ".join(terms.functions),
+            terms.min_amount,
+            terms.max_gas,
+            terms.per_customer,
+            terms.per_hour,
         ),
     )
 
@@ -163,17 +163,17 @@ async def requests(
     context: CommandContext,
     limit: LimitOption = 50,
 ) -> None:
-    """List what this wallet has signed for relays from this state folder, newest first.
+    """List the requests that this wallet signed for relays from this state folder, newest first.
 
-    Requests that are still open are looked up on the chain, and handed to the relay again.
+    Requests that are still open are looked up on the chain and sent to the relay again.
     """
     from deepsquare_chain.client.gasless import open_gasless
 
     async with open_gasless(context.settings, lambda _: False) as wallet:
         await wallet.sender.tend()
-        found = wallet.store.recent_requests(limit)
+        recent_requests = wallet.store.recent_requests(limit)
     context.printer.rows(
-        _REQUESTS, map(_row, found), empty="This wallet has signed no request from here."
+        _REQUESTS, map(_row, recent_requests), empty="This wallet has signed no request from here."
     )
 
 

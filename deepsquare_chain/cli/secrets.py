@@ -1,4 +1,4 @@
-"""Asking for secrets: on a terminal, twice where a slip would lose a key, never as a flag."""
+"""Input of secrets: from a file or typed without echo, never as a flag; new passwords typed twice."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from deepsquare_chain.errors import NotAuthorisedError, UsageError
 
 
 def new_password(file: Path, password_file: Path | None) -> str:
-    """The password for a new wallet, from the password file or typed twice.
+    """Return the password for a new wallet, from the password file or typed twice.
 
     Raises:
-        NotAuthorisedError: There is no terminal to ask on.
-        UsageError: The two differ, or the password file is not usable.
+        NotAuthorisedError: Stdin is no terminal.
+        UsageError: The two inputs differ, or the password file is not usable.
     """
     from deepsquare_chain.chain.wallet import read_password
 
@@ -25,10 +25,10 @@ def new_password(file: Path, password_file: Path | None) -> str:
 
 
 def ask_secret(prompt: str) -> str:
-    """A private key or mnemonic, typed without echo.
+    """Prompt for a private key or mnemonic without echo.
 
     Raises:
-        NotAuthorisedError: There is no terminal to ask on.
+        NotAuthorisedError: Stdin is no terminal.
     """
     if not sys.stdin.isatty():
         raise NotAuthorisedError(
@@ -40,5 +40,5 @@ def ask_secret(prompt: str) -> str:
 
 
 def or_stdin(path: Path) -> Path:
-    """The file, or standard input for `-`."""
+    """Return the path, or that of standard input for `-`."""
     return Path("/dev/stdin") if str(path) == "-" else path

@@ -1,4 +1,4 @@
-"""Asking before a wallet signs a request for a relay."""
+"""Opens the wallet of a command, and asks for confirmation before it signs for a relay."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from deepsquare_chain.observability.redaction import plain
 async def open_sending(
     context: CommandContext, *, gasless: bool, yes: bool
 ) -> AsyncIterator[WalletConnection | GaslessWallet]:
-    """The wallet of a command, which sends by itself or through a relay.
+    """Open the wallet of a command; it sends transactions itself or through a relay.
 
     Args:
-        context: Of the command.
-        gasless: Whether a relay pays the gas.
-        yes: Whether the person has agreed to sign already.
+        context: The command's context.
+        gasless: Whether to send through a relay, which pays the gas.
+        yes: Whether to sign without confirmation.
 
     Raises:
-        GridError: As `open_wallet` and `open_gasless`.
+        GridError: See `open_wallet` and `open_gasless`.
     """
     if gasless:
         async with open_gasless(context.settings, asker(context, yes=yes)) as relayed:
@@ -45,10 +45,10 @@ async def open_sending(
 
 
 def asker(context: CommandContext, *, yes: bool) -> Confirm:
-    """Shows what is about to be signed on stderr, and asks unless the answer was given before.
+    """Return a function that prints a request to stderr and asks whether to sign it, unless `yes`.
 
     Raises (when called):
-        UsageError: There is no terminal to ask on, and --yes was not given.
+        UsageError: Stdin is no terminal, and --yes was not given.
     """
 
     def ask(preview: Preview) -> bool:

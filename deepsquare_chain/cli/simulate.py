@@ -1,4 +1,4 @@
-"""Simulating a grid: the real policy and baselines on a recorded workload."""
+"""The command simulate: runs the policy and baselines on a recorded workload."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ async def simulate(
 ) -> None:
     """Run a recorded workload through the policy on a grid of your own, and compare it.
 
-    The sizes of a trace from a machine wider than the mean cluster are scaled down to it; its
-    submissions are laid over each other until the grid has the wanted load. docs/scheduling.md
-    explains the figures.
+    Job sizes of a trace from a machine wider than the mean cluster are scaled down to it.
+    Pieces of the trace are overlaid so that the grid has the requested load.
+    docs/scheduling.md explains the metrics.
     """
     import asyncio
 
@@ -214,7 +214,7 @@ def _print(context: CommandContext, trace: str, rows: list[ResultRow]) -> None:
 
 
 def _document(trace: str, row: ResultRow) -> dict[str, Any]:
-    """A row for programs: ratios as numbers, waits in seconds."""
+    """Return a row as JSON: ratios as numbers, waits in seconds."""
     return {
         "trace": trace,
         "scheduler": row.scheduler.value,
@@ -239,7 +239,7 @@ def _document(trace: str, row: ResultRow) -> dict[str, Any]:
 
 
 def _progress() -> Any:
-    """A bar on stderr, and what moves it."""
+    """Return a context manager that shows a progress bar on stderr; yields it and its update function."""
     from contextlib import contextmanager
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""From a job file to a paid job: quote, submit."""
+"""The commands quote and submit, which take a job file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SUBMITTED: Final = (
     Column("transaction", "transaction", Kind.HASH),
 )
 
-#: A quote waits so long for the queue: on a long chain all of its events must be read first.
+#: Timeout in seconds for reading the queue in a quote; on a long chain all events must be read first.
 _LOOK_SECONDS: Final = 20.0
 
 JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
@@ -90,7 +90,7 @@ def _read(
 
 
 async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
-    """The queue as a meta-scheduler sees it; None where that takes too long or can't be read."""
+    """Return a job's expected place in the queue; None on a timeout or an error of the endpoint."""
     import asyncio
 
     from deepsquare_chain.cli.why import DryRunScheduler
@@ -125,8 +125,8 @@ async def quote(
 
     _, terms = _read(context, file, credits, time_limit, lenient)
     async with open_grid(context.settings) as contracts:
-        found = await offers(contracts, terms)
-        eligible = any(each.eligible for each in found)
+        quoted_offers = await offers(contracts, terms)
+        eligible = any(offer.eligible for offer in quoted_offers)
         prospect = await _prospect(contracts, terms) if eligible else None
     expected = {} if prospect is None else prospect.starts_in
     if prospect is not None:
@@ -141,7 +141,7 @@ async def quote(
                 *(o.start, o.starts_in, expected.get(o.provider_id), o.eligible, o.joules),
                 *(None if o.grams is None else round(o.grams, 1), o.refusal),
             )
-            for o in found
+            for o in quoted_offers
         ),
         empty="No provider is registered.",
     )
@@ -246,7 +246,7 @@ async def submit(
     )
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
-        # A gateway wants a signature of the customer, whose key is elsewhere.
+        # With --unsigned there is no key to sign in to a gateway with.
         nullcontext(FolderDefinitionStore(context.settings.store))
         if context.unsigned
         else definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
@@ -268,32 +268,34 @@ async def submit(
             wishes=await _wishes(wallet.contracts, job_file, key),
         )
         requests = [request]
-        done = await repeated(
+        submitted_jobs = await repeated(
             wallet.contracts, wallet.sender, requests, key, context.settings.timeout
         )
-        if done is not None:
+        if submitted_jobs is not None:
             context.printer.note(f"The key {key!r} was used before: nothing more is paid.")
         else:
-            due = await bill(
+            cost = await bill(
                 wallet.contracts,
                 wallet.address,
                 requests,
                 gasless=gasless or bool(context.unsigned),
             )
-            due.check()
+            cost.check()
             await _warn(context, wallet.contracts, terms, store)
-            _announce(context, due, permit=permit or gasless, gasless=gasless)
+            _announce(context, cost, permit=permit or gasless, gasless=gasless)
             if dry_run:
                 context.printer.note("Dry run: nothing was sent.")
                 if context.printer.style is not Format.TABLE:
-                    row = (due.jobs, due.total, due.balance, due.approval, due.gas_wei)
+                    row = (cost.jobs, cost.total, cost.balance, cost.approval, cost.gas_wei)
                     context.printer.record(_BILL, row)
                 return None
-            # Before anything is paid: a job that begins at once is notified of, too.
+            # Stored before the payment, so that a job that starts immediately is not missed.
             remember_notify(
-                wallet.store, [digest(each).hex() for each in request.definitions], job_file.notify
+                wallet.store,
+                [digest(content).hex() for content in request.definitions],
+                job_file.notify,
             )
-            done = await submit(
+            submitted_jobs = await submit(
                 wallet.contracts,
                 wallet.sender,
                 store,
@@ -304,10 +306,15 @@ async def submit(
             )
         if context.unsigned:
             return None
-        sent, places = done.receipts[-1].hash, indices.indices if indices else (None,)
+        tx_hash, array_indices = (
+            submitted_jobs.receipts[-1].hash,
+            indices.indices if indices else (None,),
+        )
         submitted = [
-            (job_id, terms.name, place, terms.amount, submission, digest(data).hex(), sent)
-            for job_id, place, data in zip(done.job_ids, places, request.definitions, strict=True)
+            (job_id, terms.name, index, terms.amount, submission, digest(data).hex(), tx_hash)
+            for job_id, index, data in zip(
+                submitted_jobs.job_ids, array_indices, request.definitions, strict=True
+            )
         ]
         if not wait:
             context.printer.rows(_SUBMITTED, submitted)
@@ -315,19 +322,19 @@ async def submit(
             return None
         context.printer.note(
             f"Submitted and paid for: job{'s' * (len(submitted) > 1)} "
-            f"{spell_ids(done.job_ids).replace(':', ', ')}{submission and f' ({submission})'}."
+            f"{spell_ids(submitted_jobs.job_ids).replace(':', ', ')}{submission and f' ({submission})'}."
         )
         try:
             return await wait_for_all(
                 context,
                 wallet.contracts,
-                done.job_ids,
+                submitted_jobs.job_ids,
                 wait_timeout,
                 gateways=gateways,
                 wallet=wallet,
             )
         except BaseException:
-            # They are paid for: whoever waited must know which they are, whatever comes after.
+            # The jobs are paid for: print their IDs even if the wait fails or is interrupted.
             context.printer.rows(_SUBMITTED, submitted)
             raise
 
@@ -335,7 +342,7 @@ async def submit(
 async def _warn(
     context: CommandContext, contracts: Contracts, terms: Terms, store: DefinitionStore
 ) -> None:
-    """Say why the job may wait for long."""
+    """Print warnings if no provider can run the job or read its definition."""
     from deepsquare_chain.client.quotes import cheapest, quotes
     from deepsquare_chain.store.definitions import FolderDefinitionStore
 
@@ -354,29 +361,29 @@ async def _warn(
 def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool) -> None:
     jobs = "" if due.jobs == 1 else f" for {due.jobs} jobs"
     total = format_credits(due.total)
-    allowed = "the allowance covers it"
+    approval = "the allowance covers it"
     if due.approval:
-        allowed = f"{'signs a permit' if permit else 'sends an approval'} for exactly {total}"
+        approval = f"{'signs a permit' if permit else 'sends an approval'} for exactly {total}"
     gas = "a relay pays the gas"
     if not gasless:
         gas = f"max gas {format_credits(due.gas_wei)} coin"
     context.printer.note(
-        f"Escrowing {total} of {format_credits(due.balance)} credits{jobs}; {allowed}; {gas}."
+        f"Escrowing {total} of {format_credits(due.balance)} credits{jobs}; {approval}; {gas}."
     )
 
 
 def _variables(words: list[str]) -> dict[str, str]:
     from deepsquare_chain.errors import UsageError
 
-    found = {}
+    variables = {}
     for word in words:
         name, separator, value = word.partition("=")
         if not (name and separator):
             raise UsageError(
                 f"--env {word[:60]!r} is not a variable", hint="Write NAME=VALUE, such as SEED=7."
             )
-        found[name] = value
-    return found
+        variables[name] = value
+    return variables
 
 
 async def _with_secrets(
@@ -386,7 +393,7 @@ async def _with_secrets(
     words: Sequence[str],
     key: str | None,
 ) -> tuple[Definition, Terms]:
-    """The definition and terms with the secrets that the command line names."""
+    """Return the definition and terms with the secrets from the command line added."""
     from deepsquare_chain.client.job_secrets import read_secrets, with_secrets
     from deepsquare_chain.errors import UsageError
 
@@ -407,13 +414,13 @@ async def _with_secrets(
 def _encrypted(
     context: CommandContext, definition: Definition, own: bool, recipients: Sequence[str]
 ) -> Definition:
-    """The definition with its recipients; the own key is made where it is missing."""
+    """Return the definition with recipients of its output; creates the own key if it is missing."""
     from deepsquare_chain.store.encryption import ensure_result_key
 
     if not own:
         return definition.encrypted_to(recipients) if recipients else definition
-    key, made = ensure_result_key(context.settings.result_key_file)
-    if made:
+    key, is_new = ensure_result_key(context.settings.result_key_file)
+    if is_new:
         context.printer.note(
             f"Made a key for results in {key.path}: keep a copy, for nothing else decrypts them."
         )
@@ -422,7 +429,7 @@ def _encrypted(
 
 
 def _advise(context: CommandContext, submission: str, after: Sequence[object]) -> None:
-    """Say how to go on with an array, and with what waits for other jobs."""
+    """Print the next commands for arrays and for jobs with dependencies."""
     if submission:
         context.printer.note(
             f"All of them are {submission}: `deepsquare job watch {submission}`, and `logs`, "

@@ -1,4 +1,4 @@
-"""A live view of jobs, the queue and providers in the terminal."""
+"""The command top: a live view of jobs, the queue and providers in the terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def top(
     has_wallet = settings.keystore is not None or bool(settings.signer)
     async with AsyncExitStack() as stack:
         if has_wallet and not read_only:
-            # A password is asked for before the screen is taken over.
+            # Opened before the full-screen view starts, since it may prompt for the password.
             wallet = await stack.enter_async_context(open_wallet(settings))
             contracts, customer = wallet.contracts, wallet.address
         else:
@@ -55,8 +55,8 @@ async def top(
             assert wallet is not None  # noqa: S101 - offered with a wallet only
             await top_up(wallet, job_id, amount)
 
-        sends = wallet is not None
-        actions = Actions(logs, cancel if sends else None, pay if sends else None)
+        can_send = wallet is not None
+        actions = Actions(logs, cancel if can_send else None, pay if can_send else None)
         reader = OverviewReader(contracts, None if everybody or not customer else customer)
         await TopApp(
             reader.read,

@@ -32,7 +32,7 @@ _COLOURS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What keys do for a job; None where it is not possible, without a wallet for instance."""
+    """Actions on a job; None if an action is not available, such as sending without a wallet."""
 
     logs: Callable[[int], AsyncIterator[bytes]] | None = None
     cancel: Callable[[int], Awaitable[None]] | None = None
@@ -40,7 +40,7 @@ class Actions:
 
 
 class LogScreen(ModalScreen[None]):
-    """The output of one job as it grows."""
+    """Screen that follows the output of one job."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss", "Back")]
 
@@ -50,12 +50,12 @@ class LogScreen(ModalScreen[None]):
         self._read = read
 
     def compose(self) -> ComposeResult:
-        """A title and the text."""
+        """Create the title and the log."""
         yield Label(f"Output of job {self._job_id} (escape: back)", id="log-title")
         yield RichLog(id="log", wrap=True, max_lines=10_000)
 
     def on_mount(self) -> None:
-        """Begin to read."""
+        """Start following the output."""
         self.run_worker(self._follow(), exclusive=True)
 
     async def _follow(self) -> None:
@@ -75,7 +75,7 @@ class LogScreen(ModalScreen[None]):
 
 
 class AskScreen(ModalScreen[str | None]):
-    """One question with a line to answer it; None after escape."""
+    """Dialog with a question and an input field; its result is None after escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
 
@@ -85,29 +85,29 @@ class AskScreen(ModalScreen[str | None]):
         self._value = value
 
     def compose(self) -> ComposeResult:
-        """The question and the line."""
+        """Create the question and the input field."""
         with Vertical(id="ask"):
             yield Label(Text(self._question))
             yield Input(value=self._value, id="answer")
 
     def on_mount(self) -> None:
-        """Type into the line at once."""
+        """Focus the input field."""
         self.query_one(Input).focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Answer."""
+        """Close the dialog with the entered text."""
         self.dismiss(event.value.strip())
 
 
 class TopApp(App[None]):
-    """Shows a grid again and again.
+    """Application that shows a grid and refreshes it at an interval.
 
     Args:
-        read: Gives the grid as it is now.
-        actions: What keys do.
-        interval: Seconds between two looks.
-        chain_id: For the first line.
-        customer: Address for the first line; empty without a wallet.
+        read: Returns the current state of the grid.
+        actions: Actions on jobs, bound to keys.
+        interval: Seconds between refreshes.
+        chain_id: Chain ID for the status line.
+        customer: Address of the customer; empty without a wallet.
     """
 
     TITLE = "deepsquare top"
@@ -148,7 +148,7 @@ class TopApp(App[None]):
         self._customer = customer
 
     def compose(self) -> ComposeResult:
-        """A line of figures, the tables, and the keys."""
+        """Create the status line, the tables, and the footer with keys."""
         yield Static("reading the chain ...", id="status")
         for name, title in (("jobs", "Jobs"), ("queue", "Queue"), ("providers", "Providers")):
             yield Label(title, classes="title", id=f"{name}-title")
@@ -156,7 +156,7 @@ class TopApp(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Name the columns and begin to look."""
+        """Add the columns and start the refresh timer."""
         self._table("jobs").add_columns(
             "job", "name", "status", "prov", "elapsed", "left", "escrow", "cpus"
         )
@@ -167,45 +167,45 @@ class TopApp(App[None]):
         self.action_refresh()
 
     def action_refresh(self) -> None:
-        """Look at the grid, unless a look is under way."""
-        if not any(each.name == "look" and each.is_running for each in self.workers):
+        """Refresh the view, unless a refresh is in progress."""
+        if not any(worker.name == "look" and worker.is_running for worker in self.workers):
             self.run_worker(self._look(), name="look")
 
     async def _look(self) -> None:
         status = self.query_one("#status", Static)
         try:
-            found = await self._read()
+            overview = await self._read()
         except GridError as error:
             status.update(Text(f"{error.message}; trying again", style="bold red"))
             return
-        counts = [job.job.status for job in found.jobs]
-        figures = [f"chain {self._chain_id}", f"block {found.block}"]
-        if found.balance is not None:
-            figures.append(f"{format_credits(found.balance)[:14]} credits")
-        figures.append(f"{counts.count(JobStatus.RUNNING)} running")
-        figures.append(f"{len(found.queue)} in the queue")
-        status.update(Text("  ".join(figures)))
-        self._fill("jobs", [(str(each.job.id), _job_cells(each)) for each in found.jobs])
-        self._fill("queue", [(str(each.job.id), _queue_cells(each)) for each in found.queue])
+        counts = [job.job.status for job in overview.jobs]
+        parts = [f"chain {self._chain_id}", f"block {overview.block}"]
+        if overview.balance is not None:
+            parts.append(f"{format_credits(overview.balance)[:14]} credits")
+        parts.append(f"{counts.count(JobStatus.RUNNING)} running")
+        parts.append(f"{len(overview.queue)} in the queue")
+        status.update(Text("  ".join(parts)))
+        self._fill("jobs", [(str(line.job.id), _job_cells(line)) for line in overview.jobs])
+        self._fill("queue", [(str(line.job.id), _queue_cells(line)) for line in overview.queue])
         self._fill(
             "providers",
-            [(str(each.provider.id), _provider_cells(each)) for each in found.providers],
+            [(str(line.provider.id), _provider_cells(line)) for line in overview.providers],
         )
 
     def _table(self, name: str) -> DataTable[Text]:
         return self.query_one(f"#{name}", DataTable)
 
     def _fill(self, name: str, rows: list[tuple[str, list[Text]]]) -> None:
-        """New rows; the cursor stays at its row's key, wherever that is now."""
+        """Replace the rows of a table; the cursor moves to the row with the key it had before."""
         table = self._table(name)
-        chosen, scroll = self._chosen(name), table.scroll_y
+        selected_key, scroll_position = self._chosen(name), table.scroll_y
         table.clear()
         for key, cells in rows:
             table.add_row(*cells, key=key)
         keys = [key for key, _ in rows]
-        if chosen in keys:
-            table.move_cursor(row=keys.index(chosen), animate=False, scroll=False)
-        table.scroll_to(y=scroll, animate=False)
+        if selected_key in keys:
+            table.move_cursor(row=keys.index(selected_key), animate=False, scroll=False)
+        table.scroll_to(y=scroll_position, animate=False)
 
     def _chosen(self, name: str) -> str | None:
         table = self._table(name)
@@ -214,15 +214,15 @@ class TopApp(App[None]):
         return table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
 
     def _job(self) -> int | None:
-        """The job under the cursor of the table in use."""
+        """Return the job under the cursor of the focused table."""
         name = "queue" if self._table("queue").has_focus else "jobs"
-        chosen = self._chosen(name)
-        if chosen is None:
+        key = self._chosen(name)
+        if key is None:
             self.notify("There is no job here.", severity="warning")
-        return None if chosen is None else int(chosen)
+        return None if key is None else int(key)
 
     def on_data_table_row_selected(self) -> None:
-        """Enter shows the output, as l does."""
+        """Show the output on Enter, like the key l."""
         self.action_logs()
 
     def action_logs(self) -> None:
@@ -232,7 +232,7 @@ class TopApp(App[None]):
         self.push_screen(LogScreen(job_id, self._actions.logs))
 
     def action_cancel(self) -> None:
-        """Ask, then cancel the job under the cursor."""
+        """Ask for confirmation, then cancel the job under the cursor."""
         self.run_worker(self._cancel(), name="cancel")
 
     async def _cancel(self) -> None:
@@ -322,7 +322,7 @@ def _provider_cells(line: ProviderLine) -> list[Text]:
 
 
 def _name(name: str) -> Text:
-    """A name is a customer's text: no markup, no control characters, no more than fits."""
+    """Format a job name, which is untrusted: no markup, no control characters, at most 18 characters."""
     text = plain(name)
     return Text(text if len(text) <= 18 else f"{text[:17]}…")
 

@@ -1,4 +1,4 @@
-"""Transactions of this wallet: what was sent, how it stands, and replacing what is stuck."""
+"""Commands for a wallet's transactions: list, show, and replace pending ones."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ async def list_transactions(
     context: CommandContext,
     limit: LimitOption = 50,
 ) -> None:
-    """List what this wallet has sent from this state folder, newest first."""
+    """List the transactions that this wallet sent from this state folder, newest first."""
 
     async with context.wallet() as wallet:
         await wallet.sender.tend()
-        found = wallet.store.recent_entries(limit)
+        entries = wallet.store.recent_entries(limit)
     context.printer.rows(
-        _LIST, map(_list_row, found), empty="This wallet has sent nothing from here."
+        _LIST, map(_list_row, entries), empty="This wallet has sent nothing from here."
     )
 
 
 @command(app)
 async def show(context: CommandContext, transaction: Which) -> None:
-    """Show one transaction, every attempt of it, and what became of it."""
+    """Show one transaction with all its attempts and its outcome."""
     from deepsquare_chain.client.transactions import find
 
     async with context.wallet() as wallet:
@@ -91,7 +91,7 @@ async def show(context: CommandContext, transaction: Which) -> None:
 
 @command(app, "speed-up")
 async def speed_up(context: CommandContext, transaction: Which) -> None:
-    """Offer the same transaction again with both fees at least 12.5 % higher."""
+    """Replace a pending transaction with the same one with both fees at least 12.5 % higher."""
     from deepsquare_chain.client.transactions import pending
 
     async with context.wallet() as wallet:
@@ -102,7 +102,7 @@ async def speed_up(context: CommandContext, transaction: Which) -> None:
 
 @command(app)
 async def cancel(context: CommandContext, transaction: Which) -> None:
-    """Offer a transfer of nothing to oneself in its place; whichever is mined first counts."""
+    """Replace a pending transaction with an empty transfer to this wallet; only one of them is mined."""
     from deepsquare_chain.client.transactions import pending
 
     async with context.wallet() as wallet:
@@ -127,12 +127,19 @@ async def _print(context: CommandContext, wallet: WalletConnection, entry: Entry
         entry.note or None,
     )
     attempts = [
-        (i, each.max_fee, each.priority_fee, each.sent_block, each.cancels, each.tx_hash)
-        for i, each in enumerate(entry.attempts, 1)
+        (
+            number,
+            attempt.max_fee,
+            attempt.priority_fee,
+            attempt.sent_block,
+            attempt.cancels,
+            attempt.tx_hash,
+        )
+        for number, attempt in enumerate(entry.attempts, 1)
     ]
     if context.printer.style is Format.JSON:
         body = context.printer.as_object(_SHOWN, row)
-        body["attempts"] = [context.printer.as_object(_ATTEMPTS, each) for each in attempts]
+        body["attempts"] = [context.printer.as_object(_ATTEMPTS, attempt) for attempt in attempts]
         context.printer.document(body)
         return
     context.printer.record(_SHOWN, row)

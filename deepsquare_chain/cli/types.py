@@ -1,4 +1,4 @@
-"""Arguments that are more than text: amounts, prices, job ids, labels."""
+"""Parsers and types of command arguments: amounts, prices, job IDs, labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from deepsquare_chain.credits import parse_credits
 from deepsquare_chain.errors import UsageError
 
-#: Ids are dense and counted in 64 bits.
+#: The contract counts jobs in 64 bits.
 MAX_JOB_ID: Final = 2**64 - 1
 
 
@@ -22,21 +22,21 @@ _UNITS: Final = {"": 1.0, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 
 
 def whole(low: int, high: int | None = None, example: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers that says what is allowed.
+    """Return a parser of whole numbers, whose error message states the allowed range.
 
     Args:
-        low: The least number.
-        high: The largest one; None for no limit.
-        example: A number that people would give; the least one by default.
+        low: Smallest number.
+        high: Largest number; None for no limit.
+        example: Typical number for the error message; `low` by default.
     """
     allowed = f"from {low} to {high}" if high is not None else f"of {low} or more"
 
     def number(text: str) -> int:
-        written = str(text).strip()
-        value = int(written) if re.fullmatch(r"[+-]?[0-9]{1,30}", written) else None
+        stripped = str(text).strip()
+        value = int(stripped) if re.fullmatch(r"[+-]?[0-9]{1,30}", stripped) else None
         if value is None or value < low or (high is not None and value > high):
             raise typer.BadParameter(
-                f"{written[:80]!r} is not a whole number {allowed}, such as "
+                f"{stripped[:80]!r} is not a whole number {allowed}, such as "
                 f"{low if example is None else example}"
             )
         return value
@@ -45,9 +45,9 @@ def whole(low: int, high: int | None = None, example: int | None = None) -> Call
 
 
 def size(text: str) -> int:
-    """MB of a size such as 4096, 4096M or 4G, as Slurm reads it."""
-    found = _SIZE.fullmatch(str(text).strip())
-    value = int(found[1]) * _UNITS[found[2].upper()] if found else 0
+    """Parse a size such as 4096, 4096M or 4G to MB, as Slurm does."""
+    match = _SIZE.fullmatch(str(text).strip())
+    value = int(match[1]) * _UNITS[match[2].upper()] if match else 0
     if value < 1 or value != int(value):
         raise typer.BadParameter(
             f"{str(text)[:80]!r} is not a size of whole MB, such as 4096, 512M or 4G"
@@ -56,22 +56,22 @@ def size(text: str) -> int:
 
 
 def wait(text: str) -> float:
-    """Seconds of a time such as 90, 2.5, 10m, 1h30m or 2d; 0 is allowed."""
+    """Parse a time such as 90, 2.5, 10m, 1h30m or 2d to seconds; 0 is allowed."""
     from deepsquare_chain.workflow import parse_duration
 
-    written = str(text).strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", written):
-        return float(written)
+    stripped = str(text).strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", stripped):
+        return float(stripped)
     try:
-        return float(parse_duration(written))
+        return float(parse_duration(stripped))
     except ValueError:
         raise typer.BadParameter(
-            f"{written[:80]!r} is not a time of 0 or more, such as 90, 10m, 1h30m or 2d"
+            f"{stripped[:80]!r} is not a time of 0 or more, such as 90, 10m, 1h30m or 2d"
         ) from None
 
 
 def amount(text: str) -> int:
-    """Credit-wei of an amount of credits."""
+    """Parse an amount of credits to credit-wei."""
     try:
         return parse_credits(text)
     except ValueError as error:
@@ -79,26 +79,26 @@ def amount(text: str) -> int:
 
 
 def some(text: str) -> int:
-    """Credit-wei of an amount of credits that is not zero."""
-    found = amount(text)
-    if not found:
+    """Parse a positive amount of credits to credit-wei."""
+    wei = amount(text)
+    if not wei:
         raise typer.BadParameter(f"{text[:80]!r} is not more than 0; write an amount such as 1.5")
-    return found
+    return wei
 
 
 def price(text: str) -> int:
-    """Credit-wei per second of a price in credits per hour, rounded down to the wei."""
+    """Parse a price in credits per hour to credit-wei per second, rounded down."""
     from deepsquare_chain.client.registration import price_per_second
 
-    wanted = amount(text)
+    wei_per_hour = amount(text)
     try:
-        return price_per_second(wanted, text)
+        return price_per_second(wei_per_hour, text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 def label(text: str) -> tuple[str, str]:
-    """A label as key and value."""
+    """Parse a label KEY=VALUE."""
     key, separator, value = text.partition("=")
     if not (key and separator and value):
         raise UsageError(
@@ -166,14 +166,14 @@ ToOption = Annotated[
 
 
 class ChainKind(StrEnum):
-    """Chains that a local grid can stand on."""
+    """Chains that a local grid can use."""
 
     EMBEDDED = "embedded"
     ANVIL = "anvil"
 
 
 class TableKind(StrEnum):
-    """How the tables of an export are written."""
+    """Formats of the tables of an export."""
 
     CSV = "csv"
     JSONL = "jsonl"

@@ -1,4 +1,4 @@
-"""Wallets: encrypted keystore files."""
+"""Commands for wallets, which are encrypted keystore files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file
 
 @command(app)
 async def new(context: CommandContext, file: NewFile) -> None:
-    """Make a new key and keep it, encrypted, in a new file."""
+    """Create a new key and store it, encrypted, in a new file."""
     from deepsquare_chain.chain.wallet import create_wallet
 
     _show(context, file, create_wallet(file, _new_password(context, file)))
@@ -116,21 +116,24 @@ async def list_wallets(
         Path | None, typer.Argument(help="Folder of keystores; the keystore's own by default.")
     ] = None,
 ) -> None:
-    """List the wallets of a folder by the addresses that their files state.
+    """List the wallets of a folder with the addresses that their files state.
 
-    Only the key proves an address: it is checked when a wallet is opened.
+    An address is verified only when its wallet is opened.
     """
     from deepsquare_chain.chain import wallet
     from deepsquare_chain.client.network import address_book
 
     own = context.settings.keystore
-    place = folder or (own.parent if own else context.settings.state_dir / "wallets")
-    found = wallet.list_wallets(place)
+    directory = folder or (own.parent if own else context.settings.state_dir / "wallets")
+    keystores = wallet.list_wallets(directory)
     book = address_book(context.settings)
     context.printer.rows(
         _LIST,
-        ((each.address or None, str(each.path), book.knows(each.path)) for each in found),
-        empty=f"No wallets in {place}.",
+        (
+            (keystore.address or None, str(keystore.path), book.knows(keystore.path))
+            for keystore in keystores
+        ),
+        empty=f"No wallets in {directory}.",
     )
 
 
@@ -144,7 +147,7 @@ async def show(context: CommandContext) -> None:
     try:
         address = own_address(context.settings, None)
     except NotAuthorisedError as error:
-        # Nothing is paid to it or by it here, so that a statement is better than nothing.
+        # This command only displays the address, so an unverified one is acceptable.
         address = stated_address(context.settings.keystore) if context.settings.keystore else ""
         if not address:
             raise
@@ -156,14 +159,14 @@ async def show(context: CommandContext) -> None:
 
 @command(app, "result-key")
 async def result_key(context: CommandContext) -> None:
-    """Show the public key to which results are encrypted, and make the key if it is missing.
+    """Show the public key to which results are encrypted, and create the key if it is missing.
 
     `submit --encrypt` uses it. Put it into a job file (recipients) or give it to others.
     """
     from deepsquare_chain.store.encryption import ensure_result_key
 
-    key, made = ensure_result_key(context.settings.result_key_file)
-    if made:
+    key, is_new = ensure_result_key(context.settings.result_key_file)
+    if is_new:
         context.printer.note(
             f"Made {key.path}: keep a copy, for nothing else decrypts what is encrypted to it."
         )
@@ -171,7 +174,7 @@ async def result_key(context: CommandContext) -> None:
 
 
 def _show(context: CommandContext, file: Path, account: LocalAccount) -> None:
-    """Show a wallet that was made here; later commands know its address without its password."""
+    """Print a new wallet, and store its address, so that later commands find it without the password."""
     from deepsquare_chain.client.network import address_book
 
     address_book(context.settings).remember(file, account)

@@ -1,4 +1,4 @@
-"""A job's situation in words, by the meta-scheduler's own reasoning in a dry run."""
+"""Explains why a job waits, with the decisions of a meta-scheduler in a dry run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from deepsquare_chain.store.database import Store
 _log = get_logger(__name__)
 _NOBODY = "0x" + "00" * 20
 _LOOKS = 3
-#: Refusals that waiting does not end, and another submission may.
+#: Refusals that do not end by waiting; only a different submission may avoid them.
 _LASTING = frozenset(
     {
         Refusal.EXCLUDED,
@@ -44,16 +44,16 @@ _LASTING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class JobSituation:
-    """Why a job is where it is.
+    """Explanation of a job's current status.
 
     Attributes:
-        job: As it was found.
+        job: The job as read from the chain.
         text: The reason in a sentence, or a few lines for a job that ended.
-        details: What each provider has to do with it.
-        advice: What its customer may do next; empty where there is nothing to do.
-        cause: Equal as long as nothing but times and amounts in the text has changed; None where
-            no reason is known.
-        unmet: Whether a dependency of the job can't hold any more.
+        details: Further lines, such as the verdict on each provider and the expected start.
+        advice: What the customer can do next; empty if there is nothing to do.
+        cause: Key of the reason, which ignores times and amounts in the text; None if no reason
+            is known.
+        unmet: Whether a dependency of the job can no longer be met.
     """
 
     job: Job
@@ -65,16 +65,16 @@ class JobSituation:
 
     @property
     def words(self) -> str:
-        """All of it for people, a line each."""
-        lines = [self.text, *(f"  {each}" for each in self.details)]
+        """The text, details and advice, one per line."""
+        lines = [self.text, *(f"  {detail}" for detail in self.details)]
         return "\n".join([*lines, f"Next: {self.advice}"] if self.advice else lines)
 
 
 async def explain(contracts: Contracts, job_id: int) -> JobSituation:
-    """Why a job is where it is.
+    """Explain why a job has its current status.
 
     Raises:
-        NotFoundError: There is no such job.
+        NotFoundError: The job does not exist.
         EndpointError: The node does not answer.
     """
     job = await contracts.scheduler.get_job(job_id)
@@ -85,7 +85,7 @@ async def explain(contracts: Contracts, job_id: int) -> JobSituation:
 
 
 class DryRunScheduler:
-    """A scheduler without a wallet; it remembers what it has seen from one look to the next."""
+    """A meta-scheduler without a wallet; keeps its state in memory between reads."""
 
     def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
         deployment = contracts.deployment
@@ -105,7 +105,7 @@ class DryRunScheduler:
         self._store.close()
 
     async def look(self) -> SchedulerService:
-        """The service after it has seen the grid as it is now.
+        """Read the current state of the grid, and return the scheduler service.
 
         Raises:
             EndpointError: The node does not answer.
@@ -119,7 +119,7 @@ class DryRunScheduler:
         return self._service
 
     async def prospect(self, terms: Terms) -> Prospect | None:
-        """What a job would meet if it were submitted now; None where the grid could not be read.
+        """Forecast a job that is submitted now: its place and start; None if the grid can't be read.
 
         Raises:
             EndpointError: The node does not answer.
@@ -131,66 +131,73 @@ class DryRunScheduler:
         return prospect(cluster.snapshot, service.rules, service.state.history(), terms)
 
     def _forget(self) -> None:
-        """What an earlier look saw must not pass for what this one sees."""
+        """Discard the cluster of an earlier read, so that it is not mistaken for the current one."""
         self._service.cluster = None
 
     async def situation(self, job: Job) -> JobSituation:
-        """Why a live job is where it is.
+        """Explain why a live job has its current status.
 
         Raises:
             EndpointError: The node does not answer.
         """
         service = await self.look()
         cluster = service.cluster
-        still = await _on_demand(self._contracts)
+        on_demand = await _on_demand(self._contracts)
         if cluster is not None and job.status is not JobStatus.PENDING:
             text = explain_assigned(job, cluster.block_context.now)
             advice = _claim_advice(job, cluster.block_context.times.claim_timeout)
-            held = cluster.watched.get(job.provider_id)
-            challenge = explain_challenge(job, held.clock, cluster.block_context) if held else ""
+            watched = cluster.watched.get(job.provider_id)
+            challenge = (
+                explain_challenge(job, watched.clock, cluster.block_context) if watched else ""
+            )
             open_challenge = (challenge,) if challenge else ()
-            details = (*open_challenge, *still)
+            details = (*open_challenge, *on_demand)
             return JobSituation(
                 job, text, details, advice, (job.status, job.provider_id, bool(challenge))
             )
-        found = next((each for each in _reasons(service) if each.job_id == job.id), None)
-        if found is None:
+        reason = next(
+            (candidate for candidate in _reasons(service) if candidate.job_id == job.id), None
+        )
+        if reason is None:
             return JobSituation(job, f"job {job.id} is {job.status.name}")
-        cause = (found.provider_id, found.refusals, found.hold)
-        at_expiry: tuple[str, ...] = ()
+        cause = (reason.provider_id, reason.refusals, reason.hold)
+        expiry_line: tuple[str, ...] = ()
         if cluster is not None:
             expiry = chain_time(job.since + cluster.block_context.times.pending_expiry)
-            at_expiry = (f"if it is still PENDING at {expiry}, it is cancelled with a full refund",)
-        details = (*found.details, *self._expected_start(job, found), *at_expiry, *still)
-        unmet = found.hold is not None and found.hold.final
-        return JobSituation(job, found.text, details, _advice(found), cause, unmet)
+            expiry_line = (
+                f"if it is still PENDING at {expiry}, it is cancelled with a full refund",
+            )
+        details = (*reason.details, *self._expected_start(job, reason), *expiry_line, *on_demand)
+        unmet = reason.hold is not None and reason.hold.final
+        return JobSituation(job, reason.text, details, _advice(reason), cause, unmet)
 
     def _expected_start(self, job: Job, reason: Reason) -> tuple[str, ...]:
-        """When a job without a place is expected to start, where that can be said."""
+        """Return a line with the expected start of a job that can't be assigned now, if there is a forecast."""
         cluster = self._service.cluster
         if cluster is None or reason.hold is not None or reason.provider_id is not None:
             return ()
         history = self._service.state.history()
-        found = forecast(cluster.snapshot, self._service.rules, history, job.id)
-        if found is None:
+        start = forecast(cluster.snapshot, self._service.rules, history, job.id)
+        if start is None:
             return ()
-        where = f"about {chain_time(found.at)} at provider {found.provider_id}"
-        return (f"it is expected to start {where}, if nothing else is submitted meanwhile",)
+        when = f"about {chain_time(start.at)} at provider {start.provider_id}"
+        return (f"it is expected to start {when}, if nothing else is submitted meanwhile",)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
-    """That the chain mines only on demand, where it does."""
+    """Return a line that says that the chain mines only on demand, if it does."""
     age = await mines_on_demand(contracts.w3)
     if age is None:
         return ()
-    words = f"this chain makes a block only when somebody sends: its latest is {age} s old"
-    return (f"{words}, and services act on it after some seconds without another",)
+    text = f"this chain makes a block only when somebody sends: its latest is {age} s old"
+    return (f"{text}, and services act on it after some seconds without another",)
 
 
 class Teller:
-    """Tells why a job that is waited for does not move, and tells it again when that changes.
+    """Prints why a job that is waited for does not progress, and again when the reason changes.
 
-    It looks in the background, one look at a time: on a long chain the first one takes a while.
+    The reason is determined in one background task at a time, since the first read of a long
+    chain takes a while.
     """
 
     def __init__(
@@ -217,30 +224,30 @@ class Teller:
 
     @property
     def idle(self) -> bool:
-        """Whether no look is under way."""
+        """Whether no background task is running."""
         return self._looking is None or self._looking.done()
 
     def look(self, job: Job) -> None:
-        """Begin to find out why this job stands still, unless that is being done."""
+        """Start to determine why a job does not progress, unless a task is running already."""
         if self.idle:
             self._looking = asyncio.create_task(self._look(job))
 
     async def _look(self, job: Job) -> None:
         try:
             self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
-            found = await self._dry_run.situation(job)
+            situation = await self._dry_run.situation(job)
         except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
-            # A failing endpoint is reported by the wait itself. What was seen may be of a
-            # branch that is gone: the next look begins anew.
+            # A failing endpoint is reported by the wait itself. The state may be of a branch that
+            # a reorg removed, so the next read starts with an empty one.
             _log.debug("no reason found", job=job.id, error=str(error))
             self._close()
             return
-        cause = (job.id, found.cause)
-        if found.cause is not None and cause != self._reported:
+        cause = (job.id, situation.cause)
+        if situation.cause is not None and cause != self._reported:
             self._reported = cause
-            self._tell(found.words)
-            if found.unmet and self._on_unmet is not None:
-                await self._on_unmet(found.job)
+            self._tell(situation.words)
+            if situation.unmet and self._on_unmet is not None:
+                await self._on_unmet(situation.job)
 
     def _close(self) -> None:
         dry_run, self._dry_run = self._dry_run, None
@@ -257,10 +264,10 @@ async def _ended(contracts: Contracts, job: Job) -> str:
     if history.reason:
         lines.append(f"the reason given is {history.reason!r}")
     if history.billed_seconds is not None:
-        used, back = history.paid + history.fee, history.refunded
+        spent, refunded = history.paid + history.fee, history.refunded
         lines.append(
-            f"{history.billed_seconds} s were billed: {format_credits(used)} credits used, "
-            f"{format_credits(back)} refunded"
+            f"{history.billed_seconds} s were billed: {format_credits(spent)} credits used, "
+            f"{format_credits(refunded)} refunded"
         )
     if history.successor is not None:
         lines.append(f"job {history.successor} goes on with its credits")
@@ -269,10 +276,10 @@ async def _ended(contracts: Contracts, job: Job) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What a meta-scheduler would do with a waiting job; `provider_id` is None if it must wait.
+    """Decision of a meta-scheduler on a waiting job; `provider_id` is None if it must wait.
 
-    `refusals` says of each provider why the job can't go there, None where it can. `hold` is set
-    where a dependency or its array's throttle keeps the job back.
+    `refusals` holds why each provider is not eligible, None for an eligible one. `hold` is set if
+    a dependency or the throttle of its array delays the job.
     """
 
     job_id: int
@@ -284,7 +291,7 @@ class Reason:
 
 
 async def reasons(contracts: Contracts, rules: Rules | None = None) -> tuple[list[Reason], float]:
-    """What a meta-scheduler would decide now, in its own order, and the fair share error.
+    """Return the decisions a meta-scheduler would make now, in its order, and the fair share error.
 
     The default rules are used if none are given.
 
@@ -297,7 +304,7 @@ async def reasons(contracts: Contracts, rules: Rules | None = None) -> tuple[lis
 
 
 async def unmet_jobs(contracts: Contracts, customer: str) -> list[int]:
-    """A customer's jobs whose dependencies can't hold any more, and those that wait for these.
+    """Return a customer's jobs whose dependencies can no longer be met, and jobs that depend on these.
 
     Raises:
         EndpointError: The node does not answer.
@@ -306,28 +313,32 @@ async def unmet_jobs(contracts: Contracts, customer: str) -> list[int]:
         cluster = (await dry_run.look()).cluster
     if cluster is None:
         return []
-    own = {each.job.id: each for each in cluster.waiting if each.job.customer == customer}
-    lost = {number for number, hold in cluster.held.items() if hold.final and number in own}
+    waiting_jobs = {
+        waiting.job.id: waiting for waiting in cluster.waiting if waiting.job.customer == customer
+    }
+    unmet = {
+        job_id for job_id, hold in cluster.held.items() if hold.final and job_id in waiting_jobs
+    }
     while True:
-        # Cancelled, they meet `afterany` and `afternotok` of others and nothing else.
-        more = {
-            number
-            for number, each in own.items()
-            for kind, other in (conditions(each.uses) or Conditions()).after
-            if other in lost and not kind.holds(JobStatus.CANCELLED)
+        # A cancelled job meets `afterany` and `afternotok` dependencies, and no others.
+        dependents = {
+            job_id
+            for job_id, waiting in waiting_jobs.items()
+            for kind, required_id in (conditions(waiting.uses) or Conditions()).after
+            if required_id in unmet and not kind.holds(JobStatus.CANCELLED)
         }
-        if more <= lost:
-            return sorted(lost)
-        lost |= more
+        if dependents <= unmet:
+            return sorted(unmet)
+        unmet |= dependents
 
 
 def _reasons(service: SchedulerService) -> Iterator[Reason]:
-    cluster, decided = service.cluster, set()
+    cluster, decided_ids = service.cluster, set()
     if cluster is None:
         return
     for decision in service.plan.decisions:
         job_id = decision.waiting.job.id
-        decided.add(job_id)
+        decided_ids.add(job_id)
         text = f"a meta-scheduler would assign it now: {explain_decision(decision, service.plan)}"
         yield Reason(job_id, decision.provider_id, text)
     for waiting in cluster.waiting:
@@ -335,34 +346,34 @@ def _reasons(service: SchedulerService) -> Iterator[Reason]:
         if hold is not None:
             text = f"job {waiting.job.id} waits: {hold.text}"
             yield Reason(waiting.job.id, None, text, hold=hold)
-        elif waiting.job.id not in decided:
-            found = explain_wait(waiting, cluster.snapshot, service.plan, service.rules)
-            order = (found.order,) if found.order else ()
-            details = (*order, *(each.text for each in found.verdicts))
-            refusals = tuple(each.why for each in found.verdicts)
-            yield Reason(waiting.job.id, None, found.text, details, refusals)
+        elif waiting.job.id not in decided_ids:
+            explanation = explain_wait(waiting, cluster.snapshot, service.plan, service.rules)
+            order = (explanation.order,) if explanation.order else ()
+            details = (*order, *(verdict.text for verdict in explanation.verdicts))
+            refusals = tuple(verdict.why for verdict in explanation.verdicts)
+            yield Reason(waiting.job.id, None, explanation.text, details, refusals)
 
 
 def _advice(reason: Reason) -> str:
-    """What the customer of a PENDING job may do next."""
-    back = f"`deepsquare job cancel {reason.job_id}` gives all of its credits back"
+    """Return what the customer of a PENDING job can do next."""
+    cancel_hint = f"`deepsquare job cancel {reason.job_id}` gives all of its credits back"
     if reason.provider_id is not None:
         return (
             "a running meta-scheduler does that within seconds; if it does not, none is running: "
-            f"ask who runs the grid, or start `deepsquare metascheduler run`; {back}"
+            f"ask who runs the grid, or start `deepsquare metascheduler run`; {cancel_hint}"
         )
     if reason.hold is not None and reason.hold.final:
-        return f"it can't run any more: {back}"
-    others = set(reason.refusals) - {Refusal.BANNED}
+        return f"it can't run any more: {cancel_hint}"
+    refusals = set(reason.refusals) - {Refusal.BANNED}
     if Refusal.BUDGET in reason.refusals and None not in reason.refusals:
-        return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {back}"
-    if others and others <= _LASTING:
-        return f"{back}; then submit it with what `deepsquare quote FILE` shows to suit"
-    return f"nothing, it goes on by itself when that changes; {back}"
+        return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {cancel_hint}"
+    if refusals and refusals <= _LASTING:
+        return f"{cancel_hint}; then submit it with what `deepsquare quote FILE` shows to suit"
+    return f"nothing, it goes on by itself when that changes; {cancel_hint}"
 
 
 def _claim_advice(job: Job, timeout: int) -> str:
-    """What comes next of a job that a provider holds; `timeout` is in seconds."""
+    """Return what happens next to an assigned job; `timeout` is in seconds."""
     if job.status is not JobStatus.META_SCHEDULED:
         return ""
     return (
