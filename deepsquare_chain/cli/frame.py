@@ -158,7 +158,7 @@ class CommandContext:
         """Open the wallet of the settings; prints progress while transactions are pending.
 
         Raises:
-            GridError: As `open_wallet`.
+            GridError: See `open_wallet`.
         """
         import asyncio
 

@@ -1,4 +1,4 @@
-"""Notifications of jobs: run the service, send a test, list what was sent."""
+"""Commands for notifications: run the service, send a test, list sent notifications."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Delivery of notifications: HTTP POST to a webhook, SMTP to a mail server.
 
-An attempt was delivered, was refused, or its outcome is unknown. Only refused notifications are
-retried.
+An attempt is delivered, refused temporarily or permanently, or has an unknown outcome. Only
+temporarily refused notifications are retried.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
 
 
 def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
-    """Connect to the mail server; encryption is used if offered, and required for a password."""
+    """Connect to a mail server, encrypted if offered; a password requires encryption or loopback."""
     parts = urlsplit(mail.url)
     host = parts.hostname or ""
     context = way.context() or ssl.create_default_context()

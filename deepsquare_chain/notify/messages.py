@@ -41,7 +41,7 @@ def payload(
     chain_id: int,
     contract: str,
 ) -> str:
-    """Return the JSON body of a webhook; amounts are credit-wei as strings, times are in seconds."""
+    """Return the JSON body of a webhook; amounts are credit-wei as strings, times are chain time."""
     body = {
         "id": event.id,
         "type": f"job.{event.after.name.lower()}",
