@@ -1,4 +1,4 @@
-"""What an account has, and how it gets more."""
+"""Balances of accounts, top-ups of jobs, and the faucet of a devnet."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from deepsquare_chain.settings import Settings, safe_url
 
 @dataclass(frozen=True, slots=True)
 class Balances:
-    """Credit-wei of an account, and `gas` in wei of the chain's own coin.
+    """Balances of an account in credit-wei, and `gas` in wei of the chain's native coin.
 
-    `allowance` is what the scheduler may take, `parked` what waits for `withdraw`.
+    `allowance` is the scheduler's allowance, `parked` the credits that `withdraw` pays out.
     """
 
     account: str
@@ -36,44 +36,44 @@ class Balances:
 
 
 async def balances(contracts: Contracts, account: str) -> Balances:
-    """Look at an account.
+    """Return the balances of an account.
 
     Raises:
-        UsageError: It is no address.
+        UsageError: The address is invalid.
     """
     address = checked_address(account)
     scheduler = contracts.scheduler
-    found = await asyncio.gather(
+    amounts = await asyncio.gather(
         contracts.credit.balance_of(address),
         contracts.credit.allowance(address, scheduler.address),
         scheduler.parked_of(address),
         contracts.w3.eth.get_balance(address),
     )
-    return Balances(address, *found)
+    return Balances(address, *amounts)
 
 
 async def top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
-    """Add credit-wei to a live job, allowing exactly as much where the allowance is too small.
+    """Add credit-wei to a live job; approve exactly the amount if the allowance is too small.
 
-    A wallet that sends through a relay allows it by a permit in the same request.
+    A gasless wallet uses a permit in the same request instead of an approval.
 
     Raises:
-        NotFoundError: There is no such job.
-        InsufficientFundsError: The wallet has fewer credits.
+        NotFoundError: The job does not exist.
+        InsufficientFundsError: The wallet has too few credits.
     """
     async with wallet.sender.spending(10 * wallet.timeout):
         return await _top_up(wallet, job_id, amount)
 
 
 async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount: int) -> TxReceipt:
-    """See `top_up`, with the wallet's lock."""
+    """Top up a job while the wallet's lock is held; see `top_up`."""
     contracts = wallet.contracts
     job = await contracts.scheduler.get_job(job_id)
     call = contracts.scheduler.top_up(job_id, job.customer, amount)
-    held = await contracts.credit.balance_of(wallet.address)
-    if held < amount:
+    balance = await contracts.credit.balance_of(wallet.address)
+    if balance < amount:
         raise InsufficientFundsError(
-            f"{wallet.address} has {format_credits(held)} credits, the top-up of job {job_id} "
+            f"{wallet.address} has {format_credits(balance)} credits, the top-up of job {job_id} "
             f"takes {format_credits(amount)}",
             hint="Get some: `deepsquare credit faucet` on a devnet.",
         )
@@ -89,7 +89,7 @@ async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount:
     try:
         await wallet.sender.simulate(call)
     except reverts.ERC20InsufficientAllowance:
-        # Everything but the allowance is in order, so that nothing is approved in vain.
+        # Only the allowance is missing, so the approval is not wasted.
         await wallet.send(approve)
     return await allowed(lambda: wallet.send(call), lambda: wallet.send(approve))
 
@@ -99,7 +99,7 @@ async def ask_faucet(settings: Settings, account: str) -> None:
 
     Raises:
         NotFoundError: The deployment has no faucet.
-        EndpointError: It does not answer, or refuses.
+        EndpointError: The faucet does not answer, or refuses.
     """
     url = Deployment.load(settings.deployment).extra.get("faucet")
     if not isinstance(url, str):
@@ -113,16 +113,16 @@ async def ask_faucet(settings: Settings, account: str) -> None:
             proxy=proxy_for(url),
             verify=transport_of(settings).context() or True,
         ) as client:
-            answer = await client.post(url, json={"address": checked_address(account)})
+            response = await client.post(url, json={"address": checked_address(account)})
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        why = type(error).__name__
+        reason = type(error).__name__
         if isinstance(error, httpx2.ConnectError):
-            why = tls_problem(error) or "no connection"
+            reason = tls_problem(error) or "no connection"
         elif isinstance(error, httpx2.TimeoutException):
-            why = "no answer in time"
+            reason = "no answer in time"
         raise EndpointError(
-            f"The faucet at {safe_url(url)} can't be reached: {why}",
+            f"The faucet at {safe_url(url)} can't be reached: {reason}",
             hint="Is `deepsquare devnet up` still running?",
         ) from None
-    if answer.is_error:
-        raise EndpointError(f"The faucet refused: {answer.text[:200]}")
+    if response.is_error:
+        raise EndpointError(f"The faucet refused: {response.text[:200]}")

@@ -1,4 +1,4 @@
-"""Deploying a grid from the settings' wallet."""
+"""Deploys a grid with the wallet of the settings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ATTEMPTS: Final = 2
 
 
 async def deploy(settings: Settings, params: GridParams) -> Deployment:
-    """Deploy new contracts and write their record; started again after a break, it goes on.
+    """Deploy new contracts and write the deployment record; an interrupted deployment is resumed.
 
     Raises:
-        UsageError: There is a record at that place already, or no wallet.
+        UsageError: The record exists already, or no wallet is set.
         GridError: As `deploy_grid`.
     """
     if settings.deployment.exists():

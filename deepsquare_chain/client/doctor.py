@@ -1,4 +1,4 @@
-"""Looks at everything a command needs, and says what is wrong with it."""
+"""Checks everything that commands need, and reports problems with hints."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _MAX_SKEW: Final = 30  # seconds between this clock and the chain's
-#: What to do where nobody can read what is submitted.
+#: Hint if no provider reads the definition store.
 NO_READER_HINT: Final = (
     "A provider reads definitions in its own setting store. Share the folder with providers, and "
     "have their daemons running."
 )
-#: What to do where a provider's daemon can't start jobs.
+#: Hint if a provider's daemon can't start jobs.
 FAULT_HINT: Final = (
     "It claims nothing until a test script runs, and tries again by itself. Look at the machine: "
     "is there a bash, a free process, free memory and disk?"
@@ -45,7 +45,7 @@ FAULT_HINT: Final = (
 
 
 async def examine(settings: Settings) -> list[Check]:
-    """All checks, the failed ones included; nothing is changed."""
+    """Run all checks and return their results; nothing is changed."""
     checks: list[tuple[str, _Examine, str]] = [
         ("python", _python, ""),
         ("deployment and endpoint", _endpoint, "endpoint, chain_id, deployment"),
@@ -66,12 +66,12 @@ _Examine = Callable[[Settings], Awaitable["str | tuple[str, str]"]]
 
 
 async def run_check(name: str, check: _Examine, settings: Settings, setting: str = "") -> Check:
-    """What a check found: words, or words and a hint; an error of the grid is a finding too."""
+    """Run a check that returns a text, or a text and a hint; a GridError is a failed check."""
     try:
-        found = await check(settings)
+        result = await check(settings)
     except GridError as error:
         return Check(name, ok=False, text=error.message, hint=error.hint, setting=setting)
-    text, hint = found if isinstance(found, tuple) else (found, "")
+    text, hint = result if isinstance(result, tuple) else (result, "")
     return Check(name, ok=True, text=text, hint=hint, setting=setting)
 
 
@@ -94,10 +94,10 @@ async def _rules(settings: Settings) -> str:
 
 async def _contracts(settings: Settings) -> str:
     async with open_grid(settings) as contracts:
-        found = await verify_deployment(contracts.w3, contracts.deployment)
-    wrong = [f"{each.what}: {each.detail}" for each in found if not each.ok]
-    if wrong:
-        raise GridError("; ".join(wrong), hint="See `deepsquare contracts verify`.")
+        findings = await verify_deployment(contracts.w3, contracts.deployment)
+    problems = [f"{finding.what}: {finding.detail}" for finding in findings if not finding.ok]
+    if problems:
+        raise GridError("; ".join(problems), hint="See `deepsquare contracts verify`.")
     return "code and parameters on chain are as recorded"
 
 
@@ -142,33 +142,33 @@ async def _password_file(settings: Settings) -> str:
 
 
 async def _is_wallet(settings: Settings) -> bool:
-    """Whether the check of the wallet finds nothing: what it finds is reported once."""
+    """Return whether the wallet check succeeds, so that its failure is reported only once."""
     return (await run_check("wallet", _wallet, settings)).ok
 
 
 async def _balance(settings: Settings) -> str:
     address = await asyncio.to_thread(own_address, settings, None)
     async with open_grid(settings) as contracts:
-        found = await balances(contracts, address)
+        account_balances = await balances(contracts, address)
         folder = settings.state_dir / FOLDER
         with await open_wallet_store(contracts.w3, contracts.deployment, address, folder) as store:
-            lasts = gas_budget(found.gas, store.spent(), time.time())
-        if lasts.low and await is_gas_free(contracts.w3):
-            lasts = replace(lasts, free=True)
-    if lasts.low:
+            budget = gas_budget(account_balances.gas, store.spent(), time.time())
+        if budget.low and await is_gas_free(contracts.w3):
+            budget = replace(budget, free=True)
+    if budget.low:
         raise GridError(
-            lasts.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
+            budget.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
         )
-    return f"{format_credits(found.credits)} credits, {lasts.words()}"
+    return f"{format_credits(account_balances.credits)} credits, {budget.words()}"
 
 
 async def _store(settings: Settings) -> tuple[str, str]:
     deployment = Deployment.load(settings.deployment)
     async with gateways_of(settings, deployment, None) as gateways:
-        for each in gateways:
-            await each.terms()
+        for gateway in gateways:
+            await gateway.terms()
         if gateways:
-            return f"answered by {', '.join(each.place for each in gateways)}", ""
+            return f"answered by {', '.join(gateway.place for gateway in gateways)}", ""
     writable = _writable(settings.store)
     readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
     if not readers:
@@ -177,19 +177,19 @@ async def _store(settings: Settings) -> tuple[str, str]:
 
 
 async def _disk(settings: Settings) -> str:
-    place = _existing(settings.state_dir)
-    free = shutil.disk_usage(place).free
+    folder = _existing(settings.state_dir)
+    free = shutil.disk_usage(folder).free
     if free < settings.disk_floor * 1024**2:
         raise GridError(
-            f"{free // 1024**2} MB are free in {place}, less than the {settings.disk_floor} MB of "
+            f"{free // 1024**2} MB are free in {folder}, less than the {settings.disk_floor} MB of "
             "disk_floor",
             hint="A provider claims no job there. Free some, or lower disk_floor or keep_runs_mb.",
         )
-    return f"{free // 1024**2} MB free in {place}; {_writable(settings.state_dir)}"
+    return f"{free // 1024**2} MB free in {folder}; {_writable(settings.state_dir)}"
 
 
 async def _providers(settings: Settings) -> str:
-    """Whether the provider daemons of this machine can start jobs."""
+    """Check that the provider daemons of this machine can start jobs."""
     running = list(running_services(settings.state_dir, "provider"))
     faulty = [(folder, status["fault"]) for folder, status in running if status.get("fault")]
     if faulty:
@@ -209,14 +209,16 @@ def _private(path: Path) -> None:
 
 
 def _writable(folder: Path) -> str:
-    place = _existing(folder)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"{place} can't be written to", hint="Change its rights, or the setting.")
+    existing = _existing(folder)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{existing} can't be written to", hint="Change its rights, or the setting."
+        )
     return f"{folder} can be written to"
 
 
 def _existing(folder: Path) -> Path:
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
+    ancestor = folder.absolute()
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    return ancestor

@@ -1,4 +1,4 @@
-"""What a provider has earned by day, and what its runs have earned and not billed yet."""
+"""Earnings of a provider by period, and unbilled revenue of its running jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.credits import unbilled_revenue
 from deepsquare_chain.job import Job, JobStatus
 
-#: Block headers asked for at once.
+#: Concurrent requests for block headers.
 _AT_ONCE: Final = 50
 _MOST_RUNS: Final = 10_000
 
@@ -30,9 +30,9 @@ Payment = JobCollected | JobSettled
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One day, month or year with payments: jobs that paid, billed seconds, and credit-wei without the fee.
+    """A period with payments: number of jobs, billed seconds, and credit-wei without the fee.
 
-    `sum` is all that was earned up to its end.
+    The period is a day, month or year. `sum` is the cumulative amount up to its end.
     """
 
     day: str
@@ -64,47 +64,49 @@ async def earnings_by(
     first: int = 0,
     last: int | None = None,
 ) -> list[Day]:
-    """Periods in which jobs paid a provider, interim payments included, oldest first.
+    """Return the periods with payments to a provider, interim payments included, oldest first.
 
     Args:
-        contracts: The deployment.
-        account: The provider.
-        span: How a moment of a period is written (strftime): the same text, the same period.
-        first: First block that counts.
-        last: Last block that counts; the newest by default.
+        contracts: Contracts of the deployment.
+        account: Address of the provider.
+        span: Format of a period (strftime); payments with the same text are in the same period.
+        first: First block to read.
+        last: Last block to read; the newest by default.
 
     Raises:
-        EndpointError: The node does not answer.
+        EndpointError: The endpoint does not answer.
     """
     topics = event_filter(JobSettled, JobCollected, provider=account)
     start = max(first, contracts.deployment.block)
     logs = await read_logs(contracts.w3, [contracts.scheduler.address], topics, start, last)
     payments = [event for event in decode_logs(logs) if isinstance(event, Payment)]
-    times = await _times(contracts, {each.block_number for each in payments})
+    times = await _times(contracts, {payment.block_number for payment in payments})
     return by_period(payments, times, span)
 
 
 def by_period(
     payments: Iterable[Payment], times: Mapping[int, int], span: str = "%Y-%m-%d"
 ) -> list[Day]:
-    """The same from the events of a provider and the chain times of their blocks."""
-    paid = [each for each in payments if each.billed_seconds]
-    paid.sort(key=lambda each: each.place)
-    found, total = [], 0
-    for day, some in groupby(paid, key=lambda each: _written(times[each.block_number], span)):
-        of_day = list(some)
-        amount = sum(each.paid for each in of_day)
+    """Return the periods of payments, given the chain time of each block number."""
+    paid = [payment for payment in payments if payment.billed_seconds]
+    paid.sort(key=lambda payment: payment.place)
+    days, total = [], 0
+    for day, payments_of_day in groupby(
+        paid, key=lambda payment: _written(times[payment.block_number], span)
+    ):
+        of_day = list(payments_of_day)
+        amount = sum(payment.paid for payment in of_day)
         total += amount
-        seconds = sum(each.billed_seconds for each in of_day)
-        found.append(Day(day, len({each.job_id for each in of_day}), seconds, amount, total))
-    return found
+        seconds = sum(payment.billed_seconds for payment in of_day)
+        days.append(Day(day, len({payment.job_id for payment in of_day}), seconds, amount, total))
+    return days
 
 
 async def accrued_now(contracts: Contracts, provider_id: int) -> Accrued:
-    """What the RUNNING jobs of a provider have earned by the latest block's time.
+    """Return the unbilled revenue of a provider's RUNNING jobs at the time of the latest block.
 
     Raises:
-        EndpointError: The node does not answer.
+        EndpointError: The endpoint does not answer.
     """
     block = await contracts.w3.eth.get_block("latest")
     running = await newest(
@@ -114,7 +116,7 @@ async def accrued_now(contracts: Contracts, provider_id: int) -> Accrued:
 
 
 def accrued(jobs: Iterable[Job], now: int) -> Accrued:
-    """The same from the records, at chain time `now`."""
+    """Return the unbilled revenue of RUNNING jobs at chain time `now`."""
     amounts = {job.id: unbilled_revenue(job, now) for job in jobs}
     if not amounts:
         return Accrued()
@@ -123,13 +125,13 @@ def accrued(jobs: Iterable[Job], now: int) -> Accrued:
 
 
 async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
-    wanted = sorted(blocks)
+    block_numbers = sorted(blocks)
     times: dict[int, int] = {}
-    for at in range(0, len(wanted), _AT_ONCE):
-        part = wanted[at : at + _AT_ONCE]
-        headers = await asyncio.gather(*(contracts.w3.eth.get_block(number) for number in part))
+    for start in range(0, len(block_numbers), _AT_ONCE):
+        batch = block_numbers[start : start + _AT_ONCE]
+        headers = await asyncio.gather(*(contracts.w3.eth.get_block(number) for number in batch))
         times |= {
-            number: int(each["timestamp"]) for number, each in zip(part, headers, strict=True)
+            number: int(header["timestamp"]) for number, header in zip(batch, headers, strict=True)
         }
     return times
 

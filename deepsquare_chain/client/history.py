@@ -1,4 +1,4 @@
-"""What the chain's events tell about jobs: names, ends, successors."""
+"""Histories of jobs from events on chain: names, payments, results, successors."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _KINDS = (
 
 @dataclass(slots=True)
 class History:
-    """A job as its events tell it; amounts are credit-wei.
+    """The history of a job from its events; amounts are in credit-wei.
 
-    `funded` was paid in for this job, `carried_in` came from its predecessor. `paid`, `fee` and
-    `billed_seconds` count interim payments as well, `collected` those alone (with their fees).
-    `billed_seconds` is None until something is billed, `exit_code` until its provider reported.
+    `funded` was paid into this job's escrow, `carried_in` is the escrow of its predecessor. `paid`,
+    `fee` and `billed_seconds` include interim payments; `collected` is the sum of interim payments
+    with their fees. `billed_seconds` is None until something is billed, `exit_code` until the
+    provider has reported.
     """
 
     job_id: int
@@ -56,32 +57,34 @@ class History:
 
 
 async def histories(contracts: Contracts, job_ids: Sequence[int]) -> dict[int, History]:
-    """Histories of jobs. A successor shares name and uses with the first of its line.
+    """Return histories by job ID; a successor inherits name, uses and objective.
 
     Raises:
-        EndpointError: The node did not answer.
+        EndpointError: The endpoint does not answer.
     """
-    found: dict[int, History] = {}
-    wanted = set(job_ids)
-    while wanted:
-        for number in wanted:
-            found[number] = History(number)
-        replay(found, await _events(contracts, sorted(wanted)))
-        older = {each.retry_of for each in found.values() if each.retry_of is not None}
-        wanted = older - set(found)
-    inherit(found)
-    return {number: found[number] for number in job_ids}
+    history_by_id: dict[int, History] = {}
+    missing_ids = set(job_ids)
+    while missing_ids:
+        for job_id in missing_ids:
+            history_by_id[job_id] = History(job_id)
+        replay(history_by_id, await _events(contracts, sorted(missing_ids)))
+        predecessors = {
+            history.retry_of for history in history_by_id.values() if history.retry_of is not None
+        }
+        missing_ids = predecessors - set(history_by_id)
+    inherit(history_by_id)
+    return {job_id: history_by_id[job_id] for job_id in job_ids}
 
 
 async def reported_digest(contracts: Contracts, job_id: int) -> str:
-    """SHA-256 (hexadecimal) of the output that a job's provider reported, empty if none did."""
+    """Return the SHA-256 (hexadecimal) of a job's output that its provider reported, or ""."""
     history = (await histories(contracts, [job_id]))[job_id]
     results = [event for event in history.events if isinstance(event, JobResult)]
     return results[-1].result.hex() if results and any(results[-1].result) else ""
 
 
 def replay(found: dict[int, History], events: Iterable[Event]) -> None:
-    """Let events happen to the histories; jobs that are not among them are passed over."""
+    """Apply events to the histories; events of other jobs are ignored."""
     for event in events:
         job_id = getattr(event, "job_id", None)
         if job_id in found:
@@ -122,24 +125,31 @@ def _apply(history: History, event: Event) -> None:
 
 
 def inherit(found: dict[int, History]) -> None:
-    """Give every successor what only the first of its line was submitted with."""
-    for number in sorted(found):
-        history = found[number]
-        older = found.get(history.retry_of) if history.retry_of is not None else None
-        if older is not None:
-            history.name, history.uses, history.objective = older.name, older.uses, older.objective
+    """Copy name, uses and objective from each job to its successor.
+
+    Only the first job of a chain of retries was submitted with them.
+    """
+    for job_id in sorted(found):
+        history = found[job_id]
+        predecessor = found.get(history.retry_of) if history.retry_of is not None else None
+        if predecessor is not None:
+            history.name, history.uses, history.objective = (
+                predecessor.name,
+                predecessor.uses,
+                predecessor.objective,
+            )
 
 
 async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
-    """Events of these jobs, and of their predecessors as far as those name them."""
+    """Return the events of these jobs, and the JobRetried events of their predecessors."""
     kinds = event_topics(*_KINDS)
-    numbers = [f"0x{number:064x}" for number in job_ids]
+    job_id_topics = [f"0x{job_id:064x}" for job_id in job_ids]
     address = contracts.scheduler.address
     start = contracts.deployment.block
-    own = await read_logs(contracts.w3, [address], [kinds, numbers], start)
-    # A carry is in the predecessor's event, whose second topic is the successor.
+    own = await read_logs(contracts.w3, [address], [kinds, job_id_topics], start)
+    # The carried escrow is in the predecessor's event, with the successor as second indexed topic.
     carried = await read_logs(
-        contracts.w3, [address], [event_topics(JobRetried), None, numbers], start
+        contracts.w3, [address], [event_topics(JobRetried), None, job_id_topics], start
     )
-    # Where predecessor and successor are both asked for, the same event comes twice.
+    # If predecessor and successor are both requested, the same event is read twice.
     return list({event.place: event for event in decode_logs([*own, *carried])}.values())

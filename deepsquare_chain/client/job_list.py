@@ -1,4 +1,4 @@
-"""Lists of jobs, the newest first, and the jobs that people name on a command line."""
+"""Lists jobs, the newest first, and resolves jobs that are named on the command line."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from deepsquare_chain.job import (
     parse_ids,
 )
 
-#: Records read in one go, from the newest backwards.
+#: Page size of job records, read from the newest backwards.
 _PAGE = 500
 
 
 class ListedJob(NamedTuple):
-    """A job record with what the chain's events tell of it."""
+    """A job record with its history from events."""
 
     job: Job
     history: History
 
     def elapsed(self, now: int) -> int | None:
-        """Seconds that it has run by chain time `now`, billed ones included; None before its start."""
+        """Return the run time in seconds at chain time `now`, billed or not; None before the start."""
         billed = self.history.billed_seconds
         if self.job.status is JobStatus.RUNNING:
             return (billed or 0) + max(0, now - self.job.since)
@@ -43,21 +43,21 @@ class ListedJob(NamedTuple):
 
 
 def parse_statuses(names: Iterable[str]) -> set[JobStatus]:
-    """Statuses by name; none given means all.
+    """Return statuses by name; all statuses if no name is given.
 
     Raises:
-        UsageError: A name is no status.
+        UsageError: A name is not a status.
     """
-    known: dict[str, JobStatus] = {each.name: each for each in list(JobStatus)[1:]}
-    found: set[JobStatus] = set()
+    status_by_name: dict[str, JobStatus] = {status.name: status for status in list(JobStatus)[1:]}
+    statuses: set[JobStatus] = set()
     for name in names:
         key = name.upper().replace("-", "_")
-        if key not in known:
+        if key not in status_by_name:
             raise UsageError(
-                f"{name[:40]!r} is not a status", hint=f"Use one of {', '.join(known)}."
+                f"{name[:40]!r} is not a status", hint=f"Use one of {', '.join(status_by_name)}."
             )
-        found.add(known[key])
-    return found or set(known.values())
+        statuses.add(status_by_name[key])
+    return statuses or set(status_by_name.values())
 
 
 async def newest(
@@ -70,39 +70,41 @@ async def newest(
     names: Sequence[str] = (),
     submission: str = "",
 ) -> list[ListedJob]:
-    """The newest jobs that meet all conditions.
+    """Return the newest jobs that meet all conditions.
 
     Args:
-        contracts: The deployment.
-        limit: How many at most.
+        contracts: Contracts of the deployment.
+        limit: Maximum number of jobs.
         customer: Only jobs of this account.
         provider_id: Only jobs of this provider.
-        statuses: Only jobs of these statuses.
-        names: Only jobs of one of these names; `*`, `?` and `[...]` stand for other characters.
+        statuses: Only jobs with one of these statuses.
+        names: Only jobs with one of these names; `*`, `?` and `[...]` are wildcards.
         submission: Only jobs of this submission.
 
     Raises:
-        EndpointError: The node did not answer.
+        EndpointError: The endpoint does not answer.
     """
-    found: list[ListedJob] = []
+    listed: list[ListedJob] = []
     top = await contracts.scheduler.job_count()
-    while top > 0 and len(found) < limit:
+    while top > 0 and len(listed) < limit:
         bottom = max(1, top - _PAGE + 1)
         page = await contracts.scheduler.get_jobs(range(top, bottom - 1, -1))
-        wanted = [
+        candidates = [
             job for job in page if _wanted(job, customer, provider_id) and job.status in statuses
         ]
         if not (names or submission):
-            wanted = wanted[: limit - len(found)]
-        history_of = await histories(contracts, [job.id for job in wanted]) if wanted else {}
-        found += [
+            candidates = candidates[: limit - len(listed)]
+        history_of = (
+            await histories(contracts, [job.id for job in candidates]) if candidates else {}
+        )
+        listed += [
             ListedJob(job, history_of[job.id])
-            for job in wanted
+            for job in candidates
             if (not names or any(fnmatchcase(history_of[job.id].name, name) for name in names))
             and (not submission or _submission(history_of[job.id].uses) == submission)
         ]
         top = bottom - 1
-    return found[:limit]
+    return listed[:limit]
 
 
 def _wanted(job: Job, customer: str | None, provider_id: int | None) -> bool:
@@ -120,23 +122,23 @@ def _submission(uses: str) -> str:
 async def select(
     contracts: Contracts, words: Iterable[str], customer: Callable[[], str]
 ) -> list[int]:
-    """Ids of the jobs that people name, in their order and each once.
+    """Return the IDs of jobs named on the command line, in order and without duplicates.
 
     Args:
-        contracts: The deployment.
-        words: Ids and ranges (`7`, `3-5`, `3,7-9`), the id of a submission (`sub-1f3a9c04`), its
+        contracts: Contracts of the deployment.
+        words: IDs and ranges (`7`, `3-5`, `3,7-9`), the ID of a submission (`sub-1f3a9c04`), its
             transaction, or names (`train-*`) of the customer's own jobs.
-        customer: Whose jobs names and submissions stand for; asked only when they are used.
+        customer: Returns the customer for names and submissions; called only if needed.
 
     Raises:
-        NotFoundError: A word stands for no job.
-        UsageError: A range is too long.
-        EndpointError: The node did not answer.
+        NotFoundError: A word matches no job.
+        UsageError: A word is invalid, or a range is too long.
+        EndpointError: The endpoint does not answer.
     """
-    found: dict[int, None] = {}
+    job_ids: dict[int, None] = {}
     for word in words:
-        found |= dict.fromkeys(await _select(contracts, word.strip(), customer))
-    return list(found)
+        job_ids |= dict.fromkeys(await _select(contracts, word.strip(), customer))
+    return list(job_ids)
 
 
 async def _select(contracts: Contracts, word: str, customer: Callable[[], str]) -> list[int]:
@@ -159,9 +161,9 @@ async def _select(contracts: Contracts, word: str, customer: Callable[[], str]) 
         submission=word if of_submission else "",
     )
     if not jobs:
-        what = "is of submission" if of_submission else "is named"
+        relation = "is of submission" if of_submission else "is named"
         raise NotFoundError(
-            f"No job of this wallet {what} {word[:80]!r}",
+            f"No job of this wallet {relation} {word[:80]!r}",
             hint="`deepsquare job list` shows ids and names; a name may hold * and ?.",
         )
     return sorted(job.id for job, _ in jobs)
@@ -173,11 +175,13 @@ async def _sent_in(contracts: Contracts, tx_hash: str) -> list[int]:
     except TransactionNotFound:
         receipt = None
     logs = receipt["logs"] if receipt else []
-    own = [each for each in logs if each["address"] == contracts.scheduler.address]
-    found = [each.job_id for each in decode_logs(own) if isinstance(each, JobSubmitted)]
-    if not found:
+    scheduler_logs = [each for each in logs if each["address"] == contracts.scheduler.address]
+    job_ids = [
+        each.job_id for each in decode_logs(scheduler_logs) if isinstance(each, JobSubmitted)
+    ]
+    if not job_ids:
         raise NotFoundError(
             f"No job was submitted in transaction {tx_hash}",
             hint="`deepsquare tx list` shows the transactions of this wallet.",
         )
-    return found
+    return job_ids

@@ -1,4 +1,4 @@
-"""Secrets of a job: variables that only the providers that may run it, and the customer, can read."""
+"""Secrets of a job: environment variables encrypted to eligible providers and the customer."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from deepsquare_chain.store.encryption import (
 )
 from deepsquare_chain.workflow import Definition
 
-#: Most providers that can read the secrets of a job; requirements on chain have 512 bytes.
+#: Maximum number of providers that can read the secrets: requirements on chain have 512 bytes.
 MAX_READERS: Final = 20
 
 
 def read_secrets(words: Sequence[str]) -> dict[str, str]:
-    """Secrets as the command line names them: NAME for a variable of the environment, or NAME=FILE.
+    """Read secrets given as NAME for an environment variable, or as NAME=FILE.
 
     Raises:
-        UsageError: There is no such variable, or the file can't be used.
-        NotFoundError: There is no such file.
+        UsageError: The variable is not set, or the file can't be used.
+        NotFoundError: The file does not exist.
     """
-    found: dict[str, str] = {}
+    secrets: dict[str, str] = {}
     for word in words:
         name, separator, file = word.partition("=")
         if separator:
-            found[name] = read_secret(Path(file), "secret's file")
+            secrets[name] = read_secret(Path(file), "secret's file")
         elif name in os.environ:
-            found[name] = os.environ[name]
+            secrets[name] = os.environ[name]
         else:
             raise UsageError(
                 f"--secret {name[:60]!r}: the environment has no such variable",
                 hint="Export it first, or write NAME=FILE. The value itself is never an argument.",
             )
-    return found
+    return secrets
 
 
 async def with_secrets(
@@ -56,31 +56,31 @@ async def with_secrets(
     customer: str,
     own: Sequence[str] = (),
 ) -> tuple[Definition, Terms]:
-    """The definition with encrypted secrets, and terms that lead to a provider that can read them.
+    """Return the definition with encrypted secrets, and terms that require one of their readers.
 
     Args:
-        contracts: Of the grid.
-        definition: What runs.
-        terms: Of the job.
-        secrets: Values by the name of the variable.
-        customer: Address of the job's customer: for nobody else's job are they decrypted.
-        own: Further public keys that can read them, such as the customer's.
+        contracts: Contracts of the grid.
+        definition: Definition of the job.
+        terms: Terms of the job.
+        secrets: Values by name of the variable.
+        customer: Address of the job's customer; providers decrypt the secrets for its jobs only.
+        own: Further public keys that can read the secrets, such as the customer's.
 
     Raises:
-        UsageError: No provider that could run the job takes secrets.
+        UsageError: No eligible provider accepts secrets, or a name is also a variable of the job.
         JobFileError: A name or value is not allowed.
     """
-    definition.with_env(secrets)  # refuses names that the grid or bash keeps
-    taken = sorted(set(secrets) & set(definition.env))
-    if taken:
+    definition.with_env(secrets)  # refuses names that are reserved by the grid or bash
+    duplicates = sorted(set(secrets) & set(definition.env))
+    if duplicates:
         raise UsageError(
-            f"{taken[0]} is a secret and a variable of the job file", hint="Keep one of them."
+            f"{duplicates[0]} is a secret and a variable of the job file", hint="Keep one of them."
         )
     readers: dict[str, str] = {}
-    for each in await quotes(contracts, terms):
-        key = each.provider.labels.get(SECRETS_KEY_LABEL, "")
-        name = each.provider.labels.get(SECRETS_LABEL, "")
-        if each.eligible and key and secrets_labels(key)[SECRETS_LABEL] == name:
+    for quote in await quotes(contracts, terms):
+        key = quote.provider.labels.get(SECRETS_KEY_LABEL, "")
+        name = quote.provider.labels.get(SECRETS_LABEL, "")
+        if quote.eligible and key and secrets_labels(key)[SECRETS_LABEL] == name:
             readers.setdefault(name, key)
     readers = dict(list(readers.items())[:MAX_READERS])
     if not readers:

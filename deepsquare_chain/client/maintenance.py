@@ -1,4 +1,4 @@
-"""Waiting until a provider in maintenance has no job left."""
+"""Waits until a provider in maintenance has no jobs left."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 
-#: Seconds between two looks.
+#: Poll interval in seconds.
 _INTERVAL: Final = 2.0
-#: Jobs that are looked at; a provider that holds more is looked at again when these have ended.
+#: Maximum number of jobs per poll; further jobs are read once these have ended.
 _LIMIT: Final = 500
 
 
@@ -26,37 +26,37 @@ async def wait_until_empty(
     report: Callable[[str], None],
     interval: float = _INTERVAL,
 ) -> None:
-    """Wait until no job is assigned to a provider; an endpoint that is away is waited for.
+    """Wait until no job is assigned to a provider; retries while the endpoint is down.
 
     Args:
-        contracts: Of the grid.
+        contracts: Contracts of the grid.
         provider_id: The provider.
-        timeout: Seconds to wait at most; None for any time.
-        report: Called with a line whenever the number of jobs has changed.
-        interval: Seconds between two looks.
+        timeout: Maximum seconds to wait; None for no limit.
+        report: Called with a line whenever the number of jobs changes.
+        interval: Poll interval in seconds.
 
     Raises:
-        WaitTimeoutError: Jobs were left when the time was up.
+        WaitTimeoutError: Jobs were left at the timeout.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    assigned = {each for each in JobStatus if each.is_assigned}
-    before, away = -1, False
+    assigned = {status for status in JobStatus if status.is_assigned}
+    last_count, is_endpoint_down = -1, False
     while True:
         try:
             jobs = await newest(contracts, limit=_LIMIT, provider_id=provider_id, statuses=assigned)
         except EndpointError as error:
-            if not away:
+            if not is_endpoint_down:
                 report(f"Waiting for the endpoint: {error.message}")
-            away = True
+            is_endpoint_down = True
         else:
-            away = False
+            is_endpoint_down = False
             if not jobs:
                 report("No job is left with this provider.")
                 return
-            if len(jobs) != before:
-                before = len(jobs)
+            if len(jobs) != last_count:
+                last_count = len(jobs)
                 running = sum(job.status is JobStatus.RUNNING for job, _ in jobs)
-                report(f"Jobs left: {before}, of which {running} are running.")
+                report(f"Jobs left: {last_count}, of which {running} are running.")
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
                 f"Jobs were left when the {timeout:.3g} s were up",

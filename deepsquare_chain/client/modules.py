@@ -16,20 +16,20 @@ from deepsquare_chain.workflow.modules import FetchedModule, resolve_modules
 
 _FILE: Final = "module.yaml"
 _MAX_BYTES: Final = 1_000_000
-#: Seconds for one command of git.
+#: Timeout of a git command in seconds.
 _TIMEOUT: Final = 120.0
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
 def load_job(path: str | Path, *, lenient: bool = False) -> JobFile:
-    """Read a job file and put its modules into the definition; local ones are relative to the file.
+    """Read a job file and resolve its modules; local module paths are relative to the file.
 
     Args:
-        path: Of the job file.
-        lenient: Leave out unknown keys and warn instead of refusing them.
+        path: Path of the job file.
+        lenient: Skip unknown keys with a warning instead of an error.
 
     Raises:
-        JobFileError: The file is not valid, or a module can't be had or does not fit.
+        JobFileError: The file is invalid, or a module can't be fetched or is invalid.
     """
     folder = Path(path).absolute().parent
     job = load_job_file(path, lenient=lenient)
@@ -37,10 +37,10 @@ def load_job(path: str | Path, *, lenient: bool = False) -> JobFile:
 
 
 def fetch_module(source: str, folder: Path) -> FetchedModule:
-    """A module by its source.
+    """Fetch a module from a folder or a git repository.
 
     Raises:
-        JobFileError: It can't be had.
+        JobFileError: The module can't be fetched.
     """
     if source.startswith((".", "/")):
         return _from_folder(folder / source, source)
@@ -60,29 +60,32 @@ def _from_folder(folder: Path, source: str) -> FetchedModule:
 
 
 def _from_git(source: str) -> FetchedModule:
-    where, _, ref = source.partition("@")
-    host, owner, repository, *inside = where.split("/")
+    repository_path, _, ref = source.partition("@")
+    host, owner, repository, *folders = repository_path.split("/")
     url = f"https://{host}/{owner}/{repository}"
-    path = "/".join([*inside, _FILE])
-    with tempfile.TemporaryDirectory(prefix="deepsquare-module-") as place:
-        _git(source, "clone", "--quiet", "--bare", "--filter=blob:none", url, place)
-        commit = _commit(source, place, ref, "/".join(inside))
-        text = _git(source, "-C", place, "cat-file", "blob", f"{commit}:{path}")
+    path = "/".join([*folders, _FILE])
+    with tempfile.TemporaryDirectory(prefix="deepsquare-module-") as clone:
+        _git(source, "clone", "--quiet", "--bare", "--filter=blob:none", url, clone)
+        commit = _commit(source, clone, ref, "/".join(folders))
+        text = _git(source, "-C", clone, "cat-file", "blob", f"{commit}:{path}")
     return FetchedModule(_bounded(text, source), commit)
 
 
 def _commit(source: str, place: str, ref: str, folder: str) -> str:
-    """The full commit of a tag, a branch or the beginning of a commit; a folder's tags begin with its name."""
+    """Return the full commit hash of a tag, a branch or an abbreviated commit.
+
+    Tags of a folder, `FOLDER/TAG`, take precedence over other tags.
+    """
     names = [f"refs/tags/{folder}/{ref}", f"refs/tags/{ref}", f"refs/heads/{ref}"] if ref else []
     names += [ref] if _COMMIT.fullmatch(ref) else []
     for name in names or ["HEAD"]:
         try:
-            found = _git(
+            output = _git(
                 source, "-C", place, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"
             )
         except JobFileError:
             continue
-        return found.decode().strip()
+        return output.decode().strip()
     raise JobFileError(
         f"module {source}: the repository has no tag, branch or commit {ref!r}",
         hint="Correct what stands behind @.",
@@ -92,7 +95,7 @@ def _commit(source: str, place: str, ref: str, folder: str) -> str:
 def _git(source: str, *words: str) -> bytes:
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", *words],  # noqa: S607 - the user's own git
             capture_output=True, timeout=_TIMEOUT, check=False, env=env,
             stdin=subprocess.DEVNULL,
@@ -103,13 +106,13 @@ def _git(source: str, *words: str) -> bytes:
         raise JobFileError(
             f"module {source}: the repository does not answer", hint="Try again later."
         ) from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+    if completed.returncode:
+        error_lines = completed.stderr.decode(errors="replace").strip().splitlines()
         raise JobFileError(
-            f"module {source}: {said[-1][:300] if said else 'it can not be fetched'}",
+            f"module {source}: {error_lines[-1][:300] if error_lines else 'it can not be fetched'}",
             hint="Check the source, and that this machine reaches the repository over https.",
         )
-    return done.stdout
+    return completed.stdout
 
 
 def _bounded(text: bytes, source: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Opening a deployment, and a wallet on it, from settings."""
+"""Opens the deployment and the wallet of the settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _GWEI: Final = 10**9
-#: A person waits: an endpoint that is down is reported after seconds, not minutes.
+#: For interactive use: an endpoint that is down is reported after seconds, not minutes.
 _ATTEMPTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class WalletConnection:
-    """An account that can send, on one deployment.
+    """An account that can send transactions, on one deployment.
 
-    `store` remembers what was sent; `timeout` is seconds for a receipt.
+    `store` records all transactions; `timeout` is the timeout for a receipt in seconds.
     """
 
     contracts: Contracts
@@ -41,22 +41,22 @@ class WalletConnection:
 
     @property
     def address(self) -> str:
-        """Whose it is."""
+        """Return the address of the account."""
         return self.account.address
 
     async def send(self, call: Call) -> TxReceipt:
-        """Send and wait until it is mined; errors as `Sender.send`."""
+        """Send a call and wait until it is mined; errors as `Sender.send`."""
         return await self.sender.send(call, timeout=self.timeout)
 
 
 @asynccontextmanager
 async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
-    """The contracts of the deployment record, once the endpoint is sure to serve them.
+    """Open the contracts of the deployment record, after checking that the endpoint serves them.
 
     Raises:
-        NotFoundError: There is no deployment record.
-        UsageError: It is none, or is of another chain than the settings want.
-        EndpointError: The endpoint is down, serves another chain, or has no such contracts.
+        NotFoundError: The deployment record does not exist.
+        UsageError: The record is invalid, or for another chain than in the settings.
+        EndpointError: The endpoint is down, serves another chain, or lacks the contracts.
     """
     deployment = Deployment.load(settings.deployment)
     if settings.chain_id is not None and settings.chain_id != deployment.chain_id:
@@ -78,22 +78,22 @@ async def open_grid(settings: Settings) -> AsyncIterator[Contracts]:
 
 
 def transport_of(settings: Settings) -> Transport:
-    """How the settings' endpoints are reached; errors as `Transport.read`."""
+    """Return certificates and headers of the settings for requests; errors as `Transport.read`."""
     return Transport.read(settings.ca_file, settings.headers_file)
 
 
 @asynccontextmanager
 async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
-    """The settings' wallet, with what it sent before looked after.
+    """Open the wallet of the settings.
 
     Raises:
-        NotFoundError: There is no keystore or password file.
-        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        NotFoundError: The keystore or password file does not exist.
+        NotAuthorisedError: The password is wrong, or there is no terminal to ask for it.
         GridError: As `open_grid`.
     """
     if settings.keystore is None and not settings.signer:
         raise no_keystore()
-    # A wrong path is reported before anybody is asked for a password.
+    # Report a wrong path before asking for a password.
     if settings.keystore is not None and not settings.signer:
         stated_address(settings.keystore)
     async with open_grid(settings) as contracts:
@@ -112,11 +112,11 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
 
 
 async def open_account(settings: Settings) -> Signer:
-    """The account of the settings' external signer, else of their keystore.
+    """Open the account of the external signer of the settings, or else of the keystore.
 
     Raises:
-        UsageError: There is neither, or it is not usable.
-        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        UsageError: Neither is set, or it is invalid.
+        NotAuthorisedError: The password is wrong, or there is no terminal to ask for it.
         EndpointError: The signer does not answer.
     """
     if settings.signer:
@@ -129,14 +129,14 @@ async def open_account(settings: Settings) -> Signer:
 
 
 def own_address(settings: Settings, given: str | None) -> str:
-    """The given address, else the one of the settings' signer or keystore.
+    """Return the given address, or else the address of the signer or keystore of the settings.
 
-    The address is that of the key, never what the file states: a keystore that was not opened on
-    this machine before is opened for it.
+    The address is derived from the key, never read from the file: a keystore that was not opened on
+    this machine before is opened now.
 
     Raises:
-        UsageError: It is no address, or there is neither.
-        NotAuthorisedError: The password is wrong, or there is nobody to ask for it.
+        UsageError: The address is invalid, or no wallet is set.
+        NotAuthorisedError: The password is wrong, or there is no terminal to ask for it.
     """
     if given is not None:
         return checked_address(given)
@@ -148,17 +148,17 @@ def own_address(settings: Settings, given: str | None) -> str:
 
 
 def _external(settings: Settings) -> ExternalSigner:
-    way = transport_of(settings)
-    return ExternalSigner(settings.signer or "", settings.signer_account or "", way)
+    transport = transport_of(settings)
+    return ExternalSigner(settings.signer or "", settings.signer_account or "", transport)
 
 
 def address_book(settings: Settings) -> AddressBook:
-    """Addresses of the keystores that were opened with these settings."""
+    """Return the cached addresses of keystores that were opened with these settings."""
     return AddressBook(settings.state_dir / FOLDER / "addresses")
 
 
 def no_keystore() -> UsageError:
-    """That a command needs to know whose it is."""
+    """Return the error of a command that needs a wallet if none is set."""
     return UsageError(
         "No wallet is set",
         hint="Name one with --keystore or DEEPSQUARE_KEYSTORE, or an external signer with --signer; "

@@ -1,4 +1,4 @@
-"""What a job would cost at each provider, and when it could start there."""
+"""Price and estimated start of a job at each provider."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from deepsquare_chain.metascheduler.eligibility import ProviderView
 from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, release, room_from
 from deepsquare_chain.metascheduler.ranking import energy_use
 
-#: Newest records that are looked through for live jobs; what lives is rarely older.
+#: Number of newest records that are searched for live jobs; live jobs are rarely older.
 LOOKED_AT: Final = 2_000
 _PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class PricedOffer:
-    """A provider's answer to a job.
+    """Price and estimated start of a job at a provider.
 
     Attributes:
-        provider_id: Of the provider.
-        account: Its address.
-        rate: Credit-wei a second.
-        cost: Credit-wei of the whole time limit.
-        longest: Seconds that the offered credits buy.
-        starts_in: Seconds until there is free capacity at the latest, if the job goes first; None where
-            the provider can't take it, or its whole offer is too small.
-        refusal: Why it can't run there, empty if it can.
-        joules: Energy of the whole time limit by the provider's labels; None where they do not
-            tell. The provider's word: nobody measures it.
-        grams: Carbon dioxide of the same, in grams.
+        provider_id: ID of the provider.
+        account: Address of the provider.
+        rate: Price in credit-wei per second.
+        cost: Price of the whole time limit in credit-wei.
+        longest: Seconds that the escrow pays for.
+        starts_in: Upper bound in seconds until capacity is free, if the job is first in the queue;
+            None if the provider is not eligible, or its whole offer is too small.
+        refusal: Reason why the provider is not eligible; empty if it is.
+        joules: Energy of the whole time limit by the provider's labels; None if they do not state
+            it. The values are not measured or verified.
+        grams: Carbon dioxide of the whole time limit in grams, likewise.
     """
 
     provider_id: int
@@ -49,34 +49,34 @@ class PricedOffer:
 
     @property
     def eligible(self) -> bool:
-        """Whether the provider could take the job."""
+        """Return whether the provider is eligible for the job."""
         return not self.refusal
 
     @property
     def is_over_budget(self) -> bool:
-        """Whether nothing but the credits is too little."""
+        """Return whether too few credits are the only reason that it is not eligible."""
         return self.refusal == OVER_BUDGET
 
     @property
     def start(self) -> str:
-        """When it could start, in words."""
+        """Return the estimated start as text."""
         if self.starts_in is None:
             return "-"
         return "now" if self.starts_in == 0 else f"within {self.starts_in} s"
 
 
 async def offers(contracts: Contracts, terms: Terms) -> list[PricedOffer]:
-    """Every provider's answer: those that suit first, of those the cheapest first.
+    """Return the offers of all providers; eligible providers first, then by price.
 
-    The start is counted from what assigned jobs may still use, an upper bound since most end
-    early; PENDING jobs that wait before it are not counted.
+    The start is estimated from the time limits of assigned jobs, an upper bound since most jobs end
+    early. PENDING jobs ahead in the queue are not counted.
 
     Raises:
-        EndpointError: The node does not answer.
+        EndpointError: The endpoint does not answer.
     """
-    found = await quotes(contracts, terms)
+    all_quotes = await quotes(contracts, terms)
     live, now = await _live(contracts), await chain_time(contracts.w3)
-    return [_offer(each, terms.resources, terms.time_limit, live, now) for each in found]
+    return [_offer(quote, terms.resources, terms.time_limit, live, now) for quote in all_quotes]
 
 
 def _offer(
@@ -99,21 +99,21 @@ def _offer(
 
 def _starts_in(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> int | None:
     provider = quote.provider
-    held = [job for job in live if job.provider_id == provider.id]
-    free = free_room([ProviderView(provider)], held)[provider.id]
-    releases = [release(job, now, 0) for job in held]
-    found = room_from(amounts(wanted), free, releases, now)
-    return None if found is None else max(0, found[0] - now)
+    assigned_jobs = [job for job in live if job.provider_id == provider.id]
+    free = free_room([ProviderView(provider)], assigned_jobs)[provider.id]
+    releases = [release(job, now, 0) for job in assigned_jobs]
+    start = room_from(amounts(wanted), free, releases, now)
+    return None if start is None else max(0, start[0] - now)
 
 
 async def _live(contracts: Contracts) -> list[Job]:
-    """Assigned jobs among the newest records."""
-    found: list[Job] = []
+    """Return the assigned jobs among the newest records."""
+    jobs: list[Job] = []
     top = await contracts.scheduler.job_count()
     last = max(0, top - LOOKED_AT)
     while top > last:
         bottom = max(last, top - _PAGE)
         page = await contracts.scheduler.get_jobs(range(bottom + 1, top + 1))
-        found += [job for job in page if job.status.is_assigned]
+        jobs += [job for job in page if job.status.is_assigned]
         top = bottom
-    return found
+    return jobs
