@@ -1,4 +1,4 @@
-"""What happens on a grid now: a customer's jobs, the queue of everybody, and the providers."""
+"""A live overview of a grid: a customer's jobs, the queue, and the providers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deepsquare_chain.client.offers import LOOKED_AT
 from deepsquare_chain.job import Job, JobStatus, Offer, Provider, ProviderStatus
 
 _PAGE = 500
-#: Ended jobs of the customer that are shown after those that live.
+#: Number of ended jobs of the customer, listed after the live jobs.
 _ENDED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class JobLine:
-    """A job; `elapsed` is seconds in its present status, `left` seconds until its time limit."""
+    """A job; `elapsed` is the seconds in its current status, `left` those until its time limit."""
 
     job: Job
     name: str
@@ -28,7 +28,7 @@ class JobLine:
 
 @dataclass(frozen=True, slots=True)
 class ProviderLine:
-    """A provider with what its assigned jobs occupy."""
+    """A provider, with the number and the resources of its assigned jobs."""
 
     provider: Provider
     jobs: int
@@ -48,11 +48,11 @@ class Overview:
 
 
 class OverviewReader:
-    """Reads overviews; names of jobs never change and are read once.
+    """Reads overviews; names of jobs never change and are cached.
 
     Args:
-        contracts: The grid.
-        customer: Whose jobs are listed; None lists everybody's.
+        contracts: Contracts of the grid.
+        customer: Customer whose jobs are listed; None for all jobs.
     """
 
     def __init__(self, contracts: Contracts, customer: str | None) -> None:
@@ -61,53 +61,53 @@ class OverviewReader:
         self._names: dict[int, str] = {}
 
     async def read(self) -> Overview:
-        """The grid now.
+        """Return the current overview.
 
         Raises:
-            EndpointError: The node did not answer.
+            EndpointError: The endpoint does not answer.
         """
         contracts, customer = self._contracts, self._customer
         records = await self._records()
         now = await chain_time(contracts.w3)
-        own = [job for job in records if customer in (None, job.customer)]
-        live = [job for job in own if job.status.is_live]
-        mine = sorted(live, key=lambda job: (job.status is not JobStatus.RUNNING, job.id))
-        mine += [job for job in own if job.status.is_final][:_ENDED]
-        waiting = sorted(
+        customer_jobs = [job for job in records if customer in (None, job.customer)]
+        live = [job for job in customer_jobs if job.status.is_live]
+        listed = sorted(live, key=lambda job: (job.status is not JobStatus.RUNNING, job.id))
+        listed += [job for job in customer_jobs if job.status.is_final][:_ENDED]
+        queue = sorted(
             (job for job in records if job.status.is_live and job.status is not JobStatus.RUNNING),
             key=lambda job: job.id,
         )
-        await self._learn_names([*mine, *waiting])
+        await self._learn_names([*listed, *queue])
         providers = await contracts.registry.providers()
         return Overview(
             block=int(await contracts.w3.eth.block_number),
             time=now,
             balance=None if customer is None else await contracts.credit.balance_of(customer),
-            jobs=tuple(self._line(job, now) for job in mine),
-            queue=tuple(self._line(job, now) for job in waiting),
+            jobs=tuple(self._line(job, now) for job in listed),
+            queue=tuple(self._line(job, now) for job in queue),
             providers=tuple(
-                _provider_line(each, records)
-                for each in providers
-                if each.status is not ProviderStatus.NONE
+                _provider_line(provider, records)
+                for provider in providers
+                if provider.status is not ProviderStatus.NONE
             ),
         )
 
     async def _records(self) -> list[Job]:
-        """The newest records, newest first: what lives is rarely older."""
-        found: list[Job] = []
+        """Return the newest records, newest first; live jobs are rarely older."""
+        jobs: list[Job] = []
         top = await self._contracts.scheduler.job_count()
         last = max(0, top - LOOKED_AT)
         while top > last:
             bottom = max(last, top - _PAGE)
-            found += await self._contracts.scheduler.get_jobs(range(top, bottom, -1))
+            jobs += await self._contracts.scheduler.get_jobs(range(top, bottom, -1))
             top = bottom
-        return found
+        return jobs
 
     async def _learn_names(self, jobs: Sequence[Job]) -> None:
         unknown = [job.id for job in jobs if job.id not in self._names]
         if unknown:
-            found = await histories(self._contracts, unknown)
-            self._names |= {number: found[number].name for number in unknown}
+            history_by_id = await histories(self._contracts, unknown)
+            self._names |= {job_id: history_by_id[job_id].name for job_id in unknown}
 
     def _line(self, job: Job, now: int) -> JobLine:
         elapsed = max(0, now - job.since)
@@ -118,10 +118,12 @@ class OverviewReader:
 
 
 def _provider_line(provider: Provider, records: Sequence[Job]) -> ProviderLine:
-    held = [job for job in records if job.provider_id == provider.id and job.status.is_assigned]
+    assigned_jobs = [
+        job for job in records if job.provider_id == provider.id and job.status.is_assigned
+    ]
     used = Offer(
-        cpus=sum(job.resources.cpus for job in held),
-        memory=sum(job.resources.memory for job in held),
-        gpus=sum(job.resources.gpus for job in held),
+        cpus=sum(job.resources.cpus for job in assigned_jobs),
+        memory=sum(job.resources.memory for job in assigned_jobs),
+        gpus=sum(job.resources.gpus for job in assigned_jobs),
     )
-    return ProviderLine(provider, len(held), used)
+    return ProviderLine(provider, len(assigned_jobs), used)

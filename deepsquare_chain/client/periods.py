@@ -1,4 +1,4 @@
-"""Periods of calendar time in UTC, and the blocks that lie in them."""
+"""Parses periods of calendar time in UTC, and finds their blocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HINT: Final = "Write 2026-11-27, 2026-11-27T13:00, or the number of a block."
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """From a moment up to, and without, another one, in seconds since 1970; None for no bound.
+    """A period from `start` (inclusive) to `end` (exclusive) in epoch seconds; None for no bound.
 
-    A bound may be a block instead: `first_block` and `last_block`, both included.
+    A bound may be a block instead: `first_block` and `last_block`, both inclusive.
     """
 
     start: int | None = None
@@ -29,24 +29,24 @@ class Period:
 
 
 def parse_period(month: str | None, since: str | None, until: str | None) -> Period:
-    """A period of a month (`2026-11`), or from and to a date, a moment or a block; both ends included.
+    """Parse a month (`2026-11`), or two bounds, both inclusive: dates, times or block numbers.
 
     Raises:
-        UsageError: A text is none of these, or the period is empty.
+        UsageError: A text is invalid, or the period is empty.
     """
     if month is not None:
         if since is not None or until is not None:
             raise UsageError("--month is a whole period", hint="Leave out --from and --to.")
-        found = _MONTH.fullmatch(month)
-        if found is None:
+        match = _MONTH.fullmatch(month)
+        if match is None:
             raise UsageError(f"{month[:40]!r} is not a month", hint="Write it as 2026-11.")
-        year, number = int(found[1]), int(found[2])
+        year, month_number = int(match[1]), int(match[2])
         if not 1970 <= year <= 9998:
             raise UsageError(
                 f"{month[:40]!r} is not a month of this calendar", hint="Write 2026-11."
             )
-        following = (year + 1, 1) if number == 12 else (year, number + 1)
-        return Period(_midnight(year, number), _midnight(*following))
+        following = (year + 1, 1) if month_number == 12 else (year, month_number + 1)
+        return Period(_midnight(year, month_number), _midnight(*following))
     start, first_block = _bound(since, ends=False)
     end, last_block = _bound(until, ends=True)
     empty_time = start is not None and end is not None and end <= start
@@ -59,16 +59,16 @@ def parse_period(month: str | None, since: str | None, until: str | None) -> Per
 
 
 async def blocks_of(w3: AsyncWeb3[Any], period: Period, lowest: int) -> tuple[int, int | None]:
-    """First and last block of a period; None for the newest one. About 50 requests at most.
+    """Return the first and last block of a period; None for the newest. At most about 50 requests.
 
     Args:
-        w3: The chain.
-        period: What to look up.
-        lowest: A block before which nothing matters: that of the deployment.
+        w3: Connection to the chain.
+        period: The period.
+        lowest: First block of the search: the block of the deployment.
 
     Raises:
-        UsageError: No block lies in the period.
-        EndpointError: The node does not answer.
+        UsageError: The period contains no block.
+        EndpointError: The endpoint does not answer.
     """
     newest = int(await w3.eth.block_number)
     first = period.first_block if period.first_block is not None else 0
@@ -87,7 +87,7 @@ async def blocks_of(w3: AsyncWeb3[Any], period: Period, lowest: int) -> tuple[in
 
 
 async def _first_from(w3: AsyncWeb3[Any], moment: int, low: int, newest: int) -> int:
-    """The first block at or after a moment; one more than the newest where there is none yet."""
+    """Return the first block at or after a time (binary search); newest + 1 if there is none."""
     high = newest + 1
     while low < high:
         middle = (low + high) // 2
@@ -99,7 +99,7 @@ async def _first_from(w3: AsyncWeb3[Any], moment: int, low: int, newest: int) ->
 
 
 def _bound(text: str | None, *, ends: bool) -> tuple[int | None, int | None]:
-    """A bound as a moment or as a block; a day that ends a period belongs to it."""
+    """Parse a bound into epoch seconds or a block; an end includes its day or second."""
     if text is None:
         return None, None
     if re.fullmatch(r"[0-9]{1,15}", text):
@@ -108,8 +108,8 @@ def _bound(text: str | None, *, ends: bool) -> tuple[int | None, int | None]:
         if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
             day = date.fromisoformat(text) + timedelta(days=1 if ends else 0)
             return _midnight(day.year, day.month, day.day), None
-        moment = datetime.fromisoformat(text)
-        utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        time = datetime.fromisoformat(text)
+        utc = time.replace(tzinfo=UTC) if time.tzinfo is None else time
         return int(utc.timestamp()) + (1 if ends else 0), None
     except (ValueError, OverflowError):
         raise UsageError(f"{text[:40]!r} is not a date", hint=_HINT) from None

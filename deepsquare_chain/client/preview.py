@@ -1,4 +1,4 @@
-"""What a customer is about to sign, read from the very bytes of the call."""
+"""Previews of requests before they are signed, decoded from the calldata."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ Rows = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A request before its signature: names and values for people.
+    """A request before its signature, as names and values for display.
 
-    `call` holds what the calldata says, `request` what surrounds it: who signs, until when, who
-    pays the gas.
+    `call` describes the calldata; `request` the signer, the deadline and who pays the gas.
     """
 
     call: Rows
@@ -34,35 +33,35 @@ class Preview:
 
     @property
     def rows(self) -> Rows:
-        """All of it, in order."""
+        """Return all rows in order."""
         return (*self.call, *self.request)
 
 
 def describe_call(call: Call) -> Rows:
-    """The function, terms and amounts of a customer's call to the MetaScheduler.
+    """Return function, terms and amounts of a customer's call to the MetaScheduler.
 
     Raises:
-        UsageError: It is no such call.
+        UsageError: The call is to another contract, or to a function that is not for customers.
     """
     try:
         function, values = interface("MetaScheduler").read_call(call.data)
     except AbiError:
         raise UsageError(f"{call.label!r} is no call of the MetaScheduler") from None
-    head = (("function", function.name), ("contract", f"MetaScheduler at {call.to}"))
+    header = (("function", function.name), ("contract", f"MetaScheduler at {call.to}"))
     match function.name:
         case "submitJobs" | "submitJobsWithPermit":
-            return (*head, *_submission(values[0]))
+            return (*header, *_submission(values[0]))
         case "topUp" | "topUpWithPermit":
             job_id, customer, amount = values[:3]
             return (
-                *head,
+                *header,
                 ("job", f"{job_id}, of customer {customer}"),
                 ("amount", f"{format_credits(amount)} credits into its escrow"),
             )
         case "cancel":
-            return (*head, ("jobs", ", ".join(map(str, values[0]))))
+            return (*header, ("jobs", ", ".join(map(str, values[0]))))
         case "withdraw":
-            return (*head, ("to", f"{values[0]} gets all credits that are parked"))
+            return (*header, ("to", f"{values[0]} gets all credits that are parked"))
         case _:
             raise UsageError(f"{function.name} is no function for customers")
 
@@ -79,11 +78,11 @@ def _submission(requests: tuple[Any, ...]) -> Rows:
 
 
 def _terms(terms: Terms, count: int) -> Rows:
-    size = terms.resources
+    requested = terms.resources
     options = [words for flag, words in _FLAGS.items() if flag in terms.flags]
     resources = (
-        f"{plural(size.tasks, 'task')}, {size.cpus_per_task} CPUs per task, "
-        f"{size.mem_per_cpu} MB per CPU, {size.gpus} GPUs per job"
+        f"{plural(requested.tasks, 'task')}, {requested.cpus_per_task} CPUs per task, "
+        f"{requested.mem_per_cpu} MB per CPU, {requested.gpus} GPUs per job"
     )
     rows = (
         ("jobs", f"{plural(count, 'job')} named {terms.name!r}"),

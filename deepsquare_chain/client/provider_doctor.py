@@ -1,4 +1,4 @@
-"""Looks at everything a provider needs to get jobs, and says what is wrong with it."""
+"""Checks everything that a provider needs to get jobs, and reports problems with hints."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.gateway_client import gateway_urls
 
-#: An approval that ends within this many seconds is reported.
+#: An approval that expires within this many seconds is reported.
 _SOON = 7 * 86_400
-#: Jobs whose definitions are looked for.
+#: Number of jobs whose definitions are checked.
 _LOOKED_AT = 20
 
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
-    """The checks of every command, and then the provider's own; nothing is changed."""
+    """Run the general checks and then those for providers; nothing is changed."""
     status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
-    found = [*await examine(settings), _starts(status), _abilities(status)]
+    checks = [*await examine(settings), _starts(status), _abilities(status)]
     try:
         async with open_grid(settings) as contracts:
-            found.append(await _definitions(settings, contracts))
+            checks.append(await _definitions(settings, contracts))
             provider = await contracts.registry.provider_of(account)
             silent = await contracts.scheduler.is_silent(provider.id)
             now = await chain_time(contracts.w3)
     except GridError as error:
         failed = Check("registration", False, error.message, error.hint, "keystore")
-        return [*found, failed]
-    return [*found, *standing(provider, silent=silent, now=now)]
+        return [*checks, failed]
+    return [*checks, *standing(provider, silent=silent, now=now)]
 
 
 def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
-    """What the chain says of a provider at chain time `now`, and whether this machine holds it."""
+    """Check a provider's state on chain at chain time `now`, and its offer on this machine."""
     yield Check(
         "registration",
         ok=True,
@@ -70,13 +70,13 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
 
 
 async def _definitions(settings: Settings, contracts: Contracts) -> Check:
-    """Whether this machine reads the definitions of the grid's newest jobs, waiting ones first."""
+    """Check that the store has the definitions of the newest jobs, preferably of live jobs."""
     if gateway_urls(settings, contracts.deployment):
-        # A gateway gives a definition to the provider that holds the job, so none is tried here.
+        # A gateway returns a definition only to the job's provider, so nothing is checked here.
         text = "come from the gateways, see the check of the definition store"
         return Check("definitions", True, text, "", "gateway")
     setting, store = "store", FolderDefinitionStore(settings.store)
-    live = {each for each in JobStatus if each.is_live}
+    live = {status for status in JobStatus if status.is_live}
     jobs = await newest(contracts, limit=_LOOKED_AT, statuses=live)
     jobs = jobs or await newest(contracts, limit=_LOOKED_AT, statuses=set(JobStatus))
     name = "definitions"
@@ -99,20 +99,22 @@ async def _definitions(settings: Settings, contracts: Contracts) -> Check:
 
 
 def _abilities(status: Mapping[str, Any] | None) -> Check:
-    """What jobs can do here beyond a shell and files, as the daemon tested it, and why not more."""
+    """Report which optional abilities the daemon has tested for jobs, and which ones failed."""
     name, setting = "abilities", "publish_abilities"
-    found = status.get("abilities") if status else None
-    if not isinstance(found, Mapping) or not found:
+    abilities = status.get("abilities") if status else None
+    if not isinstance(abilities, Mapping) or not abilities:
         text = "not known: the daemon does not run here, or has not tested them yet"
         return Check(name, True, text, "", setting)
-    usable = sorted(str(each) for each, state in found.items() if state == "yes")
-    lacking = [f"{each}: {state}" for each, state in sorted(found.items()) if state != "yes"]
-    text = f"{', '.join(usable) or 'none'}; not {'; '.join(lacking)}"
+    usable = sorted(str(ability) for ability, state in abilities.items() if state == "yes")
+    missing = [
+        f"{ability}: {state}" for ability, state in sorted(abilities.items()) if state != "yes"
+    ]
+    text = f"{', '.join(usable) or 'none'}; not {'; '.join(missing)}"
     return Check(name, True, text[:2_000], "", setting)
 
 
 def _starts(status: Mapping[str, Any] | None) -> Check:
-    """Whether this provider's daemon runs on this machine, and can start jobs."""
+    """Check that this provider's daemon runs on this machine and can start jobs."""
     name, setting = "starting jobs", "state_dir, executor"
     if status is None:
         text = "not known: its daemon does not run here"
@@ -128,13 +130,13 @@ def _starts(status: Mapping[str, Any] | None) -> Check:
 
 
 def _status(provider: Provider) -> Check:
-    words = {
+    hints = {
         ProviderStatus.WAITING_APPROVAL: "Ask the grid's approver.",
         ProviderStatus.DRAINING: "End the maintenance with `deepsquare provider resume`.",
         ProviderStatus.BANNED: "Ask the grid's approver why.",
     }
     active = provider.status is ProviderStatus.ACTIVE
-    return Check("status", active, provider.status.name, words.get(provider.status, ""))
+    return Check("status", active, provider.status.name, hints.get(provider.status, ""))
 
 
 def _approval(provider: Provider, now: int) -> Check:
@@ -146,11 +148,11 @@ def _approval(provider: Provider, now: int) -> Check:
 
 
 def _offer(provider: Provider) -> Check:
-    """Only a provider of one node runs jobs on this machine itself."""
+    """Check the offer; compared with this machine only for a provider of one node."""
     offer = provider.offer
     text = f"{offer.cpus} cpus, {offer.memory} MB, {offer.gpus} gpus"
-    here = machine()
-    cpus, memory = here.cpus_per_node, here.mem_per_node
+    this_machine = machine()
+    cpus, memory = this_machine.cpus_per_node, this_machine.mem_per_node
     if provider.hardware.nodes == 1 and (offer.cpus > cpus or offer.memory > memory):
         return Check(
             "offer",

@@ -1,4 +1,4 @@
-"""The files that a provider begins with: its configuration, a systemd unit, alerts, a dashboard."""
+"""Writes the files of a new provider: configuration, systemd unit, alerts and dashboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import PROJECT_FILE, Settings
 
-#: Settings by what they are about, in the order of the file.
+#: Settings by section, in the order of the file.
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "The chain": (
         *("endpoint", "chain_id", "deployment", "websocket", "max_lag_blocks", "confirmations"),
@@ -34,16 +34,16 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         *("executor", "follow_offer", "publish_abilities", "allow_unisolated", "allow_root"),
     ),
 }
-#: What a provider never needs.
+#: Settings that a provider never needs.
 _OTHERS: Final = frozenset(
     {
         *("context", "relay", "result_key", "explorer_database", "explorer_links"),
         *("notify_to", "notify_on", "notify_key_file", "smtp", "smtp_from", "smtp_password_file"),
     }
 )
-#: A table: it stands last.
+#: A TOML table, which must be last in the file.
 _TABLE: Final = "executor_options"
-#: Written without a comment sign, because a provider always has them.
+#: Settings that are not commented out, because every provider needs them.
 _SET: Final[Mapping[str, Any]] = {
     "endpoint": "http://127.0.0.1:8545",
     "deployment": "deployment.json",
@@ -52,7 +52,7 @@ _SET: Final[Mapping[str, Any]] = {
     "state_dir": "state",
     "health_port": 9464,
 }
-#: Shown where there is no default.
+#: Examples for settings without a default.
 _EXAMPLES: Final[Mapping[str, Any]] = {
     "chain_id": 31337,
     "websocket": "ws://127.0.0.1:8546",
@@ -78,24 +78,24 @@ _TAIL: Final = """
 
 
 def write_provider_files(folder: Path, executor: str) -> list[Path]:
-    """Write the files of a new provider; none of them is written where one is there already.
+    """Write the files of a new provider; if one of them exists, nothing is written.
 
     Args:
-        folder: From which the daemon will be started; made if need be.
+        folder: Folder from which the daemon will be started; created if missing.
         executor: Name of the executor.
 
     Returns:
-        Their paths.
+        Paths of the files.
 
     Raises:
         UsageError: One of the files exists, or can't be written.
     """
     texts = provider_files(folder.absolute(), executor)
     paths = [folder / name for name in texts]
-    there = [path for path in paths if os.path.lexists(path)]
-    if there:
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing:
         raise UsageError(
-            f"{there[0]} is there already, so nothing was written",
+            f"{existing[0]} is there already, so nothing was written",
             hint="Choose another folder, or move that file away first.",
         )
     try:
@@ -112,7 +112,7 @@ def write_provider_files(folder: Path, executor: str) -> list[Path]:
 
 
 def provider_files(folder: Path, executor: str) -> dict[str, str]:
-    """Texts by file name, for a daemon of this user and Python that is started in a folder."""
+    """Return file contents by name, for a daemon in `folder` with the current user and Python."""
     shipped = files("deepsquare_chain.client") / "operations"
     values = {
         "@USER@": _user(),
@@ -120,22 +120,22 @@ def provider_files(folder: Path, executor: str) -> dict[str, str]:
         "@PROGRAM@": str(Path(sys.executable).with_name("deepsquare")),
         "@PREFIX@": sys.prefix,
     }
-    found = {PROJECT_FILE: configuration(executor)}
+    texts = {PROJECT_FILE: configuration(executor)}
     for name in ("deepsquare-provider.service", "hardened.conf", "alerts.yml", "dashboard.json"):
         text = (shipped / name).read_text("utf-8")
-        for mark, value in values.items():
-            # A space or a per cent sign means something in a unit file.
-            text = text.replace(mark, value.replace("%", "%%").replace(" ", "\\x20"))
-        found[name] = text
-    return found
+        for placeholder, value in values.items():
+            # Spaces and percent signs have a special meaning in unit files.
+            text = text.replace(placeholder, value.replace("%", "%%").replace(" ", "\\x20"))
+        texts[name] = text
+    return texts
 
 
 def configuration(executor: str) -> str:
-    """The text of a configuration file that explains every setting of a provider."""
+    """Return a configuration file that explains every setting of a provider."""
     lines = [_HEAD]
     listed = {name for names in _SECTIONS.values() for name in names}
     sections = dict(_SECTIONS)
-    # A setting that nobody has sorted in yet is still one that people must find.
+    # New settings without a section must still appear in the file.
     rest = [name for name in Settings.model_fields if name not in listed | _OTHERS | {_TABLE}]
     if rest:
         sections["Other settings"] = tuple(rest)
@@ -154,12 +154,12 @@ def _lines(name: str, values: Mapping[str, Any]) -> list[str]:
     lines = [f"# {line}" for line in comment]
     if name in values:
         return [*lines, f"{name} = {_toml(values[name])}", ""]
-    shown = _EXAMPLES.get(name) if default is None else default
-    return [*lines, f"# {name} = {_toml('' if shown is None else shown)}", ""]
+    shown_value = _EXAMPLES.get(name) if default is None else default
+    return [*lines, f"# {name} = {_toml('' if shown_value is None else shown_value)}", ""]
 
 
 def _toml(value: Any) -> str:
-    """A plain value; JSON's way to write numbers, booleans and text is TOML's too."""
+    """Format a value as TOML; JSON has the same format for numbers, booleans and strings."""
     return json.dumps(value if isinstance(value, bool | int | float) else str(value))
 
 

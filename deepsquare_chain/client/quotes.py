@@ -1,4 +1,4 @@
-"""What a job would cost at each provider, before anybody pays."""
+"""Quotes: price and eligibility of a job at each provider."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ OVER_BUDGET: Final = "over budget: the credits do not buy the time limit"
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A provider's answer to terms.
+    """A provider's quote for the terms of a job.
 
-    `rate` is in credit-wei a second, `cost` the credit-wei of the whole time limit, `seconds` what
-    the offered credits buy; `refusal` is empty if the job could run there now.
+    `rate` is in credit-wei per second, `cost` is the price of the whole time limit in credit-wei,
+    `seconds` is the run time that the escrow pays for; `refusal` is the reason why the provider is
+    not eligible, empty if it is.
     """
 
     provider: Provider
@@ -31,44 +32,46 @@ class Quote:
 
     @property
     def eligible(self) -> bool:
-        """Whether the provider could take the job."""
+        """Return whether the provider is eligible for the job."""
         return not self.refusal
 
 
 async def quotes(contracts: Contracts, terms: Terms) -> list[Quote]:
-    """Every provider's answer: those that suit first, the cheapest first.
+    """Return the quotes of all providers; eligible providers first, then by price.
 
-    Capacity that running jobs use now is ignored: it becomes free.
+    Capacity used by running jobs is ignored, because it becomes free.
     """
     providers, now = await asyncio.gather(contracts.registry.providers(), chain_time(contracts.w3))
     silent = await asyncio.gather(
         *(contracts.scheduler.is_silent(provider.id) for provider in providers)
     )
-    found = [
+    unsorted = [
         quote(provider, terms, now=now, silent=is_silent)
         for provider, is_silent in zip(providers, silent, strict=True)
     ]
-    return sorted(found, key=lambda each: (not each.eligible, each.cost, each.provider.id))
+    return sorted(unsorted, key=lambda each: (not each.eligible, each.cost, each.provider.id))
 
 
 def quote(provider: Provider, terms: Terms, *, now: int, silent: bool = False) -> Quote:
-    """One provider's answer at chain time `now`."""
+    """Return a provider's quote at chain time `now`."""
     rate = job_rate(provider.prices, terms.resources)
-    whole = cost(rate, terms.time_limit)
+    total = cost(rate, terms.time_limit)
     seconds = terms.amount // rate if rate else 0
-    return Quote(provider, rate, whole, seconds, _refusal(provider, terms, whole, now, silent))
+    return Quote(provider, rate, total, seconds, _refusal(provider, terms, total, now, silent))
 
 
 def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: bool) -> str:
     active = provider.status is ProviderStatus.ACTIVE
-    fitting = fits(provider.hardware, provider.offer, terms.resources)
-    lacking = ", ".join(str(each) for each in unmet(parse_uses(terms.uses), provider.labels))
+    has_capacity = fits(provider.hardware, provider.offer, terms.resources)
+    unmet_requirements = ", ".join(
+        str(requirement) for requirement in unmet(parse_uses(terms.uses), provider.labels)
+    )
     reasons = (
         (not active, provider.status.name.lower().replace("_", " ")),
         (provider.approved_until <= now, "approval has run out"),
         (silent, "silent: a challenge is unanswered"),
-        (not fitting, "does not fit its hardware or offer"),
-        (bool(lacking), f"its labels do not meet: {lacking}"),
+        (not has_capacity, "does not fit its hardware or offer"),
+        (bool(unmet_requirements), f"its labels do not meet: {unmet_requirements}"),
         (whole == 0, "has no price"),
         (whole > terms.amount, OVER_BUDGET),
     )
@@ -76,5 +79,5 @@ def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: boo
 
 
 def cheapest(found: Sequence[Quote]) -> Quote | None:
-    """The cheapest eligible provider, None if there is none."""
-    return next((each for each in found if each.eligible), None)
+    """Return the quote of the cheapest eligible provider; None if there is none."""
+    return next((quote for quote in found if quote.eligible), None)

@@ -1,4 +1,4 @@
-"""What a registration, a change of prices or of labels would undo, in words; pure but for `machine`."""
+"""Warnings before registrations and changes of prices or labels; pure except for `machine`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, h
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import MEGABYTE, Hardware, Prices, Provider
 
-#: Highest price of a CPU, a GPU or a MB, in credit-wei per second: `MAX_PRICE` of the contract.
+#: Maximum price of a CPU, a GPU or a MB, in credit-wei per second: `MAX_PRICE` of the contract.
 MAX_PRICE: Final = 10 * CREDIT
-#: A price that changes by this factor is asked about: more often a wrong unit than a decision.
+#: A price change by this factor needs a confirmation: it is usually a wrong unit.
 _FACTOR: Final = 10
 _NAMES: Final = (("cpu", "CPU"), ("gpu", "GPU"), ("mem", "MB of memory"))
-#: Fields of `Hardware`, and what people call them.
+#: Fields of `Hardware`, and their names for display.
 _PARTS: Final = (
     ("nodes", "nodes"),
     ("cpus_per_node", "CPUs per node"),
@@ -28,27 +28,27 @@ _PARTS: Final = (
 
 
 def price_per_second(credits_per_hour: int, text: str) -> int:
-    """Credit-wei per second of a price in credit-wei per hour, rounded down.
+    """Convert a price in credit-wei per hour to credit-wei per second, rounded down.
 
     Raises:
-        ValueError: It is more than the contract takes, or so little that it would be free.
+        ValueError: The price is above the contract's maximum, or would be rounded to zero.
     """
-    found = credits_per_hour // SECONDS_PER_HOUR
-    if found > MAX_PRICE:
+    price = credits_per_hour // SECONDS_PER_HOUR
+    if price > MAX_PRICE:
         raise ValueError(
             f"{text[:80]} credits per hour is more than the highest price, {hourly(MAX_PRICE)}; "
             "a price is for one CPU, GPU or MB, per hour"
         )
-    if credits_per_hour and not found:
+    if credits_per_hour and not price:
         raise ValueError(
             f"{text[:80]} credits per hour is less than the smallest price, {hourly(1)}, and "
             "would be free"
         )
-    return found
+    return price
 
 
 def price_changes(now: Prices, wanted: Prices) -> Iterator[str]:
-    """What is zeroed, or changed so much that it may be a mistake."""
+    """Yield warnings about prices that become zero, or change so much that it may be a mistake."""
     for name, word in _NAMES:
         before, after = getattr(now, name), getattr(wanted, name)
         if before == after or not before:
@@ -61,7 +61,7 @@ def price_changes(now: Prices, wanted: Prices) -> Iterator[str]:
 
 
 def price_doubts(wanted: Prices) -> Iterator[str]:
-    """Prices that look like a wrong unit."""
+    """Yield warnings about prices that seem to be in a wrong unit."""
     if wanted.mem and wanted.mem >= wanted.cpu:
         yield (
             f"A MB of memory would cost {_rounded(wanted.mem)} credits per hour, and a CPU "
@@ -72,22 +72,22 @@ def price_doubts(wanted: Prices) -> Iterator[str]:
 
 
 def free_gpus(hardware: Hardware, prices: Prices) -> Iterator[str]:
-    """Whether GPUs would be given away."""
+    """Yield a warning if GPUs have no price."""
     if hardware.gpus_per_node and not prices.gpu:
         yield "GPUs are registered without a price, and would be free: set --gpu-price."
 
 
 def price_example(prices: Prices) -> str:
-    """What typical jobs would pay, per hour."""
-    small = prices.cpu + 2_000 * prices.mem
-    words = f"A job of 1 CPU and 2,000 MB pays {_rounded(small)} credits per hour"
+    """Return an example of the hourly price of typical jobs."""
+    cpu_job = prices.cpu + 2_000 * prices.mem
+    words = f"A job of 1 CPU and 2,000 MB pays {_rounded(cpu_job)} credits per hour"
     if prices.gpu:
-        words += f", with a GPU {_rounded(small + prices.gpu)}"
+        words += f", with a GPU {_rounded(cpu_job + prices.gpu)}"
     return f"{words}."
 
 
 def label_changes(now: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
-    """Labels that are removed or get another value."""
+    """Yield warnings about labels that are removed or changed."""
     for key, value in sorted(now.items()):
         if key not in wanted:
             yield f"The label {key}={value} is removed."
@@ -96,7 +96,7 @@ def label_changes(now: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator
 
 
 def hardware_changes(provider: Provider, wanted: Hardware) -> Iterator[str]:
-    """What there is less of than in the hardware that is in force."""
+    """Yield warnings about hardware that is reduced."""
     now = provider.hardware
     for name, word in _PARTS:
         before, after = getattr(now, name), getattr(wanted, name)
@@ -105,21 +105,21 @@ def hardware_changes(provider: Provider, wanted: Hardware) -> Iterator[str]:
 
 
 def hardware_doubts(wanted: Hardware, found: Hardware, place: str) -> Iterator[str]:
-    """What would be registered and is not there.
+    """Yield warnings about hardware that would be registered but does not exist.
 
     Args:
-        wanted: What would be registered.
-        found: What there is.
-        place: Where that was looked at, such as "this machine".
+        wanted: Hardware to register.
+        found: Detected hardware.
+        place: Name of the place of detection, such as "this machine".
     """
     for name, word in _PARTS:
-        asked, there = getattr(wanted, name), getattr(found, name)
-        if asked > there:
-            yield f"{asked} {word} would be registered, and {place} has {there}."
+        registered, detected = getattr(wanted, name), getattr(found, name)
+        if registered > detected:
+            yield f"{registered} {word} would be registered, and {place} has {detected}."
 
 
 def machine() -> Hardware:
-    """This machine as one node; memory in MB."""
+    """Return the hardware of this machine as one node; memory in MB."""
     return Hardware(
         nodes=1,
         cpus_per_node=os.cpu_count() or 1,
@@ -129,23 +129,23 @@ def machine() -> Hardware:
 
 
 def check_labels(labels: list[tuple[str, str]]) -> dict[str, str]:
-    """Labels by key.
+    """Return labels by key.
 
     Raises:
-        UsageError: A key is given twice.
+        UsageError: A key is given twice with different values.
     """
-    found: dict[str, str] = {}
+    value_by_key: dict[str, str] = {}
     for key, value in labels:
-        if found.setdefault(key, value) != value:
+        if value_by_key.setdefault(key, value) != value:
             raise UsageError(
-                f"The label {key} is given twice, as {found[key]} and {value}",
+                f"The label {key} is given twice, as {value_by_key[key]} and {value}",
                 hint="Give each key once.",
             )
-    return found
+    return value_by_key
 
 
 def _gpus(devices: Path) -> int:
-    """GPUs that have a device file; those of AMD only where their driver is loaded."""
+    """Return the number of GPUs with a device file; AMD GPUs count only if their driver is loaded."""
     nvidia = len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
     amd = len(list((devices / "dri").glob("renderD*"))) if (devices / "kfd").exists() else 0
     return nvidia + amd
@@ -157,7 +157,7 @@ def _times(before: int, after: int) -> str:
 
 
 def _rounded(per_second: int) -> str:
-    """Credits per hour to six digits after the point, or exactly where that would be zero."""
+    """Format credits per hour with six decimal places, or exactly if that would be zero."""
     exact = per_second * SECONDS_PER_HOUR
     unit = CREDIT // 1_000_000
     rounded = round(exact / unit) * unit

@@ -1,4 +1,4 @@
-"""A relay as its customers see it; what it says is checked on the chain by those who ask."""
+"""The HTTP client of a relay. Relays are untrusted: callers verify responses on chain."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.service_client import ServiceClient
 
-#: Statuses of refusals that may be gone when the same is asked again.
+#: HTTP statuses of temporary refusals: a retry may succeed.
 _TEMPORARY: Final = frozenset({408, 425, 429, 503})
 _ELSEWHERE: Final = "Name another relay with --relay, or pay the gas yourself: without --gasless."
 
 
 class RelayRefusedError(EndpointError):
-    """The relay did not take a request.
+    """The relay refused a request.
 
-    `code` is the relay's short name of the reason; `next_nonce` is the nonce that it would take,
-    where that is the reason. `temporary` says whether the same request may be taken later.
+    `code` is the relay's code for the reason; `next_nonce` is the nonce that it expects, after a
+    nonce conflict. `temporary` is True if a retry of the same request may succeed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RelayRefusedError(EndpointError):
 
 @dataclass(frozen=True, slots=True)
 class RelayTerms:
-    """What a relay says of itself; amounts in credit-wei, times in seconds."""
+    """The terms of a relay; amounts in credit-wei, times in seconds."""
 
     chain_id: int
     forwarder: str
@@ -60,7 +60,7 @@ class RelayTerms:
 
 @dataclass(frozen=True, slots=True)
 class RelayAnswer:
-    """What a relay says of a request: `state` as the relay names it, `transaction` may be empty."""
+    """A relay's response about a request: its `state`; `transaction` may be empty."""
 
     state: str
     transaction: str
@@ -68,7 +68,7 @@ class RelayAnswer:
 
 
 def known_relay(settings: Settings, deployment: Deployment) -> str:
-    """The relay of the settings, else the one that a devnet recorded, else an empty text."""
+    """Return the URL of the relay of the settings, or of a devnet's record; empty without one."""
     url = settings.relay or deployment.extra.get("relay")
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         return ""
@@ -76,10 +76,10 @@ def known_relay(settings: Settings, deployment: Deployment) -> str:
 
 
 def relay_url(settings: Settings, deployment: Deployment) -> str:
-    """As `known_relay`.
+    """Return the URL of the relay, as `known_relay`.
 
     Raises:
-        NotFoundError: There is neither.
+        NotFoundError: No relay is set or recorded.
     """
     if url := known_relay(settings, deployment):
         return url
@@ -90,15 +90,15 @@ def relay_url(settings: Settings, deployment: Deployment) -> str:
 
 
 class RelayClient(ServiceClient):
-    """Speaks to one relay; used as an async context manager.
+    """Client of one relay; an async context manager.
 
     Args:
-        url: Address of the relay.
+        url: URL of the relay.
         way: Certificates and headers for remote addresses.
-        transport: What carries the requests instead of the network, for tests.
+        transport: HTTP transport instead of the network, for tests.
 
     Raises:
-        UsageError: The environment names a proxy that can't be used.
+        UsageError: The proxy in the environment is invalid.
     """
 
     service: ClassVar[str] = "relay"
@@ -106,10 +106,10 @@ class RelayClient(ServiceClient):
     max_answer: ClassVar[int] = 65_536
 
     async def terms(self) -> RelayTerms:
-        """What it takes.
+        """Return the relay's terms.
 
         Raises:
-            EndpointError: It does not answer, or not as a relay does.
+            EndpointError: The relay does not answer, or its response is invalid.
         """
         body = await self._ask("GET", "/v1/relay")
         try:
@@ -119,7 +119,7 @@ class RelayClient(ServiceClient):
                 scheduler=str(body["scheduler"]),
                 wallet=plain(str(body["wallet"]))[:60],
                 is_open=body["open"] is True,
-                functions=tuple(plain(str(each))[:60] for each in body["functions"]),
+                functions=tuple(plain(str(function))[:60] for function in body["functions"]),
                 min_amount=int(body["min_amount"]),
                 max_gas=int(body["max_gas"]),
                 max_lead=int(body["max_lead_seconds"]),
@@ -130,15 +130,15 @@ class RelayClient(ServiceClient):
             raise self._nonsense() from None
 
     async def terms_for(self, deployment: Deployment) -> RelayTerms:
-        """Its terms, for requests of one deployment.
+        """Return the relay's terms after checking its deployment.
 
         Raises:
-            RelayRefusedError: It takes no requests now.
-            EndpointError: It serves another grid; else as `terms`.
+            RelayRefusedError: The relay accepts no requests at the moment.
+            EndpointError: The relay serves another grid; other errors as `terms`.
         """
         terms = await self.terms()
-        here = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
-        if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != here:
+        expected = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
+        if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != expected:
             raise EndpointError(
                 f"The relay at {self.place} serves another grid: chain {terms.chain_id}",
                 hint="Name a relay of this deployment with --relay.",
@@ -153,16 +153,17 @@ class RelayClient(ServiceClient):
         return terms
 
     async def hand_over(self, signed: SignedRequest, digest: str) -> RelayAnswer:
-        """Hand a request over; doing so again gives the same answer and has no further effect.
+        """Send a request to the relay; idempotent.
 
         Raises:
-            RelayRefusedError: It does not take the request.
-            EndpointError: It does not answer, or not as a relay does: it may have the request.
+            RelayRefusedError: The relay refuses the request.
+            EndpointError: The relay does not answer, or its response is invalid. It may have
+                received the request.
         """
         return self._answer(await self._ask("POST", "/v1/requests", signed.to_wire()), digest)
 
     async def state(self, digest: str) -> RelayAnswer:
-        """What it says of a request; errors as `hand_over`."""
+        """Return the relay's state of a request; errors as `hand_over`."""
         return self._answer(await self._ask("GET", f"/v1/requests/{digest}"), digest)
 
     def _answer(self, body: Mapping[str, Any], digest: str) -> RelayAnswer:
@@ -175,17 +176,17 @@ class RelayClient(ServiceClient):
         )
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
-        answer = await self._send(method, path, json=body)
-        found = answer.body()
-        if answer.is_success and found is not None:
-            return found
-        raise self._refused(answer.status, found)
+        response = await self._send(method, path, json=body)
+        response_body = response.body()
+        if response.is_success and response_body is not None:
+            return response_body
+        raise self._refused(response.status, response_body)
 
     def _refused(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
         detail = body.get("detail") if body is not None else None
         temporary = status in _TEMPORARY
-        failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not temporary
-        if body is None or not isinstance(detail, str) or failed:
+        is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not temporary
+        if body is None or not isinstance(detail, str) or is_server_error:
             return self._nonsense(f"status {status}")
         nonce, hint = body.get("next_nonce"), body.get("hint")
         code = body.get("code")

@@ -1,4 +1,4 @@
-"""What an ended job left, held against what its provider reported on chain."""
+"""Results of an ended job, verified by the digest that its provider reported on chain."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from deepsquare_chain.store.gateway_client import GatewayClient
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A file that a job left.
+    """A result file of a job.
 
     Attributes:
-        name: `output`, or `work/...` for a file of its working folder.
-        size: Bytes.
-        digest: SHA-256 in hexadecimal; empty where it was not read to its end.
-        on_chain: Whether that is the digest its provider reported; None where it reported none
-            of this file, or the file was not read.
-        problem: Why it was not read or copied, in words; empty where it was.
-        special: Whether it is a link, a pipe, a socket or a device, which is never read.
+        name: `output`, or `work/...` for a file of the working folder.
+        size: Size in bytes.
+        digest: SHA-256 in hexadecimal; empty if the file was not read to its end.
+        on_chain: True if the digest matches the one reported on chain; None if none was reported
+            for this file, or the file was not read.
+        problem: Why the file was not read or copied; empty on success.
+        special: Whether it is a link, pipe, socket or device, which are never read.
     """
 
     name: str
@@ -54,23 +54,23 @@ async def job_results(
     report: Callable[[str], None] = lambda _: None,
     key_file: Path | None = None,
 ) -> list[Result]:
-    """The output and the files of a job that has ended, from a gateway, else from this machine.
+    """Return the output and files of an ended job, from a gateway or else from this machine.
 
     Args:
-        contracts: The deployment.
-        root: A provider's state folder, or the folder that holds several; where no gateway is set.
+        contracts: Contracts of the deployment.
+        root: A provider's state folder, or a folder of several; used if there are no gateways.
         job_id: The job.
-        to: A new folder to copy them into, once the output is known to be the reported one.
-        gateways: Where they are looked for.
-        report: Called when a download resumes after it was cut off, and when results are decrypted.
-        key_file: File of the age key for results that are encrypted at a gateway.
+        to: A new folder for copies, written after the output was verified.
+        gateways: Gateways to read from.
+        report: Called when a download resumes after a failure, and when results are decrypted.
+        key_file: File of the age key for encrypted results at a gateway.
 
     Raises:
-        NotFoundError: There is no such job, or no provider below `root` has run it, or none has
-            delivered its results to a gateway.
-        UsageError: It has not ended, or the folder is there already.
-        AuditError: The output is other than the chain says; nothing was copied.
-        GridError: No gateway answers, or none lets this account read it.
+        NotFoundError: The job does not exist, no provider below `root` has run it, or its provider
+            has not uploaded its results to a gateway.
+        UsageError: The job has not ended, or the folder exists.
+        AuditError: The output does not match the digest on chain; nothing was copied.
+        GridError: No gateway answers, or none permits this account to read it.
     """
     if gateways:
         files, reported = await remote_results(
@@ -89,19 +89,19 @@ async def job_results(
         )
     on_chain = await reported_digest(contracts, job_id)
     place = f"below {run}"
-    found = _compared(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
+    results = _compared(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
     if to is not None:
         files = await asyncio.to_thread(result_files, run, to)
-        found = _compared(files, on_chain, job_id, place)
-    return found
+        results = _compared(files, on_chain, job_id, place)
+    return results
 
 
 def no_run(job: Job, root: Path) -> NotFoundError:
-    """That no provider of this machine has kept a run of the job."""
+    """Return the error for a job without a run folder on this machine."""
     hint = "Output is read from a provider of this machine: give its state_dir (--state-dir)."
-    closed = closed_folder(root)
-    if closed is not None:
-        hint = f"{closed} can't be read by this user: ask its owner, or give another --state-dir."
+    unreadable_folder = closed_folder(root)
+    if unreadable_folder is not None:
+        hint = f"{unreadable_folder} can't be read by this user: ask its owner, or give another --state-dir."
     elif job.status.is_live and job.status is not JobStatus.RUNNING:
         hint = f"It has not started: `deepsquare job why {job.id}` tells why."
     return NotFoundError(
@@ -117,15 +117,15 @@ def _compared(files: Sequence[ResultFile], reported: str, job_id: int, place: st
             f"The output of job {job_id} {place} is not the one that its provider reported",
             hint="It was changed since, or is another run's; ask the provider.",
         )
-    # The chain tells the digest of the output alone.
+    # Only the digest of the output is on chain.
     return [
         Result(
-            each.name,
-            each.size,
-            each.digest,
-            True if reported and each is output and each.digest else None,
-            each.problem,
-            each.special,
+            file.name,
+            file.size,
+            file.digest,
+            True if reported and file is output and file.digest else None,
+            file.problem,
+            file.special,
         )
-        for each in files
+        for file in files
     ]

@@ -1,4 +1,4 @@
-"""What a wallet has sent, for the one who wants to know or to change it."""
+"""Finds transactions of a wallet, to show or replace them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepsquare_chain.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Inclusion:
-    """The block that holds a transaction; `gas_used` in gas, `fee` in wei."""
+    """The inclusion of a transaction in a block; `gas_used` in gas, `fee` in wei."""
 
     tx_hash: str
     block: int
@@ -24,17 +24,17 @@ class Inclusion:
 
 
 def find(wallet: WalletConnection, which: str) -> Entry:
-    """A transaction by its number in the outbox, or by the hash of any of its attempts.
+    """Return a transaction by its number in the outbox, or by the hash of any of its attempts.
 
     Raises:
-        UsageError: The text is neither.
-        NotFoundError: The wallet has sent no such transaction from this state folder.
+        UsageError: The text is not a number or hash.
+        NotFoundError: The wallet has not sent such a transaction from this state folder.
     """
     text = which.strip()
     if text.isascii() and text.isdigit() and len(text) < 16:
         return wallet.store.entry(int(text))
     digits = text.lower().removeprefix("0x")
-    if len(digits) != 64 or any(each not in "0123456789abcdef" for each in digits):
+    if len(digits) != 64 or any(digit not in "0123456789abcdef" for digit in digits):
         raise UsageError(
             f"{which[:80]!r} is neither a transaction's number nor its hash",
             hint="See `deepsquare tx list`.",
@@ -43,10 +43,10 @@ def find(wallet: WalletConnection, which: str) -> Entry:
 
 
 async def inclusion(wallet: WalletConnection, entry: Entry) -> Inclusion | None:
-    """Where a transaction was mined, whichever of its attempts it was; None while it is not.
+    """Return the block of a transaction, for any of its attempts; None if it is not mined.
 
     Raises:
-        EndpointError: The node does not answer.
+        EndpointError: The endpoint does not answer.
     """
     w3 = wallet.contracts.w3
     for attempt in reversed(entry.attempts):
@@ -65,11 +65,11 @@ async def inclusion(wallet: WalletConnection, entry: Entry) -> Inclusion | None:
 
 
 def pending(wallet: WalletConnection, which: str) -> Entry:
-    """The same as `find`, of a transaction that may still be replaced.
+    """Return a transaction that may still be replaced; see `find`.
 
     Raises:
-        UsageError: It is settled, or the text names none.
-        NotFoundError: There is no such transaction.
+        UsageError: The transaction is settled, or the text is not a number or hash.
+        NotFoundError: The transaction does not exist.
     """
     entry = find(wallet, which)
     if entry.state is not TxState.OPEN:

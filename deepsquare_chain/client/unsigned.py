@@ -1,4 +1,4 @@
-"""Calls that another account sends: what a command would send, without a key and without sending it."""
+"""Unsigned calls: collects the calls of a command without a key, for another account to send."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from deepsquare_chain.store.database import Store
 
 @dataclass(frozen=True, slots=True)
 class AddressOnly:
-    """An account whose key is elsewhere: every signature is refused."""
+    """An account without a key: every signature is refused."""
 
     address: ChecksumAddress
 
     def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:  # noqa: ARG002
-        """Refuse."""
+        """Raise NotAuthorisedError."""
         raise self._refusal()
 
     def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:  # noqa: ARG002
-        """Refuse."""
+        """Raise NotAuthorisedError."""
         raise self._refusal()
 
     def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:  # noqa: ARG002
-        """Refuse."""
+        """Raise NotAuthorisedError."""
         raise self._refusal()
 
     def _refusal(self) -> NotAuthorisedError:
@@ -46,7 +46,7 @@ class AddressOnly:
 
 
 class UnsignedSender(Sender):
-    """Keeps calls instead of sending them."""
+    """A sender that collects calls instead of sending them."""
 
     pays_gas = False
 
@@ -55,11 +55,11 @@ class UnsignedSender(Sender):
         self.calls: list[Call] = []
 
     async def send(self, call: Call, **_: Any) -> TxReceipt:
-        """Keep a call; the first one is tried on the latest block, later ones build on it.
+        """Collect a call. Only the first is simulated, because later calls depend on it.
 
         Raises:
-            RevertedError: The contract would refuse it.
-            EndpointError: The node does not answer.
+            RevertedError: The contract would refuse the call.
+            EndpointError: The endpoint does not answer.
         """
         if not self.calls:
             await self.simulate(call)
@@ -69,7 +69,7 @@ class UnsignedSender(Sender):
 
 @asynccontextmanager
 async def open_unsigned(settings: Settings, account: str) -> AsyncIterator[WalletConnection]:
-    """An account on the settings' grid whose calls are kept; errors as `open_grid`."""
+    """Open an account whose calls are collected; errors as `open_grid`."""
     address = checked_address(account)
     async with open_grid(settings) as contracts:
         deployment = contracts.deployment
@@ -82,7 +82,7 @@ async def open_unsigned(settings: Settings, account: str) -> AsyncIterator[Walle
 
 
 def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, Any]:
-    """Calls as a file of Safe's Transaction Builder.
+    """Return the content of a file with the calls for Safe's Transaction Builder.
 
     Source of the format: https://help.safe.global/en/articles/40841-transaction-builder
     """

@@ -1,4 +1,4 @@
-"""Watching a job until it ends, through every successor."""
+"""Watches a job and its successors until they end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from deepsquare_chain.client.history import History, histories
 from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import Job, JobStatus
 
-#: Exit code of a program whose job left none: cancelled, panicked, ended by the grid.
+#: Exit code for jobs without one: cancelled, panicked, or ended by the grid.
 NO_EXIT_CODE = 1
-#: Seconds between two questions to an endpoint that fails: at first, and at most.
+#: Shortest and longest backoff in seconds while the endpoint fails.
 _PAUSES: Final = (0.5, 10.0)
-#: Looks after which a job that has not gone on is worth an explanation.
+#: Number of polls after which an unchanged job is explained to the user.
 PATIENCE = 5
 
 
 T = TypeVar("T")
-#: Called once for each outage of the endpoint, and with None when it answers again.
+#: Called with the first error of each outage of the endpoint, and with None when it ends.
 OnTrouble = Callable[[EndpointError | None], None]
 
 
@@ -34,48 +34,48 @@ async def until_answered(
     deadline: float | None = None,
     on_trouble: OnTrouble | None = None,
 ) -> T:
-    """Ask the chain until it answers, for one who waits anyhow.
+    """Send a request and retry with backoff while the endpoint fails.
 
     Args:
-        ask: The question; asked again after growing pauses while the endpoint fails.
-        deadline: Monotonic seconds after which its failure is raised; None for never.
-        on_trouble: Called with the first failure, and with None when it is over.
+        ask: Sends the request.
+        deadline: Monotonic seconds after which a failure is raised; None for no limit.
+        on_trouble: Called with the first failure, and with None after the first success.
 
     Raises:
-        WrongEndpointError: The endpoint serves another chain: waiting won't help.
+        WrongEndpointError: The endpoint serves another chain; not retried.
         EndpointError: The endpoint still fails at the deadline.
     """
     pause, longest = _PAUSES
-    troubled = False
+    is_failing = False
     while True:
         try:
-            found = await ask()
+            result = await ask()
         except WrongEndpointError:
             raise
         except EndpointError as error:
-            if on_trouble is not None and not troubled:
+            if on_trouble is not None and not is_failing:
                 on_trouble(error)
-            troubled = True
+            is_failing = True
             if deadline is not None and time.monotonic() + pause >= deadline:
                 raise
         else:
-            if on_trouble is not None and troubled:
+            if on_trouble is not None and is_failing:
                 on_trouble(None)
-            return found
+            return result
         await asyncio.sleep(pause)
         pause = min(longest, 2 * pause)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last job of a line, final."""
+    """The last job of a chain of retries, after its end."""
 
     job: Job
     history: History
 
     @property
     def exit_code(self) -> int:
-        """The job's own exit code as a program can return it."""
+        """Return the exit code of the job, in the range of process exit codes."""
         if self.job.status is JobStatus.FINISHED:
             return 0
         code = self.history.exit_code
@@ -92,36 +92,36 @@ async def watch(
     on_rest: Callable[[Job], None] | None = None,
     on_trouble: OnTrouble | None = None,
 ) -> Ended:
-    """Wait until a job and all its successors have ended, through failures of the endpoint.
+    """Wait until a job and all its successors have ended; retries while the endpoint fails.
 
     Args:
-        contracts: The deployment.
+        contracts: Contracts of the deployment.
         job_id: The job.
-        interval: Seconds between two looks.
-        timeout: Seconds to wait at most; None waits for ever.
-        on_change: Called with the job as found first, and after every change of its status.
-        on_rest: Called with a job that still has the status, short of RUNNING, that it had
-            `PATIENCE` looks ago, and again after each further so many.
-        on_trouble: Called when an endpoint does not answer, and with None when it does again.
+        interval: Poll interval in seconds.
+        timeout: Maximum seconds to wait; None for no limit.
+        on_change: Called with the job at the start, and after every change of its status.
+        on_rest: Called with a job that is not RUNNING and whose status has not changed for
+            `PATIENCE` polls, and again after each further `PATIENCE` polls.
+        on_trouble: Called when the endpoint does not answer, and with None when it recovers.
 
     Raises:
-        NotFoundError: There is no such job.
-        WaitTimeoutError: It has not ended in time.
-        WrongEndpointError: The endpoint serves another chain now.
-        EndpointError: The endpoint does not answer when the time is over.
+        NotFoundError: The job does not exist.
+        WaitTimeoutError: The job has not ended in time.
+        WrongEndpointError: The endpoint serves another chain.
+        EndpointError: The endpoint does not answer at the timeout.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    seen: tuple[int, JobStatus] | None = None
-    looks = 0
+    last_seen: tuple[int, JobStatus] | None = None
+    polls = 0
 
     def ask(question: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         return until_answered(question, deadline=deadline, on_trouble=on_trouble)
 
     while True:
         job = await ask(partial(contracts.scheduler.get_job, job_id))
-        if (job.id, job.status) != seen:
-            seen = job.id, job.status
-            looks = 0
+        if (job.id, job.status) != last_seen:
+            last_seen = job.id, job.status
+            polls = 0
             if on_change is not None:
                 on_change(job)
         if job.status.is_final:
@@ -130,10 +130,10 @@ async def watch(
                 return Ended(job, history)
             job_id = history.successor
             continue
-        if on_rest is not None and looks == PATIENCE and job.status is not JobStatus.RUNNING:
-            looks = 0
+        if on_rest is not None and polls == PATIENCE and job.status is not JobStatus.RUNNING:
+            polls = 0
             on_rest(job)
-        looks += 1
+        polls += 1
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
                 f"Job {job.id} is still {job.status.name}: the {timeout:.3g} seconds to wait are over",
