@@ -46,8 +46,8 @@ def _with_context(text: str, name: str) -> str:
     end = table.start() if table else len(text)
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
     line = f'context = "{quoted}"'
-    head, found = _LINE.subn(lambda _: line, text[:end], count=1)
-    return (head if found else f"{line}\n{head}") + text[end:]
+    head, replacements = _LINE.subn(lambda _: line, text[:end], count=1)
+    return (head if replacements else f"{line}\n{head}") + text[end:]
 
 
 def _replace(path: Path, text: str) -> None:

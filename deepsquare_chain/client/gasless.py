@@ -482,11 +482,11 @@ class RelayedSender:
         except TransactionNotFound:
             raise EndpointError(f"The endpoint does not know {event.tx_hash} any more") from None
         executed = self._actual(recorded, transaction)
-        state = RequestState.EXECUTED if event.success else RequestState.FAILED
+        new_state = RequestState.EXECUTED if event.success else RequestState.FAILED
         if executed is None or executed.digest != recorded.digest:
             self._note(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
         if executed is not None:
-            self._note(executed.digest, state, tx_hash=event.tx_hash)
+            self._note(executed.digest, new_state, tx_hash=event.tx_hash)
         if executed is None or executed.call.data != recorded.call.data:
             raise RequestReplacedError(
                 f"{recorded.label!r} has no effect: another request of {self.address} used its "
@@ -517,25 +517,25 @@ class RelayedSender:
         candidates = [
             recorded,
             *(
-                each
-                for each in self._store.requests_with_nonce(recorded.signed.request.nonce)
-                if each.digest != recorded.digest
+                candidate
+                for candidate in self._store.requests_with_nonce(recorded.signed.request.nonce)
+                if candidate.digest != recorded.digest
             ),
         ]
         try:
             calls = forwarded_calls(bytes(transaction["input"]))
         except AbiError:
             # Called through another contract: only this wallet can sign for this nonce.
-            return recorded if len({each.call.data for each in candidates}) == 1 else None
+            return recorded if len({candidate.call.data for candidate in candidates}) == 1 else None
         ours = {
-            (each.to, each.gas, each.deadline, each.data)
-            for each in calls
-            if each.sender == self.address
+            (candidate.to, candidate.gas, candidate.deadline, candidate.data)
+            for candidate in calls
+            if candidate.sender == self.address
         }
-        for each in candidates:
-            request = each.signed.request
+        for candidate in candidates:
+            request = candidate.signed.request
             if (request.to, request.gas, request.deadline, request.data) in ours:
-                return each
+                return candidate
         return None
 
     def _own_events(self, events: list[Event], own: ExecutedForwardRequest) -> tuple[Event, ...]:

@@ -231,7 +231,7 @@ class Grid:
         remember_notify(wallet.store, digests, file.notify)
         if gasless:
             async with self._relayed() as relayed:
-                done = await submit(
+                submitted = await submit(
                     self.contracts,
                     relayed.sender,
                     self._definitions,
@@ -240,10 +240,10 @@ class Grid:
                     key=key,
                 )
         elif key is None:
-            done = await self._submissions.submit(request, permit=permit)
+            submitted = await self._submissions.submit(request, permit=permit)
         else:
             refuse_relayed_key(wallet.store, key)
-            done = await submit(
+            submitted = await submit(
                 self.contracts,
                 wallet.sender,
                 self._definitions,
@@ -252,7 +252,7 @@ class Grid:
                 timeout=self.settings.timeout,
                 key=key,
             )
-        return Submission(done.job_ids, done.receipts[-1].hash)
+        return Submission(submitted.job_ids, submitted.receipts[-1].hash)
 
     async def job(self, job_id: int) -> Job:
         """Return a job's current record; raises NotFoundError if it does not exist."""

@@ -146,10 +146,10 @@ async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
     job_id_topics = [f"0x{job_id:064x}" for job_id in job_ids]
     address = contracts.scheduler.address
     start = contracts.deployment.block
-    own = await read_logs(contracts.w3, [address], [kinds, job_id_topics], start)
+    job_logs = await read_logs(contracts.w3, [address], [kinds, job_id_topics], start)
     # The carried escrow is in the predecessor's event, with the successor as second indexed topic.
-    carried = await read_logs(
+    retry_logs = await read_logs(
         contracts.w3, [address], [event_topics(JobRetried), None, job_id_topics], start
     )
     # If predecessor and successor are both requested, the same event is read twice.
-    return list({event.place: event for event in decode_logs([*own, *carried])}.values())
+    return list({event.place: event for event in decode_logs([*job_logs, *retry_logs])}.values())

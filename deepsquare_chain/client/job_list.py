@@ -175,9 +175,9 @@ async def _sent_in(contracts: Contracts, tx_hash: str) -> list[int]:
     except TransactionNotFound:
         receipt = None
     logs = receipt["logs"] if receipt else []
-    scheduler_logs = [each for each in logs if each["address"] == contracts.scheduler.address]
+    scheduler_logs = [entry for entry in logs if entry["address"] == contracts.scheduler.address]
     job_ids = [
-        each.job_id for each in decode_logs(scheduler_logs) if isinstance(each, JobSubmitted)
+        entry.job_id for entry in decode_logs(scheduler_logs) if isinstance(entry, JobSubmitted)
     ]
     if not job_ids:
         raise NotFoundError(

@@ -84,7 +84,7 @@ def transport_of(settings: Settings) -> Transport:
 
 @asynccontextmanager
 async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
-    """Open the wallet of the settings.
+    """Open the wallet of the settings, with its database of sent transactions.
 
     Raises:
         NotFoundError: The keystore or password file does not exist.

@@ -377,8 +377,10 @@ async def _pay(
 
     if cost.approval:
         await allow()
-    done = await allowed(lambda: sender.send(call, timeout=timeout, key=outbox_key), allow)
-    return _born([*receipts, done])
+    submit_receipt = await allowed(
+        lambda: sender.send(call, timeout=timeout, key=outbox_key), allow
+    )
+    return _born([*receipts, submit_receipt])
 
 
 async def allowed(
@@ -470,7 +472,7 @@ class SubmissionQueue:
 
     async def _pay(self, some: Sequence[_Queued]) -> None:
         try:
-            done = await submit(
+            submitted = await submit(
                 self._contracts,
                 self._sender,
                 self._store,
@@ -490,11 +492,11 @@ class SubmissionQueue:
             if not isinstance(error, Exception):
                 raise
         else:
-            ids = iter(done.job_ids)
+            ids = iter(submitted.job_ids)
             for queued in some:
                 job_ids = tuple(itertools.islice(ids, len(queued.request.definitions)))
                 if not queued.result.done():
-                    queued.result.set_result(Submitted(job_ids, done.receipts))
+                    queued.result.set_result(Submitted(job_ids, submitted.receipts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -577,7 +579,7 @@ async def resubmit(
         wallet: Wallet of the customer that pays, possibly not the first customer.
         settings: Settings, with the store of the definition.
         job_id: The ended job.
-        amount: Escrow in credit-wei; None for the total funding of the job and its predecessors.
+        amount: Escrow in credit-wei; None for the job's total funding, carry included.
 
     Raises:
         NotFoundError: The job does not exist, or the store does not have its definition.

@@ -297,7 +297,8 @@ class Access:
 
         Raises:
             RequestRefusedError: The permission is missing or the job does not exist, with the same
-                error for both, so that strangers can't tell them apart.
+                error for both, so that strangers can't tell them apart; or too many requests of
+                the account were refused.
             EndpointError: The chain can't be read.
         """
         if session.jobs is not None and job_id not in session.jobs:

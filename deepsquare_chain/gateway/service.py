@@ -73,10 +73,10 @@ class UploadSlots:
     @asynccontextmanager
     async def slot(self, account: str) -> AsyncIterator[None]:
         """Hold a slot for one body; waits for a slot of the account, then for one of all slots."""
-        own = self._own.get(account)
-        if own is None:
-            own = self._own[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
-        async with own, self._all:
+        account_slots = self._own.get(account)
+        if account_slots is None:
+            account_slots = self._own[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
+        async with account_slots, self._all:
             yield
 
 

@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the request succeeded."""
+        """Return whether the request succeeded."""
         return 200 <= self.status < 300
 
     def body(self) -> dict[str, Any] | None:
