@@ -109,7 +109,7 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ticked(value: Any) -> bool:
-    return value in {True, "on", "true"}
+    return value is True or value in ("on", "true")  # JSON bodies hold unhashable values too
 
 
 def _number(text: str) -> int | str:

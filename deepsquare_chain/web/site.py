@@ -23,6 +23,8 @@ from deepsquare_chain.store.definitions import DefinitionStore
 T = TypeVar("T")
 #: Jobs whose offers are cached.
 _MAX_OFFERS: Final = 64
+#: Seconds for which offers are cached at most.
+_OFFER_SECONDS: Final = 30
 _KINDS: Final = frozenset({"tx", "address", "block"})
 
 
@@ -137,13 +139,16 @@ class Site:
         return value
 
     async def offers(self, terms: Terms) -> list[PricedOffer]:
-        """Return each provider's offer for a job; read from the node once per change of the index.
+        """Return each provider's offer for a job, read from the node.
+
+        An offer is cached until the index changes, and for 30 seconds: its start is relative.
 
         Raises:
             EndpointError: The node does not answer.
         """
         change = (await run_in_threadpool(self.index.status)).change
-        key = (change, terms.resources, terms.time_limit, terms.amount, terms.uses)
+        age = int(time.monotonic()) // _OFFER_SECONDS
+        key = (change, age, terms.resources, terms.time_limit, terms.amount, terms.uses)
         if key not in self._offers:
             if len(self._offers) >= _MAX_OFFERS:
                 self._offers.clear()

@@ -231,7 +231,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         [small] = await host.submit("echo")
         await host.until([second], S.PENDING)
         [back] = await host.events(JobRequeued, second)
-        assert "no room" in back.reason
+        assert "no free capacity" in back.reason
         await grid.send(grid.customers[0], scheduler.cancel([first, second]))
         await host.until([small, first])
 

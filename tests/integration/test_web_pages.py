@@ -630,6 +630,7 @@ def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx2.Clien
     answer = web.post("/wallet/cancel", json=asked)
     assert answer.status_code in {403, 409}
     assert "another customer" in answer.json()["detail"]
+    assert web.post("/wallet/cancel", json={**asked, "job": True}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -512,7 +512,8 @@ def test_a_form_is_a_job_file() -> None:
 def test_options_of_the_form_are_flags() -> None:
     ticked = {**FORM, "uses": "", "until_spent": "on", "interim_payments": "on"}
     assert read_form(ticked).terms().flags == JobFlags.UNTIL_SPENT | JobFlags.INTERIM_PAYMENTS
-    assert read_form({**FORM, "uses": ""}).terms().flags == JobFlags.NONE
+    for off in ("", [], {}):
+        assert read_form({**FORM, "uses": "", "until_spent": off}).terms().flags == JobFlags.NONE
 
 
 def test_a_whole_file_stands_for_the_form() -> None:

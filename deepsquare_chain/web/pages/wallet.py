@@ -283,6 +283,6 @@ def _account(given: Mapping[str, Any]) -> str:
 
 def _job(given: Mapping[str, Any]) -> int:
     job_id = given.get("job")
-    if not isinstance(job_id, int) or not 0 < job_id <= MAX_NUMBER:
+    if type(job_id) is not int or not 0 < job_id <= MAX_NUMBER:
         raise UsageError("A job is named by its number")
     return job_id
