@@ -343,7 +343,7 @@ async def drain(
         receipt = None
         if provider.status is not ProviderStatus.DRAINING:
             receipt = await wallet.send(registry.set_draining(True))
-        if wait:
+        if wait and not context.unsigned:
             await wait_until_empty(
                 wallet.contracts, provider.id, timeout=wait_timeout, report=context.printer.note
             )

@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 
 from deepsquare_chain.cli.output import duration
-from deepsquare_chain.client.overview import JobLine, Overview, ProviderLine
+from deepsquare_chain.client.overview import GridSnapshot, JobLine, ProviderLine
 from deepsquare_chain.credits import format_credits, hourly, parse_credits
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
@@ -133,7 +133,7 @@ class TopApp(App[None]):
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[Overview]],
+        read: Callable[[], Awaitable[GridSnapshot]],
         actions: Actions,
         *,
         interval: float = 2.0,

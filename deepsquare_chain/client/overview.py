@@ -36,7 +36,7 @@ class ProviderLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class GridSnapshot:
     """A grid at one block; `balance` is the customer's credit-wei, None without a customer."""
 
     block: int
@@ -60,7 +60,7 @@ class OverviewReader:
         self._customer = customer
         self._names: dict[int, str] = {}
 
-    async def read(self) -> Overview:
+    async def read(self) -> GridSnapshot:
         """Return the current overview.
 
         Raises:
@@ -79,7 +79,7 @@ class OverviewReader:
         )
         await self._learn_names([*listed, *queue])
         providers = await contracts.registry.providers()
-        return Overview(
+        return GridSnapshot(
             block=int(await contracts.w3.eth.block_number),
             time=now,
             balance=None if customer is None else await contracts.credit.balance_of(customer),

@@ -26,11 +26,13 @@ from deepsquare_chain.notification import is_email
 from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE, email, signature
 from deepsquare_chain.store.notifications import Delivery
 
+#: Statuses of a proxy that did not get the recipient's answer, which may have been reached.
+_FROM_A_PROXY: Final = (httpx2.codes.BAD_GATEWAY, httpx2.codes.GATEWAY_TIMEOUT)
 _TIMEOUT: Final = 15.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-class Verdict(Enum):
+class DeliveryOutcome(Enum):
     """Outcome of a delivery attempt."""
 
     ARRIVED = auto()
@@ -39,10 +41,10 @@ class Verdict(Enum):
     UNKNOWN = auto()  # may have been delivered; never retried
 
 
-class Result(NamedTuple):
+class DeliveryResult(NamedTuple):
     """The verdict of an attempt, and the response or error."""
 
-    verdict: Verdict
+    verdict: DeliveryOutcome
     note: str = ""
 
 
@@ -82,13 +84,13 @@ class Deliverer:
         self._secret = secret
         self._mail = mail
 
-    async def send(self, delivery: Delivery) -> Result:
+    async def send(self, delivery: Delivery) -> DeliveryResult:
         """Attempt one delivery; failures of the network or the recipient are returned, not raised."""
         if is_email(delivery.target):
             return await asyncio.to_thread(self._send_mail, delivery)
         return await self._post(delivery)
 
-    async def _post(self, delivery: Delivery) -> Result:
+    async def _post(self, delivery: Delivery) -> DeliveryResult:
         body = delivery.message.encode()
         headers = {"Content-Type": "application/json", EVENT_ID: delivery.event_id}
         if self._secret:
@@ -97,26 +99,28 @@ class Deliverer:
             async with http_client(delivery.target, self._way, timeout=_TIMEOUT) as client:
                 response = await client.post(delivery.target, content=body, headers=headers)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
-            return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
+            return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         except httpx2.HTTPError as error:
-            return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
+            return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no answer: {type(error).__name__}")
         note = f"HTTP status {response.status_code}"
         if response.is_success:
-            return Result(Verdict.ARRIVED, note)
+            return DeliveryResult(DeliveryOutcome.ARRIVED, note)
         if response.status_code == httpx2.codes.GONE:
-            return Result(Verdict.REFUSED_FOR_GOOD, note)
-        return Result(Verdict.REFUSED, note)
+            return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, note)
+        if response.status_code in _FROM_A_PROXY:
+            return DeliveryResult(DeliveryOutcome.UNKNOWN, note)
+        return DeliveryResult(DeliveryOutcome.REFUSED, note)
 
-    def _send_mail(self, delivery: Delivery) -> Result:
+    def _send_mail(self, delivery: Delivery) -> DeliveryResult:
         if self._mail is None:
-            return Result(Verdict.REFUSED, "no mail server is set: setting smtp")
+            return DeliveryResult(DeliveryOutcome.REFUSED, "no mail server is set: setting smtp")
         message = email(from_json(delivery.message), self._mail.sender, delivery.target)
         try:
             server = _connect(self._mail, self._way)
         except smtplib.SMTPException as error:
-            return Result(Verdict.REFUSED, f"{self._mail.place}: {_words(error)}")
+            return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.place}: {_words(error)}")
         except (OSError, ValueError) as error:
-            return Result(Verdict.REFUSED, f"no connection: {type(error).__name__}")
+            return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         try:
             return _hand_in(server, message)
         finally:
@@ -124,7 +128,7 @@ class Deliverer:
                 server.quit()
 
 
-def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
+def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:
     """Send an e-mail; UNKNOWN if the connection is lost, since the server may have accepted it."""
     try:
         server.send_message(message)
@@ -132,9 +136,11 @@ def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> Result:
         return _refused(*next(iter(error.recipients.values())))
     except smtplib.SMTPResponseException as error:
         return _refused(error.smtp_code, error.smtp_error)
+    except smtplib.SMTPNotSupportedError as error:
+        return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, str(error))
     except (smtplib.SMTPException, OSError) as error:
-        return Result(Verdict.UNKNOWN, f"no answer: {type(error).__name__}")
-    return Result(Verdict.ARRIVED)
+        return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no answer: {type(error).__name__}")
+    return DeliveryResult(DeliveryOutcome.ARRIVED)
 
 
 def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
@@ -170,10 +176,10 @@ def _check_privacy(host: str, *, encrypted: bool) -> None:
         )
 
 
-def _refused(code: int, text: Any) -> Result:
+def _refused(code: int, text: Any) -> DeliveryResult:
     """Convert an SMTP error reply; 4xx replies may be retried (RFC 5321, section 4.2.1)."""
-    verdict = Verdict.REFUSED if 400 <= code < 500 else Verdict.REFUSED_FOR_GOOD
-    return Result(verdict, f"{code} {_text(text)}"[:200])
+    verdict = DeliveryOutcome.REFUSED if 400 <= code < 500 else DeliveryOutcome.REFUSED_FOR_GOOD
+    return DeliveryResult(verdict, f"{code} {_text(text)}"[:200])
 
 
 def _words(error: smtplib.SMTPException) -> str:

@@ -19,7 +19,7 @@ from deepsquare_chain.daemon.service import open_contracts, open_daemon
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.notification import JobEvent, is_email, parse_targets
-from deepsquare_chain.notify.delivery import Deliverer, MailServer, Verdict
+from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome, MailServer
 from deepsquare_chain.notify.messages import payload
 from deepsquare_chain.notify.service import NotifyService, NotifySettings
 from deepsquare_chain.observability.metrics import Metrics
@@ -160,7 +160,7 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
         *(deliverer.send(Delivery(event.id, target, message)) for target in targets)
     )
     return [
-        (target, verdict is Verdict.ARRIVED, note)
+        (target, verdict is DeliveryOutcome.ARRIVED, note)
         for target, (verdict, note) in zip(targets, results, strict=True)
     ]
 

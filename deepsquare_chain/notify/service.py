@@ -18,7 +18,7 @@ from deepsquare_chain.client.history import histories
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.notification import JobEvent, Notify
-from deepsquare_chain.notify.delivery import Deliverer, Verdict
+from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import event_id, payload
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
@@ -175,7 +175,7 @@ class NotifyService:
         crash_point("notify.sent")
         attempts = delivery.attempts + 1
         state, due = _STATES[result.verdict], 0
-        if result.verdict is Verdict.REFUSED:
+        if result.verdict is DeliveryOutcome.REFUSED:
             if attempts >= self._settings.attempts:
                 state = DeliveryState.FAILED
             else:
@@ -194,8 +194,8 @@ class NotifyService:
 
 
 _STATES: Final = {
-    Verdict.ARRIVED: DeliveryState.SENT,
-    Verdict.REFUSED: DeliveryState.DUE,
-    Verdict.REFUSED_FOR_GOOD: DeliveryState.FAILED,
-    Verdict.UNKNOWN: DeliveryState.UNKNOWN,
+    DeliveryOutcome.ARRIVED: DeliveryState.SENT,
+    DeliveryOutcome.REFUSED: DeliveryState.DUE,
+    DeliveryOutcome.REFUSED_FOR_GOOD: DeliveryState.FAILED,
+    DeliveryOutcome.UNKNOWN: DeliveryState.UNKNOWN,
 }

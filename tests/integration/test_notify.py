@@ -19,7 +19,7 @@ from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
 from deepsquare_chain.notification import Notify, Occasion
-from deepsquare_chain.notify.delivery import Deliverer, MailServer, Result
+from deepsquare_chain.notify.delivery import Deliverer, DeliveryResult, MailServer
 from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE
 from deepsquare_chain.notify.runner import NAME, run_notify, sent
 from deepsquare_chain.notify.service import NotifySettings
@@ -197,22 +197,28 @@ async def test_each_event_arrives_once_whatever_happens(
         hooks.answers = [None]
         third = await place.cancel()
         await until(lambda: place.states(third)["http", "unknown"] == 1)
+        hooks.answers = [502]  # of a proxy, which may have reached the recipient
+        proxied = await place.cancel()
+        await until(lambda: place.states(proxied)["http", "unknown"] == 1)
     # What happens meanwhile is sent by the next one; nothing else is.
     fourth = await place.cancel()
     async with place.running():
         await until(lambda: place.states(fourth)["http", "sent"] == 1)
-        await until(lambda: len(mails.taken) == 4)
+        await until(lambda: len(mails.taken) == 5)
 
     assert hooks.seen(old) == [], "before its first start"
     assert hooks.seen(first) == hooks.seen(fourth) == [("job.cancelled", 204)]
     assert [answer for _, answer in hooks.seen(second)] == [503, 429, 204]
     assert len({e["id"] for e in hooks.posted if e["job"]["id"] == second}) == 1
     assert hooks.seen(third) == [("job.cancelled", None)]
+    assert hooks.seen(proxied) == [("job.cancelled", 502)]
     assert place.states(first) == Counter(
         {("http", "sent"): 1, ("me@example.org", "sent"): 1, ("nobody@example.org", "failed"): 1}
     )
     name = f"job {tmp_path.name}"
-    wanted = [f"Job {number} ({name}): CANCELLED" for number in (first, second, third, fourth)]
+    wanted = [
+        f"Job {number} ({name}): CANCELLED" for number in (first, second, third, proxied, fourth)
+    ]
     assert [str(each["Subject"]) for each in mails.taken] == wanted
     assert {str(each["To"]) for each in mails.taken} == {"me@example.org"}
 
@@ -244,7 +250,7 @@ class Stuck(Deliverer):
         super().__init__()
         self.begun = 0
 
-    async def send(self, delivery: Delivery) -> Result:
+    async def send(self, delivery: Delivery) -> DeliveryResult:
         self.begun += 1
         return await asyncio.get_running_loop().create_future()
 

@@ -123,7 +123,7 @@ LISTS = {
     "quote": (
         submit_commands._QUOTES,
         (
-            *(12, ADDRESS, CREDIT // 3600, 12 * CREDIT, 86_400, "now", 0, False),
+            *(12, ADDRESS, CREDIT // 3600, 12 * CREDIT, 86_400, "now", 0, 0, False),
             *(1_000_000, 12_000, "needs gpu.model=h100, and has gpu.model=a100"),
         ),
     ),

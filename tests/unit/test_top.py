@@ -10,7 +10,7 @@ from typing import Any
 from textual.widgets import DataTable, Input, RichLog, Static
 
 from deepsquare_chain.cli.top_screen import Actions, AskScreen, LogScreen, TopApp
-from deepsquare_chain.client.overview import JobLine, Overview, ProviderLine
+from deepsquare_chain.client.overview import GridSnapshot, JobLine, ProviderLine
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, RevertedError
 from deepsquare_chain.job import (
@@ -41,7 +41,7 @@ def line(number: int, status: S, name: str = "train", elapsed: int = 65) -> JobL
     return JobLine(job, name, elapsed, 535 if status is S.RUNNING else None)
 
 
-GRID = Overview(
+GRID = GridSnapshot(
     block=123,
     time=1_065,
     balance=995 * CREDIT,
@@ -55,10 +55,10 @@ class World:
     """What the screen asks for and does."""
 
     def __init__(self) -> None:
-        self.grid: Overview | Exception = GRID
+        self.grid: GridSnapshot | Exception = GRID
         self.did: list[Any] = []
 
-    async def read(self) -> Overview:
+    async def read(self) -> GridSnapshot:
         if isinstance(self.grid, Exception):
             raise self.grid
         return self.grid
