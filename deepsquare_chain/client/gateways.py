@@ -321,22 +321,24 @@ async def _delivered(
     """Return the gateway that has the results, and their list; waits briefly if the job ran."""
     deadline, reported = time.monotonic() + _DELIVERY, False
     while True:
-        failure: GridError | None = None
+        failures: list[GridError] = []
         for gateway in gateways:
             try:
                 entries = await gateway.results(job.id)
             except GridError as error:
-                failure = failure or error
+                failures.append(error)
                 continue
             if entries is not None:
                 return gateway, [_result_file(entry) for entry in entries]
-        if failure is not None or not job.rate or time.monotonic() > deadline:
+        if len(failures) == len(gateways) or not job.rate or time.monotonic() > deadline:
             break
         if not reported:
             report(f"The provider of job {job.id} is delivering its results ...")
             reported = True
         await asyncio.sleep(_LOOK)
-    raise failure or NotFoundError(
+    if failures:
+        raise failures[0]
+    raise NotFoundError(
         f"The provider of job {job.id} ({job.status.name}) has not delivered its results",
         hint="It delivers them after the end of a run; try again later."
         if job.rate

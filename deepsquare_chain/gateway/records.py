@@ -165,20 +165,17 @@ class GatewayRecords:
         """Return the bytes of all definitions of an account."""
         return self._sum(_definitions.c.size, _definitions.c.account == account.lower())
 
-    def drop_definitions(self, before: int) -> list[str]:
-        """Remove definitions unused since `before` (epoch seconds).
+    def expired_definitions(self, before: int) -> list[str]:
+        """Return digests of definitions that no account has used since `before` (epoch seconds)."""
+        query = select(_definitions.c.digest).group_by(_definitions.c.digest)
+        with self._store.read() as connection:
+            rows = connection.execute(query.having(func.max(_definitions.c.used_at) < before))
+            return sorted(rows.scalars())
 
-        Returns:
-            Digests that no account has any more; their objects can be removed.
-        """
-        old = _definitions.c.used_at < before
+    def drop_definition(self, digest: str) -> None:
+        """Remove a definition of all accounts."""
         with self._store.begin() as connection:
-            old_digests = set(
-                connection.execute(select(_definitions.c.digest).where(old)).scalars()
-            )
-            connection.execute(delete(_definitions).where(old))
-            kept = select(_definitions.c.digest).where(_definitions.c.digest.in_(old_digests))
-            return sorted(old_digests - set(connection.execute(kept).scalars()))
+            connection.execute(delete(_definitions).where(_definitions.c.digest == digest))
 
     # -- files of jobs
 
@@ -330,9 +327,12 @@ class GatewayRecords:
             until = connection.execute(query).scalar_one_or_none()
         return until is not None and until > now
 
-    def share_count(self, customer: str) -> int:
-        """Return the number of shares of a customer, with expired ones not yet removed."""
-        query = select(func.count()).where(_shares.c.customer == customer.lower())
+    def share_count(self, customer: str, now: float, *, job_id: int, reader: str) -> int:
+        """Return the number of valid shares of a customer, without that of a job with a reader."""
+        same = (_shares.c.job_id == str(job_id)) & (_shares.c.reader == reader.lower())
+        query = select(func.count()).where(
+            _shares.c.customer == customer.lower(), _shares.c.until > now, ~same
+        )
         with self._store.read() as connection:
             return int(connection.execute(query).scalar_one())
 

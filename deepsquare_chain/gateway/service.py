@@ -112,6 +112,7 @@ class GatewayService:
         self._records = records
         self._metrics = metrics
         self._streams: Counter[str] = Counter()
+        self._definition_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._cleaned = float("-inf")
         self._closed = asyncio.Event()
         self._bytes = metrics.counter(
@@ -155,14 +156,18 @@ class GatewayService:
                 f"The body is no definition: {error.message[:300]}", "bad-definition"
             ) from None
         counted = max(len(data), _LEAST_DEFINITION)
-        if self._records.has_definition(digest, session.account):
-            self._records.touch_definition(digest)
-            if await self.objects.definition(digest) == data:
-                return
-        elif self._records.definition_bytes(session.account) + counted > self.rules.max_definitions:
-            raise _too_much(f"{session.account} keeps as many definitions as it may")
-        await self.objects.put_definition(digest, data)
-        self._records.add_definition(digest, session.account, counted)
+        async with self._definition_lock(digest):
+            if self._records.has_definition(digest, session.account):
+                self._records.touch_definition(digest)
+                if await self.objects.definition(digest) == data:
+                    return
+            elif (
+                self._records.definition_bytes(session.account) + counted
+                > self.rules.max_definitions
+            ):
+                raise _too_much(f"{session.account} keeps as many definitions as it may")
+            await self.objects.put_definition(digest, data)
+            self._records.add_definition(digest, session.account, counted)
         self._metrics.add(self._bytes, "definition", amount=len(data))
 
     async def definition(self, space: JobSpace) -> bytes:
@@ -393,8 +398,9 @@ class GatewayService:
                 code="wrong-signature",
                 status=HTTPStatus.FORBIDDEN,
             )
-        full = self._records.share_count(space.customer) >= self.rules.max_shares
-        if full and until > self.access.now():
+        now = self.access.now()
+        others = self._records.share_count(space.customer, now, job_id=job_id, reader=reader)
+        if others >= self.rules.max_shares and until > now:
             raise _too_much(f"{space.customer} shares as many jobs as it may")
         self._records.share(job_id, space.customer, reader, until)
 
@@ -418,8 +424,12 @@ class GatewayService:
         while files := self._records.expired_files(before):
             await self.objects.drop(files)
             self._metrics.add(self._removed, amount=len(files))
-        for digest in self._records.drop_definitions(before):
-            await self.objects.drop_definition(digest)
+        for digest in self._records.expired_definitions(before):
+            async with self._definition_lock(digest):
+                if digest in self._records.expired_definitions(before):
+                    # The record goes last: after a failure the next run finds the object again.
+                    await self.objects.drop_definition(digest)
+                    self._records.drop_definition(digest)
         self._records.drop_shares(int(time.time()))
         self.access.forget_expired()
 
@@ -431,6 +441,13 @@ class GatewayService:
             if not self._streams:
                 return
             await asyncio.sleep(0.1)
+
+    def _definition_lock(self, digest: str) -> asyncio.Lock:
+        """Return the lock of a definition: it is not removed while it is uploaded again."""
+        lock = self._definition_locks.get(digest)
+        if lock is None:
+            lock = self._definition_locks[digest] = asyncio.Lock()
+        return lock
 
     # -- limits
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -406,6 +407,8 @@ def _encrypted(
         temporary = path.with_name(f".{path.name}.new")
         with _source(folder, name, data) as source, temporary.open("wb") as target:
             encrypt_file(source, target, recipients)
+            target.flush()
+            os.fsync(target.fileno())  # after a power loss the name must not be of an empty file
         temporary.replace(path)
     sha256 = hashlib.sha256()
     with path.open("rb") as file:

@@ -638,7 +638,9 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(make: Callable[..., Wo
     await alice.share(7, BOB.address, 2_000)
     with pytest.raises(GatewayRefusedError, match="shares as many"):
         await alice.share(7, STRANGER.address, 2_000)
+    await alice.share(7, BOB.address, 3_000)  # the same one for longer
     await alice.share(7, BOB.address, 0)  # an end is always taken
+    await alice.share(7, STRANGER.address, 2_000)
 
 
 async def test_results_are_told_once_all_of_them_are_there(world: World) -> None:
@@ -662,7 +664,16 @@ async def test_files_are_removed_after_their_time(make: Callable[..., World]) ->
     await world.client(ALICE).put_definition(DATA)
     await world.client(HOST).append(7, "log", 0, b"hello\n")
     assert len(files_in(world.folder)) == 2
-    await world.service.clean()
+    with pytest.MonkeyPatch.context() as broken:
+
+        async def fail(_digest: str) -> None:
+            raise StoreError("the object store is down")
+
+        broken.setattr(world.service.objects, "drop_definition", fail)
+        with pytest.raises(StoreError):
+            await world.service.clean()
+    assert len(files_in(world.folder)) == 1
+    await world.service.clean()  # which takes up what is left
     assert files_in(world.folder) == []
     with pytest.raises(NotFoundError):
         await world.client(ALICE).definition(7, JOB.definition)
