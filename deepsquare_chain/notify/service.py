@@ -16,7 +16,6 @@ from deepsquare_chain.chain.bindings.events import event_filter
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.faults import crash_point
 from deepsquare_chain.notification import JobEvent, Notify
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import event_id, payload
@@ -170,9 +169,7 @@ class NotifyService:
 
     async def _send(self, delivery: Delivery) -> None:
         self._tables.begin(delivery)
-        crash_point("notify.sending")
         result = await self._deliverer.send(delivery)
-        crash_point("notify.sent")
         attempts = delivery.attempts + 1
         state, due = _STATES[result.verdict], 0
         if result.verdict is DeliveryOutcome.REFUSED:
