@@ -1,9 +1,9 @@
-"""The transactions of one cycle, in batches; without a key they are only logged.
+"""Batches of a cycle's transactions. Without a wallet they are only logged.
 
-A job that the contract refuses for a reason of its own is left alone for a while, longer each time.
-Where the provider is the reason (its prices or its load have changed, or its standing), the job is
-planned again at once, and the provider gets a cooldown: so the job may go elsewhere, and a provider
-that spoils every assignment costs the scheduler little.
+If the contract refuses a job because of the job, the job is retried with exponential backoff. If
+the provider is the reason (its prices, load or status changed), the job is planned again at once
+and the provider gets a cooldown. The job can then go elsewhere, and a provider that causes every
+assignment to fail costs the scheduler little.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, Transacti
 from deepsquare_chain.job import Prices
 from deepsquare_chain.observability import get_logger
 
-#: Shortest and longest pause after a refusal, in seconds of chain time.
+#: Shortest and longest backoff after a refusal, in seconds of chain time.
 _PAUSES: Final = (2, 600)
-#: Errors of an assignment that say something of the provider and nothing of the job.
+#: Contract errors of an assignment that are caused by the provider, not by the job.
 _OF_THE_PROVIDER: Final = frozenset(
     {"DoesNotFit", "PriceRaised", "ProviderNotActive", "ProviderSilent", "RateOutOfRange"}
 )
@@ -29,14 +29,14 @@ _log = get_logger(__name__)
 
 
 class SchedulerBatches:
-    """Makes transactions and sees them mined.
+    """Sends the scheduler's transactions and waits for their receipts.
 
     Args:
-        sender: The one sender of this account; None for a dry run.
-        scheduler: The contract.
+        sender: The only sender of this account; None for a dry run.
+        scheduler: The MetaScheduler contract.
         size: Most jobs in one transaction.
-        timeout: Seconds to wait for a receipt; afterwards the outbox looks after it.
-        counted: Told kind, jobs moved and jobs left out of each transaction that was mined.
+        timeout: Seconds to wait for a receipt; afterwards the outbox tracks the transaction.
+        counted: Called with kind, jobs moved and jobs skipped for each mined transaction.
     """
 
     def __init__(
@@ -67,50 +67,57 @@ class SchedulerBatches:
 
     @property
     def mined_at(self) -> int:
-        """The highest block that holds a transaction of this scheduler."""
+        """The highest block that contains a transaction of this scheduler."""
         return 0 if self._batcher is None else self._batcher.mined_at
 
     def due(self, kind: str, job_ids: Iterable[int], now: int) -> list[int]:
-        """The jobs that were not refused a moment ago; `now` is chain time."""
+        """Return the jobs that are not in backoff at chain time `now`."""
         return [
-            each
-            for each in job_ids
-            if self._batcher is None or self._batcher.is_due(kind, each, now)
+            job_id
+            for job_id in job_ids
+            if self._batcher is None or self._batcher.is_due(kind, job_id, now)
         ]
 
     def cooldown_until(self, provider_id: int) -> int:
-        """Chain time before which nothing is assigned to a provider; zero without a refusal.
+        """Return the chain time until which a provider is in cooldown; zero without a refusal.
 
-        The first cooldown lasts 2 s, each later one twice as long, up to 600 s; an assignment that
-        succeeds ends the series.
+        The first cooldown lasts 2 s, each later one twice as long, up to 600 s. A successful
+        assignment resets it.
         """
         return int(self._cooldowns.until(provider_id))
 
     async def assign(self, groups: Mapping[tuple[int, Prices], Sequence[int]], now: int) -> int:
-        """PENDING to META_SCHEDULED: job ids by provider id and the prices seen; how many moved."""
+        """Move jobs from PENDING to META_SCHEDULED; return how many moved.
+
+        `groups` maps a provider id and the prices used in the plan to job ids.
+        """
         moved = 0
         for part in _parts(groups, self._size):
-            ids = tuple(job_id for some in part.values() for job_id in some)
+            ids = tuple(job_id for job_ids in part.values() for job_id in job_ids)
             call = self._scheduler.meta_schedule(part)
-            providers = {job_id: number for (number, _), some in part.items() for job_id in some}
+            providers = {
+                job_id: provider_id
+                for (provider_id, _), job_ids in part.items()
+                for job_id in job_ids
+            }
             moved += await self._send(TransactionBatch("assign", ids, call, providers), now)
         return moved
 
     async def requeue(self, job_ids: Sequence[int], now: int) -> int:
-        """Back to PENDING; how many moved."""
+        """Move jobs back to PENDING; return how many moved."""
         return await self._each_part("requeue", job_ids, self._scheduler.requeue, now)
 
     async def panic(self, job_ids: Sequence[int], now: int) -> int:
-        """Lost runs to PANICKED; how many moved."""
+        """Move lost runs to PANICKED; return how many moved."""
         return await self._each_part("panic", job_ids, self._scheduler.panic, now)
 
     async def cancel(self, job_ids: Sequence[int], now: int) -> int:
-        """Expired PENDING jobs to CANCELLED, one transaction at most; how many moved."""
+        """Move expired PENDING jobs to CANCELLED, in at most one transaction; return how many."""
         due = self.due("cancel", job_ids, now)[: self._size]
         return await self._each_part("cancel", due, self._scheduler.cancel, now)
 
     async def challenge(self, job_id: int, now: int) -> int:
-        """Start the clock of the provider of this job."""
+        """Challenge the provider of a job to answer within the contract's deadline."""
         if not self.due("challenge", [job_id], now):
             return 0
         call = self._scheduler.challenge(job_id)
@@ -129,14 +136,14 @@ class SchedulerBatches:
             self._log_once(batch)
             return 0
         moved = await self._batcher.send(batch, lambda: now, partial(self._cool_down, batch, now))
-        assigned = {batch.providers[each] for each in moved if each in batch.providers}
+        assigned = {batch.providers[job_id] for job_id in moved if job_id in batch.providers}
         self._cooldowns.clear(assigned.__contains__)
         return len(moved)
 
     def _cool_down(
         self, batch: TransactionBatch, now: int, refusals: Mapping[int, str]
     ) -> Collection[int]:
-        """Begin a cooldown of each provider that was the reason; the jobs may go elsewhere."""
+        """Start a cooldown of each provider that caused a refusal; return its jobs, to replan."""
         excused = [
             job_id
             for job_id, reason in refusals.items()
@@ -148,7 +155,7 @@ class SchedulerBatches:
         return excused
 
     def _log_once(self, batch: TransactionBatch) -> None:
-        """A dry run logs once what it would do."""
+        """Log a transaction of a dry run, once."""
         key = batch.kind, batch.job_ids
         if key not in self._logged:
             self._logged.add(key)
@@ -158,7 +165,7 @@ class SchedulerBatches:
 def _parts(
     groups: Mapping[tuple[int, Prices], Sequence[int]], size: int
 ) -> Iterable[dict[tuple[int, Prices], list[int]]]:
-    """Groups cut into transactions of at most `size` jobs."""
+    """Split groups into transactions of at most `size` jobs."""
     part: dict[tuple[int, Prices], list[int]] = {}
     count = 0
     for key, job_ids in groups.items():

@@ -1,7 +1,7 @@
-"""Who may run a job: the contract's own test of eligibility, and what the customer asks of labels.
+"""Eligibility of providers for a job: the contract's checks and the customer's requirements. Pure.
 
-Pure. The order of the questions is the contract's, so that a refusal here names the error that
-an assignment would have met.
+The checks run in the contract's order, so that a refusal here names the error with which the
+contract would reject the assignment.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from deepsquare_chain.job import (
     parse_uses,
 )
 
-#: Widest rate that a job record holds.
+#: Largest rate that fits a job record.
 MAX_RATE: Final = 2**72 - 1
 
 
 class Refusal(StrEnum):
-    """Why a job can't go to a provider."""
+    """Reasons why a job can't go to a provider."""
 
     UNREADABLE_USES = "unreadable-uses"
     WAITING_APPROVAL = "waiting-approval"
@@ -55,12 +55,12 @@ _INACTIVE: Final[Mapping[ProviderStatus, Refusal]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProviderView:
-    """A provider as the scheduler sees it at one block.
+    """The scheduler's view of a provider at one block.
 
-    `silent`: it left a challenge unanswered for too long. `challenged`: a challenge awaits its
-    answer; it gets nothing new until then. `rests_until`: chain time until which it gets nothing
-    new for its `strikes` of the last day; zero when it may work. `cooldown_until`: chain time until
-    which nothing is assigned to it, because the contract has refused an assignment; zero for none.
+    `silent`: it left a challenge unanswered for too long. `challenged`: it has an open challenge
+    and gets no new jobs until it answers. `rests_until`: chain time until which it gets no new jobs
+    because of its `strikes` of the last day; zero for none. `cooldown_until`: chain time until
+    which it gets no new jobs because the contract refused an assignment; zero for none.
     """
 
     provider: Provider
@@ -73,11 +73,11 @@ class ProviderView:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A PENDING job, with what only events and history tell.
+    """A PENDING job, with data that only events and history carry.
 
-    `queued_at` is the chain time at which the job, or the first of its line, began to wait.
+    `queued_at` is the chain time at which the job, or the first job of its retries, began to wait.
     `excluded` are the ids of providers that lost a predecessor. `avoided` maps providers that
-    gave the job back, or let it time out, to the chain time from which they are tried again.
+    returned the job, or let it time out, to the chain time from which they are tried again.
     """
 
     job: Job
@@ -90,7 +90,7 @@ class Waiting:
 
 @lru_cache(maxsize=4096)
 def demands(uses: str) -> tuple[Affinity, ...] | None:
-    """The affinities of a job, None where they can't be read: such a job matches no provider."""
+    """Return the affinities of a job; None if they can't be parsed: the job matches no provider."""
     try:
         return parse_uses(uses)
     except ValueError:
@@ -98,7 +98,7 @@ def demands(uses: str) -> tuple[Affinity, ...] | None:
 
 
 def standing(view: ProviderView, now: int) -> Refusal | None:
-    """Why a provider gets no new jobs at all at chain time `now`, or None."""
+    """Return why a provider gets no new jobs at all at chain time `now`, or None."""
     provider = view.provider
     if provider.status != ProviderStatus.ACTIVE:
         return _INACTIVE.get(provider.status, Refusal.WAITING_APPROVAL)
@@ -114,10 +114,10 @@ def standing(view: ProviderView, now: int) -> Refusal | None:
 
 
 def eligible_rate(provider: Provider, job: Job, uses: str) -> int | Refusal:
-    """The rate (credit-wei a second) at which a provider's hardware, offer and labels serve a job.
+    """Return a provider's rate (credit-wei per second) for a job, or why it can't run the job.
 
-    Budget, exclusions and standing are left out: the answer holds for every job of the same
-    resources and affinities.
+    Checks hardware, offer and labels, but not budget, exclusions and `standing`: the result holds
+    for every job of the same resources and affinities.
     """
     affinities = demands(uses)
     if affinities is None:
@@ -131,15 +131,15 @@ def eligible_rate(provider: Provider, job: Job, uses: str) -> int | Refusal:
 
 
 def affordable(job: Job, rate: int) -> bool:
-    """Whether the escrow buys the time limit at a rate."""
+    """Return whether the escrow covers the time limit at a rate."""
     return credits.cost(rate, job.time_limit) <= job.escrow
 
 
 def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
-    """Why a job can't be given to a provider at chain time `now`, apart from the provider's load."""
-    why = standing(view, now)
-    if why is not None:
-        return why
+    """Return why a job can't go to a provider at chain time `now`, or None. Ignores its load."""
+    reason = standing(view, now)
+    if reason is not None:
+        return reason
     if view.provider.id in waiting.excluded:
         return Refusal.EXCLUDED
     rate = eligible_rate(view.provider, waiting.job, waiting.uses)
@@ -153,5 +153,5 @@ def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
 
 
 def run_time(job: Job, rate: int) -> int:
-    """Seconds that a job may run at a rate: what it occupies at most."""
+    """Return the most seconds that a job may run at a rate."""
     return credits.allotment(job.time_limit, job.until_spent, job.escrow, rate)

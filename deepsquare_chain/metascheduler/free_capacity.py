@@ -1,6 +1,6 @@
-"""Free room of providers now, and as running jobs will give it back. Pure.
+"""Free capacity of providers, now and as running jobs release it. Pure.
 
-Room is counted as (cpus, MB, gpus).
+Capacity is counted as (CPUs, MB of memory, GPUs).
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from deepsquare_chain.metascheduler.eligibility import ProviderView, run_time
 
 Amounts: TypeAlias = tuple[int, int, int]
 
-#: Chain time at which a job has left its provider at the latest, and what it gives back then.
+#: Chain time at which a job has left its provider at the latest, and what it releases then.
 Release: TypeAlias = tuple[int, Amounts]
 
 
 def amounts(resources: Resources) -> Amounts:
-    """What a job occupies."""
+    """Return resources as amounts."""
     return resources.cpus, resources.memory, resources.gpus
 
 
 def within(wanted: Sequence[int], room: Sequence[int]) -> bool:
-    """Whether there is enough of everything."""
+    """Return whether `room` suffices for all of `wanted`."""
     return wanted[0] <= room[0] and wanted[1] <= room[1] and wanted[2] <= room[2]
 
 
 def less(room: Sequence[int], taken: Sequence[int]) -> Amounts:
-    """What is left; negative where an offer was lowered below what runs."""
+    """Return what is left; negative if an offer was lowered below the load."""
     return room[0] - taken[0], room[1] - taken[1], room[2] - taken[2]
 
 
 def free_room(providers: Iterable[ProviderView], assigned: Iterable[Job]) -> dict[int, Amounts]:
-    """Offer minus what assigned jobs hold, by provider id."""
+    """Return the offer minus the resources of assigned jobs, by provider id."""
     room = {view.provider.id: offered(view.provider.offer) for view in providers}
     for job in assigned:
         if job.provider_id in room:
@@ -42,34 +42,34 @@ def free_room(providers: Iterable[ProviderView], assigned: Iterable[Job]) -> dic
 
 
 def offered(offer: Offer) -> Amounts:
-    """An offer as room."""
+    """Return an offer as amounts."""
     return offer.cpus, offer.memory, offer.gpus
 
 
 def release(job: Job, now: int, start_margin: int) -> Release:
-    """When an assigned job leaves at the latest; one that does not run yet may start late."""
+    """Return the latest release of an assigned job. One not running may take `start_margin`."""
     allotted = run_time(job, job.rate)
     if job.status != JobStatus.RUNNING:
         return now + start_margin + allotted, amounts(job.resources)
-    # Past its end it may be reported at any moment.
+    # A job past its end may be reported as ended at any moment.
     return max(job.since + allotted, now + 1), amounts(job.resources)
 
 
 def room_from(
     wanted: Amounts, free: Amounts, releases: Iterable[Release], now: int
 ) -> tuple[int, Amounts] | None:
-    """The chain time from which there is room at the latest, and all that is free then.
+    """Return the latest chain time from which `wanted` fits, and all capacity that is free then.
 
-    None where even all releases do not make enough.
+    None if even all releases together do not suffice.
     """
     if within(wanted, free):
         return now, free
     room = list(free)
     at: int | None = None
-    for time, given in sorted(releases):
+    for time, released in sorted(releases):
         if at is not None and time > at:
             break
-        for i, amount in enumerate(given):
+        for i, amount in enumerate(released):
             room[i] += amount
         if at is None and within(wanted, room):
             at = time

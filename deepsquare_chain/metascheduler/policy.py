@@ -1,29 +1,31 @@
-"""Late binding: assigns waiting jobs to providers, in learned order, with reservations. Pure.
+"""The scheduling policy: backfill with reservations, smallest job first. Pure.
 
-A job stays PENDING until an eligible provider has the free capacity to start it.
+Binding is late: a job stays PENDING until an eligible provider has the free capacity to start it.
 
-**Order.** Smallest first: dominant share x w, with w = max(u L, 10) / sqrt(10 h). The dominant
-share is the largest of the job's shares of the grid's CPUs, memory and GPUs; L is its limit in
-seconds; u and h are the expected used part of the limit and the expected 1 / max(run time, 10 s)
-that `history` learns from finished runs.
+**Order.** The smallest job comes first: dominant share x w, with w = max(u L, 10) / sqrt(10 h). The
+dominant share is the largest of the job's shares of the grid's CPUs, memory and GPUs. L is the
+job's limit in seconds. u is the expected used part of the limit and h the expected
+1 / max(run time, 10 s); `history` learns both from finished runs.
 
-**Reservations.** The first jobs in order that find no free capacity (`Rules.reservations`) hold
-one each: a provider, and the time at which running jobs will have released enough there at the
-latest, by time limits and not by estimates. A provider keeps at most one. Backfill: later jobs
-still go there if they end before that time, or fit beside the reserved job.
+**Reservations.** The first `Rules.reservations` jobs in order without free capacity hold a
+reservation each: a provider, and the time by which running jobs will have released enough there.
+That time is an upper bound: it follows from time limits, not from estimates. A provider has at most
+one reservation. Backfill: later jobs may still use the provider if they end before that time, or
+fit beside the reserved job.
 
-**Overdue.** A job that has waited longer than `Rules.overdue_after` + `Rules.overdue_factor` x its
-limit goes before all others, the worst ratio of wait to limit first. The first of those that finds
-no free capacity holds a reservation too. No job starves: what is reserved for the worst of them
-nobody takes.
+**Aging.** A job that has waited longer than `Rules.overdue_after` + `Rules.overdue_factor` x its
+limit is overdue and precedes all others, the largest ratio of wait to limit first. The first
+overdue job without free capacity holds a reservation too. No job starves: no other job takes the
+capacity reserved for the most overdue one.
 
-**Choice.** Least w x log(cost of the work) + capacity left over, as a share of the largest
-provider. The cost of the work is price / speed, 1 / speed or watts / speed, by the objective, and
-times the number of tries that a provider needs by the faults that it had of late; its weight w decides how far apart costs must be to outweigh a better fit (`Rules.weights`).
+**Choice.** The provider with the least w x log(cost of the work) + capacity left over, as a share
+of the largest provider. The cost of the work is price / speed, 1 / speed or watts / speed, by the
+objective, times the expected number of tries given the provider's recent faults. The weight w sets
+how far costs must differ to outweigh a better fit (`Rules.weights`).
 
 Sources: smallest area first with a threshold: Carastan-Santos et al., CCGrid 2019; EASY
-backfilling: Lifka, JSSPP 1995; dominant share: Ghodsi et al., NSDI 2011. The order's index, the
-weight of a job's slowdown over its expected work, is our own.
+backfilling: Lifka, JSSPP 1995; dominant share: Ghodsi et al., NSDI 2011. The index of the order,
+which is the weight of a job's slowdown over its expected work, is our own.
 """
 
 from __future__ import annotations
@@ -54,35 +56,35 @@ from deepsquare_chain.metascheduler.tables import (
 )
 
 _NEVER: Final = 2**62
-#: Seconds after which ends of jobs are not told apart, some 35,000 years.
+#: Ends of jobs further away than this many seconds (some 35,000 years) count as equal.
 _FAR: Final = 2**40
-#: Weight of faults in the choice beside that of the cost: a provider that gives half of its jobs up
-#: must leave 0.7 x this of the largest provider less over.
+#: Weight of faults in the choice, in addition to that of the cost. A provider that fails half of
+#: its jobs must leave 0.7 x this less capacity over, in units of the largest provider.
 FAULT_WEIGHT: Final = 1.0
-#: Providers of a class's shortlist; when they are used up, the next ones in order follow.
+#: Providers on the shortlist of a class. When all are used up, the next ones in order follow.
 _SHORT: Final = 128
-#: Classes that are compared with all providers at once, so that the arrays stay in the cache.
+#: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
-#: Of the classes compared so far, the part that is compared along with the next one.
+#: One upcoming class is compared in advance for each this many classes compared so far.
 _AHEAD: Final = 4
-#: Largest difference that the place of a provider makes to its score, so that no two are equal and
-#: every machine sorts them alike.
+#: Largest amount that the index of a provider adds to its score. It breaks ties, so that every
+#: machine sorts providers alike.
 _TIE_BREAK: Final = 1e-4
-#: What an unmet preference adds to the cost of a provider, more than costs ever differ.
+#: Added to the cost of a provider for an unmet preference; exceeds any difference of costs.
 _PREFERRED: Final = 1e8
-#: The same of each other job of a customer that spreads its jobs, and the most that are counted.
+#: Added for each other job of a customer that spreads its jobs, and the most jobs that count.
 _SPREAD: Final = 1e4
 _COUNTED: Final = 9_999
-#: Weight of free GPUs in the choice for a job without GPUs: their CPUs are kept for jobs with.
+#: Weight of free GPUs in the choice for a job without GPUs. It keeps their CPUs for GPU jobs.
 IDLE_GPUS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much a difference of cost counts against capacity left over, by objective.
+    """Weight of a difference in cost against capacity left over, by objective.
 
-    Of two providers, one whose work costs e times (2.72 times) as much must leave less of its
-    capacity over by this many largest providers to be preferred.
+    A provider whose work costs e (2.72) times as much is preferred only if the capacity that it
+    leaves over is smaller by this many times the capacity of the largest provider.
     """
 
     cost: float = 1_000.0
@@ -90,23 +92,24 @@ class Weights:
     energy: float = 1_000.0
 
     def of(self, objective: Objective) -> float:
-        """The weight of an objective."""
+        """Return the weight of an objective."""
         return (self.cost, self.time, self.energy)[objective]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the queue is served; times in seconds of chain time.
+    """Scheduling rules. Times are in seconds of chain time.
 
     A job is overdue after waiting for `overdue_after` plus `overdue_factor` times its limit.
-    `reservations` counts jobs without free capacity that hold one, `overdue_reservations` overdue
-    ones. `start_margin` is allowed from an assignment to the start.
+    `reservations` is the number of jobs without free capacity that hold a reservation,
+    `overdue_reservations` that of overdue jobs. `start_margin` is the time allowed from an
+    assignment to the start.
 
-    `fair_share` lets customers who have used more than others of late wait longer: a job counts as
-    (1 + use) ** fair_share times as large, use being in multiples of the mean; 0 turns it off.
-    `priorities` makes jobs of customers, by address, count as so many times smaller. Both change
-    the order alone: an overdue job still goes before all others. `max_running` is the most jobs
-    that a customer may have at providers, 0 for any number.
+    `fair_share` delays customers who recently used more than others: a job counts as
+    (1 + use) ** fair_share times as large, where use is in multiples of the mean; 0 turns it off.
+    `priorities` maps a customer's address to a factor: the customer's jobs count as that many times
+    smaller. Both change only the order: an overdue job still precedes all others. `max_running` is
+    the most jobs that a customer may have at providers, 0 for any number.
     """
 
     overdue_after: int = 3_600
@@ -122,7 +125,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The grid at one block: `now` is its chain time, `assigned` all jobs that providers hold."""
+    """The planner's input at a block: `now` is its chain time, `assigned` all jobs at providers."""
 
     now: int
     providers: Sequence[ProviderView]
@@ -135,11 +138,11 @@ class Decision(NamedTuple):
 
     Attributes:
         waiting: The job.
-        provider_id: Where it goes.
-        rate: Credit-wei per second there.
-        overdue: Whether it went first because it had waited too long.
-        choices: Providers that could start it when it, or the job of equal resources,
-            requirements and objective before it, was compared with all.
+        provider_id: The provider that gets the job.
+        rate: Credit-wei per second at that provider.
+        overdue: Whether the job went first because it was overdue.
+        choices: Number of providers that could start the job. It was counted when this job, or an
+            earlier one of equal resources, requirements and objective, was compared with all.
     """
 
     waiting: Waiting
@@ -151,7 +154,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Capacity that is kept for a job: at a provider, from chain time `at`, at the latest."""
+    """Capacity of a provider that is reserved for a job, free at chain time `at` at the latest."""
 
     job_id: int
     provider_id: int
@@ -160,7 +163,7 @@ class Reservation:
 
 
 class Ranking:
-    """The order of the queue that a plan followed, with its rules and its customers' use."""
+    """The order in which a plan served the queue, with its rules and the use of its customers."""
 
     def __init__(
         self,
@@ -176,16 +179,16 @@ class Ranking:
         self._places: dict[int, int] | None = None
 
     def place(self, job_id: int) -> int | None:
-        """Place of a job in the order, from 1."""
+        """Return the place of a job in the order, from 1; None if it is not in the queue."""
         if self._places is None:
-            self._places = {int(each): place for place, each in enumerate(self._ids, 1)}
+            self._places = {int(ranked_id): rank for rank, ranked_id in enumerate(self._ids, 1)}
         return self._places.get(job_id)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def estimate(self, job: Job) -> Estimate:
-        """What finished runs tell about a job."""
+        """Return the estimate of a job's run time, learned from finished runs."""
         resources = job.resources
         history = RunHistory() if self._history is None else self._history
         return history.estimate(job.customer, resources.cpus, resources.gpus, job.time_limit)
@@ -193,7 +196,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to assign now, in order; reservations by provider; what providers have left after it."""
+    """Decisions in order, reservations by provider id, and the free capacity that is left."""
 
     decisions: tuple[Decision, ...] = ()
     reservations: Mapping[int, Reservation] = field(default_factory=dict)
@@ -201,36 +204,41 @@ class Plan:
     ranking: Ranking = field(default_factory=Ranking, compare=False)
 
     def by_provider(self) -> dict[int, list[int]]:
-        """Job ids by provider id, both in order of decision."""
+        """Return job ids by provider id, both in order of decision."""
         groups: dict[int, list[int]] = {}
         for decision in self.decisions:
             groups.setdefault(decision.provider_id, []).append(decision.waiting.job.id)
         return groups
 
     def reservation_of(self, job_id: int) -> Reservation | None:
-        """What is reserved for a job."""
-        kept = (each for each in self.reservations.values() if each.job_id == job_id)
-        return next(kept, None)
+        """Return the reservation of a job, or None."""
+        matching = (
+            reservation
+            for reservation in self.reservations.values()
+            if reservation.job_id == job_id
+        )
+        return next(matching, None)
 
 
 def plan(snapshot: Snapshot, rules: Rules | None = None, history: RunHistory | None = None) -> Plan:
-    """Decide about all waiting jobs.
+    """Plan all waiting jobs of a snapshot.
 
-    Equal snapshots, rules and histories give equal plans, whatever the order of their parts.
+    Deterministic: equal snapshots, rules and histories give equal plans, in whatever order jobs and
+    providers are listed.
     """
     history = RunHistory() if history is None else history
     return Planner().plan(snapshot, rules or Rules(), history)
 
 
 def is_overdue(waiting: Waiting, now: int, rules: Rules, seconds: int) -> bool:
-    """Whether a job that may run for `seconds` has waited so long that it goes first."""
+    """Return whether a job that may run for `seconds` is overdue."""
     return now - waiting.queued_at > rules.overdue_after + rules.overdue_factor * seconds
 
 
 class Planner:
-    """Plans again and again, and keeps the tables up to date in between.
+    """A planner that updates its tables incrementally from one plan to the next.
 
-    Each plan is the one that `plan` gives for the same snapshot, rules and history.
+    Each plan equals the result of `plan` for the same snapshot, rules and history.
     """
 
     def __init__(self) -> None:
@@ -244,10 +252,10 @@ class Planner:
     def plan(
         self, snapshot: Snapshot, rules: Rules, history: RunHistory, *, complete: bool = True
     ) -> Plan:
-        """Decide about all waiting jobs of a snapshot.
+        """Plan all waiting jobs of a snapshot.
 
-        Without `complete` the decisions are the same, and what is only shown to people is left out:
-        reservations that nobody could break now, and what is free. Simulations need no more.
+        Without `complete` the decisions are the same, but the plan omits what is only displayed:
+        reservations that no job could violate now, and free capacity. Simulations use this.
         """
         replaced = self._providers.update(snapshot.providers, snapshot.now)
         self._held.update(snapshot.assigned, self._providers, replaced=replaced)
@@ -265,14 +273,14 @@ class Planner:
     def _decide(
         self, tables: _Tables, now: int, rules: Rules, history: RunHistory, *, complete: bool
     ) -> Plan:
-        # A function of its own, so that its working set is gone before collections begin again.
+        # A separate function, so that its working set is freed before garbage collection resumes.
         round_ = _Round(tables, now, rules, history, shares=self._shares)
         return round_.run(complete=complete)
 
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """No garbage collection meanwhile: thousands of new decisions would make it walk all jobs."""
+    """Suspend garbage collection: thousands of new decisions would make it traverse all jobs."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -291,13 +299,14 @@ class _Tables:
 
 @dataclass(slots=True)
 class _Shortlist:
-    """Providers that fit a class of jobs, best first, as they were when all were compared.
+    """Providers that fit a class of jobs, best first, as of the comparison with all providers.
 
-    `places` are those that are tried next, from `next` on, and `rates` what they ask; of `order`
-    those up to `read` were among them. `choices` counts all providers that could start a job of the class; none of those that
-    still can asks less than `cheapest`, in credit-wei per second. `refused` are price ceilings and
-    latest ends of jobs that found no provider: within a plan no job finds one that offers no more
-    and ends no earlier.
+    `places` are the row indices of the providers to try next, from index `next` on, and `rates`
+    their rates. They come from `order`, which was consumed up to `read`. `choices` counts all
+    providers that could start a job of the class. `cheapest` is a lower bound, in credit-wei per
+    second, of the rates of those that still can. `refused` are price ceilings and latest ends of
+    jobs that found no provider: in the same plan, a job that offers no more and ends no earlier
+    finds none either.
     """
 
     order: Ints
@@ -310,14 +319,14 @@ class _Shortlist:
     refused: list[tuple[int, int]] = field(default_factory=list)
 
     def refuses(self, ceiling: int, end: int) -> bool:
-        """Whether a job that offered as much and ended as early found no provider."""
+        """Return whether a job can find no provider, given the jobs that were refused before."""
         return self.cheapest > ceiling or any(
             ceiling <= offered and end >= ended for offered, ended in self.refused
         )
 
 
 class _Round:
-    """One plan."""
+    """The computation of one plan."""
 
     def __init__(
         self,
@@ -336,7 +345,7 @@ class _Round:
         self._history = history
         self._shares = shares
         self._faults = self._fault_costs()
-        # Jobs at providers by customer, where they are limited.
+        # Number of jobs at providers by customer; counted only if `max_running` limits it.
         self._busy: Counter[str] = Counter()
         if rules.max_running:
             self._busy.update(job.customer for job in tables.held.jobs)
@@ -345,27 +354,27 @@ class _Round:
         self._open = providers.open
         self._decisions: list[Decision] = []
         self._settled: set[int] = set()
-        # Place, end and amounts of each job that was assigned.
+        # Provider's row, end and amounts of each job assigned in this plan.
         self._taken: list[tuple[int, int, int, int, int]] = []
         self._reservations: dict[int, Reservation] = {}
-        # From when a provider is reserved, and what is left beside the reserved job then.
+        # Start of a provider's reservation, and what is left beside the reserved job then.
         self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
         self._spare: Ints = np.zeros_like(self._free)
         self._reserved: dict[int, int] = {}
         self._beside: dict[int, list[int]] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
-        # The same as `_free` by provider; where they differ, in `_changed`, this one is right.
+        # Free capacity by provider, like `_free`. For the rows in `_changed`, `_free` is outdated.
         self._left: list[list[int]] = self._free.T.tolist()
         self._changed: set[int] = set()
         self._tie_break = np.arange(len(self._left)) * (_TIE_BREAK / max(1, len(self._left)))
-        # By customer and place, jobs that are assigned; made when a job wants to know.
+        # Number of assigned jobs by customer and provider's row; built when a job first needs it.
         self._jobs_at: defaultdict[str, Counter[int]] | None = None
-        # Classes in the order in which they will be served first, those to come last.
+        # Upcoming classes, in reverse of the order in which they are first served.
         self._coming: list[int] = []
         self._shortlists: dict[int, _Shortlist] = {}
         # Classes that no provider has the free capacity for.
         self._full: set[int] = set()
-        # Classes that no provider could run, were it empty.
+        # Classes that no provider could run even if it were empty.
         self._hopeless: set[int] = set()
         self._answers: dict[int, Answers] = {}
         self._costs: dict[int, Floats] = {}
@@ -384,14 +393,14 @@ class _Round:
         return Plan(tuple(self._decisions), self._reservations, free, ranking)
 
     def _free_offers(self) -> dict[int, Offer]:
-        """What open providers have left."""
+        """Return the free capacity of open providers, by id."""
         rows = zip(self._providers.ids, self._left, self._open.tolist(), strict=True)
         return {provider_id: Offer(*left) for provider_id, left, is_open in rows if is_open}
 
     # -- order
 
     def _order(self) -> Ints:
-        """Rows of the queue, first to be served first."""
+        """Return the rows of the queue in the order in which they are served."""
         queue = self._queue
         n = queue.count
         used, inverse = queue.estimates()
@@ -406,7 +415,7 @@ class _Round:
         return order
 
     def _customers_factors(self) -> Floats:
-        """By customer, how many times as large its jobs count."""
+        """Return, by customer, the factor by which its jobs count as larger."""
         rules = self._rules
         return np.array(
             [
@@ -417,14 +426,14 @@ class _Round:
         )
 
     def _fault_costs(self) -> Floats | None:
-        """By provider, the logarithm of how often its jobs are tried until one ends; None for once."""
+        """Return, by provider, the log of the expected number of tries; None if all are one."""
         if not self._history.has_faults:
             return None
         rates = [self._history.fault_rate(view.provider.account) for view in self._providers.views]
         return -np.log1p(-np.array(rates)) if any(rates) else None
 
     def _is_capped(self, row: int) -> bool:
-        """Whether a job's customer has as many jobs at providers as it may."""
+        """Return whether a job's customer has reached `max_running`."""
         most = self._rules.max_running
         return most > 0 and self._busy[self._queue.waiting[row].job.customer] >= most
 
@@ -443,8 +452,8 @@ class _Round:
     # -- serving
 
     def _serve_overdue(self) -> None:
-        """Serve overdue jobs, the worst first, until they hold their reservations."""
-        left = self._rules.overdue_reservations
+        """Serve overdue jobs, the most overdue first, until all overdue reservations are used."""
+        remaining = self._rules.overdue_reservations
         for row in self._overdue():
             if self._is_capped(row):
                 continue
@@ -452,15 +461,15 @@ class _Round:
             started = cls not in self._full and self._start(row, cls, seconds, overdue=True)
             if started or not self._reserve(row, overdue=True):
                 continue
-            left -= 1
-            if left <= 0:
+            remaining -= 1
+            if remaining <= 0:
                 return
 
     def _serve(self, order: Ints, possible: Flags, *, complete: bool) -> None:
-        """Serve the queue in order: the first without free capacity get reservations.
+        """Serve the queue in order. The first jobs without free capacity get reservations.
 
-        Only jobs of `possible` classes can start. After the last of them reservations change
-        nothing, and are made for a `complete` plan only.
+        Only jobs of `possible` classes can start. After the last of them, reservations affect no
+        decision, and only a `complete` plan makes them.
         """
         cls_of = self._queue.cls[order]
         candidates = possible[cls_of].nonzero()[0]
@@ -468,24 +477,28 @@ class _Round:
         classes, rows = cls_of.tolist(), order.tolist()
         self._coming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
         seconds = self._queue.seconds[order].tolist()
-        left, at = self._rules.reservations, 0
+        remaining, position = self._rules.reservations, 0
         limited = bool(self._rules.max_running)
         until = len(rows) if complete else last
-        while left > 0 and at < until:
-            row, cls = rows[at], classes[at]
-            at += 1
+        while remaining > 0 and position < until:
+            row, cls = rows[position], classes[position]
+            position += 1
             if row in self._settled or (limited and self._is_capped(row)):
                 continue
-            if possible[cls] and cls not in self._full and self._start(row, cls, seconds[at - 1]):
+            if (
+                possible[cls]
+                and cls not in self._full
+                and self._start(row, cls, seconds[position - 1])
+            ):
                 continue
             if self._can_run(row, cls):
                 self._reserve(row)
-                left -= 1
-        if at < last:
-            self._backfill(order[at:last], possible)
+                remaining -= 1
+        if position < last:
+            self._backfill(order[position:last], possible)
 
     def _backfill(self, order: Ints, possible: Flags) -> None:
-        """Start what fits, as reservations allow."""
+        """Start the jobs that fit without violating a reservation."""
         cls = self._queue.cls[order]
         seconds = self._queue.seconds[order]
         mask = possible[cls]
@@ -493,76 +506,80 @@ class _Round:
             mask &= self._earliest + seconds <= self._latest_ends(cls[mask])[cls]
         jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
         limited = bool(self._rules.max_running)
-        for row, each, limit in jobs:
-            if each in self._full or row in self._settled or (limited and self._is_capped(row)):
+        for row, class_index, limit in jobs:
+            if (
+                class_index in self._full
+                or row in self._settled
+                or (limited and self._is_capped(row))
+            ):
                 continue
-            self._start(row, each, limit)
+            self._start(row, class_index, limit)
 
     def _possible(self) -> Flags:
-        """Classes with jobs that some provider has the free capacity for."""
+        """Return the classes with jobs for which some provider has the free capacity."""
         possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
-        live = np.array(self._queue.members).nonzero()[0]
+        nonempty = np.array(self._queue.members).nonzero()[0]
         free = np.where(self._open, self._free, -1)
-        for some, need in self._in_chunks(live):
-            possible[some] = _all_within(need, free).any(axis=1)
+        for chunk, need in self._in_chunks(nonempty):
+            possible[chunk] = _all_within(need, free).any(axis=1)
         return possible
 
     def _latest_ends(self, classes: Ints) -> Ints:
-        """By class, the latest end of a job that reservations allow somewhere; 0 for nowhere."""
-        until = np.zeros(len(self._queue.class_keys), dtype=np.int64)
-        there = np.zeros(len(until), dtype=np.bool_)
-        there[classes] = True
+        """Return, by class, the latest end that reservations allow at any provider; 0 for none."""
+        latest = np.zeros(len(self._queue.class_keys), dtype=np.int64)
+        requested = np.zeros(len(latest), dtype=np.bool_)
+        requested[classes] = True
         reserved = np.array(list(self._reserved), dtype=np.int64)
         free = np.where(self._open, self._free, -1)
-        for some, need in self._in_chunks(there.nonzero()[0]):
+        for chunk, need in self._in_chunks(requested.nonzero()[0]):
             fits = _all_within(need, free)
-            beside = _all_within(need, self._spare[:, reserved])
-            ends = np.where(beside, _NEVER, self._reserved_at[reserved])
+            fits_beside = _all_within(need, self._spare[:, reserved])
+            ends = np.where(fits_beside, _NEVER, self._reserved_at[reserved])
             ends[~fits[:, reserved]] = 0
-            until[some] = ends.max(axis=1)
+            latest[chunk] = ends.max(axis=1)
             fits[:, reserved] = False
-            until[some[fits.any(axis=1)]] = _NEVER
-        return until
+            latest[chunk[fits.any(axis=1)]] = _NEVER
+        return latest
 
     def _in_chunks(self, classes: Ints) -> Iterator[tuple[Ints, Ints]]:
-        """Classes with their sizes, to be compared with all providers."""
+        """Yield chunks of classes and their sizes, shaped for comparison with all providers."""
         sizes = np.array([self._queue.class_sizes[cls] for cls in classes.tolist()], dtype=np.int64)
         for first in range(0, len(classes), _CHUNK):
             yield classes[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
-        found = self._answers.get(cls)
-        if found is None:
+        answers = self._answers.get(cls)
+        if answers is None:
             resources, uses, objective = self._queue.class_keys[cls]
-            found = self._answers[cls] = self._providers.answers(resources, uses)
+            answers = self._answers[cls] = self._providers.answers(resources, uses)
             weight = self._rules.weights.of(objective)
-            self._costs[cls] = found.weighted(objective, weight)
-            wanted = conditions(uses)
-            if wanted is not None and wanted.preferences:
-                self._costs[cls] = self._costs[cls] + self._unpreferred(wanted.preferences)
+            self._costs[cls] = answers.weighted(objective, weight)
+            job_conditions = conditions(uses)
+            if job_conditions is not None and job_conditions.preferences:
+                self._costs[cls] = self._costs[cls] + self._unpreferred(job_conditions.preferences)
             if self._faults is not None:
                 self._costs[cls] = self._costs[cls] + (weight + FAULT_WEIGHT) * self._faults
-        return found
+        return answers
 
     def _unpreferred(self, preferences: Sequence[Affinity]) -> Floats:
-        """By provider, what the preferences that it does not meet add to its cost.
+        """Return, by provider, the cost added for unmet preferences.
 
-        Each counts more than all after it together, and than any difference of costs.
+        Each preference outweighs all later ones together, and any difference of costs.
         """
-        least = len(preferences) - 1
+        last_rank = len(preferences) - 1
         return np.array(
             [
                 sum(
-                    _PREFERRED * 2.0 ** (least - rank)
-                    for rank, each in enumerate(preferences)
-                    if not matches([each], view.provider.labels)
+                    _PREFERRED * 2.0 ** (last_rank - rank)
+                    for rank, preference in enumerate(preferences)
+                    if not matches([preference], view.provider.labels)
                 )
                 for view in self._providers.views
             ]
         )
 
     def _can_run(self, row: int, cls: int) -> bool:
-        """Whether any provider could run a job if it were empty."""
+        """Return whether any provider could run a job if the provider were empty."""
         if cls in self._hopeless:
             return False
         answers = self._answer(cls)
@@ -574,38 +591,39 @@ class _Round:
         return bool(eligible.any())
 
     def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
-        """Leave the providers that the job's budget and exclusions allow."""
+        """Clear providers in `eligible` that the job's budget, exclusions or patience rule out."""
         job = waiting.job
         self._keep_affordable(eligible, answers, job.escrow // max(job.time_limit, 1))
         for provider_id in waiting.excluded:
             if (place := self._providers.rows.get(provider_id)) is not None:
                 eligible[place] = False
-        wanted = conditions(waiting.uses)
-        if wanted is not None and wanted.patience:
+        job_conditions = conditions(waiting.uses)
+        if job_conditions is not None and job_conditions.patience:
             costs = answers.costs[waiting.objective]
             possible = answers.eligible & self._open
             self._keep_affordable(possible, answers, job.escrow // max(job.time_limit, 1))
             lowest = costs[possible].min(initial=np.inf)
-            accepted = wanted.accepted_cost(max(0, self._now - waiting.queued_at))
+            accepted = job_conditions.accepted_cost(max(0, self._now - waiting.queued_at))
             eligible &= costs <= lowest + math.log(accepted)
 
     @staticmethod
     def _keep_affordable(eligible: Flags, answers: Answers, ceiling: int) -> None:
         if answers.dearest > ceiling:
-            # Rates that do not fit 64 bits are kept as objects; elsewhere a wider ceiling is none.
+            # Rates wider than 64 bits are an object array. Otherwise a ceiling wider than 64 bits
+            # never gets here.
             eligible &= answers.rates <= ceiling
 
     def _start(self, row: int, cls: int, seconds: int, *, overdue: bool = False) -> bool:
-        """Assign a job if a provider can start it now."""
+        """Assign a job if a provider can start it now. Return whether one could."""
         waiting = self._queue.waiting[row]
         special = row in self._queue.special
         if special:
-            found = self._choose(row, cls, waiting)
+            choice = self._choose(row, cls, waiting)
         else:
-            found = self._choose_again(cls, waiting.job, self._earliest + seconds)
-        if found is None:
+            choice = self._choose_again(cls, waiting.job, self._earliest + seconds)
+        if choice is None:
             return False
-        place, rate, choices = found
+        place, rate, choices = choice
         if special and waiting.job.until_spent:
             seconds = waiting.job.escrow // rate
         self._take(place, self._answers[cls], self._earliest + seconds)
@@ -620,72 +638,75 @@ class _Round:
         return True
 
     def _choose_again(self, cls: int, job: Job, end: int) -> tuple[int, int, int] | None:
-        """The best provider for a job that differs from others of its class by limit and budget."""
+        """Return the best provider for a job that differs from its class only by limit and budget.
+
+        The result is the provider's row, its rate and the number of choices; None if there is none.
+        """
         shortlist = self._shortlists.get(cls) or self._compare(cls)
         ceiling = job.escrow // max(job.time_limit, 1)
         if shortlist is None or shortlist.refuses(ceiling, end):
             return None
         answers = self._answers[cls]
-        found = self._first(shortlist, answers, ceiling, end)
-        while found is None and shortlist.next >= len(shortlist.places):
+        choice = self._first(shortlist, answers, ceiling, end)
+        while choice is None and shortlist.next >= len(shortlist.places):
             self._read_on(shortlist, answers)
             if not shortlist.places:
                 self._full.add(cls)
                 return None
-            found = self._first(shortlist, answers, ceiling, end)
-        if found is None:
+            choice = self._first(shortlist, answers, ceiling, end)
+        if choice is None:
             if shortlist.read < shortlist.choices:
-                found = self._choose_for(cls, shortlist, ceiling, end)
-            if found is None:
+                choice = self._choose_for(cls, shortlist, ceiling, end)
+            if choice is None:
                 shortlist.refused.append((ceiling, end))
-        return found
+        return choice
 
     def _first(
         self, shortlist: _Shortlist, answers: Answers, ceiling: int, end: int
     ) -> tuple[int, int, int] | None:
-        """The first place of a shortlist that can start a job, its rate, and the choices."""
+        """Return the first provider of a shortlist that can start a job; see `_choose_again`."""
         cpus, memory, gpus = answers.size
         left, reserved = self._left, self._reserved
         places, rates = shortlist.places, shortlist.rates
-        for at in range(shortlist.next, len(places)):
-            place = places[at]
+        for index in range(shortlist.next, len(places)):
+            place = places[index]
             free = left[place]
             if cpus > free[0] or memory > free[1] or gpus > free[2]:
-                # It never fits again in this plan.
-                if at == shortlist.next:
+                # Free capacity only shrinks within a plan: this provider never fits again.
+                if index == shortlist.next:
                     shortlist.next += 1
-            elif rates[at] <= ceiling and (
+            elif rates[index] <= ceiling and (
                 place not in reserved or end <= reserved[place] or self._fits_beside(place, answers)
             ):
-                return place, rates[at], shortlist.choices
+                return place, rates[index], shortlist.choices
         return None
 
     def _read_on(self, shortlist: _Shortlist, answers: Answers) -> None:
-        """Put the next providers in order that still fit on a shortlist."""
-        rest = shortlist.order[shortlist.read : shortlist.choices]
+        """Refill a shortlist with the next providers in order that still fit."""
+        remaining = shortlist.order[shortlist.read : shortlist.choices]
         if shortlist.read:
             self._write_changed()
-            fitting = _all_within(answers.need, self._free[:, rest]).nonzero()[0]
-            some: Any = fitting[:_SHORT]
-            last = len(rest) if len(fitting) <= _SHORT else int(some[-1]) + 1
+            fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
+            selected: Any = fitting[:_SHORT]
+            last = len(remaining) if len(fitting) <= _SHORT else int(selected[-1]) + 1
         else:
-            some, last = slice(_SHORT), min(_SHORT, len(rest))
-        places = rest[some]
+            selected, last = slice(_SHORT), min(_SHORT, len(remaining))
+        places = remaining[selected]
         shortlist.places = places.tolist()
         shortlist.rates = answers.rates[places].tolist()
         shortlist.next = 0
         shortlist.read += last
 
     def _fits_beside(self, place: int, answers: Answers) -> bool:
-        """Whether a job leaves the reservation of a provider alone however long it runs."""
+        """Return whether a job fits beside the reserved job of a provider for any run time."""
         return within(answers.size, self._beside[place])
 
     def _compare(self, cls: int) -> _Shortlist | None:
-        """Compare all providers that fit a class now; None where there is none.
+        """Compare all providers that fit a class now; return None if there is none.
 
-        Some of the classes that come next are compared along with it.
-        The more classes have been compared, the more: a comparison of many at once costs a third,
-        and in a plan with few decisions each is made when it is needed.
+        Some upcoming classes are compared in the same pass, more of them the more classes have been
+        compared. A comparison of many classes at once costs a third per class, while a plan with
+        few decisions compares only the classes that it needs.
         """
         classes = [cls]
         coming, known = self._coming, self._shortlists
@@ -712,16 +733,18 @@ class _Round:
         return known.get(cls)
 
     def _left_over_of(self, answers: Sequence[Answers]) -> Floats:
-        """By class and provider, free capacity as `_left_over` counts it, each a little different."""
+        """Return free capacity by class and provider, as `_left_over` does, with ties broken."""
         largest = self._providers.largest
         shares = self._free / np.array(largest)[:, None] + self._tie_break
-        left: Floats = shares[[each.dominant(largest) for each in answers]]
+        left_over: Floats = shares[[class_answers.dominant(largest) for class_answers in answers]]
         if self._providers.has_gpus:
-            left[[not each.size[2] for each in answers]] += IDLE_GPUS * shares[2]
-        return left
+            left_over[[not class_answers.size[2] for class_answers in answers]] += (
+                IDLE_GPUS * shares[2]
+            )
+        return left_over
 
     def _write_changed(self) -> None:
-        """Bring `_free` up to date."""
+        """Write changes from `_left` to `_free`."""
         if self._changed:
             places = list(self._changed)
             self._free[:, places] = np.array([self._left[place] for place in places]).T
@@ -737,7 +760,7 @@ class _Round:
     def _choose_for(
         self, cls: int, shortlist: _Shortlist, ceiling: int, end: int
     ) -> tuple[int, int, int] | None:
-        """The best of all providers under a job's budget and its end there."""
+        """Return the best of all providers for a job's budget and latest end, or None."""
         answers = self._answers[cls]
         fits = self._fitting(answers)
         shortlist.cheapest = min(answers.rates[fits].tolist(), default=shortlist.cheapest)
@@ -747,7 +770,7 @@ class _Round:
         return self._pick(cls, answers, fits, end)
 
     def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int, int] | None:
-        """The same for a job with exclusions of its own, or without a fixed end."""
+        """Return the best provider for a job with its own exclusions or without a fixed end."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
         if not fits.any():
@@ -757,14 +780,14 @@ class _Round:
         for provider_id, until in waiting.avoided.items():
             if until > self._now and (place := self._providers.rows.get(provider_id)) is not None:
                 fits[place] = False
-        wanted = conditions(waiting.uses)
+        job_conditions = conditions(waiting.uses)
         bias: Any = 0.0
-        if wanted is not None and wanted.placement is not None:
-            bias = self._bias(wanted.placement, waiting.job.customer)
+        if job_conditions is not None and job_conditions.placement is not None:
+            bias = self._bias(job_conditions.placement, waiting.job.customer)
         return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job), bias)
 
     def _bias(self, placement: Placement, customer: str) -> Floats:
-        """By provider, what a customer's other jobs there add to its cost."""
+        """Return, by provider, the cost added for the customer's other jobs there."""
         if self._jobs_at is None:
             self._jobs_at = defaultdict(Counter)
             for job in self._held.jobs:
@@ -791,14 +814,14 @@ class _Round:
         return best, int(answers.rates[best]), choices
 
     def _ends(self, row: int, answers: Answers, job: Job) -> Any:
-        """By when a job has left a provider at the latest."""
+        """Return the latest end of a job; an array by provider if the job runs until spent."""
         if not job.until_spent:
             return self._earliest + int(self._queue.seconds[row])
         rates = np.maximum(answers.rates, 1)
         return np.array([self._earliest + job.escrow // int(rate) for rate in rates])
 
     def _left_over(self, answers: Answers, places: Ints) -> Floats:
-        """Free capacity in a job's dominant dimension; GPUs that it does not use count too."""
+        """Return free capacity in a job's dominant dimension, plus weighted GPUs it does not use."""
         largest = self._providers.largest
         dominant = answers.dominant(largest)
         left: Floats = self._free[dominant][places] / largest[dominant]
@@ -822,9 +845,9 @@ class _Round:
     # -- reservations
 
     def _reserve(self, row: int, *, overdue: bool = False) -> bool:
-        """Keep capacity for a job where it comes first; False if it can run nowhere.
+        """Reserve the capacity that frees earliest for a job; return False if it can run nowhere.
 
-        A job whose providers are all reserved for others holds nothing, and counts as served.
+        A job whose providers all have a reservation already holds none, and counts as served.
         """
         waiting = self._queue.waiting[row]
         cls = int(self._queue.cls[row])
@@ -836,35 +859,34 @@ class _Round:
         self._write_changed()
         eligible &= self._reserved_at == _NEVER
         need = answers.need
-        at: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
-        at[_all_within(need, self._free)] = self._now
-        places, ends, given = self._sorted_releases()
-        enough = _all_within(need, given).nonzero()[0]
-        # Releases are in order of time at each provider: the first is what is left by a reversed
-        # assignment.
+        starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
+        starts[_all_within(need, self._free)] = self._now
+        places, ends, free_after = self._sorted_releases()
+        enough = _all_within(need, free_after).nonzero()[0]
+        # Releases are in order of time at each provider. Assigned in reverse, the earliest wins.
         enough = enough[::-1]
-        at[places[enough]] = np.minimum(ends[enough], at[places[enough]])
+        starts[places[enough]] = np.minimum(ends[enough], starts[places[enough]])
         for provider_id, until in waiting.avoided.items():
             if (place := self._providers.rows.get(provider_id)) is not None:
-                at[place] = max(int(at[place]), until)
-        at[~eligible] = _NEVER
-        begin = int(at.min())
-        if begin == _NEVER:
+                starts[place] = max(int(starts[place]), until)
+        starts[~eligible] = _NEVER
+        start = int(starts.min())
+        if start == _NEVER:
             return True
-        first = (at == begin).nonzero()[0]
-        best = int(first[self._costs[cls][first].argmin()])
-        mine = ((places == best) & (ends <= begin)).nonzero()[0]
-        free = given[:, mine[-1]] if len(mine) else self._free[:, best]
+        earliest = (starts == start).nonzero()[0]
+        best = int(earliest[self._costs[cls][earliest].argmin()])
+        own_releases = ((places == best) & (ends <= start)).nonzero()[0]
+        free = free_after[:, own_releases[-1]] if len(own_releases) else self._free[:, best]
         self._spare[:, best] = free - answers.amounts
         self._beside[best] = self._spare[:, best].tolist()
-        self._reserved_at[best] = self._reserved[best] = begin
+        self._reserved_at[best] = self._reserved[best] = start
         provider_id = self._providers.ids[best]
-        self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, begin, overdue)
+        self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
         self._settled.add(row)
         return True
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
-        """Releases by provider and time, with all that is free at a provider from then on."""
+        """Return releases by provider and time, with the capacity free at the provider from then."""
         if self._releases is None:
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
             if self._taken:
@@ -872,25 +894,26 @@ class _Round:
                 places = np.concatenate([places, taken[0]])
                 ends = np.concatenate([ends, taken[1]])
                 amounts = np.concatenate([amounts, taken[2:]], axis=1)
-            # One key sorts several times as fast as two; ends that far away are equal to a plan.
-            far = np.clip(ends - self._now, 0, _FAR - 1)
-            order = (places * _FAR + far).argsort()
+            # Sorting by one combined key is several times as fast as by two. Ends beyond `_FAR`
+            # count as equal.
+            delays = np.clip(ends - self._now, 0, _FAR - 1)
+            order = (places * _FAR + delays).argsort()
             if len(order) and places[order[0]] < 0:
                 order = order[places[order] >= 0]
             places, ends = places[order], ends[order]
-            # Sums restart at each provider, from what is free there now.
-            given = amounts[:, order].cumsum(axis=1)
-            held = np.bincount(places, minlength=len(self._open))
-            before = held.cumsum() - held
-            start = np.zeros((3, len(given[0]) + 1), dtype=np.int64)
-            start[:, 1:] = given
-            given += (self._free - start[:, before])[:, places]
-            self._releases = places, ends, given
+            # Cumulative sums restart at each provider, from its free capacity now.
+            free_after = amounts[:, order].cumsum(axis=1)
+            counts = np.bincount(places, minlength=len(self._open))
+            before = counts.cumsum() - counts
+            start = np.zeros((3, len(free_after[0]) + 1), dtype=np.int64)
+            start[:, 1:] = free_after
+            free_after += (self._free - start[:, before])[:, places]
+            self._releases = places, ends, free_after
         return self._releases
 
 
 def _all_within(need: Ints, amounts: Ints) -> Flags:
-    """Where there is enough of everything; written out since it is asked most often."""
+    """Return where all three amounts suffice; unrolled because it is the hottest comparison."""
     enough: Flags = amounts[0] >= need[0]
     enough &= amounts[1] >= need[1]
     enough &= amounts[2] >= need[2]

@@ -1,7 +1,7 @@
-"""What providers' labels and prices say about the cost of work. Pure.
+"""Relative speed, energy and carbon of providers, from their labels. Pure.
 
-Labels are the provider's word. `compute.gflops`, or else `cpu.speed`, gives the speed;
-`energy.watts_per_cpu` and `energy.grams_per_kwh` the energy and the carbon, which may depend on the
+Labels are claims of the provider. `compute.gflops`, or else `cpu.speed`, gives the speed;
+`energy.watts_per_cpu` the energy and `energy.grams_per_kwh` the carbon, which may depend on the
 time of day.
 """
 
@@ -17,19 +17,19 @@ _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
 SPEED_LABELS: Final = ("compute.gflops", "cpu.speed")
 WATTS_LABEL: Final = "energy.watts_per_cpu"
 CARBON_LABEL: Final = "energy.grams_per_kwh"
-#: A carbon label has as many numbers as divide a day into whole hours.
+#: The count of numbers in a carbon label must divide this number of hours of a day.
 _HOURS: Final = 24
 _DAY: Final = 86_400
 #: Joules of a kilowatt-hour.
 _KWH: Final = 3_600_000
-#: A claimed speed counts as at most this many times the median, and at least its inverse.
+#: A claimed speed is clamped to at most this many times the median, and at least the inverse.
 _SPREAD: Final = 16.0
-#: Speed of a provider that tells none, in multiples of the slowest that does.
+#: Speed of a provider without a speed label, in multiples of the slowest labelled one.
 _UNTOLD: Final = 0.9
 
 
 def measure(label: str | None) -> float | None:
-    """The positive number that a label holds; None for anything else."""
+    """Return the positive number in a label; None for anything else."""
     if label is None or not _NUMBER.fullmatch(label):
         return None
     value = float(label)
@@ -37,14 +37,14 @@ def measure(label: str | None) -> float | None:
 
 
 def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
-    """Speeds of providers in multiples of the median, from their labels.
+    """Return the speeds of providers in multiples of the median, from their labels.
 
-    A provider that tells `compute.gflops` is compared with the median of that label, another one
-    by `cpu.speed`. One that tells neither counts as a little slower than all that do.
+    A provider with `compute.gflops` is compared with the median of that label, any other by
+    `cpu.speed`. One with neither counts as a little slower than the slowest that has one.
     """
-    told = [[measure(labels.get(key)) for key in SPEED_LABELS] for labels in providers]
+    measured = [[measure(labels.get(key)) for key in SPEED_LABELS] for labels in providers]
     medians = [
-        statistics.median([value for row in told if (value := row[i]) is not None] or [1.0])
+        statistics.median([value for row in measured if (value := row[i]) is not None] or [1.0])
         for i in range(len(SPEED_LABELS))
     ]
     speeds = [
@@ -56,7 +56,7 @@ def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
             ),
             None,
         )
-        for row in told
+        for row in measured
     ]
     slowest = _UNTOLD * min((speed for speed in speeds if speed is not None), default=1 / _UNTOLD)
     return [
@@ -65,14 +65,14 @@ def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
 
 
 def watts_of(labels: Mapping[str, str]) -> float | None:
-    """Watts per CPU while it computes; None where the provider does not tell."""
+    """Return the watts per busy CPU; None without the label."""
     return measure(labels.get(WATTS_LABEL))
 
 
 def grams_of(labels: Mapping[str, str], now: int) -> float | None:
-    """Grams of carbon dioxide per kWh at chain time `now`; None where the provider does not tell.
+    """Return the grams of carbon dioxide per kWh at chain time `now`; None without the label.
 
-    A label of 2, 3, 4, 6, 8, 12 or 24 numbers, as in `300/120`, divides the day, in UTC, into as many
+    A label of 2, 3, 4, 6, 8, 12 or 24 numbers, as in `300/120`, divides the UTC day into as many
     equal parts.
     """
     parts = _parts_of_day(labels)
@@ -80,12 +80,12 @@ def grams_of(labels: Mapping[str, str], now: int) -> float | None:
 
 
 def changes_daily(labels: Mapping[str, str]) -> bool:
-    """Whether the carbon of a provider depends on the time of day."""
+    """Return whether the carbon of a provider depends on the time of day."""
     return len(_parts_of_day(labels)) > 1
 
 
 def _parts_of_day(labels: Mapping[str, str]) -> list[float]:
-    """Grams of carbon dioxide per kWh by part of the day; empty where the label is no such list."""
+    """Return the grams of carbon dioxide per kWh by part of the day; empty for an invalid label."""
     texts = labels.get(CARBON_LABEL, "").split("/")
     values = [value for text in texts if (value := measure(text)) is not None]
     return values if len(values) == len(texts) and _HOURS % len(values) == 0 else []
@@ -94,10 +94,10 @@ def _parts_of_day(labels: Mapping[str, str]) -> list[float]:
 def energy_use(
     labels: Mapping[str, str], cpus: int, seconds: int, now: int
 ) -> tuple[int | None, float | None]:
-    """Joules and grams of carbon dioxide of a run, as labels tell; None where they do not.
+    """Return joules and grams of carbon dioxide of a run, by labels; None without the label.
 
-    The whole run counts all of its CPUs as busy, so that this is an upper bound by the labels.
-    Where carbon depends on the time of day, the run begins at chain time `now`.
+    All CPUs count as busy for the whole run, so this is an upper bound. If carbon depends on the
+    time of day, the run is assumed to begin at chain time `now`.
     """
     watts = watts_of(labels)
     if watts is None:
@@ -108,7 +108,7 @@ def energy_use(
 
 
 def _mean_grams(parts: Sequence[float], begin: int, seconds: int) -> float | None:
-    """Mean over a run: whole days count each part alike, the rest each part by its seconds."""
+    """Return the mean over a run: whole days by the daily mean, the rest by seconds per part."""
     if not parts:
         return None
     if len(parts) == 1 or seconds <= 0:
@@ -128,9 +128,10 @@ def _mean_grams(parts: Sequence[float], begin: int, seconds: int) -> float | Non
 def energy_costs(
     providers: Sequence[Mapping[str, str]], speeds: Sequence[float], now: int
 ) -> list[float]:
-    """The cost of work in energy: log(watts per CPU / speed), with carbon where all tell it.
+    """Return the energy cost of work: log(watts per CPU / speed).
 
-    A provider that does not tell its watts comes after all that do.
+    Watts are multiplied by carbon if all providers with a watts label have a carbon label too. A
+    provider without a watts label ranks after all that have one.
     """
     watts = [watts_of(labels) for labels in providers]
     grams = [grams_of(labels, now) for labels in providers]

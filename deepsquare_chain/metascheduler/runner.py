@@ -1,4 +1,4 @@
-"""The meta-scheduler's daemon: everything a service needs, opened in order, closed in reverse."""
+"""The meta-scheduler daemon: opens what the service needs in order and closes it in reverse."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ async def run_scheduler(
     """Run a meta-scheduler until SIGINT, SIGTERM or `stop`.
 
     Args:
-        url: JSON-RPC endpoint, or several, parted by commas.
-        deployment: The grid.
-        account: Holder of METASCHEDULER_ROLE; None for a dry run, which says what it would do.
-        settings: How it runs.
-        stop: Ends it when set.
+        url: JSON-RPC endpoint, or several, separated by commas.
+        deployment: Deployment of the grid.
+        account: Holder of METASCHEDULER_ROLE; None for a dry run, which only logs transactions.
+        settings: Settings of the scheduler.
+        stop: Stops the daemon when set.
 
     Raises:
         NotAuthorisedError: The account may not assign jobs.
-        UsageError: The database belongs to somebody else, or is in use.
-        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
-            down is waited for.
-        ReorgTooDeepError: The chain replaced what was believed long ago.
+        UsageError: The database belongs to another account or grid, or is in use.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. An endpoint
+            that is down is retried instead.
+        ReorgTooDeepError: A reorg goes deeper than the follower can roll back.
     """
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:

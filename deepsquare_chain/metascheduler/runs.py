@@ -1,14 +1,14 @@
-"""The history of finished runs in a scheduler's database, as the chain tells it.
+"""The history of finished runs in a scheduler's database, built from events.
 
-A run's length is what was billed for it: the sum over `JobCollected` and `JobSettled`. Runs that
-ended FINISHED, FAILED or OUT_OF_CREDITS count; cancelled and panicked ones say nothing about how
-long the job would have run, but what was paid for them counts as use. Jobs that a provider gave up
-(panicked, requeued, or let time out) count against it. Seconds are brought to the grid's median speed by the labels that the
-provider had at the end.
+A run's length is its billed time: the sum over `JobCollected` and `JobSettled`. Runs that ended
+FINISHED, FAILED or OUT_OF_CREDITS count. Cancelled and panicked runs do not show how long the job
+would have run, but the payments for them count as use. Jobs that a provider gave up (panicked,
+requeued, or let time out) count as its faults. Seconds are scaled to the grid's median speed by the
+labels that the provider had at the end.
 
-Runs of the last blocks are kept one by one, so that a reorganisation can take them back; older ones
-are folded into one stored history. Every scheduler that has read the same chain has the same
-history, to the last bit.
+Runs of the last blocks are kept as single rows, so that a reorg can roll them back. Older runs are
+merged into one stored history. All schedulers that have read the same chain have the same history,
+bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.ranking import relative_speeds
 from deepsquare_chain.store.database import Store, metadata
 
-#: What a job asked for, until some blocks after its end; `seconds` were billed by then.
+#: Customer, resources and time limit of each job, kept until some blocks after its end.
 shapes: Final = Table(
     "scheduler_shapes",
     metadata,
@@ -53,7 +53,7 @@ shapes: Final = Table(
     Column("ended_block", Integer, nullable=True, index=True),
 )
 
-#: Interim payments of runs that go on.
+#: Interim payments of runs that have not ended.
 collected: Final = Table(
     "scheduler_collected",
     metadata,
@@ -64,8 +64,8 @@ collected: Final = Table(
     Column("block", Integer, nullable=False, index=True),
 )
 
-#: Ends of jobs since the stored history, in the order of the chain. A job that a provider gave up
-#: has no customer; a run that its customer stopped has no seconds.
+#: Ends of jobs that the stored history does not include yet, in chain order. A job that a provider
+#: gave up has no customer; a run that its customer stopped has no seconds.
 finished: Final = Table(
     "scheduler_finished",
     metadata,
@@ -79,10 +79,10 @@ finished: Final = Table(
     Column("provider", String, nullable=False),
     Column("given_up", Integer, nullable=False),
     Column("block", Integer, nullable=False, index=True),
-    sqlite_autoincrement=True,  # an id is never used twice, so that new rows are those above the last
+    sqlite_autoincrement=True,  # ids are never reused: new rows have ids above the last one read
 )
 
-#: The one stored history: JSON of its sums, of all runs up to a block.
+#: The stored history, a single row: its sums, as JSON, over all runs up to a block.
 histories: Final = Table(
     "scheduler_history",
     metadata,
@@ -91,7 +91,7 @@ histories: Final = Table(
     Column("sums", Text, nullable=False),
 )
 
-#: Labels of providers, with the versions that a reorganisation may bring back.
+#: Labels of providers, with earlier versions that a reorg may restore.
 labels: Final = Table(
     "scheduler_labels",
     metadata,
@@ -111,7 +111,8 @@ FOLLOWED: Final = (
 )
 _TABLES: Final = (shapes, collected, finished, histories, labels)
 _COUNTED: Final = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS})
-#: A provider gave a job up: it let a run die, or gave back what it had claimed or was given.
+#: Transitions by which a provider gave a job up: it lost the run, or returned a job that it had
+#: claimed or that was assigned to it.
 _GIVEN_UP: Final = frozenset(
     {
         (JobStatus.RUNNING, JobStatus.PANICKED),
@@ -121,12 +122,12 @@ _GIVEN_UP: Final = frozenset(
         (JobStatus.META_SCHEDULED, JobStatus.PENDING),
     }
 )
-#: Runs that are folded into the stored history at once.
+#: Fewest runs that are merged into the stored history at once.
 _FOLDED: Final = 512
 
 
 class ObservedRuns:
-    """Finished runs in a scheduler's database, which is opened after this module's import."""
+    """Finished runs in a scheduler's database, which is opened after this module is imported."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -136,19 +137,19 @@ class ObservedRuns:
         self._speeds: dict[str, float] = {}
 
     def is_new(self) -> bool:
-        """Whether nothing was ever read here, as in a database of an earlier version."""
+        """Return whether the database has no history yet, as one of an earlier version."""
         with self._store.begin() as connection:
             return connection.execute(select(histories.c.id)).first() is None
 
     def begin(self, connection: Connection) -> None:
-        """Start from the first block on."""
+        """Clear all tables, to start from the first block."""
         for table in _TABLES:
             connection.execute(delete(table))
         connection.execute(insert(histories), {"id": 1, "block": -1, "sums": "{}"})
         self._forget()
 
     def history(self) -> RunHistory:
-        """What all finished runs tell; the same object, kept up to date."""
+        """Return the history of all finished runs; the same object each time, updated in place."""
         with self._store.read() as connection:
             if self._history is None:
                 row = connection.execute(select(histories)).one_or_none()
@@ -161,7 +162,7 @@ class ObservedRuns:
         return self._history
 
     def apply(self, batch: Batch, connection: Connection) -> None:
-        """Take in what a follower read."""
+        """Apply a follower's batch."""
         if batch.rolled_back_to is not None:
             self._roll_back(batch.rolled_back_to, connection)
         ends = {
@@ -194,15 +195,15 @@ class ObservedRuns:
     def _finished(
         self, event: ev.JobSettled, end: JobStatus | None, connection: Connection
     ) -> None:
-        """A run that was settled; one that its customer stopped tells only what was paid."""
+        """Record a settled run. For one that its customer stopped, only the payment counts."""
         query = select(shapes).where(shapes.c.job_id == event.job_id)
         shape = connection.execute(query).one_or_none()
         counts = end in _COUNTED
         if shape is None or not (counts or event.billed_seconds):
             return
-        before = select(func.sum(collected.c.seconds), func.sum(collected.c.paid))
-        of_job = before.where(collected.c.job_id == event.job_id)
-        seconds, paid = connection.execute(of_job).one()
+        totals = select(func.sum(collected.c.seconds), func.sum(collected.c.paid))
+        job_totals = totals.where(collected.c.job_id == event.job_id)
+        seconds, paid = connection.execute(job_totals).one()
         billed = event.billed_seconds + (seconds or 0)
         speed = self._speed(event.provider, connection)
         values = {
@@ -226,7 +227,7 @@ class ObservedRuns:
         self._labels = None
 
     def _speed(self, provider: str, connection: Connection) -> float:
-        """Relative speed of a provider by the labels of now."""
+        """Return the relative speed of a provider by its current labels."""
         if self._labels is None:
             rows = connection.execute(select(labels).order_by(labels.c.id))
             self._labels = {row.provider: json.loads(row.labels) for row in rows}
@@ -234,12 +235,12 @@ class ObservedRuns:
             self._speeds = dict(zip(self._labels, speeds, strict=True))
         return self._speeds.get(provider, min(self._speeds.values(), default=1.0))
 
-    # -- bounds and reorganisations
+    # -- pruning and reorgs
 
     def _fold(self, until: int, connection: Connection) -> None:
-        """Fold runs that no reorganisation can take back into the stored history."""
-        old = select(func.count()).select_from(finished).where(finished.c.block <= until)
-        if (connection.execute(old).scalar() or 0) < _FOLDED:
+        """Merge runs that are too old for a reorg into the stored history."""
+        old_runs = select(func.count()).select_from(finished).where(finished.c.block <= until)
+        if (connection.execute(old_runs).scalar() or 0) < _FOLDED:
             return
         row = connection.execute(select(histories)).one()
         history = RunHistory.of_rows(json.loads(row.sums))
@@ -249,19 +250,19 @@ class ObservedRuns:
         sums = json.dumps(history.rows(), separators=(",", ":"))
         connection.execute(update(histories).values(block=until, sums=sums))
         connection.execute(delete(finished).where(finished.c.block <= until))
-        gone = select(shapes.c.job_id).where(shapes.c.ended_block <= until)
-        connection.execute(delete(collected).where(collected.c.job_id.in_(gone)))
+        ended_ids = select(shapes.c.job_id).where(shapes.c.ended_block <= until)
+        connection.execute(delete(collected).where(collected.c.job_id.in_(ended_ids)))
         connection.execute(delete(shapes).where(shapes.c.ended_block <= until))
         latest = select(func.max(labels.c.id)).where(labels.c.block <= until)
-        kept = latest.group_by(labels.c.provider)
-        old_labels = (labels.c.block <= until) & labels.c.id.not_in(kept)
+        latest_ids = latest.group_by(labels.c.provider)
+        old_labels = (labels.c.block <= until) & labels.c.id.not_in(latest_ids)
         connection.execute(delete(labels).where(old_labels))
 
     def _roll_back(self, block: int, connection: Connection) -> None:
         for table in (shapes, collected, finished, labels):
             connection.execute(delete(table).where(table.c.block > block))
-        back = update(shapes).where(shapes.c.ended_block > block)
-        connection.execute(back.values(ended_block=None))
+        reopened = update(shapes).where(shapes.c.ended_block > block)
+        connection.execute(reopened.values(ended_block=None))
         self._forget()
 
     def _forget(self) -> None:
@@ -283,7 +284,7 @@ def _submitted(event: ev.JobSubmitted, connection: Connection) -> None:
 
 
 def _inherit(event: ev.JobRetried, connection: Connection) -> None:
-    """A successor is of the same kind."""
+    """Copy the shape of a retried job to its successor."""
     row = connection.execute(select(shapes).where(shapes.c.job_id == event.job_id)).one_or_none()
     if row is not None:
         changes = {"job_id": event.successor, "block": event.block_number, "ended_block": None}
@@ -299,9 +300,9 @@ def _ended(ends: dict[int, JobStatus], batch: Batch, connection: Connection) -> 
 
 
 def _given_up(event: ev.JobTransition, connection: Connection) -> None:
-    nothing: dict[str, Any] = {"customer": "", "cpus": 0, "gpus": 0, "time_limit": 0, "paid": 0.0}
+    empty_run: dict[str, Any] = {"customer": "", "cpus": 0, "gpus": 0, "time_limit": 0, "paid": 0.0}
     values = {"seconds": None, "provider": event.provider, "given_up": 1}
-    connection.execute(insert(finished), {**nothing, **values, "block": event.block_number})
+    connection.execute(insert(finished), {**empty_run, **values, "block": event.block_number})
 
 
 def _record(history: RunHistory, row: Any) -> None:

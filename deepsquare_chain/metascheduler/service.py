@@ -1,7 +1,7 @@
-"""The meta-scheduler's service: one cycle looks at the grid and does what follows.
+"""The meta-scheduler service. Each cycle takes a cluster snapshot, plans and sends transactions.
 
-State is the truth, events are hints: they say what a customer wants and what has changed. Several
-schedulers at once are safe: what one has done, the contract leaves out for the others.
+Contract state is authoritative. Events only supply what a customer asked for and mark what has
+changed. Several schedulers may run at once: the contract skips jobs that another one has handled.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ _log = get_logger(__name__)
 _RECOVER_SECONDS: Final = 2.0
 #: Waiting jobs whose reasons are logged, oldest first.
 _EXPLAINED: Final = 20
+#: Seconds between two reads of the account's balance.
 _SLOW_LOOKS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings(ServiceSettings):
-    """How a meta-scheduler runs.
+    """Settings of a meta-scheduler.
 
     Attributes:
-        rules: How the queue is served.
-        watch: How closely providers are watched.
+        rules: Scheduling rules of the queue.
+        watch: Thresholds of the liveness checks.
     """
 
     rules: Rules = field(default_factory=Rules)
@@ -65,15 +66,15 @@ class SchedulerSettings(ServiceSettings):
 
 
 class SchedulerService:
-    """One scheduler of one grid.
+    """A meta-scheduler of one grid.
 
     Args:
-        contracts: Of the grid.
-        sender: The one sender of an account with METASCHEDULER_ROLE; None for a dry run, which
-            says what it would do.
+        contracts: Contracts of the grid.
+        sender: The only sender of an account with METASCHEDULER_ROLE; None for a dry run, which
+            logs the transactions instead.
         store: Database of this scheduler, opened after this module was imported.
-        settings: How it runs.
-        metrics: Where the figures go.
+        settings: Settings of the scheduler.
+        metrics: Metrics of the process; None for a new set.
     """
 
     def __init__(
@@ -120,19 +121,19 @@ class SchedulerService:
             self.metrics.head,
             poll=settings.poll_interval,
         )
-        self._followed = (b"", False)  # a block up to which all believed events are taken in
+        self._followed = (b"", False)  # block up to which all confirmed events were applied
         self._looked_slowly: float | None = None
         self._waits: dict[int, str] = {}
         self._holds: dict[int, Hold] = {}
         self._resting: frozenset[int] = frozenset()
 
     async def cycle(self) -> bool:
-        """Look once and act; True when something moved, so that the next look should follow.
+        """Run one cycle. Return True if a job or challenge changed: the next cycle should follow.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: No endpoint answers.
             StoreError: The database can't be written.
-            ReorgTooDeepError: The chain replaced what was believed long ago.
+            ReorgTooDeepError: A reorg goes deeper than the follower can roll back.
         """
         head = await self._settle_old()
         if head is None:
@@ -143,16 +144,17 @@ class SchedulerService:
         self.cluster = cluster
         self.metrics.show(cluster, self.state.history())
         self._tell_who_rests(cluster)
-        # Different jobs each: only the waiting for a block is shared.
+        # The two steps handle different jobs. Run together, they wait for a block only once.
         moved = await asyncio.gather(self._hold_to_account(cluster), self._assign(cluster))
         return any(moved)
 
     # -- the steps of a cycle
 
     async def _settle_old(self) -> Head | None:
-        """The latest block; None unless every earlier transaction is mined.
+        """Return the latest block, or None while an earlier transaction is not mined.
 
-        Only then the chain shows what they did. None too from an endpoint that lags behind.
+        Contract state includes the effects of those transactions only after that. Also returns None
+        if the endpoint lags behind.
         """
         pending = self._sender is not None and bool(self._sender.pending())
         head = await self._head(again=pending)
@@ -165,7 +167,7 @@ class SchedulerService:
         return await self.heads.look(lambda: self._batches.mined_at, again=again)
 
     async def _follow(self, head: Head) -> None:
-        """Take in the events of a block and read what the next look needs of it, once."""
+        """Apply the events up to a block and prefetch data for the snapshot, once per block."""
         if self._followed == (head.hash, head.final):
             return
         with merged(self._w3):
@@ -179,43 +181,45 @@ class SchedulerService:
             self._followed = (head.hash, head.final)
 
     async def _look(self, head: Head) -> ClusterSnapshot:
-        """The grid at a block."""
+        """Return the cluster snapshot at a block."""
         return await self.observer.look(head, events=self._follower.position)
 
     async def _look_slowly(self) -> None:
-        last, now = self._looked_slowly, time.monotonic()
-        if self._sender is None or (last is not None and now - last < _SLOW_LOOKS):
+        last_read, now = self._looked_slowly, time.monotonic()
+        if self._sender is None or (last_read is not None and now - last_read < _SLOW_LOOKS):
             return
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.metrics.gas.set(balance / CREDIT)
         self._looked_slowly = now
 
     def _tell_who_rests(self, cluster: ClusterSnapshot) -> None:
-        """Log who begins to rest, and who comes back."""
+        """Log the providers that begin or end a rest period."""
         resting = {
             v.provider.id: v for v in cluster.views if v.rests_until > cluster.block_context.now
         }
         for provider_id in resting.keys() - self._resting:
-            why = explain_rest(resting[provider_id])
-            _log.warning("provider rests", provider=provider_id, why=f"it {why}")
+            reason = explain_rest(resting[provider_id])
+            _log.warning("provider rests", provider=provider_id, why=f"it {reason}")
         for provider_id in self._resting - resting.keys():
             _log.info("provider is back", provider=provider_id)
         self._resting = frozenset(resting)
 
     async def _hold_to_account(self, cluster: ClusterSnapshot) -> int:
-        """Requeue, challenge and panic; capacity that this frees is assigned in the next cycle."""
+        """Requeue, challenge and panic. The next cycle assigns the capacity that this frees."""
         block_context, now = cluster.block_context, cluster.block_context.now
-        stranded = to_requeue(cluster.assigned, cluster.watched, block_context)
-        doubted = suspicions(cluster.assigned, cluster.watched, block_context, self._settings.watch)
-        gone = lost(cluster.assigned, cluster.watched, block_context)
-        for suspicion in doubted:
+        stranded_jobs = to_requeue(cluster.assigned, cluster.watched, block_context)
+        all_suspicions = suspicions(
+            cluster.assigned, cluster.watched, block_context, self._settings.watch
+        )
+        lost_jobs = lost(cluster.assigned, cluster.watched, block_context)
+        for suspicion in all_suspicions:
             _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
-        for job in gone:
+        for job in lost_jobs:
             _log.warning("lost job", job=job.id, provider=job.provider_id)
         moved = await asyncio.gather(
-            self._batches.requeue(_ids(stranded), now),
-            self._batches.panic(_ids(gone), now),
-            *(self._batches.challenge(each.job_id, now) for each in doubted),
+            self._batches.requeue(_ids(stranded_jobs), now),
+            self._batches.panic(_ids(lost_jobs), now),
+            *(self._batches.challenge(challenge.job_id, now) for challenge in all_suspicions),
         )
         return sum(moved)
 
@@ -234,18 +238,18 @@ class SchedulerService:
         refusals = self._batches.refusals
         moved = await self._batches.assign(priced, now)
         if self._batches.refusals > refusals:
-            self.state.registry_changed = True  # prices, an offer or a standing have changed
+            self.state.registry_changed = True  # prices, an offer or a provider's status changed
         self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
         moved += await self._cancel_expired(cluster)
         return moved + await self._free_stuck(cluster, snapshot)
 
     def _snapshot(self, cluster: ClusterSnapshot) -> Snapshot:
-        """The grid as the plan sees it: without jobs and providers that are left alone for now."""
+        """Return the planner's input: without jobs in backoff, and with cooldowns of providers."""
         now = cluster.block_context.now
-        due = set(self._batches.due("assign", [each.job.id for each in cluster.waiting], now))
+        due = set(self._batches.due("assign", [waiting.job.id for waiting in cluster.waiting], now))
         return dataclasses.replace(
             cluster.snapshot,
-            waiting=[each for each in cluster.snapshot.waiting if each.job.id in due],
+            waiting=[waiting for waiting in cluster.snapshot.waiting if waiting.job.id in due],
             providers=[
                 dataclasses.replace(
                     view, cooldown_until=self._batches.cooldown_until(view.provider.id)
@@ -255,9 +259,9 @@ class SchedulerService:
         )
 
     async def _cancel_expired(self, cluster: ClusterSnapshot) -> int:
-        """Give customers the credits of jobs back that nobody took for the pending expiry."""
-        going = {decision.waiting.job.id for decision in self.plan.decisions}
-        queued = [each.job for each in cluster.waiting if each.job.id not in going]
+        """Cancel jobs that were PENDING for the pending expiry; this refunds their customers."""
+        assigned_ids = {decision.waiting.job.id for decision in self.plan.decisions}
+        queued = [waiting.job for waiting in cluster.waiting if waiting.job.id not in assigned_ids]
         ids = _ids(expired(queued, cluster.block_context))
         if ids:
             _log.info("jobs expired", jobs=ids[:_EXPLAINED], count=len(ids))
@@ -266,20 +270,20 @@ class SchedulerService:
         return moved
 
     async def _free_stuck(self, cluster: ClusterSnapshot, snapshot: Snapshot) -> int:
-        """Take back what a cluster queues too long, where another provider would start it now."""
+        """Requeue jobs that a cluster queues too long, if another provider would start them now."""
         block_context = cluster.block_context
         jobs = {job.id: job for job in stuck(cluster.assigned, cluster.watched, block_context)}
-        known = self.state.live() if jobs else {}
+        live_jobs = self.state.live() if jobs else {}
         waiting = [
             Waiting(
                 job=job,
-                objective=known[job.id].objective,
-                uses=known[job.id].uses,
+                objective=live_jobs[job.id].objective,
+                uses=live_jobs[job.id].uses,
                 queued_at=job.since,
                 excluded=await self.observer.line(job.retry_of) | {job.provider_id},
             )
             for job in jobs.values()
-            if job.id in known
+            if job.id in live_jobs
         ]
         if not waiting:
             return 0
@@ -297,16 +301,18 @@ class SchedulerService:
         return await self._batches.requeue(ids, block_context.now)
 
     def _explain(self, snapshot: Snapshot, decided: Plan) -> None:
-        """Log every decision, and the oldest waits when their reasons change."""
+        """Log every decision, and why the oldest waiting jobs wait when the reason changes."""
         for decision in decided.decisions:
             _log.info(
                 "assigns", job=decision.waiting.job.id, why=explain_decision(decision, decided)
             )
-        going = {decision.waiting.job.id for decision in decided.decisions}
-        staying = [waiting for waiting in snapshot.waiting if waiting.job.id not in going]
-        staying.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
+        assigned_ids = {decision.waiting.job.id for decision in decided.decisions}
+        waiting_jobs = [
+            waiting for waiting in snapshot.waiting if waiting.job.id not in assigned_ids
+        ]
+        waiting_jobs.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
         waits: dict[int, str] = {}
-        for waiting in staying[:_EXPLAINED]:
+        for waiting in waiting_jobs[:_EXPLAINED]:
             text = explain_wait(waiting, snapshot, decided, self.rules).text
             waits[waiting.job.id] = text
             if self._waits.get(waiting.job.id) != text:
@@ -314,12 +320,12 @@ class SchedulerService:
         self._waits = waits
 
     def _tell_held(self, cluster: ClusterSnapshot) -> None:
-        """Log why jobs are not offered to the policy, and again when the reason changes."""
-        first = dict(sorted(cluster.held.items())[:_EXPLAINED])
-        for job_id, hold in first.items():
+        """Log why jobs are held back from the planner, and again when the reason changes."""
+        oldest = dict(sorted(cluster.held.items())[:_EXPLAINED])
+        for job_id, hold in oldest.items():
             if self._holds.get(job_id) != hold:
                 _log.info("job held", job=job_id, why=hold.text, final=hold.final)
-        self._holds = first
+        self._holds = oldest
 
 
 def _ids(jobs: Sequence[Job]) -> list[int]:
@@ -327,7 +333,7 @@ def _ids(jobs: Sequence[Job]) -> list[int]:
 
 
 def _as_assigned(decided: Plan, now: int) -> list[Job]:
-    """The jobs of a plan as they will be."""
+    """Return the jobs of a plan as they will be once assigned."""
     return [
         dataclasses.replace(
             decision.waiting.job,

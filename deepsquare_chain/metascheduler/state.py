@@ -1,6 +1,6 @@
-"""What the scheduler remembers: what only events tell about jobs, and signs of providers.
+"""The scheduler's database: job data that only events carry, and last signs of providers.
 
-Everything can be lost: it is read again from the deployment's block on.
+The database can be deleted: the scheduler rebuilds it from the deployment's block on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ jobs: Final = Table(
 )
 Index("scheduler_jobs_live", jobs.c.ended_block)
 
-#: Each time that a job came back from a provider's hands.
+#: Each return of a job from a provider to PENDING.
 returns: Final = Table(
     "scheduler_returns",
     metadata,
@@ -61,7 +61,7 @@ returns: Final = Table(
     Column("block", Integer, nullable=False),
 )
 
-#: The last act of a provider that nobody else could have done.
+#: The last sign of each provider: an action that only the provider can take.
 signs: Final = Table(
     "scheduler_signs",
     metadata,
@@ -98,7 +98,7 @@ _SELF_TOLD: Final = (
     ev.JobCollected,
 )
 
-#: Rows asked for in one statement.
+#: Most ids in one statement.
 _CHUNK: Final = 500
 
 #: Events that the scheduler follows.
@@ -119,9 +119,10 @@ CURSOR: Final = "metascheduler"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What events told about a job; `queued_at` is chain time, of the first of its line.
+    """Data of a live job from events.
 
-    `returned` holds, by provider account, how often and when last the job came back from it.
+    `queued_at` is the chain time at which the job, or the first job of its retries, was submitted.
+    `returned` maps provider accounts to the number of returns to PENDING and the last one's time.
     """
 
     job_id: int
@@ -135,7 +136,7 @@ class Known:
 
 @dataclass(slots=True)
 class _Effects:
-    """What a batch of events changes, gathered so that it is written in a few statements."""
+    """The changes of a batch of events, collected to be written in a few statements."""
 
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class _Effects:
     signs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, connection: Connection) -> None:
-        """Write everything; what is there already is replaced."""
+        """Write all changes. Existing rows are replaced."""
         _replace(connection, jobs, jobs.c.job_id, self.rows)
         _replace(connection, signs, signs.c.provider, self.signs)
         if self.returned:
@@ -155,15 +156,15 @@ class _Effects:
 
 
 class SchedulerState:
-    """Tables of one scheduler in its store, which must be opened after this module's import."""
+    """Tables of one scheduler in its store, which must be opened after this module is imported."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.strikes = Strikes(store)
         self.runs = ObservedRuns(store)
-        #: Set by registry events; whoever reads the providers again clears it.
+        #: Set by registry events; cleared by the reader of the provider records.
         self.registry_changed = True
-        #: Jobs whose records have changed, and whether any may have; cleared likewise.
+        #: Jobs whose records changed, and whether any record may have; cleared by their reader.
         self.touched: set[int] = set()
         self.all_touched = True
         self._live: dict[int, Known] | None = None
@@ -172,7 +173,7 @@ class SchedulerState:
             self._begin()
 
     def _begin(self) -> None:
-        """Read everything from the first block on: a database of an earlier version lacks runs."""
+        """Clear all tables and rewind the cursor: a database of an earlier version lacks runs."""
         with self._store.begin() as connection:
             for table in (jobs, returns, signs, strikes):
                 connection.execute(delete(table))
@@ -180,11 +181,11 @@ class SchedulerState:
             self._store.rewind(connection, CURSOR, -1)
 
     def history(self) -> RunHistory:
-        """What finished runs tell about those to come."""
+        """Return the history of finished runs, used to estimate run times."""
         return self.runs.history()
 
     def apply(self, batch: Batch, connection: Connection) -> None:
-        """Take in what a follower read; its cursor moves in the same transaction."""
+        """Apply a follower's batch in the database transaction that moves the cursor."""
         if batch.rolled_back_to is not None:
             self._roll_back(batch.rolled_back_to, connection)
         effects = _Effects()
@@ -197,7 +198,7 @@ class SchedulerState:
         self.runs.apply(batch, connection)
 
     def live(self) -> Mapping[int, Known]:
-        """All jobs that have not ended, by id."""
+        """Return all jobs that have not ended, by id."""
         if self._live is None:
             self._live = dict(sorted(self._read(None).items()))
         elif self._stale:
@@ -210,40 +211,43 @@ class SchedulerState:
         return self._live
 
     def highest(self) -> int:
-        """The highest job id that events told, zero before the first."""
+        """Return the highest job id seen in events, zero before the first."""
         with self._store.read() as connection:
             return int(connection.execute(select(func.max(jobs.c.job_id))).scalar() or 0)
 
     def successors(self, job_ids: Iterable[int]) -> dict[int, int]:
-        """The job that goes on for each of these that was retried."""
-        wanted = list(job_ids)
-        found: dict[int, int] = {}
+        """Return the successor of each of these jobs that was retried."""
+        ids = list(job_ids)
+        successors: dict[int, int] = {}
         with self._store.read() as connection:
-            for at in range(0, len(wanted), _CHUNK):
-                query = select(jobs).where(jobs.c.retry_of.in_(wanted[at : at + _CHUNK]))
-                found |= {row.retry_of: row.job_id for row in connection.execute(query)}
-        return found
+            for at in range(0, len(ids), _CHUNK):
+                query = select(jobs).where(jobs.c.retry_of.in_(ids[at : at + _CHUNK]))
+                successors |= {row.retry_of: row.job_id for row in connection.execute(query)}
+        return successors
 
     def last_signs(self) -> dict[str, int]:
-        """Chain time of the last sign of each provider, by account."""
+        """Return the chain time of the last sign of each provider, by account."""
         with self._store.read() as connection:
             return {row.provider: row.at for row in connection.execute(select(signs))}
 
     def _read(self, some: Sequence[int] | None) -> dict[int, Known]:
-        """Live jobs among these, or all."""
-        among = [jobs.c.ended_block.is_(None)]
+        """Return the live jobs among these ids, or all live jobs for None."""
+        conditions = [jobs.c.ended_block.is_(None)]
         if some is not None:
-            among.append(jobs.c.job_id.in_(some))
-        back = select(returns).where(returns.c.job_id.in_(select(jobs.c.job_id).where(*among)))
+            conditions.append(jobs.c.job_id.in_(some))
+        return_rows = select(returns).where(
+            returns.c.job_id.in_(select(jobs.c.job_id).where(*conditions))
+        )
         with self._store.read() as connection:
             known = {
-                row.job_id: _known(row) for row in connection.execute(select(jobs).where(*among))
+                row.job_id: _known(row)
+                for row in connection.execute(select(jobs).where(*conditions))
             }
             times: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-            for row in connection.execute(back):
+            for row in connection.execute(return_rows):
                 times[row.job_id, row.provider].append(row.at)
-        for (job_id, provider), each in times.items():
-            known[job_id].returned[provider] = len(each), max(each)
+        for (job_id, provider), return_times in times.items():
+            known[job_id].returned[provider] = len(return_times), max(return_times)
         return known
 
     # -- events
@@ -271,14 +275,18 @@ class SchedulerState:
             _saw(effects, event.provider, time, event.block_number)
 
     def _inherit(self, event: ev.JobRetried, effects: _Effects, connection: Connection) -> None:
-        """A successor wants what its predecessor wanted, and has waited as long."""
+        """Copy objective, uses, name and `queued_at` of a retried job to its successor."""
         row = effects.rows.get(event.job_id)
         if row is None:
             query = select(jobs).where(jobs.c.job_id == event.job_id)
-            found = connection.execute(query).one_or_none()
-            if found is None:
+            predecessor = connection.execute(query).one_or_none()
+            if predecessor is None:
                 return
-            row = {name: value for name, value in found._asdict().items() if name != "ended_block"}
+            row = {
+                name: value
+                for name, value in predecessor._asdict().items()
+                if name != "ended_block"
+            }
         self._stale.add(event.successor)
         effects.rows[event.successor] = {
             **row,
@@ -318,7 +326,7 @@ def _replace(
 ) -> None:
     if rows:
         query = delete(table).where(key == bindparam("which"))
-        connection.execute(query, [{"which": each} for each in rows])
+        connection.execute(query, [{"which": key_value} for key_value in rows])
         connection.execute(insert(table), list(rows.values()))
 
 
