@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -38,7 +39,7 @@ from deepsquare_chain.store.gateway_client import (
     contract_resource,
     open_gateways,
 )
-from tests.support.gateway import client, served
+from tests.support.gateway import client, served, started
 from tests.support.images import free_port, serving
 from tests.support.livegrid import LiveGrid, terms
 from tests.support.provider import Bench, bench, definition
@@ -108,8 +109,10 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
 async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_path: Path) -> None:
     """Killed while a job runs and gone until it has ended: nothing of it is lost."""
     async with AsyncExitStack() as stack:
-        gone = await stack.enter_async_context(AsyncExitStack())
-        url = await gone.enter_async_context(served(grid, tmp_path / "gateway"))
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        gateway = await started(grid, tmp_path / "gateway", port)
+        stack.callback(lambda: gateway.end(signal.SIGKILL))
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
         job_id = await submit(host, url, 0, "for i in 1 2 3 4; do echo line $i; sleep 0.5; done")
         alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
@@ -129,11 +132,11 @@ async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_p
 
         following = asyncio.create_task(follow())
         await host.drive(lambda: bool(live))
-        await gone.aclose()
+        gateway.end(signal.SIGKILL)
         await host.until([job_id])
         assert (await host.job(job_id)).status is S.FINISHED
-        port = int(url.rpartition(":")[2])
-        await stack.enter_async_context(served(grid, tmp_path / "gateway", port=port))
+        again = await started(grid, tmp_path / "gateway", port)
+        stack.callback(again.end)
         await asyncio.wait_for(following, 30)
         assert b"".join(live) == b"".join(b"line %d\n" % n for n in (1, 2, 3, 4))
         assert troubles == [True, False]

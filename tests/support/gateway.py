@@ -1,4 +1,4 @@
-"""A gateway for a live grid, served by this process on a free loopback port."""
+"""A gateway for a live grid on a free loopback port, served by this process or by another one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.gateway.runner import run_gateway
 from deepsquare_chain.gateway.service import GatewaySettings
 from deepsquare_chain.store.gateway_client import GatewayClient
+from tests.support.cli import Running
 from tests.support.livegrid import LiveGrid
 
 
@@ -52,3 +53,27 @@ def client(grid: LiveGrid, url: str, account: LocalAccount, **options: Any) -> G
         contract=grid.deployment.scheduler,
         **options,
     )
+
+
+async def started(grid: LiveGrid, folder: Path, port: int) -> Running:
+    """Start a gateway as a process of its own, which can be killed; return when it answers."""
+    grid.deployment.save(folder / "deployment.json")
+    command = Running(
+        [
+            *("gateway", "serve", "--port", str(port), "--endpoint", grid.node.url),
+            *("--chain-id", str(grid.deployment.chain_id), "--deployment", "deployment.json"),
+            *("--state-dir", "state", "--confirmations", "0"),
+        ],
+        folder,
+        "gateway",
+    )
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                assert command.process.poll() is None, command.log.read_text()
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return command
