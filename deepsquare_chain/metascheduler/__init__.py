@@ -1,1 +1,1 @@
-"""The meta-scheduler: decides late and lawfully who runs a job, and watches over who runs it."""
+"""The meta-scheduler: assigns waiting jobs to providers and runs liveness checks on providers."""

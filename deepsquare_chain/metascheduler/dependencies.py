@@ -1,6 +1,6 @@
-"""Which waiting jobs must not be assigned now: dependencies, throttled arrays, times of start.
+"""Holds of waiting jobs: dependencies, throttled arrays, start times. Pure.
 
-Pure; applied before the policy, which never sees a job that is held.
+Holds are applied before the policy, which never gets a job that is held.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from deepsquare_chain.job import CONDITION_PREFIX, Conditions, Job, JobStatus, p
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a waiting job is not assigned; `final` when its condition can't hold any more."""
+    """The reason why a waiting job is held; `final` if its condition can never be met."""
 
     text: str
     final: bool = False
 
 
 def chain_time(at: int) -> str:
-    """Chain time for people; far futures have no date."""
+    """Return a chain time as UTC text; times beyond year 9999 have no date."""
     if at >= datetime.max.replace(tzinfo=UTC).timestamp() - 1:
         return "no foreseeable time"
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
@@ -31,9 +31,9 @@ def chain_time(at: int) -> str:
 
 @lru_cache(maxsize=4096)
 def conditions(uses: str) -> Conditions | None:
-    """The conditions of a job, None where they can't be read: such a job is never assigned.
+    """Return the conditions of a job; None if they can't be parsed: the job is never assigned.
 
-    Requirements that can't be read, without a condition among them, are left to the policy.
+    Requirements that can't be parsed but contain no condition are left to the policy.
     """
     try:
         return parse_conditions(uses)
@@ -42,7 +42,7 @@ def conditions(uses: str) -> Conditions | None:
 
 
 def dependencies(uses: Iterable[str]) -> set[int]:
-    """Ids of all jobs that others wait for."""
+    """Return the ids of all jobs that others depend on."""
     return {number for text in uses for _, number in (conditions(text) or Conditions()).after}
 
 
@@ -52,43 +52,43 @@ def held(
     ends: Mapping[int, JobStatus],
     now: int,
 ) -> dict[int, Hold]:
-    """The waiting jobs that must not be assigned now.
+    """Return the waiting jobs that must not be assigned now, with the reason.
 
     Args:
         waiting: PENDING jobs, each with its `uses`.
-        assigned: Jobs that are with providers, each with its `uses`.
-        ends: How the jobs that others depend on ended, by id; one that was retried ended as the
-            last of its line did. Jobs that have not ended are left out.
+        assigned: Jobs at providers, each with its `uses`.
+        ends: Final status, by id, of jobs that others depend on; a retried job has that of its
+            last successor. Jobs that have not ended are left out.
         now: Chain time in seconds.
     """
-    found: dict[int, Hold] = {}
+    holds: dict[int, Hold] = {}
     busy = Counter(_group(job, uses) for job, uses in assigned)
     for job, uses in sorted(waiting, key=lambda each: each[0].id):
-        wanted = conditions(uses)
-        hold = _unmet(job, wanted, ends) or _at_another_time(job, wanted, now)
-        if hold is None and wanted is not None and wanted.throttle:
+        requested = conditions(uses)
+        hold = _unmet(job, requested, ends) or _at_another_time(job, requested, now)
+        if hold is None and requested is not None and requested.throttle:
             group = _group(job, uses)
-            if busy[group] >= wanted.throttle:
+            if busy[group] >= requested.throttle:
                 hold = Hold(
-                    f"{busy[group]} jobs of {wanted.array} are at providers or go before it, and "
-                    f"no more than {wanted.throttle} may be at once"
+                    f"{busy[group]} jobs of {requested.array} are at providers or go before it, "
+                    f"and no more than {requested.throttle} may be at once"
                 )
             busy[group] += 1
         if hold is not None:
-            found[job.id] = hold
-    return found
+            holds[job.id] = hold
+    return holds
 
 
 def _group(job: Job, uses: str) -> tuple[str, str]:
-    """The array of a job; ids of submissions are chosen by customers, so each has its own."""
-    wanted = conditions(uses)
-    return (job.customer, wanted.array if wanted else "")
+    """Return the key of a job's array: with the customer, since customers choose array names."""
+    requested = conditions(uses)
+    return (job.customer, requested.array if requested else "")
 
 
 def _at_another_time(job: Job, wanted: Conditions | None, now: int) -> Hold | None:
     if wanted is None:
         return None
-    # A retried job has started once, which is what its customer asked for.
+    # A retried job has started once already, which satisfies its start condition.
     if wanted.start_before and now >= wanted.start_before and not job.retry_of:
         return Hold(f"it was to start before {chain_time(wanted.start_before)}", final=True)
     if now < wanted.start_after:
@@ -99,18 +99,18 @@ def _at_another_time(job: Job, wanted: Conditions | None, now: int) -> Hold | No
 def _unmet(job: Job, wanted: Conditions | None, ends: Mapping[int, JobStatus]) -> Hold | None:
     if wanted is None:
         return Hold("its conditions can't be read", final=True)
-    waits: list[int] = []
+    unfinished: list[int] = []
     for kind, number in wanted.after:
         if number >= (job.retry_of or job.id):
             return Hold(f"it depends on job {number}, which is not an earlier job", final=True)
         end = ends.get(number)
         if end is None:
-            waits.append(number)
+            unfinished.append(number)
         elif not kind.holds(end):
             return Hold(
                 f"it was to run {kind}:{number}, and job {number} ended {end.name}", final=True
             )
-    if not waits:
+    if not unfinished:
         return None
-    shown = ", ".join(map(str, waits[:5])) + (" ..." if len(waits) > 5 else "")
-    return Hold(f"it waits for the end of job{'s' * (len(waits) > 1)} {shown}")
+    shown = ", ".join(map(str, unfinished[:5])) + (" ..." if len(unfinished) > 5 else "")
+    return Hold(f"it waits for the end of job{'s' * (len(unfinished) > 1)} {shown}")

@@ -1,6 +1,6 @@
-"""Plain words for every decision and every wait. Pure.
+"""Explanations, as text, of decisions and of why jobs wait. Pure.
 
-What customers wrote (affinities) appears quoted and cut: it is data.
+Text from customers (affinities) is untrusted: it is quoted and truncated.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _AWAY: Final = {
     Refusal.AVOIDED: "gave this job back a moment ago",
 }
 
-#: The refusal that is nearest to a start explains the wait.
+#: Refusals, the one closest to a start first; the first that occurs explains the wait.
 _NEAREST: Final = (
     Refusal.AVOIDED,
     Refusal.COOLDOWN,
@@ -79,7 +79,7 @@ _NEAREST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one provider means for a job; `why` is None where the job may go there."""
+    """The eligibility of one provider for a job; `why` is None if it is eligible."""
 
     provider_id: int
     why: Refusal | None
@@ -89,7 +89,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a waiting job waits, in one sentence, what each provider has to do with it, its order."""
+    """Why a job waits, in one sentence, with a verdict per provider and its order in the queue."""
 
     job_id: int
     text: str
@@ -98,7 +98,7 @@ class Explanation:
 
 
 def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
-    """Why a job goes where it goes, and why now."""
+    """Explain why a job goes to its provider, and why now."""
     job = decision.waiting.job
     price = f"{format_credits(cost(decision.rate, job.time_limit))} credits for {job.time_limit} s"
     if decision.choices == 1:
@@ -108,8 +108,8 @@ def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
             f"{_CHOSEN[decision.waiting.objective]} of {decision.choices} eligible providers "
             "with free capacity"
         )
-    wanted = conditions(decision.waiting.uses)
-    if decision.choices > 1 and wanted is not None and wanted.preferences:
+    job_conditions = conditions(decision.waiting.uses)
+    if decision.choices > 1 and job_conditions is not None and job_conditions.preferences:
         choice += " that meet its preferences best"
     text = f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price})"
     if decision.overdue:
@@ -119,24 +119,29 @@ def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
 
 
 def explain_order(job: Job, decided: Plan) -> str:
-    """A job's place in the queue, and what its order rests on; empty for a job not in it."""
+    """Explain a job's place in the queue; return an empty text for a job not in the queue."""
     place = decided.ranking.place(job.id)
     if place is None:
         return ""
     estimate = decided.ranking.estimate(job)
     if estimate.source is EstimateSource.LIMIT:
-        why = f"no finished runs tell about it, so all of its limit of {job.time_limit} s counts"
+        expectation = (
+            f"no finished runs tell about it, so all of its limit of {job.time_limit} s counts"
+        )
     else:
-        why = (
+        expectation = (
             f"it is expected to use {estimate.used:.0%} of its limit of {job.time_limit} s, "
             f"{_SOURCES[estimate.source]}"
         )
-    text = f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; {why}"
+    text = (
+        f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; "
+        f"{expectation}"
+    )
     return text + "".join(f"; {words}" for words in _customer_words(job, decided.ranking))
 
 
 def _customer_words(job: Job, ranking: Ranking) -> Iterator[str]:
-    """What its customer does to a job's place."""
+    """Yield how the customer's use and priority affect a job's place."""
     rules = ranking.rules
     if rules.fair_share and (share := ranking.shares.get(job.customer, 0.0)):
         yield f"its customer has used {share:.1f} times the mean of late"
@@ -147,7 +152,7 @@ def _customer_words(job: Job, ranking: Ranking) -> Iterator[str]:
 def explain_wait(
     waiting: Waiting, snapshot: Snapshot, decided: Plan, rules: Rules | None = None
 ) -> Explanation:
-    """Why a PENDING job that the plan does not assign has to wait, and for what."""
+    """Explain why a PENDING job that the plan does not assign waits, and for what."""
     free = free_room(snapshot.providers, snapshot.assigned)
     verdicts = tuple(
         _verdict(waiting, view, free[view.provider.id], snapshot.now)
@@ -164,7 +169,7 @@ def explain_wait(
 
 
 def _overdue_at(waiting: Waiting, rules: Rules, now: int) -> str:
-    """The time that bounds its wait."""
+    """Return the time from which a job is overdue, as text."""
     seconds = waiting.job.time_limit
     if is_overdue(waiting, now, rules, seconds):
         return "; it is overdue: it goes before all jobs that are not"
@@ -173,26 +178,26 @@ def _overdue_at(waiting: Waiting, rules: Rules, now: int) -> str:
 
 
 def _patience(waiting: Waiting, now: int) -> str:
-    wanted = conditions(waiting.uses)
-    if wanted is None or not wanted.patience:
+    job_conditions = conditions(waiting.uses)
+    if job_conditions is None or not job_conditions.patience:
         return ""
-    accepted = wanted.accepted_cost(max(0, now - waiting.queued_at)) - 1
+    accepted = job_conditions.accepted_cost(max(0, now - waiting.queued_at)) - 1
     return f"; its patience accepts a cost of the work of up to {accepted:.0%} above the lowest now"
 
 
 def explain_assigned(job: Job, now: int) -> str:
-    """Where a job stands that a provider holds; `now` is chain time."""
+    """Return the state of a job at a provider, as text; `now` is chain time."""
     allotted = run_time(job, job.rate)
     if job.status == JobStatus.RUNNING:
         left = job.since + allotted - now
         tail = f"{left} s of its {allotted} s are left" if left > 0 else "its time is over"
         return f"job {job.id} runs at provider {job.provider_id}; {tail}"
-    held = f"for {max(now - job.since, 0)} s"
-    return f"job {job.id} is {job.status.name} at provider {job.provider_id} {held}"
+    duration = f"for {max(now - job.since, 0)} s"
+    return f"job {job.id} is {job.status.name} at provider {job.provider_id} {duration}"
 
 
 def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> str:
-    """What the open challenge of an assigned job's provider means for the job; empty without one."""
+    """Explain the effect of an open challenge of a job's provider; empty without a challenge."""
     if clock.challenged_at == 0:
         return ""
     times, provider = block_context.times, f"provider {job.provider_id}"
@@ -207,7 +212,7 @@ def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> st
 
 
 def explain_rest(view: ProviderView) -> str:
-    """Why a provider gets nothing new for a while, and for how long."""
+    """Explain why a provider rests (gets no new jobs), and until when."""
     return (
         f"rests until {chain_time(view.rests_until)}: {view.strikes} times within a day it let "
         "jobs lie unclaimed, or lost or did not report a run"
@@ -217,17 +222,17 @@ def explain_rest(view: ProviderView) -> str:
 def _verdict(waiting: Waiting, view: ProviderView, free: Amounts, now: int) -> Verdict:
     provider, job = view.provider, waiting.job
     rate = job_rate(provider.prices, job.resources)
-    why = refusal(waiting, view, now)
-    if why is None:
+    reason = refusal(waiting, view, now)
+    if reason is None:
         words = f"is eligible at {hourly(rate)} credits per hour; {_free(view, free)}"
         return Verdict(provider.id, None, rate, f"provider {provider.id} {words}")
-    return Verdict(provider.id, why, rate, _reason(why, waiting, view, rate))
+    return Verdict(provider.id, reason, rate, _reason(reason, waiting, view, rate))
 
 
 def _free(view: ProviderView, free: Amounts) -> str:
-    """What the load of a provider leaves of its offer."""
+    """Return the free part of a provider's offer, as text."""
     offer = view.provider.offer
-    cpus, memory, gpus = (max(each, 0) for each in free)
+    cpus, memory, gpus = (max(amount, 0) for amount in free)
     gpu = f" and {gpus} of {offer.gpus} gpus" if offer.gpus else ""
     return f"free are {cpus} of {offer.cpus} cpus, {memory} of {offer.memory} MB{gpu}"
 
@@ -260,9 +265,11 @@ def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
             f"{head}: its affinities {_quoted(waiting.uses)} can't be read, so no provider "
             "matches; cancel it and submit it with correct ones"
         )
-    nearest = next(why for why in _NEAREST if any(verdict.why is why for verdict in verdicts))
-    those = [verdict for verdict in verdicts if verdict.why is nearest]
-    return f"{head}: {_nearest_miss(nearest, waiting, those)}"
+    nearest = next(
+        reason for reason in _NEAREST if any(verdict.why is reason for verdict in verdicts)
+    )
+    nearest_verdicts = [verdict for verdict in verdicts if verdict.why is nearest]
+    return f"{head}: {_nearest_miss(nearest, waiting, nearest_verdicts)}"
 
 
 def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) -> str:
@@ -274,8 +281,8 @@ def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) 
         return f"no provider offers {_asked(waiting.job.resources)}, node by node"
     words = ", ".join(verdict.text for verdict in those)
     if nearest is Refusal.AVOIDED:
-        back = min(waiting.avoided[verdict.provider_id] for verdict in those)
-        return f"{words}; it is tried again from {chain_time(back)}"
+        retry_at = min(waiting.avoided[verdict.provider_id] for verdict in those)
+        return f"{words}; it is tried again from {chain_time(retry_at)}"
     return words
 
 
@@ -298,19 +305,20 @@ def _waits_for_capacity(
     rules: Rules,
 ) -> str:
     job = waiting.job
-    kept = decided.reservation_of(job.id)
+    reservation = decided.reservation_of(job.id)
     names = _names([verdict.provider_id for verdict in possible])
-    if kept is not None:
-        why = "is overdue" if kept.overdue else "is among the first in the queue"
+    if reservation is not None:
+        why = "is overdue" if reservation.overdue else "is among the first in the queue"
         return (
             f"job {job.id} waits for free capacity at {names}: it {why}, and provider "
-            f"{kept.provider_id} is reserved for it, from {chain_time(kept.at)} at the latest"
+            f"{reservation.provider_id} is reserved for it, from {chain_time(reservation.at)} "
+            "at the latest"
         )
-    held = sum(each.customer == job.customer for each in snapshot.assigned)
-    if rules.max_running and held >= rules.max_running:
+    assigned_count = sum(each.customer == job.customer for each in snapshot.assigned)
+    if rules.max_running and assigned_count >= rules.max_running:
         return (
-            f"job {job.id} waits: its customer has {held} jobs at providers, and this scheduler "
-            f"allows {rules.max_running}"
+            f"job {job.id} waits: its customer has {assigned_count} jobs at providers, and this "
+            f"scheduler allows {rules.max_running}"
         )
     overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
     late = " (it is overdue, and others are more so)" if overdue else ""
@@ -326,21 +334,21 @@ def _waits_for_capacity(
         if reserved:
             others += f", or is reserved for job {' and '.join(map(str, sorted(reserved)))}"
         return f"job {job.id} waits for {names}{late}: the free capacity there goes to {others}"
-    at = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
-    until = f"until about {chain_time(at)} at the latest"
+    earliest = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
+    until = f"until about {chain_time(earliest)} at the latest"
     return f"job {job.id} waits for free capacity at {names}{late}, {until}"
 
 
 def _room_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:
-    """Chain time from which running jobs will have made room, the queue left aside."""
+    """Return the chain time from which a job fits at a provider, regardless of the queue."""
     free = free_room(snapshot.providers, snapshot.assigned)[provider_id]
     releases = [
-        release(held, snapshot.now, rules.start_margin)
-        for held in snapshot.assigned
-        if held.provider_id == provider_id
+        release(assigned_job, snapshot.now, rules.start_margin)
+        for assigned_job in snapshot.assigned
+        if assigned_job.provider_id == provider_id
     ]
-    found = room_from(amounts(job.resources), free, releases, snapshot.now)
-    return snapshot.now if found is None else found[0]
+    earliest = room_from(amounts(job.resources), free, releases, snapshot.now)
+    return snapshot.now if earliest is None else earliest[0]
 
 
 def _asked(resources: Resources) -> str:

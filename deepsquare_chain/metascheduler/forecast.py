@@ -1,7 +1,7 @@
-"""When a waiting job is expected to start, by playing the policy forward. Pure.
+"""Forecast of a waiting job's start, by simulating the policy. Pure.
 
-Jobs run for what finished runs make us expect, at the speed that labels claim; nothing else is
-submitted meanwhile. An expectation, not a promise: the latest time of a reservation is the bound.
+The simulation uses run times estimated from finished runs and speeds from labels, and assumes that
+no other jobs are submitted. The forecast is an estimate; only a reservation is an upper bound.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.ranking import relative_speeds
 
-#: Waiting jobs above which nothing is forecast, and plans after which one is given up.
+#: Longest queue that is forecast, and most plans per forecast.
 MAX_QUEUE: Final = 2_000
 MAX_PLANS: Final = 500
-#: Of a run that is longer than expected, the part of the rest of its limit that it still takes.
+#: Part of its remaining limit that a run still takes if it is already longer than expected.
 _REST: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Where and at what chain time a job is expected to start."""
+    """The provider and chain time at which a job is expected to start."""
 
     job_id: int
     provider_id: int
@@ -34,8 +34,10 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What a job would meet if it were submitted now: its place in a queue of `length` jobs, itself
-    included, and its forecast; None where they are not known. `now` is chain time.
+    """The expected wait of a job if it were submitted now; `now` is chain time.
+
+    `place` is its place in a queue of `length` jobs, including itself. `place` and `forecast` are
+    None if unknown.
     """
 
     now: int
@@ -46,12 +48,12 @@ class Prospect:
     @property
     def starts_in(self) -> dict[int, int]:
         """Seconds until the expected start, at the provider where it is expected."""
-        found = self.forecast
-        return {} if found is None else {found.provider_id: max(0, found.at - self.now)}
+        expected = self.forecast
+        return {} if expected is None else {expected.provider_id: max(0, expected.at - self.now)}
 
     @property
     def text(self) -> str:
-        """All of it in a sentence."""
+        """The prospect as a sentence."""
         if self.place is None:
             queue = f"{self.length - 1} jobs wait"
         else:
@@ -68,7 +70,7 @@ class Prospect:
 
 
 def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms) -> Prospect:
-    """What a job of an unknown customer would meet; its conditions are left aside."""
+    """Return the prospect of a job of an unknown customer; conditions of the job are ignored."""
     known = [each.job.id for each in snapshot.waiting] + [each.id for each in snapshot.assigned]
     job = Job(
         id=1 + max(known, default=0),
@@ -95,7 +97,7 @@ def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms
 
 
 def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Forecast | None:
-    """When a waiting job starts, if nothing else is submitted; None where that is not known."""
+    """Return the expected start of a waiting job if no other job is submitted; None if unknown."""
     if len(snapshot.waiting) > MAX_QUEUE:
         return None
     views = sorted(snapshot.providers, key=lambda view: view.provider.id)
@@ -106,23 +108,23 @@ def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int)
             strict=True,
         )
     )
-    waiting = {each.job.id: each for each in snapshot.waiting}
-    held = {job.id: job for job in snapshot.assigned}
+    waiting = {entry.job.id: entry for entry in snapshot.waiting}
+    assigned = {job.id: job for job in snapshot.assigned}
     ends = [
         (_end(job, snapshot.now, speeds.get(job.provider_id, 1.0), history), job.id)
-        for job in held.values()
+        for job in assigned.values()
     ]
     heapq.heapify(ends)
     planner, now = Planner(), snapshot.now
     for _ in range(MAX_PLANS):
-        snapshot = Snapshot(now, views, tuple(waiting.values()), tuple(held.values()))
+        snapshot = Snapshot(now, views, tuple(waiting.values()), tuple(assigned.values()))
         decided = planner.plan(snapshot, rules, history, complete=False)
         for decision in decided.decisions:
             job = decision.waiting.job
             if job.id == job_id:
                 return Forecast(job_id, decision.provider_id, now + rules.start_margin)
             del waiting[job.id]
-            held[job.id] = replace(
+            assigned[job.id] = replace(
                 job,
                 status=JobStatus.RUNNING,
                 since=now + rules.start_margin,
@@ -130,17 +132,17 @@ def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int)
                 rate=decision.rate,
             )
             speed = speeds[decision.provider_id]
-            heapq.heappush(ends, (_end(held[job.id], now, speed, history), job.id))
+            heapq.heappush(ends, (_end(assigned[job.id], now, speed, history), job.id))
         if not ends:
             return None
         now = max(now, ends[0][0])
         while ends and ends[0][0] <= now:
-            del held[heapq.heappop(ends)[1]]
+            del assigned[heapq.heappop(ends)[1]]
     return None
 
 
 def _end(job: Job, now: int, speed: float, history: RunHistory) -> int:
-    """When an assigned job is expected to end; after `now`."""
+    """Return the chain time, after `now`, at which an assigned job is expected to end."""
     size = job.resources
     estimate = history.estimate(job.customer, size.cpus, size.gpus, job.time_limit)
     allotted = run_time(job, job.rate)

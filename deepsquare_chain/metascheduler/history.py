@@ -1,16 +1,17 @@
-"""What finished runs tell about the runs of waiting jobs: sums that forget. Pure.
+"""Run time estimates for waiting jobs, learned from finished runs. Pure.
 
 A time limit is an upper bound that customers choose generously. Two figures of a job are estimated
 from finished runs: the part of its limit that it will use, and the mean of 1 / run time, which
 weighs its slowdown. Runs are counted in seconds at the grid's median speed.
 
-Each run enters three sums: that of its kind (customer, CPUs, GPUs, limit), that of its customer at
-this magnitude of limit, and everybody's at this magnitude. A sum is multiplied by a constant below
-one at each of its runs, so that old runs fade. An estimate begins with "the whole limit is used"
-and is corrected by each sum in turn, in proportion to the runs behind it (shrinkage).
+Each run is added to three exponentially decaying sums: that of its kind (customer, CPUs, GPUs,
+limit), that of its customer at this magnitude of limit, and that of everybody at this magnitude.
+Each run multiplies its sums by a constant below one, so that old runs fade. An estimate begins with
+"the whole limit is used"; each sum in turn, coarsest first, corrects it in proportion to the weight
+of its runs (shrinkage).
 
-Everything is computed from events in the order of the chain, so that every scheduler has the same
-history. Its size is bounded: the sums that were corrected least recently are dropped first.
+The history is computed only from events in chain order, so that every scheduler has the same one.
+Its size is bounded: the least recently updated sums are evicted first.
 
 The idea to learn run times for backfilling: Tsafrir, Etsion, Feitelson, TPDS 2007; Gaussier et al.,
 SC 2015. The sums and the shrinkage are our own.
@@ -24,25 +25,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-#: Runs below this many seconds count as this long, in slowdowns too.
+#: Shorter runs count as this many seconds, in slowdowns too.
 SHORTEST_RUN: Final = 10.0
-#: A sum keeps this part of its past at each run.
+#: Decay factor of a sum per run: of a kind or customer, and of everybody.
 MEMORY: Final = 0.9
 MEMORY_OF_ALL: Final = 0.995
-#: An amount of credits keeps this part at each payment in the grid: half is left after 700.
+#: Decay factor of a customer's use per payment in the grid: half is left after 700.
 MEMORY_OF_USE: Final = 0.999
-#: What a provider did keeps this part at each of its ends: half is left after 14 jobs.
+#: Decay factor of a provider's record per job that it ends: half is left after 14 jobs.
 MEMORY_OF_PROVIDERS: Final = 0.95
-#: Ends without a fault that every provider is believed to have behind it.
+#: Prior: the number of ends without a fault that every provider starts with.
 PRIOR_OF_PROVIDERS: Final = 5.0
-#: Weights, in runs, of the next coarser estimate.
+#: Weights, in runs, of the next coarser estimate at each level.
 PRIOR_OF_KIND: Final = 1.0
 PRIOR_OF_CUSTOMER: Final = 1.0
 PRIOR_OF_ALL: Final = 2.0
 
-#: Sums kept of each level.
+#: Most sums per level.
 MAX_SUMS: Final = 20_000
-#: Keys that are remembered as changed, for those who keep copies of sums.
+#: Most changed keys that are logged for holders of copies.
 _MAX_CHANGES: Final = 4_096
 
 #: (customer, CPUs, GPUs, limit), (customer, magnitude) or (magnitude).
@@ -57,8 +58,8 @@ NO_SUMS: Final[Sums] = (0.0, 0.0, 0.0)
 class FinishedRun:
     """A run that ended; `seconds` are at the grid's median speed, `time_limit` is in seconds.
 
-    `paid` is in credits. A run that its customer stopped says nothing about how long it would have
-    taken: its `seconds` are None, and only what was paid counts.
+    `paid` is in credits. A run that its customer stopped does not show how long it would have
+    taken: its `seconds` are None, and only the payment counts.
     """
 
     customer: str
@@ -70,7 +71,7 @@ class FinishedRun:
 
 
 class EstimateSource(StrEnum):
-    """Where an estimate comes from: the finest level that has seen runs."""
+    """The source of an estimate: the finest level that has runs."""
 
     KIND = "kind"
     CUSTOMER = "customer"
@@ -80,12 +81,12 @@ class EstimateSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is expected of a run.
+    """The estimate of a run.
 
     Attributes:
         used: Part of the time limit that it uses at the grid's median speed.
         inverse: Expected 1 / max(run time, 10 s), per second.
-        source: The finest level that has seen runs.
+        source: The finest level that has runs.
         runs: Weight of the runs at that level, at most 10 for a customer's own.
     """
 
@@ -96,28 +97,28 @@ class Estimate:
 
 
 def magnitude(time_limit: int) -> int:
-    """floor(2 log2 L) of a limit of L seconds, by integers alone."""
+    """Return floor(2 log2 L) for a limit of L seconds, in integer arithmetic."""
     return (time_limit * time_limit).bit_length() - 1
 
 
 def keys_of(customer: str, cpus: int, gpus: int, time_limit: int) -> tuple[Key, Key, Key]:
-    """Keys of the three sums of a job, finest first."""
+    """Return the keys of the three sums of a job, finest first."""
     size = magnitude(time_limit)
     return (customer, cpus, gpus, time_limit), (customer, size), (size,)
 
 
 class RunHistory:
-    """Sums over finished runs, in the order of the chain."""
+    """Decaying sums over finished runs, recorded in chain order."""
 
     def __init__(self) -> None:
         #: By length of the key: kinds 4, customers 2, everybody 1; least recently changed first.
         self._levels: dict[int, dict[Key, Sums]] = {4: {}, 2: {}, 1: {}}
         self._changes: list[Key] = []
         self._first_change = 0
-        #: Payments so far, and by customer: faded credits and the number of payments then.
+        #: Payments so far; by customer, decayed credits and the payment count of the last update.
         self._payments = 0
         self._usage: dict[str, tuple[float, int]] = {}
-        #: By provider: faded numbers of jobs that it ended or gave up, and of those it gave up.
+        #: By provider: decayed numbers of jobs that it ended or gave up, and of those it gave up.
         self._providers: dict[str, tuple[float, float]] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -129,7 +130,7 @@ class RunHistory:
         return sum(len(level) for level in self._levels.values())
 
     def record(self, run: FinishedRun) -> None:
-        """Take in a run; runs must come in the order of the chain."""
+        """Record a run; runs must be recorded in chain order."""
         if run.paid > 0.0:
             self._pay(run.customer, run.paid)
         if run.seconds is None:
@@ -155,19 +156,20 @@ class RunHistory:
             del self._usage[next(iter(self._usage))]
 
     def shares(self) -> dict[str, float]:
-        """What each customer has used of late, in multiples of the mean of all that used some."""
+        """Return each customer's recent use, in multiples of the mean of customers with any use."""
         used = {
             customer: credits * _faded(self._payments - at)
             for customer, (credits, at) in self._usage.items()
         }
-        # Summed in a fixed order, so that every scheduler has the same to the last bit.
+        # Summed in a fixed order, so that every scheduler gets the same bits.
         total = sum(used[customer] for customer in sorted(used))
         return {customer: credits * len(used) / total for customer, credits in used.items()}
 
     def share_error(self) -> float:
-        """How far customers' recent use is from equal shares: 0 if equal, towards 1 if one has all.
+        """Return the distance of recent use from equal shares: 0 if equal, near 1 if one has all.
 
-        The part of the credits that would have to change customers (half of the total variation).
+        This is the part of the credits that would have to move to other customers (half of the
+        total variation).
         """
         shares = self.shares()
         if not shares:
@@ -175,7 +177,7 @@ class RunHistory:
         return math.fsum(abs(share - 1.0) for share in shares.values()) / (2.0 * len(shares))
 
     def record_end(self, provider: str, *, given_up: bool) -> None:
-        """Take in that a provider ended a job by itself, or gave it up."""
+        """Record that a provider ended a job by itself, or gave it up."""
         ended, faults = self._providers.pop(provider, (0.0, 0.0))
         keep = MEMORY_OF_PROVIDERS
         self._providers[provider] = (keep * ended + 1.0, keep * faults + float(given_up))
@@ -188,16 +190,16 @@ class RunHistory:
         return bool(self._providers)
 
     def fault_rate(self, provider: str) -> float:
-        """The part of its jobs that a provider gives up, by what it did of late; 0 if unknown."""
+        """Return the part of its recent jobs that a provider gave up; 0 if unknown."""
         ended, faults = self._providers.get(provider, (0.0, 0.0))
         return faults / (ended + PRIOR_OF_PROVIDERS)
 
     def sums(self, key: Key) -> Sums:
-        """The sums of a key, zeros for one that is not known."""
+        """Return the sums of a key, zeros for an unknown one."""
         return self._levels[len(key)].get(key, NO_SUMS)
 
     def estimate(self, customer: str, cpus: int, gpus: int, time_limit: int) -> Estimate:
-        """What a job of this customer, size and limit is expected to do."""
+        """Return the estimate for a job of this customer, size and limit."""
         kind, own, everybody = (self.sums(key) for key in keys_of(customer, cpus, gpus, time_limit))
         used, inverse = 1.0, 1.0 / max(time_limit, SHORTEST_RUN)
         for sums, prior in (
@@ -218,18 +220,18 @@ class RunHistory:
 
     @property
     def payments(self) -> int:
-        """Payments so far; shares change with it alone."""
+        """Number of payments so far; `shares` changes only when it does."""
         return self._payments
 
     # -- for copies
 
     @property
     def version(self) -> int:
-        """Grows with each change."""
+        """A number that grows with each change of a sum."""
         return self._first_change + len(self._changes)
 
     def changed_since(self, version: int) -> Sequence[Key] | None:
-        """Keys whose sums have changed since a version; None where that is too long ago."""
+        """Return the keys whose sums changed since a version; None if it is too old."""
         if not self._first_change <= version <= self.version:
             return None
         return self._changes[version - self._first_change :]
@@ -244,7 +246,7 @@ class RunHistory:
     # -- for storage
 
     def rows(self) -> dict[str, Any]:
-        """Everything as JSON keeps it exactly: floats as floats, in the order of last use."""
+        """Return the history as JSON-ready data: exact floats, in the order of last update."""
         return {
             "sums": [
                 [list(key), *sums] for level in self._levels.values() for key, sums in level.items()
@@ -256,7 +258,7 @@ class RunHistory:
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, Any]) -> RunHistory:
-        """What `rows` gave; empty for an empty mapping."""
+        """Restore a history from the result of `rows`; empty for an empty mapping."""
         history = cls()
         for key, weight, used, inverse in rows.get("sums", ()):
             history._levels[len(key)][tuple(key)] = (weight, used, inverse)
@@ -269,5 +271,5 @@ class RunHistory:
 
 
 def _faded(payments: int) -> float:
-    """What is left of an amount after so many payments of anybody."""
+    """Return the part of an amount that is left after this many payments in the grid."""
     return float(MEMORY_OF_USE**payments)

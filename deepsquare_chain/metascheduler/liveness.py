@@ -1,7 +1,7 @@
-"""Liveness checks: when jobs are requeued, providers challenged, runs panicked, and queued jobs expire.
+"""Liveness checks: which jobs to requeue, panic or cancel, and which providers to challenge. Pure.
 
-Pure. All times are chain time in seconds. Each rule is at least as strict as the contract's own,
-so that no call is made which the contract would refuse.
+All times are chain time in seconds. Each rule is at least as strict as the contract's, so that no
+transaction is sent that the contract would refuse.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from deepsquare_chain.metascheduler.eligibility import run_time
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How closely providers are watched, and when one rests.
+    """Thresholds of the liveness checks and of rest periods.
 
     Attributes:
-        challenge_after: Seconds without any sign on chain of a provider that holds work, after
-            which it is asked; None is twice the grid's claim timeout.
+        challenge_after: Seconds without a sign on chain after which a provider with jobs is
+            challenged; None is twice the grid's claim timeout.
         claim_fraction: Part of the claim timeout after which an unclaimed job is suspicious.
         report_slack: Seconds past its allotment after which an unreported run is suspicious.
         strikes: Strikes (see `strikes`) within `strike_window` seconds after which a provider gets
-            nothing new until fewer are left in the window.
-        strike_gap: Seconds within which everything that is neglected makes one strike.
+            no new jobs until fewer are left in the window.
+        strike_gap: Seconds within which all failures count as one strike.
     """
 
     challenge_after: int | None = None
@@ -39,10 +39,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A provider with its clock and what events told of it.
+    """A provider with its challenge clock, last sign and strikes.
 
-    `last_sign` is the chain time of the last sign of it, zero if there is none; `strikes` are the
-    chain times of all that it neglected lately, in order.
+    `last_sign` is the chain time of its last sign, zero if there is none. `strikes` are the chain
+    times of its recent failures, in order.
     """
 
     provider: Provider
@@ -53,7 +53,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class BlockContext:
-    """The block that decides: its number and time, and the times of the grid."""
+    """The block at which decisions are made: its number, its time and the grid's timeouts."""
 
     number: int
     now: int
@@ -62,7 +62,7 @@ class BlockContext:
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """A provider to challenge over one of its jobs, and why."""
+    """A provider to challenge because of one of its jobs, and why."""
 
     job_id: int
     provider_id: int
@@ -70,7 +70,7 @@ class Suspicion:
 
 
 def struck(times: Sequence[int], now: int, watch: Watch) -> list[int]:
-    """Chain times of the strikes that count now, in order; what comes together is one."""
+    """Return the chain times of strikes that count now, in order. Those close together are one."""
     counted: list[int] = []
     for at in sorted(times):
         if at > now - watch.strike_window and (not counted or at > counted[-1] + watch.strike_gap):
@@ -79,23 +79,23 @@ def struck(times: Sequence[int], now: int, watch: Watch) -> list[int]:
 
 
 def rests_until(times: Sequence[int], now: int, watch: Watch) -> int:
-    """Chain time until which a provider gets nothing new for its strikes; zero when it may work."""
+    """Return the chain time until which strikes keep a provider from new jobs; zero for none."""
     counted = struck(times, now, watch)
     return counted[-watch.strikes] + watch.strike_window if len(counted) >= watch.strikes else 0
 
 
 def is_silent(clock: Clock, block_context: BlockContext) -> bool:
-    """Whether a provider gets no new jobs until it answers: the contract's rule."""
+    """Return whether a provider gets no new jobs until it answers: the contract's rule."""
     return _unanswered(clock, block_context, block_context.times.response_timeout)
 
 
 def is_gone(clock: Clock, block_context: BlockContext) -> bool:
-    """Whether all runs of a provider are lost: the contract's rule."""
+    """Return whether all runs of a provider are lost: the contract's rule."""
     return _unanswered(clock, block_context, block_context.times.lost_timeout)
 
 
 def _unanswered(clock: Clock, block_context: BlockContext, timeout: int) -> bool:
-    """Whether a challenge is unanswered for `timeout` seconds, and for enough blocks."""
+    """Return whether a challenge is unanswered for `timeout` seconds and `response_blocks`."""
     return (
         clock.challenged_at != 0
         and block_context.now > clock.challenged_at + timeout
@@ -106,7 +106,10 @@ def _unanswered(clock: Clock, block_context: BlockContext, timeout: int) -> bool
 def lost(
     jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
 ) -> list[Job]:
-    """RUNNING jobs that anyone may panic: overdue, or their provider is gone. The contract's rule."""
+    """Return RUNNING jobs that anyone may panic by the contract's rule.
+
+    These are past the end of their run time and report grace, or their provider is gone.
+    """
     return [
         job
         for job in jobs
@@ -115,40 +118,41 @@ def lost(
             block_context.now
             > job.since + run_time(job, job.rate) + block_context.times.report_grace
             or (
-                (held := watched.get(job.provider_id)) is not None
-                and is_gone(held.clock, block_context)
+                (provider := watched.get(job.provider_id)) is not None
+                and is_gone(provider.clock, block_context)
             )
         )
     ]
 
 
 def expired(jobs: Iterable[Job], block_context: BlockContext) -> list[Job]:
-    """PENDING jobs that anyone may cancel, oldest first: the contract's rule.
+    """Return PENDING jobs that anyone may cancel by the contract's rule, oldest first.
 
-    The refund goes to the customer, whoever cancels.
+    The refund always goes to the customer.
     """
-    found = [
+    expired_jobs = [
         job
         for job in jobs
         if job.status == JobStatus.PENDING
         and block_context.now >= job.since + block_context.times.pending_expiry
     ]
-    return sorted(found, key=lambda job: (job.since, job.id))
+    return sorted(expired_jobs, key=lambda job: (job.since, job.id))
 
 
 def to_requeue(
     jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
 ) -> list[Job]:
-    """Jobs that nobody will start: unclaimed in time, or claimed by a silent or banned provider."""
+    """Return jobs not claimed in time, and jobs claimed by a silent or banned provider."""
     return [job for job in jobs if _is_stranded(job, watched, block_context)]
 
 
 def stuck(
     jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext
 ) -> list[Job]:
-    """Claimed long ago and not started, at a provider in good standing.
+    """Return jobs that were claimed longer than the claim timeout ago and have not started.
 
-    A cluster may queue lawfully: these are taken back only if another provider can start them.
+    Excludes jobs that `to_requeue` returns. A cluster is allowed to queue jobs: these are requeued
+    only if another provider can start them.
     """
     return [
         job
@@ -162,20 +166,20 @@ def stuck(
 def suspicions(
     jobs: Sequence[Job], watched: Mapping[int, Watched], block_context: BlockContext, watch: Watch
 ) -> list[Suspicion]:
-    """One challenge for each provider that looks silent and can be challenged now."""
-    found: dict[int, Suspicion] = {}
+    """Return one suspicion for each provider that looks silent and can be challenged now."""
+    by_provider: dict[int, Suspicion] = {}
     for job in sorted(jobs, key=lambda job: job.id):
-        held = watched.get(job.provider_id)
+        provider = watched.get(job.provider_id)
         if (
-            held is None
-            or job.provider_id in found
-            or not _can_be_challenged(held.clock, block_context)
+            provider is None
+            or job.provider_id in by_provider
+            or not _can_be_challenged(provider.clock, block_context)
         ):
             continue
-        why = _why(job, held, _last_sign(held, jobs), block_context, watch)
-        if why:
-            found[job.provider_id] = Suspicion(job.id, job.provider_id, why)
-    return [found[provider_id] for provider_id in sorted(found)]
+        reason = _why(job, provider, _last_sign(provider, jobs), block_context, watch)
+        if reason:
+            by_provider[job.provider_id] = Suspicion(job.id, job.provider_id, reason)
+    return [by_provider[provider_id] for provider_id in sorted(by_provider)]
 
 
 def _is_stranded(job: Job, watched: Mapping[int, Watched], block_context: BlockContext) -> bool:
@@ -183,14 +187,14 @@ def _is_stranded(job: Job, watched: Mapping[int, Watched], block_context: BlockC
         return block_context.now > job.since + block_context.times.claim_timeout
     if job.status != JobStatus.SCHEDULED:
         return False
-    held = watched.get(job.provider_id)
-    banned = held is not None and held.provider.status == ProviderStatus.BANNED
+    provider = watched.get(job.provider_id)
+    banned = provider is not None and provider.provider.status == ProviderStatus.BANNED
     return banned or _silent_provider(job, watched, block_context)
 
 
 def _silent_provider(job: Job, watched: Mapping[int, Watched], block_context: BlockContext) -> bool:
-    held = watched.get(job.provider_id)
-    return held is not None and is_silent(held.clock, block_context)
+    provider = watched.get(job.provider_id)
+    return provider is not None and is_silent(provider.clock, block_context)
 
 
 def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
@@ -201,7 +205,7 @@ def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
 
 
 def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
-    """Only the provider itself claims, starts, collects and answers."""
+    """Return the time of the last sign: a claim, start, collection or answer by the provider."""
     acts = [
         job.since
         for job in jobs
@@ -215,7 +219,7 @@ def _why(job: Job, held: Watched, last_sign: int, block_context: BlockContext, w
     now, answered = block_context.now, held.clock.answered_at
     if job.status == JobStatus.META_SCHEDULED:
         since = job.since + int(watch.claim_fraction * block_context.times.claim_timeout)
-        # Asked once over the same thing: an answer tells that it lives, not that it hurries.
+        # Challenge once for the same job: an answer proves liveness, not progress.
         if now > since > answered:
             return f"job {job.id} is unclaimed for {now - job.since} s"
         return ""

@@ -1,4 +1,4 @@
-"""Figures of a meta-scheduler."""
+"""Metrics of a meta-scheduler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
 
 
 class SchedulerMetrics:
-    """All figures of a scheduler, there from the start."""
+    """All metrics of a scheduler, registered at creation."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -41,7 +41,7 @@ class SchedulerMetrics:
         ).count
 
     def show(self, cluster: ClusterSnapshot, history: RunHistory) -> None:
-        """Show the state of a cycle."""
+        """Set the gauges from a cycle's cluster snapshot and history."""
         if history.payments != self._paid:
             self._paid = history.payments
             self._share_error.set(history.share_error())

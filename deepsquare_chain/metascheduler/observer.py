@@ -1,4 +1,4 @@
-"""The grid at one block, put together from the chain's state and from what events told."""
+"""The cluster snapshot at a block, assembled from contract state and events."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from deepsquare_chain.metascheduler.liveness import (
 from deepsquare_chain.metascheduler.policy import Snapshot
 from deepsquare_chain.metascheduler.state import Known, SchedulerState
 
-#: Cycles after which providers are read again, whatever events told.
+#: Cycles after which provider records are read again even without registry events.
 _PROVIDERS_EVERY: Final = 100
-#: PENDING records that are read again each cycle, in turn; those with news are read at once.
+#: PENDING records that are read again per cycle, in turn. Records with new events are read at once.
 _REFRESHED: Final = 500
 _LONGEST_AVOIDANCE: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """Everything that one cycle decides by; `held` says which waiting jobs must not be assigned."""
+    """The input of one cycle's decisions. `held` maps waiting jobs that must not be assigned."""
 
     block_context: BlockContext
     watched: Mapping[int, Watched]
@@ -44,13 +44,15 @@ class ClusterSnapshot:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The same as the policy sees it."""
-        waiting = [each for each in self.waiting if each.job.id not in self.held]
+        """The planner's input: without jobs that are held."""
+        waiting = [
+            waiting_job for waiting_job in self.waiting if waiting_job.job.id not in self.held
+        ]
         return Snapshot(self.block_context.now, self.views, waiting, self.assigned)
 
 
 def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> ProviderView:
-    """A provider as the policy sees it."""
+    """Return the planner's view of a provider."""
     return ProviderView(
         held.provider,
         silent=is_silent(held.clock, block_context),
@@ -62,7 +64,7 @@ def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> Provide
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What was read of a block, whose state never changes; `events` is the last block of events."""
+    """Contract state read at a block, which is immutable; `events` is the last block of events."""
 
     block: bytes
     events: int
@@ -72,7 +74,7 @@ class _Facts:
 
 
 class GridObserver:
-    """Reads the chain, and keeps what can't have changed."""
+    """Reads the cluster snapshot from the chain, and caches records that can't have changed."""
 
     def __init__(self, contracts: Contracts, state: SchedulerState, watch: Watch) -> None:
         self._contracts = contracts
@@ -89,33 +91,35 @@ class GridObserver:
         self._ahead: tuple[bytes, int, dict[int, Clock]] = (b"", 0, {})
 
     def doubt(self, job_ids: Iterable[int]) -> None:
-        """These records may have changed: read them again."""
+        """Evict job records that may have changed from the cache."""
         for job_id in list(job_ids):
             self._pending.pop(job_id, None)
 
     async def prepare(self, head: Head) -> None:
-        """Read what does not depend on the events of a block, while they are read.
+        """Prefetch state that does not depend on a block's events, while those are read.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: No endpoint answers.
         """
         providers = self._providers
         count, clocks = await asyncio.gather(
             self._contracts.scheduler.job_count(block_identifier=head.number),
-            asyncio.gather(*(self._clock(each.id, head.number) for each in providers)),
+            asyncio.gather(*(self._clock(provider.id, head.number) for provider in providers)),
         )
-        known = {each.id: clock for each, clock in zip(providers, clocks, strict=True)}
-        self._ahead = (head.hash, count, known)
+        clocks_by_id = {
+            provider.id: clock for provider, clock in zip(providers, clocks, strict=True)
+        }
+        self._ahead = (head.hash, count, clocks_by_id)
 
     async def look(self, head: Head, *, events: int) -> ClusterSnapshot:
-        """The world at a block; of one block everything is asked for once.
+        """Return the cluster snapshot at a block. Each block is read only once.
 
         Args:
             head: The block.
-            events: The last block whose events the state has taken in.
+            events: The last block whose events were applied to the state.
 
         Raises:
-            EndpointError: The chain does not answer.
+            EndpointError: No endpoint answers.
         """
         if self._times is None:
             with merged(self._contracts.w3):
@@ -123,25 +127,33 @@ class GridObserver:
                     block_identifier=head.number
                 )
         block_context = BlockContext(head.number, head.time, self._times)
-        known = self._state.live()
-        facts = self._facts
+        live_jobs = self._state.live()
+        block_data = self._facts
         if self._state.all_touched:
             self._ends.clear()  # blocks were replaced
-        if facts is None or (facts.block, facts.events) != (head.hash, events):
-            facts = self._facts = await self._read(head, known, events)
-        watched = await self._watched(facts.providers, facts.clocks, block_context)
-        assigned = [job for job in facts.records if job.status.is_assigned]
+        if block_data is None or (block_data.block, block_data.events) != (head.hash, events):
+            block_data = self._facts = await self._read(head, live_jobs, events)
+        watched = await self._watched(block_data.providers, block_data.clocks, block_context)
+        assigned = [job for job in block_data.records if job.status.is_assigned]
         pending = [
-            job for job in facts.records if job.status == JobStatus.PENDING and job.id in known
+            job
+            for job in block_data.records
+            if job.status == JobStatus.PENDING and job.id in live_jobs
         ]
         waiting = [
-            await self._wait(job, known[job.id], facts.providers, block_context) for job in pending
+            await self._wait(job, live_jobs[job.id], block_data.providers, block_context)
+            for job in pending
         ]
-        views = [view_of(each, block_context, self._watch) for each in watched.values()]
+        views = [
+            view_of(watched_provider, block_context, self._watch)
+            for watched_provider in watched.values()
+        ]
         holds = held(
-            [(job, known[job.id].uses) for job in pending],
-            [(job, known[job.id].uses) for job in assigned if job.id in known],
-            await self._ended(dependencies(known[job.id].uses for job in pending), known, head),
+            [(job, live_jobs[job.id].uses) for job in pending],
+            [(job, live_jobs[job.id].uses) for job in assigned if job.id in live_jobs],
+            await self._ended(
+                dependencies(live_jobs[job.id].uses for job in pending), live_jobs, head
+            ),
             block_context.now,
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
@@ -155,8 +167,10 @@ class GridObserver:
                 self._records(known, count, head.number), self._registered(head.number)
             )
             missing = [each.id for each in providers if each.id not in clocks]
-            found = await asyncio.gather(*(self._clock(each, head.number) for each in missing))
-        clocks |= zip(missing, found, strict=True)
+            missing_clocks = await asyncio.gather(
+                *(self._clock(each, head.number) for each in missing)
+            )
+        clocks |= zip(missing, missing_clocks, strict=True)
         return _Facts(head.hash, events, records, providers, clocks)
 
     async def _clock(self, provider_id: int, number: int) -> Clock:
@@ -165,22 +179,27 @@ class GridObserver:
     # -- jobs
 
     async def _records(self, known: Mapping[int, Known], count: int, number: int) -> list[Job]:
-        """Records of all jobs that may be live; PENDING ones may be a few cycles old.
+        """Return the records of all jobs that may be live; PENDING ones may be a few cycles old.
 
         `count` is the highest id at that block.
         """
-        # Ids that no followed event told of yet may already hold room.
-        fresh = range(self._state.highest() + 1, count + 1)
+        # Jobs whose events were not read yet may already occupy capacity.
+        new_ids = range(self._state.highest() + 1, count + 1)
         ids = [job_id for job_id in known if job_id <= count]
         self.doubt(self._pending if self._state.all_touched else self._state.touched)
-        # Old records in turn, so that each is read again within a bounded number of cycles.
-        kept = sorted(self._pending)
-        turn = self._turn % max(len(kept), 1)
+        # Refresh cached records in turn, each within a bounded number of cycles.
+        cached_ids = sorted(self._pending)
+        turn = self._turn % max(len(cached_ids), 1)
         self._turn = turn + _REFRESHED
-        self.doubt(kept[turn : turn + _REFRESHED])
-        wanted = [job_id for job_id in ids if job_id not in self._pending]
-        found = await self._contracts.scheduler.get_jobs([*wanted, *fresh], block_identifier=number)
-        records = [*found, *(self._pending[job_id] for job_id in ids if job_id in self._pending)]
+        self.doubt(cached_ids[turn : turn + _REFRESHED])
+        missing_ids = [job_id for job_id in ids if job_id not in self._pending]
+        read_records = await self._contracts.scheduler.get_jobs(
+            [*missing_ids, *new_ids], block_identifier=number
+        )
+        records = [
+            *read_records,
+            *(self._pending[job_id] for job_id in ids if job_id in self._pending),
+        ]
         self._pending = {job.id: job for job in records if job.status == JobStatus.PENDING}
         self._state.touched.clear()
         self._state.all_touched = False
@@ -189,7 +208,7 @@ class GridObserver:
     async def _wait(
         self, job: Job, known: Known, providers: Sequence[Provider], block_context: BlockContext
     ) -> Waiting:
-        ids = {each.account: each.id for each in providers}
+        ids = {provider.account: provider.id for provider in providers}
         avoided = {
             ids[account]: self._avoided_until(count, last, block_context)
             for account, (count, last) in known.returned.items()
@@ -206,36 +225,44 @@ class GridObserver:
 
     @staticmethod
     def _avoided_until(count: int, last: int, block_context: BlockContext) -> int:
-        """A provider that gave a job back is left alone with it, longer each time."""
+        """Return the chain time until which a provider does not get a job that it returned.
+
+        Exponential backoff: the pause doubles with each return, from the claim timeout up to a day.
+        """
         pause = block_context.times.claim_timeout << min(count - 1, 20)
         return last + min(pause, _LONGEST_AVOIDANCE)
 
     async def line(self, job_id: int) -> frozenset[int]:
-        """Providers that lost a job or one before it; their records are final."""
+        """Return the providers that lost a job or one of its predecessors; cached, as final."""
         if job_id == 0:
             return frozenset()
         if job_id not in self._lines:
             job = await self._contracts.scheduler.get_job(job_id)
-            before = await self.line(job.retry_of)
-            self._lines[job_id] = before | {job.provider_id}
+            earlier = await self.line(job.retry_of)
+            self._lines[job_id] = earlier | {job.provider_id}
         return self._lines[job_id]
 
     async def _ended(
         self, wanted: Iterable[int], known: Mapping[int, Known], head: Head
     ) -> Mapping[int, JobStatus]:
-        """How these jobs ended, as believed events tell it; of a line its last job counts."""
+        """Return the final status of those jobs that ended; a retried job has its successor's.
+
+        Only jobs count whose end the applied (confirmed) events include.
+        """
         highest = self._state.highest()
         ended = {job_id for job_id in wanted if job_id not in known and 0 < job_id <= highest}
-        fresh = sorted(ended - self._ends.keys())
-        if fresh:
-            records = await self._contracts.scheduler.get_jobs(fresh, block_identifier=head.number)
+        unread_ids = sorted(ended - self._ends.keys())
+        if unread_ids:
+            records = await self._contracts.scheduler.get_jobs(
+                unread_ids, block_identifier=head.number
+            )
             retried = self._state.successors(
                 job.id for job in records if job.status is JobStatus.PANICKED
             )
-            last = await self._ended(retried.values(), known, head)
+            successor_ends = await self._ended(retried.values(), known, head)
             for job in records:
                 successor = retried.get(job.id)
-                end = job.status if successor is None else last.get(successor)
+                end = job.status if successor is None else successor_ends.get(successor)
                 if end is not None and end.is_final:
                     self._ends[job.id] = end
         return {job_id: self._ends[job_id] for job_id in ended if job_id in self._ends}
@@ -245,7 +272,7 @@ class GridObserver:
     async def _registered(self, number: int) -> list[Provider]:
         self._cycles += 1
         if self._state.registry_changed or self._cycles >= _PROVIDERS_EVERY:
-            # Cleared first: a change during the reading must be seen by the next cycle.
+            # Cleared before the read, so that the next cycle sees a change during the read.
             self._state.registry_changed = False
             self._cycles = 0
             try:
@@ -264,16 +291,19 @@ class GridObserver:
         signs = self._state.last_signs()
         strikes = await self._strikes(block_context.now - self._watch.strike_window)
         return {
-            each.id: Watched(
-                each, clocks[each.id], signs.get(each.account, 0), strikes.get(each.account, ())
+            provider.id: Watched(
+                provider,
+                clocks[provider.id],
+                signs.get(provider.account, 0),
+                strikes.get(provider.account, ()),
             )
-            for each in providers
+            for provider in providers
         }
 
     async def _strikes(self, since: int) -> Mapping[str, Sequence[int]]:
-        """Strikes by account; what was read together with other blocks gets its own time first."""
+        """Return strikes by account, after setting the block's own time of those without it."""
         table = self._state.strikes
         blocks = table.undated(since)
         headers = await asyncio.gather(*(self._contracts.w3.eth.get_block(n) for n in blocks))
-        table.date({n: int(each["timestamp"]) for n, each in zip(blocks, headers, strict=True)})
+        table.date({n: int(header["timestamp"]) for n, header in zip(blocks, headers, strict=True)})
         return table.since(since)

@@ -821,7 +821,7 @@ class _Round:
         return np.array([self._earliest + job.escrow // int(rate) for rate in rates])
 
     def _left_over(self, answers: Answers, places: Ints) -> Floats:
-        """Return free capacity in a job's dominant dimension, plus weighted GPUs it does not use."""
+        """Return free capacity in a job's dominant dimension, plus weighted GPUs if unused."""
         largest = self._providers.largest
         dominant = answers.dominant(largest)
         left: Floats = self._free[dominant][places] / largest[dominant]
@@ -886,7 +886,7 @@ class _Round:
         return True
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
-        """Return releases by provider and time, with the capacity free at the provider from then."""
+        """Return releases by provider and time, with the provider's free capacity from then on."""
         if self._releases is None:
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
             if self._taken:

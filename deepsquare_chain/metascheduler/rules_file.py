@@ -1,4 +1,4 @@
-"""The rules of a meta-scheduler, from a YAML file; and how such files of operators are read."""
+"""Reads the rules of a meta-scheduler, and other files of operators, from YAML."""
 
 from __future__ import annotations
 
@@ -47,20 +47,22 @@ class _RulesFile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty(cls, document: Any) -> Any:
-        """An empty file has every default."""
+        """Treat an empty file as all defaults."""
         return {} if document is None else document
 
 
 def read_rules(path: Path) -> Rules:
-    """Read rules; what the file leaves out has its default.
+    """Read rules. Keys that the file omits have their defaults.
 
     Raises:
-        UsageError: The file can't be read or names something wrong; the message says what.
+        UsageError: The file can't be read or is invalid; the message names the error.
     """
-    found = read_yaml(path, _RulesFile, what="The rules", hint=_HINT)
-    values = found.model_dump()
+    rules_file = read_yaml(path, _RulesFile, what="The rules", hint=_HINT)
+    values = rules_file.model_dump()
     values["weights"] = Weights(**values["weights"])
-    values["priorities"] = {_customer(name): each for name, each in found.priorities.items()}
+    values["priorities"] = {
+        _customer(name): factor for name, factor in rules_file.priorities.items()
+    }
     return Rules(**values)
 
 
@@ -69,12 +71,12 @@ def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Mode
 
     Args:
         path: The file.
-        model: What it must hold.
+        model: Model that validates the content.
         what: Name of the content, for messages.
-        hint: Where to see a right one.
+        hint: Reference to a valid example, for messages.
 
     Raises:
-        UsageError: The file can't be read or names something wrong; the message says what.
+        UsageError: The file can't be read or is invalid; the message names the error.
     """
     try:
         with path.open("rb") as file:
@@ -87,11 +89,11 @@ def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Mode
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the document"
-        raise UsageError(f"{what} {path}: {place}: {first['msg']}", hint=hint) from error
+        first_error = error.errors()[0]
+        location = ".".join(map(str, first_error["loc"])) or "the document"
+        raise UsageError(f"{what} {path}: {location}: {first_error['msg']}", hint=hint) from error
 
 
 def _customer(name: str) -> str:
-    """An address as events spell it; customers of a trace keep their names."""
+    """Return an address in checksum form, as in events; customers of a trace keep their names."""
     return to_checksum_address(name) if _ADDRESS.fullmatch(name) else name

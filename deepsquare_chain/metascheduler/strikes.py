@@ -1,13 +1,14 @@
-"""Strikes: what a provider neglected and others had to clean up, as the chain tells it.
+"""Strikes: failures of a provider that another account had to resolve, from events.
 
-Two things count, both lawful only when the provider failed, so that nobody can make one up:
+Two transitions count. The contract allows both only if the provider failed, so that nobody can
+forge a strike:
 
-- a META_SCHEDULED job that somebody else requeued: its time to claim ran out;
-- a RUNNING job that somebody else panicked: the provider was silent, or its report overdue.
+- a META_SCHEDULED job requeued by another account: the claim timeout had passed;
+- a RUNNING job panicked by another account: the provider was silent, or its report overdue.
 
-What a provider gives back by itself is none, and neither is a claimed job that is taken back: a
-cluster may queue lawfully. What comes within a minute (`Watch.strike_gap`) is one strike, however
-many jobs a breakdown takes along. All of it is read from events again if the database is lost.
+A job that the provider returns itself is no strike, and neither is a claimed job that is requeued:
+a cluster is allowed to queue jobs. Failures within a minute (`Watch.strike_gap`) are one strike,
+however many jobs an outage affects. If the database is lost, strikes are read from events again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.database import Store, metadata
 
-#: `at` is the chain time of the end of what was read at once: the block's own, or later.
-#: `dated` says that it is the block's own.
+#: `at` is the chain time of the last block of the batch: the event's block, or a later one.
+#: `dated` is 1 if it is the time of the event's block.
 strikes: Final = Table(
     "scheduler_strikes",
     metadata,
@@ -55,21 +56,21 @@ _NEGLECTED: Final = {
 
 
 class Strikes:
-    """The strikes in a scheduler's database, which is opened after this module's import."""
+    """The strikes in a scheduler's database, which is opened after this module is imported."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def apply(self, batch: Batch, connection: Connection) -> None:
-        """Take in what a follower read."""
+        """Apply a follower's batch."""
         if batch.rolled_back_to is not None:
             connection.execute(delete(strikes).where(strikes.c.block > batch.rolled_back_to))
-        found = _found(batch)
-        if found:
-            connection.execute(insert(strikes), found)
+        rows = _found(batch)
+        if rows:
+            connection.execute(insert(strikes), rows)
 
     def undated(self, since: int) -> list[int]:
-        """Blocks after chain time `since` whose own time is not known."""
+        """Return the blocks of strikes after chain time `since` whose own time is unknown."""
         query = select(strikes.c.block).where(strikes.c.at > since, strikes.c.dated == 0)
         with self._store.read() as connection:
             return sorted({row.block for row in connection.execute(query)})
@@ -84,34 +85,34 @@ class Strikes:
             connection.execute(query.values(at=bindparam("time"), dated=1), values)
 
     def since(self, since: int) -> dict[str, list[int]]:
-        """Chain times after `since`, in order, by account of the provider."""
+        """Return the chain times of strikes after `since`, in order, by provider account."""
         query = select(strikes).where(strikes.c.at > since).order_by(strikes.c.at)
-        found: defaultdict[str, list[int]] = defaultdict(list)
+        times: defaultdict[str, list[int]] = defaultdict(list)
         with self._store.read() as connection:
             for row in connection.execute(query):
-                found[row.provider].append(row.at)
-        return dict(found)
+                times[row.provider].append(row.at)
+        return dict(times)
 
 
 def _found(batch: Batch) -> list[dict[str, Any]]:
-    """Rows of a batch: who did it stands in the event that follows the transition."""
-    last: dict[int, ev.JobTransition] = {}
-    found = []
+    """Return the strikes of a batch. The event after a transition names the sending account."""
+    last_transitions: dict[int, ev.JobTransition] = {}
+    rows = []
     for event in batch.events:
         if isinstance(event, ev.JobTransition):
-            last[event.job_id] = event
+            last_transitions[event.job_id] = event
         elif isinstance(event, ev.JobRequeued | ev.JobPanicked):
-            left = last.get(event.job_id)
-            if left is None or event.by == left.provider:
+            transition = last_transitions.get(event.job_id)
+            if transition is None or event.by == transition.provider:
                 continue
-            if (left.before, left.after) == _NEGLECTED[type(event)]:
-                found.append(
+            if (transition.before, transition.after) == _NEGLECTED[type(event)]:
+                rows.append(
                     {
-                        "provider": left.provider,
+                        "provider": transition.provider,
                         "job_id": event.job_id,
                         "at": batch.time,
                         "dated": int(batch.from_block == batch.to_block),
                         "block": event.block_number,
                     }
                 )
-    return found
+    return rows

@@ -1,7 +1,7 @@
-"""The grid as arrays: providers, the queue, and what providers hold. Pure.
+"""Providers, the queue and assigned jobs as arrays, for the planner. Pure.
 
-The tables are kept between plans and brought up to date by what has changed. Nothing depends on
-how they came about: tables that are built at once give the same plan.
+The tables persist between plans and are updated incrementally. The updates do not affect results:
+tables that are built from scratch give the same plan.
 """
 
 from __future__ import annotations
@@ -40,29 +40,31 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
-#: Larger amounts are kept as Python's integers, which is slower and exact too.
+#: Larger amounts are kept as Python integers: slower, but exact as well.
 _WIDE: Final = 2**62
 _FOREVER: Final = 2**62
-#: Classes of jobs whose answers of all providers are kept.
+#: Classes of jobs for which `Answers` are cached.
 _KEPT_CLASSES: Final = 2_000
 _START: Final = 64
 _HOUR: Final = 3_600
 
 
 def _exact(values: Sequence[int]) -> Any:
-    """Integers as an array, wide ones as objects."""
+    """Return integers as an array: of objects if any is too wide for 64 bits."""
     wide = max(map(abs, values), default=0) >= _WIDE
     return np.array(values, dtype=object if wide else np.int64)
 
 
 class Answers:
-    """What all providers answer to one class of jobs (equal resources and requirements).
+    """Eligibility, rates and costs of all providers for a class of jobs.
+
+    The jobs of a class have equal resources and requirements.
 
     Attributes:
         need, amounts, size: CPUs, MB and GPUs of a job: as a column, as a row, and as numbers.
-        eligible: Whether hardware, offer, labels and prices serve the class, the load aside.
-        rates: Credit-wei per second there; exact.
-        costs: By objective, the logarithm of the cost of the work there.
+        eligible: Whether hardware, offer, labels and prices allow the class, regardless of load.
+        rates: Credit-wei per second at each provider; exact.
+        costs: By objective, the logarithm of the cost of the work at each provider.
     """
 
     __slots__ = (
@@ -77,29 +79,29 @@ class Answers:
         self.eligible = eligible
         self.rates = rates
         self.costs = costs
-        asked = rates[eligible].tolist()
-        self.cheapest: int = min(asked, default=0)
-        self.dearest: int = max(asked, default=0)
+        eligible_rates = rates[eligible].tolist()
+        self.cheapest: int = min(eligible_rates, default=0)
+        self.dearest: int = max(eligible_rates, default=0)
         self._weighted: dict[tuple[Objective, float], Floats] = {}
         self._dominant: int | None = None
 
     def dominant(self, largest: Sequence[float]) -> int:
-        """The dimension of which a job takes the largest share of the largest provider."""
+        """Return the dimension in which a job takes the largest share of the largest provider."""
         if self._dominant is None:
             shares = [amount / most for amount, most in zip(self.size, largest, strict=True)]
             self._dominant = shares.index(max(shares))
         return self._dominant
 
     def weighted(self, objective: Objective, weight: float) -> Floats:
-        """Costs times a weight."""
-        found = self._weighted.get((objective, weight))
-        if found is None:
-            found = self._weighted[objective, weight] = weight * self.costs[objective]
-        return found
+        """Return costs times a weight, cached."""
+        weighted_costs = self._weighted.get((objective, weight))
+        if weighted_costs is None:
+            weighted_costs = self._weighted[objective, weight] = weight * self.costs[objective]
+        return weighted_costs
 
 
 class ProviderTable:
-    """Providers by ascending id; amounts in rows of CPUs, MB and GPUs."""
+    """Providers by ascending id, with amounts in rows of CPUs, MB and GPUs."""
 
     def __init__(self) -> None:
         self.views: list[ProviderView] = []
@@ -113,7 +115,7 @@ class ProviderTable:
         self._hour = 0
 
     def update(self, views: Sequence[ProviderView], now: int) -> bool:
-        """Take in the providers of a snapshot; whether offers or ids have changed."""
+        """Update from the providers of a snapshot; return whether any provider record changed."""
         changed = False
         if views is not self._given:
             ordered = sorted(views, key=lambda view: view.provider.id)
@@ -130,14 +132,14 @@ class ProviderTable:
 
     def _look_who_stands(self, now: int) -> None:
         self.open = np.array([standing(v, now) is None for v in self.views], dtype=np.bool_)
-        turns = [
-            turn - 1
+        expiries = [
+            expiry - 1
             for v in self.views
-            for turn in (v.provider.approved_until, v.rests_until, v.cooldown_until)
-            if turn > now
+            for expiry in (v.provider.approved_until, v.rests_until, v.cooldown_until)
+            if expiry > now
         ]
-        # The same until the next approval, rest or cooldown ends.
-        self._stands = (now, min(turns, default=_FOREVER))
+        # Valid until the next approval, rest or cooldown ends.
+        self._stands = (now, min(expiries, default=_FOREVER))
 
     def _rebuild(self, now: int) -> None:
         providers = [view.provider for view in self.views]
@@ -170,14 +172,14 @@ class ProviderTable:
         self._answers.clear()
 
     def answers(self, resources: Resources, uses: str) -> Answers:
-        """What all providers answer to a class of jobs."""
+        """Return the `Answers` for a class of jobs, cached."""
         key = (resources, uses)
-        found = self._answers.get(key)
-        if found is None:
+        answers = self._answers.get(key)
+        if answers is None:
             if len(self._answers) >= _KEPT_CLASSES:
                 del self._answers[next(iter(self._answers))]
-            found = self._answers[key] = self._ask(resources, uses)
-        return found
+            answers = self._answers[key] = self._ask(resources, uses)
+        return answers
 
     def _ask(self, resources: Resources, uses: str) -> Answers:
         need = np.array([[resources.cpus], [resources.memory], [resources.gpus]], dtype=np.int64)
@@ -186,7 +188,7 @@ class ProviderTable:
         eligible &= (rates > 0) & (rates <= MAX_RATE) if rates.dtype == object else rates > 0
         log_rates = np.log(np.maximum(rates, 1).astype(np.float64))
         price = log_rates - self._log_speeds
-        # A millionth of the price orders what is equal otherwise.
+        # A millionth of the price breaks ties.
         energy = self._energy + 1e-6 * price if self._energy.any() else price
         costs = [price, -self._log_speeds + 1e-6 * price, energy]
         return Answers(need, eligible, rates, costs)
@@ -201,7 +203,7 @@ class ProviderTable:
         return amounts[0] * cpu + amounts[1] * gpu + amounts[2] * mem
 
     def _fitting(self, resources: Resources, need: Ints) -> Flags:
-        """As `credits.fits`, of all providers."""
+        """Return `credits.fits` for all providers."""
         per_task, memory = resources.cpus_per_task, resources.cpus_per_task * resources.mem_per_cpu
         if per_task < 1 or memory < 1:
             return np.zeros(len(self.views), dtype=np.bool_)
@@ -212,10 +214,10 @@ class ProviderTable:
         return fitting
 
     def _with_labels(self, uses: str) -> Flags:
-        found = self._labelled.get(uses)
-        if found is None:
+        matching = self._labelled.get(uses)
+        if matching is None:
             affinities = demands(uses)
-            found = np.array(
+            matching = np.array(
                 [
                     affinities is not None and matches(affinities, view.provider.labels)
                     for view in self.views
@@ -224,12 +226,12 @@ class ProviderTable:
             )
             if len(self._labelled) >= _KEPT_CLASSES:
                 self._labelled.clear()
-            self._labelled[uses] = found
-        return found
+            self._labelled[uses] = matching
+        return matching
 
 
 class _Columns:
-    """Arrays that grow together; a removed row is filled with the last one."""
+    """Columns of equal length that grow together. The last row replaces a removed one."""
 
     def __init__(self, **kinds: Any) -> None:
         self.count = 0
@@ -240,16 +242,16 @@ class _Columns:
             setattr(self, name, np.zeros(_START, dtype=kind))
 
     def _changes(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
-        """Objects that were not among the items of the last call, and those that no longer are.
+        """Return the objects added and those dropped since the items of the last call.
 
-        Identities are compared, which takes no step of the interpreter for what stays.
+        Compares identities, so that unchanged items need no Python-level comparison.
         """
         seen, current = self._seen, dict(zip(map(id, items), items, strict=True))
         self._seen = current
-        added = [each for key, each in current.items() if key not in seen]
+        added = [item for key, item in current.items() if key not in seen]
         if len(current) - len(added) == len(seen):
             return added, []
-        dropped = [each for key, each in seen.items() if key not in current]
+        dropped = [item for key, item in seen.items() if key not in current]
         return added, dropped
 
     def _take_row(self, job_id: int) -> int:
@@ -265,7 +267,7 @@ class _Columns:
         return row
 
     def _drop_row(self, job_id: int, ids: list[Any], moved_id: int) -> int:
-        """Free a row; the last row moves there."""
+        """Free a row by moving the last row into it."""
         row = self.rows.pop(job_id)
         self.count = last = self.count - 1
         if row != last:
@@ -281,8 +283,9 @@ class _Columns:
 class QueueTable(_Columns):
     """PENDING jobs.
 
-    `seconds` is what a job may occupy at most: its limit, or for one that runs until its credits
-    are spent what they buy at the cheapest price. `kind`, `own` and `all` are slots of its sums.
+    `seconds` is the longest run time of a job: its limit or, for a job that runs until its credits
+    are spent, the seconds that they buy at the cheapest price. `kind`, `own` and `everybody` are
+    the slots of its sums.
     """
 
     ids: Ints
@@ -331,21 +334,21 @@ class QueueTable(_Columns):
         self.special: set[int] = set()
 
     def update(self, waiting: Sequence[Waiting], providers: ProviderTable, *, priced: bool) -> None:
-        """Take in the queue of a snapshot; `priced` says that prices may have changed."""
-        rows, known = self.rows, self.waiting
+        """Update from the queue of a snapshot; `priced` means that prices may have changed."""
+        rows, current = self.rows, self.waiting
         added, dropped = self._changes(waiting)
-        for each in added:
-            row = rows.get(each.job.id)
-            if row is not None and known[row] == each:
-                known[row] = each
+        for entry in added:
+            row = rows.get(entry.job.id)
+            if row is not None and current[row] == entry:
+                current[row] = entry
                 continue
             if row is not None:
-                self._remove(each.job.id)
-            self._add(each, providers)
-        for each in dropped:
-            row = rows.get(each.job.id)
-            if row is not None and known[row] is each:
-                self._remove(each.job.id)
+                self._remove(entry.job.id)
+            self._add(entry, providers)
+        for entry in dropped:
+            row = rows.get(entry.job.id)
+            if row is not None and current[row] is entry:
+                self._remove(entry.job.id)
         if priced:
             for job_id in self.open_ended:
                 row = rows[job_id]
@@ -382,9 +385,11 @@ class QueueTable(_Columns):
             self.customers.append(job.customer)
         self.customer[row] = customer
         seconds = job.time_limit
-        wanted = conditions(waiting.uses)
-        choosy = wanted is not None and (wanted.patience > 0 or wanted.placement is not None)
-        if job.until_spent or waiting.excluded or waiting.avoided or choosy:
+        job_conditions = conditions(waiting.uses)
+        restricted = job_conditions is not None and (
+            job_conditions.patience > 0 or job_conditions.placement is not None
+        )
+        if job.until_spent or waiting.excluded or waiting.avoided or restricted:
             self.special.add(row)
         if job.until_spent:
             self.open_ended.add(job.id)
@@ -405,7 +410,7 @@ class QueueTable(_Columns):
             self.special.add(row)
 
     def _compact(self) -> None:
-        """Number the classes anew, without those that have no jobs."""
+        """Renumber the classes and drop those without jobs."""
         live = [cls for cls, count in enumerate(self.members) if count]
         numbers = np.zeros(len(self.class_keys), dtype=np.int64)
         numbers[live] = np.arange(len(live))
@@ -416,13 +421,13 @@ class QueueTable(_Columns):
         self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
 
     def _renumber_customers(self) -> None:
-        """Number the customers anew, without those that have no jobs."""
+        """Renumber the customers and drop those without jobs."""
         self.customers = list(dict.fromkeys(waiting.job.customer for waiting in self.waiting))
         self._customer_rows = {customer: i for i, customer in enumerate(self.customers)}
         for row, waiting in enumerate(self.waiting):
             self.customer[row] = self._customer_rows[waiting.job.customer]
 
-    # -- what finished runs tell
+    # -- estimates from finished runs
 
     def _slot(self, key: Key) -> int:
         slot = self._slots.get(key)
@@ -434,7 +439,7 @@ class QueueTable(_Columns):
         return slot
 
     def learn(self, history: RunHistory) -> None:
-        """Take in the sums that have changed."""
+        """Copy the sums that changed from a history."""
         if len(self._slots) > 4 * self.count + 100_000:
             self._slots.clear()
             for row, waiting in enumerate(self.waiting):
@@ -449,7 +454,7 @@ class QueueTable(_Columns):
                 self._sums[:, slot] = history.sums(key)
 
     def estimates(self) -> tuple[Floats, Floats]:
-        """Expected used part of the limit, and expected 1 / run time, of all jobs by row."""
+        """Return the expected used part of the limit and expected 1 / run time, by row."""
         n = self.count
         used: Any = 1.0
         inverse: Any = 1.0 / np.maximum(self.seconds[:n], SHORTEST_RUN)
@@ -466,17 +471,17 @@ class QueueTable(_Columns):
 
 
 def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
-    """Seconds that a job until its credits are spent occupies at the cheapest price."""
+    """Return the longest run time of a job that runs until its credits are spent."""
     answers = providers.answers(job.resources, waiting.uses)
     rates = [int(rate) for rate in answers.rates[answers.eligible & providers.open]]
     return max([job.time_limit, *(job.escrow // rate for rate in rates)])
 
 
 class HeldTable(_Columns):
-    """Jobs that providers hold, and the free capacity that they leave.
+    """Jobs at providers, and the load that they cause.
 
-    `end` is the chain time at which a running job leaves at the latest; of one that does not run
-    yet, the seconds that it may run (`queued` is set).
+    `end` is the chain time at which a running job ends at the latest. For a job that does not run
+    yet (`queued` is set), it is the number of seconds that the job may run.
     """
 
     place: Ints
@@ -495,23 +500,23 @@ class HeldTable(_Columns):
         self.load: Ints = np.zeros((3, 0), dtype=np.int64)
 
     def update(self, assigned: Sequence[Job], providers: ProviderTable, *, replaced: bool) -> None:
-        """Take in what providers hold; `replaced` says that the providers have changed."""
+        """Update from the assigned jobs; `replaced` means that provider records have changed."""
         if replaced:
             self.__init__()  # type: ignore[misc]
             self.load = np.zeros((3, len(providers.views)), dtype=np.int64)
-        rows, known = self.rows, self.jobs
+        rows, current = self.rows, self.jobs
         added, dropped = self._changes(assigned)
         for job in added:
             row = rows.get(job.id)
-            if row is not None and known[row] == job:
-                known[row] = job
+            if row is not None and current[row] == job:
+                current[row] = job
                 continue
             if row is not None:
                 self._remove(job.id)
             self._add(job, providers)
         for job in dropped:
             row = rows.get(job.id)
-            if row is not None and known[row] is job:
+            if row is not None and current[row] is job:
                 self._remove(job.id)
 
     def _add(self, job: Job, providers: ProviderTable) -> None:
@@ -535,7 +540,7 @@ class HeldTable(_Columns):
         self._drop_row(job_id, self.jobs, self.jobs[-1].id)
 
     def releases(self, now: int, start_margin: int) -> tuple[Ints, Ints, Ints]:
-        """Places, chain times and amounts of what will be given back."""
+        """Return the provider's row, chain time and amounts of each future release."""
         n = self.count
         end = np.where(
             self.queued[:n], self.end[:n] + (now + start_margin), np.maximum(self.end[:n], now + 1)

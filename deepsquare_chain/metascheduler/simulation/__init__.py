@@ -1,1 +1,1 @@
-"""Simulation of a grid: the real policy and baselines, driven by recorded workloads."""
+"""Simulation of a grid: runs recorded workloads through the real policy and baselines."""

@@ -1,7 +1,7 @@
-"""Baselines: clusters with queues of their own, each served with EASY backfilling.
+"""Baselines: clusters with separate queues, each served with EASY backfilling.
 
-EASY (Lifka, JSSPP 1995): the first job that does not fit gets the earliest time at which enough
-CPUs are free by time limits; others start before it where that does not delay it.
+EASY (Lifka, JSSPP 1995): the first job that does not fit gets a reservation at the earliest time at
+which enough CPUs are free by time limits. Other jobs start earlier if that does not delay it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deepsquare_chain.metascheduler.simulation.workload import TraceJob
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """When and where a job ran: `provider` counts from 0, times in seconds."""
+    """The provider and times of a job's run: `provider` counts from 0, times are in seconds."""
 
     job: TraceJob
     provider: int
@@ -34,18 +34,18 @@ Order = Callable[[TraceJob], tuple[float, ...]]
 
 
 def smallest_area_first(job: TraceJob) -> tuple[float, ...]:
-    """CPUs x time limit."""
+    """Order by CPUs x time limit."""
     return (job.cpus * job.limit, job.at, job.id)
 
 
 def first_come_first_served(job: TraceJob) -> tuple[float, ...]:
-    """Time of submission."""
+    """Order by time of submission."""
     return (job.at, job.id)
 
 
 @dataclass(slots=True)
 class Cluster:
-    """One cluster: CPUs of one speed, a queue, and what runs by the end of its limit."""
+    """A cluster with CPUs of one speed, a queue, and running jobs by the end of their limits."""
 
     cpus: int
     speed: float
@@ -53,7 +53,7 @@ class Cluster:
     free: int = 0
     queue: list[tuple[tuple[float, ...], TraceJob]] = field(default_factory=list)
     running: list[tuple[float, int, int]] = field(default_factory=list)
-    #: CPUs and CPU seconds, by time limits, of what runs or is queued.
+    #: CPUs, and CPU seconds by time limits, of running and queued jobs.
     occupied: int = 0
     queued_area: float = 0.0
     end_area: float = 0.0
@@ -69,35 +69,35 @@ class Cluster:
         self.queued_area += job.cpus * job.limit
 
     def remaining(self, now: float) -> float:
-        """CPU seconds by time limits that are still to be done."""
+        """Return the CPU seconds of running and queued jobs that remain, by time limits."""
         return self.queued_area + self.end_area - now * self.busy
 
     def start_what_fits(self, now: float) -> list[TraceJob]:
-        """Start jobs by EASY backfilling."""
+        """Start jobs by EASY backfilling; return them."""
         queue, started = self.queue, []
-        at = 0
-        while at < len(queue) and queue[at][1].cpus <= self.free:
-            started.append(queue[at][1])
-            self._begin(queue[at][1], now)
-            at += 1
-        del queue[:at]
+        position = 0
+        while position < len(queue) and queue[position][1].cpus <= self.free:
+            started.append(queue[position][1])
+            self._begin(queue[position][1], now)
+            position += 1
+        del queue[:position]
         if not queue or not self.free:
             return started
         shadow, extra = self._reservation(queue[0][1].cpus)
-        at, free = 1, self.free
-        while at < len(queue) and free:
-            job = queue[at][1]
+        position, free = 1, self.free
+        while position < len(queue) and free:
+            job = queue[position][1]
             if job.cpus <= free:
                 ends_before = now + job.limit <= shadow
                 if ends_before or job.cpus <= extra:
                     if not ends_before:
                         extra -= job.cpus
-                    del queue[at]
+                    del queue[position]
                     started.append(job)
                     self._begin(job, now)
                     free = self.free
                     continue
-            at += 1
+            position += 1
         return started
 
     def _begin(self, job: TraceJob, now: float) -> None:
@@ -109,7 +109,7 @@ class Cluster:
         self.end_area += job.cpus * end
 
     def finish(self, job: TraceJob, limit_end: float) -> None:
-        """Take back what a job occupied."""
+        """Release the CPUs of a job that ended."""
         self.free += job.cpus
         self.busy -= job.cpus
         self.occupied -= job.cpus
@@ -125,17 +125,17 @@ class Cluster:
         return float("inf"), 0
 
 
-#: Chooses a cluster for a job at its submission.
+#: Returns the index of the cluster for a job at its submission.
 Route = Callable[[TraceJob, Sequence[Cluster], float], int]
 
 
 def to_the_only_one(_job: TraceJob, _clusters: Sequence[Cluster], _now: float) -> int:
-    """All to the first cluster."""
+    """Choose the first cluster."""
     return 0
 
 
 def to_the_least_loaded(job: TraceJob, clusters: Sequence[Cluster], _now: float) -> int:
-    """The smallest share of CPUs that run or wait for jobs."""
+    """Choose the smallest ratio of CPUs of running and queued jobs to CPUs of the cluster."""
     loads = [
         (cluster.occupied / cluster.cpus, i)
         for i, cluster in enumerate(clusters)
@@ -145,7 +145,7 @@ def to_the_least_loaded(job: TraceJob, clusters: Sequence[Cluster], _now: float)
 
 
 def to_the_earliest_completion(job: TraceJob, clusters: Sequence[Cluster], now: float) -> int:
-    """The earliest end, if all work before it takes its limit and packs without gaps."""
+    """Choose the earliest end, if all earlier jobs use their limits and pack without gaps."""
     ends = []
     for i, cluster in enumerate(clusters):
         if job.cpus > cluster.cpus:
@@ -159,29 +159,30 @@ def to_the_earliest_completion(job: TraceJob, clusters: Sequence[Cluster], now: 
 def run_clusters(
     jobs: Sequence[TraceJob], clusters: Sequence[Cluster], route: Route
 ) -> list[SimulatedRun]:
-    """Run a workload to its end; outcomes are in order of submission."""
+    """Run a workload to its end; return the runs in order of submission."""
     ends: list[tuple[float, int, int, float]] = []
     outcomes: dict[int, SimulatedRun] = {}
     by_id = {job.id: job for job in jobs}
-    at = 0
-    while at < len(jobs) or ends:
+    next_job = 0
+    while next_job < len(jobs) or ends:
         now = min(
-            jobs[at].at if at < len(jobs) else float("inf"), ends[0][0] if ends else float("inf")
+            jobs[next_job].at if next_job < len(jobs) else float("inf"),
+            ends[0][0] if ends else float("inf"),
         )
         touched = set()
         while ends and ends[0][0] <= now:
-            _, job_id, place, limit_end = heapq.heappop(ends)
-            clusters[place].finish(by_id[job_id], limit_end)
-            touched.add(place)
-        while at < len(jobs) and jobs[at].at <= now:
-            place = route(jobs[at], clusters, now)
-            clusters[place].submit(jobs[at])
-            touched.add(place)
-            at += 1
-        for place in sorted(touched):
-            cluster = clusters[place]
+            _, job_id, index, limit_end = heapq.heappop(ends)
+            clusters[index].finish(by_id[job_id], limit_end)
+            touched.add(index)
+        while next_job < len(jobs) and jobs[next_job].at <= now:
+            index = route(jobs[next_job], clusters, now)
+            clusters[index].submit(jobs[next_job])
+            touched.add(index)
+            next_job += 1
+        for index in sorted(touched):
+            cluster = clusters[index]
             for job in cluster.start_what_fits(now):
                 end = now + job.run_at(cluster.speed)
-                outcomes[job.id] = SimulatedRun(job, place, now, end)
-                heapq.heappush(ends, (end, job.id, place, now + job.limit))
+                outcomes[job.id] = SimulatedRun(job, index, now, end)
+                heapq.heappush(ends, (end, job.id, index, now + job.limit))
     return [outcomes[job.id] for job in jobs]

@@ -1,8 +1,8 @@
-"""Runs a workload through the real policy.
+"""Discrete-event simulation of a workload under the real policy.
 
-Time jumps from event to event. Without chain delay a job starts when it is assigned. With blocks of
-b seconds, as on a chain: a submission is seen in the next block, a job starts three blocks after
-the plan that assigned it, and its end is seen in the block after it.
+Without chain delay a job starts when it is assigned. With blocks of b seconds, as on a chain, the
+scheduler sees a submission in the next block, a job starts three blocks after the plan that
+assigned it, and the scheduler sees its end in the block after the end.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def run_policy(
     block: float = 0.0,
     progress: Callable[[float], None] | None = None,
 ) -> list[SimulatedRun]:
-    """Run a workload to its end; outcomes are in order of submission.
+    """Run a workload to its end; return the runs in order of submission.
 
     Args:
-        jobs: In order of submission.
-        views: Providers, by ascending id.
-        speeds: How fast each really computes, in the workload's own unit.
-        rules: Of the policy.
+        jobs: Jobs in order of submission.
+        views: Providers by ascending id.
+        speeds: True speed of each provider, in the workload's unit.
+        rules: Rules of the policy.
         block: Seconds between blocks; 0 for no delay.
-        progress: Called now and then with the part that is done.
+        progress: Called every 500 steps with the part of jobs that have started.
     """
     return _Simulation(jobs, views, speeds, rules=rules, block=block, progress=progress).run()
 
@@ -93,13 +93,13 @@ class _Simulation:
         return [self._outcomes[job_id] for job_id in self._jobs]
 
     def _seen(self, at: float) -> float:
-        """When the scheduler sees what happened at a time."""
+        """Return the time at which the scheduler sees an event."""
         if self._block <= 0:
             return at
         return (math.floor(at / self._block) + 1) * self._block
 
     def _happen(self, now: float, kind: int, job_id: int) -> bool:
-        """Take in an event; whether a plan should follow."""
+        """Apply an event; return whether a plan should follow."""
         if kind == _ARRIVAL:
             self._waiting[job_id] = _waiting(self._jobs[job_id])
         elif kind == _BEGIN:
@@ -128,12 +128,12 @@ class _Simulation:
             self._start(decision.waiting.job, decision.provider_id, decision.rate, now)
 
     def _start(self, record: Job, provider_id: int, rate: int, now: float) -> None:
-        place = self._places[provider_id]
+        index = self._places[provider_id]
         job = self._jobs[record.id]
         begin = now + _BLOCKS_TO_START * self._block
-        end = begin + job.run_at(self._speeds[place])
+        end = begin + job.run_at(self._speeds[index])
         del self._waiting[job.id]
-        self._outcomes[job.id] = SimulatedRun(job, place, begin, end)
+        self._outcomes[job.id] = SimulatedRun(job, index, begin, end)
         status = JobStatus.META_SCHEDULED if self._block > 0 else JobStatus.RUNNING
         self._held[job.id] = replace(
             record, status=status, since=math.floor(now), provider_id=provider_id, rate=rate

@@ -1,8 +1,8 @@
-"""Experiments: schedulers x objectives x loads x seeds, in several processes, and their measures.
+"""Experiments over schedulers, objectives, loads and seeds, in several processes; their measures.
 
-Measures leave the first 5 % of the jobs out. The bounded slowdown of a job is (wait + run) /
-max(run, 10 s), at least 1 (Feitelson et al., JSSPP 1997). Ratios are means over seeds of the ratio
-within a seed, so that a hard seed does not outweigh the others.
+Measures exclude the first 5 % of the jobs. The bounded slowdown of a job is (wait + run) /
+max(run, 10 s), at least 1 (Feitelson et al., JSSPP 1997). Ratios are computed within a seed and
+averaged over seeds, so that a hard seed does not outweigh the others.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from deepsquare_chain.metascheduler.simulation.workload import (
     with_objectives,
 )
 
-#: Part of the jobs that is left out of all measures: the grid fills up.
+#: Part of the jobs that all measures exclude, because the grid is still filling up.
 _WARM_UP: Final = 0.05
-#: Points of a series over time.
+#: Number of points of a time series.
 _BINS: Final = 160
-#: Jobs of a customer that count for the comparison of customers.
+#: Fewest jobs of a customer for it to enter the comparison of customers.
 _ENOUGH: Final = 20
 _HOUR: Final = 3_600.0
 
@@ -63,7 +63,7 @@ BASELINES: Final = tuple(each for each in Scheduler if each is not Scheduler.POL
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of a simulation; baselines have no objective and no chain delay."""
+    """The parameters of one simulation; baselines have no objective and no chain delay."""
 
     scheduler: Scheduler
     load: float
@@ -74,11 +74,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class ResultSeries:
-    """Figures over time, a value for each of equal bins of `width` seconds.
+    """Time series with a value for each bin of `width` seconds.
 
-    `busy` is the part of CPUs, `queued` a mean number of jobs, `wait` the mean wait in seconds of
-    jobs that were submitted then, `slowdown` their mean bounded slowdown, `money` credits per hour
-    and `power` watts.
+    `busy` is the part of CPUs in use, `queued` the mean number of waiting jobs, `wait` the mean
+    wait in seconds of jobs submitted in the bin, `slowdown` their mean bounded slowdown, `money`
+    credits per hour and `power` watts.
     """
 
     width: float
@@ -92,11 +92,12 @@ class ResultSeries:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What came out of a run.
+    """The results of a case.
 
-    `money` and `energy` compare jobs that want COST and ENERGY with a choice that is blind to
-    prices and watts: the ratio of what their work cost, None without such jobs. `unfairness` is
-    the mean slowdown of the worst customer over that of the median customer.
+    `money` is the cost of jobs with objective COST over their cost at the grid's mean price,
+    `energy` the energy of jobs with objective ENERGY over that at the grid's mean watts; None
+    without such jobs. `unfairness` is the mean slowdown of the worst customer over that of the
+    median customer.
     """
 
     case: Case
@@ -136,17 +137,17 @@ class ResultRow:
 
 
 def default_width(trace: Trace, grid: SimulatedGrid) -> int:
-    """What a trace's machine counts as: itself, or the mean cluster if it is wider than that.
+    """Return the width in CPUs to scale a trace's machine to: at most that of the mean cluster.
 
-    The widest jobs then fit about half of the clusters. Jobs as wide as the largest cluster could go
-    to that one alone, and no policy could choose.
+    The widest jobs then fit about half of the clusters. Jobs as wide as the largest cluster would
+    fit only that one, which leaves a policy no choice.
     """
     return min(trace.processors, grid.cpus // len(grid.providers))
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is to be simulated; `width` is what the trace's machine counts as, in CPUs."""
+    """The parameters of an experiment; the trace's machine is scaled to `width` CPUs."""
 
     trace: Trace
     grid: SimulatedGrid
@@ -163,7 +164,7 @@ class Experiment:
             object.__setattr__(self, "width", default_width(self.trace, self.grid))
 
     def cases(self) -> list[Case]:
-        """All runs, those that take longest first."""
+        """Return all cases, those that take longest first."""
         policy = [
             Case(Scheduler.POLICY, load, seed, wish, block)
             for load in sorted(self.loads, reverse=True)
@@ -182,18 +183,18 @@ class Experiment:
 def run_experiment(
     experiment: Experiment, *, processes: int, progress: Callable[[int, int], None]
 ) -> list[Measures]:
-    """Run all cases; `progress` gets how many of how many are done.
+    """Run all cases; `progress` is called with the number of finished cases and of all cases.
 
-    Results are in the order of the cases, and the same whatever the number of processes.
+    Results are in the order of the cases and do not depend on the number of processes.
     """
     cases = experiment.cases()
     progress(0, len(cases))
     if processes <= 1:
-        found = []
+        all_measures = []
         for case in cases:
-            found.append(run_case(experiment, case))
-            progress(len(found), len(cases))
-        return found
+            all_measures.append(run_case(experiment, case))
+            progress(len(all_measures), len(cases))
+        return all_measures
     results: dict[Case, Measures] = {}
     with ProcessPoolExecutor(
         processes,
@@ -201,8 +202,8 @@ def run_experiment(
         initializer=_remember,
         initargs=(experiment,),
     ) as pool:
-        for done in as_completed([pool.submit(_run_remembered, case) for case in cases]):
-            measures = done.result()
+        for future in as_completed([pool.submit(_run_remembered, case) for case in cases]):
+            measures = future.result()
             results[measures.case] = measures
             progress(len(results), len(cases))
     return [results[case] for case in cases]
@@ -240,12 +241,15 @@ def _run_baseline(
         order = (
             smallest_area_first if scheduler is Scheduler.MERGED_SAF else first_come_first_served
         )
-        one = Cluster(grid.cpus, grid.capacity / grid.cpus, order)
-        return run_clusters(jobs, [one], to_the_only_one)
+        merged = Cluster(grid.cpus, grid.capacity / grid.cpus, order)
+        return run_clusters(jobs, [merged], to_the_only_one)
     route = (
         to_the_least_loaded if scheduler is Scheduler.LEAST_LOADED else to_the_earliest_completion
     )
-    clusters = [Cluster(each.cpus, each.speed, first_come_first_served) for each in grid.providers]
+    clusters = [
+        Cluster(provider.cpus, provider.speed, first_come_first_served)
+        for provider in grid.providers
+    ]
     return run_clusters(jobs, clusters, route)
 
 
@@ -253,7 +257,7 @@ def _run_baseline(
 
 
 def slowdown(outcome: SimulatedRun) -> float:
-    """The bounded slowdown of a job."""
+    """Return the bounded slowdown of a job."""
     run = outcome.end - outcome.start
     return max(1.0, (outcome.wait + run) / max(run, SHORTEST_RUN))
 
@@ -287,7 +291,10 @@ def _measure(
 def against_blind(
     outcomes: Sequence[SimulatedRun], grid: SimulatedGrid, objective: Objective
 ) -> float | None:
-    """Cost of the work of jobs that want an objective, over that at the mean of the grid."""
+    """Return the price or watts of jobs with an objective, over those of the same work at the mean.
+
+    The mean is that of a grid whose CPUs are all used alike. None if no job has the objective.
+    """
     used = work = 0.0
     for outcome in outcomes:
         if outcome.job.objective is objective:
@@ -306,7 +313,7 @@ def _unfairness(outcomes: Sequence[SimulatedRun], slowdowns: Sequence[float]) ->
     by_customer: defaultdict[str, list[float]] = defaultdict(list)
     for outcome, value in zip(outcomes, slowdowns, strict=True):
         by_customer[outcome.job.customer].append(value)
-    means = [statistics.fmean(each) for each in by_customer.values() if len(each) >= _ENOUGH]
+    means = [statistics.fmean(values) for values in by_customer.values() if len(values) >= _ENOUGH]
     return max(means) / statistics.median(means) if len(means) > 1 else None
 
 
@@ -323,11 +330,11 @@ def _series(
     waits: list[list[float]] = [[] for _ in range(_BINS)]
     slow: list[list[float]] = [[] for _ in range(_BINS)]
     skipped = len(outcomes) - len(slowdowns)
-    for at, outcome in enumerate(outcomes):
-        place = min(int(outcome.job.at / width), _BINS - 1)
-        waits[place].append(outcome.wait)
-        if at >= skipped:
-            slow[place].append(slowdowns[at - skipped])
+    for index, outcome in enumerate(outcomes):
+        bin_index = min(int(outcome.job.at / width), _BINS - 1)
+        waits[bin_index].append(outcome.wait)
+        if index >= skipped:
+            slow[bin_index].append(slowdowns[index - skipped])
         cluster = grid.providers[outcome.provider]
         price, watts = float(cluster.cpu_price), cluster.watts_per_cpu
         if merged:
@@ -344,7 +351,7 @@ def _series(
 
 
 def _parts(start: float, end: float, width: float) -> Iterable[tuple[int, float]]:
-    """Bins that a time touches, each with the covered part of the bin."""
+    """Yield each bin that an interval overlaps, with the covered part of the bin."""
     for i in range(int(start / width), min(int(end / width), _BINS - 1) + 1):
         part = (min(end, (i + 1) * width) - max(start, i * width)) / width
         if part > 0.0:
@@ -359,12 +366,12 @@ def _means(bins: Sequence[Sequence[float]]) -> list[float]:
 
 
 def summarise(measures: Sequence[Measures]) -> list[ResultRow]:
-    """Means over seeds, a row for each scheduler, objective, load and delay."""
-    by_case = {each.case: each for each in measures}
+    """Return means over seeds: a row for each scheduler, objective, load and block time."""
+    by_case = {result.case: result for result in measures}
     groups: dict[tuple[Scheduler, str, float, float], list[Measures]] = {}
-    for each in measures:
-        case = each.case
-        groups.setdefault((case.scheduler, case.wish, case.load, case.block), []).append(each)
+    for result in measures:
+        case = result.case
+        groups.setdefault((case.scheduler, case.wish, case.load, case.block), []).append(result)
     rows = [_row(key, group, by_case) for key, group in groups.items()]
     order = list(Scheduler)
     return sorted(rows, key=lambda row: (row.load, row.block, order.index(row.scheduler)))
@@ -380,13 +387,13 @@ def _row(
     def ratios(
         baseline: Scheduler, value: Callable[[Measures], float], *, inverse: bool = False
     ) -> list[float]:
-        found = []
-        for each in group:
-            other = by_case.get(Case(baseline, load, each.case.seed))
-            if other is not None and value(each) > 0.0 and value(other) > 0.0:
-                ratio = value(each) / value(other)
-                found.append(1.0 / ratio if inverse else ratio)
-        return found
+        seed_ratios = []
+        for result in group:
+            baseline_result = by_case.get(Case(baseline, load, result.case.seed))
+            if baseline_result is not None and value(result) > 0.0 and value(baseline_result) > 0.0:
+                ratio = value(result) / value(baseline_result)
+                seed_ratios.append(1.0 / ratio if inverse else ratio)
+        return seed_ratios
 
     def mean(values: Iterable[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -399,19 +406,19 @@ def _row(
         load=load,
         block=block,
         seeds=len(group),
-        slowdown=statistics.fmean(each.slowdown for each in group),
+        slowdown=statistics.fmean(result.slowdown for result in group),
         vs_merged_saf=mean(vs_saf),
-        wait_mean=statistics.fmean(each.wait_mean for each in group),
-        wait_p99=statistics.fmean(each.wait_p99 for each in group),
+        wait_mean=statistics.fmean(result.wait_mean for result in group),
+        wait_p99=statistics.fmean(result.wait_p99 for result in group),
         wait_p99_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_p99)),
-        wait_longest=statistics.fmean(each.wait_longest for each in group),
+        wait_longest=statistics.fmean(result.wait_longest for result in group),
         wait_longest_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_longest)),
         better_than_least_loaded=mean(
             ratios(Scheduler.LEAST_LOADED, lambda m: m.slowdown, inverse=True)
         ),
-        utilisation=statistics.fmean(each.utilisation for each in group),
-        money=mean(each.money for each in group),
-        energy=mean(each.energy for each in group),
-        unfairness=mean(each.unfairness for each in group),
+        utilisation=statistics.fmean(result.utilisation for result in group),
+        money=mean(result.money for result in group),
+        energy=mean(result.energy for result in group),
+        unfairness=mean(result.unfairness for result in group),
         each_vs_merged_saf=tuple(vs_saf),
     )

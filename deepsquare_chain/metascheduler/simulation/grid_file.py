@@ -1,4 +1,4 @@
-"""The grid of a simulation, from a YAML file."""
+"""Reads the grid of a simulation from a YAML file."""
 
 from __future__ import annotations
 
@@ -52,56 +52,62 @@ class _GridFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedGrid:
-    """Clusters in the order of the file; the first has id 1."""
+    """The clusters of a grid in the order of the file; the first has id 1."""
 
     providers: tuple[SimulatedProvider, ...]
 
     @property
     def cpus(self) -> int:
         """CPUs of all clusters."""
-        return sum(each.cpus for each in self.providers)
+        return sum(provider.cpus for provider in self.providers)
 
     @property
     def capacity(self) -> float:
-        """CPUs x speed."""
-        return sum(each.cpus * each.speed for each in self.providers)
+        """Sum of CPUs x speed over all clusters."""
+        return sum(provider.cpus * provider.speed for provider in self.providers)
 
     @property
     def largest(self) -> int:
         """CPUs of the largest cluster."""
-        return max(each.cpus for each in self.providers)
+        return max(provider.cpus for provider in self.providers)
 
     @property
     def memory_per_cpu(self) -> int:
-        """MB per CPU with which jobs fill the largest cluster."""
-        widest = max(self.providers, key=lambda each: each.cpus)
+        """MB per CPU of the largest cluster."""
+        widest = max(self.providers, key=lambda provider: provider.cpus)
         return max(1, widest.mem_per_node // widest.cpus_per_node)
 
     @property
     def speeds(self) -> Sequence[float]:
         """Speeds of the clusters."""
-        return [each.speed for each in self.providers]
+        return [provider.speed for provider in self.providers]
 
     @property
     def price_of_work(self) -> float:
-        """Credits per hour of a CPU at speed 1, where all clusters are used alike."""
-        return sum(float(each.cpu_price) * each.cpus for each in self.providers) / self.capacity
+        """Mean credits per hour of a CPU at speed 1, if all CPUs are used alike."""
+        return (
+            sum(float(provider.cpu_price) * provider.cpus for provider in self.providers)
+            / self.capacity
+        )
 
     @property
     def watts_of_work(self) -> float:
-        """Watts of a CPU at speed 1, where all clusters are used alike."""
-        return sum(each.watts_per_cpu * each.cpus for each in self.providers) / self.capacity
+        """Mean watts of a CPU at speed 1, if all CPUs are used alike."""
+        return (
+            sum(provider.watts_per_cpu * provider.cpus for provider in self.providers)
+            / self.capacity
+        )
 
     def views(self) -> tuple[ProviderView, ...]:
-        """The clusters as the policy sees them; labels tell their true speeds and watts."""
-        return tuple(_view(number, each) for number, each in enumerate(self.providers, 1))
+        """Return the planner's views of the clusters; labels hold their true speeds and watts."""
+        return tuple(_view(number, provider) for number, provider in enumerate(self.providers, 1))
 
 
 def read_grid(path: Path) -> SimulatedGrid:
     """Read the clusters of a simulation.
 
     Raises:
-        UsageError: The file can't be read or names something wrong; the message says what.
+        UsageError: The file can't be read or is invalid; the message names the error.
     """
     return SimulatedGrid(read_yaml(path, _GridFile, what="the grid", hint=_HINT).providers)
 
@@ -136,5 +142,5 @@ def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
 
 
 def _per_second(per_hour: Decimal) -> int:
-    """Credit-wei per second of credits per hour."""
+    """Convert credits per hour to credit-wei per second."""
     return int(per_hour * CREDIT) // SECONDS_PER_HOUR

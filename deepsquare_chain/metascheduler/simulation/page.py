@@ -1,4 +1,4 @@
-"""A page with the results of an experiment: tables and plots, in one file without scripts."""
+"""Renders the results of an experiment as one HTML file with tables and plots, without scripts."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ COLUMNS: Final[tuple[tuple[str, Callable[[ResultRow], str]], ...]] = (
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A ratio as text."""
+    """Format a ratio."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def change(ratio: float | None) -> str:
-    """A ratio as a change in per cent."""
+    """Format a ratio as a change in per cent."""
     return "-" if ratio is None else f"{ratio - 1:+.1%}"
 
 
 def render(experiment: Experiment, rows: Sequence[ResultRow], measures: Sequence[Measures]) -> str:
-    """The whole page; names from files appear escaped."""
+    """Render the page; names from files are escaped."""
     grid, trace = experiment.grid, experiment.trace
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
@@ -87,14 +87,14 @@ def render(experiment: Experiment, rows: Sequence[ResultRow], measures: Sequence
     ]
     for load in sorted({row.load for row in rows}):
         parts.append(f"<h2>Load {load:g}, seed 0</h2>")
-        shown = [
-            (_name(each), each.series)
-            for each in measures
-            if each.series is not None and each.case.load == load
+        named_series = [
+            (_name(result), result.series)
+            for result in measures
+            if result.series is not None and result.case.load == load
         ]
-        parts.append(_keys([name for name, _ in shown]))
+        parts.append(_keys([name for name, _ in named_series]))
         parts += [
-            _plot(title, [(name, series.width, pick(series)) for name, series in shown])
+            _plot(title, [(name, series.width, pick(series)) for name, series in named_series])
             for title, pick in _PLOTS
         ]
     return "\n".join([*parts, "</html>", ""])
@@ -128,23 +128,23 @@ def _keys(names: Sequence[str]) -> str:
 
 
 def _plot(title: str, lines: Sequence[tuple[str, float, Sequence[float]]]) -> str:
-    """A figure with a line for each scheduler, days from left to right."""
-    most = max((max(values) for _, _, values in lines), default=0.0) or 1.0
+    """Render a figure with a line for each scheduler and days on the x-axis."""
+    maximum = max((max(values) for _, _, values in lines), default=0.0) or 1.0
     days = max((width * len(values) for _, width, values in lines), default=0.0) / 86_400 or 1.0
-    drawn = []
+    polylines = []
     for i, (name, width, values) in enumerate(lines):
         points = " ".join(
             f"{_LEFT + (_WIDTH - _LEFT) * (at + 0.5) * width / (days * 86_400):.1f},"
-            f"{_HEIGHT - _HEIGHT * value / most:.1f}"
+            f"{_HEIGHT - _HEIGHT * value / maximum:.1f}"
             for at, value in enumerate(values)
         )
-        drawn.append(
+        polylines.append(
             f'<polyline fill="none" stroke="{_COLOURS[i % len(_COLOURS)]}" stroke-width="1.5" '
             f'points="{points}"><title>{escape(name)}</title></polyline>'
         )
     marks = "".join(
         f'<text x="{_LEFT - 6}" y="{_HEIGHT - _HEIGHT * part + (12 if part else 0):.0f}" '
-        f'text-anchor="end">{most * part:.3g}</text>'
+        f'text-anchor="end">{maximum * part:.3g}</text>'
         for part in (0.0, 0.5, 1.0)
     )
     times = "".join(
@@ -158,5 +158,5 @@ def _plot(title: str, lines: Sequence[tuple[str, float, Sequence[float]]]) -> st
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _BOTTOM}" role="img" aria-label="{escape(title)}">'
-        f"{axis}{''.join(drawn)}{marks}{times}</svg></figure>"
+        f"{axis}{''.join(polylines)}{marks}{times}</svg></figure>"
     )

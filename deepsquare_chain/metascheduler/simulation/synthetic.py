@@ -1,8 +1,8 @@
-"""Workloads of our own making, with the traits that matter to a scheduler.
+"""Synthetic workloads with the properties that matter to a scheduler.
 
-Customers submit bursts of similar jobs, sizes are mostly powers of two, limits are round and far
-above the run times, arrivals follow the hours of the day. Two styles: `mixed` has many customers
-and short jobs, `campaign` has few customers with wide, long jobs.
+Customers submit bursts of similar jobs. Sizes are mostly powers of two, limits are round and far
+above the run times, and the arrival rate follows the time of day. There are two styles: `mixed` has
+many customers and short jobs, `campaign` has few customers with wide, long jobs.
 """
 
 from __future__ import annotations
@@ -41,26 +41,28 @@ STYLES: Final[dict[str, Style]] = {
 
 
 def synthetic(style: str, count: int, seed: int) -> Trace:
-    """A trace at a load of about 0.7 of its own machine; equal arguments give equal traces."""
-    dice, traits = random.Random(f"{style} {seed}"), STYLES[style]  # noqa: S311
+    """Generate a trace with a load of about 0.7 on its own machine; deterministic."""
+    rng, parameters = random.Random(f"{style} {seed}"), STYLES[style]  # noqa: S311
     shapes: list[tuple[str, int, int, float]] = []
     while len(shapes) < count:
-        customer = f"user {1 + int(traits.customers * dice.random() ** 2)}"
-        cpus = min(dice.choice(traits.sizes), traits.processors)
-        typical = traits.typical * math.exp(dice.gauss(0.0, traits.spread))
-        wanted = typical * dice.uniform(1.2, 6.0)
-        limit = next((each for each in _LIMITS if each >= wanted), _LIMITS[-1])
-        for _ in range(1 + int(dice.expovariate(1.0 / traits.burst))):
-            failed = dice.random() < 0.12
-            run = dice.uniform(2.0, 60.0) if failed else typical * math.exp(dice.gauss(0.0, 0.35))
+        customer = f"user {1 + int(parameters.customers * rng.random() ** 2)}"
+        cpus = min(rng.choice(parameters.sizes), parameters.processors)
+        typical = parameters.typical * math.exp(rng.gauss(0.0, parameters.spread))
+        requested = typical * rng.uniform(1.2, 6.0)
+        limit = next(
+            (limit_choice for limit_choice in _LIMITS if limit_choice >= requested), _LIMITS[-1]
+        )
+        for _ in range(1 + int(rng.expovariate(1.0 / parameters.burst))):
+            failed = rng.random() < 0.12
+            run = rng.uniform(2.0, 60.0) if failed else typical * math.exp(rng.gauss(0.0, 0.35))
             shapes.append((customer, cpus, limit, max(1.0, min(run, float(limit)))))
     shapes = shapes[:count]
-    length = sum(cpus * run for _, cpus, _, run in shapes) / (0.7 * traits.processors)
+    length = sum(cpus * run for _, cpus, _, run in shapes) / (0.7 * parameters.processors)
     jobs: list[TraceJob] = []
     at = 0.0
     for customer, cpus, limit, run in shapes:
         # Three times as many submissions at the busiest hour as at the quietest.
         pace = 1.0 + 0.5 * math.sin(2.0 * math.pi * at / _DAY)
-        at += dice.expovariate(count * pace / length)
+        at += rng.expovariate(count * pace / length)
         jobs.append(TraceJob(len(jobs) + 1, round(at), cpus, limit, round(run), customer))
-    return Trace(style, tuple(jobs), traits.processors)
+    return Trace(style, tuple(jobs), parameters.processors)

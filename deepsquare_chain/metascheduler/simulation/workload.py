@@ -1,4 +1,4 @@
-"""Workloads in the Standard Workload Format, folded to a wanted load.
+"""Reads workloads in the Standard Workload Format and folds them to a given load.
 
 Format: Chapin et al., JSSPP 1999. Each line describes a job by 18 numbers, -1 where unknown; lines
 that begin with a semicolon are comments.
@@ -21,7 +21,7 @@ from deepsquare_chain.job import Objective
 
 _FIELDS: Final = 18
 _DAY: Final = 86_400
-#: Bytes of a trace, unpacked, that are read at most.
+#: Most bytes of a trace, after decompression.
 _MAX_BYTES: Final = 2 * 10**9
 _GZIP: Final = b"\x1f\x8b"
 
@@ -43,7 +43,7 @@ class TraceJob:
     objective: Objective = Objective.COST
 
     def run_at(self, speed: float) -> float:
-        """Seconds that the job runs at a speed: it is stopped at its limit."""
+        """Return the run time in seconds at a speed: at most the limit, which stops the job."""
         return min(self.seconds / speed, float(self.limit))
 
 
@@ -62,13 +62,13 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace in the Standard Workload Format, as text or packed by gzip.
+    """Read a trace in the Standard Workload Format, as text or compressed by gzip.
 
-    Jobs that never ran, or that name neither processors nor a time, are left out. A job without a
-    requested time gets its run time as limit.
+    Jobs without processors or without a run time are left out. A job without a requested time gets
+    its run time as limit.
 
     Raises:
-        UsageError: The file can't be read, or a line is no job; the message names it.
+        UsageError: The file can't be read, has no job, or has an invalid line, which is named.
     """
     jobs: list[TraceJob] = []
     processors = 0
@@ -88,8 +88,10 @@ def read_trace(path: Path) -> Trace:
             hint="Give a trace in the Standard Workload Format: a line of 18 numbers for each job.",
         )
     jobs.sort(key=lambda job: (job.at, job.id))
-    first = jobs[0].at
-    numbered = tuple(replace(job, id=i, at=job.at - first) for i, job in enumerate(jobs, 1))
+    first_submission = jobs[0].at
+    numbered = tuple(
+        replace(job, id=i, at=job.at - first_submission) for i, job in enumerate(jobs, 1)
+    )
     widest = max(job.cpus for job in numbered)
     return Trace(path.name, numbered, max(processors, widest))
 
@@ -128,27 +130,27 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
             f"line {number} of {path} is no job: it needs {_FIELDS} numbers",
             hint="Give a trace in the Standard Workload Format, or remove the line.",
         )
-    submitted, ran, allocated = values[1], values[3], values[4]
-    asked, wanted, memory = values[7], values[8], values[9]
-    cpus = int(asked if asked > 0 else allocated)
-    if cpus <= 0 or ran <= 0:
+    submitted, run_time, allocated = values[1], values[3], values[4]
+    requested_cpus, requested_time, memory = values[7], values[8], values[9]
+    cpus = int(requested_cpus if requested_cpus > 0 else allocated)
+    if cpus <= 0 or run_time <= 0:
         return None
-    limit = math.ceil(wanted if wanted > 0 else ran)
+    limit = math.ceil(requested_time if requested_time > 0 else run_time)
     return TraceJob(
         id=int(values[0]),
         at=submitted,
         cpus=cpus,
         limit=limit,
-        seconds=min(ran, float(limit)),
+        seconds=min(run_time, float(limit)),
         customer=f"user {int(values[11])}" if values[11] >= 0 else "unknown",
         memory=max(1, math.ceil(memory / 1024)) if memory > 0 else 1,
     )
 
 
 def scaled(trace: Trace, width: int, memory: int = 1) -> Trace:
-    """The trace with its sizes scaled so that its machine becomes `width` CPUs wide.
+    """Return the trace with job sizes scaled down to a machine of `width` CPUs.
 
-    A trace of a smaller machine stays as it is. No job takes more than `memory` MB per CPU.
+    The sizes of a trace of a smaller machine are kept. Memory is capped at `memory` MB per CPU.
     """
     factor = min(1.0, width / trace.processors)
     jobs = tuple(
@@ -163,19 +165,19 @@ def scaled(trace: Trace, width: int, memory: int = 1) -> Trace:
 
 
 def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[TraceJob]:
-    """Lay pieces of a trace over each other, so that a grid has a wanted load.
+    """Overlay pieces of a trace so that they give a grid the load `load`.
 
-    All jobs are kept. The trace is cut into pieces as long as its work divided by the wanted
-    throughput; each is turned by a random number of whole days, so that seeds differ and the daily
-    pattern stays.
+    All jobs are kept. The trace is cut into pieces whose length is its work / (capacity x load).
+    Each piece is rotated by a random number of whole days, which makes seeds differ and keeps the
+    daily pattern. Pieces shorter than two days are rotated by a random time.
 
     Args:
         trace: The workload.
         capacity: CPUs x speed of the grid.
         load: Work over capacity, such as 0.9.
-        seed: Equal seeds give equal workloads.
+        seed: Random seed; equal seeds give equal workloads.
     """
-    dice = random.Random(seed)  # noqa: S311 - a simulation, not a secret
+    rng = random.Random(seed)  # noqa: S311 - a simulation, not a secret
     length = trace.work / (capacity * load)
     days = max(1, int(length // _DAY))
     shifts: dict[int, float] = {}
@@ -183,13 +185,13 @@ def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[Trace
     for job in trace.jobs:
         piece = int(job.at // length)
         if piece not in shifts:
-            shifts[piece] = dice.randrange(days) * _DAY if days > 1 else dice.random() * length
+            shifts[piece] = rng.randrange(days) * _DAY if days > 1 else rng.random() * length
         jobs.append(replace(job, at=(job.at - piece * length + shifts[piece]) % length))
     jobs.sort(key=lambda job: (job.at, job.id))
     return [replace(job, id=i) for i, job in enumerate(jobs, 1)]
 
 
-#: Which objectives jobs have, in turn by a random draw.
+#: Objectives from which the one of each job is drawn at random, by name of the mix.
 WISHES: Final[dict[str, tuple[Objective, ...]]] = {
     "COST": (Objective.COST,),
     "TIME": (Objective.TIME,),
@@ -199,7 +201,7 @@ WISHES: Final[dict[str, tuple[Objective, ...]]] = {
 
 
 def with_objectives(jobs: Sequence[TraceJob], wish: str, seed: int) -> list[TraceJob]:
-    """The same jobs with objectives; MIXED draws COST, ENERGY and TIME, a third each."""
-    dice = random.Random(f"objectives {seed}")  # noqa: S311
+    """Return the jobs with objectives; MIXED draws COST, ENERGY and TIME with equal probability."""
+    rng = random.Random(f"objectives {seed}")  # noqa: S311
     choices = WISHES[wish]
-    return [replace(job, objective=dice.choice(choices)) for job in jobs]
+    return [replace(job, objective=rng.choice(choices)) for job in jobs]
