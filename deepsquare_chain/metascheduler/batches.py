@@ -117,7 +117,7 @@ class SchedulerBatches:
         return await self._each_part("cancel", due, self._scheduler.cancel, now)
 
     async def challenge(self, job_id: int, now: int) -> int:
-        """Challenge the provider of a job to answer within the contract's deadline."""
+        """Challenge the provider of a job to answer within the contract's response timeout."""
         if not self.due("challenge", [job_id], now):
             return 0
         call = self._scheduler.challenge(job_id)

@@ -63,7 +63,7 @@ def held(
     """
     holds: dict[int, Hold] = {}
     busy = Counter(_group(job, uses) for job, uses in assigned)
-    for job, uses in sorted(waiting, key=lambda each: each[0].id):
+    for job, uses in sorted(waiting, key=lambda entry: entry[0].id):
         requested = conditions(uses)
         hold = _unmet(job, requested, ends) or _at_another_time(job, requested, now)
         if hold is None and requested is not None and requested.throttle:

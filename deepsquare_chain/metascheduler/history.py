@@ -1,6 +1,6 @@
 """Run time estimates for waiting jobs, learned from finished runs. Pure.
 
-A time limit is an upper bound that customers choose generously. Two figures of a job are estimated
+A time limit is an upper bound that customers choose generously. Two values of a job are estimated
 from finished runs: the part of its limit that it will use, and the mean of 1 / run time, which
 weighs its slowdown. Runs are counted in seconds at the grid's median speed.
 

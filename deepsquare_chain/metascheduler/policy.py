@@ -65,7 +65,7 @@ FAULT_WEIGHT: Final = 1.0
 _SHORT: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
-#: One upcoming class is compared in advance for each this many classes compared so far.
+#: Number of classes compared so far per upcoming class that is compared in advance.
 _AHEAD: Final = 4
 #: Largest amount that the index of a provider adds to its score. It breaks ties, so that every
 #: machine sorts providers alike.
@@ -326,7 +326,7 @@ class _Shortlist:
 
 
 class _Round:
-    """The computation of one plan."""
+    """The computation of one plan. A `place` is the row of a provider in `ProviderTable`."""
 
     def __init__(
         self,

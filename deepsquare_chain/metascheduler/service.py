@@ -46,7 +46,7 @@ from deepsquare_chain.store.database import Store
 _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
-#: Waiting jobs whose reasons are logged, oldest first.
+#: Most waiting jobs whose reasons are logged, oldest first.
 _EXPLAINED: Final = 20
 #: Seconds between two reads of the account's balance.
 _SLOW_LOOKS: Final = 30.0
@@ -128,7 +128,7 @@ class SchedulerService:
         self._resting: frozenset[int] = frozenset()
 
     async def cycle(self) -> bool:
-        """Run one cycle. Return True if a job or challenge changed: the next cycle should follow.
+        """Run one cycle. Return True if a transaction took effect: the next should follow at once.
 
         Raises:
             EndpointError: No endpoint answers.

@@ -480,8 +480,9 @@ def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
 class HeldTable(_Columns):
     """Jobs at providers, and the load that they cause.
 
-    `end` is the chain time at which a running job ends at the latest. For a job that does not run
-    yet (`queued` is set), it is the number of seconds that the job may run.
+    `place` is the row of the provider in `ProviderTable`, -1 if it is unknown. `end` is the chain
+    time at which a running job ends at the latest. For a job that does not run yet (`queued` is
+    set), it is the number of seconds that the job may run.
     """
 
     place: Ints
