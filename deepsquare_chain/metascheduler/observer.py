@@ -131,6 +131,7 @@ class GridObserver:
         block_data = self._facts
         if self._state.all_touched:
             self._ends.clear()  # blocks were replaced
+            self._lines.clear()
         if block_data is None or (block_data.block, block_data.events) != (head.hash, events):
             block_data = self._facts = await self._read(head, live_jobs, events)
         watched = await self._watched(block_data.providers, block_data.clocks, block_context)

@@ -141,12 +141,11 @@ async def test_a_dropped_transaction_is_sent_again(own_anvil: Node) -> None:
         await own_anvil.rpc("evm_setAutomine", False)
         target = account_of("dropped").address
         task = asyncio.create_task(sender.send(grid.contracts.credit.transfer(target, 1)))
-        await _until(sender.pending)
-        await asyncio.sleep(0.1)
+        await _until_waiting(own_anvil)
         await own_anvil.rpc("anvil_dropTransaction", sender.pending()[0].latest.tx_hash)
         await own_anvil.mine()
         assert not task.done()
-        await asyncio.sleep(0.3)  # it sees the block and sends again
+        await _until_waiting(own_anvil)  # it has seen the block and sent again
         await own_anvil.mine()
         await task
         assert await grid.contracts.credit.balance_of(target) == 1
@@ -168,12 +167,12 @@ async def test_a_database_outlives_its_process(grid: LiveGrid, tmp_path: Path) -
 
 
 async def _until_waiting(node: Node) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await node.rpc("txpool_status"))["pending"] == "0x0":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
 async def _until(condition: object) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110
             await asyncio.sleep(0.02)
