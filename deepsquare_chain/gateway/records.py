@@ -172,6 +172,13 @@ class GatewayRecords:
             rows = connection.execute(query.having(func.max(_definitions.c.used_at) < before))
             return sorted(rows.scalars())
 
+    def is_expired(self, digest: str, before: int) -> bool:
+        """Return whether no account has used a definition since `before` (epoch seconds)."""
+        query = select(func.max(_definitions.c.used_at)).where(_definitions.c.digest == digest)
+        with self._store.read() as connection:
+            used_at = connection.execute(query).scalar_one()
+        return used_at is not None and used_at < before
+
     def drop_definition(self, digest: str) -> None:
         """Remove a definition of all accounts."""
         with self._store.begin() as connection:

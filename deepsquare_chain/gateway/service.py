@@ -426,7 +426,7 @@ class GatewayService:
             self._metrics.add(self._removed, amount=len(files))
         for digest in self._records.expired_definitions(before):
             async with self._definition_lock(digest):
-                if digest in self._records.expired_definitions(before):
+                if self._records.is_expired(digest, before):
                     # The record goes last: after a failure the next run finds the object again.
                     await self.objects.drop_definition(digest)
                     self._records.drop_definition(digest)
