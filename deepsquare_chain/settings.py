@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +73,17 @@ def _safe(url: str) -> str:
     return urlunsplit((parts.scheme, netloc, hidden, "", ""))
 
 
-def _check_url(url: str) -> str:
+def is_url(url: str, schemes: Collection[str]) -> bool:
+    """Return whether a text is a URL of one of these schemes, with a host and a valid port."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ","
-        usable = parts.scheme in _SCHEMES and "," not in host and parts.port != 0
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable:
+        return False
+
+
+def _check_url(url: str) -> str:
+    if not is_url(url, _SCHEMES) or "," in (urlsplit(url).hostname or ""):
         raise ValueError("must be a URL such as http://127.0.0.1:8545")
     return url
 
@@ -151,16 +154,11 @@ def _check_occasions(text: str) -> str:
 
 
 def _check_mail_server(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    if not is_url(url, ("smtp", "smtps")):
         raise ValueError(
             "must be a mail server such as smtp://me@mail.example.org:587 or smtps://..."
         )
-    if parts.password is not None:
+    if urlsplit(url).password is not None:
         raise ValueError("must not hold a password: write it into smtp_password_file")
     return url
 

@@ -18,9 +18,9 @@ from deepsquare_chain.chain.rpc.endpoint import (
     WrongEndpointError,
 )
 from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS, Pool
-from deepsquare_chain.chain.rpc.transport import Transport, is_http_url
+from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.settings import safe_url, split_urls
+from deepsquare_chain.settings import is_url, safe_url, split_urls
 
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
@@ -69,7 +69,7 @@ async def connect(
     """
     urls = split_urls(url) if isinstance(url, str) else tuple(url)
     for endpoint in urls:
-        if not is_http_url(endpoint):
+        if not is_url(endpoint, ("http", "https")):
             raise WrongEndpointError(
                 f"The endpoint {safe_url(endpoint)} is no http:// or https:// address"
             )

@@ -183,15 +183,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def is_http_url(url: str) -> bool:
-    """Return whether a text is an http:// or https:// URL with a host and a valid port."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 def _place(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme, 0)
