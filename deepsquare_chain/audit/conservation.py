@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, Totals
+from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Transfer
@@ -218,6 +219,16 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Conse
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
     return ConservationCheck(
         name, inflow, outflow, (record, job_logs(deployment, block, job.id)), job.id
+    )
+
+
+def closing_check(ledger: Ledger, statement: Statement, held: int) -> ConservationCheck:
+    """Return the check of the closing balance against `held`, the `balanceOf` in credit-wei."""
+    terms = (("opening", statement.opening), ("credits", statement.credits))
+    computed = Side("opening + credits - debits", (*terms, ("debits", -statement.debits)))
+    repeat = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
+    return ConservationCheck(
+        "closing balance", computed, Side("balanceOf", (("balance", held),)), (repeat,)
     )
 
 

@@ -1,4 +1,4 @@
-"""The format of an audit export: raw logs, and the tables derived from them. Pure.
+"""Audit exports: raw logs, and the tables derived from them. Writes and verifies them.
 
 `logs.jsonl` and `blocks.jsonl` contain data from a node. Every other file is computed from them, so
 that a reader of the export can recompute it. The same history always gives the same bytes.
@@ -10,18 +10,26 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final
 
 import pydantic_core
 
 from deepsquare_chain import __version__
-from deepsquare_chain.audit.entries import JobEntry
+from deepsquare_chain.audit.entries import AuditFinding, JobEntry
 from deepsquare_chain.audit.ledger import Ledger, normalised
+from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.errors import AuditError, GridError
+from deepsquare_chain.chain.bindings.event_types import Event
+from deepsquare_chain.chain.bindings.events import decode_log
+from deepsquare_chain.errors import AuditError, GridError, NotFoundError, UsageError
 
 SCHEMA: Final = "deepsquare-audit/3"
 MANIFEST: Final = "manifest.json"
@@ -317,3 +325,429 @@ def first_difference(ours: Iterable[bytes], theirs: Iterable[bytes]) -> int:
             return number
         if left_line is None:
             return 0
+
+
+# -- files of an export: written to a folder, and verified on their own and against a chain
+
+#: Maximum bytes per line. No log can be longer.
+_MAX_LINE: Final = 4_000_000
+#: Maximum number of findings that are recorded.
+_ENOUGH: Final = 100
+
+
+class _Writer:
+    """Writes a file of an export, counts its lines and hashes its bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._rows = 0
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._hash.update(line)
+        self._rows += 1
+
+    def clear(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash, self._rows = hashlib.sha256(), 0
+
+    def close(self) -> FileEntry:
+        self._file.close()
+        return FileEntry(self._rows, self._hash.hexdigest())
+
+
+class _LogFile:
+    """A log sink that writes `logs.jsonl` and keeps the hashes of the blocks."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self.hashes: dict[int, str] = {}
+
+    def begin(self) -> None:
+        self._writer.clear()
+        self.hashes.clear()
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        for log in logs:
+            self._writer.write(log_line(log))
+            self.hashes[int(log["blockNumber"], 16)] = log["blockHash"]
+
+
+async def export(
+    contracts: Contracts,
+    folder: Path,
+    *,
+    to_block: int | None = None,
+    style: TableFormat = TableFormat.CSV,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Ledger]:
+    """Write all logs up to a block, and the tables derived from them.
+
+    The manifest is written last, so that an incomplete export has no manifest.
+
+    Raises:
+        UsageError: The folder is not empty, or can't be written.
+        EndpointError: The node does not answer.
+    """
+    _prepare(folder)
+    try:
+        return await _export(contracts, folder, to_block, style, progress)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} can't be written: {error.strerror}; the export is not complete",
+            hint="Free disk space, remove the folder, and export again.",
+        ) from None
+
+
+async def _export(
+    contracts: Contracts,
+    folder: Path,
+    to_block: int | None,
+    style: TableFormat,
+    progress: Progress | None,
+) -> tuple[Manifest, Ledger]:
+    """Write an export into a prepared folder; see `export`.
+
+    Raises:
+        OSError: A file can't be written.
+    """
+    deployment = audited(contracts.deployment)
+    logs = _Writer(folder / LOGS)
+    sink = _LogFile(logs)
+    chronicle = await read_chronicle(
+        contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
+    )
+    ledger = chronicle.ledger(deployment)
+    files = {
+        LOGS: logs.close(),
+        BLOCKS: _write(folder / BLOCKS, _block_lines(chronicle, sink.hashes)),
+    }
+    for table in TABLES:
+        name = f"{table.name}.{style.value}"
+        files[name] = _write(folder / name, table.lines(ledger, style))
+    manifest = Manifest(
+        deployment, chronicle.to_block, chronicle.block_hash, chronicle.time, style, files
+    )
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+    return manifest, ledger
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(
+                f"{folder} is not empty", hint="Give a new folder: an export replaces nothing."
+            )
+    except OSError as error:
+        raise UsageError(f"{folder} can't be written: {error.strerror}") from None
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> FileEntry:
+    writer = _Writer(path)
+    for line in lines:
+        writer.write(line)
+    return writer.close()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file of an export for reading.
+
+    Exports are untrusted: a pipe or a device could block or never end, so only regular files are
+    accepted.
+
+    Raises:
+        UsageError: The file can't be read, or is not a regular file.
+        FileNotFoundError: The file does not exist.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise UsageError(f"{path} is no regular file", hint="An export holds no others.")
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _block_lines(found: Chronicle, hashes: Mapping[int, str]) -> Iterator[bytes]:
+    for number, time in sorted(found.block_times.items()):
+        yield block_line(number, hashes[number], time)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The result of replaying an export. `ledger` is None if the logs could not be parsed."""
+
+    manifest: Manifest
+    ledger: Ledger | None
+    findings: tuple[AuditFinding, ...]
+
+
+def replay_export(path: Path) -> Replayed:
+    """Replay an export and verify its hashes, order, ledger and tables.
+
+    Args:
+        path: Folder or manifest of the export.
+
+    Raises:
+        NotFoundError: There is no manifest.
+        AuditError: The manifest is invalid.
+        UsageError: A file can't be read.
+    """
+    folder, manifest = read_manifest(path)
+    check = _Check(folder, manifest)
+    for name, entry in sorted(manifest.files.items()):
+        check.file(name, entry)
+    times = check.blocks()
+    events = list(check.events(times))
+    if check.broken:
+        return Replayed(manifest, None, tuple(check.findings))
+    ledger = Ledger.replay(
+        events,
+        manifest.deployment,
+        {number: time for number, (_, time) in times.items()},
+        to_block=manifest.last_block,
+        now=manifest.block_time,
+    )
+    check.tables(ledger)
+    return Replayed(manifest, ledger, (*check.findings, *ledger.findings))
+
+
+def read_manifest(path: Path) -> tuple[Path, Manifest]:
+    """Return folder and manifest of an export. Raises the errors of `replay_export`."""
+    file = path / MANIFEST if path.is_dir() else path
+    try:
+        with _opened(file) as handle:
+            raw = handle.read(MAX_MANIFEST + 1)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"There is no export at {path}", hint="Make one with `deepsquare audit export FOLDER`."
+        ) from None
+    return file.parent, Manifest.from_json(raw)
+
+
+class _Check:
+    """Verifies the consistency of one export."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.findings: list[AuditFinding] = []
+        #: Whether logs or blocks can't be parsed, so that no ledger can be built.
+        self.broken = False
+        self._folder = folder
+        self._manifest = manifest
+
+    def find(self, code: str, message: str, block: int = 0) -> None:
+        if len(self.findings) < _ENOUGH:
+            self.findings.append(AuditFinding(code, message, block, ""))
+
+    def file(self, name: str, entry: FileEntry) -> None:
+        """Check number of lines and digest of a file against the manifest."""
+        rows, digest = 0, hashlib.sha256()
+        try:
+            with _opened(self._folder / name) as file:
+                while line := file.readline(_MAX_LINE):
+                    rows += 1
+                    digest.update(line)
+        except FileNotFoundError:
+            self.broken = self.broken or name in {LOGS, BLOCKS}
+            self.find("file", f"{name} is missing")
+            return
+        if rows != entry.rows:
+            self.find("file", f"{name} has {rows} rows, the manifest says {entry.rows}")
+        if digest.hexdigest() != entry.sha256:
+            self.find("file", f"{name} has another SHA-256 than the manifest says")
+
+    def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
+        if not (self._folder / name).exists():
+            return
+        with _opened(self._folder / name) as file:
+            number = 0
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                try:
+                    yield number, line, pydantic_core.from_json(line)
+                except ValueError:
+                    self.broken = True
+                    self.find("file", f"line {number} of {name} is no JSON")
+
+    def blocks(self) -> dict[int, tuple[str, int]]:
+        """Return hash and chain time of each block with events."""
+        blocks: dict[int, tuple[str, int]] = {}
+        previous = -1
+        for number, line, body in self._parsed(BLOCKS):
+            try:
+                block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
+            except (KeyError, TypeError, ValueError):
+                self.broken = True
+                self.find("file", f"line {number} of {BLOCKS} is no block")
+                continue
+            if block <= previous or line != block_line(block, block_hash, time):
+                self.find("order", f"line {number} of {BLOCKS} is out of order or shape", block)
+            blocks[block], previous = (block_hash, time), block
+        return blocks
+
+    def events(self, times: Mapping[int, tuple[str, int]]) -> Iterator[Event]:
+        """Yield the events of the logs, in file order."""
+        previous, blocks_with_logs = (-1, -1), set()
+        manifest = self._manifest
+        addresses = {contract.lower() for contract in manifest.deployment.addresses}
+        for number, line, body in self._parsed(LOGS):
+            try:
+                position = place_of(body)
+                canonical = line == log_line(body)
+                address, block_hash = body["address"], body["blockHash"]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                self.broken = True
+                self.find("file", f"line {number} of {LOGS} is no log")
+                continue
+            block = position[0]
+            if position <= previous or not canonical:
+                self.find("order", f"line {number} of {LOGS} is out of order or shape", block)
+            previous = position
+            blocks_with_logs.add(block)
+            if address not in addresses:
+                self.find("address", f"line {number} of {LOGS} is of another contract", block)
+            if not manifest.deployment.block <= block <= manifest.last_block:
+                self.find("range", f"line {number} of {LOGS} is outside of the range", block)
+            if times.get(block, ("", 0))[0] != block_hash:
+                self.broken = self.broken or block not in times
+                self.find("block", f"line {number} of {LOGS} is of another block", block)
+            event = decode_log(body)
+            if event is not None:
+                yield event
+        self._spare(times, blocks_with_logs)
+
+    def _spare(self, times: Mapping[int, tuple[str, int]], seen: set[int]) -> None:
+        for block in sorted({*times} - seen):
+            self.find("block", f"block {block} stands in {BLOCKS} without a log", block)
+        manifest = self._manifest
+        last_block = times.get(manifest.last_block)
+        if last_block is not None and last_block != (manifest.block_hash, manifest.block_time):
+            self.find("block", "the last block is another than the manifest says")
+
+    def tables(self, ledger: Ledger) -> None:
+        """Check that every table matches the ledger."""
+        style = self._manifest.style
+        for table in TABLES:
+            name = f"{table.name}.{style.value}"
+            if not (self._folder / name).exists():
+                continue
+            with _opened(self._folder / name) as file:
+                different_line = first_difference(
+                    table.lines(ledger, style), iter(lambda: file.readline(_MAX_LINE), b"")
+                )
+            if different_line:
+                self.find("table", f"line {different_line} of {name} is not what the logs say")
+
+
+class _Comparer:
+    """A log sink that compares a chain's logs with those of an export, both in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.findings: list[AuditFinding] = []
+
+    def begin(self) -> None:
+        self.findings.clear()
+        self._theirs = self._lines()
+        self._next = next(self._theirs, None)
+
+    def _lines(self) -> Iterator[tuple[tuple[int, int], bytes]]:
+        with _opened(self._path) as file:
+            while line := file.readline(_MAX_LINE):
+                yield place_of(pydantic_core.from_json(line)), line
+
+    def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        for log in logs:
+            line = log_line(log)
+            position = place_of(pydantic_core.from_json(line))
+            while self._next is not None and self._next[0] < position:
+                self._skip("is not on the chain")
+            if self._next is None or self._next[0] > position:
+                self._find(position, "is missing from the export")
+                continue
+            if self._next[1] != line:
+                self._find(position, "is another on the chain")
+            self._next = next(self._theirs, None)
+
+    def _skip(self, what: str) -> None:
+        if self._next is not None:
+            self._find(self._next[0], what)
+            self._next = next(self._theirs, None)
+
+    def _find(self, place: tuple[int, int], what: str) -> None:
+        if len(self.findings) < _ENOUGH:
+            block, index = place
+            self.findings.append(
+                AuditFinding("chain", f"log {index} of block {block} {what}", block, "")
+            )
+
+    def finish(self) -> None:
+        """Record a finding for each remaining log of the export, which is not on the chain."""
+        while self._next is not None:
+            self._skip("is not on the chain")
+
+
+async def compare_with_chain(
+    contracts: Contracts, path: Path, *, progress: Progress | None = None
+) -> list[AuditFinding]:
+    """Compare an export's logs, block times and last block with a chain.
+
+    Raises:
+        EndpointError: The node does not answer, or does not have the export's last block.
+    """
+    folder, manifest = read_manifest(path)
+    findings = _other_grid(manifest, contracts.deployment)
+    if findings:
+        return findings
+    comparer = _Comparer(folder / LOGS)
+    chronicle = await read_chronicle(
+        contracts.w3,
+        contracts.deployment,
+        to_block=manifest.last_block,
+        progress=progress,
+        sink=comparer,
+    )
+    comparer.finish()
+    findings = list(comparer.findings)
+    last_block = (chronicle.block_hash, chronicle.time)
+    if last_block != (manifest.block_hash, manifest.block_time):
+        message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
+        findings.append(AuditFinding("chain", message, manifest.last_block, ""))
+    times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
+    for number, time in chronicle.block_times.items():
+        if times.get(number) != time:
+            message = f"the time of block {number} is {time} on the chain"
+            findings.append(AuditFinding("chain", message, number, ""))
+    return findings
+
+
+def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding]:
+    """Return a finding for each difference between the export's deployment and the given one."""
+    theirs, ours = manifest.deployment, audited(deployment)
+    names = (
+        *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
+        "constructor_args",
+    )
+    return [
+        AuditFinding(
+            "manifest",
+            f"the export says {name} {getattr(theirs, name)}, the deployment record "
+            f"{getattr(ours, name)}",
+            0,
+            "",
+        )
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+
+
+def export_files(folder: Path, style: TableFormat) -> list[Path]:
+    """Return the paths of all files of an export, with the manifest last."""
+    return [*(folder / name for name in file_names(style)), folder / MANIFEST]

@@ -8,28 +8,750 @@ recorded as a finding.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.anomalies import Anomaly, Spot
-from deepsquare_chain.audit.anomaly_rules import AnomalyRules
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, Spot
 from deepsquare_chain.audit.entries import (
+    MIN_COLLECT_INTERVAL,
+    MIN_REPORT_GRACE,
+    ZERO_ADDRESS,
     AuditFinding,
     JobEntry,
     LedgerEntry,
+    MovementKind,
     ProviderEntry,
     StatementRow,
     Totals,
+    TransactionContext,
 )
-from deepsquare_chain.audit.job_ledger import JobLedger
-from deepsquare_chain.audit.registry_ledger import RegistryLedger
-from deepsquare_chain.audit.token_ledger import TokenLedger
-from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.credits import fee as fee_of
+from deepsquare_chain.credits import fits, job_rate
 from deepsquare_chain.errors import AuditError
+from deepsquare_chain.job import (
+    JobFlags,
+    JobStatus,
+    Load,
+    ProviderStatus,
+    Resources,
+    can_transition,
+)
+
+# -- the token's transfers, which are matched with the payments that jobs require
+
+
+class TokenLedger:
+    """The ledger of balances, supply and parked credits. `scheduler` holds the escrow."""
+
+    def __init__(self, scheduler: str) -> None:
+        self.balances: defaultdict[str, int] = defaultdict(int)
+        self.parked: defaultdict[str, int] = defaultdict(int)
+        self.minted = 0
+        self.burned = 0
+        #: Credit-wei sent to the scheduler without a job. They cannot be recovered.
+        self.donated = 0
+        self._scheduler = scheduler
+
+    @property
+    def supply(self) -> int:
+        """Total supply in credit-wei."""
+        return self.minted - self.burned
+
+    def park(self, event: ev.PaymentParked, page: TransactionContext) -> None:
+        """Park a payment that could not be delivered to its recipient."""
+        self.parked[event.recipient] += event.amount
+        page.owed_out[event.recipient] -= event.amount
+        page.check(event.amount > 0, "parked", "nothing was parked")
+        page.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
+
+    def withdraw(self, event: ev.PaymentWithdrawn, page: TransactionContext) -> None:
+        """Apply a withdrawal, which must take all parked credits of the recipient."""
+        parked = self.parked[event.recipient]
+        page.check(
+            event.amount == parked and parked > 0,
+            "parked",
+            f"{event.recipient} took out {event.amount} of {parked} parked",
+        )
+        self.parked[event.recipient] = parked - event.amount
+        page.owed_out[event.to] += event.amount
+        page.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
+
+    def close(self, transfers: Iterable[ev.Transfer], page: TransactionContext) -> None:
+        """Apply a transaction's transfers, and match them with the payments owed in it."""
+        paid_in: defaultdict[str, int] = defaultdict(int)
+        paid_out: defaultdict[str, int] = defaultdict(int)
+        log_indexes: dict[str, int] = {}
+        for transfer in transfers:
+            page.log_index = transfer.log_index
+            self._move(transfer, page)
+            if transfer.recipient == self._scheduler:
+                paid_in[transfer.sender] += transfer.amount
+                log_indexes[transfer.sender] = transfer.log_index
+            elif transfer.sender == self._scheduler:
+                paid_out[transfer.recipient] += transfer.amount
+                log_indexes[transfer.recipient] = transfer.log_index
+            else:
+                self._between_others(transfer, page)
+        self._match_in(paid_in, log_indexes, page)
+        self._match_out(paid_out, log_indexes, page)
+
+    def _move(self, transfer: ev.Transfer, page: TransactionContext) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            self.minted += transfer.amount
+        else:
+            self.balances[transfer.sender] -= transfer.amount
+            page.check(
+                self.balances[transfer.sender] >= 0,
+                "balance",
+                f"{transfer.sender} spent more than it had",
+            )
+        if transfer.recipient == ZERO_ADDRESS:
+            self.burned += transfer.amount
+        else:
+            self.balances[transfer.recipient] += transfer.amount
+
+    def _between_others(self, transfer: ev.Transfer, page: TransactionContext) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            page.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
+            return
+        kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
+        page.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
+        if kind is MovementKind.TRANSFER:
+            page.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
+
+    def _match_in(
+        self, paid_in: dict[str, int], places: dict[str, int], page: TransactionContext
+    ) -> None:
+        for payer in sorted({*paid_in, *page.owed_in}):
+            page.log_index = places.get(payer, page.log_index)
+            paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
+            page.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
+            if owed == 0:
+                # No job required this payment: a gift, or a mint to the wrong address.
+                self.donated += paid
+                kind = MovementKind.TRANSFER
+                if payer != ZERO_ADDRESS:
+                    page.enter(payer, kind, -paid, self._scheduler)
+                continue
+            page.check(
+                paid == owed,
+                "escrow",
+                f"{payer} paid {paid} into escrow where its jobs say {owed}",
+            )
+
+    def _match_out(
+        self, paid_out: dict[str, int], places: dict[str, int], page: TransactionContext
+    ) -> None:
+        for recipient in sorted({*paid_out, *page.owed_out}):
+            page.log_index = places.get(recipient, page.log_index)
+            paid, owed = paid_out.get(recipient, 0), page.owed_out.get(recipient, 0)
+            page.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
+            page.check(
+                paid == owed,
+                "payment",
+                f"{recipient} got {paid} out of escrow where its jobs say {owed}",
+            )
+
+
+# -- events of providers: their records, load and challenges, and the fee
+
+
+class RegistryLedger:
+    """The providers and the fee: the state that decides about assignments during the replay."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.providers: dict[str, ProviderEntry] = {}
+        self.fee_bps: int | None = None
+        self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Provider IDs by account."""
+        return {account: provider.id for account, provider in self.providers.items() if provider.id}
+
+    def read(self, event: ev.Event, page: TransactionContext) -> None:
+        """Apply an event of the registry, or a scheduler event that concerns a provider."""
+        match event:
+            case ev.ProviderRegistered():
+                self._registered(event, page)
+            case ev.HardwareProposed():
+                self._proposed(event, page)
+            case ev.ProviderApproved():
+                self._approved(event, page)
+            case ev.OfferChanged():
+                self.of(event.provider).offer = event.offer
+            case ev.PricesChanged():
+                self.of(event.provider).prices = event.prices
+            case ev.LabelsChanged():
+                self.of(event.provider).labels = event.labels
+            case ev.DrainingChanged():
+                self.of(event.provider).draining = event.draining
+            case ev.BanChanged():
+                self.of(event.provider).banned = event.banned
+            case ev.ProviderChallenged():
+                self._challenged(event, page)
+            case ev.ProviderAnswered():
+                self._answered(event, page)
+            case ev.FeeChanged():
+                page.check(event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points")
+                self.fee_bps = event.fee_bps
+            case _:
+                pass
+
+    def of(self, account: str) -> ProviderEntry:
+        """Return the entry of an account, and create it if it does not exist."""
+        return self.providers.setdefault(account, ProviderEntry(0, account))
+
+    def is_gone(self, account: str, now: int) -> bool:
+        """Return whether a provider's runs can count as lost, judged by time only."""
+        entry = self.providers.get(account)
+        return entry is not None and entry.is_gone(now, self._lost_timeout)
+
+    def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
+        """Update a provider's load after a transition of a job of this size."""
+        entry = self.of(account)
+        if after is JobStatus.META_SCHEDULED:
+            entry.load += Load.of(size)
+        elif before.is_assigned and not after.is_assigned:
+            entry.load -= Load.of(size)
+
+    def acted(self, account: str, job_id: int, page: TransactionContext) -> None:
+        """Note that a provider moved one of its jobs, which must answer its open challenge."""
+        if self.of(account).answer_by:
+            page.unanswered[account] = job_id
+
+    def close(self, page: TransactionContext) -> None:
+        """Record a finding for each challenge that should have been answered by the transaction."""
+        for account, job_id in page.unanswered.items():
+            page.find(
+                "challenge",
+                f"{account} moved job {job_id}, which did not answer its open challenge",
+                job_id,
+            )
+
+    def check_assignment(self, job: JobEntry, page: TransactionContext) -> None:
+        """Check that the contract could have assigned the job to its provider at this price."""
+        provider = self.providers.get(job.provider)
+        subject = f"job {job.id} was assigned to {job.provider}"
+        if provider is None or provider.id == 0:
+            page.find("eligible", f"{subject}, which is no approved provider", job.id)
+            return
+        active = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
+        page.check(active, "eligible", f"{subject}, which was not active then", job.id)
+        size = job.terms.resources
+        page.check(
+            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
+            "eligible",
+            f"{subject}, whose hardware, or offer less its load, it does not fit",
+            job.id,
+        )
+        expected = job_rate(provider.prices, job.terms.resources)
+        page.check(
+            job.rate == expected and 0 < job.rate < 2**72,
+            "rate",
+            f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
+            job.id,
+        )
+        page.check(
+            job.rate * job.time_limit <= job.escrow,
+            "budget",
+            f"the escrow of job {job.id} does not buy its time limit",
+            job.id,
+        )
+        page.check(
+            job.fee_bps == self.fee_bps,
+            "fee",
+            f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
+            job.id,
+        )
+
+    def _registered(self, event: ev.ProviderRegistered, page: TransactionContext) -> None:
+        registered = sum(1 for provider in self.providers.values() if provider.id)
+        page.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
+        entry = self.of(event.provider)
+        page.check(entry.id == 0, "ids", f"{event.provider} got a second id")
+        entry.id = event.id
+
+    def _proposed(self, event: ev.HardwareProposed, page: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            event.version == entry.pending_version + 1,
+            "version",
+            f"version {event.version} of {event.provider} is out of order",
+        )
+        entry.pending_version = event.version
+
+    def _approved(self, event: ev.ProviderApproved, page: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            event.approved_until > page.time and event.version <= entry.pending_version,
+            "version",
+            f"version {event.version} of {event.provider} can't have been approved",
+        )
+        entry.version = event.version
+        entry.hardware = event.hardware
+        entry.approved_until = event.approved_until
+
+    def _challenged(self, event: ev.ProviderChallenged, page: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        page.check(
+            entry.answer_by == 0 and event.answer_by > page.time,
+            "challenge",
+            f"{event.provider} can't have been challenged",
+            event.job_id,
+        )
+        entry.challenged_at, entry.answer_by = page.time, event.answer_by
+
+    def _answered(self, event: ev.ProviderAnswered, page: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        page.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
+        entry.challenged_at = entry.answer_by = 0
+        page.unanswered.pop(event.provider, None)
+
+
+# -- checks that bills and interim payments are those that the contract must have computed
+
+_REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
+
+
+def check_collection(
+    job: JobEntry, event: ev.JobCollected, page: TransactionContext, interval: int
+) -> None:
+    """Recompute an interim payment and compare it with the event.
+
+    The payment follows from the rate, the fee, and the time since the last payment or the start.
+
+    Args:
+        job: The job before the payment.
+        event: The payment according to the contract.
+        page: Receives the findings; its time is the time of the payment.
+        interval: Minimum seconds between two interim payments.
+    """
+    elapsed, label = page.time - job.billed_until, f"an interim payment of job {job.id}"
+    allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
+    page.check(allowed, "interim", f"{label}, which is {job.status.name}, is not allowed", job.id)
+    page.check(
+        event.customer == job.customer and event.provider == job.provider,
+        "interim",
+        f"{label} was made between other parties than its own",
+        job.id,
+    )
+    page.check(
+        elapsed >= interval, "interim", f"{label} came after {elapsed} of {interval} s", job.id
+    )
+    page.check(
+        elapsed < job.allotment,
+        "interim",
+        f"{label} came when its {job.allotment} s were used up",
+        job.id,
+    )
+    page.check(
+        event.billed_seconds == elapsed,
+        "interim",
+        f"{label} bills {event.billed_seconds} s where {elapsed} s passed",
+        job.id,
+    )
+    cost = job.rate * event.billed_seconds
+    share = fee_of(cost, job.fee_bps)
+    escrow = job.escrow - cost
+    expected = (cost - share, share, escrow, _limit_left(job, event.billed_seconds, escrow))
+    actual = (event.paid, event.fee, event.escrow, event.time_limit)
+    page.check(
+        actual == expected,
+        "interim",
+        f"{label} made paid, fee, escrow and time limit {actual} instead of {expected}",
+        job.id,
+    )
+
+
+def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
+    """Return the time limit in seconds after an interim payment that leaves this escrow.
+
+    A job that runs until its credits are spent keeps its price ceiling, escrow / time limit.
+    """
+    if job.terms.until_spent:
+        return max(1, job.time_limit * escrow // job.escrow) if job.escrow else 1
+    return job.time_limit - billed
+
+
+def check_settlement(
+    job: JobEntry, event: ev.JobSettled, page: TransactionContext, *, gone: bool
+) -> None:
+    """Recompute a bill from rate, fee, start (or last interim payment) and end.
+
+    Args:
+        job: The job when it ended, before its escrow was divided.
+        event: The settlement according to the contract.
+        page: Receives the findings; its time is the end of the job.
+        gone: Whether the provider's runs can count as lost at that time.
+    """
+    _check_seconds(job, event, page, gone=gone)
+    page.check(
+        job.status is not JobStatus.PANICKED or job.retries_left == 0,
+        "retry",
+        f"job {job.id} was refunded although {job.retries_left} retries were left",
+        job.id,
+    )
+    cost = job.rate * event.billed_seconds
+    share = fee_of(cost, job.fee_bps)
+    expected = (cost - share, share, job.escrow - cost)
+    page.check(
+        (event.paid, event.fee, event.refunded) == expected,
+        "settlement",
+        f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
+        f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
+        job.id,
+    )
+    page.check(
+        event.customer == job.customer and event.provider == job.provider,
+        "settlement",
+        f"job {job.id} was settled between other parties than its own",
+        job.id,
+    )
+
+
+def _check_seconds(
+    job: JobEntry, event: ev.JobSettled, page: TransactionContext, *, gone: bool
+) -> None:
+    billed, problem = event.billed_seconds, ""
+    elapsed = page.time - job.billed_until
+    if job.status in _REPORTED:
+        maximum = min(elapsed, job.allotment)
+        out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
+        if billed > maximum:
+            problem = f"{billed} s were billed where only {maximum} s can be"
+        elif out_of_credits != (billed == job.allotment):
+            problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
+    elif job.status is JobStatus.CANCELLED and job.started_at:
+        charged = min(elapsed, job.allotment)
+        is_free = billed == 0 and is_lost(job, page.time, gone=gone)
+        if billed != charged and not is_free:
+            problem = f"{billed} s were billed where {charged} s were used"
+    elif billed:
+        problem = f"{billed} s were billed although nothing may be"
+    page.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
+
+
+def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
+    """Return whether a run can count as lost, by the minimum that every deployment requires."""
+    return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE
+
+
+# -- events of jobs: every status, price and bill is checked
+
+#: Events of a job that was submitted before.
+JobChange: TypeAlias = (
+    ev.JobTransition
+    | ev.JobPriced
+    | ev.JobToppedUp
+    | ev.JobSettled
+    | ev.JobCollected
+    | ev.JobRetried
+    | ev.JobResult
+    | ev.JobRequeued
+    | ev.JobPanicked
+    | ev.TransitionSkipped
+)
+
+
+class JobLedger:
+    """The ledger of all jobs. The deployment must have checksummed addresses, as events have."""
+
+    def __init__(self, registry: RegistryLedger, deployment: Deployment) -> None:
+        self.jobs: dict[int, JobEntry] = {}
+        self._registry = registry
+        self._scheduler = deployment.scheduler
+        self._treasury = deployment.treasury
+        self._forwarder = deployment.forwarder
+        self._interval = deployment.timeouts.get("collect_interval", MIN_COLLECT_INTERVAL)
+
+    def read(self, event: ev.Event, page: TransactionContext) -> None:
+        """Apply a scheduler event that concerns a job."""
+        if isinstance(event, ev.JobSubmitted):
+            self._submitted(event, page)
+            return
+        if not isinstance(event, JobChange):
+            return
+        job_id = event.job_id
+        job = self.jobs.get(job_id)
+        if job is not None:
+            self._change(job, event, page)
+        # A batch may name jobs that do not exist: it skips them with the status NONE.
+        elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
+            page.find(
+                "unknown", f"{type(event).__name__} of job {job_id}, which is unknown", job_id
+            )
+
+    def _change(self, job: JobEntry, event: JobChange, page: TransactionContext) -> None:
+        match event:
+            case ev.JobTransition():
+                self._moved(job, event, page)
+            case ev.JobPriced():
+                self._priced(job, event, page)
+            case ev.JobToppedUp():
+                self._topped_up(job, event, page)
+            case ev.JobSettled():
+                self._settled(job, event, page)
+            case ev.JobCollected():
+                self._collected(job, event, page)
+            case ev.JobRetried():
+                self._retried(job, event, page)
+            case ev.JobResult():
+                self._resulted(job, event, page)
+            case ev.JobRequeued():
+                self._requeued(job, event, page)
+            case ev.JobPanicked():
+                self._panicked(job, event, page)
+            case ev.TransitionSkipped():
+                self._skipped(job, event, page)
+
+    def close(self, page: TransactionContext) -> None:
+        """Record a finding for everything that the transaction left incomplete."""
+        for job_id in page.ended:
+            page.find("unsettled", f"job {job_id} ended without a settlement or successor", job_id)
+        for job_id, name in sorted(page.awaited):
+            page.find("missing", f"job {job_id} moved without its {name}", job_id)
+
+    def _open(self, job: JobEntry, page: TransactionContext) -> None:
+        page.check(job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id)
+        self.jobs[job.id] = job
+        page.awaited.add((job.id, ev.JobTransition.__name__))
+
+    def _follow(self, job: JobEntry, event: ev.Event, page: TransactionContext) -> None:
+        """Check that the event was expected: it may only follow a transition of its job."""
+        name = type(event).__name__
+        awaited = (job.id, name) in page.awaited
+        page.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
+        page.awaited.discard((job.id, name))
+
+    def _submitted(self, event: ev.JobSubmitted, page: TransactionContext) -> None:
+        terms, job_id = event.terms, event.job_id
+        if job_id in self.jobs:
+            page.find("ids", f"job {job_id} was submitted twice", job_id)
+            return
+        self._check_signer(event.customer, job_id, page)
+        job = JobEntry(job_id, event.customer, event.definition, terms)
+        job.funded = job.escrow = terms.amount
+        job.time_limit = terms.time_limit
+        job.retries_left = terms.retries
+        self._open(job, page)
+        page.owed_in[event.customer] += terms.amount
+        page.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
+
+    def _check_signer(self, account: str, job_id: int, page: TransactionContext) -> None:
+        """Check that the signer, not the forwarder, paid for a forwarded call."""
+        page.check(
+            account != self._forwarder or account == ZERO_ADDRESS,
+            "forwarder",
+            f"job {job_id} was paid by the forwarder instead of who signed",
+            job_id,
+        )
+
+    def _moved(self, job: JobEntry, event: ev.JobTransition, page: TransactionContext) -> None:
+        arrow = f"{event.before.name} to {event.after.name}"
+        page.check(
+            event.before is job.status and can_transition(event.before, event.after),
+            "transition",
+            f"job {job.id} went from {arrow} while it was {job.status.name}",
+            job.id,
+        )
+        page.check(
+            event.customer == job.customer, "party", f"job {job.id} changed its customer", job.id
+        )
+        if event.after is JobStatus.META_SCHEDULED:
+            self._check_line(job, event.provider, page)
+            job.provider = event.provider
+        else:
+            page.check(
+                event.provider == job.provider,
+                "party",
+                f"job {job.id} went from {arrow} by another provider than its own",
+                job.id,
+            )
+        if (follower := _FOLLOWED_BY.get(event.after)) and event.before is not JobStatus.NONE:
+            page.awaited.add((job.id, follower.__name__))
+        page.awaited.discard((job.id, ev.JobTransition.__name__))
+        job.status, job.since = event.after, page.time
+        job.transitions.append((page.time, event.after, page.tx_hash))
+        if event.provider != ZERO_ADDRESS:
+            size = job.terms.resources
+            self._registry.move(event.provider, event.before, event.after, size)
+            if event.after in _BY_PROVIDER:
+                self._registry.acted(event.provider, job.id, page)
+        self._after_move(job, page)
+
+    def _after_move(self, job: JobEntry, page: TransactionContext) -> None:
+        if job.status is JobStatus.RUNNING:
+            job.started_at = page.time
+        elif job.status is JobStatus.PENDING:
+            job.submitted_at = job.submitted_at or page.time
+            page.left[job.id] = job.provider
+            job.provider, job.rate, job.fee_bps = ZERO_ADDRESS, 0, 0
+        elif job.status.is_final:
+            job.ended_at = page.time
+            page.ended[job.id] = page.time
+
+    def _check_line(self, job: JobEntry, provider: str, page: TransactionContext) -> None:
+        """Check that a retry is not assigned to a provider of one of its predecessors."""
+        successor, predecessor = job, self.jobs.get(job.retry_of)
+        # Predecessors have lower IDs. This check prevents an endless loop on forged events.
+        while predecessor is not None and predecessor.id < successor.id:
+            page.check(
+                predecessor.provider != provider,
+                "excluded",
+                f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line",
+                job.id,
+            )
+            successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
+
+    def _priced(self, job: JobEntry, event: ev.JobPriced, page: TransactionContext) -> None:
+        self._follow(job, event, page)
+        page.check(
+            event.provider == job.provider,
+            "party",
+            f"job {job.id} was priced for another provider than its own",
+            job.id,
+        )
+        job.rate, job.fee_bps = event.rate, event.fee_bps
+        self._registry.check_assignment(job, page)
+
+    def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, page: TransactionContext) -> None:
+        page.check(
+            job.status.is_live, "top-up", f"job {job.id} was topped up after its end", job.id
+        )
+        self._check_signer(event.payer, job.id, page)
+        limit = job.time_limit
+        if job.rate and event.payer == job.customer and not job.terms.until_spent:
+            limit += event.amount // job.rate
+        page.check(
+            (event.escrow, event.time_limit) == (job.escrow + event.amount, limit),
+            "top-up",
+            f"a top-up of job {job.id} by {event.amount} made {event.escrow} for "
+            f"{event.time_limit} s instead of {job.escrow + event.amount} for {limit} s",
+            job.id,
+        )
+        job.funded += event.amount
+        job.escrow, job.time_limit = event.escrow, event.time_limit
+        page.owed_in[event.payer] += event.amount
+        page.enter(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
+
+    def _settled(self, job: JobEntry, event: ev.JobSettled, page: TransactionContext) -> None:
+        if page.ended.pop(job.id, None) is None:
+            page.find("settlement", f"job {job.id} was settled without having ended", job.id)
+        provider_gone = self._registry.is_gone(job.provider, page.time)
+        check_settlement(job, event, page, gone=provider_gone)
+        job.settled = True
+        job.billed_seconds += event.billed_seconds
+        job.paid += event.paid
+        job.fee += event.fee
+        job.refunded += event.refunded
+        job.escrow -= event.paid + event.fee + event.refunded
+        self._pay(event.provider, MovementKind.PAYMENT, event.paid, job, page)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
+        self._pay(event.customer, MovementKind.REFUND, event.refunded, job, page)
+
+    def _pay(
+        self, account: str, kind: MovementKind, amount: int, job: JobEntry, page: TransactionContext
+    ) -> None:
+        page.owed_out[account] += amount
+        page.enter(account, kind, amount, self._scheduler, job.id)
+
+    def _collected(self, job: JobEntry, event: ev.JobCollected, page: TransactionContext) -> None:
+        check_collection(job, event, page, self._interval)
+        job.since = page.time
+        job.billed_seconds += event.billed_seconds
+        job.paid += event.paid
+        job.fee += event.fee
+        job.collected_seconds += event.billed_seconds
+        job.collected_paid += event.paid
+        job.collected_fee += event.fee
+        job.escrow, job.time_limit = event.escrow, event.time_limit
+        self._registry.acted(event.provider, job.id, page)
+        self._pay(event.provider, MovementKind.INTERIM, event.paid, job, page)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
+
+    def _retried(self, job: JobEntry, event: ev.JobRetried, page: TransactionContext) -> None:
+        ended = page.ended.pop(job.id, None) is not None
+        allowed = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
+        page.check(allowed, "retry", f"job {job.id} can't have a successor", job.id)
+        page.check(
+            event.escrow == job.escrow,
+            "retry",
+            f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}",
+            job.id,
+        )
+        if event.successor in self.jobs:
+            page.find("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
+            return
+        successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
+        successor.escrow = successor.carried_in = job.carried_out = event.escrow
+        successor.time_limit, successor.retries_left = job.time_limit, job.retries_left - 1
+        successor.retry_of, job.successor, job.escrow = job.id, event.successor, 0
+        self._open(successor, page)
+
+    def _resulted(self, job: JobEntry, event: ev.JobResult, page: TransactionContext) -> None:
+        self._follow(job, event, page)
+        consistent = {
+            JobStatus.FINISHED: event.exit_code == 0,
+            JobStatus.FAILED: event.exit_code != 0,
+        }
+        page.check(
+            consistent.get(job.status, True),
+            "result",
+            f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}",
+            job.id,
+        )
+        job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
+
+    def _requeued(self, job: JobEntry, event: ev.JobRequeued, page: TransactionContext) -> None:
+        self._follow(job, event, page)
+        if event.by == page.left.get(job.id):
+            self._registry.acted(event.by, job.id, page)
+
+    def _panicked(self, job: JobEntry, event: ev.JobPanicked, page: TransactionContext) -> None:
+        self._follow(job, event, page)
+        if event.by == job.provider:
+            self._registry.acted(event.by, job.id, page)
+        else:
+            provider_gone = self._registry.is_gone(job.provider, page.time)
+            lost = bool(job.started_at) and is_lost(job, page.time, gone=provider_gone)
+            page.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
+
+    def _skipped(
+        self, job: JobEntry, event: ev.TransitionSkipped, page: TransactionContext
+    ) -> None:
+        page.check(
+            event.status is job.status,
+            "transition",
+            f"job {job.id} was left out as {event.status.name} while it was {job.status.name}",
+            job.id,
+        )
+
+
+_FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
+    JobStatus.META_SCHEDULED: ev.JobPriced,
+    JobStatus.PENDING: ev.JobRequeued,
+    JobStatus.FINISHED: ev.JobResult,
+    JobStatus.FAILED: ev.JobResult,
+    JobStatus.OUT_OF_CREDITS: ev.JobResult,
+    JobStatus.PANICKED: ev.JobPanicked,
+}
+
+
+#: Statuses that only the assigned provider can set.
+_BY_PROVIDER: Final = frozenset(
+    {
+        *(JobStatus.SCHEDULED, JobStatus.RUNNING),
+        *(JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS),
+    }
+)
 
 
 class Ledger:
@@ -248,3 +970,51 @@ class GridLedgers:
             self.cash.park(event, page)
         elif isinstance(event, ev.PaymentWithdrawn):
             self.cash.withdraw(event, page)
+
+
+# -- statements of accounts over a range of blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """An account's movements in the blocks from `first` to `last`; balances are credit-wei."""
+
+    account: str
+    first: int
+    last: int
+    opening: int
+    closing: int
+    rows: tuple[StatementRow, ...]
+
+    @property
+    def debits(self) -> int:
+        """Total of outgoing movements, in credit-wei."""
+        return sum(-row.amount for row in self.rows if row.amount < 0)
+
+    @property
+    def credits(self) -> int:
+        """Total of incoming movements, in credit-wei."""
+        return sum(row.amount for row in self.rows if row.amount > 0)
+
+
+def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = None) -> Statement:
+    """Return an account's statement.
+
+    Args:
+        ledger: A ledger that covers all blocks up to `last`.
+        account: Address of the account.
+        first: First block of the range.
+        last: Last block of the range; the last block of the ledger by default.
+    """
+    until = ledger.block if last is None else last
+    opening, rows = 0, []
+    closing = 0
+    for row in ledger.statement(account):
+        if row.block > until:
+            break
+        closing = row.balance
+        if row.block < first:
+            opening = row.balance
+        else:
+            rows.append(row)
+    return Statement(to_checksum_address(account), first, until, opening, closing, tuple(rows))

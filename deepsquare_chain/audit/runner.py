@@ -15,14 +15,13 @@ from web3 import AsyncWeb3
 from deepsquare_chain.audit.anomalies import Anomaly, Code, name_self_scheduled
 from deepsquare_chain.audit.bill import JobBill, recompute_bill
 from deepsquare_chain.audit.checks import Audit, Storage, verify
-from deepsquare_chain.audit.conservation import ConservationCheck, conservation
+from deepsquare_chain.audit.conservation import ConservationCheck, closing_check, conservation
 from deepsquare_chain.audit.entries import AuditFinding
-from deepsquare_chain.audit.export_io import compare_with_chain, replay_export
-from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.audit.export import compare_with_chain, replay_export
+from deepsquare_chain.audit.ledger import Ledger, Statement
+from deepsquare_chain.audit.ledger import statement as statement_of
 from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
 from deepsquare_chain.audit.reader import Progress, read_chronicle, read_storage
-from deepsquare_chain.audit.statement import Statement, closing_check
-from deepsquare_chain.audit.statement import statement as statement_of
 from deepsquare_chain.chain.bindings.abi import AbiError, decode_values, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import AuditError

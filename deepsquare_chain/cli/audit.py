@@ -191,7 +191,7 @@ async def invoice(
 
     Exit 10 if the bill differs from the recomputed one.
     """
-    from deepsquare_chain.audit.invoice import invoice_of, render_html
+    from deepsquare_chain.audit.bill import invoice_of, render_html
     from deepsquare_chain.audit.reader import read_ledger
     from deepsquare_chain.audit.runner import job_bill
     from deepsquare_chain.client.network import open_grid
@@ -231,7 +231,7 @@ async def export(
 ) -> int:
     """Write raw logs, tables and a manifest of their hashes, for others to verify."""
     from deepsquare_chain.audit.export import LOGS, MANIFEST, TableFormat
-    from deepsquare_chain.audit.export_io import export as write
+    from deepsquare_chain.audit.export import export as write
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import AuditError
 

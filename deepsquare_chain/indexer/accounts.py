@@ -1,23 +1,55 @@
-"""Queries for accounts and their movements of credits."""
+"""Queries for accounts, movements of credits, providers, roles and parameters."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+from collections.abc import Mapping
+from typing import Any, Final
 
+import pydantic_core
+from sqlalchemy import Connection, Row, Select, String, column, func, select, values
+
+from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
+from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
+    SHOWN,
+    IndexSnapshot,
     Reader,
     TimeRange,
     address,
     movement_row,
     paged,
     placed,
+    read_model,
     within,
 )
-from deepsquare_chain.indexer.read_models import AccountRow, MovementRow, Page
-from deepsquare_chain.indexer.registry import held_roles, role_rows
-from deepsquare_chain.indexer.schema import jobs, movements, parkings, providers
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.indexer.read_models import (
+    AccountRow,
+    ChallengeRow,
+    MovementRow,
+    Page,
+    ParameterHistory,
+    ParameterRow,
+    ProviderChange,
+    ProviderDetail,
+    ProviderFigures,
+    ProviderRow,
+    RoleRow,
+    Roles,
+)
+from deepsquare_chain.indexer.schema import (
+    Int,
+    constants,
+    events,
+    jobs,
+    movements,
+    parameters,
+    parkings,
+    provider_figures,
+    providers,
+    roles,
+)
+from deepsquare_chain.job import NO_LOAD, Hardware, JobStatus, Load, Offer, Prices, ProviderStatus
 
 _LIVE = [int(each) for each in JobStatus if each.is_live]
 
@@ -118,3 +150,238 @@ def parked_of(connection: Connection, account: str) -> int:
 def _count(connection: Connection, which: object) -> int:
     query = select(func.count()).select_from(jobs).where(which)  # type: ignore[arg-type]
     return int(connection.execute(query).scalar_one())
+
+
+# -- queries for providers, roles and parameters
+
+#: Kinds of provider changes, by event name.
+KINDS: Final[Mapping[str, str]] = {
+    "ProviderRegistered": "registered",
+    "HardwareProposed": "hardware",
+    "ProviderApproved": "approved",
+    "OfferChanged": "offer",
+    "PricesChanged": "prices",
+    "LabelsChanged": "labels",
+    "DrainingChanged": "draining",
+    "BanChanged": "ban",
+    "ProviderChallenged": "challenged",
+    "ProviderAnswered": "answered",
+}
+_SLICE: Final = 5_000
+_NO_FIGURES: Final = ProviderFigures(*[0] * 15)
+
+
+class RegistryQueries(Reader):
+    """Queries for providers and their histories, roles, and parameters."""
+
+    def providers(self) -> tuple[ProviderRow, ...]:
+        """Return all providers ordered by ID; those that were never approved come last."""
+        with self._read() as (connection, snapshot):
+            figures = latest_figures(connection)
+            rows = connection.execute(select(providers)).all()
+        provider_rows = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
+        return tuple(
+            sorted(provider_rows, key=lambda each: (each.id is None, each.id or 0, each.account))
+        )
+
+    def provider(self, account: str | int) -> ProviderDetail:
+        """Return a provider by its account or ID.
+
+        Raises:
+            NotFoundError: The provider never registered.
+            UsageError: The address is invalid.
+        """
+        by_id = isinstance(account, int)
+        key = providers.c.id == account if by_id else providers.c.account == address(str(account))
+        with self._read() as (connection, snapshot):
+            row = connection.execute(select(providers).where(key)).one_or_none()
+            if row is None:
+                raise NotFoundError(f"Provider {account} never registered")
+            changes = connection.execute(
+                _changes(row.account)
+                .order_by(events.c.block.desc(), events.c.log_index.desc())
+                .limit(SHOWN + 1)
+            ).all()
+            figures = latest_figures(connection, row.account)
+            return ProviderDetail(
+                row=_provider_row(row, figures.get(row.account), snapshot),
+                history=tuple(_change(change, snapshot) for change in changes[:SHOWN]),
+                more_history=len(changes) > SHOWN,
+                challenge=open_challenge(connection, row.account, snapshot),
+            )
+
+    def provider_history(
+        self,
+        account: str,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        kind: str | None = None,
+    ) -> Page[ProviderChange]:
+        """Return changes of a provider, latest first; `kind` as in `ProviderChange`."""
+        query = _changes(address(account))
+        if kind is not None:
+            query = query.where(events.c.name.in_([n for n, k in KINDS.items() if k == kind]))
+        with self._read() as (connection, snapshot):
+            return paged(
+                connection,
+                query,
+                [events.c.block, events.c.log_index],
+                lambda row: _change(row, snapshot),
+                kind="provider",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def roles(self) -> Roles:
+        """Return the roles in force, and all grants and revocations, latest first."""
+        with self._read() as (connection, snapshot):
+            history = role_rows(connection, snapshot)
+        return Roles(held=held_roles(history), history=tuple(reversed(history)))
+
+    def parameters(self) -> ParameterHistory:
+        """Return fee, timeouts and addresses, with the history of those that can change."""
+        with self._read() as (connection, snapshot):
+            fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
+            query = placed(parameters).order_by(
+                parameters.c.block.desc(), parameters.c.log_index.desc()
+            )
+            history = tuple(
+                ParameterRow(row.name, row.value, snapshot.place(row, row.log_index))
+                for row in connection.execute(query)
+            )
+        latest = {row.name: row for row in reversed(history)}
+        now = [*latest.values(), *(ParameterRow(row.name, row.value, None) for row in fixed)]
+        return ParameterHistory(tuple(sorted(now, key=lambda each: each.name)), history)
+
+
+def role_rows(
+    connection: Connection, snapshot: IndexSnapshot, account: str | None = None
+) -> tuple[RoleRow, ...]:
+    """Return grants and revocations of roles, oldest first."""
+    query = placed(roles).order_by(roles.c.block, roles.c.log_index)
+    if account is not None:
+        query = query.where(roles.c.account == account)
+    return tuple(
+        read_model(
+            RoleRow,
+            row,
+            at=snapshot.place(row, row.log_index),
+            name=ROLE_NAMES.get(row.role, row.role),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
+    """Return the grants in force; `history` must be oldest first."""
+    grants: dict[tuple[str, str, str], RoleRow] = {}
+    for row in history:
+        key = (row.contract, row.role, row.account)
+        if row.granted:
+            grants.setdefault(key, row)
+        else:
+            grants.pop(key, None)
+    return tuple(grants.values())
+
+
+def open_challenge(
+    connection: Connection, account: str, snapshot: IndexSnapshot
+) -> ChallengeRow | None:
+    """Return the open challenge of a provider, or None."""
+    row = connection.execute(
+        placed(events)
+        .where(
+            events.c.account == account,
+            events.c.name.in_(["ProviderChallenged", "ProviderAnswered"]),
+        )
+        .order_by(events.c.block.desc(), events.c.log_index.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None or row.name == "ProviderAnswered":
+        return None
+    fields = pydantic_core.from_json(row.body)
+    at = snapshot.place(row, row.log_index)
+    return ChallengeRow(at, fields["job_id"], account, fields["by"], fields["answer_by"])
+
+
+def is_active(row: Row[Any], now: int) -> bool:
+    """Return whether a provider could be assigned a job at chain time `now`."""
+    silent = row.answer_by != 0 and now > row.answer_by
+    approved = row.status == ProviderStatus.ACTIVE and row.approved_until >= now
+    return bool(approved and not silent)
+
+
+def _changes(account: str) -> Select[Any]:
+    return placed(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
+
+
+def _change(row: Row[Any], snapshot: IndexSnapshot) -> ProviderChange:
+    values = pydantic_core.from_json(row.body)
+    values.pop("provider", None)
+    return ProviderChange(snapshot.place(row, row.log_index), KINDS[row.name], values)
+
+
+def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
+    """Return the latest row of `provider_figures` of each provider, or of one."""
+    table = provider_figures
+    last_block = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
+    query = select(
+        providers.c.account, last_block.correlate(providers).scalar_subquery().label("block")
+    )
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    row_keys = [
+        (row.account, row.block) for row in connection.execute(query) if row.block is not None
+    ]
+    latest: dict[str, Row[Any]] = {}
+    # Rows are selected separately from their keys: in a single query, both databases compute the
+    # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
+    # table for an IN list of keys.
+    for start in range(0, len(row_keys), _SLICE):
+        keys = values(column("account", String), column("block", Int), name="keys")
+        key_table = keys.data(row_keys[start : start + _SLICE]).cte()
+        same_key = (table.c.account == key_table.c.account) & (table.c.block == key_table.c.block)
+        rows = connection.execute(select(table).join_from(key_table, table, same_key))
+        latest |= {row.account: row for row in rows}
+    return latest
+
+
+def _figures(row: Row[Any], now: int) -> ProviderFigures:
+    return ProviderFigures(
+        assigned=row.assigned,
+        started=row.started,
+        returned=row.returned,
+        finished=row.finished,
+        failed=row.failed,
+        out_of_credits=row.out_of_credits,
+        cancelled=row.cancelled,
+        panicked=row.panicked,
+        live=row.live,
+        running=row.running,
+        cpus_busy=row.cpus_busy,
+        gpus_busy=row.gpus_busy,
+        earned=row.earned,
+        busy_seconds=row.busy_seconds,
+        cpu_seconds=row.cpu_seconds + row.cpus_busy * max(0, now - row.time),
+    )
+
+
+def _load(row: Row[Any]) -> Load:
+    return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
+
+
+def _provider_row(row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapshot) -> ProviderRow:
+    now = snapshot.number("time", 0)
+    return read_model(
+        ProviderRow,
+        row,
+        status=ProviderStatus(row.status),
+        active=is_active(row, now),
+        hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
+        offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        load=NO_LOAD if figures is None else _load(figures),
+        prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
+        labels=pydantic_core.from_json(row.labels),
+        figures=_NO_FIGURES if figures is None else _figures(figures, now),
+    )

@@ -7,8 +7,7 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
-from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, Code, Spot, Subject
-from deepsquare_chain.audit.anomaly_rules import AnomalyRules
+from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, AnomalyRules, Code, Spot, Subject
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
 from deepsquare_chain.errors import UsageError

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.indexer.accounts import open_challenge
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     SHOWN,
@@ -32,7 +33,6 @@ from deepsquare_chain.indexer.read_models import (
     SettlementRow,
     TransitionRow,
 )
-from deepsquare_chain.indexer.registry import open_challenge
 from deepsquare_chain.indexer.schema import (
     events,
     jobs,

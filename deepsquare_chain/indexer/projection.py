@@ -8,29 +8,112 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from typing import Any, Final
 
 import pydantic_core
 from sqlalchemy import Table
 
-from deepsquare_chain.audit.anomalies import Anomaly, name_self_scheduled
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, name_self_scheduled
 from deepsquare_chain.audit.anomalies import Spot as BlockContext
-from deepsquare_chain.audit.anomaly_rules import AnomalyRules
-from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry
+from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry, TransactionContext
 from deepsquare_chain.audit.ledger import GridLedgers
-from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
+from deepsquare_chain.indexer.accounts import KINDS
 from deepsquare_chain.indexer.anomalies import exception_values
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods
-from deepsquare_chain.indexer.codec import plain
-from deepsquare_chain.indexer.provider_totals import ProviderTotals
-from deepsquare_chain.indexer.records import Spot, known
-from deepsquare_chain.indexer.registry import KINDS
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.indexer.records import Spot, known, plain
+from deepsquare_chain.job import JobStatus, Resources
+
+# -- running totals of a provider, updated with each event
+
+_ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
+
+
+@dataclass(slots=True)
+class ProviderTotals:
+    """Totals of a provider up to `time`.
+
+    `cpu_seconds` are the used CPU-seconds, `offered_seconds` the offered ones. The `_assigned`
+    fields are its load on chain (memory in MB), the `_busy` fields the part used by running jobs.
+    """
+
+    time: int = 0
+    assigned: int = 0
+    started: int = 0
+    returned: int = 0
+    finished: int = 0
+    failed: int = 0
+    out_of_credits: int = 0
+    cancelled: int = 0
+    panicked: int = 0
+    live: int = 0
+    running: int = 0
+    cpus_busy: int = 0
+    gpus_busy: int = 0
+    cpus_offered: int = 0
+    cpus_assigned: int = 0
+    memory_assigned: int = 0
+    gpus_assigned: int = 0
+    busy_seconds: int = 0
+    earned: int = 0
+    cpu_seconds: int = 0
+    offered_seconds: int = 0
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> ProviderTotals:
+        """Return the totals in a row of `provider_figures`."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of a row of `provider_figures`, without account and block."""
+        return asdict(self)
+
+    def pass_time(self, now: int) -> None:
+        """Add the CPU-seconds that were used and offered since the last update."""
+        self.cpu_seconds += self.cpus_busy * (now - self.time)
+        self.offered_seconds += self.cpus_offered * (now - self.time)
+        self.time = now
+
+    def move(self, before: JobStatus, after: JobStatus, resources: Resources) -> None:
+        """Apply a transition of one of its jobs."""
+        if after is JobStatus.META_SCHEDULED:
+            self.assigned += 1
+            self._load(1, resources)
+        elif before.is_assigned and not after.is_assigned:
+            self._load(-1, resources)
+        if JobStatus.RUNNING in {before, after}:
+            sign = 1 if after is JobStatus.RUNNING else -1
+            self.running += sign
+            self.cpus_busy += sign * resources.cpus
+            self.gpus_busy += sign * resources.gpus
+        if after is JobStatus.RUNNING:
+            self.started += 1
+        elif after is JobStatus.PENDING:
+            self.returned += 1
+        elif after.is_final:
+            name = _ENDS[after]
+            setattr(self, name, getattr(self, name) + 1)
+
+    def _load(self, sign: int, resources: Resources) -> None:
+        self.live += sign
+        self.cpus_assigned += sign * resources.cpus
+        self.memory_assigned += sign * resources.memory
+        self.gpus_assigned += sign * resources.gpus
+
+    def settle(self, seconds: int, paid: int) -> None:
+        """Apply a payment for one of its jobs."""
+        self.busy_seconds += seconds
+        self.earned += paid
+
+    def offer(self, entry: ProviderEntry) -> None:
+        """Apply a change of its offer or status. A draining provider still counts as offering."""
+        approved = entry.version > 0 and not entry.banned
+        self.cpus_offered = entry.offer.cpus if approved else 0
+
 
 _MAX_ID: Final = 2**63 - 1
 _COUNTED: Final = {each: each.name.lower() for each in JobStatus if each}

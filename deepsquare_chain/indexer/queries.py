@@ -7,20 +7,286 @@ Unknown objects raise `NotFoundError`, invalid arguments `UsageError`.
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Any, Final
 
 import pydantic_core
-from sqlalchemy import func, select
+from eth_utils.address import is_address
+from sqlalchemy import Connection, Row, func, select
 
-from deepsquare_chain.indexer.accounts import AccountQueries
+from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.indexer.accounts import AccountQueries, RegistryQueries
 from deepsquare_chain.indexer.anomalies import AnomalyQueries
-from deepsquare_chain.indexer.blocks import BlockQueries
 from deepsquare_chain.indexer.jobs import JobQueries
-from deepsquare_chain.indexer.read_models import Change, Changes, Status
-from deepsquare_chain.indexer.registry import RegistryQueries
-from deepsquare_chain.indexer.schema import changes
+from deepsquare_chain.indexer.pagination import (
+    DEFAULT_LIMIT,
+    SHOWN,
+    IndexSnapshot,
+    Reader,
+    address,
+    event_row,
+    movement_row,
+    paged,
+    placed,
+    read_model,
+)
+from deepsquare_chain.indexer.read_models import (
+    BlockDetail,
+    BlockRow,
+    Change,
+    Changes,
+    ForwardedRow,
+    Hit,
+    Page,
+    Status,
+    TransactionDetail,
+    TransactionRow,
+)
+from deepsquare_chain.indexer.schema import (
+    changes,
+    events,
+    forwarded,
+    headers,
+    jobs,
+    movements,
+    providers,
+    transactions,
+)
 from deepsquare_chain.indexer.series import SeriesQueries
 from deepsquare_chain.store.schema import blocks
+
+# -- queries for blocks and transactions, and the search
+
+#: Patterns of hashes and numbers in a search; the group contains only the digits.
+HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
+NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
+_MAX_BLOCK: Final = 2**63 - 1
+#: Maximum number of jobs in a search result.
+MAX_HITS: Final = 20
+_TRANSACTIONS: Final = select(transactions, headers.c.time).join(
+    headers, headers.c.number == transactions.c.block
+)
+
+
+class BlockQueries(Reader):
+    """Queries for blocks and transactions with events of the grid. Others are not indexed."""
+
+    def blocks(self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
+        """Return blocks, latest first.
+
+        Raises:
+            UsageError: The cursor or the limit is invalid.
+        """
+        with self._read() as (connection, snapshot):
+            return paged(
+                connection,
+                select(headers),
+                [headers.c.number],
+                lambda row: _block(row, snapshot),
+                kind="blocks",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def block(self, which: int | str) -> BlockDetail:
+        """Return a block by its number or hash.
+
+        Raises:
+            NotFoundError: The block does not exist, or has no events of the grid.
+        """
+        if isinstance(which, int):
+            key = headers.c.number == min(which, _MAX_BLOCK)
+        else:
+            key = headers.c.hash == which.lower()
+        with self._read() as (connection, snapshot):
+            row = connection.execute(select(headers).where(key)).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Block {str(which)[:80]} holds no event of this grid, or is not indexed yet"
+                )
+            transaction_rows = connection.execute(
+                _TRANSACTIONS.where(transactions.c.block == row.number)
+                .order_by(transactions.c.position)
+                .limit(SHOWN + 1)
+            ).all()
+            return BlockDetail(
+                row=_block(row, snapshot),
+                transactions=tuple(
+                    _transaction(transaction_row, snapshot)
+                    for transaction_row in transaction_rows[:SHOWN]
+                ),
+                more_transactions=len(transaction_rows) > SHOWN,
+            )
+
+    def transactions(
+        self,
+        cursor: str | int | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        sender: str | None = None,
+        signer: str | None = None,
+        block: int | None = None,
+    ) -> Page[TransactionRow]:
+        """Return transactions, latest first. Raises the errors of `blocks`.
+
+        Args:
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            sender: Address that sent the transactions and paid their gas.
+            signer: Address that signed requests which relayers submitted in the transactions.
+            block: Block number.
+        """
+        query = _TRANSACTIONS
+        if sender is not None:
+            query = query.where(transactions.c.sender == address(sender))
+        if signer is not None:
+            signed_requests = select(forwarded.c.number).where(
+                forwarded.c.signer == address(signer),
+                forwarded.c.block == transactions.c.block,
+                forwarded.c.position == transactions.c.position,
+            )
+            query = query.where(signed_requests.exists())
+        if block is not None:
+            query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
+        with self._read() as (connection, snapshot):
+            return paged(
+                connection,
+                query,
+                [transactions.c.block, transactions.c.position],
+                lambda row: _transaction(row, snapshot),
+                kind="transactions",
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def transaction(self, tx_hash: str) -> TransactionDetail:
+        """Return a transaction with its events and movements of credits.
+
+        Raises:
+            NotFoundError: The transaction does not exist, or has no events of the grid.
+        """
+        with self._read() as (connection, snapshot):
+            query = _TRANSACTIONS.where(transactions.c.hash == tx_hash.lower())
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Transaction {tx_hash[:80]} made no event of this grid, or is not indexed yet"
+                )
+            return _transaction_detail(connection, row, snapshot)
+
+    def search(self, text: str) -> tuple[Hit, ...]:
+        """Search for a job ID or name, an address, a hash, a block number or a provider ID."""
+        query = text.strip()[:200]
+        if not query:
+            return ()
+        with self._read() as (connection, _):
+            if is_address(query):
+                return _address_hits(connection, address(query.lower()))
+            if match := HASH.fullmatch(query.lower()):
+                return _hash_hits(connection, match[1])
+            return (*_number_hits(connection, query), *_name_hits(connection, query))
+
+
+def _address_hits(connection: Connection, account: str) -> tuple[Hit, ...]:
+    row = connection.execute(
+        select(providers.c.id).where(providers.c.account == account)
+    ).one_or_none()
+    hits = [Hit("account", account, account)]
+    if row is not None:
+        hits.insert(0, Hit("provider", account, f"provider {row.id or account}"))
+    return tuple(hits)
+
+
+def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
+    key = "0x" + digits
+    hits = []
+    if connection.execute(select(headers.c.number).where(headers.c.hash == key)).first():
+        hits.append(Hit("block", key, key))
+    if connection.execute(select(transactions.c.block).where(transactions.c.hash == key)).first():
+        hits.append(Hit("transaction", key, key))
+    query = select(jobs.c.id, jobs.c.name).where(jobs.c.definition == digits)
+    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
+    return (*hits, *(Hit("job", str(row.id), row.name) for row in rows))
+
+
+def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
+    match = NUMBER.fullmatch(wanted)
+    if match is None:
+        return []
+    number, hits = int(match[1]), []
+    job = connection.execute(select(jobs.c.name).where(jobs.c.id == number)).one_or_none()
+    if job is not None:
+        hits.append(Hit("job", str(number), job.name))
+    if connection.execute(select(headers.c.number).where(headers.c.number == number)).first():
+        hits.append(Hit("block", str(number), f"block {number}"))
+    row = connection.execute(
+        select(providers.c.account).where(providers.c.id == number)
+    ).one_or_none()
+    if row is not None:
+        hits.append(Hit("provider", row.account, f"provider {number}"))
+    return hits
+
+
+def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
+    query = (
+        select(jobs.c.id, jobs.c.name)
+        .where(jobs.c.name_key.contains(wanted.casefold(), autoescape=True))
+        .order_by(jobs.c.id.desc())
+        .limit(MAX_HITS)
+    )
+    return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
+
+
+def _block(row: Row[Any], snapshot: IndexSnapshot) -> BlockRow:
+    return read_model(
+        BlockRow,
+        row,
+        finalized=row.number <= snapshot.finalized,
+    )
+
+
+def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> TransactionRow:
+    return read_model(
+        TransactionRow,
+        row,
+        at=snapshot.place(row, None),
+    )
+
+
+def _transaction_detail(
+    connection: Connection, row: Row[Any], snapshot: IndexSnapshot
+) -> TransactionDetail:
+    event_rows = connection.execute(
+        placed(events)
+        .where(events.c.block == row.block, events.c.position == row.position)
+        .order_by(events.c.log_index)
+        .limit(SHOWN + 1)
+    ).all()
+    movement_rows = connection.execute(
+        placed(movements)
+        .where(movements.c.block == row.block, movements.c.position == row.position)
+        .order_by(movements.c.number)
+        .limit(2 * SHOWN)
+    )
+    request_rows = connection.execute(
+        select(forwarded)
+        .where(forwarded.c.block == row.block, forwarded.c.position == row.position)
+        .order_by(forwarded.c.number)
+    )
+    return TransactionDetail(
+        row=_transaction(row, snapshot),
+        nonce=row.nonce,
+        value=row.value,
+        input="0x" + row.input.hex(),
+        forwarded=tuple(
+            ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
+            for each in request_rows
+        ),
+        events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
+        more_events=len(event_rows) > SHOWN,
+        movements=tuple(movement_row(each, snapshot) for each in movement_rows),
+    )
+
 
 MAX_CHANGES: Final = 200
 #: Name of the follower that writes the tables.

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.accounts import is_active, latest_figures
 from deepsquare_chain.indexer.pagination import IndexSnapshot, Reader, address
 from deepsquare_chain.indexer.read_models import (
     EscrowPoint,
@@ -28,7 +29,6 @@ from deepsquare_chain.indexer.read_models import (
     UsePoint,
     Utilisation,
 )
-from deepsquare_chain.indexer.registry import is_active, latest_figures
 from deepsquare_chain.indexer.schema import Int, provider_figures, providers, totals
 from deepsquare_chain.job import JobStatus
 

@@ -10,9 +10,8 @@ from typing import Any, Final
 import pydantic_core
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from deepsquare_chain.audit.entries import JobEntry
+from deepsquare_chain.audit.entries import JobEntry, TransactionContext
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
-from deepsquare_chain.audit.transaction import TransactionContext
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
@@ -20,11 +19,10 @@ from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of
 from deepsquare_chain.indexer.anomalies import last_challenge
 from deepsquare_chain.indexer.block_data import BlockData
-from deepsquare_chain.indexer.codec import event_of
-from deepsquare_chain.indexer.projection import Folded, Folding, Held, touched
-from deepsquare_chain.indexer.provider_totals import ProviderTotals
+from deepsquare_chain.indexer.projection import Folded, Folding, Held, ProviderTotals, touched
 from deepsquare_chain.indexer.records import (
     Spot,
+    event_of,
     job_entry,
     job_values,
     provider_entry,

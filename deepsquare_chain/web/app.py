@@ -32,16 +32,7 @@ from deepsquare_chain.observability.metrics import CONTENT_TYPE, Metrics
 from deepsquare_chain.observability.probe import Health
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
-from deepsquare_chain.web.pages import (
-    accounts,
-    audit,
-    chain,
-    contracts,
-    home,
-    jobs,
-    providers,
-    wallet,
-)
+from deepsquare_chain.web.pages import accounts, audit, chain, home, jobs, wallet
 from deepsquare_chain.web.render import FOLDER, Renderer, environment
 from deepsquare_chain.web.security import SecurityHeaders
 from deepsquare_chain.web.site import Site
@@ -79,16 +70,16 @@ PAGES: Final[Sequence[BaseRoute]] = (
     Route("/jobs/{job}/invoice", jobs.invoice),
     Route("/accounts/{account}", accounts.account),
     Route("/accounts/{account}/statement.csv", accounts.statement),
-    Route("/providers", providers.providers),
-    Route("/providers/{provider}", providers.provider),
+    Route("/providers", accounts.providers),
+    Route("/providers/{provider}", accounts.provider),
     Route("/transactions", chain.transactions),
     Route("/transactions/{hash}", chain.transaction),
     Route("/blocks", chain.blocks),
     Route("/blocks/{block}", chain.block),
     Route("/audit", audit.audit),
-    Route("/contracts", contracts.contracts),
-    Route("/contracts/{contract}", contracts.contract),
-    Route("/contracts/{contract}/abi.json", contracts.abi),
+    Route("/contracts", chain.contracts),
+    Route("/contracts/{contract}", chain.contract),
+    Route("/contracts/{contract}/abi.json", chain.abi),
     Route("/submit", wallet.form),
     Route("/submit/schema.json", wallet.schema),
     Route("/live", live),

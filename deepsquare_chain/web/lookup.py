@@ -1,27 +1,201 @@
-"""Reads blocks and transactions from the node that are not in the index: those without events."""
+"""Reads blocks and transactions without events from the node, and decodes calldata."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pydantic_core
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
 
+from deepsquare_chain.chain.bindings.abi import (
+    Abi,
+    AbiError,
+    Function,
+    decode_values,
+    interface,
+    signature_of,
+    type_of,
+)
+from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.errors import EndpointError, GridError
-from deepsquare_chain.indexer.block_data import FORWARDER, Header, read_header
-from deepsquare_chain.web.decoding import (
-    DecodedCall,
-    InnerCall,
-    decode_call,
-    inner_calls,
-    names_of,
-)
+from deepsquare_chain.errors import EndpointError, GridError, UsageError
+from deepsquare_chain.indexer.block_data import FORWARDER, Header, read_header, signed_calls
+
+# -- transaction inputs, and values of the forms of read functions
+
+MAX_TEXT: Final = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedCall:
+    """A decoded call of one of the grid's contracts; `values` are by parameter name."""
+
+    function: str
+    signature: str
+    values: Mapping[str, Any]
+
+
+def decode_call(contract: str, data: str) -> DecodedCall | None:
+    """Decode calldata (0x-hexadecimal); None if it is not a call of that contract."""
+    try:
+        raw = bytes.fromhex(data.removeprefix("0x"))
+    except ValueError:
+        return None
+    for entry in interface(contract).entries("function"):
+        function = interface(contract).function(entry["name"])
+        if raw[:4] == function.selector:
+            try:
+                values = decode_values(function.inputs, raw[4:])
+            except AbiError:
+                return None
+            return DecodedCall(function.name, signature_of(entry), named(function.inputs, values))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class InnerCall:
+    """A customer's signed request, and its decoded call if it calls a contract of the grid.
+
+    `contract` is the name of that contract, or empty; `deadline` is the last valid second.
+    """
+
+    signer: str
+    to: str
+    contract: str
+    deadline: int
+    call: DecodedCall | None
+
+
+def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...]:
+    """Return the signed requests in a call of the forwarder; empty if there are none.
+
+    Args:
+        data: Input of the call, 0x-hexadecimal.
+        contracts: Names of the grid's contracts by address.
+    """
+    try:
+        raw = bytes.fromhex(data.removeprefix("0x"))
+    except ValueError:
+        return ()
+    calls = []
+    for request in signed_calls(raw):
+        name = contracts.get(request.to, "")
+        call = decode_call(name, "0x" + request.data.hex()) if name else None
+        calls.append(InnerCall(request.sender, request.to, name, request.deadline, call))
+    return tuple(calls)
+
+
+def names_of(deployment: Deployment) -> dict[str, str]:
+    """Return the names of a deployment's contracts by checksum address."""
+    return {str(checked_address(address)): name for name, address in deployment.contracts.items()}
+
+
+def named(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:
+    """Return values by parameter name; structs as mappings, bytes as hexadecimal."""
+    return {
+        str(part["name"]) or f"[{index}]": plain(part, value)
+        for index, (part, value) in enumerate(zip(parameters, values, strict=True))
+    }
+
+
+def plain(parameter: Abi, value: Any) -> Any:
+    """Convert a value for pages and JSON."""
+    kind = str(parameter["type"])
+    if kind.endswith("]"):
+        item = {**parameter, "type": kind[: kind.rindex("[")]}
+        return [plain(item, element) for element in value]
+    if kind == "tuple":
+        return named(parameter["components"], value)
+    return "0x" + value.hex() if isinstance(value, bytes) else value
+
+
+def views(contract: str) -> list[Abi]:
+    """Return the functions that only read, sorted by name."""
+    return _functions(contract, {"view", "pure"})
+
+
+def changes(contract: str) -> list[Abi]:
+    """Return the functions that change state, sorted by name."""
+    return _functions(contract, {"nonpayable", "payable"})
+
+
+def _functions(contract: str, kinds: set[str]) -> list[Abi]:
+    entries = [
+        entry
+        for entry in interface(contract).entries("function")
+        if entry["stateMutability"] in kinds
+    ]
+    return sorted(entries, key=lambda entry: str(entry["name"]).lower())
+
+
+def find_view(contract: str, name: str) -> tuple[Abi, Function] | None:
+    """Return the reading function of this name, or None."""
+    for entry in views(contract):
+        if entry["name"] == name:
+            return entry, interface(contract).function(name)
+    return None
+
+
+def read_argument(parameter: Abi, text: str) -> Any:
+    """Parse the text that a user entered for a parameter of a function.
+
+    Lists and structs are JSON lists.
+
+    Raises:
+        UsageError: The text is invalid; the message names the parameter.
+    """
+    kind, name = type_of(parameter), str(parameter["name"]) or "the argument"
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"{name} is longer than {MAX_TEXT} characters")
+    try:
+        if kind.endswith("]") or kind.startswith("("):
+            tree = pydantic_core.from_json(text or "[]")
+            return _from_tree(parameter, tree)
+        return _from_text(kind, text.strip())
+    except (ValueError, TypeError, UsageError, RecursionError) as error:
+        detail = getattr(error, "message", "") or str(error)
+        raise UsageError(
+            f"{name} is no {kind}: {detail[:200]}",
+            hint="Numbers are decimal or 0x-hexadecimal; lists and structs are JSON lists.",
+        ) from None
+
+
+def _from_tree(parameter: Abi, tree: Any) -> Any:
+    kind = str(parameter["type"])
+    if kind.endswith("]"):
+        if not isinstance(tree, list):
+            raise ValueError("write a JSON list")
+        item = {**parameter, "type": kind[: kind.rindex("[")]}
+        return [_from_tree(item, element) for element in tree]
+    if kind == "tuple":
+        parts = parameter["components"]
+        if not isinstance(tree, list) or len(tree) != len(parts):
+            raise ValueError(f"write a JSON list of {len(parts)} values")
+        return tuple(_from_tree(part, element) for part, element in zip(parts, tree, strict=True))
+    return _from_text(kind, tree if isinstance(tree, str) else str(tree))
+
+
+def _from_text(kind: str, text: str) -> Any:
+    if kind == "address":
+        return checked_address(text)
+    if kind == "bool":
+        if text.lower() not in {"true", "false"}:
+            raise ValueError("write true or false")
+        return text.lower() == "true"
+    if kind.startswith("bytes"):
+        return bytes.fromhex(text.removeprefix("0x"))
+    if kind.startswith(("uint", "int")):
+        return int(text, 0)
+    return text
+
 
 _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 

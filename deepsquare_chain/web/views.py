@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
-from deepsquare_chain.audit.bill import JobBill, recompute_bill
+from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
-from deepsquare_chain.audit.invoice import Invoice, InvoiceLine
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
 from deepsquare_chain.credits import cost

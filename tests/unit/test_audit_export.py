@@ -24,11 +24,9 @@ from deepsquare_chain.audit.export import (
     FileEntry,
     Manifest,
     TableFormat,
-    digest_of,
-)
-from deepsquare_chain.audit.export_io import (
     _Writer,
     compare_with_chain,
+    digest_of,
     export,
     export_files,
     read_manifest,

@@ -18,12 +18,12 @@ from deepsquare_chain.audit.bill import recompute_bill
 from deepsquare_chain.audit.conservation import (
     ConservationCheck,
     Repeat,
+    closing_check,
     conservation,
     job_conservation,
 )
 from deepsquare_chain.audit.entries import JobEntry
-from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.audit.statement import closing_check, statement
+from deepsquare_chain.audit.ledger import Ledger, statement
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.events import event_topics

@@ -55,15 +55,15 @@ from deepsquare_chain.job import (
 )
 from deepsquare_chain.web import charts, formats, views
 from deepsquare_chain.web.calls import CallPlan, offers_in_words, signature_of
-from deepsquare_chain.web.decoding import (
+from deepsquare_chain.web.lookup import (
     decode_call,
     find_view,
     inner_calls,
     read_argument,
 )
-from deepsquare_chain.web.job_explanation import judge
-from deepsquare_chain.web.jobform import form_as_file, problems, read_form
 from deepsquare_chain.web.pages.accounts import FoldedMovements, fold
+from deepsquare_chain.web.pages.jobs import judge
+from deepsquare_chain.web.pages.wallet import form_as_file, problems, read_form
 from deepsquare_chain.web.render import environment
 from deepsquare_chain.web.security import is_own
 from deepsquare_chain.web.server import Address

@@ -1,15 +1,37 @@
-"""Transactions and blocks."""
+"""Transactions, blocks and contracts."""
 
 from __future__ import annotations
 
-from starlette.requests import Request
-from starlette.responses import Response
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-from deepsquare_chain.errors import NotFoundError
+from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from web3.exceptions import ContractLogicError, Web3RPCError
+
+from deepsquare_chain.chain.bindings.abi import AbiError, Function, interface, signature_of
+from deepsquare_chain.chain.bindings.artifacts import load_artifact
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
 from deepsquare_chain.web import views
-from deepsquare_chain.web.decoding import decode_call, inner_calls, names_of
-from deepsquare_chain.web.lookup import look_up, look_up_block
+from deepsquare_chain.web.lookup import (
+    changes,
+    decode_call,
+    find_view,
+    inner_calls,
+    look_up,
+    look_up_block,
+    named,
+    names_of,
+    read_argument,
+)
+from deepsquare_chain.web.lookup import views as view_functions
 from deepsquare_chain.web.pages.common import ask, number_of, page_of, show, site_of
 from deepsquare_chain.web.site import Site
 
@@ -89,3 +111,137 @@ async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
         finalized=header.number <= status.finalized,
     )
     return BlockDetail(row=row, transactions=(), more_transactions=False)
+
+
+# -- contracts: their addresses, the verification of their code, and their read functions
+
+PURPOSES: Final[Mapping[str, str]] = {
+    "Credit": "The token that jobs are paid in: balances, allowances, permits.",
+    "ProviderRegistry": "Providers: hardware and its approval, offers, prices, labels.",
+    "MetaScheduler": "Jobs: their status machine, their escrow and its settlement.",
+    "ERC2771Forwarder": "Carries out calls that customers signed and relayers pay the gas of.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whether a contract has the code of this package; None if the node does not answer."""
+
+    ok: bool | None
+    text: str
+
+
+async def contracts(request: Request) -> Response:
+    """All contracts, the parameters and the roles."""
+    site = site_of(request)
+    rows = [
+        (name, address, PURPOSES[name], await verified(site.contracts, name, address))
+        for name, address in _addresses(site.contracts).items()
+    ]
+    return await show(
+        request,
+        "contracts.html",
+        found=rows,
+        deployment=site.contracts.deployment,
+        parameters=await ask(site.index.parameters),
+        roles=await ask(site.index.roles),
+    )
+
+
+async def contract(request: Request) -> Response:
+    """One contract, and the result of a read function if one is called."""
+    site = site_of(request)
+    name, address = _found(site.contracts, request.path_params["contract"])
+    function_name = request.query_params.get("call", "")
+    answer, problem = None, None
+    if function_name:
+        try:
+            answer = await _answer(site.contracts, name, function_name, request.query_params)
+        except GridError as error:
+            problem = error
+    return await show(
+        request,
+        "contract.html",
+        name=name,
+        address=address,
+        purpose=PURPOSES[name],
+        verified=await verified(site.contracts, name, address),
+        views=view_functions(name),
+        changes=changes(name),
+        events=interface(name).entries("event"),
+        errors=interface(name).entries("error"),
+        signature_of=signature_of,
+        selector_of=lambda entry: "0x" + interface(name).function(entry["name"]).selector.hex(),
+        asked=function_name,
+        given=request.query_params,
+        answer=answer,
+        problem=problem,
+        fields=views.fields,
+        status_code=400 if problem else 200,
+    )
+
+
+async def abi(request: Request) -> Response:
+    """The ABI as JSON."""
+    name, _ = _found(site_of(request).contracts, request.path_params["contract"])
+    return JSONResponse(load_artifact(name).abi)
+
+
+async def verified(grid: Contracts, name: str, address: str) -> Verified:
+    """Compare the code on chain with the artifact of this package."""
+    try:
+        code = bytes(await grid.w3.eth.get_code(to_checksum_address(address)))
+    except (GridError, Web3RPCError):
+        return Verified(None, "the node does not answer")
+    if not code:
+        return Verified(ok=False, text="no contract stands here")
+    if load_artifact(name).matches(code):
+        return Verified(ok=True, text="same code as this package's build")
+    return Verified(ok=False, text="other code than this package's build")
+
+
+def _addresses(grid: Contracts) -> dict[str, str]:
+    """Return the addresses of the deployment's contracts by name; the forwarder is optional."""
+    return {
+        name: str(to_checksum_address(address))
+        for name, address in grid.deployment.contracts.items()
+        if int(address, 16)
+    }
+
+
+def _found(grid: Contracts, name: str) -> tuple[str, str]:
+    addresses = _addresses(grid)
+    if name not in addresses:
+        raise NotFoundError(
+            f"There is no contract {name[:60]!r}", hint=f"There are {', '.join(addresses)}."
+        )
+    return name, addresses[name]
+
+
+async def _answer(
+    grid: Contracts, name: str, asked: str, given: Mapping[str, str]
+) -> tuple[views.Field, ...]:
+    view = find_view(name, asked)
+    if view is None:
+        raise NotFoundError(f"{name} has no function {asked[:60]!r} that only reads")
+    entry, function = view
+    arguments = [
+        read_argument(parameter, given.get(f"a{index}", ""))
+        for index, parameter in enumerate(entry["inputs"])
+    ]
+    values = await _call(grid, grid.deployment.contracts[name], function, arguments)
+    return views.fields(named(function.outputs, values))
+
+
+async def _call(
+    grid: Contracts, address: str, function: Function, arguments: list[Any]
+) -> tuple[Any, ...]:
+    data = HexBytes(function.encode(*arguments))
+    body: Any = {"to": to_checksum_address(address), "data": data}
+    try:
+        return function.decode(bytes(await grid.w3.eth.call(body)))
+    except ContractLogicError as error:
+        raise decode_revert(error) from None
+    except (Web3RPCError, AbiError) as error:
+        reason = node_message(error) if isinstance(error, Web3RPCError) else "no proper answer"
+        raise EndpointError(f"The node could not read {function.name}: {reason}") from None

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from deepsquare_chain.indexer.blocks import HASH, MAX_HITS, NUMBER
+from deepsquare_chain.indexer.queries import HASH, MAX_HITS, NUMBER
 from deepsquare_chain.indexer.read_models import Hit, Overview
 from deepsquare_chain.web import views
 from deepsquare_chain.web.lookup import look_up, look_up_block
