@@ -36,7 +36,7 @@ from deepsquare_chain.executors.isolation import LocalOptions, isolate, local_ch
 from deepsquare_chain.executors.orphaned_processes import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
-from deepsquare_chain.executors.sandbox import Isolation, parse_options
+from deepsquare_chain.executors.sandbox import EtcCopy, Isolation, parse_options
 from deepsquare_chain.executors.startprobe import StartProbe
 from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.job import Offer
@@ -53,7 +53,8 @@ class LocalExecutor(Executor):
     """Executor of one machine.
 
     Args:
-        state_dir: State folder of the daemon; runs are stored in `runs/` below it.
+        state_dir: State folder of the daemon; runs are stored in `runs/` below it, and in `etc/` the
+            copy of /etc that jobs see.
         offer: Total CPUs, memory (MB) and GPUs of all runs; may be changed at any time.
         min_free: MB of free disk below which no capacity counts as free.
         isolation: Isolation of runs; None for plain processes.
@@ -75,6 +76,8 @@ class LocalExecutor(Executor):
         self.offer = offer
         self._min_free = min_free
         self._path = Path(os.path.abspath(state_dir)) / "runs"
+        if isolation is not None and isolation.sandbox is not None:
+            isolation = replace(isolation, etc=EtcCopy(self._path.with_name("etc")))
         with _typed(self._path):
             self._runs = Runs(self._path, isolation)
         self._probe = StartProbe(self._path, self._runs.fork_server, isolation)

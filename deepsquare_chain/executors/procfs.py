@@ -49,10 +49,10 @@ def boot_id() -> str:
 
 @functools.cache
 def _boot_id(proc: str) -> str:
-    return _read(f"{proc}/sys/kernel/random/boot_id").decode().strip()
+    return read(f"{proc}/sys/kernel/random/boot_id").decode().strip()
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
 
@@ -64,7 +64,7 @@ def look(pid: int) -> Process | None:
         OSError: /proc can't be read.
     """
     try:
-        raw = _read(f"{PROC}/{pid}/stat")
+        raw = read(f"{PROC}/{pid}/stat")
     except _GONE:
         return None
     # The name is in parentheses and may contain any character, including a parenthesis.
@@ -161,7 +161,7 @@ def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         for task in os.listdir(f"{PROC}/{pid}/task"):
             with contextlib.suppress(OSError):
-                text = _read(f"{PROC}/{pid}/task/{task}/children")
+                text = read(f"{PROC}/{pid}/task/{task}/children")
                 pids.extend(int(child) for child in text.split())
     return pids
 
@@ -171,7 +171,7 @@ def resident(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
-            total += int(_read(f"{PROC}/{pid}/statm").split()[1]) * _PAGE
+            total += int(read(f"{PROC}/{pid}/statm").split()[1]) * _PAGE
     return total
 
 
@@ -181,7 +181,7 @@ def command_line(pid: int) -> bytes:
     Raises:
         OSError: /proc can't be read.
     """
-    return _read(f"{PROC}/{pid}/cmdline")
+    return read(f"{PROC}/{pid}/cmdline")
 
 
 def marked(entry: bytes) -> list[int]:
@@ -191,7 +191,7 @@ def marked(entry: bytes) -> list[int]:
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
-                if needle in b"\0" + _read(f"{PROC}/{candidate.name}/environ"):
+                if needle in b"\0" + read(f"{PROC}/{candidate.name}/environ"):
                     pids.append(int(candidate.name))
     return pids
 
@@ -202,7 +202,7 @@ def environment_entries(prefix: bytes) -> set[bytes]:
     for candidate in os.scandir(PROC):
         if candidate.name.isdigit():
             with contextlib.suppress(OSError):
-                entries = _read(f"{PROC}/{candidate.name}/environ").split(b"\0")
+                entries = read(f"{PROC}/{candidate.name}/environ").split(b"\0")
                 matches.update(entry for entry in entries if entry.startswith(prefix))
     return matches
 

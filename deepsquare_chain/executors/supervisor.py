@@ -70,6 +70,7 @@ _REQUEST_BYTES: Final = 8192
 _ARG_START: Final = 45
 _SIGNALLED: Final = 128
 _MAX_SIGNAL: Final = 64
+_libc: Any = ctypes.CDLL(None, use_errno=True)
 
 
 class Supervisor:
@@ -374,8 +375,7 @@ def _say_taken() -> None:
 
 
 def _become_subreaper() -> None:
-    libc: Any = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "can't become the subreaper of the run")
 
 
@@ -385,7 +385,7 @@ def _show_in_command_line(folder: str) -> None:
     The kernel reads it from the process's memory, between two addresses given in /proc; the fork
     server was started with an argument that is long enough.
     """
-    raw = Path(procfs.PROC, "self/stat").read_bytes()
+    raw = procfs.read(f"{procfs.PROC}/self/stat")
     fields = raw[raw.rindex(b")") + 2 :].split()
     start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
     line = b"\0".join((SUPERVISOR_MODULE.encode(), os.fsencode(folder), b""))

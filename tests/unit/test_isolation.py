@@ -14,6 +14,7 @@ from deepsquare_chain.executors.cgroups import CgroupParent, JobCgroup, find_cgr
 from deepsquare_chain.executors.confinement import disk_usage
 from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.executors.sandbox import (
+    EtcCopy,
     Sandbox,
     SandboxOptions,
     SandboxProbe,
@@ -129,6 +130,65 @@ def test_jobs_outlive_the_daemon_and_have_no_network() -> None:
     for flag in ("--new-session", "--die-with-parent"):
         assert flag not in closed
     assert "--unshare-net" not in arguments(SandboxOptions(network=True))
+
+
+def test_on_this_machine_one_mount_shows_the_copy_of_etc(tmp_path: Path) -> None:
+    copied = arguments(SandboxOptions(), etc=tmp_path)
+    assert f"--ro-bind {tmp_path} /etc " in copied
+    assert "/etc/" not in copied
+    assert "/etc/passwd" in arguments(SandboxOptions())
+
+
+def etc_with(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_copy_of_etc_holds_only_what_jobs_may_read(tmp_path: Path) -> None:
+    source = etc_with(tmp_path / "etc", passwd="root", shadow="secret", elsewhere="zone")
+    (source / "localtime").symlink_to("elsewhere")
+    (source / "ssl" / "private").mkdir(parents=True)
+    (source / "ssl" / "certs").mkdir()
+    (source / "ssl" / "certs" / "a.pem").symlink_to("../../missing")
+    os.mkfifo(source / "hosts")
+    copy = EtcCopy(tmp_path / "copy", source).current()
+    assert copy is not None
+    names = {str(path.relative_to(copy)) for path in copy.rglob("*")}
+    assert names == {"passwd", "localtime", "ssl", "ssl/certs", "ssl/certs/a.pem"}
+    assert (copy / "localtime").read_text() == "zone"
+    assert os.readlink(copy / "ssl" / "certs" / "a.pem") == "../../missing"
+
+
+def test_the_copy_of_etc_follows_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepsquare_chain.executors.sandbox._ETC_PERIOD", 0.0)
+    source = etc_with(tmp_path / "etc", passwd="root", hosts="old", group="users")
+    etc = EtcCopy(tmp_path / "copy", source)
+    copy = etc.current()
+    assert copy is not None
+    (source / "hosts").write_text("newer")
+    (source / "passwd").unlink()
+    (source / "group").unlink()
+    (source / "group").mkdir()
+    (source / "group" / "members").write_text("none")
+    assert etc.current() == copy
+    assert (copy / "hosts").read_text() == "newer"
+    assert not (copy / "passwd").exists()
+    assert (copy / "group" / "members").read_text() == "none"
+    assert not list(copy.glob(".*"))
+
+
+def test_an_etc_that_is_too_large_to_copy_is_bound_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = etc_with(tmp_path / "etc", passwd="root", hosts="loopback")
+    monkeypatch.setattr("deepsquare_chain.executors.sandbox._ETC_BYTES", 5)
+    assert EtcCopy(tmp_path / "copy", source).current() is None
+    monkeypatch.setattr("deepsquare_chain.executors.sandbox._ETC_BYTES", 500)
+    assert EtcCopy(tmp_path / "copy", source).current() == tmp_path / "copy"
+    (tmp_path / "file").write_text("no folder can be made here")
+    assert EtcCopy(tmp_path / "file", source).current() is None
 
 
 def test_what_is_private_is_hidden_below_folders_that_are_shown(tmp_path: Path) -> None:
