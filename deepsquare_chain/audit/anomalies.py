@@ -15,7 +15,7 @@ from typing import Any, Final
 from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
-from deepsquare_chain.chain.bindings.roles import role_name
+from deepsquare_chain.chain.bindings.roles import ADMIN_ROLE, role_name
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobFlags, JobStatus
 
@@ -350,7 +350,7 @@ def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
             anomaly = Code.SUBMISSIONS, notice, "", message
         case ev.RoleGranted() | ev.RoleRevoked():
             verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
-            role = "administrator" if event.role == bytes(32) else role_name(event.role)
+            role = "administrator" if event.role == ADMIN_ROLE else role_name(event.role)
             message = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
             anomaly = Code.ROLE, notice, event.account, message
         case ev.BanChanged():

@@ -1,14 +1,20 @@
-"""Deploys a grid's contracts, grants their roles, and returns the deployment record."""
+"""Deploys a grid's contracts, grants their roles, and makes the deployment record.
+
+An account without a key at hand, such as a Safe, can't create contracts by a plain transaction. Its
+contracts are created with CREATE2 (EIP-1014) by the deterministic deployment proxy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from eth_typing import ChecksumAddress
+from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
@@ -22,7 +28,16 @@ from deepsquare_chain.chain.bindings.contracts import (
     MINTER_ROLE,
     Contracts,
 )
-from deepsquare_chain.chain.bindings.deployment import DAY, Deployment, Timeouts
+from deepsquare_chain.chain.bindings.deployment import DAY, TIMES, Deployment, Timeouts
+from deepsquare_chain.chain.bindings.events import (
+    FeeChanged,
+    RoleGranted,
+    decode_logs,
+    event_topics,
+)
+from deepsquare_chain.chain.bindings.roles import ADMIN_ROLE, role_name
+from deepsquare_chain.chain.bindings.scheduler import MetaSchedulerContract
+from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.chain.rpc.node_errors import error_body, is_verdict, node_message
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import EndpointError, UsageError
@@ -74,6 +89,15 @@ _CANCUN_PROBE: Final = "0x5f5f5f5e5f5c505f5ff3"
 #: EIP-712 name of the forwarder, which signed requests carry.
 FORWARDER_NAME: Final = "DeepSquare"
 
+#: Deterministic deployment proxy: it creates a contract from calldata of 32 bytes of salt and
+#: creation code. It has the same address on every chain. Source of address and code:
+#: https://github.com/Arachnid/deterministic-deployment-proxy
+CREATE2_PROXY: Final = "0x4e59b44847b379578588920cA78FbF26c0B4956C"
+CREATE2_PROXY_CODE: Final = bytes.fromhex(
+    "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffe0"
+    "3601600081602082378035828234f58015156039578182fd5b8082525050506014600cf3"
+)
+
 #: Short timeouts for demos, so that each passes within seconds.
 DEMO_PARAMS: Final = GridParams(
     admin_delay=0,
@@ -118,57 +142,214 @@ async def deploy_grid(
         InsufficientFundsError: The account can't pay the gas.
     """
     params = params or GridParams()
-    _check(params)
-    run = _Deploying(sender, params, timeout, resumable=resumable)
-    roles = run.roles()  # validated before any transaction is sent
-    await check_rules(w3)
-    first_blocks = await _reused(w3, params)
-    admin = sender.address
-    treasury = checked_address(params.treasury or admin, "treasury")
-    credit, registry, forwarder = await asyncio.gather(
-        run.create_unless(params.credit, "Credit", admin, params.admin_delay),
-        run.create_unless(
-            params.registry, "ProviderRegistry", admin, params.admin_delay, params.approval_period
-        ),
-        run.create("ERC2771Forwarder", FORWARDER_NAME),
-    )
-    timeouts = tuple(asdict(params.timeouts).values())
-    scheduler = await run.create(
-        *("MetaScheduler", admin, params.admin_delay, credit, registry),
-        *(treasury, forwarder, params.fee_bps, timeouts),
-    )
-    deployment = Deployment(
-        chain_id=sender.chain_id,
-        credit=credit,
-        registry=registry,
-        scheduler=scheduler,
-        treasury=treasury,
-        forwarder=forwarder,
+    run = _Deploying(w3, sender, params, timeout, resumable=resumable)
+    await run.check()
+    first_blocks = [
+        await first_block(w3, checked_address(address), params.since_block)
+        for address in (params.credit, params.registry)
+        if address
+    ]
+    deployment = await run.deploy()
+    return replace(
+        deployment,
         block=min([*run.blocks, *first_blocks]),
         transactions=run.transactions,
-        constructor_args=run.arguments,
-        compiler_digest=load_artifact("MetaScheduler").input_digest,
-        extra={"admin": admin, **(extra or {})},
+        extra={"admin": sender.address, **(extra or {})},
     )
-    await run.grant(Contracts(w3, deployment), roles)
-    return deployment
+
+
+async def plan_grid(
+    w3: AsyncWeb3[Any], sender: Sender, params: GridParams, *, salt: int = 0
+) -> Deployment:
+    """Give the sender the calls that deploy a grid with CREATE2, and return the contracts' addresses.
+
+    The addresses depend on the account, the parameters and the salt only. Contracts that exist
+    there already are not created again, and roles that were granted are not granted again, so a
+    plan that was carried out in part can be made again. The first block of the result is 0.
+
+    Args:
+        w3: Connection made by `connect`.
+        sender: Collects the calls; its account becomes the administrator.
+        params: Parameters of the grid.
+        salt: Number below 2^256 that distinguishes grids of the same parameters.
+
+    Raises:
+        UsageError: As `deploy_grid`, or the chain lacks the deterministic deployment proxy.
+        RevertedError: The chain refuses the first call.
+    """
+    run = _Deploying(w3, sender, params, 0.0, resumable=False, salt=salt)
+    await run.check()
+    return await run.deploy()
+
+
+async def read_deployment(
+    w3: AsyncWeb3[Any], scheduler: str, since_block: int | None = None
+) -> Deployment:
+    """Make the deployment record of a MetaScheduler from the chain.
+
+    The administrators, the fee and the transactions come from the contracts' first events. The
+    transaction of the forwarder, which has no events, is not recorded. The administrator's delay is
+    the one in force now.
+
+    Args:
+        w3: Connection made by `connect`.
+        scheduler: Address of the MetaScheduler.
+        since_block: The block of the first deployment, or an earlier one; None to search for it,
+            which requires an archive node.
+
+    Raises:
+        UsageError: A contract is not this package's, or its first block can't be found.
+        EndpointError: The node does not answer.
+    """
+    address = checked_address(scheduler, "address of a MetaScheduler")
+    chain_id = int(await w3.eth.chain_id)
+    await _check_code(w3, "MetaScheduler", address)
+    parameters = await MetaSchedulerContract(w3, address).parameters()
+    deployment = Deployment(
+        chain_id=chain_id,
+        credit=parameters.credit,
+        registry=parameters.registry,
+        scheduler=address,
+        treasury=parameters.treasury,
+        forwarder=parameters.forwarder,
+        block=0,
+        compiler_digest=load_artifact("MetaScheduler").input_digest,
+    )
+    for name, contract in deployment.contracts.items():
+        await _check_code(w3, name, checked_address(contract))
+    blocks = [
+        await first_block(w3, checked_address(contract), since_block)
+        for contract in deployment.addresses
+    ]
+    topics = [event_topics(RoleGranted, FeeChanged)]
+    last = max(blocks) if since_block is None else None
+    logs = await read_logs(w3, deployment.addresses, topics, min(blocks), last)
+    granted: dict[str, RoleGranted] = {}
+    fees: dict[str, int] = {}
+    for event in decode_logs(logs):
+        if isinstance(event, RoleGranted) and event.role == ADMIN_ROLE:
+            granted.setdefault(event.address, event)
+        elif isinstance(event, FeeChanged) and event.address == address:
+            fees.setdefault(event.tx_hash, event.fee_bps)
+    contracts = Contracts(w3, deployment)
+    arguments: dict[str, dict[str, Any]] = {"ERC2771Forwarder": {"name": FORWARDER_NAME}}
+    transactions: dict[str, str] = {}
+    for role_contract in (contracts.credit, contracts.registry, contracts.scheduler):
+        first = granted.get(role_contract.address)
+        if first is None or (role_contract is contracts.scheduler and first.tx_hash not in fees):
+            raise UsageError(
+                f"There is no first event of {role_contract.artifact} at {role_contract.address} "
+                f"since block {min(blocks)}",
+                hint="Give --since-block: the block of the deployment, or an earlier one.",
+            )
+        transactions[role_contract.artifact] = first.tx_hash
+        delay = await role_contract.admin_delay()
+        arguments[role_contract.artifact] = {"admin": first.account, "adminDelay": delay}
+    arguments["ProviderRegistry"]["approvalPeriod"] = await contracts.registry.approval_period()
+    arguments["MetaScheduler"] |= {
+        "credit": deployment.credit,
+        "registry": deployment.registry,
+        "treasury": deployment.treasury,
+        "forwarder": deployment.forwarder,
+        "feeBps": fees[transactions["MetaScheduler"]],
+        "timeouts": [getattr(parameters, name) for name in TIMES],
+    }
+    return replace(
+        deployment,
+        block=min(blocks),
+        transactions=transactions,
+        constructor_args=arguments,
+        extra={"admin": arguments["MetaScheduler"]["admin"]},
+    )
 
 
 class _Deploying:
-    """One deployment run, and its results for the record."""
+    """One deployment run, and its results for the record.
+
+    With a salt, contracts are created by the deterministic deployment proxy, and what exists is
+    left out.
+    """
 
     def __init__(
-        self, sender: Sender, params: GridParams, timeout: float, *, resumable: bool
+        self,
+        w3: AsyncWeb3[Any],
+        sender: Sender,
+        params: GridParams,
+        timeout: float,
+        *,
+        resumable: bool,
+        salt: int | None = None,
     ) -> None:
         self.transactions: dict[str, str] = {}
-        self.arguments: dict[str, dict[str, Any]] = {}
         self.blocks: list[int] = []
+        self._w3 = w3
         self._sender = sender
         self._params = params
         self._timeout = timeout
         self._resumable = resumable
+        self._salt = salt
+        self._arguments: dict[str, dict[str, Any]] = {}
+        self._existing: set[str] = set()
+        # Keeps the calls of a plan in the order in which they were requested.
+        self._turn = asyncio.Lock()
 
-    def roles(self) -> list[tuple[str, bytes, str]]:
+    async def check(self) -> None:
+        """Check everything that can be checked before a transaction is sent.
+
+        Raises:
+            UsageError: A parameter, a reused contract or the chain does not fit.
+        """
+        _check(self._params)
+        self._roles()
+        await check_rules(self._w3)
+        reused = {"Credit": self._params.credit, "ProviderRegistry": self._params.registry}
+        for name, address in reused.items():
+            if address:
+                await _check_code(self._w3, name, checked_address(address))
+        if self._salt is not None:
+            code = bytes(await self._w3.eth.get_code(checked_address(CREATE2_PROXY)))
+            if code != CREATE2_PROXY_CODE:
+                raise UsageError(
+                    "This chain has no deterministic deployment proxy at "
+                    f"{CREATE2_PROXY}, and only through it can a Safe create contracts",
+                    hint="Deploy with a wallet (`deepsquare contracts deploy --keystore FILE`) and "
+                    "hand the contracts over (`deepsquare admin handover ACCOUNT`), or put the "
+                    "proxy on this chain first.",
+                )
+
+    async def deploy(self) -> Deployment:
+        """Create the contracts and grant their roles; return the record without block and transactions."""
+        params, admin = self._params, self._sender.address
+        treasury = checked_address(params.treasury or admin, "treasury")
+        credit, registry, forwarder = await asyncio.gather(
+            self._create_unless(params.credit, "Credit", admin, params.admin_delay),
+            self._create_unless(
+                *(params.registry, "ProviderRegistry"),
+                *(admin, params.admin_delay, params.approval_period),
+            ),
+            self._create("ERC2771Forwarder", FORWARDER_NAME),
+        )
+        timeouts = tuple(asdict(params.timeouts).values())
+        scheduler = await self._create(
+            *("MetaScheduler", admin, params.admin_delay, credit, registry),
+            *(treasury, forwarder, params.fee_bps, timeouts),
+        )
+        deployment = Deployment(
+            chain_id=self._sender.chain_id,
+            credit=credit,
+            registry=registry,
+            scheduler=scheduler,
+            treasury=treasury,
+            forwarder=forwarder,
+            block=0,
+            constructor_args=self._arguments,
+            compiler_digest=load_artifact("MetaScheduler").input_digest,
+        )
+        contracts = Contracts(self._w3, deployment)
+        await asyncio.gather(*(self._grant(contracts, *grant) for grant in self._roles()))
+        return deployment
+
+    def _roles(self) -> list[tuple[str, bytes, str]]:
         """Return contract, role and holder of all grants."""
         params, deployer = self._params, (self._sender.address,)
         groups = [("scheduler", METASCHEDULER_ROLE, params.schedulers or deployer)]
@@ -182,32 +363,42 @@ class _Deploying:
             for account in dict.fromkeys(accounts)
         ]
 
-    async def create_unless(self, there: str, name: str, *arguments: Any) -> str:
+    async def _create_unless(self, existing: str, name: str, *arguments: Any) -> str:
         """Return the address of an existing contract, or deploy a new one."""
-        return checked_address(there) if there else await self.create(name, *arguments)
+        return checked_address(existing) if existing else await self._create(name, *arguments)
 
-    async def create(self, name: str, *arguments: Any) -> str:
+    async def _create(self, name: str, *arguments: Any) -> str:
         """Deploy one contract and return its address."""
         code = interface(name).creation_code(*arguments)
-        receipt = await self._send(name, Call(to="", data=code, label=f"deploy {name}"))
+        label = f"deploy {name}"
         constructor = interface(name).entries("constructor")[0]
         names = [part["name"].rstrip("_") for part in constructor["inputs"]]
-        self.arguments[name] = dict(zip(names, map(_plain, arguments), strict=True))
-        return checked_address(receipt)
+        self._arguments[name] = dict(zip(names, map(_plain, arguments), strict=True))
+        if self._salt is None:
+            return checked_address(await self._send(name, Call(to="", data=code, label=label)))
+        salt = self._salt.to_bytes(32, "big")
+        address = create2_address(salt, code)
+        async with self._turn:
+            if await self._w3.eth.get_code(address):
+                self._existing.add(address)
+            else:
+                await self._send(name, Call(to=CREATE2_PROXY, data=salt + code, label=label))
+        return address
 
-    async def grant(self, contracts: Contracts, roles: list[tuple[str, bytes, str]]) -> None:
-        """Grant all roles concurrently."""
-        by_name = {
+    async def _grant(self, contracts: Contracts, name: str, role: bytes, holder: str) -> None:
+        """Grant one role, unless the holder of a planned deployment has it."""
+        contract = {
             "credit": contracts.credit,
             "registry": contracts.registry,
             "scheduler": contracts.scheduler,
-        }
-        await asyncio.gather(
-            *(
-                self._send(f"grant {contract} {holder}", by_name[contract].grant_role(role, holder))
-                for contract, role, holder in roles
-            )
-        )
+        }[name]
+        key = f"grant {name} {holder}"
+        call = contract.grant_role(role, holder)
+        call = replace(call, label=f"grant {role_name(role)} of {contract.artifact} to {holder}")
+        async with self._turn if self._salt is not None else nullcontext():
+            if contract.address in self._existing and await contract.has_role(role, holder):
+                return
+            await self._send(key, call)
 
     async def _send(self, name: str, call: Call) -> str:
         digest = hashlib.sha256(call.to.encode() + call.data).hexdigest()
@@ -216,6 +407,12 @@ class _Deploying:
         self.transactions[name] = receipt.hash
         self.blocks.append(receipt.block_number)
         return receipt.contract
+
+
+def create2_address(salt: bytes, code: bytes) -> ChecksumAddress:
+    """Return where the deterministic deployment proxy creates a contract; source: EIP-1014."""
+    proxy = bytes.fromhex(CREATE2_PROXY[2:])
+    return checked_address("0x" + keccak(b"\xff" + proxy + salt + keccak(code))[12:].hex())
 
 
 async def check_rules(w3: AsyncWeb3[Any]) -> None:
@@ -241,30 +438,29 @@ async def check_rules(w3: AsyncWeb3[Any]) -> None:
         ) from None
 
 
-async def _reused(w3: AsyncWeb3[Any], params: GridParams) -> list[int]:
-    """Verify the reused contracts and return their first blocks.
+async def _check_code(w3: AsyncWeb3[Any], name: str, address: ChecksumAddress) -> None:
+    """Check that the code at an address is a contract of this package.
 
     Raises:
-        UsageError: The code at an address is another contract, or its first block can't be found.
+        UsageError: It is another contract, or none.
     """
-    reused = {"Credit": params.credit, "ProviderRegistry": params.registry}
-    blocks = []
-    for name, text in reused.items():
-        if not text:
-            continue
-        address = checked_address(text)
-        code = bytes(await w3.eth.get_code(address))
-        if not load_artifact(name).matches(code):
-            raise UsageError(
-                f"The code at {address} is not this package's {name}",
-                hint="Name the contract of the earlier deployment's record.",
-            )
-        blocks.append(await _first_block(w3, address, params.since_block))
-    return blocks
+    code = bytes(await w3.eth.get_code(address))
+    if not load_artifact(name).matches(code):
+        found = "other code" if code else "no code"
+        raise UsageError(
+            f"The address {address} is not this package's {name}: there is {found}",
+            hint="Check the address, and that the package has the version of the deployment.",
+        )
 
 
-async def _first_block(w3: AsyncWeb3[Any], address: ChecksumAddress, given: int | None) -> int:
-    """Find the first block with code at an address by binary search; needs an archive node."""
+async def first_block(
+    w3: AsyncWeb3[Any], address: ChecksumAddress, given: int | None = None
+) -> int:
+    """Find the first block with code at an address by binary search, unless it is given.
+
+    Raises:
+        UsageError: The node has no historical state (it is no archive node).
+    """
     if given is not None:
         return given
     low, high = 0, int(await w3.eth.block_number)
@@ -277,7 +473,7 @@ async def _first_block(w3: AsyncWeb3[Any], address: ChecksumAddress, given: int 
                 low = middle + 1
     except Web3RPCError as error:
         raise UsageError(
-            f"The node does not tell when {address} was deployed: {node_message(error)}",
+            f"The node could not read when {address} was deployed: {node_message(error)}",
             hint="Give --since-block: the field block of the earlier deployment's record.",
         ) from None
     return low

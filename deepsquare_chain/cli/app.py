@@ -68,7 +68,7 @@ GROUPS: Final = {
     "admin": _Part("admin", "Roles, providers, fee, handover, open and close."),
     "audit": _Part("audit", "Check the books from events alone."),
     "explorer": _Part("explorer", "Look at jobs and credits in a browser."),
-    "contracts": _Part("contracts", "Deploy, verify, show addresses."),
+    "contracts": _Part("contracts", "Deploy, record, verify, show addresses."),
     "devnet": _Part("devnet", "Run a local grid."),
     "config": _Part("config", "Show the settings, choose a context."),
 }

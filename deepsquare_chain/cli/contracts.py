@@ -1,9 +1,9 @@
-"""Commands for the contracts: deploy, verify, show addresses."""
+"""Commands for the contracts: deploy, record, verify, show addresses."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,7 +11,11 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import whole
 
-app = typer.Typer(help="Deploy, verify, show addresses.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.chain.deploying import GridParams
+
+app = typer.Typer(help="Deploy, record, verify, show addresses.", no_args_is_help=True)
 
 _ADDRESSES: Final = (
     Column("chain_id", "chain", Kind.NUMBER),
@@ -33,18 +37,7 @@ async def addresses(context: CommandContext) -> None:
     """Show the deployment record."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
 
-    deployment = Deployment.load(context.settings.deployment)
-    context.printer.record(
-        _ADDRESSES,
-        (
-            deployment.chain_id,
-            deployment.credit,
-            deployment.registry,
-            deployment.scheduler,
-            deployment.treasury,
-            deployment.block,
-        ),
-    )
+    _print_addresses(context, Deployment.load(context.settings.deployment))
 
 
 @command(app)
@@ -92,7 +85,7 @@ async def verify(
     return 0 if all(ok for _, ok, _ in rows) else AuditError.exit_code
 
 
-@command(app)
+@command(app, sends=True)
 async def deploy(
     context: CommandContext,
     fee_bps: Annotated[
@@ -119,12 +112,25 @@ async def deploy(
     demo_timeouts: Annotated[
         bool, typer.Option("--demo-timeouts", help="Timeouts of seconds, for trying things out.")
     ] = False,
+    salt: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0, 2**256 - 1),
+            metavar="N",
+            help="With --unsigned: another number gives another grid of the same parameters; 0 by default.",
+        ),
+    ] = None,
 ) -> None:
-    """Deploy new contracts from this wallet and write the deployment record."""
+    """Deploy new contracts from this wallet and write the deployment record.
+
+    With --unsigned the contracts are created with CREATE2, so that their addresses are known before
+    anything is sent. Afterwards `deepsquare contracts record` writes the deployment record.
+    """
     from dataclasses import replace
 
     from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams
     from deepsquare_chain.client.deploy import deploy as run
+    from deepsquare_chain.errors import UsageError
 
     params = replace(
         DEMO_PARAMS if demo_timeouts else GridParams(),
@@ -135,8 +141,64 @@ async def deploy(
         registry=registry,
         since_block=since_block,
     )
+    if context.unsigned is not None:
+        await _print_plan(context, params, context.unsigned, salt or 0)
+        return
+    if salt is not None:
+        raise UsageError(
+            "--salt has no effect without --unsigned",
+            hint="A wallet's own deployments get a new address each time.",
+        )
     deployment = await run(context.settings, params)
+    _print_written(context, deployment)
+
+
+@command(app)
+async def record(
+    context: CommandContext,
+    scheduler: Annotated[
+        str, typer.Argument(metavar="METASCHEDULER", help="Address of the MetaScheduler.")
+    ],
+    since_block: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole(0),
+            metavar="N",
+            help="Block of the first deployment, or an earlier one; looked up by default.",
+        ),
+    ] = None,
+) -> None:
+    """Write the deployment record of contracts that exist, such as those that a Safe deployed."""
+    from deepsquare_chain.client.deploy import record as run
+
+    _print_written(context, await run(context.settings, scheduler, since_block))
+
+
+async def _print_plan(context: CommandContext, params: GridParams, account: str, salt: int) -> None:
+    """Print the calls of a deployment, and notes with the addresses and the next step."""
+    from deepsquare_chain.client.deploy import plan
+
+    made = await plan(context.settings, params, account, salt)
+    note = context.printer.note
+    for name, address in made.deployment.contracts.items():
+        note(f"{name} has the address {address}.")
+    if not params.schedulers:
+        note(f"No --scheduler was given: {made.account} gets the scheduler's role.")
+    context.print_unsigned(made.deployment.chain_id, made.account, made.calls)
+    if not made.calls:
+        context.unchanged("All of this is deployed already.")
+    note(
+        "When it is carried out: `deepsquare contracts record "
+        f"{made.deployment.scheduler}`, then `deepsquare contracts verify`."
+    )
+
+
+def _print_written(context: CommandContext, deployment: Deployment) -> None:
     context.printer.note(f"The record is {context.settings.deployment}.")
+    _print_addresses(context, deployment)
+
+
+def _print_addresses(context: CommandContext, deployment: Deployment) -> None:
     context.printer.record(
         _ADDRESSES,
         (

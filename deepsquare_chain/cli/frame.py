@@ -18,6 +18,7 @@ from deepsquare_chain.errors import GridError
 from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
+    from deepsquare_chain.chain.bindings.calls import Call
     from deepsquare_chain.chain.transactions.sender import TxReceipt
     from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.settings import Settings
@@ -182,15 +183,21 @@ class CommandContext:
 
     @asynccontextmanager
     async def _unsigned_wallet(self, account: str) -> AsyncIterator[WalletConnection]:
-        """A wallet whose calls are printed at the end: as records, CSV, or JSON for Safe's Transaction Builder."""
-        from deepsquare_chain.client.unsigned import UnsignedSender, open_unsigned, safe_batch
+        """A wallet whose calls are printed at the end."""
+        from deepsquare_chain.client.unsigned import UnsignedSender, open_unsigned
 
         async with open_unsigned(self.settings, account) as wallet:
             yield wallet
             chain_id = wallet.contracts.deployment.chain_id
             calls = wallet.sender.calls if isinstance(wallet.sender, UnsignedSender) else []
+        self.print_unsigned(chain_id, wallet.address, calls)
+
+    def print_unsigned(self, chain_id: int, account: str, calls: Sequence[Call]) -> None:
+        """Print calls for an account to send: as records, CSV, or JSON for Safe's Transaction Builder."""
+        from deepsquare_chain.client.unsigned import safe_batch
+
         if self.printer.style is Format.JSON:
-            self.printer.document(safe_batch(chain_id, wallet.address, calls))
+            self.printer.document(safe_batch(chain_id, account, calls))
             return
         rows = [(call.label, call.to, call.value, f"0x{call.data.hex()}") for call in calls]
         if self.printer.style is Format.CSV:
@@ -201,7 +208,7 @@ class CommandContext:
             self.printer.text(row[-1])  # the calldata in full on one line, for copying
         if rows:
             self.printer.note(
-                f"Nothing was sent. Send this from {wallet.address} on chain {chain_id}, in this "
+                f"Nothing was sent. Send this from {account} on chain {chain_id}, in this "
                 "order; -o json prints a file for Safe's Transaction Builder."
             )
 

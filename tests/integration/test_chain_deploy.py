@@ -8,18 +8,29 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eth_utils.address import to_checksum_address
+from hexbytes import HexBytes
+from web3.types import RPCEndpoint
 
+from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.verifying import verify_deployment
+from deepsquare_chain.chain.deploying import CREATE2_PROXY, DEMO_PARAMS, read_deployment
 from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
+from deepsquare_chain.client.deploy import plan, record
 from deepsquare_chain.devnet.node.base import Node, dev_accounts
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.faults import VARIABLE
+from deepsquare_chain.settings import Settings
+from tests.support.anvil import start_anvil
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "deploy.py"
 DEPLOYER = dev_accounts()[7]  # nobody else's in the shared tests
@@ -132,6 +143,57 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
     assert "never overwritten" in errors
 
 
+async def test_a_plan_for_another_account_is_carried_out_and_recorded(tmp_path: Path) -> None:
+    """As a Safe does it: plain calls only, created in part, planned again, recorded, verified."""
+    owner, scheduler = DEPLOYER.address, dev_accounts()[8].address
+    params = replace(DEMO_PARAMS, fee_bps=300, treasury=scheduler, schedulers=(scheduler,))
+    record_path = tmp_path / "safe.json"
+    async with start_anvil() as anvil:
+        settings = Settings(endpoint=anvil.url, deployment=record_path)
+        first = await plan(settings, params, owner, salt=7)
+        assert [call.to for call in first.calls[:4]] == [CREATE2_PROXY] * 4
+        assert {call.to for call in first.calls[4:]} == {
+            *(first.deployment.credit, first.deployment.registry, first.deployment.scheduler)
+        }
+        with pytest.raises(UsageError, match="there is no code"):
+            await record(settings, first.deployment.scheduler, None)
+        await _carry_out(anvil.url, owner, first.calls[:2])
+        again = await plan(settings, params, owner, salt=7)
+        assert again.calls == first.calls[2:]
+        await _carry_out(anvil.url, owner, again.calls)
+        assert (await plan(settings, params, owner, salt=7)).calls == []
+        other = await plan(settings, params, owner, salt=8)
+        assert other.deployment.scheduler != first.deployment.scheduler
+        recorded = await record(settings, first.deployment.scheduler, None)
+        assert recorded == Deployment.load(record_path)
+        # The chain gives the same record as the plan, and the transactions besides.
+        assert recorded.constructor_args == json.loads(
+            json.dumps(first.deployment.constructor_args)
+        )
+        assert replace(recorded, **_LEFT_OUT) == replace(first.deployment, **_LEFT_OUT)
+        assert set(recorded.transactions) == {"Credit", "ProviderRegistry", "MetaScheduler"}
+        assert recorded.block == 1
+        async with connected(anvil.url, contracts=recorded.addresses) as w3:
+            assert all(finding.ok for finding in await verify_deployment(w3, recorded))
+            contracts = Contracts(w3, recorded)
+            assert await contracts.scheduler.has_role(METASCHEDULER_ROLE, scheduler)
+            assert await contracts.registry.has_role(APPROVER_ROLE, owner)
+            with pytest.raises(UsageError, match="no first event"):
+                await read_deployment(w3, recorded.scheduler, 6)
+            await w3.provider.make_request(RPCEndpoint("anvil_setCode"), [CREATE2_PROXY, "0x"])
+        with pytest.raises(UsageError, match="no deterministic deployment proxy"):
+            await plan(settings, params, owner, salt=7)
+
+
+async def _carry_out(url: str, account: str, calls: Sequence[Call]) -> None:
+    async with connected(url) as w3:
+        for call in calls:
+            tx_hash = await w3.eth.send_transaction(
+                {"from": to_checksum_address(account), "to": call.to, "data": HexBytes(call.data)}
+            )
+            assert (await w3.eth.wait_for_transaction_receipt(tx_hash))["status"] == 1
+
+
 async def test_refusals(shell: Shell) -> None:
     cases: list[tuple[int, str, tuple[str, ...]]] = [
         (4, "no deployment record", ("--verify-only",)),
@@ -151,4 +213,5 @@ async def test_refusals(shell: Shell) -> None:
         assert "Traceback" not in errors
 
 
+_LEFT_OUT: Any = {"block": 0, "transactions": {}, "extra": {}}
 _WALLET = ("--keystore", "w.json", "--password-file", "password")

@@ -148,6 +148,10 @@ class ContractBase:
         """Return the administrator's account."""
         return str(await self._one("defaultAdmin", block=block_identifier))
 
+    async def admin_delay(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+        """Return the delay of a handover in seconds."""
+        return int(await self._one("defaultAdminDelay", block=block_identifier))
+
 
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun: `1 job`, `2 jobs`."""

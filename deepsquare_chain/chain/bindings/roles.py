@@ -8,6 +8,7 @@ from typing import Final
 
 from eth_utils.crypto import keccak
 
+ADMIN_ROLE: Final = bytes(32)
 MINTER_ROLE: Final = keccak(text="MINTER_ROLE")
 APPROVER_ROLE: Final = keccak(text="APPROVER_ROLE")
 METASCHEDULER_ROLE: Final = keccak(text="METASCHEDULER_ROLE")
@@ -15,7 +16,7 @@ METASCHEDULER_ROLE: Final = keccak(text="METASCHEDULER_ROLE")
 #: Role names as written in the contracts, by identifier.
 ROLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "0x" + bytes(32).hex(): "DEFAULT_ADMIN_ROLE",
+        "0x" + ADMIN_ROLE.hex(): "DEFAULT_ADMIN_ROLE",
         "0x" + MINTER_ROLE.hex(): "MINTER_ROLE",
         "0x" + APPROVER_ROLE.hex(): "APPROVER_ROLE",
         "0x" + METASCHEDULER_ROLE.hex(): "METASCHEDULER_ROLE",

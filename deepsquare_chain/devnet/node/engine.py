@@ -20,6 +20,7 @@ from eth_bloom.bloom import BloomFilter
 from eth_tester.backends.pyevm.main import PyEVMBackend
 from eth_utils.exceptions import ValidationError
 
+from deepsquare_chain.chain.deploying import CREATE2_PROXY, CREATE2_PROXY_CODE
 from deepsquare_chain.devnet.node.rpcerrors import RpcError, refused, reverted
 
 ZERO_ADDRESS = bytes(20)
@@ -68,13 +69,23 @@ class Engine:
     def __init__(
         self, chain_id: int, balances: Mapping[bytes, int], *, gas_limit: int, timestamp: int
     ) -> None:
-        """Create the genesis block; ``balances`` in wei by address, ``timestamp`` in seconds."""
+        """Create the genesis block; ``balances`` in wei by address, ``timestamp`` in seconds.
+
+        As with anvil, the deterministic deployment proxy exists from the beginning.
+        """
         empty: dict[str, Any] = {"nonce": 0, "code": b"", "storage": {}}
         self._backend = PyEVMBackend(
             genesis_parameters=PyEVMBackend.generate_genesis_params(
                 {"gas_limit": gas_limit, "timestamp": timestamp}
             ),
-            genesis_state={address: {**empty, "balance": wei} for address, wei in balances.items()},
+            genesis_state={
+                bytes.fromhex(CREATE2_PROXY[2:]): {
+                    **empty,
+                    "balance": 0,
+                    "code": CREATE2_PROXY_CODE,
+                },
+                **{address: {**empty, "balance": wei} for address, wei in balances.items()},
+            },
             vm_configuration=((0, CancunVM),),
         )
         self._chain = self._backend.chain
