@@ -26,8 +26,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.node.base import ChildProcess
 from deepsquare_chain.devnet.node.embedded import ChainProcess
-from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.job import Resources
 from deepsquare_chain.store.gateway_client import GatewayClient, open_gateways
 from deepsquare_chain.workflow import Definition, Step

@@ -22,7 +22,7 @@ from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.events import JobTransition, decode_logs
 from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.devnet.node.process import ChildProcess
+from deepsquare_chain.devnet.node.base import ChildProcess
 from deepsquare_chain.job import JobStatus
 
 

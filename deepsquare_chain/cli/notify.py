@@ -67,7 +67,7 @@ async def list_(
     """List sent and pending notifications, newest first."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
-    from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.daemon.loop import service_folder
     from deepsquare_chain.notify.runner import NAME, sent
 
     deployment = Deployment.load(context.settings.deployment)

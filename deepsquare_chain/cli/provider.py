@@ -436,7 +436,7 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
     from deepsquare_chain.client.doctor import examine
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.client.provider_doctor import examine_provider
-    from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.daemon.loop import service_folder
     from deepsquare_chain.errors import GridError
     from deepsquare_chain.executors.base import ExecutorContext
     from deepsquare_chain.executors.registry import examine_executor

@@ -13,13 +13,13 @@ from deepsquare_chain.client.network import open_account, own_address, transport
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import FOLDER
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.gateway_client import (
     GatewayDefinitionStore,
     gateway_urls,
     open_gateways,
 )
-from deepsquare_chain.store.wallets import FOLDER
 
 if TYPE_CHECKING:
     from deepsquare_chain.gateway.rules import GatewayRules
@@ -71,7 +71,7 @@ async def provide(settings: Settings) -> None:
 
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
     """Return the arguments of `ServiceSettings`, which all services share."""
-    from deepsquare_chain.daemon.status import service_folder
+    from deepsquare_chain.daemon.loop import service_folder
 
     return {
         "state_dir": service_folder(settings.state_dir, service, address),

@@ -24,12 +24,12 @@ from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.daemon.status import running_services
+from deepsquare_chain.daemon.loop import running_services
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observability.probe import Check
 from deepsquare_chain.settings import Settings, safe_url
+from deepsquare_chain.store.database import FOLDER, open_wallet_store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
-from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
 
 _MAX_SKEW: Final = 30  # seconds between this clock and the chain's
 #: Hint if no provider reads the definition store.

@@ -18,8 +18,7 @@ from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.database import Store
-from deepsquare_chain.store.wallets import FOLDER, open_wallet_store
+from deepsquare_chain.store.database import FOLDER, Store, open_wallet_store
 
 _GWEI: Final = 10**9
 #: For interactive use: an endpoint that is down is reported after seconds, not minutes.

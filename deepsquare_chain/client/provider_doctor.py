@@ -11,7 +11,7 @@ from deepsquare_chain.client.doctor import FAULT_HINT, examine
 from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.client.network import open_grid
 from deepsquare_chain.client.registration import machine
-from deepsquare_chain.daemon.status import read_status, service_folder
+from deepsquare_chain.daemon.loop import read_status, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
 from deepsquare_chain.observability.probe import Check

@@ -12,7 +12,7 @@ from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.errors import EndpointError, NotFoundError
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.service_client import ServiceClient
+from deepsquare_chain.store.gateway_client import ServiceClient
 
 #: HTTP statuses of temporary refusals: a retry may succeed.
 _TEMPORARY: Final = frozenset({408, 425, 429, 503})

@@ -15,15 +15,165 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from deepsquare_chain.daemon.signals import heeding_signals
+from pydantic_core import from_json
+
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.observability import get_logger, redact_text
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.probe import Health
+
+# -- handlers of SIGINT and SIGTERM, for services and for programs with an orderly end at Ctrl-C
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def heeding_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call a handler in the running loop for SIGINT and SIGTERM; restores the previous handlers."""
+    loop = asyncio.get_running_loop()
+    previous_handlers = {}
+    for number in _SIGNALS:
+        # Only the main thread can handle signals; embedded services are stopped by an event.
+        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            previous = signal.getsignal(number)
+            loop.add_signal_handler(number, handler, number)
+            previous_handlers[number] = previous
+    try:
+        yield
+    finally:
+        for number, previous in previous_handlers.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, previous)
+
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[asyncio.Event]:
+    """Provide an event that SIGINT, SIGTERM and SIGHUP set within the block.
+
+    To cancel a task on the first signal as well, see `until_stopped`.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
+    """Wait for the work, or cancel it at the stop; returns whether it was stopped.
+
+    Raises:
+        BaseException: The error of the work.
+    """
+    stop_task = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work})
+        if work.cancelled():
+            return True
+        work.result()
+        return False
+    finally:
+        stop_task.cancel()
+
+
+# -- the folder of a service, and the status file that its daemon writes there
+
+_MAX_BYTES = 100_000
+
+
+def service_folder(state_dir: Path, service: str, address: str) -> Path:
+    """Return the state folder of a service and wallet; several may share a state directory."""
+    return state_dir / f"{service}-{address[:10].lower()}"
+
+
+def running_services(state_dir: Path, service: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and status of each running daemon of a service below a state folder."""
+    for path in sorted(state_dir.glob(f"{service}-*/{service}.json")):
+        status = read_status(path.parent, service)
+        if status is not None:
+            yield path.parent, status
+
+
+def read_status(folder: Path, service: str) -> dict[str, Any] | None:
+    """Return a daemon's last status; None if it does not run, or the file can't be read."""
+    try:
+        with (folder / f"{service}.json").open("rb") as file:
+            status = from_json(file.read(_MAX_BYTES), allow_inf_nan=False)
+        alive = status["state"] != "stopped" and _is_alive(int(status["pid"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return dict(status) if alive else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return pid > 0
+
+
+# -- background tasks of a service, which may outlast the cycle that started them
+
+
+class BackgroundTasks:
+    """Tasks that may outlast a cycle; each returns the number of jobs that it changed."""
+
+    def __init__(self) -> None:
+        self._going: dict[asyncio.Task[int], frozenset[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._going)
+
+    @property
+    def jobs(self) -> frozenset[int]:
+        """Jobs of running tasks, and of those that ended since the last `collect`."""
+        return frozenset().union(*self._going.values())
+
+    def begin(self, work: Coroutine[Any, Any, int], jobs: Iterable[int]) -> None:
+        """Start a task for these jobs."""
+        self._going[asyncio.create_task(work)] = frozenset(jobs)
+
+    async def wait(self, timeout: float | None = None, *, first: bool = False) -> None:
+        """Wait until all tasks have ended, or the first of them; `timeout` in seconds."""
+        if self._going:
+            condition = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+            await asyncio.wait(self._going, timeout=timeout, return_when=condition)
+
+    def collect(self) -> int:
+        """Remove ended tasks; returns the number of jobs changed.
+
+        Raises:
+            Exception: An unexpected error of a task.
+        """
+        changed = 0
+        for task in [running for running in self._going if running.done()]:
+            del self._going[task]
+            changed += task.result()
+        return changed
+
+    def cut_off(self) -> None:
+        """Cancel all running tasks."""
+        for task in self._going:
+            task.cancel()
+        self._going.clear()
+
 
 Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]

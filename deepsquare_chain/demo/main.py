@@ -5,19 +5,168 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from deepsquare_chain.daemon.signals import stopped_by_signals, until_stopped
-from deepsquare_chain.demo.board import Board
+from deepsquare_chain.audit.checks import Audit
+from deepsquare_chain.audit.entries import MovementKind, StatementRow
+from deepsquare_chain.audit.reader import audit_chain
+from deepsquare_chain.credits import format_credits
+from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
-from deepsquare_chain.demo.summary import DemoSummary, close_books
-from deepsquare_chain.devnet.grid import ChainKind, LocalGrid
+from deepsquare_chain.demo.tracker import Board, DemoTracker, Gas
+from deepsquare_chain.devnet.grid import COINLESS, ChainKind, LocalGrid
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+from deepsquare_chain.observability.redaction import plain
+
+# -- the summary of the demo: statements, conservation of credits, gas costs, and paths
+
+_GWEI: Final = 10**9
+#: Columns of a statement, in this order; the other kinds are summed as "other".
+_SHOWN: Final = (
+    *(MovementKind.MINT, MovementKind.ESCROW, MovementKind.REFUND),
+    *(MovementKind.INTERIM, MovementKind.PAYMENT, MovementKind.FEE),
+)
+
+
+@dataclass(slots=True)
+class DemoSummary:
+    """The ledgers at the end; `gas` is keyed by role, `statements` by role and kind, in credit-wei.
+
+    `signed` is the number of requests signed by the customer without coins.
+    """
+
+    document: dict[str, Any]
+    audit: Audit
+    statements: dict[str, dict[MovementKind, int]]
+    balances: dict[str, int]
+    gas: dict[str, Gas]
+    folder: Path
+    signed: int
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the scenario ended as expected and the audit found no problem."""
+        return self.audit.ok and not self.problems
+
+    def show(self, console: Console) -> None:
+        """Print statements, conservation of credits, gas costs and paths."""
+        console.print(self._statement_table())
+        totals = self.audit.totals
+        console.print(
+            f"Conservation: the scheduler holds {format_credits(totals.scheduler_balance)} credits "
+            f"for escrows of {format_credits(totals.escrow)}; difference {self.audit.difference}. "
+            f"Supply {format_credits(totals.supply)}, paid {format_credits(totals.paid)}, "
+            f"fees {format_credits(totals.fees)}, refunded {format_credits(totals.refunded)}.",
+            markup=False,
+        )
+        for finding in self.audit.findings:
+            console.print(f"AUDIT: {plain(str(finding))}", style="bold red", markup=False)
+        console.print(self._gas_table())
+        relay = self.gas["relay"]
+        console.print(
+            f"{COINLESS} never held coin and sent no transaction: the relay carried out "
+            f"{COINLESS}'s {self.signed} signed requests and paid {relay.wei // _GWEI:,} gwei for "
+            f"their gas.",
+            markup=False,
+        )
+        console.print(f"Deployment record: {self.folder / 'deployment.json'}", markup=False)
+        console.print(f"Logs:              {self.folder / 'logs'}", markup=False)
+
+    def _statement_table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Statements (credits)")
+        table.title_justify = "left"
+        table.add_column("account")
+        for kind in _SHOWN:
+            table.add_column(kind.value, justify="right")
+        table.add_column("other", justify="right")
+        table.add_column("balance", justify="right")
+        for role, sums in self.statements.items():
+            other = sum(amount for kind, amount in sums.items() if kind not in _SHOWN)
+            cells = [sums.get(kind, 0) for kind in _SHOWN] + [other]
+            shown = [format_credits(amount) if amount else "" for amount in cells]
+            table.add_row(role, *shown, format_credits(self.balances[role]))
+        return table
+
+    def _gas_table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Who paid which gas")
+        table.title_justify = "left"
+        for title in ("account", "transactions", "gas", "fee (gwei)"):
+            table.add_column(Text(title), justify="left" if title == "account" else "right")
+        for role, gas in self.gas.items():
+            table.add_row(role, str(gas.transactions), f"{gas.used:,}", f"{gas.wei // _GWEI:,}")
+        return table
+
+
+async def close_books(
+    grid: LocalGrid, scene: DemoTracker, problems: list[str], signed: int
+) -> DemoSummary:
+    """Rebuild the ledgers from events only, and compare them with the contracts' storage.
+
+    Args:
+        grid: The demo's grid.
+        scene: The tracker of the demo's jobs.
+        problems: Differences from the scenario so far.
+        signed: Number of requests signed by the customer without coins.
+
+    Raises:
+        AuditError: The events are inconsistent, so that the ledgers can't be rebuilt.
+    """
+    ledger, audit = await audit_chain(grid.contracts)
+    jobs = [_job(scene, number) for number in sorted(scene.jobs)]
+    document: dict[str, Any] = {
+        "jobs": jobs,
+        "audit": {"difference": str(audit.difference), "ok": audit.ok},
+    }
+    coinless_address = grid.accounts[COINLESS].address
+    coin = await grid.contracts.w3.eth.get_balance(coinless_address)
+    document["gasless"] = {"customer": coinless_address, "requests": signed, "coin_wei": str(coin)}
+    if coin or coinless_address in scene.reader.by_account or not signed:
+        problems = [*problems, f"{COINLESS} paid gas, or signed no request"]
+    names = {account: grid.name_of(account) for account in ledger.accounts}
+    names = {account: name for account, name in names.items() if name != account}
+    return DemoSummary(
+        document=document,
+        audit=audit,
+        statements={name: _sums(ledger.statement(account)) for account, name in names.items()},
+        balances={name: ledger.balances.get(account, 0) for account, name in names.items()},
+        gas={grid.name_of(sender): gas for sender, gas in scene.reader.by_account.items()},
+        folder=grid.folder,
+        signed=signed,
+        problems=problems,
+    )
+
+
+def _sums(rows: list[StatementRow]) -> dict[MovementKind, int]:
+    sums: dict[MovementKind, int] = {}
+    for row in rows:
+        sums[row.kind] = sums.get(row.kind, 0) + row.amount
+    return sums
+
+
+def _job(scene: DemoTracker, number: int) -> dict[str, Any]:
+    job, history = scene.jobs[number], scene.histories[number]
+    return {
+        "id": number,
+        "name": history.name,
+        "status": job.status.name,
+        "customer": job.customer,
+        "provider": history.provider or None,
+        "funded": str(history.funded),
+        "paid": str(history.paid),
+        "fee": str(history.fee),
+        "refunded": str(history.refunded),
+        "retry_of": history.retry_of,
+    }
+
 
 _WIDTH: Final = 150  # line width of output that is not a terminal
 

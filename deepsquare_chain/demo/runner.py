@@ -19,9 +19,8 @@ from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit
-from deepsquare_chain.demo.board import Board
 from deepsquare_chain.demo.scenario import STORY, Deed, Part, problems
-from deepsquare_chain.demo.tracker import DemoTracker
+from deepsquare_chain.demo.tracker import Board, DemoTracker
 from deepsquare_chain.devnet.grid import COINLESS, PROVIDERS, LocalGrid
 from deepsquare_chain.errors import WaitTimeoutError
 from deepsquare_chain.job import JobStatus

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.daemon.signals import stopped_by_signals, until_stopped
+from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, LocalGrid
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observability.serving import open_listener

@@ -11,8 +11,7 @@ from starlette.types import ASGIApp
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.opening import serve
-from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_store
+from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_store, serve
 from deepsquare_chain.gateway.access import Access
 from deepsquare_chain.gateway.app import gateway_app
 from deepsquare_chain.gateway.objects import Objects, open_object_store

@@ -16,8 +16,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.migrations import migrate
 from deepsquare_chain.indexer.writer import clear, get_state, put_state
-from deepsquare_chain.store.cursors import CursorTables
-from deepsquare_chain.store.schema import blocks, identity
+from deepsquare_chain.store.base import CursorTables, blocks, identity
 
 DRIVER: Final = "postgresql+psycopg"
 _NAMES: Final = {

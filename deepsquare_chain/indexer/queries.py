@@ -53,7 +53,7 @@ from deepsquare_chain.indexer.schema import (
     transactions,
 )
 from deepsquare_chain.indexer.series import SeriesQueries
-from deepsquare_chain.store.schema import blocks
+from deepsquare_chain.store.base import blocks
 
 # -- queries for blocks and transactions, and the search
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-from deepsquare_chain.store.schema import Amount
+from deepsquare_chain.store.base import Amount
 
 metadata: Final = MetaData()
 

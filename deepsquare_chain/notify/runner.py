@@ -14,8 +14,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.wallet import read_secret
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.opening import serve
-from deepsquare_chain.daemon.service import open_contracts, open_daemon
+from deepsquare_chain.daemon.service import open_contracts, open_daemon, serve
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.notification import JobEvent, is_email, parse_targets
@@ -24,13 +23,12 @@ from deepsquare_chain.notify.messages import payload
 from deepsquare_chain.notify.service import NotifyService, NotifySettings
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.database import Store
+from deepsquare_chain.store.database import Store, open_wallet_store
 from deepsquare_chain.store.notifications import (
     Delivery,
     NotificationTables,
     requested_notify,
 )
-from deepsquare_chain.store.wallets import open_wallet_store
 
 NAME: Final = "notify"
 

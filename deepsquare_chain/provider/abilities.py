@@ -15,7 +15,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.background import BackgroundTasks
+from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import Executor, RunSpec, RunState
 from deepsquare_chain.job import Resources

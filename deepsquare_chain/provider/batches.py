@@ -11,8 +11,8 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.bindings.contracts import Report as ChainReport
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.background import BackgroundTasks
 from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
+from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.provider.model import (
     Action,
     Claim,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.chain.rpc.batching import gather_all
-from deepsquare_chain.daemon.background import BackgroundTasks
+from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.errors import (
     AuditError,
     GridError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.background import BackgroundTasks
+from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import ProviderStatus
 from deepsquare_chain.observability import get_logger

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.daemon.background import BackgroundTasks
+from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import Executor, Stored
 from deepsquare_chain.observability import get_logger

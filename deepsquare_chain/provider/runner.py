@@ -11,8 +11,13 @@ from typing import Final
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.opening import serve
-from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
+from deepsquare_chain.daemon.service import (
+    open_contracts,
+    open_daemon,
+    open_sender,
+    open_store,
+    serve,
+)
 from deepsquare_chain.executors.base import Executor, ExecutorContext
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.registry import create_executor

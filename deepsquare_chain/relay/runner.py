@@ -10,8 +10,13 @@ from typing import Final
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.opening import serve
-from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_sender, open_store
+from deepsquare_chain.daemon.service import (
+    open_contracts,
+    open_daemon,
+    open_sender,
+    open_store,
+    serve,
+)
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import LateApp, LoopbackServer

@@ -6,17 +6,117 @@ Each service has a SQLite file; PostgreSQL is used by URL where several programs
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import (
+    URL,
+    Boolean,
+    Column,
+    Connection,
+    Dialect,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+)
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
+from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import GridError, StoreError, UsageError
+
+# -- tables of every service's database, and the column type for amounts of money
+
+#: Other modules define their own tables with this metadata; `Store.open` creates them.
+metadata: Final = MetaData()
+
+
+class Amount(TypeDecorator[int]):
+    """An integer of any size, stored as text: SQLite's numbers would lose precision in wei."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Convert to text for the database."""
+        return None if value is None else str(int(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Convert back to an integer."""
+        return None if value is None else int(value)
+
+
+identity: Final = Table(
+    "identity",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+blocks: Final = Table(
+    "blocks",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("hash", String, nullable=False),
+)
+
+outbox: Final = Table(
+    "outbox",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("nonce", Integer, nullable=False),
+    Column("key", String, nullable=True),
+    Column("to", String, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("value", Amount, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("gas", Integer, nullable=False),
+    Column("state", String, nullable=False),
+    Column("mined_hash", String, nullable=False, default=""),
+    Column("note", Text, nullable=False, default=""),
+    Column("created", Integer, nullable=True),
+    Column("fee", Amount, nullable=True),
+)
+
+# The nonce of an abandoned transaction is free again, and so is the key of a failed one.
+_has_nonce = outbox.c.state != "abandoned"
+_has_key = outbox.c.state.in_(["open", "mined"])
+Index("outbox_nonce", outbox.c.nonce, unique=True, sqlite_where=_has_nonce)
+Index("outbox_key", outbox.c.key, unique=True, sqlite_where=_has_key)
+Index("outbox_state", outbox.c.state)
+
+attempts: Final = Table(
+    "outbox_attempts",
+    metadata,
+    # Not the hash: an abandoned transaction that is signed again has the same bytes.
+    Column("entry_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("tx_hash", String, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
+    Column("max_fee", Amount, nullable=False),
+    Column("priority_fee", Amount, nullable=False),
+    Column("sent_block", Integer, nullable=False),
+    Column("cancels", Boolean, nullable=True),
+)
+
+#: Tables that got more columns, all nullable, after a release.
+GROWN: Final = (outbox, attempts)
+
 
 BUSY_SECONDS: Final = 15
 _MODE: Final = "deepsquare_mode"
@@ -152,3 +252,36 @@ def _begin_on_server(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
     elif mode == "quick":
         connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+
+
+# -- tables of the follower's cursors
+
+
+class CursorTables(Database):
+    """Implements `deepsquare_chain.chain.follower.CursorStore` for connections."""
+
+    def recent_blocks(self, name: str) -> Sequence[Block]:
+        """Return the kept blocks of a follower, latest first; the first one is its cursor."""
+        query = select(blocks).where(blocks.c.name == name).order_by(blocks.c.number.desc())
+        with self.read() as connection:
+            return [Block(row.number, row.hash) for row in connection.execute(query)]
+
+    def advance(self, transaction: Connection, name: str, seen: Sequence[Block], keep: int) -> None:
+        """Move the cursor to the last of these blocks and keep the latest `keep`."""
+        latest = seen[-keep:]
+        self.rewind(transaction, name, latest[0].number - 1)
+        rows = [{"name": name, "number": block.number, "hash": block.hash} for block in latest]
+        transaction.execute(insert(blocks), rows)
+        oldest = (
+            select(blocks.c.number)
+            .where(blocks.c.name == name)
+            .order_by(blocks.c.number.desc())
+            .offset(keep - 1)
+            .limit(1)
+            .scalar_subquery()
+        )
+        transaction.execute(delete(blocks).where(blocks.c.name == name, blocks.c.number < oldest))
+
+    def rewind(self, transaction: Connection, name: str, number: int) -> None:
+        """Forget every block after this one."""
+        transaction.execute(delete(blocks).where(blocks.c.name == name, blocks.c.number > number))

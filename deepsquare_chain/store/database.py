@@ -20,16 +20,16 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 from sqlalchemy import Connection, insert, inspect, select
+from web3 import AsyncWeb3
 
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import StoreError, UsageError, WaitTimeoutError
-from deepsquare_chain.store.base import Database
-from deepsquare_chain.store.cursors import CursorTables
+from deepsquare_chain.store.base import GROWN, Amount, CursorTables, Database, identity, metadata
 from deepsquare_chain.store.outbox import OutboxTables
 from deepsquare_chain.store.requests import RequestTables
-from deepsquare_chain.store.schema import GROWN, Amount, identity, metadata
 
 __all__ = ["Amount", "Database", "Store", "metadata"]
 
@@ -234,3 +234,37 @@ def _guard(file: Path) -> IO[bytes]:
             hint="Is this service running already? Stop it, or give another --state-dir.",
         ) from None
     return guard
+
+
+# -- databases of sent transactions, one per wallet and chain on this machine
+#
+# A service and commands of the same wallet share it, so that each nonce is allocated once; any of
+# them resumes the transactions that another left open.
+
+FOLDER: Final = "wallets"
+
+
+def wallet_path(folder: Path, chain_id: int, address: str) -> Path:
+    """Return the path of a wallet's database for a chain."""
+    return folder / f"{chain_id}-{address}.db"
+
+
+async def open_wallet_store(
+    w3: AsyncWeb3[Any], deployment: Deployment, address: str, folder: Path
+) -> Store:
+    """Open the database of a wallet, shared with other processes.
+
+    Raises:
+        UsageError: The file belongs to another chain or deployment, or is no database.
+        StoreError: The disk is full or the folder not writable.
+        EndpointError: The endpoint does not answer.
+    """
+    genesis = await w3.eth.get_block(0)
+    return Store.open(
+        wallet_path(folder, deployment.chain_id, address),
+        chain_id=deployment.chain_id,
+        contract=deployment.scheduler,
+        account=address,
+        genesis=bytes(genesis["hash"]).hex(),
+        landmark=getattr(w3.provider, "landmark", None) or "",
+    )

@@ -25,8 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.notification import JobEvent, Notify, Occasion
-from deepsquare_chain.store.base import Database
-from deepsquare_chain.store.schema import metadata
+from deepsquare_chain.store.base import Database, metadata
 
 # In the database of a wallet: requests in submitted job files, by digest of the definition.
 requests: Final = Table(

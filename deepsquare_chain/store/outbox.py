@@ -11,8 +11,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, TxState
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.store.base import Database
-from deepsquare_chain.store.schema import attempts, outbox
+from deepsquare_chain.store.base import Database, attempts, outbox
 
 #: Number of nonces after which settled transactions without an idempotency key are deleted.
 KEPT_NONCES = 2_000

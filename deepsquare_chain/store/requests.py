@@ -28,8 +28,7 @@ from sqlalchemy import update as update_rows
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
-from deepsquare_chain.store.base import Database
-from deepsquare_chain.store.schema import Amount, metadata
+from deepsquare_chain.store.base import Amount, Database, metadata
 
 
 class RequestState(StrEnum):

@@ -13,8 +13,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon.loop import Daemon
-from deepsquare_chain.daemon.opening import serve
-from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon
+from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon, serve
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.service import index_service
 from deepsquare_chain.observability.metrics import Metrics

@@ -20,10 +20,9 @@ from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCError
 
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, dev_accounts
-from deepsquare_chain.devnet.node.core import Core
+from deepsquare_chain.devnet.node.core import Core, PooledTransaction, TransactionPool
 from deepsquare_chain.devnet.node.embedded import ChainProcess, EmbeddedChain
 from deepsquare_chain.devnet.node.engine import CallRequest
-from deepsquare_chain.devnet.node.pool import PooledTransaction, TransactionPool
 from deepsquare_chain.devnet.node.rpcerrors import reverted
 from deepsquare_chain.devnet.node.rpcserver import MAX_BODY
 from deepsquare_chain.errors import UsageError
@@ -936,7 +935,7 @@ class TestProcess:
         program = (
             "import asyncio\n"
             "from deepsquare_chain.devnet.node.embedded import ChainProcess\n"
-            "from deepsquare_chain.devnet.node.process import ChildProcess\n"
+            "from deepsquare_chain.devnet.node.base import ChildProcess\n"
             "async def main():\n"
             f"    {start}\n"
             "        print(child.pid, flush=True)\n"

@@ -12,7 +12,7 @@ import pytest
 
 from deepsquare_chain.audit.reader import read_ledger
 from deepsquare_chain.chain.bindings.contracts import Report
-from deepsquare_chain.daemon import opening
+from deepsquare_chain.daemon import service as daemon_service
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.devnet.node.anvil import Anvil
 from deepsquare_chain.errors import StoreError, UsageError
@@ -224,7 +224,7 @@ async def test_a_server_that_is_away(own: LiveGrid, postgres_server: Server) -> 
 async def test_the_explorer_waits_for_its_endpoint(
     own: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "_PAUSES", (0.01, 0.05))
+    monkeypatch.setattr(daemon_service, "_PAUSES", (0.01, 0.05))
     stop, pages = asyncio.Event(), asyncio.Queue[str]()
     async with Proxy(own.node.url, {"broken": 1.0}) as proxy, asyncio.timeout(60):
         running = asyncio.create_task(

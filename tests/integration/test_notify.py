@@ -23,8 +23,8 @@ from deepsquare_chain.notify.delivery import Deliverer, DeliveryResult, MailServ
 from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE
 from deepsquare_chain.notify.runner import NAME, run_notify, sent
 from deepsquare_chain.notify.service import NotifySettings
+from deepsquare_chain.store.database import open_wallet_store
 from deepsquare_chain.store.notifications import Delivery, DeliveryState, remember_notify
-from deepsquare_chain.store.wallets import open_wallet_store
 from tests.support.livegrid import LiveGrid
 from tests.support.rundaemon import until
 

@@ -9,9 +9,9 @@ import pytest
 
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observability.health import health_app, health_server
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.serving import health_app, health_server
 
 
 async def test_pages_tell_health_and_figures() -> None:

@@ -29,9 +29,10 @@ from deepsquare_chain.devnet.node.base import (
     DEV_BALANCE,
     DEV_MNEMONIC,
     Node,
+    ProgramNode,
     dev_accounts,
+    free_port,
 )
-from deepsquare_chain.devnet.node.program import ProgramNode, free_port
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability.serving import HOST

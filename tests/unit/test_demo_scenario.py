@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from deepsquare_chain.client.history import History
-from deepsquare_chain.demo.board import Board, Row
 from deepsquare_chain.demo.scenario import STORY, Part, lines, problems
+from deepsquare_chain.demo.tracker import Board, Row
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.workflow import load_job_file
 

@@ -11,8 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError, WrongEndpointError
-from deepsquare_chain.daemon import Daemon, opening
-from deepsquare_chain.daemon.opening import open_patiently, serve
+from deepsquare_chain.daemon import Daemon
+from deepsquare_chain.daemon import service as daemon_service
+from deepsquare_chain.daemon.service import open_patiently, serve
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError
 
 
@@ -36,7 +37,7 @@ class Parts:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(daemon_service, "_PAUSES", (0.001, 0.002))
 
 
 async def test_an_endpoint_that_is_away_is_waited_for() -> None:
@@ -67,7 +68,7 @@ async def test_what_waiting_does_not_mend_ends_it(error: GridError) -> None:
 
 
 async def test_a_stop_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_PAUSES", (600.0, 600.0))
+    monkeypatch.setattr(daemon_service, "_PAUSES", (600.0, 600.0))
     stop = asyncio.Event()
     parts = Parts(EndpointError("down"))
     async with asyncio.timeout(20), AsyncExitStack() as stack:
@@ -96,7 +97,7 @@ async def test_a_stop_ends_a_try_that_gets_no_answer() -> None:
 async def test_a_signal_ends_the_waiting_as_it_ends_a_service(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(opening, "_PAUSES", (600.0, 600.0))
+    monkeypatch.setattr(daemon_service, "_PAUSES", (600.0, 600.0))
     before = signal.getsignal(number)
 
     async def open_once(_: AsyncExitStack, __: asyncio.Event) -> Daemon:

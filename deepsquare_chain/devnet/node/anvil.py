@@ -11,8 +11,8 @@ from deepsquare_chain.devnet.node.base import (
     DEV_ACCOUNTS,
     DEV_BALANCE,
     DEV_MNEMONIC,
+    ProgramNode,
 )
-from deepsquare_chain.devnet.node.program import ProgramNode
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.observability.serving import HOST
 

@@ -2,20 +2,183 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from eth.exceptions import UnrecognizedTransactionType
+from eth_utils.exceptions import ValidationError
+from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
 from deepsquare_chain.devnet.node.engine import CallRequest, Engine
 from deepsquare_chain.devnet.node.index import ChainIndex
-from deepsquare_chain.devnet.node.pool import (
-    PooledTransaction,
-    TransactionPool,
-    check_bump,
-    decode_transaction,
+from deepsquare_chain.devnet.node.rpcerrors import INTERNAL_ERROR, RpcError, bad_params, refused
+from deepsquare_chain.devnet.node.wire import (
+    Wire,
+    block_fields,
+    data,
+    transaction_fields,
+    transaction_type,
 )
-from deepsquare_chain.devnet.node.rpcerrors import RpcError, bad_params, refused
-from deepsquare_chain.devnet.node.wire import Wire, block_fields, data, transaction_fields
+
+# -- the transaction pool: admission checks in geth's order with its messages, and the queue
+#
+# A transaction with a nonce gap stays in the pool until the gap is filled.
+
+MAX_RAW = 128 * 1024
+MAX_INITCODE = 2 * 24_576
+MAX_POOLED = 8_192
+MAX_POOLED_PER_SENDER = 1_024
+BUMP_PERCENT = 10
+_DECODED_TYPES = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class PooledTransaction:
+    """A decoded transaction; fees are in wei per gas, ``cost`` is its maximum cost in wei."""
+
+    tx: Any
+    hash: bytes
+    sender: bytes
+    nonce: int
+    gas: int
+    max_fee: int
+    tip: int
+    cost: int
+
+
+def decode_transaction(
+    raw: bytes, builder: Any, *, chain_id: int, gas_limit: int
+) -> PooledTransaction:
+    """Decode a transaction and check it without the state; raises ``RpcError``."""
+    if len(raw) > MAX_RAW:
+        raise refused(f"oversized data: transaction size {len(raw)}, limit {MAX_RAW}")
+    if raw[:1] and 2 < raw[0] < 0x80:
+        raise refused(f"transaction type not supported: {raw[0]}")
+    try:
+        tx = builder.decode(raw)
+        sender, tx_hash = tx.sender, tx.hash
+    except (RLPException, UnrecognizedTransactionType, ValidationError, ValueError) as error:
+        raise refused(f"rlp: can't decode the transaction: {str(error)[:200]}") from error
+    except Exception as error:  # a bad signature raises errors of several libraries
+        raise refused("invalid sender: the signature doesn't recover to an address") from error
+    _check_envelope(tx, chain_id)
+    dynamic = transaction_type(tx) >= 2
+    max_fee = int(tx.max_fee_per_gas if dynamic else tx.gas_price)
+    pooled = PooledTransaction(
+        tx=tx,
+        hash=bytes(tx_hash),
+        sender=bytes(sender),
+        nonce=int(tx.nonce),
+        gas=int(tx.gas),
+        max_fee=max_fee,
+        tip=int(tx.max_priority_fee_per_gas) if dynamic else max_fee,
+        cost=int(tx.gas) * max_fee + int(tx.value),
+    )
+    _check_limits(pooled, gas_limit)
+    return pooled
+
+
+def _check_envelope(tx: Any, chain_id: int) -> None:
+    if tx.chain_id is None:
+        raise refused("only replay-protected (EIP-155) transactions allowed over RPC")
+    if tx.chain_id != chain_id:
+        raise refused(f"invalid chain id for signer: have {tx.chain_id} want {chain_id}")
+
+
+def _check_limits(pooled: PooledTransaction, gas_limit: int) -> None:
+    if not pooled.tx.to and len(pooled.tx.data) > MAX_INITCODE:
+        raise refused(
+            f"max initcode size exceeded: code size {len(pooled.tx.data)}, limit {MAX_INITCODE}"
+        )
+    if pooled.gas > gas_limit:
+        raise refused(f"exceeds block gas limit: gas {pooled.gas}, limit {gas_limit}")
+    if pooled.tip > pooled.max_fee:
+        raise refused(
+            "max priority fee per gas higher than max fee per gas: "
+            f"maxPriorityFeePerGas: {pooled.tip}, maxFeePerGas: {pooled.max_fee}"
+        )
+    if pooled.tx.intrinsic_gas > pooled.gas:
+        raise refused(
+            f"intrinsic gas too low: gas {pooled.gas}, minimum needed {pooled.tx.intrinsic_gas}"
+        )
+
+
+class TransactionPool:
+    """Queued transactions by sender and nonce; senders take turns."""
+
+    def __init__(self) -> None:
+        self._senders: dict[bytes, dict[int, PooledTransaction]] = {}
+        self._by_hash: dict[bytes, PooledTransaction] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
+    def get(self, tx_hash: bytes) -> PooledTransaction | None:
+        return self._by_hash.get(tx_hash)
+
+    def add(self, pooled: PooledTransaction) -> None:
+        """Add a transaction, or replace one with the same nonce if both fees are 10 % higher.
+
+        Raises ``RpcError`` if the fees are too low for a replacement, or the pool is full.
+        """
+        waiting = self._senders.get(pooled.sender, {})
+        old = waiting.get(pooled.nonce)
+        if old is not None:
+            check_bump(old, pooled)
+            del self._by_hash[old.hash]
+        elif len(self._by_hash) >= MAX_POOLED or len(waiting) >= MAX_POOLED_PER_SENDER:
+            raise refused("txpool is full")
+        self.put(pooled)
+
+    def put(self, pooled: PooledTransaction) -> None:
+        """Add a transaction without checks."""
+        self._senders.setdefault(pooled.sender, {})[pooled.nonce] = pooled
+        self._by_hash[pooled.hash] = pooled
+
+    def take(
+        self, nonce_of: Callable[[bytes], int], *, base_fee: int, gas_left: int
+    ) -> PooledTransaction | None:
+        """Remove and return the next transaction that fits into the block, or None."""
+        for sender, waiting in self._senders.items():
+            pooled = waiting.get(nonce_of(sender))
+            if pooled is None or pooled.max_fee < base_fee or pooled.gas > gas_left:
+                continue
+            self.remove(pooled)
+            if waiting:  # move the sender to the end, so that it can't starve the others
+                self._senders[sender] = self._senders.pop(sender)
+            return pooled
+        return None
+
+    def remove(self, pooled: PooledTransaction) -> None:
+        waiting = self._senders[pooled.sender]
+        del waiting[pooled.nonce], self._by_hash[pooled.hash]
+        if not waiting:
+            del self._senders[pooled.sender]
+
+    def of(self, sender: bytes) -> Iterator[PooledTransaction]:
+        """Return an iterator over the queued transactions of a sender, in no order."""
+        return iter(self._senders.get(sender, {}).values())
+
+    def next_nonce(self, sender: bytes, start: int) -> int:
+        """Return the first nonce from ``start`` without a queued transaction."""
+        waiting = self._senders.get(sender, {})
+        while start in waiting:
+            start += 1
+        return start
+
+
+def check_bump(old: PooledTransaction, new: PooledTransaction) -> None:
+    """Raise ``RpcError`` unless both fees are at least 10 % above the old ones."""
+    factor = 100 + BUMP_PERCENT
+    if new.max_fee * 100 < old.max_fee * factor or new.tip * 100 < old.tip * factor:
+        raise refused("replacement transaction underpriced")
+
 
 GAS_LIMIT = 60_000_000
 _CATCH_UP = 50  # transactions; takes about a tenth of a second
@@ -256,3 +419,135 @@ class Core:
                 "insufficient funds for gas * price + value: "
                 f"address 0x{request.sender.hex()} have {balance} want {needed}"
             )
+
+
+# -- the worker thread of the embedded chain: seals blocks on time, and runs requests in between
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_Job = tuple[Future[Any], Callable[[], Any]]
+
+INSTANT = 0
+_READS_PER_TRANSACTION = 4  # prevents starvation of calls and of transactions
+_NEVER = float("inf")
+
+
+class Worker(threading.Thread):
+    """Runs a ``Core`` in a thread.
+
+    ``block_time`` is in whole seconds: blocks, also empty ones, are sealed at full seconds of the
+    wall clock. ``INSTANT`` seals when no transaction is left to execute; None seals on request only.
+    """
+
+    def __init__(self, core: Core, block_time: int | None) -> None:
+        super().__init__(name="embedded-chain", daemon=True)
+        self.core = core
+        self.failure: BaseException | None = None
+        self._block_time = block_time
+        self._urgent: deque[_Job] = deque()
+        self._reads: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._reads_run = 0
+        self._deadline = _NEVER
+
+    def submit(self, work: Callable[[], T], *, urgent: bool = False) -> Future[T]:
+        """Run ``work`` on the thread; urgent work (new transactions) takes precedence over reads."""
+        future: Future[T] = Future()
+        with self._wake:
+            if self._stopping or self.failure:
+                future.set_exception(_stopped(self.failure))
+                return future
+            (self._urgent if urgent else self._reads).append((future, work))
+            self._wake.notify()
+        return future
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop the thread after its current work; wait at most ``timeout`` seconds."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self.is_alive():
+            self.join(timeout)
+
+    def run(self) -> None:
+        try:
+            self._plan()
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:
+            # Requests must fail, or a stopped chain would look like a slow one.
+            log.exception("the embedded chain stopped")
+            self.failure = error
+        finally:
+            self._refuse_rest()
+
+    def _turn(self) -> None:
+        if time.monotonic() >= self._deadline:
+            self.core.seal()
+            self._plan()
+        elif self._urgent:
+            _settle(*self._urgent.popleft())
+        elif self._reads and self._reads_run < _READS_PER_TRANSACTION:
+            self._reads_run += 1
+            _settle(*self._reads.popleft())
+        elif self._step():
+            self._reads_run = 0
+        elif self._reads:
+            _settle(*self._reads.popleft())
+        else:
+            self._wait()
+
+    def _step(self) -> bool:
+        """Execute a transaction if one is ready; in instant mode, seal a block after the last one."""
+        if self.core.step():
+            return True
+        if self._block_time == INSTANT and self.core.has_executed:
+            self.core.seal()
+            return True
+        return False
+
+    def _plan(self) -> None:
+        """Plan the next block: its wall second, and its deadline on the monotonic clock."""
+        if not self._block_time:
+            return
+        wall = time.time()
+        # At most one block time ahead, even if the wall clock is changed.
+        self.core.plan = int(wall) + self._block_time
+        self._deadline = time.monotonic() + self.core.plan - wall
+
+    def _wait(self) -> None:
+        with self._wake:
+            if self._urgent or self._reads or self._stopping:
+                return
+            remaining = self._deadline - time.monotonic()
+            self._wake.wait(None if remaining == _NEVER else max(0.0, remaining))
+
+    def _refuse_rest(self) -> None:
+        with self._wake:
+            self._stopping = True
+            queued = [*self._urgent, *self._reads]
+            self._urgent.clear()
+            self._reads.clear()
+        for future, _ in queued:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_stopped(self.failure))
+
+
+def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except RpcError as error:
+        future.set_exception(error)
+    except Exception as error:
+        log.exception("a request to the embedded chain failed")
+        future.set_exception(
+            RpcError(INTERNAL_ERROR, f"internal error: {type(error).__name__}: {error}")
+        )
+
+
+def _stopped(failure: BaseException | None) -> RpcError:
+    reason = f": {type(failure).__name__}: {failure}" if failure else ""
+    return RpcError(INTERNAL_ERROR, f"the embedded chain has stopped{reason}")

@@ -19,12 +19,16 @@ from contextlib import suppress
 if importlib.util.find_spec("sha3") is not None:
     os.environ.setdefault("ETH_HASH_BACKEND", "pysha3")
 
-from deepsquare_chain.devnet.node.base import DEFAULT_CHAIN_ID, DEV_BALANCE, Node, dev_accounts
-from deepsquare_chain.devnet.node.core import Core
+from deepsquare_chain.devnet.node.base import (
+    DEFAULT_CHAIN_ID,
+    DEV_BALANCE,
+    ChildProcess,
+    Node,
+    dev_accounts,
+)
+from deepsquare_chain.devnet.node.core import Core, Worker
 from deepsquare_chain.devnet.node.methods import Methods
-from deepsquare_chain.devnet.node.process import ChildProcess
 from deepsquare_chain.devnet.node.rpcserver import rpc_app
-from deepsquare_chain.devnet.node.worker import Worker
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.observability.serving import LoopbackServer
 
