@@ -699,15 +699,43 @@ async def test_a_gap_waits_for_cheaper_gas(chain: FakeChain, store: Store) -> No
     assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, b""), (1, call(2).data)]
 
 
-async def test_confirmations_are_waited_for(chain: FakeChain, store: Store) -> None:
-    sender = make(chain, store, confirmations=3)
+async def test_confirmations_are_waited_for(
+    chain: FakeChain, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receipt is requested when it is mined, and once more when it is confirmed."""
+    sender, requests = make(chain, store, confirmations=3), 0
+    get_receipt = chain.eth.get_transaction_receipt
+
+    async def counted(tx_hash: bytes) -> dict[str, Any]:
+        nonlocal requests
+        requests += 1
+        return await get_receipt(tx_hash)
+
+    monkeypatch.setattr(chain.eth, "get_transaction_receipt", counted)
     task = asyncio.create_task(sender.send(call()))
-    await asyncio.sleep(0.02)
-    assert chain.mined()
-    assert not task.done()
+    await until(lambda: requests == 1 and bool(chain.mined()))
     for _ in range(3):
+        await asyncio.sleep(0.02)
+        assert not task.done()
+        assert requests == 1
         chain.mine()
     assert (await task).block_number == 1
+    assert requests == 2
+
+
+async def test_a_reorganisation_before_the_confirmations(chain: FakeChain, store: Store) -> None:
+    sender = make(chain, store, confirmations=3)
+    task = asyncio.create_task(sender.send(call()))
+    await until(lambda: bool(chain.mined()))
+    await asyncio.sleep(0.02)
+    chain.automine = False
+    assert len(chain.reorg(1)) == 1
+    for _ in range(4):  # until it is mined again
+        await until(lambda: bool(chain.pool) or bool(chain.mined()))
+        chain.mine()
+        await asyncio.sleep(0.02)
+    assert (await asyncio.wait_for(task, 30)).block_number >= 1
+    assert len(chain.mined()) == 1
 
 
 async def test_speed_up(chain: FakeChain, sender: Sender) -> None:

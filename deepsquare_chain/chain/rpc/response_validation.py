@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 _QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
-_BYTES: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+#: Any number of digits; a pattern for pairs takes six times as long.
+_DIGITS: Final = re.compile(r"0x[0-9a-fA-F]*")
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 
@@ -47,7 +48,11 @@ def _text(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-_quantity, _bytes, _hash, _address = map(_text, (_QUANTITY, _BYTES, _HASH, _ADDRESS))
+_quantity, _digits, _hash, _address = map(_text, (_QUANTITY, _DIGITS, _HASH, _ADDRESS))
+
+
+def _bytes(value: Any) -> bool:
+    return _digits(value) and len(value) % 2 == 0
 
 
 def _number(value: Any) -> bool:

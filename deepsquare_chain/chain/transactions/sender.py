@@ -96,6 +96,7 @@ class _Watch:
     looks: int = 0
     misses: int = 0
     missed_at: tuple[int, float] = (0, 0.0)
+    mined_in: int | None = None
     gap_since: int | None = None
 
 
@@ -394,6 +395,12 @@ class Sender:
         watch.looks += 1
         if pulse.head == watch.head and pulse.count <= entry.nonce and watch.looks % _IDLE_LOOKS:
             return None
+        if (
+            watch.mined_in is not None
+            and pulse.count > entry.nonce
+            and pulse.head < watch.mined_in + self._confirmations
+        ):
+            return None  # it is asked for again when it has its confirmations
         head_changed, watch.head = pulse.head != watch.head, pulse.head
         entry = self._outbox.entry(entry.id)  # it may have been replaced
         try:
@@ -406,6 +413,7 @@ class Sender:
             # The nonce is not used, so it is in no block: no receipt is needed to resend it.
             _log.debug("no_receipt", label=entry.call.label, error=str(error)[:300])
             receipt = None
+        watch.mined_in = None if receipt is None else receipt["blockNumber"]
         if receipt is not None:
             confirmed = pulse.head >= receipt["blockNumber"] + self._confirmations
             return receipt if confirmed or not self._confirmations else None
