@@ -233,7 +233,7 @@ class _Reading:
 
     @staticmethod
     def _refusal(error: Web3RPCError) -> EndpointError:
-        return EndpointError(f"The node refuses to give events: {node_message(error)}")
+        return EndpointError(f"The node rejected a request for logs: {node_message(error)}")
 
 
 def _place(log: Mapping[str, Any]) -> tuple[int, int]:

@@ -218,7 +218,7 @@ async def _is_verified(client: httpx2.AsyncClient, url: str, path: str) -> bool:
 
 def _client(url: str, way: Transport | None) -> httpx2.AsyncClient:
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{safe_url(url)} is no http:// or https:// address")
+        raise UsageError(f"{safe_url(url)} is not an http:// or https:// URL")
     way = way or Transport()
     return httpx2.AsyncClient(
         timeout=_TIMEOUT,

@@ -38,7 +38,7 @@ from deepsquare_chain.chain.bindings.events import (
 from deepsquare_chain.chain.bindings.roles import ADMIN_ROLE, role_name
 from deepsquare_chain.chain.bindings.scheduler import MetaSchedulerContract
 from deepsquare_chain.chain.rpc.log_reader import read_logs
-from deepsquare_chain.chain.rpc.node_errors import error_body, is_verdict, node_message
+from deepsquare_chain.chain.rpc.node_errors import error_body, is_execution_error, node_message
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import EndpointError, UsageError
 
@@ -426,9 +426,9 @@ async def check_rules(w3: AsyncWeb3[Any]) -> None:
         await w3.eth.call({"data": HexBytes(_CANCUN_PROBE)})
     except (ContractLogicError, Web3RPCError) as error:
         body = error_body(error) if isinstance(error, Web3RPCError) else {"code": 3}
-        if not is_verdict("eth_call", body):
+        if not is_execution_error("eth_call", body):
             raise EndpointError(
-                f"The node does not try the chain's rules: {node_message(error)}",  # type: ignore[arg-type]
+                f"The node could not test the chain's rules: {node_message(error)}",  # type: ignore[arg-type]
                 hint="Use another endpoint: it must serve eth_call without a recipient.",
             ) from None
         raise UsageError(

@@ -18,9 +18,9 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.log_reader import Question, read_range
+from deepsquare_chain.chain.rpc.log_reader import RpcRequest, read_range
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
-from deepsquare_chain.chain.rpc.on_demand import stands_still
+from deepsquare_chain.chain.rpc.on_demand import seconds_idle
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
 
@@ -122,7 +122,7 @@ class Follower(Generic[T]):
         self.name = name
         self.head = -1  # the highest head that was reported
         self._addresses = list(addresses)
-        self._wanted = {item.lower() for item in self._addresses}
+        self._lower_addresses = {item.lower() for item in self._addresses}
         self._store = store
         self._start = start_block
         self._confirmations = confirmations
@@ -130,8 +130,8 @@ class Follower(Generic[T]):
         self._max_range = max_range
         self._threaded = threaded
         self._settled = None if settled is None else max(0, settled - confirmations)
-        self._ground = f"{name}.settled"  # cursor of the highest settled block
-        description = "Believed blocks whose events were not taken in yet."
+        self._settled_cursor = f"{name}.settled"  # cursor of the highest settled block
+        description = "Confirmed blocks whose events were not processed yet."
         self._lag = None if metrics is None else metrics.gauge("follower_lag_blocks", description)
 
     @property
@@ -160,7 +160,7 @@ class Follower(Generic[T]):
             head = int(await self.w3.eth.block_number)
         self.head = max(self.head, head)
         # If blocks are mined on demand only, the last block would never get confirmations.
-        depth = 0 if self._confirmations and await stands_still(self.w3) else self._confirmations
+        depth = 0 if self._confirmations and await seconds_idle(self.w3) else self._confirmations
         count = 0
         while True:
             known = self._store.recent_blocks(self.name)
@@ -169,14 +169,14 @@ class Follower(Generic[T]):
             last = min(head - depth, first + self._max_range - 1)
             if last < first:
                 # No new blocks; the cursor's hash still reveals a reorg to the same height.
-                if known and not await self._holds(known[0]):
+                if known and not await self._is_canonical(known[0]):
                     await self._roll_back(known, apply)
                     continue
                 return count
             read = await self._read(known[0] if known else None, first, last)
             if read is None:
                 return count
-            if isinstance(read, _Moved):
+            if isinstance(read, _Reorged):
                 await self._roll_back(known, apply)
                 continue
             if prepare is not None and not await prepare(read.batch):
@@ -196,9 +196,9 @@ class Follower(Generic[T]):
 
     # -- reading
 
-    async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Moved | None:
+    async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Reorged | None:
         """Read one range; None if the responses are inconsistent, so that the next poll retries."""
-        found = await read_range(
+        log_range = await read_range(
             self.w3,
             self._addresses,
             self._filters,
@@ -206,28 +206,37 @@ class Follower(Generic[T]):
             last,
             more=lambda until: self._landmarks(cursor, until),
         )
-        if found is None:
+        if log_range is None:
             return None
-        before, after, headers, last = found.before, found.after, found.more, found.last
+        before, after, headers, last = (
+            log_range.before,
+            log_range.after,
+            log_range.more,
+            log_range.last,
+        )
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # the node lags behind the head of another node, or a reorg is under way
         if cursor is not None and (headers[0] is None or headers[0]["hash"] != cursor.hash):
-            return None if headers[0] is None else _Moved()
-        blocks = self._blocks(found.logs, first, Block(last, after["hash"]))
+            return None if headers[0] is None else _Reorged()
+        blocks = self._blocks(log_range.logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None
-        batch = Batch(tuple(decode_logs(found.logs)), first, last, time=int(after["timestamp"], 16))
-        ground = last - (self._settled or 0)
-        return _Read(batch, blocks, self._below(ground, after, headers[cursor is not None :]))
+        batch = Batch(
+            tuple(decode_logs(log_range.logs)), first, last, time=int(after["timestamp"], 16)
+        )
+        settled_number = last - (self._settled or 0)
+        return _Read(
+            batch, blocks, self._settled_block(settled_number, after, headers[cursor is not None :])
+        )
 
-    def _landmarks(self, cursor: Block | None, last: int) -> list[Question]:
+    def _landmarks(self, cursor: Block | None, last: int) -> list[RpcRequest]:
         """Return requests for the headers of the cursor and of the block that becomes settled."""
-        ground = last - (self._settled or 0)
+        settled_number = last - (self._settled or 0)
         numbers = [] if cursor is None else [cursor.number]
-        numbers += [ground] if self._settled and ground >= self._start else []
+        numbers += [settled_number] if self._settled and settled_number >= self._start else []
         return [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
 
-    def _below(self, number: int, last: Any, rest: Sequence[Any]) -> Block | None:
+    def _settled_block(self, number: int, last: Any, rest: Sequence[Any]) -> Block | None:
         """Return the block that is settled once a range is read; None without `settled`."""
         if self._settled is None or number < self._start:
             return None
@@ -249,15 +258,15 @@ class Follower(Generic[T]):
                 for log in logs
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise EndpointError(f"The node gave no proper logs: {str(error)[:200]}") from None
+            raise EndpointError(f"The node returned invalid logs: {str(error)[:200]}") from None
         for number, block_hash, address in sources:
-            if not first <= number <= last.number or address not in self._wanted:
-                raise EndpointError("The node gave no proper logs: not those that were asked for")
+            if not first <= number <= last.number or address not in self._lower_addresses:
+                raise EndpointError("The node returned invalid logs: other logs than requested")
             if hashes.setdefault(number, block_hash) != block_hash:
                 return None
         return [Block(number, hashes[number]) for number in sorted(hashes)]
 
-    async def _holds(self, block: Block) -> bool:
+    async def _is_canonical(self, block: Block) -> bool:
         """Return whether a block is still on the chain; True if the node can't tell."""
         requests = [("eth_getBlockByNumber", [hex(block.number), False])]
         try:
@@ -265,14 +274,16 @@ class Follower(Generic[T]):
         except Web3RPCError as error:
             if classify(error) is NodeError.UNKNOWN_BLOCK:
                 return True
-            raise EndpointError(f"The node refuses to show blocks: {node_message(error)}") from None
+            raise EndpointError(
+                f"The node rejected a request for blocks: {node_message(error)}"
+            ) from None
         return header is None or header["hash"] == block.hash
 
     # -- committing
 
     def _commit(self, read: _Read, apply: Apply[T]) -> None:
         crash_point("follower.read")
-        settled, known = read.settled, self._store.recent_blocks(self._ground)
+        settled, known = read.settled, self._store.recent_blocks(self._settled_cursor)
         if settled is not None and known and known[0].number >= settled.number:
             settled = None  # read again after a rollback: the settled block never moves back
         with self._store.begin() as transaction:
@@ -280,7 +291,7 @@ class Follower(Generic[T]):
             crash_point("follower.applied")
             self._store.advance(transaction, self.name, read.blocks, KEPT_BLOCKS)
             if settled is not None:
-                self._store.advance(transaction, self._ground, [settled], 1)
+                self._store.advance(transaction, self._settled_cursor, [settled], 1)
         crash_point("follower.committed")
 
     async def _roll_back(self, known: Sequence[Block], apply: Apply[T]) -> None:
@@ -289,13 +300,13 @@ class Follower(Generic[T]):
         Raises:
             ReorgTooDeepError: A settled block, or all kept blocks, were replaced.
         """
-        await self._stand_firm()
+        await self._check_settled()
         for block in known[1:]:
-            if await self._holds(block):
+            if await self._is_canonical(block):
                 break
         else:
             if len(known) >= KEPT_BLOCKS:
-                raise _too_deep(known[-1])
+                raise _too_deep_error(known[-1])
             block = Block(self._start - 1, "")
         _log.warning("reorganisation", cursor=known[0].number, back_to=block.number)
         batch = Batch((), block.number + 1, known[0].number, rolled_back_to=block.number)
@@ -304,18 +315,18 @@ class Follower(Generic[T]):
             self._store.rewind(transaction, self.name, block.number)
         crash_point("follower.rolled_back")
 
-    async def _stand_firm(self) -> None:
+    async def _check_settled(self) -> None:
         """Raise `ReorgTooDeepError` if a settled block was replaced: an operator must decide."""
-        for block in self._store.recent_blocks(self._ground):
-            if not await self._holds(block):
-                raise _too_deep(block)
+        for block in self._store.recent_blocks(self._settled_cursor):
+            if not await self._is_canonical(block):
+                raise _too_deep_error(block)
 
 
-def _too_deep(block: Block) -> ReorgTooDeepError:
+def _too_deep_error(block: Block) -> ReorgTooDeepError:
     return ReorgTooDeepError(
-        f"The chain replaced block {block.number}, which was believed, and everything after it",
-        hint="Is it another chain, or restarted? Then begin with an empty state folder; otherwise "
-        "look into it before going on, and think about more --confirmations.",
+        f"The chain replaced block {block.number}, which had enough confirmations, and everything after it",
+        hint="If the chain is another one or was restarted, start with an empty state folder. Otherwise "
+        "find the cause before you restart the service, and consider more --confirmations.",
     )
 
 
@@ -327,5 +338,5 @@ class _Read:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
+class _Reorged:
     """The cursor's block is no longer on the chain."""

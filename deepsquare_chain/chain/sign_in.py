@@ -78,13 +78,13 @@ class SignInMessage:
         match = _FORMAT.fullmatch(text) if len(text) <= MAX_MESSAGE else None
         if match is None:
             raise UsageError(
-                "The text is no sign-in message", hint="It must follow EIP-4361, version 1."
+                "The text is not a sign-in message", hint="It must follow EIP-4361, version 1."
             )
         fields = match.groupdict()
         if not is_checksum_address(fields["address"]):
             raise UsageError(
                 "The address of the sign-in message lacks its checksum",
-                hint="Write it as EIP-55 says: the wallet shows it so.",
+                hint="Write it with the checksum of EIP-55, as wallets show it.",
             )
         resources = fields["resources"] or ""
         message = cls(

@@ -83,7 +83,7 @@ class ExternalSigner:
             verify=way.context() or True,
             headers=way.headers_for(self._url),
         )
-        self.address = self._own(address)
+        self.address = self._own_address(address)
 
     def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:
         """See `Signer`."""
@@ -96,9 +96,9 @@ class ExternalSigner:
             signed = TypedTransaction.from_bytes(data).as_dict()
             sender = Account.recover_transaction(data)
         except Exception:  # noqa: BLE001 - any error means that the bytes are not a transaction
-            raise self._nonsense("a transaction") from None
-        if sender != self.address or not _same(signed, transaction_dict):
-            raise self._nonsense("the transaction that was asked for")
+            raise self._invalid_response("a transaction") from None
+        if sender != self.address or not _same_fields(signed, transaction_dict):
+            raise self._invalid_response("the requested transaction")
         return SignedTransaction(
             raw_transaction=data,
             hash=HexBytes(keccak(data)),
@@ -124,7 +124,7 @@ class ExternalSigner:
             result = self._ask("eth_sign", [self.address, text])
         return self._signature(result, signable_message)
 
-    def _own(self, wanted: str) -> ChecksumAddress:
+    def _own_address(self, wanted: str) -> ChecksumAddress:
         """Return the account to use, after checking that the signer has it."""
         if wanted and not is_address(wanted):
             raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
@@ -139,7 +139,7 @@ class ExternalSigner:
             listed = ", ".join(accounts[:5]) or "none"
             raise UsageError(
                 f"The signer at {safe_url(self._url)} has {len(accounts)} accounts: {listed}",
-                hint="Name one of them with --signer-account.",
+                hint="Choose one of them with --signer-account.",
             )
         return accounts[0]
 
@@ -150,9 +150,9 @@ class ExternalSigner:
                 data[64] += 27  # some signers return v as 0 or 1
             signer = Account.recover_message(message, signature=bytes(data))
         except Exception:  # noqa: BLE001 - any error means that the bytes are not a signature
-            raise self._nonsense("a signature") from None
+            raise self._invalid_response("a signature") from None
         if signer != self.address:
-            raise self._nonsense(f"a signature of {self.address}")
+            raise self._invalid_response(f"a signature of {self.address}")
         digest = keccak(b"\x19" + message.version + message.header + message.body)
         return SignedMessage(
             message_hash=HexBytes(digest),
@@ -169,10 +169,10 @@ class ExternalSigner:
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
             raise EndpointError(
                 f"The signer at {safe_url(self._url)} does not answer {method}: {type(error).__name__}",
-                hint="Is it running, and does the setting signer name it?",
+                hint="Check that it is running, and the setting signer.",
             ) from None
         if not isinstance(response, dict) or ("error" not in response and "result" not in response):
-            raise self._nonsense("JSON-RPC")
+            raise self._invalid_response("JSON-RPC")
         if response.get("error"):
             error_object = response["error"]
             message = (
@@ -180,14 +180,14 @@ class ExternalSigner:
             )
             raise NotAuthorisedError(
                 f"The signer at {safe_url(self._url)} refused {method}: {str(message)[:200]}",
-                hint="Its rules or its user decide what it signs.",
+                hint="The signer's rules or its user rejected the request.",
             )
         return response["result"]
 
-    def _nonsense(self, wanted: str) -> EndpointError:
+    def _invalid_response(self, wanted: str) -> EndpointError:
         return EndpointError(
             f"The signer at {safe_url(self._url)} did not answer with {wanted}",
-            hint="Nothing was sent. Is the address that of a signer for this account?",
+            hint="Nothing was sent. Check that the URL is that of a signer for this account.",
         )
 
 
@@ -219,7 +219,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _same_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Return whether a signed transaction equals the requested one, field by field."""
     numbers = all(int(found[name]) == int(wanted[name]) for name in _QUANTITIES)
     return (

@@ -39,7 +39,7 @@ _MAX_KNOWN: Final = 500
 #: Derivation path of the first account in most wallets.
 DERIVATION: Final = "m/44'/60'/0'/0/0"
 _DERIVATION: Final = re.compile(r"m(/[0-9]{1,10}'?){1,10}")
-_BACKUP: Final = "Name the right file with --keystore, or bring it back from a backup."
+_BACKUP: Final = "Give the right file with --keystore, or restore it from a backup."
 
 Prompt = Callable[[str], str]
 
@@ -75,7 +75,7 @@ def import_key(
         account: LocalAccount = Account.from_key(raw)
     except Exception:  # noqa: BLE001 - any message may quote the key
         raise UsageError(
-            "That is no private key", hint="A private key is 64 hexadecimal digits."
+            "This is not a private key", hint="A private key is 64 hexadecimal digits."
         ) from None
     return _write(Path(path), account, password, light=light)
 
@@ -95,7 +95,7 @@ def import_mnemonic(
     """
     if not _DERIVATION.fullmatch(derivation):
         raise UsageError(
-            f"{derivation[:60]!r} is not a derivation path", hint=f"The usual one is {DERIVATION}."
+            f"{derivation[:60]!r} is not a derivation path", hint=f"The default is {DERIVATION}."
         )
     Account.enable_unaudited_hdwallet_features()
     try:
@@ -104,8 +104,8 @@ def import_mnemonic(
         )
     except Exception:  # noqa: BLE001 - any message may quote the words
         raise UsageError(
-            "That is not a mnemonic",
-            hint="A mnemonic has 12, 15, 18, 21 or 24 English words; check their order and spelling.",
+            "This is not a mnemonic",
+            hint="A mnemonic has 12, 15, 18, 21 or 24 English words; check the order and spelling.",
         ) from None
     return _write(Path(path), account, password, light=light)
 
@@ -145,7 +145,7 @@ def stated_address(path: str | Path) -> str:
     """
     body = _read(Path(path))[0]
     _check_keystore(Path(path), body)
-    return _stated(body)
+    return _stated_address(body)
 
 
 class AddressBook:
@@ -178,7 +178,7 @@ class AddressBook:
         self.remember(wallet, account)
         return account.address
 
-    def knows(self, wallet: str | Path) -> bool:
+    def contains(self, wallet: str | Path) -> bool:
         """Return whether the file was opened before, so that its stated address is verified."""
         return _read(Path(wallet))[1] in self._known()
 
@@ -220,18 +220,18 @@ def load_account(
     """
     body = _read(Path(path))[0]
     _check_keystore(Path(path), body)
-    return _opened(path, body, read_password(path, password_file, prompt))
+    return _unlocked(path, body, read_password(path, password_file, prompt))
 
 
 def unlock(path: str | Path, password: str) -> LocalAccount:
     """Open a wallet with a given password; raises the errors of `load_account`."""
-    return _opened(path, _read(Path(path))[0], password)
+    return _unlocked(path, _read(Path(path))[0], password)
 
 
-def _opened(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
+def _unlocked(path: str | Path, body: dict[str, Any], password: str) -> LocalAccount:
     """Decrypt a keystore's account; reject one that states another address than its key's."""
     account = _decrypted(path, body, password)
-    stated = _stated(body)
+    stated = _stated_address(body)
     if stated and stated != account.address:
         raise UsageError(
             f"The wallet {path} states the address {stated}, but its key is that of "
@@ -242,7 +242,7 @@ def _opened(path: str | Path, body: dict[str, Any], password: str) -> LocalAccou
     return account
 
 
-def _stated(body: dict[str, Any]) -> str:
+def _stated_address(body: dict[str, Any]) -> str:
     address = body.get("address")
     return to_checksum_address(address) if is_address(address) else ""
 
@@ -255,9 +255,9 @@ def _decrypted(path: str | Path, body: dict[str, Any], password: str) -> LocalAc
         if "mac" in str(error).lower():
             raise NotAuthorisedError(
                 f"The password does not open the wallet {path}",
-                hint="Try again, or check what the password file holds.",
+                hint="Try again, or check the content of the password file.",
             ) from None
-        raise UsageError(f"{path} is no usable wallet (keystore v3)", hint=_BACKUP) from None
+        raise UsageError(f"{path} is not a usable wallet (keystore v3)", hint=_BACKUP) from None
     account: LocalAccount = Account.from_key(key)
     return account
 
@@ -274,8 +274,8 @@ def read_password(
         return _password_from(Path(source))
     if prompt is None and not sys.stdin.isatty():
         raise NotAuthorisedError(
-            f"The wallet {path} needs its password, and there is no terminal to ask on",
-            hint=f"Name a file that holds it in {PASSWORD_FILE_VARIABLE}.",
+            f"The wallet {path} needs its password, and there is no terminal to prompt for it",
+            hint=f"Set {PASSWORD_FILE_VARIABLE} to a file that contains it.",
         )
     return (prompt or getpass.getpass)(f"Password of {path}: ")
 
@@ -308,23 +308,23 @@ def read_secret(path: Path, what: str) -> str:
             mode = os.fstat(file.fileno()).st_mode
             raw = file.read(MAX_BYTES)
     except FileNotFoundError:
-        hint = "Check the path of the file that holds the key."
+        hint = "Check the path of the key file."
         if what == "password file":
-            hint = f"Name one with {PASSWORD_FILE_VARIABLE}, or leave that out to be asked."
+            hint = f"Set {PASSWORD_FILE_VARIABLE} to one, or unset it to be prompted."
         raise NotFoundError(f"There is no {what} {path}", hint=hint) from None
     except OSError as error:
         raise UsageError(
             f"The {what} {path} can't be read: {error.strerror}", hint="Check its permissions."
         ) from None
     if stat.S_ISREG(mode) and mode & 0o077:
-        raise UsageError(f"The {what} {path} can be read by others", hint=f"chmod 600 {path}")
+        raise UsageError(f"The {what} {path} is readable by other users", hint=f"chmod 600 {path}")
     try:
         # Some editors write a byte order mark first.
         return raw.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(
             f"The {what} {path} is not UTF-8 text",
-            hint=f"It holds the {what.removesuffix(' file')} and nothing else, on one line.",
+            hint=f"It must contain only the {what.removesuffix(' file')}, on one line.",
         ) from None
 
 
@@ -349,7 +349,7 @@ def write_secret(path: Path, text: str, what: str = "wallet") -> None:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(
-            f"{path} exists already, and a {what} is never overwritten", hint="Choose another name."
+            f"{path} already exists, and a {what} is never overwritten", hint="Choose another name."
         ) from None
     except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror}") from None
@@ -367,7 +367,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     except FileNotFoundError:
         raise NotFoundError(
             f"There is no wallet at {path}",
-            hint="Make one with `deepsquare wallet new`, or give --keystore.",
+            hint="Create one with `deepsquare wallet new`, or give --keystore.",
         ) from None
     except OSError as error:
         raise UsageError(
@@ -379,7 +379,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
+        raise UsageError(f"{path} is not a wallet (keystore v3)", hint=_BACKUP)
     # The digest does not depend on the layout of the JSON.
     canonical = json.dumps(body, sort_keys=True).encode()
     return body, hashlib.sha256(canonical).hexdigest()
@@ -395,12 +395,14 @@ def _check_keystore(path: Path, body: dict[str, Any]) -> None:
     params = crypto.get("kdfparams") if isinstance(crypto, dict) else None
     cipher = crypto.get("cipher") if isinstance(crypto, dict) else None
     if body.get("version") != 3 or cipher != "aes-128-ctr" or not isinstance(params, dict):
-        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
+        raise UsageError(f"{path} is not a wallet (keystore v3)", hint=_BACKUP)
     costs = [params.get(name, 1) for name in ("n", "r", "p", "c")]
     if not all(type(value) is int and value > 0 for value in costs):
-        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
+        raise UsageError(f"{path} is not a wallet (keystore v3)", hint=_BACKUP)
     n, r, p, rounds = costs
     if params.get("dklen") != 32:  # the only valid length; a longer one takes hours to derive
-        raise UsageError(f"{path} is no wallet (keystore v3)", hint=_BACKUP)
+        raise UsageError(f"{path} is not a wallet (keystore v3)", hint=_BACKUP)
     if 128 * n * r * p > _MAX_SCRYPT_BYTES or rounds > _MAX_ROUNDS:
-        raise UsageError(f"The wallet {path} asks for too much work to be opened", hint=_BACKUP)
+        raise UsageError(
+            f"The wallet {path} has key derivation parameters that are too expensive", hint=_BACKUP
+        )

@@ -170,7 +170,7 @@ async def requests(
     from deepsquare_chain.client.gasless import open_gasless
 
     async with open_gasless(context.settings, lambda _: False) as wallet:
-        await wallet.sender.tend()
+        await wallet.sender.reconcile()
         recent_requests = wallet.store.recent_requests(limit)
     context.printer.rows(
         _REQUESTS, map(_row, recent_requests), empty="This wallet has signed no request from here."

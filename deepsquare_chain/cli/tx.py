@@ -72,7 +72,7 @@ async def list_transactions(
     """List the transactions that this wallet sent from this state folder, newest first."""
 
     async with context.wallet() as wallet:
-        await wallet.sender.tend()
+        await wallet.sender.reconcile()
         entries = wallet.store.recent_entries(limit)
     context.printer.rows(
         _LIST, map(_list_row, entries), empty="This wallet has sent nothing from here."
@@ -85,7 +85,7 @@ async def show(context: CommandContext, transaction: Which) -> None:
     from deepsquare_chain.client.transactions import find
 
     async with context.wallet() as wallet:
-        await wallet.sender.tend()
+        await wallet.sender.reconcile()
         await _print(context, wallet, find(wallet, transaction))
 
 

@@ -130,7 +130,7 @@ async def list_wallets(
     context.printer.rows(
         _LIST,
         (
-            (keystore.address or None, str(keystore.path), book.knows(keystore.path))
+            (keystore.address or None, str(keystore.path), book.contains(keystore.path))
             for keystore in keystores
         ),
         empty=f"No wallets in {directory}.",

@@ -157,9 +157,9 @@ async def _balance(settings: Settings) -> str:
             budget = replace(budget, free=True)
     if budget.low:
         raise GridError(
-            budget.words(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
+            budget.describe(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
         )
-    return f"{format_credits(account_balances.credits)} credits, {budget.words()}"
+    return f"{format_credits(account_balances.credits)} credits, {budget.describe()}"
 
 
 async def _store(settings: Settings) -> tuple[str, str]:
@@ -205,7 +205,7 @@ async def _providers(settings: Settings) -> str:
 def _private(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+        raise UsageError(f"{path} is readable by other users", hint=f"chmod 600 {path}")
 
 
 def _writable(folder: Path) -> str:

@@ -185,7 +185,7 @@ class RelayedSender:
             if (entry := self._direct.sent(key)) is not None:
                 return await self._direct.wait(entry, timeout=timeout)
         terms = await self._relay.terms_for(self._contracts.deployment)
-        executed = await self.tend()
+        executed = await self.reconcile()
         if key is not None and (recorded := self._store.request_by_key(key)) is not None:
             return await self._finish(recorded, deadline)  # executed after a refusal
         if executed:
@@ -203,7 +203,7 @@ class RelayedSender:
         async with self._direct.spending(timeout):
             yield
 
-    async def tend(self) -> list[RecordedRequest]:
+    async def reconcile(self) -> list[RecordedRequest]:
         """Reconcile open requests of an earlier process: settle them, or send them again.
 
         Returns:
@@ -566,8 +566,8 @@ class RelayedSender:
         except EndpointError:
             pass
         return RevertedError(
-            f"{recorded.label!r} was refused by the contract ({event.tx_hash})",
-            hint="The state has moved on since; look at it and try again.",
+            f"{recorded.label!r} was rejected by the contract ({event.tx_hash})",
+            hint="The state may have changed meanwhile; check it and try again.",
         )
 
 

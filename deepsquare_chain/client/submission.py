@@ -268,7 +268,7 @@ async def bill(
     if not is_open:
         raise RevertedError(
             "This deployment takes no new jobs",
-            hint="Use the record of the deployment that follows it.",
+            hint="Use the record of the deployment that replaced it.",
         )
     total = sum(request.total for request in requests)
     gas = _GAS_CALL + _GAS_JOB * jobs + (_GAS_APPROVE if allowance < total else 0)

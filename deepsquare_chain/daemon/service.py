@@ -16,7 +16,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.follower import ReorgTooDeepError
 from deepsquare_chain.chain.rpc.connection import WrongEndpointError, connected
-from deepsquare_chain.chain.rpc.heads import HeadSource, HeadWatch
+from deepsquare_chain.chain.rpc.heads import HeadSource, HeadSubscription
 from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import Signer
@@ -202,7 +202,7 @@ async def open_daemon(
                 heads.listen(up)
             websocket_up.set(up)
 
-        watch = HeadWatch(
+        watch = HeadSubscription(
             settings.websocket,
             wake,
             chain_id=chain_id,

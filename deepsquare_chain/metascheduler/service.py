@@ -117,7 +117,7 @@ class SchedulerService:
         )
         self.heads = HeadSource(
             self._w3,
-            None if sender is None else sender.tend,
+            None if sender is None else sender.reconcile,
             self.metrics.head,
             poll=settings.poll_interval,
         )

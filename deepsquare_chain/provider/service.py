@@ -265,7 +265,7 @@ class ProviderService:
             metrics=metrics,
         )
         self.heads = HeadSource(
-            self._w3, sender.tend, self.metrics.head, poll=settings.poll_interval
+            self._w3, sender.reconcile, self.metrics.head, poll=settings.poll_interval
         )
         self._uploader = None
         if gateways:

@@ -68,7 +68,7 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
     request = signed.request
     if request.to != scheduler:
         raise _forbidden(
-            f"This relay carries no calls to {request.to}",
+            f"This relay contains no calls to {request.to}",
             "wrong-contract",
             f"It carries calls to the MetaScheduler at {scheduler}.",
         )

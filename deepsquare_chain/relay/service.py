@@ -325,7 +325,7 @@ class RelayService:
         """Tend the outbox: in each cycle while transactions are pending, else every 15 seconds."""
         now = time.monotonic()
         if self._sender.pending() or now - self._tended >= _LOOK_EVERY:
-            await self._sender.tend()
+            await self._sender.reconcile()
             self._tended = now
 
     def _choose(self, queued: Sequence[RelayedRequest]) -> list[RelayedRequest]:

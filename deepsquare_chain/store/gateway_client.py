@@ -25,8 +25,8 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.transport import (
     CERTIFICATE_HINT,
     Transport,
+    failure_reason,
     http_client,
-    why_failed,
 )
 from deepsquare_chain.chain.sign_in import SignInMessage
 from deepsquare_chain.chain.signers import Signer
@@ -123,7 +123,7 @@ class ServiceClient:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> EndpointError:
-        why = why_failed(error)
+        why = failure_reason(error)
         hint = CERTIFICATE_HINT if "certificate" in why else self.advice
         return EndpointError(
             f"The {self.service} at {self.place} can't be reached: {why}", hint=hint

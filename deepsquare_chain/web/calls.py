@@ -291,7 +291,7 @@ class CallPlanner:
             raise decode_revert(error) from None
         except Web3RPCError as error:
             raise EndpointError(
-                f"The node turned down {call.label!r}: {node_message(error)}"
+                f"The node rejected {call.label!r}: {node_message(error)}"
             ) from None
 
 

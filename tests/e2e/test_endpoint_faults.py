@@ -77,7 +77,7 @@ async def test_a_silent_endpoint_is_given_up_in_time(node: Node):
 async def test_the_latest_block_is_never_missing(node: Node):
     async with Proxy(node.url) as proxy, connected(proxy.url, attempts=2) as w3:
         proxy.rates = {"null": 1.0}
-        with pytest.raises(TransientEndpointError, match="empty answer to eth_getBlockByNumber"):
+        with pytest.raises(TransientEndpointError, match="empty result for eth_getBlockByNumber"):
             await w3.eth.get_block("latest")
         # A block, a transaction or a receipt by number or hash may well be unknown.
         with pytest.raises(BlockNotFound):

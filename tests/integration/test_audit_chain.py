@@ -101,7 +101,7 @@ async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.Mon
     assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
     assert max(asked) > widest >= min(asked)
     widest = 0
-    with pytest.raises(EndpointError, match="refuses to give events"):
+    with pytest.raises(EndpointError, match="rejected a request for logs"):
         await read_chronicle(grid.w3, grid.deployment)
 
 

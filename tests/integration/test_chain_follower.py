@@ -116,7 +116,7 @@ async def test_a_reorganisation_is_rolled_back(own_grid: LiveGrid, depth: int) -
     if depth > 8:
         assert len(memory.events) < count
     # The customer's sender repairs what was taken from it, and the follower sees that.
-    await grid.sender(grid.customers[0]).tend()
+    await grid.sender(grid.customers[0]).reconcile()
     await grid.submit()
     await asyncio.sleep(0.2)
     await found.poll(memory.apply)

@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.chain.rpc.heads import HeadWatch
+from deepsquare_chain.chain.rpc.heads import HeadSubscription
 from deepsquare_chain.errors import UsageError
 from tests.support.anvil import start_anvil
 
@@ -41,8 +41,10 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[HeadWatch]:
-    watch = HeadWatch(url, ear.wake, chain_id=chain_id, on_change=ear.tell, pauses=(0.01, 0.05))
+async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[HeadSubscription]:
+    watch = HeadSubscription(
+        url, ear.wake, chain_id=chain_id, on_change=ear.tell, pauses=(0.01, 0.05)
+    )
     watch.start()
     try:
         yield watch
@@ -120,5 +122,5 @@ async def test_another_chain_wakes_nobody(chain: Any) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(UsageError, match="no ws://"):
-        HeadWatch("http://127.0.0.1:1", lambda: None, chain_id=1)
+    with pytest.raises(UsageError, match="not a ws://"):
+        HeadSubscription("http://127.0.0.1:1", lambda: None, chain_id=1)

@@ -89,7 +89,7 @@ def _answer(question: Any, result: str) -> bytes:
     "url", ["ftp://x", "ws://127.0.0.1:1", "nonsense", "", "http://127.0.0.1:99999", "http://[::1"]
 )
 async def test_no_address_of_a_node(url: str) -> None:
-    with pytest.raises(EndpointError, match="no http"):
+    with pytest.raises(EndpointError, match="not an http"):
         await connect(url)
 
 

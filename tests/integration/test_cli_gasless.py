@@ -59,7 +59,7 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     assert cli("job", "cancel", str(again["id"]), "--gasless", "--yes", *bob).code == 0
     parked = cli("credit", "withdraw", "--gasless", "--yes", *bob)
     assert parked.code == 6
-    assert "Nothing is parked" in parked.err
+    assert "no parked credits" in parked.err
     assert balance(cli, bob) == before
     listed = data(cli("relay", "requests", "-o", "json", *bob))
     assert [each["state"] for each in listed] == ["executed"] * 5

@@ -49,7 +49,7 @@ SEND = "eth_sendRawTransaction"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender_module, "_FAILING", (0.01, 0.1))
+    monkeypatch.setattr(sender_module, "_BACKOFF", (0.01, 0.1))
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ async def test_a_chain_that_is_begun_anew_gets_nothing_of_the_old_one() -> None:
             async with ChainProcess(block_time=0) as new, connected(new.url) as there:
                 assert there.provider.genesis != w3.provider.genesis
                 proxy.lead_to(new.url)
-                for work in (sender.tend(), sender.send(call), sender.recover()):
+                for work in (sender.reconcile(), sender.send(call), sender.recover()):
                     with pytest.raises(WrongEndpointError, match="another chain 1337"):
                         await work
                 assert await there.eth.get_transaction_count(account.address) == 0

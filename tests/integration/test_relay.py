@@ -437,7 +437,7 @@ async def test_what_was_left_open_is_handed_over_before_the_next(
     )
     async with relayed(grid, relay, account, store=store) as wallet:
         await wallet.send(scheduler.submit_jobs([(terms(), [digest("next")])]))
-        await wallet.sender.tend()
+        await wallet.sender.reconcile()
     assert {each.state for each in store.recent_requests()} == {RequestState.EXECUTED}
     assert await forwarder.nonce_of(account.address) == left.request.nonce + 2
 
@@ -610,7 +610,7 @@ async def test_a_request_is_found_where_ranges_of_logs_are_refused(
             signed.request.nonce, lambda _: (name, signed), label="old", block=0, key=None
         )
         await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
-        await wallet.sender.tend()
+        await wallet.sender.reconcile()
         assert proxy.counts["refused"] > 0
     assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
 

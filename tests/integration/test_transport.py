@@ -133,7 +133,7 @@ async def test_a_certificate_of_another_host_is_refused_although_it_is_known(
 
 
 async def test_https_to_a_port_of_http_is_said(serve: Serve) -> None:
-    with pytest.raises(EndpointError, match="does not speak TLS: is it an http:// address"):
+    with pytest.raises(EndpointError, match="does not use TLS: is it an http:// URL"):
         await chain_of(serve().url.replace("http:", "https:"))
 
 

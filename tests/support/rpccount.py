@@ -16,7 +16,7 @@ def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     Disables the detection of chains that mine on demand: it depends on timing, and costs a request.
     """
-    monkeypatch.setattr(on_demand, "_LEAST", float("inf"))
+    monkeypatch.setattr(on_demand, "_MIN_IDLE", float("inf"))
     requests: list[list[str]] = []
     post = CheckedProvider._post
 

@@ -97,7 +97,7 @@ class TestMetadata:
         monkeypatch.setattr(
             "deepsquare_chain.chain.bindings.metadata.standard_input", lambda: changed
         )
-        with pytest.raises(ValueError, match=f"the source {source} is not the one"):
+        with pytest.raises(ValueError, match=f"the source {source} is not the source"):
             sources_of(name)
 
     def test_the_input_is_the_one_that_artifacts_name(self) -> None:
@@ -294,5 +294,5 @@ async def test_a_verifier_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_an_address_that_is_none() -> None:
-    with pytest.raises(UsageError, match="no http:// or https:// address"):
+    with pytest.raises(UsageError, match="not an http:// or https:// URL"):
         await submit_sourcify("ftp://example.org", GRID)

@@ -26,7 +26,7 @@ from deepsquare_chain.chain.bindings.events import Event, decode_log, decode_log
 from deepsquare_chain.chain.follower import Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
-from deepsquare_chain.chain.rpc.response_validation import UnfitError, checked
+from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked
 from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.errors import EndpointError, GridError, JobFileError, UsageError
 from deepsquare_chain.executors.rundir import RunFolder
@@ -358,8 +358,8 @@ class Gossip(FakeChain):
             result = bent_tree(each.get("result"), self.dice)
             try:
                 result = checked(method, result)  # as the connection does
-            except UnfitError:
-                raise EndpointError(f"no proper answer to {method}") from None
+            except InvalidResultError:
+                raise EndpointError(f"an invalid response to {method}") from None
             bent.append({**each, "result": result} if "result" in each else each)
         return bent
 

@@ -9,7 +9,7 @@ import pytest
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.rpc.batching import ask_all, gather_all, merged
-from deepsquare_chain.chain.rpc.endpoint import CheckedProvider, SplitAnswers
+from deepsquare_chain.chain.rpc.endpoint import CheckedProvider, SplitResponses
 from deepsquare_chain.chain.rpc.pool import Pool
 from deepsquare_chain.errors import EndpointError
 
@@ -44,7 +44,7 @@ class Endpoint(CheckedProvider):
             else {"result": params[0]}
             for _, params in batch_requests
         ]
-        return SplitAnswers(found) if self.split else found
+        return SplitResponses(found) if self.split else found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from deepsquare_chain.chain.rpc import heads as heads_module
 from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate, block_time, next_look
+from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate, block_time, next_poll
 from deepsquare_chain.chain.rpc.heads import HeadSource
 from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 
@@ -54,12 +54,12 @@ def test_what_is_seen_to_be_faster_overrules_chain_time() -> None:
 
 
 def test_looks_that_come_too_early_grow_rarer() -> None:
-    due, looks = next_look(100.0, 90.0, 12.0), []
+    due, looks = next_poll(100.0, 90.0, 12.0), []
     for _ in range(8):
         looks.append(due)
-        due = next_look(100.0, due, 12.0)
+        due = next_poll(100.0, due, 12.0)
     assert looks == [100.0, 100.5, 101.0, 102.0, 104.0, 108.0, 116.0, 128.0]
-    assert next_look(100.0, 90.0, 12.0, patience=6.0) == 106.0
+    assert next_poll(100.0, 90.0, 12.0, extra_delay=6.0) == 106.0
 
 
 def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) -> list[float]:
@@ -68,8 +68,8 @@ def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) 
     pace.listening = listening
     while now < blocks * seconds:
         number = int((now + phase) // seconds)
-        pace.note(number, round(number * seconds), empty=True)
-        pace.saw(number, now)
+        pace.record_header(number, round(number * seconds), empty=True)
+        pace.record_head(number, now)
         looks.append(now)
         now = pace.due_at(poll)
     return looks
@@ -90,16 +90,16 @@ def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
 
 def test_a_chain_of_unknown_habits_is_polled() -> None:
     pace = BlockTimeEstimate()
-    pace.saw(5, 100.0)
+    pace.record_head(5, 100.0)
     assert pace.due_at(0.25) == 100.25
 
 
 def test_a_hint_makes_a_look_due_once() -> None:
     pace = BlockTimeEstimate()
-    pace.saw(5, 100.0)
+    pace.record_head(5, 100.0)
     pace.hint()
     assert pace.due_at(9.0) < 0
-    pace.saw(5, 101.0)
+    pace.record_head(5, 101.0)
     assert pace.due_at(9.0) == 110.0
 
 
@@ -108,11 +108,11 @@ def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None
     pace = BlockTimeEstimate()
     pace.listening = True
     for number in range(8):
-        pace.note(number, 12 * number, empty=True)
-        pace.saw(number, 12.0 * number)
+        pace.record_header(number, 12 * number, empty=True)
+        pace.record_head(number, 12.0 * number)
     assert pace.due_at(0.25) > 84 + 12 + 1
     pace.hint()
-    pace.saw(7, 95.0)
+    pace.record_head(7, 95.0)
     assert pace.due_at(0.25) <= 95.5
 
 
@@ -125,16 +125,18 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     monkeypatch.setattr(stillness_module, "time", moment)
     now, asked, block = 100.0, 0, 5
 
-    async def tend() -> dict[str, str]:
+    async def reconcile() -> dict[str, str]:
         nonlocal asked
         asked += 1
         header = {"number": hex(block), "timestamp": hex(block), "hash": "0x0" + str(block)}
-        found.saw(block, header)
+        found.record_head(block, header)
         return header
 
-    figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
+    figures: Any = SimpleNamespace(
+        record_head=lambda *_, **__: None, record_lag=lambda _blocks: None
+    )
     w3: Any = SimpleNamespace(provider=SimpleNamespace(on_demand=found))
-    heads = HeadSource(w3, tend, figures, poll=2.0)
+    heads = HeadSource(w3, reconcile, figures, poll=2.0)
 
     async def number() -> int | None:
         head = await heads.look(lambda: 0)
@@ -143,7 +145,9 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     assert (await number(), await number(), asked) == (5, 5, 1)
     now = 102.0
     assert (await number(), await number(), asked) == (5, 5, 2)
-    found.block_time.saw(6, now)  # by somebody else of this connection, at another node of it
+    found.block_time.record_head(
+        6, now
+    )  # by somebody else of this connection, at another node of it
     assert heads.pause() == 0
     assert (await number(), await number(), asked) == (5, 5, 3)  # once, for that node lags
     block = 6

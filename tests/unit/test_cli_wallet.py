@@ -55,9 +55,9 @@ def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "mode", "code", "words"),
     [
-        (KEY, 0o644, 2, "The key file key can be read by others"),
-        (KEY[:-2] + "zz", 0o600, 2, "That is no private key"),
-        ("", 0o600, 2, "That is no private key"),
+        (KEY, 0o644, 2, "The key file key is readable by other users"),
+        (KEY[:-2] + "zz", 0o600, 2, "This is not a private key"),
+        ("", 0o600, 2, "This is not a private key"),
         (b"\xff\xfe", 0o600, 2, "The key file key is not UTF-8 text"),
     ],
 )

@@ -68,14 +68,14 @@ def test_no_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"chain_id": "1"}, "chain_id is no number"),
-        ({"chain_id": True}, "chain_id is no number"),
-        ({"block": -1}, "block is no number"),
-        ({"block": None}, "block is no number"),
-        ({"credit": "0x12"}, "credit is no address"),
-        ({"scheduler": 5}, "scheduler is no address"),
-        ({"transactions": []}, "transactions is no object"),
-        ({"extra": "x"}, "extra is no object"),
+        ({"chain_id": "1"}, "chain_id is not a number"),
+        ({"chain_id": True}, "chain_id is not a number"),
+        ({"block": -1}, "block is not a number"),
+        ({"block": None}, "block is not a number"),
+        ({"credit": "0x12"}, "credit is not an address"),
+        ({"scheduler": 5}, "scheduler is not an address"),
+        ({"transactions": []}, "transactions is not an object"),
+        ({"extra": "x"}, "extra is not an object"),
         ({"format": 2}, "format '2' is unknown"),
     ],
 )

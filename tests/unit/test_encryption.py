@@ -85,7 +85,7 @@ def test_what_is_no_key_is_refused_and_kept(tmp_path: Path, text: str) -> None:
 
 def test_a_key_that_others_can_read_is_refused(key_file: Path) -> None:
     key_file.chmod(0o644)
-    with pytest.raises(UsageError, match="can be read by others"):
+    with pytest.raises(UsageError, match="is readable by other users"):
         load_result_key(key_file)
 
 

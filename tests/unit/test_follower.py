@@ -14,7 +14,7 @@ from sqlalchemy import Column, Connection, Integer, Table, delete, insert, selec
 
 from deepsquare_chain.chain.bindings.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
-from deepsquare_chain.chain.rpc.endpoint import SplitAnswers
+from deepsquare_chain.chain.rpc.endpoint import SplitResponses
 from deepsquare_chain.chain.rpc.log_reader import COMMON_DEPTH
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.observability.metrics import Metrics
@@ -224,7 +224,7 @@ async def test_what_is_settled_is_never_undone(
     chain.reorg(settled + 2)
     chain.mine([log(99)])
     chain.mine([])
-    with pytest.raises(ReorgTooDeepError, match="was believed") as caught:
+    with pytest.raises(ReorgTooDeepError, match="had enough confirmations") as caught:
         await follower(chain, store, **options).poll(book.apply)
     assert "--confirmations" in caught.value.hint
     assert book.amounts() == before
@@ -386,7 +386,7 @@ async def test_logs_that_nobody_asked_for(
     chain: FakeChain, store: Store, book: Book, change: dict[str, Any]
 ) -> None:
     chain.mine([log(1)]).logs[0].update(change)
-    with pytest.raises(EndpointError, match="no proper logs"):
+    with pytest.raises(EndpointError, match="invalid logs"):
         await follower(chain, store).poll(book.apply)
     assert book.amounts() == []
 
@@ -433,7 +433,7 @@ async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
     answer, behind, asked = chain._answer, 5, []
 
     async def split(batch: Any) -> Any:
-        return SplitAnswers([lagging(method, params) for method, params in batch])
+        return SplitResponses([lagging(method, params) for method, params in batch])
 
     def lagging(method: str, params: list[Any]) -> Any:
         asked.append(params[0])
@@ -476,7 +476,7 @@ async def test_a_header_that_a_split_batch_lacks_is_waited_for(
     found = follower(chain, store)
     assert await found.poll(book.apply) == 0
     words = "no"
-    with pytest.raises(EndpointError, match="refuses to give events: no"):
+    with pytest.raises(EndpointError, match="rejected a request for logs: no"):
         await found.poll(book.apply)
     words = ""
     assert await found.poll(book.apply) == 1

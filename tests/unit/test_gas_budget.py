@@ -14,7 +14,7 @@ NOW = 1_800_000_000
 def test_nothing_sent_yet() -> None:
     found = gas_budget(10**18, [], NOW)
     assert (found.transactions, found.days, found.low) == (None, None, False)
-    assert found.words() == "1 coin for gas"
+    assert found.describe() == "1 coin for gas"
     assert gas_budget(0, [], NOW).low
 
 
@@ -25,7 +25,7 @@ def test_one_after_the_other_through_half_a_day() -> None:
     assert found.per_day == 260
     assert found.days == pytest.approx(1_000 / 260)
     assert not found.low
-    assert "about 100 transactions, or 3.8 days" in found.words()
+    assert "about 100 transactions, or 3.8 days" in found.describe()
 
 
 def test_older_than_a_day_says_nothing_of_a_day() -> None:
@@ -57,6 +57,6 @@ def test_when_it_is_low(found: GasBudget, low: bool) -> None:
 )
 def test_any_history_has_an_answer(balance: int, spent: list[tuple[int, int]]) -> None:
     found = gas_budget(balance, spent, NOW)
-    assert found.words()
+    assert found.describe()
     if found.transactions is not None and found.per_transaction:
         assert found.transactions * found.per_transaction <= balance

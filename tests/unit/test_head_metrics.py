@@ -20,13 +20,13 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     age = metrics.value("head_age_seconds")
     assert age is not None
     assert math.isnan(age)
-    figures.saw(998)
+    figures.record_head(998)
     assert metrics.value("head_age_seconds") == metrics.value("clock_skew_seconds") == 2
     clock.now += 600  # nobody answers, or a cycle hangs
     assert metrics.value("head_age_seconds") == 602
     assert metrics.value("clock_skew_seconds") == 2
     assert b'deepsquare_head_age_seconds{service="test"} 602.0' in metrics.render()
-    figures.saw(1_599)
+    figures.record_head(1_599)
     assert metrics.value("head_age_seconds") == 1
 
 
@@ -35,15 +35,15 @@ def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
     figures = HeadMetrics(Metrics("test"))
     assert figures.problem() == ""  # no block yet: the first cycle is not over
-    figures.saw(1_000)
+    figures.record_head(1_000)
     assert figures.problem() == ""
-    figures.fell_behind(3)
+    figures.record_lag(3)
     assert figures.problem() == "the endpoint is 3 blocks behind what was seen before"
-    figures.saw(1_000)
+    figures.record_head(1_000)
     clock.now += heads.STALE_HEAD
     assert figures.problem() == ""
     clock.now += 1
     assert "the latest block is 121 s old" in figures.problem()
     # A chain that makes blocks only when somebody sends may be silent for days.
-    figures.saw(1_000, on_demand=True)
+    figures.record_head(1_000, on_demand=True)
     assert figures.problem() == ""

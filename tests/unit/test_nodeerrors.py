@@ -26,10 +26,10 @@ SAYINGS = [
     ("transaction underpriced", NodeError.UNDERPRICED),
     ("max fee per gas less than block base fee", NodeError.UNDERPRICED),
     ("FeeTooLow, MaxFeePerGas too low", NodeError.UNDERPRICED),
-    ("insufficient funds for gas * price + value: balance 0", NodeError.NO_GAS_MONEY),
-    ("Insufficient funds for gas * price + value", NodeError.NO_GAS_MONEY),
-    ("Upfront cost exceeds account balance", NodeError.NO_GAS_MONEY),
-    ("InsufficientFunds, Account balance: 0", NodeError.NO_GAS_MONEY),
+    ("insufficient funds for gas * price + value: balance 0", NodeError.INSUFFICIENT_FUNDS),
+    ("Insufficient funds for gas * price + value", NodeError.INSUFFICIENT_FUNDS),
+    ("Upfront cost exceeds account balance", NodeError.INSUFFICIENT_FUNDS),
+    ("InsufficientFunds, Account balance: 0", NodeError.INSUFFICIENT_FUNDS),
     ("txpool is full", NodeError.POOL_FULL),
     ("rate limit exceeded", NodeError.RATE_LIMITED),
     ("daily request limit exceeded", NodeError.RATE_LIMITED),
@@ -84,7 +84,7 @@ SAYINGS = [
     ("Known transaction: 0x01", NodeError.ALREADY_KNOWN),
     (
         "Sender doesn't have enough funds to send tx. The max upfront cost is: 2",
-        NodeError.NO_GAS_MONEY,
+        NodeError.INSUFFICIENT_FUNDS,
     ),
     # EthereumJS
     ("0x01: this transaction is already in the TxPool", NodeError.ALREADY_KNOWN),

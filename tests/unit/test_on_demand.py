@@ -13,7 +13,7 @@ from deepsquare_chain.chain.rpc.on_demand import (
     OnDemandDetector,
     mines_on_demand,
     next_block_counts,
-    stands_still,
+    seconds_idle,
 )
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.store.database import Store
@@ -80,8 +80,8 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
 )
 def test_kinds_of_chains(blocks: list[dict[str, Any]], seconds: float, on_demand: bool) -> None:
     found = OnDemandDetector()
-    found.note(blocks)
-    assert found.lasts(seconds) is on_demand
+    found.record_headers(blocks)
+    assert found.is_on_demand(seconds) is on_demand
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def quiet(clock: Clock) -> FakeChain:
     for number in range(5):
         chain.mine([log(number)])
     chain.on_demand = OnDemandDetector()
-    chain.on_demand.note(headers(0, 0, 1, 2, 2))
+    chain.on_demand.record_headers(headers(0, 0, 1, 2, 2))
     chain.on_demand.loaded = True
-    chain.on_demand.saw(5)
+    chain.on_demand.record_head(5)
     clock.now += 3
     return chain
 
@@ -105,12 +105,12 @@ def store() -> Iterator[Store]:
 
 
 async def test_it_stands_still_only_after_a_while(quiet: FakeChain, clock: Clock) -> None:
-    assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
+    assert await seconds_idle(quiet) == 0.0  # type: ignore[arg-type]
     clock.now += 2
-    assert await stands_still(quiet) == 5.0  # type: ignore[arg-type]
+    assert await seconds_idle(quiet) == 5.0  # type: ignore[arg-type]
     assert quiet.on_demand is not None
-    quiet.on_demand.saw(6)
-    assert await stands_still(quiet) == 0.0  # type: ignore[arg-type]
+    quiet.on_demand.record_head(6)
+    assert await seconds_idle(quiet) == 0.0  # type: ignore[arg-type]
 
 
 async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
@@ -118,10 +118,10 @@ async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
     for _ in range(5):
         chain.mine()  # a node that shows no transactions of its blocks counts as empty
     chain.on_demand = OnDemandDetector()
-    chain.on_demand.saw(5)
+    chain.on_demand.record_head(5)
     clock.now += 500
     for _ in range(3):
-        assert await stands_still(chain) == 0.0  # type: ignore[arg-type]
+        assert await seconds_idle(chain) == 0.0  # type: ignore[arg-type]
     assert len(chain.batches) == 1
 
 
@@ -158,9 +158,9 @@ async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
 ) -> None:
     """A command has no time to see the chain stand still."""
     assert await next_block_counts(quiet)  # type: ignore[arg-type]
-    quiet.provider.on_demand.saw(quiet.provider.on_demand.head + 1)
+    quiet.provider.on_demand.record_head(quiet.provider.on_demand.head + 1)
     clock.now += 4
-    quiet.provider.on_demand.saw(quiet.provider.on_demand.head + 1)
+    quiet.provider.on_demand.record_head(quiet.provider.on_demand.head + 1)
     assert not await next_block_counts(quiet)  # type: ignore[arg-type]
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from deepsquare_chain.chain.rpc import pool as pool_module
 from deepsquare_chain.chain.rpc.endpoint import (
-    AwayEndpointError,
     CheckedProvider,
     TransientEndpointError,
+    UnreachableEndpointError,
     WrongEndpointError,
 )
 from deepsquare_chain.chain.rpc.pool import Pool
@@ -96,8 +96,8 @@ async def ask(pool: Pool, method: str = "eth_getLogs") -> str:
 
 async def settle(pool: Pool) -> None:
     """Let a comparison that was due end."""
-    if pool._comparing is not None:
-        await pool._comparing
+    if pool._comparison is not None:
+        await pool._comparison
 
 
 async def test_one_answers_everything_while_it_is_good(clock: Clock, nodes: list[Node]) -> None:
@@ -241,7 +241,7 @@ async def test_all_that_is_left_is_behind(clock: Clock, nodes: list[Node]) -> No
     clock.now += 11
     await ask(pool)
     await settle(pool)
-    pool.members[0].wrong = WrongEndpointError("gone")
+    pool.members[0].exclusion = WrongEndpointError("gone")
     with pytest.raises(TransientEndpointError, match=r"b:1/\.\.\. is 20 blocks behind"):
         await ask(pool)
     # Nobody has confirmed the higher head for a minute: what is there counts.
@@ -279,7 +279,7 @@ async def test_who_comes_back_as_another_chain_is_left_alone(
     with pytest.raises(EndpointError):
         await ask(pool)
     assert nodes[0].asked == []
-    pool.members[1].wrong = WrongEndpointError("as well")
+    pool.members[1].exclusion = WrongEndpointError("as well")
     with pytest.raises(WrongEndpointError):
         await ask(pool)
 
@@ -293,14 +293,14 @@ async def test_a_chain_that_is_begun_anew_is_noticed_and_gets_nothing(
     pool = await opened(nodes, landmark=10)
     assert (pool.genesis, pool.landmark) == ("0xaa", "0xdd")
     if sign == "a failure":
-        node.down = AwayEndpointError("can't be reached")
+        node.down = UnreachableEndpointError("can't be reached")
         with pytest.raises(TransientEndpointError):
             await ask(pool)
         node.down = None
     elif sign == "its head fell":
         node.doubtful = True
     else:
-        pool.doubt()
+        pool.recheck_chain()
     if change == "genesis":
         node.genesis = "0xbb"
     elif change == "chain id":
@@ -321,7 +321,7 @@ async def test_the_same_chain_goes_on(clock: Clock, nodes: list[Node], sign: str
     (node,) = nodes = nodes[:1]
     pool = await opened(nodes, landmark=10)
     if sign == "a failure":
-        node.down = AwayEndpointError("can't be reached")
+        node.down = UnreachableEndpointError("can't be reached")
         with pytest.raises(TransientEndpointError):
             await ask(pool)
         node.down = None
@@ -341,15 +341,15 @@ async def test_a_young_chain_is_known_by_its_first_block_alone(
     pool = await opened(nodes, landmark=60)
     assert pool.landmark is None
     node.blocks["0x3c"] = "0xee"
-    pool.doubt()
+    pool.recheck_chain()
     assert await ask(pool) == "a"
     # One that lacks a block that was known is behind, or begun anew: nothing is sent to it.
     node.head = 200
-    pool.doubt()
+    pool.recheck_chain()
     assert await ask(pool) == "a"
     assert pool.landmark == "0xee"
     node.blocks["0x3c"] = None
-    pool.doubt()
+    pool.recheck_chain()
     with pytest.raises(TransientEndpointError, match="does not know block 60"):
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
     assert SEND not in node.asked
@@ -399,7 +399,7 @@ async def test_no_node_at_all(clock: Clock, genesis: Any) -> None:
     pool = await opened(nodes)
     assert await ask(pool) == "b"
     nodes[1].make_request = odd  # type: ignore[method-assign]
-    with pytest.raises(EndpointError, match="no usable node"):
+    with pytest.raises(EndpointError, match="not a usable node"):
         await opened(nodes)
 
 

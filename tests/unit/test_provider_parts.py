@@ -791,13 +791,15 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
 async def test_what_is_mined_during_the_look_is_no_lag():
     mined = [0]
 
-    async def tend() -> dict[str, Any]:
+    async def reconcile() -> dict[str, Any]:
         mined[0] = 6  # a transaction beside this cycle
         return {"number": "0x5", "timestamp": hex(1_000), "hash": "0x05"}
 
-    figures: Any = SimpleNamespace(saw=lambda *_, **__: None, fell_behind=lambda _blocks: None)
+    figures: Any = SimpleNamespace(
+        record_head=lambda *_, **__: None, record_lag=lambda _blocks: None
+    )
     w3: Any = SimpleNamespace(provider=None)
-    heads = HeadSource(w3, tend, figures, poll=1)
+    heads = HeadSource(w3, reconcile, figures, poll=1)
     assert await heads.look(lambda: mined[0]) == Head(5, 1_000, b"\5")
     assert await heads.look(lambda: mined[0]) is None  # now it is one
 

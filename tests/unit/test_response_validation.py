@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc.response_validation import UnfitError, checked
+from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked
 
 HASH = "0x" + "11" * 32
 OTHER = "0x" + "22" * 32
@@ -79,7 +79,7 @@ def test_what_nobody_reads_changes_nothing(method: str, result: dict[str, Any], 
 def test_what_is_read_must_be_right(
     method: str, result: dict[str, Any], name: str, value: Any
 ) -> None:
-    with pytest.raises(UnfitError):
+    with pytest.raises(InvalidResultError):
         checked(method, result | {name: value})
 
 
@@ -98,7 +98,7 @@ def test_a_log_of_one_place_counts_once() -> None:
     "change", [{"data": "0x02"}, {"topics": [OTHER]}, {"address": "0x" + "44" * 20}]
 )
 def test_two_stories_of_one_place_are_nonsense(change: dict[str, Any]) -> None:
-    with pytest.raises(UnfitError, match="one place"):
+    with pytest.raises(InvalidResultError, match="one place"):
         checked("eth_getLogs", [LOG, LOG | change])
 
 

@@ -427,7 +427,7 @@ async def test_a_mined_failure_is_typed(chain: FakeChain, store: Store, sender: 
     with pytest.raises(reverts.NotCustomer):
         await sender.send(call())
     chain.call_error = None  # the reason has gone by the time somebody asks
-    with pytest.raises(RevertedError, match="refused by the contract"):
+    with pytest.raises(RevertedError, match="rejected by the contract"):
         await sender.send(call())
     assert states(store) == [TxState.FAILED, TxState.FAILED]
 
@@ -496,10 +496,10 @@ async def test_a_reorganisation_is_repaired(chain: FakeChain, store: Store, send
     await sender.send(call(2))
     assert len(chain.reorg(2)) == 2
     chain.automine = False
-    await sender.tend()
+    await sender.reconcile()
     assert states(store) == [TxState.OPEN, TxState.OPEN]
     chain.mine()
-    await sender.tend()
+    await sender.reconcile()
     assert [tx.data for tx in chain.mined()] == [call(1).data, call(2).data]
     assert states(store) == [TxState.MINED, TxState.MINED]
 
@@ -838,17 +838,17 @@ async def test_a_foreign_nonce_is_named(
     metrics = Metrics("x")
     sender = make(chain, store, metrics=metrics)
     await sender.send(call())
-    await sender.tend()
+    await sender.reconcile()
     tx = foreign(chain, 1)
     block = chain.mine()
-    await sender.tend()
+    await sender.reconcile()
     said = capsys.readouterr().out
     assert said.count("foreign_nonce") == 1
     assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in said
     assert metrics.value("foreign_nonces_total") == 1
     # Own ones are none, and the foreign one is told once.
     await sender.send(call(2))
-    await sender.tend()
+    await sender.reconcile()
     assert metrics.value("foreign_nonces_total") == 1
 
 
@@ -858,16 +858,16 @@ async def test_what_another_program_called_is_kept(
 ) -> None:
     """Whoever shares a wallet by mistake can be told by what it sends."""
     sender = make(chain, store)
-    await sender.tend()
+    await sender.reconcile()
     for _ in range(10):
         chain.mine()
-    await sender.tend()
+    await sender.reconcile()
     chain.automine = False
     blocks = None
     if moment == "idle":
         foreign(chain, 0)
         chain.mine()
-        await sender.tend()
+        await sender.reconcile()
     elif moment == "while one waits":
         task = asyncio.create_task(sender.send(call()))
         await until(lambda: chain.pool)
@@ -898,10 +898,10 @@ async def test_what_was_under_way_before_is_no_other_program(
     """A restart with an empty folder: the transactions of the process before are mined now."""
     sender = make(chain, store)
     chain.automine = False
-    await sender.tend()
+    await sender.reconcile()
     foreign(chain, 0)
     chain.mine()
-    await sender.tend()
+    await sender.reconcile()
     assert sender.nonce_conflicts() == []
 
 
@@ -926,18 +926,18 @@ async def test_a_node_that_is_behind_takes_nothing_back(
 ) -> None:
     await sender.send(call(1))
     await sender.send(call(2))
-    await sender.tend()
+    await sender.reconcile()
     seen = chain.blocks
     chain.blocks = seen[:-1]  # another node of the pool, one block behind
-    await sender.tend()
+    await sender.reconcile()
     chain.blocks = seen
-    await sender.tend()
+    await sender.reconcile()
     assert "taken_back" not in capsys.readouterr().out
     assert states(store) == [TxState.MINED, TxState.MINED]
     assert len(chain.sent) == 2
     # A branch of the same height is no such node.
     chain.reorg(1)
-    await sender.tend()
+    await sender.reconcile()
     assert "taken_back" in capsys.readouterr().out
 
 
@@ -999,7 +999,7 @@ async def test_a_refused_replacement_is_told(chain: FakeChain, sender: Sender) -
         await sender.speed_up(sender.pending()[0])
     # The one who waits for it may offer its bytes again in between.
     chain.faults = [refusal("transaction type not supported")] * 8
-    with pytest.raises(EndpointError, match="turned the replacement down: transaction type"):
+    with pytest.raises(EndpointError, match="rejected the replacement: transaction type"):
         await sender.speed_up(sender.pending()[0])
     chain.mine()
     await task
@@ -1014,10 +1014,10 @@ async def test_gas_that_runs_out_is_told_once(
     fee = store.recent_entries()[0].fee
     assert fee == 21_000 * (chain.base_fee + GWEI)
     chain.balance = fee * 49
-    await sender.tend()
+    await sender.reconcile()
     assert metrics.value("gas_runway_transactions") == 49
-    sender._gas_monitor._looked = None
-    await sender.tend()
+    sender._gas_monitor._checked_at = None
+    await sender.reconcile()
     said = capsys.readouterr().out
     assert said.count("gas_runs_out") == 1
     assert "enough for about 49 transactions" in said
@@ -1029,7 +1029,7 @@ async def test_what_gas_costs_on_private_chains(
 ) -> None:
     chain.base_fee, chain.tip = base_fee, tip
     found = await market(chain)  # type: ignore[arg-type]
-    assert found.least >= base_fee
+    assert found.minimum >= base_fee
     if not base_fee:
         assert found.fees == Fees(tip, tip)
     assert await is_gas_free(chain) is free  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def test_another_transaction_than_asked_for_is_refused(
     signer, url = reference
     other = "0x" + bytes(OWN.sign_transaction({**TRANSACTION, **change}).raw_transaction).hex()
     signer.bend = lambda method, answer: other if "Transaction" in method else answer
-    with pytest.raises(EndpointError, match="transaction that was asked for"):
+    with pytest.raises(EndpointError, match="requested transaction"):
         ExternalSigner(url).sign_transaction(TRANSACTION)
 
 

@@ -108,7 +108,7 @@ def test_a_proxy_that_can_not_be_used_is_named_without_its_password(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy)
-    with pytest.raises(UsageError, match="of the environment can't be used") as error:
+    with pytest.raises(UsageError, match="of the environment is not valid") as error:
         CheckedProvider(REMOTE)
     assert "secret" not in error.value.message + error.value.hint
     CheckedProvider("http://127.0.0.1:1")  # which needs none
@@ -151,13 +151,13 @@ def test_headers_go_to_their_own_host_alone(tmp_path: Path, url: str, names: set
 def test_what_are_no_headers_is_refused_without_quoting_it(
     tmp_path: Path, text: str | bytes
 ) -> None:
-    with pytest.raises(UsageError, match=r"headers.toml is no file of headers") as error:
+    with pytest.raises(UsageError, match=r"headers.toml is not a headers file") as error:
         Transport.read(None, headers_file(tmp_path, text))
     assert "node.example" in error.value.hint
 
 
 def test_headers_that_others_can_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can be read by others"):
+    with pytest.raises(UsageError, match="is readable by other users"):
         Transport.read(None, headers_file(tmp_path, KEYS, 0o644))
     with pytest.raises(NotFoundError):
         Transport.read(None, tmp_path / "none")
@@ -185,5 +185,5 @@ def test_reasons_are_said_in_words_however_deep_they_stand() -> None:
         assert tls_problem(outer) == f"its certificate was not accepted: {message}"
     plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
     plain.reason = "WRONG_VERSION_NUMBER"
-    assert "it does not speak TLS" in tls_problem(plain)
+    assert "it does not use TLS" in tls_problem(plain)
     assert tls_problem(ConnectionRefusedError(111, "refused")) == ""

@@ -95,8 +95,8 @@ class ContractBase:
             ) from None
         except AbiError:
             raise EndpointError(
-                f"There is no {self.artifact} at {self.address}: {name} gave no proper answer",
-                hint="Does the deployment record belong to this chain?",
+                f"There is no {self.artifact} at {self.address}: {name} returned an invalid result",
+                hint="Check that the deployment record belongs to this chain.",
             ) from None
 
     async def _one(self, name: str, *arguments: Any, block: BlockIdentifier = LATEST) -> Any:

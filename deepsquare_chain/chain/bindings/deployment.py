@@ -143,35 +143,37 @@ class Deployment:
             UsageError: It is not a deployment record; the message names the source.
         """
         try:
-            return cls._from_body(from_json(_unmarked(text[: MAX_BYTES + 1]), allow_inf_nan=False))
+            return cls._from_body(
+                from_json(_without_bom(text[: MAX_BYTES + 1]), allow_inf_nan=False)
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{source} is no deployment record: {_reason(error)}",
+                f"{source} is not a deployment record: {_reason(error)}",
                 hint="It is written by `deepsquare contracts deploy` and `deepsquare devnet up`.",
             ) from None
 
     @classmethod
     def _from_body(cls, body: Any) -> Deployment:
         if not isinstance(body, dict):
-            raise TypeError("no JSON object")
+            raise TypeError("it is not a JSON object")
         if body.get("format", FORMAT) != FORMAT:
             raise ValueError(f"format {str(body['format'])[:20]!r} is unknown")
         for name in ("chain_id", "block"):
             if type(body[name]) is not int or body[name] < 0:
-                raise TypeError(f"{name} is no number")
+                raise TypeError(f"{name} is not a number")
         for name in _ADDRESSES:
             if not is_address(body[name]):
-                raise ValueError(f"{name} is no address")
+                raise ValueError(f"{name} is not an address")
         for name in ("transactions", "constructor_args", "extra"):
             if not isinstance(body.get(name, {}), dict):
-                raise TypeError(f"{name} is no object")
+                raise TypeError(f"{name} is not an object")
         field_names = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in body.items() if name in field_names}
         values |= {name: to_checksum_address(body[name]) for name in _ADDRESSES}
         return cls(**values)
 
 
-def _unmarked(text: bytes | str) -> bytes | str:
+def _without_bom(text: bytes | str) -> bytes | str:
     """Return the text without a byte order mark, which some editors write first."""
     if isinstance(text, str):
         return text.removeprefix("\ufeff")

@@ -149,7 +149,7 @@ def _shape(entry: Abi) -> _Shape | None:
     names: tuple[str, ...] = kind.__match_args__
     field_names = [each for each in names if each not in Event.__annotations__]
     if len(field_names) != len(inputs):
-        raise AssertionError(f"{kind.__name__} has other fields than the contract's event")
+        raise AssertionError(f"{kind.__name__} has other fields than the event of the contract")
     return _Shape(
         kind=kind,
         indexed=tuple(part for part in inputs if part["indexed"]),

@@ -147,7 +147,7 @@ class SignedRequest:
             raise NotAuthorisedError(
                 f"The request is not signed by {self.request.sender}"
                 + (f" but by {signer}" if signer else ": its signature is not valid"),
-                hint="Sign it with the wallet that it names, for this chain and forwarder.",
+                hint="Sign it with the wallet of its sender, for this chain and forwarder.",
             )
 
     def _signer(self, domain: ForwarderDomain) -> str | None:
@@ -198,7 +198,7 @@ class SignedRequest:
             UsageError: A field is missing, unknown or invalid; the message names it.
         """
         if not isinstance(body, Mapping):
-            raise UsageError("The request is no JSON object", hint=_WIRE_HINT)
+            raise UsageError("The request is not a JSON object", hint=_WIRE_HINT)
         if unknown := set(body) - _WIRE_FIELDS:
             raise UsageError(
                 f"The request has an unknown field {min(map(str, unknown))[:40]!r}",
@@ -264,7 +264,7 @@ def forwarded_calls(data: bytes) -> list[ForwardedCall]:
     """
     function, values = interface("ERC2771Forwarder").read_call(data)
     if function.name not in ("execute", "executeBatch"):
-        raise AbiError(f"{function.name} carries no call")
+        raise AbiError(f"{function.name} contains no call")
     requests = values[0] if function.name == "executeBatch" else (values[0],)
     return [ForwardedCall(*request[:6]) for request in requests]
 
@@ -330,7 +330,7 @@ class ForwarderContract(ContractBase):
                     f"{gas:,} gas are too little for {call.label!r}", hint="Sign more gas."
                 ) from None
             raise EndpointError(
-                f"The node could not try {call.label!r}: {node_message(error)}"
+                f"The node could not simulate {call.label!r}: {node_message(error)}"
             ) from None
 
     async def estimate_gas(self, sender: str, call: Call) -> int:

@@ -76,7 +76,7 @@ def sources_of(name: str) -> dict[str, str]:
     for path, entry in metadata_of(name)["sources"].items():
         content = str(sources.get(path, {}).get("content", ""))
         if "0x" + keccak(text=content).hex() != entry["keccak256"]:
-            raise ValueError(f"the source {path} is not the one that {name} was compiled from")
+            raise ValueError(f"the source {path} is not the source that {name} was compiled from")
         verified[path] = content
     return verified
 

@@ -52,19 +52,21 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         ),
         "NotCustomer": lambda f: f"Job {f['job_id']} belongs to another customer",
         "NotAssignedProvider": lambda f: f"Job {f['job_id']} is not assigned to this provider",
-        "TooEarly": lambda f: f"It is too early to do this to job {f['job_id']}",
-        "NotLost": lambda f: f"Job {f['job_id']} is not lost, only its provider can give it up",
+        "TooEarly": lambda f: f"It is too early for this action on job {f['job_id']}",
+        "NotLost": lambda f: f"Job {f['job_id']} is not lost; only its provider can return it",
         "SelfSchedulingForbidden": lambda f: (
             f"The customer of job {f['job_id']} does not let providers assign it to themselves"
         ),
         "PriceRaised": lambda f: (
-            f"The provider for job {f['job_id']} asks more than when the assignment was decided"
+            f"The provider's price for job {f['job_id']} rose after the assignment was decided"
         ),
         "InterimPaymentsForbidden": lambda f: (
             f"The customer of job {f['job_id']} does not allow interim payments"
         ),
         "AllotmentUsedUp": lambda f: f"The allotment of job {f['job_id']} is used up",
-        "RunLost": lambda f: f"The run of job {f['job_id']} is lost, nothing is collected from it",
+        "RunLost": lambda f: (
+            f"The run of job {f['job_id']} is lost, so that nothing can be collected"
+        ),
         "ERC2771ForwarderExpiredRequest": lambda _: "The signed request has expired",
         "ERC2771ForwarderInvalidSigner": lambda f: (
             f"The request is signed by {f['signer']} and says it is from {f['from']}; or its nonce "
@@ -74,22 +76,22 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"{f['target']} does not accept calls through the forwarder {f['forwarder']}"
         ),
         "ProviderNotActive": lambda f: (
-            f"The provider for job {f['job_id']} is not active, or its approval has run out"
+            f"The provider for job {f['job_id']} is not active, or its approval has expired"
         ),
         "ProviderSilent": lambda f: (
-            f"The provider for job {f['job_id']} has not answered a challenge"
+            f"The provider for job {f['job_id']} has an unanswered challenge"
         ),
         "ProviderExcluded": lambda f: f"The provider can't get job {f['job_id']} again",
         "DoesNotFit": lambda f: (
             f"Job {f['job_id']} does not fit the provider's hardware, or its offer less its load"
         ),
         "RateOutOfRange": lambda f: (
-            f"The provider's prices make no usable rate for job {f['job_id']}"
+            f"The provider's prices give no valid rate for job {f['job_id']}"
         ),
         "OverBudget": lambda f: (
             f"The credits of job {f['job_id']} do not buy its time limit at the provider's prices"
         ),
-        "EmptyBatch": lambda _: "There is nothing to do: the batch is empty",
+        "EmptyBatch": lambda _: "The batch is empty",
         "SubmissionsClosed": lambda _: "This deployment takes no new jobs",
         "InvalidTerms": lambda f: f"The job's {_text(f['field'])} is out of bounds",
         "WrongStatus": lambda f: (
@@ -101,13 +103,13 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         ),
         "TopUpTooLarge": lambda f: f"Job {f['job_id']} can't hold that many credits",
         "TopUpTooLate": lambda f: (
-            f"Job {f['job_id']} is about to end, its end can't be moved any more"
+            f"Job {f['job_id']} is about to end, so that its end can't change any more"
         ),
         "ChallengeRefused": lambda f: (
-            f"The provider of job {f['job_id']} is challenged already, or answered a moment ago"
+            f"The provider of job {f['job_id']} is already challenged, or answered a challenge recently"
         ),
-        "NothingToAnswer": lambda _: "No challenge awaits an answer of this provider",
-        "NothingParked": lambda _: "Nothing is parked for this account",
+        "NothingToAnswer": lambda _: "This provider has no open challenge",
+        "NothingParked": lambda _: "This account has no parked credits",
         "OutOfBounds": lambda f: (
             f"{_text(f['parameter'])} is {f['value']}, allowed are {f['min']} to {f['max']}"
         ),
@@ -148,18 +150,18 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
 
 HINTS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "InvalidTransition": "Look at the job with `deepsquare job get`.",
-        "WrongStatus": "Look at the job with `deepsquare job get`.",
+        "InvalidTransition": "See the job with `deepsquare job get`.",
+        "WrongStatus": "See the job with `deepsquare job get`.",
         "NotCustomer": "Use the wallet that submitted the job.",
         "TooEarly": "Wait for the timeout, then try again.",
         "NotLost": "Challenge its provider first, and wait for the lost timeout.",
         "AllotmentUsedUp": "Report the end of the run; that bills it.",
-        "PriceRaised": "Decide again by the present prices.",
+        "PriceRaised": "Decide again at the current prices.",
         "ERC2771ForwarderExpiredRequest": "Sign again.",
-        "ERC2771ForwarderInvalidSigner": "Sign again with the nonce of now.",
+        "ERC2771ForwarderInvalidSigner": "Sign again with the current nonce.",
         "OverBudget": "Give the job more credits or a shorter time limit.",
         "DoesNotFit": "Ask for fewer resources, or choose another provider.",
-        "SubmissionsClosed": "Use the record of the deployment that follows it.",
+        "SubmissionsClosed": "Use the record of the deployment that replaced it.",
         "InvalidTerms": "Correct it in the job file.",
         "TopUpTooSmall": "Give more credits.",
         "TopUpTooLate": "Submit the rest as a new job.",
@@ -169,7 +171,7 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "OfferTooLarge": "Offer less, or register more hardware and wait for its approval.",
         "ERC20InsufficientBalance": "Get credits: `deepsquare credit faucet` on a devnet.",
         "ERC20InsufficientAllowance": "Allow more with `deepsquare credit approve`.",
-        "AccessControlUnauthorizedAccount": "Use a wallet with that role, or have it granted.",
+        "AccessControlUnauthorizedAccount": "Use a wallet with that role, or ask the administrator to grant it.",
         "ERC20InvalidReceiver": "Check the address.",
         "ERC2612ExpiredSignature": "Sign again.",
     }
@@ -185,7 +187,7 @@ def sentence(name: str, fields: Fields) -> str:
         except (KeyError, TypeError, ValueError):
             pass
     values = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())
-    return f"The contract refused the call: {name}" + (f" ({values})" if values else "")
+    return f"The contract rejected the call: {name}" + (f" ({values})" if values else "")
 
 
 def _shown(value: Any) -> str:

@@ -126,12 +126,12 @@ def decode_revert(source: object) -> RevertedError:
         return source
     data = revert_data(source)
     if data is None:
-        return UnknownRevertError(f"The contract refused the call: {_words(source)}")
+        return UnknownRevertError(f"The contract rejected the call: {_words(source)}")
     try:
         return _decode(data)
     except AbiError:
         return UnknownRevertError(
-            f"The contract refused the call with 0x{data[:36].hex()}", data=data
+            f"The contract rejected the call with 0x{data[:36].hex()}", data=data
         )
 
 
@@ -141,14 +141,14 @@ def _decode(data: bytes) -> RevertedError:
     if error is not None:
         return error.from_data(data)
     if not data:
-        return UnknownRevertError("The contract refused the call without a reason")
+        return UnknownRevertError("The contract rejected the call without a reason")
     if selector == _ERROR_STRING:
         (text,) = decode_values(({"type": "string"},), encoded)
-        return UnknownRevertError(f"The contract refused the call: {text[:300]}", data=data)
+        return UnknownRevertError(f"The contract rejected the call: {text[:300]}", data=data)
     if selector == _PANIC:
         (code,) = decode_values(({"type": "uint256"},), encoded)
         return UnknownRevertError(f"The contract failed with panic 0x{code:02x}", data=data)
-    raise AbiError("no error that is known")
+    raise AbiError("it is not a known error")
 
 
 _HEX: Final = re.compile(r"0x([0-9a-fA-F]{8}(?:[0-9a-fA-F]{2})*)")

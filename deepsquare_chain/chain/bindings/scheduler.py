@@ -99,7 +99,7 @@ class MetaSchedulerContract(ContractBase):
     async def is_silent(
         self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
     ) -> bool:
-        """Return whether a provider has not answered a challenge within the response timeout."""
+        """Return whether a provider has an unanswered challenge within the response timeout."""
         return bool(await self._one("isSilent", provider_id, block=block_identifier))
 
     async def clock_of(
@@ -156,7 +156,7 @@ class MetaSchedulerContract(ContractBase):
             function = self._interface.function(name)
             if call.data[:4] == function.selector:
                 return decode_values(function.inputs, call.data[4:])[0]
-        raise UsageError(f"{call.label!r} submits no jobs")
+        raise UsageError(f"{call.label!r} does not submit jobs")
 
     def cancel(self, job_ids: Sequence[int]) -> Call:
         """Cancel jobs of the sender."""

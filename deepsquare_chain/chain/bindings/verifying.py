@@ -71,7 +71,7 @@ def _code(name: str, address: str, code: bytes) -> Finding:
     if not code:
         return Finding(check, ok=False, detail="there is no contract")
     matches = load_artifact(name).matches(code)
-    return Finding(check, matches, "" if matches else "it is other code than this package's")
+    return Finding(check, matches, "" if matches else "its code differs from this package's")
 
 
 def _metadata(name: str, code: bytes) -> Finding:

@@ -16,23 +16,23 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 from web3.types import RPCEndpoint, RPCResponse
 
-from deepsquare_chain.chain.rpc.endpoint import SplitAnswers
+from deepsquare_chain.chain.rpc.endpoint import SplitResponses
 from deepsquare_chain.errors import EndpointError
 
 
-async def ask_all(w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+async def ask_all(w3: AsyncWeb3[Any], requests: Sequence[tuple[str, list[Any]]]) -> list[Any]:
     """Send calls as a batch and return their raw results in order; None for a null result.
 
     Raises:
         EndpointError: The node does not answer.
         Web3RPCError: The node rejected one of the calls.
     """
-    results, _ = await ask_together(w3, asked)
+    results, _ = await ask_with_split(w3, requests)
     return results
 
 
-async def ask_together(
-    w3: AsyncWeb3[Any], asked: Sequence[tuple[str, list[Any]]]
+async def ask_with_split(
+    w3: AsyncWeb3[Any], requests: Sequence[tuple[str, list[Any]]]
 ) -> tuple[list[Any], bool]:
     """Return the raw results of calls in order, and whether one request held all of them.
 
@@ -40,31 +40,31 @@ async def ask_together(
         EndpointError: The node does not answer.
         Web3RPCError: The node rejected one of the calls.
     """
-    if not asked:
+    if not requests:
         return [], True
-    batch = [(RPCEndpoint(method), params) for method, params in asked]
+    batch = [(RPCEndpoint(method), params) for method, params in requests]
     provider: Any = w3.provider
     responses: list[RPCResponse] | RPCResponse = await provider.make_batch_request(batch)
     if not isinstance(responses, list):
         # This provider does not split batches itself.
-        responses = SplitAnswers(
+        responses = SplitResponses(
             [await provider.make_request(method, params) for method, params in batch]
         )
     for response in responses:
         if "error" in response:
             raise Web3RPCError(str(response["error"])[:300], rpc_response=response)
-    return [response["result"] for response in responses], not isinstance(responses, SplitAnswers)
+    return [response["result"] for response in responses], not isinstance(responses, SplitResponses)
 
 
-Questions = list[tuple[RPCEndpoint, Any]]
+RpcRequests = list[tuple[RPCEndpoint, Any]]
 #: Sends a batch; returns None if more than one request was needed.
-AskOnce = Callable[[Questions], Awaitable[list[RPCResponse] | None]]
+AskOnce = Callable[[RpcRequests], Awaitable[list[RPCResponse] | None]]
 
 T = TypeVar("T")
-_ROUND: ContextVar[Round | None] = ContextVar("requests to merge", default=None)
+_ROUND: ContextVar[MergingRound | None] = ContextVar("requests to merge", default=None)
 
 
-class Round:
+class MergingRound:
     """Merges the calls of concurrent tasks into common batches.
 
     Args:
@@ -73,53 +73,55 @@ class Round:
 
     def __init__(self, provider: object) -> None:
         self.provider = provider
-        self._waiting: list[tuple[Questions, asyncio.Future[list[RPCResponse] | None]]] = []
+        self._waiting: list[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def ask(
-        self, questions: Questions, ask_once: AskOnce, most: int
+        self, requests: RpcRequests, ask_once: AskOnce, max_batch: int
     ) -> list[RPCResponse] | None:
         """Return responses in the order of the calls; None if the caller must send them itself.
 
         Args:
-            questions: Calls of one task; they stay in one batch.
+            requests: Calls of one task; they stay in one batch.
             ask_once: Sends a batch with the calls of several tasks.
-            most: Number of calls that the endpoint accepts in one request, if known.
+            max_batch: Number of calls that the endpoint accepts in one request, if known.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[RPCResponse] | None] = loop.create_future()
-        self._waiting.append((questions, future))
+        self._waiting.append((requests, future))
         if len(self._waiting) == 1:
-            loop.call_soon(self._begin, 0, ask_once, most)
+            loop.call_soon(self._begin, 0, ask_once, max_batch)
         return await future
 
-    def _begin(self, seen: int, ask_once: AskOnce, most: int) -> None:
+    def _begin(self, waiting_before: int, ask_once: AskOnce, max_batch: int) -> None:
         """Send the batches once an iteration of the event loop has added no further calls."""
-        if len(self._waiting) != seen:
-            asyncio.get_running_loop().call_soon(self._begin, len(self._waiting), ask_once, most)
+        if len(self._waiting) != waiting_before:
+            asyncio.get_running_loop().call_soon(
+                self._begin, len(self._waiting), ask_once, max_batch
+            )
             return
         waiting, self._waiting = self._waiting, []
         # The reference keeps the task alive; the event loop holds only a weak one.
-        self._task = asyncio.ensure_future(_ask_all(waiting, ask_once, most))
+        self._task = asyncio.ensure_future(_send_all(waiting, ask_once, max_batch))
 
 
-async def _ask_all(
-    waiting: Sequence[tuple[Questions, asyncio.Future[list[RPCResponse] | None]]],
+async def _send_all(
+    waiting: Sequence[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]],
     ask_once: AskOnce,
-    most: int,
+    max_batch: int,
 ) -> None:
     """Send all calls in as few batches as possible; the calls of one task stay together."""
     groups: list[list[int]] = []
     free = 0
-    for index, (questions, _) in enumerate(waiting):
-        if not groups or len(questions) > free:
+    for index, (requests, _) in enumerate(waiting):
+        if not groups or len(requests) > free:
             groups.append([])
-            free = most
+            free = max_batch
         groups[-1].append(index)
-        free -= len(questions)
+        free -= len(requests)
     try:
         await asyncio.gather(
-            *(_ask_pack([waiting[index] for index in group], ask_once) for group in groups)
+            *(_send_pack([waiting[index] for index in group], ask_once) for group in groups)
         )
     finally:
         for _, future in waiting:
@@ -127,19 +129,19 @@ async def _ask_all(
                 future.set_result(None)
 
 
-async def _ask_pack(
-    pack: Sequence[tuple[Questions, asyncio.Future[list[RPCResponse] | None]]], ask_once: AskOnce
+async def _send_pack(
+    pack: Sequence[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]], ask_once: AskOnce
 ) -> None:
     responses: list[RPCResponse] | None = None
     if len(pack) > 1:
         try:
-            responses = await ask_once([each for questions, _ in pack for each in questions])
+            responses = await ask_once([each for requests, _ in pack for each in requests])
         except EndpointError:
             responses = None  # each task sends its own calls, with its own retries
     start = 0
-    for questions, future in pack:
-        task_responses = None if responses is None else responses[start : start + len(questions)]
-        start += len(questions)
+    for requests, future in pack:
+        task_responses = None if responses is None else responses[start : start + len(requests)]
+        start += len(requests)
         if task_responses is not None and any("error" in each for each in task_responses):
             task_responses = None
         if not future.done():  # the waiting task may be cancelled
@@ -149,14 +151,14 @@ async def _ask_pack(
 @contextmanager
 def merged(w3: AsyncWeb3[Any]) -> Iterator[None]:
     """Merge the concurrent calls to this connection by tasks that are created inside."""
-    token = _ROUND.set(Round(w3.provider))
+    token = _ROUND.set(MergingRound(w3.provider))
     try:
         yield
     finally:
         _ROUND.reset(token)
 
 
-def round_of(provider: object) -> Round | None:
+def round_of(provider: object) -> MergingRound | None:
     """Return the round of the running task; None if its calls are not merged."""
     current = _ROUND.get()
     return current if current is not None and current.provider is provider else None

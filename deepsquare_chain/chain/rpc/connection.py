@@ -71,7 +71,7 @@ async def connect(
     for endpoint in urls:
         if not is_url(endpoint, ("http", "https")):
             raise WrongEndpointError(
-                f"The endpoint {safe_url(endpoint)} is no http:// or https:// address"
+                f"The endpoint {safe_url(endpoint)} is not an http:// or https:// URL"
             )
     pool = Pool(
         [
@@ -127,7 +127,9 @@ async def _check(w3: AsyncWeb3[Any], place: str, contracts: Iterable[str]) -> No
                     "deployment record with --deployment.",
                 )
     except (Web3Exception, ValueError) as error:
-        raise EndpointError(f"The endpoint {place} is no usable node: {str(error)[:200]}") from None
+        raise EndpointError(
+            f"The endpoint {place} is not a usable node: {str(error)[:200]}"
+        ) from None
 
 
 async def chain_time(w3: AsyncWeb3[Any]) -> int:

@@ -25,11 +25,11 @@ from deepsquare_chain.chain.rpc.ceiling import Ceiling
 from deepsquare_chain.chain.rpc.node_errors import (
     NodeError,
     is_busy,
+    is_execution_error,
     is_unsupported,
-    is_verdict,
     kind_of,
 )
-from deepsquare_chain.chain.rpc.response_validation import UnfitError, checked, is_error
+from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked, is_error
 from deepsquare_chain.chain.rpc.transport import (
     CERTIFICATE_HINT,
     Transport,
@@ -59,7 +59,7 @@ _NEVER_NULL: Final = frozenset(
     }
 )
 #: Blocks that every node has.
-_ALWAYS_THERE: Final = frozenset({"0x0", "earliest", "latest"})
+_PERMANENT_BLOCKS: Final = frozenset({"0x0", "earliest", "latest"})
 #: Seconds for which the highest head is remembered; a chain may become shorter.
 _HEAD_MEMORY: Final = 30.0
 _PLAIN: Final = Transport()
@@ -70,14 +70,14 @@ _TRY_PAUSE: Final = 0.1
 _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
 #: HTTP statuses of 400 to 499 that do not depend on the size of the request.
-_NO_SIZE: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
+_SIZE_INDEPENDENT: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
 #: Maximum number of characters kept of an error that is not a valid JSON-RPC error.
-_LONGEST_WORDS: Final = 300
+_MAX_ERROR_CHARS: Final = 300
 #: Maximum seconds that are waited for a Retry-After header.
-_LONGEST_WAIT: Final = 10.0
+_MAX_RETRY_AFTER: Final = 10.0
 #: A new connection may reach a restarted node with another chain. The chain is checked again if the
 #: previous connection is this many seconds old; a faster restart would cause a failed request.
-_KNOWN_SECONDS: Final = 60.0
+_RECHECK_SECONDS: Final = 60.0
 
 
 class TransientEndpointError(EndpointError):
@@ -90,7 +90,7 @@ class TransientEndpointError(EndpointError):
     retry_after: float = 0.0
 
 
-class AwayEndpointError(TransientEndpointError):
+class UnreachableEndpointError(TransientEndpointError):
     """The node was unreachable, or a gateway answered for it; it may be another node afterwards."""
 
 
@@ -98,7 +98,7 @@ class WrongEndpointError(EndpointError):
     """The endpoint serves another chain, lacks our contracts, or its URL is invalid; permanent."""
 
 
-class SplitAnswers(list[RPCResponse]):
+class SplitResponses(list[RPCResponse]):
     """Responses to a batch that was sent in parts, which different nodes may have answered."""
 
 
@@ -143,15 +143,15 @@ class CheckedProvider(AsyncHTTPProvider):
         self.log_range = Ceiling(*_LOG_RANGE)
         self.doubtful = False
         self.on_head: Callable[[int, Mapping[str, Any] | None], None] | None = None
-        self._looked = time.monotonic()  # when a connection was opened last
+        self._connected_at = time.monotonic()  # when a connection was opened last
         self._session: aiohttp.ClientSession | None = None
-        self._users: Counter[aiohttp.ClientSession] = Counter()  # open requests per session
-        self._highest = (-1, 0.0)  # highest head that was reported, and when
+        self._open_requests: Counter[aiohttp.ClientSession] = Counter()  # open requests per session
+        self._highest_head = (-1, 0.0)  # highest head that was reported, and when
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         """Send one request, without retries."""
         request = self.form_request(method, params)
-        response = await self._ask_alone(request)
+        response = await self._send_single(request)
         if self._is_behind([request], [response]):
             await self._renew()
         if method not in SEND_METHODS:
@@ -164,7 +164,7 @@ class CheckedProvider(AsyncHTTPProvider):
         """Send a batch in as few requests as the endpoint accepts.
 
         Responses are in the order of the requests. A rejected batch is split, down to single
-        requests, and returned as `SplitAnswers`; the accepted size is remembered.
+        requests, and returned as `SplitResponses`; the accepted size is remembered.
         """
         requests = [self.form_request(method, params) for method, params in batch_requests]
         responses: list[RPCResponse] = []
@@ -174,7 +174,7 @@ class CheckedProvider(AsyncHTTPProvider):
             part = requests[len(responses) :][:size]
             single = single or len(part) == 1
             try:
-                part_responses = await self._ask_some(part)
+                part_responses = await self._send_batch(part)
             except TransientEndpointError as error:
                 tries -= 1
                 if len(part) == len(requests) or tries <= 0:
@@ -196,7 +196,7 @@ class CheckedProvider(AsyncHTTPProvider):
                 self.batch_size.worked(1)
         if self._is_behind(requests, responses):
             await self._renew()
-        return SplitAnswers(responses) if size < len(requests) else responses
+        return SplitResponses(responses) if size < len(requests) else responses
 
     async def disconnect(self) -> None:
         """Close all connections (idempotent); the next request opens new ones."""
@@ -207,12 +207,12 @@ class CheckedProvider(AsyncHTTPProvider):
     async def _renew(self) -> None:
         """Use new connections from now on, which may reach another node behind this address."""
         old, self._session = self._session, None
-        if old is not None and not self._users[old]:
+        if old is not None and not self._open_requests[old]:
             await old.close()
 
     # -- one request
 
-    async def _ask_alone(self, request: Mapping[str, Any]) -> RPCResponse:
+    async def _send_single(self, request: Mapping[str, Any]) -> RPCResponse:
         """Send a single request, not as a batch."""
         blocks = _blocks_of(request)
         try:
@@ -220,22 +220,22 @@ class CheckedProvider(AsyncHTTPProvider):
         except _StatusError as error:
             if blocks <= 1:
                 raise
-            response = _refusal(request, error.message)
+            response = _rejection(request, error.message)
         except TransientEndpointError:
             self.log_range.failed(blocks)
             raise
-        return self._judged(request, self._checked(request, response))
+        return self._raise_if_transient(request, self._checked(request, response))
 
-    async def _ask_some(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
+    async def _send_batch(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Send requests as one batch; None if the endpoint rejected a batch of this size."""
         if len(requests) == 1:
-            return [await self._ask_alone(requests[0])]
-        responses = await self._ask_together(requests)
+            return [await self._send_single(requests[0])]
+        responses = await self._try_batch(requests)
         if responses is not None:
             self.batch_size.worked(len(requests))
         return responses
 
-    async def _ask_together(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
+    async def _try_batch(self, requests: list[RPCRequest]) -> list[RPCResponse] | None:
         """Send requests as one batch; None if the endpoint rejected it, for any reason.
 
         Raises:
@@ -258,27 +258,27 @@ class CheckedProvider(AsyncHTTPProvider):
             return None  # errors without an ID, or responses with ambiguous IDs
         responses = [self._checked(request, by_id[_id_of(request)]) for request in requests]
         if all("error" in response for response in responses) and not all(
-            is_verdict(request["method"], _error_of(response))
+            is_execution_error(request["method"], _error_of(response))
             for request, response in zip(requests, responses, strict=True)
         ):
             return None
         if any(
-            self._is_unknown(request, response)
+            self._is_unclassified(request, response)
             for request, response in zip(requests, responses, strict=True)
         ):
             return None
         for request, response in zip(requests, responses, strict=True):
-            self._note_range(request, response)
+            self._record_range(request, response)
         return responses
 
-    def _judged(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
+    def _raise_if_transient(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
         """Return the response, unless it is an error that a retry may fix.
 
         Raises:
             TransientEndpointError: It is such an error.
         """
-        self._note_range(request, answer)
-        if self._is_unknown(request, answer):
+        self._record_range(request, answer)
+        if self._is_unclassified(request, answer):
             message = str(_error_of(answer).get("message", ""))[:200]
             raise TransientEndpointError(
                 f"The endpoint {self.place} answered {request['method']} with an error: {message}"
@@ -286,15 +286,17 @@ class CheckedProvider(AsyncHTTPProvider):
         return answer
 
     @staticmethod
-    def _is_unknown(request: Mapping[str, Any], answer: RPCResponse) -> bool:
+    def _is_unclassified(request: Mapping[str, Any], answer: RPCResponse) -> bool:
         """Return whether a read failed with an error that is not about the requested data."""
         method = request["method"]
         if "error" not in answer or method in SEND_METHODS or _blocks_of(request) > 1:
             return False
         error = _error_of(answer)
-        return not (is_verdict(method, error) or is_unsupported(error) or _lacks_block(answer))
+        return not (
+            is_execution_error(method, error) or is_unsupported(error) or _lacks_block(answer)
+        )
 
-    def _note_range(self, request: Mapping[str, Any], answer: RPCResponse) -> None:
+    def _record_range(self, request: Mapping[str, Any], answer: RPCResponse) -> None:
         """Record whether the endpoint returned logs for this number of blocks."""
         blocks = _blocks_of(request)
         if not blocks or _lacks_block(answer):
@@ -312,7 +314,7 @@ class CheckedProvider(AsyncHTTPProvider):
             trace.on_connection_create_end.append(self._connected)
             self._session = aiohttp.ClientSession(trace_configs=[trace])
         session = self._session
-        self._users[session] += 1
+        self._open_requests[session] += 1
         try:
             options = self.get_request_kwargs()
             options["headers"] = {**options.get("headers", {}), **self._own_headers}
@@ -321,21 +323,20 @@ class CheckedProvider(AsyncHTTPProvider):
                 retry_after = http_response.headers.get("Retry-After", "")
         except aiohttp.ClientHttpProxyError as error:
             raise TransientEndpointError(
-                f"The proxy {self._proxy} does not lead to {self.place}: HTTP status "
-                f"{error.status}",
-                hint="Check HTTPS_PROXY; NO_PROXY names hosts to be asked without it.",
+                f"The proxy {self._proxy} could not reach {self.place}: HTTP status {error.status}",
+                hint="Check HTTPS_PROXY; NO_PROXY lists hosts to reach without it.",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from None
         finally:
-            await self._leave(session)
+            await self._release_session(session)
         try:
             # Bounds the nesting depth; json does not if a library has raised the recursion limit.
             response = pydantic_core.from_json(content, allow_inf_nan=False)
         except ValueError:
             self._raise_for(status, retry_after)
-            raise self._nonsense("no JSON (a web page?)") from None
-        if not _is_rpc(response) or status == HTTPStatus.TOO_MANY_REQUESTS:
+            raise self._invalid_response("a response that is not JSON (a web page?)") from None
+        if not _is_json_rpc(response) or status == HTTPStatus.TOO_MANY_REQUESTS:
             self._raise_for(status, retry_after)
         return response
 
@@ -348,13 +349,13 @@ class CheckedProvider(AsyncHTTPProvider):
             return
         kind: type[EndpointError] = EndpointError
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            kind = AwayEndpointError
-        elif _may_pass(status):
+            kind = UnreachableEndpointError
+        elif _is_transient(status):
             kind = TransientEndpointError
-        elif status not in _NO_SIZE:
+        elif status not in _SIZE_INDEPENDENT:
             kind = _StatusError
         error = kind(
-            f"The endpoint {self.place} answered with HTTP status {status}",
+            f"The endpoint {self.place} responded with HTTP status {status}",
             hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
         )
         if isinstance(error, TransientEndpointError):
@@ -363,25 +364,26 @@ class CheckedProvider(AsyncHTTPProvider):
 
     async def _connected(self, *_: object) -> None:
         now = time.monotonic()
-        if now - self._looked >= _KNOWN_SECONDS:
+        if now - self._connected_at >= _RECHECK_SECONDS:
             self.doubtful = True
-        self._looked = now
+        self._connected_at = now
 
-    def _unreachable(self, error: Exception) -> AwayEndpointError:
+    def _unreachable(self, error: Exception) -> UnreachableEndpointError:
         problem = tls_problem(error)
         hint = "Start the node (`deepsquare devnet up` for a local one) or give --endpoint."
         if "certificate" in problem:
             hint = CERTIFICATE_HINT
         elif self._proxy is not None:
-            hint = f"It was asked through the proxy {self._proxy}; NO_PROXY names exceptions."
-        return AwayEndpointError(
-            f"The endpoint {self.place} can't be reached: {problem or _plain(error)}", hint=hint
+            hint = f"The request went through the proxy {self._proxy}; NO_PROXY lists exceptions."
+        return UnreachableEndpointError(
+            f"The endpoint {self.place} can't be reached: {problem or _error_text(error)}",
+            hint=hint,
         )
 
-    async def _leave(self, session: aiohttp.ClientSession) -> None:
-        self._users[session] -= 1
-        if not self._users[session]:
-            del self._users[session]
+    async def _release_session(self, session: aiohttp.ClientSession) -> None:
+        self._open_requests[session] -= 1
+        if not self._open_requests[session]:
+            del self._open_requests[session]
             if session is not self._session:
                 await session.close()
 
@@ -401,35 +403,35 @@ class CheckedProvider(AsyncHTTPProvider):
             if self.on_head is not None:
                 block: Any = answer.get("result")
                 self.on_head(head, block if isinstance(block, dict) else None)
-            highest, seen_at = self._highest
+            highest, seen_at = self._highest_head
             if head < highest:
                 self.doubtful = True
             if head < highest and now - seen_at < _HEAD_MEMORY:
                 behind = True
             else:
-                self._highest = (head, now)
+                self._highest_head = (head, now)
         return behind
 
     def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
         """Validate a response and return it in the form that web3 expects."""
-        if not isinstance(answer, dict) or not _is_rpc(answer):
-            raise self._nonsense("no JSON-RPC answer")
-        error = _proper_error(answer.get("error"))
+        if not isinstance(answer, dict) or not _is_json_rpc(answer):
+            raise self._invalid_response("a response that is not JSON-RPC")
+        error = _valid_error(answer.get("error"))
         # A node that could not parse the request's ID responds with null.
         unread = error is not None and answer.get("id") is None
         if error is not None:
             self._raise_if_busy(error)
         if not unread and _id_of(answer) != _id_of(request):
-            raise self._nonsense("the answer to another question")
+            raise self._invalid_response("a response to another request")
         response: Any = {"jsonrpc": "2.0", "id": request["id"]}
         if error is not None:
             return response | {"error": error}  # type: ignore[no-any-return]
-        if "result" not in answer or (answer["result"] is None and not _may_be_null(request)):
-            raise self._nonsense(f"an empty answer to {request['method']}")
+        if "result" not in answer or (answer["result"] is None and not _is_nullable(request)):
+            raise self._invalid_response(f"an empty result for {request['method']}")
         try:
             response["result"] = checked(request["method"], answer["result"])
-        except UnfitError:
-            raise self._nonsense(f"no proper answer to {request['method']}") from None
+        except InvalidResultError:
+            raise self._invalid_response(f"an invalid result for {request['method']}") from None
         return response  # type: ignore[no-any-return]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
@@ -445,17 +447,17 @@ class CheckedProvider(AsyncHTTPProvider):
             message = str(_error_of(answer).get("message", ""))[:200]
             raise TransientEndpointError(f"The endpoint {self.place} lags behind: {message}")
 
-    def _nonsense(self, what: str) -> TransientEndpointError:
+    def _invalid_response(self, what: str) -> TransientEndpointError:
         return TransientEndpointError(
-            f"The endpoint {self.place} gave {what}",
+            f"The endpoint {self.place} returned {what}",
             hint="Is it the JSON-RPC address of a node?",
         )
 
 
-def _is_rpc(found: Any) -> bool:
+def _is_json_rpc(found: Any) -> bool:
     """Return whether a body looks like JSON-RPC, so that it outweighs the HTTP status."""
     if isinstance(found, list):
-        return bool(found) and all(map(_is_rpc, found))
+        return bool(found) and all(map(_is_json_rpc, found))
     if not isinstance(found, dict):
         return False
     # Some gateways omit the version, which is not used here.
@@ -464,13 +466,13 @@ def _is_rpc(found: Any) -> bool:
     )
 
 
-def _proper_error(error: Any) -> dict[str, Any] | None:
+def _valid_error(error: Any) -> dict[str, Any] | None:
     """Convert the value of `error` to a valid JSON-RPC error object; None if there is no error."""
     if error is None or is_error(error):
         return error  # type: ignore[no-any-return]
     fields = error if isinstance(error, dict) else {}
     message = fields.get("message") or error
-    return {**fields, "code": -32000, "message": str(message)[:_LONGEST_WORDS]}
+    return {**fields, "code": -32000, "message": str(message)[:_MAX_ERROR_CHARS]}
 
 
 def _id_of(message: Mapping[str, Any]) -> str:
@@ -484,20 +486,20 @@ def _id_of(message: Mapping[str, Any]) -> str:
 def _seconds_of(header: str) -> float:
     """Return the seconds of a Retry-After header, bounded; 0 if it is missing or invalid."""
     try:
-        seconds = float(header) if header.isdigit() else _until(header)
+        seconds = float(header) if header.isdigit() else _seconds_until(header)
     except (TypeError, ValueError, OverflowError):
         return 0.0
-    return min(_LONGEST_WAIT, max(0.0, seconds))
+    return min(_MAX_RETRY_AFTER, max(0.0, seconds))
 
 
-def _until(moment: str) -> float:
+def _seconds_until(http_date: str) -> float:
     """Return the seconds until an HTTP date."""
-    return parsedate_to_datetime(moment).timestamp() - time.time()
+    return parsedate_to_datetime(http_date).timestamp() - time.time()
 
 
-def _refusal(request: Mapping[str, Any], words: str) -> dict[str, Any]:
+def _rejection(request: Mapping[str, Any], message: str) -> dict[str, Any]:
     """Build a JSON-RPC error response for a rejection that was not one."""
-    return {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32000, "message": words}}
+    return {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32000, "message": message}}
 
 
 def _error_of(answer: RPCResponse) -> Mapping[str, Any]:
@@ -541,18 +543,18 @@ def _head_of(request: Mapping[str, Any], answer: RPCResponse) -> int | None:
         return None
 
 
-def _may_be_null(request: Mapping[str, Any]) -> bool:
+def _is_nullable(request: Mapping[str, Any]) -> bool:
     method, params = request["method"], request["params"]
     if method == "eth_getBlockByNumber" and params:
-        return params[0] not in _ALWAYS_THERE
+        return params[0] not in _PERMANENT_BLOCKS
     return method not in _NEVER_NULL
 
 
-def _may_pass(status: int) -> bool:
+def _is_transient(status: int) -> bool:
     return status in {408, 425, 429}
 
 
-def _plain(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     cause = getattr(error, "os_error", None) or error

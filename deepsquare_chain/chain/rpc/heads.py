@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI, WebSocketException
 
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.on_demand import block_time_of, stands_still
+from deepsquare_chain.chain.rpc.on_demand import block_time_of, seconds_idle
 from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url
@@ -45,30 +45,30 @@ class HeadMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._time: int | None = None
-        self._behind = 0
+        self._blocks_behind = 0
         self._on_demand = False
         self._skew = metrics.gauge("clock_skew_seconds", "Wall clock minus time of the head.")
         age = metrics.gauge("head_age_seconds", "Seconds since the time of the head, now.")
         age.set_function(self._age)
 
-    def saw(self, head_time: int, *, on_demand: bool = False) -> None:
+    def record_head(self, head_time: int, *, on_demand: bool = False) -> None:
         """Record the latest block.
 
         Args:
             head_time: Its chain time, in seconds.
             on_demand: Whether the chain mines on demand only, so that the age has no meaning.
         """
-        self._time, self._on_demand, self._behind = head_time, on_demand, 0
+        self._time, self._on_demand, self._blocks_behind = head_time, on_demand, 0
         self._skew.set(time.time() - head_time)
 
-    def fell_behind(self, blocks: int) -> None:
+    def record_lag(self, blocks: int) -> None:
         """Record that the endpoint lags this many blocks behind an earlier head."""
-        self._behind = blocks
+        self._blocks_behind = blocks
 
     def problem(self) -> str:
         """Describe why the service's view of the chain is not current; empty if it is."""
-        if self._behind:
-            return f"the endpoint is {self._behind} blocks behind what was seen before"
+        if self._blocks_behind:
+            return f"the endpoint is {self._blocks_behind} blocks behind what was seen before"
         age = self._age()
         if self._on_demand or not age > STALE_HEAD:  # the age is NaN before the first block
             return ""
@@ -109,7 +109,7 @@ class HeadSource:
 
     Args:
         w3: The connection.
-        tend: Reconciles the service's transactions and returns the latest header, in one request;
+        reconcile: Reconciles the service's transactions and returns the latest header, in one request;
             None for a service that sends no transactions.
         head_metrics: Receives the age of the head.
         poll: Poll interval in seconds while the block time is not known.
@@ -118,25 +118,25 @@ class HeadSource:
     def __init__(
         self,
         w3: AsyncWeb3[Any],
-        tend: Callable[[], Awaitable[Mapping[str, Any]]] | None,
+        reconcile: Callable[[], Awaitable[Mapping[str, Any]]] | None,
         head_metrics: HeadMetrics,
         *,
         poll: float,
     ) -> None:
         self._w3 = w3
-        self._tend = tend
+        self._reconcile = reconcile
         self._metrics = head_metrics
         self._poll = poll
         self._header: Mapping[str, Any] | None = None
         self._number = 0
-        self._asked_for = -1  # highest head of the connection at the last poll
+        self._polled_head = -1  # highest head of the connection at the last poll
 
     def pause(self) -> float:
         """Return the seconds until the next poll is due."""
         block_time = block_time_of(self._w3)
         if block_time is None:
             return self._poll
-        if block_time.head > max(self._number, self._asked_for):
+        if block_time.head > max(self._number, self._polled_head):
             return 0.0  # another task of this connection has seen a new block
         return max(0.0, block_time.due_at(self._poll) - time.monotonic())
 
@@ -171,16 +171,16 @@ class HeadSource:
             or self.pause() <= 0
         ):
             header = await self._ask()
-            self._asked_for = -1 if block_time is None else block_time.head
+            self._polled_head = -1 if block_time is None else block_time.head
         # If the chain mines on demand, time passes without blocks; the next block will have it.
-        idle_seconds = await stands_still(self._w3)
+        idle_seconds = await seconds_idle(self._w3)
         number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
         if number < highest:
             _log.warning("endpoint lags", head=number, seen=highest)
-            self._metrics.fell_behind(highest - number)
+            self._metrics.record_lag(highest - number)
             return None
         self._header, self._number = header, number
-        self._metrics.saw(chain_time, on_demand=idle_seconds > 0)
+        self._metrics.record_head(chain_time, on_demand=idle_seconds > 0)
         return Head(
             number,
             chain_time + int(idle_seconds),
@@ -190,21 +190,21 @@ class HeadSource:
         )
 
     async def _ask(self) -> Mapping[str, Any]:
-        if self._tend is not None:
-            return await self._tend()
+        if self._reconcile is not None:
+            return await self._reconcile()
         try:
             (latest,) = await ask_all(self._w3, [("eth_getBlockByNumber", ["latest", False])])
         except Web3RPCError as error:
-            raise EndpointError(f"The node shows no block: {str(error)[:200]}") from None
+            raise EndpointError(f"The node returned no block: {str(error)[:200]}") from None
         header: Mapping[str, Any] = latest
         return header
 
 
-class _UnusableError(Exception):
+class _InvalidPeerError(Exception):
     """The websocket's peer does not behave like a node."""
 
 
-class HeadWatch:
+class HeadSubscription:
     """Calls `wake` at each new block over a websocket; reconnects with backoff.
 
     Args:
@@ -230,7 +230,7 @@ class HeadWatch:
         transport: Transport | None = None,
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
-            raise UsageError(f"{safe_url(url)} is no ws:// or wss:// address")
+            raise UsageError(f"{safe_url(url)} is not a ws:// or wss:// URL")
         self._url = url
         self._place = safe_url(url)
         self._wake = wake
@@ -257,7 +257,7 @@ class HeadWatch:
         while True:
             try:
                 await self._listen()
-            except (OSError, WebSocketException, TimeoutError, _UnusableError) as error:
+            except (OSError, WebSocketException, TimeoutError, _InvalidPeerError) as error:
                 self._on_change(False)
                 self._failures += 1
                 first, maximum = self._pauses
@@ -288,7 +288,9 @@ class HeadWatch:
             request_ids = itertools.count(1)
             chain_id = await self._ask(socket, next(request_ids), "eth_chainId")
             if chain_id != hex(self._chain_id):
-                raise _UnusableError(f"it serves chain {str(chain_id)[:40]}, not {self._chain_id}")
+                raise _InvalidPeerError(
+                    f"it serves chain {str(chain_id)[:40]}, not {self._chain_id}"
+                )
             subscription = await self._ask(socket, next(request_ids), "eth_subscribe", "newHeads")
             self._failures = 0
             self._on_change(True)
@@ -299,7 +301,7 @@ class HeadWatch:
                 params = body.get("params")
                 if isinstance(params, dict) and params.get("subscription") == subscription:
                     self._wake()
-            raise _UnusableError("it closed the connection")
+            raise _InvalidPeerError("it closed the connection")
 
     async def _ask(self, socket: ClientConnection, number: int, method: str, *params: str) -> Any:
         body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
@@ -307,7 +309,7 @@ class HeadWatch:
             await socket.send(json.dumps(body))
             response = _read(await socket.recv())
         if response.get("id") != number or not isinstance(response.get("result"), str):
-            raise _UnusableError(f"no proper answer to {method}")
+            raise _InvalidPeerError(f"an invalid response to {method}")
         return response["result"]
 
 
@@ -315,7 +317,7 @@ def _read(message: str | bytes) -> dict[str, Any]:
     try:
         body = pydantic_core.from_json(message, allow_inf_nan=False)
     except ValueError:
-        raise _UnusableError("no JSON") from None
+        raise _InvalidPeerError("no JSON") from None
     if not isinstance(body, dict):
-        raise _UnusableError("no JSON-RPC")
+        raise _InvalidPeerError("no JSON-RPC")
     return body

@@ -19,7 +19,7 @@ import structlog
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.rpc.batching import ask_all, ask_together
+from deepsquare_chain.chain.rpc.batching import ask_all, ask_with_split
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
@@ -29,7 +29,7 @@ DEFAULT_RANGE: Final = 10_000
 COMMON_DEPTH: Final = 64
 _log = structlog.get_logger(__name__)
 
-Question = tuple[str, list[Any]]
+RpcRequest = tuple[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ async def read_range(
     first: int,
     last: int,
     *,
-    more: Callable[[int], Sequence[Question]] = lambda _last: (),
+    more: Callable[[int], Sequence[RpcRequest]] = lambda _last: (),
 ) -> LogRange | None:
     """Read logs from a block on, as many blocks as the endpoint allows, up to `last`.
 
@@ -76,11 +76,11 @@ async def read_range(
     split = False
     while True:
         questions = 2 + len(filters) + len(more(last))
-        split = split or _batch(w3) < questions
+        split = split or _batch_size(w3) < questions
         if split and last - first < COMMON_DEPTH:
             return await _read_block(w3, addresses, filters, first, more(first))
         common = last - COMMON_DEPTH if split else last
-        step = min(common - first + 1, _step(w3))
+        step = min(common - first + 1, _log_range(w3))
         while True:
             until = first + step - 1
             try:
@@ -90,11 +90,11 @@ async def read_range(
                 if classify(error) is NodeError.UNKNOWN_BLOCK:
                     return None
                 if step == 1:
-                    raise _refusal(error) from None
+                    raise _rejection(error) from None
                 step //= 2
                 _log.debug("range_halved", blocks=step)
             except EndpointError:
-                if _step(w3) >= step:
+                if _log_range(w3) >= step:
                     raise
                 break  # the failures have lowered the endpoint's range: retry with less
             else:
@@ -109,16 +109,16 @@ async def _read(
     addresses: Sequence[str],
     filters: Sequence[Sequence[Any]],
     blocks: range,
-    more: Sequence[Question],
+    more: Sequence[RpcRequest],
 ) -> tuple[LogRange, bool]:
     """Read a range as one batch; also return whether one request held it."""
     first, last = blocks[0], blocks[-1]
     query = {"fromBlock": hex(first), "toBlock": hex(last), "address": list(addresses)}
-    header: Question = ("eth_getBlockByNumber", [hex(last), False])
-    logs: list[Question] = [
+    header: RpcRequest = ("eth_getBlockByNumber", [hex(last), False])
+    logs: list[RpcRequest] = [
         ("eth_getLogs", [{**query, "topics": list(topics)}]) for topics in filters
     ]
-    results, single_request = await ask_together(w3, [header, *logs, header, *more])
+    results, single_request = await ask_with_split(w3, [header, *logs, header, *more])
     before, *rest = results
     log_lists, (after, *further) = rest[: len(logs)], rest[len(logs) :]
     flat = [log for part in log_lists for log in part]
@@ -130,10 +130,10 @@ async def _read_block(
     addresses: Sequence[str],
     filters: Sequence[Sequence[Any]],
     number: int,
-    more: Sequence[Question],
+    more: Sequence[RpcRequest],
 ) -> LogRange | None:
     """Read one block, its logs by block hash (EIP-234); None if a node does not have it yet."""
-    requests: list[Question] = [("eth_getBlockByNumber", [hex(number), False]), *more]
+    requests: list[RpcRequest] = [("eth_getBlockByNumber", [hex(number), False]), *more]
     try:
         header, *further = await ask_all(w3, requests)
         if header is None:
@@ -145,7 +145,7 @@ async def _read_block(
     except Web3RPCError as error:
         if classify(error) is NodeError.UNKNOWN_BLOCK:
             return None
-        raise _refusal(error) from None
+        raise _rejection(error) from None
     flat = [log for part in log_lists for log in part]
     return LogRange(number, number, flat, header, header, tuple(further))
 
@@ -175,15 +175,15 @@ async def read_logs(
     return logs
 
 
-def _step(w3: AsyncWeb3[Any]) -> int:
+def _log_range(w3: AsyncWeb3[Any]) -> int:
     """Return the number of blocks per request that the endpoint accepts, if known."""
     return int(getattr(w3.provider, "log_range", DEFAULT_RANGE))
 
 
-def _batch(w3: AsyncWeb3[Any]) -> int:
+def _batch_size(w3: AsyncWeb3[Any]) -> int:
     """Return the number of calls per request that the endpoint accepts, if known."""
     return int(getattr(w3.provider, "batch_size", DEFAULT_RANGE))
 
 
-def _refusal(error: Web3RPCError) -> EndpointError:
-    return EndpointError(f"The node refuses to give events: {node_message(error)}")
+def _rejection(error: Web3RPCError) -> EndpointError:
+    return EndpointError(f"The node rejected a request for logs: {node_message(error)}")

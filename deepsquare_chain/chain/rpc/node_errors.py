@@ -22,7 +22,7 @@ class NodeError(StrEnum):
     NONCE_TOO_HIGH = "nonce too high"
     UNDERPRICED = "underpriced"
     REPLACEMENT_UNDERPRICED = "replacement underpriced"
-    NO_GAS_MONEY = "insufficient funds"
+    INSUFFICIENT_FUNDS = "insufficient funds"
     RANGE_TOO_LARGE = "range too large"
     RATE_LIMITED = "rate limited"
     UNKNOWN_BLOCK = "unknown block"
@@ -42,7 +42,7 @@ class NodeError(StrEnum):
 #   anvil       foundry-rs/foundry: crates/anvil/src/eth/error.rs
 #   hardhat     NomicFoundation/edr: texts of the compiled package @nomicfoundation/edr
 #   EthereumJS  ethereumjs/ethereumjs-monorepo: packages/client/src/service/txpool.ts
-_WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
+_MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     ("already known", NodeError.ALREADY_KNOWN),  # geth, erigon, Nethermind, reth
     ("already imported", NodeError.ALREADY_KNOWN),  # anvil
     ("alreadyknown", NodeError.ALREADY_KNOWN),  # Nethermind until 2025
@@ -76,11 +76,11 @@ _WORDS: Final[tuple[tuple[str, NodeError], ...]] = (
     ("priority fee below", NodeError.UNDERPRICED),  # reth
     ("does not pay the minimum gas price", NodeError.UNDERPRICED),  # EthereumJS
     ("cannot pay basefee", NodeError.UNDERPRICED),  # EthereumJS
-    ("insufficient funds", NodeError.NO_GAS_MONEY),  # geth, erigon, Nethermind, reth, anvil
-    ("insufficient balance", NodeError.NO_GAS_MONEY),  # EthereumJS
-    ("upfront cost exceeds account balance", NodeError.NO_GAS_MONEY),  # Besu
-    ("insufficientfunds", NodeError.NO_GAS_MONEY),  # Nethermind until 2025
-    ("doesn't have enough funds", NodeError.NO_GAS_MONEY),  # hardhat
+    ("insufficient funds", NodeError.INSUFFICIENT_FUNDS),  # geth, erigon, Nethermind, reth, anvil
+    ("insufficient balance", NodeError.INSUFFICIENT_FUNDS),  # EthereumJS
+    ("upfront cost exceeds account balance", NodeError.INSUFFICIENT_FUNDS),  # Besu
+    ("insufficientfunds", NodeError.INSUFFICIENT_FUNDS),  # Nethermind until 2025
+    ("doesn't have enough funds", NodeError.INSUFFICIENT_FUNDS),  # hardhat
     ("intrinsic gas", NodeError.INVALID),  # geth, Besu, reth, anvil
     ("intrinsicgas", NodeError.INVALID),  # erigon
     ("exceeds block gas limit", NodeError.INVALID),  # geth, Besu, reth, EthereumJS
@@ -171,7 +171,7 @@ _LIMITED: Final = -32005
 _NO_METHOD: Final = -32601
 #: EIP-1474 error code of an unsupported method; Besu uses it for an account that can't pay.
 _NOT_SUPPORTED: Final = -32004
-_UNSUPPORTED_WORDS: Final = (
+_UNSUPPORTED_MESSAGES: Final = (
     "method not found",
     "method not supported",
     "does not exist/is not available",
@@ -181,7 +181,7 @@ _UNSUPPORTED_WORDS: Final = (
 _SIMULATIONS: Final = frozenset({"eth_call", "eth_estimateGas"})
 #: Error codes of a revert: 3 of geth, -32015 of OpenEthereum and its successors.
 _EXECUTION_CODES: Final = frozenset({3, -32015})
-_EXECUTION_WORDS: Final = (
+_EXECUTION_MESSAGES: Final = (
     "revert",
     "out of gas",
     "gas required exceeds",
@@ -196,7 +196,7 @@ _EXECUTION_WORDS: Final = (
     "write protection",
 )
 _EXECUTION_KINDS: Final = frozenset(
-    {NodeError.NO_GAS_MONEY, NodeError.UNDERPRICED, NodeError.INVALID}
+    {NodeError.INSUFFICIENT_FUNDS, NodeError.UNDERPRICED, NodeError.INVALID}
 )
 _REVERT_DATA: Final = re.compile(r"(?:reverted )?0x[0-9a-f]{8}", re.IGNORECASE)
 
@@ -221,7 +221,7 @@ def classify(error: Web3RPCError) -> NodeError:
 def kind_of(message: str) -> NodeError:
     """Return the kind of an error message; OTHER if it is not known."""
     lowered = message.lower()
-    return next((kind for text, kind in _WORDS if text in lowered), NodeError.OTHER)
+    return next((kind for text, kind in _MESSAGES if text in lowered), NodeError.OTHER)
 
 
 def is_busy(error: Mapping[str, Any]) -> bool:
@@ -238,10 +238,10 @@ def is_unsupported(error: Mapping[str, Any]) -> bool:
     message, code = str(error.get("message", "")).lower(), error.get("code")
     if code == _NOT_SUPPORTED:
         return kind_of(message) is NodeError.OTHER
-    return code == _NO_METHOD or any(text in message for text in _UNSUPPORTED_WORDS)
+    return code == _NO_METHOD or any(text in message for text in _UNSUPPORTED_MESSAGES)
 
 
-def is_verdict(method: str, error: Mapping[str, Any]) -> bool:
+def is_execution_error(method: str, error: Mapping[str, Any]) -> bool:
     """Return whether this error object is the EVM's result of a simulated call.
 
     Any other error in response to a read may disappear on a retry or at another endpoint.
@@ -249,7 +249,9 @@ def is_verdict(method: str, error: Mapping[str, Any]) -> bool:
     if method not in _SIMULATIONS:
         return False
     message, data = str(error.get("message", "")).lower(), error.get("data")
-    if error.get("code") in _EXECUTION_CODES or any(text in message for text in _EXECUTION_WORDS):
+    if error.get("code") in _EXECUTION_CODES or any(
+        text in message for text in _EXECUTION_MESSAGES
+    ):
         return True
     if isinstance(data, str) and _REVERT_DATA.match(data):
         return True

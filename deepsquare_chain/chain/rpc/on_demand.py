@@ -23,15 +23,15 @@ from deepsquare_chain.errors import EndpointError
 #: Number of latest blocks that the detection uses.
 _BLOCKS: Final = 16
 #: Minimum and maximum idle time in seconds after which a chain counts as mining on demand.
-_LEAST: Final = 4.0
-_MOST: Final = 60.0
+_MIN_IDLE: Final = 4.0
+_MAX_IDLE: Final = 60.0
 #: The idle time as a multiple of the shortest time between two blocks.
-_TIMES: Final = 4
+_IDLE_FACTOR: Final = 4
 #: Share of blocks that may be empty on a chain that mines on demand. Anvil 1.x makes an empty block
 #: after a full one if two transactions arrive at once: 57 of 2,001 blocks in a trial.
-_EMPTY: Final = 1 / 4
+_MAX_EMPTY_SHARE: Final = 1 / 4
 #: Maximum seconds between such an empty block and the one before it.
-_AT_ONCE: Final = 1
+_MAX_EMPTY_DELAY: Final = 1
 _log = structlog.get_logger(__name__)
 
 
@@ -45,17 +45,17 @@ class OnDemandDetector:
         self.opened = time.monotonic()  # when the connection was made
         self._since = 0.0  # monotonic seconds
         self._blocks: deque[tuple[int, int, bool]] = deque(maxlen=_BLOCKS)
-        self._told = False
+        self._warned = False
 
-    def saw(self, number: int, block: Mapping[str, Any] | None = None) -> None:
+    def record_head(self, number: int, block: Mapping[str, Any] | None = None) -> None:
         """Record a head that the endpoint reported, and its header if the response had it."""
         if block is not None:
-            self.note([block])
+            self.record_headers([block])
         if number != self.head:
             self.head, self._since = number, time.monotonic()
-        self.block_time.saw(number, time.monotonic())
+        self.block_time.record_head(number, time.monotonic())
 
-    def note(self, blocks: list[Mapping[str, Any]]) -> None:
+    def record_headers(self, blocks: list[Mapping[str, Any]]) -> None:
         """Record headers in JSON-RPC form, in chain order."""
         known = {number for number, _, _ in self._blocks}
         for header in blocks:
@@ -64,37 +64,37 @@ class OnDemandDetector:
             if number > 0 and number not in known:
                 empty = not header.get("transactions")
                 self._blocks.append((number, int(header["timestamp"], 16), empty))
-                self.block_time.note(number, int(header["timestamp"], 16), empty=empty)
+                self.block_time.record_header(number, int(header["timestamp"], 16), empty=empty)
 
     def seconds(self) -> float:
         """Return the seconds since the connection last saw a new head."""
         return time.monotonic() - self._since if self.head >= 0 else 0.0
 
-    def lasts(self, seconds: float) -> bool:
+    def is_on_demand(self, seconds: float) -> bool:
         """Return whether the chain mines on demand, given the seconds without a new block.
 
         A chain with a block schedule makes empty blocks too, or many blocks. It does not pause for
         several times the shortest time between two blocks.
         """
         blocks = sorted(self._blocks)
-        if len(blocks) < 2 or sum(empty for _, _, empty in blocks) > _EMPTY * len(blocks):
+        if len(blocks) < 2 or sum(empty for _, _, empty in blocks) > _MAX_EMPTY_SHARE * len(blocks):
             return False
         gaps = []
         for (number, block_time, _), (next_number, next_time, empty) in pairwise(blocks):
             gaps.append((next_time - block_time) / (next_number - number))
-            if empty and gaps[-1] > _AT_ONCE:
+            if empty and gaps[-1] > _MAX_EMPTY_DELAY:
                 return False
-        return seconds >= min(_MOST, max(_LEAST, _TIMES * min(gaps)))
+        return seconds >= min(_MAX_IDLE, max(_MIN_IDLE, _IDLE_FACTOR * min(gaps)))
 
-    def tell(self, seconds: float) -> None:
+    def warn_once(self, seconds: float) -> None:
         """Log once that the chain mines on demand."""
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             _log.warning(
                 "chain mines on demand",
                 block=self.head,
                 seconds=round(seconds),
-                hint="It makes a block only when somebody sends; facts of its latest block count.",
+                hint="It makes a block only for a new transaction; the latest block counts as final.",
             )
 
 
@@ -104,7 +104,7 @@ def block_time_of(w3: AsyncWeb3[Any]) -> BlockTimeEstimate | None:
     return None if detector is None else detector.block_time
 
 
-async def stands_still(w3: AsyncWeb3[Any]) -> float:
+async def seconds_idle(w3: AsyncWeb3[Any]) -> float:
     """Return the seconds without a block on a chain that mines on demand.
 
     Returns 0 for other chains, and as long as the chain has not been idle long enough to tell.
@@ -113,13 +113,13 @@ async def stands_still(w3: AsyncWeb3[Any]) -> float:
         EndpointError: The node does not answer.
     """
     detector = _detector(w3)
-    if detector is None or detector.seconds() < _LEAST:
+    if detector is None or detector.seconds() < _MIN_IDLE:
         return 0.0
     await _load(w3, detector)
     seconds = detector.seconds()
-    if not detector.lasts(seconds):
+    if not detector.is_on_demand(seconds):
         return 0.0
-    detector.tell(seconds)
+    detector.warn_once(seconds)
     return seconds
 
 
@@ -127,7 +127,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     """Return the age of the latest block if the chain mines on demand; None for other chains.
 
     The age is in seconds by this machine's clock. Use it for commands; services use
-    `stands_still`.
+    `seconds_idle`.
 
     Raises:
         EndpointError: The node does not answer.
@@ -138,7 +138,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     latest = await w3.eth.get_block("latest")
     await _load(w3, detector)
     age = round(time.time() - int(latest["timestamp"]))
-    return age if detector.lasts(age) else None
+    return age if detector.is_on_demand(age) else None
 
 
 async def next_block_counts(w3: AsyncWeb3[Any]) -> bool:
@@ -151,10 +151,10 @@ async def next_block_counts(w3: AsyncWeb3[Any]) -> bool:
     Raises:
         EndpointError: The node does not answer.
     """
-    if await stands_still(w3):
+    if await seconds_idle(w3):
         return True
     detector = _detector(w3)
-    if detector is None or time.monotonic() - detector.opened >= _LEAST:
+    if detector is None or time.monotonic() - detector.opened >= _MIN_IDLE:
         return False
     return await mines_on_demand(w3) is not None
 
@@ -179,15 +179,15 @@ def _detector(w3: AsyncWeb3[Any]) -> OnDemandDetector | None:
     return detector
 
 
-async def _load(w3: AsyncWeb3[Any], found: OnDemandDetector) -> None:
+async def _load(w3: AsyncWeb3[Any], detector: OnDemandDetector) -> None:
     """Read the blocks before the first reported head, once."""
-    if found.loaded or found.head < 0:
+    if detector.loaded or detector.head < 0:
         return
-    numbers = range(max(1, found.head - _BLOCKS + 1), found.head + 1)
+    numbers = range(max(1, detector.head - _BLOCKS + 1), detector.head + 1)
     requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
     try:
         headers = await ask_all(w3, requests)
     except Web3Exception as error:
-        raise EndpointError(f"The node refuses to show blocks: {str(error)[:200]}") from None
-    found.note([header for header in headers if header is not None])
-    found.loaded = True
+        raise EndpointError(f"The node rejected a request for blocks: {str(error)[:200]}") from None
+    detector.record_headers([header for header in headers if header is not None])
+    detector.loaded = True

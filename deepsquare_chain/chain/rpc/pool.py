@@ -21,13 +21,13 @@ import structlog
 from web3.providers.async_base import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from deepsquare_chain.chain.rpc.batching import Questions, round_of
+from deepsquare_chain.chain.rpc.batching import RpcRequests, round_of
 from deepsquare_chain.chain.rpc.endpoint import (
     SEND_METHODS,
-    AwayEndpointError,
     CheckedProvider,
-    SplitAnswers,
+    SplitResponses,
     TransientEndpointError,
+    UnreachableEndpointError,
     WrongEndpointError,
     lacks_method,
 )
@@ -52,12 +52,12 @@ class EndpointMetrics:
         if metrics is None:
             return
         hosts = sorted(self._names.values())
-        self._asked = metrics.counter(
+        self._requests = metrics.counter(
             "endpoint_requests", "Requests by endpoint.", endpoint=hosts, end=("ok", "failed")
         )
-        self._changes = metrics.counter("endpoint_changes", "Times that another took over.")
+        self._changes = metrics.counter("endpoint_changes", "Failovers to another endpoint.")
         self._up = metrics.gauges(
-            "endpoint_up", "Whether it answered and was believed last.", endpoint=hosts
+            "endpoint_up", "Whether its last response was valid.", endpoint=hosts
         )
         self._lag = metrics.gauges(
             "endpoint_lag_blocks", "Blocks behind the best endpoint.", endpoint=hosts
@@ -86,7 +86,7 @@ class EndpointMetrics:
 
     def _count(self, place: str, end: str) -> None:
         if self._metrics is not None:
-            self._metrics.add(self._asked, self._names[place], end)
+            self._metrics.add(self._requests, self._names[place], end)
             self._metrics.set(self._up, end == "ok", self._names[place])
 
 
@@ -105,21 +105,21 @@ MAX_LAG_BLOCKS: Final = 5
 #: Confirmations after which a landmark block is final.
 LANDMARK_DEPTH: Final = 64
 #: Attempts to verify the chain of an endpoint, and seconds between them.
-_LOOKS: Final = 4
-_LOOK_PAUSE: Final = 0.1
+_VERIFY_ATTEMPTS: Final = 4
+_VERIFY_PAUSE: Final = 0.1
 #: Seconds between two comparisons of all heads, and timeout of each endpoint in seconds.
 PROBE_SECONDS: Final = 10.0
 _PROBE_TIMEOUT: Final = 5.0
 #: Seconds for which the best head is remembered after its endpoint has failed.
 _HEAD_MEMORY: Final = 60.0
 #: Minimum and maximum cooldown in seconds; it doubles with each consecutive failure.
-_REST: Final = (1.0, 60.0)
+_COOLDOWN: Final = (1.0, 60.0)
 _ANOTHER_CHAIN: Final = (
     "Give endpoints of one chain only. After a restart of a development chain use its own "
     "deployment record, and an empty --state-dir; nothing was sent to the new chain."
 )
 _log = structlog.get_logger(__name__)
-# stamina's own log lines are too detailed; `_may_pass_later` logs the failure instead.
+# stamina's own log lines are too detailed; `_is_retryable` logs the failure instead.
 stamina.instrumentation.set_on_retry_hooks(())
 
 T = TypeVar("T")
@@ -135,9 +135,9 @@ class Member:
     lag: int = 0  # blocks behind the best at the last comparison
     failures: int = 0  # consecutive
     cooldown_until: float = 0.0
-    known: bool = False  # its chain was verified since its last failure
-    wrong: WrongEndpointError | None = None  # it serves another chain and is never used again
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one verification at a time
+    verified: bool = False  # its chain was verified since its last failure
+    exclusion: WrongEndpointError | None = None  # it serves another chain and is never used again
+    verify_lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one verification at a time
 
 
 class Pool(AsyncBaseProvider):
@@ -170,17 +170,17 @@ class Pool(AsyncBaseProvider):
         self._current = self.members[0]
         self.on_demand = OnDemandDetector()
         for each in providers:
-            each.on_head = self.on_demand.saw
+            each.on_head = self.on_demand.record_head
         self._chain_id = chain_id
         self.genesis: str | None = None
         self.landmark: str | None = None  # hash of the landmark block
         self._landmark = landmark
         self._attempts = attempts
         self._max_lag = max_lag_blocks
-        self._best = (-1, 0.0)  # highest head, and when it was reported
-        self._compared = 0.0
-        self._comparing: asyncio.Task[None] | None = None
-        self._figures = EndpointMetrics(metrics, [each.place for each in providers])
+        self._best_head = (-1, 0.0)  # highest head, and when it was reported
+        self._compared_at = 0.0
+        self._comparison: asyncio.Task[None] | None = None
+        self._endpoint_metrics = EndpointMetrics(metrics, [each.place for each in providers])
 
     @property
     def providers(self) -> list[CheckedProvider]:
@@ -197,7 +197,7 @@ class Pool(AsyncBaseProvider):
         """Number of calls per request that the current endpoint accepts, if known."""
         return self._current.provider.batch_size.size
 
-    def doubt(self) -> None:
+    def recheck_chain(self) -> None:
         """Verify the chain of each endpoint again with its next request."""
         for member in self.members:
             member.provider.doubtful = True
@@ -209,15 +209,15 @@ class Pool(AsyncBaseProvider):
             WrongEndpointError: An endpoint serves another chain.
             EndpointError: No endpoint is up.
         """
-        await self._patiently(self._meet)
+        await self._with_retries(self._verify_all)
 
     async def disconnect(self) -> None:
         """Close the connections to all endpoints (idempotent)."""
-        if self._comparing is not None:
-            self._comparing.cancel()
+        if self._comparison is not None:
+            self._comparison.cancel()
             with suppress(asyncio.CancelledError):
-                await self._comparing
-            self._comparing = None
+                await self._comparison
+            self._comparison = None
         for member in self.members:
             await member.provider.disconnect()
 
@@ -233,7 +233,7 @@ class Pool(AsyncBaseProvider):
         merged = await self._ask_merged([(method, params)])
         if merged is not None:
             return merged[0]
-        return await self._patiently(lambda: self._ask_around(ask))
+        return await self._with_retries(lambda: self._ask_in_turn(ask))
 
     async def make_batch_request(
         self, batch_requests: list[tuple[RPCEndpoint, Any]]
@@ -249,19 +249,19 @@ class Pool(AsyncBaseProvider):
         merged = await self._ask_merged(batch_requests)
         if merged is not None:
             return merged
-        return await self._patiently(lambda: self._ask_around(ask))
+        return await self._with_retries(lambda: self._ask_in_turn(ask))
 
-    async def _ask_merged(self, questions: Questions) -> list[RPCResponse] | None:
+    async def _ask_merged(self, requests: RpcRequests) -> list[RPCResponse] | None:
         """Send requests in a batch shared with other tasks; None without one, or if it failed."""
         merging_round = round_of(self)
         if merging_round is None:
             return None
 
-        async def ask_once(batch: Questions) -> list[RPCResponse] | None:
-            responses: Any = await self._ask_around(lambda each: each.make_batch_request(batch))
-            return None if isinstance(responses, SplitAnswers) else responses
+        async def ask_once(batch: RpcRequests) -> list[RPCResponse] | None:
+            responses: Any = await self._ask_in_turn(lambda each: each.make_batch_request(batch))
+            return None if isinstance(responses, SplitResponses) else responses
 
-        return await merging_round.ask(questions, ask_once, self.batch_size)
+        return await merging_round.ask(requests, ask_once, self.batch_size)
 
     # -- choice of the endpoint
 
@@ -272,9 +272,9 @@ class Pool(AsyncBaseProvider):
             WrongEndpointError: All endpoints serve other chains.
             TransientEndpointError: All remaining endpoints lag too far behind.
         """
-        right_chain = [member for member in self.members if member.wrong is None]
+        right_chain = [member for member in self.members if member.exclusion is None]
         if not right_chain:
-            raise self.members[0].wrong or AssertionError("unreachable")
+            raise self.members[0].exclusion or AssertionError("unreachable")
         synced = [member for member in right_chain if member.lag <= self._max_lag]
         if not synced:
             raise TransientEndpointError(
@@ -282,7 +282,7 @@ class Pool(AsyncBaseProvider):
                     f"{member.provider.place} is {member.lag} blocks behind"
                     for member in right_chain
                 ),
-                hint="Wait until it has caught up, or give further endpoints.",
+                hint="Wait until it has caught up, or give more endpoints.",
             )
         now = time.monotonic()
         synced.sort(
@@ -292,7 +292,7 @@ class Pool(AsyncBaseProvider):
         # If all have a cooldown, use them anyway: there may be only one.
         return ready or synced
 
-    async def _ask_around(self, ask: Ask[T]) -> T:
+    async def _ask_in_turn(self, ask: Ask[T]) -> T:
         """Try the endpoints in turn until one answers, skipping those that lack the method."""
         errors: list[EndpointError] = []
         fallback: T | None = None
@@ -302,60 +302,60 @@ class Pool(AsyncBaseProvider):
             except EndpointError as error:
                 errors.append(error)
                 continue
-            if not _lacks(response):
-                self._answered(member)
+            if not _lacks_method(response):
+                self._make_current(member)
                 return response
             fallback = response if fallback is None else fallback
         if fallback is not None:
             return fallback
-        raise _together(errors)
+        raise _combined(errors)
 
     async def _send(self, ask: Ask[T]) -> T:
         """Send to the first endpoint whose chain is verified, and to no other."""
         errors: list[EndpointError] = []
         for member in self._candidates():
             try:
-                await self._know(member)
+                await self._verify(member)
             except EndpointError as error:
                 self._failed(member, error)
                 errors.append(error)
                 continue
             response = await self._ask(member, ask)
-            self._answered(member)
+            self._make_current(member)
             return response
-        raise _together(errors)
+        raise _combined(errors)
 
     async def _ask(self, member: Member, ask: Ask[T]) -> T:
         """Return the response of an endpoint, after verifying that it is of our chain."""
         try:
             # With a single endpoint the request itself shows whether it is up again.
             if len(self.members) > 1:
-                await self._know(member)
+                await self._verify(member)
             response = await ask(member.provider)
-            await self._know(member, answered=True)
+            await self._verify(member, answered=True)
         except EndpointError as error:
             self._failed(member, error)
             raise
         member.failures, member.cooldown_until = 0, 0.0
-        self._figures.answered(member.provider.place)
+        self._endpoint_metrics.answered(member.provider.place)
         return response
 
-    def _answered(self, member: Member) -> None:
+    def _make_current(self, member: Member) -> None:
         """Make an endpoint the current one, which is tried first."""
         if member is not self._current:
             _log.warning("endpoint_changed", endpoint=member.provider.place)
             self._current = member
-            self._figures.changed()
+            self._endpoint_metrics.changed()
 
     def _failed(self, member: Member, error: EndpointError) -> None:
         member.failures += 1
-        self._figures.failed(member.provider.place)
+        self._endpoint_metrics.failed(member.provider.place)
         if len(self.members) == 1:
             # No failover is possible. A node that was unreachable may serve a restarted chain.
-            member.known = member.known and not isinstance(error, AwayEndpointError)
+            member.verified = member.verified and not isinstance(error, UnreachableEndpointError)
             return
-        member.known = False
-        minimum, maximum = _REST
+        member.verified = False
+        minimum, maximum = _COOLDOWN
         cooldown = min(maximum, minimum * 2.0 ** min(member.failures - 1, 10))
         cooldown = max(cooldown, getattr(error, "retry_after", 0.0))
         member.cooldown_until = time.monotonic() + cooldown
@@ -363,7 +363,7 @@ class Pool(AsyncBaseProvider):
             "endpoint_rests", seconds=cooldown, failures=member.failures, error=error.message
         )
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retries(self, work: Callable[[], Awaitable[T]]) -> T:
         async for attempt in self._retries():
             with attempt:
                 return await work()
@@ -371,7 +371,7 @@ class Pool(AsyncBaseProvider):
 
     def _retries(self) -> AsyncIterator[stamina.Attempt]:
         return stamina.retry_context(
-            on=_may_pass_later,
+            on=_is_retryable,
             attempts=self._attempts,
             wait_initial=0.1,
             wait_jitter=0.1,
@@ -381,33 +381,33 @@ class Pool(AsyncBaseProvider):
 
     # -- verification of the chain
 
-    async def _meet(self) -> None:
+    async def _verify_all(self) -> None:
         results = await asyncio.gather(
-            *(self._greet(each) for each in self.members), return_exceptions=True
+            *(self._verify_within_timeout(each) for each in self.members), return_exceptions=True
         )
         errors = [each for each in results if isinstance(each, BaseException)]
         for error in errors:
             if isinstance(error, WrongEndpointError) or not isinstance(error, EndpointError):
                 raise error
         if len(errors) == len(self.members):
-            raise _together([each for each in errors if isinstance(each, EndpointError)])
+            raise _combined([each for each in errors if isinstance(each, EndpointError)])
         if len(self.members) > 1:
-            await self._compare()
+            await self._compare_heads()
 
-    async def _greet(self, member: Member) -> None:
+    async def _verify_within_timeout(self, member: Member) -> None:
         limit = None if len(self.members) == 1 else _PROBE_TIMEOUT
         try:
             async with asyncio.timeout(limit):
-                await self._know(member)
+                await self._verify(member)
         except TimeoutError:
-            error = TransientEndpointError(f"The endpoint {member.provider.place} hangs")
+            error = TransientEndpointError(f"The endpoint {member.provider.place} does not respond")
             self._failed(member, error)
             raise error from None
         except EndpointError as error:
             self._failed(member, error)
             raise
 
-    async def _know(self, member: Member, *, answered: bool = False) -> None:
+    async def _verify(self, member: Member, *, answered: bool = False) -> None:
         """Verify that an endpoint serves our chain, after a failure or a decrease of its head.
 
         If it has just `answered`, the check is retried a few times, so as not to lose the response.
@@ -416,37 +416,37 @@ class Pool(AsyncBaseProvider):
             WrongEndpointError: It serves another chain.
             EndpointError: The check failed.
         """
-        if member.known and not member.provider.doubtful:
+        if member.verified and not member.provider.doubtful:
             return
-        async with member.looking:
-            await self._look_at(member, _LOOKS if answered else 1)
+        async with member.verify_lock:
+            await self._verify_locked(member, _VERIFY_ATTEMPTS if answered else 1)
 
-    async def _look_at(self, member: Member, looks: int) -> None:
-        if member.wrong is not None:
-            raise member.wrong
-        if member.known and not member.provider.doubtful:
+    async def _verify_locked(self, member: Member, attempts: int) -> None:
+        if member.exclusion is not None:
+            raise member.exclusion
+        if member.verified and not member.provider.doubtful:
             return  # another task has verified it meanwhile
-        member.known = False
+        member.verified = False
         provider = member.provider
         provider.doubtful = False
         try:
-            await self._compare_chains_in(looks, member)
+            await self._compare_chains_with_retries(attempts, member)
         except (KeyError, TypeError, ValueError):
-            raise EndpointError(f"The endpoint {provider.place} is no usable node") from None
+            raise EndpointError(f"The endpoint {provider.place} is not a usable node") from None
         except EndpointError:
             provider.doubtful = True
             raise
-        member.known = True
+        member.verified = True
         provider.doubtful = False
 
-    async def _compare_chains_in(self, looks: int, member: Member) -> None:
-        for retries in range(looks - 1, -1, -1):
+    async def _compare_chains_with_retries(self, attempts: int, member: Member) -> None:
+        for retries in range(attempts - 1, -1, -1):
             try:
                 return await self._compare_chains(member)
             except TransientEndpointError:
                 if not retries:
                     raise
-                await asyncio.sleep(_LOOK_PAUSE)
+                await asyncio.sleep(_VERIFY_PAUSE)
         raise AssertionError("unreachable")
 
     async def _compare_chains(self, member: Member) -> None:
@@ -460,11 +460,11 @@ class Pool(AsyncBaseProvider):
             by_number = ("eth_getBlockByNumber", [hex(landmark), False])
             requests.append(("eth_blockNumber", []) if self.landmark is None else by_number)
         chain_id, first, *more = await _results(provider, requests)
-        self._compare_ids(member, int(chain_id, 16))
+        self._compare_chain_ids(member, int(chain_id, 16))
         genesis = str(first["hash"])
         self.genesis = self.genesis or genesis
         if genesis != self.genesis:
-            self._turn_away(
+            self._exclude(
                 member,
                 f"serves another chain {self._chain_id} than "
                 f"{'before' if len(self.members) == 1 else 'the other endpoints, or than before'}: "
@@ -480,71 +480,71 @@ class Pool(AsyncBaseProvider):
         if more[0] is None:
             raise TransientEndpointError(
                 f"The endpoint {provider.place} does not know block {landmark} of this chain",
-                hint="Wait until it has caught up. A chain that was begun anew lacks it as well: "
+                hint="Wait until it has caught up. A restarted chain lacks it as well: "
                 f"then {_ANOTHER_CHAIN[0].lower()}{_ANOTHER_CHAIN[1:]}",
             )
         block_hash = str(more[0]["hash"])
         self.landmark = self.landmark or block_hash
         if block_hash != self.landmark:
-            self._turn_away(
+            self._exclude(
                 member,
                 f"serves another chain {self._chain_id} than before: its block {landmark} is "
                 f"{block_hash}, not {self.landmark}",
                 _ANOTHER_CHAIN,
             )
 
-    def _compare_ids(self, member: Member, chain_id: int) -> None:
+    def _compare_chain_ids(self, member: Member, chain_id: int) -> None:
         # The first endpoint to answer sets the chain ID that the others must have.
         self._chain_id = chain_id if self._chain_id is None else self._chain_id
         if chain_id != self._chain_id:
-            self._turn_away(
+            self._exclude(
                 member,
                 f"serves chain {chain_id}, not chain {self._chain_id}",
-                "Give the endpoint of the chain that the deployment record was made on.",
+                "Give an endpoint of the chain of the deployment record.",
             )
 
-    def _turn_away(self, member: Member, words: str, hint: str) -> NoReturn:
+    def _exclude(self, member: Member, problem: str, hint: str) -> NoReturn:
         place = member.provider.place
-        member.wrong = WrongEndpointError(f"The endpoint {place} {words}", hint=hint)
-        _log.error("endpoint_is_wrong", error=member.wrong.message)
-        raise member.wrong
+        member.exclusion = WrongEndpointError(f"The endpoint {place} {problem}", hint=hint)
+        _log.error("endpoint_is_wrong", error=member.exclusion.message)
+        raise member.exclusion
 
     # -- comparison of the heads
 
     def _compare_when_due(self) -> None:
         """Compare all heads periodically, in the background."""
-        idle = self._comparing is None or self._comparing.done()
-        if len(self.members) > 1 and idle and time.monotonic() - self._compared >= PROBE_SECONDS:
-            self._comparing = asyncio.create_task(self._compare(), name="endpoint heads")
+        idle = self._comparison is None or self._comparison.done()
+        if len(self.members) > 1 and idle and time.monotonic() - self._compared_at >= PROBE_SECONDS:
+            self._comparison = asyncio.create_task(self._compare_heads(), name="endpoint heads")
 
-    async def _compare(self) -> None:
+    async def _compare_heads(self) -> None:
         """Read all heads concurrently and record each endpoint's lag behind the best one."""
-        self._compared = time.monotonic()
+        self._compared_at = time.monotonic()
         heads = await asyncio.gather(*(self._head(each) for each in self.members))
-        best, seen_at = self._best
+        best, seen_at = self._best_head
         if time.monotonic() - seen_at > _HEAD_MEMORY:
             best = -1
         if max(heads) >= best:
-            self._best = (max(heads), time.monotonic())
+            self._best_head = (max(heads), time.monotonic())
         for member, head in zip(self.members, heads, strict=True):
             if head < 0:
-                self._figures.compared(member.provider.place, up=False)
+                self._endpoint_metrics.compared(member.provider.place, up=False)
                 continue
             lag, before = max(best, *heads) - head, member.lag
             member.head, member.lag = head, lag
             up = lag <= self._max_lag
-            self._figures.compared(member.provider.place, up=up, lag=lag)
+            self._endpoint_metrics.compared(member.provider.place, up=up, lag=lag)
             if up != (before <= self._max_lag):
                 event = "endpoint_caught_up" if up else "endpoint_behind"
                 _log.warning(event, endpoint=member.provider.place, blocks=lag, head=head)
 
     async def _head(self, member: Member) -> int:
         """Return the head of an endpoint; -1 if it fails, has a cooldown or is excluded."""
-        if member.wrong is not None or member.cooldown_until > time.monotonic():
+        if member.exclusion is not None or member.cooldown_until > time.monotonic():
             return -1
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT):
-                await self._know(member)
+                await self._verify(member)
                 return int(await _result(member.provider, "eth_blockNumber"), 16)
         except (EndpointError, TimeoutError, TypeError, ValueError) as error:
             if member is not self._current:
@@ -552,15 +552,17 @@ class Pool(AsyncBaseProvider):
             return -1
 
 
-async def _results(provider: CheckedProvider, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+async def _results(
+    provider: CheckedProvider, requests: Sequence[tuple[str, list[Any]]]
+) -> list[Any]:
     """Return the results of one batch."""
     responses: Any = await provider.make_batch_request(
-        [(RPCEndpoint(method), params) for method, params in asked]
+        [(RPCEndpoint(method), params) for method, params in requests]
     )
     for response in responses:
         if "error" in response:
             message = str(response["error"])[:200]
-            raise EndpointError(f"The endpoint {provider.place} is no usable node: {message}")
+            raise EndpointError(f"The endpoint {provider.place} is not a usable node: {message}")
     return [response["result"] for response in responses]
 
 
@@ -568,16 +570,16 @@ async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
     response = await provider.make_request(RPCEndpoint(method), list(params))
     if "error" in response:
         message = str(response["error"])[:200]
-        raise EndpointError(f"The endpoint {provider.place} is no usable node: {message}")
+        raise EndpointError(f"The endpoint {provider.place} is not a usable node: {message}")
     return response["result"]
 
 
-def _lacks(answer: Any) -> bool:
+def _lacks_method(answer: Any) -> bool:
     """Return whether the endpoint lacks the method of the request, or of one in a batch."""
     return any(map(lacks_method, answer if isinstance(answer, list) else [answer]))
 
 
-def _together(errors: Sequence[EndpointError]) -> EndpointError:
+def _combined(errors: Sequence[EndpointError]) -> EndpointError:
     """Combine errors into one; it is transient if any of them is."""
     if len(errors) == 1 or all(isinstance(error, WrongEndpointError) for error in errors):
         return errors[0]
@@ -590,7 +592,7 @@ def _together(errors: Sequence[EndpointError]) -> EndpointError:
     return combined
 
 
-def _may_pass_later(error: Exception) -> bool | float:
+def _is_retryable(error: Exception) -> bool | float:
     """Return whether to retry, or the seconds to wait first if the endpoint gave them."""
     if not isinstance(error, TransientEndpointError):
         return False

@@ -18,7 +18,7 @@ _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
-class UnfitError(ValueError):
+class InvalidResultError(ValueError):
     """A required field of a result is missing or invalid."""
 
 
@@ -29,7 +29,7 @@ def checked(method: str, result: Any) -> Any:
     logs are merged, and logs marked as removed are left out.
 
     Raises:
-        UnfitError: It is not a valid result of that method.
+        InvalidResultError: It is not a valid result of that method.
     """
     check = _CHECKS.get(method)
     return result if check is None else check(result)
@@ -117,38 +117,44 @@ _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
 
 
 #: Known fields that may be null, because the object is not in a block or has no such part.
-_NULL: Final = frozenset({"to", "blockNumber", "blockHash", "transactionIndex", "contractAddress"})
+_NULLABLE: Final = frozenset(
+    {"to", "blockNumber", "blockHash", "transactionIndex", "contractAddress"}
+)
 #: Fields that web3 formats but that are not read here; they change with every fork.
 _DROPPED: Final = frozenset({"authorizationList", "publicKey", "raw", "standardV"})
 
 
-def _record(*needed: str) -> Callable[[Any], dict[str, Any]]:
+def _object_with(*required: str) -> Callable[[Any], dict[str, Any]]:
     """Return a check for an object with these required fields, which drops other invalid fields."""
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise UnfitError("no object")
-        for name in needed:
+            raise InvalidResultError("no object")
+        for name in required:
             field = value.get(name)
-            if field is None or type(field) is int or not _fits(name, field):
-                raise UnfitError(f"no proper {name}")
+            if field is None or type(field) is int or not _is_valid_field(name, field):
+                raise InvalidResultError(f"no proper {name}")
         return {
             name: field
             for name, field in value.items()
             if name not in _DROPPED
-            and (_fits(name, field) if field is not None else name in _NULL or name not in _FIELDS)
+            and (
+                _is_valid_field(name, field)
+                if field is not None
+                else name in _NULLABLE or name not in _FIELDS
+            )
         }
 
     return check
 
 
-def _fits(name: str, value: Any) -> bool:
+def _is_valid_field(name: str, value: Any) -> bool:
     field = _FIELDS.get(name)
     return field is None or field(value)
 
 
-_log = _record("address", "topics", "data")
-_placed_log = _record(
+_log = _object_with("address", "topics", "data")
+_placed_log = _object_with(
     "address", "topics", "data", "blockNumber", "blockHash", "transactionHash", "logIndex"
 )
 
@@ -156,7 +162,7 @@ _placed_log = _record(
 def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> list[Any]:
     """Return the logs without duplicates; a log is identified by block hash and index."""
     if not isinstance(value, list):
-        raise UnfitError("no list of logs")
+        raise InvalidResultError("no list of logs")
     logs: dict[Any, dict[str, Any]] = {}
     for log in map(check, value):
         if log.get("removed") is True:
@@ -165,7 +171,7 @@ def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> l
         key = len(logs) if None in position else position
         known = logs.setdefault(key, log)
         if any(known.get(name) != log.get(name) for name in ("address", "topics", "data")):
-            raise UnfitError("two logs of one place")
+            raise InvalidResultError("two logs of one place")
     return list(logs.values())
 
 
@@ -180,7 +186,7 @@ def _block(value: Any) -> dict[str, Any]:
     block = _BLOCK(value)
     transactions = block.get("transactions")
     if transactions and isinstance(transactions[0], dict):
-        block["transactions"] = [_record("hash")(transaction) for transaction in transactions]
+        block["transactions"] = [_object_with("hash")(transaction) for transaction in transactions]
     return block
 
 
@@ -188,10 +194,10 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 
-def _plain(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
+def _valid_if(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
     def checked_value(value: Any) -> Any:
         if not check(value):
-            raise UnfitError("no proper value")
+            raise InvalidResultError("no proper value")
         return value
 
     return checked_value
@@ -199,13 +205,13 @@ def _plain(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
 
 def _fee_history(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not _all(_quantity)(value.get("baseFeePerGas")):
-        raise UnfitError("no base fees")
+        raise InvalidResultError("no base fees")
     rest = {name: field for name, field in value.items() if name != "baseFeePerGas"}
-    return _record()(rest) | {"baseFeePerGas": value["baseFeePerGas"]}
+    return _object_with()(rest) | {"baseFeePerGas": value["baseFeePerGas"]}
 
 
-_BLOCK: Final = _record("number", "hash", "timestamp")
-_RECEIPT: Final = _record(
+_BLOCK: Final = _object_with("number", "hash", "timestamp")
+_RECEIPT: Final = _object_with(
     "transactionHash", "blockHash", "blockNumber", "gasUsed", "status", "logs"
 )
 _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
@@ -215,14 +221,14 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
                 "eth_blockNumber", "eth_chainId", "eth_getTransactionCount", "eth_getBalance",
                 "eth_gasPrice", "eth_estimateGas", "eth_maxPriorityFeePerGas",
             ),
-            _plain(_quantity),
+            _valid_if(_quantity),
         ),
-        **dict.fromkeys(("eth_call", "eth_getCode", "eth_getStorageAt"), _plain(_bytes)),
-        "eth_sendRawTransaction": _plain(_hash),
+        **dict.fromkeys(("eth_call", "eth_getCode", "eth_getStorageAt"), _valid_if(_bytes)),
+        "eth_sendRawTransaction": _valid_if(_hash),
         "eth_getBlockByNumber": _or_none(_block),
         "eth_getBlockByHash": _or_none(_block),
         "eth_getTransactionReceipt": _or_none(_receipt),
-        "eth_getTransactionByHash": _or_none(_record("hash", "nonce")),
+        "eth_getTransactionByHash": _or_none(_object_with("hash", "nonce")),
         "eth_getLogs": _logs,
         "eth_feeHistory": _fee_history,
     }

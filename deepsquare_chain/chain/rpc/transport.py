@@ -73,18 +73,18 @@ class Transport:
             context.load_verify_locations(self.ca_file)
         except FileNotFoundError:
             raise NotFoundError(
-                f"There is no file of certificates {self.ca_file}", hint="Correct ca_file."
+                f"There is no certificate file {self.ca_file}", hint="Correct ca_file."
             ) from None
         except (OSError, ValueError) as error:  # OpenSSL raises an OSError for an invalid file
             raise UsageError(
-                f"{self.ca_file} holds no certificates: {_reason(error)}",
-                hint="ca_file is a file of certificates in PEM (-----BEGIN CERTIFICATE-----).",
+                f"{self.ca_file} holds no certificates: {_ssl_reason(error)}",
+                hint="ca_file is a certificate file in PEM format (-----BEGIN CERTIFICATE-----).",
             ) from None
         return context
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return the headers configured for the host of a URL; none for other hosts."""
-        host, port = _place(url)
+        host, port = _host_and_port(url)
         return {**self.headers.get(host, {}), **self.headers.get(f"{host}:{port}", {})}
 
 
@@ -94,11 +94,11 @@ def proxy_for(url: str) -> str | None:
     Raises:
         UsageError: The environment names an invalid proxy.
     """
-    host, port = _place(url)
+    host, port = _host_and_port(url)
     scheme = "https" if urlsplit(url).scheme in {"https", "wss"} else "http"
     proxies = urllib.request.getproxies_environment()
     value = proxies.get(scheme) or proxies.get("all")
-    if not value or _is_loopback(host) or _is_excepted(host, port, proxies.get("no", "")):
+    if not value or _is_loopback(host) or _is_proxy_exempt(host, port, proxies.get("no", "")):
         return None
     proxy = value if "://" in value else f"http://{value}"
     try:
@@ -108,16 +108,16 @@ def proxy_for(url: str) -> str | None:
         usable = False
     if not usable:
         raise UsageError(
-            f"The proxy {safe_url(proxy)} of the environment can't be used",
+            f"The proxy {safe_url(proxy)} of the environment is not valid",
             hint=f"{scheme.upper()}_PROXY must be a URL such as http://proxy.example:3128; "
-            "NO_PROXY names hosts to be asked without it.",
+            "NO_PROXY lists hosts to reach without it.",
         )
     return proxy
 
 
 def http_client(
     url: str,
-    way: Transport | None,
+    transport_settings: Transport | None,
     *,
     timeout: float | httpx2.Timeout,
     transport: httpx2.AsyncBaseTransport | None = None,
@@ -127,19 +127,19 @@ def http_client(
     Raises:
         UsageError: The environment names an invalid proxy.
     """
-    way = way or Transport()
+    transport_settings = transport_settings or Transport()
     return httpx2.AsyncClient(
         base_url=url,
         timeout=timeout,
         trust_env=False,
         proxy=proxy_for(url),
-        verify=way.context() or True,
-        headers=way.headers_for(url),
+        verify=transport_settings.context() or True,
+        headers=transport_settings.headers_for(url),
         transport=transport,
     )
 
 
-def why_failed(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """Describe why a service could not be reached."""
     if isinstance(error, httpx2.ConnectError):
         return tls_problem(error) or "no connection"
@@ -158,14 +158,14 @@ def tls_problem(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError) and reason:
             reason = reason.replace("_", " ").lower()
             if reason in {"wrong version number", "http request", "record layer failure"}:
-                return "it does not speak TLS: is it an http:// address?"
+                return "it does not use TLS: is it an http:// URL?"
             return f"no TLS connection: {reason}"
     return ""
 
 
 #: Hint for a certificate that was not accepted.
 CERTIFICATE_HINT: Final = (
-    "Name the authority's certificate with --ca-file (or ca_file in a file of settings), and check "
+    "Give the authority's certificate with --ca-file (or ca_file in a settings file), and check "
     "this machine's clock."
 )
 
@@ -183,7 +183,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def _place(url: str) -> tuple[str, int]:
+def _host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme, 0)
 
@@ -199,7 +199,7 @@ def _is_loopback(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
-def _is_excepted(host: str, port: int, exceptions: str) -> bool:
+def _is_proxy_exempt(host: str, port: int, exceptions: str) -> bool:
     """Return whether NO_PROXY matches a host: by name, suffix, network or port, or with *."""
     for pattern in re.split(r"[,\s]+", exceptions.strip().lower()):
         if pattern == "*":
@@ -228,19 +228,19 @@ def _read_headers(path: Path) -> dict[str, dict[str, str]]:
             mode = path.stat().st_mode
             raw = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise NotFoundError(f"There is no file of headers {path}", hint="Correct it.") from None
+        raise NotFoundError(f"There is no headers file {path}", hint="Correct it.") from None
     except OSError as error:
-        raise UsageError(f"The file of headers {path} can't be read: {error.strerror}") from None
+        raise UsageError(f"The headers file {path} can't be read: {error.strerror}") from None
     if stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(
-            f"The file of headers {path} can be read by others", hint=f"chmod 600 {path}"
+            f"The headers file {path} is readable by other users", hint=f"chmod 600 {path}"
         )
     try:
         body = tomllib.loads(raw[: MAX_FILE_BYTES + 1].decode("utf-8-sig"))
         return {str(host).lower(): _checked(values) for host, values in body.items()}
     except (TypeError, ValueError, RecursionError):  # the original message may quote a key
         raise UsageError(
-            f"{path} is no file of headers",
+            f"{path} is not a headers file",
             hint='Write a table for each host, such as ["node.example"], and below it lines such '
             'as Authorization = "Bearer ...".',
         ) from None
@@ -251,15 +251,15 @@ def _checked(values: Any) -> dict[str, str]:
         raise TypeError("no table")
     for name, value in values.items():
         if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
-            raise ValueError("no name of a header that can be given")
+            raise ValueError("not a header name that can be configured")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise ValueError("no text of a header")
+            raise ValueError("not a valid header value")
         hide_secret(value)
         hide_secret(value.rpartition(" ")[2])
     return dict(values)
 
 
-def _reason(error: Exception) -> str:
+def _ssl_reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "no PEM").replace("_", " ").lower()
     return getattr(error, "strerror", None) or "no PEM"

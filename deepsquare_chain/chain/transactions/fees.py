@@ -46,12 +46,12 @@ class Market:
     """Current gas prices and block size.
 
     Attributes:
-        least: Minimum fee for the next block.
+        minimum: Minimum fee for the next block.
         fees: Fees that stay sufficient for several full blocks.
         block_gas: Gas limit of a block.
     """
 
-    least: int
+    minimum: int
     fees: Fees
     block_gas: int
 

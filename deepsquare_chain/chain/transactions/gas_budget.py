@@ -23,10 +23,10 @@ DAY: Final = 86_400
 LOW_TRANSACTIONS: Final = 50
 LOW_DAYS: Final = 2.0
 #: Seconds of history that are needed before a cost per day is estimated.
-_LEAST_SPAN: Final = 3_600
+_MIN_SPAN: Final = 3_600
 #: Seconds between two reads of the balance, and between two warnings.
-_LOOK_EVERY: Final = 60.0
-_WARN_EVERY: Final = 3_600.0
+_CHECK_INTERVAL: Final = 60.0
+_WARN_INTERVAL: Final = 3_600.0
 _log = structlog.get_logger(__name__)
 
 
@@ -60,7 +60,7 @@ class GasBudget:
         few = self.transactions is not None and self.transactions < LOW_TRANSACTIONS
         return few or (self.days is not None and self.days < LOW_DAYS) or self.balance == 0
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Return a readable description."""
         balance = f"{format_credits(self.balance)} coin for gas"
         if self.free:
@@ -68,7 +68,7 @@ class GasBudget:
         if self.transactions is None:
             return balance
         text = f"{balance}: enough for about {self.transactions:,} transactions"
-        return text if self.days is None else f"{text}, or {self.days:,.1f} days as of late"
+        return text if self.days is None else f"{text}, or {self.days:,.1f} days at the recent rate"
 
 
 def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
@@ -84,7 +84,7 @@ def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> Ga
     per_transaction = -(-sum(fee for _, fee in spent) // len(spent))
     today = [(sent, fee) for sent, fee in spent if now - sent <= DAY]
     span = now - min((sent for sent, _ in today), default=now)
-    if span < _LEAST_SPAN:
+    if span < _MIN_SPAN:
         return GasBudget(balance, per_transaction)
     per_day = int(sum(fee for _, fee in today) * DAY / span)
     return GasBudget(balance, per_transaction, per_day)
@@ -99,30 +99,30 @@ class GasMonitor:
         self._w3 = w3
         self._address = address
         self._outbox = outbox
-        self._looked: float | None = None
-        self._warned: float | None = None
+        self._checked_at: float | None = None
+        self._warned_at: float | None = None
         self._metrics = metrics
         if metrics is not None:
             self._count = metrics.gauge(
-                "gas_runway_transactions", "Transactions that the coin for gas still pays."
+                "gas_runway_transactions", "Transactions that the coin for gas is sufficient for."
             )
             self._seconds = metrics.gauge(
                 "gas_runway_seconds",
                 "Seconds that the coin for gas lasts at the latest day's rate.",
             )
 
-    async def look(self) -> None:
+    async def check_balance(self) -> None:
         """Read the balance if a check is due, export it, and log a warning if it is low.
 
         Raises:
             EndpointError: The node does not answer.
         """
         now = time.monotonic()
-        if self._looked is not None and now - self._looked < _LOOK_EVERY:
+        if self._checked_at is not None and now - self._checked_at < _CHECK_INTERVAL:
             return
         address = to_checksum_address(self._address)
         balance = int(await self._w3.eth.get_balance(address, "latest"))
-        self._looked = now
+        self._checked_at = now
         budget = gas_budget(balance, self._outbox.spent(), time.time())
         if budget.low and await is_gas_free(self._w3):
             budget = replace(budget, free=True)
@@ -130,6 +130,6 @@ class GasMonitor:
             seconds = None if budget.days is None else budget.days * DAY
             for gauge, value in ((self._count, budget.transactions), (self._seconds, seconds)):
                 gauge.set(float("nan") if value is None else value)
-        if budget.low and (self._warned is None or now - self._warned >= _WARN_EVERY):
-            self._warned = now
-            _log.warning("gas_runs_out", account=self._address, left=budget.words())
+        if budget.low and (self._warned_at is None or now - self._warned_at >= _WARN_INTERVAL):
+            self._warned_at = now
+            _log.warning("gas_runs_out", account=self._address, left=budget.describe())

@@ -63,19 +63,19 @@ class Spender:
 async def find_spender(w3: AsyncWeb3[Any], address: str, nonce: int) -> Spender | None:
     """Return the transaction of an account that used a nonce; None if the node can't return it."""
     try:
-        return await _find(w3, to_checksum_address(address), nonce)
+        return await _find_by_nonce(w3, to_checksum_address(address), nonce)
     except WrongEndpointError:
         raise
     except (EndpointError, Web3Exception, KeyError, TypeError, ValueError):
         return None
 
 
-def used_by(spender: Spender | None) -> str:
+def describe_spender(spender: Spender | None) -> str:
     """Describe the transaction that used a nonce, or that it was not found."""
-    return "in a transaction that the node can't show" if spender is None else str(spender)
+    return "in a transaction that the node does not return" if spender is None else str(spender)
 
 
-async def _find(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
+async def _find_by_nonce(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spender | None:
     """Find the block that used the nonce by binary search over the account's transaction count."""
     high = int(await w3.eth.block_number)
     low, step = high, 1
@@ -110,34 +110,36 @@ class _UnsignedError(Exception):
         self.nonce = nonce
 
 
-class Outcome(Enum):
+class BroadcastOutcome(Enum):
     """Result of a broadcast."""
 
-    TAKEN = auto()  # the node has it, from this broadcast or an earlier one
+    ACCEPTED = auto()  # the node has it, from this broadcast or an earlier one
     UNCLEAR = auto()  # no valid response, or an unclassified error: the node may have it
-    GAP = auto()  # the node lacks a transaction with an earlier nonce
+    NONCE_GAP = auto()  # the node lacks a transaction with an earlier nonce
     UNDERPRICED = auto()  # rejected at this fee
     NONCE_USED = auto()  # the nonce is used on the chain or by another transaction
-    NO_MONEY = auto()  # the account can't pay the gas
-    BUSY = auto()  # the node's mempool is full
-    REFUSED = auto()  # rejected permanently
+    INSUFFICIENT_FUNDS = auto()  # the account can't pay the gas
+    MEMPOOL_FULL = auto()  # the node's mempool is full
+    REJECTED = auto()  # rejected permanently
 
 
 _OUTCOMES: Final = {
-    NodeError.ALREADY_KNOWN: Outcome.TAKEN,
-    NodeError.NONCE_TOO_LOW: Outcome.NONCE_USED,
-    NodeError.NONCE_TOO_HIGH: Outcome.GAP,
-    NodeError.UNDERPRICED: Outcome.UNDERPRICED,
-    NodeError.REPLACEMENT_UNDERPRICED: Outcome.NONCE_USED,
-    NodeError.NO_GAS_MONEY: Outcome.NO_MONEY,
-    NodeError.POOL_FULL: Outcome.BUSY,
-    NodeError.INVALID: Outcome.REFUSED,
+    NodeError.ALREADY_KNOWN: BroadcastOutcome.ACCEPTED,
+    NodeError.NONCE_TOO_LOW: BroadcastOutcome.NONCE_USED,
+    NodeError.NONCE_TOO_HIGH: BroadcastOutcome.NONCE_GAP,
+    NodeError.UNDERPRICED: BroadcastOutcome.UNDERPRICED,
+    NodeError.REPLACEMENT_UNDERPRICED: BroadcastOutcome.NONCE_USED,
+    NodeError.INSUFFICIENT_FUNDS: BroadcastOutcome.INSUFFICIENT_FUNDS,
+    NodeError.POOL_FULL: BroadcastOutcome.MEMPOOL_FULL,
+    NodeError.INVALID: BroadcastOutcome.REJECTED,
 }
 #: JSON-RPC error code of a request that could not be parsed, so that no transaction was accepted.
 _PARSE_ERROR: Final = -32700
 
 
-async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3RPCError | None]:
+async def broadcast(
+    w3: AsyncWeb3[Any], attempt: Attempt
+) -> tuple[BroadcastOutcome, Web3RPCError | None]:
     """Broadcast a signed transaction once; failures of the node or network are not raised.
 
     Raises:
@@ -148,38 +150,38 @@ async def broadcast(w3: AsyncWeb3[Any], attempt: Attempt) -> tuple[Outcome, Web3
     except Web3RPCError as error:
         body = error_body(error)
         if body.get("code") == _PARSE_ERROR or is_unsupported(body):
-            return Outcome.REFUSED, error
-        outcome = _OUTCOMES.get(classify(error), Outcome.UNCLEAR)
-        if outcome is Outcome.REFUSED:
-            outcome = await look(w3, attempt)
+            return BroadcastOutcome.REJECTED, error
+        outcome = _OUTCOMES.get(classify(error), BroadcastOutcome.UNCLEAR)
+        if outcome is BroadcastOutcome.REJECTED:
+            outcome = await look_up(w3, attempt)
         return outcome, error
     except WrongEndpointError:
         raise
     except EndpointError:
-        return Outcome.UNCLEAR, None
-    return Outcome.TAKEN, None
+        return BroadcastOutcome.UNCLEAR, None
+    return BroadcastOutcome.ACCEPTED, None
 
 
-async def look(w3: AsyncWeb3[Any], attempt: Attempt) -> Outcome:
+async def look_up(w3: AsyncWeb3[Any], attempt: Attempt) -> BroadcastOutcome:
     """Look a transaction up at the node, independently of the response to its broadcast."""
     try:
         await w3.eth.get_transaction(HexBytes(attempt.tx_hash))
     except TransactionNotFound:
-        return Outcome.REFUSED
+        return BroadcastOutcome.REJECTED
     except (Web3RPCError, EndpointError):
-        return Outcome.UNCLEAR
-    return Outcome.TAKEN
+        return BroadcastOutcome.UNCLEAR
+    return BroadcastOutcome.ACCEPTED
 
 
-def refusal(error: Web3RPCError | None) -> str:
+def error_text(error: Web3RPCError | None) -> str:
     """Return the node's error message, or "no answer"."""
     return "no answer" if error is None else node_message(error)
 
 
 #: Lookups of our own transaction before a used nonce counts as a conflict.
-_OWN_LOOKS: Final = 5
+_OWN_LOOKUPS: Final = 5
 #: Number of nonce conflicts whose transactions are looked up and kept.
-_SHOWN: Final = 4
+_MAX_CONFLICTS: Final = 4
 #: Blocks after the first head in which transactions sent before this program's start may be mined.
 _OLD_BLOCKS: Final = 8
 #: Seconds for which a lower head means that the node lags, and not that the chain became shorter.
@@ -208,24 +210,26 @@ class NonceManager:
         self.attended: set[int] = set()
         self._preflight = preflight
         self._chain_id = chain_id
-        self._poll = poll
+        self._poll_interval = poll
         self._lock = asyncio.Lock()
         self._floor = 0  # minimum nonce of the next transaction, after a nonce conflict
-        self._count: int | None = None  # the account's nonce on the chain at the last poll
-        self._head = (-1, 0.0)  # highest head that was reported, and when
-        self._began = -1  # head at the first poll
-        self._tended: tuple[int, int, float] | None = None  # head, nonce and time of the last poll
+        self._chain_nonce: int | None = None  # the account's nonce on the chain at the last poll
+        self._highest_head = (-1, 0.0)  # highest head that was reported, and when
+        self._first_head = -1  # head at the first poll
+        self._last_poll: tuple[int, int, float] | None = (
+            None  # head, nonce and time of the last poll
+        )
         #: Header of the latest block at the last poll, in JSON-RPC form.
         self.latest: Mapping[str, Any] = {}
         #: The node's error message by entry ID, for rejections that could not be classified.
-        self.refusals: dict[int, str] = {}
+        self.node_errors: dict[int, str] = {}
         #: The latest transactions of this account that another program sent after the start of
         #: this one.
         self.conflicts: list[Spender] = []
         self._metrics = metrics
         if metrics is not None:
-            description = "Nonces of the wallet that somebody else used."
-            self._foreign = metrics.counter("foreign_nonces", description)
+            description = "Nonces of the wallet that another program used."
+            self._conflict_counter = metrics.counter("foreign_nonces", description)
 
     async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
         """Record and broadcast a call; the node has the returned entry, or may have it.
@@ -238,20 +242,24 @@ class NonceManager:
         async with self._lock:
             while True:
                 fees = await self._preflight.fees(call, gas, deadline)
-                head, floor = await self._tended_lately()
+                head, floor = await self._recent_head_and_nonce()
 
                 floor, self._floor = max(floor, self._floor), 0
                 entry = await self._append(call, gas, floor, fees, head, key=key)
                 with self._attending(entry):
                     crash_point("sender.recorded")
-                    outcome, error = await self._hand_over(entry)
-                    if outcome in (Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP):
+                    outcome, error = await self._broadcast_entry(entry)
+                    if outcome in (
+                        BroadcastOutcome.ACCEPTED,
+                        BroadcastOutcome.UNCLEAR,
+                        BroadcastOutcome.NONCE_GAP,
+                    ):
                         return self._outbox.entry(entry.id)
-                    self._tended = None
-                    self._give_up(entry, outcome, error, deadline)
-                    if outcome is Outcome.NONCE_USED:
+                    self._last_poll = None
+                    self._abandon(entry, outcome, error, deadline)
+                    if outcome is BroadcastOutcome.NONCE_USED:
                         self._floor = await self._next_nonce()
-                await asyncio.sleep(self._poll)
+                await asyncio.sleep(self._poll_interval)
 
     @contextmanager
     def _attending(self, entry: Entry) -> Iterator[None]:
@@ -263,39 +271,41 @@ class NonceManager:
             self.attended.discard(entry.id)
             raise
 
-    async def _hand_over(self, entry: Entry) -> tuple[Outcome, Web3RPCError | None]:
+    async def _broadcast_entry(self, entry: Entry) -> tuple[BroadcastOutcome, Web3RPCError | None]:
         """Broadcast a recorded entry and return the outcome for its nonce."""
         outcome, error = await self._broadcast(entry.id, entry.latest)
         crash_point("sender.broadcast")
-        if outcome is Outcome.UNDERPRICED:
+        if outcome is BroadcastOutcome.UNDERPRICED:
             outcome, error = await self._replace(entry)
-        if outcome is Outcome.NONCE_USED:
-            outcome = await self._whose(entry)
+        if outcome is BroadcastOutcome.NONCE_USED:
+            outcome = await self._resolve_used_nonce(entry)
         return outcome, error
 
-    async def _whose(self, entry: Entry) -> Outcome:
+    async def _resolve_used_nonce(self, entry: Entry) -> BroadcastOutcome:
         """Determine whether our own transaction or another one has the nonce.
 
         It is our own if another task of this outbox broadcast it first. The lookup is repeated,
         because a node may return a transaction later than it counts its nonce.
         """
-        for _ in range(_OWN_LOOKS):
+        for _ in range(_OWN_LOOKUPS):
             for attempt in self._outbox.entry(entry.id).attempts:
-                outcome = await look(self._w3, attempt)
-                if outcome is not Outcome.REFUSED:
+                outcome = await look_up(self._w3, attempt)
+                if outcome is not BroadcastOutcome.REJECTED:
                     return outcome
-            await asyncio.sleep(self._poll)
+            await asyncio.sleep(self._poll_interval)
         if await self._nonce() <= entry.nonce:
-            return Outcome.NONCE_USED  # the mempool holds another transaction with this nonce
+            return (
+                BroadcastOutcome.NONCE_USED
+            )  # the mempool holds another transaction with this nonce
         # A node may return a transaction only later: give up only if another one is found.
         spender = await find_spender(self._w3, self._account.address, entry.nonce)
         if spender is None:
-            return Outcome.UNCLEAR
+            return BroadcastOutcome.UNCLEAR
         own_hashes = {attempt.tx_hash for attempt in self._outbox.entry(entry.id).attempts}
         if spender.tx_hash in own_hashes:
-            return Outcome.TAKEN
-        self.note_foreign(spender)
-        return Outcome.NONCE_USED
+            return BroadcastOutcome.ACCEPTED
+        self.record_conflict(spender)
+        return BroadcastOutcome.NONCE_USED
 
     async def _nonce(self) -> int:
         """Return the account's next nonce at the latest block."""
@@ -310,8 +320,8 @@ class NonceManager:
         address = to_checksum_address(self._account.address)
         return int(await self._w3.eth.get_transaction_count(address, "pending"))
 
-    def _give_up(
-        self, entry: Entry, outcome: Outcome, error: Web3RPCError | None, deadline: float
+    def _abandon(
+        self, entry: Entry, outcome: BroadcastOutcome, error: Web3RPCError | None, deadline: float
     ) -> None:
         """Abandon an entry that the node does not have, which frees its nonce.
 
@@ -319,12 +329,12 @@ class NonceManager:
             InsufficientFundsError: The account can't pay the gas.
             EndpointError: It was rejected permanently, or `deadline` has passed.
         """
-        message = refusal(error)
+        message = error_text(error)
         self._outbox.set_state(entry.id, TxState.ABANDONED, note=message)
-        if outcome is Outcome.NO_MONEY:
-            raise self._preflight.no_money(f"for {entry.call.label!r}: {message}")
-        if outcome is Outcome.REFUSED or time.monotonic() > deadline:
-            raise EndpointError(f"The node turned down {entry.call.label!r}: {message}")
+        if outcome is BroadcastOutcome.INSUFFICIENT_FUNDS:
+            raise self._preflight.insufficient_funds(f"for {entry.call.label!r}: {message}")
+        if outcome is BroadcastOutcome.REJECTED or time.monotonic() > deadline:
+            raise EndpointError(f"The node rejected {entry.call.label!r}: {message}")
 
     async def replace(self, entry: Entry) -> None:
         """Replace a transaction with higher fees, unless it was replaced meanwhile."""
@@ -333,7 +343,7 @@ class NonceManager:
             if tx.state is TxState.OPEN and tx.latest == entry.latest:
                 await self._replace(tx)
 
-    async def outbid(self, entry: Entry, *, cancel: bool) -> None:
+    async def replace_now(self, entry: Entry, *, cancel: bool) -> None:
         """Replace a transaction on request: the same call with higher fees, or a cancellation.
 
         Raises:
@@ -342,7 +352,7 @@ class NonceManager:
             InsufficientFundsError: The account can't pay it.
         """
         async with self._lock:
-            await self._tend()
+            await self._reconcile()
             tx = self._outbox.entry(entry.id)
             if tx.state is not TxState.OPEN or await self.receipt(tx.attempts) is not None:
                 raise UsageError(
@@ -350,7 +360,7 @@ class NonceManager:
                     "replace",
                     hint=f"See `deepsquare tx show {tx.id}`.",
                 )
-            fees = await self._raised(tx)
+            fees = await self._raised_fees(tx)
             if fees.max_fee > self._preflight.ceiling:
                 raise UsageError(
                     f"A replacement of {tx.call.label!r} must offer {fees.max_fee / GWEI:.3f} "
@@ -358,21 +368,25 @@ class NonceManager:
                     hint="Raise the ceiling with --max-fee-gwei, or wait until it is mined.",
                 )
             outcome, error = await self._replace(tx, cancel=cancel or tx.latest.cancels)
-            if outcome is Outcome.NO_MONEY:
-                raise self._preflight.no_money(f"for a replacement: {refusal(error)}")
-            if outcome not in {Outcome.TAKEN, Outcome.UNCLEAR, Outcome.GAP}:
-                raise EndpointError(f"The node turned the replacement down: {refusal(error)}")
+            if outcome is BroadcastOutcome.INSUFFICIENT_FUNDS:
+                raise self._preflight.insufficient_funds(f"for a replacement: {error_text(error)}")
+            if outcome not in {
+                BroadcastOutcome.ACCEPTED,
+                BroadcastOutcome.UNCLEAR,
+                BroadcastOutcome.NONCE_GAP,
+            }:
+                raise EndpointError(f"The node rejected the replacement: {error_text(error)}")
 
-    async def give_up(self, entry: Entry) -> None:
+    async def cancel_rejected(self, entry: Entry) -> None:
         """Cancel a transaction that nodes reject, by using up its nonce with an empty transfer."""
         async with self._lock:
             tx = self._outbox.entry(entry.id)
             if tx.state is TxState.OPEN and not tx.latest.cancels:
-                message = self.refusals.get(entry.id, "")
+                message = self.node_errors.get(entry.id, "")
                 _log.error("transaction_refused", label=entry.call.label, error=message)
                 await self._replace(tx, cancel=True)
 
-    async def fill(self, nonce: int) -> None:
+    async def fill_gap(self, nonce: int) -> None:
         """Fill a nonce gap that blocks later transactions, with an empty transfer to itself."""
         async with self._lock:
             if any(recorded.nonce == nonce for recorded in self._outbox.entries_from(nonce)):
@@ -398,23 +412,23 @@ class NonceManager:
         except (TransactionNotFound, Web3RPCError, EndpointError):
             await self._broadcast(entry.id, entry.latest)
         else:
-            self.refusals.pop(entry.id, None)
+            self.node_errors.pop(entry.id, None)
 
     async def _broadcast(
         self, entry_id: int, attempt: Attempt
-    ) -> tuple[Outcome, Web3RPCError | None]:
+    ) -> tuple[BroadcastOutcome, Web3RPCError | None]:
         """Broadcast an attempt, and keep the node's error message if it is unclassified."""
         outcome, error = await broadcast(self._w3, attempt)
-        if outcome is Outcome.UNCLEAR and error is not None:
-            self.refusals[entry_id] = refusal(error)
-        elif outcome is Outcome.TAKEN:
-            self.refusals.pop(entry_id, None)
+        if outcome is BroadcastOutcome.UNCLEAR and error is not None:
+            self.node_errors[entry_id] = error_text(error)
+        elif outcome is BroadcastOutcome.ACCEPTED:
+            self.node_errors.pop(entry_id, None)
         return outcome, error
 
-    async def tend(self) -> None:
+    async def reconcile(self) -> None:
         """Reconcile the outbox with the chain: resend lost transactions, settle mined ones."""
         async with self._lock:
-            await self._tend()
+            await self._reconcile()
 
     async def receipt(self, attempts: Sequence[Attempt]) -> Any | None:
         """Return the receipt of the attempt that was mined, or None."""
@@ -429,68 +443,73 @@ class NonceManager:
         """Record the final state and the fee of a mined transaction."""
         state = outcome_of(entry, receipt)
         self._outbox.set_state(entry.id, state, mined_hash=hash_of(receipt), fee=fee_of(receipt))
-        self.refusals.pop(entry.id, None)
+        self.node_errors.pop(entry.id, None)
 
     # -- with the lock held
 
-    async def _tended_lately(self) -> tuple[int, int]:
-        """Return the result of `_tend`, run once per poll interval for concurrent sends."""
-        if self._tended is not None and time.monotonic() - self._tended[2] < self._poll:
-            return self._tended[:2]
-        return await self._tend()
+    async def _recent_head_and_nonce(self) -> tuple[int, int]:
+        """Return the result of `_reconcile`, run once per poll interval for concurrent sends."""
+        if (
+            self._last_poll is not None
+            and time.monotonic() - self._last_poll[2] < self._poll_interval
+        ):
+            return self._last_poll[:2]
+        return await self._reconcile()
 
-    async def _tend(self) -> tuple[int, int]:
-        """Run `tend`; return the head and the account's next nonce on the chain."""
-        self._tended = None
-        head, count = await self._look_at_latest()
+    async def _reconcile(self) -> tuple[int, int]:
+        """Run `reconcile`; return the head and the account's next nonce on the chain."""
+        self._last_poll = None
+        head, count = await self._latest_header_and_nonce()
         polled_at = time.monotonic()
         lags = self._lags(head)
         if not lags:
-            await self._notice_foreign(head, count)
+            await self._check_conflicts(head, count)
         recorded = self._outbox.entries_from(count)
         if any(entry.state is not TxState.OPEN for entry in recorded) and not lags:
             # If the chain was restarted, the old bytes would be valid there as well.
-            await self._look_at_the_chain()
+            await self._verify_chain()
         for entry in recorded:
             if entry.state is not TxState.OPEN:
                 if lags:
                     continue  # the node has not seen its block yet
                 # A reorg removed the transaction, so that its nonce is unused again.
                 _log.warning("transaction_taken_back", label=entry.call.label, nonce=entry.nonce)
-                self._outbox.set_state(entry.id, TxState.OPEN, note="taken back by the chain")
+                self._outbox.set_state(entry.id, TxState.OPEN, note="removed by a reorg")
             await self.resend(entry)
         for entry in self._outbox.open_entries():
             if entry.nonce < count and (receipt := await self.receipt(entry.attempts)):
                 self.settle(entry, receipt)
-        self._tended = (head, count, polled_at)
+        self._last_poll = (head, count, polled_at)
         return head, count
 
-    async def _look_at_the_chain(self) -> None:
+    async def _verify_chain(self) -> None:
         """Verify that this is the chain on which the nonces were used.
 
         Raises:
             WrongEndpointError: It is another chain.
         """
-        doubt = getattr(self._w3.provider, "doubt", None)
-        if doubt is not None:
-            doubt()
-            await self.stand()
+        recheck_chain = getattr(self._w3.provider, "recheck_chain", None)
+        if recheck_chain is not None:
+            recheck_chain()
+            await self.head_and_nonce()
 
-    async def stand(self) -> tuple[int, int]:
+    async def head_and_nonce(self) -> tuple[int, int]:
         """Return the head and the account's next nonce on the chain, both from one node.
 
         Raises:
             EndpointError: The node does not answer, or gives an invalid response.
         """
-        head, count = await self._ask_with_nonce("eth_blockNumber", [])
+        head, count = await self._request_with_nonce("eth_blockNumber", [])
         return int(head, 16), count
 
-    async def _look_at_latest(self) -> tuple[int, int]:
-        """Return head and nonce as `stand` does, and store the header in `latest`."""
-        self.latest, count = await self._ask_with_nonce("eth_getBlockByNumber", ["latest", False])
+    async def _latest_header_and_nonce(self) -> tuple[int, int]:
+        """Return head and nonce as `head_and_nonce` does, and store the header in `latest`."""
+        self.latest, count = await self._request_with_nonce(
+            "eth_getBlockByNumber", ["latest", False]
+        )
         return int(self.latest["number"], 16), count
 
-    async def _ask_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
+    async def _request_with_nonce(self, method: str, params: list[Any]) -> tuple[Any, int]:
         """Return the result of a request and the account's next nonce, read just before it."""
         address = to_checksum_address(self._account.address)
         requests = [("eth_getTransactionCount", [address, "latest"]), (method, params)]
@@ -498,69 +517,69 @@ class NonceManager:
             count, result = await ask_all(self._w3, requests)
             return result, int(count, 16)
         except (TypeError, ValueError, Web3RPCError) as error:
-            raise EndpointError(f"The node gave no proper nonce: {str(error)[:200]}") from None
+            raise EndpointError(f"The node returned an invalid nonce: {str(error)[:200]}") from None
 
     def _lags(self, head: int) -> bool:
         """Return whether the node lags behind a higher head that was reported before.
 
         The higher head expires after `_LAG_SECONDS`, because a chain may become shorter.
         """
-        highest, seen_at = self._head
+        highest, seen_at = self._highest_head
         now = time.monotonic()
         if head < highest and now - seen_at < _LAG_SECONDS:
             return True
-        self._head = (head, now)
+        self._highest_head = (head, now)
         return False
 
-    async def _notice_foreign(self, head: int, count: int) -> None:
+    async def _check_conflicts(self, head: int, count: int) -> None:
         """Log the nonces that another program used since the last poll (nonce conflicts)."""
-        if self._began < 0:
-            self._began = head
-        before, self._count = self._count, count
+        if self._first_head < 0:
+            self._first_head = head
+        before, self._chain_nonce = self._chain_nonce, count
         if before is None or before >= count:
             return
         own_nonces = {entry.nonce for entry in self._outbox.entries_from(before)}
         conflicts = [nonce for nonce in range(before, count) if nonce not in own_nonces]
         if conflicts:
             spender = None
-            for nonce in conflicts[:_SHOWN]:
+            for nonce in conflicts[:_MAX_CONFLICTS]:
                 candidate = await find_spender(self._w3, self._account.address, nonce)
                 spender = spender or candidate
                 if candidate is not None:
-                    self.note_foreign(candidate)
+                    self.record_conflict(candidate)
             _log.warning(
                 "foreign_nonce",
                 account=self._account.address,
                 nonces=conflicts[:10],
-                used=used_by(spender),
-                hint="Another program uses this wallet: give each its own, or one --state-dir.",
+                used=describe_spender(spender),
+                hint="Another program uses this wallet. Use one wallet per program, or a common --state-dir.",
             )
             if self._metrics is not None:
-                self._metrics.add(self._foreign, amount=len(conflicts))
+                self._metrics.add(self._conflict_counter, amount=len(conflicts))
 
-    def note_foreign(self, spender: Spender) -> None:
+    def record_conflict(self, spender: Spender) -> None:
         """Keep a conflicting transaction, unless it may be older than this program's start."""
-        if spender not in self.conflicts and 0 <= self._began < spender.block - _OLD_BLOCKS:
-            self.conflicts = [*self.conflicts, spender][-_SHOWN:]
+        if spender not in self.conflicts and 0 <= self._first_head < spender.block - _OLD_BLOCKS:
+            self.conflicts = [*self.conflicts, spender][-_MAX_CONFLICTS:]
 
-    async def _raised(self, entry: Entry) -> Fees:
+    async def _raised_fees(self, entry: Entry) -> Fees:
         """Return the fees of the next attempt, both at least 12.5 % higher."""
         current = await market(self._w3)
         return Fees(entry.latest.max_fee, entry.latest.priority_fee).bumped(current.fees)
 
     async def _replace(
         self, entry: Entry, *, cancel: bool = False
-    ) -> tuple[Outcome, Web3RPCError | None]:
+    ) -> tuple[BroadcastOutcome, Web3RPCError | None]:
         """Broadcast a replacement transaction with higher fees.
 
         It has the same call, or is an empty transfer if the entry is or was cancelled.
         """
         last = entry.latest
-        fees = await self._raised(entry)
+        fees = await self._raised_fees(entry)
         if fees.max_fee > self._preflight.ceiling:
             # Mempools reject a smaller raise: wait until gas is cheaper.
             _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
-            return Outcome.UNCLEAR, None
+            return BroadcastOutcome.UNCLEAR, None
         cancel = cancel or last.cancels
         if fees == Fees(last.max_fee, last.priority_fee) and cancel is last.cancels:
             # If gas is free the fees do not rise: broadcast the same bytes again.

@@ -45,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
+class _PricesAndBalance:
     """Inputs that do not depend on the call: gas prices, and the account's coin in wei."""
 
     market: Market
@@ -69,9 +69,9 @@ class Preflight:
         self._w3 = w3
         self._address = address
         self.ceiling = ceiling
-        self._poll = poll
-        self._ground: _Ground | None = None
-        self._looking = asyncio.Lock()
+        self._poll_interval = poll
+        self._cached: _PricesAndBalance | None = None
+        self._lock = asyncio.Lock()
 
     async def simulate(self, call: Call) -> None:
         """Simulate a call on the latest block, or on the pending one if the chain mines on demand.
@@ -85,7 +85,7 @@ class Preflight:
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:
-            raise self.turned_down(call, error) from None
+            raise self.rejection(call, error) from None
 
     async def _block(self) -> BlockIdentifier:
         """Return the block to simulate on: "pending" if only this call causes the next block."""
@@ -95,18 +95,18 @@ class Preflight:
         """Return the gas limit for a call; raises the errors of `simulate`."""
         block = await self._block()
         try:
-            estimate, ground = await asyncio.gather(
+            estimate, account_state = await asyncio.gather(
                 self._w3.eth.estimate_gas(request(self._address, call), block),
-                self._look(),
+                self._prices_and_balance(),
             )
         except (ContractLogicError, Web3RPCError) as error:
             if revert_data(error) is None:
                 await self.simulate(call)  # some nodes give a revert reason for eth_call only
             if isinstance(error, ContractLogicError):
                 raise decode_revert(error) from None
-            raise self.turned_down(call, error) from None
+            raise self.rejection(call, error) from None
         factor, divisor = _MARGIN
-        cap = min(ground.market.block_gas, _MAX_GAS)
+        cap = min(account_state.market.block_gas, _MAX_GAS)
         limit = min(int(estimate) * factor // divisor + _EXTRA, cap) - secrets.randbelow(_SPREAD)
         return max(int(estimate), limit)
 
@@ -119,49 +119,49 @@ class Preflight:
             InsufficientFundsError: The account can't pay the fees.
         """
         while True:
-            ground = await self._look()
-            minimum = ground.market.least
+            account_state = await self._prices_and_balance()
+            minimum = account_state.market.minimum
             if minimum <= self.ceiling:
                 break
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(
-                    f"{call.label!r} was not sent: gas costs {minimum} wei, the ceiling is "
+                    f"{call.label!r} was not sent: the gas price is {minimum} wei, the ceiling is "
                     f"{self.ceiling} wei",
-                    hint="Raise the ceiling (max_fee_gwei) or wait for a cheaper hour.",
+                    hint="Raise the ceiling (max_fee_gwei) or wait until gas is cheaper.",
                 )
             _log.warning("gas_too_dear", label=call.label, wei=minimum, ceiling=self.ceiling)
-            await asyncio.sleep(self._poll)
-        fees = ground.market.fees.within(self.ceiling)
+            await asyncio.sleep(self._poll_interval)
+        fees = account_state.market.fees.within(self.ceiling)
         needed = gas * fees.max_fee + call.value
-        if ground.balance < needed:
-            self._ground = None  # the account may be funded at once
-            raise self.no_money(
-                f"for {call.label!r}: it has {format_credits(ground.balance)} of the chain's coin, "
+        if account_state.balance < needed:
+            self._cached = None  # the account may be funded at once
+            raise self.insufficient_funds(
+                f"for {call.label!r}: it has {format_credits(account_state.balance)} of the chain's coin, "
                 f"up to {format_credits(needed)} may be needed"
             )
         return fees
 
-    async def _look(self) -> _Ground:
+    async def _prices_and_balance(self) -> _PricesAndBalance:
         """Return prices and balance, requested once per poll interval for concurrent calls."""
-        async with self._looking:
-            if self._ground is None or time.monotonic() - self._ground.at >= self._poll:
+        async with self._lock:
+            if self._cached is None or time.monotonic() - self._cached.at >= self._poll_interval:
                 account = to_checksum_address(self._address)
                 prices, balance = await asyncio.gather(
                     market(self._w3), self._w3.eth.get_balance(account, "latest")
                 )
                 # The age counts from the response; otherwise each caller would ask a slow node.
-                self._ground = _Ground(prices, int(balance), time.monotonic())
-            return self._ground
+                self._cached = _PricesAndBalance(prices, int(balance), time.monotonic())
+            return self._cached
 
-    def turned_down(self, call: Call, error: Web3RPCError) -> GridError:
+    def rejection(self, call: Call, error: Web3RPCError) -> GridError:
         """Convert a node's rejection to a readable error."""
-        if classify(error) is NodeError.NO_GAS_MONEY:
-            return self.no_money(f"for {call.label!r}: {node_message(error)}")
+        if classify(error) is NodeError.INSUFFICIENT_FUNDS:
+            return self.insufficient_funds(f"for {call.label!r}: {node_message(error)}")
         if revert_data(error):
             return decode_revert(error)
-        return EndpointError(f"The node turned down {call.label!r}: {node_message(error)}")
+        return EndpointError(f"The node rejected {call.label!r}: {node_message(error)}")
 
-    def no_money(self, detail: str) -> InsufficientFundsError:
+    def insufficient_funds(self, detail: str) -> InsufficientFundsError:
         """Return the error for an account that can't pay its gas."""
         return InsufficientFundsError(
             f"The account {self._address} can't pay the gas {detail}",

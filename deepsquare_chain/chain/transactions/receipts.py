@@ -71,7 +71,9 @@ def _rollup_fee(receipt: Any) -> int:
     return int(fee, 16) if isinstance(fee, str) else int(fee)
 
 
-async def why_failed(w3: AsyncWeb3[Any], sender: str, entry: Entry, receipt: Any) -> RevertedError:
+async def revert_reason(
+    w3: AsyncWeb3[Any], sender: str, entry: Entry, receipt: Any
+) -> RevertedError:
     """Return the reason of a failed transaction, by repeating the call on its block's state."""
     tx_hash = hash_of(receipt)
     if int(receipt["gasUsed"]) >= entry.gas:
@@ -83,6 +85,6 @@ async def why_failed(w3: AsyncWeb3[Any], sender: str, entry: Entry, receipt: Any
     except (Web3RPCError, EndpointError):
         pass
     return UnknownRevertError(
-        f"{entry.call.label!r} was refused by the contract ({tx_hash})",
-        hint="The state has moved on since; look at it and try again.",
+        f"{entry.call.label!r} was rejected by the contract ({tx_hash})",
+        hint="The state may have changed meanwhile; check it and try again.",
     )

@@ -29,9 +29,9 @@ from deepsquare_chain.chain.transactions.gas_budget import GasMonitor
 from deepsquare_chain.chain.transactions.nonce_manager import (
     NonceManager,
     Spender,
+    describe_spender,
     find_spender,
     outcome_of,
-    used_by,
 )
 from deepsquare_chain.chain.transactions.outbox import Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
@@ -40,7 +40,7 @@ from deepsquare_chain.chain.transactions.receipts import (
     TxReceipt,
     hash_of,
     read_receipt,
-    why_failed,
+    revert_reason,
 )
 from deepsquare_chain.errors import EndpointError, GridError, StoreError, WaitTimeoutError
 from deepsquare_chain.faults import crash_point
@@ -55,16 +55,16 @@ __all__ = [
 
 #: A nonce conflict is reported only after this many checks without a receipt of our own, and, on a
 #: chain that mines no blocks meanwhile, only after this many seconds.
-_MISSES: Final = 6
-_MISSED_SECONDS: Final = 30.0
+_MIN_MISSES: Final = 6
+_MIN_MISSING_SECONDS: Final = 30.0
 #: Seconds after which a used nonce counts as a conflict although no node returns its transaction.
-_UNSHOWN_SECONDS: Final = 600.0
+_SPENDER_TIMEOUT: Final = 600.0
 #: Blocks of unclassified rejections after which the nonce is used up by a cancelling transaction.
-_DOOMED_BLOCKS: Final = 16
+_CANCEL_AFTER_BLOCKS: Final = 16
 #: Backoff in seconds while the endpoint fails: first and maximum delay.
-_FAILING: Final = (0.25, 5.0)
+_BACKOFF: Final = (0.25, 5.0)
 #: Polls with an unchanged head after which the receipt is requested anyway.
-_IDLE_LOOKS: Final = 8
+_IDLE_POLLS: Final = 8
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
@@ -80,7 +80,7 @@ class TransactionCancelledError(GridError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pulse:
+class _Poll:
     """Head and account nonce at one time (monotonic seconds), shared by all waiting tasks."""
 
     head: int
@@ -89,11 +89,11 @@ class _Pulse:
 
 
 @dataclass
-class _Watch:
+class _PollState:
     """Polling state of one open entry."""
 
     head: int = -1
-    looks: int = 0
+    polls: int = 0
     misses: int = 0
     missed_at: tuple[int, float] = (0, 0.0)
     mined_in: int | None = None
@@ -137,7 +137,7 @@ class Sender:
         self.address = to_checksum_address(account.address)
         self.chain_id = chain_id
         self._outbox = outbox
-        self._poll = poll_interval
+        self._poll_interval = poll_interval
         self._stuck_blocks = stuck_blocks
         self._confirmations = confirmations
         options = {"ceiling": max_fee_per_gas, "poll": poll_interval}
@@ -152,9 +152,9 @@ class Sender:
             metrics=metrics,
         )
         self._gas_monitor = GasMonitor(w3, self.address, outbox, metrics)
-        self._watches: dict[int, _Watch] = {}  # by entry ID, while the entry is open
-        self._pulse: _Pulse | None = None
-        self._pulse_lock = asyncio.Lock()
+        self._poll_states: dict[int, _PollState] = {}  # by entry ID, while the entry is open
+        self._last_poll: _Poll | None = None
+        self._poll_lock = asyncio.Lock()
 
     @property
     def max_fee_per_gas(self) -> int:
@@ -224,7 +224,7 @@ class Sender:
         """
         deadline = time.monotonic() + timeout
         async with self._outbox.spending(timeout):
-            await self._nonce_manager.tend()
+            await self._nonce_manager.reconcile()
             for entry in self.pending():
                 try:
                     await self._confirm(entry, deadline)
@@ -276,14 +276,14 @@ class Sender:
             EndpointError: The node is down, or rejected the replacement.
             InsufficientFundsError: The account can't pay the fees.
         """
-        await self._nonce_manager.outbid(entry, cancel=False)
+        await self._nonce_manager.replace_now(entry, cancel=False)
 
     async def cancel(self, entry: Entry) -> None:
         """Replace a pending transaction with an empty transfer to the account itself.
 
         Whichever of the two is mined first takes effect. Raises the errors of `speed_up`.
         """
-        await self._nonce_manager.outbid(entry, cancel=True)
+        await self._nonce_manager.replace_now(entry, cancel=True)
 
     async def wait(self, entry: Entry, *, timeout: float = 120.0) -> TxReceipt:
         """Wait until a recorded transaction is mined; resend and replace it as needed.
@@ -292,7 +292,7 @@ class Sender:
         """
         return await self._confirm(entry, time.monotonic() + timeout)
 
-    async def tend(self) -> Mapping[str, Any]:
+    async def reconcile(self) -> Mapping[str, Any]:
         """Reconcile the outbox with the chain: resend lost transactions, settle mined ones.
 
         Takes one request when there is nothing to do. Services call it for each block.
@@ -302,7 +302,7 @@ class Sender:
             nonce.
         """
         with merged(self.w3):
-            await gather_all(self._nonce_manager.tend(), self._gas_monitor.look())
+            await gather_all(self._nonce_manager.reconcile(), self._gas_monitor.check_balance())
         return self._nonce_manager.latest
 
     async def recover(self, *, timeout: float = 60.0) -> list[TxReceipt]:
@@ -311,7 +311,7 @@ class Sender:
         Transactions that are not mined within `timeout` seconds stay in `pending()`.
         """
         entries = self.unattended()
-        await self.tend()
+        await self.reconcile()
         deadline = time.monotonic() + timeout
         receipts = []
         for entry in entries:
@@ -328,18 +328,18 @@ class Sender:
     async def _confirm(self, entry: Entry, deadline: float) -> TxReceipt:
         self._nonce_manager.attended.add(entry.id)
         try:
-            return await self._attend(entry, deadline)
+            return await self._wait_for_receipt(entry, deadline)
         finally:
             self._nonce_manager.attended.discard(entry.id)
 
-    async def _attend(self, entry: Entry, deadline: float) -> TxReceipt:
+    async def _wait_for_receipt(self, entry: Entry, deadline: float) -> TxReceipt:
         # The polling state of an earlier wait that timed out is reused.
-        watch = self._watches.setdefault(entry.id, _Watch())
-        watch.head, pause = -1, max(self._poll, _FAILING[0])
+        poll_state = self._poll_states.setdefault(entry.id, _PollState())
+        poll_state.head, pause = -1, max(self._poll_interval, _BACKOFF[0])
         while True:
             try:
-                receipt = await self._look(entry, watch)
-                pause = max(self._poll, _FAILING[0])
+                receipt = await self._check_receipt(entry, poll_state)
+                pause = max(self._poll_interval, _BACKOFF[0])
             except WrongEndpointError:
                 raise
             except (EndpointError, StoreError, Web3Exception) as error:
@@ -348,20 +348,20 @@ class Sender:
                 _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
                 await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-                pause = min(_FAILING[1], 2 * pause)
+                pause = min(_BACKOFF[1], 2 * pause)
             if receipt is not None:
                 return await self._settle(entry, receipt)
             if time.monotonic() > deadline:
-                raise self._too_late(entry)
-            await self._pulse_due(deadline)
+                raise self._timeout_error(entry)
+            await self._wait_for_poll(deadline)
 
-    def _too_late(self, entry: Entry) -> WaitTimeoutError:
+    def _timeout_error(self, entry: Entry) -> WaitTimeoutError:
         latest = self._outbox.entry(entry.id).latest
-        message = self._nonce_manager.refusals.get(entry.id)
-        reason = f"; the node says of it: {message}" if message else ""
+        message = self._nonce_manager.node_errors.get(entry.id)
+        reason = f"; the node reports: {message}" if message else ""
         return WaitTimeoutError(
             f"{entry.call.label!r} was sent and was not mined in time ({latest.tx_hash}){reason}",
-            hint="It stays recorded and may still be mined, so that sending the same again may pay "
+            hint="It stays recorded and may still be mined. Sending the same again may therefore pay "
             f"twice: see `deepsquare tx show {entry.id}`, and `deepsquare tx cancel {entry.id}` "
             "to end it.",
         )
@@ -375,56 +375,62 @@ class Sender:
         except StoreError as error:
             # It is mined, so the caller gets the receipt. The next poll settles the entry again.
             _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
-        self._watches.pop(entry.id, None)
+        self._poll_states.pop(entry.id, None)
         crash_point("sender.settled")
         if state is TxState.CANCELLED:
             raise TransactionCancelledError(
-                f"{entry.call.label!r} was cancelled: nothing of it was carried out "
-                f"({hash_of(receipt)} took its nonce {entry.nonce})"
+                f"{entry.call.label!r} was cancelled and had no effect "
+                f"({hash_of(receipt)} used its nonce {entry.nonce})"
             )
         if receipt["status"] != 1:
-            raise await why_failed(self.w3, self.address, entry, receipt)
+            raise await revert_reason(self.w3, self.address, entry, receipt)
         return read_receipt(entry, receipt)
 
-    async def _look(self, entry: Entry, watch: _Watch) -> Any | None:
+    async def _check_receipt(self, entry: Entry, poll_state: _PollState) -> Any | None:
         """Return the receipt if it has enough confirmations.
 
         Otherwise resend, replace or fill as needed, once per block, and return None.
         """
-        pulse = await self._feel()
-        watch.looks += 1
-        if pulse.head == watch.head and pulse.count <= entry.nonce and watch.looks % _IDLE_LOOKS:
+        poll = await self._head_and_nonce()
+        poll_state.polls += 1
+        if (
+            poll.head == poll_state.head
+            and poll.count <= entry.nonce
+            and poll_state.polls % _IDLE_POLLS
+        ):
             return None
         if (
-            watch.mined_in is not None
-            and pulse.count > entry.nonce
-            and pulse.head < watch.mined_in + self._confirmations
+            poll_state.mined_in is not None
+            and poll.count > entry.nonce
+            and poll.head < poll_state.mined_in + self._confirmations
         ):
             return None  # it is asked for again when it has its confirmations
-        head_changed, watch.head = pulse.head != watch.head, pulse.head
+        head_changed, poll_state.head = poll.head != poll_state.head, poll.head
         entry = self._outbox.entry(entry.id)  # it may have been replaced
         try:
             receipt = await self._nonce_manager.receipt(entry.attempts)
         except WrongEndpointError:
             raise
         except (EndpointError, Web3Exception) as error:
-            if pulse.count > entry.nonce:
+            if poll.count > entry.nonce:
                 raise
             # The nonce is not used, so it is in no block: no receipt is needed to resend it.
             _log.debug("no_receipt", label=entry.call.label, error=str(error)[:300])
             receipt = None
-        watch.mined_in = None if receipt is None else receipt["blockNumber"]
+        poll_state.mined_in = None if receipt is None else receipt["blockNumber"]
         if receipt is not None:
-            confirmed = pulse.head >= receipt["blockNumber"] + self._confirmations
+            confirmed = poll.head >= receipt["blockNumber"] + self._confirmations
             return receipt if confirmed or not self._confirmations else None
-        if pulse.count > entry.nonce:
-            await self._missed(entry, watch, pulse)
-        elif head_changed or not watch.looks % _IDLE_LOOKS:
+        if poll.count > entry.nonce:
+            await self._handle_missing_receipt(entry, poll_state, poll)
+        elif head_changed or not poll_state.polls % _IDLE_POLLS:
             # A chain that mines on demand makes no block until it has this transaction.
-            await self._nudge(entry, watch, pulse)
+            await self._resend_or_replace(entry, poll_state, poll)
         return None
 
-    async def _missed(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
+    async def _handle_missing_receipt(
+        self, entry: Entry, poll_state: _PollState, poll: _Poll
+    ) -> None:
         """Handle a used nonce without a receipt of our own.
 
         A node may lag, or return a mined transaction only later. A nonce conflict is therefore
@@ -433,76 +439,81 @@ class Sender:
         Raises:
             NonceTakenError: Another program used the nonce.
         """
-        if watch.misses == 0:
-            watch.missed_at = (pulse.head, pulse.at)
-        watch.misses += 1
-        first_head, first_seen = watch.missed_at
+        if poll_state.misses == 0:
+            poll_state.missed_at = (poll.head, poll.at)
+        poll_state.misses += 1
+        first_head, first_seen = poll_state.missed_at
         overdue = (
-            pulse.head - first_head >= self._stuck_blocks
-            or pulse.at - first_seen >= _MISSED_SECONDS
+            poll.head - first_head >= self._stuck_blocks
+            or poll.at - first_seen >= _MIN_MISSING_SECONDS
         )
-        if watch.misses % _MISSES or not overdue:
+        if poll_state.misses % _MIN_MISSES or not overdue:
             return
         spender = await find_spender(self.w3, self.address, entry.nonce)
-        if spender is None and pulse.at - first_seen < _UNSHOWN_SECONDS:
+        if spender is None and poll.at - first_seen < _SPENDER_TIMEOUT:
             return
         if spender is not None and spender.tx_hash in {
             attempt.tx_hash for attempt in entry.attempts
         }:
             return  # it is our own transaction, and its receipt will follow
         if spender is not None:
-            self._nonce_manager.note_foreign(spender)
-        used_where = used_by(spender)
+            self._nonce_manager.record_conflict(spender)
+        used_where = describe_spender(spender)
         self._outbox.set_state(
-            entry.id, TxState.ABANDONED, note=f"nonce used by another, {used_where}"
+            entry.id, TxState.ABANDONED, note=f"nonce used by another transaction, {used_where}"
         )
-        self._watches.pop(entry.id, None)
+        self._poll_states.pop(entry.id, None)
         raise NonceTakenError(
-            f"{entry.call.label!r} was not carried out: another program used nonce "
+            f"{entry.call.label!r} had no effect: another program used nonce "
             f"{entry.nonce} of {self.address}, {used_where}",
-            hint="Let only one program (or one --state-dir) use a wallet, then try again.",
+            hint="Use a wallet from one program only (or with one --state-dir), then try again.",
         )
 
-    async def _nudge(self, entry: Entry, watch: _Watch, pulse: _Pulse) -> None:
+    async def _resend_or_replace(self, entry: Entry, poll_state: _PollState, poll: _Poll) -> None:
         """Resend a transaction; raise its fees if it is the next to be mined; fill a nonce gap."""
-        watch.misses = 0
+        poll_state.misses = 0
         await self._nonce_manager.resend(entry)
-        if entry.nonce == pulse.count:
-            watch.gap_since = None
-            refused = entry.id in self._nonce_manager.refusals
-            if refused and pulse.head - entry.attempts[0].sent_block >= _DOOMED_BLOCKS:
-                await self._nonce_manager.give_up(entry)
-            elif pulse.head - entry.latest.sent_block >= self._stuck_blocks:
+        if entry.nonce == poll.count:
+            poll_state.gap_since = None
+            refused = entry.id in self._nonce_manager.node_errors
+            if refused and poll.head - entry.attempts[0].sent_block >= _CANCEL_AFTER_BLOCKS:
+                await self._nonce_manager.cancel_rejected(entry)
+            elif poll.head - entry.latest.sent_block >= self._stuck_blocks:
                 await self._nonce_manager.replace(entry)
             return
-        first = self._outbox.entries_from(pulse.count)[0]
-        if first.nonce == pulse.count:
-            watch.gap_since = None
+        first = self._outbox.entries_from(poll.count)[0]
+        if first.nonce == poll.count:
+            poll_state.gap_since = None
             await self._nonce_manager.resend(first)
-        elif watch.gap_since is None:
-            watch.gap_since = pulse.head
-        elif pulse.head - watch.gap_since >= self._stuck_blocks:
-            await self._nonce_manager.fill(pulse.count)
+        elif poll_state.gap_since is None:
+            poll_state.gap_since = poll.head
+        elif poll.head - poll_state.gap_since >= self._stuck_blocks:
+            await self._nonce_manager.fill_gap(poll.count)
 
-    async def _pulse_due(self, deadline: float) -> None:
+    async def _wait_for_poll(self, deadline: float) -> None:
         """Wait until the next poll is due, which is the same time for all waiting tasks.
 
         The poll is due when the next block is expected, or another task has seen it.
         """
         last_poll, head = (
-            (self._pulse.at, self._pulse.head) if self._pulse is not None else (0.0, -1)
+            (self._last_poll.at, self._last_poll.head) if self._last_poll is not None else (0.0, -1)
         )
-        await asyncio.sleep(max(0.0, last_poll + self._poll - time.monotonic()))
+        await asyncio.sleep(max(0.0, last_poll + self._poll_interval - time.monotonic()))
         block_time = block_time_of(self.w3)
         while block_time is not None and block_time.head <= head:
-            left = min(block_time.due_at(self._poll), deadline) - time.monotonic()
+            left = min(block_time.due_at(self._poll_interval), deadline) - time.monotonic()
             if left <= 0:
                 return
-            await block_time.news(left)
+            await block_time.wait_for_change(left)
 
-    async def _feel(self) -> _Pulse:
+    async def _head_and_nonce(self) -> _Poll:
         """Return head and nonce, requested once per poll interval for all waiting tasks."""
-        async with self._pulse_lock:
-            if self._pulse is None or time.monotonic() - self._pulse.at >= self._poll:
-                self._pulse = _Pulse(*await self._nonce_manager.stand(), time.monotonic())
-            return self._pulse
+        async with self._poll_lock:
+            if (
+                self._last_poll is None
+                or time.monotonic() - self._last_poll.at >= self._poll_interval
+            ):
+                self._last_poll = _Poll(
+                    *await self._nonce_manager.head_and_nonce(), time.monotonic()
+                )
+            return self._last_poll

@@ -167,8 +167,8 @@ async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None,
 #: Most providers that are checked for one page.
 MOST: Final = 20
 _WORDS: Final = {
-    "ProviderNotActive": "is not active, or its approval has run out",
-    "ProviderSilent": "has not answered a challenge",
+    "ProviderNotActive": "is not active, or its approval has expired",
+    "ProviderSilent": "has an unanswered challenge",
     "ProviderExcluded": "lost this job before and can't get it again",
     "DoesNotFit": "does not have the CPUs, memory or GPUs free",
     "RateOutOfRange": "has no usable price for it",

@@ -319,7 +319,7 @@ def _planner(site: Site) -> CallPlanner:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise UsageError("The request is no JSON object")
+        raise UsageError("The request is not a JSON object")
     return value
 
 
