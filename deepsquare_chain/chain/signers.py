@@ -9,9 +9,10 @@ Sources for the methods of external signers: `eth_signTransaction`, `eth_sign` a
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx2
 from eth_account import Account
@@ -34,6 +35,10 @@ _PERSONAL: Final = b"E"  # version byte of EIP-191 text messages
 _QUANTITIES: Final = frozenset(
     {"chainId", "nonce", "value", "gas", "maxFeePerGas", "maxPriorityFeePerGas"}
 )
+
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Signer(Protocol):
@@ -189,6 +194,53 @@ class ExternalSigner:
             f"The signer at {safe_url(self._url)} did not answer with {wanted}",
             hint="Nothing was sent. Check that the URL is that of a signer for this account.",
         )
+
+
+class _UnsignedError(Exception):
+    """The signature for a nonce is not there yet."""
+
+    def __init__(self, nonce: int) -> None:
+        super().__init__(nonce)
+        self.nonce = nonce
+
+
+async def signed_by(account: Signer, sign: Callable[[], S]) -> S:
+    """Return the result of a signing function; an external signer signs in a thread.
+
+    An external signer may take minutes, in which the event loop does its other work.
+    """
+    if isinstance(account, ExternalSigner):
+        return await asyncio.to_thread(sign)
+    return sign()
+
+
+async def sign_and_record(
+    account: Signer, sign: Callable[[int], S], record: Callable[[Callable[[int], S]], R]
+) -> R:
+    """Sign for the next free nonce and record the result.
+
+    A key of this process signs within the database transaction that allocates the nonce. An
+    external signer signs before it, and again if the nonce was used meanwhile.
+
+    Args:
+        account: The account that signs.
+        sign: Signs for a nonce.
+        record: Allocates a nonce, calls its argument with it, and records the result.
+    """
+    signed: dict[int, S] = {}
+
+    def sign_within(nonce: int) -> S:
+        if nonce in signed:
+            return signed[nonce]
+        if isinstance(account, ExternalSigner):
+            raise _UnsignedError(nonce)
+        return sign(nonce)
+
+    while True:
+        try:
+            return record(sign_within)
+        except _UnsignedError as error:
+            signed[error.nonce] = await asyncio.to_thread(sign, error.nonce)
 
 
 def _as_json(transaction: Mapping[str, Any]) -> dict[str, Any]:

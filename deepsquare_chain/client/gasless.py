@@ -29,11 +29,12 @@ from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
 from deepsquare_chain.chain.bindings.forwarder import (
     ForwarderDomain,
     ForwardRequest,
+    SignedRequest,
     forwarded_calls,
 )
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.rpc.on_demand import next_block_time
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, sign_and_record
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -285,12 +286,16 @@ class RelayedSender:
                 hint="Submit fewer jobs at once: a smaller --array.",
             )
 
-        def sign(free: int) -> tuple[str, Any]:
+        def sign(free: int) -> tuple[str, SignedRequest]:
             request = ForwardRequest(self.address, call.to, 0, gas, free, deadline, call.data)
             return to_hex(request.digest(domain)), request.sign(self._account, domain)
 
-        recorded = self._store.append_request(
-            max(nonce, floor), sign, label=call.label, block=int(block), key=key
+        recorded = await sign_and_record(
+            self._account,
+            sign,
+            lambda sign_within: self._store.append_request(
+                max(nonce, floor), sign_within, label=call.label, block=int(block), key=key
+            ),
         )
         crash_point("gasless.recorded")
         return recorded

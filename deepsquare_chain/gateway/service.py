@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+from eth_account.messages import encode_typed_data
 from eth_utils.address import is_address
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -28,7 +29,7 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.definitions import MAX_BYTES
-from deepsquare_chain.store.gateway_client import LOG, share_message
+from deepsquare_chain.store.gateway_client import LOG, share_data
 from deepsquare_chain.workflow import Definition
 
 #: Poll interval of an open log stream, and interval of the removal of old files, in seconds.
@@ -385,13 +386,14 @@ class GatewayService:
                 "A share names an address, and a time within a year",
                 hint="A time in the past ends an earlier share.",
             )
-        message = share_message(
+        data = share_data(
             self._contracts.deployment.chain_id,
             self._contracts.scheduler.address,
             job_id,
             reader,
             until,
         )
+        message = encode_typed_data(full_message=data)
         if not await is_signed_by(self._contracts.w3, message, signature, space.customer):
             raise RequestRefusedError(
                 "The customer of the job did not sign this share",

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
-from eth_account.messages import SignableMessage, encode_typed_data
 from pydantic_core import from_json
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -29,7 +28,7 @@ from deepsquare_chain.chain.rpc.transport import (
     http_client,
 )
 from deepsquare_chain.chain.sign_in import SignInMessage
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, signed_by
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -177,21 +176,26 @@ def jobs_resource(url: str) -> str:
     return f"{url.rstrip('/')}/v1/jobs"
 
 
-def share_message(
+def share_data(
     chain_id: int, contract: str, job_id: int, reader: str, until: int
-) -> SignableMessage:
-    """Return the EIP-712 message to let a reader read a job until `until` (epoch seconds)."""
+) -> dict[str, Any]:
+    """Return the EIP-712 document to let a reader read a job until `until` (epoch seconds)."""
     names = ("jobId", "uint256"), ("reader", "address"), ("until", "uint64")
-    return encode_typed_data(
-        {
-            "name": "DeepSquare Gateway",
-            "version": "1",
-            "chainId": chain_id,
-            "verifyingContract": contract,
+    domain = {
+        "name": ("string", "DeepSquare Gateway"),
+        "version": ("string", "1"),
+        "chainId": ("uint256", chain_id),
+        "verifyingContract": ("address", contract),
+    }
+    return {
+        "types": {
+            "EIP712Domain": [{"name": name, "type": kind} for name, (kind, _) in domain.items()],
+            "ShareJob": [{"name": name, "type": kind} for name, kind in names],
         },
-        {"ShareJob": [{"name": name, "type": kind} for name, kind in names]},
-        {"jobId": job_id, "reader": reader, "until": until},
-    )
+        "primaryType": "ShareJob",
+        "domain": {name: value for name, (_, value) in domain.items()},
+        "message": {"jobId": job_id, "reader": reader, "until": until},
+    }
 
 
 def gateway_urls(settings: Settings, deployment: Deployment) -> tuple[str, ...]:
@@ -427,11 +431,12 @@ class GatewayClient(ServiceClient):
             EndpointError: The gateway is down or refuses.
         """
         account = self._signer()
-        message = share_message(*self._grid, job_id, reader, until)
+        data = share_data(*self._grid, job_id, reader, until)
+        signed = await signed_by(account, lambda: account.sign_typed_data(full_message=data))
         body = {
             "reader": reader,
             "until": until,
-            "signature": "0x" + bytes(account.sign_message(message).signature).hex(),
+            "signature": "0x" + bytes(signed.signature).hex(),
         }
         await self._ask("PUT", f"/v1/jobs/{job_id}/shares", json=body)
 

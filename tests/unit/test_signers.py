@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx2
 import pytest
 from eth_account import Account
-from eth_account.messages import encode_defunct
+from eth_account.messages import encode_defunct, encode_typed_data
 
 from deepsquare_chain.chain import signers
-from deepsquare_chain.chain.signers import ExternalSigner
+from deepsquare_chain.chain.bindings.credit import CreditContract
+from deepsquare_chain.chain.signers import ExternalSigner, sign_and_record
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
+from deepsquare_chain.store.gateway_client import GatewayClient, share_data
 from tests.support.signer import ReferenceSigner
 
 pytestmark = pytest.mark.unit
@@ -135,3 +139,70 @@ def test_a_refusal_of_the_signer_is_told() -> None:
         patch.setattr(signers.httpx2, "Client", lambda **_: real(transport=_transport(signer)))
         with pytest.raises(NotAuthorisedError, match="no method eth_accounts"):
             ExternalSigner("http://127.0.0.1:1")
+
+
+class WaitingSigner(ExternalSigner):
+    """Signs only when the event loop has set `go`, as a person who confirms at clef."""
+
+    def __init__(self) -> None:
+        self.address = OWN.address
+        self.go = threading.Event()
+        self.requests = 0
+
+    def sign_typed_data(self, *, full_message: dict[str, Any]) -> Any:
+        self.requests += 1
+        assert self.go.wait(30), "the event loop waits for the signer"
+        return OWN.sign_typed_data(full_message=full_message)
+
+
+async def test_the_event_loop_runs_while_a_permit_is_signed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    credit = CreditContract(None, OTHER.address)  # type: ignore[arg-type]
+
+    async def permit_data(*_: Any) -> dict[str, Any]:
+        return TYPED
+
+    monkeypatch.setattr(credit, "permit_data", permit_data)
+    signer = WaitingSigner()
+    signing = asyncio.create_task(credit.sign_permit(signer, OTHER.address, 5, 9))
+    asyncio.get_running_loop().call_later(0.01, signer.go.set)
+    permit = await signing
+    expected = OWN.sign_typed_data(full_message=TYPED)
+    assert (permit.v, permit.r, permit.s) == (
+        expected.v,
+        expected.r.to_bytes(32, "big"),
+        expected.s.to_bytes(32, "big"),
+    )
+
+
+async def test_a_nonce_that_is_used_while_a_request_is_signed_is_signed_again() -> None:
+    """The signature of a gasless request is made before the database transaction begins."""
+    signer = WaitingSigner()
+    free = iter((4, 5, 5))
+    asyncio.get_running_loop().call_later(0.01, signer.go.set)
+
+    def sign(nonce: int) -> tuple[int, Any]:
+        return nonce, signer.sign_typed_data(full_message=TYPED)
+
+    nonce, _ = await sign_and_record(signer, sign, lambda allocate: allocate(next(free)))
+    assert (nonce, signer.requests) == (5, 2)
+
+
+async def test_a_share_of_a_job_is_signed_by_an_external_signer(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = reference
+    client = GatewayClient(
+        "http://127.0.0.1:1", account=ExternalSigner(url), chain_id=1, contract=OTHER.address
+    )
+    bodies: list[dict[str, Any]] = []
+
+    async def send(*_: Any, json: dict[str, Any]) -> None:
+        bodies.append(json)
+
+    monkeypatch.setattr(client, "_ask", send)
+    await client.share(7, OTHER.address, 2_000)
+    message = encode_typed_data(full_message=share_data(1, OTHER.address, 7, OTHER.address, 2_000))
+    assert Account.recover_message(message, signature=bodies[0]["signature"]) == OWN.address
+    await client.close()

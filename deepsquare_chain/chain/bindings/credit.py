@@ -9,7 +9,7 @@ from typing import Any
 from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.calls import LATEST, Call, ContractBase, checked_address
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, signed_by
 from deepsquare_chain.credits import format_credits
 
 UNLIMITED = 2**256 - 1
@@ -118,7 +118,7 @@ class CreditContract(ContractBase):
     async def sign_permit(self, account: Signer, spender: str, value: int, deadline: int) -> Permit:
         """Sign a permit; `deadline` is chain time in seconds."""
         data = await self.permit_data(account.address, spender, value, deadline)
-        signed = account.sign_typed_data(full_message=dict(data))
+        signed = await signed_by(account, lambda: account.sign_typed_data(full_message=dict(data)))
         return Permit(
             value=value,
             deadline=deadline,

@@ -27,7 +27,7 @@ from deepsquare_chain.chain.rpc.node_errors import (
     is_unsupported,
     node_message,
 )
-from deepsquare_chain.chain.signers import ExternalSigner, Signer
+from deepsquare_chain.chain.signers import Signer, sign_and_record, signed_by
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, market
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
 from deepsquare_chain.chain.transactions.preflight import Preflight
@@ -100,14 +100,6 @@ async def _find_by_nonce(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spende
                 to_hex(transaction["hash"]), high, str(transaction.get("to") or ""), bytes(data)
             )
     return None
-
-
-class _UnsignedError(Exception):
-    """The signature for a nonce is not there yet."""
-
-    def __init__(self, nonce: int) -> None:
-        super().__init__(nonce)
-        self.nonce = nonce
 
 
 class BroadcastOutcome(Enum):
@@ -589,7 +581,9 @@ class NonceManager:
             to=self._account.address, data=b"", label=f"cancel {entry.call.label}"
         )
         call = empty_transfer if cancel else entry.call
-        signed = await self._signed(call, entry.nonce, entry.gas, fees, head)
+        signed = await signed_by(
+            self._account, lambda: self._sign(call, entry.nonce, entry.gas, fees, head)
+        )
         attempt = dataclasses.replace(signed, cancels=cancel)
         self._outbox.add_attempt(entry.id, attempt)
         crash_point("sender.replaced")
@@ -599,31 +593,12 @@ class NonceManager:
     async def _append(
         self, call: Call, gas: int, floor: int, fees: Fees, head: int, *, key: str | None
     ) -> Entry:
-        """Record a signed call under the next free nonce.
-
-        A key of this process signs within the transaction that gives out the nonce. An external signer
-        may take minutes: it is asked before, and again if the nonce was taken meanwhile.
-        """
-        signed: dict[int, Attempt] = {}
-
-        def sign(nonce: int) -> Attempt:
-            if nonce in signed:
-                return signed[nonce]
-            if isinstance(self._account, ExternalSigner):
-                raise _UnsignedError(nonce)
-            return self._sign(call, nonce, gas, fees, head)
-
-        while True:
-            try:
-                return self._outbox.append(call, gas, floor, sign, key)
-            except _UnsignedError as error:
-                signed[error.nonce] = await self._signed(call, error.nonce, gas, fees, head)
-
-    async def _signed(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
-        """Sign, by an external signer in a thread: everything else goes on meanwhile."""
-        if isinstance(self._account, ExternalSigner):
-            return await asyncio.to_thread(self._sign, call, nonce, gas, fees, head)
-        return self._sign(call, nonce, gas, fees, head)
+        """Record a signed call under the next free nonce."""
+        return await sign_and_record(
+            self._account,
+            lambda nonce: self._sign(call, nonce, gas, fees, head),
+            lambda sign: self._outbox.append(call, gas, floor, sign, key),
+        )
 
     def _sign(self, call: Call, nonce: int, gas: int, fees: Fees, head: int) -> Attempt:
         signed = self._account.sign_transaction(
