@@ -139,21 +139,21 @@ async def register(
     mem_price: MemPrice = None,
     nodes: Annotated[
         int | None,
-        typer.Option(parser=whole(1), metavar="N", help="Nodes, all alike; 1 by default."),
+        typer.Option(parser=whole(1), metavar="N", help="Nodes, all alike."),
     ] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole(1), metavar="N", help="CPUs of a node; 1 by default.")
+        int | None, typer.Option(parser=whole(1), metavar="N", help="CPUs of a node.")
     ] = None,
     mem_per_node: Annotated[
         int | None,
         typer.Option(
             parser=size,
             metavar="SIZE",
-            help="Memory of a node: MB, or such as 64G; 1024 by default.",
+            help="Memory of a node: MB, or such as 64G.",
         ),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole(0), metavar="N", help="GPUs of a node; 0 by default.")
+        int | None, typer.Option(parser=whole(0), metavar="N", help="GPUs of a node.")
     ] = None,
     from_slurm: Annotated[
         bool,
@@ -168,24 +168,21 @@ async def register(
 ) -> None:
     """Register this wallet as a provider, or propose new hardware; an approver must approve it.
 
-    Prices and labels that are not given remain unchanged. The first registration requires
-    --cpu-price and --mem-price.
+    Hardware, prices and labels that are not given remain unchanged. The first registration requires
+    --cpu-price and --mem-price; it reads hardware that is not given from this machine, or from Slurm
+    with the executor slurm.
     """
     from deepsquare_chain.client import registration as words
-    from deepsquare_chain.errors import NotFoundError
-    from deepsquare_chain.job import Hardware
+    from deepsquare_chain.errors import NotFoundError, UsageError
 
     given = (nodes, cpus_per_node, mem_per_node, gpus_per_node)
     doubts: list[str] = []
     missing: list[str] = []
-    if from_slurm:
-        hardware = await _slurm_hardware(context, given)
-    else:
-        hardware = Hardware(
-            nodes or 1, cpus_per_node or 1, mem_per_node or 1024, gpus_per_node or 0
+    if from_slurm and any(number is not None for number in given):
+        raise UsageError(
+            "--from-slurm reads nodes, CPUs, memory and GPUs from Slurm",
+            hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
         )
-        # Only a warning: scripts may register from another machine, and an approver reviews it.
-        missing += await _missing_hardware(context, hardware)
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         try:
@@ -194,6 +191,12 @@ async def register(
             registered = None
         prices = _prices(registered, cpu_price, gpu_price, mem_price)
         pairs = dict(registered.labels) if registered and labels is None else _label_pairs(labels)
+        if from_slurm:
+            hardware = await _slurm_hardware(context)
+        else:
+            hardware = await _hardware(context, registered, given)
+            # Only a warning: scripts may register from another machine, and an approver reviews it.
+            missing += await _missing_hardware(context, hardware)
         if registered is not None:
             doubts += [
                 *words.hardware_changes(registered, hardware),
@@ -513,19 +516,48 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
     return []
 
 
-async def _slurm_hardware(context: CommandContext, given: tuple[int | None, ...]) -> Hardware:
+async def _hardware(
+    context: CommandContext, registered: Provider | None, given: tuple[int | None, ...]
+) -> Hardware:
+    """Return the given hardware; what is not given is as registered, or read from where jobs run.
+
+    Raises:
+        UsageError: The executor's hardware can't be read, and not all of it is given.
+    """
+    from deepsquare_chain.chain.bindings.calls import plural
+    from deepsquare_chain.client.registration import machine
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.job import Hardware
+
+    if registered is not None and registered.version:
+        base = registered.hardware
+    elif context.settings.executor == "slurm" and None in given:
+        base = await _slurm_hardware(context)
+    else:
+        base = machine()
+        if None in given:
+            if context.settings.executor != "local":
+                raise UsageError(
+                    f"The hardware of the executor {context.settings.executor} can't be read",
+                    hint="Give --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
+                )
+            context.printer.note(
+                f"This machine has {plural(base.cpus_per_node, 'CPU')}, {base.mem_per_node} MB and "
+                f"{plural(base.gpus_per_node, 'GPU')}."
+            )
+    numbers = (base.nodes, base.cpus_per_node, base.mem_per_node, base.gpus_per_node)
+    return Hardware(
+        *(own if number is None else number for number, own in zip(given, numbers, strict=True))
+    )
+
+
+async def _slurm_hardware(context: CommandContext) -> Hardware:
     """Return the hardware of the Slurm cluster that this machine submits to."""
     from deepsquare_chain.chain.bindings.calls import plural
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.slurm.client import read_nodes
     from deepsquare_chain.executors.slurm.options import parse_options
     from deepsquare_chain.executors.slurm.parsing import registered_hardware
 
-    if any(number is not None for number in given):
-        raise UsageError(
-            "--from-slurm reads nodes, CPUs, memory and GPUs from Slurm",
-            hint="Leave out --nodes, --cpus-per-node, --mem-per-node and --gpus-per-node.",
-        )
     options = parse_options(context.settings.executor_options)
     registered = registered_hardware(await read_nodes(options))
     hardware = registered.hardware

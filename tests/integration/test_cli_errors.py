@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.bindings.calls import plural
 from deepsquare_chain.chain.bindings.records import Parameters
 from deepsquare_chain.cli.output import Printer
+from deepsquare_chain.client import registration
 from deepsquare_chain.errors import GridError
 from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
 from tests.support.place import Cli, Place
@@ -313,6 +315,10 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     assert warned.code == 0, warned
     assert "9999 CPUs per node would be registered, and this machine has" in warned.err
     free = ["--cpu-price", "0", "--mem-price", "0"]
+    # Hardware that is not given is this machine's, and only a question stands before it is sent.
+    unasked = cli("provider", "register", *free, *own)
+    machine = registration.machine()
+    assert f"This machine has {plural(machine.cpus_per_node, 'CPU')}, " in unasked.err
     unasked = cli("provider", "register", *hardware, *free, *own)
     refused(unasked, 2, "no terminal to ask on", "--yes")
     assert "All prices would be zero" in unasked.err
@@ -359,6 +365,7 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
         ["provider", "offer", "--cpus", "4", "--memory", "99M", *own],
         ["provider", "price", "--cpu-price", "3.6", *own],
         ["provider", "labels", "--label", "c=d", "--label", "a=b", *own],
+        ["provider", "register", "--nodes", "2", *own],
         ["provider", "resume", *own],
         ["admin", "unban", account, *admin],
         ["admin", "open", *admin],
