@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import pydantic_core
 from sqlalchemy import Connection, Row, Select, String, column, func, select, values
 
 from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
-    SHOWN,
     IndexSnapshot,
     Reader,
     TimeRange,
     address,
+    first_rows,
     movement_row,
-    paged,
     placed,
-    read_model,
     within,
 )
 from deepsquare_chain.indexer.read_models import (
@@ -37,6 +34,7 @@ from deepsquare_chain.indexer.read_models import (
     RoleRow,
     Roles,
 )
+from deepsquare_chain.indexer.records import offering, read_model
 from deepsquare_chain.indexer.schema import (
     Int,
     constants,
@@ -49,9 +47,9 @@ from deepsquare_chain.indexer.schema import (
     providers,
     roles,
 )
-from deepsquare_chain.job import NO_LOAD, Hardware, JobStatus, Load, Offer, Prices, ProviderStatus
+from deepsquare_chain.job import NO_LOAD, JobStatus, Load, ProviderStatus
 
-_LIVE = [int(each) for each in JobStatus if each.is_live]
+_LIVE = [each for each in JobStatus if each.is_live]
 
 
 class AccountQueries(Reader):
@@ -108,32 +106,22 @@ class AccountQueries(Reader):
             query = query.where(*within(movements.c.time, period))
         if kind is not None:
             query = query.where(movements.c.kind == kind)
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [movements.c.line],
-                lambda row: movement_row(row, snapshot),
-                kind="statement" + "+" * oldest_first,
-                cursor=cursor,
-                limit=limit,
-                oldest_first=oldest_first,
-            )
+        return self._page(
+            movements,
+            query,
+            movement_row,
+            cursor,
+            limit,
+            kind="statement" + "+" * oldest_first,
+            keys=[movements.c.line],
+            oldest_first=oldest_first,
+        )
 
     def movements(
         self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[MovementRow]:
         """Return the lines of all statements, latest first. Raises the errors of `statement`."""
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                placed(movements),
-                [movements.c.block, movements.c.number],
-                lambda row: movement_row(row, snapshot),
-                kind="movements",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(movements, placed(movements), movement_row, cursor, limit)
 
 
 def parked_of(connection: Connection, account: str) -> int:
@@ -197,16 +185,13 @@ class RegistryQueries(Reader):
             row = connection.execute(select(providers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(f"Provider {account} never registered")
-            changes = connection.execute(
-                _changes(row.account)
-                .order_by(events.c.block.desc(), events.c.log_index.desc())
-                .limit(SHOWN + 1)
-            ).all()
+            latest_first = (events.c.block.desc(), events.c.log_index.desc())
+            changes, more = first_rows(connection, _changes(row.account), *latest_first)
             figures = latest_figures(connection, row.account)
             return ProviderDetail(
                 row=_provider_row(row, figures.get(row.account), snapshot),
-                history=tuple(_change(change, snapshot) for change in changes[:SHOWN]),
-                more_history=len(changes) > SHOWN,
+                history=tuple(_change(change, snapshot) for change in changes),
+                more_history=more,
                 challenge=open_challenge(connection, row.account, snapshot),
             )
 
@@ -222,16 +207,7 @@ class RegistryQueries(Reader):
         query = _changes(address(account))
         if kind is not None:
             query = query.where(events.c.name.in_([n for n, k in KINDS.items() if k == kind]))
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [events.c.block, events.c.log_index],
-                lambda row: _change(row, snapshot),
-                kind="provider",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(events, query, _change, cursor, limit, kind="provider")
 
     def roles(self) -> Roles:
         """Return the roles in force, and all grants and revocations, latest first."""
@@ -300,9 +276,7 @@ def open_challenge(
     ).one_or_none()
     if row is None or row.name == "ProviderAnswered":
         return None
-    fields = pydantic_core.from_json(row.body)
-    at = snapshot.place(row, row.log_index)
-    return ChallengeRow(at, fields["job_id"], account, fields["by"], fields["answer_by"])
+    return ChallengeRow(at=snapshot.place(row, row.log_index), **row.body)
 
 
 def is_active(row: Row[Any], now: int) -> bool:
@@ -317,8 +291,7 @@ def _changes(account: str) -> Select[Any]:
 
 
 def _change(row: Row[Any], snapshot: IndexSnapshot) -> ProviderChange:
-    values = pydantic_core.from_json(row.body)
-    values.pop("provider", None)
+    values = {name: value for name, value in row.body.items() if name != "provider"}
     return ProviderChange(snapshot.place(row, row.log_index), KINDS[row.name], values)
 
 
@@ -348,23 +321,8 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
 
 
 def _figures(row: Row[Any], now: int) -> ProviderFigures:
-    return ProviderFigures(
-        assigned=row.assigned,
-        started=row.started,
-        returned=row.returned,
-        finished=row.finished,
-        failed=row.failed,
-        out_of_credits=row.out_of_credits,
-        cancelled=row.cancelled,
-        panicked=row.panicked,
-        live=row.live,
-        running=row.running,
-        cpus_busy=row.cpus_busy,
-        gpus_busy=row.gpus_busy,
-        earned=row.earned,
-        busy_seconds=row.busy_seconds,
-        cpu_seconds=row.cpu_seconds + row.cpus_busy * max(0, now - row.time),
-    )
+    cpu_seconds = row.cpu_seconds + row.cpus_busy * max(0, now - row.time)
+    return read_model(ProviderFigures, row, cpu_seconds=cpu_seconds)
 
 
 def _load(row: Row[Any]) -> Load:
@@ -376,12 +334,8 @@ def _provider_row(row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapsh
     return read_model(
         ProviderRow,
         row,
-        status=ProviderStatus(row.status),
         active=is_active(row, now),
-        hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
-        offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        **offering(row),
         load=NO_LOAD if figures is None else _load(figures),
-        prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
-        labels=pydantic_core.from_json(row.labels),
         figures=_NO_FIGURES if figures is None else _figures(figures, now),
     )

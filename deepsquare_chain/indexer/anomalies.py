@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import pydantic_core
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, AnomalyRules, Code, Spot, Subject
@@ -17,11 +16,9 @@ from deepsquare_chain.indexer.pagination import (
     SHOWN,
     IndexSnapshot,
     Reader,
-    paged,
     placed,
-    read_model,
 )
-from deepsquare_chain.indexer.records import job_entry
+from deepsquare_chain.indexer.records import event_of, job_entry, read_model
 from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers, transitions
 from deepsquare_chain.job import JobStatus
 
@@ -68,16 +65,7 @@ class AnomalyQueries(Reader):
                 exceptions.c.subject == Subject.ADMINISTRATION, exceptions.c.block < first_job_block
             )
             query = query.where(is_setup if setup else ~is_setup)
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [exceptions.c.block, exceptions.c.number],
-                lambda row: _exception(row, snapshot),
-                kind="exceptions",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(exceptions, query, _exception, cursor, limit)
 
     def open_exceptions(self) -> rows.OpenAnomalies:
         """Return the conditions that are open at the last indexed block, latest job first."""
@@ -95,22 +83,17 @@ class AnomalyQueries(Reader):
         anomalies.sort(key=lambda row: -row.job_id)
         at = snapshot.at(spot.block, spot.time, "", None)
         return rows.OpenAnomalies(
-            tuple(rows.AnomalyRow(at=at, **_told(each)) for each in anomalies[:SHOWN]),
+            tuple(rows.AnomalyRow(at=at, **_columns(each)) for each in anomalies[:SHOWN]),
             len(anomalies) > SHOWN,
         )
 
 
 def exception_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
     """Return the values of a row of `exceptions`."""
-    return {
-        "block": block,
-        "number": number,
-        "position": position,
-        **_told(row),
-    }
+    return {"block": block, "number": number, "position": position, **_columns(row)}
 
 
-def _told(row: Anomaly) -> dict[str, Any]:
+def _columns(row: Anomaly) -> dict[str, Any]:
     """Return the columns of an anomaly, without its position."""
     return {
         "code": row.code.value,
@@ -130,15 +113,10 @@ def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
     row = connection.execute(
         query.order_by(events.c.block.desc(), events.c.log_index.desc()).limit(1)
     ).one()
-    fields = pydantic_core.from_json(row.body)
-    return ProviderChallenged(
-        fields["job_id"],
-        account,
-        fields["by"],
-        fields["answer_by"],
-        block_number=row.block,
-        log_index=row.log_index,
+    event = event_of(
+        ProviderChallenged.__name__, row.body, block_number=row.block, log_index=row.log_index
     )
+    return cast("ProviderChallenged", event)
 
 
 def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
@@ -149,13 +127,9 @@ def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
     """
     # While a job runs, `since` is the time up to which it is billed.
     past_limit = jobs.c.since + jobs.c.time_limit < snapshot.number("time", 0)
-    overdue = and_(jobs.c.status == int(JobStatus.RUNNING), past_limit)
-    return select(jobs).where(or_(jobs.c.status == int(JobStatus.SCHEDULED), overdue))
+    overdue = and_(jobs.c.status == JobStatus.RUNNING, past_limit)
+    return select(jobs).where(or_(jobs.c.status == JobStatus.SCHEDULED, overdue))
 
 
 def _exception(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:
-    return read_model(
-        rows.AnomalyRow,
-        row,
-        at=snapshot.place(row, None),
-    )
+    return read_model(rows.AnomalyRow, row, at=snapshot.place(row, None))

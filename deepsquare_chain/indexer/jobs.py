@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, func, select
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer.accounts import open_challenge
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
-    SHOWN,
     IndexSnapshot,
     Reader,
     TimeRange,
     address,
     event_row,
+    first_rows,
     movement_row,
-    paged,
     placed,
-    read_model,
     within,
 )
 from deepsquare_chain.indexer.read_models import (
@@ -33,6 +31,7 @@ from deepsquare_chain.indexer.read_models import (
     SettlementRow,
     TransitionRow,
 )
+from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import (
     events,
     jobs,
@@ -41,7 +40,7 @@ from deepsquare_chain.indexer.schema import (
     transactions,
     transitions,
 )
-from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources
+from deepsquare_chain.job import JobFlags, JobStatus, Resources
 
 _JOBS: Final = select(jobs, transactions.c.hash).join(
     transactions,
@@ -101,7 +100,7 @@ class JobQueries(Reader):
         """
         query = _JOBS
         if statuses:
-            query = query.where(jobs.c.status.in_([int(status) for status in statuses]))
+            query = query.where(jobs.c.status.in_(statuses))
         if customer is not None:
             query = query.where(jobs.c.customer == address(customer))
         if provider is not None:
@@ -114,17 +113,7 @@ class JobQueries(Reader):
             query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
         if submitted is not None:
             query = query.where(*within(jobs.c.submitted_at, submitted))
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [jobs.c.id],
-                lambda row: job_row(row, snapshot),
-                kind="jobs",
-                cursor=cursor,
-                limit=limit,
-                order=_order(sort),
-            )
+        return self._page(jobs, query, job_row, cursor, limit, order=_order(sort))
 
     def job(self, job_id: int) -> JobDetail:
         """Return a job with its history.
@@ -147,16 +136,7 @@ class JobQueries(Reader):
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[TransitionRow]:
         """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                placed(transitions),
-                [transitions.c.block, transitions.c.log_index],
-                lambda row: transition_row(row, snapshot),
-                kind="transitions",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(transitions, placed(transitions), transition_row, cursor, limit)
 
     def events(
         self,
@@ -174,16 +154,7 @@ class JobQueries(Reader):
             query = query.where(events.c.job_id == job_id)
         if names:
             query = query.where(events.c.name.in_(list(names)))
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [events.c.block, events.c.log_index],
-                lambda row: event_row(row, snapshot),
-                kind="events",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(events, query, event_row, cursor, limit)
 
     def settlements(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
@@ -192,42 +163,18 @@ class JobQueries(Reader):
         query = _SETTLEMENTS
         if provider is not None:
             query = query.where(settlements.c.provider == address(provider))
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [settlements.c.block, settlements.c.log_index],
-                lambda row: _settlement_row(row, snapshot),
-                kind="settlements",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(settlements, query, _settlement_row, cursor, limit)
 
     def _detail(self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> JobDetail:
-        event_rows = connection.execute(
-            placed(events)
-            .where(events.c.job_id == row.id)
-            .order_by(events.c.block, events.c.log_index)
-            .limit(SHOWN + 1)
-        ).all()
-        transition_rows = connection.execute(
-            placed(transitions)
-            .where(transitions.c.job_id == row.id)
-            .order_by(transitions.c.block, transitions.c.log_index)
-            .limit(SHOWN)
-        )
-        movement_rows = connection.execute(
-            placed(movements)
-            .where(movements.c.job_id == row.id)
-            .order_by(movements.c.block, movements.c.number)
-            .limit(SHOWN)
-        )
-        payment_rows = connection.execute(
-            _SETTLEMENTS.where(settlements.c.job_id == row.id)
-            .order_by(settlements.c.block, settlements.c.log_index)
-            .limit(SHOWN)
-        )
-        until_spent = JobFlags.UNTIL_SPENT in JobFlags(row.flags)
+        def rows_of(table: Table, query: Select[Any]) -> tuple[Sequence[Row[Any]], bool]:
+            own_rows = query.where(table.c.job_id == row.id)
+            return first_rows(connection, own_rows, *table.primary_key)
+
+        event_rows, more_events = rows_of(events, placed(events))
+        transition_rows, _ = rows_of(transitions, placed(transitions))
+        movement_rows, _ = rows_of(movements, placed(movements))
+        payment_rows, _ = rows_of(settlements, _SETTLEMENTS)
+        until_spent = JobFlags.UNTIL_SPENT in row.flags
         return read_model(
             JobDetail,
             row,
@@ -236,8 +183,8 @@ class JobQueries(Reader):
             transitions=tuple(transition_row(each, snapshot) for each in transition_rows),
             payments=tuple(_settlement_row(each, snapshot) for each in payment_rows),
             movements=tuple(movement_row(each, snapshot) for each in movement_rows),
-            events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
-            more_events=len(event_rows) > SHOWN,
+            events=tuple(event_row(each, snapshot) for each in event_rows),
+            more_events=more_events,
             line=_line(connection, row),
             challenge=_challenge(connection, row, snapshot),
         )
@@ -265,7 +212,7 @@ def _last_escrow(row: Row[Any]) -> int:
 
 
 def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> Any:
-    if row.provider is None or not JobStatus(row.status).is_assigned:
+    if row.provider is None or not row.status.is_assigned:
         return None
     return open_challenge(connection, row.provider, snapshot)
 
@@ -279,8 +226,7 @@ def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
             current = connection.execute(select(jobs).where(jobs.c.id == neighbour)).one()
             retry_line.insert(0, current) if front else retry_line.append(current)
     return tuple(
-        LineRow(entry.id, JobStatus(entry.status), entry.provider, entry.carried_out)
-        for entry in retry_line
+        LineRow(entry.id, entry.status, entry.provider, entry.carried_out) for entry in retry_line
     )
 
 
@@ -289,29 +235,15 @@ def job_row(row: Row[Any], snapshot: IndexSnapshot) -> JobRow:
     return read_model(
         JobRow,
         row,
-        status=JobStatus(row.status),
-        resources=Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus),
-        flags=JobFlags(row.flags),
-        objective=Objective(row.objective),
+        resources=read_model(Resources, row),
         changed=snapshot.at(row.block, row.since, row.hash, row.log_index),
     )
 
 
 def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> TransitionRow:
     """Convert a row of `placed(transitions)`."""
-    return read_model(
-        TransitionRow,
-        row,
-        at=snapshot.place(row, row.log_index),
-        before=JobStatus(row.before),
-        after=JobStatus(row.after),
-    )
+    return read_model(TransitionRow, row, at=snapshot.place(row, row.log_index))
 
 
 def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> SettlementRow:
-    return read_model(
-        SettlementRow,
-        row,
-        at=snapshot.place(row, row.log_index),
-        status=JobStatus(row.status),
-    )
+    return read_model(SettlementRow, row, at=snapshot.place(row, row.log_index))

@@ -7,8 +7,8 @@ import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pydantic_core
 from eth_utils.address import to_checksum_address
@@ -19,6 +19,7 @@ from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import EventRow, MovementRow, NumberedPage, Page, Place
+from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import headers, state, transactions
 from deepsquare_chain.store.base import Database
 
@@ -79,6 +80,61 @@ class Reader:
             state_rows = connection.execute(select(state.c.key, state.c.value))
             yield connection, IndexSnapshot({row.key: row.value for row in state_rows})
 
+    def _page(
+        self,
+        table: Table,
+        query: Select[Any],
+        make: Callable[[Row[Any], IndexSnapshot], T],
+        cursor: str | int | None,
+        limit: int,
+        *,
+        kind: str = "",
+        keys: Sequence[ColumnElement[Any]] = (),
+        oldest_first: bool = False,
+        order: Sequence[ColumnElement[Any]] = (),
+    ) -> Page[T]:
+        """Return a page of a query, latest rows first by default.
+
+        A cursor contains the key of the last row, so that rows that are added or removed in the
+        meantime do not cause duplicates or gaps. If `cursor` is a page number, the result is a
+        `NumberedPage`.
+
+        Args:
+            table: The table whose rows are listed.
+            query: Selects the rows, with a column of the name of each key.
+            make: Converts a row to a read model.
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            kind: Name of the list in its cursors; the name of the table by default.
+            keys: Integer columns that order the rows; the primary key of the table by default.
+            oldest_first: Whether to reverse the order.
+            order: Columns that numbered pages are sorted by first.
+
+        Raises:
+            UsageError: The cursor belongs to another list, or page or limit is out of bounds.
+        """
+        if not 1 <= limit <= MAX_LIMIT:
+            raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
+        keys = keys or list(table.primary_key)
+        columns = list(keys) if oldest_first else [key.desc() for key in keys]
+        with self._read() as (connection, snapshot):
+            if isinstance(cursor, int):
+                rows, total = _numbered(connection, query.order_by(*order, *columns), cursor, limit)
+                items = tuple(make(row, snapshot) for row in rows)
+                pages = min(MAX_PAGE, max(1, -(-total // limit)))
+                return NumberedPage(items, None, cursor, pages, total)
+            kind = kind or table.name
+            if cursor is not None:
+                last_key = tuple(decode_cursor(kind, cursor, len(keys)))
+                row_key: Any = tuple_(*keys)
+                query = query.where(row_key > last_key if oldest_first else row_key < last_key)
+            rows = connection.execute(query.order_by(*columns).limit(limit + 1)).all()
+            items = tuple(make(row, snapshot) for row in rows[:limit])
+        if len(rows) <= limit:
+            return Page(items, None)
+        last_row = rows[limit - 1]
+        return Page(items, encode_cursor(kind, [getattr(last_row, str(key.key)) for key in keys]))
+
 
 def address(text: str) -> str:
     """Return a checksummed address, as stored in the tables. Raises UsageError if invalid."""
@@ -127,71 +183,19 @@ def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
     )
 
 
-def paged(
-    connection: Connection,
-    query: Select[Any],
-    keys: Sequence[ColumnElement[Any]],
-    make: Callable[[Row[Any]], T],
-    *,
-    kind: str,
-    cursor: str | int | None,
-    limit: int,
-    oldest_first: bool = False,
-    order: Sequence[ColumnElement[Any]] = (),
-) -> Page[T]:
-    """Return a page of a query, ordered by its integer keys, latest first by default.
-
-    A cursor contains the key of the last row, so that rows that are added or removed in the
-    meantime do not cause duplicates or gaps. The query must have a column with the name of each
-    key. If `cursor` is a page number, the result is a `NumberedPage`, sorted by `order` first and
-    then by the keys.
-
-    Raises:
-        UsageError: The cursor belongs to another list, or page or limit is out of bounds.
-    """
-    if not 1 <= limit <= MAX_LIMIT:
-        raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
-    if isinstance(cursor, int):
-        columns = [*order, *(key.desc() for key in keys)]
-        return _numbered(connection, query, columns, make, number=cursor, limit=limit)
-    if cursor is not None:
-        last_key = tuple(decode_cursor(kind, cursor, len(keys)))
-        row_key: Any = tuple_(*keys)
-        query = query.where(row_key > last_key if oldest_first else row_key < last_key)
-    order = keys if oldest_first else [key.desc() for key in keys]
-    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
-    has_more = len(rows) > limit
-    names = [str(key.key) for key in keys]
-    next_cursor = None
-    if has_more:
-        next_cursor = encode_cursor(kind, [getattr(rows[limit - 1], name) for name in names])
-    return Page(tuple(make(row) for row in rows[:limit]), next_cursor)
-
-
 def _numbered(
-    connection: Connection,
-    query: Select[Any],
-    order: Sequence[ColumnElement[Any]],
-    make: Callable[[Row[Any]], T],
-    *,
-    number: int,
-    limit: int,
-) -> NumberedPage[T]:
+    connection: Connection, query: Select[Any], number: int, limit: int
+) -> tuple[Sequence[Row[Any]], int]:
+    """Return the rows of a numbered page, and the number of all rows."""
     if not 1 <= number <= MAX_PAGE:
         raise UsageError(f"Pages have the numbers 1 to {MAX_PAGE}, not {number}")
-    total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-    rows = connection.execute(query.order_by(*order).limit(limit).offset((number - 1) * limit))
-    pages = min(MAX_PAGE, max(1, -(-total // limit)))
-    return NumberedPage(tuple(make(row) for row in rows), None, number, pages, total)
+    count = select(func.count()).select_from(query.order_by(None).subquery())
+    total = connection.execute(count).scalar_one()
+    rows = connection.execute(query.limit(limit).offset((number - 1) * limit))
+    return rows.all(), total
 
 
 # -- conversion of rows to read models
-
-
-def read_model(kind: type[T], row: Row[Any], /, **converted: Any) -> T:
-    """Convert a row to a read model. Fields that are not given are columns of the same name."""
-    names = (field.name for field in fields(cast("Any", kind)) if field.name not in converted)
-    return kind(**{name: getattr(row, name) for name in names}, **converted)
 
 
 def placed(table: Table, *more: Any) -> Select[Any]:
@@ -206,9 +210,7 @@ def placed(table: Table, *more: Any) -> Select[Any]:
 
 def event_row(row: Row[Any], snapshot: IndexSnapshot) -> EventRow:
     """Convert a row of `placed(events)`."""
-    values = pydantic_core.from_json(row.body)
-    at = snapshot.place(row, row.log_index)
-    return EventRow(at, row.contract, row.name, row.job_id, values)
+    return read_model(EventRow, row, at=snapshot.place(row, row.log_index), values=row.body)
 
 
 def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> MovementRow:
@@ -220,3 +222,11 @@ def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> MovementRow:
         debit=max(0, -row.amount),
         credit=max(0, row.amount),
     )
+
+
+def first_rows(
+    connection: Connection, query: Select[Any], *order: ColumnElement[Any]
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Return the first rows of a query for a detail view, and whether there are more."""
+    rows = connection.execute(query.order_by(*order).limit(SHOWN + 1)).all()
+    return rows[:SHOWN], len(rows) > SHOWN

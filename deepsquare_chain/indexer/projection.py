@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
-import pydantic_core
 from sqlalchemy import Table
 
 from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, name_self_scheduled
@@ -25,7 +24,7 @@ from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import KINDS
 from deepsquare_chain.indexer.anomalies import exception_values
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods
-from deepsquare_chain.indexer.records import Spot, known, plain
+from deepsquare_chain.indexer.records import Spot, known, plain, row_values
 from deepsquare_chain.job import JobStatus, Resources
 
 # -- running totals of a provider, updated with each event
@@ -35,7 +34,7 @@ _ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
 
 @dataclass(slots=True)
 class ProviderTotals:
-    """Totals of a provider up to `time`.
+    """Totals of a provider up to `time`: a row of `provider_figures`.
 
     `cpu_seconds` are the used CPU-seconds, `offered_seconds` the offered ones. The `_assigned`
     fields are its load on chain (memory in MB), the `_busy` fields the part used by running jobs.
@@ -62,15 +61,6 @@ class ProviderTotals:
     earned: int = 0
     cpu_seconds: int = 0
     offered_seconds: int = 0
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> ProviderTotals:
-        """Return the totals in a row of `provider_figures`."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
-
-    def values(self) -> dict[str, Any]:
-        """Return the values of a row of `provider_figures`, without account and block."""
-        return asdict(self)
 
     def pass_time(self, now: int) -> None:
         """Add the CPU-seconds that were used and offered since the last update."""
@@ -234,40 +224,23 @@ class Folding:
     def _header(self, number: int, count: int) -> None:
         header = self._facts.headers[number]
         self._out.rows[schema.headers].append(
-            {
-                "number": number,
-                "hash": header.hash,
-                "parent": header.parent,
-                "time": header.time,
-                "gas_used": header.gas_used,
-                "gas_limit": header.gas_limit,
-                "base_fee": header.base_fee,
-                "all_transactions": header.transactions,
-                "transactions": count,
-            }
+            row_values(
+                header, schema.headers, all_transactions=header.transactions, transactions=count
+            )
         )
 
     def _transaction(self, sent: Transaction, events: int) -> None:
         contract = self._names.get(sent.to or "", "")
         selector = "0x" + sent.input[:4].hex() if sent.to and len(sent.input) >= 4 else ""
         self._out.rows[schema.transactions].append(
-            {
-                "block": sent.block,
-                "position": sent.position,
-                "hash": sent.hash,
-                "sender": sent.sender,
-                "to": sent.to,
-                "contract": contract,
-                "selector": selector,
-                "method": methods()[contract].get(selector, "") if contract else "",
-                "ok": sent.ok,
-                "gas_used": sent.gas_used,
-                "gas_price": sent.gas_price,
-                "nonce": sent.nonce,
-                "value": sent.value,
-                "input": sent.input,
-                "events": events,
-            }
+            row_values(
+                sent,
+                schema.transactions,
+                contract=contract,
+                selector=selector,
+                method=methods()[contract].get(selector, "") if contract else "",
+                events=events,
+            )
         )
         # Other contracts can imitate the forwarder, so only calls to our own are decoded.
         if contract != FORWARDER:
@@ -304,7 +277,7 @@ class Folding:
                 "name": type(event).__name__,
                 "job_id": _job_id(event),
                 "account": account,
-                "body": pydantic_core.to_json(plain(event)).decode(),
+                "body": plain(event),
             }
         )
         if account is not None:
@@ -324,14 +297,15 @@ class Folding:
                 self._parking(event.recipient, -event.amount, location)
             case ev.RoleGranted() | ev.RoleRevoked():
                 self._out.rows[schema.roles].append(
-                    {
+                    row_values(
+                        event,
+                        schema.roles,
                         **location,
-                        "contract": contract,
-                        "role": "0x" + event.role.hex(),
-                        "account": event.account,
-                        "granted": isinstance(event, ev.RoleGranted),
-                        "by": event.sender,
-                    }
+                        contract=contract,
+                        role="0x" + event.role.hex(),
+                        granted=isinstance(event, ev.RoleGranted),
+                        by=event.sender,
+                    )
                 )
             case ev.FeeChanged():
                 self._parameter("fee_bps", str(event.fee_bps), location)
@@ -342,14 +316,7 @@ class Folding:
 
     def _transition(self, event: ev.JobTransition, place: dict[str, int], active: set[str]) -> None:
         self._out.rows[schema.transitions].append(
-            {
-                **place,
-                "job_id": event.job_id,
-                "before": int(event.before),
-                "after": int(event.after),
-                "customer": event.customer,
-                "provider": known(event.provider),
-            }
+            row_values(event, schema.transitions, **place, provider=known(event.provider))
         )
         self._out.spots[event.job_id] = place["block"], place["position"], place["log_index"]
         for status, sign in ((event.before, -1), (event.after, 1)):
@@ -372,17 +339,14 @@ class Folding:
         status = job.status if job is not None else JobStatus.NONE
         provider = known(event.provider)
         self._out.rows[schema.settlements].append(
-            {
+            row_values(
+                event,
+                schema.settlements,
                 **place,
-                "job_id": event.job_id,
-                "status": int(status),
-                "customer": event.customer,
-                "provider": provider,
-                "billed_seconds": event.billed_seconds,
-                "paid": event.paid,
-                "fee": event.fee,
-                "refunded": refunded,
-            }
+                status=status,
+                provider=provider,
+                refunded=refunded,
+            )
         )
         if provider is not None:
             provider_totals = self._work(provider, place["time"], active)
@@ -419,20 +383,16 @@ class Folding:
                 balance + entry.amount,
             )
             self._out.rows[schema.movements].append(
-                {
-                    "block": entry.block,
-                    "number": number,
-                    "position": position,
-                    "log_index": entry.log_index,
-                    "time": entry.time,
-                    "account": entry.account,
-                    "kind": entry.kind.value,
-                    "job_id": entry.job_id or None,
-                    "counterparty": entry.counterparty,
-                    "amount": entry.amount,
-                    "balance": balance,
-                    "line": line_number,
-                }
+                row_values(
+                    entry,
+                    schema.movements,
+                    number=number,
+                    position=position,
+                    kind=entry.kind.value,
+                    job_id=entry.job_id or None,
+                    balance=balance,
+                    line=line_number,
+                )
             )
 
     def _close(self, number: int, time: int, moved: Iterable[int | None], active: set[str]) -> None:
@@ -453,7 +413,9 @@ class Folding:
         row = {name: self._sums.get(name, 0) for name in names}
         self._out.rows[schema.totals].append({"block": number, "time": time, **row})
         self._out.rows[schema.provider_figures] += (
-            {"account": account, "block": number, **self._figures[account].values()}
+            row_values(
+                self._figures[account], schema.provider_figures, account=account, block=number
+            )
             for account in sorted(active)
         )
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-import pydantic_core
 from eth_utils.address import is_address
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, Select, Table, func, select
 
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.accounts import AccountQueries, RegistryQueries
@@ -25,10 +24,9 @@ from deepsquare_chain.indexer.pagination import (
     Reader,
     address,
     event_row,
+    first_rows,
     movement_row,
-    paged,
     placed,
-    read_model,
 )
 from deepsquare_chain.indexer.read_models import (
     BlockDetail,
@@ -42,6 +40,7 @@ from deepsquare_chain.indexer.read_models import (
     TransactionDetail,
     TransactionRow,
 )
+from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import (
     changes,
     events,
@@ -77,16 +76,7 @@ class BlockQueries(Reader):
         Raises:
             UsageError: The cursor or the limit is invalid.
         """
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                select(headers),
-                [headers.c.number],
-                lambda row: _block(row, snapshot),
-                kind="blocks",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(headers, select(headers), _block, cursor, limit)
 
     def block(self, which: int | str) -> BlockDetail:
         """Return a block by its number or hash.
@@ -104,19 +94,10 @@ class BlockQueries(Reader):
                 raise NotFoundError(
                     f"Block {str(which)[:80]} holds no event of this grid, or is not indexed yet"
                 )
-            transaction_rows = connection.execute(
-                _TRANSACTIONS.where(transactions.c.block == row.number)
-                .order_by(transactions.c.position)
-                .limit(SHOWN + 1)
-            ).all()
-            return BlockDetail(
-                row=_block(row, snapshot),
-                transactions=tuple(
-                    _transaction(transaction_row, snapshot)
-                    for transaction_row in transaction_rows[:SHOWN]
-                ),
-                more_transactions=len(transaction_rows) > SHOWN,
-            )
+            query = _TRANSACTIONS.where(transactions.c.block == row.number)
+            rows, more = first_rows(connection, query, transactions.c.position)
+            items = tuple(_transaction(each, snapshot) for each in rows)
+            return BlockDetail(_block(row, snapshot), items, more)
 
     def transactions(
         self,
@@ -148,16 +129,7 @@ class BlockQueries(Reader):
             query = query.where(signed_requests.exists())
         if block is not None:
             query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
-        with self._read() as (connection, snapshot):
-            return paged(
-                connection,
-                query,
-                [transactions.c.block, transactions.c.position],
-                lambda row: _transaction(row, snapshot),
-                kind="transactions",
-                cursor=cursor,
-                limit=limit,
-            )
+        return self._page(transactions, query, _transaction, cursor, limit)
 
     def transaction(self, tx_hash: str) -> TransactionDetail:
         """Return a transaction with its events and movements of credits.
@@ -238,52 +210,33 @@ def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
 
 
 def _block(row: Row[Any], snapshot: IndexSnapshot) -> BlockRow:
-    return read_model(
-        BlockRow,
-        row,
-        finalized=row.number <= snapshot.finalized,
-    )
+    return read_model(BlockRow, row, finalized=row.number <= snapshot.finalized)
 
 
 def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> TransactionRow:
-    return read_model(
-        TransactionRow,
-        row,
-        at=snapshot.place(row, None),
-    )
+    return read_model(TransactionRow, row, at=snapshot.place(row, None))
 
 
 def _transaction_detail(
     connection: Connection, row: Row[Any], snapshot: IndexSnapshot
 ) -> TransactionDetail:
-    event_rows = connection.execute(
-        placed(events)
-        .where(events.c.block == row.block, events.c.position == row.position)
-        .order_by(events.c.log_index)
-        .limit(SHOWN + 1)
-    ).all()
-    movement_rows = connection.execute(
-        placed(movements)
-        .where(movements.c.block == row.block, movements.c.position == row.position)
-        .order_by(movements.c.number)
-        .limit(2 * SHOWN)
-    )
-    request_rows = connection.execute(
-        select(forwarded)
-        .where(forwarded.c.block == row.block, forwarded.c.position == row.position)
-        .order_by(forwarded.c.number)
-    )
-    return TransactionDetail(
+    def of_transaction(table: Table, query: Select[Any]) -> Select[Any]:
+        return query.where(table.c.block == row.block, table.c.position == row.position)
+
+    event_query = of_transaction(events, placed(events))
+    event_rows, more_events = first_rows(connection, event_query, events.c.log_index)
+    movement_query = of_transaction(movements, placed(movements)).order_by(movements.c.number)
+    movement_rows = connection.execute(movement_query.limit(2 * SHOWN))
+    request_query = of_transaction(forwarded, select(forwarded)).order_by(forwarded.c.number)
+    request_rows = connection.execute(request_query)
+    return read_model(
+        TransactionDetail,
+        row,
         row=_transaction(row, snapshot),
-        nonce=row.nonce,
-        value=row.value,
         input="0x" + row.input.hex(),
-        forwarded=tuple(
-            ForwardedRow(each.signer, each.to, each.contract, each.method, each.ok)
-            for each in request_rows
-        ),
-        events=tuple(event_row(each, snapshot) for each in event_rows[:SHOWN]),
-        more_events=len(event_rows) > SHOWN,
+        forwarded=tuple(read_model(ForwardedRow, each) for each in request_rows),
+        events=tuple(event_row(each, snapshot) for each in event_rows),
+        more_events=more_events,
         movements=tuple(movement_row(each, snapshot) for each in movement_rows),
     )
 
@@ -330,15 +283,6 @@ class Index(
             query = select(changes).where(changes.c.number > since).order_by(changes.c.number)
             rows = connection.execute(query.limit(limit)).all()
             oldest = connection.execute(select(func.min(changes.c.number))).scalar()
-        items = tuple(
-            Change(
-                number=row.number,
-                kind=row.kind,
-                first_block=row.first_block,
-                last_block=row.last_block,
-                jobs=tuple(pydantic_core.from_json(row.jobs)),
-            )
-            for row in rows
-        )
+        items = tuple(read_model(Change, row, jobs=tuple(row.jobs)) for row in rows)
         missed = since > latest or (since < latest and (oldest is None or oldest > since + 1))
         return Changes(items[-1].number if items else latest, items, missed)

@@ -4,47 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from enum import IntEnum, IntFlag
 from functools import cache
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
-import pydantic_core
 from sqlalchemy import Row, Table
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry
 from deepsquare_chain.chain.bindings import event_types
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.indexer.schema import jobs, providers
-from deepsquare_chain.job import (
-    Hardware,
-    JobFlags,
-    JobStatus,
-    Objective,
-    Offer,
-    Prices,
-    Resources,
-    Terms,
-)
+from deepsquare_chain.job import NO_LOAD, Hardware, Offer, Prices, Resources, Terms
 
-#: Fields of an entry that need conversion for their table.
-_CONVERTED: Final = frozenset(
-    {"provider", "status", "definition", "settled", "result", "retry_of", "successor"}
-)
-_CONVERTED_OF_PROVIDER: Final = frozenset({"id", "status", "labels", "draining", "banned"})
-
-
-def _shared(kind: type, table: Table, converted: frozenset[str]) -> tuple[str, ...]:
-    """Return the fields that table and entry share without conversion."""
-    names = {field.name for field in fields(kind)} & set(table.c.keys())
-    return tuple(sorted(names - converted))
-
-
-_OF_JOB: Final = _shared(JobEntry, jobs, _CONVERTED)
-_OF_PROVIDER: Final = _shared(ProviderEntry, providers, _CONVERTED_OF_PROVIDER)
+T = TypeVar("T")
 
 #: Block, position of the transaction, log index.
 Spot = tuple[int, int, int]
+
+
+def row_values(record: Any, table: Table, /, **given: Any) -> dict[str, Any]:
+    """Return the values of a table's row: `given`, and attributes of the record by their names."""
+    names = (column.name for column in table.columns if column.name not in given)
+    return {**given, **{name: getattr(record, name) for name in names}}
+
+
+def read_model(kind: type[T], row: Row[Any], /, **given: Any) -> T:
+    """Return a dataclass of a row: its fields are `given`, or columns of the same name."""
+    names = (field.name for field in fields(cast("Any", kind)) if field.name not in given)
+    return kind(**given, **{name: getattr(row, name) for name in names})
 
 
 def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
@@ -53,94 +41,70 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
     `spot` is the position of the last transition or interim payment.
     """
     terms, resources = job.terms, job.terms.resources
-    return {
-        "provider": known(job.provider),
-        "status": int(job.status),
-        "name": terms.name,
-        "name_key": terms.name.casefold(),
-        "uses": terms.uses,
-        "objective": int(terms.objective),
-        "definition": job.definition.hex(),
-        "tasks": resources.tasks,
-        "cpus_per_task": resources.cpus_per_task,
-        "mem_per_cpu": resources.mem_per_cpu,
-        "gpus": resources.gpus,
-        "flags": int(terms.flags),
-        "retries": terms.retries,
-        "amount": terms.amount,
-        "first_limit": terms.time_limit,
-        "settled": int(job.settled),
-        "result": job.result.hex(),
-        "retry_of": job.retry_of or None,
-        "successor": job.successor or None,
-        "block": spot[0],
-        "position": spot[1],
-        "log_index": spot[2],
-        **{name: getattr(job, name) for name in _OF_JOB},
-    }
+    return row_values(
+        job,
+        jobs,
+        provider=known(job.provider),
+        name_key=terms.name.casefold(),
+        uses=terms.uses,
+        objective=terms.objective,
+        definition=job.definition.hex(),
+        **asdict(resources),
+        flags=terms.flags,
+        retries=terms.retries,
+        amount=terms.amount,
+        first_limit=terms.time_limit,
+        result=job.result.hex(),
+        retry_of=job.retry_of or None,
+        successor=job.successor or None,
+        block=spot[0],
+        position=spot[1],
+        log_index=spot[2],
+    )
 
 
 def job_entry(row: Row[Any]) -> JobEntry:
     """Return the ledger entry of a row of `jobs`, without transitions."""
-    resources = Resources(row.tasks, row.cpus_per_task, row.mem_per_cpu, row.gpus)
-    terms = Terms(
-        amount=row.amount,
-        time_limit=row.first_limit,
-        resources=resources,
-        retries=row.retries,
-        flags=JobFlags(row.flags),
-        objective=Objective(row.objective),
-        name=row.name,
-        uses=row.uses,
-    )
-    return JobEntry(
+    resources = read_model(Resources, row)
+    return read_model(
+        JobEntry,
+        row,
         definition=bytes.fromhex(row.definition),
-        terms=terms,
-        status=JobStatus(row.status),
+        terms=read_model(Terms, row, time_limit=row.first_limit, resources=resources),
         provider=row.provider or ZERO_ADDRESS,
-        settled=bool(row.settled),
         result=bytes.fromhex(row.result),
         retry_of=row.retry_of or 0,
         successor=row.successor or 0,
-        **{name: getattr(row, name) for name in _OF_JOB},
+        transitions=[],
     )
 
 
 def provider_values(entry: ProviderEntry) -> dict[str, Any]:
     """Return the values of a row of `providers`."""
-    hardware, offer, prices = entry.hardware, entry.offer, entry.prices
-    return {
-        "id": entry.id or None,
-        "status": int(entry.status),
-        "nodes": hardware.nodes,
-        "cpus_per_node": hardware.cpus_per_node,
-        "mem_per_node": hardware.mem_per_node,
-        "gpus_per_node": hardware.gpus_per_node,
-        "offer_cpus": offer.cpus,
-        "offer_memory": offer.memory,
-        "offer_gpus": offer.gpus,
-        "price_cpu": prices.cpu,
-        "price_gpu": prices.gpu,
-        "price_mem": prices.mem,
-        "labels": pydantic_core.to_json(dict(entry.labels)).decode(),
-        "draining": int(entry.draining),
-        "banned": int(entry.banned),
-        **{name: getattr(entry, name) for name in _OF_PROVIDER},
-    }
+    return row_values(
+        entry,
+        providers,
+        id=entry.id or None,
+        **asdict(entry.hardware),
+        **{f"offer_{name}": amount for name, amount in asdict(entry.offer).items()},
+        **{f"price_{name}": price for name, price in asdict(entry.prices).items()},
+    )
 
 
 def provider_entry(row: Row[Any]) -> ProviderEntry:
-    """Return the ledger entry of a row of `providers`."""
-    return ProviderEntry(
-        id=row.id or 0,
-        hardware=Hardware(row.nodes, row.cpus_per_node, row.mem_per_node, row.gpus_per_node),
-        offer=Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
-        prices=Prices(row.price_cpu, row.price_gpu, row.price_mem),
-        labels=pydantic_core.from_json(row.labels),
-        draining=bool(row.draining),
-        banned=bool(row.banned),
-        **{name: getattr(row, name) for name in _OF_PROVIDER},
+    """Return the ledger entry of a row of `providers`, without load and time of its challenge."""
+    return read_model(
+        ProviderEntry, row, id=row.id or 0, **offering(row), challenged_at=0, load=NO_LOAD
     )
+
+
+def offering(row: Row[Any]) -> dict[str, Any]:
+    """Return hardware, offer and prices of a row of `providers`."""
+    return {
+        "hardware": read_model(Hardware, row),
+        "offer": Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
+        "prices": Prices(row.price_cpu, row.price_gpu, row.price_mem),
+    }
 
 
 def known(account: str) -> str | None:

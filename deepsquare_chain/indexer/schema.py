@@ -1,14 +1,15 @@
 """The tables of the index. All except the last two are derived only from the chain.
 
-Amounts are credit-wei stored as text, times are chain time in seconds, and statuses are the numbers
-of the contracts. `position` is the index of a transaction in its block; `block` and `position`
-together identify a row of `transactions`.
+Amounts are credit-wei stored as text, and times are chain time in seconds. `block` and `position`
+(the index of a transaction in its block) together identify a row of `transactions`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+import pydantic_core
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, ProviderStatus
 from deepsquare_chain.store.base import Amount
 
 metadata: Final = MetaData()
@@ -49,361 +51,292 @@ class Words(TypeDecorator[str]):
         return "\\".join(part.replace("\\0", "\0") for part in value.split("\\\\"))
 
 
-def _int(name: str, **options: Any) -> Column[Any]:
-    return Column(name, Int, nullable=False, **options)
+class Numbered(TypeDecorator[int]):
+    """An enum of integers or a truth value, stored as the number that the contracts use."""
+
+    impl = Int
+    cache_ok = True
+
+    def __init__(self, kind: type[int]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Convert to the number."""
+        return None if value is None else int(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Convert back to the enum."""
+        return None if value is None else self.kind(value)
 
 
-def _amount(name: str) -> Column[Any]:
-    return Column(name, Amount, nullable=False)
+class Json(TypeDecorator[Any]):
+    """Plain values, stored as JSON text: integers of any size keep their precision."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
+        """Convert to JSON."""
+        value = dict(value) if isinstance(value, Mapping) else value
+        return pydantic_core.to_json(value).decode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        """Parse the JSON."""
+        return pydantic_core.from_json(value)
 
 
-def _text(name: str, **options: Any) -> Column[Any]:
-    return Column(name, String, nullable=False, **options)
+def _column(name: str, kind: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, nullable=False, **options)
+
+
+def _key(name: str, kind: Any = Int) -> Column[Any]:
+    return _column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _ints(*names: str) -> list[Column[Any]]:
+    return [_column(name, Int) for name in names]
+
+
+def _texts(*names: str) -> list[Column[Any]]:
+    return [_column(name, String) for name in names]
+
+
+def _amounts(*names: str) -> list[Column[Any]]:
+    return [_column(name, Amount) for name in names]
+
+
+def _of_event(name: str, *columns: Column[Any]) -> Table:
+    """Return a table with a row per event, identified by the position of the event's log."""
+    place = (_key("block"), _key("log_index"), _column("position", Int))
+    return Table(name, metadata, *place, *columns)
+
+
+def _index(table: Table, suffix: str, *names: str, **options: Any) -> None:
+    Index(f"{table.name}_{suffix}", *(table.c[name] for name in names), **options)
 
 
 headers: Final = Table(
     "headers",
     metadata,
-    _int("number", primary_key=True, autoincrement=False),
-    _text("hash", unique=True),
-    _text("parent"),
-    _int("time"),
-    _int("gas_used"),
-    _amount("gas_limit"),
-    _amount("base_fee"),
-    _int("all_transactions"),
-    _int("transactions"),
+    _key("number"),
+    _column("hash", String, unique=True),
+    *_texts("parent"),
+    *_ints("time", "gas_used"),
+    *_amounts("gas_limit", "base_fee"),
+    *_ints("all_transactions", "transactions"),
 )
 
 transactions: Final = Table(
     "transactions",
     metadata,
-    _int("block", primary_key=True),
-    _int("position", primary_key=True),
-    _text("hash", unique=True),
-    _text("sender"),
+    _key("block"),
+    _key("position"),
+    _column("hash", String, unique=True),
+    *_texts("sender"),
     Column("to", String),
-    _text("contract"),
-    _text("selector"),
-    _text("method"),
-    Column("ok", Boolean, nullable=False),
-    _int("gas_used"),
-    _amount("gas_price"),
-    _int("nonce"),
-    _amount("value"),
-    Column("input", LargeBinary, nullable=False),
-    _int("events"),
+    *_texts("contract", "selector", "method"),
+    _column("ok", Boolean),
+    *_ints("gas_used"),
+    *_amounts("gas_price"),
+    *_ints("nonce"),
+    *_amounts("value"),
+    _column("input", LargeBinary),
+    *_ints("events"),
 )
-Index("transactions_sender", transactions.c.sender, transactions.c.block, transactions.c.position)
+_index(transactions, "sender", "sender", "block", "position")
 
 # Customers' signed requests in forwarder transactions; `number` is the index in a transaction.
 forwarded: Final = Table(
     "forwarded",
     metadata,
-    _int("block", primary_key=True),
-    _int("position", primary_key=True),
-    _int("number", primary_key=True),
-    _text("signer"),
-    _text("to"),
-    _text("contract"),
-    _text("method"),
-    Column("ok", Boolean, nullable=False),
+    *(_key("block"), _key("position"), _key("number")),
+    *_texts("signer", "to", "contract", "method"),
+    _column("ok", Boolean),
 )
-Index("forwarded_signer", forwarded.c.signer, forwarded.c.block, forwarded.c.position)
+_index(forwarded, "signer", "signer", "block", "position")
 
 # `account` is the provider that a registry event or a challenge event concerns.
-events: Final = Table(
+events: Final = _of_event(
     "events",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _text("contract"),
-    _text("name"),
+    *_texts("contract", "name"),
     Column("job_id", Int),
     Column("account", String),
-    Column("body", Text, nullable=False),
+    _column("body", Json),
 )
-Index("events_job", events.c.job_id, events.c.block, events.c.log_index)
-Index(
-    "events_account",
-    events.c.account,
-    events.c.block,
-    events.c.log_index,
-    sqlite_where=events.c.account.is_not(None),
-    postgresql_where=events.c.account.is_not(None),
+_index(events, "job", "job_id", "block", "log_index")
+_has_account = events.c.account.is_not(None)
+_index(
+    events,
+    "account",
+    *("account", "block", "log_index"),
+    sqlite_where=_has_account,
+    postgresql_where=_has_account,
 )
-Index("events_transaction", events.c.block, events.c.position)
+_index(events, "transaction", "block", "position")
 
-transitions: Final = Table(
+transitions: Final = _of_event(
     "transitions",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _int("time"),
-    _int("job_id"),
-    _int("before"),
-    _int("after"),
-    _text("customer"),
+    *_ints("time", "job_id"),
+    _column("before", Numbered(JobStatus)),
+    _column("after", Numbered(JobStatus)),
+    *_texts("customer"),
     Column("provider", String),
 )
-Index("transitions_job", transitions.c.job_id, transitions.c.block, transitions.c.log_index)
+_index(transitions, "job", "job_id", "block", "log_index")
 
-# `number` is the index of the line in its block; `log_index` is the log that caused it.
+# `number` is the index of the line in its block; `log_index` is the log that caused it; `line` is
+# the index of the line in the account's statement, from 1.
 movements: Final = Table(
     "movements",
     metadata,
-    _int("block", primary_key=True),
-    _int("number", primary_key=True),
-    _int("position"),
-    _int("log_index"),
-    _int("time"),
-    _text("account"),
-    _text("kind"),
+    _key("block"),
+    _key("number"),
+    *_ints("position", "log_index", "time"),
+    *_texts("account", "kind"),
     Column("job_id", Int),
-    _text("counterparty"),
-    _amount("amount"),
-    _amount("balance"),
-    # Index of the line in the account's statement, from 1.
-    _int("line"),
+    *_texts("counterparty"),
+    *_amounts("amount", "balance"),
+    *_ints("line"),
 )
-Index("movements_account", movements.c.account, movements.c.line, unique=True)
-Index("movements_job", movements.c.job_id, movements.c.block, movements.c.number)
-Index("movements_transaction", movements.c.block, movements.c.position)
+_index(movements, "account", "account", "line", unique=True)
+_index(movements, "job", "job_id", "block", "number")
+_index(movements, "transaction", "block", "position")
 
 # Settlements, and interim payments, whose status is RUNNING.
-settlements: Final = Table(
+settlements: Final = _of_event(
     "settlements",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _int("time"),
-    _int("job_id"),
-    _int("status"),
-    _text("customer"),
+    *_ints("time", "job_id"),
+    _column("status", Numbered(JobStatus)),
+    *_texts("customer"),
     Column("provider", String),
-    _int("billed_seconds"),
-    _amount("paid"),
-    _amount("fee"),
-    _amount("refunded"),
+    *_ints("billed_seconds"),
+    *_amounts("paid", "fee", "refunded"),
 )
-Index("settlements_job", settlements.c.job_id, settlements.c.block, settlements.c.log_index)
-Index("settlements_provider", settlements.c.provider, settlements.c.block, settlements.c.log_index)
+_index(settlements, "job", "job_id", "block", "log_index")
+_index(settlements, "provider", "provider", "block", "log_index")
 
+# `name_key` is the case-folded name, for searches. The collected columns are the part of paid, fee
+# and billed seconds that is due to interim payments. `block`, `position` and `log_index` are those
+# of the last transition or interim payment.
 jobs: Final = Table(
     "jobs",
     metadata,
-    _int("id", primary_key=True, autoincrement=False),
-    _text("customer"),
+    _key("id"),
+    *_texts("customer"),
     Column("provider", String),
-    _int("status"),
-    _int("since"),
-    Column("name", Words, nullable=False),
-    # The case-folded name, for searches.
-    Column("name_key", Words, nullable=False),
-    Column("uses", Words, nullable=False),
-    _int("objective"),
-    _text("definition"),
-    _int("tasks"),
-    _int("cpus_per_task"),
-    _int("mem_per_cpu"),
-    _int("gpus"),
-    _int("time_limit"),
-    _int("flags"),
-    _int("retries"),
-    _int("retries_left"),
-    _amount("amount"),
-    _int("first_limit"),
-    _amount("rate"),
-    _int("fee_bps"),
-    _amount("escrow"),
-    _amount("funded"),
-    _amount("carried_in"),
-    _amount("carried_out"),
-    _amount("paid"),
-    _amount("fee"),
-    _amount("refunded"),
-    _int("billed_seconds"),
-    # The part of paid, fee and billed seconds that is due to interim payments.
-    _int("collected_seconds"),
-    _amount("collected_paid"),
-    _amount("collected_fee"),
-    _int("settled"),
-    _int("submitted_at"),
-    _int("started_at"),
-    _int("ended_at"),
+    _column("status", Numbered(JobStatus)),
+    *_ints("since"),
+    *(_column(name, Words) for name in ("name", "name_key", "uses")),
+    _column("objective", Numbered(Objective)),
+    *_texts("definition"),
+    *_ints("tasks", "cpus_per_task", "mem_per_cpu", "gpus", "time_limit"),
+    _column("flags", Numbered(JobFlags)),
+    *_ints("retries", "retries_left"),
+    *_amounts("amount"),
+    *_ints("first_limit"),
+    *_amounts("rate"),
+    *_ints("fee_bps"),
+    *_amounts("escrow", "funded", "carried_in", "carried_out", "paid", "fee", "refunded"),
+    *_ints("billed_seconds", "collected_seconds"),
+    *_amounts("collected_paid", "collected_fee"),
+    _column("settled", Numbered(bool)),
+    *_ints("submitted_at", "started_at", "ended_at"),
     Column("exit_code", Int),
-    _text("result"),
-    Column("reason", Words, nullable=False),
+    *_texts("result"),
+    _column("reason", Words),
     Column("retry_of", Int),
     Column("successor", Int),
-    # Position of the last transition or interim payment.
-    _int("block"),
-    _int("position"),
-    _int("log_index"),
+    *_ints("block", "position", "log_index"),
 )
-Index("jobs_status", jobs.c.status, jobs.c.id)
-Index("jobs_customer", jobs.c.customer, jobs.c.id)
-Index("jobs_provider", jobs.c.provider, jobs.c.id)
-Index("jobs_name", jobs.c.name_key, jobs.c.id)
-Index("jobs_definition", jobs.c.definition, jobs.c.id)
+_index(jobs, "status", "status", "id")
+_index(jobs, "customer", "customer", "id")
+_index(jobs, "provider", "provider", "id")
+_index(jobs, "name", "name_key", "id")
+_index(jobs, "definition", "definition", "id")
 
 providers: Final = Table(
     "providers",
     metadata,
-    _text("account", primary_key=True),
+    _key("account", String),
     Column("id", Int),
-    _int("status"),
-    _int("nodes"),
-    _int("cpus_per_node"),
-    _int("mem_per_node"),
-    _int("gpus_per_node"),
-    _int("offer_cpus"),
-    _int("offer_memory"),
-    _int("offer_gpus"),
-    _amount("price_cpu"),
-    _amount("price_gpu"),
-    _amount("price_mem"),
-    Column("labels", Text, nullable=False),
-    _int("version"),
-    _int("pending_version"),
-    _int("approved_until"),
-    _int("draining"),
-    _int("banned"),
-    _int("answer_by"),
+    _column("status", Numbered(ProviderStatus)),
+    *_ints("nodes", "cpus_per_node", "mem_per_node", "gpus_per_node"),
+    *_ints("offer_cpus", "offer_memory", "offer_gpus"),
+    *_amounts("price_cpu", "price_gpu", "price_mem"),
+    _column("labels", Json),
+    *_ints("version", "pending_version", "approved_until"),
+    _column("draining", Numbered(bool)),
+    _column("banned", Numbered(bool)),
+    *_ints("answer_by"),
 )
 
 # Running totals of a provider after each block that changed them.
 provider_figures: Final = Table(
     "provider_figures",
     metadata,
-    _text("account", primary_key=True),
-    _int("block", primary_key=True),
-    _int("time"),
-    *(
-        _int(name)
-        for name in (
-            *("assigned", "started", "returned", "finished", "failed", "out_of_credits"),
-            *("cancelled", "panicked", "live", "running", "cpus_busy", "gpus_busy"),
-            *("cpus_offered", "cpus_assigned", "memory_assigned", "gpus_assigned"),
-            "busy_seconds",
-        )
-    ),
-    _amount("earned"),
-    _amount("cpu_seconds"),
-    _amount("offered_seconds"),
+    _key("account", String),
+    _key("block"),
+    *_ints("time", "assigned", "started", "returned", "finished", "failed", "out_of_credits"),
+    *_ints("cancelled", "panicked", "live", "running", "cpus_busy", "gpus_busy"),
+    *_ints("cpus_offered", "cpus_assigned", "memory_assigned", "gpus_assigned", "busy_seconds"),
+    *_amounts("earned", "cpu_seconds", "offered_seconds"),
 )
-Index(
-    "provider_figures_time",
-    provider_figures.c.account,
-    provider_figures.c.time,
-    provider_figures.c.block,
-)
+_index(provider_figures, "time", "account", "time", "block")
 
 # Totals of the grid after each block with events.
 totals: Final = Table(
     "totals",
     metadata,
-    _int("block", primary_key=True, autoincrement=False),
-    _int("time"),
-    *(
-        _int(name)
-        for name in (
-            *("pending", "meta_scheduled", "scheduled", "running", "cancelled"),
-            *("finished", "failed", "out_of_credits", "panicked"),
-        )
-    ),
-    *(
-        _amount(name)
-        for name in (
-            *("minted", "burned", "escrow", "parked", "donated"),
-            *("paid", "fees", "refunded"),
-        )
-    ),
+    _key("block"),
+    *_ints("time", *(status.name.lower() for status in JobStatus if status)),
+    *_amounts("minted", "burned", "escrow", "parked", "donated", "paid", "fees", "refunded"),
 )
-Index("totals_time", totals.c.time, totals.c.block)
+_index(totals, "time", "time", "block")
 
 # Parked payments and withdrawals: signed amount, and the recipient's parked credits afterwards.
-parkings: Final = Table(
-    "parkings",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _text("recipient"),
-    _amount("amount"),
-    _amount("held"),
-)
-Index("parkings_recipient", parkings.c.recipient, parkings.c.block, parkings.c.log_index)
+parkings: Final = _of_event("parkings", *_texts("recipient"), *_amounts("amount", "held"))
+_index(parkings, "recipient", "recipient", "block", "log_index")
 
-roles: Final = Table(
+roles: Final = _of_event(
     "roles",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _text("contract"),
-    _text("role"),
-    _text("account"),
-    Column("granted", Boolean, nullable=False),
-    _text("by"),
+    *_texts("contract", "role", "account"),
+    _column("granted", Boolean),
+    *_texts("by"),
 )
-Index("roles_account", roles.c.account, roles.c.block, roles.c.log_index)
+_index(roles, "account", "account", "block", "log_index")
 
-parameters: Final = Table(
-    "parameters",
-    metadata,
-    _int("block", primary_key=True),
-    _int("log_index", primary_key=True),
-    _int("position"),
-    _text("name"),
-    _text("value"),
-)
+parameters: Final = _of_event("parameters", *_texts("name", "value"))
 
 # Anomalies by the rules of the audit; `number` is the index in the block.
 exceptions: Final = Table(
     "exceptions",
     metadata,
-    _int("block", primary_key=True),
-    _int("number", primary_key=True),
-    _int("position"),
-    _text("code"),
-    _text("subject"),
-    _text("severity"),
+    _key("block"),
+    _key("number"),
+    *_ints("position"),
+    *_texts("code", "subject", "severity"),
     Column("job_id", Int),
     Column("account", String),
-    Column("message", Words, nullable=False),
+    _column("message", Words),
 )
-Index("exceptions_code", exceptions.c.code, exceptions.c.block, exceptions.c.number)
-Index("exceptions_subject", exceptions.c.subject, exceptions.c.block, exceptions.c.number)
+_index(exceptions, "code", "code", "block", "number")
+_index(exceptions, "subject", "subject", "block", "number")
 
 # Parameters that the deployment fixed permanently.
-constants: Final = Table(
-    "constants",
-    metadata,
-    _text("name", primary_key=True),
-    _text("value"),
-)
+constants: Final = Table("constants", metadata, _key("name", String), *_texts("value"))
 
 # -- state of the index
 
-state: Final = Table(
-    "state",
-    metadata,
-    _text("key", primary_key=True),
-    _text("value"),
-)
+state: Final = Table("state", metadata, _key("key", String), *_texts("value"))
 
 changes: Final = Table(
     "changes",
     metadata,
-    _int("number", primary_key=True, autoincrement=False),
-    _text("kind"),
-    _int("first_block"),
-    _int("last_block"),
-    Column("jobs", Text, nullable=False),
+    _key("number"),
+    *_texts("kind"),
+    *_ints("first_block", "last_block"),
+    _column("jobs", Json),
 )
 
 #: Tables that are derived from the chain, in a fixed order for comparisons.

@@ -31,6 +31,7 @@ from deepsquare_chain.indexer.read_models import (
 )
 from deepsquare_chain.indexer.schema import Int, provider_figures, providers, totals
 from deepsquare_chain.job import JobStatus
+from deepsquare_chain.store.base import Amount
 
 MAX_BUCKETS: Final = 500
 _HOUR: Final = 3_600
@@ -57,7 +58,6 @@ class SeriesQueries(Reader):
             cpus_busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
         jobs, earlier = _counts(current_totals), _counts(earlier_totals)
         ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
-        minted, burned = _sum(current_totals, "minted"), _sum(current_totals, "burned")
         return Overview(
             block=snapshot.number("block"),
             time=now,
@@ -69,15 +69,7 @@ class SeriesQueries(Reader):
             providers_active=len(active),
             cpus_offered=sum(row.offer_cpus for row in active),
             cpus_busy=sum(cpus_busy.get(row.account, 0) for row in active),
-            supply=minted - burned,
-            minted=minted,
-            burned=burned,
-            escrow=_sum(current_totals, "escrow"),
-            parked=_sum(current_totals, "parked"),
-            donated=_sum(current_totals, "donated"),
-            paid=_sum(current_totals, "paid"),
-            fees=_sum(current_totals, "fees"),
-            refunded=_sum(current_totals, "refunded"),
+            **_sums_of(current_totals),
         )
 
     def jobs_by_status_over_time(
@@ -106,7 +98,12 @@ class SeriesQueries(Reader):
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
             rows = _sums(connection, times)
-        return tuple(_escrow(time, row) for time, row in zip(times, rows, strict=True))
+        names = ("escrow", "parked", "supply", "paid", "fees")
+        sums = [_sums_of(row) for row in rows]
+        return tuple(
+            EscrowPoint(time, *(row[name] for name in names))
+            for time, row in zip(times, sums, strict=True)
+        )
 
     def utilisation(
         self,
@@ -204,15 +201,11 @@ def _sum(row: Row[Any] | None, column: str) -> int:
     return 0 if row is None else int(getattr(row, column))
 
 
-def _escrow(time: int, row: Row[Any] | None) -> EscrowPoint:
-    return EscrowPoint(
-        time=time,
-        escrow=_sum(row, "escrow"),
-        parked=_sum(row, "parked"),
-        supply=_sum(row, "minted") - _sum(row, "burned"),
-        paid=_sum(row, "paid"),
-        fees=_sum(row, "fees"),
-    )
+def _sums_of(row: Row[Any] | None) -> dict[str, int]:
+    """Return the amounts of a row of `totals` and the supply, in credit-wei."""
+    names = [each.name for each in totals.c if isinstance(each.type, Amount)]
+    sums = {name: _sum(row, name) for name in names}
+    return {**sums, "supply": sums["minted"] - sums["burned"]}
 
 
 def _use(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-import pydantic_core
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from deepsquare_chain.audit.entries import JobEntry, TransactionContext
@@ -27,6 +26,7 @@ from deepsquare_chain.indexer.records import (
     job_values,
     provider_entry,
     provider_values,
+    read_model,
 )
 
 #: Number of changes that are kept for live pages.
@@ -153,7 +153,7 @@ class IndexWriter:
     def _event(self, row: Any) -> Event:
         return event_of(
             row.name,
-            pydantic_core.from_json(row.body),
+            row.body,
             block_number=row.block,
             log_index=row.log_index,
             address=self._names[row.contract],
@@ -181,9 +181,15 @@ def clear(connection: Connection) -> None:
 def note(connection: Connection, kind: str, first: int, last: int, job_ids: Sequence[int]) -> None:
     """Record a change for live pages. Numbers of changes increase."""
     number = int(get_state(connection).get("change", 0)) + 1
-    jobs = pydantic_core.to_json(list(job_ids)[-_TOLD_JOBS:]).decode()
-    row = {"number": number, "kind": kind, "first_block": first, "last_block": last, "jobs": jobs}
-    connection.execute(insert(schema.changes).values(row))
+    connection.execute(
+        insert(schema.changes).values(
+            number=number,
+            kind=kind,
+            first_block=first,
+            last_block=last,
+            jobs=job_ids[-_TOLD_JOBS:],
+        )
+    )
     expired = schema.changes.c.number <= number - KEPT_CHANGES
     connection.execute(delete(schema.changes).where(expired))
     put_state(connection, change=number)
@@ -233,12 +239,8 @@ def _line(connection: Connection, account: str) -> tuple[int, int]:
 def _figures(connection: Connection, account: str) -> ProviderTotals:
     table = schema.provider_figures
     query = select(table).where(table.c.account == account)
-    row = connection.execute(query.order_by(table.c.block.desc()).limit(1)).mappings().one_or_none()
-    return (
-        ProviderTotals()
-        if row is None
-        else ProviderTotals.of({str(key): value for key, value in row.items()})
-    )
+    row = connection.execute(query.order_by(table.c.block.desc()).limit(1)).one_or_none()
+    return ProviderTotals() if row is None else read_model(ProviderTotals, row)
 
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:
