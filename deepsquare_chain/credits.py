@@ -49,7 +49,7 @@ def parse_credits(text: str) -> int:
         )
     part = (match["part"] or "").rstrip("0")
     if len(part) > DECIMALS:
-        raise ValueError(f"{text[:80]!r} is finer than {DECIMALS} decimals")
+        raise ValueError(f"{text[:80]!r} has more than {DECIMALS} decimals")
     return int(match["whole"]) * CREDIT + int(part.ljust(DECIMALS, "0"))
 
 
@@ -146,7 +146,7 @@ def settle(
     billed = billed_seconds(reported, elapsed, allotment(time_limit, until_spent, escrow, rate))
     consumed = cost(rate, billed)
     if consumed > escrow:
-        raise ValueError(f"{billed} s at {rate} wei cost more than the escrow of {escrow} wei")
+        raise ValueError(f"{billed} s at {rate} wei costs more than the escrow of {escrow} wei")
     share = fee(consumed, fee_bps)
     return Settlement(billed, consumed - share, share, escrow - consumed)
 

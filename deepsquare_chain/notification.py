@@ -114,4 +114,4 @@ def parse_occasions(words: Iterable[str]) -> tuple[Occasion, ...]:
     try:
         return tuple(dict.fromkeys(Occasion(word.strip().lower()) for word in words))
     except ValueError:
-        raise ValueError(f"must be of {', '.join(Occasion)}") from None
+        raise ValueError(f"must be any of {', '.join(Occasion)}") from None

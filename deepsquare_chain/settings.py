@@ -34,7 +34,7 @@ from deepsquare_chain.notification import parse_occasions, parse_targets
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
 MAX_FILE_BYTES: Final = 1_000_000
-_MEND: Final = "Correct the file, or move it away: every setting has a default."
+_MEND: Final = "Correct the file, or move it: every setting has a default."
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 # A URL may contain commas: only a comma before a scheme separates two URLs.
 _BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -121,7 +121,7 @@ def _expand(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError("must be a path; whose home that is, is not known") from None
+        raise ValueError("must be a path; the user of this home folder is unknown") from None
 
 
 def _options(value: Any) -> Any:
@@ -130,12 +130,12 @@ def _options(value: Any) -> Any:
         try:
             value = shlex.split(value)
         except ValueError as error:
-            raise ValueError(f"must be KEY=VALUE by spaces: {error}") from None
+            raise ValueError(f"must be KEY=VALUE pairs, separated by spaces: {error}") from None
     if not isinstance(value, list | tuple):
         return value
     pairs = [str(item).partition("=") for item in value]
     if not all(name and equals for name, equals, _ in pairs):
-        raise ValueError("must be KEY=VALUE by spaces")
+        raise ValueError("must be KEY=VALUE pairs, separated by spaces")
     return {name: text for name, _, text in pairs}
 
 
@@ -181,16 +181,19 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    context: str = Field("", description="Name of a network, a table [contexts.NAME] of a file")
+    context: str = Field(
+        "", description="Name of a network: a table [contexts.NAME] of a settings file"
+    )
     endpoint: Urls = Field(
         "http://127.0.0.1:8545",
-        description="JSON-RPC endpoints of the chain: one, or several in the order of preference",
+        description="JSON-RPC endpoints of the chain: one, or several in order of preference",
     )
     websocket: SocketUrl | None = Field(
         None, description="ws:// address of a node that wakes services at each new block"
     )
     relay: WebUrl | None = Field(
-        None, description="Relay that pays the gas of --gasless; a devnet records its own"
+        None,
+        description="Relay that pays the gas of --gasless; by default that of the deployment record",
     )
     gateway: WebUrls | None = Field(
         None,
@@ -198,52 +201,57 @@ class Settings(BaseSettings):
         "preference; a devnet records its own",
     )
     max_lag_blocks: int = Field(
-        5, ge=0, le=10_000, description="Blocks that an endpoint may be behind the best one"
+        5, ge=0, le=10_000, description="Blocks that an endpoint may lag behind the best one"
     )
     ca_file: FilePath | None = Field(
-        None, description="Certificates (PEM) that endpoints may use in addition to the system's"
+        None, description="Certificates (PEM) to trust in addition to the system's"
     )
     headers_file: FilePath | None = Field(
-        None, description="File of headers for endpoints, such as keys, readable by you alone"
+        None,
+        description="File of HTTP headers for endpoints, such as API keys, readable only by its owner",
     )
-    chain_id: int | None = Field(None, ge=1, description="Chain id that the endpoint must have")
+    chain_id: int | None = Field(None, ge=1, description="Chain ID that the endpoint must serve")
     deployment: FilePath = Field(
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
     )
     keystore: FilePath | None = Field(None, description="Encrypted wallet file (keystore v3)")
     signer: str | None = Field(
         None,
-        description="URL of an external signer, which holds the key instead; clef+URL for clef",
+        description="URL of an external signer that holds the key; clef+URL for clef",
     )
     signer_account: str | None = Field(
-        None, description="Address of the signer's account, where it has several"
+        None, description="Address of the signer's account, if it has several"
     )
-    password_file: FilePath | None = Field(None, description="File that holds its password")
+    password_file: FilePath | None = Field(None, description="File with the password of the wallet")
     result_key: FilePath | None = Field(
         None,
         description="File of the age key that decrypts results; KEYSTORE.age-key by default",
     )
     store: FilePath = Field(Path(".deepsquare/definitions"), description="Folder of definitions")
-    state_dir: FilePath = Field(Path(".deepsquare"), description="Databases, logs and runs")
-    confirmations: int = Field(1, ge=0, le=10_000, description="Blocks before a fact is believed")
+    state_dir: FilePath = Field(
+        Path(".deepsquare"), description="Folder of databases, logs and runs"
+    )
+    confirmations: int = Field(
+        1, ge=0, le=10_000, description="Confirmations before the state of a block is used"
+    )
     poll_interval: float = Field(
-        1.0, gt=0, le=3_600, description="Seconds between two looks at the chain"
+        1.0, gt=0, le=3_600, description="Poll interval of the chain in seconds"
     )
     timeout: float = Field(60.0, gt=0, le=86_400, description="Seconds to wait for a receipt")
     max_fee_gwei: float = Field(
-        500.0, gt=0, le=1_000_000_000, description="Ceiling of the fee per gas, in gwei"
+        500.0, gt=0, le=1_000_000_000, description="Maximum fee per gas, in gwei"
     )
     max_answer_fee_gwei: float = Field(
         5_000.0,
         gt=0,
         le=1_000_000_000,
-        description="Ceiling of the fee per gas while a provider has a challenge to answer, in gwei",
+        description="Maximum fee per gas while a provider has a challenge to answer, in gwei",
     )
     collect_interval: int | None = Field(
         None,
         ge=0,
         le=31_536_000,
-        description="Seconds between a run's interim payments; the grid's by default, 0 for none",
+        description="Seconds between a run's interim payments; by default that of the grid, 0 for none",
     )
     collect_gas_share: float = Field(
         0.05, gt=0, le=1, description="Largest share of an interim payment that its gas may cost"
@@ -258,17 +266,18 @@ class Settings(BaseSettings):
         100.0,
         ge=0,
         le=1_000_000_000,
-        description="Credits that one run may earn unbilled before its provider is warned; 0 never",
+        description="Unbilled credits of one run above which its provider is warned; 0 for never",
     )
     health_port: int | None = Field(
-        None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and figures"
+        None, ge=0, le=65_535, description="Port on 127.0.0.1 of a service's health and metrics"
     )
     follow_offer: bool = Field(
-        False, description="Keep a provider's offer at what its cluster's own users leave free"
+        False,
+        description="Keep a provider's offer at the capacity that its cluster's other users leave free",
     )
     publish_abilities: bool = Field(
         True,
-        description="Test what jobs can do at a provider, and publish it as labels (ability.*)",
+        description="Test what jobs can use at a provider, and publish it as labels (ability.*)",
     )
     disk_floor: int = Field(
         256,
@@ -280,52 +289,54 @@ class Settings(BaseSettings):
         14.0,
         gt=0,
         le=36_500,
-        description="Days for which a provider keeps the folders of ended jobs; an hour at least",
+        description="Days for which a provider keeps the folders of ended jobs; at least one hour",
     )
     keep_runs_mb: int = Field(
         0,
         ge=0,
         le=1_000_000_000_000,
-        description="MB of disk that these folders may take, the oldest are removed; 0 for no limit",
+        description="Maximum MB of disk for these folders; the oldest are removed first; 0 for no limit",
     )
     executor: str = Field(
-        "local", description="Where a provider runs jobs: local, slurm, or another installed one"
+        "local",
+        description="Executor that runs a provider's jobs: local, slurm, or another installed one",
     )
     executor_options: ExecutorOptions = Field(
         default_factory=dict,
-        description="Options of the executor: a table in a file, else KEY=VALUE by spaces",
+        description="Options of the executor: a table in a file, otherwise KEY=VALUE pairs separated by spaces",
     )
     allow_unisolated: bool = Field(
-        False, description="Run jobs that nothing keeps apart from the provider's daemon"
+        False, description="Run jobs without isolation from the provider's daemon"
     )
     allow_root: bool = Field(False, description="Run a provider's daemon and its jobs as root")
     explorer_database: str = Field(
-        "", description="File or postgresql+psycopg:// URL of the explorer's index"
+        "", description="File or postgresql+psycopg:// URL of the explorer's database"
     )
     explorer_links: str = Field(
         "",
-        description="Other explorers to link to, by spaces: NAME.tx=https://.../{} (address, block)",
+        description="Other explorers to link to, separated by spaces: NAME.tx=https://.../{} (or address, block)",
     )
     notify_to: NotifyTargets = Field(
         "", description="E-mail addresses and webhooks that are notified of every job of the wallet"
     )
     notify_on: NotifyOccasions = Field(
-        "end", description="When: begin, end, fail, requeue, all; several by commas"
+        "end",
+        description="Events to notify of: begin, end, fail, requeue, all; separated by commas",
     )
     notify_key_file: FilePath | None = Field(
-        None, description="File of the key by which webhooks are signed, readable by you alone"
+        None, description="File of the key that signs webhooks, readable only by its owner"
     )
     smtp: MailUrl | None = Field(
         None, description="Mail server of notifications: smtp://USER@HOST:587 or smtps://USER@HOST"
     )
     smtp_from: str = Field(
-        "", description="Sender of e-mail; the user of the mail server otherwise"
+        "", description="Sender of e-mail; by default the user of the mail server"
     )
     smtp_password_file: FilePath | None = Field(
-        None, description="File of the mail server's password, readable by you alone"
+        None, description="File of the mail server's password, readable only by its owner"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least important log line that a service writes"
+        "info", description="Minimum level of a service's log lines"
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="json, console, or auto: console on a terminal"
@@ -550,8 +561,8 @@ def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Laye
     if not layers:
         known = sorted({*READY_CONTEXTS, *(each for file in files for each in file.contexts)})
         raise UsageError(
-            f"There is no context {name[:60]!r}, which {origin} names",
-            hint=f"Known are {', '.join(known)}; or write a table "
+            f"There is no context {name[:60]!r}, which is set by {origin}",
+            hint=f"Contexts: {', '.join(known)}; or write a table "
             f"[contexts.{name[:60] if name.isprintable() else 'NAME'}] into "
             f"{' or '.join(str(file.path) for file in files)}.",
         )

@@ -75,5 +75,5 @@ async def up(
         explorer_port=explorer_port if explorer else None,
         relay_port=None if no_relay else relay_port,
         gateway_port=gateway_port,
-        tell=context.printer.note,
+        report=context.printer.note,
     )

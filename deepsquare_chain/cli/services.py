@@ -232,10 +232,10 @@ async def serve_gateway_and_relay(
         ready: Called once the relay accepts requests.
         stop: Stops both services when set.
     """
-    from deepsquare_chain.observability.serving import LateApp
+    from deepsquare_chain.observability.serving import DeferredApp
     from deepsquare_chain.relay.app import PATHS
 
-    relay_app, stopping = LateApp("relay"), stop or asyncio.Event()
+    relay_app, stopping = DeferredApp("relay"), stop or asyncio.Event()
 
     async def until_one_ends(service: Awaitable[None]) -> None:
         try:

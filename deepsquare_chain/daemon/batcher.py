@@ -21,10 +21,10 @@ _log = get_logger(__name__)
 
 T = TypeVar("T")
 #: Maps the refusals of a batch (job ID to error name) to the jobs that are not at fault.
-Excuse = Callable[[Mapping[int, str]], Collection[int]]
+RetryableJobs = Callable[[Mapping[int, str]], Collection[int]]
 
 
-def _nobody(_refusals: Mapping[int, str]) -> Collection[int]:
+def _no_jobs(_refusals: Mapping[int, str]) -> Collection[int]:
     return ()
 
 
@@ -35,12 +35,12 @@ class Backoff:
 
     Args:
         first: Length of the first pause in seconds.
-        longest: Length of the longest pause in seconds.
+        maximum: Length of the longest pause in seconds.
     """
 
-    def __init__(self, first: int, longest: int) -> None:
+    def __init__(self, first: int, maximum: int) -> None:
         self._first = first
-        self._longest = longest
+        self._maximum = maximum
         self._pauses: dict[Hashable, tuple[float, int]] = {}  # end and length
 
     def until(self, key: Hashable) -> float:
@@ -50,7 +50,7 @@ class Backoff:
     def refuse(self, key: Hashable, now: float) -> None:
         """Begin the next pause of this key."""
         _, previous = self._pauses.get(key, (0, 0))
-        pause = min(2 * previous, self._longest) if previous else self._first
+        pause = min(2 * previous, self._maximum) if previous else self._first
         self._pauses[key] = now + pause, pause
 
     def clear(self, matches: Callable[[Hashable], bool]) -> None:
@@ -74,18 +74,18 @@ class BatchMetrics:
 
     Args:
         metrics: Metrics of the service.
-        moved: Counter of the jobs changed by transactions, by kind of transaction.
+        changed: Counter of the jobs changed by transactions, by kind of transaction.
         refused: Counter of the jobs that the contract refused to change, by kind.
     """
 
-    def __init__(self, metrics: Metrics, *, moved: Counter, refused: Counter) -> None:
+    def __init__(self, metrics: Metrics, *, changed: Counter, refused: Counter) -> None:
         self._metrics = metrics
-        self._moved = moved
+        self._changed = changed
         self._refused = refused
 
-    def count(self, kind: str, moved: int, refused: int) -> None:
+    def count(self, kind: str, changed: int, refused: int) -> None:
         """Count the jobs that a transaction changed, and those that the contract refused."""
-        self._metrics.add(self._moved, kind, amount=moved)
+        self._metrics.add(self._changed, kind, amount=changed)
         self._metrics.add(self._refused, kind, amount=refused)
 
 
@@ -126,7 +126,10 @@ class TransactionBatcher:
         self._backoff.clear(lambda key: isinstance(key, tuple) and key[1] in forgotten)
 
     async def send(
-        self, batch: TransactionBatch, clock: Callable[[], float], excuse: Excuse = _nobody
+        self,
+        batch: TransactionBatch,
+        clock: Callable[[], float],
+        retryable: RetryableJobs = _no_jobs,
     ) -> tuple[int, ...]:
         """Send one batch and wait for its receipt; returns the jobs that were changed.
 
@@ -135,7 +138,7 @@ class TransactionBatcher:
         Args:
             batch: The transaction and its jobs.
             clock: Returns the time at which pauses begin, in seconds.
-            excuse: Called with the refusals (job ID to the error's name); returns the jobs that may
+            retryable: Called with the refusals (job ID to the error's name); returns the jobs that may
                 be retried at once, because they did not cause the error.
         """
         crash_point(f"{self._service}.{batch.kind}.planned")
@@ -145,7 +148,7 @@ class TransactionBatcher:
             # No job could be changed; the error is that of the first job.
             _log.info("refused", what=batch.call.label, error=error.message)
             first_job = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
-            if not excuse({first_job: type(error).__name__}):
+            if not retryable({first_job: type(error).__name__}):
                 self._refuse(batch.kind, batch.job_ids, clock())
             self._count(batch.kind, 0, len(batch.job_ids))
             return ()
@@ -157,14 +160,14 @@ class TransactionBatcher:
             _log.warning("not sent", what=batch.call.label, error=error.message)
             return ()
         crash_point(f"{self._service}.{batch.kind}.confirmed")
-        return self._mined(batch, receipt, clock, excuse)
+        return self._record_mined(batch, receipt, clock, retryable)
 
-    def _mined(
+    def _record_mined(
         self,
         batch: TransactionBatch,
         receipt: TxReceipt,
         clock: Callable[[], float],
-        excuse: Excuse,
+        retryable: RetryableJobs,
     ) -> tuple[int, ...]:
         self.mined_at = max(self.mined_at, receipt.block_number)
         skipped: dict[int, str] = {}
@@ -172,14 +175,14 @@ class TransactionBatcher:
             if isinstance(event, TransitionSkipped) and event.job_id in batch.job_ids:
                 _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
                 skipped[event.job_id] = event.reason_name
-        excused = excuse(skipped)
+        excused = retryable(skipped)
         refused = [job_id for job_id in skipped if job_id not in excused]
         self._refuse(batch.kind, refused, clock())
-        moved = tuple(job_id for job_id in batch.job_ids if job_id not in skipped)
-        self.forget(moved)
-        self._count(batch.kind, len(moved) if batch.job_ids else 1, len(skipped))
+        changed = tuple(job_id for job_id in batch.job_ids if job_id not in skipped)
+        self.forget(changed)
+        self._count(batch.kind, len(changed) if batch.job_ids else 1, len(skipped))
         _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
-        return moved
+        return changed
 
     def _refuse(self, kind: str, job_ids: Iterable[int], now: float) -> None:
         for job_id in job_ids:

@@ -32,7 +32,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def heeding_signals(handler: Callable[[int], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Call a handler in the running loop for SIGINT and SIGTERM; restores the previous handlers."""
     loop = asyncio.get_running_loop()
     previous_handlers = {}
@@ -136,25 +136,25 @@ class BackgroundTasks:
     """Tasks that may outlast a cycle; each returns the number of jobs that it changed."""
 
     def __init__(self) -> None:
-        self._going: dict[asyncio.Task[int], frozenset[int]] = {}
+        self._tasks: dict[asyncio.Task[int], frozenset[int]] = {}
 
     def __len__(self) -> int:
-        return len(self._going)
+        return len(self._tasks)
 
     @property
     def jobs(self) -> frozenset[int]:
         """Jobs of running tasks, and of those that ended since the last `collect`."""
-        return frozenset().union(*self._going.values())
+        return frozenset().union(*self._tasks.values())
 
     def begin(self, work: Coroutine[Any, Any, int], jobs: Iterable[int]) -> None:
         """Start a task for these jobs."""
-        self._going[asyncio.create_task(work)] = frozenset(jobs)
+        self._tasks[asyncio.create_task(work)] = frozenset(jobs)
 
     async def wait(self, timeout: float | None = None, *, first: bool = False) -> None:
         """Wait until all tasks have ended, or the first of them; `timeout` in seconds."""
-        if self._going:
+        if self._tasks:
             condition = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
-            await asyncio.wait(self._going, timeout=timeout, return_when=condition)
+            await asyncio.wait(self._tasks, timeout=timeout, return_when=condition)
 
     def collect(self) -> int:
         """Remove ended tasks; returns the number of jobs changed.
@@ -163,22 +163,22 @@ class BackgroundTasks:
             Exception: An unexpected error of a task.
         """
         changed = 0
-        for task in [running for running in self._going if running.done()]:
-            del self._going[task]
+        for task in [running for running in self._tasks if running.done()]:
+            del self._tasks[task]
             changed += task.result()
         return changed
 
-    def cut_off(self) -> None:
+    def cancel_all(self) -> None:
         """Cancel all running tasks."""
-        for task in self._going:
+        for task in self._tasks:
             task.cancel()
-        self._going.clear()
+        self._tasks.clear()
 
 
 Cycle = Callable[[], Awaitable[bool | None]]
 Close = Callable[[], Awaitable[object] | object]
 
-_LIVE_AFTER: Final = 120.0  # seconds of one cycle after which the service counts as hung
+_HUNG_AFTER: Final = 120.0  # seconds of one cycle after which the service counts as hung
 _log = get_logger(__name__)
 
 
@@ -241,11 +241,12 @@ class Daemon:
         self._running: asyncio.Task[bool] | None = None
         self._cycle_began: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = self.metrics.counter("cycles", "Cycles by their end.", end=("ok", "failed"))
+        self._ended = self.metrics.counter("cycles", "Cycles by result.", end=("ok", "failed"))
         self._seconds = self.metrics.histogram("cycle_seconds", "Duration of cycles.")
-        self._row = self.metrics.gauge("failures_in_row", "Failed cycles since the last good one.")
-        self._good_at = self.metrics.gauge(
-            "last_good_cycle_timestamp_seconds", "End of the last good cycle, since the epoch."
+        self._failures_gauge = self.metrics.gauge("failures_in_row", "Consecutive failed cycles.")
+        self._last_success = self.metrics.gauge(
+            "last_good_cycle_timestamp_seconds",
+            "End of the last successful cycle, in seconds since the epoch.",
         )
 
     def wake(self) -> None:
@@ -267,7 +268,7 @@ class Daemon:
     def health(self) -> Health:
         """Return the current health, for `observability.health`."""
         started_at = self._cycle_began
-        limit = max(_LIVE_AFTER, self._timeout or 0.0)
+        limit = max(_HUNG_AFTER, self._timeout or 0.0)
         is_live = self.state != "stopped" and (
             started_at is None or time.monotonic() - started_at < limit
         )
@@ -300,24 +301,26 @@ class Daemon:
         """
         self._loop = asyncio.get_running_loop()
         _log.info("service starts", service=self.name)
-        with heeding_signals(self._on_signal):
+        with handle_signals(self._on_signal):
             try:
                 while not self.stop.is_set():
                     self._wake.clear()
-                    pause = await self._turn()
+                    pause = await self._run_cycle()
                     self._write_status()
                     await self._pause(pause)
             finally:
                 await self._close()
 
-    async def _turn(self) -> float:
+    async def _run_cycle(self) -> float:
         """Run one cycle; returns the seconds until the next."""
         started_at = self._cycle_began = time.monotonic()
         try:
             again = await self._guarded_cycle()
         except self._fatal as error:
             self._failed(error)
-            _log.error("service can't go on", service=self.name, error=_describe(error))
+            _log.error(
+                "service stopped by a fatal error", service=self.name, error=_describe(error)
+            )
             raise
         except Exception as error:  # noqa: BLE001 - retried by the next cycle
             return self._failed(error)
@@ -336,7 +339,7 @@ class Daemon:
             if not cycle.done():
                 await asyncio.wait({cycle}, timeout=self._grace)
             if not cycle.done():
-                _log.warning("cycle is cut off", service=self.name, grace=self._grace)
+                _log.warning("cycle cancelled", service=self.name, grace=self._grace)
                 await cancelled(cycle)
                 return None
             if not cycle.cancelled():
@@ -356,15 +359,15 @@ class Daemon:
 
     def _succeeded(self, again: bool) -> float:
         if self.failures_in_row:
-            _log.info("service works again", service=self.name, failures=self.failures_in_row)
+            _log.info("service recovered", service=self.name, failures=self.failures_in_row)
         self.cycles += 1
         self.failures_in_row = 0
         self.last_error = ""
         self.state = "running"
         self.ready.set()
         self.metrics.add(self._ended, "ok")
-        self._row.set(0)
-        self._good_at.set_to_current_time()
+        self._failures_gauge.set(0)
+        self._last_success.set_to_current_time()
         if again:
             return 0.0
         return self._interval() if callable(self._interval) else self._interval
@@ -376,7 +379,7 @@ class Daemon:
         self.last_error = redact_text(_describe(error))
         self.state = "failing"
         self.metrics.add(self._ended, "failed")
-        self._row.set(self.failures_in_row)
+        self._failures_gauge.set(self.failures_in_row)
         low, high = self._backoff
         pause: float = min(high, low * 2.0 ** min(self.failures_in_row - 1, 30))
         # Random jitter, so that services that fail together do not retry together.
@@ -428,7 +431,7 @@ class Daemon:
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.stop.is_set() and self._running is not None:
-            _log.warning("second signal cuts the cycle off", service=self.name, signal=name)
+            _log.warning("cycle cancelled by a second signal", service=self.name, signal=name)
             self._running.cancel()
             return
         _log.info("service stops", service=self.name, signal=name)

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.loop import Daemon, cancelled, heeding_signals
+from deepsquare_chain.daemon.loop import Daemon, cancelled, handle_signals
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
@@ -32,14 +32,14 @@ from deepsquare_chain.store.database import Store, open_wallet_store
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 _M_MMAP_THRESHOLD: Final = -3
-_MAPPED: Final = 256 * 1024
+_MMAP_THRESHOLD: Final = 256 * 1024
 #: Errors that a retry can't resolve.
 FATAL: Final = (ReorgTooDeepError, UsageError, WrongEndpointError)
-_NOBODY: Final = "0x" + "00" * 20
+_NO_ACCOUNT: Final = "0x" + "00" * 20
 #: Longest poll interval for receipts in seconds, as people wait for the first receipt.
 _RECEIPT_INTERVAL: Final = 0.25
 _MAX_BACKOFF: Final = 10.0
-_LEAST_PAUSE: Final = 0.05
+_MIN_PAUSE: Final = 0.05
 _log = get_logger(__name__)
 
 
@@ -113,7 +113,7 @@ async def open_store(
         settings.state_dir / f"{name}.db",
         chain_id=contracts.deployment.chain_id,
         contract=contracts.deployment.scheduler,
-        account=account.address if account is not None else _NOBODY,
+        account=account.address if account is not None else _NO_ACCOUNT,
         genesis="0x" + bytes(genesis["hash"]).hex(),
         landmark=getattr(contracts.w3.provider, "landmark", None) or "",
         exclusive=True,
@@ -178,7 +178,7 @@ async def open_daemon(
     Raises:
         UsageError: The health port can't be used.
     """
-    bound_memory()
+    configure_malloc()
     daemon = Daemon(
         name,
         cycle,
@@ -190,7 +190,7 @@ async def open_daemon(
         metrics=metrics,
     )
     if settings.websocket is not None:
-        websocket_up = metrics.gauge("websocket_up", "Whether new blocks wake the service.")
+        websocket_up = metrics.gauge("websocket_up", "Whether the websocket reports new blocks.")
 
         def wake() -> None:
             if heads is not None:
@@ -222,7 +222,7 @@ async def open_daemon(
     return daemon
 
 
-def bound_memory() -> None:
+def configure_malloc() -> None:
     """Configure glibc's malloc so that the memory of this process does not grow over time.
 
     By default each new thread gets its own arena, up to eight per core, which keeps its peak
@@ -234,13 +234,13 @@ def bound_memory() -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, _ARENAS)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 def _pause(poll: float, heads: HeadSource | None) -> float:
     """Return the seconds until the next cycle: the next block may be due before the next poll."""
     # A pause of 0 would starve other tasks; a lagging endpoint may need several polls.
-    return poll if heads is None else min(poll, max(_LEAST_PAUSE, heads.pause()))
+    return poll if heads is None else min(poll, max(_MIN_PAUSE, heads.pause()))
 
 
 # -- opens a service, with retries while its endpoint is down
@@ -265,7 +265,7 @@ async def serve(
         stop: Ends the wait and the daemon when set.
 
     Raises:
-        GridError: As `open_patiently`, or a fatal error of the daemon.
+        GridError: As `open_with_retries`, or a fatal error of the daemon.
     """
     stopping = stop or asyncio.Event()
 
@@ -274,15 +274,15 @@ async def serve(
         stopping.set()
 
     async with AsyncExitStack() as stack:
-        with heeding_signals(on_signal):
-            daemon = await open_patiently(
+        with handle_signals(on_signal):
+            daemon = await open_with_retries(
                 name, lambda parts: open_once(parts, stopping), stack, stopping
             )
         if daemon is not None:
             await daemon.run()
 
 
-async def open_patiently(
+async def open_with_retries(
     name: str,
     open_once: Callable[[AsyncExitStack], Awaitable[T]],
     stack: AsyncExitStack,
@@ -311,7 +311,7 @@ async def open_patiently(
     while not stop.is_set():
         try:
             async with AsyncExitStack() as parts:
-                result = await _unless_stopped(open_once(parts), stop)
+                result = await _result_or_stop(open_once(parts), stop)
                 if result is None:
                     return None
                 await stack.enter_async_context(parts.pop_all())
@@ -321,7 +321,7 @@ async def open_patiently(
             if error.message not in reported:
                 reported.add(error.message)
                 _log.warning(
-                    "service waits for its endpoint and begins when it answers",
+                    "service waits for its endpoint",
                     service=name,
                     message=error.message,
                     hint=error.hint,
@@ -337,7 +337,7 @@ async def open_patiently(
     return None
 
 
-async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+async def _result_or_stop(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     """Return the result of the work; on an earlier stop, cancel it and return None."""
     task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:

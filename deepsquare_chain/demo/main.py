@@ -20,8 +20,8 @@ from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
-from deepsquare_chain.demo.tracker import Board, DemoTracker, Gas
-from deepsquare_chain.devnet.grid import COINLESS, ChainKind, LocalGrid
+from deepsquare_chain.demo.tracker import DemoDisplay, DemoTracker, Gas
+from deepsquare_chain.devnet.grid import CUSTOMER_WITHOUT_COIN, ChainKind, LocalGrid
 from deepsquare_chain.devnet.slurm import slurm_cluster
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.redaction import plain
@@ -30,7 +30,7 @@ from deepsquare_chain.observability.redaction import plain
 
 _GWEI: Final = 10**9
 #: Columns of a statement, in this order; the other kinds are summed as "other".
-_SHOWN: Final = (
+_COLUMNS: Final = (
     *(MovementKind.MINT, MovementKind.ESCROW, MovementKind.REFUND),
     *(MovementKind.INTERIM, MovementKind.PAYMENT, MovementKind.FEE),
 )
@@ -73,8 +73,8 @@ class DemoSummary:
         console.print(self._gas_table())
         relay = self.gas["relay"]
         console.print(
-            f"{COINLESS} never held coin and sent no transaction: the relay carried out "
-            f"{COINLESS}'s {self.signed} signed requests and paid {relay.wei // _GWEI:,} gwei for "
+            f"{CUSTOMER_WITHOUT_COIN} had no coin and sent no transaction: the relay executed "
+            f"{CUSTOMER_WITHOUT_COIN}'s {self.signed} signed requests and paid {relay.wei // _GWEI:,} gwei for "
             f"their gas.",
             markup=False,
         )
@@ -85,19 +85,19 @@ class DemoSummary:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Statements (credits)")
         table.title_justify = "left"
         table.add_column("account")
-        for kind in _SHOWN:
+        for kind in _COLUMNS:
             table.add_column(kind.value, justify="right")
         table.add_column("other", justify="right")
         table.add_column("balance", justify="right")
         for role, sums in self.statements.items():
-            other = sum(amount for kind, amount in sums.items() if kind not in _SHOWN)
-            cells = [sums.get(kind, 0) for kind in _SHOWN] + [other]
+            other = sum(amount for kind, amount in sums.items() if kind not in _COLUMNS)
+            cells = [sums.get(kind, 0) for kind in _COLUMNS] + [other]
             shown = [format_credits(amount) if amount else "" for amount in cells]
             table.add_row(role, *shown, format_credits(self.balances[role]))
         return table
 
     def _gas_table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Who paid which gas")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title="Gas paid by account")
         table.title_justify = "left"
         for title in ("account", "transactions", "gas", "fee (gwei)"):
             table.add_column(Text(title), justify="left" if title == "account" else "right")
@@ -106,14 +106,14 @@ class DemoSummary:
         return table
 
 
-async def close_books(
-    grid: LocalGrid, scene: DemoTracker, problems: list[str], signed: int
+async def audit_grid_ledgers(
+    grid: LocalGrid, tracker: DemoTracker, problems: list[str], signed: int
 ) -> DemoSummary:
     """Rebuild the ledgers from events only, and compare them with the contracts' storage.
 
     Args:
         grid: The demo's grid.
-        scene: The tracker of the demo's jobs.
+        tracker: The tracker of the demo's jobs.
         problems: Differences from the scenario so far.
         signed: Number of requests signed by the customer without coins.
 
@@ -121,16 +121,16 @@ async def close_books(
         AuditError: The events are inconsistent, so that the ledgers can't be rebuilt.
     """
     ledger, audit = await audit_chain(grid.contracts)
-    jobs = [_job(scene, number) for number in sorted(scene.jobs)]
+    jobs = [_job(tracker, number) for number in sorted(tracker.jobs)]
     document: dict[str, Any] = {
         "jobs": jobs,
         "audit": {"difference": str(audit.difference), "ok": audit.ok},
     }
-    coinless_address = grid.accounts[COINLESS].address
+    coinless_address = grid.accounts[CUSTOMER_WITHOUT_COIN].address
     coin = await grid.contracts.w3.eth.get_balance(coinless_address)
     document["gasless"] = {"customer": coinless_address, "requests": signed, "coin_wei": str(coin)}
-    if coin or coinless_address in scene.reader.by_account or not signed:
-        problems = [*problems, f"{COINLESS} paid gas, or signed no request"]
+    if coin or coinless_address in tracker.reader.by_account or not signed:
+        problems = [*problems, f"{CUSTOMER_WITHOUT_COIN} paid gas or signed no request"]
     names = {account: grid.name_of(account) for account in ledger.accounts}
     names = {account: name for account, name in names.items() if name != account}
     return DemoSummary(
@@ -138,7 +138,7 @@ async def close_books(
         audit=audit,
         statements={name: _sums(ledger.statement(account)) for account, name in names.items()},
         balances={name: ledger.balances.get(account, 0) for account, name in names.items()},
-        gas={grid.name_of(sender): gas for sender, gas in scene.reader.by_account.items()},
+        gas={grid.name_of(sender): gas for sender, gas in tracker.reader.by_account.items()},
         folder=grid.folder,
         signed=signed,
         problems=problems,
@@ -152,8 +152,8 @@ def _sums(rows: list[StatementRow]) -> dict[MovementKind, int]:
     return sums
 
 
-def _job(scene: DemoTracker, number: int) -> dict[str, Any]:
-    job, history = scene.jobs[number], scene.histories[number]
+def _job(tracker: DemoTracker, number: int) -> dict[str, Any]:
+    job, history = tracker.jobs[number], tracker.histories[number]
     return {
         "id": number,
         "name": history.name,
@@ -214,7 +214,7 @@ async def run_demo(
     summaries: list[DemoSummary] = []
     with stopped_by_signals() as stop:
         work = asyncio.create_task(
-            _play(
+            _run_on_grid(
                 path,
                 chain,
                 examples,
@@ -231,7 +231,7 @@ async def run_demo(
             # Runs survive their daemons by design; the demo must leave no process behind.
             survivors = await asyncio.to_thread(end_processes_of, path)
     if stopped and not (serve and summaries):
-        console.print(f"Interrupted: everything is ended. Logs: {path / 'logs'}")
+        console.print(f"Interrupted: everything was stopped. Logs: {path / 'logs'}")
         raise KeyboardInterrupt
     summary = summaries[0]
     if survivors:
@@ -244,43 +244,47 @@ async def run_demo(
     return DemoResult(summary.ok, {**summary.document, "seconds": seconds})
 
 
-async def _play(
-    place: Path,
+async def _run_on_grid(
+    folder: Path,
     chain: ChainKind,
     examples: Path,
     console: Console,
-    found: list[DemoSummary],
+    summaries: list[DemoSummary],
     *,
     executor: str,
     serve: bool,
     port: int,
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        with Board(console, "DeepSquare grid") as board:
+        with DemoDisplay(console, "DeepSquare grid") as display:
             settings: dict[str, str] = {}
             if executor == "slurm":
-                cluster = await stack.enter_async_context(slurm_cluster(board.step))
+                cluster = await stack.enter_async_context(slurm_cluster(display.step))
                 settings = cluster.environment
             grid = await stack.enter_async_context(
                 LocalGrid(
-                    place, chain=chain, relay_port=0, provider_settings=settings, tell=board.step
+                    folder,
+                    chain=chain,
+                    relay_port=0,
+                    provider_settings=settings,
+                    report=display.step,
                 )
             )
-            board.step(f"watch it in a browser: {await grid.start_explorer(port)}")
-            runner = DemoRunner(grid, board, examples)
-            await runner.perform()
-            board.step("closing the books")
-            summary = await close_books(grid, runner.scene, runner.problems, runner.signed)
+            display.step(f"explorer: {await grid.start_explorer(port)}")
+            runner = DemoRunner(grid, display, examples)
+            await runner.run()
+            display.step("auditing the ledgers")
+            summary = await audit_grid_ledgers(grid, runner.tracker, runner.problems, runner.signed)
             if not serve:
                 await stack.aclose()
-        console.print(board.table())
+        console.print(display.table())
         summary.show(console)
-        found.append(summary)
+        summaries.append(summary)
         if serve:
-            console.print(f"Browse it all: {grid.explorer_url} (Ctrl-C ends it)", markup=False)
+            console.print(f"Explorer: {grid.explorer_url} (stop with Ctrl-C)", markup=False)
             await asyncio.Event().wait()
         console.print(
-            "To browse jobs and credits at leisure: deepsquare demo --serve", markup=False
+            "To browse jobs and credits afterwards: deepsquare demo --serve", markup=False
         )
 
 
@@ -290,9 +294,9 @@ def _new_folder(folder: Path | None) -> Path:
     try:
         path.mkdir(parents=True, mode=0o700)
     except FileExistsError:
-        raise UsageError(f"{path} exists already", hint="Name a new folder.") from None
+        raise UsageError(f"{path} already exists", hint="Give a new folder.") from None
     except OSError as error:
-        raise GridError(f"{path} can't be made: {error.strerror}") from None
+        raise GridError(f"{path} can't be created: {error.strerror}") from None
     return path
 
 
@@ -304,6 +308,6 @@ def _examples() -> Path:
         if (candidate / "hello.yaml").is_file():
             return candidate
     raise NotFoundError(
-        "The job files of examples/ are not there",
+        "The example job files were not found",
         hint="Install the package again, or run it from the project's folder.",
     )

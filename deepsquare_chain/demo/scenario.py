@@ -11,7 +11,7 @@ from deepsquare_chain.client.history import History
 from deepsquare_chain.job import Job, JobStatus, Objective
 
 
-class Deed(StrEnum):
+class DemoAction(StrEnum):
     """An action on a job while it runs."""
 
     NONE = "none"
@@ -20,7 +20,7 @@ class Deed(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ScenarioJob:
     """One job file of the scenario.
 
     `ends` are the expected statuses of the job and of its successors, in order. `objective`
@@ -32,7 +32,7 @@ class Part:
     customer: str
     ends: tuple[JobStatus, ...]
     objective: Objective | None = None
-    deed: Deed = Deed.NONE
+    action: DemoAction = DemoAction.NONE
     exit_code: int | None = None
     late: bool = False
 
@@ -43,69 +43,76 @@ class Part:
 
 
 #: Alice minimises cost and Bob time, so that each uses one provider while both are available.
-STORY: Final[Sequence[Part]] = (
-    Part(
+SCENARIO: Final[Sequence[ScenarioJob]] = (
+    ScenarioJob(
         "survives",
         "alice",
         (JobStatus.PANICKED, JobStatus.FINISHED),
-        deed=Deed.KILL,
+        action=DemoAction.KILL,
         exit_code=0,
     ),
-    Part("hello", "bob", (JobStatus.FINISHED,), Objective.TIME, exit_code=0),
-    Part("exits-3", "bob", (JobStatus.FAILED,), Objective.TIME, exit_code=3),
-    Part("outlives", "bob", (JobStatus.OUT_OF_CREDITS,), Objective.TIME),
-    Part("cancelled", "bob", (JobStatus.CANCELLED,), Objective.TIME, Deed.CANCEL),
-    Part("pi", "bob", (JobStatus.FINISHED,), Objective.TIME, exit_code=0),
-    Part("wordcount", "alice", (JobStatus.FINISHED,), exit_code=0, late=True),
+    ScenarioJob("hello", "bob", (JobStatus.FINISHED,), Objective.TIME, exit_code=0),
+    ScenarioJob("exits-3", "bob", (JobStatus.FAILED,), Objective.TIME, exit_code=3),
+    ScenarioJob("outlives", "bob", (JobStatus.OUT_OF_CREDITS,), Objective.TIME),
+    ScenarioJob("cancelled", "bob", (JobStatus.CANCELLED,), Objective.TIME, DemoAction.CANCEL),
+    ScenarioJob("pi", "bob", (JobStatus.FINISHED,), Objective.TIME, exit_code=0),
+    ScenarioJob("wordcount", "alice", (JobStatus.FINISHED,), exit_code=0, late=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class JobChain:
     """A part with the IDs of its job and of the known successors."""
 
-    part: Part
+    scenario_job: ScenarioJob
     job_ids: tuple[int, ...]
 
 
-def lines(parts: Mapping[int, Part], histories: Mapping[int, History]) -> list[Line]:
-    """Return the jobs of each part; `parts` is keyed by the ID of the first job."""
+def job_chains(
+    scenario_jobs: Mapping[int, ScenarioJob], histories: Mapping[int, History]
+) -> list[JobChain]:
+    """Return the jobs of each part; `scenario_jobs` is keyed by the ID of the first job."""
     result = []
-    for first, part in sorted(parts.items()):
+    for first, scenario_job in sorted(scenario_jobs.items()):
         ids = [first]
         while (after := histories[ids[-1]].successor) is not None and after in histories:
             ids.append(after)
-        result.append(Line(part, tuple(ids)))
+        result.append(JobChain(scenario_job, tuple(ids)))
     return result
 
 
 def problems(
-    parts: Iterable[Part],
-    found: Iterable[Line],
+    scenario_jobs: Iterable[ScenarioJob],
+    chains: Iterable[JobChain],
     jobs: Mapping[int, Job],
     histories: Mapping[int, History],
 ) -> list[str]:
     """Return the differences from the scenario; empty if there are none."""
-    by_name = {line.part.name: line for line in found}
+    by_name = {job_chain.scenario_job.name: job_chain for job_chain in chains}
     return [
-        text for part in parts for text in _problems(part, by_name.get(part.name), jobs, histories)
+        text
+        for scenario_job in scenario_jobs
+        for text in _problems(scenario_job, by_name.get(scenario_job.name), jobs, histories)
     ]
 
 
 def _problems(
-    part: Part, line: Line | None, jobs: Mapping[int, Job], histories: Mapping[int, History]
+    scenario_job: ScenarioJob,
+    job_chain: JobChain | None,
+    jobs: Mapping[int, Job],
+    histories: Mapping[int, History],
 ) -> Iterable[str]:
-    if line is None:
-        yield f"{part.name} was never submitted"
+    if job_chain is None:
+        yield f"{scenario_job.name} was never submitted"
         return
-    ends = tuple(jobs[number].status for number in line.job_ids)
-    if ends != part.ends:
-        expected = " then ".join(status.name for status in part.ends)
-        yield f"{part.name} ended {' then '.join(status.name for status in ends)}, not {expected}"
+    ends = tuple(jobs[number].status for number in job_chain.job_ids)
+    if ends != scenario_job.ends:
+        expected = " then ".join(status.name for status in scenario_job.ends)
+        yield f"{scenario_job.name} ended {' then '.join(status.name for status in ends)}, not {expected}"
         return
-    last = histories[line.job_ids[-1]]
-    if part.exit_code is not None and last.exit_code != part.exit_code:
-        yield f"{part.name} has exit code {last.exit_code}, not {part.exit_code}"
-    hosts = [histories[number].provider for number in line.job_ids]
+    last = histories[job_chain.job_ids[-1]]
+    if scenario_job.exit_code is not None and last.exit_code != scenario_job.exit_code:
+        yield f"{scenario_job.name} has exit code {last.exit_code}, not {scenario_job.exit_code}"
+    hosts = [histories[number].provider for number in job_chain.job_ids]
     if len(set(hosts)) != len(hosts):
-        yield f"{part.name} went to the same provider again"
+        yield f"{scenario_job.name} was assigned to the same provider again"

@@ -30,7 +30,7 @@ from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.history import History, inherit, replay
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.daemon.loop import cancelled
-from deepsquare_chain.demo.scenario import Line, Part, lines
+from deepsquare_chain.demo.scenario import JobChain, ScenarioJob, job_chains
 from deepsquare_chain.devnet.grid import LocalGrid
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Job, JobStatus
@@ -70,7 +70,7 @@ class Row:
     retry_of: int | None = None
 
 
-class Board:
+class DemoDisplay:
     """Shows a table of jobs, and prints lines; used as a context manager."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -99,17 +99,17 @@ class Board:
             self._live.stop()
             self._live = None
 
-    def say(self, text: str, style: str = "") -> None:
+    def print_line(self, text: str, style: str = "") -> None:
         """Print a line above the table."""
         self.console.print(Text(plain(text), style=style), soft_wrap=True)
 
     def step(self, text: str) -> None:
         """Print the current step of the demo."""
         self._note = text
-        self.say(f"* {text}", "bold")
+        self.print_line(f"* {text}", "bold")
         self._refresh()
 
-    def job_says(self, name: str, job_id: int, line: str) -> None:
+    def print_output(self, name: str, job_id: int, line: str) -> None:
         """Print an output line of a job; control characters are escaped."""
         text = Text(f"  {name}#{job_id} | ", style="dim")
         text.append(plain(line), style="default")
@@ -125,7 +125,7 @@ class Board:
             state = row.status, row.provider
             if self._seen.get(row.job_id) != state:
                 self._seen[row.job_id] = state
-                self.say(f"  job {row.job_id} {row.name}: {_sentence(row)}")
+                self.print_line(f"  job {row.job_id} {row.name}: {_describe(row)}")
 
     def table(self) -> Table:
         """Return the rows as a table."""
@@ -162,7 +162,7 @@ def _cells(row: Row) -> list[Text]:
     ]
 
 
-def _sentence(row: Row) -> str:
+def _describe(row: Row) -> str:
     location = f" at {row.provider}" if row.provider else ""
     used = "" if row.used is None else f", used {format_credits(row.used)} credits"
     again = "" if row.retry_of is None else f" (continues job {row.retry_of})"
@@ -170,7 +170,7 @@ def _sentence(row: Row) -> str:
 
 
 #: Seconds to wait for the rest of the jobs' output at the end.
-_REST_SECONDS: Final = 5.0
+_OUTPUT_TIMEOUT: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -228,28 +228,28 @@ class BlockReader:
 class DemoTracker:
     """Tracks jobs and their output.
 
-    `jobs` and `histories` are keyed by job ID, `parts` by the ID of a part's first job.
+    `jobs` and `histories` are keyed by job ID, `scenario_jobs` by the ID of a part's first job.
     """
 
-    def __init__(self, grid: LocalGrid, board: Board) -> None:
+    def __init__(self, grid: LocalGrid, display: DemoDisplay) -> None:
         self.reader = BlockReader(grid.contracts.w3)
-        self.parts: dict[int, Part] = {}
+        self.scenario_jobs: dict[int, ScenarioJob] = {}
         self.jobs: dict[int, Job] = {}
         self.histories: dict[int, History] = {}
         self.printed: dict[int, int] = {}
         self._grid = grid
-        self._board = board
+        self._display = display
         self._gateways: dict[str, tuple[GatewayClient, ...]] = {}
-        self._following: dict[int, asyncio.Task[None]] = {}
-        self._rest: dict[int, bytes] = {}
+        self._log_tasks: dict[int, asyncio.Task[None]] = {}
+        self._unfinished_lines: dict[int, bytes] = {}
 
     @property
-    def lines(self) -> list[Line]:
+    def job_chains(self) -> list[JobChain]:
         """All parts with their jobs and successors."""
-        return lines(self.parts, self.histories)
+        return job_chains(self.scenario_jobs, self.histories)
 
     @property
-    def at_rest(self) -> bool:
+    def all_ended(self) -> bool:
         """Whether all jobs have ended, and all their successors are known."""
         all_known = all(
             history.successor is None or history.successor in self.jobs
@@ -273,20 +273,20 @@ class DemoTracker:
 
     async def close(self) -> None:
         """Show the rest of the jobs' output until a short timeout, and stop following it."""
-        if self._following:
-            await asyncio.wait(self._following.values(), timeout=_REST_SECONDS)
-        for task in self._following.values():
+        if self._log_tasks:
+            await asyncio.wait(self._log_tasks.values(), timeout=_OUTPUT_TIMEOUT)
+        for task in self._log_tasks.values():
             await cancelled(task)
 
-    async def enter(self, parts: dict[int, Part]) -> None:
+    async def add_jobs(self, scenario_jobs: dict[int, ScenarioJob]) -> None:
         """Add newly submitted jobs."""
-        for job_id in parts:
+        for job_id in scenario_jobs:
             self.histories.setdefault(job_id, History(job_id))
-        await self._update(tuple(parts))
+        await self._update(tuple(scenario_jobs))
         # Last, so that `jobs` has the job of every part.
-        self.parts |= parts
+        self.scenario_jobs |= scenario_jobs
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Read new events and job records, and show the changes."""
         events = await self.reader.poll()
         for event in events:
@@ -299,15 +299,15 @@ class DemoTracker:
         await self._update(tuple(self.histories))
         self.show()
         for event in events:
-            self._tell(event)
+            self._show_event(event)
         for job in self.jobs.values():
             began = job.status is JobStatus.RUNNING or (job.status.is_final and job.rate)
-            if began and job.id not in self._following:
-                self._following[job.id] = asyncio.create_task(self._follow(job))
+            if began and job.id not in self._log_tasks:
+                self._log_tasks[job.id] = asyncio.create_task(self._follow(job))
 
     def show(self) -> None:
         """Show all jobs in the table."""
-        self._board.show(self._row(self.jobs[number]) for number in sorted(self.jobs))
+        self._display.show(self._row(self.jobs[number]) for number in sorted(self.jobs))
 
     async def _update(self, numbers: Sequence[int]) -> None:
         jobs = await self._grid.contracts.scheduler.get_jobs(numbers)
@@ -327,22 +327,24 @@ class DemoTracker:
             retry_of=history.retry_of,
         )
 
-    def _tell(self, event: Event) -> None:
+    def _show_event(self, event: Event) -> None:
         match event:
             case ProviderChallenged():
                 provider = self._grid.name_of(event.provider)
-                self._board.step(f"{provider} is challenged to show that it is there")
+                self._display.step(f"{provider} is challenged to prove that it is alive")
             case ProviderAnswered():
-                self._board.step(f"{self._grid.name_of(event.provider)} answers the challenge")
+                self._display.step(
+                    f"{self._grid.name_of(event.provider)} has answered the challenge"
+                )
             case JobCollected():
                 provider, paid = self._grid.name_of(event.provider), format_credits(event.paid)
-                self._board.step(
+                self._display.step(
                     f"{provider} collects {paid} credits for {event.billed_seconds} s of job "
-                    f"{event.job_id}, which goes on"
+                    f"{event.job_id}, which continues"
                 )
             case JobRetried():
-                self._board.step(
-                    f"job {event.job_id} is given up; job {event.successor} carries its escrow on"
+                self._display.step(
+                    f"job {event.job_id} is given up; its escrow moves to job {event.successor}"
                 )
             case _:
                 pass
@@ -354,12 +356,12 @@ class DemoTracker:
             async for data in read_log(self._grid.contracts, gateways, job.id, follow=True):
                 self._print_output(job.id, data)
         except GridError as error:
-            self._board.step(f"the output of job {job.id} can't be shown: {error.message}")
+            self._display.step(f"the output of job {job.id} can't be shown: {error.message}")
 
     def _print_output(self, job_id: int, data: bytes) -> None:
-        *complete_lines, rest = (self._rest.get(job_id, b"") + data).split(b"\n")
-        self._rest[job_id] = rest
+        *complete_lines, rest = (self._unfinished_lines.get(job_id, b"") + data).split(b"\n")
+        self._unfinished_lines[job_id] = rest
         self.printed[job_id] = self.printed.get(job_id, 0) + len(complete_lines)
         for line in complete_lines:
             text = line.decode("utf-8", "replace")
-            self._board.job_says(self.histories[job_id].name, job_id, text)
+            self._display.print_output(self.histories[job_id].name, job_id, text)

@@ -35,24 +35,24 @@ class Receipt(Protocol):
     def hash(self) -> str: ...
 
 
-class Sends(Protocol):
+class CallSender(Protocol):
     """A sender whose account has the minter role."""
 
     async def send(self, call: Call) -> Receipt: ...
 
 
-class Mints(Protocol):
+class Minter(Protocol):
     """The mint function of the credit contract."""
 
     def mint(self, to: str, amount: int) -> Call: ...
 
 
-class TooSoonError(GridError):
+class FaucetLimitError(GridError):
     """The address was paid within the interval."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drip:
+class FaucetPayment:
     """One payment; amounts in wei and credit-wei."""
 
     address: str
@@ -75,8 +75,8 @@ class Faucet:
 
     def __init__(
         self,
-        sender: Sends,
-        credit: Mints,
+        sender: CallSender,
+        credit: Minter,
         *,
         gas_wei: int = GAS_WEI,
         credit_wei: int = CREDIT_WEI,
@@ -89,16 +89,16 @@ class Faucet:
         self._interval = interval
         self._paid: dict[str, float] = {}
 
-    async def pay(self, address: str) -> Drip:
+    async def pay(self, address: str) -> FaucetPayment:
         """Send gas and credits; return when both transactions are mined.
 
         Raises:
             UsageError: The text is not an address.
-            TooSoonError: The address was paid within the interval.
+            FaucetLimitError: The address was paid within the interval.
             GridError: The sender failed.
         """
         receiver = checked_address(address)
-        self._admit(receiver)
+        self._check_interval(receiver)
         try:
             receipts = await asyncio.gather(
                 self._sender.send(Call(receiver, b"", f"gas for {receiver}", self._gas_wei)),
@@ -108,9 +108,9 @@ class Faucet:
             self._paid.pop(receiver, None)  # allow an immediate retry
             raise
         hashes = tuple(receipt.hash for receipt in receipts)
-        return Drip(receiver, self._gas_wei, self._credit_wei, hashes)
+        return FaucetPayment(receiver, self._gas_wei, self._credit_wei, hashes)
 
-    def _admit(self, receiver: str) -> None:
+    def _check_interval(self, receiver: str) -> None:
         now = time.monotonic()
         self._paid = {
             address: paid_at
@@ -118,9 +118,9 @@ class Faucet:
             if now - paid_at < self._interval
         }
         if receiver in self._paid:
-            raise TooSoonError(
-                f"The faucet paid {receiver} a moment ago.",
-                hint=f"Ask again in {self._interval:.0f} seconds.",
+            raise FaucetLimitError(
+                f"The faucet has recently paid {receiver}.",
+                hint=f"Try again in {self._interval:.0f} seconds.",
             )
         self._paid[receiver] = now
 
@@ -133,7 +133,7 @@ def faucet_app(faucet: Faucet) -> Starlette:
             return JSONResponse((await faucet.pay(await _address(request))).to_wire())
         except GridError as error:
             status = 400 if isinstance(error, UsageError) else 503
-            if isinstance(error, TooSoonError):
+            if isinstance(error, FaucetLimitError):
                 status = 429
             return JSONResponse({"error": error.message, "hint": error.hint}, status)
 
@@ -147,5 +147,5 @@ async def _address(request: Request) -> str:
     except ValueError:
         document = None
     if not isinstance(document, dict) or not isinstance(document.get("address"), str):
-        raise UsageError("The faucet needs an address.", hint=_HINT)
+        raise UsageError("The request has no address.", hint=_HINT)
     return str(document["address"])

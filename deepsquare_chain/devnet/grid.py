@@ -41,20 +41,20 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.gateway_client import GatewayClient, open_gateways
 
 #: Start timeout of a service that serves a URL, in seconds.
-_START: Final = 60.0
+_START_TIMEOUT: Final = 60.0
 #: Environment variables removed for services without a wallet.
 _SECRETS: Final = frozenset({"DEEPSQUARE_KEYSTORE", "DEEPSQUARE_PASSWORD_FILE"})
 #: Seconds without activity after which a provider with jobs is challenged; short for the demo.
-_CHALLENGE_AFTER: Final = 4
+_CHALLENGE_AFTER_SECONDS: Final = 4
 ChainKind = Literal["embedded", "anvil"]
 #: Initial credits of each example customer, in credit-wei.
-PURSE: Final = 1_000 * CREDIT
+CUSTOMER_CREDITS: Final = 1_000 * CREDIT
 #: Roles of the node's funded accounts, in the order of the accounts.
 FUNDED: Final = ("admin", "treasury", "scheduler", "alpine", "jura", "alice", "relay", "faucet")
 #: A customer with a new account that has credits but no coins for gas.
-COINLESS: Final = "bob"
-ROLES: Final = (*FUNDED, COINLESS)
-CUSTOMERS: Final = ("alice", COINLESS)
+CUSTOMER_WITHOUT_COIN: Final = "bob"
+ROLES: Final = (*FUNDED, CUSTOMER_WITHOUT_COIN)
+CUSTOMERS: Final = ("alice", CUSTOMER_WITHOUT_COIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class LocalGrid:
         relay_port: Port of the relay; None for no relay.
         gateway_port: Port of the gateway; 0 chooses a free one.
         provider_settings: Additional environment variables of the providers' daemons.
-        tell: Called with a message for each step.
+        report: Called with a message for each step.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LocalGrid:
         relay_port: int | None = None,
         gateway_port: int = 0,
         provider_settings: Mapping[str, str] | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder = folder
         self.node: Node = Anvil(port=port) if chain == "anvil" else ChainProcess(port=port)
@@ -125,7 +125,7 @@ class LocalGrid:
         self._faucet_port = faucet_port
         self._relay_port = relay_port
         self._provider_settings = dict(provider_settings or {})
-        self._tell = tell
+        self._report = report
         self._stack = contextlib.AsyncExitStack()
         self._contracts: Contracts | None = None
 
@@ -203,7 +203,7 @@ class LocalGrid:
         command, settings = ["provider", "run"], self._provider_settings
         if role == "scheduler":
             command, settings = (
-                ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER)],
+                ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER_SECONDS)],
                 {},
             )
         return await self._spawn(role, command, {**self.environment(role), **settings})
@@ -217,7 +217,9 @@ class LocalGrid:
         """
         open_listener(port).close()
         command = ["explorer", "serve", "--port", str(port)]
-        self.explorer_url = await self._start_serving("explorer", command, self._walletless())
+        self.explorer_url = await self._start_serving(
+            "explorer", command, self._environment_without_wallet()
+        )
         return self.explorer_url
 
     async def gateways(self, role: str) -> tuple[GatewayClient, ...]:
@@ -226,7 +228,7 @@ class LocalGrid:
             open_gateways([self.gateway_url], self.accounts[role], self.contracts.deployment)
         )
 
-    def _walletless(self) -> dict[str, str]:
+    def _environment_without_wallet(self) -> dict[str, str]:
         """Return the environment variables of a program without a wallet."""
         return {key: text for key, text in self.environment("").items() if key not in _SECRETS}
 
@@ -256,11 +258,13 @@ class LocalGrid:
     async def _start_gateway(self, port: int) -> str:
         """Start the gateway as a child process without a wallet, and return its URL."""
         command = ["gateway", "serve", "--port", str(port)]
-        env = self._walletless() | {"DEEPSQUARE_STATE_DIR": str(self.state("gateway"))}
+        env = self._environment_without_wallet() | {
+            "DEEPSQUARE_STATE_DIR": str(self.state("gateway"))
+        }
         return await self._start_serving("gateway", command, env)
 
     async def _start_serving(
-        self, role: str, words: list[str], environment: Mapping[str, str]
+        self, role: str, arguments: list[str], environment: Mapping[str, str]
     ) -> str:
         """Start a service, and return the URL that it prints when it is ready.
 
@@ -268,22 +272,20 @@ class LocalGrid:
             GridError: The service did not start within the timeout.
         """
         child = await self._spawn(
-            role, [*words, "-o", "json"], environment, stdout=asyncio.subprocess.PIPE
+            role, [*arguments, "-o", "json"], environment, stdout=asyncio.subprocess.PIPE
         )
         assert child.stdout is not None  # noqa: S101 - requested as a pipe
         line = b""
         with contextlib.suppress(TimeoutError):
-            line = await asyncio.wait_for(child.stdout.readline(), _START)
+            line = await asyncio.wait_for(child.stdout.readline(), _START_TIMEOUT)
         if not line:
-            raise GridError(
-                f"The {role} did not begin", hint=f"Look into its log: {self.log(role)}"
-            )
+            raise GridError(f"The {role} did not start", hint=f"See its log: {self.log(role)}")
         return str(json.loads(line)["url"])
 
     async def _spawn(
         self,
         role: str,
-        words: list[str],
+        arguments: list[str],
         environment: Mapping[str, str],
         *,
         stdout: int | None = None,
@@ -294,7 +296,7 @@ class LocalGrid:
         self.log(role).parent.mkdir(parents=True, exist_ok=True)
         with self.log(role).open("ab") as log:
             child = await ChildProcess.spawn(
-                [sys.executable, "-m", "deepsquare_chain.cli", *words],
+                [sys.executable, "-m", "deepsquare_chain.cli", *arguments],
                 stdout=log if stdout is None else stdout,
                 stderr=log,
                 env={**inherited, **environment, "DEEPSQUARE_LOG_FORMAT": "json"},
@@ -322,14 +324,14 @@ class LocalGrid:
             if port:
                 open_listener(port).close()
         self.isolation = await asyncio.to_thread(machine_isolation)
-        self._tell(f"isolation of jobs: {self.isolation.words}")
-        self._tell("starting the chain")
+        self._report(f"isolation of jobs: {self.isolation.words}")
+        self._report("starting the chain")
         _, _ = await asyncio.gather(self.node.start(), asyncio.to_thread(self._make_wallets))
         w3 = await connect(self.node.url, chain_id=self.node.chain_id)
         self._stack.push_async_callback(close, w3)
         for role in ROLES:
             self.senders[role] = self._sender(w3, role)
-        self._tell("deploying the contracts")
+        self._report("deploying the contracts")
         names = {account.address: role for role, account in self.accounts.items()}
         extra = {"endpoint": self.node.url, "devnet": True, "names": names}
         deployment = await deploy_grid(
@@ -339,7 +341,7 @@ class LocalGrid:
         if self._faucet_port is not None:
             await self._serve_faucet(self._faucet_port)
             deployment = _with(deployment, faucet=self.faucet_url)
-        self._tell("funding customers, registering and approving providers")
+        self._report("funding customers, registering and approving providers")
         await asyncio.gather(
             *(self._mint(role) for role in CUSTOMERS),
             *(self._register(role) for role in PROVIDERS),
@@ -349,12 +351,12 @@ class LocalGrid:
             self.providers[number] = role
         # The record is written last, so that it exists only for a working grid.
         deployment.save(self.deployment_file)
-        self._tell("starting the gateway")
+        self._report("starting the gateway")
         self.gateway_url = await self._start_gateway(self._gateway_port)
         deployment = _with(deployment, gateway=self.gateway_url)
         deployment.save(self.deployment_file)
         if self._relay_port is not None:
-            self._tell("starting the relay")
+            self._report("starting the relay")
             self.relay_url = await self._start_relay(self._relay_port)
             deployment = _with(deployment, relay=self.relay_url)
             deployment.save(self.deployment_file)
@@ -367,7 +369,7 @@ class LocalGrid:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(password + "\n")
         self.accounts = dict(zip(FUNDED, self.node.accounts, strict=False))
-        self.accounts[COINLESS] = Account.from_key(secrets.token_bytes(32))
+        self.accounts[CUSTOMER_WITHOUT_COIN] = Account.from_key(secrets.token_bytes(32))
         for role, account in self.accounts.items():
             import_key(self.keystore(role), bytes(account.key), password, light=True)
 
@@ -393,7 +395,7 @@ class LocalGrid:
         )
 
     async def _mint(self, role: str) -> None:
-        call = self.contracts.credit.mint(self.accounts[role].address, PURSE)
+        call = self.contracts.credit.mint(self.accounts[role].address, CUSTOMER_CREDITS)
         await self.senders["admin"].send(call, timeout=60)
 
     async def _register(self, role: str) -> None:

@@ -51,11 +51,11 @@ class SlurmCluster:
 
 
 @contextlib.asynccontextmanager
-async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmCluster]:
+async def slurm_cluster(report: Callable[[str], None]) -> AsyncIterator[SlurmCluster]:
     """Run a cluster of three nodes within an `async with` block.
 
     Args:
-        tell: Called with a message when the cluster starts.
+        report: Called with a message when the cluster starts.
 
     Raises:
         NotFoundError: Slurm is not installed.
@@ -67,7 +67,7 @@ async def slurm_cluster(tell: Callable[[str], None]) -> AsyncIterator[SlurmClust
     try:
         allowances = await asyncio.to_thread(lambda: machine_isolation().allowances)
         sandboxed = "allow_unisolated" not in allowances
-        tell(
+        report(
             f"starting a Slurm cluster of {_NODES} nodes on this machine; its jobs are "
             f"{'isolated by bubblewrap' if sandboxed else 'not isolated'}"
         )
@@ -90,7 +90,7 @@ def _script() -> Path:
         if script.is_file():
             return script
     raise NotFoundError(
-        "scripts/local_slurm.sh is not there", hint="Run the demo from the project's folder."
+        "scripts/local_slurm.sh was not found", hint="Run the demo from the project's folder."
     )
 
 
@@ -115,5 +115,5 @@ async def _run_script(script: Path, command: str, folder: Path, *options: str) -
         lines = errors.decode(errors="replace").strip().splitlines()
         raise GridError(
             f"The local Slurm cluster: {lines[-1] if lines else 'the script failed'}",
-            hint="Run the script by hand: scripts/local_slurm.sh up DIR, and look at the logs in DIR.",
+            hint="Run the script by hand: scripts/local_slurm.sh up DIR, and see the logs in DIR.",
         )

@@ -16,17 +16,24 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
-from deepsquare_chain.devnet.grid import COINLESS, CUSTOMERS, PROVIDERS, ROLES, ChainKind, LocalGrid
+from deepsquare_chain.devnet.grid import (
+    CUSTOMER_WITHOUT_COIN,
+    CUSTOMERS,
+    PROVIDERS,
+    ROLES,
+    ChainKind,
+    LocalGrid,
+)
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
-_MARK: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
+_HEADER: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
 #: Roles whose programs users run by hand, each from its own folder.
-_PEOPLE: Final = ("scheduler", *PROVIDERS, *CUSTOMERS)
-_PARTS: Final = (
+_USER_ROLES: Final = ("scheduler", *PROVIDERS, *CUSTOMERS)
+_GRID_FILES: Final = (
     *("deployment.json", "definitions", "wallets", "state", "logs"),
-    *("admin", "explorer", "gateway", "relay", *_PEOPLE),
+    *("admin", "explorer", "gateway", "relay", *_USER_ROLES),
 )
 
 
@@ -39,7 +46,7 @@ async def run_devnet(
     explorer_port: int | None,
     relay_port: int | None,
     gateway_port: int,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Run a grid in a folder until SIGINT or SIGTERM.
 
@@ -51,7 +58,7 @@ async def run_devnet(
         explorer_port: Port of the explorer; 0 chooses a free one, None starts no explorer.
         relay_port: Port of the relay; 0 chooses a free one, None starts no relay.
         gateway_port: Port of the gateway; 0 chooses a free one.
-        tell: Called with the lines of output for the user.
+        report: Called with the lines of output for the user.
 
     Raises:
         UsageError: A port is in use, another devnet runs in the folder, or the folder belongs to
@@ -59,7 +66,7 @@ async def run_devnet(
     """
     path = _absolute(folder)
     with _alone(path), stopped_by_signals() as stop:
-        _put_aside(path)
+        _archive_old_files(path)
         grid = LocalGrid(
             path,
             chain=chain,
@@ -67,22 +74,22 @@ async def run_devnet(
             faucet_port=faucet_port,
             relay_port=relay_port,
             gateway_port=gateway_port,
-            tell=tell,
+            report=report,
         )
-        if await until_stopped(stop, asyncio.create_task(_serve(grid, explorer_port, tell))):
-            tell("Ended: the chain is gone with all that was on it.")
+        if await until_stopped(stop, asyncio.create_task(_serve(grid, explorer_port, report))):
+            report("Stopped: the chain and its state are gone.")
 
 
-async def _serve(grid: LocalGrid, explorer_port: int | None, tell: Callable[[str], None]) -> None:
+async def _serve(grid: LocalGrid, explorer_port: int | None, report: Callable[[str], None]) -> None:
     if explorer_port:
         open_listener(explorer_port).close()  # reports a port in use before the chain is set up
     async with grid:
         if explorer_port is not None:
-            tell("starting the explorer")
+            report("starting the explorer")
             await grid.start_explorer(explorer_port)
-        _make_homes(grid)
-        for line in _directory(grid, _write_settings(grid)):
-            tell(line)
+        _create_role_folders(grid)
+        for line in _overview(grid, _write_settings(grid)):
+            report(line)
         while True:
             await asyncio.sleep(2.0)
             await grid.node.rpc("eth_blockNumber")  # raises if the chain has stopped
@@ -105,20 +112,20 @@ def _alone(place: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"A devnet runs in {place} already", hint="Stop it, or give another --folder."
+                f"A devnet is already running in {place}", hint="Stop it, or give another --folder."
             ) from None
         yield
 
 
-def _put_aside(place: Path) -> None:
+def _archive_old_files(place: Path) -> None:
     """Move the files of an earlier devnet to a subfolder: they belong to a chain that is gone."""
     record = place / "deployment.json"
     if record.exists() and not Deployment.load(record).extra.get("devnet"):
         raise UsageError(
-            f"{record} is the record of a deployment that is no devnet",
-            hint="Give another --folder, so that it is not lost.",
+            f"{record} is the record of a deployment that is not a devnet",
+            hint="Give another --folder, to keep this record.",
         )
-    leftovers = [place / name for name in _PARTS if (place / name).exists()]
+    leftovers = [place / name for name in _GRID_FILES if (place / name).exists()]
     if leftovers:
         archive = place / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
         archive.mkdir(exist_ok=True)
@@ -126,12 +133,12 @@ def _put_aside(place: Path) -> None:
             shutil.move(path, archive / path.name)
 
 
-def _make_homes(grid: LocalGrid) -> None:
+def _create_role_folders(grid: LocalGrid) -> None:
     """Create a folder with wallet, password and settings for each role that users run by hand.
 
     Roles do not read each other's folders: they communicate through the chain and the gateway.
     """
-    for role in _PEOPLE:
+    for role in _USER_ROLES:
         home = grid.folder / role
         try:
             home.mkdir(mode=0o700, exist_ok=True)
@@ -159,13 +166,13 @@ def _settings(grid: LocalGrid, home: Path) -> str:
     lines = [f"{key} = {_quoted(value)}" for key, value in values.items()]
     # Providers need these on machines without isolation, or as root.
     lines += [f"{key} = true" for key in grid.isolation.allowances]
-    return "\n".join([_MARK, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
+    return "\n".join([_HEADER, *lines, "confirmations = 0", "poll_interval = 0.5", ""])
 
 
 def _write_settings(grid: LocalGrid) -> Path | None:
     """Write `.deepsquare.toml` for alice to the working folder, unless the user has one there."""
     path = Path.cwd() / PROJECT_FILE
-    if path.exists() and not path.read_text(errors="replace").startswith(_MARK):
+    if path.exists() and not path.read_text(errors="replace").startswith(_HEADER):
         return None
     try:
         path.write_text(_settings(grid, grid.folder / "alice"))
@@ -178,7 +185,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
+def _overview(grid: LocalGrid, settings: Path | None) -> list[str]:
     """Return the lines that list all services and the next commands."""
     wallets = os.path.relpath(grid.folder / "wallets")
     lines = [
@@ -196,29 +203,32 @@ def _directory(grid: LocalGrid, settings: Path | None) -> list[str]:
         f"            {role:<10} {grid.accounts[role].address} {_role_note(role)}" for role in ROLES
     ]
     if settings is None:
-        lines += ["", f"{PROJECT_FILE} here is yours and stays as it is; set this instead:"]
+        lines += [
+            "",
+            f"{PROJECT_FILE} here was not written by a devnet and is not changed; set these variables instead:",
+        ]
         variables = grid.environment("alice").items()
         lines += [f"  export {key}={shlex.quote(value)}" for key, value in variables]
     else:
         lines += [
             "",
-            f"{os.path.relpath(settings)} makes alice's wallet the one commands use here.",
+            f"{os.path.relpath(settings)} makes commands in this folder use alice's wallet.",
         ]
-    homes = {role: os.path.relpath(grid.folder / role) for role in _PEOPLE}
-    lines += ["", "In other terminals, each from a folder of its own:"]
+    homes = {role: os.path.relpath(grid.folder / role) for role in _USER_ROLES}
+    lines += ["", "In other terminals, one folder each:"]
     lines += [f"  cd {homes['scheduler']} && deepsquare metascheduler run"]
     lines += [f"  cd {homes[role]} && deepsquare provider run" for role in PROVIDERS]
-    lines += ["", "And from this one, as alice:", "  deepsquare submit examples/hello.yaml --wait"]
+    lines += ["", "In this terminal, as alice:", "  deepsquare submit examples/hello.yaml --wait"]
     if grid.relay_url:
-        wallet = f"--keystore {homes[COINLESS]}/wallet.json"
+        wallet = f"--keystore {homes[CUSTOMER_WITHOUT_COIN]}/wallet.json"
         lines += [f"  deepsquare submit examples/hello.yaml --gasless {wallet}"]
-    lines += ["", "Ctrl-C ends it."]
+    lines += ["", "Stop it with Ctrl-C."]
     return lines
 
 
 def _role_note(role: str) -> str:
     if role in CUSTOMERS:
-        return "customer without coin" if role == COINLESS else "customer"
+        return "customer without coin" if role == CUSTOMER_WITHOUT_COIN else "customer"
     if role in PROVIDERS:
         hardware = PROVIDERS[role].hardware
         return f"provider of {hardware.nodes * hardware.cpus_per_node} cpus"

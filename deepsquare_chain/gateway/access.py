@@ -307,7 +307,7 @@ class Access:
                 code="wrong-job",
                 hint="Sign in for that job.",
             )
-        if not self._refusals.left(session.account):
+        if not self._refusals.has_tokens(session.account):
             raise RequestRefusedError(
                 "Too many requests were refused",
                 code="too-many-refused",

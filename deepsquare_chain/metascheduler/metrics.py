@@ -34,7 +34,7 @@ class SchedulerMetrics:
         self._paid = -1
         self.sent = BatchMetrics(
             metrics,
-            moved=metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS),
+            changed=metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS),
             refused=metrics.counter(
                 "scheduler_refused", "Jobs that the contract refused to move.", kind=KINDS
             ),

@@ -101,7 +101,7 @@ class Deliverer:
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         except httpx2.HTTPError as error:
-            return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no answer: {type(error).__name__}")
+            return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no response: {type(error).__name__}")
         note = f"HTTP status {response.status_code}"
         if response.is_success:
             return DeliveryResult(DeliveryOutcome.ARRIVED, note)
@@ -113,7 +113,9 @@ class Deliverer:
 
     def _send_mail(self, delivery: Delivery) -> DeliveryResult:
         if self._mail is None:
-            return DeliveryResult(DeliveryOutcome.REFUSED, "no mail server is set: setting smtp")
+            return DeliveryResult(
+                DeliveryOutcome.REFUSED, "no mail server is configured: setting smtp"
+            )
         message = email(from_json(delivery.message), self._mail.sender, delivery.target)
         try:
             server = _connect(self._mail, self._way)
@@ -139,7 +141,7 @@ def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:
     except smtplib.SMTPNotSupportedError as error:
         return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, str(error))
     except (smtplib.SMTPException, OSError) as error:
-        return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no answer: {type(error).__name__}")
+        return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no response: {type(error).__name__}")
     return DeliveryResult(DeliveryOutcome.ARRIVED)
 
 
@@ -172,7 +174,7 @@ def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
 def _check_privacy(host: str, *, encrypted: bool) -> None:
     if not encrypted and host not in _LOOPBACK:
         raise smtplib.SMTPNotSupportedError(
-            "it offers no STARTTLS, and a password is never sent in the clear"
+            "it does not offer STARTTLS, and a password is never sent unencrypted"
         )
 
 

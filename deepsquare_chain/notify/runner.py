@@ -112,7 +112,7 @@ def deliverer_of(settings: Settings) -> Deliverer:
         sender = settings.smtp_from or (user if is_email(user) and "@" in user else "")
         if not sender:
             raise UsageError(
-                "E-mail has no sender: the user of the mail server is no address",
+                "E-mail has no sender: the user of the mail server is not an address",
                 hint='Set smtp_from, such as smtp_from = "grid@example.org".',
             )
         password = ""
@@ -135,7 +135,7 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
     targets = parse_targets(settings.notify_to)
     if not targets:
         raise UsageError(
-            "The setting notify_to names no recipient",
+            "The setting notify_to has no recipient",
             hint='Set it, such as notify_to = ["me@example.org", "https://example.org/hook"].',
         )
     deliverer = deliverer_of(settings)

@@ -91,13 +91,15 @@ class NotifyService:
         self._metrics = metrics
         self._sent = metrics.counter(
             "notifications_total",
-            "Notifications by what came of them.",
+            "Notifications by result.",
             state=("sent", "failed", "unknown"),
         )
         unknown_count = self._tables.give_up_unclear()
         if unknown_count:
             _log.warning(
-                "deliveries unclear", count=unknown_count, reason="the service ended meanwhile"
+                "deliveries unclear",
+                count=unknown_count,
+                reason="the service ended before the response",
             )
             metrics.add(self._sent, "unknown", amount=unknown_count)
 

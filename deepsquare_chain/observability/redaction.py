@@ -15,7 +15,7 @@ HIDDEN: Final = "[hidden]"
 MAX_TEXT: Final = 8192
 _MAX_DEPTH: Final = 6
 _MAX_ITEMS: Final = 100
-_SHORTEST_SECRET: Final = 4
+_MIN_SECRET_LENGTH: Final = 4
 
 # Compared with names in lower case without separators.
 _SECRET_NAME: Final = re.compile(
@@ -42,7 +42,7 @@ _QUERY: Final = re.compile(
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
-_known: set[str] = set()
+_secrets: set[str] = set()
 
 
 def hide_secret(secret: str | bytes) -> None:
@@ -51,17 +51,17 @@ def hide_secret(secret: str | bytes) -> None:
     Bytes are hidden in their hexadecimal form, which is how keys are displayed.
     """
     text = secret.hex() if isinstance(secret, bytes) else secret.strip()
-    if len(text) >= _SHORTEST_SECRET:
-        _known.add(text)
+    if len(text) >= _MIN_SECRET_LENGTH:
+        _secrets.add(text)
 
 
 def redact_text(text: str) -> str:
     """Return the text without URL credentials, `password=...` values and registered secrets."""
     # Longest first: a secret may be a prefix of another.
-    for secret in sorted(_known, key=len, reverse=True):
+    for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
-    text = _URL.sub(_clean_url, text)
+    text = _URL.sub(_redact_url, text)
     text = _BEARER.sub(rf"\g<name>{HIDDEN}", text)
     return _ASSIGNED.sub(rf"\g<name>{HIDDEN}", text)
 
@@ -71,16 +71,16 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     for name, value in event.items():
         if name.startswith("_"):
             continue  # structlog's own
-        event[name] = _clean(name, value, 0)
+        event[name] = _redacted(name, value, 0)
     return event
 
 
-def _clean_url(found: re.Match[str]) -> str:
-    url = _QUERY.sub(rf"\g<name>{HIDDEN}", found.group())
+def _redact_url(match: re.Match[str]) -> str:
+    url = _QUERY.sub(rf"\g<name>{HIDDEN}", match.group())
     return _KEY_SEGMENT.sub(HIDDEN, url)
 
 
-def _clean(name: str, value: Any, depth: int) -> Any:
+def _redacted(name: str, value: Any, depth: int) -> Any:
     if _is_secret(name) and value not in (None, ""):
         return HIDDEN
     if value is None or isinstance(value, bool | int | float):
@@ -88,15 +88,15 @@ def _clean(name: str, value: Any, depth: int) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return _plain("0x" + bytes(value).hex())
     if isinstance(value, Mapping | list | tuple | set | frozenset):
-        return _clean_container(value, depth) if depth < _MAX_DEPTH else "..."
+        return _redacted_container(value, depth) if depth < _MAX_DEPTH else "..."
     return _plain(str(value), lines=name in {"exception", "stack"})
 
 
-def _clean_container(value: Any, depth: int) -> Any:
+def _redacted_container(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
         items = list(value.items())[:_MAX_ITEMS]
-        return {_plain(str(key)): _clean(str(key), inner, depth + 1) for key, inner in items}
-    return [_clean("", inner, depth + 1) for inner in list(value)[:_MAX_ITEMS]]
+        return {_plain(str(key)): _redacted(str(key), inner, depth + 1) for key, inner in items}
+    return [_redacted("", inner, depth + 1) for inner in list(value)[:_MAX_ITEMS]]
 
 
 def _is_secret(name: str) -> bool:
@@ -112,7 +112,7 @@ def _plain(text: str, *, lines: bool = False) -> str:
         text = redact_text(text)
     if not lines:
         text = text.replace("\n", "\\n")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 # Cc contains terminal control codes; Cf contains the bidirectional override marks.

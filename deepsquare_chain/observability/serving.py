@@ -181,7 +181,7 @@ def failure_response(error: Exception, service: str, path: str) -> Response:
             unavailable = "the chain" if isinstance(error, EndpointError) else "its store"
             response = problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"This {service} can't reach {unavailable} now",
+                f"This {service} can't reach {unavailable}",
                 code="unavailable",
                 retry=_RETRY_SECONDS,
             )
@@ -190,12 +190,12 @@ def failure_response(error: Exception, service: str, path: str) -> Response:
         case _:
             _log.error("request failed", service=service, path=path[:200], exc_info=error)
             response = problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here", code="internal"
+                HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error occurred", code="internal"
             )
     return response
 
 
-class LateApp:
+class DeferredApp:
     """An ASGI application that is mounted before it is ready; returns 503 until `app` is set.
 
     Args:
@@ -212,16 +212,16 @@ class LateApp:
             return
         response = problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"The {self._service} is not open yet",
+            f"The {self._service} is still starting",
             code="unavailable",
             retry=_RETRY_SECONDS,
         )
         await response(scope, receive, send)
 
 
-def probe_response(good: bool) -> Response:
+def probe_response(ok: bool) -> Response:
     """Return the response of `/live` and `/ready`."""
-    return JSONResponse({"ok": good}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
+    return JSONResponse({"ok": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def sends_json(request: Request) -> bool:
@@ -263,24 +263,24 @@ def open_listener(port: int, host: str = HOST) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise _refused(host, port, error) from error
+        raise _listen_error(host, port, error) from error
     return listener
 
 
-def _refused(host: str, port: int, error: OSError) -> UsageError:
+def _listen_error(host: str, port: int, error: OSError) -> UsageError:
     if error.errno == errno.EADDRINUSE:
         return UsageError(
             f"Port {port} on {host} is in use.",
-            hint="End the program that listens there, or choose another port (0 takes a free one).",
+            hint="Stop the program that listens there, or choose another port (0 chooses a free one).",
         )
     if error.errno == errno.EACCES:
         return UsageError(
-            f"Port {port} on {host} is reserved for the administrator.",
+            f"Port {port} on {host} requires administrator rights.",
             hint="Choose a port from 1024 on, or 0 for a free one.",
         )
     return UsageError(
         f"Can't listen on {host}:{port}: {error.strerror or error}.",
-        hint="Choose another port (0 takes a free one).",
+        hint="Choose another port (0 chooses a free one).",
     )
 
 
@@ -326,7 +326,7 @@ class RateLimit:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1.0 - tokens) / self._rate
 
-    def left(self, client: str) -> bool:
+    def has_tokens(self, client: str) -> bool:
         """Whether this client may make a request now; nothing is counted."""
         tokens, seen = self._buckets.get(network_of(client), (self._burst, 0.0))
         return self._rate <= 0 or tokens + (self._clock() - seen) * self._rate >= 1.0
@@ -358,8 +358,8 @@ def network_of(client: str) -> str:
 def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> Starlette:
     """Return the ASGI application with the health endpoints of one service."""
 
-    def answer(good: bool) -> JSONResponse:
-        return JSONResponse({"ok": good}, status_code=200 if good else 503)
+    def answer(ok: bool) -> JSONResponse:
+        return JSONResponse({"ok": ok}, status_code=200 if ok else 503)
 
     async def live(_: Request) -> Response:
         return answer(probe().live)

@@ -137,7 +137,7 @@ class AbilityPublisher:
 
     async def close(self) -> None:
         """Cancel a test that is under way."""
-        self._tasks.cut_off()
+        self._tasks.cancel_all()
         await self._tasks.wait()
 
     async def _test(self) -> int:

@@ -110,7 +110,7 @@ class ProviderBatches:
         try:
             await self._tasks.wait()
         finally:
-            self._tasks.cut_off()
+            self._tasks.cancel_all()
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """Forget the refusals of these jobs, which are closed."""

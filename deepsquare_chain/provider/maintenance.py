@@ -59,7 +59,7 @@ class Maintenance:
     async def close(self) -> None:
         """Wait for the change that is being sent."""
         await self._tasks.wait()
-        self._tasks.cut_off()
+        self._tasks.cancel_all()
 
     async def _send(self, draining: bool) -> int:
         call = self._contracts.registry.set_draining(draining)

@@ -59,7 +59,7 @@ class ProviderMetrics:
         )
         self.sent = BatchMetrics(
             metrics,
-            moved=metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS),
+            changed=metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS),
             refused=metrics.counter(
                 "provider_refused", "Jobs that the contract refused to move.", kind=KINDS
             ),

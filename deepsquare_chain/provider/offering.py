@@ -99,7 +99,7 @@ class OfferFollower:
     async def close(self) -> None:
         """Wait for the change that is being sent."""
         await self._tasks.wait()
-        self._tasks.cut_off()
+        self._tasks.cancel_all()
 
     async def _change(self, free: Offer, held: Offer) -> int:
         registry = self._contracts.registry

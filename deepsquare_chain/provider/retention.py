@@ -103,7 +103,7 @@ class Retention:
 
     async def close(self) -> None:
         """Cancel the removal; a partly removed folder is removed at the next start."""
-        self._tasks.cut_off()
+        self._tasks.cancel_all()
 
     async def clean(self) -> int:
         """Remove expired folders; returns the number of folders removed."""

@@ -19,7 +19,7 @@ from deepsquare_chain.daemon.service import (
 )
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.serving import LateApp, LoopbackServer
+from deepsquare_chain.observability.serving import DeferredApp, LoopbackServer
 from deepsquare_chain.relay.app import relay_app
 from deepsquare_chain.relay.service import RelayService, RelaySettings
 
@@ -36,7 +36,7 @@ async def run_relay(
     port: int,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
-    served_by: LateApp | None = None,
+    served_by: DeferredApp | None = None,
 ) -> None:
     """Run a relay until SIGINT, SIGTERM or `stop`.
 

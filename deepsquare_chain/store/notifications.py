@@ -224,7 +224,9 @@ class NotificationTables:
             result = connection.execute(
                 update(deliveries)
                 .where(deliveries.c.state == DeliveryState.SENDING.value)
-                .values(state=DeliveryState.UNKNOWN.value, note="the service ended meanwhile")
+                .values(
+                    state=DeliveryState.UNKNOWN.value, note="the service ended before the response"
+                )
             )
             return int(result.rowcount)
 

@@ -125,7 +125,7 @@ def _response_of(request: Request, error: Exception) -> Response:
         return problem(
             HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read now", retry=_RETRY_SECONDS
         )
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here")
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error occurred")
 
 
 def _invalid(error: dict[str, Any]) -> str:

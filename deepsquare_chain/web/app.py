@@ -178,7 +178,7 @@ def status_of(error: Exception) -> int:
 async def _on_error(request: Request, error: Exception) -> Response:
     """Return an error as a page, or as JSON for `/wallet/` and `/api/`; no internal details."""
     code = status_of(error)
-    title = _TITLES.get(code, "Something went wrong here")
+    title = _TITLES.get(code, "An unexpected error occurred")
     if code == 404 and isinstance(error, HTTPException):
         title = "Page not found"
     typed = isinstance(error, GridError)

@@ -89,7 +89,7 @@ def browsed(arguments: list[str], folder: Path) -> Outcome:
         guard.start()
         for line in process.stderr:
             err += line
-            if found := re.search(r"Browse it all: (http://\S+)", line):
+            if found := re.search(r"Explorer: (http://\S+)", line):
                 try:
                     keep_pages(found[1], folder)
                 finally:
@@ -180,11 +180,11 @@ def test_the_story_is_told_beside_the_document(played: tuple[Outcome, Path]) -> 
         "bob cancels cancelled while it is RUNNING",
         "bob signs: function submitJobs",
         "bob signs: function cancel",
-        "bob never held coin and sent no transaction",
+        "bob had no coin and sent no transaction",
         "| Hello from the grid, reader",
         "| work complete",
         "difference 0",
-        "Who paid which gas",
+        "Gas paid by account",
         str(folder / "deployment.json"),
         str(folder / "logs"),
         "All jobs ended as expected",
@@ -277,7 +277,7 @@ def test_interrupted_it_ends_everything(tmp_path: Path, short_folder: Path, exec
             break
     words += process.stdout.read()
     assert process.wait(30) == 130, words
-    assert "Interrupted: everything is ended." in words
+    assert "Interrupted: everything was stopped." in words
     assert "Traceback" not in words
     assert processes_of(folder) == []
     assert slurm_daemons(short_folder) == list(short_folder.iterdir()) == []

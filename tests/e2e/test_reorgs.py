@@ -178,7 +178,7 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_goes_on(tmp_pa
         for name, daemon in found.daemons.items():
             await until(lambda daemon=daemon: not daemon.alive, timeout=20)
             words = daemon.log.read_text()
-            assert "service can't go on" in words, name
+            assert "service stopped by a fatal error" in words, name
             assert "which had enough confirmations" in words, name
             assert "empty state folder" in words, name
             assert "Traceback" not in words, name

@@ -15,7 +15,7 @@ from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from playwright.sync_api import Page, expect
 
-from deepsquare_chain.devnet.grid import COINLESS, LocalGrid
+from deepsquare_chain.devnet.grid import CUSTOMER_WITHOUT_COIN, LocalGrid
 from tests.support.browser import injected_wallet, open_browser
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         page = context.new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
-        wallet = SigningWallet(page, grid.accounts[COINLESS], grid.node.chain_id)
+        wallet = SigningWallet(page, grid.accounts[CUSTOMER_WITHOUT_COIN], grid.node.chain_id)
         page.goto(f"{served.url}/submit")
         page.get_by_label("Job file", exact=True).check()
         expect(page.locator("#file")).to_have_value(re.compile("steps:"))
@@ -139,4 +139,6 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
 
 async def coin_of(grid: LocalGrid) -> int:
     """What the customer without coin has of it."""
-    return int(await grid.contracts.w3.eth.get_balance(grid.accounts[COINLESS].address))
+    return int(
+        await grid.contracts.w3.eth.get_balance(grid.accounts[CUSTOMER_WITHOUT_COIN].address)
+    )

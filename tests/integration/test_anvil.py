@@ -30,7 +30,7 @@ class TestFinding:
         program = tmp_path / "my-anvil"
         program.write_text("#!/bin/sh\n")
         monkeypatch.setenv(VARIABLE, str(program))
-        with pytest.raises(UsageError, match="not a program"):
+        with pytest.raises(UsageError, match="not an executable program"):
             find_anvil()
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         assert find_anvil() == program

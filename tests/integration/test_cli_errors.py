@@ -511,7 +511,7 @@ def test_port_in_use_and_folder_in_use(place: Place, tmp_path: Path) -> None:
     assert f"Error: Port {port} on 127.0.0.1 is in use." in found.err
     assert (found.code, "Traceback" in found.err) == (2, False)
     found = run(["devnet", "up", "--port", "0", *others], place.folder)
-    refused(found, 2, "A devnet runs in")
+    refused(found, 2, "A devnet is already running in")
 
 
 def test_faucet_pays_a_new_wallet(cli: Cli, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_settlement_in_numbers() -> None:
 
 
 def test_a_bill_beyond_the_escrow_is_no_settlement() -> None:
-    with pytest.raises(ValueError, match="cost more than the escrow"):
+    with pytest.raises(ValueError, match="costs more than the escrow"):
         settle(
             escrow=99,
             rate=1,

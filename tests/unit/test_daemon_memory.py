@@ -13,10 +13,10 @@ pytestmark = pytest.mark.unit
 #: Allocates in many threads at once and writes glibc's account of its arenas.
 THREADS = """
 import ctypes, sys, threading
-from deepsquare_chain.daemon.service import bound_memory
+from deepsquare_chain.daemon.service import configure_malloc
 
 if sys.argv[2] == "shared":
-    bound_memory()
+    configure_malloc()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.fopen.restype = ctypes.c_void_p
@@ -50,7 +50,7 @@ def test_threads_share_two_arenas(tmp_path: Path) -> None:
 #: glibc takes blocks as large as one that was freed from the heap; then says what it mapped alone.
 BLOCKS = """
 import ctypes, sys
-from deepsquare_chain.daemon.service import bound_memory
+from deepsquare_chain.daemon.service import configure_malloc
 
 class Mallinfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in (
@@ -59,7 +59,7 @@ class Mallinfo(ctypes.Structure):
     )]
 
 if sys.argv[1] == "bounded":
-    bound_memory()
+    configure_malloc()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.mallinfo2.restype = Mallinfo

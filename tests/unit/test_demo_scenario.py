@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from deepsquare_chain.client.history import History
-from deepsquare_chain.demo.scenario import STORY, Part, lines, problems
-from deepsquare_chain.demo.tracker import Board, Row
+from deepsquare_chain.demo.scenario import SCENARIO, ScenarioJob, job_chains, problems
+from deepsquare_chain.demo.tracker import DemoDisplay, Row
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.workflow import load_job_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PART = Part("work", "alice", (JobStatus.PANICKED, JobStatus.FINISHED), exit_code=0)
+PART = ScenarioJob("work", "alice", (JobStatus.PANICKED, JobStatus.FINISHED), exit_code=0)
 BASE = Job(
     id=1,
     customer="0xA",
@@ -45,7 +45,7 @@ def good() -> tuple[dict[int, Job], dict[int, History]]:
 
 
 def judged(jobs: dict[int, Job], histories: dict[int, History]) -> list[str]:
-    return problems([PART], lines({1: PART}, histories), jobs, histories)
+    return problems([PART], job_chains({1: PART}, histories), jobs, histories)
 
 
 def test_a_good_end_has_no_problems() -> None:
@@ -70,15 +70,15 @@ def test_every_bad_end_is_told() -> None:
 
 
 def test_the_story_holds_every_end_that_the_grid_has() -> None:
-    ends = {status for part in STORY for status in part.ends}
+    ends = {status for scenario_job in SCENARIO for status in scenario_job.ends}
     assert ends == {status for status in JobStatus if status.is_final}
 
 
-@pytest.mark.parametrize("part", STORY, ids=lambda part: part.name)
-def test_every_part_has_its_job_file(part: Part) -> None:
-    found = load_job_file(EXAMPLES / part.file)
-    assert found.name == part.name
-    assert found.retries == len(part.ends) - 1
+@pytest.mark.parametrize("scenario_job", SCENARIO, ids=lambda scenario_job: scenario_job.name)
+def test_every_part_has_its_job_file(scenario_job: ScenarioJob) -> None:
+    found = load_job_file(EXAMPLES / scenario_job.file)
+    assert found.name == scenario_job.name
+    assert found.retries == len(scenario_job.ends) - 1
 
 
 ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9)
@@ -86,12 +86,12 @@ ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9
 
 def test_board_without_a_terminal_tells_changes_once() -> None:
     out = io.StringIO()
-    with Board(Console(file=out, width=200), "title") as board:
+    with DemoDisplay(Console(file=out, width=200), "title") as board:
         board.show([ROW])
         board.show([ROW])
         done = replace(ROW, status=JobStatus.FINISHED, provider="alpine", used=10**17)
         board.show([done])
-        board.job_says("x", 1, "hi\x1b[2J[red]")
+        board.print_output("x", 1, "hi\x1b[2J[red]")
     text = out.getvalue()
     assert text.count("PENDING") == 1
     assert "FINISHED at alpine, used 0.1 credits" in text
@@ -102,7 +102,7 @@ def test_board_without_a_terminal_tells_changes_once() -> None:
 def test_board_on_a_terminal_shows_a_table() -> None:
     out = io.StringIO()
     console = Console(file=out, width=120, force_terminal=True, color_system=None)
-    with Board(console, "title") as board:
+    with DemoDisplay(console, "title") as board:
         board.show([ROW])
         board.step("now this")
     assert "gas (gwei)" in out.getvalue()

@@ -130,7 +130,7 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ('smtp = "smtp://me:secret@mail.example.org"', "must not hold a password"),
         ('smtp = "mail.example.org"', "must be a mail server"),
         ('notify_to = "nobody"', "must be an e-mail address"),
-        ('notify_on = "never"', "must be of begin"),
+        ('notify_on = "never"', "must be any of begin"),
     ):
         file.write_text(line + "\n")
         with pytest.raises(UsageError, match=words) as caught:

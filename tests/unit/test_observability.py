@@ -27,7 +27,7 @@ KEY = "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d"
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_known", set())
+    monkeypatch.setattr(redaction, "_secrets", set())
 
 
 def logged(fmt: str, *, level: str = "debug", **fields: Any) -> str:
@@ -231,7 +231,7 @@ def test_configuring_twice_logs_once() -> None:
 
 def test_figures_are_there_from_the_start() -> None:
     metrics = Metrics("provider")
-    jobs = metrics.counter("jobs", "Jobs by their end.", end=("finished", "failed"))
+    jobs = metrics.counter("jobs", "Jobs by result.", end=("finished", "failed"))
     running = metrics.gauge("running", "Running jobs.")
     took = metrics.histogram("claim_seconds", "Event to claim.")
     assert metrics.value("jobs_total", end="failed") == 0

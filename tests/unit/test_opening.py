@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon import service as daemon_service
-from deepsquare_chain.daemon.service import open_patiently, serve
+from deepsquare_chain.daemon.service import open_with_retries, serve
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError
 
 
@@ -45,7 +45,7 @@ async def test_an_endpoint_that_is_away_is_waited_for() -> None:
     parts = Parts(away, EndpointError("403"), away, away)
     with capture_logs() as logs:
         async with AsyncExitStack() as stack:
-            assert await open_patiently("provider", parts, stack, asyncio.Event()) == "open"
+            assert await open_with_retries("provider", parts, stack, asyncio.Event()) == "open"
             # What failed halfway is closed, what stands is not.
             assert (parts.opened, parts.closed) == (5, 4)
     assert parts.closed == 5
@@ -63,7 +63,7 @@ async def test_what_waiting_does_not_mend_ends_it(error: GridError) -> None:
     parts = Parts(error)
     async with AsyncExitStack() as stack:
         with pytest.raises(type(error)):
-            await open_patiently("provider", parts, stack, asyncio.Event())
+            await open_with_retries("provider", parts, stack, asyncio.Event())
         assert (parts.opened, parts.closed) == (1, 1)
 
 
@@ -72,7 +72,7 @@ async def test_a_stop_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = asyncio.Event()
     parts = Parts(EndpointError("down"))
     async with asyncio.timeout(20), AsyncExitStack() as stack:
-        task = asyncio.create_task(open_patiently("provider", parts, stack, stop))
+        task = asyncio.create_task(open_with_retries("provider", parts, stack, stop))
         while not parts.closed:  # noqa: ASYNC110 - nobody sets an event
             await asyncio.sleep(0)
         stop.set()
@@ -89,7 +89,7 @@ async def test_a_stop_ends_a_try_that_gets_no_answer() -> None:
         return "open"
 
     async with asyncio.timeout(20), AsyncExitStack() as stack:
-        assert await open_patiently("provider", hangs, stack, stop) is None
+        assert await open_with_retries("provider", hangs, stack, stop) is None
         assert closed == ["part"]
 
 

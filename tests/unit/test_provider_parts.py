@@ -656,14 +656,14 @@ class Recovering:
     """A sender with a transaction of an earlier process."""
 
     def __init__(self, *, mined: bool) -> None:
-        self.mined, self.left = mined, ["claim 2 jobs"]
+        self.mined, self.has_tokens = mined, ["claim 2 jobs"]
 
     def unattended(self) -> list[str]:
-        return self.left
+        return self.has_tokens
 
     async def recover(self, *, timeout: float) -> list[Any]:
         assert timeout > 0
-        self.left = [] if self.mined else self.left
+        self.has_tokens = [] if self.mined else self.has_tokens
         return [SimpleNamespace(block_number=9)] if self.mined else []
 
 

@@ -53,12 +53,12 @@ class Folders:
     """An executor with folders; `stubborn` ones can't be removed."""
 
     def __init__(self, *keys: str, stubborn: str = "") -> None:
-        self.left = list(keys)
+        self.has_tokens = list(keys)
         self.stubborn = stubborn
         self.measured: list[str] = []
 
     async def keys(self) -> list[str]:
-        return list(self.left)
+        return list(self.has_tokens)
 
     async def stored(self, key: str) -> Stored:
         self.measured.append(key)
@@ -67,7 +67,7 @@ class Folders:
     async def forget(self, key: str) -> None:
         if key == self.stubborn:
             raise ExecutorError("it has not ended")
-        self.left.remove(key)
+        self.has_tokens.remove(key)
 
 
 def retention(executor: Any, *runs: Run, limits: Limits) -> tuple[Retention, list[Any]]:
@@ -106,7 +106,7 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
     ]
     cleaner, shown = retention(folders, *rows, limits=Limits(DAY))
     assert await cleaner.clean() == 2
-    assert folders.left == [key[2], key[3], key[5], foreign, "somebody-elses"]
+    assert folders.has_tokens == [key[2], key[3], key[5], foreign, "somebody-elses"]
     assert shown == [(1, 10)]
     assert await cleaner.clean() == 0
     assert folders.measured == [key[1], key[2], key[4]]  # each once
@@ -117,7 +117,7 @@ async def test_the_folder_of_an_earlier_assignment_is_removed_while_the_job_runs
     folders = Folders(first, second)
     cleaner, _ = retention(folders, row(1, Phase.SUBMITTED, attempt=1), limits=Limits(DAY))
     assert await cleaner.clean() == 1
-    assert folders.left == [second]
+    assert folders.has_tokens == [second]
 
 
 async def test_what_can_not_be_removed_holds_up_nothing_else() -> None:
@@ -127,7 +127,7 @@ async def test_what_can_not_be_removed_holds_up_nothing_else() -> None:
     rows = [row(number, Phase.CLOSED, old) for number in (1, 2)]
     cleaner, shown = retention(folders, *rows, limits=Limits(DAY))
     assert await cleaner.clean() == 1
-    assert (folders.left, shown) == ([keys[0]], [(1, 10)])
+    assert (folders.has_tokens, shown) == ([keys[0]], [(1, 10)])
 
     async def away() -> list[str]:
         raise GridError("away")

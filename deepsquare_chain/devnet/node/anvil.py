@@ -30,7 +30,7 @@ def find_anvil() -> Path:
     if named:
         if not _is_program(Path(named)):
             raise UsageError(
-                f"{VARIABLE} names {named}, which is not a program.",
+                f"{VARIABLE} names {named}, which is not an executable program.",
                 hint=f"Point {VARIABLE} at the anvil program, or unset it.",
             )
         return Path(named).absolute()

@@ -128,7 +128,7 @@ class Node(ABC):
             tx_hash = await self.rpc(
                 "eth_sendRawTransaction", "0x" + bytes(signed.raw_transaction).hex()
             )
-        await self._mined(tx_hash, timeout)
+        await self._wait_until_mined(tx_hash, timeout)
 
     async def mine(self, blocks: int = 1) -> None:
         """Mine blocks immediately."""
@@ -145,7 +145,7 @@ class Node(ABC):
         await self.rpc("evm_setNextBlockTimestamp", timestamp)
         await self.mine()
 
-    async def _mined(self, tx_hash: str, timeout: float) -> None:
+    async def _wait_until_mined(self, tx_hash: str, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while loop.time() < deadline:
@@ -164,7 +164,7 @@ class Node(ABC):
 
 # Sets the parent death signal (PR_SET_PDEATHSIG) and then executes the program with the same PID:
 # no orphaned process remains, even after a SIGKILL of the parent. Other systems than Linux skip it.
-_TIED = """
+_PARENT_DEATH_WRAPPER = """
 import ctypes, os, sys
 try:
     ctypes.CDLL(None).prctl(1, 9)
@@ -210,7 +210,7 @@ class ChildProcess:
         Its first part is an absolute path; ``stderr=None`` inherits standard error.
         """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid())),
+            *(sys.executable, "-I", "-S", "-c", _PARENT_DEATH_WRAPPER, str(os.getpid())),
             *map(str, command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=stdout,
@@ -257,7 +257,7 @@ class ProgramNode(Node):
         super().__init__(chain_id)
         self._port = port
         self._child: ChildProcess | None = None
-        self._words: IO[bytes] | None = None
+        self._output: IO[bytes] | None = None
 
     @abstractmethod
     def command(self, port: int) -> list[str | Path]:
@@ -277,9 +277,9 @@ class ProgramNode(Node):
         for attempt in range(attempts):
             port = free_port(self._port)
             await self._spawn(self.command(port), port)
-            if await self._answers():
+            if await self._wait_until_ready():
                 return
-            output = self._last_words()
+            output = self._last_output()
             await self.stop()
             # Another process may have taken the port since it was found free.
             if "in use" not in output or attempt + 1 == attempts:
@@ -289,19 +289,19 @@ class ProgramNode(Node):
         child, self._child = self._child, None
         if child is not None:
             await child.end()
-        if self._words is not None:
-            self._words.close()
-            self._words = None
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
     async def _spawn(self, command: list[str | Path], port: int) -> None:
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self._child = await ChildProcess.spawn(
-            command, stdout=self._words, stderr=self._words, cwd=self.folder
+            command, stdout=self._output, stderr=self._output, cwd=self.folder
         )
         self.url = f"http://{HOST}:{port}"
         self.pid = self._child.pid
 
-    async def _answers(self) -> bool:
+    async def _wait_until_ready(self) -> bool:
         """Wait until the node serves our chain; return False if it ended or timed out."""
         assert self._child is not None  # noqa: S101 - just spawned
         loop = asyncio.get_running_loop()
@@ -316,11 +316,11 @@ class ProgramNode(Node):
                     await asyncio.sleep(0.02)
         return False
 
-    def _last_words(self) -> str:
-        if self._words is None:
+    def _last_output(self) -> str:
+        if self._output is None:
             return ""
-        self._words.seek(0)
-        return self._words.read(2_000).decode("utf-8", "replace").strip() or "it said nothing."
+        self._output.seek(0)
+        return self._output.read(2_000).decode("utf-8", "replace").strip() or "no output."
 
 
 def free_port(port: int = 0) -> int:

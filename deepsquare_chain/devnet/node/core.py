@@ -181,7 +181,7 @@ def check_bump(old: PooledTransaction, new: PooledTransaction) -> None:
 
 
 GAS_LIMIT = 60_000_000
-_CATCH_UP = 50  # transactions; takes about a tenth of a second
+_MAX_CATCH_UP = 50  # transactions; takes about a tenth of a second
 Tag = str | int | bytes
 
 
@@ -262,7 +262,7 @@ class Core:
         """Execute one queued transaction in the pending block; return False if none is ready."""
         if not self._pool:
             return False
-        pending = self.engine.open_block(self._stamp())
+        pending = self.engine.open_block(self._next_timestamp())
         pooled = self._pool.take(
             pending.vm.state.get_nonce,
             base_fee=pending.header.base_fee_per_gas,
@@ -279,7 +279,7 @@ class Core:
 
     def seal(self) -> int:
         """Mine the pending block, or an empty one, and return its number."""
-        sealed = self.engine.seal(self._stamp())
+        sealed = self.engine.seal(self._next_timestamp())
         self._executed.clear()
         self.clock.sealed(sealed.block.header.timestamp)
         return self.index.append(sealed, self.engine.next_base_fee).number
@@ -295,7 +295,7 @@ class Core:
         # Many instant blocks can move the head ahead of the clock; users count from the head.
         ahead = max(0, int(self.engine.head.timestamp) - self.clock.now())
         self.clock.advance(seconds + ahead)
-        self._restamp()
+        self._requeue_pending()
         return self.clock.offset
 
     def set_next_timestamp(self, timestamp: int) -> None:
@@ -305,35 +305,35 @@ class Core:
                 f"timestamp {timestamp} is not later than the head's {self.engine.head.timestamp}"
             )
         self.clock.exact = timestamp
-        self._restamp()
+        self._requeue_pending()
 
     # -- state
 
     def call(self, request: CallRequest, tag: Tag) -> str:
         if request.gas and request.max_fee:
             self._check_price(request, tag)
-        return data(self.engine.call(request, *self._moment(tag)))
+        return data(self.engine.call(request, *self._block_and_time(tag)))
 
     def estimate_gas(self, request: CallRequest, tag: Tag) -> int:
-        return self.engine.estimate_gas(request, *self._moment(tag))
+        return self.engine.estimate_gas(request, *self._block_and_time(tag))
 
     def balance(self, address: bytes, tag: Tag) -> int:
-        with self.engine.state_at(self._moment(tag)[0]) as state:
+        with self.engine.state_at(self._block_and_time(tag)[0]) as state:
             return int(state.get_balance(address))
 
     def nonce(self, address: bytes, tag: Tag) -> int:
         if tag == "pending":
             with self.engine.state_at(None) as state:
                 return self._pool.next_nonce(address, int(state.get_nonce(address)))
-        with self.engine.state_at(self._moment(tag)[0]) as state:
+        with self.engine.state_at(self._block_and_time(tag)[0]) as state:
             return int(state.get_nonce(address))
 
     def code(self, address: bytes, tag: Tag) -> str:
-        with self.engine.state_at(self._moment(tag)[0]) as state:
+        with self.engine.state_at(self._block_and_time(tag)[0]) as state:
             return data(state.get_code(address))
 
     def storage(self, address: bytes, slot: int, tag: Tag) -> str:
-        with self.engine.state_at(self._moment(tag)[0]) as state:
+        with self.engine.state_at(self._block_and_time(tag)[0]) as state:
             return f"0x{state.get_storage(address, slot):064x}"
 
     def waiting_transaction(self, tx_hash: bytes) -> Wire | None:
@@ -343,7 +343,7 @@ class Core:
     def pending_block(self, full: bool) -> Wire:
         """Return the pending block without a hash, in the form of other nodes."""
         self._catch_up()
-        pending = self.engine.open_block(self._stamp())
+        pending = self.engine.open_block(self._next_timestamp())
         hidden = {"hash": None, "nonce": None, "logsBloom": None, "miner": None}
         shown = [
             transaction_fields(tx, None, None) if full else data(tx.hash)
@@ -353,21 +353,21 @@ class Core:
 
     # -- private
 
-    def _stamp(self) -> int:
+    def _next_timestamp(self) -> int:
         """Return the timestamp of the pending block: requested, planned or now; after the head's."""
         planned = self.clock.exact
         if planned is None:
             planned = self.clock.now() if self.plan is None else self.clock.at(self.plan)
         return max(planned, int(self.engine.head.timestamp) + 1)
 
-    def _restamp(self) -> None:
+    def _requeue_pending(self) -> None:
         """Return the pending block's transactions to the pool, to execute them at the new time."""
         self.engine.drop_block()
         for pooled in self._executed.values():
             self._pool.put(pooled)
         self._executed.clear()
 
-    def _moment(self, tag: Tag) -> tuple[Any | None, int | None]:
+    def _block_and_time(self, tag: Tag) -> tuple[Any | None, int | None]:
         """Return header (None: pending) and TIMESTAMP for a call; ``latest`` uses the current time."""
         head = self.engine.head
         if tag == "pending":
@@ -387,7 +387,7 @@ class Core:
 
     def _catch_up(self) -> None:
         """Execute queued transactions, so that they count as pending; limited, to not delay blocks."""
-        for _ in range(_CATCH_UP):
+        for _ in range(_MAX_CATCH_UP):
             if not self.step():
                 return
 

@@ -134,7 +134,7 @@ class ChainProcess(Node):
             ready = None
         if not isinstance(ready, dict):
             raise EndpointError(
-                "The embedded chain did not start.", hint="Its own words are on standard error."
+                "The embedded chain did not start.", hint="Its output is on standard error."
             )
         return ready
 
