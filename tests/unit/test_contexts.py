@@ -88,7 +88,7 @@ def test_the_command_chooses_and_says_what_goes_before_it(
     assert tomllib.loads(path.read_text())["context"] == "main"
     refused = CliRunner().invoke(app, ["config", "use", "prod"])
     assert refused.exit_code == 2
-    assert "Known are arbitrum-sepolia, base-sepolia, main, sepolia, test;" in refused.stderr
+    assert "Contexts: arbitrum-sepolia, base-sepolia, main, sepolia, test;" in refused.stderr
     monkeypatch.setenv("DEEPSQUARE_CONTEXT", "test")
     done = CliRunner().invoke(app, ["config", "use", "main"])
     assert done.exit_code == 0

@@ -80,7 +80,7 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
 
 
 def test_finer_than_wei_is_refused() -> None:
-    with pytest.raises(ValueError, match="finer than 18 decimals"):
+    with pytest.raises(ValueError, match="more than 18 decimals"):
         parse_credits("0.0000000000000000001")
 
 

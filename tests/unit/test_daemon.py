@@ -326,7 +326,7 @@ async def test_status_that_can_not_be_written_ends_nothing(tmp_path: Path) -> No
 
 
 async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepsquare_chain.daemon.loop._LIVE_AFTER", 0.0)
+    monkeypatch.setattr("deepsquare_chain.daemon.loop._HUNG_AFTER", 0.0)
     seen = []
     service = Service(None, None)
     daemon = make(service)

@@ -309,7 +309,7 @@ def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user:
     with pytest.raises(UsageError) as caught:
         load(project, user, context="tset")
     assert caught.value.hint.startswith(
-        "Known are arbitrum-sepolia, base-sepolia, main, sepolia, test; "
+        "Contexts: arbitrum-sepolia, base-sepolia, main, sepolia, test; "
     )
 
 

@@ -165,7 +165,7 @@ def test_the_largest_terms_are_held() -> None:
         (SMALL + b"credits: 0", "credits must be more than 0"),
         (SMALL + b"credits: 1e3", "credits is not understood"),
         (SMALL + b"credits: 79228162515", "credits must be more than 0 and at most"),
-        (SMALL + b"credits: 0.0000000000000000001", "finer than 18 decimals"),
+        (SMALL + b"credits: 0.0000000000000000001", "more than 18 decimals"),
         (SMALL + b"credits: [1]", "credits must be text, not a list"),
         (SMALL + b"timeLimit: 0", "timeLimit must be a whole number from 1 to 16777215, not 0"),
         (SMALL + b"timeLimit: 16777216", "timeLimit must be a whole number from 1 to 16777215"),
