@@ -93,7 +93,8 @@ class JobQueries(Reader):
             name: Part of the name, case-insensitive.
             definition: SHA-256 of the definition in hexadecimal.
             submitted: TimeRange of the submission.
-            sort: A key of `SORTS`, with a prefix `-` for descending order. Requires a page number.
+            sort: A key of `SORTS`, with a prefix `-` for descending order; the list then
+                has page numbers.
 
         Raises:
             UsageError: A filter, the cursor, the sort or the limit is invalid.

@@ -108,7 +108,7 @@ class Reader:
             kind: Name of the list in its cursors; the name of the table by default.
             keys: Integer columns that order the rows; the primary key of the table by default.
             oldest_first: Whether to reverse the order.
-            order: Columns that numbered pages are sorted by first.
+            order: Columns to sort by first. Such a list has page numbers only, and begins with 1.
 
         Raises:
             UsageError: The cursor belongs to another list, or page or limit is out of bounds.
@@ -117,6 +117,10 @@ class Reader:
             raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
         keys = keys or list(table.primary_key)
         columns = list(keys) if oldest_first else [key.desc() for key in keys]
+        if order and isinstance(cursor, str):
+            raise UsageError("A sorted list has page numbers, not cursors", hint="Give page 1.")
+        if order and cursor is None:
+            cursor = 1
         with self._read() as (connection, snapshot):
             if isinstance(cursor, int):
                 rows, total = _numbered(connection, query.order_by(*order, *columns), cursor, limit)

@@ -145,7 +145,12 @@ def test_numbered_pages_have_every_job_once_in_the_wanted_order(whole: Indexed) 
         assert (first.total, first.pages) == (len(rows), -(-len(rows) // 3))
         pages = [whole.index.jobs(number + 1, 3, sort=sort) for number in range(first.pages)]
         assert [row for page in pages for row in page.items] == sorted(rows, key=key), sort
+        # Without a page number a sorted list begins with page 1.
+        if sort:
+            assert whole.index.jobs(None, 3, sort=sort) == pages[0]
     assert whole.index.jobs(first.pages + 1, 3).items == ()
+    with pytest.raises(UsageError, match="page numbers, not cursors"):
+        whole.index.jobs(whole.index.jobs(limit=3).next, 3, sort="name")
     for number in (0, 10_001):
         with pytest.raises(UsageError, match="numbers 1 to 10000"):
             whole.index.jobs(number)
@@ -179,6 +184,8 @@ def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> N
             rows += page.items
             if (cursor := page.next) is None:
                 break
+        second = whole.index.statement(account, 2, 7, oldest_first=True)
+        assert list(second.items) == rows[7:14]
         told = [
             (row.at.block, row.at.time, row.kind, row.amount, row.job_id or 0, row.balance)
             for row in rows
