@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any, Protocol
 
 from pydantic_core import from_json
@@ -38,7 +39,7 @@ class Receipt(Protocol):
 class CallSender(Protocol):
     """A sender whose account has the minter role."""
 
-    async def send(self, call: Call) -> Receipt: ...
+    async def send(self, call: Call, *, key: str) -> Receipt: ...
 
 
 class Minter(Protocol):
@@ -71,7 +72,11 @@ class FaucetPayment:
 
 
 class Faucet:
-    """Pays each address at most once per ``interval`` seconds."""
+    """Pays each address at most once per ``interval`` seconds.
+
+    If one of the two transactions fails, the next request for the address sends only that one: the
+    idempotency keys of an incomplete payment are used again.
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Faucet:
         self._credit_wei = credit_wei
         self._interval = interval
         self._paid: dict[str, float] = {}
+        self._incomplete: dict[str, str] = {}
 
     async def pay(self, address: str) -> FaucetPayment:
         """Send gas and credits; return when both transactions are mined.
@@ -99,15 +105,21 @@ class Faucet:
         """
         receiver = checked_address(address)
         self._check_interval(receiver)
+        payment = self._incomplete.setdefault(receiver, token_hex(8))
+        gas = Call(receiver, b"", f"gas for {receiver}", self._gas_wei)
+        mint = self._credit.mint(receiver, self._credit_wei)
         try:
-            receipts = await asyncio.gather(
-                self._sender.send(Call(receiver, b"", f"gas for {receiver}", self._gas_wei)),
-                self._sender.send(self._credit.mint(receiver, self._credit_wei)),
+            # Both are awaited, so that neither is still being sent when a retry begins.
+            results = await asyncio.gather(
+                self._sender.send(gas, key=f"gas {payment}"),
+                self._sender.send(mint, key=f"credits {payment}"),
+                return_exceptions=True,
             )
+            hashes = tuple(_receipt(result).hash for result in results)
         except BaseException:
             self._paid.pop(receiver, None)  # allow an immediate retry
             raise
-        hashes = tuple(receipt.hash for receipt in receipts)
+        del self._incomplete[receiver]
         return FaucetPayment(receiver, self._gas_wei, self._credit_wei, hashes)
 
     def _check_interval(self, receiver: str) -> None:
@@ -123,6 +135,12 @@ class Faucet:
                 hint=f"Try again in {self._interval:.0f} seconds.",
             )
         self._paid[receiver] = now
+
+
+def _receipt(result: Receipt | BaseException) -> Receipt:
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def faucet_app(faucet: Faucet) -> Starlette:
