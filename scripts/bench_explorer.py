@@ -34,7 +34,8 @@ from web3.types import RPCEndpoint, RPCResponse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from deepsquare_chain.chain.bindings.contracts import Contracts, Report
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.indexer.block_data import BlockData

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings import event_types as ev
-from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
-from deepsquare_chain.chain.bindings.roles import ADMIN_ROLE, role_name
+from deepsquare_chain.chain.bindings.deployment import ADMIN_ROLE, Deployment, Timeouts, role_name
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import JobFlags, JobStatus
 

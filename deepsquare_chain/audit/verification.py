@@ -14,9 +14,13 @@ import pydantic_core
 from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.chain.bindings.abi import interface
-from deepsquare_chain.chain.bindings.artifacts import load_artifact, standard_input
+from deepsquare_chain.chain.bindings.artifacts import (
+    load_artifact,
+    metadata_of,
+    sources_of,
+    standard_input,
+)
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.metadata import metadata_of, sources_of
 from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url

@@ -18,9 +18,9 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.block_time import seconds_idle
 from deepsquare_chain.chain.rpc.log_reader import RpcRequest, read_range
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
-from deepsquare_chain.chain.rpc.on_demand import seconds_idle
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
 

@@ -177,7 +177,7 @@ HolderArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Address 
 @command(app)
 async def roles(context: CommandContext) -> None:
     """List the holders of each role of the contracts."""
-    from deepsquare_chain.chain.bindings.verifying import named_holders
+    from deepsquare_chain.chain.deploying import named_holders
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
@@ -204,7 +204,7 @@ async def revoke(
     yes: AgreeOption = False,
 ) -> None:
     """Revoke a role from an account; for the administrator."""
-    from deepsquare_chain.chain.bindings.verifying import role_holders
+    from deepsquare_chain.chain.deploying import role_holders
 
     async with context.wallet() as wallet:
         contract, identifier = _role(wallet.contracts, role)
@@ -306,7 +306,7 @@ async def _print_handover(context: CommandContext, contracts: Contracts) -> None
 
 def _role(contracts: Contracts, role: Role) -> tuple[ContractBase, bytes]:
     """Return the contract of a role, and the identifier of the role in it."""
-    from deepsquare_chain.chain.bindings.roles import (
+    from deepsquare_chain.chain.bindings.deployment import (
         APPROVER_ROLE,
         METASCHEDULER_ROLE,
         MINTER_ROLE,

@@ -58,7 +58,7 @@ async def verify(
         submit_sourcify,
         write_tree,
     )
-    from deepsquare_chain.chain.bindings.verifying import named_holders, verify_deployment
+    from deepsquare_chain.chain.deploying import named_holders, verify_deployment
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
+from deepsquare_chain.chain.rpc.block_time import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.job import Conditions, Job, JobStatus, Terms

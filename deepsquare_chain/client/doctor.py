@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.verifying import verify_deployment
-from deepsquare_chain.chain.deploying import check_rules
+from deepsquare_chain.chain.deploying import check_rules, verify_deployment
+from deepsquare_chain.chain.rpc.block_time import mines_on_demand
 from deepsquare_chain.chain.rpc.connection import chain_time
-from deepsquare_chain.chain.rpc.on_demand import mines_on_demand
-from deepsquare_chain.chain.transactions.fees import is_gas_free
-from deepsquare_chain.chain.transactions.gas_budget import gas_budget
+from deepsquare_chain.chain.transactions.fees import gas_budget, is_gas_free
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address

@@ -22,8 +22,7 @@ from web3.exceptions import TransactionNotFound
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.abi import AbiError
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.credit import Permit
+from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
 from deepsquare_chain.chain.bindings.event_types import Event, ExecutedForwardRequest, JobSubmitted
 from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
 from deepsquare_chain.chain.bindings.forwarder import (
@@ -32,8 +31,8 @@ from deepsquare_chain.chain.bindings.forwarder import (
     SignedRequest,
     forwarded_calls,
 )
+from deepsquare_chain.chain.rpc.block_time import next_block_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
-from deepsquare_chain.chain.rpc.on_demand import next_block_time
 from deepsquare_chain.chain.signers import Signer, sign_and_record
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex

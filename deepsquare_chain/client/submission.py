@@ -15,8 +15,8 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.rpc.block_time import mines_on_demand, next_block_time
 from deepsquare_chain.chain.rpc.connection import chain_time
-from deepsquare_chain.chain.rpc.on_demand import mines_on_demand, next_block_time
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender

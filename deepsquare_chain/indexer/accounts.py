@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, String, column, func, select, values
 
-from deepsquare_chain.chain.bindings.roles import ROLE_NAMES
+from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,

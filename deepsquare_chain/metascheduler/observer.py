@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from deepsquare_chain.chain.bindings.contracts import Clock, Contracts, Parameters
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.records import Clock, Parameters
 from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.job import Job, JobStatus, Provider

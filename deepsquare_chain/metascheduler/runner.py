@@ -6,8 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Final
 
-from deepsquare_chain.chain.bindings.contracts import METASCHEDULER_ROLE, Contracts
-from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import METASCHEDULER_ROLE, Deployment
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.service import (

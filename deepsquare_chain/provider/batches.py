@@ -9,7 +9,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.bindings.contracts import Report as ChainReport
+from deepsquare_chain.chain.bindings.records import Report as ChainReport
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
 from deepsquare_chain.daemon.loop import BackgroundTasks

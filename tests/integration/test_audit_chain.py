@@ -10,8 +10,8 @@ import pytest
 from deepsquare_chain.audit import reader
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.reader import audit_chain, read_chronicle, read_ledger
-from deepsquare_chain.chain.bindings.contracts import Report
-from deepsquare_chain.chain.rpc.ceiling import Ceiling
+from deepsquare_chain.chain.bindings.records import Report
+from deepsquare_chain.chain.rpc.endpoint import Ceiling
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import JobStatus
 from tests.support.livegrid import LiveGrid

@@ -13,9 +13,8 @@ import httpx2
 import pytest
 
 from deepsquare_chain.audit.verification import submit_blockscout, submit_sourcify, write_tree
-from deepsquare_chain.chain.bindings.artifacts import CONTRACTS
-from deepsquare_chain.chain.bindings.metadata import ipfs_hash, metadata_hash
-from deepsquare_chain.chain.bindings.verifying import verify_deployment
+from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, ipfs_hash, metadata_hash
+from deepsquare_chain.chain.deploying import verify_deployment
 from tests.support.livegrid import LiveGrid
 from tests.unit.test_audit_verification import GRID, Stub
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepsquare_chain.chain.bindings import reverts
-from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Report
+from deepsquare_chain.chain.bindings.contracts import UNLIMITED
 from deepsquare_chain.chain.bindings.events import (
     Approval,
     JobPriced,
@@ -16,7 +16,8 @@ from deepsquare_chain.chain.bindings.events import (
     Transfer,
     TransitionSkipped,
 )
-from deepsquare_chain.chain.bindings.verifying import role_holders, verify_deployment
+from deepsquare_chain.chain.bindings.records import Report
+from deepsquare_chain.chain.deploying import role_holders, verify_deployment
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import (

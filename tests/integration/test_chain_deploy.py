@@ -19,10 +19,14 @@ from hexbytes import HexBytes
 from web3.types import RPCEndpoint
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.bindings.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, Contracts
-from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.verifying import verify_deployment
-from deepsquare_chain.chain.deploying import CREATE2_PROXY, DEMO_PARAMS, read_deployment
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import APPROVER_ROLE, METASCHEDULER_ROLE, Deployment
+from deepsquare_chain.chain.deploying import (
+    CREATE2_PROXY,
+    DEMO_PARAMS,
+    read_deployment,
+    verify_deployment,
+)
 from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
 from deepsquare_chain.client.deploy import plan, record

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain import Grid
-from deepsquare_chain.chain.bindings.scheduler import MetaSchedulerContract
+from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.wallet import load_account

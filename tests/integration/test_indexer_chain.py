@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from deepsquare_chain.audit.reader import read_ledger
-from deepsquare_chain.chain.bindings.contracts import Report
+from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.daemon import service as daemon_service
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.devnet.node.anvil import Anvil

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.bindings import reverts
-from deepsquare_chain.chain.bindings.contracts import METASCHEDULER_ROLE, Clock, Report
+from deepsquare_chain.chain.bindings.deployment import METASCHEDULER_ROLE
 from deepsquare_chain.chain.bindings.events import (
     JobPanicked,
     JobRetried,
@@ -26,6 +26,7 @@ from deepsquare_chain.chain.bindings.events import (
     JobTransition,
     TransitionSkipped,
 )
+from deepsquare_chain.chain.bindings.records import Clock, Report
 from deepsquare_chain.chain.rpc.heads import Head
 from deepsquare_chain.cli.why import explain, unmet_jobs
 from deepsquare_chain.credits import CREDIT, job_rate

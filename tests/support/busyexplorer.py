@@ -15,9 +15,9 @@ import httpx2
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.bindings.contracts import Report
 from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
+from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings

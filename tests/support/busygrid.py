@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from deepsquare_chain.chain.bindings.contracts import Report
 from deepsquare_chain.chain.bindings.events import JobRetried, JobSubmitted
+from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Offer, Prices, Resources, Terms
 from tests.support.livegrid import LiveGrid, digest

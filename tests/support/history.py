@@ -17,8 +17,12 @@ from eth_utils import to_checksum_address
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
 from deepsquare_chain.chain.bindings import event_types as ev
-from deepsquare_chain.chain.bindings.contracts import APPROVER_ROLE, METASCHEDULER_ROLE, MINTER_ROLE
-from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import (
+    APPROVER_ROLE,
+    METASCHEDULER_ROLE,
+    MINTER_ROLE,
+    Deployment,
+)
 from deepsquare_chain.credits import CREDIT, job_rate
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.indexer.block_data import Header, Transaction

@@ -24,9 +24,16 @@ from deepsquare_chain.audit.verification import (
     write_tree,
 )
 from deepsquare_chain.chain.bindings.abi import interface
-from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, load_artifact, standard_input
+from deepsquare_chain.chain.bindings.artifacts import (
+    CONTRACTS,
+    base58,
+    ipfs_hash,
+    load_artifact,
+    metadata_hash,
+    sources_of,
+    standard_input,
+)
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.metadata import base58, ipfs_hash, metadata_hash, sources_of
 from deepsquare_chain.errors import EndpointError, UsageError
 
 CLIENT: Callable[..., httpx2.AsyncClient] = httpx2.AsyncClient
@@ -95,7 +102,7 @@ class TestMetadata:
         changed = json.loads(json.dumps(standard_input()))
         changed["sources"][source]["content"] += " "
         monkeypatch.setattr(
-            "deepsquare_chain.chain.bindings.metadata.standard_input", lambda: changed
+            "deepsquare_chain.chain.bindings.artifacts.standard_input", lambda: changed
         )
         with pytest.raises(ValueError, match=f"the source {source} is not the source"):
             sources_of(name)

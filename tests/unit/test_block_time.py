@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.rpc import block_time as stillness_module
 from deepsquare_chain.chain.rpc import heads as heads_module
-from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.block_time import BlockTimeEstimate, block_time, next_poll
+from deepsquare_chain.chain.rpc.block_time import (
+    BlockTimeEstimate,
+    OnDemandDetector,
+    block_time,
+    next_poll,
+)
 from deepsquare_chain.chain.rpc.heads import HeadSource
-from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 
 
 def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepsquare_chain.chain.rpc.ceiling import Ceiling
+from deepsquare_chain.chain.rpc.endpoint import Ceiling
 
 
 def ask(ceiling: Ceiling, takes: int, times: int = 1) -> int:

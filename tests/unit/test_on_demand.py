@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc import on_demand as stillness_module
-from deepsquare_chain.chain.rpc.on_demand import (
+from deepsquare_chain.chain.rpc import block_time as stillness_module
+from deepsquare_chain.chain.rpc.block_time import (
     OnDemandDetector,
     mines_on_demand,
     next_block_counts,

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from deepsquare_chain.chain.bindings.contracts import _provider
 from deepsquare_chain.chain.bindings.records import read_job
-from deepsquare_chain.chain.bindings.registry import _provider
 from deepsquare_chain.job import NO_LOAD, JobStatus, Load, Objective
 from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,

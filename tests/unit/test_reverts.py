@@ -15,16 +15,18 @@ from web3.exceptions import ContractCustomError, ContractLogicError, Web3RPCErro
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.abi import interfaces, type_of
-from deepsquare_chain.chain.bindings.revert_messages import _SENTENCES, HINTS, KINDS
+from deepsquare_chain.chain.bindings.deployment import APPROVER_ROLE
 from deepsquare_chain.chain.bindings.reverts import (
+    _SENTENCES,
     ERRORS,
+    HINTS,
+    KINDS,
     ContractError,
     UnknownRevertError,
     decode_revert,
     revert_data,
     selector_name,
 )
-from deepsquare_chain.chain.bindings.roles import APPROVER_ROLE
 from deepsquare_chain.errors import InsufficientFundsError, NotAuthorisedError, RevertedError
 
 A = "0x" + "11" * 20

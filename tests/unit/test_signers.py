@@ -13,7 +13,7 @@ from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
 
 from deepsquare_chain.chain import signers
-from deepsquare_chain.chain.bindings.credit import CreditContract
+from deepsquare_chain.chain.bindings.contracts import CreditContract
 from deepsquare_chain.chain.signers import ExternalSigner, sign_and_record
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
 from deepsquare_chain.store.gateway_client import GatewayClient, share_data

@@ -1,4 +1,4 @@
-"""The deployment record: a JSON file with a grid's contracts, which every command reads."""
+"""The deployment record, a JSON file with a grid's contracts, and the roles of the contracts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from eth_utils.address import is_address, to_checksum_address
+from eth_utils.crypto import keccak
 from pydantic_core import from_json
 
 from deepsquare_chain.errors import NotFoundError, UsageError
@@ -186,3 +188,27 @@ def _reason(error: Exception) -> str:
     message = str(error)
     # The JSON parser's errors contain a position; all other errors are raised in this module.
     return "no JSON" if " at line " in message else message[:200]
+
+
+# -- the roles of the contracts and their on-chain identifiers
+
+ADMIN_ROLE: Final = bytes(32)
+MINTER_ROLE: Final = keccak(text="MINTER_ROLE")
+APPROVER_ROLE: Final = keccak(text="APPROVER_ROLE")
+METASCHEDULER_ROLE: Final = keccak(text="METASCHEDULER_ROLE")
+
+#: Role names as written in the contracts, by identifier.
+ROLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "0x" + ADMIN_ROLE.hex(): "DEFAULT_ADMIN_ROLE",
+        "0x" + MINTER_ROLE.hex(): "MINTER_ROLE",
+        "0x" + APPROVER_ROLE.hex(): "APPROVER_ROLE",
+        "0x" + METASCHEDULER_ROLE.hex(): "METASCHEDULER_ROLE",
+    }
+)
+
+
+def role_name(role: bytes) -> str:
+    """Return the name of a role, or its identifier in hexadecimal if it is not known."""
+    identifier = f"0x{bytes(role).hex()}"
+    return ROLE_NAMES.get(identifier, identifier)

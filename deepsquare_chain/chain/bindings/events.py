@@ -18,6 +18,7 @@ from deepsquare_chain.chain.bindings.abi import (
     interfaces,
     signature_of,
 )
+from deepsquare_chain.chain.bindings.contracts import parse_labels
 from deepsquare_chain.chain.bindings.event_types import (
     Approval,
     BanChanged,
@@ -52,7 +53,6 @@ from deepsquare_chain.chain.bindings.event_types import (
     TransitionSkipped,
 )
 from deepsquare_chain.chain.bindings.records import from_word, read_terms
-from deepsquare_chain.chain.bindings.registry import parse_labels
 from deepsquare_chain.job import (
     Hardware,
     JobStatus,

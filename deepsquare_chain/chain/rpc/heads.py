@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI, WebSocketException
 
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.on_demand import block_time_of, seconds_idle
+from deepsquare_chain.chain.rpc.block_time import block_time_of, seconds_idle
 from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import safe_url

@@ -22,6 +22,7 @@ from web3.providers.async_base import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from deepsquare_chain.chain.rpc.batching import RpcRequests, round_of
+from deepsquare_chain.chain.rpc.block_time import OnDemandDetector
 from deepsquare_chain.chain.rpc.endpoint import (
     SEND_METHODS,
     CheckedProvider,
@@ -31,7 +32,6 @@ from deepsquare_chain.chain.rpc.endpoint import (
     WrongEndpointError,
     lacks_method,
 )
-from deepsquare_chain.chain.rpc.on_demand import OnDemandDetector
 from deepsquare_chain.errors import EndpointError
 
 if TYPE_CHECKING:

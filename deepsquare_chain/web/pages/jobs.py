@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from deepsquare_chain.audit.bill import STYLE, render_html
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.revert_messages import HINTS
+from deepsquare_chain.chain.bindings.reverts import HINTS
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
 from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
