@@ -128,7 +128,7 @@ async def read_log(
     Raises:
         NotFoundError: The job does not exist, or no gateway has its log.
         NotAuthorisedError: The account may not read it, or the key does not decrypt it.
-        AuditError: The encrypted log was altered.
+        AuditError: The encrypted log was altered, or its end is missing.
         EndpointError: No gateway answers; with `follow`, only raised after the end of the job.
     """
     decoder = LogDecoder(job_id, key_file)
@@ -140,7 +140,7 @@ async def read_log(
         async for data in chunks:
             if decoded := decoder.feed(data):
                 yield decoded
-    if rest := decoder.finish():
+    if rest := decoder.finish(complete=follow):
         yield rest
 
 

@@ -308,12 +308,7 @@ class GatewayService:
         Raises:
             RequestRefusedError: The account, or the gateway, has too many open streams.
         """
-        full = self._streams.total() >= _MAX_STREAMS
-        if (
-            full
-            or self._closed.is_set()
-            or self._streams[session.account] >= self.rules.max_streams
-        ):
+        if self._closed.is_set() or self._has_too_many_streams(session):
             raise RequestRefusedError(
                 "Too many streams are open",
                 code="too-many-streams",
@@ -322,9 +317,15 @@ class GatewayService:
             )
         return self._stream(session, job_id, offset)
 
+    def _has_too_many_streams(self, session: Session) -> bool:
+        own_streams = self._streams[session.account]
+        return self._streams.total() >= _MAX_STREAMS or own_streams >= self.rules.max_streams
+
     async def _stream(
         self, session: Session, job_id: int, offset: int
     ) -> AsyncIterator[tuple[bytes, int] | None]:
+        if self._has_too_many_streams(session):
+            return  # opened together with others; the client reconnects and gets the refusal
         self._streams[session.account] += 1
         self._open.inc()
         try:

@@ -81,11 +81,11 @@ def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Mode
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise UsageError(f"{what} {path}: more than {_MAX_BYTES} bytes", hint=hint)
         document: Any = yaml.safe_load(text.decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{what} {path} can't be read: {str(error)[:300]}", hint=hint) from error
-    if len(text) > _MAX_BYTES:
-        raise UsageError(f"{what} {path}: more than {_MAX_BYTES} bytes", hint=hint)
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -308,15 +308,29 @@ class LogDecoder:
             if self._encrypted:
                 self._rest = self._rest[len(_LOG_START) :]
         if not self._encrypted:
-            return self.finish()
+            return self._take_rest()
         output = b""
         while (frame := self._frame()) is not None:
             output += self._opened(frame)
         return output
 
-    def finish(self) -> bytes:
-        """Return the rest of a log at its end that was too short to detect encryption."""
-        rest, self._rest = (b"", self._rest) if self._encrypted else (self._rest, b"")
+    def finish(self, *, complete: bool = True) -> bytes:
+        """Return the rest of a log at its end that was too short to detect encryption.
+
+        Args:
+            complete: Whether the log has ended, so that its last frame must be whole.
+
+        Raises:
+            AuditError: The end of the log is missing.
+        """
+        if not self._encrypted:
+            return self._take_rest()
+        if complete and self._rest:
+            raise self._altered()
+        return b""
+
+    def _take_rest(self) -> bytes:
+        rest, self._rest = self._rest, b""
         return rest
 
     def _frame(self) -> bytes | None:
@@ -351,6 +365,6 @@ class LogDecoder:
 
     def _altered(self) -> AuditError:
         return AuditError(
-            f"The encrypted log of job {self._job_id} was altered at the gateway",
+            f"The encrypted log of job {self._job_id} was altered or cut short at the gateway",
             hint=f"`deepsquare job results {self._job_id}` compares the output with the chain.",
         )

@@ -270,6 +270,15 @@ def test_a_log_that_is_not_encrypted_passes_through(text: bytes) -> None:
     assert decoded(None, *(bytes([each]) for each in text)) == text
 
 
+def test_a_log_without_its_end_is_refused_unless_it_still_grows(key_file: Path) -> None:
+    whole = b"".join(log_of((0, 4, b"abcd"), (4, 6, b"ef")))
+    decoder = LogDecoder(7, key_file)
+    assert decoder.feed(whole[:-1]) == b"abcd"
+    assert decoder.finish(complete=False) == b""
+    with pytest.raises(AuditError, match="cut short"):
+        decoder.finish()
+
+
 def test_what_is_sent_again_is_shown_once(key_file: Path) -> None:
     """A gateway that lost the end of a log gets all of it again, in other parts."""
     parts = log_of((0, 4, b"abcd"), (4, 6, b"ef"), (0, 5, b"abcde"), (5, 9, b"fghi"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx2
@@ -710,6 +710,23 @@ async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(world: Wo
     world.now = 2_001.0
     assert [each async for each in stream] == []  # without an end: the reader comes back
     await host.append(7, "log", 11, b"", complete=True)
+
+
+async def test_open_streams_of_an_account_are_bounded(make: Callable[..., World]) -> None:
+    """Also those opened at the same time: the stream too many ends, and its client reconnects."""
+    world = make(max_streams=2)
+    await world.client(ALICE).put_definition(DATA)
+    await world.client(HOST).append(7, "log", 0, b"one")
+    alice, bob = (Session(account.address, None, 9e9) for account in (ALICE, BOB))
+    streams = [world.service.open_stream(alice, 7, 0) for _ in range(3)]
+    assert [await anext(stream) for stream in streams[:2]] == [(b"one", 3)] * 2
+    assert [part async for part in streams[2]] == []
+    with pytest.raises(RequestRefusedError, match="Too many streams"):
+        world.service.open_stream(alice, 7, 0)
+    world.service.open_stream(bob, 8, 0)
+    for stream in streams[:2]:
+        await cast("AsyncGenerator[Any]", stream).aclose()
+    assert await anext(world.service.open_stream(alice, 7, 0)) == (b"one", 3)
 
 
 async def test_a_store_that_fails_is_no_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
