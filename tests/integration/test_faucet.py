@@ -82,7 +82,7 @@ async def test_pays_an_address_once_in_a_while(
     assert len(recorder.calls) == 2
     assert (await http.post("/", json={"address": "0x" + "cd" * 20})).status_code == 200
     refusal = next(answer for answer in answers if answer.status_code == 429).json()
-    assert "a moment ago" in refusal["error"]
+    assert "recently paid" in refusal["error"]
     assert "10 seconds" in refusal["hint"]
 
 
