@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.job import (
@@ -93,6 +93,23 @@ class StatementRow:
     tx_hash: str
     balance: int
     log_index: int
+
+
+#: Columns of a statement in the command, in exports and in the explorer's CSV.
+STATEMENT_COLUMNS: Final = (
+    *("block", "time", "kind", "job_id", "job_name", "debit", "credit", "balance"),
+    *("counterparty", "transaction", "log_index"),
+)
+
+
+def statement_cells(row: StatementRow, job_name: str) -> tuple[Any, ...]:
+    """Return the values of `STATEMENT_COLUMNS`; None if there is no value."""
+    debit, credit = max(-row.amount, 0), max(row.amount, 0)
+    return (
+        *(row.block, row.time, row.kind.value, row.job_id or None, job_name or None),
+        *(debit or None, credit or None, row.balance),
+        *(row.counterparty or None, row.tx_hash, row.log_index),
+    )
 
 
 @dataclass(slots=True)

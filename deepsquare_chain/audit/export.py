@@ -22,16 +22,23 @@ from typing import IO, Any, Final
 import pydantic_core
 
 from deepsquare_chain import __version__
-from deepsquare_chain.audit.entries import AuditFinding, JobEntry
+from deepsquare_chain.audit.entries import (
+    STATEMENT_COLUMNS,
+    AuditFinding,
+    JobEntry,
+    statement_cells,
+)
 from deepsquare_chain.audit.ledger import Ledger, normalised
 from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_log
+from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.errors import AuditError, GridError, NotFoundError, UsageError
+from deepsquare_chain.observability.redaction import csv_text
 
-SCHEMA: Final = "deepsquare-audit/3"
+SCHEMA: Final = "deepsquare-audit/4"
 MANIFEST: Final = "manifest.json"
 LOGS: Final = "logs.jsonl"
 BLOCKS: Final = "blocks.jsonl"
@@ -63,13 +70,15 @@ class Table:
     def lines(self, ledger: Ledger, style: TableFormat) -> Iterator[bytes]:
         """Yield the lines of the file, including line ends."""
         if style is TableFormat.CSV:
-            yield _csv(self.columns)
-            yield from (_csv(row) for row in self.rows(ledger))
+            yield _csv(name for column in self.columns for name in _csv_names(column))
+            for row in self.rows(ledger):
+                pairs = zip(self.columns, row, strict=True)
+                yield _csv(cell for column, value in pairs for cell in _csv_cells(column, value))
         else:
             for row in self.rows(ledger):
                 yield json_line(
                     {
-                        name: str(value) if name in _AMOUNTS else value
+                        name: str(value) if name in _AMOUNTS and value is not None else value
                         for name, value in zip(self.columns, row, strict=True)
                     }
                 )
@@ -86,10 +95,26 @@ def _csv(row: Iterable[Any]) -> bytes:
     return out.getvalue().encode()
 
 
+def _csv_names(column: str) -> tuple[str, ...]:
+    """Return the names of a column in CSV: amounts in credit-wei are followed by decimals."""
+    if column not in _AMOUNTS:
+        return (column,)
+    return (column, f"{column}_credits{'_per_hour' if column == 'rate' else ''}")
+
+
+def _csv_cells(column: str, value: Any) -> tuple[Any, ...]:
+    """Return the cells of `_csv_names`; None is an empty cell."""
+    if column in _AMOUNTS:
+        if value is None:
+            return (None, None)
+        return (value, hourly(value) if column == "rate" else format_credits(value))
+    return (csv_text(value) if isinstance(value, str) else value,)
+
+
 def _jobs(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for job in ledger.jobs.values():
         amounts = (job.funded, job.carried_in, job.escrow, job.paid, job.fee, job.refunded)
-        parties = (job.id, job.status.name, job.customer, job.provider or None)
+        parties = (job.id, job.name or None, job.status.name, job.customer, job.provider or None)
         terms = (job.rate, job.fee_bps, job.time_limit)
         ran = (job.started_at or None, job.ended_at or None, job.billed_seconds)
         times = (job.submitted_at, *ran)
@@ -106,10 +131,8 @@ def _collected(job: JobEntry) -> int:
 def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for account in ledger.accounts:
         for row in ledger.statement(account):
-            debit, credit = max(-row.amount, 0), max(row.amount, 0)
-            details = (row.kind.value, row.job_id or None, row.counterparty or None)
-            location = (row.tx_hash, row.log_index)
-            yield (account, row.block, row.time, *details, debit, credit, row.balance, *location)
+            name = ledger.jobs[row.job_id].name if row.job_id else ""
+            yield (account, *statement_cells(row, name))
 
 
 def _exceptions(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
@@ -123,7 +146,8 @@ TABLES: Final = (
     Table(
         "jobs",
         (
-            *("job_id", "status", "customer", "provider", "rate", "fee_bps", "time_limit"),
+            *("job_id", "job_name", "status", "customer", "provider"),
+            *("rate", "fee_bps", "time_limit"),
             *("submitted_at", "started_at", "ended_at", "billed_seconds", "funded"),
             *("carried_in", "escrow", "paid", "fee", "refunded", "carried_out", "retry_of"),
             *("successor", "definition", "flags", "collected_seconds", "collected"),
@@ -132,10 +156,7 @@ TABLES: Final = (
     ),
     Table(
         "statements",
-        (
-            *("account", "block", "time", "kind", "job_id", "counterparty", "debit", "credit"),
-            *("balance", "transaction", "log_index"),
-        ),
+        ("account", *STATEMENT_COLUMNS),
         _statements,
     ),
     Table(

@@ -135,6 +135,7 @@ async def print_statement(
     last: str | None = None,
 ) -> int:
     """Print all credits that an account paid and received in a period, oldest first; return the exit code."""
+    from deepsquare_chain.audit.entries import statement_cells
     from deepsquare_chain.audit.runner import account_statement
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.client.periods import blocks_of, parse_period
@@ -148,22 +149,7 @@ async def print_statement(
         account_history, names, check = await account_statement(
             contracts, address, first=since, last=until, bars=_bars
         )
-    rows = [
-        (
-            row.block,
-            row.time,
-            row.kind.value,
-            row.job_id or None,
-            names.get(row.job_id),
-            max(-row.amount, 0) or None,
-            max(row.amount, 0) or None,
-            row.balance,
-            row.counterparty,
-            row.tx_hash,
-            row.log_index,
-        )
-        for row in account_history.rows
-    ]
+    rows = [statement_cells(row, names.get(row.job_id, "")) for row in account_history.rows]
     context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in this period.")
     opening, closing = (
         format_credits(account_history.opening),

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import IO, Any, Final, Literal
 
 from deepsquare_chain.credits import format_credits, hourly
-from deepsquare_chain.observability.redaction import plain
+from deepsquare_chain.observability.redaction import csv_text, plain
 
 
 class Format(StrEnum):
@@ -278,12 +278,9 @@ def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
 
 
 def _csv_cell(value: Any, is_text: bool) -> Any:
-    if not (is_text and isinstance(value, str)):
-        return "" if value is None else value
-    # Prevents CSV injection: spreadsheets evaluate cells that look like formulas, and names and
-    # reasons are chosen by users.
-    text = plain(value)
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text
+    if is_text and isinstance(value, str):
+        return csv_text(value)  # names and reasons are chosen by users
+    return "" if value is None else value
 
 
 @contextmanager

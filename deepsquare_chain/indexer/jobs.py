@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, func, select
@@ -115,6 +115,12 @@ class JobQueries(Reader):
         if submitted is not None:
             query = query.where(*within(jobs.c.submitted_at, submitted))
         return self._page(jobs, query, job_row, cursor, limit, order=_order(sort))
+
+    def job_names(self, job_ids: Collection[int]) -> dict[int, str]:
+        """Return the names of jobs by ID."""
+        query = select(jobs.c.id, jobs.c.name).where(jobs.c.id.in_(list(job_ids)))
+        with self._read() as (connection, _):
+            return {row.id: row.name for row in connection.execute(query)}
 
     def job(self, job_id: int) -> JobDetail:
         """Return a job with its history.

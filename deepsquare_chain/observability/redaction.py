@@ -124,6 +124,12 @@ def plain(text: str, *, keep: str = "") -> str:
     return "".join(char if char in keep or _is_safe(char) else _escape(char) for char in text)
 
 
+def csv_text(text: str) -> str:
+    """Return a text of a user as a CSV cell: `plain`, and no formula for a spreadsheet."""
+    cell = plain(text)
+    return f"'{cell}" if cell[:1] in {"=", "+", "-", "@"} else cell
+
+
 def _is_safe(char: str) -> bool:
     return " " <= char <= "~" or unicodedata.category(char) not in _UNSAFE
 

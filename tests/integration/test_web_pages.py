@@ -357,7 +357,8 @@ def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx2.C
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     balance = 0
     for row in rows:
-        balance += int(row["credit"]) - int(row["debit"])
+        balance += int(row["credit"] or 0) - int(row["debit"] or 0)
+        assert bool(row["job_id"]) is bool(row["job_name"])
         assert int(row["balance"]) == balance
     held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
     assert balance == held

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -34,6 +35,8 @@ from deepsquare_chain.audit.export import (
 )
 from deepsquare_chain.audit.runner import audit_export
 from deepsquare_chain.cli.audit_output import EXCEPTIONS, STATEMENT
+from deepsquare_chain.cli.output import Format, Printer
+from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
 from tests.support.lyingnode import LIES, Lie, RecordedNode
 from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
@@ -126,7 +129,7 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
 
 def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
     body = json.loads((original / MANIFEST).read_text())
-    assert body["schema"] == "deepsquare-audit/3"
+    assert body["schema"] == "deepsquare-audit/4"
     assert body["last_block"] == node.last
     assert body["block_hash"] == "0x" + node.last.to_bytes(32, "big").hex()
     assert body["deployment"]["chain_id"] == node.deployment.chain_id
@@ -137,11 +140,22 @@ def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> 
 
 def test_statements_stand_in_the_table(original: Path, grid: RecordedGrid) -> None:
     with (original / "statements.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    # The layout is that of `audit statement -o csv`, after the account.
+    out = io.StringIO()
+    Printer(Format.CSV, out=out).rows(STATEMENT, [])
+    assert reader.fieldnames == ["account", *out.getvalue().strip().split(",")]
+    with (original / "jobs.csv").open() as file:
+        names = {row["job_id"]: row["job_name"] for row in csv.DictReader(file)}
+    assert any(names.values())
+    assert all(row["job_name"] == names.get(row["job_id"], "") for row in rows)
+    assert not any("0" in (row["debit"], row["credit"]) for row in rows)
     balances: dict[str, int] = {}
     for row in rows:
         before = balances.get(row["account"], 0)
-        balances[row["account"]] = before + int(row["credit"]) - int(row["debit"])
+        balances[row["account"]] = before + int(row["credit"] or 0) - int(row["debit"] or 0)
+        assert row["balance_credits"] == format_credits(int(row["balance"]))
         assert int(row["balance"]) == balances[row["account"]]
     assert all(amount == grid.balance(account) for account, amount in balances.items())
 

@@ -17,6 +17,7 @@ from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderRow
+from deepsquare_chain.observability.redaction import csv_text
 from deepsquare_chain.web import views
 from deepsquare_chain.web.formats import clock, exact
 from deepsquare_chain.web.pages.common import (
@@ -35,10 +36,11 @@ _CHUNK: Final = 200
 _JOBS: Final = 8
 #: Shortest run of alike lines that is shown as one line.
 _FOLDED: Final = 4
+#: Columns of the CSV: those of `audit statement -o csv`, and two more.
 COLUMNS = (
-    *("block", "log_index", "time", "time_utc", "kind", "job", "counterparty", "debit"),
-    *("credit", "balance", "debit_credits", "credit_credits", "balance_credits", "transaction"),
-    "final",
+    *("block", "time", "kind", "job_id", "job_name", "debit", "debit_credits", "credit"),
+    *("credit_credits", "balance", "balance_credits", "counterparty", "transaction", "log_index"),
+    *("time_utc", "final"),
 )
 
 
@@ -147,24 +149,27 @@ def _lines(index: Index, account: str, period: TimeRange | None, kind: str | Non
     cursor: str | None = None
     while True:
         page = index.statement(account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind)
-        yield _text(page.items)
+        names = index.job_names({row.job_id for row in page.items if row.job_id is not None})
+        yield _text(page.items, names)
         cursor = page.next
         if cursor is None:
             return
 
 
-def _text(rows: tuple[MovementRow, ...]) -> str:
-    """Format rows as CSV. They contain no untrusted text, so that no cell can be a formula."""
+def _text(rows: Sequence[MovementRow], names: Mapping[int, str]) -> str:
+    """Format rows as CSV; a cell without a value is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
+        job_name = "" if row.job_id is None else csv_text(names.get(row.job_id, ""))
+        debit = (row.debit, exact(row.debit)) if row.debit else ("", "")
+        credit = (row.credit, exact(row.credit)) if row.credit else ("", "")
         writer.writerow(
             (
-                *(row.at.block, row.at.log_index, row.at.time, clock(row.at.time), row.kind),
-                *("" if row.job_id is None else row.job_id, row.counterparty),
-                *(row.debit, row.credit, row.balance),
-                *(exact(row.debit), exact(row.credit), exact(row.balance)),
-                *(row.at.tx_hash, "yes" if row.at.finalized else "no"),
+                *(row.at.block, row.at.time, row.kind, row.job_id, job_name),
+                *(*debit, *credit, row.balance, exact(row.balance)),
+                *(row.counterparty, row.at.tx_hash, row.at.log_index),
+                *(clock(row.at.time), "yes" if row.at.finalized else "no"),
             )
         )
     return file.getvalue()
