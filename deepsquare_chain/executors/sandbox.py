@@ -113,6 +113,12 @@ _AMD: Final = ("kfd", "dri")
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 #: The first version that can forbid jobs to create user namespaces.
 _NO_NESTING: Final = (0, 8)
+#: Device of virtual network interfaces, and the settings of the job's own network.
+_TUN: Final = "/dev/net/tun"
+_NETWORK_SETTINGS: Final = "/proc/sys/net"
+#: User and group ID of root's jobs that may create user namespaces: the kernel lets no process
+#: without capabilities map the root of the namespace around it.
+_JOB_ID: Final = "1000"
 _PROBE_SECONDS: Final = 20.0
 _log = get_logger(__name__)
 
@@ -137,6 +143,8 @@ class SandboxOptions(BaseModel):
 
     Attributes:
         network: Let jobs use the network of the machine, its loopback interface included.
+        namespaces: Let jobs create user and network namespaces, and virtual network interfaces:
+            networks of steps and containers need them. More of the kernel is exposed to jobs.
         readable: Additional files and folders that jobs may read, such as data sets and software.
         writable: Folders that all jobs may write to.
         disk: Disk quota of a job in MB; 0 for no limit.
@@ -146,6 +154,7 @@ class SandboxOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: bool = False
+    namespaces: bool = False
     readable: Paths = ()
     writable: Paths = ()
     disk: int = Field(10_000, ge=0, le=10**9)
@@ -196,6 +205,7 @@ def bubblewrap_arguments(
     private: Sequence[Path] = (),
     hostname: str = "job",
     etc: Path | None = None,
+    is_root: bool = False,
 ) -> list[str]:
     """Return the arguments of bubblewrap, without its name, for all versions from 0.4.
 
@@ -209,6 +219,7 @@ def bubblewrap_arguments(
             several nodes find each other.
         etc: Copy of the allowed files of /etc, for jobs on this machine: the arguments then follow
             its folders. None for jobs on any machine, which bind each file of its own /etc.
+        is_root: Whether jobs run as root of the machine.
     """
     arguments = [
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"),
@@ -218,6 +229,8 @@ def bubblewrap_arguments(
         arguments += ["--unshare-uts", "--hostname", hostname]
     if not options.network:
         arguments.append("--unshare-net")
+    if options.namespaces and is_root:
+        arguments += ["--uid", _JOB_ID, "--gid", _JOB_ID]
     hardware = _DEVICES if options.network else [_TOPOLOGY]
     system = [*_SYSTEM, *_NIXOS, *hardware, *(f"/etc/{name}" for name in _ETC)]
     if etc is None:
@@ -229,8 +242,14 @@ def bubblewrap_arguments(
     arguments += ["--proc", "/proc"]
     if etc is None or os.geteuid() == 0:
         arguments += _bound("--ro-bind-try", [f"/proc/{name}" for name in _PROC])
+    if options.namespaces and not (options.network and is_root):
+        # Root could change the settings of the machine's network.
+        arguments += ["--bind-try", _NETWORK_SETTINGS, _NETWORK_SETTINGS]
+    arguments += ["--dev", "/dev"]
+    if options.namespaces:
+        arguments += ["--dev-bind-try", _TUN, _TUN]
     # /dev/shm is a separate file system; the rest of /dev is read-only.
-    arguments += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    arguments += ["--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
     arguments += ["--bind", temporary, "/tmp", "--bind", temporary, "/var/tmp"]  # noqa: S108
     # After these mounts, because a provider may expose a folder below one of them.
     readable = [str(path) for path in options.readable]
@@ -410,10 +429,15 @@ class Sandbox:
     program: str
     version: tuple[int, int]
 
-    def command(self, arguments: Sequence[str]) -> list[str]:
-        """Return the command prefix, to which the job's command is appended."""
-        nesting = ["--disable-userns"] if self.version >= _NO_NESTING else []
-        return [self.program, *nesting, *arguments]
+    def command(self, arguments: Sequence[str], *, namespaces: bool = False) -> list[str]:
+        """Return the command prefix, to which the job's command is appended.
+
+        Args:
+            arguments: Arguments of bubblewrap.
+            namespaces: Whether jobs may create user namespaces.
+        """
+        forbid = self.version >= _NO_NESTING and not namespaces
+        return [self.program, *(["--disable-userns"] if forbid else []), *arguments]
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,10 +516,12 @@ class Isolation:
                 script=str(folder / "script"),
                 private=self.private,
                 etc=self.etc.current() if self.etc else None,
+                is_root=os.geteuid() == 0,
             )
             last_arguments = arguments[-2:]  # the root is remounted read-only last
             command = self.sandbox.command(
-                [*arguments[:-2], *device_arguments(devices), *last_arguments]
+                [*arguments[:-2], *device_arguments(devices), *last_arguments],
+                namespaces=self.options.namespaces,
             )
         group = self.cgroups.job(f"{folder.name[:60]}-{unique(4)}")
         return {

@@ -45,7 +45,11 @@ async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str,
     Raises:
         ExecutorError: The executor can't run the test now.
     """
-    script = files("deepsquare_chain.provider").joinpath("abilities.sh").read_bytes()
+    # Networks are tested by the functions that make them for jobs.
+    script = b"".join(
+        files(f"deepsquare_chain.{package}").joinpath(name).read_bytes()
+        for package, name in (("workflow", "networks.sh"), ("provider", "abilities.sh"))
+    )
     handle = await executor.submit(
         RunSpec(
             key=f"abilities-{time.time_ns()}",

@@ -21,6 +21,11 @@ has() {
     done
 }
 
+can_nest() {
+    has unshare && { unshare --user true 2>/dev/null ||
+        { echo "jobs can't create user namespaces: the executor's option namespaces is off, or the kernel forbids it" && return 1; }; }
+}
+
 # A folder with one program, as the smallest image.
 make_image() {
     local program
@@ -42,9 +47,42 @@ podman_run() {
         "--ulimit=nproc=$processes:$processes" --rootfs "$PWD/image:O" /bin/true
 }
 run_podman() { has podman && podman_run host; }
-run_netns() { has podman && podman_run slirp4netns; }
+run_netns() { run_interfaces || { has podman && podman_run slirp4netns; }; }
+
+# Runs a command in a network of its own, as a step. Arguments: command.
+in_network() {
+    network_file resolv.conf "nameserver 169.254.254.3" && network_program || return
+    local launcher=()
+    if [[ -n ${SLURM_JOB_ID-} ]]; then launcher=(srun --ntasks=1); fi
+    "${launcher[@]}" "$BASH" "$DEEPSQUARE_NETWORK/program" main "$DEEPSQUARE_NETWORK" "" "" "$@"
+}
+run_host_network() { can_nest && network_folder && in_network true; }
+run_interfaces() {
+    local runtime
+    run_host_network || return
+    network_folder && network_file image
+    for runtime in charliecloud apptainer enroot; do
+        export -f "run_$runtime"
+        if in_network "$BASH" -c "run_$runtime"; then return; fi
+    done
+}
+make_wireguard() {
+    can_nest && has wg && network_folder && network_file wg0.wireguard "[Interface]" "PrivateKey = $(wg genkey)" &&
+        network_file wg0.addresses 192.0.2.1/32 && network_file wg0.routes && in_network true
+}
+# A peer reaches the hub: it answers that a port is closed.
+join_hub() {
+    local answer
+    HUBS=()
+    trap stop_virtual_networks EXIT
+    can_nest && has wg socat && start_virtual_network 0 192.0.2.1/24 192.0.2.0/24 192.0.2.2 && network_folder &&
+        join_virtual_network vnet0 0 0 192.0.2.2/24 192.0.2.0/24 || return
+    answer=$(LC_ALL=C in_network timeout 20 "$BASH" -c '</dev/tcp/192.0.2.1/9' 2>&1) || :
+    [[ $answer == *refused* ]] || { echo "the hub can't be reached: ${answer:-no answer}" && return 1; }
+}
+open_tunnel() { run_host_network && has python3 && python3 -c 'import paramiko'; }
 run_charliecloud() {
-    has ch-run ch-convert ch-image && USER=${USER:-job} ch-run --write --bind "$PWD:/deepsquare" "$PWD/image" -- /bin/true
+    has ch-run ch-convert ch-image && can_nest && USER=${USER:-job} ch-run --write --bind "$PWD:/deepsquare" "$PWD/image" -- /bin/true
 }
 run_apptainer() { has apptainer && apptainer --silent exec --writable-tmpfs --no-home "$PWD/image" /bin/true; }
 run_enroot() {
@@ -60,7 +98,7 @@ find_network() {
     return 1
 }
 find_s3() { find_network && has s5cmd && s5cmd version; }
-map_users() { has unshare && unshare --user --map-user=1337 --map-group=1337 true; }
+map_users() { can_nest && unshare --user --map-user=1337 --map-group=1337 true; }
 start_tasks() {
     if [[ -n ${SLURM_JOB_ID-} ]]; then has srun && srun --ntasks=1 true; else
         has mpirun && mpirun --allow-run-as-root --oversubscribe -n 2 true
@@ -74,6 +112,8 @@ find_mpi() {
 }
 
 while read -r name; do export -f "${name?}"; done < <(compgen -A function)
+export DEEPSQUARE_STATE=$PWD/.deepsquare
+mkdir -p "$DEEPSQUARE_STATE"
 make_image
 runtimes=0
 for runtime in podman charliecloud apptainer enroot; do
@@ -85,9 +125,14 @@ try internet find_network
 try s3 find_s3
 try tasks start_tasks
 try netns run_netns
+try netns.host run_host_network
+try netns.interfaces run_interfaces
+try wireguard make_wireguard
+try vnet join_hub
+try bore open_tunnel
 try userns map_users
 try x11 find_x11
 try mpi.pmix_v4 find_mpi pmix_v4
 try mpi.pmi2 find_mpi pmi2
-rm -rf image image.sqsh
+rm -rf image image.sqsh "$DEEPSQUARE_STATE"
 exit 0

@@ -12,6 +12,7 @@ from typing import Final
 
 from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.definition import Definition
+from deepsquare_chain.workflow.networks import has_network
 from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
 
@@ -35,6 +36,7 @@ ABILITIES: Final[Mapping[str, str]] = MappingProxyType(
         "mpi.pmi2": "MPI with PMI-2",
         "netns": "network namespaces of containers (slirp4netns or pasta)",
         "netns.host": "network namespaces of steps without a container",
+        "netns.interfaces": "network interfaces of containers",
         "userns": "user namespaces (mapUid, mapGid)",
         "bore": "bore tunnels",
         "vnet": "virtual networks",
@@ -88,8 +90,8 @@ def _of_run(run: RunSection) -> Iterator[str]:
         yield "tasks"
     if run.mpi in {"pmix_v4", "pmi2"}:
         yield f"mpi.{run.mpi}"
-    if run.network in {"slirp4netns", "pasta"}:
-        yield "netns" if run.container else "netns.host"
+    if has_network(run):
+        yield _namespace(run)
     if run.map_uid is not None or run.map_gid is not None:
         yield "userns"
     for interface in run.custom_network_interfaces:
@@ -99,6 +101,12 @@ def _of_run(run: RunSection) -> Iterator[str]:
             yield "vnet"
         if interface.wireguard:
             yield "wireguard"
+
+
+def _namespace(run: RunSection) -> str:
+    if run.container is None:
+        return "netns.host"
+    return "netns.interfaces" if run.custom_network_interfaces else "netns"
 
 
 def _of_container(run: RunSection, container: ContainerSection) -> Iterator[str]:
@@ -115,7 +123,7 @@ def wanted_runtime(run: RunSection, container: ContainerSection) -> str | None:
     """Return the container runtime that a step needs; None if any is suitable."""
     if container.apptainer or container.deepsquare_hosted:
         return "apptainer"
-    if container.runtime is None and (uses_entrypoint(run) or run.network not in {None, "host"}):
-        # Charliecloud has no entrypoints, and only Podman supports network namespaces here.
-        return "podman"
+    if container.runtime is None and uses_entrypoint(run):
+        # Charliecloud has no entrypoints, and Podman no custom network interfaces.
+        return "enroot" if run.custom_network_interfaces else "podman"
     return container.runtime

@@ -28,12 +28,7 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
     """Return the lines that replace the shell of a step by its container.
 
     `"$@"` holds the launch command of the step, such as `srun` and its options.
-
-    Raises:
-        ValueError: The step needs a feature that providers of this version do not support.
     """
-    if run.custom_network_interfaces:
-        raise ValueError("this provider has no network interfaces for steps")
     return [
         "enter_container || exit",
         *_login(runtime, container),

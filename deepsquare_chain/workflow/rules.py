@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.containers import uses_entrypoint
+from deepsquare_chain.workflow.networks import has_network
 from deepsquare_chain.workflow.problems import Problem
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
@@ -158,7 +160,7 @@ class _Rules:
             except ValueError:
                 yield (*path, "command"), "has a quote that is not closed"
         yield from self._step_resources(path, run)
-        isolated = run.network in {"slirp4netns", "pasta"}
+        isolated = has_network(run)
         if run.custom_network_interfaces and not isolated:
             yield (
                 (*path, "customNetworkInterfaces"),
@@ -215,6 +217,18 @@ class _Rules:
         if vnet and vnet.name not in self._networks:
             known = ", ".join(self._networks) or "none"
             yield (*path, "vnet", "name"), f"is not one of virtualNetworks ({known})"
+        elif vnet:
+            network = self._document.virtual_networks[self._networks[vnet.name]]
+            yield from _member((*path, "vnet", "address"), vnet.address, network.gateway_address)
+
+
+def _member(path: Path, address: str, gateway: str) -> Iterator[Problem]:
+    """Yield whether an address is none of a virtual network, or that of its gateway."""
+    hub, peer = ipaddress.ip_interface(gateway), ipaddress.ip_interface(address)
+    if peer.ip not in hub.network:
+        yield path, f"is not in the network {hub.network}"
+    elif peer.ip == hub.ip:
+        yield path, f"is the address of the network's gateway, {hub.ip}"
 
 
 def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]:
@@ -224,8 +238,8 @@ def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]
 
 def _contained(path: Path, run: RunSection, container: ContainerSection) -> Iterator[Problem]:
     yield from _container((*path, "container"), container)
-    if container.runtime not in {None, "podman"} and run.network in {"slirp4netns", "pasta"}:
-        yield (*path, "network"), "needs Podman; leave runtime out, or name podman"
+    if container.runtime == "podman" and run.custom_network_interfaces:
+        yield (*path, "customNetworkInterfaces"), "can't be used with Podman; leave runtime out"
     if container.runtime == "charliecloud" and uses_entrypoint(run):
         yield (*path, "shell"), "Charliecloud has no entrypoints; choose a shell"
     if container.apptainer or container.deepsquare_hosted:

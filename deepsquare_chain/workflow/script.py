@@ -1,7 +1,7 @@
 """Renders a definition to the bash script that an executor runs. Pure.
 
-The script consists of fixed functions (`runtime.sh`, and `transfers.sh` and `containers.sh` if
-needed), one function per step, and quoted data. All customer text is quoted and never starts a
+The script consists of fixed functions (`runtime.sh`, and `transfers.sh`, `containers.sh` and
+`networks.sh` if needed), one function per step, and quoted data. All customer text is quoted and never starts a
 line, so that a batch system does not find directives in it.
 """
 
@@ -15,6 +15,12 @@ from typing import Final
 from deepsquare_chain.workflow.abilities import RUNTIMES, wanted_runtime
 from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
+from deepsquare_chain.workflow.networks import (
+    LIBRARY,
+    VirtualNetworks,
+    has_network,
+    network_lines,
+)
 from deepsquare_chain.workflow.rules import handle, walk
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
@@ -57,11 +63,19 @@ class ExecutionSite:
         usable = [
             runtime
             for runtime in RUNTIMES
-            if runtime in self.abilities and required in {None, runtime}
+            if runtime in self.abilities
+            and required in {None, runtime}
+            and (not has_network(run) or self._has_network(runtime, run))
         ]
         if not usable:
             raise ValueError(f"this provider has no {required or 'container runtime'}")
         return usable[0]
+
+    def _has_network(self, runtime: str, run: RunSection) -> bool:
+        """Whether a runtime can run a step in a network namespace of its own."""
+        if runtime == "podman":  # makes the namespace itself
+            return "netns" in self.abilities and not run.custom_network_interfaces
+        return "netns.interfaces" in self.abilities
 
 
 def render_script(
@@ -133,6 +147,9 @@ class _Script:
         self._definition = definition
         self._grid_env = {**grid_env(definition), **job_env}
         self._site = site
+        runs = [step.run for _, step in walk(definition.steps) if step.run]
+        self._has_networks = any(has_network(run) for run in runs)
+        self._virtual = VirtualNetworks(definition.virtual_networks, runs)
         self._functions: list[str] = []
         self._count = 0
 
@@ -145,6 +162,8 @@ class _Script:
             parts.append(_LIBRARIES["transfers.sh"])
         if any(step.run and step.run.container for _, step in walk(definition.steps)):
             parts.append(_LIBRARIES["containers.sh"])
+        if self._has_networks:
+            parts.append(LIBRARY)
         parts += ["\n# -- the job\n\n", environment, *self._functions, main]
         return "".join(parts)
 
@@ -197,8 +216,13 @@ class _Script:
                 "    syncing=$!",
                 "fi",
             ]
+        hubs = self._virtual.start_lines()
+        if hubs:
+            lines += ["HUBS=()"]
+            lines += [f"if ((code == 0)); then {line} || code=$?; fi" for line in hubs]
         lines += [f"if ((code == 0)); then run_inner {main} || code=$?; fi"]
         lines += ["code=${ended:-$code}"]
+        lines += ["stop_virtual_networks"] if hubs else []
         if definition.output is not None and 'syncing=""' in lines:
             lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
         if definition.output is not None:
@@ -350,21 +374,21 @@ class _Script:
         env = dict(run.env)
         if resources is not None and resources.gpus_per_task is not None:
             env = {"GPUS_PER_TASK": str(resources.gpus_per_task), **env}
+        runtime = None if run.container is None else self._site.runtime(run, run.container)
+        if has_network(run) and runtime != "podman":
+            lines += network_lines(run, self._virtual)
         if run.container is None:
             shell = '"$BASH"' if run.shell is None else run.shell
             lines.append(f'set -- "$@" {" ".join([*_user_namespace(run), shell])}')
         lines += ["job_environment", *scope.lines(), *exports(env)]
         lines.append('cd "$DEEPSQUARE_STORAGE" || exit')
-        if run.container is None:
-            if run.network in {"slirp4netns", "pasta"}:
-                raise ValueError("this provider has no network namespaces for steps on the host")
+        if run.container is None or runtime is None:
             if run.work_dir is not None:
                 lines.append(f"mkdir -p {quote(run.work_dir)} && cd {quote(run.work_dir)} || exit")
             lines.append(f'exec "$@" -c {quote(run.command)}')
         else:
             names = " ".join(quote(name) for name in (*scope.loops, *env))
             lines += [f"DEEPSQUARE_PASSED+=({names})"] if names else []
-            runtime = self._site.runtime(run, run.container)
             lines += container_lines(runtime, run, run.container)
         return self._add(lines)
 
@@ -410,7 +434,7 @@ def _placement(run: RunSection) -> str:
 
 
 def _user_namespace(run: RunSection) -> list[str]:
-    if run.map_uid is None and run.map_gid is None:
+    if has_network(run) or (run.map_uid is None and run.map_gid is None):
         return []
     words = ["unshare", "--user"]
     words += [] if run.map_uid is None else [f"--map-user={run.map_uid}"]

@@ -206,6 +206,20 @@ def test_only_a_newer_bubblewrap_is_told_to_forbid_user_namespaces() -> None:
     assert Sandbox("bwrap", (0, 4)).command(["x"]) == ["bwrap", "x"]
 
 
+def test_namespaces_are_allowed_where_the_provider_says_so() -> None:
+    given = SandboxOptions(namespaces=True)
+    assert Sandbox("bwrap", (0, 8)).command(["x"], namespaces=given.namespaces) == ["bwrap", "x"]
+    assert "/dev/net/tun" not in arguments(SandboxOptions())
+    opened = arguments(given)
+    assert "--dev-bind-try /dev/net/tun /dev/net/tun" in opened
+    assert "--bind-try /proc/sys/net /proc/sys/net" in opened
+    assert "--uid" not in opened
+    # The kernel lets no job map the root that it is; and root could change the machine's network.
+    assert "--uid 1000 --gid 1000" in arguments(given, is_root=True)
+    shared = SandboxOptions(namespaces=True, network=True)
+    assert "/proc/sys/net" not in arguments(shared, is_root=True)
+
+
 def test_a_job_gets_its_own_gpus_alone(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()

@@ -139,6 +139,10 @@ def with_run(keys: str, **more: str) -> str:
     return f"{head}{more.get('top', '')}\nsteps:\n- run: {{command: x, {keys}}}\n"
 
 
+NETWORK = "virtualNetworks: [{name: a, gatewayAddress: 10.7.0.1/24}]"
+VNET = "network: pasta, customNetworkInterfaces: [{{vnet: {{name: a, address: {}}}}}]"
+
+
 def with_step(keys: str) -> str:
     return f"resources: {{memPerCpu: 10}}\nsteps:\n- {{{keys}}}\n"
 
@@ -147,7 +151,7 @@ def test_every_key_is_understood() -> None:
     found = parse(EVERY_KEY)
     assert found.warnings == ()
     assert set(needed_abilities(found.definition)) == set(ABILITIES) - {
-        "charliecloud", "container", "enroot", "mpi.pmi2", "netns"
+        "charliecloud", "container", "enroot", "mpi.pmi2", "netns", "netns.interfaces"
     }  # fmt: skip
     assert found.definition.env == {"A": "a,b", "N": "1"}
     assert found.depends_on == ("afterok:12:15-20", "prepare")
@@ -262,6 +266,9 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("network: pasta, customNetworkInterfaces: [{bore: {targetPort: 1}}]"), "needs boreAddress"),
         (with_run("network: pasta, customNetworkInterfaces: [{wireguard: {privateKey: a}}]"), "needs mapUid: 0"),
         (with_run("network: pasta, customNetworkInterfaces: [{vnet: {name: a, address: 10.0.0.1/8}}]"), "is not one of virtualNetworks (none)"),
+        (with_run(VNET.format("10.8.0.2/24"), top=NETWORK), "vnet.address is not in the network 10.7.0.0/24"),
+        (with_run(VNET.format("10.7.0.1/24"), top=NETWORK), "is the address of the network's gateway, 10.7.0.1"),
+        (with_run("network: pasta, container: {image: a, runtime: podman}, customNetworkInterfaces: [{bore: {boreAddress: 'a:1', targetPort: 1}}]"), "can't be used with Podman"),
         (with_run("container: {image: A}"), "image must be an image such as"),
         (with_run("container: {image: a, registry: 'https://x'}"), "registry must be the host name"),
         (with_run("container: {image: a, username: u}"), "needs username, password and registry together"),

@@ -197,8 +197,14 @@ class SlurmExecutor(Executor):
             script=str(folder.script),
             private=self._private,
             hostname="",
+            is_root=os.geteuid() == 0 and not self._options.user,
         )
-        limits = (self._options.disk * 1024, self._options.processes, spec.resources.gpus)
+        limits = (
+            self._options.disk * 1024,
+            self._options.processes,
+            spec.resources.gpus,
+            int(self._options.namespaces),
+        )
         folder.set_sandbox(["bwrap", *arguments], limits, SRUN.read_bytes())
 
     async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:

@@ -4,7 +4,8 @@
     environment      variables of the script                 executor, before sbatch
     sandbox          bubblewrap's command, where jobs are    executor, before sbatch
                      isolated
-    limits           KB of disk, processes, GPUs             executor, before sbatch
+    limits           KB of disk, processes, GPUs, and 1      executor, before sbatch
+                     if jobs may create user namespaces
     srun             `srun` of a job in a sandbox            executor, before sbatch
     steps/           pipes of that srun, during the job      wrapper
     intent.json      intent to call sbatch                   executor
@@ -92,7 +93,13 @@ class SlurmFolder(RunFolder):
         replace(self.path / "environment", data)
 
     def set_sandbox(self, command: Sequence[str], limits: Sequence[int], srun: bytes) -> None:
-        """Write bubblewrap's command, the limits (disk in KB, processes, GPUs), and the srun."""
+        """Write bubblewrap's command, the limits, and the srun.
+
+        Args:
+            command: Command of bubblewrap.
+            limits: Disk in KB, processes, GPUs, and 1 if jobs may create user namespaces.
+            srun: Program that replaces Slurm's `srun` in the sandbox.
+        """
         self.temporary.mkdir(mode=0o700, exist_ok=True)
         path = self.path / "srun"
         path.write_bytes(srun)

@@ -9,7 +9,8 @@
 #   start.json     written first, and only once: a second Slurm job of this run ends at once
 #   control.json   read about once per second: walltime in seconds, and cancel request
 #   output, output.POSITION    output of the job, limited by rotation
-#   sandbox, limits    with isolation: bubblewrap's command, and limits of disk (KB), processes, GPUs
+#   sandbox, limits    with isolation: bubblewrap's command, and limits of disk (KB), processes, GPUs,
+#                      and whether jobs may create user namespaces
 #   srun    the job's srun; steps/ has its pipes, and the environment of each step
 #   end.json       exit code, reason and duration; written after the end of the job's processes
 
@@ -29,10 +30,10 @@ unbuffered=()
 if command -v stdbuf >/dev/null; then unbuffered=(stdbuf -o0); fi
 
 script=$folder/script home=$folder/work
-sandbox=() closing=() disk=0 processes=0 gpus=0 init=""
+sandbox=() closing=() disk=0 processes=0 gpus=0 namespaces=0 init=""
 if [[ -e $folder/sandbox ]]; then
     while IFS= read -r -d '' entry; do sandbox+=("$entry"); done <"$folder/sandbox"
-    read -r disk processes gpus <"$folder/limits"
+    read -r disk processes gpus namespaces <"$folder/limits"
     closing=("${sandbox[@]: -2}") # the root is closed last
     sandbox=("${sandbox[@]:0:${#sandbox[@]}-2}")
     if ((gpus)); then
@@ -42,7 +43,7 @@ if [[ -e $folder/sandbox ]]; then
             if [[ -e $device ]]; then sandbox+=(--dev-bind "$device" "$device"); fi
         done
     fi
-    if bwrap --help 2>&1 | grep -q -e --disable-userns; then sandbox+=(--disable-userns); fi
+    if ((!namespaces)) && bwrap --help 2>&1 | grep -q -e --disable-userns; then sandbox+=(--disable-userns); fi
     script=/run/job/script home=/home/job
 fi
 
