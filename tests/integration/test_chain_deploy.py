@@ -126,7 +126,7 @@ async def test_deployed_and_verified(shell: Shell, node: Node) -> None:
     (shell.folder / "r.json").write_text(json.dumps(body))
     code, _, errors = await shell.run("--verify-only", "--record", "r.json")
     assert code == 10
-    assert "other code" in errors
+    assert "code differs" in errors
 
 
 async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
@@ -203,7 +203,7 @@ async def test_refusals(shell: Shell) -> None:
         (4, "no deployment record", ("--verify-only",)),
         (2, "No wallet is set", ()),
         (4, "no wallet at", ("--keystore", "none.json")),
-        (8, "no terminal to ask on", ("--keystore", "w.json")),
+        (8, "no terminal to prompt for it", ("--keystore", "w.json")),
         (8, "does not open", ("--keystore", "w.json", "--password-file", "wrong")),
         (7, "serves chain", ("--keystore", "w.json", "--chain-id", "5")),
         (2, "fee_bps is 9999", (*_WALLET, "--fee-bps", "9999")),
