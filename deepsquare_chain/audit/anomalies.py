@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings import event_types as ev
@@ -76,6 +76,12 @@ SUBJECTS: Final[Mapping[Code, Subject]] = {
 }
 
 
+#: Kinds that are always warnings.
+_WARNINGS: Final = frozenset(
+    {Code.PANIC, Code.UNANSWERED, Code.LATE_ANSWER, Code.PARKED, Code.GIFT, Code.BAN}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Anomaly:
     """One anomaly. The job is zero and the account empty if none applies.
@@ -136,6 +142,7 @@ class AnomalyRules:
 
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[Anomaly] = []
+        self._spot = Spot(0, 0)
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
@@ -174,189 +181,149 @@ class AnomalyRules:
 
     def read(self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], spot: Spot) -> None:
         """Examine one transaction. The ledgers must already include it."""
-        payers: set[str] = set()
+        self._spot = spot
         transaction_events = list(events)
+        payers = {
+            event.customer for event in transaction_events if isinstance(event, ev.JobSubmitted)
+        }
+        payers |= {event.payer for event in transaction_events if isinstance(event, ev.JobToppedUp)}
         for event in transaction_events:
-            if isinstance(event, ev.JobSubmitted):
-                payers.add(event.customer)
-            elif isinstance(event, ev.JobToppedUp):
-                payers.add(event.payer)
-        for event in transaction_events:
-            if isinstance(event, ev.JobTransition):
-                self._moved(event, jobs.get(event.job_id), spot)
-            elif isinstance(event, ev.Transfer):
-                self._transferred(event, payers, spot)
-            elif isinstance(event, ev.JobRequeued | ev.JobPanicked):
-                self._gave_up(event, jobs.get(event.job_id), spot)
-            elif isinstance(event, ev.ProviderChallenged | ev.ProviderAnswered):
-                self._asked(event, spot)
-            else:
-                self._acted(event, spot)
+            match event:
+                case ev.JobTransition():
+                    self._moved(event, jobs.get(event.job_id))
+                case ev.Transfer():
+                    self._transferred(event, payers)
+                case ev.JobRequeued():
+                    self._requeued(event)
+                case ev.JobPanicked():
+                    self._panicked(event, jobs.get(event.job_id))
+                case ev.ProviderChallenged():
+                    self._challenges[event.provider] = event
+                case ev.ProviderAnswered():
+                    self._answered(event)
+                case _:
+                    self._administrative(event)
 
     def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[Anomaly]:
         """Return all anomalies, including the open conditions at a spot; oldest first."""
-        recorded, self.rows = self.rows, list(self.rows)
+        recorded, self.rows, self._spot = self.rows, list(self.rows), spot
         for job_id, account in sorted(self._running.items()):
             if (job := jobs.get(job_id)) is not None:
-                self._overrun(job, account, spot, "runs")
+                self._overrun(job, account, "runs")
         for job_id, (since, account) in sorted(self._claims.items()):
             if (idle := spot.time - since) > self._idle_after:
                 message = f"job {job_id} was claimed {idle} s ago and does not run"
-                self._note(
-                    Code.IDLE_CLAIM, Severity.WARNING, message, spot, account=account, job_id=job_id
-                )
+                self._note(Code.IDLE_CLAIM, message, account, job_id, warn=True)
         for account, event in sorted(self._challenges.items()):
             if (late := spot.time - event.answer_by) > 0:
                 message = f"{account} has not answered a challenge over job {event.job_id}, "
                 message += f"{late} s after it had to"
-                self._note(
-                    Code.UNANSWERED,
-                    Severity.WARNING,
-                    message,
-                    spot,
-                    account=account,
-                    job_id=event.job_id,
-                )
+                self._note(Code.UNANSWERED, message, account, event.job_id)
         anomalies, self.rows = self.rows, recorded
         return anomalies
 
     def _note(
-        self,
-        code: Code,
-        severity: Severity,
-        message: str,
-        spot: Spot,
-        *,
-        account: str = "",
-        job_id: int = 0,
+        self, code: Code, message: str, account: str = "", job_id: int = 0, *, warn: bool = False
     ) -> None:
-        location = (spot.block, spot.time, spot.tx_hash)
-        self.rows.append(Anomaly(code, severity, message, job_id, account, *location))
+        """Record an anomaly of the current transaction or spot."""
+        severity = Severity.WARNING if warn or code in _WARNINGS else Severity.NOTICE
+        spot = (self._spot.block, self._spot.time, self._spot.tx_hash)
+        self.rows.append(Anomaly(code, severity, message, job_id, account, *spot))
 
-    def _moved(self, event: ev.JobTransition, job: JobEntry | None, spot: Spot) -> None:
-        job_id, account, after = event.job_id, event.provider, event.after
+    def _moved(self, event: ev.JobTransition, job: JobEntry | None) -> None:
+        job_id, account, after, now = event.job_id, event.provider, event.after, self._spot.time
         self._holders[job_id] = account
-        if (claim := self._claims.pop(job_id, None)) and spot.time - claim[0] > self._idle_after:
-            message = (
-                f"job {job_id} was claimed and became {after.name} {spot.time - claim[0]} s later"
-            )
-            self._note(
-                Code.IDLE_CLAIM, Severity.NOTICE, message, spot, account=account, job_id=job_id
-            )
+        if (claim := self._claims.pop(job_id, None)) and now - claim[0] > self._idle_after:
+            message = f"job {job_id} was claimed and became {after.name} {now - claim[0]} s later"
+            self._note(Code.IDLE_CLAIM, message, account, job_id)
         if after is JobStatus.PENDING:
-            self._pending[job_id] = spot.time
+            self._pending[job_id] = now
         elif after is JobStatus.META_SCHEDULED:
-            waited = spot.time - self._pending.pop(job_id, spot.time)
+            waited = now - self._pending.pop(job_id, now)
             if waited >= self._pending_timeout:
                 forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
                 message = f"job {job_id} waited {waited} s"
                 # Providers can't assign such a job to themselves, so the scheduler was late.
                 message += "" if forbidden else f": {MAY_HAVE_TAKEN}"
-                self._note(
-                    Code.LATE_ASSIGNMENT,
-                    Severity.NOTICE,
-                    message,
-                    spot,
-                    account=account,
-                    job_id=job_id,
-                )
+                self._note(Code.LATE_ASSIGNMENT, message, account, job_id)
         elif after is JobStatus.SCHEDULED:
-            self._claims[job_id] = spot.time, account
+            self._claims[job_id] = now, account
         elif after is JobStatus.RUNNING:
             self._running[job_id] = account
         if after.is_final:
-            waited = spot.time - self._pending.pop(job_id, spot.time)
+            waited = now - self._pending.pop(job_id, now)
             if waited >= self._pending_expiry:
                 message = f"job {job_id} was cancelled after {waited} s without a provider, when "
                 message += "anyone may; its credits went back to its customer"
-                self._note(Code.EXPIRED, Severity.NOTICE, message, spot, job_id=job_id)
+                self._note(Code.EXPIRED, message, job_id=job_id)
             if self._running.pop(job_id, None) is not None and job is not None:
-                self._overrun(job, account, spot, "ran")
+                self._overrun(job, account, "ran")
 
-    def _overrun(self, job: JobEntry, account: str, spot: Spot, verb: str) -> None:
-        overrun = spot.time - job.billed_until - job.allotment
+    def _overrun(self, job: JobEntry, account: str, verb: str) -> None:
+        overrun = self._spot.time - job.billed_until - job.allotment
         if overrun > 0:
-            severity = Severity.WARNING if overrun > MIN_REPORT_GRACE else Severity.NOTICE
             granted = job.collected_seconds + job.allotment
             message = f"job {job.id} {verb} {overrun} s past its {granted} s, by the chain's clock"
-            self._note(Code.OVERRUN, severity, message, spot, account=account, job_id=job.id)
+            self._note(Code.OVERRUN, message, account, job.id, warn=overrun > MIN_REPORT_GRACE)
 
-    def _gave_up(
-        self, event: ev.JobRequeued | ev.JobPanicked, job: JobEntry | None, spot: Spot
-    ) -> None:
+    def _requeued(self, event: ev.JobRequeued) -> None:
         holder = self._holders.get(event.job_id, ZERO_ADDRESS)
-        reason = f": {event.reason}" if event.reason else ""
-        if isinstance(event, ev.JobRequeued):
-            own_provider = event.by == holder
-            verb = "refused by" if own_provider else f"taken by {event.by} from"
-            message = f"job {event.job_id} was {verb} {holder}{reason}"
-            severity = Severity.NOTICE if own_provider else Severity.WARNING
-            self._note(Code.REQUEUE, severity, message, spot, account=holder, job_id=event.job_id)
-            return
+        by_provider = event.by == holder
+        verb = "refused by" if by_provider else f"taken by {event.by} from"
+        message = f"job {event.job_id} was {verb} {holder}{_reason(event)}"
+        self._note(Code.REQUEUE, message, holder, event.job_id, warn=not by_provider)
+
+    def _panicked(self, event: ev.JobPanicked, job: JobEntry | None) -> None:
+        holder = self._holders.get(event.job_id, ZERO_ADDRESS)
         successor = f", job {job.successor} goes on" if job is not None and job.successor else ""
-        message = f"job {event.job_id} was given up by {event.by}{successor}{reason}"
-        self._note(Code.PANIC, Severity.WARNING, message, spot, account=holder, job_id=event.job_id)
+        message = f"job {event.job_id} was given up by {event.by}{successor}{_reason(event)}"
+        self._note(Code.PANIC, message, holder, event.job_id)
 
-    def _asked(self, event: ev.ProviderChallenged | ev.ProviderAnswered, spot: Spot) -> None:
+    def _answered(self, event: ev.ProviderAnswered) -> None:
         account = event.provider
-        if isinstance(event, ev.ProviderChallenged):
-            self._challenges[account] = event
-            return
         challenge = self._challenges.pop(account, None)
-        if challenge is not None and spot.time > challenge.answer_by:
-            late = spot.time - challenge.answer_by
-            message = (
-                f"{account} answered a challenge over job {challenge.job_id} {late} s too late"
-            )
-            self._note(
-                Code.LATE_ANSWER,
-                Severity.WARNING,
-                message,
-                spot,
-                account=account,
-                job_id=challenge.job_id,
-            )
+        if challenge is not None and (late := self._spot.time - challenge.answer_by) > 0:
+            job_id = challenge.job_id
+            message = f"{account} answered a challenge over job {job_id} {late} s too late"
+            self._note(Code.LATE_ANSWER, message, account, job_id)
 
-    def _transferred(self, event: ev.Transfer, owed: set[str], spot: Spot) -> None:
+    def _transferred(self, event: ev.Transfer, payers: set[str]) -> None:
         amount = format_credits(event.amount)
         if event.sender == ZERO_ADDRESS:
             message = f"{amount} credits were minted for {event.recipient}"
-            self._note(Code.MINT, Severity.NOTICE, message, spot, account=event.recipient)
-        if event.recipient == self._scheduler and event.sender not in owed:
+            self._note(Code.MINT, message, event.recipient)
+        if event.recipient == self._scheduler and event.sender not in payers:
             message = f"{amount} credits went to the scheduler for no job; nobody gets them back"
-            self._note(Code.GIFT, Severity.WARNING, message, spot, account=event.sender)
+            self._note(Code.GIFT, message, event.sender)
 
-    def _acted(self, event: ev.Event, spot: Spot) -> None:
-        anomaly = _acts(event, self._names.get(event.address, event.address))
-        if anomaly is not None:
-            code, severity, account, message = anomaly
-            self._note(code, severity, message, spot, account=account)
+    def _administrative(self, event: ev.Event) -> None:
+        """Note an administrative event or a parked payment."""
+        match event:
+            case ev.PaymentParked():
+                message = f"{format_credits(event.amount)} credits for {event.recipient} could not "
+                message += "be paid and can be withdrawn"
+                self._note(Code.PARKED, message, event.recipient)
+            case ev.FeeChanged():
+                self._note(Code.FEE, f"the fee became {event.fee_bps} basis points")
+            case ev.SubmissionsChanged():
+                verb = "opened" if event.open else "closed"
+                self._note(Code.SUBMISSIONS, f"new submissions were {verb}")
+            case ev.RoleGranted() | ev.RoleRevoked():
+                contract = self._names.get(event.address, event.address)
+                verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
+                role = "administrator" if event.role == ADMIN_ROLE else role_name(event.role)
+                message = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
+                self._note(Code.ROLE, message, event.account)
+            case ev.BanChanged():
+                verb = "banned" if event.banned else "let in again"
+                message = f"{event.provider} was {verb}{_reason(event)}"
+                self._note(Code.BAN, message, event.provider)
+            case ev.ProviderApproved():
+                message = f"version {event.version} of {event.provider} was approved"
+                self._note(Code.APPROVAL, message, event.provider)
+            case _:
+                pass
 
 
-def _acts(event: Any, contract: str) -> tuple[Code, Severity, str, str] | None:
-    """Return code, severity, account and message of an administrative event or parked payment."""
-    notice, warning = Severity.NOTICE, Severity.WARNING
-    anomaly: tuple[Code, Severity, str, str] | None = None
-    match event:
-        case ev.PaymentParked():
-            message = f"{format_credits(event.amount)} credits for {event.recipient} could not be paid and can be withdrawn"
-            anomaly = Code.PARKED, warning, event.recipient, message
-        case ev.FeeChanged():
-            message = f"the fee became {event.fee_bps} basis points"
-            anomaly = Code.FEE, notice, "", message
-        case ev.SubmissionsChanged():
-            message = f"new submissions were {'opened' if event.open else 'closed'}"
-            anomaly = Code.SUBMISSIONS, notice, "", message
-        case ev.RoleGranted() | ev.RoleRevoked():
-            verb = "granted to" if isinstance(event, ev.RoleGranted) else "taken from"
-            role = "administrator" if event.role == ADMIN_ROLE else role_name(event.role)
-            message = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
-            anomaly = Code.ROLE, notice, event.account, message
-        case ev.BanChanged():
-            verb = "banned" if event.banned else "let in again"
-            reason = f": {event.reason}" if event.reason else ""
-            anomaly = Code.BAN, warning, event.provider, f"{event.provider} was {verb}{reason}"
-        case ev.ProviderApproved():
-            message = f"version {event.version} of {event.provider} was approved"
-            anomaly = Code.APPROVAL, notice, event.provider, message
-    return anomaly
+def _reason(event: ev.JobRequeued | ev.JobPanicked | ev.BanChanged) -> str:
+    return f": {event.reason}" if event.reason else ""
