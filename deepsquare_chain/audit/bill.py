@@ -8,13 +8,14 @@ time since the last interim payment; the lines of a bill include both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.audit.ledger import Ledger
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.job import JobStatus
@@ -169,7 +170,6 @@ th, td { text-align: left; padding: .25em .6em .25em 0; border-bottom: 1px solid
 td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 small { color: #444 }
 """
-_PARTIES: Final = ("customer", "provider")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,32 +228,47 @@ class Invoice:
 
 
 def invoice_of(ledger: Ledger, job_id: int, bill: JobBill) -> Invoice:
+    """Return the invoice of a job of a ledger, given its recomputed bill."""
+    job = ledger.jobs[job_id]
+    movements = (
+        (account, InvoiceLine(row.time, row.kind.value, row.amount, row.tx_hash))
+        for account in dict.fromkeys((job.customer, job.provider))
+        for row in ledger.statement(account)
+        if row.job_id == job_id
+    )
+    return make_invoice(job, bill, ledger.deployment, ledger.block, movements)
+
+
+def make_invoice(
+    job: JobEntry,
+    bill: JobBill,
+    deployment: Deployment,
+    block: int,
+    movements: Iterable[tuple[str, InvoiceLine]],
+) -> Invoice:
     """Return the invoice of a job.
 
     Args:
-        ledger: The ledger that contains the job.
-        job_id: ID of the job.
+        job: The job with its transitions.
         bill: The recomputed bill of the job.
+        deployment: The contracts that settled it.
+        block: The last block that was read.
+        movements: Account and line of each movement of credits for the job.
     """
-    job = ledger.jobs[job_id]
+    # A provider may be its own customer: its movements are listed as those of the customer.
+    parties = {job.provider: "provider", job.customer: "customer"}
+    parties.pop(ZERO_ADDRESS, None)
     lines = [
         InvoiceLine(time, f"became {status.name}", None, tx_hash)
         for time, status, tx_hash in job.transitions
     ]
-    # A provider may be its own customer: its movements are listed once.
-    parties: dict[str, str] = {}
-    for name in _PARTIES:
-        parties.setdefault(getattr(job, name), name)
-    parties.pop(ZERO_ADDRESS, None)
-    for account, name in parties.items():
-        lines += [
-            InvoiceLine(row.time, f"{row.kind.value} ({name})", row.amount, row.tx_hash)
-            for row in ledger.statement(account)
-            if row.job_id == job_id
-        ]
+    lines += [
+        replace(line, what=f"{line.what} ({parties[account]})")
+        for account, line in movements
+        if account in parties
+    ]
     lines.sort(key=lambda line: (line.time, line.amount is not None))
-    deployment = ledger.deployment
-    return Invoice(job, bill, deployment.chain_id, deployment.scheduler, ledger.block, tuple(lines))
+    return Invoice(job, bill, deployment.chain_id, deployment.scheduler, block, tuple(lines))
 
 
 def render_html(invoice: Invoice) -> str:

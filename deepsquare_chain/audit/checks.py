@@ -11,7 +11,6 @@ from typing import Any
 
 from deepsquare_chain.audit.entries import AuditFinding, Totals
 from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import Job, Load, Provider
 
 
@@ -49,21 +48,6 @@ class Audit:
     def ok(self) -> bool:
         """Whether there are no findings and no difference."""
         return not self.findings and self.difference == 0
-
-    def raise_if_wrong(self) -> None:
-        """Raise an error if the audit failed.
-
-        Raises:
-            AuditError: The audit failed; the message contains the first findings.
-        """
-        if self.ok:
-            return
-        shown = "; ".join(str(finding) for finding in self.findings[:3])
-        count = len(self.findings)
-        raise AuditError(
-            f"The audit found {count} fault{'' if count == 1 else 's'}: {shown}",
-            hint="See all of them with `deepsquare audit verify -o json`.",
-        )
 
 
 def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:

@@ -81,18 +81,10 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class StatementRow:
+class StatementRow(LedgerEntry):
     """A ledger entry with the account's balance after it."""
 
-    block: int
-    time: int
-    kind: MovementKind
-    amount: int
-    job_id: int
-    counterparty: str
-    tx_hash: str
     balance: int
-    log_index: int
 
 
 #: Columns of a statement in the command, in exports and in the explorer's CSV.

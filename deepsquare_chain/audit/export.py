@@ -767,8 +767,3 @@ def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding
         for name in names
         if getattr(theirs, name) != getattr(ours, name)
     ]
-
-
-def export_files(folder: Path, style: TableFormat) -> list[Path]:
-    """Return the paths of all files of an export, with the manifest last."""
-    return [*(folder / name for name in file_names(style)), folder / MANIFEST]

@@ -876,17 +876,8 @@ class Ledger:
         balance = 0
         for entry in self._of.get(account, ()):
             balance += entry.amount
-            yield StatementRow(
-                entry.block,
-                entry.time,
-                entry.kind,
-                entry.amount,
-                entry.job_id,
-                entry.counterparty,
-                entry.tx_hash,
-                balance,
-                entry.log_index,
-            )
+            values = {name: getattr(entry, name) for name in LedgerEntry.__slots__}
+            yield StatementRow(**values, balance=balance)
 
     def _check_places(self, events: list[ev.Event]) -> None:
         for previous, event in pairwise(events):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from enum import IntEnum, IntFlag
+from enum import Enum
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_origin, get_type_hints
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic import GetCoreSchemaHandler, InstanceOf, PlainSerializer, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from deepsquare_chain import job
@@ -44,32 +44,6 @@ class Companion:
         )
         schema = core_schema.int_schema(serialization=shown)
         return core_schema.computed_field(name, schema, alias=f"{name}_{self.suffix}")
-
-
-@dataclass(frozen=True, slots=True)
-class ByName:
-    """Annotation that serialises an enum as its name, and a flag as a list of names."""
-
-    kind: type[IntEnum | IntFlag]
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        shown = core_schema.plain_serializer_function_ser_schema(self._show)
-        return core_schema.is_instance_schema(self.kind, serialization=shown)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        name_schema = {"type": "string", "enum": [member.name for member in self.kind]}
-        return (
-            {"type": "array", "items": name_schema}
-            if issubclass(self.kind, IntFlag)
-            else name_schema
-        )
-
-    def _show(self, value: Any) -> Any:
-        return [member.name for member in value] if issubclass(self.kind, IntFlag) else value.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +106,17 @@ def _integers_as_text(value: Any) -> Any:
     return value
 
 
+def _names(kind: type[Enum]) -> dict[str, Any]:
+    return {"type": "string", "enum": [member.name for member in kind]}
+
+
+def _name_of(kind: type[Enum]) -> WithJsonSchema:
+    return WithJsonSchema(_names(kind))
+
+
+_BY_NAME: Final = PlainSerializer(lambda member: member.name)
+
+
 def _by_status(value: Mapping[job.JobStatus, int]) -> dict[str, int]:
     return {status.name: count for status, count in value.items()}
 
@@ -152,10 +137,16 @@ Gas: TypeAlias = Annotated[int, _AS_TEXT, _whole("units of gas")]
 Values: TypeAlias = Annotated[
     Mapping[str, Any], PlainSerializer(_integers_as_text), WithJsonSchema({"type": "object"})
 ]
-JobStatus: TypeAlias = Annotated[job.JobStatus, ByName(job.JobStatus)]
-JobFlags: TypeAlias = Annotated[job.JobFlags, ByName(job.JobFlags)]
-Objective: TypeAlias = Annotated[job.Objective, ByName(job.Objective)]
-ProviderStatus: TypeAlias = Annotated[job.ProviderStatus, ByName(job.ProviderStatus)]
+JobStatus: TypeAlias = Annotated[InstanceOf[job.JobStatus], _BY_NAME, _name_of(job.JobStatus)]
+JobFlags: TypeAlias = Annotated[
+    InstanceOf[job.JobFlags],
+    PlainSerializer(lambda flags: [flag.name for flag in flags]),
+    WithJsonSchema({"type": "array", "items": _names(job.JobFlags)}),
+]
+Objective: TypeAlias = Annotated[InstanceOf[job.Objective], _BY_NAME, _name_of(job.Objective)]
+ProviderStatus: TypeAlias = Annotated[
+    InstanceOf[job.ProviderStatus], _BY_NAME, _name_of(job.ProviderStatus)
+]
 JobCounts: TypeAlias = Annotated[
     Mapping[job.JobStatus, int],
     PlainSerializer(_by_status),

@@ -29,8 +29,8 @@ def row_values(record: Any, table: Table, /, **given: Any) -> dict[str, Any]:
     return {**given, **{name: getattr(record, name) for name in names}}
 
 
-def read_model(kind: type[T], row: Row[Any], /, **given: Any) -> T:
-    """Return a dataclass of a row: its fields are `given`, or columns of the same name."""
+def read_model(kind: type[T], row: object, /, **given: Any) -> T:
+    """Return a dataclass of a row: its fields are `given`, or attributes of the same name."""
     names = (field.name for field in fields(cast("Any", kind)) if field.name not in given)
     return kind(**given, **{name: getattr(row, name) for name in names})
 

@@ -229,25 +229,12 @@ def _moment(seconds: int) -> datetime | None:
         return None
 
 
+#: Filters of the templates, by the names of their functions.
 FILTERS: Final[dict[str, Any]] = {
-    "grouped": grouped,
-    "amount": amount,
-    "exact": exact,
-    "plain_amount": plain_amount,
-    "per_hour": per_hour,
-    "gwei": gwei,
-    "coin": coin,
-    "short": short,
-    "iso": iso,
-    "clock": clock,
-    "duration": duration,
-    "memory": memory,
-    "size_of": size_of,
-    "hardware": hardware,
-    "capacity": capacity,
-    "percent": percent,
-    "words": words,
-    "visible": visible,
-    "code": code,
-    "with_code": with_code,
+    function.__name__: function
+    for function in (
+        *(grouped, amount, exact, plain_amount, per_hour, gwei, coin, short, iso),
+        *(clock, duration, memory, size_of, hardware, capacity, percent, words),
+        *(visible, code, with_code),
+    )
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
-from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, recompute_bill
+from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, make_invoice, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.credits import cost
@@ -143,29 +143,15 @@ def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
             f"Job {detail.row.id} has not ended: there is nothing to invoice yet",
             hint=f"See /jobs/{detail.row.id} for what it has cost so far.",
         )
-    parties = {detail.row.customer: "customer", detail.row.provider: "provider"}
-    lines = [
-        InvoiceLine(entry.at.time, f"became {entry.after.name}", None, entry.at.tx_hash)
-        for entry in detail.transitions
-    ]
-    lines += [
-        InvoiceLine(
-            entry.at.time,
-            f"{entry.kind} ({parties[entry.account]})",
-            entry.amount,
-            entry.at.tx_hash,
-        )
-        for entry in detail.movements
-        if entry.account in parties
-    ]
-    lines.sort(key=lambda line: (line.time, line.amount is not None))
-    return Invoice(
-        _entry(detail), job_bill, deployment.chain_id, deployment.scheduler, block, tuple(lines)
+    movements = (
+        (row.account, InvoiceLine(row.at.time, row.kind, row.amount, row.at.tx_hash))
+        for row in detail.movements
     )
+    return make_invoice(_entry(detail), job_bill, deployment, block, movements)
 
 
 def _entry(detail: JobDetail) -> JobEntry:
-    """Return the job as the job ledger of an audit holds it, without its transitions."""
+    """Return the job as the job ledger of an audit holds it."""
     row = detail.row
     values = {
         name: getattr(source, name)
@@ -177,6 +163,7 @@ def _entry(detail: JobDetail) -> JobEntry:
         definition=bytes.fromhex(detail.definition.removeprefix("0x")),
         terms=terms_of(detail),
         provider=row.provider or ZERO_ADDRESS,
+        transitions=[(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions],
         **values,
     )
 

@@ -677,6 +677,13 @@ def test_an_invoice_comes_with_the_end_of_a_job() -> None:
         views.invoice(detail(status=S.RUNNING), grid, 7)
 
 
+def test_a_provider_that_is_its_own_customer_is_listed_as_the_customer() -> None:
+    grid = Deployment(1337, *[ALICE] * 5, block=1)
+    escrow = MovementRow(place(), ALICE, "escrow", 1, HOST, 100_000, 0, 0)
+    found = views.invoice(detail(provider=ALICE, movements=(escrow,)), grid, 7)
+    assert [(line.what, line.amount) for line in found.lines] == [("escrow (customer)", -100_000)]
+
+
 # -- why it waits
 
 

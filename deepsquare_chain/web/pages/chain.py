@@ -19,6 +19,7 @@ from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
+from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.web import views
 from deepsquare_chain.web.lookup import (
     changes,
@@ -98,14 +99,9 @@ async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
             f"There is no block {str(key)[:80]}{' yet' if ahead else ''}",
             hint=f"The head of the chain is block {status.head:,}." if status.head >= 0 else "",
         )
-    row = BlockRow(
-        number=header.number,
-        hash=header.hash,
-        parent=header.parent,
-        time=header.time,
-        gas_used=header.gas_used,
-        gas_limit=header.gas_limit,
-        base_fee=header.base_fee,
+    row = read_model(
+        BlockRow,
+        header,
         all_transactions=header.transactions,
         transactions=0,
         finalized=header.number <= status.finalized,
