@@ -446,7 +446,7 @@ async def cancel(
             job_ids = await unmet_jobs(contracts, wallet.address)
         else:
             job_ids = await select(contracts, jobs or (), lambda: wallet.address)
-            records = [await contracts.scheduler.get_job(job_id) for job_id in job_ids]
+            records = await contracts.scheduler.get_existing_jobs(job_ids)
             if len(job_ids) > 1:
                 for job in records:
                     if not job.status.is_live:

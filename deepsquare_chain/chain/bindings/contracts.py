@@ -353,12 +353,23 @@ class MetaSchedulerContract(ContractBase):
         Raises:
             NotFoundError: The job does not exist.
         """
-        job = (await self.get_jobs([job_id], block_identifier=block_identifier))[0]
-        if job.status is JobStatus.NONE:
-            raise NotFoundError(
-                f"Job {job_id} does not exist", hint="List jobs with `deepsquare job list`."
-            )
-        return job
+        return (await self.get_existing_jobs([job_id], block_identifier=block_identifier))[0]
+
+    async def get_existing_jobs(
+        self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
+    ) -> list[Job]:
+        """Return job records in the order of the IDs.
+
+        Raises:
+            NotFoundError: A job does not exist.
+        """
+        jobs = await self.get_jobs(job_ids, block_identifier=block_identifier)
+        for job in jobs:
+            if job.status is JobStatus.NONE:
+                raise NotFoundError(
+                    f"Job {job.id} does not exist", hint="List jobs with `deepsquare job list`."
+                )
+        return jobs
 
     async def get_jobs(
         self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
