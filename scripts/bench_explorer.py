@@ -61,7 +61,7 @@ PAGE_MS: Final = 100.0
 def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, float]:
     """Index a history with this number of jobs; the time to generate it is excluded."""
     writer = IndexWriter(DEPLOYMENT)
-    task = progress.add_task(f"writing {database.place}", total=jobs)
+    task = progress.add_task(f"writing {database.location}", total=jobs)
     spent, events, blocks, seen = 0.0, 0, 0, 0
     batch: list[Any] = []
 

@@ -61,7 +61,7 @@ async def index(
             await service.cycle()
             status = await asyncio.to_thread(service.index.status)
             overview = await asyncio.to_thread(service.index.overview)
-            location = service.database.place
+            location = service.database.location
     context.printer.record(
         _INDEX,
         (

@@ -263,4 +263,4 @@ async def show(context: CommandContext) -> None:
         for gateway in gateways:
             terms = await gateway.terms()
             rows.append((gateway.place, *(terms.get(column.key) for column in _TERMS[1:])))
-    context.printer.rows(_TERMS, rows, empty="No gateway is set, and the record names none.")
+    context.printer.rows(_TERMS, rows, empty="No gateway is configured, and the record names none.")

@@ -84,7 +84,7 @@ async def definitions_of(
 def no_gateway() -> UsageError:
     """Return the error of a command that needs a gateway if none is set."""
     return UsageError(
-        "No gateway is set, and the deployment record names none",
+        "No gateway is configured, and the deployment record names none",
         hint="Name one with --gateway or DEEPSQUARE_GATEWAY; `deepsquare gateway serve` runs one.",
     )
 
@@ -507,7 +507,8 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UsageError(
-            f"{folder} can't be made: {error.strerror}", hint="Give a folder that is not there yet."
+            f"{folder} can't be created: {error.strerror}",
+            hint="Give a folder that does not exist yet.",
         ) from None
 
 

@@ -103,7 +103,7 @@ class RelayClient(ServiceClient):
 
     service: ClassVar[str] = "relay"
     advice: ClassVar[str] = _ELSEWHERE
-    max_answer: ClassVar[int] = 65_536
+    max_response_bytes: ClassVar[int] = 65_536
 
     async def terms(self) -> RelayTerms:
         """Return the relay's terms.
@@ -127,7 +127,7 @@ class RelayClient(ServiceClient):
                 per_customer=int(body["requests_per_customer_per_hour"]),
             )
         except (KeyError, TypeError, ValueError):
-            raise self._nonsense() from None
+            raise self._invalid_response() from None
 
     async def terms_for(self, deployment: Deployment) -> RelayTerms:
         """Return the relay's terms after checking its deployment.
@@ -168,7 +168,7 @@ class RelayClient(ServiceClient):
 
     def _answer(self, body: Mapping[str, Any], digest: str) -> RelayAnswer:
         if body.get("digest") != digest or not isinstance(body.get("state"), str):
-            raise self._nonsense()
+            raise self._invalid_response()
         return RelayAnswer(
             plain(body["state"])[:20],
             plain(str(body.get("transaction") or ""))[:66],
@@ -187,7 +187,7 @@ class RelayClient(ServiceClient):
         temporary = status in _TEMPORARY
         is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not temporary
         if body is None or not isinstance(detail, str) or is_server_error:
-            return self._nonsense(f"status {status}")
+            return self._invalid_response(f"status {status}")
         nonce, hint = body.get("next_nonce"), body.get("hint")
         code = body.get("code")
         return RelayRefusedError(

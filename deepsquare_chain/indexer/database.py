@@ -22,7 +22,7 @@ DRIVER: Final = "postgresql+psycopg"
 _NAMES: Final = {
     "chain_id": "chain",
     "scheduler": "scheduler",
-    "genesis": "chain (same id, other first block)",
+    "genesis": "chain (same ID, other genesis block)",
 }
 
 
@@ -72,7 +72,7 @@ class IndexDatabase(CursorTables):
         if writer:
             self._guard = self._only_writer()
         with self.begin() as connection:
-            migrate(connection, self.place, writer=writer)
+            migrate(connection, self.location, writer=writer)
             if forget or not get_state(connection):
                 clear(connection)
                 connection.execute(delete(identity))
@@ -159,7 +159,7 @@ class IndexDatabase(CursorTables):
 
     def _taken(self) -> UsageError:
         return UsageError(
-            f"The index {self.place} is being written by another process",
+            f"The index {self.location} is being written by another process",
             hint="One `deepsquare explorer serve` or `explorer index` at a time writes it.",
         )
 
@@ -176,7 +176,7 @@ class IndexDatabase(CursorTables):
                 put_state(connection, **{key: value})
             elif stored[key] != value:
                 raise UsageError(
-                    f"The index {self.place} belongs to another {_NAMES[key]}: {stored[key]}, "
+                    f"The index {self.location} belongs to another {_NAMES[key]}: {stored[key]}, "
                     f"not {value}",
                     hint="Give another --database, or `deepsquare explorer index --rebuild` if "
                     "its chain is gone.",

@@ -18,7 +18,7 @@ class SchedulerMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
+        self.gas = metrics.gauge("gas_balance_coins", "Balance of the chain's coin, for gas.")
         self.head = HeadMetrics(metrics)
         self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
         self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")
@@ -34,9 +34,9 @@ class SchedulerMetrics:
         self._paid = -1
         self.sent = BatchMetrics(
             metrics,
-            changed=metrics.counter("scheduler_jobs", "Jobs moved on chain.", kind=KINDS),
+            changed=metrics.counter("scheduler_jobs", "Jobs changed on chain.", kind=KINDS),
             refused=metrics.counter(
-                "scheduler_refused", "Jobs that the contract refused to move.", kind=KINDS
+                "scheduler_refused", "Jobs that the contract refused to change.", kind=KINDS
             ),
         ).count
 

@@ -72,15 +72,19 @@ class Deliverer:
     """Sends notifications.
 
     Args:
-        way: Transport with the CA certificates for webhooks and mail servers.
+        transport_settings: Transport with the CA certificates for webhooks and mail servers.
         secret: Key that signs webhooks; they are unsigned if it is empty.
         mail: The mail server; None if e-mail is not configured.
     """
 
     def __init__(
-        self, way: Transport | None = None, *, secret: bytes = b"", mail: MailServer | None = None
+        self,
+        transport_settings: Transport | None = None,
+        *,
+        secret: bytes = b"",
+        mail: MailServer | None = None,
     ) -> None:
-        self._way = way or Transport()
+        self._transport_settings = transport_settings or Transport()
         self._secret = secret
         self._mail = mail
 
@@ -96,7 +100,9 @@ class Deliverer:
         if self._secret:
             headers[SIGNATURE] = signature(self._secret, body, int(time.time()))
         try:
-            async with http_client(delivery.target, self._way, timeout=_TIMEOUT) as client:
+            async with http_client(
+                delivery.target, self._transport_settings, timeout=_TIMEOUT
+            ) as client:
                 response = await client.post(delivery.target, content=body, headers=headers)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
@@ -118,7 +124,7 @@ class Deliverer:
             )
         message = email(from_json(delivery.message), self._mail.sender, delivery.target)
         try:
-            server = _connect(self._mail, self._way)
+            server = _connect(self._mail, self._transport_settings)
         except smtplib.SMTPException as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.place}: {_words(error)}")
         except (OSError, ValueError) as error:
@@ -145,11 +151,11 @@ def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:
     return DeliveryResult(DeliveryOutcome.ARRIVED)
 
 
-def _connect(mail: MailServer, way: Transport) -> smtplib.SMTP:
+def _connect(mail: MailServer, transport_settings: Transport) -> smtplib.SMTP:
     """Connect to a mail server, encrypted if offered; a password requires encryption or loopback."""
     parts = urlsplit(mail.url)
     host = parts.hostname or ""
-    context = way.context() or ssl.create_default_context()
+    context = transport_settings.context() or ssl.create_default_context()
     server: smtplib.SMTP
     if parts.scheme == "smtps":
         server = smtplib.SMTP_SSL(host, parts.port or 465, timeout=_TIMEOUT, context=context)

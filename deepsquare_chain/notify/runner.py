@@ -83,7 +83,7 @@ async def run_notify(
             contracts,
             customer,
             store,
-            asked=partial(requested_notify, wallet),
+            request_of=partial(requested_notify, wallet),
             deliverer=deliverer,
             settings=settings,
             start_block=int(await contracts.w3.eth.block_number) + 1,

@@ -55,7 +55,7 @@ class NotifyService:
         contracts: Contracts of the grid.
         customer: Address of the customer.
         store: The service's own database.
-        asked: Returns the request in the job file of a definition (hexadecimal digest).
+        request_of: Returns the request in the job file of a definition (hexadecimal digest).
         deliverer: Sends the notifications.
         settings: Settings of the service.
         start_block: First block to read, unless the database has a later cursor.
@@ -68,14 +68,14 @@ class NotifyService:
         customer: str,
         store: Store,
         *,
-        asked: Callable[[str], Notify],
+        request_of: Callable[[str], Notify],
         deliverer: Deliverer,
         settings: NotifySettings,
         start_block: int,
         metrics: Metrics,
     ) -> None:
         self._contracts = contracts
-        self._asked = asked
+        self._request_of = request_of
         self._deliverer = deliverer
         self._settings = settings
         self._tables = NotificationTables(store)
@@ -137,7 +137,7 @@ class NotifyService:
     async def _plan(self, event: JobEvent) -> list[Delivery]:
         """Return one delivery for each recipient that requested this event."""
         job = await self._contracts.scheduler.get_job(event.job_id)
-        requests = (self._settings.always, self._asked(bytes(job.definition).hex()))
+        requests = (self._settings.always, self._request_of(bytes(job.definition).hex()))
         targets = dict.fromkeys(
             target
             for request in requests

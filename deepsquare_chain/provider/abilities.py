@@ -23,7 +23,7 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.workflow.abilities import ABILITIES, LABEL_PREFIX, label_of
 
 #: Seconds between two tests.
-_INTERVAL: Final = 6 * 3_600.0
+_TEST_INTERVAL: Final = 6 * 3_600.0
 #: Seconds before a failed test is retried.
 _RETRY: Final = 300.0
 #: Time limit of the test's run, in seconds.
@@ -113,12 +113,12 @@ class AbilityPublisher:
         timeout: float,
         own: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self._own = own
+        self._own_labels = own
         self._executor = executor
         self._contracts = contracts
         self._sender = sender
         self._timeout = timeout
-        self._next = float("-inf")
+        self._next_test_at = float("-inf")
         self._tasks = BackgroundTasks()
         #: Every ability with `yes` or a reason; empty until the first test has ended.
         self.found: dict[str, str] = {}
@@ -134,9 +134,9 @@ class AbilityPublisher:
         """Begin a test in the background, if one is due."""
         self._tasks.collect()
         now = time.monotonic()
-        if self._tasks or now < self._next:
+        if self._tasks or now < self._next_test_at:
             return
-        self._next = now + _RETRY
+        self._next_test_at = now + _RETRY
         self._tasks.begin(self._test(), [])
 
     async def close(self) -> None:
@@ -152,13 +152,13 @@ class AbilityPublisher:
         except GridError as error:
             _log.warning("abilities not published", error=error.message, hint=error.hint)
             return 0
-        self._next = time.monotonic() + _INTERVAL
+        self._next_test_at = time.monotonic() + _TEST_INTERVAL
         return 1
 
     async def _publish(self) -> None:
         registry = self._contracts.registry
         provider = await registry.provider_of(self._sender.address)
-        labels = labels_with(provider.labels, self.found, await asyncio.to_thread(self._own))
+        labels = labels_with(provider.labels, self.found, await asyncio.to_thread(self._own_labels))
         if labels == dict(provider.labels):
             return
         receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)

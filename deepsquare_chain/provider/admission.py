@@ -25,18 +25,20 @@ class FreeCapacity:
         self._free = Offer(0, 0, 0) if free is None else free
         self._unlimited = unlimited
 
-    def holds(self, wanted: Resources) -> bool:
+    def holds(self, resources: Resources) -> bool:
         """Return whether a job fits in the capacity that is left."""
         left = self._free
         return self._unlimited or (
-            wanted.cpus <= left.cpus and wanted.memory <= left.memory and wanted.gpus <= left.gpus
+            resources.cpus <= left.cpus
+            and resources.memory <= left.memory
+            and resources.gpus <= left.gpus
         )
 
-    def take(self, wanted: Resources) -> None:
+    def take(self, resources: Resources) -> None:
         """Reserve the resources of a job, even beyond the free capacity: later jobs wait for it."""
         left = self._free
         self._free = Offer(
-            left.cpus - wanted.cpus, left.memory - wanted.memory, left.gpus - wanted.gpus
+            left.cpus - resources.cpus, left.memory - resources.memory, left.gpus - resources.gpus
         )
 
 
@@ -62,17 +64,17 @@ def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) 
     if situation.fault:
         # The fault may last: requeue at once, so that another provider can claim the job.
         return Requeue(f"the provider can't start jobs: {situation.fault}")
-    if not isinstance(action, Start) and not situation.room_to_write:
-        return _shortage(view, situation, "the provider is short of disk space")
+    if not isinstance(action, Start) and not situation.has_disk_space:
+        return _shortage_action(view, situation, "the provider is short of disk space")
     if not free.known:
-        return _shortage(view, situation, "the provider's executor does not answer")
+        return _shortage_action(view, situation, "the provider's executor does not answer")
     return (
         action
         if fits
-        else _shortage(view, situation, "the provider has no free capacity for it now")
+        else _shortage_action(view, situation, "the provider has no free capacity for it now")
     )
 
 
-def _shortage(view: View, situation: Situation, reason: str) -> Action:
+def _shortage_action(view: View, situation: Situation, reason: str) -> Action:
     waiting_seconds = situation.now - view.job.since
     return Requeue(reason) if waiting_seconds >= situation.assignment_timeout else Wait(reason)

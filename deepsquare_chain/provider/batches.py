@@ -26,7 +26,7 @@ from deepsquare_chain.provider.model import (
 )
 
 #: Seconds to wait for the receipts of transactions in the same block.
-_TICK: Final = 0.05
+_RECEIPT_WAIT: Final = 0.05
 #: First and longest backoff after a refusal, in seconds.
 _PAUSES: Final = (1, 60)
 
@@ -44,7 +44,7 @@ class ProviderBatches:
         scheduler: The MetaScheduler contract.
         size: Maximum number of jobs in one transaction.
         timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
-        counted: Called with kind, jobs changed and jobs refused of each transaction.
+        count: Called with kind, jobs changed and jobs refused of each transaction.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class ProviderBatches:
         *,
         size: int,
         timeout: float,
-        counted: Callable[[str, int, int], None],
+        count: Callable[[str, int, int], None],
     ) -> None:
         self._batcher = TransactionBatcher(
             "provider",
             sender,
             timeout=timeout,
-            count=counted,
+            count=count,
             backoff=Backoff(*_PAUSES),
         )
         self._scheduler = scheduler
@@ -72,7 +72,7 @@ class ProviderBatches:
         """The highest block that holds a transaction of this provider."""
         return self._batcher.mined_at
 
-    def saw(self, block: int) -> None:
+    def record_block(self, block: int) -> None:
         """Record the block of a transaction that an earlier process sent."""
         self._batcher.mined_at = max(self._batcher.mined_at, block)
 
@@ -98,10 +98,10 @@ class ProviderBatches:
             self._tasks.begin(self._send(batch), batch.job_ids)
         if batches:
             await self._tasks.wait(first=True)
-            await self._tasks.wait(_TICK)
+            await self._tasks.wait(_RECEIPT_WAIT)
         return moved + self._tasks.collect()
 
-    def moves(self, planned: Iterable[Planned]) -> bool:
+    def would_send(self, planned: Iterable[Planned]) -> bool:
         """Return whether `send` would send a transaction now, which also answers a challenge."""
         return bool(self._due(planned))
 

@@ -12,7 +12,7 @@ from deepsquare_chain.provider.model import CachedDefinition, DefinitionState
 from deepsquare_chain.store.definitions import DefinitionMismatch, DefinitionStore
 from deepsquare_chain.workflow import Definition, digest
 
-_KEPT: Final = 256
+_MAX_DEFINITIONS: Final = 256
 _READY: Final = CachedDefinition(DefinitionState.READY)
 
 
@@ -27,25 +27,25 @@ class DefinitionCache:
     def __init__(self, store: DefinitionStore, *, timeout: float = 5.0) -> None:
         self._store = store
         self._timeout = timeout
-        self._known: OrderedDict[bytes, Definition | CachedDefinition] = OrderedDict()
+        self._definitions: OrderedDict[bytes, Definition | CachedDefinition] = OrderedDict()
 
-    async def look(self, job: Job) -> CachedDefinition:
+    async def fetch(self, job: Job) -> CachedDefinition:
         """Fetch a job's definition if needed; returns whether it matches the job on chain."""
-        cached = self._known.get(job.definition)
+        cached = self._definitions.get(job.definition)
         if cached is None:
             cached = await self._fetch(job)
         if isinstance(cached, CachedDefinition):
             return cached
         if cached.resources != job.resources:
-            difference = f"{_words(cached.resources)} instead of {_words(job.resources)}"
+            difference = f"{_describe_resources(cached.resources)} instead of {_describe_resources(job.resources)}"
             return CachedDefinition(
-                DefinitionState.INVALID, f"the definition asks for {difference}"
+                DefinitionState.INVALID, f"the definition requires {difference}"
             )
         return _READY
 
     def definition(self, job: Job) -> Definition | None:
         """Return the definition of a job that was READY; None when it was evicted."""
-        cached = self._known.get(job.definition)
+        cached = self._definitions.get(job.definition)
         return cached if isinstance(cached, Definition) else None
 
     async def _fetch(self, job: Job) -> Definition | CachedDefinition:
@@ -64,20 +64,20 @@ class DefinitionCache:
             )
         if digest(data) != key:
             return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
-        definition = self._parsed(data)
-        self._known[key] = definition
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+        definition = self._parse_definition(data)
+        self._definitions[key] = definition
+        while len(self._definitions) > _MAX_DEFINITIONS:
+            self._definitions.popitem(last=False)
         return definition
 
     @staticmethod
-    def _parsed(data: bytes) -> Definition | CachedDefinition:
+    def _parse_definition(data: bytes) -> Definition | CachedDefinition:
         try:
             return Definition.from_bytes(data)
         except JobFileError as error:
             return CachedDefinition(DefinitionState.INVALID, error.message)
 
 
-def _words(wanted: Resources) -> str:
+def _describe_resources(wanted: Resources) -> str:
     size = f"{wanted.tasks} x {wanted.cpus_per_task} cpus, {wanted.mem_per_cpu} MB per cpu"
     return f"{size}, {wanted.gpus} gpus"

@@ -56,7 +56,7 @@ from deepsquare_chain.workflow import Definition, ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 
 #: Seconds between two checks whether a cycle may end its wait for launches.
-_TICK: Final = 0.05
+_LAUNCH_CHECK_SECONDS: Final = 0.05
 
 
 class LaunchQueue:
@@ -81,19 +81,21 @@ class LaunchQueue:
         """Jobs whose launch is under way, or ended since the last `begin`."""
         return self._tasks.jobs
 
-    async def begin(self, wanted: Iterable[tuple[View, Submit]], enough: Callable[[], bool]) -> int:
+    async def begin(
+        self, submits: Iterable[tuple[View, Submit]], enough: Callable[[], bool]
+    ) -> int:
         """Launch queued runs until `enough()`; returns the number of runs that the executor got.
 
         Runs that were not launched are planned again by the next cycle.
         """
-        queue, launched = deque(wanted), self._tasks.collect()
+        queue, launched = deque(submits), self._tasks.collect()
         while True:
             while queue and len(self._tasks) < self._at_once:
                 view, action = queue.popleft()
                 self._tasks.begin(self._start(view, action), [view.job.id])
             if not self._tasks or enough():
                 return launched
-            await self._tasks.wait(_TICK, first=True)
+            await self._tasks.wait(_LAUNCH_CHECK_SECONDS, first=True)
             launched += self._tasks.collect()
 
     async def end(self) -> None:
@@ -102,9 +104,9 @@ class LaunchQueue:
         self._tasks.collect()
 
 
-_AT_ONCE: Final = 8
+_MAX_LAUNCHES: Final = 8
 #: Maximum seconds that a cycle waits for launches alone.
-_STARTING: Final = 0.3
+_LAUNCH_SECONDS: Final = 0.3
 _PAGE: Final = 65536
 _log = get_logger(__name__)
 
@@ -115,7 +117,7 @@ class ExecutorActions:
     Args:
         executor: Executor that runs the jobs.
         table: Run records of this provider.
-        materials: Cache of verified definitions.
+        definition_cache: Cache of verified definitions.
         env: Environment variables of every job, such as the chain ID.
         abilities: Returns the abilities found by the last test; None before the first one.
         secrets_key: File of the key that decrypts the secrets of jobs; None for none.
@@ -125,7 +127,7 @@ class ExecutorActions:
         self,
         executor: Executor,
         table: RunTable,
-        materials: DefinitionCache,
+        definition_cache: DefinitionCache,
         env: Mapping[str, str],
         *,
         abilities: Callable[[], frozenset[str] | None] = frozenset,
@@ -135,28 +137,28 @@ class ExecutorActions:
         self._abilities = abilities
         self._executor = executor
         self._table = table
-        self._materials = materials
+        self._definition_cache = definition_cache
         self._env = dict(env)
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._action_slots = asyncio.Semaphore(_MAX_LAUNCHES)
         # More concurrent launches than CPUs would only delay claims and reports.
         cpus = len(os.sched_getaffinity(0))
-        at_once = _AT_ONCE if executor.queues else min(_AT_ONCE, cpus)
-        self._starts = LaunchQueue(self._try, at_once=at_once)
+        at_once = _MAX_LAUNCHES if executor.queues else min(_MAX_LAUNCHES, cpus)
+        self._launches = LaunchQueue(self._carry_out_logged, at_once=at_once)
 
     @property
-    def starting(self) -> frozenset[int]:
+    def launching(self) -> frozenset[int]:
         """Jobs that are skipped, because their launch is under way."""
-        return self._starts.jobs
+        return self._launches.jobs
 
     async def carry_out(
         self,
         planned: Collection[tuple[View, Action]],
-        waited_for: Callable[[], bool] = lambda: True,
+        may_end: Callable[[], bool] = lambda: True,
     ) -> int:
         """Carry out all actions that are not transactions; returns the number of those done.
 
-        Launches are slow, so claims and reports do not wait for them. After `_STARTING` seconds
-        the cycle may end, and the next one plans the remaining launches again. `waited_for`
+        Launches are slow, so claims and reports do not wait for them. After `_LAUNCH_SECONDS` seconds
+        the cycle may end, and the next one plans the remaining launches again. `may_end`
         returns whether this cycle has nothing else to wait for.
         """
         started_at = time.monotonic()
@@ -164,31 +166,32 @@ class ExecutorActions:
         other_actions = [pair for pair in planned if not isinstance(pair[1], Submit)]
 
         def enough() -> bool:
-            return time.monotonic() >= started_at + _STARTING and waited_for()
+            return time.monotonic() >= started_at + _LAUNCH_SECONDS and may_end()
 
         results = await gather_all(
-            self._starts.begin(submits, enough), *(self._one(*pair) for pair in other_actions)
+            self._launches.begin(submits, enough),
+            *(self._carry_out_one(*pair) for pair in other_actions),
         )
         return sum(results)
 
     async def close(self) -> None:
         """Wait for the launches that are under way."""
-        await self._starts.end()
+        await self._launches.end()
 
-    async def _one(self, view: View, action: Action) -> bool:
-        async with self._gate:
-            return await self._try(view, action)
+    async def _carry_out_one(self, view: View, action: Action) -> bool:
+        async with self._action_slots:
+            return await self._carry_out_logged(view, action)
 
-    async def _try(self, view: View, action: Action) -> bool:
+    async def _carry_out_logged(self, view: View, action: Action) -> bool:
         try:
-            return await self._do(view, action)
+            return await self._dispatch(view, action)
         except GridError as error:
             # A failure of one job does not affect others; the next cycle plans from its new state.
             action_name = type(action).__name__
             _log.warning("not done", what=action_name, job=view.job.id, error=error.message)
             return False
 
-    async def _do(self, view: View, action: Action) -> bool:
+    async def _dispatch(self, view: View, action: Action) -> bool:
         match action:
             case Submit():
                 await self._submit(view, action)
@@ -202,13 +205,13 @@ class ExecutorActions:
             case RecordEnd():
                 await self._record_end(view, action)
             case Release():
-                await self._make_sure(view)
+                await self._cancel_unknown(view)
                 attempt = view.run.attempt + 1
                 self._table.put(
                     run_transitions.released(view.run, self._table.key(view.job.id, attempt))
                 )
             case Close():
-                await self._make_sure(view)
+                await self._cancel_unknown(view)
                 # Not durable: the state on chain leads to the same action again.
                 self._table.put(run_transitions.closed(view.run), durable=False)
             case _:
@@ -216,7 +219,7 @@ class ExecutorActions:
         return True
 
     async def _submit(self, view: View, action: Submit) -> None:
-        definition = self._materials.definition(view.job)
+        definition = self._definition_cache.definition(view.job)
         if definition is None:
             return  # evicted from the cache meanwhile; fetched again in the next cycle
         site = self._site(definition)
@@ -266,7 +269,7 @@ class ExecutorActions:
         await self._executor.cancel(_handle(view.run))
         crash_point("provider.cancel.done")
 
-    async def _make_sure(self, view: View) -> None:
+    async def _cancel_unknown(self, view: View) -> None:
         """Cancel a run of unknown state before its record is released or closed."""
         unknown = view.status is None or view.status.state is RunState.UNKNOWN
         if view.run.phase in {Phase.SUBMITTING, Phase.SUBMITTED} and unknown:
@@ -308,14 +311,16 @@ class ExecutorActions:
             key = find_result_key(self._secrets_key, f"A secret of job {job.id}")
             return definition.with_env(decrypt_secrets(definition.secrets, job.customer, key))
         except JobFileError:  # its message may contain a secret
-            raise RunRefusedError("its secrets are no variables that a job may have") from None
+            raise RunRefusedError("its secrets are not valid variables of a job") from None
         except (AuditError, NotAuthorisedError, UsageError) as error:
             raise RunRefusedError(f"its secrets can't be used: {error.message}") from None
 
     def _site(self, definition: Definition) -> ExecutionSite:
         abilities = self._abilities()
         if abilities is None and needed_abilities(definition):
-            raise ExecutorUnavailableError("What jobs can do here is not tested yet")
+            raise ExecutorUnavailableError(
+                "The abilities of jobs at this provider are not tested yet"
+            )
         return ExecutionSite(abilities or frozenset())
 
     def _job_env(self, job: Job) -> dict[str, str]:

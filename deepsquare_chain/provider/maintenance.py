@@ -28,15 +28,15 @@ class Maintenance:
         self._sender = sender
         self._timeout = timeout
         self._on_chain = False
-        self._asked: bool | None = None
+        self._requested: bool | None = None
         self._tasks = BackgroundTasks()
 
     @property
     def draining(self) -> bool:
         """Whether no new runs begin; a requested change counts before it is mined."""
-        return self._on_chain if self._asked is None else self._asked
+        return self._on_chain if self._requested is None else self._requested
 
-    def saw(self, status: ProviderStatus) -> None:
+    def apply_status(self, status: ProviderStatus) -> None:
         """Apply the provider's status in the registry."""
         self._tasks.collect()
         draining = status is ProviderStatus.DRAINING
@@ -44,16 +44,16 @@ class Maintenance:
             self._on_chain = draining
             _log.info("maintenance began" if draining else "maintenance ended")
         if not self._tasks:
-            self._asked = None
+            self._requested = None
 
-    def ask(self, *, draining: bool) -> None:
+    def request(self, *, draining: bool) -> None:
         """Send a change, as `provider drain` and `provider resume` do; one at a time."""
         self._tasks.collect()
         if self._tasks:
-            _log.warning("a change of maintenance is under way", draining=self.draining)
+            _log.warning("a change of maintenance is already pending", draining=self.draining)
             return
-        _log.info("maintenance asked for", draining=draining)
-        self._asked = draining
+        _log.info("maintenance requested", draining=draining)
+        self._requested = draining
         self._tasks.begin(self._send(draining), [])
 
     async def close(self) -> None:
@@ -66,7 +66,7 @@ class Maintenance:
         try:
             receipt = await self._sender.send(call, timeout=self._timeout)
         except GridError as error:
-            self._asked = None
+            self._requested = None
             _log.error(
                 "maintenance not changed",
                 draining=draining,
@@ -75,5 +75,5 @@ class Maintenance:
             )
             return 0
         _log.info("maintenance changed", draining=draining, block=receipt.block_number)
-        self._on_chain, self._asked = draining, None
+        self._on_chain, self._requested = draining, None
         return 1

@@ -23,49 +23,51 @@ class ProviderMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.gas = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
+        self.gas = metrics.gauge("gas_balance_coins", "Balance of the chain's coin, for gas.")
         self.head = HeadMetrics(metrics)
-        self._jobs = metrics.gauge("jobs_open", "Jobs that may still need something.")
-        self._live = metrics.gauge("runs_live", "Runs that the executor has now.")
-        self._cpus = metrics.gauge("free_cpus", "Cpus that are free.")
-        self._memory = metrics.gauge("free_memory_bytes", "Memory that is free.")
-        self._gpus = metrics.gauge("free_gpus", "Gpus that are free.")
+        self._jobs = metrics.gauge("jobs_open", "Jobs that are not closed.")
+        self._live = metrics.gauge("runs_live", "Live runs at the executor.")
+        self._cpus = metrics.gauge("free_cpus", "Free CPUs.")
+        self._memory = metrics.gauge("free_memory_bytes", "Free memory.")
+        self._gpus = metrics.gauge("free_gpus", "Free GPUs.")
         self.can_start = metrics.gauge(
-            "executor_can_start", "Whether a test script could be started; 0 claims no job."
+            "executor_can_start", "Whether a test script could be started; if 0, no job is claimed."
         )
         self.draining = metrics.gauge(
-            "provider_draining", "Whether the provider is in maintenance; 1 accepts no job."
+            "provider_draining", "Whether the provider is in maintenance; if 1, no job is accepted."
         )
         self.active = metrics.gauge(
-            "provider_active", "Whether the registry has the provider as ACTIVE; 0 gets no job."
+            "provider_active",
+            "Whether the provider is ACTIVE in the registry; if 0, it gets no job.",
         )
         self.approved_until = metrics.gauge(
-            "provider_approved_until_timestamp_seconds", "End of the approval, since the epoch."
+            "provider_approved_until_timestamp_seconds",
+            "End of the approval, in seconds since the epoch.",
         )
         self.disk = metrics.gauge(
             "disk_free_bytes",
-            "Free disk of the state folder; below disk_floor_bytes none is claimed.",
+            "Free disk of the state folder; below disk_floor_bytes no job is claimed.",
         )
         self.disk_floor = metrics.gauge(
             "disk_floor_bytes", "Free disk below which no job is claimed."
         )
-        self.kept = metrics.gauge("kept_runs", "Folders of ended runs that are kept.")
-        self.kept_bytes = metrics.gauge("kept_runs_bytes", "Disk that these folders take.")
+        self.kept = metrics.gauge("kept_runs", "Kept folders of ended runs.")
+        self.kept_bytes = metrics.gauge("kept_runs_bytes", "Disk used by these folders.")
         self._accrued = metrics.gauge(
             "revenue_accrued_credits", "Revenue of runs that is not billed yet, without the fee."
         )
         self._at_risk = metrics.gauge(
-            "revenue_at_risk_credits", "Largest part of it that one lost run would forfeit now."
+            "revenue_at_risk_credits", "Largest part of it that the loss of one run would forfeit."
         )
         self.sent = BatchMetrics(
             metrics,
-            changed=metrics.counter("provider_jobs", "Jobs moved on chain.", kind=KINDS),
+            changed=metrics.counter("provider_jobs", "Jobs changed on chain.", kind=KINDS),
             refused=metrics.counter(
-                "provider_refused", "Jobs that the contract refused to move.", kind=KINDS
+                "provider_refused", "Jobs that the contract refused to change.", kind=KINDS
             ),
         ).count
 
-    def keeps(self, runs: int, size: int) -> None:
+    def set_kept(self, runs: int, size: int) -> None:
         """Set the number of kept folders of ended runs, and their bytes."""
         self.kept.set(runs)
         self.kept_bytes.set(size)

@@ -22,19 +22,19 @@ class Phase(StrEnum):
     """Progress of a provider with a job, as recorded in its database."""
 
     WATCHED = "watched"
-    """An event named the job; the executor was never asked to run it."""
+    """An event mentioned the job; it was never submitted to the executor."""
     STARTING = "starting"
-    """The meter is about to be started; the executor was never asked to run it."""
+    """The start of billing is about to be sent; the job was never submitted to the executor."""
     SUBMITTING = "submitting"
-    """The intent is written; whether the executor took the run is not known yet."""
+    """The intent is recorded; whether the executor accepted the run is not known yet."""
     SUBMITTED = "submitted"
-    """The executor took the run."""
+    """The executor accepted the run."""
     ENDED = "ended"
-    """The run is over; its exit and the digest of its output are written."""
+    """The run has ended; its exit status and the digest of its output are recorded."""
     REFUSED = "refused"
-    """The executor can't run what the definition asks for."""
+    """The executor can't run the definition."""
     CLOSED = "closed"
-    """Final on chain, and nothing of it runs here."""
+    """Final on chain, and no run of it is alive here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,11 @@ class DefinitionState(StrEnum):
     READY = "ready"
     PENDING = "pending"
     MISSING = "missing"
-    """The store answers that it has none, or has other bytes under this digest."""
+    """The store does not have it, or has other bytes under this digest."""
     UNREACHABLE = "unreachable"
     """The store does not answer."""
     INVALID = "invalid"
-    """The bytes are the right ones, and no provider could ever run them."""
+    """The bytes match the digest, but no provider can ever run them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class View:
     settled: bool = True
     status: RunStatus | None = None
     lookup: Lookup | None = None
-    material: CachedDefinition = CachedDefinition(DefinitionState.PENDING)
+    cached_definition: CachedDefinition = CachedDefinition(DefinitionState.PENDING)
     misses: int = 0
     placed: bool = False
     collected: int | None = 0
@@ -141,11 +141,11 @@ class Collecting:
 
     Attributes:
         interval: Minimum seconds since the start or the last interim payment.
-        least: Minimum payment to the provider, in credit-wei.
+        min_unbilled: Minimum payment to the provider, in credit-wei.
     """
 
     interval: int
-    least: int = 0
+    min_unbilled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Situation:
         free: Free capacity now; None when the executor has not answered.
         fault: Why the executor can't start runs; empty when it can.
         draining: The provider is in maintenance: jobs without a run are requeued.
-        room_to_write: There is enough free disk for new jobs.
+        has_disk_space: There is enough free disk for new jobs.
         assignment_timeout: Seconds for which an assigned job may wait for its definition or for
             free capacity.
         start_grace: Seconds after the start on chain during which a run is always launched.
@@ -171,7 +171,7 @@ class Situation:
     free: Offer | None
     fault: str = ""
     draining: bool = False
-    room_to_write: bool = True
+    has_disk_space: bool = True
     assignment_timeout: int = 150
     start_grace: int = 60
     max_misses: int = 3

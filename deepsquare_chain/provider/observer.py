@@ -46,7 +46,7 @@ class RunObserver:
         scheduler: MetaSchedulerContract,
         executor: Executor,
         table: RunTable,
-        materials: DefinitionCache,
+        definition_cache: DefinitionCache,
         *,
         provider_id: int,
         confirmations: int,
@@ -55,14 +55,14 @@ class RunObserver:
         self._scheduler = scheduler
         self._executor = executor
         self._table = table
-        self._materials = materials
+        self._definition_cache = definition_cache
         self._provider_id = provider_id
         self._confirmations = confirmations
         self._first_block = first_block
         self._misses: dict[int, int] = {}
-        self._strays: set[int] = set()
-        self._swept: set[str] = set()
-        self._known: tuple[tuple[bytes, bool], dict[int, tuple[Job, Job]]] = (
+        self._unknown_runs: set[int] = set()
+        self._swept_keys: set[str] = set()
+        self._recent_records: tuple[tuple[bytes, bool], dict[int, tuple[Job, Job]]] = (
             (b"", False),
             {},
         )
@@ -70,17 +70,17 @@ class RunObserver:
     async def sweep(self, chain_id: int, contract: str) -> None:
         """Add run records for runs that the executor has and the database lacks."""
         for key in await self._executor.keys():
-            parsed = None if key in self._swept else parse_key(chain_id, contract, key)
+            parsed = None if key in self._swept_keys else parse_key(chain_id, contract, key)
             if parsed is None:
                 continue
             job_id, attempt = parsed
             run = self._table.get(job_id)
             if run is not None and run.handle is not None:
-                self._swept.add(key)  # records are permanent: thousands are not read again
+                self._swept_keys.add(key)  # records are permanent: thousands are not read again
             if run is None or (run.handle is None and run.attempt < attempt):
-                _log.info("run without a row", run=key)
+                _log.info("run without a record", run=key)
                 self._table.watch(job_id, attempt)
-                self._strays.add(job_id)
+                self._unknown_runs.add(job_id)
 
     async def prepare(self, head: Head) -> None:
         """Fetch the records of known jobs ahead, while new events are read."""
@@ -96,13 +96,13 @@ class RunObserver:
         runs = self._table.open()
         if not runs:
             return []
-        handles = [run.handle for run in runs if _may_move(run)]
+        handles = [run.handle for run in runs if _may_change(run)]
         polling = asyncio.ensure_future(self._poll(handles))
         try:
             records = await self._records([run.job_id for run in runs], head)
         finally:
             statuses = await polling
-        placed_keys = await self._placed(runs)
+        placed_keys = await self._placed_keys(runs)
         collected = self._table.collected()
         return list(
             await asyncio.gather(
@@ -139,18 +139,18 @@ class RunObserver:
 
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
         """Return each job at the head and at the confirmed block; fetched once per head."""
-        block, cached = self._known
+        block, cached = self._recent_records
         snapshot = (head.hash, head.final)
         cached = {
             job_id: cached[job_id] for job_id in ids if block == snapshot and job_id in cached
         }
         missing = [job_id for job_id in ids if job_id not in cached]
         if missing:
-            cached |= await self._ask(missing, head)
-        self._known = (snapshot, cached)
+            cached |= await self._fetch_records(missing, head)
+        self._recent_records = (snapshot, cached)
         return cached
 
-    async def _ask(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
+    async def _fetch_records(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
         if depth >= head.number or head.final:
             jobs = await self._scheduler.get_jobs(ids, block_identifier=head.number)
@@ -173,7 +173,7 @@ class RunObserver:
             _log.warning("executor unavailable", error=error.message)
             return {}
 
-    async def _placed(self, rows: Sequence[Run]) -> Collection[str]:
+    async def _placed_keys(self, rows: Sequence[Run]) -> Collection[str]:
         """Return the keys that count as used capacity; read before the free capacity."""
         if self._executor.queues or all(row.phase is not Phase.SUBMITTING for row in rows):
             return ()
@@ -200,11 +200,11 @@ class RunObserver:
             job=job,
             run=run,
             mine=mine,
-            settled=_same(job, confirmed),
+            settled=_has_same_status(job, confirmed),
             status=status,
             lookup=lookup,
-            material=await self._material(run, job, mine),
-            misses=self._count(run, lookup),
+            cached_definition=await self._cached_definition(run, job, mine),
+            misses=self._count_misses(run, lookup),
             placed=placed,
             collected=collected if job.allows_interim_payments else 0,
         )
@@ -216,7 +216,7 @@ class RunObserver:
         if run.handle is not None:
             if status is None or status.state is not RunState.UNKNOWN:
                 return None
-        elif run.phase in {Phase.WATCHED, Phase.STARTING} and run.job_id not in self._strays:
+        elif run.phase in {Phase.WATCHED, Phase.STARTING} and run.job_id not in self._unknown_runs:
             starting = job.status is JobStatus.RUNNING
             queued = job.status is JobStatus.SCHEDULED and self._executor.queues
             if not mine or not (starting or queued):
@@ -227,7 +227,7 @@ class RunObserver:
             _log.warning("executor unavailable", job=job.id, error=error.message)
             return None
 
-    def _count(self, run: Run, lookup: Lookup | None) -> int:
+    def _count_misses(self, run: Run, lookup: Lookup | None) -> int:
         """Return the number of consecutive lookups that did not find a submitted run."""
         if run.handle is None or lookup is None or lookup.handle is not None:
             self._misses.pop(run.job_id, None)
@@ -235,17 +235,17 @@ class RunObserver:
         self._misses[run.job_id] = self._misses.get(run.job_id, 0) + 1
         return self._misses[run.job_id]
 
-    async def _material(self, run: Run, job: Job, mine: bool) -> CachedDefinition:
+    async def _cached_definition(self, run: Run, job: Job, mine: bool) -> CachedDefinition:
         if not mine or run.handle is not None or run.phase is Phase.ENDED:
             return CachedDefinition(DefinitionState.PENDING)
-        return await self._materials.look(job)
+        return await self._definition_cache.fetch(job)
 
 
-def _may_move(run: Run) -> bool:
+def _may_change(run: Run) -> bool:
     return run.handle is not None and run.phase is Phase.SUBMITTED
 
 
-def _same(job: Job, confirmed: Job) -> bool:
+def _has_same_status(job: Job, confirmed: Job) -> bool:
     """Return whether the confirmed block has the same status of the same assignment."""
     latest = (job.status, job.provider_id, job.since)
     return latest == (confirmed.status, confirmed.provider_id, confirmed.since)

@@ -22,7 +22,7 @@ _TOLERANCE: Final = 8
 _log = get_logger(__name__)
 
 
-def in_all(hardware: Hardware) -> Offer:
+def total_capacity(hardware: Hardware) -> Offer:
     """Return the total hardware of a cluster; memory in MB."""
     nodes = hardware.nodes
     return Offer(
@@ -32,28 +32,28 @@ def in_all(hardware: Hardware) -> Offer:
     )
 
 
-def wanted_offer(hardware: Offer, free: Offer, held: Offer) -> Offer:
+def target_offer(hardware: Offer, free: Offer, grid_usage: Offer) -> Offer:
     """Return free capacity plus that of the grid's jobs, at most the registered hardware."""
     return Offer(
-        cpus=min(hardware.cpus, free.cpus + held.cpus),
-        memory=min(hardware.memory, free.memory + held.memory),
-        gpus=min(hardware.gpus, free.gpus + held.gpus),
+        cpus=min(hardware.cpus, free.cpus + grid_usage.cpus),
+        memory=min(hardware.memory, free.memory + grid_usage.memory),
+        gpus=min(hardware.gpus, free.gpus + grid_usage.gpus),
     )
 
 
-def is_worth_a_change(current: Offer, wanted: Offer) -> bool:
+def is_worth_a_change(current: Offer, target: Offer) -> bool:
     """Return whether the offer of any resource is wrong by an eighth or more."""
     return any(
         offered != target and abs(offered - target) * _TOLERANCE >= max(offered, target)
         for offered, target in (
-            (current.cpus, wanted.cpus),
-            (current.memory, wanted.memory),
-            (current.gpus, wanted.gpus),
+            (current.cpus, target.cpus),
+            (current.memory, target.memory),
+            (current.gpus, target.gpus),
         )
     )
 
 
-def held_by(views: Iterable[View]) -> Offer:
+def capacity_in_use(views: Iterable[View]) -> Offer:
     """Return the capacity that the grid's running jobs use in the cluster."""
     resources = [
         view.job.resources
@@ -84,29 +84,29 @@ class OfferFollower:
         self._sender = sender
         self._timeout = timeout
         self._interval = interval
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         self._tasks = BackgroundTasks()
 
-    def follow(self, free: Offer | None, held: Offer) -> None:
+    def follow(self, free: Offer | None, grid_usage: Offer) -> None:
         """Begin a change of the offer, if due; a cluster that does not answer offers nothing."""
         self._tasks.collect()
         now = time.monotonic()
-        if self._tasks or now - self._looked_at < self._interval:
+        if self._tasks or now - self._checked_at < self._interval:
             return
-        self._looked_at = now
-        self._tasks.begin(self._change(free or Offer(0, 0, 0), held), [])
+        self._checked_at = now
+        self._tasks.begin(self._change(free or Offer(0, 0, 0), grid_usage), [])
 
     async def close(self) -> None:
         """Wait for the change that is being sent."""
         await self._tasks.wait()
         self._tasks.cancel_all()
 
-    async def _change(self, free: Offer, held: Offer) -> int:
+    async def _change(self, free: Offer, grid_usage: Offer) -> int:
         registry = self._contracts.registry
         try:
             provider = await registry.provider_of(self._sender.address)
-            hardware = in_all(provider.hardware)
-            target = wanted_offer(hardware, free, held)
+            hardware = total_capacity(provider.hardware)
+            target = target_offer(hardware, free, grid_usage)
             if provider.status is not ProviderStatus.ACTIVE or not is_worth_a_change(
                 provider.offer, target
             ):

@@ -18,16 +18,16 @@ from deepsquare_chain.executors.outputlog import OutputPart
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
 
-_MOST: Final = 1024 * 1024
+_READ_BYTES: Final = 1024 * 1024
 #: Kinds of files that are never read: links lead elsewhere, the others have no end.
 _SPECIAL: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
 }
-_ZEROS: Final = bytes(_MOST)
+_ZEROS: Final = bytes(_READ_BYTES)
 #: Bytes of holes above which a file gets no SHA-256: a job can create exabytes of them at once.
-_MOST_HOLES: Final = 64 * 1024**3
+_MAX_HOLE_BYTES: Final = 64 * 1024**3
 
 
 def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | None:
@@ -49,7 +49,7 @@ def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | No
     return max(candidates)[2] if candidates else None
 
 
-def read_output(run: Path, position: int = 0, limit: int = _MOST) -> OutputPart:
+def read_output(run: Path, position: int = 0, limit: int = _READ_BYTES) -> OutputPart:
     """Return a part of a run's output from a position, and the position of the next part.
 
     Raises:
@@ -97,22 +97,25 @@ def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
     """
     folder = RunFolder(run)
     if to is not None:
-        _make(to)
+        _create_folder(to)
     files = _output(folder, None if to is None else to / "output")
     for name, path, problem, special in _entries(folder.work):
         copy = None if to is None else to / name
         files.append(
-            ResultFile(name, 0, "", problem, special) if problem else _taken(name, path, copy)
+            ResultFile(name, 0, "", problem, special)
+            if problem
+            else _read_and_copy(name, path, copy)
         )
     return files
 
 
-def _make(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UsageError(
-            f"{folder} can't be made: {error.strerror}", hint="Give a folder that is not there yet."
+            f"{folder} can't be created: {error.strerror}",
+            hint="Give a folder that does not exist yet.",
         ) from None
 
 
@@ -124,7 +127,7 @@ def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
     try:
         with ExitStack() as stack:
             target = None if copy is None else stack.enter_context(copy.open("xb"))
-            while (part := outputlog.read_output(folder.output, position, _MOST)).data:
+            while (part := outputlog.read_output(folder.output, position, _READ_BYTES)).data:
                 digest.update(part.data)
                 size += len(part.data)
                 position = part.position
@@ -144,7 +147,7 @@ def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
 
     def unreadable(error: OSError) -> None:
         folder = Path(os.fsdecode(error.filename))
-        entries.append((_name(folder, work), folder, f"can't be read: {_words(error)}", False))
+        entries.append((_name(folder, work), folder, f"can't be read: {_error_text(error)}", False))
 
     for parent, folders, names in os.walk(work, followlinks=False, onerror=unreadable):
         for name in (*names, *folders):
@@ -152,7 +155,7 @@ def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
             try:
                 kind = stat.S_IFMT(path.lstat().st_mode)
             except OSError as error:  # a folder with read but no search permission
-                problem = f"can't be read: {_words(error)}"
+                problem = f"can't be read: {_error_text(error)}"
             else:
                 if kind == stat.S_IFDIR:
                     continue
@@ -166,7 +169,7 @@ def _name(path: Path, work: Path) -> str:
     return str(Path("work", path.relative_to(work)))
 
 
-def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
+def _read_and_copy(name: str, path: Path, copy: Path | None) -> ResultFile:
     """Read a file, and copy it where a copy is requested."""
     size = 0
     try:
@@ -178,39 +181,39 @@ def _taken(name: str, path: Path, copy: Path | None) -> ResultFile:
             if copy is not None:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 target = stack.enter_context(copy.open("xb"))
-            digest, problem = _copied(source, size, target)
+            digest, problem = _copy(source, size, target)
     except OSError as error:
         return _failed(name, size, error, copy)
     return ResultFile(name, size, digest, problem)
 
 
-def _copied(source: BinaryIO, size: int, target: BinaryIO | None) -> tuple[str, str]:
+def _copy(source: BinaryIO, size: int, target: BinaryIO | None) -> tuple[str, str]:
     """Copy a file and keep its holes; returns its SHA-256, or why there is none."""
     sha256, holes, position = hashlib.sha256(), 0, 0
-    for start, end in _data(source.fileno(), size):
+    for start, end in _data_parts(source.fileno(), size):
         holes += start - position
-        if holes <= _MOST_HOLES:
+        if holes <= _MAX_HOLE_BYTES:
             _add_zeros(sha256, start - position)
         source.seek(start)
         if target is not None:
             target.seek(start)
         position = start
-        while position < end and (part := source.read(min(_MOST, end - position))):
+        while position < end and (part := source.read(min(_READ_BYTES, end - position))):
             position += len(part)
             if target is not None:
                 target.write(part)
-            if holes <= _MOST_HOLES:
+            if holes <= _MAX_HOLE_BYTES:
                 sha256.update(part)
     holes += size - position
     if target is not None:
         target.truncate(size)
-    if holes > _MOST_HOLES:
+    if holes > _MAX_HOLE_BYTES:
         return "", f"has no SHA-256: {holes:,} of its bytes are holes"
     _add_zeros(sha256, size - position)
     return sha256.hexdigest(), ""
 
 
-def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def _data_parts(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield the data parts of a file; the whole where the file system does not report holes."""
     position = 0
     while position < size:
@@ -241,10 +244,10 @@ def _failed(name: str, size: int, error: OSError, copy: Path | None) -> ResultFi
         with suppress(OSError):
             copy.unlink()
     verb = "copied" if written else "read"
-    return ResultFile(name, size, "", f"can't be {verb}: {_words(error)}")
+    return ResultFile(name, size, "", f"can't be {verb}: {_error_text(error)}")
 
 
-def _words(error: OSError) -> str:
+def _error_text(error: OSError) -> str:
     return error.strerror or str(error)
 
 

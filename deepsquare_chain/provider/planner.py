@@ -54,7 +54,7 @@ def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action
         action = plan_job(view, situation)
         if view.mine:
             action = admit(view, drain(view, action, situation), situation, free)
-        planned.append((view, _spoken(action)))
+        planned.append((view, _with_clipped_reason(action)))
     return planned
 
 
@@ -77,19 +77,19 @@ def _not_mine(view: View, situation: Situation) -> Action:
     if view.run.phase is Phase.CLOSED:
         return Wait("closed")
     if not view.settled:
-        return Wait("waits for confirmations")
+        return Wait("waiting for confirmations")
     if view.run.handle is None and view.lookup is not None and view.lookup.handle is not None:
         return Adopt(view.lookup.handle)
     if not view.run.began:
         return Close() if view.chain.is_final else Wait("is not assigned to this provider")
-    return _leave(view, situation)
+    return _cancel_and_close(view, situation)
 
 
-def _leave(view: View, situation: Situation) -> Action:
+def _cancel_and_close(view: View, situation: Situation) -> Action:
     """Cancel the run if it is alive, then release or close its record."""
     state = _run_state(view, situation)
     if state is RunState.UNKNOWN:
-        return Wait("the executor can't tell")
+        return Wait("the executor does not know its state")
     if state is None or state is RunState.ENDED:
         return Close() if view.chain.is_final else Release()
     return Cancel(f"the job is {view.chain.name} on chain")
@@ -105,7 +105,7 @@ def _meta_scheduled(view: View, situation: Situation) -> Action:
         # Without a queue, runs begin when their job is RUNNING, which is never reverted by the
         # contract: a reorg removed the start, which is sent again.
         return ClaimAndStart()
-    problem = _material_problem(view, situation)
+    problem = _definition_problem(view, situation)
     return problem or (Claim() if situation.queues else ClaimAndStart())
 
 
@@ -117,7 +117,7 @@ def _scheduled(view: View, situation: Situation) -> Action:
     if view.run.began:
         # A reorg removed the block that started this job: the start is sent again.
         return Start()
-    return _material_problem(view, situation) or Start()
+    return _definition_problem(view, situation) or Start()
 
 
 def _queued(view: View, situation: Situation) -> Action:
@@ -128,7 +128,7 @@ def _queued(view: View, situation: Situation) -> Action:
     if state is None:
         return Requeue("the run vanished before its start")
     ended = view.run.exit or (view.status.exit if view.status else None)
-    if ended is not None and ended.reason in _GIVEN_UP:
+    if ended is not None and ended.reason in _LOST_REASONS:
         # A run that was lost before its billing started costs the customer nothing.
         return Requeue(_lost_reason(ended))
     if state in {RunState.UNKNOWN, RunState.QUEUED}:
@@ -144,20 +144,20 @@ def _running(view: View, situation: Situation) -> Action:
         return _end(view, run.exit, situation)
     if run.handle is None:
         return _submit_or_adopt(view, situation)
-    return _watch(view, situation)
+    return _running_run(view, situation)
 
 
-def _watch(view: View, situation: Situation) -> Action:
+def _running_run(view: View, situation: Situation) -> Action:
     """RUNNING, and the executor has the run."""
     state = _run_state(view, situation)
     if state is None:
         return Panic("the run vanished")
     if state is RunState.UNKNOWN:
-        return Wait("the executor can't tell")
+        return Wait("the executor does not know its state")
     if view.status is not None and view.status.exit is not None:
         return RecordEnd(view.status.exit)
     if view.collected is None:
-        return Wait("the events of its interim payments are not read yet")
+        return Wait("the events of its interim payments have not been read yet")
     if view.allotment != view.run.allotment:
         return Extend(_walltime(view.allotment, view.run.lead), view.allotment)
     return Collect() if _worth_collecting(view, situation) else Wait("runs")
@@ -178,25 +178,28 @@ def _worth_collecting(view: View, situation: Situation) -> bool:
     if elapsed < conditions.interval or situation.now >= near_end:
         return False
     due = cost(job.rate, elapsed)
-    return due - fee(due, job.fee_bps) >= conditions.least
+    return due - fee(due, job.fee_bps) >= conditions.min_unbilled
 
 
 # ------------------------------------------------------------------------- helpers
 
 
-def _material_problem(view: View, situation: Situation) -> Action | None:
+def _definition_problem(view: View, situation: Situation) -> Action | None:
     """Return the action for a definition that is not READY; None when it is."""
-    material = view.material
+    cached_definition = view.cached_definition
     waited = situation.now - view.job.since
-    if material.state is DefinitionState.READY:
+    if cached_definition.state is DefinitionState.READY:
         return None
-    if material.state is DefinitionState.INVALID:
-        return Panic(material.reason)
-    if material.state is DefinitionState.PENDING or waited < situation.assignment_timeout:
-        return Wait(material.reason or "the definition is being fetched")
-    if material.state is DefinitionState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
-        return Requeue(material.reason)
-    return Panic(material.reason)
+    if cached_definition.state is DefinitionState.INVALID:
+        return Panic(cached_definition.reason)
+    if cached_definition.state is DefinitionState.PENDING or waited < situation.assignment_timeout:
+        return Wait(cached_definition.reason or "the definition is being fetched")
+    if (
+        cached_definition.state is DefinitionState.UNREACHABLE
+        and view.chain is not JobStatus.RUNNING
+    ):
+        return Requeue(cached_definition.reason)
+    return Panic(cached_definition.reason)
 
 
 def _submit_or_adopt(view: View, situation: Situation) -> Action:
@@ -205,7 +208,7 @@ def _submit_or_adopt(view: View, situation: Situation) -> Action:
         return Wait("the executor has not answered")
     if view.lookup.handle is not None:
         return Adopt(view.lookup.handle)
-    return _submit(view, situation) if view.settled else Wait("waits for confirmations")
+    return _submit(view, situation) if view.settled else Wait("waiting for confirmations")
 
 
 def _submit(view: View, situation: Situation) -> Action:
@@ -213,7 +216,7 @@ def _submit(view: View, situation: Situation) -> Action:
     if view.chain is JobStatus.RUNNING and view.run.phase is Phase.WATCHED:
         # Started, but without a record in this database: the fate of that run is unknown.
         return Panic("the record of this run was lost")
-    problem = _material_problem(view, situation)
+    problem = _definition_problem(view, situation)
     if problem is not None:
         return problem
     allotted = view.allotment
@@ -227,15 +230,15 @@ def _submit(view: View, situation: Situation) -> Action:
 
 def _end(view: View, ended: Exit, situation: Situation) -> Action:
     """Report the end, once the chain time allows the contract to bill the seconds due."""
-    if ended.reason in _GIVEN_UP:
+    if ended.reason in _LOST_REASONS:
         return Panic(_lost_reason(ended))
     if view.collected is None:
-        return Wait("the events of its interim payments are not read yet")
+        return Wait("the events of its interim payments have not been read yet")
     allotted = view.allotment
     due = min(ended.seconds, allotted)
     reason = _reason(view.job, ended)
     if ended.reason == "walltime":
-        if _given(view, ended, allotted) >= allotted:
+        if _sent_allotment(view, ended, allotted) >= allotted:
             due = allotted
         else:
             reason = "time limit reached; a top-up came too late for this run"
@@ -243,18 +246,18 @@ def _end(view: View, ended: Exit, situation: Situation) -> Action:
     due = max(0, due - view.collected)
     elapsed = situation.now - view.job.since
     if elapsed < due:
-        return Wait(f"reports in {due - elapsed} seconds, when the chain's clock is there")
+        return Wait(f"is reported in {due - elapsed} seconds of chain time")
     return RunReport(min(due, MAX_SECONDS), ended.code, reason)
 
 
-def _given(view: View, ended: Exit, allotted: int) -> int:
+def _sent_allotment(view: View, ended: Exit, allotted: int) -> int:
     """Return the allotment last sent to the run; if unknown, estimate it from the duration."""
     if view.run.allotment:
         return view.run.allotment
     return allotted if ended.seconds * 2 >= allotted else 0
 
 
-_GIVEN_UP = frozenset({"lost", "cancelled", "unstarted", "full"})
+_LOST_REASONS = frozenset({"lost", "cancelled", "unstarted", "full"})
 
 
 def _lost_reason(ended: Exit) -> str:
@@ -297,7 +300,7 @@ def _walltime(allotted: int, lead: int) -> int:
     return max(1, min(allotted - lead, MAX_WALLTIME))
 
 
-def _spoken(action: Action) -> Action:
+def _with_clipped_reason(action: Action) -> Action:
     if isinstance(action, Panic | Requeue | RunReport):
         return replace(action, reason=clip(action.reason))
     return action

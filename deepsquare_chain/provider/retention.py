@@ -17,7 +17,7 @@ from deepsquare_chain.provider.state import RunTable
 #: Seconds between two checks.
 _INTERVAL: Final = 600.0
 #: Seconds for which a folder is always kept, so that its results can be fetched.
-LEAST_AGE: Final = 3_600.0
+MIN_AGE: Final = 3_600.0
 _log = get_logger(__name__)
 
 
@@ -41,14 +41,14 @@ class KeptRun:
 def expired(kept: Collection[KeptRun], limits: Limits, now: float) -> list[KeptRun]:
     """Return the folders to remove, oldest first: those above the age or the total size.
 
-    Nothing younger than `LEAST_AGE` is removed.
+    Nothing younger than `MIN_AGE` is removed.
     """
     to_remove = []
     remaining_size = sum(run.size for run in kept)
     for run in sorted(kept, key=lambda run: (run.ended_at, run.key)):
         age = now - run.ended_at
         too_much = limits.size and remaining_size > limits.size
-        if age > LEAST_AGE and (age > limits.age or too_much):
+        if age > MIN_AGE and (age > limits.age or too_much):
             to_remove.append(run)
             remaining_size -= run.size
     return to_remove
@@ -66,7 +66,7 @@ class Retention:
         chain_id: Chain ID of the grid.
         contract: Address of the MetaScheduler.
         limits: Maximum age and size.
-        shown: Called with the number of kept folders and their bytes.
+        show: Called with the number of kept folders and their bytes.
         interval: Minimum seconds between two checks.
     """
 
@@ -78,27 +78,27 @@ class Retention:
         chain_id: int,
         contract: str,
         limits: Limits,
-        shown: Callable[[int, int], None],
+        show: Callable[[int, int], None],
         interval: float = _INTERVAL,
     ) -> None:
         self._executor = executor
         self._table = table
         self._grid = (chain_id, contract)
         self._limits = limits
-        self._shown = shown
+        self._show = show
         self._interval = interval
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         # The folder of a settled run is final, so its size is measured once.
         self._measured: dict[str, Stored] = {}
         self._tasks = BackgroundTasks()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Begin to remove expired folders, if a check is due."""
         self._tasks.collect()
         now = time.monotonic()
-        if self._tasks or now - self._looked_at < self._interval:
+        if self._tasks or now - self._checked_at < self._interval:
             return
-        self._looked_at = now
+        self._checked_at = now
         self._tasks.begin(self.clean(), [])
 
     async def close(self) -> None:
@@ -125,7 +125,7 @@ class Retention:
             freed = sum(run.size for run in removed)
             _log.info("ended runs removed", runs=len(removed), bytes=freed)
         remaining = set(kept) - set(removed)
-        self._shown(len(remaining), sum(run.size for run in remaining))
+        self._show(len(remaining), sum(run.size for run in remaining))
         return len(removed)
 
     async def _kept(self) -> list[KeptRun]:

@@ -126,7 +126,7 @@ class _MaintenanceSignals:
 
     def __init__(self) -> None:
         self._service: ProviderService | None = None
-        self._asked: bool | None = None
+        self._requested: bool | None = None
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -142,12 +142,12 @@ class _MaintenanceSignals:
     def serve(self, service: ProviderService) -> None:
         """Set the open service, and apply a signal that arrived before."""
         self._service = service
-        if self._asked is not None:
-            service.drain(self._asked)
+        if self._requested is not None:
+            service.drain(self._requested)
 
     def _ask(self, draining: bool) -> None:
         if self._service is None:
-            self._asked = draining
+            self._requested = draining
         else:
             self._service.drain(draining)
 

@@ -57,7 +57,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.observer import RunObserver, free_megabytes
-from deepsquare_chain.provider.offering import OfferFollower, held_by, in_all
+from deepsquare_chain.provider.offering import OfferFollower, capacity_in_use, total_capacity
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
@@ -71,7 +71,7 @@ _log = get_logger(__name__)
 #: Seconds for which a cycle waits for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
 #: Seconds between two slow checks, of what rarely changes.
-_SLOW_LOOKS: Final = 30.0
+_SLOW_CHECK_SECONDS: Final = 30.0
 #: Gas to collect one interim payment alone; in a batch of 50, each takes a quarter of it.
 COLLECT_GAS: Final = 70_000
 #: Calls that only a provider's daemon sends, by selector.
@@ -163,7 +163,7 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
         parameters.claim_timeout,
         parameters.response_timeout,
         parameters.collect_interval,
-        in_all(provider.hardware),
+        total_capacity(provider.hardware),
     )
 
 
@@ -246,7 +246,7 @@ class ProviderService:
             contracts.scheduler,
             size=settings.batch_size,
             timeout=settings.send_timeout,
-            counted=self.metrics.sent,
+            count=self.metrics.sent,
         )
         # Events are only hints, so they are read up to the head; irreversible actions wait for
         # confirmed state.
@@ -271,12 +271,12 @@ class ProviderService:
         if gateways:
             self._uploader = OutputUploader(executor, self.table, store, gateways, metrics=metrics)
             self._uploader.start()
-        self._followed = b""  # hash of a block with all events applied and no challenge open
+        self._followed_hash = b""  # hash of a block with all events applied and no challenge open
         self._challenged_at = 0  # chain time of the open challenge; 0 for none
         self._warned: set[int] = set()
-        self._looked_slowly: float | None = None
-        self._looked_at_account: float | None = None
-        self._told: dict[int, Action] = {}
+        self._checked_machine_at: float | None = None
+        self._checked_account_at: float | None = None
+        self._logged_actions: dict[int, Action] = {}
         self._offer = OfferFollower(contracts, sender, timeout=settings.send_timeout)
         self._maintenance = Maintenance(contracts, sender, timeout=settings.send_timeout)
         self._retention = Retention(
@@ -285,7 +285,7 @@ class ProviderService:
             chain_id=deployment.chain_id,
             contract=contracts.scheduler.address,
             limits=Limits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
-            shown=self.metrics.keeps,
+            show=self.metrics.set_kept,
         )
         self._jobs = 0
         self._fault = ""
@@ -299,19 +299,19 @@ class ProviderService:
             ReorgTooDeepError: A reorg is deeper than the blocks that are considered final.
             UsageError: Another daemon serves this account.
         """
-        if not await self._settle_old():
+        if not await self._settle_earlier_transactions():
             return False
         # The state that this cycle reads may lack the result of tasks that end from here on.
-        busy = self._executor_actions.starting | self._batches.jobs
+        busy = self._executor_actions.launching | self._batches.jobs
         head = await self.heads.look(lambda: self._batches.mined_at)
         self._refuse_second_daemon()
         if head is None or self._sender.unattended():  # a reorg may have evicted a transaction
             return False
-        await self._look_slowly()
-        if head.hash != self._followed:
+        await self._check_machine()
+        if head.hash != self._followed_hash:
             await self._follow(head)
         crash_point("provider.followed")
-        return await self._act(head, busy) > 0
+        return await self._carry_out(head, busy) > 0
 
     def details(self) -> dict[str, Any]:
         """Return the fields of the status file in addition to the daemon's own state."""
@@ -320,7 +320,7 @@ class ProviderService:
             "fault": self._fault,
             "draining": self._maintenance.draining,
             "jobs": self._jobs,
-            "shortage": self._shortage(free_megabytes(self._settings.state_dir)),
+            "shortage": self._disk_shortage(free_megabytes(self._settings.state_dir)),
         }
 
     def _usable_abilities(self) -> frozenset[str] | None:
@@ -328,7 +328,7 @@ class ProviderService:
 
     def drain(self, draining: bool) -> None:
         """Begin or end the maintenance of this provider on chain; running jobs continue."""
-        self._maintenance.ask(draining=draining)
+        self._maintenance.request(draining=draining)
 
     async def close(self) -> None:
         """Wait for the background tasks."""
@@ -341,7 +341,7 @@ class ProviderService:
 
     # -- the steps of a cycle
 
-    async def _settle_old(self) -> bool:
+    async def _settle_earlier_transactions(self) -> bool:
         """Wait for transactions of an earlier process, or that timed out in an earlier cycle.
 
         The jobs that they change are no longer known, so no job is planned until they are mined.
@@ -350,9 +350,9 @@ class ProviderService:
         if not self._sender.unattended():
             return True
         # An answer has a later nonce, so the pending transactions before it may cost as much.
-        await self._look_for_challenge("latest")
+        await self._check_challenge("latest")
         for receipt in await self._sender.recover(timeout=_RECOVER_SECONDS):
-            self._batches.saw(receipt.block_number)
+            self._batches.record_block(receipt.block_number)
         return not self._sender.unattended()
 
     def _refuse_second_daemon(self) -> None:
@@ -367,24 +367,24 @@ class ProviderService:
             if name is not None and tx.to.lower() == scheduler:
                 raise UsageError(
                     f"Another provider daemon serves {self._sender.address}: it sent {name} {tx}",
-                    hint="Stop one of them and start the other again. Runs go on meanwhile; two "
+                    hint="Stop one of them and restart the other. Runs continue meanwhile; two "
                     "daemons with a --state-dir each would run every job twice.",
                 )
 
     async def _follow(self, head: Head) -> None:
         """Apply new events and check for an open challenge; once per block while there is none."""
-        self._followed = b""
+        self._followed_hash = b""
         with merged(self._w3):
             await gather_all(
-                self._look_for_challenge(head.number),
+                self._check_challenge(head.number),
                 self._follower.poll(self.table.apply, head=head.number),
                 self._observer.prepare(head),
-                self._look_at_account(),
+                self._check_account(),
             )
         if not self._challenged_at and self._follower.position == head.number:
-            self._followed = head.hash
+            self._followed_hash = head.hash
 
-    async def _look_for_challenge(self, block: BlockIdentifier) -> None:
+    async def _check_challenge(self, block: BlockIdentifier) -> None:
         """Read the provider's challenge clock; an open challenge raises the fee ceiling."""
         clock = await self._contracts.scheduler.clock_of(self.provider_id, block_identifier=block)
         if clock.challenged_at and not self._challenged_at:
@@ -406,17 +406,17 @@ class ProviderService:
         if not self._challenged_at:
             return False
         waited = head.time - self._challenged_at
-        if waited * 2 >= self._standing.response_timeout or self._too_dear(head):
+        if waited * 2 >= self._standing.response_timeout or self._exceeds_fee_ceiling(head):
             return True
-        return not self._batches.jobs and not self._batches.moves(planned)
+        return not self._batches.jobs and not self._batches.would_send(planned)
 
-    def _too_dear(self, head: Head) -> bool:
+    def _exceeds_fee_ceiling(self, head: Head) -> bool:
         """Return whether the base fee exceeds the fee ceiling of job transitions."""
         return head.base_fee > self._settings.max_fee_per_gas
 
-    async def _look_slowly(self) -> None:
+    async def _check_machine(self) -> None:
         """Check what rarely changes on this machine: unknown runs, folders of ended runs."""
-        if not _is_due(self._looked_slowly):
+        if not _is_due(self._checked_machine_at):
             return
         try:
             contract = self._contracts.scheduler.address
@@ -424,26 +424,26 @@ class ProviderService:
         except ExecutorUnavailableError as error:
             _log.warning("executor unavailable", error=error.message)
             return
-        self._retention.look()
+        self._retention.check()
         await self._mark_store()
-        self._looked_slowly = time.monotonic()
+        self._checked_machine_at = time.monotonic()
 
-    async def _look_at_account(self) -> None:
+    async def _check_account(self) -> None:
         """Read what rarely changes on chain: provider status, registered hardware, gas balance."""
-        if not _is_due(self._looked_at_account):
+        if not _is_due(self._checked_account_at):
             return
         now = time.monotonic()
         provider, balance = await asyncio.gather(
             self._contracts.registry.provider_of(self._sender.address),
             self._w3.eth.get_balance(self._sender.account.address, "latest"),
         )
-        self._maintenance.saw(provider.status)
+        self._maintenance.apply_status(provider.status)
         self.metrics.active.set(provider.status is ProviderStatus.ACTIVE)
         self.metrics.approved_until.set(provider.approved_until)
         if self._on_hardware is not None:
-            self._on_hardware(in_all(provider.hardware))
+            self._on_hardware(total_capacity(provider.hardware))
         self.metrics.gas.set(balance / CREDIT)
-        self._looked_at_account = now
+        self._checked_account_at = now
 
     async def _mark_store(self) -> None:
         """Mark a shared folder of definitions as read by this provider, for its customers."""
@@ -451,7 +451,7 @@ class ProviderService:
             with suppress(OSError):  # read access is enough to fetch definitions
                 await asyncio.to_thread(self._definitions.mark_reader, self._sender.address)
 
-    async def _act(self, head: Head, busy: frozenset[int]) -> int:
+    async def _carry_out(self, head: Head, busy: frozenset[int]) -> int:
         followed = self._follower.position == head.number
         views = await self._observer.views(head, followed=followed)
         free = await self._observer.free()
@@ -462,9 +462,9 @@ class ProviderService:
         disk = free_megabytes(self._settings.state_dir)
         self.metrics.disk.set(disk * MEGABYTE)
         self._jobs = len(views)
-        self._watch_revenue(views, head)
+        self._check_revenue(views, head)
         if self._settings.follow_offer:
-            self._offer.follow(free, held_by(views))
+            self._offer.follow(free, capacity_in_use(views))
         if self._settings.publish_abilities and not self._fault:
             self._abilities.follow()
         if not views:
@@ -475,15 +475,15 @@ class ProviderService:
             free=free,
             fault=self._fault,
             draining=self._maintenance.draining,
-            room_to_write=not self._shortage(disk),
+            has_disk_space=not self._disk_shortage(disk),
             assignment_timeout=self._assignment_timeout,
             start_grace=self._settings.start_grace,
             collecting=self._collecting(head),
         )
         planned = [pair for pair in plan(views, situation) if pair[0].job.id not in busy]
-        self._tell(planned)
+        self._log_actions(planned)
         crash_point("provider.planned")
-        self._intend(planned)
+        self._record_intent(planned)
         sending = asyncio.ensure_future(self._send(head, planned))
         actions_done, moved = await gather_all(
             self._executor_actions.carry_out(planned, sending.done), sending
@@ -491,7 +491,7 @@ class ProviderService:
         self._batches.forget(view.job.id for view, action in planned if isinstance(action, Close))
         return actions_done + moved
 
-    def _shortage(self, free: int) -> str:
+    def _disk_shortage(self, free: int) -> str:
         """Return why `free` MB of disk are too few to claim jobs; empty when they are enough."""
         folder, floor = self._settings.state_dir, self._settings.min_free
         if free >= floor:
@@ -501,7 +501,7 @@ class ProviderService:
     async def _send(self, head: Head, planned: Collection[tuple[View, Action]]) -> int:
         """Send job transitions and a challenge answer; returns the number of jobs changed."""
         answering = self._must_answer(head, planned)
-        if answering and self._too_dear(head):
+        if answering and self._exceeds_fee_ceiling(head):
             # The raised ceiling is for the answer only: job transitions wait for a lower base fee.
             return int(await self._batches.answer())
         if answering:
@@ -518,7 +518,7 @@ class ProviderService:
         gas = head.base_fee * COLLECT_GAS * Fraction(settings.coin_value)
         return Collecting(max(interval, grid), ceil(gas / Fraction(settings.collect_gas_share)))
 
-    def _watch_revenue(self, views: Sequence[View], head: Head) -> None:
+    def _check_revenue(self, views: Sequence[View], head: Head) -> None:
         """Update the metrics of unbilled revenue; warn once per run that exceeds the limit."""
         unbilled = {
             view.job.id: unbilled_revenue(view.job, head.time)
@@ -534,11 +534,11 @@ class ProviderService:
                 job=job_id,
                 credits=format_credits(unbilled[job_id]),
                 limit=format_credits(limit),
-                hint="A lost run forfeits it. Ask for interimPayments in long jobs' files.",
+                hint="The loss of the run forfeits it. Use interimPayments in the job files of long jobs.",
             )
         self._warned = exceeding
 
-    def _intend(self, planned: Sequence[tuple[View, Action]]) -> None:
+    def _record_intent(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Record the intent to start jobs, before their start is sent."""
         self.table.put(
             *(
@@ -549,15 +549,15 @@ class ProviderService:
         )
         crash_point("provider.intended")
 
-    def _tell(self, planned: Sequence[tuple[View, Action]]) -> None:
+    def _log_actions(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Log the action of each job when it changes."""
         plans = {view.job.id: action for view, action in planned}
         for view, action in planned:
-            if self._told.get(view.job.id) != action:
+            if self._logged_actions.get(view.job.id) != action:
                 _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
-        self._told = plans
+        self._logged_actions = plans
 
 
 def _is_due(last: float | None) -> bool:
     """Return whether a slow check is due; `last` is the monotonic time of the last one."""
-    return last is None or time.monotonic() - last >= _SLOW_LOOKS
+    return last is None or time.monotonic() - last >= _SLOW_CHECK_SECONDS

@@ -55,7 +55,7 @@ from deepsquare_chain.store.gateway_client import (
 #: Seconds between two checks for new output.
 _INTERVAL: Final = 0.4
 #: Number of concurrent uploads, and bytes of one request.
-_AT_ONCE: Final = 8
+_MAX_UPLOADS: Final = 8
 _LOG_PART: Final = 256 * 1024
 _FILE_PART: Final = 4 * 1024 * 1024
 #: Maximum restarts of one delivery because the gateway has another length of the log.
@@ -63,7 +63,7 @@ _REWINDS: Final = 3
 #: First and longest backoff of a gateway, or of a run that it refuses, in seconds.
 _PAUSES: Final = (0.5, 30.0)
 #: Seconds after which an undelivered upload is given up.
-_GIVE_UP: Final = 7 * 86_400
+_GIVE_UP_SECONDS: Final = 7 * 86_400
 _log = get_logger(__name__)
 
 _uploads: Final = Table(
@@ -135,8 +135,8 @@ class OutputUploader:
         self._store = store
         self._gateways = tuple(gateways)
         self._interval = interval
-        self._resting: dict[str, tuple[float, float]] = {}  # gateway or run -> backoff, end
-        self._going: dict[str, asyncio.Task[None]] = {}
+        self._cooldowns: dict[str, tuple[float, float]] = {}  # gateway or run -> backoff, end
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._worker: asyncio.Task[None] | None = None
         self._pending = metrics.gauge(
             "gateway_pending_runs", "Runs whose output is not delivered to a gateway yet."
@@ -150,57 +150,57 @@ class OutputUploader:
         """Stop; unfinished uploads continue after the next start."""
         if self._worker is not None:
             await cancelled(self._worker)
-        for task in self._going.values():
+        for task in self._tasks.values():
             await cancelled(task)
 
     async def _work(self) -> None:
         while True:
             try:
-                self.look()
+                self.start_due_uploads()
             except GridError as error:
                 _log.warning("uploads not read", error=error.message)
             await asyncio.sleep(self._interval)
 
-    def look(self) -> None:
+    def start_due_uploads(self) -> None:
         """Begin the uploads that are due, a limited number at a time."""
-        for key in [key for key, task in self._going.items() if task.done()]:
-            del self._going[key]
-        uploads = {record.key: record for record in self._open()}
+        for key in [key for key, task in self._tasks.items() if task.done()]:
+            del self._tasks[key]
+        uploads = {record.key: record for record in self._open_uploads()}
         for run in self._table.open():
             if run.handle is not None and run.key not in uploads and not self._finished(run.key):
                 uploads[run.key] = Upload(run.key, run.job_id, run.handle, since=int(time.time()))
-                self._put(uploads[run.key])
+                self._save(uploads[run.key])
         self._pending.set(len(uploads))
         for upload in uploads.values():
-            if len(self._going) >= _AT_ONCE:
+            if len(self._tasks) >= _MAX_UPLOADS:
                 return
-            if upload.key not in self._going and not self._rests(upload.key):
-                self._going[upload.key] = asyncio.create_task(self._carry(upload))
+            if upload.key not in self._tasks and not self._has_cooldown(upload.key):
+                self._tasks[upload.key] = asyncio.create_task(self._run_upload(upload))
 
-    async def _carry(self, upload: Upload) -> None:
+    async def _run_upload(self, upload: Upload) -> None:
         """Upload the new output of one run."""
         run = self._table.get(upload.job_id)
         ended = run is None or run.key != upload.key or run.phase in {Phase.ENDED, Phase.CLOSED}
         try:
             await self.deliver(upload, ended=ended)
         except WrongAccountError as error:
-            _log.info("output not taken", job=upload.job_id, error=error.message)
-            self._rest(upload.key)
+            _log.info("output rejected", job=upload.job_id, error=error.message)
+            self._start_cooldown(upload.key)
             if run is None or run.key != upload.key:
-                self._give_up(upload, "the job is another provider's now")
+                self._give_up(upload, "the job was assigned to another provider")
         except GridError as error:
             _log.warning("output not delivered", job=upload.job_id, error=error.message)
-            self._rest(upload.key)
+            self._start_cooldown(upload.key)
         except OSError as error:
             _log.warning("output not read", job=upload.job_id, error=error.strerror)
-            self._rest(upload.key)
+            self._start_cooldown(upload.key)
         except Exception as error:  # noqa: BLE001 - only this task can log it
             _log.error("delivery failed", job=upload.job_id, exc_info=error)
-            self._rest(upload.key)
+            self._start_cooldown(upload.key)
         else:
-            self._resting.pop(upload.key, None)
-        if time.time() - upload.since > _GIVE_UP:
-            self._give_up(upload, "no gateway took it for days")
+            self._cooldowns.pop(upload.key, None)
+        if time.time() - upload.since > _GIVE_UP_SECONDS:
+            self._give_up(upload, "no gateway accepted it within days")
 
     async def deliver(self, upload: Upload, *, ended: bool) -> Upload:
         """Upload the new output of a run; everything once the run has ended.
@@ -210,7 +210,7 @@ class OutputUploader:
             OSError: The run's folder can't be read.
         """
         folder = self._executor.folder(upload.handle)
-        gateway = await self._gateway(upload)
+        gateway = await self._gateway_of(upload)
         upload = replace(upload, gateway=gateway.url)
         if not upload.log_done:
             upload = await self._log(gateway, upload, folder, ended=ended)
@@ -218,11 +218,11 @@ class OutputUploader:
             if folder.exists():
                 await self._results(gateway, upload, folder)
             upload = replace(upload, done=True)
-            self._put(upload)
+            self._save(upload)
             _log.info("output delivered", job=upload.job_id, gateway=gateway.place)
         return upload
 
-    async def _gateway(self, upload: Upload) -> GatewayClient:
+    async def _gateway_of(self, upload: Upload) -> GatewayClient:
         """Return the gateway of a run: the one that has its definition.
 
         Raises:
@@ -231,9 +231,9 @@ class OutputUploader:
         failure: GridError | None = None
         for gateway in self._gateways:
             if upload.gateway in {"", gateway.url}:
-                if self._rests(gateway.url):
+                if self._has_cooldown(gateway.url):
                     failure = EndpointError(
-                        f"The gateway at {gateway.place} did not answer just now"
+                        f"The gateway at {gateway.place} did not respond recently"
                     )
                     continue
                 try:
@@ -242,7 +242,7 @@ class OutputUploader:
                 except WrongAccountError as error:
                     failure = failure or error
                 except GridError as error:
-                    self._rest(gateway.url)
+                    self._start_cooldown(gateway.url)
                     failure = error
         raise failure or NotFoundError(f"No gateway has the definition of job {upload.job_id}")
 
@@ -272,11 +272,11 @@ class OutputUploader:
             except GatewayRefusedError as error:
                 if error.code == "wrong-offset" and rewinds < _REWINDS:
                     rewinds += 1
-                    upload = _rewound(upload, error.offset or 0, encrypted=bool(recipients))
+                    upload = _resume_position(upload, error.offset or 0, encrypted=bool(recipients))
                     continue
                 if error.code not in {"quota", "complete"}:
                     raise
-                _log.warning("log cut off", job=upload.job_id, error=error.message)
+                _log.warning("log truncated", job=upload.job_id, error=error.message)
                 if error.code == "quota":
                     remote = await gateway.append(
                         upload.job_id, LOG, upload.offset, b"", complete=True
@@ -288,7 +288,7 @@ class OutputUploader:
                 offset=upload.offset + len(data),
                 log_done=complete or remote.complete,
             )
-            self._put(upload)
+            self._save(upload)
             if upload.log_done:
                 return upload
 
@@ -344,7 +344,7 @@ class OutputUploader:
                 limit = min(_FILE_PART, file.size - offset)
                 data = await asyncio.to_thread(_read_file, folder, file.name, offset, limit)
                 if len(data) < limit:
-                    return "it became shorter meanwhile"
+                    return "it was truncated during the upload"
                 complete = offset + len(data) >= file.size
                 await gateway.append(job_id, file.name, offset, data, complete=complete)
                 offset += len(data)
@@ -357,7 +357,7 @@ class OutputUploader:
 
     # -- records
 
-    def _open(self) -> list[Upload]:
+    def _open_uploads(self) -> list[Upload]:
         with self._store.read() as connection:
             query = select(_uploads).where(_uploads.c.done.is_(False)).order_by(_uploads.c.since)
             return [Upload(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001
@@ -367,7 +367,7 @@ class OutputUploader:
             query = select(_uploads.c.key).where(_uploads.c.key == key)
             return connection.execute(query).first() is not None
 
-    def _put(self, upload: Upload) -> None:
+    def _save(self, upload: Upload) -> None:
         values = {name: getattr(upload, name) for name in Upload.__slots__}
         with self._store.begin(durable=False) as connection:
             connection.execute(delete(_uploads).where(_uploads.c.key == upload.key))
@@ -375,20 +375,20 @@ class OutputUploader:
 
     def _give_up(self, upload: Upload, why: str) -> None:
         _log.warning("output given up", job=upload.job_id, reason=why)
-        self._put(replace(upload, done=True))
+        self._save(replace(upload, done=True))
 
     # -- backoff
 
-    def _rests(self, what: str) -> bool:
-        return self._resting.get(what, (0.0, 0.0))[1] > time.monotonic()
+    def _has_cooldown(self, key: str) -> bool:
+        return self._cooldowns.get(key, (0.0, 0.0))[1] > time.monotonic()
 
-    def _rest(self, what: str) -> None:
+    def _start_cooldown(self, key: str) -> None:
         shortest, longest = _PAUSES
-        pause = min(longest, 2 * self._resting.get(what, (shortest / 2, 0.0))[0])
-        self._resting[what] = (pause, time.monotonic() + pause)
+        pause = min(longest, 2 * self._cooldowns.get(key, (shortest / 2, 0.0))[0])
+        self._cooldowns[key] = (pause, time.monotonic() + pause)
 
 
-def _rewound(upload: Upload, size: int, *, encrypted: bool) -> Upload:
+def _resume_position(upload: Upload, size: int, *, encrypted: bool) -> Upload:
     """Return the position from which to resume a log that has `size` bytes at the gateway."""
     if not encrypted:
         return replace(upload, position=0, offset=0)  # the gateway ignores parts that it has

@@ -60,7 +60,7 @@ def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
     async def find(request: Request) -> Response:
         relayed = relay.find(request.path_params["digest"])
         if relayed is None:
-            return problem(HTTPStatus.NOT_FOUND, "This relay has taken no such request")
+            return problem(HTTPStatus.NOT_FOUND, "This relay has not accepted this request")
         return JSONResponse(_wire(relay, relayed))
 
     async def live(_: Request) -> Response:
@@ -95,7 +95,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
 
 async def _read(request: Request, limit: int) -> SignedRequest:
     if not sends_json(request):
-        raise UsageError("Requests are sent as application/json")
+        raise UsageError("Requests must be sent as application/json")
     body = await read_body(request, limit)
     if body is None:
         raise RequestRefusedError(

@@ -70,10 +70,10 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
         raise _forbidden(
             f"This relay contains no calls to {request.to}",
             "wrong-contract",
-            f"It carries calls to the MetaScheduler at {scheduler}.",
+            f"It forwards calls to the MetaScheduler at {scheduler}.",
         )
     if request.value != 0:
-        raise _forbidden("This relay sends no coin with a call", "value", "Sign a value of 0.")
+        raise _forbidden("This relay does not send coin with a call", "value", "Sign a value of 0.")
     _check_gas(request, rules)
     allowed = _allowed(request.data)
     min_amount = min_amount_of(allowed.function, rules)
@@ -108,10 +108,10 @@ def check_deadline(request: ForwardRequest, now: int, rules: RelayRules) -> None
         )
     if left > rules.max_lead:
         raise RequestRefusedError(
-            f"The request's deadline is {left} s away, this relay takes {rules.max_lead} s at most",
+            f"The request's deadline is {left} s away, this relay accepts at most {rules.max_lead} s",
             code="deadline-too-far",
             status=HTTPStatus.BAD_REQUEST,
-            hint="Sign a nearer deadline.",
+            hint="Sign an earlier deadline.",
         )
 
 
@@ -138,16 +138,16 @@ def _allowed(data: bytes) -> AllowedCall:
         function, values = interface("MetaScheduler").read_call(data)
     except AbiError as error:
         raise RequestRefusedError(
-            f"The request's data is no call of the MetaScheduler: {str(error)[:200]}",
+            f"The request's data is not a call of the MetaScheduler: {str(error)[:200]}",
             code="not-a-call",
             status=HTTPStatus.BAD_REQUEST,
-            hint=f"This relay carries {', '.join(FUNCTIONS)}.",
+            hint=f"This relay forwards {', '.join(FUNCTIONS)}.",
         ) from None
     if function.name not in FUNCTIONS:
         raise _forbidden(
-            f"This relay carries no {function.name}",
+            f"This relay does not forward {function.name}",
             "function-not-allowed",
-            f"It carries {', '.join(FUNCTIONS)}.",
+            f"It forwards {', '.join(FUNCTIONS)}.",
         )
     return AllowedCall(function.name, _amount(function.name, values))
 

@@ -67,7 +67,7 @@ async def run_relay(
             raise UsageError(
                 f"The MetaScheduler at {contracts.scheduler.address} accepts no calls through the "
                 f"forwarder {contracts.forwarder.address} of the deployment record",
-                hint="Give the record of a deployment with a forwarder.",
+                hint="Give the record of a deployment whose contracts trust its forwarder.",
             )
         store = parts.enter_context(await open_store(NAME, contracts, account, settings))
         sender = await open_sender(
@@ -91,7 +91,7 @@ async def run_relay(
             stop=stop,
         )
         service.wake = daemon.wake
-        await service.look_at_wallet()
+        await service.poll_wallet()
         app = relay_app(service, daemon.health)
         if served_by is not None:
             served_by.app = app

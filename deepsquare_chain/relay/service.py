@@ -46,7 +46,7 @@ _MAX_TRIES: Final = 3
 #: Requests that are checked against the chain concurrently.
 _LOOKUPS: Final = 8
 #: Seconds between two polls of the outbox, and of the wallet and the gas price.
-_LOOK_EVERY: Final = 15.0
+_POLL_SECONDS: Final = 15.0
 _RETRY_SECONDS: Final = 30
 #: Backoff in seconds after a batch could not be settled.
 _PAUSE: Final = 2.0
@@ -109,31 +109,33 @@ class RelayService:
         self._domain = domain
         self._settings = settings
         self._wallet: _Wallet | None = None
-        self._tended = -math.inf
+        self._reconciled_at = -math.inf
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
         #: Called to start the next cycle before it is due.
         self.wake: Callable[[], None] = lambda: None
         self._metrics = metrics
-        self._taken = metrics.counter(
-            "relay_requests", "Requests by what was answered.", answer=("taken", "same", "refused")
+        self._responses = metrics.counter(
+            "relay_requests", "Requests by response.", answer=("taken", "same", "refused")
         )
         self._settled = metrics.counter(
             "relay_settled",
-            "Requests by how they ended.",
+            "Requests by result.",
             end=(State.EXECUTED.value, State.FAILED.value, State.DROPPED.value),
         )
         self._gas = metrics.counter("relay_gas", "Gas of the relay's transactions.")
         self._size = metrics.histogram(
-            "relay_batch_requests", "Requests of a transaction.", (1, 2, 5, 10, 20, 50, 100)
+            "relay_batch_requests", "Requests per transaction.", (1, 2, 5, 10, 20, 50, 100)
         )
         self._seconds = metrics.histogram(
-            "relay_seconds", "Seconds from taking a request to its transaction's receipt."
+            "relay_seconds", "Seconds from accepting a request to the receipt of its transaction."
         )
-        self._waiting = metrics.gauge("relay_pending_requests", "Requests not carried out yet.")
+        self._waiting = metrics.gauge(
+            "relay_pending_requests", "Requests that are not executed yet."
+        )
         self._open = metrics.gauge("relay_open", "Whether the wallet can pay for requests.")
-        self._balance = metrics.gauge("gas_balance_coins", "Coins of the chain for gas.")
+        self._balance = metrics.gauge("gas_balance_coins", "Balance of the chain's coin, for gas.")
 
     def terms(self) -> dict[str, Any]:
         """Return the terms of this relay, as in `GET /v1/relay`; amounts are strings."""
@@ -143,7 +145,7 @@ class RelayService:
             "forwarder": self.contracts.forwarder.address,
             "scheduler": self.contracts.scheduler.address,
             "wallet": self.address,
-            "open": self._can_pay(),
+            "open": self._can_pay_largest(),
             "functions": list(FUNCTIONS),
             "min_amount": str(rules.min_amount),
             "max_gas": rules.max_gas,
@@ -167,13 +169,13 @@ class RelayService:
         try:
             return await self._accept(signed)
         except GridError:
-            self._metrics.add(self._taken, "refused")
+            self._metrics.add(self._responses, "refused")
             raise
 
     async def _accept(self, signed: SignedRequest) -> RelayedRequest:
         digest = "0x" + signed.request.digest(self._domain).hex()
         _check_signature(signed, self._domain)
-        if (existing := self._known(digest)) is not None:
+        if (existing := self._find_known(digest)) is not None:
             return existing
         allowed = check(signed, self.contracts.scheduler.address, self.rules)
         self._check_open()
@@ -183,17 +185,17 @@ class RelayService:
                 await self._look_up(signed, allowed.function)
         except RequestRefusedError:
             # The same request, sent twice concurrently, may have been executed in the meantime.
-            if (existing := self._known(digest)) is not None:
+            if (existing := self._find_known(digest)) is not None:
                 return existing
             raise
         async with self._accepting:
-            if (existing := self._known(digest)) is not None:
+            if (existing := self._find_known(digest)) is not None:
                 return existing
             await self._check_nonce(signed)
             record = self._requests.add(digest, signed, allowed.function)
         crash_point("relay.taken")
-        self._metrics.add(self._taken, "taken")
-        _log.info("request taken", digest=digest, function=allowed.function)
+        self._metrics.add(self._responses, "taken")
+        _log.info("request accepted", digest=digest, function=allowed.function)
         self.wake()
         return record
 
@@ -208,24 +210,24 @@ class RelayService:
         entry = self._sender.sent(request.batch)
         return "" if entry is None else entry.mined_hash or entry.latest.tx_hash
 
-    def _known(self, digest: str) -> RelayedRequest | None:
+    def _find_known(self, digest: str) -> RelayedRequest | None:
         existing = self._requests.get(digest)
         if existing is None or existing.state is State.DROPPED:
             return None
-        self._metrics.add(self._taken, "same")
+        self._metrics.add(self._responses, "same")
         return existing
 
     def _check_open(self) -> None:
-        if not self._can_pay():
+        if not self._can_pay_largest():
             raise RequestRefusedError(
-                "This relay has too little coin for gas now",
+                "This relay has too little coin for gas",
                 code="relay-out-of-coin",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 hint="Try again later, use another relay, or send the transaction yourself.",
                 retry=_RETRY_SECONDS,
             )
 
-    def _can_pay(self) -> bool:
+    def _can_pay_largest(self) -> bool:
         """Whether the wallet can pay for the largest request that the rules allow."""
         wallet = self._wallet
         if wallet is None:
@@ -239,7 +241,7 @@ class RelayService:
             if self._requests.count_since(since, customer) >= limit:
                 whose = "this wallet" if customer else "all customers together"
                 raise RequestRefusedError(
-                    f"This relay takes {limit} requests per hour of {whose}; they are used up",
+                    f"This relay accepts {limit} requests per hour of {whose}; the limit is reached",
                     code="too-many-requests",
                     status=HTTPStatus.TOO_MANY_REQUESTS,
                     hint="Try again later, put several jobs into one request, or use another relay.",
@@ -282,10 +284,10 @@ class RelayService:
             )
         if len(pending) >= self.rules.pending:
             raise RequestRefusedError(
-                f"{len(pending)} requests of {request.sender} wait already",
+                f"{len(pending)} requests of {request.sender} are already pending",
                 code="too-many-pending",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                hint="Wait until they are carried out.",
+                hint="Wait until they are executed.",
                 retry=_RETRY_SECONDS,
             )
 
@@ -297,8 +299,8 @@ class RelayService:
         Returns:
             Whether more requests are queued.
         """
-        await self._tend()
-        await self.look_at_wallet()
+        await self._reconcile()
+        await self.poll_wallet()
         for batch in self._requests.batches():
             self._follow(batch)
         queued = self._requests.queued()
@@ -306,7 +308,7 @@ class RelayService:
             return False
         await asyncio.sleep(self._settings.collect_seconds)
         queued = self._requests.queued()
-        chosen = self._choose(queued)
+        chosen = self._select_for_batch(queued)
         if not chosen:
             return False
         batch = f"relay:{secrets.token_hex(16)}"
@@ -321,14 +323,14 @@ class RelayService:
             await cancelled(task)
         self._batches.clear()
 
-    async def _tend(self) -> None:
+    async def _reconcile(self) -> None:
         """Tend the outbox: in each cycle while transactions are pending, else every 15 seconds."""
         now = time.monotonic()
-        if self._sender.pending() or now - self._tended >= _LOOK_EVERY:
+        if self._sender.pending() or now - self._reconciled_at >= _POLL_SECONDS:
             await self._sender.reconcile()
-            self._tended = now
+            self._reconciled_at = now
 
-    def _choose(self, queued: Sequence[RelayedRequest]) -> list[RelayedRequest]:
+    def _select_for_batch(self, queued: Sequence[RelayedRequest]) -> list[RelayedRequest]:
         """Select the first queued requests that fit one transaction and the wallet's balance."""
         wallet = self._wallet
         if wallet is None:
@@ -344,20 +346,20 @@ class RelayService:
                 break
             chosen.append(record)
         if not chosen:
-            _log.warning("wallet too poor", account=self.address, requests=len(queued))
+            _log.warning("wallet balance too low", account=self.address, requests=len(queued))
         return chosen
 
     def _follow(self, batch: str) -> None:
         task = self._batches.get(batch)
         if task is None or task.done():
-            self._batches[batch] = asyncio.create_task(self._carry_out(batch))
+            self._batches[batch] = asyncio.create_task(self._execute_batch(batch))
 
-    async def _carry_out(self, batch: str) -> None:
+    async def _execute_batch(self, batch: str) -> None:
         """Send a batch, or wait for an earlier process's transaction, and settle its requests."""
         try:
             members = self._requests.in_batch(batch)
             if self._sender.sent(batch) is None:
-                members = await self._unexpired(members)
+                members = await self._drop_expired(members)
             if members:
                 await self._send(batch, members)
         except GridError as error:
@@ -371,7 +373,7 @@ class RelayService:
         else:
             self.wake()
 
-    async def _unexpired(self, members: Sequence[RelayedRequest]) -> list[RelayedRequest]:
+    async def _drop_expired(self, members: Sequence[RelayedRequest]) -> list[RelayedRequest]:
         """Drop expired requests, and return the others."""
         now = await next_block_time(self.contracts.w3)
         unexpired = [member for member in members if member.signed.request.deadline >= now]
@@ -391,8 +393,8 @@ class RelayService:
                 call, key=batch, gas=gas, simulate=False, timeout=self._settings.send_timeout
             )
         except (RevertedError, TransactionCancelledError) as error:
-            _log.warning("batch not carried out", batch=batch, error=error.message)
-            await self._put_back(members)
+            _log.warning("batch not executed", batch=batch, error=error.message)
+            await self._requeue_or_drop(members)
             return
         crash_point("relay.mined")
         await self._settle_all(members, receipt)
@@ -414,25 +416,25 @@ class RelayService:
             elif success:
                 self._settle(member, State.EXECUTED, tx_hash=receipt.hash)
             else:
-                detail = await self._why(member, receipt.block_number)
+                detail = await self._revert_reason(member, receipt.block_number)
                 self._settle(member, State.FAILED, tx_hash=receipt.hash, detail=detail)
         if skipped:
-            await self._put_back(skipped)
+            await self._requeue_or_drop(skipped)
 
-    async def _put_back(self, members: Sequence[RelayedRequest]) -> None:
+    async def _requeue_or_drop(self, members: Sequence[RelayedRequest]) -> None:
         """Requeue the requests that may still be executed, and drop the others."""
         numbers = []
-        for entry in await self._unexpired(members):
+        for entry in await self._drop_expired(members):
             if await self.contracts.forwarder.nonce_of(entry.signed.request.sender) > _nonce(entry):
                 self._settle(entry, State.DROPPED, detail="another transaction used its nonce")
             elif entry.tries + 1 >= _MAX_TRIES:
-                self._settle(entry, State.DROPPED, detail="several transactions passed it over")
+                self._settle(entry, State.DROPPED, detail="several transactions skipped it")
             else:
                 numbers.append(entry.number)
         if numbers:
             self._requests.requeue(numbers)
 
-    async def _why(self, request: RelayedRequest, block: int) -> str:
+    async def _revert_reason(self, request: RelayedRequest, block: int) -> str:
         """Return why the contract reverted a call: simulate it on the state after its block."""
         inner = request.signed.request
         call = Call(inner.to, inner.data, request.function)
@@ -444,7 +446,7 @@ class RelayService:
             return error.message
         except EndpointError:
             pass
-        return "the contract refused the call"
+        return "the contract rejected the call"
 
     def _settle(
         self, request: RelayedRequest, state: State, *, tx_hash: str = "", detail: str = ""
@@ -454,7 +456,7 @@ class RelayService:
         self._seconds.observe(max(0.0, time.time() - request.received))
         _log.info("request settled", digest=request.digest, state=state.value, transaction=tx_hash)
 
-    async def look_at_wallet(self) -> None:
+    async def poll_wallet(self) -> None:
         """Poll balance and gas price every 15 seconds; refuse requests if the balance is too low.
 
         Raises:
@@ -465,22 +467,22 @@ class RelayService:
             + sum(len(self._requests.in_batch(batch)) for batch in self._requests.batches())
         )
         now = time.monotonic()
-        if self._wallet is not None and now - self._wallet.at < _LOOK_EVERY:
+        if self._wallet is not None and now - self._wallet.at < _POLL_SECONDS:
             return
         w3 = self.contracts.w3
         balance, costs = await asyncio.gather(
             w3.eth.get_balance(to_checksum_address(self.address)), market(w3)
         )
-        was_open = self._can_pay()
+        was_open = self._can_pay_largest()
         self._wallet = _Wallet(int(balance), costs.fees.max_fee, now)
         self._balance.set(int(balance) / CREDIT)
-        self._open.set(self._can_pay())
-        if was_open and not self._can_pay():
+        self._open.set(self._can_pay_largest())
+        if was_open and not self._can_pay_largest():
             _log.warning(
-                "relay stops taking requests",
+                "relay stopped accepting requests",
                 account=self.address,
                 left=f"{format_credits(int(balance))} coin",
-                hint="Send coin to the relay's wallet; it goes on by itself.",
+                hint="Send coin to the relay's wallet; it then continues automatically.",
             )
 
 

@@ -115,7 +115,7 @@ attempts: Final = Table(
 )
 
 #: Tables that got more columns, all nullable, after a release.
-GROWN: Final = (outbox, attempts)
+EXTENDED_TABLES: Final = (outbox, attempts)
 
 
 BUSY_SECONDS: Final = 15
@@ -136,10 +136,10 @@ class Database:
         self._engine = _engine(path) if url is None else _server(url)
         # A database in memory is one connection, which threads use in turns.
         in_memory = path is None and url is None
-        self._turn: AbstractContextManager[object] = RLock() if in_memory else nullcontext()
+        self._memory_lock: AbstractContextManager[object] = RLock() if in_memory else nullcontext()
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Location of the database for messages, without password."""
         if self.url is not None:
             return self.url.render_as_string(hide_password=True)
@@ -162,7 +162,7 @@ class Database:
         try:
             options = {_MODE: "durable" if durable else "quick"}
             with (
-                self._turn,
+                self._memory_lock,
                 self._engine.connect().execution_options(**options) as connection,
                 connection.begin(),
             ):
@@ -175,7 +175,7 @@ class Database:
         """Run reads on one snapshot, without blocking writers."""
         try:
             with (
-                self._turn,
+                self._memory_lock,
                 self._engine.connect().execution_options(**{_MODE: "read"}) as connection,
             ):
                 yield connection
@@ -192,19 +192,19 @@ class Database:
         if self.url is not None:
             reason = " ".join(str(cause).split())[:300]
             return StoreError(
-                f"The database {self.place} failed: {reason}",
-                hint="Is the server running, and does the database exist?",
+                f"The database {self.location} failed: {reason}",
+                hint="Check that the server is running and the database exists.",
             )
         if isinstance(cause, sqlite3.DatabaseError) and not isinstance(
             cause, sqlite3.OperationalError | sqlite3.IntegrityError
         ):
             return UsageError(
-                f"{self.place} is no usable database: {cause}",
-                hint="Restore it from a copy, or begin with an empty state folder.",
+                f"{self.location} is not a usable database: {cause}",
+                hint="Restore it from a backup, or start with an empty state folder.",
             )
         return StoreError(
-            f"The database {self.place} failed: {cause}",
-            hint="Is the disk full, or the folder not writable?",
+            f"The database {self.location} failed: {cause}",
+            hint="Check the free disk space, and that the folder is writable.",
         )
 
 

@@ -27,7 +27,14 @@ from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import StoreError, UsageError, WaitTimeoutError
-from deepsquare_chain.store.base import GROWN, Amount, CursorTables, Database, identity, metadata
+from deepsquare_chain.store.base import (
+    EXTENDED_TABLES,
+    Amount,
+    CursorTables,
+    Database,
+    identity,
+    metadata,
+)
 from deepsquare_chain.store.outbox import OutboxTables
 from deepsquare_chain.store.requests import RequestTables
 
@@ -43,7 +50,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
 
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)
-        self._guard: IO[bytes] | None = None
+        self._exclusive_lock: IO[bytes] | None = None
         self._spending = asyncio.Lock()
         self._wallet = ""  # identifies the wallet on this machine; empty without genesis
 
@@ -79,14 +86,14 @@ class Store(OutboxTables, RequestTables, CursorTables):
         """
         file = None if path is None or str(path) == ":memory:" else Path(path)
         if file is not None:
-            _make(file)
+            _create_file(file)
         store = cls(file)
         try:
             if exclusive and file is not None:
-                store._guard = _guard(file)
+                store._exclusive_lock = _exclusive_lock(file)
             with store.begin() as connection:
                 metadata.create_all(connection)
-                _add_columns(connection)
+                _add_missing_columns(connection)
             store._identify(
                 {
                     "schema": SCHEMA,
@@ -107,9 +114,9 @@ class Store(OutboxTables, RequestTables, CursorTables):
     def close(self) -> None:
         """Close the file and release its lock; idempotent."""
         super().close()
-        if self._guard is not None:
-            self._guard.close()
-            self._guard = None
+        if self._exclusive_lock is not None:
+            self._exclusive_lock.close()
+            self._exclusive_lock = None
 
     @asynccontextmanager
     async def spending(self, timeout: float) -> AsyncIterator[None]:
@@ -147,25 +154,25 @@ class Store(OutboxTables, RequestTables, CursorTables):
                 elif stored[key] != value:
                     raise UsageError(
                         f"The database {self.path or 'in memory'} belongs to another "
-                        f"{_NAMES[key]}: {stored[key]}, not {value}",
+                        f"{_IDENTITY_NAMES[key]}: {stored[key]}, not {value}",
                         hint="Give another --state-dir, or remove this database if its chain "
                         "is gone.",
                     )
 
 
-_NAMES: Final = {
+_IDENTITY_NAMES: Final = {
     "schema": "version of the program",
     "chain_id": "chain",
     "contract": "contract",
     "account": "account",
-    "genesis": "chain (same id, other first block)",
-    "landmark": "chain (same id, other block of the deployment)",
+    "genesis": "chain (same ID, other genesis block)",
+    "landmark": "chain (same ID, other block of the deployment)",
 }
 
 
-def _add_columns(connection: Connection) -> None:
+def _add_missing_columns(connection: Connection) -> None:
     """Add the columns that a database of an earlier version lacks."""
-    for table in GROWN:
+    for table in EXTENDED_TABLES:
         existing = {
             column_info["name"] for column_info in inspect(connection).get_columns(table.name)
         }
@@ -176,7 +183,7 @@ def _add_columns(connection: Connection) -> None:
                 connection.exec_driver_sql(statement)
 
 
-def _make(file: Path) -> None:
+def _create_file(file: Path) -> None:
     """Create folder and empty file, readable by the owner only: it holds signed transactions."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +228,7 @@ def _lock_name(wallet: str) -> str:
     return f"spending-{hashlib.sha256(wallet.encode()).hexdigest()[:2]}"
 
 
-def _guard(file: Path) -> IO[bytes]:
+def _exclusive_lock(file: Path) -> IO[bytes]:
     """Lock the file exclusively for this process; the lock ends with the process."""
     guard = file.with_name(file.name + ".lock").open("ab")
     try:
@@ -231,7 +238,7 @@ def _guard(file: Path) -> IO[bytes]:
             guard.close()
         raise UsageError(
             f"The database {file} is used by another process",
-            hint="Is this service running already? Stop it, or give another --state-dir.",
+            hint="This service may already be running. Stop it, or give another --state-dir.",
         ) from None
     return guard
 

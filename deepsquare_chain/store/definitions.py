@@ -126,7 +126,7 @@ class FolderDefinitionStore:
             data = stream.read(MAX_BYTES + 1)
         if digest(data) != key:
             raise DefinitionMismatch(
-                f"{file} does not hold the definition that its name says",
+                f"{file} does not contain the definition of its name",
                 hint="Delete it, and submit the job file again to restore it.",
             )
         return data

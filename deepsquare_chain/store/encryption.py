@@ -33,7 +33,7 @@ SECRETS_LABEL: Final = "secrets"
 SECRETS_KEY_LABEL: Final = "secrets.key"
 _LENGTH: Final = 4
 _MAX_FRAME: Final = 1024 * 1024
-_MAX_HEAD: Final = 64
+_MAX_HEADER: Final = 64
 _VERSION: Final = 1
 
 
@@ -73,11 +73,11 @@ class ResultKey:
             if "matching keys" in str(error):
                 raise NotAuthorisedError(
                     f"It is encrypted to other keys than the one in {self.path}",
-                    hint="Name the right one with --result-key.",
+                    hint="Give the right key with --result-key.",
                 ) from None
             raise AuditError(
-                "What was encrypted was altered, or is incomplete",
-                hint="Ask who runs the gateway; its provider may still have the original.",
+                "The encrypted data was altered or is incomplete",
+                hint="Ask the operator of the gateway; the provider may still have the original.",
             ) from None
 
 
@@ -95,7 +95,7 @@ def load_result_key(path: Path) -> ResultKey:
         identities = []
     if not identities:
         raise UsageError(
-            f"{path} holds no age key",
+            f"{path} does not contain an age key",
             hint="It has a line AGE-SECRET-KEY-1...; bring it back from a backup, or name another "
             "file with --result-key.",
         )
@@ -134,7 +134,7 @@ def find_result_key(path: Path | None, what: str) -> ResultKey:
         pass
     raise NotAuthorisedError(
         f"{what} is encrypted, and there is no key{'' if path is None else f' at {path}'}",
-        hint="Name the file of the key with --result-key; nothing else can decrypt it.",
+        hint="Give the file of the key with --result-key; it can't be decrypted without it.",
     )
 
 
@@ -224,7 +224,7 @@ def encrypt_secrets(secrets: Mapping[str, str], customer: str, recipients: Seque
     try:
         return base64.b64encode(encrypt(json.dumps(body).encode(), recipients)).decode()
     except pyrage.RecipientError:
-        raise UsageError("A provider's published key is no key of age") from None
+        raise UsageError("The published key of a provider is not an age key") from None
 
 
 def decrypt_secrets(text: str, customer: str, key: ResultKey) -> dict[str, str]:
@@ -244,7 +244,7 @@ def decrypt_secrets(text: str, customer: str, key: ResultKey) -> dict[str, str]:
     if not isinstance(body, dict) or not isinstance(env, dict):
         raise AuditError("The secrets of the job are not readable")
     if body.get("customer") != customer.lower():
-        raise NotAuthorisedError("The secrets of the job are another customer's")
+        raise NotAuthorisedError("The secrets of the job belong to another customer")
     return {str(name): str(value) for name, value in env.items()}
 
 
@@ -270,8 +270,8 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
         or not all(isinstance(file, dict) for file in files)
     ):
         raise AuditError(
-            f"What the gateway has is not the list of files of job {job_id}",
-            hint="Ask the provider of the job, or who runs the gateway.",
+            f"The gateway does not have a valid list of files of job {job_id}",
+            hint="Ask the provider of the job, or the operator of the gateway.",
         )
     return files
 
@@ -289,7 +289,7 @@ class LogDecoder:
         self._key_file = key_file
         self._key: ResultKey | None = None
         self._encrypted: bool | None = None
-        self._rest = b""
+        self._buffer = b""
         self._position = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -299,19 +299,19 @@ class LogDecoder:
             NotAuthorisedError: The log is encrypted to another key, or there is no key.
             AuditError: The log was altered, or belongs to another job.
         """
-        self._rest += data
+        self._buffer += data
         if self._encrypted is None:
-            head = self._rest[: len(_LOG_START)]
+            head = self._buffer[: len(_LOG_START)]
             if len(head) < len(_LOG_START) and _LOG_START.startswith(head):
                 return b""
             self._encrypted = head == _LOG_START
             if self._encrypted:
-                self._rest = self._rest[len(_LOG_START) :]
+                self._buffer = self._buffer[len(_LOG_START) :]
         if not self._encrypted:
             return self._take_rest()
         output = b""
         while (frame := self._frame()) is not None:
-            output += self._opened(frame)
+            output += self._decrypt_frame(frame)
         return output
 
     def finish(self, *, complete: bool = True) -> bytes:
@@ -325,37 +325,41 @@ class LogDecoder:
         """
         if not self._encrypted:
             return self._take_rest()
-        if complete and self._rest:
-            raise self._altered()
+        if complete and self._buffer:
+            raise self._altered_error()
         return b""
 
     def _take_rest(self) -> bytes:
-        rest, self._rest = self._rest, b""
+        rest, self._buffer = self._buffer, b""
         return rest
 
     def _frame(self) -> bytes | None:
-        length = int.from_bytes(self._rest[:_LENGTH], "big")
+        length = int.from_bytes(self._buffer[:_LENGTH], "big")
         if length > _MAX_FRAME:
-            raise self._altered()
-        if len(self._rest) < _LENGTH + length or not self._rest:
+            raise self._altered_error()
+        if len(self._buffer) < _LENGTH + length or not self._buffer:
             return None
-        frame = self._rest[_LENGTH : _LENGTH + length]
-        self._rest = self._rest[_LENGTH + length :]
+        frame = self._buffer[_LENGTH : _LENGTH + length]
+        self._buffer = self._buffer[_LENGTH + length :]
         return frame
 
-    def _opened(self, frame: bytes) -> bytes:
+    def _decrypt_frame(self, frame: bytes) -> bytes:
         self._key = self._key or find_result_key(
             self._key_file, f"The output of job {self._job_id}"
         )
         head, newline, data = self._key.decrypt(frame).partition(b"\n")
         numbers = head.split(b" ")
-        if not newline or len(head) > _MAX_HEAD or not all(number.isdigit() for number in numbers):
-            raise self._altered()
+        if (
+            not newline
+            or len(head) > _MAX_HEADER
+            or not all(number.isdigit() for number in numbers)
+        ):
+            raise self._altered_error()
         if len(numbers) != 3 or int(numbers[0]) != self._job_id:
-            raise self._altered()
+            raise self._altered_error()
         start, end = int(numbers[1]), int(numbers[2])
         if start > self._position or end < start:
-            raise self._altered()
+            raise self._altered_error()
         repeated = self._position - start
         self._position = max(self._position, end)
         # A length that differs: the data is a note about omitted output, which is not cut.
@@ -363,7 +367,7 @@ class LogDecoder:
             data[repeated:] if len(data) == end - start else data if end > start + repeated else b""
         )
 
-    def _altered(self) -> AuditError:
+    def _altered_error(self) -> AuditError:
         return AuditError(
             f"The encrypted log of job {self._job_id} was altered or cut short at the gateway",
             hint=f"`deepsquare job results {self._job_id}` compares the output with the chain.",

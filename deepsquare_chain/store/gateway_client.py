@@ -48,7 +48,7 @@ _TIMEOUT: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServiceResponse:
     """A response with its body, which has a size limit."""
 
     status: int
@@ -70,7 +70,7 @@ class ServiceClient:
 
     Args:
         url: URL of the service.
-        way: Certificates and headers for remote addresses.
+        transport_settings: Certificates and headers for remote addresses.
         transport: HTTP transport instead of the network, for tests.
 
     Raises:
@@ -81,18 +81,20 @@ class ServiceClient:
     service: ClassVar[str]
     advice: ClassVar[str]
     #: Maximum size of a response in bytes.
-    max_answer: ClassVar[int]
+    max_response_bytes: ClassVar[int]
 
     def __init__(
         self,
         url: str,
-        way: Transport | None = None,
+        transport_settings: Transport | None = None,
         *,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.place = safe_url(url)
-        self._client = http_client(self.url, way, timeout=_TIMEOUT, transport=transport)
+        self._client = http_client(
+            self.url, transport_settings, timeout=_TIMEOUT, transport=transport
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,15 +111,15 @@ class ServiceClient:
         """Close all connections."""
         await self._client.aclose()
 
-    async def _send(self, method: str, path: str, **request: Any) -> Answer:
+    async def _send(self, method: str, path: str, **request: Any) -> ServiceResponse:
         content = bytearray()
         try:
             async with self._client.stream(method, path, **request) as response:
                 async for chunk in response.aiter_bytes():
                     content += chunk
-                    if len(content) > self.max_answer:
-                        raise self._nonsense("an answer without end")
-                return Answer(response.status_code, response.headers, bytes(content))
+                    if len(content) > self.max_response_bytes:
+                        raise self._invalid_response("a response that is too long")
+                return ServiceResponse(response.status_code, response.headers, bytes(content))
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._unreachable(error) from None
 
@@ -128,10 +130,10 @@ class ServiceClient:
             f"The {self.service} at {self.place} can't be reached: {why}", hint=hint
         )
 
-    def _nonsense(self, what: str = "") -> EndpointError:
+    def _invalid_response(self, what: str = "") -> EndpointError:
         detail = f" ({what})" if what else ""
         return EndpointError(
-            f"What answers at {self.place} is no {self.service} that works{detail}",
+            f"{self.place} is not a working {self.service}{detail}",
             hint=f"Check the URL. {self.advice}",
         )
 
@@ -251,7 +253,7 @@ class GatewayClient(ServiceClient):
         chain_id: Chain of the grid, part of the sign-in.
         contract: Address of the MetaScheduler, part of the sign-in.
         job_id: The only job of the sign-in; None for all jobs of the account.
-        way: Certificates and headers for remote addresses.
+        transport_settings: Certificates and headers for remote addresses.
         transport: HTTP transport instead of the network, for tests.
 
     Raises:
@@ -259,8 +261,8 @@ class GatewayClient(ServiceClient):
     """
 
     service: ClassVar[str] = "gateway"
-    advice: ClassVar[str] = "Is it running? Name another one with --gateway."
-    max_answer: ClassVar[int] = 16 * 1024 * 1024
+    advice: ClassVar[str] = "Check that it is running, or give another one with --gateway."
+    max_response_bytes: ClassVar[int] = 16 * 1024 * 1024
 
     def __init__(
         self,
@@ -270,10 +272,10 @@ class GatewayClient(ServiceClient):
         chain_id: int,
         contract: str,
         job_id: int | None = None,
-        way: Transport | None = None,
+        transport_settings: Transport | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, way, transport=transport)
+        super().__init__(url, transport_settings, transport=transport)
         self._account = account
         self._grid = (chain_id, contract)
         self._job_id = job_id
@@ -289,15 +291,15 @@ class GatewayClient(ServiceClient):
         response = await self._send("GET", "/v1/gateway")
         terms = response.body() if response.is_success else None
         if terms is None:
-            raise self._nonsense()
+            raise self._invalid_response()
         chain_id, contract = self._grid
         if (
             terms.get("chain_id") != chain_id
             or str(terms.get("contract")).lower() != contract.lower()
         ):
             raise EndpointError(
-                f"The gateway at {self.place} is of another grid",
-                hint="Name the gateway of this grid with --gateway.",
+                f"The gateway at {self.place} belongs to another grid",
+                hint="Give a gateway of this grid with --gateway.",
             )
         numbers = {name: value for name, value in terms.items() if type(value) is int}
         return {**numbers, "contract": contract}
@@ -330,8 +332,8 @@ class GatewayClient(ServiceClient):
         response = await self._ask("GET", f"/v1/jobs/{job_id}/definition")
         if digest_of(response.content) != digest:
             raise DefinitionMismatch(
-                f"What the gateway at {self.place} has for job {job_id} is not its definition",
-                hint="Tell who runs the gateway; submit the job file again to restore it.",
+                f"The gateway at {self.place} returned another definition than that of job {job_id}",
+                hint="Tell the operator of the gateway; submit the job file again to restore it.",
             )
         return response.content
 
@@ -389,7 +391,7 @@ class GatewayClient(ServiceClient):
             return None
         files = body.get("files")
         if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
-            raise self._nonsense()
+            raise self._invalid_response()
         return files
 
     @asynccontextmanager
@@ -400,8 +402,8 @@ class GatewayClient(ServiceClient):
         headers = {"Range": f"bytes={start}-"} if start else {}
         async with self._stream(_file(job_id, name), headers) as response:
             if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
-                raise self._nonsense("it ignores ranges")
-            yield self._pieces(response)
+                raise self._invalid_response("it ignores range requests")
+            yield self._chunks(response)
 
     async def follow(self, job_id: int, offset: int = 0) -> AsyncIterator[LogPart]:
         """Stream a job's log from an offset as it grows, until it ends or the connection closes.
@@ -416,7 +418,7 @@ class GatewayClient(ServiceClient):
                 if kind == "log":
                     part = _decoded(data)
                     if part is None or number != offset + len(part):
-                        raise self._nonsense("its log has a gap")
+                        raise self._invalid_response("its log has a gap")
                     offset = number
                     yield LogPart(part, offset)
                 elif kind == "end":
@@ -444,7 +446,7 @@ class GatewayClient(ServiceClient):
 
     async def _ask(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
-    ) -> Answer:
+    ) -> ServiceResponse:
         """Send a request with authorisation; retried with backoff after a rate limit."""
         pause, renewed = 0.5, False
         for retries_left in range(_TRIES - 1, -1, -1):
@@ -459,7 +461,7 @@ class GatewayClient(ServiceClient):
                 break
             await asyncio.sleep(min(5.0, _number(response.headers.get("retry-after"), pause)))
             pause *= 2
-        raise self._refused(response.status, response.content)
+        raise self._error_of_response(response.status, response.content)
 
     @asynccontextmanager
     async def _stream(
@@ -478,10 +480,10 @@ class GatewayClient(ServiceClient):
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise self._unreachable(error) from None
             if is_last_attempt or response.status_code != HTTPStatus.UNAUTHORIZED:
-                raise self._refused(response.status_code, body)
+                raise self._error_of_response(response.status_code, body)
             self._token = ""
 
-    async def _pieces(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         try:
             async for chunk in response.aiter_bytes():
                 yield chunk
@@ -507,12 +509,12 @@ class GatewayClient(ServiceClient):
 
     async def _lines(self, response: httpx2.Response) -> AsyncIterator[str]:
         rest = b""
-        async for chunk in self._pieces(response):
+        async for chunk in self._chunks(response):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 yield line.removesuffix(b"\r").decode(errors="replace")
             if len(rest) > _MAX_EVENT:
-                raise self._nonsense("an event without end")
+                raise self._invalid_response("an event that is too long")
 
     async def _authorisation(self) -> dict[str, str]:
         if not self._token:
@@ -525,7 +527,7 @@ class GatewayClient(ServiceClient):
         """Sign in and return a token. The message is composed here, never by the gateway."""
         account = self._signer()
         chain_id, contract = self._grid
-        challenge = self._object(await self._plain("POST", "/v1/sign-in/nonce", {}))
+        challenge = self._object(await self._send_plain("POST", "/v1/sign-in/nonce", {}))
         jobs = jobs_resource(self.url)
         try:
             text = SignInMessage(
@@ -544,49 +546,53 @@ class GatewayClient(ServiceClient):
             ).text()
             message = SignInMessage.parse(text)  # the gateway's values must not alter the message
         except (KeyError, GridError):
-            raise self._nonsense() from None
+            raise self._invalid_response() from None
         if message.nonce != challenge["nonce"] or message.address != account.address:
-            raise self._nonsense()
+            raise self._invalid_response()
         signature = "0x" + (await asyncio.to_thread(message.sign, account)).hex()
-        response = await self._plain(
+        response = await self._send_plain(
             "POST", "/v1/sign-in", {"message": text, "signature": signature}
         )
         token = self._object(response).get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise self._nonsense()
+            raise self._invalid_response()
         return token
 
-    async def _plain(self, method: str, path: str, body: Any) -> Answer:
+    async def _send_plain(self, method: str, path: str, body: Any) -> ServiceResponse:
         response = await self._send(method, path, json=body)
         if not response.is_success:
-            raise self._refused(response.status, response.content)
+            raise self._error_of_response(response.status, response.content)
         return response
 
     def _signer(self) -> Signer:
         if self._account is None:
             raise NotAuthorisedError(
-                f"The gateway at {self.place} needs to know who asks, and no wallet is set",
-                hint="Name the wallet of the job with --keystore.",
+                f"The gateway at {self.place} requires a sign-in, and no wallet is configured",
+                hint="Give the wallet of the job with --keystore.",
             )
         return self._account
 
-    def _file_of(self, name: str, response: Answer) -> RemoteFile:
+    def _file_of(self, name: str, response: ServiceResponse) -> RemoteFile:
         size = response.headers.get("upload-offset", "")
         if not (size.isascii() and size.isdigit() and len(size) < 20):
-            raise self._nonsense()
+            raise self._invalid_response()
         return RemoteFile(name, int(size), response.headers.get("upload-complete") == "?1")
 
-    def _object(self, response: Answer) -> dict[str, Any]:
+    def _object(self, response: ServiceResponse) -> dict[str, Any]:
         body = response.body()
         if body is None:
-            raise self._nonsense()
+            raise self._invalid_response()
         return body
 
-    def _refused(self, status: int, content: bytes) -> GridError:
+    def _error_of_response(self, status: int, content: bytes) -> GridError:
         body = json_object(content) or {}
         detail, code, hint = body.get("detail"), body.get("code"), body.get("hint")
         if not isinstance(detail, str):
-            return self._bare(status) if not content else self._nonsense(f"status {status}")
+            return (
+                self._error_of_status(status)
+                if not content
+                else self._invalid_response(f"status {status}")
+            )
         message = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
         advice = plain(hint)[:300] if isinstance(hint, str) else ""
         if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
@@ -601,16 +607,16 @@ class GatewayClient(ServiceClient):
             offset=offset if type(offset) is int and offset >= 0 else None,
         )
 
-    def _bare(self, status: int) -> GridError:
+    def _error_of_status(self, status: int) -> GridError:
         """Return the error of a refusal without a body, as for HEAD."""
         if status == HTTPStatus.NOT_FOUND:
-            return NotFoundError(f"The gateway at {self.place} does not have that")
+            return NotFoundError(f"The gateway at {self.place} does not have it")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return WrongAccountError(
-                f"The gateway at {self.place} does not let this account read that",
-                hint="Its customer reads a job's output; `deepsquare job share` lets others.",
+                f"The gateway at {self.place} does not let this account read it",
+                hint="Only its customer can read a job's output, and accounts to which it is shared with `deepsquare job share`.",
             )
-        return GatewayRefusedError(f"The gateway at {self.place} answers with status {status}")
+        return GatewayRefusedError(f"The gateway at {self.place} responded with status {status}")
 
 
 class GatewayDefinitionStore:
@@ -649,7 +655,7 @@ class GatewayDefinitionStore:
     async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
         """Return a job's definition from the first gateway that has it; errors as the interface."""
         if job_id is None:
-            raise NotFoundError("A gateway gives a definition for a job, not for a digest alone")
+            raise NotFoundError("A gateway returns a definition by job, not by digest alone")
         missing: GridError | None = None
         failure: GridError | None = None
         for gateway in self.gateways:
@@ -660,7 +666,7 @@ class GatewayDefinitionStore:
             except GridError as error:
                 failure = failure or error
         # A gateway that does not answer may have it: it is missing only if all of them say so.
-        raise failure or missing or NotFoundError("No gateway is set")
+        raise failure or missing or NotFoundError("No gateway is configured")
 
 
 @asynccontextmanager
@@ -668,7 +674,7 @@ async def open_gateways(
     urls: Sequence[str],
     account: Signer | None,
     deployment: Deployment,
-    way: Transport | None = None,
+    transport_settings: Transport | None = None,
     *,
     job_id: int | None = None,
 ) -> AsyncIterator[tuple[GatewayClient, ...]]:
@@ -683,7 +689,7 @@ async def open_gateways(
                         chain_id=deployment.chain_id,
                         contract=deployment.scheduler,
                         job_id=job_id,
-                        way=way,
+                        transport_settings=transport_settings,
                     )
                 )
                 for url in urls

@@ -125,9 +125,9 @@ class NotificationTables:
     def __init__(self, store: Database) -> None:
         self._store = store
 
-    def add(self, transaction: Connection, found: Iterable[JobEvent]) -> None:
+    def add(self, transaction: Connection, job_events: Iterable[JobEvent]) -> None:
         """Store events; existing ones, e.g. from before a reorg, are not changed."""
-        for event in found:
+        for event in job_events:
             values = {
                 "id": event.id,
                 "job_id": event.job_id,

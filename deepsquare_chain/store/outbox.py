@@ -15,7 +15,7 @@ from deepsquare_chain.store.base import Database, attempts, outbox
 
 #: Number of nonces after which settled transactions without an idempotency key are deleted.
 KEPT_NONCES = 2_000
-_LOOK = "`deepsquare tx list` shows what it has sent; each state folder has its own."
+_LIST_HINT = "`deepsquare tx list` lists the sent transactions; each state folder has its own list."
 
 
 class OutboxTables(Database):
@@ -81,7 +81,7 @@ class OutboxTables(Database):
         entries = self._entries(outbox.c.id == entry_id)
         if not entries:
             raise NotFoundError(
-                f"This wallet has sent no transaction {entry_id} from here", hint=_LOOK
+                f"This state folder has no transaction {entry_id} of this wallet", hint=_LIST_HINT
             )
         return entries[0]
 
@@ -112,7 +112,9 @@ class OutboxTables(Database):
         entry_ids = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
         entries = self._entries(outbox.c.id.in_(entry_ids))
         if not entries:
-            raise NotFoundError(f"This wallet has not sent {tx_hash} from here", hint=_LOOK)
+            raise NotFoundError(
+                f"This state folder has no transaction {tx_hash} of this wallet", hint=_LIST_HINT
+            )
         return entries[-1]
 
     def spent(self) -> Sequence[tuple[int, int]]:

@@ -44,7 +44,7 @@ class RequestState(StrEnum):
     REPLACED = "replaced"  # another request of this wallet used its nonce
 
 
-_LIVE: Final = (RequestState.OPEN.value, RequestState.EXECUTED.value)
+_LIVE_STATES: Final = (RequestState.OPEN.value, RequestState.EXECUTED.value)
 
 signed_requests: Final = Table(
     "signed_requests",
@@ -71,7 +71,7 @@ Index(
     "signed_requests_key",
     signed_requests.c.key,
     unique=True,
-    sqlite_where=signed_requests.c.state.in_(_LIVE),
+    sqlite_where=signed_requests.c.state.in_(_LIVE_STATES),
 )
 Index(
     "signed_requests_nonce",
@@ -182,7 +182,7 @@ class RequestTables(Database):
     def request_by_key(self, key: str) -> RecordedRequest | None:
         """Return the OPEN or EXECUTED request of an idempotency key."""
         table = signed_requests
-        requests = self._requests(table.c.key == key, table.c.state.in_(_LIVE))
+        requests = self._requests(table.c.key == key, table.c.state.in_(_LIVE_STATES))
         return requests[0] if requests else None
 
     def requests_with_nonce(self, nonce: int) -> Sequence[RecordedRequest]:

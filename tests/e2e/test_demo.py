@@ -309,4 +309,4 @@ def test_without_anvil_it_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
     found = run(["demo", "--folder", str(tmp_path)], tmp_path)
-    assert (found.code, "exists already" in found.err) == (2, True)
+    assert (found.code, "already exists" in found.err) == (2, True)

@@ -115,7 +115,7 @@ async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
     assert head is not None
     for _ in range(2):
         await service._follow(head)
-        assert (service._followed, service._challenged_at > 0) == (b"", True)
+        assert (service._followed_hash, service._challenged_at > 0) == (b"", True)
 
 
 async def test_every_way_to_end_side_by_side(host: Bench):
@@ -419,25 +419,25 @@ async def test_an_idle_provider_asks_twice_a_block(
 
     def idle() -> bool:
         """Whether the jobs and challenges of the tests before are settled and their events read."""
-        return not host.service.table.open() and bool(host.service._followed)
+        return not host.service.table.open() and bool(host.service._followed_hash)
 
     await host.drive(idle)
     requests = counted_requests(monkeypatch)
     in_vain = 0
     while in_vain < 3:
-        host.service._looked_at_account = None  # slow looks go along
+        host.service._checked_account_at = None  # slow looks go along
         await host.grid.node.mine()
         host.service.heads.hint()
         requests.clear()
         assert await host.service.cycle() is False
         assert 0 < len(requests) <= 2, requests
         assert "eth_getLogs" in requests[-1]
-        seen = host.service._followed
+        seen = host.service._followed_hash
         requests.clear()
         host.service.heads.hint()
         await host.service.cycle()
         # The chain makes a block by itself every second.
-        if host.service._followed == seen:
+        if host.service._followed_hash == seen:
             assert len(requests) <= 1, requests
             in_vain += 1
 

@@ -291,7 +291,7 @@ async def test_limits_per_customer_and_per_hour(grid: LiveGrid, tmp_path: Path) 
 async def test_a_poor_relay_says_so_and_goes_on_when_it_is_paid(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepsquare_chain.relay.service._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("deepsquare_chain.relay.service._POLL_SECONDS", 0.0)
     wallet = await coinless(grid)
     await grid.node.fund(wallet.address, 10**12)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("poor relay")])])
@@ -686,7 +686,7 @@ async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:
         return httpx2.Response(200, json=terms_of)
 
     call = grid.contracts.scheduler.cancel([1])
-    for spoil, words in ((page, "is no relay"), (other_grid, "serves another grid")):
+    for spoil, words in ((page, "is not a working relay"), (other_grid, "serves another grid")):
         async with relayed(
             grid, "http://127.0.0.1:1", grid.customers[0], transport=Between(spoil)
         ) as wallet:

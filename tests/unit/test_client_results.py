@@ -104,7 +104,7 @@ async def test_a_job_that_ran_elsewhere_is_not_found(chain: Any, tmp_path: Path)
 
 async def test_a_folder_that_is_there_is_left_alone(chain: Any, run: Path, tmp_path: Path) -> None:
     (tmp_path / "got").mkdir()
-    with pytest.raises(UsageError, match="can't be made"):
+    with pytest.raises(UsageError, match="can't be created"):
         await fetch(chain, tmp_path, tmp_path / "got")
     assert list((tmp_path / "got").iterdir()) == []
 

@@ -64,7 +64,7 @@ async def test_what_is_no_digest_finds_nothing(store: FolderDefinitionStore, key
 async def test_other_bytes_are_never_returned(store: FolderDefinitionStore, found: bytes) -> None:
     key = await store.put(DATA)
     file_of(store).write_bytes(found)
-    with pytest.raises(DefinitionMismatch, match="does not hold the definition") as caught:
+    with pytest.raises(DefinitionMismatch, match="does not contain the definition") as caught:
         await store.get(key)
     assert caught.value.hint
     # Submitting again restores it.

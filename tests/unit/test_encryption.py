@@ -17,7 +17,7 @@ from pyrage import x25519
 from deepsquare_chain.client import job_secrets
 from deepsquare_chain.errors import AuditError, JobFileError, NotAuthorisedError, UsageError
 from deepsquare_chain.job import JobFlags
-from deepsquare_chain.provider.uploads import Upload, _rewound
+from deepsquare_chain.provider.uploads import Upload, _resume_position
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import (
     LogDecoder,
@@ -78,7 +78,7 @@ def test_what_is_no_key_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o600)
     for use in (load_result_key, ensure_result_key):
-        with pytest.raises(UsageError, match="holds no age key"):
+        with pytest.raises(UsageError, match="does not contain an age key"):
             use(path)
     assert path.read_text() == text
 
@@ -297,7 +297,7 @@ def test_a_log_goes_on_where_the_gateway_is(
     size: int, encrypted: bool, position: int, offset: int
 ) -> None:
     upload = Upload("key", 7, "handle", position=50, offset=100)
-    found = _rewound(upload, size, encrypted=encrypted)
+    found = _resume_position(upload, size, encrypted=encrypted)
     assert (found.position, found.offset) == (position, offset)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from deepsquare_chain.job import Offer
-from deepsquare_chain.provider.offering import is_worth_a_change, wanted_offer
+from deepsquare_chain.provider.offering import is_worth_a_change, target_offer
 
 HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
 
 
 def test_what_is_free_and_what_the_grids_jobs_hold() -> None:
     free, held = Offer(10, 1000, 1), Offer(6, 600, 0)
-    assert wanted_offer(HARDWARE, free, held) == Offer(16, 1600, 1)
+    assert target_offer(HARDWARE, free, held) == Offer(16, 1600, 1)
     # Never more than is registered, whatever the cluster has.
-    assert wanted_offer(HARDWARE, Offer(100, 9000, 9), held) == HARDWARE
-    assert wanted_offer(HARDWARE, Offer(0, 0, 0), Offer(0, 0, 0)) == Offer(0, 0, 0)
+    assert target_offer(HARDWARE, Offer(100, 9000, 9), held) == HARDWARE
+    assert target_offer(HARDWARE, Offer(0, 0, 0), Offer(0, 0, 0)) == Offer(0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def over(exit_: Exit) -> RunStatus:
 
 
 def view(chain: JobStatus, run: Run, /, *, mine: bool = True, **changes) -> View:
-    fields = {"material": READY} | changes
+    fields = {"cached_definition": READY} | changes
     record = fields.pop("job", None) or job(chain)
     return View(job=record, run=run, mine=mine, **fields)
 
@@ -171,10 +171,10 @@ class TestMetaScheduled:
         ],
     )
     def test_without_its_definition(self, state, early, late):
-        material = CachedDefinition(state, "definition x is not there")
-        assert isinstance(act(S.META_SCHEDULED, row(), material=material), early)
+        cached_definition = CachedDefinition(state, "definition x is not there")
+        assert isinstance(act(S.META_SCHEDULED, row(), cached_definition=cached_definition), early)
         patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
-        action = act(S.META_SCHEDULED, row(), patient, material=material)
+        action = act(S.META_SCHEDULED, row(), patient, cached_definition=cached_definition)
         assert isinstance(action, late)
         if late is not Wait:
             assert action.reason == "definition x is not there"
@@ -204,10 +204,10 @@ class TestScheduledLocal:
         assert act(S.SCHEDULED, row(Phase.SUBMITTING), lookup=NOWHERE) == Start()
 
     def test_definition_lost_since_the_claim(self):
-        material = CachedDefinition(DefinitionState.MISSING, "gone")
+        cached_definition = CachedDefinition(DefinitionState.MISSING, "gone")
         late = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
-        assert isinstance(act(S.SCHEDULED, row(), material=material), Wait)
-        assert act(S.SCHEDULED, row(), late, material=material) == Panic("gone")
+        assert isinstance(act(S.SCHEDULED, row(), cached_definition=cached_definition), Wait)
+        assert act(S.SCHEDULED, row(), late, cached_definition=cached_definition) == Panic("gone")
 
     def test_refused(self):
         assert act(S.SCHEDULED, row(Phase.REFUSED, note="no")) == Requeue("no")
@@ -311,7 +311,7 @@ class TestCollect:
     """Of a run of 1,000 s whose customer allows interim payments, 600 s after the last bill."""
 
     WHEN = dataclasses.replace(
-        LOCAL, now=T0 + 600, collecting=Collecting(interval=600, least=570 * RATE)
+        LOCAL, now=T0 + 600, collecting=Collecting(interval=600, min_unbilled=570 * RATE)
     )
 
     def act(self, situation: Situation = WHEN, /, word: RunStatus | None = LIVE, **changes):
@@ -481,7 +481,7 @@ class TestAdmission:
         assert isinstance(act(status, row(), late), Requeue)
 
     def test_short_of_disk(self):
-        short = dataclasses.replace(LOCAL, room_to_write=False)
+        short = dataclasses.replace(LOCAL, has_disk_space=False)
         assert isinstance(act(S.META_SCHEDULED, row(), short), Wait)
         assert act(S.SCHEDULED, row(), short) == Start()
 
@@ -507,8 +507,8 @@ class TestWords:
     def test_reasons_are_clipped_to_what_the_contract_takes(self):
         assert clip("a\nb\x1b[0m") == "a b [0m"
         assert len(clip("é" * 300).encode()) <= 256
-        material = CachedDefinition(DefinitionState.INVALID, "ü\n" * 400)
-        action = act(S.META_SCHEDULED, row(), material=material)
+        cached_definition = CachedDefinition(DefinitionState.INVALID, "ü\n" * 400)
+        action = act(S.META_SCHEDULED, row(), cached_definition=cached_definition)
         assert len(action.reason.encode()) <= 256
         assert "\n" not in action.reason
 

@@ -142,7 +142,7 @@ class World:
             settled=self.settled,
             status=status,
             lookup=lookup,
-            material=CachedDefinition(DefinitionState.READY),
+            cached_definition=CachedDefinition(DefinitionState.READY),
             collected=self.collected,
         )
 

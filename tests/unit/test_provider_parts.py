@@ -94,7 +94,7 @@ def table() -> Iterator[RunTable]:
         yield RunTable(store, ME, chain_id=31337, contract=CONTRACT)
 
 
-# ------------------------------------------------------------------------- materials
+# ------------------------------------------------------------------------- cache
 
 
 class Shelf:
@@ -131,7 +131,7 @@ class TestMaterials:
         ],
     )
     async def test_answers(self, answer, state, word):
-        found = await DefinitionCache(Shelf(answer), timeout=0.05).look(job())
+        found = await DefinitionCache(Shelf(answer), timeout=0.05).fetch(job())
         assert found.state is state
         assert word in found.reason
 
@@ -139,26 +139,26 @@ class TestMaterials:
         data = b'{"version":1}'
         record = job(definition=hashlib.sha256(data).digest())
         shelf = Shelf(data)
-        materials = DefinitionCache(shelf)
+        cache = DefinitionCache(shelf)
         for _ in range(2):
-            assert (await materials.look(record)).state is DefinitionState.INVALID
+            assert (await cache.fetch(record)).state is DefinitionState.INVALID
         assert shelf.asked == 1
-        assert materials.definition(record) is None
+        assert cache.definition(record) is None
 
     async def test_asks_for_more_than_the_chain_says(self):
-        materials = DefinitionCache(Shelf(DEFINITION.to_bytes()))
-        found = await materials.look(job(resources=Resources(1, 2, 64, 0)))
+        cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
+        found = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
         assert found.state is DefinitionState.INVALID
         assert "1 x 1 cpus" in found.reason
-        assert (await materials.look(job())).state is DefinitionState.READY
+        assert (await cache.fetch(job())).state is DefinitionState.READY
 
     async def test_what_was_missing_is_asked_for_again(self):
         shelf = Shelf(NotFoundError("no"))
-        materials = DefinitionCache(shelf)
-        assert (await materials.look(job())).state is DefinitionState.MISSING
+        cache = DefinitionCache(shelf)
+        assert (await cache.fetch(job())).state is DefinitionState.MISSING
         shelf.answer = DEFINITION.to_bytes()
-        assert (await materials.look(job())).state is DefinitionState.READY
-        assert materials.definition(job()) == DEFINITION
+        assert (await cache.fetch(job())).state is DefinitionState.READY
+        assert cache.definition(job()) == DEFINITION
 
 
 # --------------------------------------------------------------------------- batches
@@ -206,7 +206,7 @@ class TestBatches:
                 counted[kind] = counted.get(kind, 0) + moved
 
         scheduler = MetaSchedulerContract(SimpleNamespace(), CONTRACT)
-        return ProviderBatches(sender, scheduler, size=size, timeout=1, counted=count)
+        return ProviderBatches(sender, scheduler, size=size, timeout=1, count=count)
 
     async def test_one_transaction_for_each_kind_and_reason(self, counted):
         sender = FakeSender()
@@ -311,9 +311,9 @@ class TestBatches:
         sender = FakeSender(skipped={1: next(iter(ERRORS))})
         work = self.make(sender, counted)
         assert await work.send([(view(1), model.Collect())]) == 0
-        assert not work.moves([(view(1), model.Collect()), (view(1), model.Wait(""))])
+        assert not work.would_send([(view(1), model.Collect()), (view(1), model.Wait(""))])
         sender.skipped.clear()
-        assert work.moves([(view(1), model.RunReport(5, 0, ""))])
+        assert work.would_send([(view(1), model.RunReport(5, 0, ""))])
         assert await work.send([(view(1), model.RunReport(5, 0, ""))]) == 1
 
     @pytest.mark.parametrize(
@@ -406,9 +406,9 @@ def executor(table: RunTable) -> FakeExecutor:
 
 @pytest.fixture
 async def handlers(table: RunTable, executor: FakeExecutor) -> ExecutorActions:
-    materials = DefinitionCache(Shelf(DEFINITION.to_bytes()))
-    await materials.look(job())
-    return ExecutorActions(executor, table, materials, {"DEEPSQUARE_CHAIN_ID": "31337"})
+    cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
+    await cache.fetch(job())
+    return ExecutorActions(executor, table, cache, {"DEEPSQUARE_CHAIN_ID": "31337"})
 
 
 SUBMITTED = Run(1, "31337-5fbdb231-1", Phase.SUBMITTED, handle="h1", allotment=60, lead=2)
@@ -603,7 +603,7 @@ class TestObserver:
         table.watch(1)
         observer = self.make(FakeScheduler(job(provider_id=2)), executor, table)
         found = await self.look(observer)
-        assert (found.mine, found.material.state) == (False, DefinitionState.PENDING)
+        assert (found.mine, found.cached_definition.state) == (False, DefinitionState.PENDING)
 
 
 # ---------------------------------------------------------------------------- outputs
@@ -671,16 +671,16 @@ class Recovering:
 async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
     """No older head is believed than the block that holds them."""
     blocks = [3]
-    batches = SimpleNamespace(saw=blocks.append)
+    batches = SimpleNamespace(record_block=blocks.append)
     looked: list[str] = []
 
     async def look(block: str) -> None:
         looked.append(block)
 
     service: Any = SimpleNamespace(
-        _sender=Recovering(mined=mined), _batches=batches, _look_for_challenge=look
+        _sender=Recovering(mined=mined), _batches=batches, _check_challenge=look
     )
-    assert await ProviderService._settle_old(service) is mined
+    assert await ProviderService._settle_earlier_transactions(service) is mined
     assert blocks == ([3, 9] if mined else [3])
     assert looked == ["latest"]  # a transaction in front of an answer may cost what an answer may
 
@@ -745,7 +745,7 @@ async def test_an_open_challenge_raises_the_ceiling(challenged_at: int, ceiling:
     service._contracts = SimpleNamespace(scheduler=SimpleNamespace(clock_of=clock_of))
     service._settings = SimpleNamespace(max_fee_per_gas=100, max_answer_fee=5_000)
     service._sender = SimpleNamespace(max_fee_per_gas=0)
-    await service._look_for_challenge("latest")
+    await service._check_challenge("latest")
     assert service._sender.max_fee_per_gas == ceiling
     assert service._challenged_at == challenged_at
 
@@ -779,12 +779,12 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
     service.metrics = ProviderMetrics(Metrics("provider"))
     with capture_logs() as logs:
         for now in (900, 1_000, 1_000):
-            service._watch_revenue([long, short], Head(1, now, b""))
+            service._check_revenue([long, short], Head(1, now, b""))
     # 900 s of the first less its fee, and all of the second.
     assert service.metrics.metrics.value("revenue_accrued_credits") == pytest.approx(8.1 + 5)
     assert service.metrics.metrics.value("revenue_at_risk_credits") == pytest.approx(8.1)
     assert [(each["job"], each["credits"]) for each in logs] == [(1, "8.1")]
-    service._watch_revenue([], Head(1, 1_000, b""))
+    service._check_revenue([], Head(1, 1_000, b""))
     assert service.metrics.metrics.value("revenue_accrued_credits") == 0
 
 

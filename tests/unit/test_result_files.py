@@ -45,7 +45,7 @@ def test_copies_are_the_same_bytes_in_a_new_folder(run: Path, tmp_path: Path) ->
     assert result_files(run, to) == result_files(run)
     assert (to / "output").read_bytes() == b"printed\n"
     assert (to / "work/deep/a.bin").read_bytes() == bytes(range(256)) * 10
-    with pytest.raises(UsageError, match="can't be made"):
+    with pytest.raises(UsageError, match="can't be created"):
         result_files(run, to)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_the_copys_problem(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs, "_copied", full)
+    monkeypatch.setattr(outputs, "_copy", full)
     output, *others = result_files(run, tmp_path / "copy")
     assert output.problem == ""
     assert {each.problem for each in others} == {"can't be copied: No space left on device"}

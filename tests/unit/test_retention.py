@@ -12,7 +12,7 @@ import pytest
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import ExecutorError, Exit, Stored, stored_in
 from deepsquare_chain.provider.model import Phase, Run, run_key
-from deepsquare_chain.provider.retention import LEAST_AGE, KeptRun, Limits, Retention, expired
+from deepsquare_chain.provider.retention import MIN_AGE, KeptRun, Limits, Retention, expired
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 
@@ -39,8 +39,8 @@ def kept(key: str, age: float, size: int = 10) -> KeptRun:
         # What went by its age counts as freed.
         ([kept("a", 3 * DAY), kept("b", DAY)], Limits(2 * DAY, 10), ["a"]),
         # Results can be fetched for an hour, however short the limits are.
-        ([kept("a", LEAST_AGE - 1, 99)], Limits(1, 1), []),
-        ([kept("a", LEAST_AGE + 1, 99)], Limits(1), ["a"]),
+        ([kept("a", MIN_AGE - 1, 99)], Limits(1, 1), []),
+        ([kept("a", MIN_AGE + 1, 99)], Limits(1), ["a"]),
     ],
 )
 def test_what_is_too_old_or_too_much(
@@ -81,7 +81,7 @@ def retention(executor: Any, *runs: Run, limits: Limits) -> tuple[Retention, lis
         chain_id=CHAIN,
         contract=CONTRACT,
         limits=limits,
-        shown=lambda *figures: shown.append(figures),
+        show=lambda *figures: shown.append(figures),
     )
     return made, shown
 

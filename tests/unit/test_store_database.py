@@ -50,7 +50,7 @@ def test_it_is_made_for_the_owner_alone(path: Path) -> None:
         ({"chain_id": 2}, "another chain: 1, not 2"),
         ({"contract": "0xAC"}, "another contract: 0xaa, not 0xac"),
         ({"account": "0xBC"}, "another account"),
-        ({"genesis": "0x02"}, "other first block"),
+        ({"genesis": "0x02"}, "other genesis block"),
     ],
 )
 def test_another_identity_is_refused(path: Path, change: dict[str, Any], words: str) -> None:
@@ -71,7 +71,7 @@ def test_a_genesis_may_be_learned_later(path: Path) -> None:
 def test_what_is_no_database(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all" * 100)
-    with pytest.raises(UsageError, match="no usable database"):
+    with pytest.raises(UsageError, match="not a usable database"):
         Store.open(path, **IDENTITY)
     with pytest.raises(StoreError, match="can't be opened"):
         Store.open(path.parent, **IDENTITY)
@@ -259,7 +259,7 @@ def test_a_full_disk_is_told(path: Path) -> None:
     with Store.open(path, **IDENTITY) as store:
         with pytest.raises(StoreError, match="full") as error:
             fill(store)
-        assert "disk full" in error.value.hint
+        assert "free disk space" in error.value.hint
 
 
 @pytest.mark.parametrize("where", ["two files", "one store", "memory"])
