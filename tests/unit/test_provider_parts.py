@@ -702,10 +702,10 @@ class Challenged:
             return True
 
         async def send(planned: Any) -> int:
-            self.sent.append("moves")
+            self.sent.append("would_send")
             return len(planned)
 
-        batches = SimpleNamespace(jobs=self.on_its_way, moves=bool, answer=answer, send=send)
+        batches = SimpleNamespace(jobs=self.on_its_way, would_send=bool, answer=answer, send=send)
         service: Any = object.__new__(ProviderService)
         service._batches = batches
         service._challenged_at = self.challenged_at
@@ -721,14 +721,14 @@ CLAIM = [(view(1), model.Claim())]
 @pytest.mark.parametrize(
     ("case", "sent"),
     [
-        (Challenged([], challenged_at=0), ["moves"]),
-        (Challenged([]), ["answer", "moves"]),
-        (Challenged(CLAIM), ["moves"]),
-        (Challenged([], on_its_way=frozenset({3})), ["moves"]),
-        (Challenged(CLAIM, now=1_029), ["moves"]),
-        (Challenged(CLAIM, now=1_030), ["answer", "moves"]),
+        (Challenged([], challenged_at=0), ["would_send"]),
+        (Challenged([]), ["answer", "would_send"]),
+        (Challenged(CLAIM), ["would_send"]),
+        (Challenged([], on_its_way=frozenset({3})), ["would_send"]),
+        (Challenged(CLAIM, now=1_029), ["would_send"]),
+        (Challenged(CLAIM, now=1_030), ["answer", "would_send"]),
         (Challenged(CLAIM, base_fee=101), ["answer"]),
-        (Challenged(CLAIM, challenged_at=0, base_fee=101), ["moves"]),
+        (Challenged(CLAIM, challenged_at=0, base_fee=101), ["would_send"]),
     ],
 )
 async def test_a_challenge_costs_a_transaction_only_where_no_move_answers_it(case, sent):
