@@ -324,7 +324,7 @@ class LocalGrid:
             if port:
                 open_listener(port).close()
         self.isolation = await asyncio.to_thread(machine_isolation)
-        self._report(f"isolation of jobs: {self.isolation.arguments}")
+        self._report(f"isolation of jobs: {self.isolation.words}")
         self._report("starting the chain")
         _, _ = await asyncio.gather(self.node.start(), asyncio.to_thread(self._make_wallets))
         w3 = await connect(self.node.url, chain_id=self.node.chain_id)

@@ -92,7 +92,7 @@ def test_the_sums_agree_on_both_sides(told: Told) -> None:
     checks = sums(told)
     assert [check.difference for check in checks] == [0, 0, 0, 0]
     assert all(check.ok and check.how_to_repeat for check in checks)
-    assert checks[0].has_tokens.amount == told.ledger.totals.supply > 0
+    assert checks[0].left.amount == told.ledger.totals.supply > 0
     assert ("given to it by mistake", 11) in checks[1].right.terms
 
 
@@ -151,7 +151,7 @@ def test_every_job_keeps_the_second_invariant(told: Told, paid: Told) -> None:
         check = job_conservation(job, told.ledger.deployment, told.ledger.block)
         assert (check.difference, check.job_id) == (0, job.id)
         assert ("while live" in check.name) is job.status.is_live
-        assert check.has_tokens.amount > 0
+        assert check.left.amount > 0
         for field in ("funded", "escrow"):
             wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
             assert not job_conservation(wrong, told.ledger.deployment, told.ledger.block).ok
