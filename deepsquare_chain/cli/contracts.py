@@ -53,12 +53,12 @@ async def verify(
     ] = "",
 ) -> int:
     """Compare code and parameters on chain with this build, list roles; exit 10 if they differ."""
-    from deepsquare_chain.audit.verification import (
+    from deepsquare_chain.chain.deploying import named_holders, verify_deployment
+    from deepsquare_chain.client.deploy import (
         submit_blockscout,
         submit_sourcify,
         write_tree,
     )
-    from deepsquare_chain.chain.deploying import named_holders, verify_deployment
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 

@@ -184,7 +184,7 @@ class CommandContext:
     @asynccontextmanager
     async def _unsigned_wallet(self, account: str) -> AsyncIterator[WalletConnection]:
         """A wallet whose calls are printed at the end."""
-        from deepsquare_chain.client.unsigned import UnsignedSender, open_unsigned
+        from deepsquare_chain.client.transactions import UnsignedSender, open_unsigned
 
         async with open_unsigned(self.settings, account) as wallet:
             yield wallet
@@ -194,7 +194,7 @@ class CommandContext:
 
     def print_unsigned(self, chain_id: int, account: str, calls: Sequence[Call]) -> None:
         """Print calls for an account to send: as records, CSV, or JSON for Safe's Transaction Builder."""
-        from deepsquare_chain.client.unsigned import safe_batch
+        from deepsquare_chain.client.transactions import safe_batch
 
         if self.printer.style is Format.JSON:
             self.printer.document(safe_batch(chain_id, account, calls))

@@ -176,7 +176,7 @@ async def serve(
     """Serve definitions, logs and results to accounts that the chain authorises, until Ctrl-C."""
     require("gateway", "gateway serve")
     from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
-    from deepsquare_chain.gateway.rules import DAY, GatewayRules
+    from deepsquare_chain.gateway.access import DAY, GatewayRules
     from deepsquare_chain.job import MEGABYTE
     from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
 

@@ -28,10 +28,9 @@ from deepsquare_chain.job import Job
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.gasless import GaslessWallet
-    from deepsquare_chain.client.history import History
+    from deepsquare_chain.client.history import Ended, History
     from deepsquare_chain.client.job_list import ListedJob
     from deepsquare_chain.client.network import WalletConnection
-    from deepsquare_chain.client.watching import Ended
     from deepsquare_chain.errors import EndpointError
     from deepsquare_chain.store.gateway_client import GatewayClient
 
@@ -242,7 +241,7 @@ async def follow_to_end(
 ) -> Ended:
     """Wait for a job or its last successor to end; prints changes and reasons for waiting to stderr."""
     from deepsquare_chain.cli.why import Teller
-    from deepsquare_chain.client.watching import watch
+    from deepsquare_chain.client.history import watch
 
     def tell(job: Job) -> None:
         where = f" at provider {job.provider_id}" if job.provider_id else ""

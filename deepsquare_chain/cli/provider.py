@@ -436,9 +436,8 @@ async def earnings(
 @command(app)
 async def doctor(context: CommandContext, account: AccountArgument = None) -> int:
     """Check everything that a provider needs to get jobs; exit 1 if something is wrong."""
-    from deepsquare_chain.client.doctor import examine
+    from deepsquare_chain.client.doctor import examine, examine_provider
     from deepsquare_chain.client.network import own_address
-    from deepsquare_chain.client.provider_doctor import examine_provider
     from deepsquare_chain.daemon.loop import service_folder
     from deepsquare_chain.errors import GridError
     from deepsquare_chain.executors.base import ExecutorContext

@@ -22,7 +22,7 @@ from deepsquare_chain.store.gateway_client import (
 )
 
 if TYPE_CHECKING:
-    from deepsquare_chain.gateway.rules import GatewayRules
+    from deepsquare_chain.gateway.access import GatewayRules
     from deepsquare_chain.relay.rules import RelayRules
 
 _GWEI: Final = 10**9
@@ -193,7 +193,7 @@ async def serve_gateway(
 
     `more` are further arguments of `run_gateway`, whose errors it raises.
     """
-    from deepsquare_chain.gateway.runner import run_gateway
+    from deepsquare_chain.gateway.app import run_gateway
     from deepsquare_chain.gateway.service import GatewaySettings
 
     deployment = Deployment.load(settings.deployment)
@@ -233,7 +233,7 @@ async def serve_gateway_and_relay(
         stop: Stops both services when set.
     """
     from deepsquare_chain.observability.serving import DeferredApp
-    from deepsquare_chain.relay.app import PATHS
+    from deepsquare_chain.relay.runner import PATHS
 
     relay_app, stopping = DeferredApp("relay"), stop or asyncio.Event()
 

@@ -343,7 +343,7 @@ async def _warn(
     context: CommandContext, contracts: Contracts, terms: Terms, store: DefinitionStore
 ) -> None:
     """Print warnings if no provider can run the job or read its definition."""
-    from deepsquare_chain.client.quotes import cheapest, quotes
+    from deepsquare_chain.client.offers import cheapest, quotes
     from deepsquare_chain.store.definitions import FolderDefinitionStore
 
     if cheapest(await quotes(contracts, terms)) is None:

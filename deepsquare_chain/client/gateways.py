@@ -16,9 +16,8 @@ from typing import Any, BinaryIO, Final
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
-from deepsquare_chain.client.history import reported_digest
+from deepsquare_chain.client.history import OnTrouble, reported_digest, until_answered
 from deepsquare_chain.client.network import transport_of
-from deepsquare_chain.client.watching import OnTrouble, until_answered
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import AuditError, EndpointError, GridError, NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus

@@ -17,7 +17,7 @@ from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
 from deepsquare_chain.client.gateways import gateways_of, read_log
-from deepsquare_chain.client.history import History
+from deepsquare_chain.client.history import History, watch
 from deepsquare_chain.client.modules import load_job
 from deepsquare_chain.client.network import (
     WalletConnection,
@@ -36,7 +36,6 @@ from deepsquare_chain.client.submission import (
     submission_time,
     submit,
 )
-from deepsquare_chain.client.watching import watch
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Terms
 from deepsquare_chain.provider.outputs import find_run, read_output

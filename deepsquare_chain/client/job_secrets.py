@@ -10,7 +10,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.wallet import read_secret
-from deepsquare_chain.client.quotes import quotes
+from deepsquare_chain.client.offers import quotes
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobFlags, Terms
 from deepsquare_chain.store.encryption import (

@@ -1,15 +1,26 @@
-"""Finds transactions of a wallet, to show or replace them."""
+"""Transactions of a wallet, to show or replace them, and unsigned calls for another account."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from eth_account.datastructures import SignedMessage, SignedTransaction
+from eth_account.messages import SignableMessage
+from eth_typing import ChecksumAddress
 from web3.exceptions import TransactionNotFound
 
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.transactions.outbox import Entry, TxState
 from deepsquare_chain.chain.transactions.receipts import fee_of
-from deepsquare_chain.client.network import WalletConnection
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
+from deepsquare_chain.client.network import WalletConnection, open_grid
+from deepsquare_chain.errors import NotAuthorisedError, UsageError
+from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +90,94 @@ def pending(wallet: WalletConnection, which: str) -> Entry:
             hint=f"See `deepsquare tx show {entry.id}`.",
         )
     return entry
+
+
+# -- unsigned calls: those of a command without a key, for another account to send
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOnly:
+    """An account without a key: every signature is refused."""
+
+    address: ChecksumAddress
+
+    def sign_transaction(self, transaction_dict: Any, /) -> SignedTransaction:  # noqa: ARG002
+        """Raise NotAuthorisedError."""
+        raise self._refusal()
+
+    def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:  # noqa: ARG002
+        """Raise NotAuthorisedError."""
+        raise self._refusal()
+
+    def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:  # noqa: ARG002
+        """Raise NotAuthorisedError."""
+        raise self._refusal()
+
+    def _refusal(self) -> NotAuthorisedError:
+        return NotAuthorisedError(
+            f"This needs a signature of {self.address}, whose key is not here",
+            hint="Leave out --permit, --gasless and gateways with --unsigned.",
+        )
+
+
+class UnsignedSender(Sender):
+    """A sender that collects calls instead of sending them."""
+
+    pays_gas = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls: list[Call] = []
+
+    async def send(self, call: Call, **_: Any) -> TxReceipt:
+        """Collect a call. Only the first is simulated, because later calls depend on it.
+
+        Raises:
+            RevertedError: The contract would refuse the call.
+            EndpointError: The endpoint does not answer.
+        """
+        if not self.calls:
+            await self.simulate(call)
+        self.calls.append(call)
+        return TxReceipt("", 0, "", 0, 0, (), call.label)
+
+
+@asynccontextmanager
+async def open_unsigned(settings: Settings, account: str) -> AsyncIterator[WalletConnection]:
+    """Open an account whose calls are collected; errors as `open_grid`."""
+    address = checked_address(account)
+    async with open_grid(settings) as contracts:
+        deployment = contracts.deployment
+        with Store.open(
+            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=address
+        ) as store:
+            signer = AddressOnly(address)
+            sender = UnsignedSender(contracts.w3, signer, store, chain_id=deployment.chain_id)
+            yield WalletConnection(contracts, signer, sender, store, settings.timeout)
+
+
+def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, Any]:
+    """Return the content of a file with the calls for Safe's Transaction Builder.
+
+    Source of the format: https://help.safe.global/en/articles/40841-transaction-builder
+    """
+    return {
+        "version": "1.0",
+        "chainId": str(chain_id),
+        "createdAt": int(time.time() * 1000),
+        "meta": {
+            "name": "deepsquare: " + ", ".join(call.label for call in calls)[:200],
+            "description": "",
+            "createdFromSafeAddress": account,
+        },
+        "transactions": [
+            {
+                "to": call.to,
+                "value": str(call.value),
+                "data": "0x" + call.data.hex(),
+                "contractMethod": None,
+                "contractInputsValues": None,
+            }
+            for call in calls
+        ],
+    }

@@ -21,10 +21,9 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
-from deepsquare_chain.gateway.access import Access, Right, Session
+from deepsquare_chain.gateway.access import DAY, Access, GatewayRules, Right, Session, check_name
 from deepsquare_chain.gateway.objects import Objects
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
-from deepsquare_chain.gateway.rules import DAY, GatewayRules, check_name
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError

@@ -33,9 +33,8 @@ from deepsquare_chain.observability.probe import Health
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
 from deepsquare_chain.web.pages import accounts, audit, chain, home, jobs, wallet
-from deepsquare_chain.web.render import FOLDER, Renderer, environment
 from deepsquare_chain.web.security import SecurityHeaders
-from deepsquare_chain.web.site import Site
+from deepsquare_chain.web.site import FOLDER, Renderer, Site, environment
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 #: POST requests per minute of one client.

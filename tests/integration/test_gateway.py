@@ -27,7 +27,7 @@ from deepsquare_chain.client.submission import Request
 from deepsquare_chain.client.submission import submit as submit_jobs
 from deepsquare_chain.errors import NotAuthorisedError, StoreError
 from deepsquare_chain.gateway import access
-from deepsquare_chain.gateway.rules import GatewayRules
+from deepsquare_chain.gateway.access import GatewayRules
 from deepsquare_chain.job import JobStatus as S
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.settings import Settings

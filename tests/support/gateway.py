@@ -10,7 +10,7 @@ from typing import Any
 
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.gateway.runner import run_gateway
+from deepsquare_chain.gateway.app import run_gateway
 from deepsquare_chain.gateway.service import GatewaySettings
 from deepsquare_chain.store.gateway_client import GatewayClient
 from tests.support.cli import Running

@@ -21,12 +21,11 @@ from deepsquare_chain.chain.bindings.event_types import (
     JobTransition,
 )
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError, WrongEndpointError
-from deepsquare_chain.client import submission, watching
-from deepsquare_chain.client.history import History, inherit, replay
+from deepsquare_chain.client import history, submission
+from deepsquare_chain.client.history import Ended, History, inherit, replay, watch
 from deepsquare_chain.client.job_list import newest, parse_statuses
-from deepsquare_chain.client.quotes import cheapest, quote
+from deepsquare_chain.client.offers import cheapest, quote
 from deepsquare_chain.client.submission import Bill
-from deepsquare_chain.client.watching import Ended, watch
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import (
     EndpointError,
@@ -256,7 +255,7 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: told[number] for number in ids}
 
-    monkeypatch.setattr(watching, "histories", histories)
+    monkeypatch.setattr(history, "histories", histories)
     seen: list[tuple[int, JobStatus]] = []
     found = await watch(
         FakeContracts(*records),  # type: ignore[arg-type]
@@ -272,8 +271,8 @@ async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.Monkey
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: History(number, exit_code=0) for number in ids}
 
-    monkeypatch.setattr(watching, "histories", histories)
-    looks = watching.PATIENCE + 1
+    monkeypatch.setattr(history, "histories", histories)
+    looks = history.PATIENCE + 1
     claimed = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=1)
     records = (
         *(JOB for _ in range(2 * looks)),
@@ -319,8 +318,8 @@ async def test_watch_goes_on_while_the_endpoint_fails(
         return {number: History(number, exit_code=0) for number in ids}
 
     failures = [error, error]
-    monkeypatch.setattr(watching, "histories", histories)
-    monkeypatch.setattr(watching, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(history, "histories", histories)
+    monkeypatch.setattr(history, "_PAUSES", (0.001, 0.002))
     contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
     found = await watch(
         contracts,
@@ -333,7 +332,7 @@ async def test_watch_goes_on_while_the_endpoint_fails(
 
 
 async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(history, "_PAUSES", (0.001, 0.002))
     errors: list[EndpointError] = [TransientEndpointError("away"), WrongEndpointError("another")]
 
     async def get_job(_job_id: int) -> Job:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.client.offers import _offer
-from deepsquare_chain.client.quotes import quote
+from deepsquare_chain.client.offers import _offer, quote
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from tests.unit.test_client import JOB, PROVIDER, TERMS
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.client.doctor import _providers
-from deepsquare_chain.client.provider_doctor import _starts
+from deepsquare_chain.client.doctor import _providers, _starts
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.settings import Settings

@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 
 from deepsquare_chain.chain.sign_in import SignInMessage, rfc3339
 from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError
-from deepsquare_chain.gateway.access import Access, Right, Session
+from deepsquare_chain.gateway.access import Access, GatewayRules, Right, Session
 from deepsquare_chain.gateway.app import gateway_app
 from deepsquare_chain.gateway.objects import Objects, open_object_store
 from deepsquare_chain.gateway.records import GatewayRecords
-from deepsquare_chain.gateway.rules import GatewayRules
 from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.observability.metrics import Metrics

@@ -24,8 +24,7 @@ from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall
-from deepsquare_chain.client.offers import PricedOffer
-from deepsquare_chain.client.quotes import OVER_BUDGET
+from deepsquare_chain.client.offers import OVER_BUDGET, PricedOffer
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import JobFileError, UsageError
 from deepsquare_chain.indexer.block_data import outcomes
@@ -64,10 +63,9 @@ from deepsquare_chain.web.lookup import (
 from deepsquare_chain.web.pages.accounts import FoldedMovements, fold
 from deepsquare_chain.web.pages.jobs import judge
 from deepsquare_chain.web.pages.wallet import form_as_file, problems, read_form
-from deepsquare_chain.web.render import environment
 from deepsquare_chain.web.security import is_own
 from deepsquare_chain.web.server import Address
-from deepsquare_chain.web.site import Link, Site
+from deepsquare_chain.web.site import Link, Site, environment
 
 ALICE = "0x" + "A1" * 20
 HOST = "0x" + "B2" * 20

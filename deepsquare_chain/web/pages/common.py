@@ -12,8 +12,7 @@ from starlette.responses import Response
 from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
-from deepsquare_chain.web.render import Renderer
-from deepsquare_chain.web.site import Site
+from deepsquare_chain.web.site import Renderer, Site
 
 T = TypeVar("T")
 MAX_NUMBER: Final = 2**63 - 1

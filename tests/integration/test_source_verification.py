@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deepsquare_chain.audit.verification import submit_blockscout, submit_sourcify, write_tree
 from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, ipfs_hash, metadata_hash
 from deepsquare_chain.chain.deploying import verify_deployment
+from deepsquare_chain.client.deploy import submit_blockscout, submit_sourcify, write_tree
 from tests.support.livegrid import LiveGrid
-from tests.unit.test_audit_verification import GRID, Stub
+from tests.unit.test_source_verification import GRID, Stub
 
 
 @contextmanager

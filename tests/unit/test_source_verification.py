@@ -15,14 +15,6 @@ import httpx2
 import pytest
 from eth_utils import keccak, to_checksum_address
 
-from deepsquare_chain.audit import verification
-from deepsquare_chain.audit.verification import (
-    SourceSubmission,
-    sources,
-    submit_blockscout,
-    submit_sourcify,
-    write_tree,
-)
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.artifacts import (
     CONTRACTS,
@@ -34,6 +26,14 @@ from deepsquare_chain.chain.bindings.artifacts import (
     standard_input,
 )
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.client import deploy
+from deepsquare_chain.client.deploy import (
+    SourceSubmission,
+    sources,
+    submit_blockscout,
+    submit_sourcify,
+    write_tree,
+)
 from deepsquare_chain.errors import EndpointError, UsageError
 
 CLIENT: Callable[..., httpx2.AsyncClient] = httpx2.AsyncClient
@@ -246,7 +246,7 @@ async def submitted(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> list[SourceSubmission]:
     monkeypatch.setattr(
-        verification.httpx2,
+        deploy.httpx2,
         "AsyncClient",
         lambda **options: CLIENT(transport=httpx2.MockTransport(stub), **options),
     )
@@ -293,7 +293,7 @@ async def test_answers_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_verifier_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_LOOKS", 1)
+    monkeypatch.setattr(deploy, "_LOOKS", 1)
     found = await submitted(Stub(), monkeypatch, "sourcify")
     assert (found[0].ok, found[0].detail) == (False, "it is still being verified")
     found = await submitted(Stub("strange"), monkeypatch, "blockscout")
