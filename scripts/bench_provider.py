@@ -2,7 +2,8 @@
 """Measure one provider on a real node (anvil, a block per second): throughput, overhead, load.
 
 For each executor, the provider is measured idle and then busy with jobs that do nothing, compared
-with the same jobs without a grid. With Slurm, also with a full queue. The Slurm cluster is started
+with the same jobs without a grid. With the local executor, the CPU time of a job's start is measured
+by itself, with and without sandbox and control groups. With Slurm, also with a full queue. The Slurm cluster is started
 by `scripts/local_slurm.sh` on the same machine.
 """
 
@@ -33,8 +34,18 @@ from grid_measures import Blocks, between, cpu_seconds, latency, load_of, read_s
 from grid_yard import Yard
 
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.executors.base import RunSpec
+from deepsquare_chain.executors.cgroups import CgroupParent, find_cgroups
 from deepsquare_chain.executors.isolation import machine_isolation
-from deepsquare_chain.job import JobStatus
+from deepsquare_chain.executors.launch import ForkServer, make_run
+from deepsquare_chain.executors.sandbox import (
+    EtcCopy,
+    Isolation,
+    Sandbox,
+    SandboxOptions,
+    probe_sandbox,
+)
+from deepsquare_chain.job import JobStatus, Resources
 
 ROLE: Final = "p0"
 STEPS: Final = (
@@ -140,6 +151,41 @@ def bare_shell(jobs: int) -> dict[str, float]:
         "ms_per_job": round(1000 * seconds / jobs, 1),
         "cpu_ms_per_job": round(1000 * cpu / jobs, 1),
     }
+
+
+def starts(jobs: int) -> dict[str, float]:
+    """Measure the CPU milliseconds of supervisor, sandbox and shell for a script that does nothing.
+
+    The time of the fork server's own start is subtracted. Only what this machine has is measured.
+    """
+    sandbox, cgroups = probe_sandbox().sandbox, find_cgroups(enable=False)
+    kinds = {"plain": (None, CgroupParent(1, {})), "cgroups": (None, cgroups)}
+    if sandbox is not None:
+        kinds |= {"sandbox": (sandbox, CgroupParent(1, {})), "both": (sandbox, cgroups)}
+    milliseconds = {}
+    for name, parts in kinds.items():
+        seconds = _cpu_of_starts(jobs + 1, *parts) - _cpu_of_starts(1, *parts)
+        milliseconds[name] = round(1000 * seconds / jobs, 1)
+    return milliseconds
+
+
+def _cpu_of_starts(jobs: int, sandbox: Sandbox | None, cgroups: CgroupParent) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory(prefix="bench-provider-") as temporary:
+        runs = Path(temporary, "runs")
+        runs.mkdir()
+        etc = EtcCopy(runs.with_name("etc"))
+        isolation = Isolation(sandbox, SandboxOptions(), cgroups, etc=etc)
+        server = ForkServer(runs)
+        for number in range(jobs):
+            spec = RunSpec(f"start-{number}", b"", Resources(1, 1, 512, 0), 60, {})
+            supervisor = server.start(make_run(runs, spec, isolation=isolation))
+            while not supervisor.ended:
+                time.sleep(0.005)
+            supervisor.release()
+        server.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
@@ -249,7 +295,11 @@ async def bench(options: argparse.Namespace) -> dict[str, Any]:
         }
     }
     if "local" in options.executors:
-        results["local"] = {**await measure(options, None), "bare_shell": bare_shell(options.jobs)}
+        results["local"] = {
+            "start_cpu_ms": starts(options.jobs),
+            **await measure(options, None),
+            "bare_shell": bare_shell(options.jobs),
+        }
     if "slurm" in options.executors:
         with slurm_cluster(options.cpus) as cluster:
             bare = await bare_sbatch(cluster, options.jobs)
