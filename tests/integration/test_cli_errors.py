@@ -211,7 +211,7 @@ def test_a_service_waits_for_its_endpoint_and_says_so(place: Place) -> None:
 
 def test_endpoint_that_is_no_node(cli: Cli, place: Place) -> None:
     faucet = place.record["extra"]["faucet"]
-    refused(cli("job", "list", "--endpoint", faucet), 7, "answered with HTTP status")
+    refused(cli("job", "list", "--endpoint", faucet), 7, "responded with HTTP status")
     refused(cli("job", "list", "--endpoint", "ftp://host"), 2, "endpoint")
 
 
@@ -233,7 +233,7 @@ def test_deployment_record_that_is_none(cli: Cli, tmp_path: Path) -> None:
     record = tmp_path / "deployment.json"
     refused(cli("job", "list", "--deployment", str(record)), 4, "no deployment record", "devnet up")
     record.write_text("[]")
-    refused(cli("job", "list", "--deployment", str(record)), 2, "no deployment record")
+    refused(cli("job", "list", "--deployment", str(record)), 2, "not a deployment record")
 
 
 # ----------------------------------------------------------------------- jobs
