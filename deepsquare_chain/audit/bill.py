@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, from_attributes
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.credits import fee as fee_of
@@ -110,22 +110,17 @@ def recompute_bill(
         _sum("refunded", refund, job.refunded, final=final),
         BillLine("carried_out", escrow if job.carried_out else 0, job.carried_out),
     )
-    return JobBill(
+    return from_attributes(
+        JobBill,
+        job,
         job_id=job.id,
-        status=job.status,
         settled=final,
-        started_at=job.started_at,
         ended_at=ended_at,
         reported=reported,
-        allotment=job.allotment,
         most=most,
         seconds=seconds,
-        billed_seconds=job.billed_seconds,
-        rate=job.rate,
-        fee_bps=job.fee_bps,
         escrow=escrow,
         cost=cost,
-        collected_seconds=job.collected_seconds,
         collected=job.collected_paid + job.collected_fee,
         why=rule,
         lines=lines,

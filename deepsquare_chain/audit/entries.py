@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.job import (
@@ -22,6 +22,8 @@ from deepsquare_chain.job import (
     ProviderStatus,
     Terms,
 )
+
+T = TypeVar("T")
 
 ZERO_ADDRESS: Final = "0x" + "00" * 20
 ZERO_HARDWARE: Final = Hardware(0, 0, 0, 0)
@@ -44,6 +46,12 @@ class AuditFinding:
     def __str__(self) -> str:
         location = f" (block {self.block}, transaction {self.tx_hash})" if self.tx_hash else ""
         return f"{self.message}{location}"
+
+
+def from_attributes(kind: type[T], source: object, /, **given: Any) -> T:
+    """Return a dataclass whose fields are `given`, or attributes of `source` of the same name."""
+    names = (field.name for field in fields(cast("Any", kind)) if field.name not in given)
+    return kind(**given, **{name: getattr(source, name) for name in names})
 
 
 class MovementKind(StrEnum):
@@ -176,21 +184,13 @@ class JobEntry:
     def record(self, provider_ids: Mapping[str, int]) -> Job:
         """Return the record that the contract must store if the events are correct."""
         consumed = self.paid + self.fee - self.collected_paid - self.collected_fee
-        return Job(
-            id=self.id,
-            customer=self.customer,
-            status=self.status,
-            since=self.since,
+        return from_attributes(
+            Job,
+            self,
             provider_id=provider_ids.get(self.provider, 0),
             resources=self.terms.resources,
-            retries_left=self.retries_left,
             flags=self.terms.flags | (JobFlags.SUCCESSOR if self.retry_of else JobFlags.NONE),
             escrow=consumed if self.status.is_final else self.escrow,
-            rate=self.rate,
-            time_limit=self.time_limit,
-            fee_bps=self.fee_bps,
-            definition=self.definition,
-            retry_of=self.retry_of,
         )
 
 
@@ -228,18 +228,7 @@ class ProviderEntry:
 
     def record(self) -> Provider:
         """Return the record that the registry must store if the events are correct."""
-        return Provider(
-            id=self.id,
-            account=self.account,
-            status=self.status,
-            approved_until=self.approved_until,
-            version=self.version,
-            pending_version=self.pending_version,
-            hardware=self.hardware,
-            offer=self.offer,
-            prices=self.prices,
-            labels=self.labels,
-        )
+        return from_attributes(Provider, self)
 
     def is_gone(self, now: int, lost_timeout: int) -> bool:
         """Return whether the provider's runs count as lost, judged by time only.

@@ -29,6 +29,7 @@ from deepsquare_chain.audit.entries import (
     StatementRow,
     Totals,
     TransactionContext,
+    from_attributes,
 )
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -876,8 +877,7 @@ class Ledger:
         balance = 0
         for entry in self._of.get(account, ()):
             balance += entry.amount
-            values = {name: getattr(entry, name) for name in LedgerEntry.__slots__}
-            yield StatementRow(**values, balance=balance)
+            yield from_attributes(StatementRow, entry, balance=balance)
 
     def _check_places(self, events: list[ev.Event]) -> None:
         for previous, event in pairwise(events):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, String, column, func, select, values
 
+from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
@@ -34,7 +35,7 @@ from deepsquare_chain.indexer.read_models import (
     RoleRow,
     Roles,
 )
-from deepsquare_chain.indexer.records import offering, read_model
+from deepsquare_chain.indexer.records import offering
 from deepsquare_chain.indexer.schema import (
     Int,
     constants,
@@ -239,7 +240,7 @@ def role_rows(
     if account is not None:
         query = query.where(roles.c.account == account)
     return tuple(
-        read_model(
+        from_attributes(
             RoleRow,
             row,
             at=snapshot.place(row, row.log_index),
@@ -322,7 +323,7 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
 
 def _figures(row: Row[Any], now: int) -> ProviderFigures:
     cpu_seconds = row.cpu_seconds + row.cpus_busy * max(0, now - row.time)
-    return read_model(ProviderFigures, row, cpu_seconds=cpu_seconds)
+    return from_attributes(ProviderFigures, row, cpu_seconds=cpu_seconds)
 
 
 def _load(row: Row[Any]) -> Load:
@@ -331,7 +332,7 @@ def _load(row: Row[Any]) -> Load:
 
 def _provider_row(row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapshot) -> ProviderRow:
     now = snapshot.number("time", 0)
-    return read_model(
+    return from_attributes(
         ProviderRow,
         row,
         active=is_active(row, now),

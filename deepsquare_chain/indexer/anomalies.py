@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, AnomalyRules, Code, Spot, Subject
+from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
 from deepsquare_chain.errors import UsageError
@@ -18,7 +19,7 @@ from deepsquare_chain.indexer.pagination import (
     Reader,
     placed,
 )
-from deepsquare_chain.indexer.records import event_of, job_entry, read_model
+from deepsquare_chain.indexer.records import event_of, job_entry
 from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers, transitions
 from deepsquare_chain.job import JobStatus
 
@@ -132,4 +133,4 @@ def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
 
 
 def _exception(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:
-    return read_model(rows.AnomalyRow, row, at=snapshot.place(row, None))
+    return from_attributes(rows.AnomalyRow, row, at=snapshot.place(row, None))

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, func, select
 
+from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer.accounts import open_challenge
@@ -31,7 +32,6 @@ from deepsquare_chain.indexer.read_models import (
     SettlementRow,
     TransitionRow,
 )
-from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import (
     events,
     jobs,
@@ -182,7 +182,7 @@ class JobQueries(Reader):
         movement_rows, _ = rows_of(movements, placed(movements))
         payment_rows, _ = rows_of(settlements, _SETTLEMENTS)
         until_spent = JobFlags.UNTIL_SPENT in row.flags
-        return read_model(
+        return from_attributes(
             JobDetail,
             row,
             row=job_row(row, snapshot),
@@ -239,18 +239,18 @@ def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
 
 def job_row(row: Row[Any], snapshot: IndexSnapshot) -> JobRow:
     """Convert a row of `jobs` that is joined with its transaction's `hash`."""
-    return read_model(
+    return from_attributes(
         JobRow,
         row,
-        resources=read_model(Resources, row),
+        resources=from_attributes(Resources, row),
         changed=snapshot.at(row.block, row.since, row.hash, row.log_index),
     )
 
 
 def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> TransitionRow:
     """Convert a row of `placed(transitions)`."""
-    return read_model(TransitionRow, row, at=snapshot.place(row, row.log_index))
+    return from_attributes(TransitionRow, row, at=snapshot.place(row, row.log_index))
 
 
 def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> SettlementRow:
-    return read_model(SettlementRow, row, at=snapshot.place(row, row.log_index))
+    return from_attributes(SettlementRow, row, at=snapshot.place(row, row.log_index))

@@ -14,12 +14,11 @@ import pydantic_core
 from eth_utils.address import to_checksum_address
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select, tuple_
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, from_attributes
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import EventRow, MovementRow, NumberedPage, Page, Place
-from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import headers, state, transactions
 from deepsquare_chain.store.base import Database
 
@@ -214,12 +213,12 @@ def placed(table: Table, *more: Any) -> Select[Any]:
 
 def event_row(row: Row[Any], snapshot: IndexSnapshot) -> EventRow:
     """Convert a row of `placed(events)`."""
-    return read_model(EventRow, row, at=snapshot.place(row, row.log_index), values=row.body)
+    return from_attributes(EventRow, row, at=snapshot.place(row, row.log_index), values=row.body)
 
 
 def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> MovementRow:
     """Convert a row of `placed(movements)`."""
-    return read_model(
+    return from_attributes(
         MovementRow,
         row,
         at=snapshot.place(row, row.log_index),

@@ -13,6 +13,7 @@ from typing import Any, Final
 from eth_utils.address import is_address
 from sqlalchemy import Connection, Row, Select, Table, func, select
 
+from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.accounts import AccountQueries, RegistryQueries
 from deepsquare_chain.indexer.anomalies import AnomalyQueries
@@ -40,7 +41,6 @@ from deepsquare_chain.indexer.read_models import (
     TransactionDetail,
     TransactionRow,
 )
-from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.indexer.schema import (
     changes,
     events,
@@ -210,11 +210,11 @@ def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
 
 
 def _block(row: Row[Any], snapshot: IndexSnapshot) -> BlockRow:
-    return read_model(BlockRow, row, finalized=row.number <= snapshot.finalized)
+    return from_attributes(BlockRow, row, finalized=row.number <= snapshot.finalized)
 
 
 def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> TransactionRow:
-    return read_model(TransactionRow, row, at=snapshot.place(row, None))
+    return from_attributes(TransactionRow, row, at=snapshot.place(row, None))
 
 
 def _transaction_detail(
@@ -229,12 +229,12 @@ def _transaction_detail(
     movement_rows = connection.execute(movement_query.limit(2 * SHOWN))
     request_query = of_transaction(forwarded, select(forwarded)).order_by(forwarded.c.number)
     request_rows = connection.execute(request_query)
-    return read_model(
+    return from_attributes(
         TransactionDetail,
         row,
         row=_transaction(row, snapshot),
         input="0x" + row.input.hex(),
-        forwarded=tuple(read_model(ForwardedRow, each) for each in request_rows),
+        forwarded=tuple(from_attributes(ForwardedRow, each) for each in request_rows),
         events=tuple(event_row(each, snapshot) for each in event_rows),
         more_events=more_events,
         movements=tuple(movement_row(each, snapshot) for each in movement_rows),
@@ -283,6 +283,6 @@ class Index(
             query = select(changes).where(changes.c.number > since).order_by(changes.c.number)
             rows = connection.execute(query.limit(limit)).all()
             oldest = connection.execute(select(func.min(changes.c.number))).scalar()
-        items = tuple(read_model(Change, row, jobs=tuple(row.jobs)) for row in rows)
+        items = tuple(from_attributes(Change, row, jobs=tuple(row.jobs)) for row in rows)
         missed = since > latest or (since < latest and (oldest is None or oldest > since + 1))
         return Changes(items[-1].number if items else latest, items, missed)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from enum import IntEnum, IntFlag
 from functools import cache
-from typing import Any, Final, TypeVar, cast, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from sqlalchemy import Row, Table
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry, from_attributes
 from deepsquare_chain.chain.bindings import event_types
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.indexer.schema import jobs, providers
 from deepsquare_chain.job import NO_LOAD, Hardware, Offer, Prices, Resources, Terms
-
-T = TypeVar("T")
 
 #: Block, position of the transaction, log index.
 Spot = tuple[int, int, int]
@@ -27,12 +25,6 @@ def row_values(record: Any, table: Table, /, **given: Any) -> dict[str, Any]:
     """Return the values of a table's row: `given`, and attributes of the record by their names."""
     names = (column.name for column in table.columns if column.name not in given)
     return {**given, **{name: getattr(record, name) for name in names}}
-
-
-def read_model(kind: type[T], row: object, /, **given: Any) -> T:
-    """Return a dataclass of a row: its fields are `given`, or attributes of the same name."""
-    names = (field.name for field in fields(cast("Any", kind)) if field.name not in given)
-    return kind(**given, **{name: getattr(row, name) for name in names})
 
 
 def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
@@ -65,12 +57,12 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
 
 def job_entry(row: Row[Any]) -> JobEntry:
     """Return the ledger entry of a row of `jobs`, without transitions."""
-    resources = read_model(Resources, row)
-    return read_model(
+    resources = from_attributes(Resources, row)
+    return from_attributes(
         JobEntry,
         row,
         definition=bytes.fromhex(row.definition),
-        terms=read_model(Terms, row, time_limit=row.first_limit, resources=resources),
+        terms=from_attributes(Terms, row, time_limit=row.first_limit, resources=resources),
         provider=row.provider or ZERO_ADDRESS,
         result=bytes.fromhex(row.result),
         retry_of=row.retry_of or 0,
@@ -93,7 +85,7 @@ def provider_values(entry: ProviderEntry) -> dict[str, Any]:
 
 def provider_entry(row: Row[Any]) -> ProviderEntry:
     """Return the ledger entry of a row of `providers`, without load and time of its challenge."""
-    return read_model(
+    return from_attributes(
         ProviderEntry, row, id=row.id or 0, **offering(row), challenged_at=0, load=NO_LOAD
     )
 
@@ -101,7 +93,7 @@ def provider_entry(row: Row[Any]) -> ProviderEntry:
 def offering(row: Row[Any]) -> dict[str, Any]:
     """Return hardware, offer and prices of a row of `providers`."""
     return {
-        "hardware": read_model(Hardware, row),
+        "hardware": from_attributes(Hardware, row),
         "offer": Offer(row.offer_cpus, row.offer_memory, row.offer_gpus),
         "prices": Prices(row.price_cpu, row.price_gpu, row.price_mem),
     }

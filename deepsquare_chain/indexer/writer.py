@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from deepsquare_chain.audit.entries import JobEntry, TransactionContext
+from deepsquare_chain.audit.entries import JobEntry, TransactionContext, from_attributes
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, JobTransition
@@ -26,7 +26,6 @@ from deepsquare_chain.indexer.records import (
     job_values,
     provider_entry,
     provider_values,
-    read_model,
 )
 
 #: Number of changes that are kept for live pages.
@@ -240,7 +239,7 @@ def _figures(connection: Connection, account: str) -> ProviderTotals:
     table = schema.provider_figures
     query = select(table).where(table.c.account == account)
     row = connection.execute(query.order_by(table.c.block.desc()).limit(1)).one_or_none()
-    return ProviderTotals() if row is None else read_model(ProviderTotals, row)
+    return ProviderTotals() if row is None else from_attributes(ProviderTotals, row)
 
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:

@@ -7,7 +7,7 @@ that they stay readable on a phone. Colours are CSS classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from deepsquare_chain.web.formats import axis_time
@@ -185,18 +185,9 @@ class Span:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """Consecutive periods of time; each has a minimum width, so that it is visible."""
-
-    spans: tuple[Span, ...] = field(default=())
-
-
-def strip(stretches: Sequence[tuple[str, int, str]], least: float = 14.0) -> Strip:
-    """Return a strip of (class, seconds, text) segments, each at least `least` wide."""
+def strip(stretches: Sequence[tuple[str, int, str]], least: float = 14.0) -> tuple[Span, ...]:
+    """Return a strip of (class, seconds, text) segments, wide enough to be visible."""
     total = sum(max(0, seconds) for _, seconds, _ in stretches)
-    if not stretches:
-        return Strip()
     free_width = WIDTH - least * len(stretches)
     spans, x = [], 0.0
     for css, seconds, text in stretches:
@@ -204,7 +195,7 @@ def strip(stretches: Sequence[tuple[str, int, str]], least: float = 14.0) -> Str
         width = least + free_width * share
         spans.append(Span(css, round(x, 1), round(width, 1), text))
         x += width
-    return Strip(tuple(spans))
+    return tuple(spans)
 
 
 def _chart(

@@ -237,19 +237,19 @@ class PageContext:
     """The context of every page besides its own data; `page` in templates."""
 
     def __init__(self, site: Site, request: Request) -> None:
-        self._site = site
+        self.site = site
         self.path = request.url.path
         self._query = request.query_params
 
     @cached_property
     def status(self) -> Status:
         """The status of the index."""
-        return self._site.index.status()
+        return self.site.index.status()
 
     @cached_property
     def now(self) -> int:
         """See `Site.now`."""
-        return self._site.now(self.status)
+        return self.site.now(self.status)
 
     @cached_property
     def sections(self) -> list[tuple[str, str, bool]]:
@@ -273,27 +273,13 @@ class PageContext:
         """The sort column of the list, prefixed with `-` for descending order."""
         return self._query.get("sort", "")
 
-    @property
-    def can_submit(self) -> bool:
-        """Whether jobs can be submitted here."""
-        return self._site.storing
-
-    @property
-    def faucet(self) -> str:
-        """See `Site.faucet`."""
-        return self._site.faucet
-
     @cached_property
     def _names(self) -> Mapping[str, Name]:
-        return self._site.names(self.status.change)
+        return self.site.names(self.status.change)
 
     def who(self, account: str) -> Name:
         """Return the display name and the page of an account."""
         return self._names.get(account) or Name("", f"/accounts/{account}", "")
-
-    def external(self, kind: str, key: object) -> list[tuple[str, str]]:
-        """See `Site.external`."""
-        return self._site.external(kind, key)
 
     def ago(self, seconds: int) -> str:
         """Format how long ago a time was."""

@@ -74,7 +74,7 @@ def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def life_strip(found: Sequence[Stage]) -> charts.Strip:
+def life_strip(found: Sequence[Stage]) -> tuple[charts.Span, ...]:
     """Return the timeline of a job's live statuses as a strip."""
     return charts.strip(
         [

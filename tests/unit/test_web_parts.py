@@ -190,9 +190,9 @@ def test_a_waterfall_ends_where_it_should() -> None:
 
 def test_a_strip_leaves_nothing_out() -> None:
     found = charts.strip([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
-    assert all(span.width >= 14 for span in found.spans)
-    assert abs(found.spans[-1].x + found.spans[-1].width - charts.WIDTH) < 1
-    assert charts.strip([]).spans == ()
+    assert all(span.width >= 14 for span in found)
+    assert abs(found[-1].x + found[-1].width - charts.WIDTH) < 1
+    assert charts.strip([]) == ()
 
 
 def test_drawings_are_wellformed_with_texts_beside() -> None:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, Web3RPCError
 
+from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.chain.bindings.abi import AbiError, Function, interface, signature_of
 from deepsquare_chain.chain.bindings.artifacts import load_artifact
 from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -19,7 +20,6 @@ from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
-from deepsquare_chain.indexer.records import read_model
 from deepsquare_chain.web import views
 from deepsquare_chain.web.lookup import (
     changes,
@@ -99,7 +99,7 @@ async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
             f"There is no block {str(key)[:80]}{' yet' if ahead else ''}",
             hint=f"The head of the chain is block {status.head:,}." if status.head >= 0 else "",
         )
-    row = read_model(
+    row = from_attributes(
         BlockRow,
         header,
         all_transactions=header.transactions,
