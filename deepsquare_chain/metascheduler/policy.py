@@ -36,7 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.free_capacity import within
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
 from deepsquare_chain.metascheduler.tables import (
+    KEPT_CLASSES,
     Answers,
     Flags,
     Floats,
@@ -61,7 +62,8 @@ _FAR: Final = 2**40
 #: Weight of faults in the choice, in addition to that of the cost. A provider that fails half of
 #: its jobs must leave 0.7 x this less capacity over, in units of the largest provider.
 FAULT_WEIGHT: Final = 1.0
-#: Providers on the shortlist of a class. When all are used up, the next ones in order follow.
+#: Providers on the first shortlist of a class, and on each that follows when all are used up.
+_FIRST: Final = 48
 _SHORT: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
@@ -245,6 +247,7 @@ class Planner:
         self._providers = ProviderTable()
         self._queue = QueueTable()
         self._held = HeldTable()
+        self._classes = _ClassTable()
         self._shares: Mapping[str, float] = {}
         self._shared: RunHistory | None = None
         self._paid = -1
@@ -263,7 +266,8 @@ class Planner:
         self._queue.learn(history)
         if not self._providers.views:
             return Plan()
-        tables = _Tables(self._providers, self._queue, self._held)
+        self._classes.update(self._providers, self._queue, rules.weights)
+        tables = _Tables(self._providers, self._queue, self._held, self._classes)
         if rules.fair_share and (history is not self._shared or history.payments != self._paid):
             self._shares = history.shares()
             self._shared, self._paid = history, history.payments
@@ -290,11 +294,31 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(slots=True)
+class _ClassTable:
+    """Answers, and weighted costs without recent faults, by class of jobs.
+
+    They depend on the provider records, the numbering of the classes and the weights only, and are
+    kept until one of these changes.
+    """
+
+    answers: dict[int, Answers] = field(default_factory=dict)
+    costs: dict[int, Floats] = field(default_factory=dict)
+    version: tuple[int, int, Weights] | None = None
+
+    def update(self, providers: ProviderTable, queue: QueueTable, weights: Weights) -> None:
+        """Drop everything if it is outdated, or if there is too much of it."""
+        version = (providers.version, queue.numbering, weights)
+        if self.version != version or len(self.answers) > KEPT_CLASSES:
+            self.answers, self.costs, self.version = {}, {}, version
+
+
 @dataclass(frozen=True, slots=True)
 class _Tables:
     providers: ProviderTable
     queue: QueueTable
     held: HeldTable
+    classes: _ClassTable
 
 
 @dataclass(slots=True)
@@ -311,11 +335,12 @@ class _Shortlist:
 
     order: Ints
     choices: int
-    places: list[int] = field(default_factory=list)
-    rates: list[int] = field(default_factory=list)
+    size: tuple[int, int, int]
+    places: list[int]
+    rates: list[int]
+    read: int
+    cheapest: int
     next: int = 0
-    read: int = 0
-    cheapest: int = 0
     refused: list[tuple[int, int]] = field(default_factory=list)
 
     def refuses(self, ceiling: int, end: int) -> bool:
@@ -323,6 +348,10 @@ class _Shortlist:
         return self.cheapest > ceiling or any(
             ceiling <= offered and end >= ended for offered, ended in self.refused
         )
+
+
+#: Position in the order, row, class, seconds, and the highest rate that the budget covers.
+_Entry: TypeAlias = tuple[int, int, int, int, int]
 
 
 class _Round:
@@ -376,8 +405,7 @@ class _Round:
         self._full: set[int] = set()
         # Classes that no provider could run even if it were empty.
         self._hopeless: set[int] = set()
-        self._answers: dict[int, Answers] = {}
-        self._costs: dict[int, Floats] = {}
+        self._answers, self._costs = tables.classes.answers, tables.classes.costs
 
     def run(self, *, complete: bool) -> Plan:
         if not (self._queue.count and self._open.any()):
@@ -474,46 +502,84 @@ class _Round:
         cls_of = self._queue.cls[order]
         candidates = possible[cls_of].nonzero()[0]
         last = int(candidates[-1]) + 1 if len(candidates) else 0
-        classes, rows = cls_of.tolist(), order.tolist()
         self._coming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
-        seconds = self._queue.seconds[order].tolist()
-        remaining, position = self._rules.reservations, 0
-        limited = bool(self._rules.max_running)
-        until = len(rows) if complete else last
-        while remaining > 0 and position < until:
-            row, cls = rows[position], classes[position]
-            position += 1
-            if row in self._settled or (limited and self._is_capped(row)):
-                continue
-            if (
-                possible[cls]
-                and cls not in self._full
-                and self._start(row, cls, seconds[position - 1])
-            ):
-                continue
+        self._full.update((~possible).nonzero()[0].tolist())
+        jobs = self._in_order(order if complete else order[:last])
+        remaining, served = self._rules.reservations, 0
+        while remaining > 0:
+            refused = self._start_jobs(jobs, until_refused=True)
+            if refused is None:
+                return
+            position, row, cls = refused
+            served = position + 1
             if self._can_run(row, cls):
                 self._reserve(row)
                 remaining -= 1
-        if position < last:
-            self._backfill(order[position:last], possible)
+        if served < last:
+            self._backfill(order[served:last], possible)
 
     def _backfill(self, order: Ints, possible: Flags) -> None:
         """Start the jobs that fit without violating a reservation."""
         cls = self._queue.cls[order]
-        seconds = self._queue.seconds[order]
         mask = possible[cls]
         if self._reservations:
-            mask &= self._earliest + seconds <= self._latest_ends(cls[mask])[cls]
-        jobs = zip(order[mask].tolist(), cls[mask].tolist(), seconds[mask].tolist(), strict=True)
+            ends = self._earliest + self._queue.seconds[order]
+            mask &= ends <= self._latest_ends(cls[mask])[cls]
+        self._start_jobs(self._in_order(order[mask]), until_refused=False)
+
+    def _in_order(self, order: Ints) -> Iterator[_Entry]:
+        """Return position, row, class, seconds and highest affordable rate of the jobs in rows."""
+        queue = self._queue
+        columns = (order, queue.cls[order], queue.seconds[order], queue.ceiling[order])
+        return zip(range(len(order)), *(column.tolist() for column in columns), strict=True)
+
+    def _start_jobs(
+        self, jobs: Iterator[_Entry], *, until_refused: bool
+    ) -> tuple[int, int, int] | None:
+        """Start jobs in order.
+
+        With `until_refused`, stop at the first job that can't start and return its position, row
+        and class. The common case of `_start` is inlined, because a plan may start thousands of
+        jobs: a job that differs from its class only by limit and budget, and a provider without
+        reservation on the shortlist of its class.
+        """
+        full, settled, special = self._full, self._settled, self._queue.special
+        shortlists, left, reserved = self._shortlists, self._left, self._reserved
+        waiting, ids, earliest = self._queue.waiting, self._providers.ids, self._earliest
+        decide, changed, taken = self._decisions.append, self._changed, self._taken.append
         limited = bool(self._rules.max_running)
-        for row, class_index, limit in jobs:
-            if (
-                class_index in self._full
-                or row in self._settled
-                or (limited and self._is_capped(row))
-            ):
+        self._releases = None
+        for position, row, cls, seconds, ceiling in jobs:
+            if row in settled or (limited and self._is_capped(row)):
                 continue
-            self._start(row, class_index, limit)
+            shortlist = None if limited or row in special else shortlists.get(cls)
+            if shortlist is not None and not shortlist.refused:
+                cpus, memory, gpus = shortlist.size
+                index = first = shortlist.next
+                for place in shortlist.places[first:]:
+                    free = left[place]
+                    if cpus > free[0] or memory > free[1] or gpus > free[2]:
+                        # Free capacity only shrinks within a plan: it never fits again.
+                        if index == first:
+                            first += 1
+                    elif shortlist.rates[index] <= ceiling:
+                        break
+                    index += 1
+                else:
+                    place = -1
+                shortlist.next = first
+                if place >= 0 and place not in reserved:
+                    free[0] -= cpus
+                    free[1] -= memory
+                    free[2] -= gpus
+                    changed.add(place)
+                    taken((place, earliest + seconds, cpus, memory, gpus))
+                    rate = shortlist.rates[index]
+                    decide(Decision(waiting[row], ids[place], rate, False, shortlist.choices))
+                    continue
+            if (cls in full or not self._start(row, cls, seconds)) and until_refused:
+                return position, row, cls
+        return None
 
     def _possible(self) -> Flags:
         """Return the classes with jobs for which some provider has the free capacity."""
@@ -552,14 +618,23 @@ class _Round:
         if answers is None:
             resources, uses, objective = self._queue.class_keys[cls]
             answers = self._answers[cls] = self._providers.answers(resources, uses)
-            weight = self._rules.weights.of(objective)
-            self._costs[cls] = answers.weighted(objective, weight)
+            costs = self._rules.weights.of(objective) * answers.costs[objective]
             job_conditions = conditions(uses)
             if job_conditions is not None and job_conditions.preferences:
-                self._costs[cls] = self._costs[cls] + self._unpreferred(job_conditions.preferences)
-            if self._faults is not None:
-                self._costs[cls] = self._costs[cls] + (weight + FAULT_WEIGHT) * self._faults
+                costs += self._unpreferred(job_conditions.preferences)
+            self._costs[cls] = costs
         return answers
+
+    def _costs_of(self, classes: Sequence[int]) -> Floats:
+        """Return weighted costs by class and provider, with those of recent faults."""
+        costs = np.array([self._costs[cls] for cls in classes])
+        if self._faults is not None:
+            weights = [
+                self._rules.weights.of(self._queue.class_keys[cls][2]) + FAULT_WEIGHT
+                for cls in classes
+            ]
+            costs += np.array(weights)[:, None] * self._faults
+        return costs
 
     def _unpreferred(self, preferences: Sequence[Affinity]) -> Floats:
         """Return, by provider, the cost added for unmet preferences.
@@ -684,13 +759,10 @@ class _Round:
     def _read_on(self, shortlist: _Shortlist, answers: Answers) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
         remaining = shortlist.order[shortlist.read : shortlist.choices]
-        if shortlist.read:
-            self._write_changed()
-            fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
-            selected: Any = fitting[:_SHORT]
-            last = len(remaining) if len(fitting) <= _SHORT else int(selected[-1]) + 1
-        else:
-            selected, last = slice(_SHORT), min(_SHORT, len(remaining))
+        self._write_changed()
+        fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
+        selected = fitting[:_SHORT]
+        last = len(remaining) if len(fitting) <= _SHORT else int(selected[-1]) + 1
         places = remaining[selected]
         shortlist.places = places.tolist()
         shortlist.rates = answers.rates[places].tolist()
@@ -720,14 +792,26 @@ class _Round:
         need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
         fits = np.array([each.eligible for each in answers])
         fits &= _all_within(need, np.where(self._open, self._free, -1))
-        score = np.array([self._costs[each] for each in classes])
+        score = self._costs_of(classes)
         score += self._left_over_of(answers)
         score[~fits] = np.inf
         order = score.argsort(axis=1)
         counts = np.count_nonzero(fits, axis=1).tolist()
-        for each, places, choices in zip(classes, order, counts, strict=True):
+        first = order[:, :_FIRST]
+        rates = np.take_along_axis(np.array([each.rates for each in answers]), first, axis=1)
+        for i, (each, choices, places, place_rates) in enumerate(
+            zip(classes, counts, first.tolist(), rates.tolist(), strict=True)
+        ):
             if choices:
-                known[each] = _Shortlist(places, choices, cheapest=self._answers[each].cheapest)
+                known[each] = _Shortlist(
+                    order[i],
+                    choices,
+                    answers[i].size,
+                    places[:choices],
+                    place_rates[:choices],
+                    read=min(choices, len(places)),
+                    cheapest=answers[i].cheapest,
+                )
             else:
                 self._full.add(each)
         return known.get(cls)
@@ -809,7 +893,7 @@ class _Round:
         if not choices:
             return None
         places = fits.nonzero()[0]
-        score = (self._costs[cls] + bias)[places] + self._left_over(answers, places)
+        score = (self._costs_of([cls])[0] + bias)[places] + self._left_over(answers, places)
         best = int(places[score.argmin()])
         return best, int(answers.rates[best]), choices
 
@@ -874,7 +958,7 @@ class _Round:
         if start == _NEVER:
             return True
         earliest = (starts == start).nonzero()[0]
-        best = int(earliest[self._costs[cls][earliest].argmin()])
+        best = int(earliest[self._costs_of([cls])[0][earliest].argmin()])
         own_releases = ((places == best) & (ends <= start)).nonzero()[0]
         free = free_after[:, own_releases[-1]] if len(own_releases) else self._free[:, best]
         self._spare[:, best] = free - answers.amounts
