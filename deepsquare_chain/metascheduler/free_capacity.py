@@ -14,7 +14,7 @@ from deepsquare_chain.metascheduler.eligibility import ProviderView, run_time
 Amounts: TypeAlias = tuple[int, int, int]
 
 #: Chain time at which a job has left its provider at the latest, and what it releases then.
-Release: TypeAlias = tuple[int, Amounts]
+Release: TypeAlias = tuple[int, Sequence[int]]
 
 
 def amounts(resources: Resources) -> Amounts:
@@ -56,14 +56,14 @@ def release(job: Job, now: int, start_margin: int) -> Release:
 
 
 def room_from(
-    wanted: Amounts, free: Amounts, releases: Iterable[Release], now: int
+    wanted: Amounts, free: Sequence[int], releases: Iterable[Release], now: int
 ) -> tuple[int, Amounts] | None:
     """Return the latest chain time from which `wanted` fits, and all capacity that is free then.
 
     None if even all releases together do not suffice.
     """
     if within(wanted, free):
-        return now, free
+        return now, (free[0], free[1], free[2])
     room = list(free)
     at: int | None = None
     for time, released in sorted(releases):
@@ -74,3 +74,13 @@ def room_from(
         if at is None and within(wanted, room):
             at = time
     return None if at is None else (at, (room[0], room[1], room[2]))
+
+
+def room_at(free: Sequence[int], releases: Iterable[Release], at: int) -> Amounts:
+    """Return all capacity that is free at chain time `at` at the latest."""
+    room = list(free)
+    for time, released in releases:
+        if time <= at:
+            for i, amount in enumerate(released):
+                room[i] += amount
+    return room[0], room[1], room[2]

@@ -43,7 +43,7 @@ import numpy as np
 from deepsquare_chain.job import Affinity, Job, Objective, Offer, Placement, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.free_capacity import within
+from deepsquare_chain.metascheduler.free_capacity import Release, room_at, room_from, within
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
 from deepsquare_chain.metascheduler.tables import (
     KEPT_CLASSES,
@@ -67,6 +67,8 @@ _FIRST: Final = 48
 _SHORT: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
+#: Most providers for which plain Python is faster than arrays; results are the same.
+_FEW: Final = 32
 #: Number of classes compared so far per upcoming class that is compared in advance.
 _AHEAD: Final = 4
 #: Largest amount that the index of a provider adds to its score. It breaks ties, so that every
@@ -392,6 +394,7 @@ class _Round:
         self._reserved: dict[int, int] = {}
         self._beside: dict[int, list[int]] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
+        self._by_place: list[list[Release]] | None = None
         # Free capacity by provider, like `_free`. For the rows in `_changed`, `_free` is outdated.
         self._left: list[list[int]] = self._free.T.tolist()
         self._changed: set[int] = set()
@@ -548,7 +551,7 @@ class _Round:
         waiting, ids, earliest = self._queue.waiting, self._providers.ids, self._earliest
         decide, changed, taken = self._decisions.append, self._changed, self._taken.append
         limited = bool(self._rules.max_running)
-        self._releases = None
+        self._releases = self._by_place = None
         for position, row, cls, seconds, ceiling in jobs:
             if row in settled or (limited and self._is_capped(row)):
                 continue
@@ -781,6 +784,8 @@ class _Round:
         few decisions compares only the classes that it needs.
         """
         classes = [cls]
+        if len(self._left) <= _FEW:
+            return self._compare_few(cls)
         coming, known = self._coming, self._shortlists
         ahead = min(_CHUNK, 1 + len(known) // _AHEAD)
         while coming and len(classes) < ahead:
@@ -815,6 +820,39 @@ class _Round:
             else:
                 self._full.add(each)
         return known.get(cls)
+
+    def _compare_few(self, cls: int) -> _Shortlist | None:
+        """Compare all providers of a small grid that fit a class now; like `_compare`."""
+        answers = self._answer(cls)
+        cpus, memory, gpus = size = answers.size
+        largest = self._providers.largest
+        dominant = answers.dominant(largest)
+        idle_gpus = IDLE_GPUS if not gpus and self._providers.has_gpus else 0.0
+        costs = self._costs_of([cls])[0].tolist()
+        flags = zip(answers.eligible.tolist(), self._open.tolist(), strict=True)
+        scored = []
+        for place, (free, (eligible, is_open)) in enumerate(zip(self._left, flags, strict=True)):
+            if eligible and is_open and cpus <= free[0] and memory <= free[1] and gpus <= free[2]:
+                tie_break = self._tie_break[place]
+                score = costs[place] + (free[dominant] / largest[dominant] + tie_break)
+                if idle_gpus:
+                    score += idle_gpus * (free[2] / largest[2] + tie_break)
+                scored.append((score, place))
+        if not scored:
+            self._full.add(cls)
+            return None
+        places = [place for _, place in sorted(scored)]
+        rates = answers.rates.tolist()
+        shortlist = self._shortlists[cls] = _Shortlist(
+            np.array(places),
+            len(places),
+            size,
+            places,
+            [rates[place] for place in places],
+            read=len(places),
+            cheapest=answers.cheapest,
+        )
+        return shortlist
 
     def _left_over_of(self, answers: Sequence[Answers]) -> Floats:
         """Return free capacity by class and provider, as `_left_over` does, with ties broken."""
@@ -924,7 +962,7 @@ class _Round:
             self._spare[:, place] -= answers.amounts
             self._beside[place] = self._spare[:, place].tolist()
         self._taken.append((place, end, cpus, memory, gpus))
-        self._releases = None
+        self._releases = self._by_place = None
 
     # -- reservations
 
@@ -940,9 +978,26 @@ class _Round:
         self._narrow(eligible, answers, waiting)
         if not eligible.any():
             return False
-        self._write_changed()
         eligible &= self._reserved_at == _NEVER
-        need = answers.need
+        few = len(self._left) <= _FEW
+        reserved = (self._reserve_few if few else self._reserve_any)(eligible, waiting, cls)
+        if reserved is None:
+            return True
+        best, start, free = reserved
+        self._spare[:, best] = free - answers.amounts
+        self._beside[best] = self._spare[:, best].tolist()
+        self._reserved_at[best] = self._reserved[best] = start
+        provider_id = self._providers.ids[best]
+        self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
+        self._settled.add(row)
+        return True
+
+    def _reserve_any(
+        self, eligible: Flags, waiting: Waiting, cls: int
+    ) -> tuple[int, int, Ints] | None:
+        """Return the row of the provider that fits a job earliest, when, and what is free then."""
+        self._write_changed()
+        need = self._answers[cls].need
         starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
         starts[_all_within(need, self._free)] = self._now
         places, ends, free_after = self._sorted_releases()
@@ -956,18 +1011,50 @@ class _Round:
         starts[~eligible] = _NEVER
         start = int(starts.min())
         if start == _NEVER:
-            return True
+            return None
         earliest = (starts == start).nonzero()[0]
         best = int(earliest[self._costs_of([cls])[0][earliest].argmin()])
         own_releases = ((places == best) & (ends <= start)).nonzero()[0]
         free = free_after[:, own_releases[-1]] if len(own_releases) else self._free[:, best]
-        self._spare[:, best] = free - answers.amounts
-        self._beside[best] = self._spare[:, best].tolist()
-        self._reserved_at[best] = self._reserved[best] = start
-        provider_id = self._providers.ids[best]
-        self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
-        self._settled.add(row)
-        return True
+        return best, start, free
+
+    def _reserve_few(
+        self, eligible: Flags, waiting: Waiting, cls: int
+    ) -> tuple[int, int, Ints] | None:
+        """Do what `_reserve_any` does, for few providers."""
+        size = self._answers[cls].size
+        avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
+        costs = self._costs_of([cls])[0].tolist()
+        releases = self._releases_by_place()
+        options = []
+        for place in eligible.nonzero()[0].tolist():
+            fitting = room_from(size, self._left[place], releases[place], self._now)
+            if fitting is not None:
+                start, free = fitting
+                until = avoided.get(place, 0)
+                if until > start:
+                    start = until
+                    free = room_at(self._left[place], releases[place], until)
+                options.append((start, costs[place], place, free))
+        if not options:
+            return None
+        start, _, best, room = min(options)
+        return best, start, np.array(room, dtype=np.int64)
+
+    def _releases_by_place(self) -> list[list[Release]]:
+        """Return the releases of each provider by time, as `_sorted_releases`, for few providers."""
+        if self._by_place is None:
+            by_place: list[list[Release]] = [[] for _ in self._left]
+            places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
+            for place, end, *released in zip(
+                places.tolist(), ends.tolist(), *amounts.tolist(), strict=True
+            ):
+                if place >= 0:
+                    by_place[place].append((end, released))
+            for place, end, *released in self._taken:
+                by_place[place].append((end, released))
+            self._by_place = by_place
+        return self._by_place
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
         """Return releases by provider and time, with the provider's free capacity from then on."""

@@ -241,12 +241,14 @@ class _Columns:
 
         Compares identities, so that unchanged items need no Python-level comparison.
         """
-        seen, current = self._seen, dict(zip(map(id, items), items, strict=True))
-        self._seen = current
-        # Differences of key views are several times as fast as loops over all items.
-        new, gone = current.keys() - seen.keys(), seen.keys() - current.keys()
-        added = [item for key, item in current.items() if key in new] if new else []
-        return added, [seen[key] for key in gone]
+        seen = self._seen
+        ids = set(map(id, items))
+        new = ids.difference(seen)
+        unchanged = len(ids) - len(new) == len(seen)
+        dropped = [] if unchanged else [seen.pop(key) for key in seen.keys() - ids]
+        added = [item for item in items if id(item) in new] if new else []
+        seen.update(zip(map(id, added), added, strict=True))
+        return added, dropped
 
     def _take_row(self, job_id: int) -> int:
         row = self.count
@@ -460,7 +462,7 @@ class QueueTable(_Columns):
             (self.own, PRIOR_OF_CUSTOMER),
             (self.kind, PRIOR_OF_KIND),
         ):
-            weight, parts, inverses = self._sums[:, slots[:n]]
+            weight, parts, inverses = self._sums.take(slots[:n], axis=1)
             weight += prior
             used = (parts + prior * used) / weight
             inverse = (inverses + prior * inverse) / weight
