@@ -25,7 +25,7 @@ from deepsquare_chain.metascheduler.simulation.baselines import (
 )
 from deepsquare_chain.metascheduler.simulation.engine import run_policy
 from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
-from deepsquare_chain.metascheduler.simulation.workload import TraceJob, fold, scaled
+from deepsquare_chain.metascheduler.simulation.workload import TraceJob, fold, scaled, with_objectives
 from tests.support.workloads import NOW, provider, running, waiting
 
 LABELS = st.dictionaries(
@@ -234,9 +234,23 @@ class TestStarvation:
 
 
 def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
-    """A planner that was kept up to date through a run decides like one that begins anew."""
-    jobs = fold(scaled(synthetic("mixed", 120, 1), 8), capacity=16, load=1.2, seed=1)
-    grid = [provider(n, cpus=8, memory=10**6, approved_until=10**10) for n in (1, 2)]
+    """A planner that was kept up to date through a run decides like one that begins anew.
+
+    Both of its computations, for few and for many providers, give the same plan.
+    """
+    jobs = fold(scaled(synthetic("mixed", 120, 1), 8), capacity=24, load=1.2, seed=1)
+    jobs = with_objectives(jobs, "MIXED", 1)
+    grid = [
+        provider(
+            number,
+            cpus=8,
+            memory=10**6,
+            approved_until=10**10,
+            prices=Prices(number, 1, 1),
+            labels={"cpu.speed": speed, "energy.watts_per_cpu": watts},
+        )
+        for number, speed, watts in ((1, "1", "10"), (2, "1.3", "9"), (3, "0.7", "11"))
+    ]
     compared = []
 
     class Checked(policy.Planner):
@@ -245,6 +259,9 @@ def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
         ) -> policy.Plan:
             decided = super().plan(snapshot, ruled, history)
             assert decided == plan(snapshot, ruled, history)
+            with pytest.MonkeyPatch.context() as many:
+                many.setattr(policy, "_FEW", 0)
+                assert plan(snapshot, ruled, history) == decided
             # What only people look at changes no decision.
             short = super().plan(snapshot, ruled, history, complete=False)
             assert short.decisions == decided.decisions
@@ -253,7 +270,7 @@ def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "Planner", Checked)
-        run_policy(jobs, grid, [1.0, 1.0], Rules())
+        run_policy(jobs, grid, [1.0, 1.3, 0.7], Rules())
     assert sum(compared) == len(jobs)
 
 
