@@ -88,12 +88,15 @@ class Weights:
     """Weight of a difference in cost against capacity left over, by objective.
 
     A provider whose work costs e (2.72) times as much is preferred only if the capacity that it
-    leaves over is smaller by this many times the capacity of the largest provider.
+    leaves over is smaller by this many times the capacity of the largest provider. By
+    `leave_frugal`, jobs with the objective TIME leave the providers with the least energy per work
+    to others: it is the weight of 1 / energy in their cost.
     """
 
     cost: float = 1_000.0
-    time: float = 0.12
+    time: float = 0.36
     energy: float = 1_000.0
+    leave_frugal: float = 0.24
 
     def of(self, objective: Objective) -> float:
         """Return the weight of an objective."""
@@ -114,6 +117,11 @@ class Rules:
     `priorities` maps a customer's address to a factor: the customer's jobs count as that many times
     smaller. Both change only the order: an overdue job still precedes all others. `max_running` is
     the most jobs that a customer may have at providers, 0 for any number.
+
+    At first, a job with the objective ENERGY accepts only providers whose energy for the work is at
+    most `frugal_within` times the lowest of all that can run it, busy ones included. This hold ends
+    after `energy_hold` / h seconds, with its expected 1 / max(run time, 10 s) h: so it adds at most
+    `energy_hold` to the expected slowdown.
     """
 
     overdue_after: int = 3_600
@@ -125,6 +133,8 @@ class Rules:
     fair_share: float = 0.0
     priorities: Mapping[str, float] = field(default_factory=dict, hash=False)
     max_running: int = 0
+    energy_hold: float = 1.0
+    frugal_within: float = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +210,14 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Decisions in order, reservations by provider id, and the free capacity that is left."""
+    """Decisions in order, reservations by provider id, and the free capacity that is left.
+
+    `holds` maps waiting jobs that accept frugal providers only to the chain time until which.
+    """
 
     decisions: tuple[Decision, ...] = ()
     reservations: Mapping[int, Reservation] = field(default_factory=dict)
+    holds: Mapping[int, int] = field(default_factory=dict)
     free: Mapping[int, Offer] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=Ranking, compare=False)
 
@@ -268,7 +282,7 @@ class Planner:
         self._queue.learn(history)
         if not self._providers.views:
             return Plan()
-        self._classes.update(self._providers, self._queue, rules.weights)
+        self._classes.update(self._providers, self._queue, rules)
         tables = _Tables(self._providers, self._queue, self._held, self._classes)
         if rules.fair_share and (history is not self._shared or history.payments != self._paid):
             self._shares = history.shares()
@@ -301,18 +315,25 @@ class _ClassTable:
     """Answers, and weighted costs without recent faults, by class of jobs.
 
     They depend on the provider records, the numbering of the classes and the weights only, and are
-    kept until one of these changes.
+    kept until one of these changes. `frugal` has the answers for held jobs, which depend on the
+    standing of the providers too.
     """
 
     answers: dict[int, Answers] = field(default_factory=dict)
     costs: dict[int, Floats] = field(default_factory=dict)
+    frugal: dict[int, Answers] = field(default_factory=dict)
     version: tuple[int, int, Weights] | None = None
+    frugal_version: tuple[int, float] | None = None
 
-    def update(self, providers: ProviderTable, queue: QueueTable, weights: Weights) -> None:
-        """Drop everything if it is outdated, or if there is too much of it."""
-        version = (providers.version, queue.numbering, weights)
+    def update(self, providers: ProviderTable, queue: QueueTable, rules: Rules) -> None:
+        """Drop what is outdated, and everything if there is too much of it."""
+        version = (providers.version, queue.numbering, rules.weights)
+        frugal_version = (providers.standings, rules.frugal_within)
         if self.version != version or len(self.answers) > KEPT_CLASSES:
             self.answers, self.costs, self.version = {}, {}, version
+            self.frugal_version = None
+        if self.frugal_version != frugal_version:
+            self.frugal, self.frugal_version = {}, frugal_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +348,7 @@ class _Tables:
 class _Shortlist:
     """Providers that fit a class of jobs, best first, as of the comparison with all providers.
 
-    `places` are the row indices of the providers to try next, from index `next` on, and `rates`
+    `order` are all their rows. `places` are the row indices of the providers to try next, from index `next` on, and `rates`
     their rates. They come from `order`, which was consumed up to `read`. `choices` counts all
     providers that could start a job of the class. `cheapest` is a lower bound, in credit-wei per
     second, of the rates of those that still can. `refused` are price ceilings and latest ends of
@@ -408,7 +429,11 @@ class _Round:
         self._full: set[int] = set()
         # Classes that no provider could run even if it were empty.
         self._hopeless: set[int] = set()
-        self._answers, self._costs = tables.classes.answers, tables.classes.costs
+        self._tables = tables.classes
+        # Class of each job. That of a held job is its class plus the number of all classes.
+        self._classes = len(tables.queue.class_keys)
+        self._cls = tables.queue.cls[: tables.queue.count]
+        self._hold_ends: Ints = np.zeros(0, dtype=np.int64)
 
     def run(self, *, complete: bool) -> Plan:
         if not (self._queue.count and self._open.any()):
@@ -416,12 +441,14 @@ class _Round:
         possible = self._possible()
         if not complete and not possible.any():
             return Plan()
-        order = self._order()
+        used, inverse = self._queue.estimates()
+        order = self._order(used, inverse)
+        self._hold(inverse)
         ranking = Ranking(self._queue.ids[order], self._history, self._rules, self._shares)
         self._serve_overdue()
         self._serve(order, possible, complete=complete)
         free = self._free_offers() if complete else {}
-        return Plan(tuple(self._decisions), self._reservations, free, ranking)
+        return Plan(tuple(self._decisions), self._reservations, self._holds(), free, ranking)
 
     def _free_offers(self) -> dict[int, Offer]:
         """Return the free capacity of open providers, by id."""
@@ -430,11 +457,10 @@ class _Round:
 
     # -- order
 
-    def _order(self) -> Ints:
+    def _order(self, used: Floats, inverse: Floats) -> Ints:
         """Return the rows of the queue in the order in which they are served."""
         queue = self._queue
         n = queue.count
-        used, inverse = queue.estimates()
         totals = self._providers.totals
         share = np.maximum(queue.cpus[:n] / totals[0], queue.memory[:n] / totals[1])
         np.maximum(share, queue.gpus[:n] / totals[2], out=share)
@@ -444,6 +470,52 @@ class _Round:
             index *= self._customers_factors()[queue.customer[:n]]
         order: Ints = np.lexsort((queue.ids[:n], queue.queued_at[:n], index))
         return order
+
+    # -- holds
+
+    def _hold(self, inverse: Floats) -> None:
+        """Let jobs with the objective ENERGY that came lately accept frugal providers only."""
+        queue, n = self._queue, self._queue.count
+        if not (self._rules.energy_hold and self._providers.has_energy):
+            return
+        ends = queue.queued_at[:n] + np.ceil(self._rules.energy_hold / inverse).astype(np.int64)
+        held = queue.may_hold[:n] & (ends > self._now)
+        if not held.any():
+            return
+        rows = held.nonzero()[0]
+        frugal = {cls: self._frugal(cls) for cls in set(self._cls[rows].tolist())}
+        for row, cls, ceiling in zip(
+            rows.tolist(), self._cls[rows].tolist(), queue.ceiling[rows].tolist(), strict=True
+        ):
+            # A job that can pay no frugal provider need not wait for one.
+            if not 0 < frugal[cls].cheapest <= ceiling:
+                held[row] = False
+        self._cls = self._cls + self._classes * held
+        self._hold_ends = np.where(held, ends, 0)
+
+    def _frugal(self, cls: int) -> Answers:
+        """Return the answers for held jobs of a class: only frugal providers are eligible."""
+        answers = self._tables.frugal.get(cls)
+        if answers is None:
+            every = self._answer(cls)
+            costs = every.costs[Objective.ENERGY]
+            eligible = every.eligible & self._open
+            lowest = costs[eligible].min(initial=np.inf)
+            eligible &= costs <= lowest + math.log(self._rules.frugal_within)
+            answers = self._tables.frugal[cls] = every.among(eligible)
+        return answers
+
+    def _holds(self) -> dict[int, int]:
+        """Return the ends of the holds of the jobs that this plan does not start, by id."""
+        if not len(self._hold_ends):
+            return {}
+        rows = self._hold_ends.nonzero()[0]
+        ends = zip(self._queue.ids[rows].tolist(), self._hold_ends[rows].tolist(), strict=True)
+        started = {decision.waiting.job.id for decision in self._decisions}
+        return {job_id: end for job_id, end in ends if job_id not in started}
+
+    def _is_held(self, cls: int) -> bool:
+        return cls >= self._classes
 
     def _customers_factors(self) -> Floats:
         """Return, by customer, the factor by which its jobs count as larger."""
@@ -502,7 +574,7 @@ class _Round:
         Only jobs of `possible` classes can start. After the last of them, reservations affect no
         decision, and only a `complete` plan makes them.
         """
-        cls_of = self._queue.cls[order]
+        cls_of = self._cls[order]
         candidates = possible[cls_of].nonzero()[0]
         last = int(candidates[-1]) + 1 if len(candidates) else 0
         self._coming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
@@ -515,7 +587,7 @@ class _Round:
                 return
             position, row, cls = refused
             served = position + 1
-            if self._can_run(row, cls):
+            if not self._is_held(cls) and self._can_run(row, cls):
                 self._reserve(row)
                 remaining -= 1
         if served < last:
@@ -523,7 +595,7 @@ class _Round:
 
     def _backfill(self, order: Ints, possible: Flags) -> None:
         """Start the jobs that fit without violating a reservation."""
-        cls = self._queue.cls[order]
+        cls = self._cls[order]
         mask = possible[cls]
         if self._reservations:
             ends = self._earliest + self._queue.seconds[order]
@@ -533,7 +605,7 @@ class _Round:
     def _in_order(self, order: Ints) -> Iterator[_Entry]:
         """Return position, row, class, seconds and highest affordable rate of the jobs in rows."""
         queue = self._queue
-        columns = (order, queue.cls[order], queue.seconds[order], queue.ceiling[order])
+        columns = (order, self._cls[order], queue.seconds[order], queue.ceiling[order])
         return zip(range(len(order)), *(column.tolist() for column in columns), strict=True)
 
     def _start_jobs(
@@ -586,16 +658,16 @@ class _Round:
 
     def _possible(self) -> Flags:
         """Return the classes with jobs for which some provider has the free capacity."""
-        possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
+        possible = np.zeros(self._classes, dtype=np.bool_)
         nonempty = np.array(self._queue.members).nonzero()[0]
         free = np.where(self._open, self._free, -1)
         for chunk, need in self._in_chunks(nonempty):
             possible[chunk] = _all_within(need, free).any(axis=1)
-        return possible
+        return np.concatenate([possible, possible])
 
     def _latest_ends(self, classes: Ints) -> Ints:
         """Return, by class, the latest end that reservations allow at any provider; 0 for none."""
-        latest = np.zeros(len(self._queue.class_keys), dtype=np.int64)
+        latest = np.zeros(2 * self._classes, dtype=np.int64)
         requested = np.zeros(len(latest), dtype=np.bool_)
         requested[classes] = True
         reserved = np.array(list(self._reserved), dtype=np.int64)
@@ -612,29 +684,37 @@ class _Round:
 
     def _in_chunks(self, classes: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Yield chunks of classes and their sizes, shaped for comparison with all providers."""
-        sizes = np.array([self._queue.class_sizes[cls] for cls in classes.tolist()], dtype=np.int64)
+        class_sizes = self._queue.class_sizes
+        bases = (classes % self._classes).tolist()
+        sizes = np.array([class_sizes[base] for base in bases], dtype=np.int64)
         for first in range(0, len(classes), _CHUNK):
             yield classes[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
-        answers = self._answers.get(cls)
+        if self._is_held(cls):
+            return self._frugal(cls - self._classes)
+        answers = self._tables.answers.get(cls)
         if answers is None:
             resources, uses, objective = self._queue.class_keys[cls]
-            answers = self._answers[cls] = self._providers.answers(resources, uses)
-            costs = self._rules.weights.of(objective) * answers.costs[objective]
+            answers = self._tables.answers[cls] = self._providers.answers(resources, uses)
+            weights = self._rules.weights
+            costs = weights.of(objective) * answers.costs[objective]
+            if objective is Objective.TIME:
+                costs -= weights.leave_frugal * self._providers.thrift
             job_conditions = conditions(uses)
             if job_conditions is not None and job_conditions.preferences:
                 costs += self._unpreferred(job_conditions.preferences)
-            self._costs[cls] = costs
+            self._tables.costs[cls] = costs
         return answers
 
     def _costs_of(self, classes: Sequence[int]) -> Floats:
         """Return weighted costs by class and provider, with those of recent faults."""
-        costs = np.array([self._costs[cls] for cls in classes])
+        bases = [cls % self._classes for cls in classes]
+        costs = np.array([self._tables.costs[base] for base in bases])
         if self._faults is not None:
             weights = [
-                self._rules.weights.of(self._queue.class_keys[cls][2]) + FAULT_WEIGHT
-                for cls in classes
+                self._rules.weights.of(self._queue.class_keys[base][2]) + FAULT_WEIGHT
+                for base in bases
             ]
             costs += np.array(weights)[:, None] * self._faults
         return costs
@@ -704,7 +784,7 @@ class _Round:
         place, rate, choices = choice
         if special and waiting.job.until_spent:
             seconds = waiting.job.escrow // rate
-        self._take(place, self._answers[cls], self._earliest + seconds)
+        self._take(place, self._answer(cls), self._earliest + seconds)
         self._settled.add(row)
         if self._jobs_at is not None:
             self._jobs_at[waiting.job.customer][place] += 1
@@ -724,7 +804,7 @@ class _Round:
         ceiling = job.escrow // max(job.time_limit, 1)
         if shortlist is None or shortlist.refuses(ceiling, end):
             return None
-        answers = self._answers[cls]
+        answers = self._answer(cls)
         choice = self._first(shortlist, answers, ceiling, end)
         while choice is None and shortlist.next >= len(shortlist.places):
             self._read_on(shortlist, answers)
@@ -733,7 +813,7 @@ class _Round:
                 return None
             choice = self._first(shortlist, answers, ceiling, end)
         if choice is None:
-            if shortlist.read < shortlist.choices:
+            if shortlist.read < len(shortlist.order):
                 choice = self._choose_for(cls, shortlist, ceiling, end)
             if choice is None:
                 shortlist.refused.append((ceiling, end))
@@ -761,7 +841,7 @@ class _Round:
 
     def _read_on(self, shortlist: _Shortlist, answers: Answers) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
-        remaining = shortlist.order[shortlist.read : shortlist.choices]
+        remaining = shortlist.order[shortlist.read :]
         self._write_changed()
         fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
         selected = fitting[:_SHORT]
@@ -795,31 +875,37 @@ class _Round:
         self._write_changed()
         answers = [self._answer(each) for each in classes]
         need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
+        within_free = _all_within(need, np.where(self._open, self._free, -1))
         fits = np.array([each.eligible for each in answers])
-        fits &= _all_within(need, np.where(self._open, self._free, -1))
+        fits &= within_free
         score = self._costs_of(classes)
         score += self._left_over_of(answers)
         score[~fits] = np.inf
         order = score.argsort(axis=1)
         counts = np.count_nonzero(fits, axis=1).tolist()
+        choices = np.count_nonzero(within_free & self._eligible(classes), axis=1).tolist()
         first = order[:, :_FIRST]
         rates = np.take_along_axis(np.array([each.rates for each in answers]), first, axis=1)
-        for i, (each, choices, places, place_rates) in enumerate(
+        for i, (each, count, places, place_rates) in enumerate(
             zip(classes, counts, first.tolist(), rates.tolist(), strict=True)
         ):
-            if choices:
+            if count:
                 known[each] = _Shortlist(
-                    order[i],
-                    choices,
+                    order[i, :count],
+                    choices[i],
                     answers[i].size,
-                    places[:choices],
-                    place_rates[:choices],
-                    read=min(choices, len(places)),
+                    places[:count],
+                    place_rates[:count],
+                    read=min(count, len(places)),
                     cheapest=answers[i].cheapest,
                 )
             else:
                 self._full.add(each)
         return known.get(cls)
+
+    def _eligible(self, classes: Sequence[int]) -> Flags:
+        """Return the providers, by class, that are eligible apart from holds."""
+        return np.array([self._answer(cls % self._classes).eligible for cls in classes])
 
     def _compare_few(self, cls: int) -> _Shortlist | None:
         """Compare all providers of a small grid that fit a class now; like `_compare`."""
@@ -842,10 +928,13 @@ class _Round:
             self._full.add(cls)
             return None
         places = [place for _, place in sorted(scored)]
+        choices = len(places)
+        if self._is_held(cls):
+            choices = int(np.count_nonzero(self._fitting(self._answer(cls - self._classes))))
         rates = answers.rates.tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
             np.array(places),
-            len(places),
+            choices,
             size,
             places,
             [rates[place] for place in places],
@@ -883,7 +972,7 @@ class _Round:
         self, cls: int, shortlist: _Shortlist, ceiling: int, end: int
     ) -> tuple[int, int, int] | None:
         """Return the best of all providers for a job's budget and latest end, or None."""
-        answers = self._answers[cls]
+        answers = self._answer(cls)
         fits = self._fitting(answers)
         shortlist.cheapest = min(answers.rates[fits].tolist(), default=shortlist.cheapest)
         if shortlist.cheapest > ceiling:
@@ -997,7 +1086,7 @@ class _Round:
     ) -> tuple[int, int, Ints] | None:
         """Return the row of the provider that fits a job earliest, when, and what is free then."""
         self._write_changed()
-        need = self._answers[cls].need
+        need = self._answer(cls).need
         starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
         starts[_all_within(need, self._free)] = self._now
         places, ends, free_after = self._sorted_releases()
@@ -1022,7 +1111,7 @@ class _Round:
         self, eligible: Flags, waiting: Waiting, cls: int
     ) -> tuple[int, int, Ints] | None:
         """Do what `_reserve_any` does, for few providers."""
-        size = self._answers[cls].size
+        size = self._answer(cls).size
         avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
         costs = self._costs_of([cls])[0].tolist()
         releases = self._releases_by_place()

@@ -29,6 +29,7 @@ class _Weights(BaseModel):
     cost: _Weight = _DEFAULTS.weights.cost
     time: _Weight = _DEFAULTS.weights.time
     energy: _Weight = _DEFAULTS.weights.energy
+    leave_frugal: float = Field(_DEFAULTS.weights.leave_frugal, ge=0, le=10, allow_inf_nan=False)
 
 
 class _RulesFile(BaseModel):
@@ -43,6 +44,8 @@ class _RulesFile(BaseModel):
     fair_share: float = Field(_DEFAULTS.fair_share, ge=0, le=10, allow_inf_nan=False)
     priorities: dict[str, _Factor] = Field(default_factory=dict, max_length=100_000)
     max_running: int = Field(_DEFAULTS.max_running, ge=0, le=10**9)
+    energy_hold: float = Field(_DEFAULTS.energy_hold, ge=0, le=1_000, allow_inf_nan=False)
+    frugal_within: float = Field(_DEFAULTS.frugal_within, ge=1, le=1_000, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -33,7 +33,7 @@ from deepsquare_chain.metascheduler.history import (
     RunHistory,
     keys_of,
 )
-from deepsquare_chain.metascheduler.ranking import changes_daily, energy_costs, relative_speeds
+from deepsquare_chain.metascheduler.ranking import changes_daily, energy_costs, relative_speeds, watts_of
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -47,6 +47,7 @@ _FOREVER: Final = 2**62
 KEPT_CLASSES: Final = 2_000
 _START: Final = 64
 _HOUR: Final = 3_600
+_MOST_THRIFT: Final = 2.0
 
 
 def _exact(values: Sequence[int]) -> Any:
@@ -84,6 +85,10 @@ class Answers:
         self.dearest: int = max(eligible_rates, default=0)
         self._dominant: int | None = None
 
+    def among(self, eligible: Flags) -> Answers:
+        """Return these answers with fewer eligible providers."""
+        return Answers(self.need, eligible, self.rates, self.costs)
+
     def dominant(self, largest: Sequence[float]) -> int:
         """Return the dimension in which a job takes the largest share of the largest provider."""
         if self._dominant is None:
@@ -99,6 +104,8 @@ class ProviderTable:
         self.views: list[ProviderView] = []
         #: A number that grows with each change of a provider record or of carbon by hour.
         self.version = 0
+        #: A number that grows when the standing of a provider changes.
+        self.standings = 0
         self._given: Sequence[ProviderView] | None = None
         self._stands: tuple[int, int] = (0, -1)
         self.rows: dict[int, int] = {}
@@ -125,7 +132,10 @@ class ProviderTable:
         return changed
 
     def _look_who_stands(self, now: int) -> None:
-        self.open = np.array([standing(v, now) is None for v in self.views], dtype=np.bool_)
+        is_open = np.array([standing(v, now) is None for v in self.views], dtype=np.bool_)
+        if not np.array_equal(is_open, self.open):
+            self.open = is_open
+            self.standings += 1
         expiries = [
             expiry - 1
             for v in self.views
@@ -163,6 +173,8 @@ class ProviderTable:
         self._changes_daily = any(map(changes_daily, labels))
         self._hour = now // _HOUR
         self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
+        self.has_energy = bool(self._energy.any())
+        self.thrift = _thrift(self._energy, [watts_of(each) is not None for each in labels])
         self._labelled: dict[str, Flags] = {}
         self._answers.clear()
 
@@ -184,7 +196,7 @@ class ProviderTable:
         log_rates = np.log(np.maximum(rates, 1).astype(np.float64))
         price = log_rates - self._log_speeds
         # A millionth of the price breaks ties.
-        energy = self._energy + 1e-6 * price if self._energy.any() else price
+        energy = self._energy + 1e-6 * price if self.has_energy else price
         costs = [price, -self._log_speeds + 1e-6 * price, energy]
         return Answers(need, eligible, rates, costs)
 
@@ -223,6 +235,21 @@ class ProviderTable:
                 self._labelled.clear()
             self._labelled[uses] = matching
         return matching
+
+
+def _thrift(energy: Floats, known: Sequence[bool]) -> Floats:
+    """Return the logarithm of the energy per work against the median of providers that state it.
+
+    Others count as the median. A factor of more than `_MOST_THRIFT` counts as that: the energy of
+    others must not decide alone where a job with the objective TIME goes.
+    """
+    stated = np.array(known, dtype=np.bool_)
+    if not stated.any():
+        return np.zeros_like(energy)
+    relative = np.where(stated, energy - np.median(energy[stated]), 0.0)
+    most = math.log(_MOST_THRIFT)
+    thrift: Floats = np.clip(relative, -most, most)
+    return thrift
 
 
 class _Columns:
@@ -281,7 +308,8 @@ class QueueTable(_Columns):
 
     `seconds` is the longest run time of a job: its limit or, for a job that runs until its credits
     are spent, the seconds that they buy at the cheapest price. `kind`, `own` and `everybody` are
-    the slots of its sums.
+    the slots of its sums. `ceiling` is the highest rate that its budget covers, in credit-wei per
+    second; `may_hold` tells whether it may wait for a frugal provider.
     """
 
     ids: Ints
@@ -296,6 +324,7 @@ class QueueTable(_Columns):
     cpus: Floats
     memory: Floats
     gpus: Floats
+    may_hold: Flags
 
     def __init__(self) -> None:
         whole, real = np.int64, np.float64
@@ -312,6 +341,7 @@ class QueueTable(_Columns):
             cpus=real,
             memory=real,
             gpus=real,
+            may_hold=np.bool_,
         )
         self.waiting: list[Waiting] = []
         self.classes: dict[tuple[Resources, str, Objective], int] = {}
@@ -387,8 +417,15 @@ class QueueTable(_Columns):
         restricted = job_conditions is not None and (
             job_conditions.patience > 0 or job_conditions.placement is not None
         )
-        if job.until_spent or waiting.excluded or waiting.avoided or restricted:
+        special = job.until_spent or waiting.excluded or waiting.avoided or restricted
+        if special:
             self.special.add(row)
+        # Conditions of its own decide about the wait of a job, and a job that waits again goes on.
+        self.may_hold[row] = (
+            waiting.objective is Objective.ENERGY
+            and not special
+            and (job_conditions is None or not job_conditions.preferences)
+        )
         if job.until_spent:
             self.open_ended.add(job.id)
             seconds = _longest(job, waiting, providers)

@@ -24,7 +24,7 @@ from deepsquare_chain.metascheduler.simulation.workload import TraceJob
 
 _ESCROW: Final = 2**95
 _BLOCKS_TO_START: Final = 3
-_ARRIVAL, _BEGIN, _END, _SEEN = range(4)
+_ARRIVAL, _BEGIN, _SEEN, _HOLD_ENDS = range(4)
 
 
 def run_policy(
@@ -77,6 +77,8 @@ class _Simulation:
             (self._seen(job.at), _ARRIVAL, job.id) for job in jobs
         ]
         heapq.heapify(self._events)
+        # The next end of a hold for which a plan is due.
+        self._hold_end = math.inf
         self._outcomes: dict[int, SimulatedRun] = {}
 
     def run(self) -> list[SimulatedRun]:
@@ -107,6 +109,8 @@ class _Simulation:
                 self._held[job_id], status=JobStatus.RUNNING, since=math.floor(now)
             )
             return False
+        elif kind == _HOLD_ENDS:
+            self._hold_end = math.inf
         else:
             del self._held[job_id]
             self._record(job_id)
@@ -126,6 +130,10 @@ class _Simulation:
         decided = self._planner.plan(snapshot, self._rules, self._history, complete=False)
         for decision in decided.decisions:
             self._start(decision.waiting.job, decision.provider_id, decision.rate, now)
+        hold_end = min(decided.holds.values(), default=math.inf)
+        if hold_end < self._hold_end:
+            self._hold_end = hold_end
+            heapq.heappush(self._events, (self._seen(hold_end), _HOLD_ENDS, 0))
 
     def _start(self, record: Job, provider_id: int, rate: int, now: float) -> None:
         index = self._places[provider_id]
