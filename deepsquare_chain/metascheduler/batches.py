@@ -21,6 +21,8 @@ from deepsquare_chain.observability import get_logger
 
 #: Shortest and longest backoff after a refusal, in seconds of chain time.
 _PAUSES: Final = (2, 600)
+#: Most transactions of a dry run that are remembered as logged.
+_MOST_LOGGED: Final = 10_000
 #: Contract errors of an assignment that are caused by the provider, not by the job.
 _OF_THE_PROVIDER: Final = frozenset(
     {"DoesNotFit", "PriceRaised", "ProviderNotActive", "ProviderSilent", "RateOutOfRange"}
@@ -158,6 +160,8 @@ class SchedulerBatches:
         """Log a transaction of a dry run, once."""
         key = batch.kind, batch.job_ids
         if key not in self._logged:
+            if len(self._logged) >= _MOST_LOGGED:
+                self._logged.clear()
             self._logged.add(key)
             _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))
 

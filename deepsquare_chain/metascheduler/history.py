@@ -102,7 +102,8 @@ def magnitude(time_limit: int) -> int:
 
 
 def keys_of(customer: str, cpus: int, gpus: int, time_limit: int) -> tuple[Key, Key, Key]:
-    """Return the keys of the three sums of a job, finest first."""
+    """Return the keys of the three sums of a job, finest first; a limit of 0 counts as 1 s."""
+    time_limit = max(time_limit, 1)
     size = magnitude(time_limit)
     return (customer, cpus, gpus, time_limit), (customer, size), (size,)
 
@@ -118,6 +119,8 @@ class RunHistory:
         #: Payments so far; by customer, decayed credits and the payment count of the last update.
         self._payments = 0
         self._usage: dict[str, tuple[float, int]] = {}
+        #: Decayed number of judged estimates, and sum of the logarithms of their errors.
+        self._errors: tuple[float, float] = (0.0, 0.0)
         #: By provider: decayed numbers of jobs that it ended or gave up, and of those it gave up.
         self._providers: dict[str, tuple[float, float]] = {}
 
@@ -135,7 +138,9 @@ class RunHistory:
             self._pay(run.customer, run.paid)
         if run.seconds is None:
             return
-        used = run.seconds / max(run.time_limit, 1)
+        limit = max(run.time_limit, 1)
+        self._judge(run, limit)
+        used = run.seconds / limit
         inverse = 1.0 / max(run.seconds, SHORTEST_RUN)
         for key in keys_of(run.customer, run.cpus, run.gpus, run.time_limit):
             keep = MEMORY_OF_ALL if len(key) == 1 else MEMORY
@@ -147,6 +152,24 @@ class RunHistory:
                 oldest = next(iter(level))
                 del level[oldest]
                 self._note(oldest)
+
+    def _judge(self, run: FinishedRun, limit: int) -> None:
+        """Record how far the estimate of a run was off that would have been made just before."""
+        estimate = self.estimate(run.customer, run.cpus, run.gpus, run.time_limit)
+        expected = max(estimate.used * limit, SHORTEST_RUN)
+        error = abs(math.log(max(run.seconds or 0.0, SHORTEST_RUN) / expected))
+        weight, errors = self._errors
+        self._errors = (MEMORY_OF_ALL * weight + 1.0, MEMORY_OF_ALL * errors + error)
+
+    @property
+    def typical_error(self) -> float | None:
+        """The factor by which recent runs were longer or shorter than estimated; None without runs.
+
+        It is the geometric mean of max(run, estimate) / min(run, estimate); 1 is perfect. A run's
+        weight halves after 138 runs.
+        """
+        weight, errors = self._errors
+        return math.exp(errors / weight) if weight else None
 
     def _pay(self, customer: str, paid: float) -> None:
         credits, at = self._usage.pop(customer, (0.0, self._payments))
@@ -251,6 +274,7 @@ class RunHistory:
             "sums": [
                 [list(key), *sums] for level in self._levels.values() for key, sums in level.items()
             ],
+            "errors": list(self._errors),
             "payments": self._payments,
             "usage": [[customer, *used] for customer, used in self._usage.items()],
             "providers": [[provider, *ends] for provider, ends in self._providers.items()],
@@ -262,6 +286,8 @@ class RunHistory:
         history = cls()
         for key, weight, used, inverse in rows.get("sums", ()):
             history._levels[len(key)][tuple(key)] = (weight, used, inverse)
+        weight, errors = rows.get("errors", (0.0, 0.0))
+        history._errors = (weight, errors)
         history._payments = rows.get("payments", 0)
         history._usage = {customer: (used, at) for customer, used, at in rows.get("usage", ())}
         history._providers = {

@@ -30,6 +30,8 @@ _PROVIDERS_EVERY: Final = 100
 #: PENDING records that are read again per cycle, in turn. Records with new events are read at once.
 _REFRESHED: Final = 500
 _LONGEST_AVOIDANCE: Final = 86_400
+#: Most ended jobs that are kept in a cache. Entries that are needed again are read again.
+_MOST_CACHED: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,12 @@ class GridObserver:
         block_context = BlockContext(head.number, head.time, self._times)
         live_jobs = self._state.live()
         block_data = self._facts
-        if self._state.all_touched:
-            self._ends.clear()  # blocks were replaced
+        if self._state.all_touched:  # blocks were replaced
+            self._ends.clear()
             self._lines.clear()
+        for cache in (self._ends, self._lines):
+            if len(cache) > _MOST_CACHED:
+                cache.clear()
         if block_data is None or (block_data.block, block_data.events) != (head.hash, events):
             block_data = self._facts = await self._read(head, live_jobs, events)
         watched = await self._watched(block_data.providers, block_data.clocks, block_context)

@@ -430,7 +430,7 @@ class QueueTable(_Columns):
             self.open_ended.add(job.id)
             seconds = _longest(job, waiting, providers)
         self.seconds[row] = seconds
-        keys = keys_of(job.customer, resources.cpus, resources.gpus, max(job.time_limit, 1))
+        keys = keys_of(job.customer, resources.cpus, resources.gpus, job.time_limit)
         self.kind[row], self.own[row], self.everybody[row] = map(self._slot, keys)
 
     def _remove(self, job_id: int) -> None:

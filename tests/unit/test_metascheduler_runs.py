@@ -19,6 +19,7 @@ from deepsquare_chain.metascheduler.history import (
     EstimateSource,
     FinishedRun,
     RunHistory,
+    keys_of,
     magnitude,
 )
 from deepsquare_chain.metascheduler.state import CURSOR, SchedulerState
@@ -251,6 +252,17 @@ class TestSums:
             history.record_end(HOST, given_up=False)
         assert worst > 0.3
         assert history.fault_rate(HOST) < 0.02
+
+    def test_the_error_of_estimates_is_that_before_each_run(self) -> None:
+        assert RunHistory().typical_error is None
+        # The first run is expected to use its whole limit of 1,000 s.
+        assert known(500.0).typical_error == pytest.approx(2.0)
+        assert known(*[500.0] * 400).typical_error == pytest.approx(1.0, abs=0.02)
+        # A run is as far off if it is twice as long as if it is half as long.
+        assert known(2_000.0).typical_error == pytest.approx(2.0)
+
+    def test_a_limit_of_zero_counts_as_a_second(self) -> None:
+        assert keys_of(CUSTOMER, 1, 0, 0) == keys_of(CUSTOMER, 1, 0, 1)
 
     def test_it_survives_storage_to_the_last_bit(self) -> None:
         history = known(*[1 / 3 + n for n in range(20)])
