@@ -93,8 +93,8 @@ async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
     """Return a job's expected place in the queue; None on a timeout or an error of the endpoint."""
     import asyncio
 
-    from deepsquare_chain.cli.why import DryRunScheduler
     from deepsquare_chain.errors import GridError
+    from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
 
     try:
         async with asyncio.timeout(_LOOK_SECONDS):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.block_time import mines_on_demand
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.credits import format_credits
-from deepsquare_chain.job import Conditions, Job, JobStatus, Terms
+from deepsquare_chain.job import Conditions, Job, JobStatus
 from deepsquare_chain.metascheduler.dependencies import Hold, chain_time, conditions
+from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
 from deepsquare_chain.metascheduler.eligibility import Refusal
 from deepsquare_chain.metascheduler.explain import (
     explain_assigned,
@@ -21,15 +21,11 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
-from deepsquare_chain.metascheduler.forecast import Prospect, forecast, prospect
 from deepsquare_chain.metascheduler.policy import Rules
-from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from deepsquare_chain.metascheduler.service import SchedulerService
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.store.database import Store
 
 _log = get_logger(__name__)
-_NOBODY = "0x" + "00" * 20
-_LOOKS = 3
 #: Refusals that do not end by waiting; only a different submission may avoid them.
 _LASTING = frozenset(
     {
@@ -80,59 +76,16 @@ async def explain(contracts: Contracts, job_id: int) -> JobSituation:
     job = await contracts.scheduler.get_job(job_id)
     if job.status.is_final:
         return JobSituation(job, await _ended(contracts, job))
-    with DryRunScheduler(contracts) as dry_run:
+    with ExplainingScheduler(contracts) as dry_run:
         return await dry_run.situation(job)
 
 
-class DryRunScheduler:
-    """A meta-scheduler without a wallet; keeps its state in memory between reads."""
+class ExplainingScheduler(DryRunScheduler):
+    """A dry run that explains the status of jobs."""
 
-    def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
-        deployment = contracts.deployment
+    def __init__(self, contracts: Contracts) -> None:
+        super().__init__(contracts)
         self._contracts = contracts
-        self._store = Store.open(
-            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
-        )
-        self._settings = SchedulerSettings(
-            state_dir=Path(), confirmations=0, rules=rules or Rules()
-        )
-        self._service = SchedulerService(contracts, None, self._store, settings=self._settings)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
-
-    async def look(self) -> SchedulerService:
-        """Read the current state of the grid, and return the scheduler service.
-
-        Raises:
-            EndpointError: The node does not answer.
-        """
-        self._forget()
-        for _ in range(_LOOKS):
-            await self._service.cycle()
-            if self._service.cluster is not None:
-                break
-            await asyncio.sleep(self._settings.poll_interval)
-        return self._service
-
-    async def prospect(self, terms: Terms) -> Prospect | None:
-        """Forecast a job that is submitted now: its place and start; None if the grid can't be read.
-
-        Raises:
-            EndpointError: The node does not answer.
-        """
-        service = await self.look()
-        cluster = service.cluster
-        if cluster is None:
-            return None
-        return prospect(cluster.snapshot, service.rules, service.state.history(), terms)
-
-    def _forget(self) -> None:
-        """Discard the cluster of an earlier read, so that it is not mistaken for the current one."""
-        self._service.cluster = None
 
     async def situation(self, job: Job) -> JobSituation:
         """Explain why a live job has its current status.
@@ -167,21 +120,27 @@ class DryRunScheduler:
             expiry_line = (
                 f"if it is still PENDING at {expiry}, it is cancelled with a full refund",
             )
-        details = (*reason.details, *self._expected_start(job, reason), *expiry_line, *on_demand)
+        details = (
+            *reason.details,
+            *_expected_start(service, job, reason),
+            *expiry_line,
+            *on_demand,
+        )
         unmet = reason.hold is not None and reason.hold.final
         return JobSituation(job, reason.text, details, _advice(reason), cause, unmet)
 
-    def _expected_start(self, job: Job, reason: Reason) -> tuple[str, ...]:
-        """Return a line with the expected start of a job that can't be assigned now, if there is a forecast."""
-        cluster = self._service.cluster
-        if cluster is None or reason.hold is not None or reason.provider_id is not None:
-            return ()
-        history = self._service.state.history()
-        start = forecast(cluster.snapshot, self._service.rules, history, job.id)
-        if start is None:
-            return ()
-        when = f"about {chain_time(start.at)} at provider {start.provider_id}"
-        return (f"it is expected to start {when}, if nothing else is submitted meanwhile",)
+
+def _expected_start(service: SchedulerService, job: Job, reason: Reason) -> tuple[str, ...]:
+    """Return lines with the expected start of a job that can't be assigned now, if it is known."""
+    if reason.hold is not None or reason.provider_id is not None:
+        return ()
+    expected = DryRunScheduler.known_prospect(service, job.id)
+    if expected is None or expected.forecast is None:
+        return ()
+    start = expected.forecast
+    when = f"about {chain_time(start.at)} at provider {start.provider_id}"
+    text = f"it is expected to start {when}, if nothing else is submitted meanwhile"
+    return (f"{text}; {expected.reliability}",)
 
 
 async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
@@ -209,7 +168,7 @@ class Teller:
         self._contracts = contracts
         self._tell = tell
         self._on_unmet = on_unmet
-        self._dry_run: DryRunScheduler | None = None
+        self._dry_run: ExplainingScheduler | None = None
         self._looking: asyncio.Task[None] | None = None
         self._reported: Hashable = None
 
@@ -234,7 +193,7 @@ class Teller:
 
     async def _look(self, job: Job) -> None:
         try:
-            self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
+            self._dry_run = self._dry_run or ExplainingScheduler(self._contracts)
             situation = await self._dry_run.situation(job)
         except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
             # A failing endpoint is reported by the wait itself. The state may be of a branch that

@@ -314,6 +314,12 @@ def _waits_for_capacity(
             f"{reservation.provider_id} is reserved for it, from {chain_time(reservation.at)} "
             "at the latest"
         )
+    if (until := decided.holds.get(job.id)) is not None:
+        return (
+            f"job {job.id} waits for a frugal provider: until {chain_time(until)} it accepts only "
+            f"those whose energy for its work is within {rules.frugal_within - 1:.0%} of the "
+            f"lowest, then {names}"
+        )
     assigned_count = sum(each.customer == job.customer for each in snapshot.assigned)
     if rules.max_running and assigned_count >= rules.max_running:
         return (

@@ -2,16 +2,19 @@
 
 The simulation uses run times estimated from finished runs and speeds from labels, and assumes that
 no other jobs are submitted. The forecast is an estimate; only a reservation is an upper bound.
+`quote`, `job why` and the job page show the same `Prospect`.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from deepsquare_chain.job import Job, JobStatus, Terms
-from deepsquare_chain.metascheduler.eligibility import Waiting, run_time
+from deepsquare_chain.metascheduler.dependencies import conditions
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, run_time
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.ranking import relative_speeds
@@ -21,6 +24,8 @@ MAX_QUEUE: Final = 2_000
 MAX_PLANS: Final = 500
 #: Part of its remaining limit that a run still takes if it is already longer than expected.
 _REST: Final = 0.5
+#: Part of a job's patience after which the forecast looks at it again.
+_PATIENCE_STEP: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +39,21 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """The expected wait of a job if it were submitted now; `now` is chain time.
+    """The expected wait of a job that waits, or would if it were submitted now.
 
-    `place` is its place in a queue of `length` jobs, including itself. `place` and `forecast` are
-    None if unknown.
+    Attributes:
+        now: Chain time.
+        place: Its place in the queue; None if unknown.
+        length: Jobs in the queue, with this one.
+        forecast: Its expected start; None if unknown.
+        error: Factor by which estimates of recent run times were off; None without finished runs.
     """
 
     now: int
     place: int | None
     length: int
     forecast: Forecast | None
+    error: float | None = None
 
     @property
     def starts_in(self) -> dict[int, int]:
@@ -65,8 +75,26 @@ class Prospect:
         when = f"in about {seconds} s" if seconds else "at once"
         return (
             f"Now {queue}, and is expected to start {when} at provider {provider}, if nothing else "
-            "is submitted meanwhile."
+            f"is submitted meanwhile. {self.reliability.capitalize()}."
         )
+
+    @property
+    def reliability(self) -> str:
+        """How good past estimates were, as a clause."""
+        if self.error is None:
+            return "no finished run shows yet how good such estimates are"
+        return f"estimates of recent run times were off by a factor of {self.error:.1f} on average"
+
+
+def prospect_of(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Prospect:
+    """Return the prospect of a waiting job."""
+    return Prospect(
+        snapshot.now,
+        plan(snapshot, rules, history).ranking.place(job_id),
+        len(snapshot.waiting),
+        forecast(snapshot, rules, history, job_id),
+        history.typical_error,
+    )
 
 
 def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms) -> Prospect:
@@ -90,10 +118,7 @@ def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms
     )
     added = Waiting(job, terms.objective, terms.uses, snapshot.now)
     snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])
-    place = plan(snapshot, rules, history).ranking.place(job.id)
-    return Prospect(
-        snapshot.now, place, len(snapshot.waiting), forecast(snapshot, rules, history, job.id)
-    )
+    return prospect_of(snapshot, rules, history, job.id)
 
 
 def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Forecast | None:
@@ -133,12 +158,25 @@ def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int)
             )
             speed = speeds[decision.provider_id]
             heapq.heappush(ends, (_end(assigned[job.id], now, speed, history), job.id))
-        if not ends:
+        times = [*(end for end, _ in ends[:1]), *decided.holds.values()]
+        later = min((*times, *_returns(views, waiting.values(), now)), default=None)
+        if later is None:
             return None
-        now = max(now, ends[0][0])
+        now = max(now + 1, later)
         while ends and ends[0][0] <= now:
             del assigned[heapq.heappop(ends)[1]]
     return None
+
+
+def _returns(views: Sequence[ProviderView], waiting: Iterable[Waiting], now: int) -> Iterator[int]:
+    """Yield the later times at which a provider or a more expensive one may get waiting jobs."""
+    for view in views:
+        yield from (at for at in (view.rests_until, view.cooldown_until) if at > now)
+    for entry in waiting:
+        yield from (at for at in entry.avoided.values() if at > now)
+        wanted = conditions(entry.uses)
+        if wanted is not None and wanted.patience:
+            yield now + max(1, round(_PATIENCE_STEP * wanted.patience))
 
 
 def _end(job: Job, now: int, speed: float, history: RunHistory) -> int:

@@ -94,7 +94,7 @@ class Weights:
     """
 
     cost: float = 1_000.0
-    time: float = 0.36
+    time: float = 0.24
     energy: float = 1_000.0
     leave_frugal: float = 0.24
 
@@ -121,7 +121,7 @@ class Rules:
     At first, a job with the objective ENERGY accepts only providers whose energy for the work is at
     most `frugal_within` times the lowest of all that can run it, busy ones included. This hold ends
     after `energy_hold` / h seconds, with its expected 1 / max(run time, 10 s) h: so it adds at most
-    `energy_hold` to the expected slowdown.
+    `energy_hold` to the expected slowdown. It ends after `longest_hold` seconds in any case.
     """
 
     overdue_after: int = 3_600
@@ -133,8 +133,9 @@ class Rules:
     fair_share: float = 0.0
     priorities: Mapping[str, float] = field(default_factory=dict, hash=False)
     max_running: int = 0
-    energy_hold: float = 1.0
-    frugal_within: float = 1.2
+    energy_hold: float = 1.5
+    frugal_within: float = 1.4
+    longest_hold: int = 3_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,7 +479,8 @@ class _Round:
         queue, n = self._queue, self._queue.count
         if not (self._rules.energy_hold and self._providers.has_energy):
             return
-        ends = queue.queued_at[:n] + np.ceil(self._rules.energy_hold / inverse).astype(np.int64)
+        holds = np.minimum(self._rules.energy_hold / inverse, self._rules.longest_hold)
+        ends = queue.queued_at[:n] + np.ceil(holds).astype(np.int64)
         held = queue.may_hold[:n] & (ends > self._now)
         if not held.any():
             return

@@ -46,6 +46,7 @@ class _RulesFile(BaseModel):
     max_running: int = Field(_DEFAULTS.max_running, ge=0, le=10**9)
     energy_hold: float = Field(_DEFAULTS.energy_hold, ge=0, le=1_000, allow_inf_nan=False)
     frugal_within: float = Field(_DEFAULTS.frugal_within, ge=1, le=1_000, allow_inf_nan=False)
+    longest_hold: int = Field(_DEFAULTS.longest_hold, ge=0, le=10**8)
 
     @model_validator(mode="before")
     @classmethod

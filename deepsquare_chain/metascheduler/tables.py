@@ -33,7 +33,12 @@ from deepsquare_chain.metascheduler.history import (
     RunHistory,
     keys_of,
 )
-from deepsquare_chain.metascheduler.ranking import changes_daily, energy_costs, relative_speeds, watts_of
+from deepsquare_chain.metascheduler.ranking import (
+    changes_daily,
+    energy_costs,
+    relative_speeds,
+    watts_of,
+)
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]

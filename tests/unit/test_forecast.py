@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
+from deepsquare_chain.job import JobFlags, JobStatus, Objective, Prices, Resources, Terms
 from deepsquare_chain.metascheduler import forecast as forecasting
-from deepsquare_chain.metascheduler.forecast import Forecast, forecast, prospect
+from deepsquare_chain.metascheduler.forecast import Forecast, forecast, prospect, prospect_of
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.metascheduler.ranking import energy_use
@@ -60,7 +60,8 @@ def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
     assert (found.place, found.length, found.starts_in) == (2, 3, {1: 400})
     assert found.text == (
         "Now it would be number 2 of 3 in the queue, and is expected to start in about 400 s at "
-        "provider 1, if nothing else is submitted meanwhile."
+        "provider 1, if nothing else is submitted meanwhile. No finished run shows yet how good "
+        "such estimates are."
     )
     free = prospect(Snapshot(NOW, [provider()], [], []), RULES, RunHistory(), terms)
     assert (free.place, free.starts_in) == (1, {1: 0})
@@ -72,6 +73,36 @@ def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
         nowhere.text
         == "Now it would be number 1 of 1 in the queue; when it would start is not known."
     )
+
+
+def test_it_tells_how_good_estimates_were() -> None:
+    history = RunHistory()
+    history.record(FinishedRun(address(10**6), 8, 0, 300, 100.0))
+    found = prospect_of(Snapshot(NOW, [provider()], [WIDE], []), RULES, history, 1)
+    assert found.text.endswith(
+        "Estimates of recent run times were off by a factor of 3.0 on average."
+    )
+
+
+def test_without_running_jobs_it_is_when_a_provider_is_back() -> None:
+    resting = dataclasses.replace(provider(), rests_until=NOW + 60)
+    snapshot = Snapshot(NOW, [resting], [WIDE], [])
+    assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 60)
+    avoiding = waiting(1, cpus=8, time_limit=500, avoided={1: NOW + 70})
+    assert forecast(Snapshot(NOW, [provider()], [avoiding], []), RULES, RunHistory(), 1) == (
+        Forecast(1, 1, NOW + 70)
+    )
+
+
+def test_a_patient_job_starts_when_it_accepts_the_price() -> None:
+    cheap = provider(1, prices=Prices(10, 1, 0))
+    dear = provider(2, prices=Prices(20, 1, 0))
+    patient = waiting(1, cpus=8, time_limit=500, uses="deepsquare.patience=1000")
+    held = [running(9, cpus=8, time_limit=10**5)]
+    found = forecast(Snapshot(NOW, [cheap, dear], [patient], held), RULES, RunHistory(), 1)
+    assert found is not None
+    assert found.provider_id == 2
+    assert NOW + 700 <= found.at <= NOW + 1_100
 
 
 def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

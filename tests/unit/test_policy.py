@@ -31,6 +31,7 @@ from deepsquare_chain.metascheduler.policy import (
     Planner,
     Rules,
     Snapshot,
+    Weights,
     plan,
 )
 from deepsquare_chain.metascheduler.ranking import relative_speeds
@@ -282,6 +283,63 @@ class TestObjective:
         decided = decide(queue, [self.cheap, self.fast, self.frugal])
         assert places(decided) == {1: chosen}
         assert decided.decisions[0].choices == 3
+
+    @pytest.mark.parametrize(
+        ("waited", "limit", "chosen"),
+        [
+            (0, 100, {}),
+            (149, 100, {}),
+            (150, 100, {1: 2}),
+            (3_599, 10_000, {}),
+            (3_600, 10_000, {1: 2}),
+        ],
+    )
+    def test_energy_waits_for_a_frugal_provider_for_a_bounded_time(
+        self, waited: int, limit: int, chosen: dict[int, int]
+    ) -> None:
+        grid = [
+            provider(1, labels={"energy.watts_per_cpu": "10"}),
+            provider(2, labels={"energy.watts_per_cpu": "15"}),
+        ]
+        full = [running(9, 1, cpus=8)]
+        job = waiting(
+            1, objective=Objective.ENERGY, time_limit=limit, queued_at=NOW - waited, escrow=10**9
+        )
+        decided = decide([job], grid, full)
+        assert places(decided) == chosen
+        hold = min(1.5 * limit, 3_600)
+        assert decided.holds == ({} if chosen else {1: NOW - waited + hold})
+        # Others do not wait, nor does it hold a reservation that would delay them.
+        for objective in (Objective.COST, Objective.TIME):
+            other = dataclasses.replace(job, objective=objective)
+            assert places(decide([other], grid, full)) == {1: 2}
+        assert decided.reservations == {}
+
+    def test_a_hold_ends_where_no_frugal_provider_can_be_paid_or_used(self) -> None:
+        frugal = {"energy.watts_per_cpu": "10", "region": "eu"}
+        grid = [
+            provider(1, price=1_000, labels=frugal),
+            provider(2, price=10, labels={"energy.watts_per_cpu": "15", "region": "ch"}),
+        ]
+        full = [running(9, 1, cpus=8)]
+        poor = waiting(1, objective=Objective.ENERGY, escrow=10 * 60 + 60 * 200)
+        assert places(decide([poor], grid, full)) == {1: 2}
+        for uses in ("region=ch", "deepsquare.prefer=region=ch"):
+            job = waiting(1, objective=Objective.ENERGY, uses=uses, escrow=10**9)
+            assert places(decide([job], grid, full)) == {1: 2}, uses
+        away = dataclasses.replace(grid[0], challenged=True)
+        job = waiting(1, objective=Objective.ENERGY, escrow=10**9)
+        assert places(decide([job], [away, grid[1]], full)) == {1: 2}
+
+    def test_time_leaves_frugal_providers_of_equal_speed_to_others(self) -> None:
+        grid = [
+            provider(1, labels={"energy.watts_per_cpu": "8"}),
+            provider(2, labels={"energy.watts_per_cpu": "12"}),
+        ]
+        queue = [waiting(1, objective=Objective.TIME)]
+        assert places(decide(queue, grid)) == {1: 2}
+        rules = dataclasses.replace(PLAIN, weights=Weights(leave_frugal=0))
+        assert places(decide(queue, grid, rules=rules)) == {1: 1}
 
     def test_without_labels_the_cheapest_is_taken(self) -> None:
         for objective in Objective:

@@ -119,6 +119,18 @@ def test_waits_for_room() -> None:
     )
 
 
+def test_a_held_job_says_until_when_it_waits_for_a_frugal_provider() -> None:
+    grid = [
+        provider(1, labels={"energy.watts_per_cpu": "10"}),
+        provider(2, labels={"energy.watts_per_cpu": "15"}),
+    ]
+    job = waiting(1, objective=Objective.ENERGY, time_limit=100)
+    assert why(job, grid, [running(9, 1, cpus=8)]).text == (
+        f"job 1 waits for a frugal provider: until {chain_time(NOW + 150)} it accepts only those "
+        "whose energy for its work is within 40% of the lowest, then provider 1 or 2"
+    )
+
+
 def test_many_providers_are_cut() -> None:
     grid = [provider(n) for n in range(1, 9)]
     held = [running(10 + n, n, cpus=8) for n in range(1, 9)]

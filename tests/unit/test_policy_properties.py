@@ -25,7 +25,12 @@ from deepsquare_chain.metascheduler.simulation.baselines import (
 )
 from deepsquare_chain.metascheduler.simulation.engine import run_policy
 from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
-from deepsquare_chain.metascheduler.simulation.workload import TraceJob, fold, scaled, with_objectives
+from deepsquare_chain.metascheduler.simulation.workload import (
+    TraceJob,
+    fold,
+    scaled,
+    with_objectives,
+)
 from tests.support.workloads import NOW, provider, running, waiting
 
 LABELS = st.dictionaries(

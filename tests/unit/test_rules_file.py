@@ -20,7 +20,7 @@ def test_the_example_holds_the_defaults() -> None:
     assert read_rules(EXAMPLE) == Rules()
     wanted = {"overdue_after", "overdue_factor", "reservations", "overdue_reservations", "weights"}
     wanted |= {"start_margin", "fair_share", "priorities", "max_running"}
-    wanted |= {"energy_hold", "frugal_within"}
+    wanted |= {"energy_hold", "frugal_within", "longest_hold"}
     assert wanted == set(Rules.__slots__)
     assert all(f"\n{name}:" in EXAMPLE.read_text() for name in wanted)
 

@@ -49,7 +49,7 @@ def at(text: str, cause: Hashable) -> JobSituation:
 async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception) -> list[str]:
     """What is told in as many looks."""
     onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
-    monkeypatch.setattr(why, "DryRunScheduler", onlooker)
+    monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
     async with Teller(contracts, lines.append) as teller:
         for _ in found:
@@ -95,7 +95,7 @@ async def test_after_a_failing_look_it_begins_anew(
     """What an onlooker saw may be of a branch of the chain that is gone."""
     opened = [FakeOnlooker(error), FakeOnlooker(at("waits", "room"))]
     left = list(opened)
-    monkeypatch.setattr(why, "DryRunScheduler", lambda _contracts: left.pop(0))
+    monkeypatch.setattr(why, "ExplainingScheduler", lambda _contracts: left.pop(0))
     contracts: Any = None
     lines: list[str] = []
     async with asyncio.timeout(10), Teller(contracts, lines.append) as teller:
@@ -114,7 +114,7 @@ async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch)
             raise AssertionError
 
     onlooker, lines = Stuck(), []  # type: tuple[Stuck, list[str]]
-    monkeypatch.setattr(why, "DryRunScheduler", onlooker)
+    monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
     async with Teller(contracts, lines.append) as teller:
         teller.look(JOB)
@@ -126,7 +126,7 @@ def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch)
     def refuse(_contracts: object) -> None:
         raise AssertionError("looked")
 
-    monkeypatch.setattr(why, "DryRunScheduler", refuse)
+    monkeypatch.setattr(why, "ExplainingScheduler", refuse)
 
     async def moves() -> None:
         contracts: Any = None

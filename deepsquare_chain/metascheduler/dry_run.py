@@ -1,0 +1,86 @@
+"""A meta-scheduler without a wallet, which only reads: for explanations and forecasts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final, Self
+
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.job import Terms
+from deepsquare_chain.metascheduler.forecast import Prospect, prospect, prospect_of
+from deepsquare_chain.metascheduler.policy import Rules
+from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from deepsquare_chain.store.database import Store
+
+_NOBODY: Final = "0x" + "00" * 20
+_LOOKS: Final = 3
+
+
+class DryRunScheduler:
+    """A meta-scheduler without a wallet; keeps its state in memory between reads."""
+
+    def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
+        deployment = contracts.deployment
+        self._store = Store.open(
+            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
+        )
+        self._settings = SchedulerSettings(
+            state_dir=Path(), confirmations=0, rules=rules or Rules()
+        )
+        self._service = SchedulerService(contracts, None, self._store, settings=self._settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    async def look(self) -> SchedulerService:
+        """Read the current state of the grid, and return the scheduler service.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        self._forget()
+        for _ in range(_LOOKS):
+            await self._service.cycle()
+            if self._service.cluster is not None:
+                break
+            await asyncio.sleep(self._settings.poll_interval)
+        return self._service
+
+    async def prospect(self, terms: Terms) -> Prospect | None:
+        """Forecast a job that is submitted now: its place and start; None if the grid can't be read.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        service = await self.look()
+        cluster = service.cluster
+        if cluster is None:
+            return None
+        return prospect(cluster.snapshot, service.rules, service.state.history(), terms)
+
+    async def prospect_of(self, job_id: int) -> Prospect | None:
+        """Forecast a PENDING job; None if it is not in the queue, or the grid can't be read.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        service = await self.look()
+        return None if service.cluster is None else self.known_prospect(service, job_id)
+
+    @staticmethod
+    def known_prospect(service: SchedulerService, job_id: int) -> Prospect | None:
+        """Forecast a PENDING job from what was read; None if it is not in the queue."""
+        if service.cluster is None:
+            return None
+        snapshot = service.cluster.snapshot
+        if all(waiting.job.id != job_id for waiting in snapshot.waiting):
+            return None
+        return prospect_of(snapshot, service.rules, service.state.history(), job_id)
+
+    def _forget(self) -> None:
+        """Discard the cluster of an earlier read, so that it is not mistaken for the current one."""
+        self._service.cluster = None
