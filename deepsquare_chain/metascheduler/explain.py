@@ -314,9 +314,9 @@ def _waits_for_capacity(
             f"{reservation.provider_id} is reserved for it, from {chain_time(reservation.at)} "
             "at the latest"
         )
-    if (until := decided.holds.get(job.id)) is not None:
+    if (hold_end := decided.holds.get(job.id)) is not None:
         return (
-            f"job {job.id} waits for a frugal provider: until {chain_time(until)} it accepts only "
+            f"job {job.id} waits for a frugal provider: until {chain_time(hold_end)} it accepts only "
             f"those whose energy for its work is within {rules.frugal_within - 1:.0%} of the "
             f"lowest, then {names}"
         )
