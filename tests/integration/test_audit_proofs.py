@@ -256,7 +256,7 @@ async def test_a_bill_names_what_the_provider_reported(used: LiveGrid) -> None:
     assert finished
     for job in finished:
         bill = await job_bill(used.contracts, report.ledger, job.id)
-        assert bill.reported == 1
+        assert bill.reported == job.billed_seconds > 0
         assert bill.ok
     [other, *_] = [job for job in report.ledger.jobs.values() if job.exit_code is None]
     assert (await job_bill(used.contracts, report.ledger, other.id)).reported is None
