@@ -31,8 +31,8 @@ from deepsquare_chain.executors.base import (
     stored_in,
     unavailable,
 )
-from deepsquare_chain.executors.gpus import device_names
 from deepsquare_chain.executors.isolation import LocalOptions, isolate, local_checks
+from deepsquare_chain.executors.launch import device_names
 from deepsquare_chain.executors.orphaned_processes import StubbornError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs

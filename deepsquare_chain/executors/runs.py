@@ -28,8 +28,7 @@ from deepsquare_chain.executors.base import (
     RunStatus,
     check_key,
 )
-from deepsquare_chain.executors.gpus import free_devices
-from deepsquare_chain.executors.launch import Launched
+from deepsquare_chain.executors.launch import Launched, free_devices
 from deepsquare_chain.executors.orphaned_processes import Census, StubbornError
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity

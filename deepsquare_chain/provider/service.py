@@ -44,7 +44,6 @@ from deepsquare_chain.provider.abilities import AbilityPublisher
 from deepsquare_chain.provider.batches import ProviderBatches
 from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.executor_actions import ExecutorActions
-from deepsquare_chain.provider.maintenance import Maintenance
 from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import (
     Action,
@@ -57,7 +56,12 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.observer import RunObserver, free_megabytes
-from deepsquare_chain.provider.offering import OfferFollower, capacity_in_use, total_capacity
+from deepsquare_chain.provider.offering import (
+    Maintenance,
+    OfferFollower,
+    capacity_in_use,
+    total_capacity,
+)
 from deepsquare_chain.provider.planner import plan
 from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable

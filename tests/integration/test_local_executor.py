@@ -31,8 +31,7 @@ from deepsquare_chain.executors.base import (
     RunSpec,
     RunState,
 )
-from deepsquare_chain.executors.gpus import device_environment
-from deepsquare_chain.executors.launch import make_run
+from deepsquare_chain.executors.launch import device_environment, make_run
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.rundir import OUTPUT_LIMIT, RunFolder
 from deepsquare_chain.job import Offer, Resources

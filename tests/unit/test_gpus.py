@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from deepsquare_chain.executors.base import ExecutorUnavailableError, RunSpec
-from deepsquare_chain.executors.gpus import device_environment, device_names, free_devices
-from deepsquare_chain.executors.launch import make_run
+from deepsquare_chain.executors.launch import (
+    device_environment,
+    device_names,
+    free_devices,
+    make_run,
+)
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.executors.runs import Runs
 from deepsquare_chain.job import Resources
