@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from deepsquare_chain.job import JobStatus
 
 MAX_TARGETS: Final = 10
+#: Target of notifications on the desktop. Only a setting can name it, never a job file.
+DESKTOP: Final = "desktop"
 _MAX_LENGTH: Final = 500
 #: A URL may contain commas: only a comma before a scheme or an e-mail address separates targets.
 _BETWEEN: Final = re.compile(r"\s*,\s*(?=https?://|[^\s,/]+@)")
@@ -69,8 +71,8 @@ class JobEvent:
 
 
 def is_email(target: str) -> bool:
-    """Whether a valid target is an e-mail address, not a webhook."""
-    return "://" not in target
+    """Whether a valid target is an e-mail address."""
+    return "@" in target and "://" not in target
 
 
 def parse_target(text: str) -> str:

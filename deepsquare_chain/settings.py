@@ -323,6 +323,9 @@ class Settings(BaseSettings):
         "end",
         description="Events to notify of: begin, end, fail, requeue, all; separated by commas",
     )
+    notify_desktop: bool = Field(
+        False, description="Show notifications on this machine's desktop too (notify-send)"
+    )
     notify_key_file: FilePath | None = Field(
         None, description="File of the key that signs webhooks, readable only by its owner"
     )

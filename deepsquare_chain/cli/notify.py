@@ -51,7 +51,7 @@ async def run(context: CommandContext, address: AddressOption = None) -> None:
 
 @command(app)
 async def test(context: CommandContext) -> int:
-    """Send one test notification to each recipient of the setting notify_to; exit 1 if one fails."""
+    """Send one test notification to each recipient in the settings; exit 1 if one fails."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.notify.runner import try_targets
 

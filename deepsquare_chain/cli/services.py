@@ -155,8 +155,7 @@ async def relay(
 
 async def notify(settings: Settings, *, address: str | None) -> None:
     """Send notifications until a signal. Raises the errors of `run_notify`."""
-    from deepsquare_chain.notification import Notify, Occasion, parse_targets
-    from deepsquare_chain.notify.runner import deliverer_of, run_notify
+    from deepsquare_chain.notify.runner import deliverer_of, run_notify, standing_request
     from deepsquare_chain.notify.service import NotifySettings
 
     deployment = Deployment.load(settings.deployment)
@@ -168,10 +167,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
         customer,
         deliverer_of(settings),
         NotifySettings(
-            always=Notify(
-                parse_targets(settings.notify_to),
-                tuple(Occasion(occasion) for occasion in settings.notify_on.split(",")),
-            ),
+            always=standing_request(settings),
             **_common(settings, "notify", customer),
         ),
     )

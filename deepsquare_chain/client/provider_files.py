@@ -38,7 +38,8 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 _OTHERS: Final = frozenset(
     {
         *("context", "relay", "result_key", "explorer_database", "explorer_links"),
-        *("notify_to", "notify_on", "notify_key_file", "smtp", "smtp_from", "smtp_password_file"),
+        *("notify_to", "notify_on", "notify_desktop", "notify_key_file"),
+        *("smtp", "smtp_from", "smtp_password_file"),
     }
 )
 #: A TOML table, which must be last in the file.

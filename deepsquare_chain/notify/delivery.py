@@ -1,4 +1,4 @@
-"""Delivery of notifications: HTTP POST to a webhook, SMTP to a mail server.
+"""Delivery of notifications: HTTP POST to a webhook, SMTP to a mail server, notify-send.
 
 An attempt is delivered, refused temporarily or permanently, or has an unknown outcome. Only
 temporarily refused notifications are retried.
@@ -22,8 +22,14 @@ from pydantic_core import from_json
 
 from deepsquare_chain.chain.rpc.transport import Transport, http_client
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.notification import is_email
-from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE, email, signature
+from deepsquare_chain.notification import DESKTOP, is_email
+from deepsquare_chain.notify.messages import (
+    EVENT_ID,
+    SIGNATURE,
+    desktop_command,
+    email,
+    signature,
+)
 from deepsquare_chain.store.notifications import Delivery
 
 #: Statuses of a proxy that did not get the recipient's answer, which may have been reached.
@@ -90,6 +96,8 @@ class Deliverer:
 
     async def send(self, delivery: Delivery) -> DeliveryResult:
         """Attempt one delivery; failures of the network or the recipient are returned, not raised."""
+        if delivery.target == DESKTOP:
+            return await _show(delivery)
         if is_email(delivery.target):
             return await asyncio.to_thread(self._send_mail, delivery)
         return await self._post(delivery)
@@ -134,6 +142,34 @@ class Deliverer:
         finally:
             with suppress(smtplib.SMTPException, OSError):
                 server.quit()
+
+
+async def _show(delivery: Delivery) -> DeliveryResult:
+    """Show a notification on the desktop; without a shell, because names are chosen by users."""
+    arguments = desktop_command(from_json(delivery.message))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError as error:
+        note = f"{arguments[0]} can't be run: {error.strerror}"
+        return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, note)
+    try:
+        code = await asyncio.wait_for(process.wait(), _TIMEOUT)
+    except TimeoutError:
+        return DeliveryResult(DeliveryOutcome.UNKNOWN, f"{arguments[0]} does not end")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code:
+        return DeliveryResult(
+            DeliveryOutcome.REFUSED, f"{arguments[0]} ended with exit code {code}"
+        )
+    return DeliveryResult(DeliveryOutcome.ARRIVED)
 
 
 def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:

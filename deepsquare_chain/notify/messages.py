@@ -1,9 +1,10 @@
-"""Content of notifications: JSON for webhooks, text for e-mail, and the signature of webhooks."""
+"""Content of notifications: JSON for webhooks, text for e-mail and desktop, signature of webhooks."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import html
 import json
 from collections.abc import Mapping
 from email.message import EmailMessage
@@ -72,12 +73,22 @@ def signature(secret: bytes, body: bytes, now: int) -> str:
     return f"t={now},v1={digest}"
 
 
-def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
-    """Return a notification as e-mail; control codes are removed, so that names can't add headers."""
+def title(body: Mapping[str, Any]) -> str:
+    """Return a notification in one line, without control codes."""
     job = body["job"]
     name = plain(str(job["name"]))[:80]
-    title = f"Job {job['id']}{f' ({name})' if name else ''}: {job['status']}"
-    lines = [f"{title}.", ""]
+    return f"Job {job['id']}{f' ({name})' if name else ''}: {job['status']}"
+
+
+def desktop_command(body: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of notify-send; the text is escaped, as desktops interpret markup."""
+    text = html.escape("\n".join(_facts(body["job"])), quote=False)
+    return ["notify-send", "--app-name=DeepSquare", "--", title(body), text]
+
+
+def _facts(job: Mapping[str, Any]) -> list[str]:
+    """Return exit code, reason, provider and amounts of a job, a line each."""
+    lines = []
     if job["exit_code"] is not None:
         lines.append(f"Exit code: {job['exit_code']}")
     if job["reason"]:
@@ -87,7 +98,16 @@ def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
     if JobStatus[job["status"]].is_final:
         lines.append(f"Paid: {format_credits(int(job['paid']))} credits")
         lines.append(f"Refunded: {format_credits(int(job['refunded']))} credits")
-    lines += [
+    return lines
+
+
+def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
+    """Return a notification as e-mail; control codes are removed, so that names can't add headers."""
+    job, subject = body["job"], title(body)
+    lines = [
+        f"{subject}.",
+        "",
+        *_facts(job),
         f"Block: {body['block']} of chain {body['chain_id']}",
         "",
         f"deepsquare job get {job['id']}",
@@ -96,7 +116,7 @@ def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
     message = EmailMessage()
     message["From"] = sender
     message["To"] = recipient
-    message["Subject"] = title
+    message["Subject"] = subject
     message["Date"] = formatdate()
     message["Message-ID"] = f"<{body['id']}@{sender.rpartition('@')[2] or 'localhost'}>"
     message["Auto-Submitted"] = "auto-generated"

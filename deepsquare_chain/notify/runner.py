@@ -17,7 +17,14 @@ from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, serve
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.notification import JobEvent, is_email, parse_targets
+from deepsquare_chain.notification import (
+    DESKTOP,
+    JobEvent,
+    Notify,
+    is_email,
+    parse_occasions,
+    parse_targets,
+)
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome, MailServer
 from deepsquare_chain.notify.messages import payload
 from deepsquare_chain.notify.service import NotifyService, NotifySettings
@@ -96,6 +103,13 @@ async def run_notify(
     await serve(NAME, open_once, stop)
 
 
+def standing_request(settings: Settings) -> Notify:
+    """Return the recipients in the settings, which are notified of every job of the wallet."""
+    desktop = (DESKTOP,) if settings.notify_desktop else ()
+    occasions = parse_occasions(settings.notify_on.split(","))
+    return Notify((*parse_targets(settings.notify_to), *desktop), occasions)
+
+
 def deliverer_of(settings: Settings) -> Deliverer:
     """Return the `Deliverer` that the settings describe.
 
@@ -109,7 +123,7 @@ def deliverer_of(settings: Settings) -> Deliverer:
     mail = None
     if settings.smtp is not None:
         user = unquote(urlsplit(settings.smtp).username or "")
-        sender = settings.smtp_from or (user if is_email(user) and "@" in user else "")
+        sender = settings.smtp_from or (user if is_email(user) else "")
         if not sender:
             raise UsageError(
                 "E-mail has no sender: the user of the mail server is not an address",
@@ -132,10 +146,10 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
         UsageError: The settings name no recipient.
         GridError: See `deliverer_of`.
     """
-    targets = parse_targets(settings.notify_to)
+    targets = standing_request(settings).to
     if not targets:
         raise UsageError(
-            "The setting notify_to has no recipient",
+            "The setting notify_to has no recipient, and notify_desktop is off",
             hint='Set it, such as notify_to = ["me@example.org", "https://example.org/hook"].',
         )
     deliverer = deliverer_of(settings)

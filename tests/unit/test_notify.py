@@ -13,6 +13,7 @@ import pytest
 from deepsquare_chain.errors import JobFileError, UsageError
 from deepsquare_chain.job import JobStatus as S
 from deepsquare_chain.notification import (
+    DESKTOP,
     JobEvent,
     Notify,
     Occasion,
@@ -20,8 +21,10 @@ from deepsquare_chain.notification import (
     parse_target,
     parse_targets,
 )
+from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import email, event_id, payload, signature
-from deepsquare_chain.settings import load_settings
+from deepsquare_chain.notify.runner import standing_request
+from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.notifications import (
     Delivery,
@@ -112,6 +115,7 @@ def test_a_job_file_says_whom_to_notify_and_the_definition_does_not() -> None:
     assert found.definition.digest == parse_job_file(JOB.encode()).definition.digest
     for wrong, words in (
         ("notify: {to: [nobody]}", "must be an e-mail address"),
+        ("notify: {to: [desktop]}", "must be an e-mail address"),
         ("notify: {to: [me@example.org], on: [never]}", "must be begin, end"),
         ("notify: {to: []}", "notify.to"),
         ("notify: {on: [end]}", "notify.to"),
@@ -136,6 +140,42 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             load_settings(project_dir=tmp_path)
         assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [(0, DeliveryOutcome.ARRIVED), (1, DeliveryOutcome.REFUSED)]
+)
+async def test_a_notification_on_the_desktop_is_an_argument_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: DeliveryOutcome
+) -> None:
+    program, seen = tmp_path / "notify-send", tmp_path / "seen"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" > {seen}\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    name, reason = "--icon=$(touch x)", "<b>`id`</b>\x1b"
+    delivery = Delivery("evt_1", DESKTOP, body(name=name, reason=reason))
+    assert (await Deliverer().send(delivery)).verdict is verdict
+    *options, separator, title, text, _ = seen.read_text().split("\0")
+    assert (options, separator) == (["--app-name=DeepSquare"], "--")
+    assert title == "Job 7 (--icon=$(touch x)): FAILED"
+    assert "Reason: &lt;b&gt;`id`&lt;/b&gt;\\x1b\n" in text
+
+
+async def test_a_machine_without_a_desktop_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = await Deliverer().send(Delivery("evt_1", DESKTOP, body()))
+    assert result.verdict is DeliveryOutcome.REFUSED_FOR_GOOD
+    assert "notify-send can't be run" in result.note
+
+
+def test_the_desktop_is_notified_by_setting_only() -> None:
+    assert standing_request(Settings()).to == ()
+    settings = Settings(notify_to="me@example.org", notify_desktop=True, notify_on="fail,begin")
+    assert standing_request(settings) == Notify(
+        ("me@example.org", DESKTOP), (Occasion.FAIL, Occasion.BEGIN)
+    )
 
 
 def test_the_json_of_a_webhook() -> None:
