@@ -58,6 +58,11 @@ class Notify:
         return any(occasion.holds(before, after) for occasion in self.on)
 
 
+def standing_request(to: str, on: str) -> Notify:
+    """Return the recipients of every job of a wallet, as in the settings `notify_to` and `notify_on`."""
+    return Notify(parse_targets(to), parse_occasions(on.split(",")))
+
+
 @dataclass(frozen=True, slots=True)
 class JobEvent:
     """A change of a job's status; `id` does not change with a reorg, `time` is chain time."""

@@ -323,6 +323,9 @@ class Settings(BaseSettings):
         "end",
         description="Events to notify of: begin, end, fail, requeue, all; separated by commas",
     )
+    notify_by: Literal["run", "gateway"] = Field(
+        "run", description="Who sends notifications: `deepsquare notify run`, or the first gateway"
+    )
     notify_desktop: bool = Field(
         False, description="Show notifications on this machine's desktop too (notify-send)"
     )

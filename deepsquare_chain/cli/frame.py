@@ -75,6 +75,7 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "explorer_links": (str, "Other explorers to link to: NAME.tx=https://.../{} ...", False),
     "notify_to": (list[str], "Who is notified of jobs: e-mail or webhook; again for more.", False),
     "notify_on": (str, "When: begin, end, fail, requeue, all.", False),
+    "notify_by": (str, "Who sends notifications: run (`notify run`) or gateway.", False),
     "notify_desktop": (bool, "Notify on this machine's desktop too.", False),
     "notify_key_file": (Path, "File of the key that signs webhooks.", False),
     "smtp": (str, "Mail server of notifications: smtp://USER@HOST:587.", False),

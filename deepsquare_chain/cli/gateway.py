@@ -27,6 +27,7 @@ _TERMS: Final = (
     Column("max_account", "files per customer at most (bytes)", Kind.NUMBER),
     Column("keep_seconds", "kept for (s)", Kind.NUMBER),
     Column("catch_up_seconds", "late delivery within (s)", Kind.NUMBER),
+    Column("notifications", "sends notifications", Kind.FLAG),
 )
 
 
@@ -131,6 +132,19 @@ async def serve(
         int,
         typer.Option("--session-minutes", min=1, max=1_440, help="Minutes of one sign-in."),
     ] = 15,
+    notify: Annotated[
+        bool,
+        typer.Option("--notify", help="Send customers' notifications; e-mail by the setting smtp."),
+    ] = False,
+    notify_private: Annotated[
+        bool,
+        typer.Option(
+            "--notify-private", help="Allow webhooks in private networks and on loopback."
+        ),
+    ] = False,
+    max_notifications: Annotated[
+        int, typer.Option("--max-notifications", min=1, help="Notifications per customer and day.")
+    ] = 1_000,
     with_relay: Annotated[
         bool,
         typer.Option("--with-relay", help="Relay gasless requests too; the wallet pays their gas."),
@@ -197,6 +211,7 @@ async def serve(
         session_seconds=60 * session_minutes,
         keep_seconds=int(keep_days * DAY),
         catch_up_seconds=int(late_days * DAY),
+        notifications=max_notifications,
     )
 
     def report(name: str, text: str) -> None:
@@ -208,6 +223,8 @@ async def serve(
     options: dict[str, Any] = {
         "rules": rules,
         "objects": objects,
+        "notify": notify,
+        "notify_private": notify_private,
         "urls": tuple(map(web_url, url or ())),
         "sites": tuple(map(web_url, site or ())),
         "host": host,

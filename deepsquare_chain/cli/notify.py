@@ -53,8 +53,14 @@ async def run(context: CommandContext, address: AddressOption = None) -> None:
 async def test(context: CommandContext) -> int:
     """Send one test notification to each recipient in the settings; exit 1 if one fails."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.notify.runner import try_targets
 
+    if context.settings.notify_by == "gateway":
+        raise UsageError(
+            "The gateway sends the notifications, by the setting notify_by",
+            hint="Submit a job, and look at what was sent with `deepsquare notify list`.",
+        )
     results = await try_targets(context.settings, Deployment.load(context.settings.deployment))
     context.printer.rows(_TESTED, results)
     return 0 if all(ok for _, ok, _ in results) else 1
@@ -64,7 +70,20 @@ async def test(context: CommandContext) -> int:
 async def list_(
     context: CommandContext, address: AddressOption = None, limit: LimitOption = 50
 ) -> None:
-    """List sent and pending notifications, newest first."""
+    """List sent and pending notifications, newest first: of `notify run`, or of the gateway."""
+    context.printer.rows(
+        _SENT,
+        await _from_gateway(context, limit)
+        if context.settings.notify_by == "gateway"
+        else _from_service(context, address, limit),
+        empty="Nothing was sent for this wallet.",
+    )
+
+
+def _from_service(
+    context: CommandContext, address: str | None, limit: int
+) -> list[tuple[object, ...]]:
+    """Return rows of the notifications that `notify run` sent from here."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
@@ -73,14 +92,25 @@ async def list_(
     deployment = Deployment.load(context.settings.deployment)
     customer = own_address(context.settings, address)
     folder = service_folder(context.settings.state_dir, NAME, customer)
-    context.printer.rows(
-        _SENT,
+    return [
         (
-            (
-                *(event.id, event.job_id, event.after.name, event.time, delivery.target),
-                *(delivery.state.value, delivery.attempts, delivery.note or None),
-            )
-            for event, delivery in sent(folder, deployment, customer, limit)
-        ),
-        empty="Nothing was sent for this wallet from here.",
-    )
+            *(event.id, event.job_id, event.after.name, event.time, delivery.target),
+            *(delivery.state.value, delivery.attempts, delivery.note or None),
+        )
+        for event, delivery in sent(folder, deployment, customer, limit)
+    ]
+
+
+async def _from_gateway(context: CommandContext, limit: int) -> list[tuple[object, ...]]:
+    """Return rows of the notifications that the first gateway sent for the wallet."""
+    from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.client.gateways import gateways_of, no_gateway
+    from deepsquare_chain.client.network import open_account
+
+    deployment = Deployment.load(context.settings.deployment)
+    account = await open_account(context.settings)
+    async with gateways_of(context.settings, deployment, account) as gateways:
+        if not gateways:
+            raise no_gateway()
+        rows = await gateways[0].notifications(limit)
+    return [tuple(row.get(column.key) or None for column in _SENT) for row in rows]

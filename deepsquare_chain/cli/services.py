@@ -11,6 +11,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.client.network import open_account, own_address, transport_of
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import FOLDER
@@ -155,9 +156,14 @@ async def relay(
 
 async def notify(settings: Settings, *, address: str | None) -> None:
     """Send notifications until a signal. Raises the errors of `run_notify`."""
-    from deepsquare_chain.notify.runner import deliverer_of, run_notify, standing_request
+    from deepsquare_chain.notify.runner import deliverer_of, own_recipients, run_notify
     from deepsquare_chain.notify.service import NotifySettings
 
+    if settings.notify_by == "gateway":
+        raise UsageError(
+            "The gateway sends the notifications, by the setting notify_by",
+            hint="Each event is sent by one of the two: set notify_by to run for this service.",
+        )
     deployment = Deployment.load(settings.deployment)
     customer = await asyncio.to_thread(own_address, settings, address)
     configure_logging(settings.log_level, settings.log_format, service="notify")
@@ -167,7 +173,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
         customer,
         deliverer_of(settings),
         NotifySettings(
-            always=standing_request(settings),
+            always=own_recipients(settings),
             **_common(settings, "notify", customer),
         ),
     )
@@ -180,6 +186,8 @@ async def serve_gateway(
     objects: str,
     urls: tuple[str, ...],
     sites: tuple[str, ...],
+    notify: bool = False,
+    notify_private: bool = False,
     host: str,
     port: int,
     ready: Callable[[str], None],
@@ -191,6 +199,7 @@ async def serve_gateway(
     """
     from deepsquare_chain.gateway.app import run_gateway
     from deepsquare_chain.gateway.service import GatewaySettings
+    from deepsquare_chain.notify.runner import mail_server
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="gateway")
@@ -199,7 +208,16 @@ async def serve_gateway(
     await run_gateway(
         settings.endpoint,
         deployment,
-        GatewaySettings(rules=rules, objects=objects, urls=urls, sites=sites, **common),
+        GatewaySettings(
+            rules=rules,
+            objects=objects,
+            urls=urls,
+            sites=sites,
+            notify=notify,
+            notify_private=notify_private,
+            mail=mail_server(settings) if notify else None,
+            **common,
+        ),
         host=host,
         port=port,
         ready=ready,

@@ -221,7 +221,7 @@ async def submit(
     """Pay for a job and put it into the grid's queue."""
     from deepsquare_chain.cli.job import wait_for_all
     from deepsquare_chain.cli.signing import open_sending
-    from deepsquare_chain.client.gateways import definitions_of
+    from deepsquare_chain.client.gateways import definitions_of, request_notifications
     from deepsquare_chain.client.submission import (
         bill,
         parse_array,
@@ -235,7 +235,6 @@ async def submit(
     from deepsquare_chain.job import spell_ids
     from deepsquare_chain.store.definitions import FolderDefinitionStore
     from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
-    from deepsquare_chain.store.notifications import remember_notify
     from deepsquare_chain.workflow import digest
 
     indices = None if array is None else parse_array(array)
@@ -290,11 +289,14 @@ async def submit(
                     context.printer.record(_BILL, row)
                 return None
             # Stored before the payment, so that a job that starts immediately is not missed.
-            remember_notify(
-                wallet.store,
-                [digest(content).hex() for content in request.definitions],
-                job_file.notify,
-            )
+            if not context.unsigned:
+                await request_notifications(
+                    context.settings,
+                    wallet.store,
+                    gateways,
+                    [digest(content).hex() for content in request.definitions],
+                    job_file.notify,
+                )
             submitted_jobs = await submit(
                 wallet.contracts,
                 wallet.sender,

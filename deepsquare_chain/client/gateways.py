@@ -16,14 +16,17 @@ from typing import Any, BinaryIO, Final
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.wallet import read_secret
 from deepsquare_chain.client.history import OnTrouble, reported_digest, until_answered
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import AuditError, EndpointError, GridError, NotFoundError, UsageError
 from deepsquare_chain.job import Job, JobStatus
+from deepsquare_chain.notification import Notify, standing_request
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.provider.outputs import ResultFile
 from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Database
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.encryption import (
     MANIFEST,
@@ -41,6 +44,7 @@ from deepsquare_chain.store.gateway_client import (
     is_file_name,
     open_gateways,
 )
+from deepsquare_chain.store.notifications import remember_notify
 from deepsquare_chain.workflow import parse_duration
 
 #: Poll interval in seconds, and shortest and longest backoff after a lost connection.
@@ -78,6 +82,58 @@ async def definitions_of(
             yield GatewayDefinitionStore(gateways)
         else:
             yield FolderDefinitionStore(settings.store)
+
+
+def webhook_key(settings: Settings) -> str:
+    """Return the key that signs webhooks; "" without one.
+
+    Raises:
+        NotFoundError: Its file does not exist.
+        UsageError: It is empty or readable by others.
+    """
+    if settings.notify_key_file is None:
+        return ""
+    return read_secret(settings.notify_key_file, "key of webhooks")
+
+
+async def request_notifications(
+    settings: Settings,
+    store: Database,
+    gateways: Sequence[GatewayClient],
+    definitions: Sequence[str],
+    notify: Notify,
+) -> None:
+    """Request notifications of jobs before they are submitted, from whom the settings name.
+
+    Args:
+        settings: The setting `notify_by` names `notify run`, which reads the wallet's database, or
+            the first gateway. Each event is sent by one of them.
+        store: The wallet's database.
+        gateways: The gateways of the settings.
+        definitions: Digests (hexadecimal) of the definitions.
+        notify: The request of the job file.
+
+    Raises:
+        UsageError: A gateway is to notify, and there is none or it refuses.
+        EndpointError: The gateway is down.
+    """
+    if settings.notify_by == "run":
+        remember_notify(store, definitions, notify)
+        return
+    remember_notify(store, definitions, Notify())
+    requests = (standing_request(settings.notify_to, settings.notify_on), notify)
+    if not gateways:
+        if any(request.to for request in requests):
+            raise no_gateway()
+        return
+    try:
+        await gateways[0].register_notifications(definitions, requests, webhook_key(settings))
+    except NotFoundError:
+        if any(request.to for request in requests):
+            raise UsageError(
+                f"The gateway at {gateways[0].place} sends no notifications",
+                hint="Set notify_by to run, and start `deepsquare notify run`.",
+            ) from None
 
 
 def no_gateway() -> UsageError:

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
-from deepsquare_chain.client.gateways import gateways_of, read_log
+from deepsquare_chain.client.gateways import gateways_of, read_log, request_notifications
 from deepsquare_chain.client.history import History, watch
 from deepsquare_chain.client.modules import load_job
 from deepsquare_chain.client.network import (
@@ -43,7 +43,6 @@ from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.encryption import ensure_result_key
 from deepsquare_chain.store.gateway_client import GatewayClient, GatewayDefinitionStore
-from deepsquare_chain.store.notifications import remember_notify
 from deepsquare_chain.workflow import JobFile, digest, parse_job_file
 
 _CHUNK = 1_048_576
@@ -227,7 +226,9 @@ class Grid:
         request = request_of(definition, terms, after=after, wishes=wishes)
         request = replace(request, definitions=request.definitions * count)
         digests = [digest(data).hex() for data in request.definitions]
-        remember_notify(wallet.store, digests, file.notify)
+        await request_notifications(
+            self.settings, wallet.store, self._gateways, digests, file.notify
+        )
         if gasless:
             async with self._relayed() as relayed:
                 submitted = await submit(

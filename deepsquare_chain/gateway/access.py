@@ -55,6 +55,7 @@ class GatewayRules:
         sign_in_burst: Burst size of `sign_in_rate`.
         session_seconds: Maximum lifetime of a session in seconds.
         keep_seconds: Retention period of files after their last change or use, in seconds.
+        notifications: Maximum notifications of a customer per day.
         catch_up_seconds: Seconds after the end of a job in which its provider may still upload.
     """
 
@@ -75,6 +76,7 @@ class GatewayRules:
     session_seconds: int = 900
     keep_seconds: int = 30 * DAY
     catch_up_seconds: int = 7 * DAY
+    notifications: int = 1_000
 
 
 def check_name(name: str) -> str:
@@ -392,6 +394,15 @@ class Access:
             )
         return JobSpace(job.id, job.customer, job.provider_id, job)
 
+    def check_unrestricted(self, session: Session) -> None:
+        """Refuse a sign-in for a single job.
+
+        Raises:
+            RequestRefusedError: The sign-in is for one job.
+        """
+        if session.jobs is not None:
+            raise _denied("This sign-in is for a job alone", code="wrong-job")
+
     async def check_uploader(self, session: Session) -> None:
         """Refuse definitions of accounts that can't pay for any job.
 
@@ -399,8 +410,7 @@ class Access:
             RequestRefusedError: The account holds no credits, or the sign-in is for one job.
             EndpointError: The chain can't be read.
         """
-        if session.jobs is not None:
-            raise _denied("This sign-in is for a job alone", code="wrong-job")
+        self.check_unrestricted(session)
         known = self._records.has_definitions(session.account)
         if not known and not await self._contracts.credit.balance_of(session.account):
             raise _denied(

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import fields
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -30,14 +31,28 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deepsquare_chain import __version__
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.service import open_contracts, open_daemon, open_store, serve
+from deepsquare_chain.daemon.service import (
+    ServiceSettings,
+    open_contracts,
+    open_daemon,
+    open_store,
+    serve,
+)
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.gateway.access import Access, Right, Session, check_name
+from deepsquare_chain.gateway.notifications import (
+    CustomerDeliverer,
+    GatewayNotifications,
+    Recipients,
+)
 from deepsquare_chain.gateway.objects import Objects, open_object_store
 from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService, GatewaySettings
+from deepsquare_chain.notify.service import NotifySettings
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.probe import Health
 from deepsquare_chain.observability.serving import (
@@ -50,6 +65,7 @@ from deepsquare_chain.observability.serving import (
     read_body,
     sends_json,
 )
+from deepsquare_chain.store.database import Store
 
 #: Timeout in seconds for receiving a body, so that slow clients do not occupy upload slots.
 _BODY_SECONDS: Final = 60
@@ -299,6 +315,36 @@ async def share(gateway: Gateway, request: Request, job_id: JobId, session: Sign
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
+@router.put("/v1/notifications")
+async def register_notifications(gateway: Gateway, request: Request, session: Signed) -> Response:
+    """Register recipients for jobs of definitions: `{"definitions", "requests", "key"}`."""
+    await gateway.access.check_uploader(session)
+    _notifications(gateway).register(session.account, await _json(request))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.get("/v1/notifications")
+async def notifications(gateway: Gateway, request: Request, session: Signed) -> Response:
+    """Return the newest notifications of the account's jobs."""
+    gateway.access.check_unrestricted(session)
+    limit = request.query_params.get("limit", "50")
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", limit):
+        raise UsageError("limit must be a number from 1 to 999")
+    rows = _notifications(gateway).latest(session.account, int(limit))
+    return JSONResponse({"notifications": rows}, headers=_SAFE)
+
+
+def _notifications(gateway: GatewayService) -> GatewayNotifications:
+    if gateway.notifications is None:
+        raise RequestRefusedError(
+            "This gateway sends no notifications",
+            code="no-notifications",
+            status=HTTPStatus.NOT_FOUND,
+            hint="Send them with `deepsquare notify run`: the setting notify_by.",
+        )
+    return gateway.notifications
+
+
 def _heed(wait: float) -> None:
     if wait:
         raise RequestRefusedError(
@@ -404,6 +450,9 @@ async def _events(
 # -- the gateway's daemon: opens its resources in order and closes them in reverse order
 
 NAME: Final = "gateway"
+#: Concurrent deliveries of notifications, and the timeout of one in seconds.
+_AT_ONCE: Final = 32
+_WEBHOOK_TIMEOUT: Final = 10.0
 
 
 async def run_gateway(
@@ -448,7 +497,13 @@ async def run_gateway(
         await objects.check()
         access = Access(contracts, records, settings.rules)
         service = GatewayService(
-            contracts, access, records, objects, rules=settings.rules, metrics=metrics
+            contracts,
+            access,
+            records,
+            objects,
+            rules=settings.rules,
+            metrics=metrics,
+            notifications=await _open_notifications(contracts, store, settings, metrics),
         )
         daemon = await open_daemon(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
@@ -464,6 +519,35 @@ async def run_gateway(
         return daemon
 
     await serve(NAME, open_once, stop)
+
+
+async def _open_notifications(
+    contracts: Contracts, store: Store, settings: GatewaySettings, metrics: Metrics
+) -> GatewayNotifications | None:
+    """Return what sends the customers' notifications; None if the settings do not allow it."""
+    if not settings.notify:
+        return None
+    recipients = Recipients(store)
+    # Headers of the settings are keys of the operator: customers' webhooks get none.
+    deliverer = CustomerDeliverer(
+        recipients,
+        transport_settings=Transport(settings.transport.ca_file),
+        mail=settings.mail,
+        public_only=not settings.notify_private,
+        timeout=_WEBHOOK_TIMEOUT,
+    )
+    common = {field.name: getattr(settings, field.name) for field in fields(ServiceSettings)}
+    return GatewayNotifications(
+        contracts,
+        store,
+        deliverer,
+        recipients,
+        NotifySettings(**common, at_once=_AT_ONCE),
+        per_day=settings.rules.notifications,
+        has_mail=settings.mail is not None,
+        start_block=int(await contracts.w3.eth.block_number) + 1,
+        metrics=metrics,
+    )
 
 
 def _own(url: str) -> tuple[str, ...]:

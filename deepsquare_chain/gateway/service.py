@@ -22,8 +22,10 @@ from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
 from deepsquare_chain.gateway.access import DAY, Access, GatewayRules, Right, Session, check_name
+from deepsquare_chain.gateway.notifications import GatewayNotifications
 from deepsquare_chain.gateway.objects import Objects
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
+from deepsquare_chain.notify.delivery import MailServer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError
@@ -55,12 +57,18 @@ class GatewaySettings(ServiceSettings):
         objects: Folder or URL of the object store; empty for a folder in `state_dir`.
         urls: Public URLs for customers and providers; empty for the URL of the server.
         sites: Origins of other web pages, such as an explorer, whose visitors may sign in.
+        notify: Whether customers may have notifications sent.
+        notify_private: Whether webhooks may be at addresses that are not public.
+        mail: Mail server of notifications; None for none.
     """
 
     rules: GatewayRules = field(default_factory=GatewayRules)
     objects: str = ""
     urls: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    notify: bool = False
+    notify_private: bool = False
+    mail: MailServer | None = None
 
 
 class UploadSlots:
@@ -90,6 +98,7 @@ class GatewayService:
         objects: Object store.
         rules: Limits and quotas.
         metrics: Registry for the metrics.
+        notifications: Notifies customers; None if this gateway sends none.
     """
 
     max_definition: Final = MAX_BYTES
@@ -103,8 +112,10 @@ class GatewayService:
         *,
         rules: GatewayRules,
         metrics: Metrics,
+        notifications: GatewayNotifications | None = None,
     ) -> None:
         self.access = access
+        self.notifications = notifications
         self.objects = objects
         self.rules = rules
         self.uploads = UploadSlots()
@@ -135,6 +146,7 @@ class GatewayService:
             "max_account": rules.max_account,
             "keep_seconds": rules.keep_seconds,
             "catch_up_seconds": rules.catch_up_seconds,
+            "notifications": self.notifications is not None,
         }
 
     # -- definitions
@@ -409,12 +421,12 @@ class GatewayService:
     # -- the daemon
 
     async def cycle(self) -> bool:
-        """Remove old files periodically."""
+        """Remove old files periodically, and send notifications; return whether any were sent."""
         now = time.monotonic()
         if now - self._cleaned >= _CLEAN:
             self._cleaned = now
             await self.clean()
-        return False
+        return self.notifications is not None and await self.notifications.cycle()
 
     async def clean(self) -> None:
         """Remove files and definitions that were not used or changed within the retention period.
@@ -432,6 +444,8 @@ class GatewayService:
                     # The record goes last: after a failure the next run finds the object again.
                     await self.objects.drop_definition(digest)
                     self._records.drop_definition(digest)
+        if self.notifications is not None:
+            self.notifications.clean(self.rules.keep_seconds)
         self._records.drop_shares(int(time.time()))
         self.access.forget_expired()
 

@@ -7,7 +7,9 @@ temporarily refused notifications are retried.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import smtplib
+import socket
 import ssl
 import time
 from contextlib import suppress
@@ -81,6 +83,9 @@ class Deliverer:
         transport_settings: Transport with the CA certificates for webhooks and mail servers.
         secret: Key that signs webhooks; they are unsigned if it is empty.
         mail: The mail server; None if e-mail is not configured.
+        public_only: Refuse webhooks at addresses that are not public, such as those of the local
+            network: for recipients that others chose.
+        timeout: Timeout of an attempt in seconds.
     """
 
     def __init__(
@@ -89,10 +94,18 @@ class Deliverer:
         *,
         secret: bytes = b"",
         mail: MailServer | None = None,
+        public_only: bool = False,
+        timeout: float = _TIMEOUT,
     ) -> None:
+        self._public_only = public_only
+        self._timeout = timeout
         self._transport_settings = transport_settings or Transport()
         self._secret = secret
         self._mail = mail
+
+    def secret_of(self, _delivery: Delivery) -> bytes:
+        """Return the key that signs a webhook; empty for none."""
+        return self._secret
 
     async def send(self, delivery: Delivery) -> DeliveryResult:
         """Attempt one delivery; failures of the network or the recipient are returned, not raised."""
@@ -105,25 +118,37 @@ class Deliverer:
     async def _post(self, delivery: Delivery) -> DeliveryResult:
         body = delivery.message.encode()
         headers = {"Content-Type": "application/json", EVENT_ID: delivery.event_id}
-        if self._secret:
-            headers[SIGNATURE] = signature(self._secret, body, int(time.time()))
+        if secret := self.secret_of(delivery):
+            headers[SIGNATURE] = signature(secret, body, int(time.time()))
         try:
+            url, extensions = await self._destination(delivery.target, headers)
             async with http_client(
-                delivery.target, self._transport_settings, timeout=_TIMEOUT
+                str(url), self._transport_settings, timeout=self._timeout
             ) as client:
-                response = await client.post(delivery.target, content=body, headers=headers)
+                response = await client.post(
+                    url, content=body, headers=headers, extensions=extensions
+                )
+        except _NotPublicError:
+            return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, "its address is not public")
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, GridError) as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         except httpx2.HTTPError as error:
             return DeliveryResult(DeliveryOutcome.UNKNOWN, f"no response: {type(error).__name__}")
-        note = f"HTTP status {response.status_code}"
-        if response.is_success:
-            return DeliveryResult(DeliveryOutcome.ARRIVED, note)
-        if response.status_code == httpx2.codes.GONE:
-            return DeliveryResult(DeliveryOutcome.REFUSED_FOR_GOOD, note)
-        if response.status_code in _FROM_A_PROXY:
-            return DeliveryResult(DeliveryOutcome.UNKNOWN, note)
-        return DeliveryResult(DeliveryOutcome.REFUSED, note)
+        return DeliveryResult(_outcome(response), f"HTTP status {response.status_code}")
+
+    async def _destination(
+        self, target: str, headers: dict[str, str]
+    ) -> tuple[httpx2.URL, dict[str, str]]:
+        """Return the URL and options of a request; with `public_only` its host is an address.
+
+        The connection goes to the address that was checked: a name may resolve to another one next.
+        """
+        url = httpx2.URL(target)
+        if not self._public_only:
+            return url, {}
+        address = await _public_address(url)
+        headers["Host"] = url.netloc.decode()
+        return url.copy_with(host=address), {"sni_hostname": url.host}
 
     def _send_mail(self, delivery: Delivery) -> DeliveryResult:
         if self._mail is None:
@@ -142,6 +167,32 @@ class Deliverer:
         finally:
             with suppress(smtplib.SMTPException, OSError):
                 server.quit()
+
+
+class _NotPublicError(Exception):
+    """A webhook is at an address that is not public."""
+
+
+async def _public_address(url: httpx2.URL) -> str:
+    """Resolve the host of a URL.
+
+    Raises:
+        ConnectError: It has no address.
+        _NotPublicError: One of its addresses is not public.
+    """
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            url.host, port, type=socket.SOCK_STREAM
+        )
+    except (OSError, UnicodeError) as error:
+        raise httpx2.ConnectError(str(error)) from None
+    addresses = [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
+    for address in addresses:
+        unmapped = getattr(address, "ipv4_mapped", None) or address
+        if not unmapped.is_global or unmapped.is_multicast:
+            raise _NotPublicError
+    return str(addresses[0])
 
 
 async def _show(delivery: Delivery) -> DeliveryResult:
@@ -170,6 +221,16 @@ async def _show(delivery: Delivery) -> DeliveryResult:
             DeliveryOutcome.REFUSED, f"{arguments[0]} ended with exit code {code}"
         )
     return DeliveryResult(DeliveryOutcome.ARRIVED)
+
+
+def _outcome(response: httpx2.Response) -> DeliveryOutcome:
+    if response.is_success:
+        return DeliveryOutcome.ARRIVED
+    if response.status_code == httpx2.codes.GONE:
+        return DeliveryOutcome.REFUSED_FOR_GOOD
+    if response.status_code in _FROM_A_PROXY:
+        return DeliveryOutcome.UNKNOWN
+    return DeliveryOutcome.REFUSED
 
 
 def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:

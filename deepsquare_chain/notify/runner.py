@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.wallet import read_secret
+from deepsquare_chain.client.gateways import webhook_key
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.service import open_contracts, open_daemon, serve
@@ -22,8 +23,7 @@ from deepsquare_chain.notification import (
     JobEvent,
     Notify,
     is_email,
-    parse_occasions,
-    parse_targets,
+    standing_request,
 )
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome, MailServer
 from deepsquare_chain.notify.messages import payload
@@ -90,7 +90,7 @@ async def run_notify(
             contracts,
             customer,
             store,
-            request_of=partial(requested_notify, wallet),
+            requests=lambda _, definition: (requested_notify(wallet, definition),),
             deliverer=deliverer,
             settings=settings,
             start_block=int(await contracts.w3.eth.block_number) + 1,
@@ -103,11 +103,10 @@ async def run_notify(
     await serve(NAME, open_once, stop)
 
 
-def standing_request(settings: Settings) -> Notify:
-    """Return the recipients in the settings, which are notified of every job of the wallet."""
-    desktop = (DESKTOP,) if settings.notify_desktop else ()
-    occasions = parse_occasions(settings.notify_on.split(","))
-    return Notify((*parse_targets(settings.notify_to), *desktop), occasions)
+def own_recipients(settings: Settings) -> Notify:
+    """Return the recipients in the settings, with the desktop, notified of every job of the wallet."""
+    request = standing_request(settings.notify_to, settings.notify_on)
+    return replace(request, to=(*request.to, DESKTOP)) if settings.notify_desktop else request
 
 
 def deliverer_of(settings: Settings) -> Deliverer:
@@ -117,23 +116,25 @@ def deliverer_of(settings: Settings) -> Deliverer:
         NotFoundError: The file of a secret does not exist.
         UsageError: The file is empty or readable by others, or e-mail has no sender.
     """
-    secret = b""
-    if settings.notify_key_file is not None:
-        secret = read_secret(settings.notify_key_file, "key of webhooks").encode()
-    mail = None
-    if settings.smtp is not None:
-        user = unquote(urlsplit(settings.smtp).username or "")
-        sender = settings.smtp_from or (user if is_email(user) else "")
-        if not sender:
-            raise UsageError(
-                "E-mail has no sender: the user of the mail server is not an address",
-                hint='Set smtp_from, such as smtp_from = "grid@example.org".',
-            )
-        password = ""
-        if settings.smtp_password_file is not None:
-            password = read_secret(settings.smtp_password_file, "password of the mail server")
-        mail = MailServer(settings.smtp, sender, password)
-    return Deliverer(transport_of(settings), secret=secret, mail=mail)
+    secret = webhook_key(settings).encode()
+    return Deliverer(transport_of(settings), secret=secret, mail=mail_server(settings))
+
+
+def mail_server(settings: Settings) -> MailServer | None:
+    """Return the mail server of the settings; None without one. Raises as `deliverer_of`."""
+    if settings.smtp is None:
+        return None
+    user = unquote(urlsplit(settings.smtp).username or "")
+    sender = settings.smtp_from or (user if is_email(user) else "")
+    if not sender:
+        raise UsageError(
+            "E-mail has no sender: the user of the mail server is not an address",
+            hint='Set smtp_from, such as smtp_from = "grid@example.org".',
+        )
+    password = ""
+    if settings.smtp_password_file is not None:
+        password = read_secret(settings.smtp_password_file, "password of the mail server")
+    return MailServer(settings.smtp, sender, password)
 
 
 async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[str, bool, str]]:
@@ -146,7 +147,7 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
         UsageError: The settings name no recipient.
         GridError: See `deliverer_of`.
     """
-    targets = standing_request(settings).to
+    targets = own_recipients(settings).to
     if not targets:
         raise UsageError(
             "The setting notify_to has no recipient, and notify_desktop is off",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,8 +28,7 @@ from deepsquare_chain.store.notifications import (
     NotificationTables,
 )
 
-#: Maximum number of concurrent deliveries.
-_AT_ONCE: Final = 8
+_TOO_MANY: Final = "too many notifications of this customer in a day"
 _log = get_logger(__name__)
 
 
@@ -41,41 +40,50 @@ class NotifySettings(ServiceSettings):
         always: Recipients for every job, in addition to those in job files.
         attempts: Maximum attempts per delivery; by default they span about a day.
         pauses: Backoff in seconds: before the second attempt, doubling with each, and the maximum.
+        at_once: Maximum number of concurrent deliveries.
     """
 
     always: Notify = field(default_factory=Notify)
     attempts: int = 30
     pauses: tuple[float, float] = (5.0, 3_600.0)
+    at_once: int = 8
 
 
 class NotifyService:
-    """Service that sends one customer's notifications.
+    """Service that sends the notifications of one customer, or of all.
 
     Args:
         contracts: Contracts of the grid.
-        customer: Address of the customer.
+        customer: Address of the customer; None for all customers.
         store: The service's own database.
-        request_of: Returns the request in the job file of a definition (hexadecimal digest).
+        requests: Returns the requests for a customer's definition (hexadecimal digest), in addition
+            to those in the settings.
         deliverer: Sends the notifications.
         settings: Settings of the service.
         start_block: First block to read, unless the database has a later cursor.
         metrics: The service's metrics.
+        concerns: Whether any notification of a customer may be requested; others' events are skipped.
+        admits: Counts a notification of a customer, and returns whether it may be sent.
     """
 
     def __init__(
         self,
         contracts: Contracts,
-        customer: str,
+        customer: str | None,
         store: Store,
         *,
-        request_of: Callable[[str], Notify],
+        requests: Callable[[str, str], Sequence[Notify]],
         deliverer: Deliverer,
         settings: NotifySettings,
         start_block: int,
         metrics: Metrics,
+        concerns: Callable[[str], bool] = lambda _customer: True,
+        admits: Callable[[str], bool] = lambda _customer: True,
     ) -> None:
         self._contracts = contracts
-        self._request_of = request_of
+        self._requests = requests
+        self._concerns = concerns
+        self._admits = admits
         self._deliverer = deliverer
         self._settings = settings
         self._tables = NotificationTables(store)
@@ -85,7 +93,7 @@ class NotifyService:
             store,
             start_block=start_block,
             confirmations=settings.confirmations,
-            filters=[event_filter(JobTransition, customer=customer)],
+            filters=[event_filter(JobTransition, **({"customer": customer} if customer else {}))],
             metrics=metrics,
         )
         self._metrics = metrics
@@ -130,14 +138,15 @@ class NotifyService:
                 *(event.job_id, event.before, event.after, event.block_number, batch.time),
             )
             for event in batch.events
-            if isinstance(event, JobTransition)
+            if isinstance(event, JobTransition) and self._concerns(event.customer)
         ]
         self._tables.add(transaction, events)
 
     async def _plan(self, event: JobEvent) -> list[Delivery]:
         """Return one delivery for each recipient that requested this event."""
         job = await self._contracts.scheduler.get_job(event.job_id)
-        requests = (self._settings.always, self._request_of(bytes(job.definition).hex()))
+        definition = bytes(job.definition).hex()
+        requests = (self._settings.always, *self._requests(job.customer, definition))
         targets = dict.fromkeys(
             target
             for request in requests
@@ -162,10 +171,17 @@ class NotifyService:
             chain_id=deployment.chain_id,
             contract=deployment.scheduler,
         )
-        return [Delivery(event.id, target, message) for target in targets]
+        return [self._planned(event, job.customer, target, message) for target in targets]
+
+    def _planned(self, event: JobEvent, customer: str, target: str, message: str) -> Delivery:
+        if self._admits(customer):
+            return Delivery(event.id, target, message)
+        _log.warning("notification dropped", notification=event.id, customer=customer)
+        self._metrics.add(self._sent, DeliveryState.FAILED.value)
+        return Delivery(event.id, target, message, DeliveryState.FAILED, note=_TOO_MANY)
 
     async def _deliver(self) -> bool:
-        due = self._tables.due(int(time.time()), _AT_ONCE)
+        due = self._tables.due(int(time.time()), self._settings.at_once)
         await asyncio.gather(*map(self._send, due))
         return bool(due)
 

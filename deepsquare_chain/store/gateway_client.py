@@ -36,6 +36,7 @@ from deepsquare_chain.errors import (
     NotAuthorisedError,
     NotFoundError,
 )
+from deepsquare_chain.notification import Notify
 from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.settings import Settings, safe_url, split_urls
 from deepsquare_chain.store.definitions import MAX_BYTES, DefinitionMismatch
@@ -147,6 +148,8 @@ def json_object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+#: Maximum definitions of one registration of recipients.
+MAX_REGISTERED_DEFINITIONS: Final = 100
 #: File name of the log, which grows while a run is alive.
 LOG: Final = "log"
 _MAX_NAME: Final = 1_024
@@ -303,6 +306,42 @@ class GatewayClient(ServiceClient):
             )
         numbers = {name: value for name, value in terms.items() if type(value) is int}
         return {**numbers, "contract": contract}
+
+    # -- notifications
+
+    async def register_notifications(
+        self, definitions: Sequence[str], requests: Sequence[Notify], key: str
+    ) -> None:
+        """Let the gateway notify of the jobs of definitions (hexadecimal digests).
+
+        Args:
+            definitions: What is registered for them before is replaced.
+            requests: Recipients and occasions; without recipients, nobody is notified.
+            key: Key that signs webhooks; "" for none.
+
+        Raises:
+            NotFoundError: The gateway sends no notifications.
+            GatewayRefusedError: It refuses the recipients.
+            EndpointError: The gateway is down.
+        """
+        parts = [{"to": request.to, "on": request.on} for request in requests if request.to]
+        for start in range(0, len(definitions), MAX_REGISTERED_DEFINITIONS):
+            part = list(definitions[start : start + MAX_REGISTERED_DEFINITIONS])
+            body = {"definitions": part, "requests": parts, "key": key}
+            await self._ask("PUT", "/v1/notifications", json=body)
+
+    async def notifications(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest notifications of the account's jobs that the gateway sent or will send.
+
+        Raises:
+            NotFoundError: The gateway sends no notifications.
+            EndpointError: The gateway is down or refuses.
+        """
+        body = self._object(await self._ask("GET", f"/v1/notifications?limit={limit}"))
+        rows = body.get("notifications")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self._invalid_response()
+        return rows
 
     # -- definitions
 

@@ -181,14 +181,17 @@ class NotificationTables:
         )
         return self._deliveries(query)
 
-    def latest(self, limit: int) -> list[tuple[JobEvent, Delivery]]:
-        """Return the latest events with their deliveries, newest first."""
+    def latest(self, limit: int, customer: str = "") -> list[tuple[JobEvent, Delivery]]:
+        """Return the latest events with their deliveries, newest first; of one customer if given."""
         query = (
             select(events, deliveries)
             .join(deliveries, deliveries.c.event_id == events.c.id)
             .order_by(events.c.block.desc(), events.c.id, deliveries.c.target)
             .limit(limit)
         )
+        if customer:
+            owner = func.json_extract(deliveries.c.message, "$.job.customer")
+            query = query.where(func.lower(owner) == customer.lower())
         with self._store.read() as connection:
             return [
                 (
@@ -209,6 +212,15 @@ class NotificationTables:
                 DeliveryState(state): count for state, count in connection.execute(query)
             }
         return {member: count_by_state.get(member, 0) for member in DeliveryState}
+
+    def drop(self, before: int) -> None:
+        """Remove events of chain times before `before`, and their deliveries that are not due."""
+        old = select(events.c.id).where(events.c.time < before, events.c.is_open == 0)
+        settled = deliveries.c.state.not_in([DeliveryState.DUE.value, DeliveryState.SENDING.value])
+        with self._store.begin(durable=False) as connection:
+            connection.execute(delete(deliveries).where(deliveries.c.event_id.in_(old), settled))
+            left = select(deliveries.c.event_id)
+            connection.execute(delete(events).where(events.c.id.in_(old), events.c.id.not_in(left)))
 
     def begin(self, delivery: Delivery) -> None:
         """Record the intent to send, before the first byte is sent."""

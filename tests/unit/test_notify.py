@@ -23,7 +23,7 @@ from deepsquare_chain.notification import (
 )
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import email, event_id, payload, signature
-from deepsquare_chain.notify.runner import standing_request
+from deepsquare_chain.notify.runner import own_recipients
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.notifications import (
@@ -171,9 +171,9 @@ async def test_a_machine_without_a_desktop_is_told_once(
 
 
 def test_the_desktop_is_notified_by_setting_only() -> None:
-    assert standing_request(Settings()).to == ()
+    assert own_recipients(Settings()).to == ()
     settings = Settings(notify_to="me@example.org", notify_desktop=True, notify_on="fail,begin")
-    assert standing_request(settings) == Notify(
+    assert own_recipients(settings) == Notify(
         ("me@example.org", DESKTOP), (Occasion.FAIL, Occasion.BEGIN)
     )
 
