@@ -217,8 +217,14 @@ class Printer:
     def _render(self, table: Any) -> None:
         from rich.console import Console
 
+        class PipeConsole(Console):
+            """A console that raises BrokenPipeError; rich would end the program with SystemExit."""
+
+            def on_broken_pipe(self) -> None:
+                raise  # noqa: PLE0704 - rich calls this while it handles the error
+
         width = None if self.out.isatty() and not self.wide else _NO_LIMIT
-        Console(file=self.out, width=width, highlight=False).print(table)
+        PipeConsole(file=self.out, width=width, highlight=False).print(table)
         self.out.flush()
 
 

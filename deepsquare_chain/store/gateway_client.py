@@ -304,7 +304,7 @@ class GatewayClient(ServiceClient):
                 f"The gateway at {self.place} belongs to another grid",
                 hint="Give a gateway of this grid with --gateway.",
             )
-        numbers = {name: value for name, value in terms.items() if type(value) is int}
+        numbers = {name: value for name, value in terms.items() if isinstance(value, int)}
         return {**numbers, "contract": contract}
 
     # -- notifications

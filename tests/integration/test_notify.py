@@ -8,7 +8,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -25,6 +25,7 @@ from deepsquare_chain.notify.runner import NAME, run_notify, sent
 from deepsquare_chain.notify.service import NotifySettings
 from deepsquare_chain.store.database import open_wallet_store
 from deepsquare_chain.store.notifications import Delivery, DeliveryState, remember_notify
+from tests.support.gateway import client, served
 from tests.support.livegrid import LiveGrid
 from tests.support.rundaemon import until
 
@@ -271,3 +272,42 @@ async def test_what_was_under_way_at_a_crash_is_not_sent_again(
         await until(lambda: place.states(other)["http", "sent"] == 1)
     assert place.states(job_id) == Counter({("http", "unknown"): 1})
     assert hooks.seen(job_id) == []
+
+
+async def test_a_gateway_notifies_its_customers_once(
+    grid: LiveGrid, hooks: Hooks, tmp_path: Path
+) -> None:
+    alice, bob = grid.customers[:2]
+
+    async def cancelled() -> int:
+        [job_id] = await grid.submit(name=f"watched {tmp_path.name}")
+        await grid.send(alice, grid.contracts.scheduler.cancel([job_id]))
+        return job_id
+
+    definition = (await grid.contracts.scheduler.get_job(await cancelled())).definition.hex()
+    ends = (Notify((hooks.url,), (Occasion.FAIL,)), Notify((hooks.url,), (Occasion.END,)))
+    settings = {"notify": True, "notify_private": True, "poll_interval": 0.05}
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(grid, tmp_path, **settings))
+        own = await stack.enter_async_context(client(grid, url, alice))
+        await own.register_notifications([definition], ends, SECRET.decode())
+        # Another customer's recipients of the same definition are not those of alice's jobs.
+        theirs = await stack.enter_async_context(client(grid, url, bob))
+        other = Notify((f"{hooks.url}?bob",), (Occasion.ALL,))
+        await theirs.register_notifications([definition], [other], "")
+        first = await cancelled()
+        await until(lambda: len(hooks.posted) == 1)
+
+        async def is_listed() -> bool:
+            rows = await own.notifications(10)
+            return [(row["job_id"], row["state"]) for row in rows] == [(first, "sent")]
+
+        await until(is_listed)
+        assert await theirs.notifications(10) == []
+    # What happens while the gateway is down is sent later, and nothing is sent again.
+    second = await cancelled()
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(grid, tmp_path, **settings))
+        own = await stack.enter_async_context(client(grid, url, alice))
+        await until(lambda: len(hooks.posted) == 2)
+    assert [event["job"]["id"] for event in hooks.posted] == [first, second]

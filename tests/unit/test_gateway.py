@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsquare_chain.chain.sign_in import SignInMessage, rfc3339
-from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError
+from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError, UsageError
 from deepsquare_chain.gateway.access import Access, GatewayRules, Right, Session
 from deepsquare_chain.gateway.app import gateway_app
+from deepsquare_chain.gateway.notifications import Recipients, Registration, read_registration
 from deepsquare_chain.gateway.objects import Objects, open_object_store
 from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.notification import Notify, Occasion
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.probe import Health
 from deepsquare_chain.observability.serving import RequestRefusedError
@@ -756,3 +759,57 @@ async def test_what_others_may_see_of_the_inside(world: World) -> None:
     assert answer.headers["content-disposition"] == "attachment"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
+
+
+async def test_notifications_are_off_unless_the_operator_allows_them(world: World) -> None:
+    alice = world.client(ALICE)
+    with pytest.raises(NotFoundError, match="sends no notifications"):
+        await alice.register_notifications(["ab" * 32], [Notify(("me@example.org",))], "")
+    with pytest.raises(NotFoundError, match="sends no notifications"):
+        await alice.notifications(5)
+    assert (await alice.terms())["notifications"] is False
+
+
+def test_registered_recipients_are_replaced_and_kept_apart() -> None:
+    with Store.open(None, chain_id=CHAIN, contract=CONTRACT, account=ALICE.address) as store:
+        recipients = Recipients(store)
+        mine, other = Notify(("me@example.org",), (Occasion.FAIL,)), Notify(("http://a/b",))
+        recipients.register(ALICE.address, Registration(("aa" * 32, "bb" * 32), (mine, other), "k"))
+        recipients.register(BOB.address, Registration(("aa" * 32,), (other,)))
+        assert recipients.requests(ALICE.address.lower(), "aa" * 32) == (mine, other)
+        assert recipients.requests(BOB.address, "aa" * 32) == (other,)
+        assert (recipients.key(ALICE.address), recipients.key(BOB.address)) == (b"k", b"")
+        recipients.register(ALICE.address, Registration(("aa" * 32,), ()))
+        assert recipients.requests(ALICE.address, "aa" * 32) == ()
+        assert recipients.requests(ALICE.address, "bb" * 32) == (mine, other)
+        # A key belongs to recipients that may still be notified.
+        assert recipients.key(ALICE.address) == b"k"
+        assert Recipients(store).has(ALICE.address)
+        assert not Recipients(store).has(STRANGER.address)
+        many = [f"{number:064x}" for number in range(10_001)]
+        with pytest.raises(RequestRefusedError, match="as many definitions"):
+            recipients.register(BOB.address, Registration(tuple(many), (other,)))
+        assert recipients.requests(BOB.address, "aa" * 32) == (other,)
+        recipients.drop(int(time.time()) + 1)
+        assert recipients.requests(ALICE.address, "bb" * 32) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"definitions": []}, "list of 1 to 100"),
+        ({"definitions": ["aa" * 32] * 101}, "list of 1 to 100"),
+        ({"definitions": ["AA" * 32]}, "64 hexadecimal digits"),
+        ({"requests": {}}, "list of at most two"),
+        ({"requests": [{"to": [], "on": ["end"]}]}, "1 to 10 recipients"),
+        ({"requests": [{"to": ["a@b.org"] * 11, "on": ["end"]}]}, "1 to 10 recipients"),
+        ({"requests": [{"to": ["desktop"], "on": ["end"]}]}, "must be an e-mail address"),
+        ({"requests": [{"to": ["a@b.org"], "on": ["never"]}]}, "must be any of begin"),
+        ({"key": "a\nb"}, "at most 200 characters"),
+    ],
+)
+def test_a_registration_that_is_invalid_is_refused(changes: dict[str, Any], words: str) -> None:
+    body = {"definitions": ["aa" * 32], "requests": [{"to": ["a@b.org"], "on": ["end"]}]}
+    assert read_registration(body).requests == (Notify(("a@b.org",)),)
+    with pytest.raises(UsageError, match=words):
+        read_registration(body | changes)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from deepsquare_chain.errors import JobFileError, UsageError
@@ -250,3 +251,53 @@ def test_an_event_and_a_delivery_are_kept_once(store: Store) -> None:
     assert tables.due(10**10, 10) == []
     [(event, delivery)] = tables.latest(5)
     assert (event, delivery.state, delivery.attempts) == (EVENT, DeliveryState.UNKNOWN, 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "::1", "fd00::1", "::ffff:10.0.0.1"],
+)
+async def test_customers_can_not_reach_private_addresses(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    requests = _resolving(monkeypatch, ["93.184.216.34", address])
+    result = await Deliverer(public_only=True).send(
+        Delivery("evt_1", "https://hooks.example.org:8443/a?b=c", body())
+    )
+    assert result.verdict is DeliveryOutcome.REFUSED_FOR_GOOD
+    assert result.note == "its address is not public"
+    assert requests == []
+
+
+async def test_a_webhook_goes_to_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = _resolving(monkeypatch, ["93.184.216.34"])
+    delivery = Delivery("evt_1", "https://hooks.example.org:8443/a?b=c", body())
+    assert (await Deliverer(public_only=True).send(delivery)).verdict is DeliveryOutcome.ARRIVED
+    [request] = requests
+    assert str(request.url) == "https://93.184.216.34:8443/a?b=c"
+    assert request.headers["host"] == "hooks.example.org:8443"
+    assert request.extensions["sni_hostname"] == "hooks.example.org"
+    # Without a gateway a person chooses the recipients, and the name is resolved as usual.
+    assert (await Deliverer().send(delivery)).verdict is DeliveryOutcome.ARRIVED
+    assert str(requests[1].url) == delivery.target
+
+
+def _resolving(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> list[httpx2.Request]:
+    """Let every name have these addresses, and return the list of the requests that are made."""
+    requests: list[httpx2.Request] = []
+
+    def resolve(_host: str, port: int, **_: Any) -> list[Any]:
+        return [(0, 0, 0, "", (address, port)) for address in addresses]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        return httpx2.Response(204)
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, port, *_, **__: resolve(host, port))
+    monkeypatch.setattr(
+        "deepsquare_chain.notify.delivery.http_client",
+        lambda *_, **__: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)),
+    )
+    return requests
