@@ -47,27 +47,28 @@ podman_run() {
         "--ulimit=nproc=$processes:$processes" --rootfs "$PWD/image:O" /bin/true
 }
 run_podman() { has podman && podman_run host; }
-run_netns() { run_interfaces || { has podman && podman_run slirp4netns; }; }
+run_podman_network() { has podman && podman_run slirp4netns; }
 
-# Runs a command in a network of its own, as a step. Arguments: command.
+# Runs a command in a network of its own, as a step: on Slurm on a node. Arguments: command.
 in_network() {
-    network_file resolv.conf "nameserver 169.254.254.3" && network_program || return
     local launcher=()
+    network_file resolv.conf "nameserver 169.254.254.3" && network_program || return
     if [[ -n ${SLURM_JOB_ID-} ]]; then launcher=(srun --ntasks=1); fi
     "${launcher[@]}" "$BASH" "$DEEPSQUARE_NETWORK/program" main "$DEEPSQUARE_NETWORK" "" "" "$@"
 }
 run_host_network() { can_nest && network_folder && in_network true; }
 run_interfaces() {
+    network_folder || return
     local runtime
-    run_host_network || return
-    network_folder && network_file image
-    for runtime in charliecloud apptainer enroot; do
-        export -f "run_$runtime"
+    for runtime in "$@"; do
+        if [[ -z $runtime ]]; then continue; fi
         if in_network "$BASH" -c "run_$runtime"; then return; fi
     done
+    echo "there is no container runtime but Podman"
+    return 1
 }
 make_wireguard() {
-    can_nest && has wg && network_folder && network_file wg0.wireguard "[Interface]" "PrivateKey = $(wg genkey)" &&
+    has wg && network_folder && network_file wg0.wireguard "[Interface]" "PrivateKey = $(wg genkey)" &&
         network_file wg0.addresses 192.0.2.1/32 && network_file wg0.routes && in_network true
 }
 # A peer reaches the hub: it answers that a port is closed.
@@ -75,12 +76,12 @@ join_hub() {
     local answer
     HUBS=()
     trap stop_virtual_networks EXIT
-    can_nest && has wg socat && start_virtual_network 0 192.0.2.1/24 192.0.2.0/24 192.0.2.2 && network_folder &&
+    has wg socat && start_virtual_network 0 192.0.2.1/24 192.0.2.0/24 192.0.2.2 && network_folder &&
         join_virtual_network vnet0 0 0 192.0.2.2/24 192.0.2.0/24 || return
     answer=$(LC_ALL=C in_network timeout 20 "$BASH" -c '</dev/tcp/192.0.2.1/9' 2>&1) || :
     [[ $answer == *refused* ]] || { echo "the hub can't be reached: ${answer:-no answer}" && return 1; }
 }
-open_tunnel() { run_host_network && has python3 && python3 -c 'import paramiko'; }
+open_tunnel() { has python3 && python3 -c 'import paramiko'; }
 run_charliecloud() {
     has ch-run ch-convert ch-image && can_nest && USER=${USER:-job} ch-run --write --bind "$PWD:/deepsquare" "$PWD/image" -- /bin/true
 }
@@ -115,21 +116,30 @@ while read -r name; do export -f "${name?}"; done < <(compgen -A function)
 export DEEPSQUARE_STATE=$PWD/.deepsquare
 mkdir -p "$DEEPSQUARE_STATE"
 make_image
-runtimes=0
+runtimes=()
 for runtime in podman charliecloud apptainer enroot; do
-    if try "$runtime" "run_$runtime"; then runtimes=1; fi
+    if try "$runtime" "run_$runtime"; then runtimes+=("$runtime"); fi
 done
-if ((runtimes)); then echo "ability container yes"; else echo "ability container no there is no container runtime"; fi
+if ((${#runtimes[@]})); then echo "ability container yes"; else echo "ability container no there is no container runtime"; fi
 try hosted-images find_hosted
 try internet find_network
 try s3 find_s3
 try tasks start_tasks
-try netns run_netns
-try netns.host run_host_network
-try netns.interfaces run_interfaces
-try wireguard make_wireguard
-try vnet join_hub
-try bore open_tunnel
+if try netns.host run_host_network; then
+    if try netns.interfaces run_interfaces "${runtimes[@]#podman}"; then
+        echo "ability netns yes"
+    else
+        try netns run_podman_network
+    fi
+    try wireguard make_wireguard
+    try vnet join_hub
+    try bore open_tunnel
+else
+    try netns run_podman_network
+    for name in netns.interfaces wireguard vnet bore; do
+        echo "ability $name no as netns.host: steps have no networks of their own"
+    done
+fi
 try userns map_users
 try x11 find_x11
 try mpi.pmix_v4 find_mpi pmix_v4

@@ -96,11 +96,13 @@ def _of_run(run: RunSection) -> Iterator[str]:
         yield "userns"
     for interface in run.custom_network_interfaces:
         if interface.bore:
-            yield "bore"
+            yield from ("bore", "internet")
         if interface.vnet:
             yield "vnet"
         if interface.wireguard:
             yield "wireguard"
+            if any(peer.endpoint for peer in interface.wireguard.peers):
+                yield "internet"
 
 
 def _namespace(run: RunSection) -> str:

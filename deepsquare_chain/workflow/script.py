@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Final
 
+from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow.abilities import RUNTIMES, wanted_runtime
 from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
@@ -369,7 +370,7 @@ class _Script:
         return self._add(lines)
 
     def _run(self, run: RunSection, scope: _Scope) -> str:
-        lines = [_placement(run)]
+        lines = [_placement(run, self._definition.resources)]
         resources = run.resources
         env = dict(run.env)
         if resources is not None and resources.gpus_per_task is not None:
@@ -412,8 +413,12 @@ def _launch(launch: LaunchSection, body: str) -> str:
     return f"launch {body} {quote(name)} {quote('' if signal is None else str(signal))}"
 
 
-def _placement(run: RunSection) -> str:
-    """Return the line that sets the launcher: `srun` in a Slurm job, else `mpirun` for several tasks."""
+def _placement(run: RunSection, job: Resources) -> str:
+    """Return the line that sets the launcher: `srun` in a Slurm job, else `mpirun` for several tasks.
+
+    A step that asks for tasks gets the job's CPUs and memory for each of them, and no others: steps in
+    the background run at the same time then.
+    """
     resources = run.resources
     if resources is None and run.mpi is None and not run.disable_cpu_binding:
         return "set --"
@@ -421,8 +426,8 @@ def _placement(run: RunSection) -> str:
     launcher = ["srun", f"--ntasks={tasks}"]
     if resources is not None:
         for name, value in (
-            ("cpus-per-task", resources.cpus_per_task),
-            ("mem-per-cpu", resources.mem_per_cpu),
+            ("cpus-per-task", resources.cpus_per_task or job.cpus_per_task),
+            ("mem-per-cpu", resources.mem_per_cpu or job.mem_per_cpu),
             ("gpus-per-task", resources.gpus_per_task),
         ):
             launcher += [] if value is None else [f"--{name}={value}"]

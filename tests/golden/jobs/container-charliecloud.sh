@@ -30,7 +30,7 @@ step_2() {
     run_inner step_1
 }
 step_3() {
-    if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=2; else set -- mpirun --allow-run-as-root --oversubscribe -n 2; fi
+    if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=2 --cpus-per-task=1 --mem-per-cpu=100; else set -- mpirun --allow-run-as-root --oversubscribe -n 2; fi
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
     enter_container || exit

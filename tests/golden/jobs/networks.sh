@@ -45,7 +45,7 @@ step_4() {
     run_inner step_3
 }
 step_5() {
-    if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=1 --gpus-per-task=0; else set --; fi
+    if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=1 --cpus-per-task=1 --mem-per-cpu=100 --gpus-per-task=0; else set --; fi
     network_folder || exit
     network_file resolv.conf 'nameserver 169.254.254.3' || exit
     network_file wg0.wireguard '[Interface]' $'PrivateKey = it\'s "private" $(touch /tmp/x)' '[Peer]' 'PublicKey = PEER' 'PresharedKey = SHARED' 'AllowedIPs = 0.0.0.0/0, ::/0' 'Endpoint = vpn.example:51820' 'PersistentKeepalive = 10' '[Peer]' 'PublicKey = OTHER' 'AllowedIPs = 198.51.100.7/24, 198.51.100.0/24' || exit
