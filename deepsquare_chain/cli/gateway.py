@@ -262,7 +262,7 @@ def web_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/"):
         raise UsageError(
-            f"{text[:80]!r} is no address of a gateway or a site",
+            f"{text[:80]!r} is not an address of a gateway or a site",
             hint="Write it as https://gateway.example.org, without a path.",
         )
     return f"{parts.scheme}://{parts.netloc}"

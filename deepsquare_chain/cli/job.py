@@ -268,8 +268,8 @@ async def follow_to_end(
             interval=interval,
             timeout=timeout,
             on_change=tell,
-            on_rest=teller.look,
-            on_trouble=report_trouble,
+            on_waiting=teller.look,
+            on_outage=report_trouble,
         )
 
 

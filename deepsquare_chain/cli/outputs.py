@@ -14,7 +14,7 @@ from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.cli.job import tell_trouble
 from deepsquare_chain.cli.output import Format
 from deepsquare_chain.client.gateways import gateways_of, read_log
-from deepsquare_chain.client.history import OnTrouble, until_answered
+from deepsquare_chain.client.history import OnOutage, with_endpoint_retries
 from deepsquare_chain.client.network import open_account
 from deepsquare_chain.client.results import no_run
 from deepsquare_chain.daemon.loop import cancelled
@@ -44,7 +44,7 @@ async def stream(
     """
     report_trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
     async for data in log_of(
-        context.settings, contracts, job_id, follow=follow, on_trouble=report_trouble
+        context.settings, contracts, job_id, follow=follow, on_outage=report_trouble
     ):
         context.printer.raw(data)
 
@@ -55,7 +55,7 @@ async def log_of(
     job_id: int,
     *,
     follow: bool,
-    on_trouble: OnTrouble | None = None,
+    on_outage: OnOutage | None = None,
 ) -> AsyncIterator[bytes]:
     """Yield a job's output in chunks; source and errors as for `stream`."""
     if gateway_urls(settings, contracts.deployment):
@@ -65,14 +65,14 @@ async def log_of(
                 *(contracts, gateways, job_id),
                 follow=follow,
                 key_file=settings.result_key_file,
-                on_trouble=on_trouble,
+                on_outage=on_outage,
             ):
                 yield data
         return
     position = 0
     while True:
         get_job = partial(contracts.scheduler.get_job, job_id)
-        job = await (until_answered(get_job, on_trouble=on_trouble) if follow else get_job())
+        job = await (with_endpoint_retries(get_job, on_outage=on_outage) if follow else get_job())
         run = _run(settings, contracts, job)
         if run is None and (not follow or job.status.is_final):
             raise no_run(job, settings.state_dir)
@@ -100,7 +100,7 @@ async def print_log(
         *(contracts, gateways, job_id),
         follow=follow,
         key_file=context.settings.result_key_file,
-        on_trouble=report_trouble,
+        on_outage=report_trouble,
     )
     async for data in log:
         (write or context.printer.raw)(data)

@@ -109,7 +109,7 @@ async def init(
         Path, typer.Argument(metavar="FOLDER", help="From which the daemon is started.")
     ] = Path(),
     kind: Annotated[
-        str, typer.Option("--for", metavar="EXECUTOR", help="Where jobs run: local or slurm.")
+        str, typer.Option("--for", metavar="EXECUTOR", help="Executor: local or slurm.")
     ] = "local",
 ) -> None:
     """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
@@ -212,7 +212,7 @@ async def register(
                     "The provider has this hardware, these prices and labels already."
                 )
                 return
-        doubts += words.price_doubts(prices)
+        doubts += words.price_warnings(prices)
         missing += words.free_gpus(hardware, prices)
         context.printer.note(words.price_example(prices))
         if not context.agrees(doubts, yes=yes, warnings=missing):
@@ -270,7 +270,7 @@ async def set_price(
             context.unchanged("The prices are these already.")
             return
         context.printer.note(words.price_example(prices))
-        doubts = [*words.price_changes(provider.prices, prices), *words.price_doubts(prices)]
+        doubts = [*words.price_changes(provider.prices, prices), *words.price_warnings(prices)]
         if context.agrees(doubts, yes=yes):
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
@@ -496,10 +496,10 @@ def _label_pairs(labels: list[str] | None) -> dict[str, str]:
 
 async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[str]:
     """Return warnings about hardware that this machine or the Slurm cluster does not have."""
-    from deepsquare_chain.client.registration import hardware_doubts, machine
+    from deepsquare_chain.client.registration import hardware_warnings, machine
 
     if context.settings.executor == "local":
-        return list(hardware_doubts(wanted, machine(), "this machine"))
+        return list(hardware_warnings(wanted, machine(), "this machine"))
     if context.settings.executor == "slurm":
         from deepsquare_chain.executors.base import ExecutorError
         from deepsquare_chain.executors.slurm.client import read_nodes
@@ -511,7 +511,7 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
             available = registered_hardware(await read_nodes(options)).hardware
         except ExecutorError as error:
             return [f"The hardware could not be compared with the cluster: {error.message}."]
-        return list(hardware_doubts(wanted, available, "the cluster"))
+        return list(hardware_warnings(wanted, available, "the cluster"))
     return []
 
 

@@ -104,7 +104,7 @@ async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
         return None
 
 
-async def _wishes(contracts: Contracts, job_file: JobFile, key: str | None) -> Conditions:
+async def _job_conditions(contracts: Contracts, job_file: JobFile, key: str | None) -> Conditions:
     from deepsquare_chain.client.submission import submission_time
 
     now = await submission_time(contracts)
@@ -224,10 +224,10 @@ async def submit(
     from deepsquare_chain.client.gateways import definitions_of, request_notifications
     from deepsquare_chain.client.submission import (
         bill,
+        earlier_submission,
         parse_array,
         parse_depends,
         refuse_relayed_key,
-        repeated,
         request_of,
         submission_id,
         submit,
@@ -264,10 +264,10 @@ async def submit(
             array=indices,
             submission=submission,
             after=after,
-            wishes=await _wishes(wallet.contracts, job_file, key),
+            job_conditions=await _job_conditions(wallet.contracts, job_file, key),
         )
         requests = [request]
-        submitted_jobs = await repeated(
+        submitted_jobs = await earlier_submission(
             wallet.contracts, wallet.sender, requests, key, context.settings.timeout
         )
         if submitted_jobs is not None:

@@ -148,7 +148,7 @@ async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
     age = await mines_on_demand(contracts.w3)
     if age is None:
         return ()
-    text = f"this chain makes a block only when somebody sends: its latest is {age} s old"
+    text = f"this chain mines on demand: its latest block is {age} s old"
     return (f"{text}, and services act on it after some seconds without another",)
 
 

@@ -15,7 +15,7 @@ from deepsquare_chain.chain.rpc.transport import proxy_for, tls_problem
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import WalletConnection, transport_of
-from deepsquare_chain.client.submission import allowed
+from deepsquare_chain.client.submission import pay_with_allowance
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
 from deepsquare_chain.settings import Settings, safe_url
@@ -75,7 +75,7 @@ async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount:
         raise InsufficientFundsError(
             f"{wallet.address} has {format_credits(balance)} credits, the top-up of job {job_id} "
             f"takes {format_credits(amount)}",
-            hint="Get some: `deepsquare credit faucet` on a devnet.",
+            hint="Get credits: on a devnet with `deepsquare credit faucet`.",
         )
     if isinstance(wallet, GaslessWallet):
         scheduler, plan = contracts.scheduler, None
@@ -91,7 +91,7 @@ async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount:
     except reverts.ERC20InsufficientAllowance:
         # Only the allowance is missing, so the approval is not wasted.
         await wallet.send(approve)
-    return await allowed(lambda: wallet.send(call), lambda: wallet.send(approve))
+    return await pay_with_allowance(lambda: wallet.send(call), lambda: wallet.send(approve))
 
 
 async def ask_faucet(settings: Settings, account: str) -> None:
@@ -103,9 +103,7 @@ async def ask_faucet(settings: Settings, account: str) -> None:
     """
     url = Deployment.load(settings.deployment).extra.get("faucet")
     if not isinstance(url, str):
-        raise NotFoundError(
-            "This deployment has no faucet", hint="Only a devnet gives credits away."
-        )
+        raise NotFoundError("This deployment has no faucet", hint="Only a devnet has a faucet.")
     try:
         async with httpx2.AsyncClient(
             timeout=settings.timeout,
@@ -122,7 +120,7 @@ async def ask_faucet(settings: Settings, account: str) -> None:
             reason = "no answer in time"
         raise EndpointError(
             f"The faucet at {safe_url(url)} can't be reached: {reason}",
-            hint="Is `deepsquare devnet up` still running?",
+            hint="Check that `deepsquare devnet up` is still running.",
         ) from None
     if response.is_error:
         raise EndpointError(f"The faucet refused: {response.text[:200]}")

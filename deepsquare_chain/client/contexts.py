@@ -28,7 +28,7 @@ def choose_context(path: Path, name: str) -> None:
         before = path.read_text("utf-8-sig") if path.exists() else ""
         after = _with_context(before, name)
         safe = tomllib.loads(after) == tomllib.loads(before) | {"context": name}
-        reason = "its text is unusual"
+        reason = "its format is not supported"
         if safe:
             _replace(path, after)
     except (OSError, ValueError) as error:
@@ -36,7 +36,7 @@ def choose_context(path: Path, name: str) -> None:
     if not safe:
         raise UsageError(
             f"{path} can't be changed: {reason[:200]}",
-            hint=f'Write the line context = "{name}" into it yourself, above all tables.',
+            hint=f'Write the line context = "{name}" into the file by hand, above all tables.',
         )
 
 

@@ -114,8 +114,8 @@ def _connect(settings: Settings) -> AbstractAsyncContextManager[AsyncWeb3[Any]]:
 def _check_no_record(settings: Settings) -> None:
     if settings.deployment.exists():
         raise UsageError(
-            f"{settings.deployment} exists already, and a record is never overwritten",
-            hint="Verify what it says, move it away, or name another place for the new one.",
+            f"{settings.deployment} already exists, and a record is never overwritten",
+            hint="Verify it, move it, or give another path for the new record.",
         )
 
 

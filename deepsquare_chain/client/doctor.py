@@ -42,8 +42,8 @@ NO_READER_HINT: Final = (
 )
 #: Hint if a provider's daemon can't start jobs.
 FAULT_HINT: Final = (
-    "It claims nothing until a test script runs, and tries again by itself. Look at the machine: "
-    "is there a bash, a free process, free memory and disk?"
+    "It claims no job until a test script runs, and retries automatically. Check that the machine has "
+    "bash, free processes, memory and disk."
 )
 
 
@@ -60,7 +60,7 @@ async def examine(settings: Settings) -> list[Check]:
         ("balance", _balance, "keystore"),
         ("definition store", _store, "gateway, store"),
         ("disk", _disk, "state_dir, disk_floor"),
-        ("providers here", _providers, "state_dir"),
+        ("local providers", _providers, "state_dir"),
     ]
     return [await run_check(name, check, settings, setting) for name, check, setting in checks]
 
@@ -101,22 +101,19 @@ async def _contracts(settings: Settings) -> str:
     problems = [f"{finding.what}: {finding.detail}" for finding in findings if not finding.ok]
     if problems:
         raise GridError("; ".join(problems), hint="See `deepsquare contracts verify`.")
-    return "code and parameters on chain are as recorded"
+    return "code and parameters on chain match the record"
 
 
 async def _clock(settings: Settings) -> str:
     async with open_grid(settings) as contracts:
         age = await mines_on_demand(contracts.w3)
         if age is not None:
-            return (
-                "can't be compared: this chain makes a block only when somebody sends, its latest "
-                f"is {age} s old"
-            )
+            return f"can't be compared: this chain mines on demand, its latest block is {age} s old"
         skew = round(time.time() - await chain_time(contracts.w3))
     if abs(skew) > _MAX_SKEW:
         raise GridError(
-            f"the chain's latest block is {skew} s away from this machine's clock",
-            hint="Does the chain make blocks, and is this machine's clock right?",
+            f"the time of the latest block differs by {skew} s from this machine's clock",
+            hint="Check that the chain makes blocks, and this machine's clock.",
         )
     return f"within {abs(skew)} s of the chain's"
 
@@ -131,11 +128,11 @@ async def _wallet(settings: Settings) -> str:
 
 async def _password_file(settings: Settings) -> str:
     if settings.password_file is None:
-        return "none: the terminal is asked"
+        return "none: the password is prompted for"
     if not settings.password_file.is_file():
         raise UsageError(
             f"there is no file {settings.password_file}",
-            hint="Name the right one with --password-file, or none to be asked.",
+            hint="Give the right one with --password-file, or none to be prompted.",
         )
     _private(settings.password_file)
     if settings.keystore is None or not await _is_wallet(settings):
@@ -160,7 +157,7 @@ async def _balance(settings: Settings) -> str:
             budget = replace(budget, free=True)
     if budget.low:
         raise GridError(
-            budget.describe(), hint="Send it some; `deepsquare credit faucet` does on a devnet."
+            budget.describe(), hint="Send coin to it; on a devnet use `deepsquare credit faucet`."
         )
     return f"{format_credits(account_balances.credits)} credits, {budget.describe()}"
 
@@ -175,7 +172,7 @@ async def _store(settings: Settings) -> tuple[str, str]:
     writable = _writable(settings.store)
     readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
     if not readers:
-        return f"{writable}; no provider is known to read it", NO_READER_HINT
+        return f"{writable}; no provider reads it", NO_READER_HINT
     return f"{writable}; providers that read it: {len(readers)}", ""
 
 
@@ -186,7 +183,7 @@ async def _disk(settings: Settings) -> str:
         raise GridError(
             f"{free // 1024**2} MB are free in {folder}, less than the {settings.disk_floor} MB of "
             "disk_floor",
-            hint="A provider claims no job there. Free some, or lower disk_floor or keep_runs_mb.",
+            hint="A provider does not claim jobs. Free some disk, or lower disk_floor or keep_runs_mb.",
         )
     return f"{free // 1024**2} MB free in {folder}; {_writable(settings.state_dir)}"
 
@@ -215,7 +212,7 @@ def _writable(folder: Path) -> str:
     existing = _existing(folder)
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
-            f"{existing} can't be written to", hint="Change its rights, or the setting."
+            f"{existing} can't be written to", hint="Change its permissions, or the setting."
         )
     return f"{folder} can be written to"
 
@@ -230,15 +227,15 @@ def _existing(folder: Path) -> Path:
 # -- checks of everything that a provider needs to get jobs
 
 #: An approval that expires within this many seconds is reported.
-_SOON = 7 * 86_400
+_EXPIRY_WARNING_SECONDS = 7 * 86_400
 #: Number of jobs whose definitions are checked.
-_LOOKED_AT = 20
+_CHECKED_JOBS = 20
 
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
     """Run the general checks and then those for providers; nothing is changed."""
     status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
-    checks = [*await examine(settings), _starts(status), _abilities(status)]
+    checks = [*await examine(settings), _start_check(status), _abilities(status)]
     try:
         async with open_grid(settings) as contracts:
             checks.append(await _definitions(settings, contracts))
@@ -265,7 +262,7 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
         "challenges",
         ok=not silent,
         text="silent: a challenge is unanswered" if silent else "none is overdue",
-        hint="Run the daemon: it answers in its next cycle." if silent else "",
+        hint="Start the daemon: it answers in its next cycle." if silent else "",
     )
     priced = provider.prices.cpu or provider.prices.gpu or provider.prices.mem
     yield Check(
@@ -274,7 +271,7 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
         text="set" if priced else "all are zero",
         hint=""
         if priced
-        else "Set them with `deepsquare provider price`: no job goes for nothing.",
+        else "Set them with `deepsquare provider price`: providers without a price get no jobs.",
     )
     yield _offer(provider)
 
@@ -287,11 +284,11 @@ async def _definitions(settings: Settings, contracts: Contracts) -> Check:
         return Check("definitions", True, text, "", "gateway")
     setting, store = "store", FolderDefinitionStore(settings.store)
     live = {status for status in JobStatus if status.is_live}
-    jobs = await newest(contracts, limit=_LOOKED_AT, statuses=live)
-    jobs = jobs or await newest(contracts, limit=_LOOKED_AT, statuses=set(JobStatus))
+    jobs = await newest(contracts, limit=_CHECKED_JOBS, statuses=live)
+    jobs = jobs or await newest(contracts, limit=_CHECKED_JOBS, statuses=set(JobStatus))
     name = "definitions"
     if not jobs:
-        return Check(name, True, "there is no job yet by which it could be checked", "", setting)
+        return Check(name, True, "there is no job yet to check it with", "", setting)
     missing = 0
     for job, _ in jobs:
         try:
@@ -313,7 +310,7 @@ def _abilities(status: Mapping[str, Any] | None) -> Check:
     name, setting = "abilities", "publish_abilities"
     abilities = status.get("abilities") if status else None
     if not isinstance(abilities, Mapping) or not abilities:
-        text = "not known: the daemon does not run here, or has not tested them yet"
+        text = "not known: the daemon does not run on this machine, or has not tested them yet"
         return Check(name, True, text, "", setting)
     usable = sorted(str(ability) for ability, state in abilities.items() if state == "yes")
     missing = [
@@ -323,18 +320,20 @@ def _abilities(status: Mapping[str, Any] | None) -> Check:
     return Check(name, True, text[:2_000], "", setting)
 
 
-def _starts(status: Mapping[str, Any] | None) -> Check:
+def _start_check(status: Mapping[str, Any] | None) -> Check:
     """Check that this provider's daemon runs on this machine and can start jobs."""
     name, setting = "starting jobs", "state_dir, executor"
     if status is None:
-        text = "not known: its daemon does not run here"
+        text = "not known: its daemon does not run on this machine"
         return Check(name, True, text, "Start it with `deepsquare provider run`.", setting)
     if status.get("fault"):
         return Check(name, False, str(status["fault"])[:300], FAULT_HINT, setting)
     if status.get("shortage"):
-        return Check(name, False, str(status["shortage"])[:300], "Free some disk.", "disk_floor")
+        return Check(
+            name, False, str(status["shortage"])[:300], "Free some disk space.", "disk_floor"
+        )
     if status.get("unready"):
-        hint = "Look at the endpoint, or at this machine's clock."
+        hint = "Check the endpoint, and this machine's clock."
         return Check(name, False, str(status["unready"])[:300], hint, "endpoint")
     return Check(name, True, "a test script ran", "", setting)
 
@@ -352,8 +351,8 @@ def _status(provider: Provider) -> Check:
 def _approval(provider: Provider, now: int) -> Check:
     left = provider.approved_until - now
     if left <= 0:
-        return Check("approval", ok=False, text="run out", hint="Ask the approver to renew it.")
-    hint = "Ask the approver to renew it soon." if left < _SOON else ""
+        return Check("approval", ok=False, text="expired", hint="Ask the approver to renew it.")
+    hint = "Ask the approver to renew it soon." if left < _EXPIRY_WARNING_SECONDS else ""
     return Check("approval", ok=True, text=f"for {left // 86_400} more days", hint=hint)
 
 
@@ -369,8 +368,8 @@ def _offer(provider: Provider) -> Check:
             setting="follow_offer",
             ok=False,
             text=f"{text}; this machine has {cpus} cpus and {memory} MB",
-            hint="Offer less with `deepsquare provider offer`, or run the daemon where they are.",
+            hint="Offer less with `deepsquare provider offer`, or run the daemon on the machine that has them.",
         )
     empty = not offer.cpus
-    hint = "Offer something: `provider offer`." if empty else ""
+    hint = "Offer resources with `deepsquare provider offer`." if empty else ""
     return Check("offer", not empty, text, hint, "follow_offer")

@@ -22,8 +22,8 @@ from deepsquare_chain.credits import unbilled_revenue
 from deepsquare_chain.job import Job, JobStatus
 
 #: Concurrent requests for block headers.
-_AT_ONCE: Final = 50
-_MOST_RUNS: Final = 10_000
+_MAX_REQUESTS: Final = 50
+_MAX_RUNS: Final = 10_000
 
 Payment = JobCollected | JobSettled
 
@@ -92,7 +92,7 @@ def by_period(
     paid.sort(key=lambda payment: payment.place)
     days, total = [], 0
     for day, payments_of_day in groupby(
-        paid, key=lambda payment: _written(times[payment.block_number], span)
+        paid, key=lambda payment: _format_period(times[payment.block_number], span)
     ):
         of_day = list(payments_of_day)
         amount = sum(payment.paid for payment in of_day)
@@ -110,7 +110,7 @@ async def accrued_now(contracts: Contracts, provider_id: int) -> Accrued:
     """
     block = await contracts.w3.eth.get_block("latest")
     running = await newest(
-        contracts, limit=_MOST_RUNS, provider_id=provider_id, statuses={JobStatus.RUNNING}
+        contracts, limit=_MAX_RUNS, provider_id=provider_id, statuses={JobStatus.RUNNING}
     )
     return accrued([job for job, _ in running], int(block["timestamp"]))
 
@@ -127,8 +127,8 @@ def accrued(jobs: Iterable[Job], now: int) -> Accrued:
 async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
     block_numbers = sorted(blocks)
     times: dict[int, int] = {}
-    for start in range(0, len(block_numbers), _AT_ONCE):
-        batch = block_numbers[start : start + _AT_ONCE]
+    for start in range(0, len(block_numbers), _MAX_REQUESTS):
+        batch = block_numbers[start : start + _MAX_REQUESTS]
         headers = await asyncio.gather(*(contracts.w3.eth.get_block(number) for number in batch))
         times |= {
             number: int(header["timestamp"]) for number, header in zip(batch, headers, strict=True)
@@ -136,5 +136,5 @@ async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
     return times
 
 
-def _written(time: int, span: str) -> str:
+def _format_period(time: int, span: str) -> str:
     return datetime.fromtimestamp(time, UTC).strftime(span)

@@ -61,9 +61,9 @@ from deepsquare_chain.store.requests import RecordedRequest, RequestState, Reque
 #: Validity of a request and its permit in seconds of chain time.
 DEADLINE_SECONDS: Final = 600
 #: Seconds between two polls of the relay for the state of a request.
-_ASK_EVERY: Final = 2.0
+_POLL_SECONDS: Final = 2.0
 #: Maximum distance of a relay's next nonce from the nonce on chain.
-_MAX_AHEAD: Final = 32
+_MAX_NONCE_DISTANCE: Final = 32
 #: Maximum number of signatures of one call after a nonce conflict or a used allowance.
 _MAX_SIGNATURES: Final = 5
 
@@ -77,7 +77,7 @@ class NotConfirmedError(GridError):
     """The user declined; nothing was signed."""
 
 
-class CarriedOutError(GridError):
+class RefusedButExecutedError(GridError):
     """A relay executed a request that it had refused; the new call was not signed."""
 
 
@@ -174,7 +174,7 @@ class RelayedSender:
             EndpointError: The relay or the endpoint does not answer; nothing was signed.
             WaitTimeoutError: The request was sent and is not executed yet.
             RequestReplacedError: Another request used the nonce.
-            CarriedOutError: A relay executed an earlier request that it had refused; nothing was
+            RefusedButExecutedError: A relay executed an earlier request that it had refused; nothing was
                 signed.
         """
         deadline = time.monotonic() + timeout
@@ -190,10 +190,10 @@ class RelayedSender:
             return await self._finish(recorded, deadline)  # executed after a refusal
         if executed:
             labels = ", ".join(f"{request.label!r}" for request in executed)
-            raise CarriedOutError(
-                f"A relay refused {labels} and carried it out all the same; nothing new was signed",
+            raise RefusedButExecutedError(
+                f"A relay refused {labels} but executed it; nothing new was signed",
                 hint="See `deepsquare relay requests` and `deepsquare job list`, and repeat the "
-                "command if this one is wanted as well.",
+                "command if you want this call as well.",
             )
         return await self._sign_and_finish(call, permit, terms, key, deadline)
 
@@ -215,18 +215,18 @@ class RelayedSender:
         """
         for recorded in self._store.open_requests():
             try:
-                if await self._look(recorded) is None:
-                    await self._hand_over(recorded)
+                if await self._find_receipt(recorded) is None:
+                    await self._send_to_relay(recorded)
             except RelayRefusedError as error:
                 if error.code != "expired" and not error.temporary:
-                    self._note(recorded.digest, RequestState.REFUSED, note=error.message)
+                    self._record_outcome(recorded.digest, RequestState.REFUSED, note=error.message)
             except GridError:
                 continue  # settled, or the relay is down: the caller's own request reports it
         # A relay that refused a request still has its signature, and may execute it.
         executed = []
         for recorded in self._store.refused_requests():
             with suppress(GridError):
-                if await self._look(recorded) is not None:
+                if await self._find_receipt(recorded) is not None:
                     executed.append(recorded)
         return executed
 
@@ -245,7 +245,7 @@ class RelayedSender:
             await self._contracts.forwarder.simulate(self.address, call)
         lead = min(DEADLINE_SECONDS, terms.max_lead)
         deadline = await next_block_time(self._contracts.w3) + lead
-        await self._ask_person(call, permit, terms, deadline)
+        await self._confirm_with_user(call, permit, terms, deadline)
         floor = 0
         for attempt in range(1, _MAX_SIGNATURES + 1):
             deadline = await next_block_time(self._contracts.w3) + lead
@@ -261,7 +261,7 @@ class RelayedSender:
             except RelayRefusedError as error:
                 if error.code != "nonce" or attempt == _MAX_SIGNATURES:
                     raise
-                floor = await self._floor(error.next_nonce)
+                floor = await self._plausible_nonce(error.next_nonce)
             except reverts.ERC20InsufficientAllowance:
                 # Another request of this wallet used the permit's nonce or the allowance.
                 if permit is None or attempt == _MAX_SIGNATURES:
@@ -281,8 +281,8 @@ class RelayedSender:
         )
         if gas > terms.max_gas:
             raise UsageError(
-                f"{call.label!r} may take {gas:,} gas, this relay pays {terms.max_gas:,} at most",
-                hint="Submit fewer jobs at once: a smaller --array.",
+                f"{call.label!r} may take {gas:,} gas, this relay pays for at most {terms.max_gas:,}",
+                hint="Submit fewer jobs at once with a smaller --array.",
             )
 
         def sign(free: int) -> tuple[str, SignedRequest]:
@@ -304,19 +304,23 @@ class RelayedSender:
             self._domain = await own_domain(self._contracts)
         return self._domain
 
-    async def _floor(self, wanted: int | None) -> int:
+    async def _plausible_nonce(self, wanted: int | None) -> int:
         """Return the nonce that a relay asks for if it is plausible, else the nonce on chain."""
         nonce = await self._contracts.forwarder.nonce_of(self.address)
-        return wanted if wanted is not None and nonce <= wanted <= nonce + _MAX_AHEAD else nonce
+        return (
+            wanted
+            if wanted is not None and nonce <= wanted <= nonce + _MAX_NONCE_DISTANCE
+            else nonce
+        )
 
-    async def _ask_person(
+    async def _confirm_with_user(
         self, call: Call, permit: PermitPlan | None, terms: RelayTerms, deadline: int
     ) -> None:
         deadline_text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
         rows: list[tuple[str, str]] = [("signed by", self.address)]
         if permit is not None:
             allowance = f"a permit for {format_credits(permit.value)} credits to the MetaScheduler"
-            rows.append(("allowance", f"{allowance}, which this call uses up"))
+            rows.append(("allowance", f"{allowance}, which this call uses completely"))
         rows += [
             ("good until", f"{deadline_text} (chain time)"),
             ("gas", f"paid by the relay at {self._relay.place}, wallet {terms.wallet}"),
@@ -332,26 +336,26 @@ class RelayedSender:
         is_accepted, tries, asked_at, last_message = False, 0, 0.0, ""
         while True:
             try:
-                receipt = await self._look(recorded)
+                receipt = await self._find_receipt(recorded)
                 if receipt is not None:
                     return receipt
                 if not is_accepted:
                     tries += 1
-                    await self._hand_over(recorded)
+                    await self._send_to_relay(recorded)
                     crash_point("gasless.handed")
                     is_accepted = True
-                elif time.monotonic() - asked_at >= _ASK_EVERY:
+                elif time.monotonic() - asked_at >= _POLL_SECONDS:
                     asked_at = time.monotonic()
-                    last_message = await self._ask_relay(recorded)
+                    last_message = await self._poll_relay(recorded)
             except RelayRefusedError as error:
                 # It may have been executed already, after an earlier attempt.
-                if (receipt := await self._look(recorded)) is not None:
+                if (receipt := await self._find_receipt(recorded)) is not None:
                     return receipt
                 if not self._is_refusal(error, handed=is_accepted, unclear=tries > 1):
                     # Send it again if the relay does not have the request.
                     last_message, is_accepted = error.message, is_accepted and error.temporary
                 else:
-                    self._note(recorded.digest, RequestState.REFUSED, note=error.message)
+                    self._record_outcome(recorded.digest, RequestState.REFUSED, note=error.message)
                     raise
             except EndpointError as error:
                 last_message = error.message  # retry: the relay or the endpoint may recover
@@ -379,35 +383,35 @@ class RelayedSender:
             "the same command with its --key" if recorded.key else "`deepsquare relay requests`"
         )
         return WaitTimeoutError(
-            f"{recorded.label!r} was not carried out in time"
+            f"{recorded.label!r} was not executed in time"
             + (f"; {last}" if last else f"; the relay at {self._relay.place} has it"),
-            hint=f"It is signed and may still be carried out until {deadline} (chain time): look "
+            hint=f"It is signed and may still be executed until {deadline} (chain time): look "
             f"again with {command} before you sign another.",
         )
 
-    async def _hand_over(self, recorded: RecordedRequest) -> None:
-        answer = await self._relay.hand_over(recorded.signed, recorded.digest)
+    async def _send_to_relay(self, recorded: RecordedRequest) -> None:
+        answer = await self._relay.submit_request(recorded.signed, recorded.digest)
         self._refuse_dropped(answer.state, answer.detail)
 
-    async def _ask_relay(self, recorded: RecordedRequest) -> str:
+    async def _poll_relay(self, recorded: RecordedRequest) -> str:
         answer = await self._relay.state(recorded.digest)
         self._refuse_dropped(answer.state, answer.detail)
         if answer.state in {"executed", "failed"}:
             return (
-                f"the relay says that {answer.transaction} carried it out, but this endpoint "
+                f"the relay reports that {answer.transaction} executed it, but this endpoint "
                 "does not know it"
             )
-        return f"the relay says that it is {answer.state} {answer.transaction}".strip()
+        return f"the relay reports that it is {answer.state} {answer.transaction}".strip()
 
     def _refuse_dropped(self, state: str, detail: str) -> None:
         if state == "dropped":
             raise RelayRefusedError(
-                f"The relay at {self._relay.place} does not carry the request out: {detail}",
+                f"The relay at {self._relay.place} does not execute the request: {detail}",
                 hint="Try again.",
                 code="dropped",
             )
 
-    async def _look(self, recorded: RecordedRequest) -> TxReceipt | None:
+    async def _find_receipt(self, recorded: RecordedRequest) -> TxReceipt | None:
         """Return the receipt of a request from the chain; None if it was not executed yet.
 
         Raises:
@@ -429,13 +433,13 @@ class RelayedSender:
         if nonce > request.nonce:
             return await self._settle(recorded, await self._executed(recorded, head))
         if int(latest["timestamp"]) > request.deadline:
-            note = "its deadline passed before anybody carried it out"
+            note = "its deadline passed before it was executed"
             if recorded.state is RequestState.REFUSED:
                 note = f"{recorded.note}; {note}"
-            self._note(recorded.digest, RequestState.EXPIRED, note=note)
+            self._record_outcome(recorded.digest, RequestState.EXPIRED, note=note)
             raise RelayRefusedError(
                 f"{recorded.label!r} has no effect: {note}",
-                hint="Nothing was paid. Try again, with another relay if this one is slow.",
+                hint="Nothing was paid. Try again, or use another relay if this one is slow.",
                 code="expired",
             )
         return None
@@ -461,7 +465,7 @@ class RelayedSender:
         raise EndpointError(
             f"The nonce of {recorded.label!r} is used, but the endpoint does not show by which "
             "transaction",
-            hint="Try again, or name another endpoint.",
+            hint="Try again, or give another endpoint.",
         )
 
     def _own_event(self, logs: Any, nonce: int) -> ExecutedForwardRequest | None:
@@ -484,21 +488,21 @@ class RelayedSender:
             receipt = await w3.eth.get_transaction_receipt(HexBytes(event.tx_hash))
             transaction = await w3.eth.get_transaction(HexBytes(event.tx_hash))
         except TransactionNotFound:
-            raise EndpointError(f"The endpoint does not know {event.tx_hash} any more") from None
-        executed = self._actual(recorded, transaction)
+            raise EndpointError(f"The endpoint no longer returns {event.tx_hash}") from None
+        executed = self._executed_request(recorded, transaction)
         new_state = RequestState.EXECUTED if event.success else RequestState.FAILED
         if executed is None or executed.digest != recorded.digest:
-            self._note(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
+            self._record_outcome(recorded.digest, RequestState.REPLACED, tx_hash=event.tx_hash)
         if executed is not None:
-            self._note(executed.digest, new_state, tx_hash=event.tx_hash)
+            self._record_outcome(executed.digest, new_state, tx_hash=event.tx_hash)
         if executed is None or executed.call.data != recorded.call.data:
             raise RequestReplacedError(
                 f"{recorded.label!r} has no effect: another request of {self.address} used its "
                 f"nonce {event.nonce} ({event.tx_hash})",
-                hint="See what it did: `deepsquare relay requests`, `deepsquare job list`.",
+                hint="See `deepsquare relay requests` and `deepsquare job list`.",
             )
         if not event.success:
-            raise await self._why(recorded, event)
+            raise await self._revert_reason(recorded, event)
         return TxReceipt(
             hash=hash_of(receipt),
             block_number=int(receipt["blockNumber"]),
@@ -509,14 +513,18 @@ class RelayedSender:
             label=recorded.label,
         )
 
-    def _note(self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = "") -> None:
+    def _record_outcome(
+        self, digest: str, state: RequestState, *, tx_hash: str = "", note: str = ""
+    ) -> None:
         """Record the outcome of a request; if that fails, it is read from the chain next time."""
         try:
             self._store.settle_request(digest, state, tx_hash=tx_hash, note=note)
         except StoreError as error:
             _log.warning("request_not_recorded", request=digest, error=error.message)
 
-    def _actual(self, recorded: RecordedRequest, transaction: Any) -> RecordedRequest | None:
+    def _executed_request(
+        self, recorded: RecordedRequest, transaction: Any
+    ) -> RecordedRequest | None:
         """Return the recorded request that a transaction executed; None for an unknown request."""
         candidates = [
             recorded,
@@ -559,7 +567,9 @@ class RelayedSender:
             if not isinstance(event, JobSubmitted) or event.customer == self.address
         )
 
-    async def _why(self, recorded: RecordedRequest, event: ExecutedForwardRequest) -> RevertedError:
+    async def _revert_reason(
+        self, recorded: RecordedRequest, event: ExecutedForwardRequest
+    ) -> RevertedError:
         """Return the revert reason of a call by simulating it on the state after its block."""
         try:
             await self._contracts.forwarder.simulate(

@@ -17,7 +17,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.wallet import read_secret
-from deepsquare_chain.client.history import OnTrouble, reported_digest, until_answered
+from deepsquare_chain.client.history import OnOutage, reported_digest, with_endpoint_retries
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import AuditError, EndpointError, GridError, NotFoundError, UsageError
@@ -48,14 +48,14 @@ from deepsquare_chain.store.notifications import remember_notify
 from deepsquare_chain.workflow import parse_duration
 
 #: Poll interval in seconds, and shortest and longest backoff after a lost connection.
-_LOOK: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 _PAUSES: Final = (0.5, 10.0)
 #: Seconds to wait for the rest of a log after its job has ended.
-_LATE: Final = 20.0
+_LOG_TIMEOUT: Final = 20.0
 #: Seconds to wait for the results of an ended job: they are uploaded after its report on chain.
-_DELIVERY: Final = 15.0
+_DELIVERY_SECONDS: Final = 15.0
 #: Maximum number of consecutive failures of a download without progress.
-_TRIES: Final = 5
+_MAX_FAILURES: Final = 5
 _OUTPUT: Final = "output"
 _MAX_OUTPUT: Final = 16 * 1024 * 1024
 _MAX_MANIFEST: Final = 16 * 1024 * 1024
@@ -139,8 +139,8 @@ async def request_notifications(
 def no_gateway() -> UsageError:
     """Return the error of a command that needs a gateway if none is set."""
     return UsageError(
-        "No gateway is configured, and the deployment record names none",
-        hint="Name one with --gateway or DEEPSQUARE_GATEWAY; `deepsquare gateway serve` runs one.",
+        "No gateway is configured, and the deployment record has none",
+        hint="Give one with --gateway or DEEPSQUARE_GATEWAY; `deepsquare gateway serve` runs one.",
     )
 
 
@@ -163,7 +163,7 @@ def share_end(text: str) -> int:
             ) from None
         ends = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     if ends <= now:
-        raise UsageError(f"--until: {text[:40]} is over", hint="Name a date in the future.")
+        raise UsageError(f"--until: {text[:40]} is in the past", hint="Give a date in the future.")
     return int(ends)
 
 
@@ -174,7 +174,7 @@ async def read_log(
     *,
     follow: bool,
     key_file: Path | None = None,
-    on_trouble: OnTrouble | None = None,
+    on_outage: OnOutage | None = None,
 ) -> AsyncIterator[bytes]:
     """Stream a job's log from the beginning; with `follow` until its end, with reconnects.
 
@@ -188,7 +188,7 @@ async def read_log(
     """
     decoder = LogDecoder(job_id, key_file)
     if follow:
-        raw = _follow(contracts, gateways, job_id, on_trouble)
+        raw = _follow(contracts, gateways, job_id, on_outage)
     else:
         raw = _read(contracts, gateways, job_id)
     async with aclosing(raw) as chunks:  # close it even if the decoder raises
@@ -203,7 +203,7 @@ async def _read(
     contracts: Contracts, gateways: Sequence[GatewayClient], job_id: int
 ) -> AsyncGenerator[bytes]:
     job = await contracts.scheduler.get_job(job_id)
-    gateway = await _holder(gateways, job_id)
+    gateway = await _gateway_with_log(gateways, job_id)
     if gateway is None:
         raise _no_log(job)
     async with gateway.download(job_id, LOG) as chunks:
@@ -215,7 +215,7 @@ async def _follow(
     contracts: Contracts,
     gateways: Sequence[GatewayClient],
     job_id: int,
-    on_trouble: OnTrouble | None,
+    on_outage: OnOutage | None,
 ) -> AsyncGenerator[bytes]:
     await contracts.scheduler.get_job(job_id)
     ended = asyncio.create_task(_until_ended(contracts, job_id))
@@ -223,12 +223,14 @@ async def _follow(
     try:
         while True:
             try:
-                gateway = gateways[0] if len(gateways) == 1 else await _holder(gateways, job_id)
+                gateway = (
+                    gateways[0] if len(gateways) == 1 else await _gateway_with_log(gateways, job_id)
+                )
                 if gateway is not None:
                     log = gateway.follow(job_id, offset)
-                    async for part in _until_late(log, ended):
-                        if is_failing and on_trouble is not None:
-                            on_trouble(None)
+                    async for part in _until_log_timeout(log, ended):
+                        if is_failing and on_outage is not None:
+                            on_outage(None)
                         is_failing, pause = False, _PAUSES[0]
                         if part.end:
                             return
@@ -237,31 +239,33 @@ async def _follow(
             except WrongAccountError:
                 raise
             except EndpointError as error:
-                if on_trouble is not None and not is_failing:
-                    on_trouble(error)
+                if on_outage is not None and not is_failing:
+                    on_outage(error)
                 is_failing = True
-                if _is_late(ended):
+                if _is_overdue(ended):
                     raise
-            if _is_late(ended):
+            if _is_overdue(ended):
                 if not offset:
                     raise _no_log(ended.result()[0])
                 raise EndpointError(
                     f"The provider of job {job_id} has not delivered the end of its log",
                     hint=f"Try `deepsquare job logs {job_id}` again later.",
                 )
-            await asyncio.sleep(pause if is_failing else _LOOK)
+            await asyncio.sleep(pause if is_failing else _POLL_SECONDS)
             pause = min(longest, 2 * pause)
     finally:
         await cancelled(ended)
 
 
-async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> AsyncIterator[Any]:
+async def _until_log_timeout(
+    log: AsyncIterator[Any], ended: asyncio.Task[Any]
+) -> AsyncIterator[Any]:
     """Yield the parts of a log, until none arrives for a while after the end of the job."""
     reading: asyncio.Task[Any] | None = None
     try:
         while True:
             reading = reading or asyncio.ensure_future(anext(log))
-            await asyncio.wait({reading}, timeout=_LOOK)
+            await asyncio.wait({reading}, timeout=_POLL_SECONDS)
             if reading.done():
                 task, reading = reading, None
                 try:
@@ -269,7 +273,7 @@ async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> Asyn
                 except StopAsyncIteration:
                     return
                 yield part
-            elif _is_late(ended):
+            elif _is_overdue(ended):
                 return
     finally:
         if reading is not None:
@@ -279,21 +283,21 @@ async def _until_late(log: AsyncIterator[Any], ended: asyncio.Task[Any]) -> Asyn
 async def _until_ended(contracts: Contracts, job_id: int) -> tuple[Job, float]:
     """Wait for the end of a job; return it and the time of observation (monotonic seconds)."""
     while True:
-        job = await until_answered(partial(contracts.scheduler.get_job, job_id))
+        job = await with_endpoint_retries(partial(contracts.scheduler.get_job, job_id))
         if job.status.is_final:
             return job, time.monotonic()
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _is_late(ended: asyncio.Task[tuple[Job, float]]) -> bool:
+def _is_overdue(ended: asyncio.Task[tuple[Job, float]]) -> bool:
     if not ended.done():
         return False
     job, ended_at = ended.result()
     # A job that no provider has started has no log.
-    return not job.rate or time.monotonic() - ended_at > _LATE
+    return not job.rate or time.monotonic() - ended_at > _LOG_TIMEOUT
 
 
-async def _holder(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClient | None:
+async def _gateway_with_log(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClient | None:
     """Return the gateway that has a job's log; None if no gateway has it.
 
     Raises:
@@ -312,9 +316,9 @@ async def _holder(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClie
 
 
 def _no_log(job: Job) -> NotFoundError:
-    hint = "Its provider has delivered none yet; `deepsquare job logs -f` waits for it."
+    hint = "Its provider has not delivered one yet; `deepsquare job logs -f` waits for it."
     if job.status.is_live and job.status is not JobStatus.RUNNING:
-        hint = f"It has not started: `deepsquare job why {job.id}` tells why."
+        hint = f"It has not started; see `deepsquare job why {job.id}`."
     return NotFoundError(f"No gateway has a log of job {job.id} ({job.status.name})", hint=hint)
 
 
@@ -353,7 +357,7 @@ async def remote_results(
             f"Job {job_id} has not ended: it is {job.status.name}",
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
-    gateway, delivered = await _delivered(gateways, job, report)
+    gateway, delivered = await _wait_for_results(gateways, job, report)
     source = await _source(gateway, job_id, delivered, report, key_file)
     reported = await reported_digest(contracts, job_id)
     output = await source.output()
@@ -361,20 +365,20 @@ async def remote_results(
         raise AuditError(
             f"The output of job {job_id} at {gateway.place} is not the one that its provider "
             "reported on chain",
-            hint="It was changed since, or is another run's; ask the provider.",
+            hint="It was changed since, or belongs to another run; ask the provider.",
         )
     files = source.files
     if to is not None:
-        _make(to)
+        _create_folder(to)
         files = [await source.save(file, to) for file in files]
     return files, reported
 
 
-async def _delivered(
+async def _wait_for_results(
     gateways: Sequence[GatewayClient], job: Job, report: Callable[[str], None]
 ) -> tuple[GatewayClient, list[ResultFile]]:
     """Return the gateway that has the results, and their list; waits briefly if the job ran."""
-    deadline, reported = time.monotonic() + _DELIVERY, False
+    deadline, reported = time.monotonic() + _DELIVERY_SECONDS, False
     while True:
         failures: list[GridError] = []
         for gateway in gateways:
@@ -390,14 +394,14 @@ async def _delivered(
         if not reported:
             report(f"The provider of job {job.id} is delivering its results ...")
             reported = True
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_POLL_SECONDS)
     if failures:
         raise failures[0]
     raise NotFoundError(
         f"The provider of job {job.id} ({job.status.name}) has not delivered its results",
-        hint="It delivers them after the end of a run; try again later."
+        hint="They are delivered after the end of the run; try again later."
         if job.rate
-        else "It ended before any provider took it.",
+        else "It ended before a provider ran it.",
     )
 
 
@@ -409,7 +413,7 @@ def _result_file(entry: dict[str, Any]) -> ResultFile:
     if type(size) is not int or size < 0:
         size, problem = 0, problem or "its size is not known"
     if not problem and (not is_file_name(name) or name == LOG):
-        problem = "its name leads out of the folder, not downloaded"
+        problem = "its name points outside of the folder; not downloaded"
     return ResultFile(name, size, digest, problem, entry.get("special") is True)
 
 
@@ -484,11 +488,11 @@ class _Source:
             with path.open("xb") as target:
                 digest = await self.copy(file, target)
         except OSError as error:
-            return _unsaved(file, path, f"can't be written: {error.strerror}")
+            return _mark_unsaved(file, path, f"can't be written: {error.strerror}")
         except GridError as error:
-            return _unsaved(file, path, f"can't be downloaded: {error.message}")
+            return _mark_unsaved(file, path, f"can't be downloaded: {error.message}")
         if digest != file.digest:
-            return _unsaved(file, path, "is not what the provider says of it, not kept")
+            return _mark_unsaved(file, path, "does not match the provider's digest; not kept")
         return file
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
@@ -515,7 +519,7 @@ class _EncryptedSource(_Source):
 
     async def read(self, file: ResultFile, limit: int) -> bytes:
         """Return the decrypted content of a small file; errors as in the base class."""
-        sealed = await super().read(self._sealed(file), 2 * limit)
+        sealed = await super().read(self._encrypted_name(file), 2 * limit)
         return await asyncio.to_thread(self._key.decrypt, sealed)
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
@@ -524,7 +528,7 @@ class _EncryptedSource(_Source):
         Returns:
             The SHA-256 of the decrypted content; empty if the encrypted file does not match.
         """
-        sealed = self._sealed(file)
+        sealed = self._encrypted_name(file)
         with tempfile.TemporaryFile(dir=Path(target.name).parent) as temporary:
             digest = await _download(self._gateway, self._job_id, sealed, temporary, self._report)
             if digest != sealed.digest:
@@ -537,7 +541,7 @@ class _EncryptedSource(_Source):
         self._key.decrypt_file(source, writer)
         return writer.digest.hexdigest()
 
-    def _sealed(self, file: ResultFile) -> ResultFile:
+    def _encrypted_name(self, file: ResultFile) -> ResultFile:
         encrypted_file = self._sources.get(file.name)
         if encrypted_file is None:
             raise NotFoundError(f"The gateway at {self._gateway.place} lacks the encrypted file")
@@ -557,7 +561,7 @@ class _HashingWriter:
         return self._target.write(data)
 
 
-def _make(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -567,7 +571,7 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:
+def _mark_unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:
     with suppress(OSError):
         path.unlink()
     return ResultFile(file.name, file.size, "", problem)
@@ -584,7 +588,7 @@ async def _download(
 
     The digest is empty if the gateway sends more bytes than listed.
     """
-    content_hash, position, tries_left = hashlib.sha256(), 0, _TRIES
+    content_hash, position, tries_left = hashlib.sha256(), 0, _MAX_FAILURES
     pause, longest = _PAUSES
     while position < file.size:
         before = position
@@ -600,13 +604,13 @@ async def _download(
             raise
         except EndpointError as error:
             tries_left, pause = (
-                (_TRIES, _PAUSES[0])
+                (_MAX_FAILURES, _PAUSES[0])
                 if position > before
                 else (tries_left - 1, min(longest, 2 * pause))
             )
             if not tries_left:
                 raise
-            report(f"{file.name}: {error.message}; going on at byte {position}.")
+            report(f"{file.name}: {error.message}; continuing at byte {position}.")
             await asyncio.sleep(pause)
         else:
             if position == before:

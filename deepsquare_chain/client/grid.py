@@ -173,7 +173,7 @@ class Grid:
             JobFileError: The job file is invalid.
             EndpointError: The endpoint does not answer.
         """
-        return await offers(self.contracts, (await _read(job)).terms(**terms))
+        return await offers(self.contracts, (await _read_job_file(job)).terms(**terms))
 
     async def submit(
         self,
@@ -212,7 +212,7 @@ class Grid:
             WaitTimeoutError: The transaction was sent and is not in a block yet; repeat with the
                 same key.
         """
-        wallet, file = self.wallet, await _read(job)
+        wallet, file = self.wallet, await _read_job_file(job)
         terms: Terms = file.terms(credits=credits, time_limit=time_limit)
         after = await parse_depends(self.contracts, file.depends_on, lambda: wallet.address)
         definition = file.definition
@@ -222,8 +222,8 @@ class Grid:
             )
             definition = definition.encrypted_to([result_key.recipient])
         now = await submission_time(self.contracts)
-        wishes = file.conditions(now, repeatable=key is not None)
-        request = request_of(definition, terms, after=after, wishes=wishes)
+        job_conditions = file.conditions(now, repeatable=key is not None)
+        request = request_of(definition, terms, after=after, job_conditions=job_conditions)
         request = replace(request, definitions=request.definitions * count)
         digests = [digest(data).hex() for data in request.definitions]
         await request_notifications(
@@ -307,7 +307,7 @@ class Grid:
         if run is None:
             raise NotFoundError(
                 f"No run of job {job_id} is kept below {root}",
-                hint="Output is read from a provider of this machine: give its state_dir.",
+                hint="Output is read from a provider on this machine: give its state_dir.",
             )
         parts: list[bytes] = []
         position = 0
@@ -375,7 +375,7 @@ class Grid:
         return ledger.statement(account or self.wallet.address)
 
 
-async def _read(job: str | Path | bytes) -> JobFile:
+async def _read_job_file(job: str | Path | bytes) -> JobFile:
     if isinstance(job, bytes):
         return parse_job_file(job)
     return await asyncio.to_thread(load_job, job)

@@ -168,26 +168,26 @@ NO_EXIT_CODE = 1
 #: Shortest and longest backoff in seconds while the endpoint fails.
 _PAUSES: Final = (0.5, 10.0)
 #: Number of polls after which an unchanged job is explained to the user.
-PATIENCE = 5
+POLLS_BEFORE_EXPLANATION = 5
 
 
 T = TypeVar("T")
 #: Called with the first error of each outage of the endpoint, and with None when it ends.
-OnTrouble = Callable[[EndpointError | None], None]
+OnOutage = Callable[[EndpointError | None], None]
 
 
-async def until_answered(
+async def with_endpoint_retries(
     ask: Callable[[], Awaitable[T]],
     *,
     deadline: float | None = None,
-    on_trouble: OnTrouble | None = None,
+    on_outage: OnOutage | None = None,
 ) -> T:
     """Send a request and retry with backoff while the endpoint fails.
 
     Args:
         ask: Sends the request.
         deadline: Monotonic seconds after which a failure is raised; None for no limit.
-        on_trouble: Called with the first failure, and with None after the first success.
+        on_outage: Called with the first failure, and with None after the first success.
 
     Raises:
         WrongEndpointError: The endpoint serves another chain; not retried.
@@ -201,14 +201,14 @@ async def until_answered(
         except WrongEndpointError:
             raise
         except EndpointError as error:
-            if on_trouble is not None and not is_failing:
-                on_trouble(error)
+            if on_outage is not None and not is_failing:
+                on_outage(error)
             is_failing = True
             if deadline is not None and time.monotonic() + pause >= deadline:
                 raise
         else:
-            if on_trouble is not None and is_failing:
-                on_trouble(None)
+            if on_outage is not None and is_failing:
+                on_outage(None)
             return result
         await asyncio.sleep(pause)
         pause = min(longest, 2 * pause)
@@ -237,8 +237,8 @@ async def watch(
     interval: float = 1.0,
     timeout: float | None = None,
     on_change: Callable[[Job], None] | None = None,
-    on_rest: Callable[[Job], None] | None = None,
-    on_trouble: OnTrouble | None = None,
+    on_waiting: Callable[[Job], None] | None = None,
+    on_outage: OnOutage | None = None,
 ) -> Ended:
     """Wait until a job and all its successors have ended; retries while the endpoint fails.
 
@@ -248,9 +248,9 @@ async def watch(
         interval: Poll interval in seconds.
         timeout: Maximum seconds to wait; None for no limit.
         on_change: Called with the job at the start, and after every change of its status.
-        on_rest: Called with a job that is not RUNNING and whose status has not changed for
-            `PATIENCE` polls, and again after each further `PATIENCE` polls.
-        on_trouble: Called when the endpoint does not answer, and with None when it recovers.
+        on_waiting: Called with a job that is not RUNNING and whose status has not changed for
+            `POLLS_BEFORE_EXPLANATION` polls, and again after each further `POLLS_BEFORE_EXPLANATION` polls.
+        on_outage: Called when the endpoint does not answer, and with None when it recovers.
 
     Raises:
         NotFoundError: The job does not exist.
@@ -263,7 +263,7 @@ async def watch(
     polls = 0
 
     def ask(question: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        return until_answered(question, deadline=deadline, on_trouble=on_trouble)
+        return with_endpoint_retries(question, deadline=deadline, on_outage=on_outage)
 
     while True:
         job = await ask(partial(contracts.scheduler.get_job, job_id))
@@ -278,14 +278,18 @@ async def watch(
                 return Ended(job, history)
             job_id = history.successor
             continue
-        if on_rest is not None and polls == PATIENCE and job.status is not JobStatus.RUNNING:
+        if (
+            on_waiting is not None
+            and polls == POLLS_BEFORE_EXPLANATION
+            and job.status is not JobStatus.RUNNING
+        ):
             polls = 0
-            on_rest(job)
+            on_waiting(job)
         polls += 1
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
-                f"Job {job.id} is still {job.status.name}: the {timeout:.3g} seconds to wait are over",
-                hint=f"`deepsquare job why {job.id}` tells what it waits for; go on with "
+                f"Job {job.id} is still {job.status.name} after {timeout:.3g} seconds",
+                hint=f"`deepsquare job why {job.id}` shows what it waits for; continue with "
                 f"`deepsquare job watch {job.id}`.",
             )
         await asyncio.sleep(interval)

@@ -90,7 +90,7 @@ async def newest(
         bottom = max(1, top - _PAGE + 1)
         page = await contracts.scheduler.get_jobs(range(top, bottom - 1, -1))
         candidates = [
-            job for job in page if _wanted(job, customer, provider_id) and job.status in statuses
+            job for job in page if _matches(job, customer, provider_id) and job.status in statuses
         ]
         if not (names or submission):
             candidates = candidates[: limit - len(listed)]
@@ -107,7 +107,7 @@ async def newest(
     return listed[:limit]
 
 
-def _wanted(job: Job, customer: str | None, provider_id: int | None) -> bool:
+def _matches(job: Job, customer: str | None, provider_id: int | None) -> bool:
     mine = customer is None or job.customer == customer
     return mine and (provider_id is None or job.provider_id == provider_id)
 
@@ -146,11 +146,11 @@ async def _select(contracts: Contracts, word: str, customer: Callable[[], str]) 
         try:
             return parse_ids(word)
         except ValueError as error:
-            raise UsageError(str(error), hint="Write ids such as 7, 3-5 or 3,7-9.") from None
+            raise UsageError(str(error), hint="Write IDs such as 7, 3-5 or 3,7-9.") from None
     if re.fullmatch(r"0x[0-9a-fA-F]{64}", word):
-        return await _sent_in(contracts, word)
+        return await _jobs_of_transaction(contracts, word)
     if not word:
-        raise UsageError("An empty word names no job", hint="Write an id, a range or a name.")
+        raise UsageError("An empty argument selects no job", hint="Write an ID, a range or a name.")
     of_submission = SUBMISSION_ID.fullmatch(word) is not None
     jobs = await newest(
         contracts,
@@ -164,12 +164,12 @@ async def _select(contracts: Contracts, word: str, customer: Callable[[], str]) 
         relation = "is of submission" if of_submission else "is named"
         raise NotFoundError(
             f"No job of this wallet {relation} {word[:80]!r}",
-            hint="`deepsquare job list` shows ids and names; a name may hold * and ?.",
+            hint="`deepsquare job list` shows IDs and names; a name may contain * and ?.",
         )
     return sorted(job.id for job, _ in jobs)
 
 
-async def _sent_in(contracts: Contracts, tx_hash: str) -> list[int]:
+async def _jobs_of_transaction(contracts: Contracts, tx_hash: str) -> list[int]:
     try:
         receipt = await contracts.w3.eth.get_transaction_receipt(HexStr(tx_hash))
     except TransactionNotFound:

@@ -25,7 +25,7 @@ from deepsquare_chain.workflow import Definition
 MAX_READERS: Final = 20
 
 
-def read_secrets(words: Sequence[str]) -> dict[str, str]:
+def read_secrets(arguments: Sequence[str]) -> dict[str, str]:
     """Read secrets given as NAME for an environment variable, or as NAME=FILE.
 
     Raises:
@@ -33,7 +33,7 @@ def read_secrets(words: Sequence[str]) -> dict[str, str]:
         NotFoundError: The file does not exist.
     """
     secrets: dict[str, str] = {}
-    for word in words:
+    for word in arguments:
         name, separator, file = word.partition("=")
         if separator:
             secrets[name] = read_secret(Path(file), "secret's file")
@@ -41,8 +41,8 @@ def read_secrets(words: Sequence[str]) -> dict[str, str]:
             secrets[name] = os.environ[name]
         else:
             raise UsageError(
-                f"--secret {name[:60]!r}: the environment has no such variable",
-                hint="Export it first, or write NAME=FILE. The value itself is never an argument.",
+                f"--secret {name[:60]!r}: the environment does not have this variable",
+                hint="Export it first, or write NAME=FILE. The value itself can't be an argument.",
             )
     return secrets
 
@@ -74,7 +74,8 @@ async def with_secrets(
     duplicates = sorted(set(secrets) & set(definition.env))
     if duplicates:
         raise UsageError(
-            f"{duplicates[0]} is a secret and a variable of the job file", hint="Keep one of them."
+            f"{duplicates[0]} is both a secret and a variable of the job file",
+            hint="Remove one of them.",
         )
     readers: dict[str, str] = {}
     for quote in await quotes(contracts, terms):
@@ -85,7 +86,7 @@ async def with_secrets(
     readers = dict(list(readers.items())[:MAX_READERS])
     if not readers:
         raise UsageError(
-            "No provider that could run this job takes secrets",
+            "No eligible provider of this job accepts secrets",
             hint="See `deepsquare quote`; a provider publishes its key with its abilities.",
         )
     sealed = encrypt_secrets(secrets, customer, [*readers.values(), *own])

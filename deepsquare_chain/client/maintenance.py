@@ -51,7 +51,7 @@ async def wait_until_empty(
         else:
             is_endpoint_down = False
             if not jobs:
-                report("No job is left with this provider.")
+                report("No job is assigned to this provider any more.")
                 return
             if len(jobs) != last_count:
                 last_count = len(jobs)
@@ -59,7 +59,7 @@ async def wait_until_empty(
                 report(f"Jobs left: {last_count}, of which {running} are running.")
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
-                f"Jobs were left when the {timeout:.3g} s were up",
-                hint="The maintenance stands; `deepsquare provider jobs` lists them.",
+                f"Jobs were still assigned after the timeout of {timeout:.3g} s",
+                hint="The maintenance continues; `deepsquare provider jobs` lists them.",
             )
         await asyncio.sleep(interval)

@@ -56,7 +56,7 @@ def _from_folder(folder: Path, source: str) -> FetchedModule:
             f"module {source}: {folder / _FILE} can't be read: {error.strerror}",
             hint="Local modules are folders with a module.yaml; the path is relative to the job file.",
         ) from None
-    return FetchedModule(_bounded(text, source), f"sha256:{hashlib.sha256(text).hexdigest()}")
+    return FetchedModule(_limited_text(text, source), f"sha256:{hashlib.sha256(text).hexdigest()}")
 
 
 def _from_git(source: str) -> FetchedModule:
@@ -68,7 +68,7 @@ def _from_git(source: str) -> FetchedModule:
         _git(source, "clone", "--quiet", "--bare", "--filter=blob:none", url, clone)
         commit = _commit(source, clone, ref, "/".join(folders))
         text = _git(source, "-C", clone, "cat-file", "blob", f"{commit}:{path}")
-    return FetchedModule(_bounded(text, source), commit)
+    return FetchedModule(_limited_text(text, source), commit)
 
 
 def _commit(source: str, place: str, ref: str, folder: str) -> str:
@@ -88,7 +88,7 @@ def _commit(source: str, place: str, ref: str, folder: str) -> str:
         return output.decode().strip()
     raise JobFileError(
         f"module {source}: the repository has no tag, branch or commit {ref!r}",
-        hint="Correct what stands behind @.",
+        hint="Correct the reference after @.",
     )
 
 
@@ -104,21 +104,21 @@ def _git(source: str, *words: str) -> bytes:
         raise JobFileError(f"module {source}: git is not installed", hint="Install git.") from None
     except subprocess.TimeoutExpired:
         raise JobFileError(
-            f"module {source}: the repository does not answer", hint="Try again later."
+            f"module {source}: the repository does not respond", hint="Try again later."
         ) from None
     if completed.returncode:
         error_lines = completed.stderr.decode(errors="replace").strip().splitlines()
         raise JobFileError(
-            f"module {source}: {error_lines[-1][:300] if error_lines else 'it can not be fetched'}",
-            hint="Check the source, and that this machine reaches the repository over https.",
+            f"module {source}: {error_lines[-1][:300] if error_lines else 'it could not be fetched'}",
+            hint="Check the source, and that this machine can reach the repository over https.",
         )
     return completed.stdout
 
 
-def _bounded(text: bytes, source: str) -> bytes:
+def _limited_text(text: bytes, source: str) -> bytes:
     if len(text) > _MAX_BYTES:
         raise JobFileError(
             f"module {source}: {_FILE} is larger than {_MAX_BYTES:,} bytes",
-            hint="A module holds steps, not data.",
+            hint="A module must contain steps, not data.",
         )
     return text

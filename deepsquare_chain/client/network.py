@@ -159,8 +159,8 @@ def address_book(settings: Settings) -> AddressBook:
 def no_keystore() -> UsageError:
     """Return the error of a command that needs a wallet if none is set."""
     return UsageError(
-        "No wallet is set",
-        hint="Name one with --keystore or DEEPSQUARE_KEYSTORE, or an external signer with --signer; "
+        "No wallet is configured",
+        hint="Give one with --keystore or DEEPSQUARE_KEYSTORE, or an external signer with --signer; "
         "`deepsquare wallet new FILE` makes "
         "one, and `deepsquare devnet up` a local grid with wallets for this folder.",
     )

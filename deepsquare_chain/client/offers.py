@@ -17,7 +17,7 @@ from deepsquare_chain.metascheduler.ranking import energy_use
 
 # -- quotes
 
-OVER_BUDGET: Final = "over budget: the credits do not buy the time limit"
+OVER_BUDGET: Final = "over budget: the credits are not sufficient for the time limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: boo
     )
     reasons = (
         (not active, provider.status.name.lower().replace("_", " ")),
-        (provider.approved_until <= now, "approval has run out"),
+        (provider.approved_until <= now, "approval has expired"),
         (silent, "silent: a challenge is unanswered"),
-        (not has_capacity, "does not fit its hardware or offer"),
+        (not has_capacity, "exceeds its hardware or offer"),
         (bool(unmet_requirements), f"its labels do not meet: {unmet_requirements}"),
         (whole == 0, "has no price"),
         (whole > terms.amount, OVER_BUDGET),
@@ -83,13 +83,13 @@ def _refusal(provider: Provider, terms: Terms, whole: int, now: int, silent: boo
     return next((reason for applies, reason in reasons if applies), "")
 
 
-def cheapest(found: Sequence[Quote]) -> Quote | None:
+def cheapest(quotes_by_price: Sequence[Quote]) -> Quote | None:
     """Return the quote of the cheapest eligible provider; None if there is none."""
-    return next((quote for quote in found if quote.eligible), None)
+    return next((quote for quote in quotes_by_price if quote.eligible), None)
 
 
 #: Number of newest records that are searched for live jobs; live jobs are rarely older.
-LOOKED_AT: Final = 2_000
+SEARCHED_RECORDS: Final = 2_000
 _PAGE: Final = 500
 
 
@@ -184,7 +184,7 @@ async def _live(contracts: Contracts) -> list[Job]:
     """Return the assigned jobs among the newest records."""
     jobs: list[Job] = []
     top = await contracts.scheduler.job_count()
-    last = max(0, top - LOOKED_AT)
+    last = max(0, top - SEARCHED_RECORDS)
     while top > last:
         bottom = max(last, top - _PAGE)
         page = await contracts.scheduler.get_jobs(range(bottom + 1, top + 1))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.history import histories
-from deepsquare_chain.client.offers import LOOKED_AT
+from deepsquare_chain.client.offers import SEARCHED_RECORDS
 from deepsquare_chain.job import Job, JobStatus, Offer, Provider, ProviderStatus
 
 _PAGE = 500
 #: Number of ended jobs of the customer, listed after the live jobs.
-_ENDED = 20
+_MAX_ENDED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ class OverviewReader:
         customer_jobs = [job for job in records if customer in (None, job.customer)]
         live = [job for job in customer_jobs if job.status.is_live]
         listed = sorted(live, key=lambda job: (job.status is not JobStatus.RUNNING, job.id))
-        listed += [job for job in customer_jobs if job.status.is_final][:_ENDED]
+        listed += [job for job in customer_jobs if job.status.is_final][:_MAX_ENDED]
         queue = sorted(
             (job for job in records if job.status.is_live and job.status is not JobStatus.RUNNING),
             key=lambda job: job.id,
         )
-        await self._learn_names([*listed, *queue])
+        await self._load_names([*listed, *queue])
         providers = await contracts.registry.providers()
         return GridSnapshot(
             block=int(await contracts.w3.eth.block_number),
@@ -96,14 +96,14 @@ class OverviewReader:
         """Return the newest records, newest first; live jobs are rarely older."""
         jobs: list[Job] = []
         top = await self._contracts.scheduler.job_count()
-        last = max(0, top - LOOKED_AT)
+        last = max(0, top - SEARCHED_RECORDS)
         while top > last:
             bottom = max(last, top - _PAGE)
             jobs += await self._contracts.scheduler.get_jobs(range(top, bottom, -1))
             top = bottom
         return jobs
 
-    async def _learn_names(self, jobs: Sequence[Job]) -> None:
+    async def _load_names(self, jobs: Sequence[Job]) -> None:
         unknown = [job.id for job in jobs if job.id not in self._names]
         if unknown:
             history_by_id = await histories(self._contracts, unknown)

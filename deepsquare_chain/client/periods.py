@@ -47,13 +47,13 @@ def parse_period(month: str | None, since: str | None, until: str | None) -> Per
             )
         following = (year + 1, 1) if month_number == 12 else (year, month_number + 1)
         return Period(_midnight(year, month_number), _midnight(*following))
-    start, first_block = _bound(since, ends=False)
-    end, last_block = _bound(until, ends=True)
+    start, first_block = _bound(since, is_end=False)
+    end, last_block = _bound(until, is_end=True)
     empty_time = start is not None and end is not None and end <= start
     empty_blocks = first_block is not None and last_block is not None and last_block < first_block
     if empty_time or empty_blocks:
         raise UsageError(
-            f"No time lies from {since} on and up to {until}", hint="Exchange the two bounds."
+            f"No time lies from {since} on and up to {until}", hint="Swap the two bounds."
         )
     return Period(start, end, first_block, last_block)
 
@@ -74,19 +74,19 @@ async def blocks_of(w3: AsyncWeb3[Any], period: Period, lowest: int) -> tuple[in
     first = period.first_block if period.first_block is not None else 0
     last = period.last_block
     if period.start is not None:
-        first = await _first_from(w3, period.start, min(lowest, newest), newest)
+        first = await _first_block_from(w3, period.start, min(lowest, newest), newest)
     if period.end is not None:
-        after = await _first_from(w3, period.end, min(lowest, newest), newest)
+        after = await _first_block_from(w3, period.end, min(lowest, newest), newest)
         last = after - 1 if after <= newest else None
     if (last is not None and last < first) or (period.start is not None and first > newest):
         raise UsageError(
-            "No block of this grid lies in that period",
+            "No block of this grid is in this period",
             hint=f"The deployment's first block is {lowest}, the newest block {newest}.",
         )
     return first, last
 
 
-async def _first_from(w3: AsyncWeb3[Any], moment: int, low: int, newest: int) -> int:
+async def _first_block_from(w3: AsyncWeb3[Any], moment: int, low: int, newest: int) -> int:
     """Return the first block at or after a time (binary search); newest + 1 if there is none."""
     high = newest + 1
     while low < high:
@@ -98,7 +98,7 @@ async def _first_from(w3: AsyncWeb3[Any], moment: int, low: int, newest: int) ->
     return low
 
 
-def _bound(text: str | None, *, ends: bool) -> tuple[int | None, int | None]:
+def _bound(text: str | None, *, is_end: bool) -> tuple[int | None, int | None]:
     """Parse a bound into epoch seconds or a block; an end includes its day or second."""
     if text is None:
         return None, None
@@ -106,11 +106,11 @@ def _bound(text: str | None, *, ends: bool) -> tuple[int | None, int | None]:
         return None, int(text)
     try:
         if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-            day = date.fromisoformat(text) + timedelta(days=1 if ends else 0)
+            day = date.fromisoformat(text) + timedelta(days=1 if is_end else 0)
             return _midnight(day.year, day.month, day.day), None
         time = datetime.fromisoformat(text)
         utc = time.replace(tzinfo=UTC) if time.tzinfo is None else time
-        return int(utc.timestamp()) + (1 if ends else 0), None
+        return int(utc.timestamp()) + (1 if is_end else 0), None
     except (ValueError, OverflowError):
         raise UsageError(f"{text[:40]!r} is not a date", hint=_HINT) from None
 

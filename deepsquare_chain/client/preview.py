@@ -15,7 +15,7 @@ from deepsquare_chain.job import JobFlags, Terms
 _FLAGS: Final = {
     JobFlags.UNTIL_SPENT: "runs until its credits are spent",
     JobFlags.NO_SELF_SCHEDULING: "providers can't assign it to themselves",
-    JobFlags.INTERIM_PAYMENTS: "its provider may collect payments while it runs",
+    JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
 }
 
 Rows = tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ def describe_call(call: Call) -> Rows:
     try:
         function, values = interface("MetaScheduler").read_call(call.data)
     except AbiError:
-        raise UsageError(f"{call.label!r} is no call of the MetaScheduler") from None
+        raise UsageError(f"{call.label!r} is not a call of the MetaScheduler") from None
     header = (("function", function.name), ("contract", f"MetaScheduler at {call.to}"))
     match function.name:
         case "submitJobs" | "submitJobsWithPermit":
@@ -61,9 +61,9 @@ def describe_call(call: Call) -> Rows:
         case "cancel":
             return (*header, ("jobs", ", ".join(map(str, values[0]))))
         case "withdraw":
-            return (*header, ("to", f"{values[0]} gets all credits that are parked"))
+            return (*header, ("to", f"{values[0]} receives all credits that are parked"))
         case _:
-            raise UsageError(f"{function.name} is no function for customers")
+            raise UsageError(f"{function.name} is not a function for customers")
 
 
 def _submission(requests: tuple[Any, ...]) -> Rows:

@@ -29,8 +29,8 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Interim payments of long jobs": (
         *("collect_interval", "collect_gas_share", "coin_value", "unbilled_warning"),
     ),
-    "What watches the daemon": ("health_port", "log_level", "log_format"),
-    "Where jobs run": (
+    "Monitoring": ("health_port", "log_level", "log_format"),
+    "Executor": (
         *("executor", "follow_offer", "publish_abilities", "allow_unisolated", "allow_root"),
     ),
 }
@@ -43,9 +43,9 @@ _OTHERS: Final = frozenset(
     }
 )
 #: A TOML table, which must be last in the file.
-_TABLE: Final = "executor_options"
+_OPTIONS_TABLE: Final = "executor_options"
 #: Settings that are not commented out, because every provider needs them.
-_SET: Final[Mapping[str, Any]] = {
+_REQUIRED: Final[Mapping[str, Any]] = {
     "endpoint": "http://127.0.0.1:8545",
     "deployment": "deployment.json",
     "keystore": "provider.json",
@@ -64,14 +64,14 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "signer": "http://127.0.0.1:9000",
     "signer_account": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
 }
-_HEAD: Final = """\
+_HEADER: Final = """\
 # Settings of a DeepSquare provider. The daemon reads this file when it is started in this folder.
 # What stands behind a comment sign is the default, or an example where there is none.
 # A flag (--state-dir) goes before a variable (DEEPSQUARE_STATE_DIR), and that before this file.
-# `deepsquare config show` prints what is in force, `deepsquare provider doctor` checks it.
+# `deepsquare config show` prints the effective settings, `deepsquare provider doctor` checks them.
 """
-_TAIL: Final = """
-# Options of the executor; docs/provider.md has all of them. For Slurm:
+_FOOTER: Final = """
+# Options of the executor; see docs/provider.md. For Slurm:
 [executor_options]
 # partitions = ["batch"]
 # account = "grid"
@@ -96,8 +96,8 @@ def write_provider_files(folder: Path, executor: str) -> list[Path]:
     existing = [path for path in paths if os.path.lexists(path)]
     if existing:
         raise UsageError(
-            f"{existing[0]} is there already, so nothing was written",
-            hint="Choose another folder, or move that file away first.",
+            f"{existing[0]} already exists, so that nothing was written",
+            hint="Choose another folder, or move the file first.",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def write_provider_files(folder: Path, executor: str) -> list[Path]:
     except OSError as error:
         raise UsageError(
             f"{error.filename or folder} can't be written: {error.strerror}",
-            hint="Choose a folder that you may write to.",
+            hint="Choose a writable folder.",
         ) from None
     return paths
 
@@ -133,19 +133,21 @@ def provider_files(folder: Path, executor: str) -> dict[str, str]:
 
 def configuration(executor: str) -> str:
     """Return a configuration file that explains every setting of a provider."""
-    lines = [_HEAD]
+    lines = [_HEADER]
     listed = {name for names in _SECTIONS.values() for name in names}
     sections = dict(_SECTIONS)
     # New settings without a section must still appear in the file.
-    rest = [name for name in Settings.model_fields if name not in listed | _OTHERS | {_TABLE}]
+    rest = [
+        name for name in Settings.model_fields if name not in listed | _OTHERS | {_OPTIONS_TABLE}
+    ]
     if rest:
         sections["Other settings"] = tuple(rest)
-    values = {**_SET, "executor": executor}
+    values = {**_REQUIRED, "executor": executor}
     for title, names in sections.items():
         lines.append(f"\n# ---- {title}\n")
         for name in names:
             lines.extend(_lines(name, values))
-    return "\n".join(lines) + _TAIL
+    return "\n".join(lines) + _FOOTER
 
 
 def _lines(name: str, values: Mapping[str, Any]) -> list[str]:

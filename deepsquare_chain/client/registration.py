@@ -19,7 +19,7 @@ MAX_PRICE: Final = 10 * CREDIT
 _FACTOR: Final = 10
 _NAMES: Final = (("cpu", "CPU"), ("gpu", "GPU"), ("mem", "MB of memory"))
 #: Fields of `Hardware`, and their names for display.
-_PARTS: Final = (
+_HARDWARE_FIELDS: Final = (
     ("nodes", "nodes"),
     ("cpus_per_node", "CPUs per node"),
     ("mem_per_node", "MB per node"),
@@ -36,12 +36,12 @@ def price_per_second(credits_per_hour: int, text: str) -> int:
     price = credits_per_hour // SECONDS_PER_HOUR
     if price > MAX_PRICE:
         raise ValueError(
-            f"{text[:80]} credits per hour is more than the highest price, {hourly(MAX_PRICE)}; "
+            f"{text[:80]} credits per hour is more than the maximum price, {hourly(MAX_PRICE)}; "
             "a price is for one CPU, GPU or MB, per hour"
         )
     if credits_per_hour and not price:
         raise ValueError(
-            f"{text[:80]} credits per hour is less than the smallest price, {hourly(1)}, and "
+            f"{text[:80]} credits per hour is less than the minimum price, {hourly(1)}, and "
             "would be free"
         )
     return price
@@ -53,22 +53,22 @@ def price_changes(now: Prices, wanted: Prices) -> Iterator[str]:
         before, after = getattr(now, name), getattr(wanted, name)
         if before == after or not before:
             continue
-        words = f"The price per {word} goes from {_rounded(before)} to {_rounded(after)} credits per hour"
+        words = f"The price per {word} goes from {_format_price(before)} to {_format_price(after)} credits per hour"
         if not after:
             yield f"{words}: it would be free."
         elif max(before, after) >= _FACTOR * min(before, after):
-            yield f"{words}, {_times(before, after)}."
+            yield f"{words}, {_ratio_text(before, after)}."
 
 
-def price_doubts(wanted: Prices) -> Iterator[str]:
+def price_warnings(wanted: Prices) -> Iterator[str]:
     """Yield warnings about prices that seem to be in a wrong unit."""
     if wanted.mem and wanted.mem >= wanted.cpu:
         yield (
-            f"A MB of memory would cost {_rounded(wanted.mem)} credits per hour, and a CPU "
-            f"{_rounded(wanted.cpu)}: is the price of a GB meant?"
+            f"A MB of memory would cost {_format_price(wanted.mem)} credits per hour, and a CPU "
+            f"{_format_price(wanted.cpu)}: check that it is not the price of a GB."
         )
     if not (wanted.cpu or wanted.gpu or wanted.mem):
-        yield "All prices would be zero, and no job goes to a provider for nothing."
+        yield "All prices would be zero, and a provider without a price gets no jobs."
 
 
 def free_gpus(hardware: Hardware, prices: Prices) -> Iterator[str]:
@@ -80,9 +80,9 @@ def free_gpus(hardware: Hardware, prices: Prices) -> Iterator[str]:
 def price_example(prices: Prices) -> str:
     """Return an example of the hourly price of typical jobs."""
     cpu_job = prices.cpu + 2_000 * prices.mem
-    words = f"A job of 1 CPU and 2,000 MB pays {_rounded(cpu_job)} credits per hour"
+    words = f"A job of 1 CPU and 2,000 MB pays {_format_price(cpu_job)} credits per hour"
     if prices.gpu:
-        words += f", with a GPU {_rounded(cpu_job + prices.gpu)}"
+        words += f", with a GPU {_format_price(cpu_job + prices.gpu)}"
     return f"{words}."
 
 
@@ -98,13 +98,13 @@ def label_changes(now: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator
 def hardware_changes(provider: Provider, wanted: Hardware) -> Iterator[str]:
     """Yield warnings about hardware that is reduced."""
     now = provider.hardware
-    for name, word in _PARTS:
+    for name, word in _HARDWARE_FIELDS:
         before, after = getattr(now, name), getattr(wanted, name)
         if after < before:
             yield f"The {word} go from {before} to {after}."
 
 
-def hardware_doubts(wanted: Hardware, found: Hardware, place: str) -> Iterator[str]:
+def hardware_warnings(wanted: Hardware, found: Hardware, place: str) -> Iterator[str]:
     """Yield warnings about hardware that would be registered but does not exist.
 
     Args:
@@ -112,10 +112,10 @@ def hardware_doubts(wanted: Hardware, found: Hardware, place: str) -> Iterator[s
         found: Detected hardware.
         place: Name of the place of detection, such as "this machine".
     """
-    for name, word in _PARTS:
+    for name, word in _HARDWARE_FIELDS:
         registered, detected = getattr(wanted, name), getattr(found, name)
         if registered > detected:
-            yield f"{registered} {word} would be registered, and {place} has {detected}."
+            yield f"{registered} {word} would be registered, but {place} has {detected}."
 
 
 def machine() -> Hardware:
@@ -151,12 +151,12 @@ def _gpus(devices: Path) -> int:
     return nvidia + amd
 
 
-def _times(before: int, after: int) -> str:
+def _ratio_text(before: int, after: int) -> str:
     larger, smaller = max(before, after), min(before, after)
     return f"{larger // smaller:,} times {'more' if after > before else 'less'}"
 
 
-def _rounded(per_second: int) -> str:
+def _format_price(per_second: int) -> str:
     """Format credits per hour with six decimal places, or exactly if that would be zero."""
     exact = per_second * SECONDS_PER_HOUR
     unit = CREDIT // 1_000_000

@@ -16,7 +16,9 @@ from deepsquare_chain.store.gateway_client import ServiceClient
 
 #: HTTP statuses of temporary refusals: a retry may succeed.
 _TEMPORARY: Final = frozenset({408, 425, 429, 503})
-_ELSEWHERE: Final = "Name another relay with --relay, or pay the gas yourself: without --gasless."
+_OTHER_RELAY_HINT: Final = (
+    "Give another relay with --relay, or pay the gas yourself: without --gasless."
+)
 
 
 class RelayRefusedError(EndpointError):
@@ -59,7 +61,7 @@ class RelayTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayAnswer:
+class RelayResponse:
     """A relay's response about a request: its `state`; `transaction` may be empty."""
 
     state: str
@@ -84,8 +86,8 @@ def relay_url(settings: Settings, deployment: Deployment) -> str:
     if url := known_relay(settings, deployment):
         return url
     raise NotFoundError(
-        "No relay is set, and the deployment record names none",
-        hint="Name one with --relay or DEEPSQUARE_RELAY; `deepsquare relay serve` runs one.",
+        "No relay is configured, and the deployment record has none",
+        hint="Give one with --relay or DEEPSQUARE_RELAY; `deepsquare relay serve` runs one.",
     )
 
 
@@ -102,7 +104,7 @@ class RelayClient(ServiceClient):
     """
 
     service: ClassVar[str] = "relay"
-    advice: ClassVar[str] = _ELSEWHERE
+    advice: ClassVar[str] = _OTHER_RELAY_HINT
     max_response_bytes: ClassVar[int] = 65_536
 
     async def terms(self) -> RelayTerms:
@@ -111,7 +113,7 @@ class RelayClient(ServiceClient):
         Raises:
             EndpointError: The relay does not answer, or its response is invalid.
         """
-        body = await self._ask("GET", "/v1/relay")
+        body = await self._request("GET", "/v1/relay")
         try:
             return RelayTerms(
                 chain_id=int(body["chain_id"]),
@@ -141,18 +143,18 @@ class RelayClient(ServiceClient):
         if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != expected:
             raise EndpointError(
                 f"The relay at {self.place} serves another grid: chain {terms.chain_id}",
-                hint="Name a relay of this deployment with --relay.",
+                hint="Give a relay of this deployment with --relay.",
             )
         if not terms.is_open:
             raise RelayRefusedError(
-                f"The relay at {self.place} takes no requests now: it has too little coin",
-                hint="Try again later, or name another relay with --relay.",
+                f"The relay at {self.place} does not accept requests: it has too little coin",
+                hint="Try again later, or give another relay with --relay.",
                 code="relay-out-of-coin",
                 temporary=True,
             )
         return terms
 
-    async def hand_over(self, signed: SignedRequest, digest: str) -> RelayAnswer:
+    async def submit_request(self, signed: SignedRequest, digest: str) -> RelayResponse:
         """Send a request to the relay; idempotent.
 
         Raises:
@@ -160,29 +162,31 @@ class RelayClient(ServiceClient):
             EndpointError: The relay does not answer, or its response is invalid. It may have
                 received the request.
         """
-        return self._answer(await self._ask("POST", "/v1/requests", signed.to_wire()), digest)
+        return self._parse_response(
+            await self._request("POST", "/v1/requests", signed.to_wire()), digest
+        )
 
-    async def state(self, digest: str) -> RelayAnswer:
-        """Return the relay's state of a request; errors as `hand_over`."""
-        return self._answer(await self._ask("GET", f"/v1/requests/{digest}"), digest)
+    async def state(self, digest: str) -> RelayResponse:
+        """Return the relay's state of a request; errors as `submit_request`."""
+        return self._parse_response(await self._request("GET", f"/v1/requests/{digest}"), digest)
 
-    def _answer(self, body: Mapping[str, Any], digest: str) -> RelayAnswer:
+    def _parse_response(self, body: Mapping[str, Any], digest: str) -> RelayResponse:
         if body.get("digest") != digest or not isinstance(body.get("state"), str):
             raise self._invalid_response()
-        return RelayAnswer(
+        return RelayResponse(
             plain(body["state"])[:20],
             plain(str(body.get("transaction") or ""))[:66],
             plain(str(body.get("detail") or ""))[:500],
         )
 
-    async def _ask(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
+    async def _request(self, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
         response = await self._send(method, path, json=body)
         response_body = response.body()
         if response.is_success and response_body is not None:
             return response_body
-        raise self._refused(response.status, response_body)
+        raise self._refused_error(response.status, response_body)
 
-    def _refused(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
+    def _refused_error(self, status: int, body: Mapping[str, Any] | None) -> EndpointError:
         detail = body.get("detail") if body is not None else None
         temporary = status in _TEMPORARY
         is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not temporary
@@ -192,7 +196,7 @@ class RelayClient(ServiceClient):
         code = body.get("code")
         return RelayRefusedError(
             f"The relay at {self.place} refused: {plain(detail)[:500]}",
-            hint=plain(hint)[:300] if isinstance(hint, str) else _ELSEWHERE,
+            hint=plain(hint)[:300] if isinstance(hint, str) else _OTHER_RELAY_HINT,
             code=code[:40] if isinstance(code, str) else "",
             next_nonce=nonce if type(nonce) is int and nonce >= 0 else None,
             temporary=temporary,

@@ -76,7 +76,7 @@ async def job_results(
         files, reported = await remote_results(
             contracts, gateways, job_id, to, report=report, key_file=key_file
         )
-        return _compared(files, reported, job_id, gateways[0].place)
+        return _compare_digest(files, reported, job_id, gateways[0].place)
     job = await contracts.scheduler.get_job(job_id)
     grid = contracts.deployment.chain_id, contracts.scheduler.address
     run = await asyncio.to_thread(find_run, root, *grid, job_id)
@@ -89,33 +89,35 @@ async def job_results(
         )
     on_chain = await reported_digest(contracts, job_id)
     place = f"below {run}"
-    results = _compared(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
+    results = _compare_digest(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
     if to is not None:
         files = await asyncio.to_thread(result_files, run, to)
-        results = _compared(files, on_chain, job_id, place)
+        results = _compare_digest(files, on_chain, job_id, place)
     return results
 
 
 def no_run(job: Job, root: Path) -> NotFoundError:
     """Return the error for a job without a run folder on this machine."""
-    hint = "Output is read from a provider of this machine: give its state_dir (--state-dir)."
+    hint = "Output is read from a provider on this machine: give its state_dir (--state-dir)."
     unreadable_folder = closed_folder(root)
     if unreadable_folder is not None:
         hint = f"{unreadable_folder} can't be read by this user: ask its owner, or give another --state-dir."
     elif job.status.is_live and job.status is not JobStatus.RUNNING:
-        hint = f"It has not started: `deepsquare job why {job.id}` tells why."
+        hint = f"It has not started; see `deepsquare job why {job.id}`."
     return NotFoundError(
         f"No run of job {job.id} ({job.status.name}) is kept below {root}", hint=hint
     )
 
 
-def _compared(files: Sequence[ResultFile], reported: str, job_id: int, place: str) -> list[Result]:
+def _compare_digest(
+    files: Sequence[ResultFile], reported: str, job_id: int, place: str
+) -> list[Result]:
     output = files[0] if files and files[0].name == "output" else None
     unreadable = output is not None and not output.digest
     if reported and not unreadable and (output is None or output.digest != reported):
         raise AuditError(
-            f"The output of job {job_id} {place} is not the one that its provider reported",
-            hint="It was changed since, or is another run's; ask the provider.",
+            f"The output of job {job_id} {place} does not match the digest that its provider reported",
+            hint="It was changed since, or belongs to another run; ask the provider.",
         )
     # Only the digest of the output is on chain.
     return [

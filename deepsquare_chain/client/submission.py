@@ -41,13 +41,13 @@ _GAS_JOB: Final = 90_000
 _GAS_APPROVE: Final = 60_000
 _PERMIT_SECONDS: Final = 900
 #: Timeout for other submissions of the same wallet, as a multiple of the transaction timeout.
-_TURN_TIMEOUTS: Final = 10
+_QUEUE_TIMEOUT_FACTOR: Final = 10
 #: Seconds for which submissions are collected into one transaction.
 _GATHER_SECONDS: Final = 0.02
 #: Tries, and seconds between them, until all nodes behind an endpoint see a mined approval.
-_ALLOWED: Final = (12, 0.25)
+_ALLOWANCE_RETRIES: Final = (12, 0.25)
 #: Maximum number of approvals, if another folder or machine spends or replaces the allowance.
-_ALLOWANCES: Final = 8
+_MAX_APPROVALS: Final = 8
 #: Maximum length of an idempotency key in characters.
 MAX_KEY: Final = 120
 _PREFIX: Final = "submit:"
@@ -102,8 +102,8 @@ def parse_array(text: str) -> ArraySpec:
         )
     if len(indices) > MAX_JOBS:
         raise UsageError(
-            f"{len(indices)} jobs or more can't go into one submission: 1 to {MAX_JOBS} can",
-            hint="Lower --array, and submit the rest in further submissions.",
+            f"{len(indices)} jobs or more are too many for one submission: at most {MAX_JOBS}",
+            hint="Lower --array, and submit the rest separately.",
         )
     return ArraySpec(tuple(indices), int(limit or 0))
 
@@ -121,7 +121,7 @@ def request_of(
     array: ArraySpec | None = None,
     submission: str = "",
     after: Sequence[tuple[Dependency, int]] = (),
-    wishes: Conditions | None = None,
+    job_conditions: Conditions | None = None,
 ) -> Request:
     """Return the jobs of a submission: a single job, or a job array.
 
@@ -131,13 +131,13 @@ def request_of(
         array: Indices of the array; None for a single job.
         submission: ID of the submission, for an array.
         after: Dependencies of the jobs.
-        wishes: Further conditions of the job file.
+        job_conditions: Further conditions of the job file.
 
     Raises:
         UsageError: The conditions are too long to be stored on chain.
     """
     definitions: tuple[Definition, ...] = (definition,)
-    conditions = replace(wishes or Conditions(), after=tuple(after))
+    conditions = replace(job_conditions or Conditions(), after=tuple(after))
     if array is not None:
         size = len(array.indices)
         definitions = tuple(definition.in_array(index, size) for index in array.indices)
@@ -191,8 +191,8 @@ async def parse_depends(
             never_satisfied = job.status.is_final and not Dependency(kind).holds(job.status)
             if never_satisfied and (await histories(contracts, [job.id]))[job.id].successor is None:
                 raise UsageError(
-                    f"Job {job.id} ended {job.status.name}, so {kind}:{job.id} can never hold",
-                    hint="Leave that dependency out, or `deepsquare job retry` that job first.",
+                    f"Job {job.id} ended {job.status.name}, so {kind}:{job.id} can never be met",
+                    hint="Remove the dependency, or `deepsquare job retry` that job first.",
                 )
             dependencies.append((Dependency(kind), job.id))
     return dependencies
@@ -225,13 +225,13 @@ class Bill:
             raise InsufficientFundsError(
                 f"{self.customer} has {format_credits(self.balance)} credits, the submission "
                 f"takes {format_credits(self.total)}",
-                hint="Lower --credits, or get some: `deepsquare credit faucet` on a devnet.",
+                hint="Lower --credits, or get credits: on a devnet with `deepsquare credit faucet`.",
             )
         if self.gas_balance < self.gas_wei:
             raise InsufficientFundsError(
-                f"{self.customer} has {format_credits(self.gas_balance)} of the chain's own coin, "
-                f"the gas of this may take {format_credits(self.gas_wei)}",
-                hint="Send it some for gas; `deepsquare credit faucet` does on a devnet.",
+                f"{self.customer} has {format_credits(self.gas_balance)} of the chain's coin, "
+                f"the gas may cost {format_credits(self.gas_wei)}",
+                hint="Send coin to it; on a devnet use `deepsquare credit faucet`.",
             )
 
 
@@ -253,8 +253,8 @@ async def bill(
     jobs = sum(len(request.definitions) for request in requests)
     if not 1 <= jobs <= MAX_JOBS:
         raise UsageError(
-            f"{jobs} jobs can't go into one submission: 1 to {MAX_JOBS} can",
-            hint="Lower --array, and submit the rest in further submissions.",
+            f"{jobs} jobs can't be one submission: 1 to {MAX_JOBS} are allowed",
+            hint="Lower --array, and submit the rest separately.",
         )
     w3, credit, scheduler = contracts.w3, contracts.credit, contracts.scheduler
     address = checked_address(customer)
@@ -267,7 +267,7 @@ async def bill(
     )
     if not is_open:
         raise RevertedError(
-            "This deployment takes no new jobs",
+            "This deployment does not accept new jobs",
             hint="Use the record of the deployment that replaced it.",
         )
     total = sum(request.total for request in requests)
@@ -314,19 +314,19 @@ async def submit(
             was paid; or the transaction was sent and is not in a block yet. The message says which.
         GridError: The store, the endpoint or a contract refused; nothing was paid.
     """
-    earlier = await repeated(contracts, sender, requests, key, timeout)
+    earlier = await earlier_submission(contracts, sender, requests, key, timeout)
     if earlier is not None:
         return earlier
     try:
-        async with sender.spending(_TURN_TIMEOUTS * timeout):
+        async with sender.spending(_QUEUE_TIMEOUT_FACTOR * timeout):
             # The same command may have held the lock before.
-            earlier = await repeated(contracts, sender, requests, key, timeout)
+            earlier = await earlier_submission(contracts, sender, requests, key, timeout)
             return earlier or await _pay(
                 contracts, sender, store, requests, permit=permit, timeout=timeout, key=key
             )
     except (StoreError, InsufficientFundsError, RevertedError):
         # A race: the same command, run concurrently, may have used the key, credits or permit.
-        earlier = await repeated(contracts, sender, requests, key, timeout)
+        earlier = await earlier_submission(contracts, sender, requests, key, timeout)
         if earlier is None:
             raise
         return earlier
@@ -360,7 +360,7 @@ async def _pay(
         receipt = await sender.send(
             scheduler.submit_jobs(rows), timeout=timeout, key=outbox_key, permit=plan
         )
-        return _born([receipt])
+        return _new_job_ids([receipt])
     credit = contracts.credit
     receipts: list[TxReceipt] = []
     call = scheduler.submit_jobs(rows)
@@ -377,13 +377,13 @@ async def _pay(
 
     if cost.approval:
         await allow()
-    submit_receipt = await allowed(
+    submit_receipt = await pay_with_allowance(
         lambda: sender.send(call, timeout=timeout, key=outbox_key), allow
     )
-    return _born([*receipts, submit_receipt])
+    return _new_job_ids([*receipts, submit_receipt])
 
 
-async def allowed(
+async def pay_with_allowance(
     pay: Callable[[], Awaitable[TxReceipt]], allow: Callable[[], Awaitable[object]]
 ) -> TxReceipt:
     """Pay with the existing allowance; retry, and approve again if it stays insufficient.
@@ -398,8 +398,8 @@ async def allowed(
     Raises:
         ERC20InsufficientAllowance: The allowance was insufficient each time; nothing was paid.
     """
-    tries, pause = _ALLOWED
-    for retries_left in range(_ALLOWANCES * tries - 1, -1, -1):
+    tries, pause = _ALLOWANCE_RETRIES
+    for retries_left in range(_MAX_APPROVALS * tries - 1, -1, -1):
         try:
             return await pay()
         except reverts.ERC20InsufficientAllowance:
@@ -455,11 +455,11 @@ class SubmissionQueue:
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER_SECONDS)
-            batch = self._take()
+            batch = self._next_batch()
             if batch:
                 await self._pay(batch)
 
-    def _take(self) -> list[_Queued]:
+    def _next_batch(self) -> list[_Queued]:
         """Remove and return the first submission and all that fit into its transaction."""
         waiting = [queued for queued in self._waiting if not queued.result.done()]
         batch: list[_Queued] = []
@@ -470,30 +470,30 @@ class SubmissionQueue:
         self._waiting = [queued for queued in waiting if queued not in batch]
         return batch
 
-    async def _pay(self, some: Sequence[_Queued]) -> None:
+    async def _pay(self, submissions: Sequence[_Queued]) -> None:
         try:
             submitted = await submit(
                 self._contracts,
                 self._sender,
                 self._store,
-                [queued.request for queued in some],
-                permit=self._permit if some[0].permit else None,
+                [queued.request for queued in submissions],
+                permit=self._permit if submissions[0].permit else None,
                 timeout=self._timeout,
             )
         except (StoreError, InsufficientFundsError, RevertedError, UsageError) as error:
             # Nothing was paid. Retry each on its own, because one may have failed the others.
-            if len(some) == 1:
-                some[0].fail(error)
-            for queued in some if len(some) > 1 else ():
+            if len(submissions) == 1:
+                submissions[0].fail(error)
+            for queued in submissions if len(submissions) > 1 else ():
                 await self._pay([queued])
         except BaseException as error:
-            for queued in some:
+            for queued in submissions:
                 queued.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
             ids = iter(submitted.job_ids)
-            for queued in some:
+            for queued in submissions:
                 job_ids = tuple(itertools.islice(ids, len(queued.request.definitions)))
                 if not queued.result.done():
                     queued.result.set_result(Submitted(job_ids, submitted.receipts))
@@ -516,12 +516,12 @@ class _Queued:
             self.result.cancel()
 
 
-def _born(receipts: Sequence[TxReceipt]) -> Submitted:
+def _new_job_ids(receipts: Sequence[TxReceipt]) -> Submitted:
     submitted = [event for event in receipts[-1].events if isinstance(event, JobSubmitted)]
     return Submitted(tuple(event.job_id for event in submitted), tuple(receipts))
 
 
-async def repeated(
+async def earlier_submission(
     contracts: Contracts,
     sender: Sender | RelayedSender,
     requests: Sequence[Request],
@@ -546,9 +546,9 @@ async def repeated(
     if scheduler.submitted(entry.call) != scheduler.submitted(scheduler.submit_jobs(rows)):
         raise UsageError(
             f"The key {key!r} was used for another submission",
-            hint="Give each submission a key of its own; the same key means the same jobs.",
+            hint="Give each submission its own key; the same key means the same jobs.",
         )
-    return _born([await sender.send(entry.call, timeout=timeout, key=_PREFIX + key)])
+    return _new_job_ids([await sender.send(entry.call, timeout=timeout, key=_PREFIX + key)])
 
 
 def refuse_relayed_key(store: RequestTables, key: str | None) -> None:
@@ -560,7 +560,7 @@ def refuse_relayed_key(store: RequestTables, key: str | None) -> None:
     if key is not None and store.request_by_key(_PREFIX + key) is not None:
         raise UsageError(
             f"The key {key!r} was used for a submission through a relay",
-            hint="Repeat it with --gasless: it is paid once.",
+            hint="Repeat it with --gasless: it is paid only once.",
         )
 
 

@@ -115,7 +115,7 @@ class AddressOnly:
 
     def _refusal(self) -> NotAuthorisedError:
         return NotAuthorisedError(
-            f"This needs a signature of {self.address}, whose key is not here",
+            f"This needs a signature of {self.address}, whose key is not available",
             hint="Leave out --permit, --gasless and gateways with --unsigned.",
         )
 

@@ -87,10 +87,10 @@ def check_name(name: str) -> str:
     """
     if not is_file_name(name):
         raise RequestRefusedError(
-            "That is no name of a file of a job",
+            "The name of a job's file is not valid",
             code="bad-name",
             status=HTTPStatus.BAD_REQUEST,
-            hint="Files of a job are log, output, and paths below work/.",
+            hint="The files of a job are log, output, and paths below work/.",
         )
     return name
 
@@ -99,24 +99,24 @@ def check_name(name: str) -> str:
 _NONCE_SECONDS: Final = 300
 _SKEW: Final = 60
 _NONCE: Final = re.compile(r"[0-9a-f]{56}")
-_LOCAL: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
+_LOCAL_DOMAIN: Final = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
 _MAX_SESSIONS: Final = 100_000
 #: Cache lifetime of a job's record in seconds: for pending jobs, and for jobs that run or have
 #: ended, whose provider rarely changes.
-_WAITING_SECONDS: Final = 1.0
+_LIVE_JOB_SECONDS: Final = 1.0
 _JOB_SECONDS: Final = 5.0
 #: Cache lifetime in seconds when a request would be refused.
-_LOOK_AGAIN: Final = 0.25
+_REFUSAL_CACHE_SECONDS: Final = 0.25
 _MAX_CACHED: Final = 10_000
 
 
-class Right(Enum):
+class Permission(Enum):
     """A permission on a job."""
 
     READ_DEFINITION = "read the definition"
     READ = "read the output"
     WRITE = "deliver output"
-    OWN = "do what its customer does"
+    OWN = "act as its customer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +131,16 @@ class Session:
     expires: float
 
 
-def _denied(message: str, *, code: str, hint: str = "") -> RequestRefusedError:
+def _forbidden(message: str, *, code: str, hint: str = "") -> RequestRefusedError:
     return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
 
 
-def _unsigned(message: str, *, code: str) -> RequestRefusedError:
+def _unauthorised(message: str, *, code: str) -> RequestRefusedError:
     return RequestRefusedError(
         message,
         code=code,
         status=HTTPStatus.UNAUTHORIZED,
-        hint="Ask for a new nonce and sign in again with the wallet of the job.",
+        hint="Request a new nonce and sign in again with the wallet of the job.",
     )
 
 
@@ -170,11 +170,11 @@ class Nonces:
         """
         well_formed = _NONCE.fullmatch(nonce) is not None
         if not well_formed or not hmac.compare_digest(self._proof(nonce[:24]), nonce[24:]):
-            raise _unsigned("This gateway gave no such nonce", code="unknown-nonce")
+            raise _unauthorised("This gateway did not issue this nonce", code="unknown-nonce")
         if int(nonce[16:24], 16) < self._clock():
-            raise _unsigned("The nonce has expired", code="expired-nonce")
+            raise _unauthorised("The nonce has expired", code="expired-nonce")
         if nonce in self._used:
-            raise _unsigned("The nonce was used before", code="used-nonce")
+            raise _unauthorised("The nonce has already been used", code="used-nonce")
 
     def use(self, nonce: str) -> None:
         """Mark a nonce as used; errors as `check`."""
@@ -260,7 +260,7 @@ class Access:
         self._nonces.check(message.nonce)
         signable = encode_defunct(text=text)
         if not await is_signed_by(self._contracts.w3, signable, signature, message.address):
-            raise _unsigned(
+            raise _unauthorised(
                 f"The message is not signed by {message.address}", code="wrong-signature"
             )
         # No await from here on, so only one of two concurrent sign-ins can use a nonce.
@@ -278,46 +278,48 @@ class Access:
         session = self._sessions.get(key)
         if session is None or session.expires < self._clock():
             self._sessions.pop(key, None)
-            raise _unsigned("This request needs a sign-in", code="signed-out")
+            raise _unauthorised("This request needs a sign-in", code="signed-out")
         return session
 
     def _check(self, message: SignInMessage) -> float:
         """Check everything but nonce and signature; return the expiry (epoch seconds)."""
         deployment = self._contracts.deployment
         if message.domain not in self._domains and not self._is_local(message.domain):
-            raise _unsigned(
+            raise _unauthorised(
                 f"The message is for {message.domain[:80]}, not for this gateway",
                 code="wrong-domain",
             )
-        if not any(_below(message.uri, origin) for origin in self.origins):
-            raise _unsigned("The URI of the message is not of this gateway", code="wrong-uri")
+        if not any(_is_below_origin(message.uri, origin) for origin in self.origins):
+            raise _unauthorised(
+                "The URI of the message is not a URL of this gateway", code="wrong-uri"
+            )
         if message.chain_id != deployment.chain_id:
-            raise _unsigned(
+            raise _unauthorised(
                 f"The message is for chain {message.chain_id}, this is {deployment.chain_id}",
                 code="wrong-chain",
             )
         contract = contract_resource(deployment.chain_id, self._contracts.scheduler.address)
         if contract not in message.resources:
-            raise _unsigned(
-                "The message does not name the contract of this gateway among its resources",
+            raise _unauthorised(
+                "The message does not list the contract of this gateway in its resources",
                 code="wrong-contract",
             )
         now = self._clock()
         if not message.expiration_time:
-            raise _unsigned("The message never expires", code="no-expiry")
+            raise _unauthorised("The message has no expiration time", code="no-expiry")
         expires = seconds_of(message.expiration_time)
         starts = max(
             seconds_of(message.issued_at),
             seconds_of(message.not_before) if message.not_before else 0.0,
         )
         if expires <= now or starts > now + _SKEW or starts < now - _NONCE_SECONDS - _SKEW:
-            raise _unsigned("The message is not good at this time", code="wrong-time")
+            raise _unauthorised("The message is not valid at this time", code="wrong-time")
         return min(expires, now + self._rules.session_seconds)
 
     def _is_local(self, domain: str) -> bool:
         """Return whether the domain and all URLs of the gateway are on the loopback interface."""
-        return _LOCAL.fullmatch(domain) is not None and all(
-            _LOCAL.fullmatch(url.partition("://")[2]) for url in self.origins
+        return _LOCAL_DOMAIN.fullmatch(domain) is not None and all(
+            _LOCAL_DOMAIN.fullmatch(url.partition("://")[2]) for url in self.origins
         )
 
     def _scope(self, message: SignInMessage) -> frozenset[int] | None:
@@ -354,7 +356,7 @@ class Access:
     # -- authorisation
 
     async def job(
-        self, session: Session, job_id: int, right: Right, *, counted: bool = True
+        self, session: Session, job_id: int, permission: Permission, *, counted: bool = True
     ) -> JobSpace:
         """Return the job if the account has this permission on it.
 
@@ -367,30 +369,30 @@ class Access:
             EndpointError: The chain can't be read.
         """
         if session.jobs is not None and job_id not in session.jobs:
-            raise _denied(
+            raise _forbidden(
                 f"This sign-in is not for job {job_id}",
                 code="wrong-job",
                 hint="Sign in for that job.",
             )
         if not self._refusals.has_tokens(session.account):
             raise RequestRefusedError(
-                "Too many requests were refused",
+                "Too many requests of this account were refused",
                 code="too-many-refused",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
-                hint="Ask for jobs of this account, or again later.",
+                hint="Request only jobs of this account, or try again later.",
                 retry=1,
             )
         job, fresh = await self._job(job_id, _JOB_SECONDS)
-        if not (job and await self._allowed(session.account, job, right)) and not fresh:
+        if not (job and await self._allowed(session.account, job, permission)) and not fresh:
             # The job may have been assigned after the cached read.
-            job, _ = await self._job(job_id, _LOOK_AGAIN)
-        if job is None or not await self._allowed(session.account, job, right):
+            job, _ = await self._job(job_id, _REFUSAL_CACHE_SECONDS)
+        if job is None or not await self._allowed(session.account, job, permission):
             if counted:
                 self._refusals.wait(session.account)
-            raise _denied(
-                f"{session.account} may not {right.value} of job {job_id}",
+            raise _forbidden(
+                f"{session.account} may not {permission.value} of job {job_id}",
                 code="not-authorised",
-                hint="Its customer reads it, and the provider that holds it now delivers to it.",
+                hint="Only its customer can read it, and only its current provider can upload to it.",
             )
         return JobSpace(job.id, job.customer, job.provider_id, job)
 
@@ -401,7 +403,7 @@ class Access:
             RequestRefusedError: The sign-in is for one job.
         """
         if session.jobs is not None:
-            raise _denied("This sign-in is for a job alone", code="wrong-job")
+            raise _forbidden("This sign-in is valid for one job only", code="wrong-job")
 
     async def check_uploader(self, session: Session) -> None:
         """Refuse definitions of accounts that can't pay for any job.
@@ -413,10 +415,10 @@ class Access:
         self.check_unrestricted(session)
         known = self._records.has_definitions(session.account)
         if not known and not await self._contracts.credit.balance_of(session.account):
-            raise _denied(
-                f"{session.account} holds no credits",
+            raise _forbidden(
+                f"{session.account} has no credits",
                 code="no-credits",
-                hint="Definitions are taken from accounts that can pay for a job.",
+                hint="Definitions are accepted only from accounts that can pay for a job.",
             )
 
     async def _job(self, job_id: int, age: float) -> tuple[Job | None, bool]:
@@ -424,7 +426,7 @@ class Access:
         now = time.monotonic()
         read_at, job = self._jobs.get(job_id, (float("-inf"), None))
         is_pending = job is None or job.status < JobStatus.RUNNING
-        if now - read_at < min(age, _WAITING_SECONDS if is_pending else _JOB_SECONDS):
+        if now - read_at < min(age, _LIVE_JOB_SECONDS if is_pending else _JOB_SECONDS):
             return job, False
         try:
             job = await self._contracts.scheduler.get_job(job_id)
@@ -436,26 +438,28 @@ class Access:
             self._jobs.popitem(last=False)
         return job, True
 
-    async def _allowed(self, account: str, job: Job, right: Right) -> bool:
-        if _same(account, job.customer):
-            return right is not Right.WRITE
-        if right is Right.OWN:
+    async def _allowed(self, account: str, job: Job, permission: Permission) -> bool:
+        if _same_address(account, job.customer):
+            return permission is not Permission.WRITE
+        if permission is Permission.OWN:
             return False
-        if right is Right.READ and self._is_guest(account, job):
+        if permission is Permission.READ and self._is_guest(account, job):
             return True
-        return self._may_hold(job, right) and await self._is_provider(account, job)
+        return self._may_access_as_provider(job, permission) and await self._is_provider(
+            account, job
+        )
 
     def _is_guest(self, account: str, job: Job) -> bool:
         return self._records.is_shared(job.id, job.customer, account, self._clock())
 
-    def _may_hold(self, job: Job, right: Right) -> bool:
+    def _may_access_as_provider(self, job: Job, permission: Permission) -> bool:
         """Return whether the job's provider currently has this permission."""
         if job.status.is_assigned:
             return True
         # The record of an ended job no longer changes: its last provider may upload the rest.
         seconds_since_end = self._clock() - job.since
         return (
-            right is Right.WRITE
+            permission is Permission.WRITE
             and job.status.is_final
             and seconds_since_end < self._rules.catch_up_seconds
         )
@@ -464,12 +468,12 @@ class Access:
         if not job.provider_id:
             return False
         provider = await self._contracts.registry.account_of(job.provider_id)
-        return provider is not None and _same(account, provider)
+        return provider is not None and _same_address(account, provider)
 
 
-def _same(one: str, other: str) -> bool:
+def _same_address(one: str, other: str) -> bool:
     return one.lower() == other.lower()
 
 
-def _below(uri: str, origin: str) -> bool:
+def _is_below_origin(uri: str, origin: str) -> bool:
     return uri == origin or uri.startswith(f"{origin}/")

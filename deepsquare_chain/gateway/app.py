@@ -43,7 +43,7 @@ from deepsquare_chain.daemon.service import (
     serve,
 )
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.gateway.access import Access, Right, Session, check_name
+from deepsquare_chain.gateway.access import Access, Permission, Session, check_name
 from deepsquare_chain.gateway.notifications import (
     CustomerDeliverer,
     GatewayNotifications,
@@ -175,7 +175,7 @@ async def sign_in(gateway: Gateway, request: Request) -> Response:
     body = await _json(request)
     text, signature = body.get("message"), _hex(body.get("signature"))
     if not isinstance(text, str) or signature is None:
-        raise UsageError("A sign-in has a message and a signature in hexadecimal")
+        raise UsageError("A sign-in needs a message and a signature in hexadecimal")
     token, session = await gateway.access.sign_in(text, signature)
     return JSONResponse(
         {"token": token, "account": session.account, "expires": int(session.expires)},
@@ -201,7 +201,7 @@ async def put_definition(
 @router.get("/v1/jobs/{job_id}/definition")
 async def definition(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
     """Return the definition of a job, for its customer and its current provider."""
-    space = await gateway.access.job(session, int(job_id), Right.READ_DEFINITION)
+    space = await gateway.access.job(session, int(job_id), Permission.READ_DEFINITION)
     data = await gateway.definition(space)
     return Response(data, headers=_SAFE, media_type="application/json")
 
@@ -218,7 +218,7 @@ async def append(
     With `Upload-Exact: ?1` the part is refused if the file does not end at that offset.
     """
     check_name(name)
-    space = await gateway.access.job(session, int(job_id), Right.WRITE)
+    space = await gateway.access.job(session, int(job_id), Permission.WRITE)
     offset = request.headers.get("upload-offset", "")
     if not _OFFSET.fullmatch(offset):
         raise UsageError("Upload-Offset must be a number of bytes")
@@ -237,7 +237,7 @@ async def append(
 async def size(gateway: Gateway, job_id: JobId, name: str, session: Signed) -> Response:
     """Return the uploaded size of a file in headers, for its writer and its readers."""
     check_name(name)
-    file = await gateway.look(session, int(job_id), name)
+    file = await gateway.readable_file(session, int(job_id), name)
     headers = {**_SAFE, **_upload_headers(file.size, file.complete), "Accept-Ranges": "bytes"}
     return Response(headers={**headers, "Content-Length": str(file.size)})
 
@@ -248,7 +248,7 @@ async def read(
 ) -> Response:
     """Return a file, or a range of it."""
     check_name(name)
-    space = await gateway.access.job(session, int(job_id), Right.READ)
+    space = await gateway.access.job(session, int(job_id), Permission.READ)
     file = gateway.file(space, name)
     byte_range = _range(request.headers.get("range"), file.size)
     start, end = (0, file.size) if byte_range is None else byte_range
@@ -274,7 +274,7 @@ async def put_results(
     gateway: Gateway, request: Request, job_id: JobId, session: Signed
 ) -> Response:
     """Store the list of a run's files, once all are uploaded: `{"files": [{"name", ...}, ...]}`."""
-    space = await gateway.access.job(session, int(job_id), Right.WRITE)
+    space = await gateway.access.job(session, int(job_id), Permission.WRITE)
     async with gateway.uploads.slot(session.account):
         gateway.put_results(space, await _json(request, _MAX_RESULTS))
     return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -283,14 +283,14 @@ async def put_results(
 @router.get("/v1/jobs/{job_id}/results")
 async def results(gateway: Gateway, job_id: JobId, session: Signed) -> Response:
     """Return the provider's list of the files of a run."""
-    space = await gateway.access.job(session, int(job_id), Right.READ)
+    space = await gateway.access.job(session, int(job_id), Permission.READ)
     return Response(gateway.results(space), headers=_SAFE, media_type="application/json")
 
 
 @router.get("/v1/jobs/{job_id}/log/events")
 async def events(gateway: Gateway, request: Request, job_id: JobId, session: Signed) -> Response:
     """Stream the log from an offset as it grows; the ID of each event is the offset after it."""
-    await gateway.access.job(session, int(job_id), Right.READ)
+    await gateway.access.job(session, int(job_id), Permission.READ)
     offset_text = request.headers.get("last-event-id") or request.query_params.get("offset", "0")
     if not _OFFSET.fullmatch(offset_text):
         raise UsageError("offset must be a number of bytes")
@@ -310,7 +310,7 @@ async def share(gateway: Gateway, request: Request, job_id: JobId, session: Sign
     reader, until = body.get("reader"), body.get("until")
     signature = _hex(body.get("signature"))
     if not isinstance(reader, str) or type(until) is not int or signature is None:
-        raise UsageError("A share has a reader, a time in seconds, and a signature")
+        raise UsageError("A share needs a reader, a time in seconds, and a signature")
     await gateway.share(session, int(job_id), reader, until, signature)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -351,14 +351,14 @@ def _heed(wait: float) -> None:
             "Too many requests",
             code="too-many",
             status=HTTPStatus.TOO_MANY_REQUESTS,
-            hint="Ask again later.",
+            hint="Try again later.",
             retry=max(1, round(wait)),
         )
 
 
 async def _answered(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
-        return problem(HTTPStatus.NOT_FOUND, "There is nothing here")
+        return problem(HTTPStatus.NOT_FOUND, "There is no resource at this path")
     return failure_response(error, "gateway", request.url.path)
 
 
@@ -385,20 +385,20 @@ async def _part(request: Request, limit: int) -> bytes:
             f"The body is longer than {limit:,} bytes",
             code="too-large",
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            hint="Files are sent in parts.",
+            hint="Send files in parts.",
         )
     return data
 
 
 async def _json(request: Request, limit: int = _MAX_JSON) -> dict[str, Any]:
     if not sends_json(request):
-        raise UsageError("This is sent as application/json")
+        raise UsageError("The body must be sent as application/json")
     try:
         body = from_json(await _part(request, limit), allow_inf_nan=False)
     except ValueError:
-        raise UsageError("The body is no JSON") from None
+        raise UsageError("The body is not JSON") from None
     if not isinstance(body, dict):
-        raise UsageError("The body is no JSON object")
+        raise UsageError("The body is not a JSON object")
     return body
 
 
@@ -419,7 +419,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= size or end <= start:
         raise HTTPException(
             HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            "The file is shorter",
+            "The file is shorter than the requested range",
             {"Content-Range": f"bytes */{size}"},
         )
     return start, end
@@ -510,7 +510,9 @@ async def run_gateway(
         )
         server = LoopbackServer(gateway_app(service, daemon.health, more or {}), port, host)
         await server.start()
-        urls = tuple(public_url.rstrip("/") for public_url in settings.urls) or _own(server.url)
+        urls = tuple(public_url.rstrip("/") for public_url in settings.urls) or _server_urls(
+            server.url
+        )
         access.serve_under(urls, [public_url.rstrip("/") for public_url in settings.sites])
         parts.push_async_callback(server.stop)
         # Close open streams first: the server waits for them when it stops.
@@ -550,6 +552,6 @@ async def _open_notifications(
     )
 
 
-def _own(url: str) -> tuple[str, ...]:
+def _server_urls(url: str) -> tuple[str, ...]:
     """Return the URL of the server; for 127.0.0.1 also with the name localhost."""
     return (url, url.replace("127.0.0.1", "localhost", 1)) if "127.0.0.1" in url else (url,)

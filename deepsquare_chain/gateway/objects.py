@@ -19,19 +19,19 @@ from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, Segment, StoredFile
 
 #: Object written and read at the start of a gateway.
-_CHECK: Final = "check"
+_CHECK_NAME: Final = "check"
 #: A part is merged into the last segment while that is smaller than this (bytes), so that a log
 #: does not become many tiny objects.
-_MERGED: Final = 256 * 1024
+_MIN_SEGMENT: Final = 256 * 1024
 #: Number of cached last segments of growing files.
-_MAX_TAILS: Final = 128
+_MAX_CACHED_SEGMENTS: Final = 128
 #: Maximum bytes per read from the store.
-_READ: Final = 1024 * 1024
+_READ_BYTES: Final = 1024 * 1024
 #: Timeout of a request to a remote store; clients of the gateway have a timeout of 15 seconds.
 _TIMEOUT: Final = timedelta(seconds=10)
 
 
-def open_object_store(place: str | Path) -> ObjectStore:
+def open_object_store(location: str | Path) -> ObjectStore:
     """Open the store in a folder, or at a URL such as `s3://bucket/prefix`.
 
     S3 credentials are read from the environment (AWS_ACCESS_KEY_ID and so on), never from the URL.
@@ -40,14 +40,14 @@ def open_object_store(place: str | Path) -> ObjectStore:
         UsageError: The folder or URL is invalid.
     """
     try:
-        if "://" in str(place):
-            return _remote(str(place))
-        folder = Path(place).absolute()
+        if "://" in str(location):
+            return _remote(str(location))
+        folder = Path(location).absolute()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LocalStore(folder)
     except (BaseError, OSError, ValueError) as error:
         raise UsageError(
-            f"The object store can't be used: {_words(error)}",
+            f"The object store can't be used: {_error_text(error)}",
             hint="Give a folder, or a URL such as s3://bucket/prefix with the variables AWS_... "
             "of the environment.",
         ) from None
@@ -84,8 +84,8 @@ class Objects:
         self._store = store
         self._records = records
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._tails: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
-        self._grown: WeakValueDictionary[str, asyncio.Condition] = WeakValueDictionary()
+        self._segment_cache: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
+        self._growth_conditions: WeakValueDictionary[str, asyncio.Condition] = WeakValueDictionary()
 
     async def check(self) -> None:
         """Write and read an object, so that an unusable store fails at the start.
@@ -93,9 +93,9 @@ class Objects:
         Raises:
             StoreError: The store failed.
         """
-        await self._put(_CHECK, b"deepsquare gateway")
-        if await self._get(_CHECK) != b"deepsquare gateway":
-            raise _failed(OSError("what was written can't be read"))
+        await self._put(_CHECK_NAME, b"deepsquare gateway")
+        if await self._get(_CHECK_NAME) != b"deepsquare gateway":
+            raise _failed(OSError("the test object can't be read back"))
 
     # -- definitions
 
@@ -134,20 +134,20 @@ class Objects:
             StoreError: The store failed; the file is unchanged.
         """
         if data:
-            start, head = await self._tail(file)
+            start, head = await self._last_segment(file)
             body = head + data
             await self._put(_segment(file, start), body)
-            self._tails[file.id] = (start, body)
-            self._tails.move_to_end(file.id)
-            while len(self._tails) > _MAX_TAILS:
-                self._tails.popitem(last=False)
+            self._segment_cache[file.id] = (start, body)
+            self._segment_cache.move_to_end(file.id)
+            while len(self._segment_cache) > _MAX_CACHED_SEGMENTS:
+                self._segment_cache.popitem(last=False)
             file = self._records.put_segment(
                 space, file, Segment(start, len(body)), complete=complete
             )
         elif complete:
             file = self._records.finish(file)
-        if complete or len(self._tails.get(file.id, (0, b""))[1]) >= _MERGED:
-            self._tails.pop(file.id, None)
+        if complete or len(self._segment_cache.get(file.id, (0, b""))[1]) >= _MIN_SEGMENT:
+            self._segment_cache.pop(file.id, None)
         await self._notify(space)
         return file
 
@@ -161,7 +161,7 @@ class Objects:
             first = max(start, segment.start)
             last = min(end, segment.start + segment.size)
             while first < last:
-                chunk_size = min(_READ, last - first)
+                chunk_size = min(_READ_BYTES, last - first)
                 yield await self._range(file, segment, first - segment.start, chunk_size)
                 first += chunk_size
 
@@ -173,34 +173,34 @@ class Objects:
             for segment in self._records.segments(file)
         ]
         for file in files:
-            self._tails.pop(file.id, None)
+            self._segment_cache.pop(file.id, None)
         await self._delete(paths)
         self._records.drop_files(files)
 
     # -- notification of readers
 
-    def grown(self, space: JobSpace) -> asyncio.Condition:
+    def growth_of(self, space: JobSpace) -> asyncio.Condition:
         """Return a condition that is notified when a file of a job grows."""
-        condition = self._grown.get(space.key)
+        condition = self._growth_conditions.get(space.key)
         if condition is None:
-            condition = self._grown[space.key] = asyncio.Condition()
+            condition = self._growth_conditions[space.key] = asyncio.Condition()
         return condition
 
     async def _notify(self, space: JobSpace) -> None:
-        condition = self._grown.get(space.key)
+        condition = self._growth_conditions.get(space.key)
         if condition is not None:
             async with condition:
                 condition.notify_all()
 
     # -- the store
 
-    async def _tail(self, file: StoredFile) -> tuple[int, bytes]:
+    async def _last_segment(self, file: StoredFile) -> tuple[int, bytes]:
         """Return the start of the segment for the next part, and the bytes already in it."""
-        cached = self._tails.get(file.id)
+        cached = self._segment_cache.get(file.id)
         if cached is not None and cached[0] + len(cached[1]) == file.size:
             return cached
         segments = self._records.segments(file)
-        if not segments or segments[-1].size >= _MERGED:
+        if not segments or segments[-1].size >= _MIN_SEGMENT:
             return file.size, b""
         last = segments[-1]
         return last.start, await self._range(file, last, 0, last.size)
@@ -213,7 +213,7 @@ class Objects:
         except (BaseError, OSError) as error:
             raise _failed(error) from None
         if len(data) != length:
-            raise StoreError("The object store has less of a file than was written to it")
+            raise StoreError("The object store returned less of a file than was written to it")
         return bytes(data)
 
     async def _put(self, path: str, data: bytes) -> None:
@@ -251,10 +251,10 @@ def _segment(file: StoredFile, start: int) -> str:
 
 def _failed(error: Exception) -> StoreError:
     return StoreError(
-        f"The object store failed: {_words(error)}",
-        hint="Is it running, and is there room? What was under way is sent again.",
+        f"The object store failed: {_error_text(error)}",
+        hint="Check that it is running and has free space. Interrupted uploads are repeated.",
     )
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -214,7 +214,7 @@ class GatewayRecords:
                 )
                 .returning(_files.c.id)
             ).scalar_one()
-        self._count(space, 0, new=True)
+        self._add_to_totals(space, 0, new_files=True)
         return StoredFile(int(file_id), space.key, name, 0, False)
 
     def segments(self, file: StoredFile) -> list[Segment]:
@@ -239,7 +239,7 @@ class GatewayRecords:
                 insert(_segments).values(file=file.id, start=segment.start, size=segment.size)
             )
             resized = _resize(connection, file, size, complete=complete)
-        self._count(space, size - file.size)
+        self._add_to_totals(space, size - file.size)
         return resized
 
     def finish(self, file: StoredFile) -> StoredFile:
@@ -267,11 +267,11 @@ class GatewayRecords:
                 self._totals.popitem(last=False)
         return usage
 
-    def _count(self, space: JobSpace, added: int, *, new: bool = False) -> None:
+    def _add_to_totals(self, space: JobSpace, added_bytes: int, *, new_files: bool = False) -> None:
         for key in (space.key, space.customer.lower()):
             if key in self._totals:
                 size, number = self._totals[key]
-                self._totals[key] = (size + added, number + int(new))
+                self._totals[key] = (size + added_bytes, number + int(new_files))
 
     def expired_files(self, before: int, limit: int = 1_000) -> list[StoredFile]:
         """Return files that have not changed since `before` (epoch seconds)."""

@@ -21,7 +21,14 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
-from deepsquare_chain.gateway.access import DAY, Access, GatewayRules, Right, Session, check_name
+from deepsquare_chain.gateway.access import (
+    DAY,
+    Access,
+    GatewayRules,
+    Permission,
+    Session,
+    check_name,
+)
 from deepsquare_chain.gateway.notifications import GatewayNotifications
 from deepsquare_chain.gateway.objects import Objects
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
@@ -34,16 +41,16 @@ from deepsquare_chain.store.gateway_client import LOG, share_data
 from deepsquare_chain.workflow import Definition
 
 #: Poll interval of an open log stream, and interval of the removal of old files, in seconds.
-_LOOK: Final = 1.0
-_CLEAN: Final = 600.0
+_POLL_SECONDS: Final = 1.0
+_CLEAN_SECONDS: Final = 600.0
 #: Concurrent uploads whose bodies are in memory, of all accounts and of one account.
 _UPLOADS: Final = 24
 _ACCOUNT_UPLOADS: Final = 8
 #: Open log streams of all accounts.
 _MAX_STREAMS: Final = 10_000
 #: Minimum size in bytes of a definition for the quota.
-_LEAST_DEFINITION: Final = 4_096
-_PIECE: Final = 64 * 1024
+_MIN_DEFINITION_BYTES: Final = 4_096
+_CHUNK_BYTES: Final = 64 * 1024
 _MAX_SHARE: Final = 366 * DAY
 _log = get_logger(__name__)
 
@@ -76,14 +83,14 @@ class UploadSlots:
 
     def __init__(self) -> None:
         self._all = asyncio.Semaphore(_UPLOADS)
-        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._by_account: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
     async def slot(self, account: str) -> AsyncIterator[None]:
         """Hold a slot for one body; waits for a slot of the account, then for one of all slots."""
-        account_slots = self._own.get(account)
+        account_slots = self._by_account.get(account)
         if account_slots is None:
-            account_slots = self._own[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
+            account_slots = self._by_account[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
         async with account_slots, self._all:
             yield
 
@@ -127,10 +134,12 @@ class GatewayService:
         self._cleaned = float("-inf")
         self._closed = asyncio.Event()
         self._bytes = metrics.counter(
-            "gateway_bytes", "Bytes taken in.", kind=("definition", "log", "results")
+            "gateway_bytes", "Bytes received.", kind=("definition", "log", "results")
         )
         self._open = metrics.gauge("gateway_streams", "Open log streams.")
-        self._removed = metrics.counter("gateway_removed", "Files removed because of their age.")
+        self._removed = metrics.counter(
+            "gateway_removed", "Files removed after the retention period."
+        )
 
     def terms(self) -> dict[str, Any]:
         """Return the deployment and the limits of this gateway, for `GET /v1/gateway`."""
@@ -160,14 +169,14 @@ class GatewayService:
             StoreError: The object store failed.
         """
         if hashlib.sha256(data).hexdigest() != digest:
-            raise _unfit("The body is not what its digest says", "wrong-digest")
+            raise _invalid("The body does not match its digest", "wrong-digest")
         try:
             Definition.from_bytes(data)
         except JobFileError as error:
-            raise _unfit(
-                f"The body is no definition: {error.message[:300]}", "bad-definition"
+            raise _invalid(
+                f"The body is not a definition: {error.message[:300]}", "bad-definition"
             ) from None
-        counted = max(len(data), _LEAST_DEFINITION)
+        counted = max(len(data), _MIN_DEFINITION_BYTES)
         async with self._definition_lock(digest):
             if self._records.has_definition(digest, session.account):
                 self._records.touch_definition(digest)
@@ -177,7 +186,7 @@ class GatewayService:
                 self._records.definition_bytes(session.account) + counted
                 > self.rules.max_definitions
             ):
-                raise _too_much(f"{session.account} keeps as many definitions as it may")
+                raise _quota_exceeded(f"{session.account} has reached its quota of definitions")
             await self.objects.put_definition(digest, data)
             self._records.add_definition(digest, session.account, counted)
         self._metrics.add(self._bytes, "definition", amount=len(data))
@@ -194,10 +203,10 @@ class GatewayService:
         if self._records.has_definition(digest):
             data = await self.objects.definition(digest)
         if data is None:
-            raise _missing(f"The definition of job {space.job_id} is not here")
+            raise _not_found(f"This gateway does not have the definition of job {space.job_id}")
         if hashlib.sha256(data).hexdigest() != digest:
             _log.error("definition altered", digest=digest)
-            raise _missing(f"The definition of job {space.job_id} was altered here")
+            raise _not_found(f"The definition of job {space.job_id} was altered at this gateway")
         self._records.touch_definition(digest)
         return data
 
@@ -211,21 +220,21 @@ class GatewayService:
         """
         file = self._records.file(space, name)
         if file is None:
-            raise _missing(f"Job {space.job_id} has no file of that name here")
+            raise _not_found(f"Job {space.job_id} has no file of this name")
         return file
 
-    async def look(self, session: Session, job_id: int, name: str) -> StoredFile:
+    async def readable_file(self, session: Session, job_id: int, name: str) -> StoredFile:
         """Return the record of a file for its writer or a reader; errors as `Access.job`.
 
         For the writer, a file that does not exist yet has size 0.
         """
         try:
-            space = await self.access.job(session, job_id, Right.WRITE, counted=False)
+            space = await self.access.job(session, job_id, Permission.WRITE, counted=False)
         except RequestRefusedError:
-            return self.file(await self.access.job(session, job_id, Right.READ), name)
+            return self.file(await self.access.job(session, job_id, Permission.READ), name)
         file = self._records.file(space, name)
         if file is None:
-            self._check_here(space)
+            self._check_has_definition(space)
             return StoredFile(0, space.key, name, 0, complete=False)
         return file
 
@@ -251,10 +260,10 @@ class GatewayService:
             size = 0 if file is None else file.size
             if offset > size or (exact and offset < size):
                 raise RequestRefusedError(
-                    f"The file has {size} bytes, the part begins at {offset}",
+                    f"The file has {size} bytes, but the part begins at {offset}",
                     code="wrong-offset",
                     status=HTTPStatus.CONFLICT,
-                    hint=f"Go on at {size}.",
+                    hint=f"Continue at {size}.",
                     offset=size,
                 )
             data = data[size - offset :]
@@ -268,8 +277,8 @@ class GatewayService:
                     )
                 return file
             if file is None:
-                self._check_here(space)
-            self._check_room(space, name, size, len(data), new=file is None)
+                self._check_has_definition(space)
+            self._check_quota(space, name, size, len(data), new_files=file is None)
             file = file or self._records.begin_file(space, name)
             file = await self.objects.append(space, file, data, complete=complete)
         self._metrics.add(self._bytes, "log" if name == LOG else "results", amount=len(data))
@@ -283,7 +292,7 @@ class GatewayService:
         """
         files = body.get("files")
         if not isinstance(files, list) or len(files) > self.rules.max_files:
-            raise _unfit("That is no list of files", "bad-results")
+            raise _invalid("The list of files is not valid", "bad-results")
         entries = []
         files_by_name = {file.name: file for file in self._records.files(space)}
         for item in files:
@@ -291,7 +300,7 @@ class GatewayService:
             if not entry["problem"]:
                 file = files_by_name.get(check_name(entry["name"]))
                 if file is None or not file.complete or file.size != entry["size"]:
-                    raise _unfit(f"{entry['name']} is not complete here", "incomplete")
+                    raise _invalid(f"{entry['name']} is not uploaded completely", "incomplete")
             entries.append(entry)
         self._records.put_results(space, json.dumps({"files": entries}))
 
@@ -303,7 +312,9 @@ class GatewayService:
         """
         body = self._records.results(space)
         if body is None:
-            raise _missing(f"The provider of job {space.job_id} has not delivered its results yet")
+            raise _not_found(
+                f"The provider of job {space.job_id} has not delivered its results yet"
+            )
         return body
 
     # -- streams
@@ -321,7 +332,7 @@ class GatewayService:
         """
         if self._closed.is_set() or self._has_too_many_streams(session):
             raise RequestRefusedError(
-                "Too many streams are open",
+                "Too many log streams are open",
                 code="too-many-streams",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
                 retry=5,
@@ -341,16 +352,16 @@ class GatewayService:
         self._open.inc()
         try:
             while not self._closed.is_set() and self.access.now() < session.expires:
-                space = await self.access.job(session, job_id, Right.READ)
+                space = await self.access.job(session, job_id, Permission.READ)
                 file = self._records.file(space, LOG)
                 if file is not None and offset < file.size:
                     async for data in self.objects.read(
-                        file, offset, min(file.size, offset + _PIECE)
+                        file, offset, min(file.size, offset + _CHUNK_BYTES)
                     ):
                         offset += len(data)
                         yield data, offset
                     continue
-                if (file is not None and file.complete) or _never_ran(space, file):
+                if (file is not None and file.complete) or _has_no_log(space, file):
                     yield None
                     return
                 await self._wait(space, LOG, offset)
@@ -372,10 +383,10 @@ class GatewayService:
                 file is not None and (file.complete or file.size > offset)
             )
 
-        grown = self.objects.grown(space)
+        growth_of = self.objects.growth_of(space)
         try:
-            async with asyncio.timeout(_LOOK), grown:
-                await grown.wait_for(moved)
+            async with asyncio.timeout(_POLL_SECONDS), growth_of:
+                await growth_of.wait_for(moved)
         except TimeoutError:
             return
 
@@ -392,11 +403,11 @@ class GatewayService:
             UsageError: The address is invalid, or the time is more than a year ahead.
             EndpointError: The chain can't be read.
         """
-        space = await self.access.job(session, job_id, Right.OWN)
+        space = await self.access.job(session, job_id, Permission.OWN)
         if not is_address(reader) or not 0 <= until <= self.access.now() + _MAX_SHARE:
             raise UsageError(
-                "A share names an address, and a time within a year",
-                hint="A time in the past ends an earlier share.",
+                "A share needs an address, and a time within a year",
+                hint="To end an earlier share, use a time in the past.",
             )
         data = share_data(
             self._contracts.deployment.chain_id,
@@ -415,7 +426,7 @@ class GatewayService:
         now = self.access.now()
         others = self._records.share_count(space.customer, now, job_id=job_id, reader=reader)
         if others >= self.rules.max_shares and until > now:
-            raise _too_much(f"{space.customer} shares as many jobs as it may")
+            raise _quota_exceeded(f"{space.customer} has reached its limit of shares")
         self._records.share(job_id, space.customer, reader, until)
 
     # -- the daemon
@@ -423,7 +434,7 @@ class GatewayService:
     async def cycle(self) -> bool:
         """Remove old files periodically, and send notifications; return whether any were sent."""
         now = time.monotonic()
-        if now - self._cleaned >= _CLEAN:
+        if now - self._cleaned >= _CLEAN_SECONDS:
             self._cleaned = now
             await self.clean()
         return self.notifications is not None and await self.notifications.cycle()
@@ -467,29 +478,33 @@ class GatewayService:
 
     # -- limits
 
-    def _check_here(self, space: JobSpace) -> None:
+    def _check_has_definition(self, space: JobSpace) -> None:
         """Refuse files of a job whose definition is at another gateway: its customer reads there.
 
         Raises:
             RequestRefusedError: This gateway does not have the definition.
         """
         if not self._records.has_definition(space.job.definition.hex()):
-            raise _missing(f"The definition of job {space.job_id} is not here")
+            raise _not_found(f"This gateway does not have the definition of job {space.job_id}")
 
-    def _check_room(self, space: JobSpace, name: str, size: int, added: int, *, new: bool) -> None:
+    def _check_quota(
+        self, space: JobSpace, name: str, size: int, added_bytes: int, *, new_files: bool
+    ) -> None:
         rules = self.rules
-        if name == LOG and size + added > rules.max_log:
-            raise _too_much(f"The log of job {space.job_id} is as long as it may be")
+        if name == LOG and size + added_bytes > rules.max_log:
+            raise _quota_exceeded(f"The log of job {space.job_id} has reached the maximum size")
         size, number = self._records.job_usage(space)
-        if size + added > rules.max_job:
-            raise _too_much(f"Job {space.job_id} keeps as many bytes as it may")
-        if self._records.customer_usage(space.customer)[0] + added > rules.max_account:
-            raise _too_much(f"The customer of job {space.job_id} keeps as many bytes as it may")
-        if new and number >= rules.max_files:
-            raise _too_much(f"Job {space.job_id} has as many files as it may")
+        if size + added_bytes > rules.max_job:
+            raise _quota_exceeded(f"Job {space.job_id} has reached its quota of bytes")
+        if self._records.customer_usage(space.customer)[0] + added_bytes > rules.max_account:
+            raise _quota_exceeded(
+                f"The customer of job {space.job_id} has reached its quota of bytes"
+            )
+        if new_files and number >= rules.max_files:
+            raise _quota_exceeded(f"Job {space.job_id} has reached its maximum number of files")
 
 
-def _never_ran(space: JobSpace, file: StoredFile | None) -> bool:
+def _has_no_log(space: JobSpace, file: StoredFile | None) -> bool:
     """Return whether a job has ended and can't have a log."""
     status = space.job.status
     return file is None and status.is_final and not (space.provider_id and space.job.rate)
@@ -514,21 +529,21 @@ def _entry(given: Any) -> dict[str, Any]:
             entry["name"], entry["problem"] = entry["name"][:1_024], entry["problem"][:300]
             entry["digest"] = entry["digest"][:64]
             return entry
-    raise _unfit("That is no list of files", "bad-results")
+    raise _invalid("The list of files is not valid", "bad-results")
 
 
-def _unfit(message: str, code: str) -> RequestRefusedError:
+def _invalid(message: str, code: str) -> RequestRefusedError:
     return RequestRefusedError(message, code=code, status=HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-def _missing(message: str) -> RequestRefusedError:
+def _not_found(message: str) -> RequestRefusedError:
     return RequestRefusedError(message, code="not-found", status=HTTPStatus.NOT_FOUND)
 
 
-def _too_much(message: str) -> RequestRefusedError:
+def _quota_exceeded(message: str) -> RequestRefusedError:
     return RequestRefusedError(
         message,
         code="quota",
         status=HTTPStatus.INSUFFICIENT_STORAGE,
-        hint="Old files are removed by themselves; ask who runs the gateway for more.",
+        hint="Old files are removed automatically; ask the operator of the gateway for a larger quota.",
     )

@@ -123,7 +123,7 @@ async def _read(request: Request, limit: int) -> SignedRequest:
     try:
         tree = from_json(body, allow_inf_nan=False)
     except ValueError:
-        raise UsageError("The body is no JSON") from None
+        raise UsageError("The body is not JSON") from None
     return SignedRequest.from_wire(tree)
 
 

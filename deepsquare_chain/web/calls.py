@@ -276,9 +276,9 @@ class CallPlanner:
             )
         if coin < gas and not relayed:
             raise InsufficientFundsError(
-                f"The wallet has {format_credits(coin)} of the chain's own coin, the gas of "
+                f"The wallet has {format_credits(coin)} of the chain's coin, the gas of "
                 f"this may take {format_credits(gas)}",
-                hint="Send it some for gas; `deepsquare credit faucet` does on a devnet.",
+                hint="Send coin to it; on a devnet use `deepsquare credit faucet`.",
             )
         return payer
 

@@ -181,7 +181,7 @@ def accrued(detail: JobDetail, now: int) -> int:
 
 _FLAGS: Final[Mapping[JobFlags, str]] = {
     JobFlags.UNTIL_SPENT: "runs until its credits are spent",
-    JobFlags.INTERIM_PAYMENTS: "its provider may collect payments while it runs",
+    JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
     JobFlags.NO_SELF_SCHEDULING: "providers may not assign it to themselves",
 }
 

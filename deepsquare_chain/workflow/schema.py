@@ -495,9 +495,7 @@ class JobFileDocument(Runnable):
     depends_on: Annotated[
         list[Annotated[str, _text(checks.dependency)]], Field(max_length=checks.MAX_LIST)
     ] = Field([], description="Jobs to run after, such as afterok:12; --depends adds to them.")
-    notify: NotifySection | None = Field(
-        None, description="Who is notified of the job, and when."
-    )
+    notify: NotifySection | None = Field(None, description="Who is notified of the job, and when.")
     start_after: StartTime | None = Field(
         None, description="Not before: a time such as 2030-01-31T08:00Z, or a duration such as 2h."
     )

@@ -172,7 +172,7 @@ async def test_parameters_and_clocks(grid: LiveGrid) -> None:
 async def test_the_administrator(grid: LiveGrid) -> None:
     scheduler = grid.contracts.scheduler
     await grid.send(grid.admin, scheduler.set_submissions_open(False))
-    with pytest.raises(reverts.SubmissionsClosed, match="takes no new jobs"):
+    with pytest.raises(reverts.SubmissionsClosed, match="does not accept new jobs"):
         await grid.submit()
     await grid.send(grid.admin, scheduler.set_submissions_open(True))
     with pytest.raises(reverts.OutOfBounds, match="feeBps is 2001, allowed are 0 to 2000"):

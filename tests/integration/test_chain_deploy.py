@@ -201,7 +201,7 @@ async def _carry_out(url: str, account: str, calls: Sequence[Call]) -> None:
 async def test_refusals(shell: Shell) -> None:
     cases: list[tuple[int, str, tuple[str, ...]]] = [
         (4, "no deployment record", ("--verify-only",)),
-        (2, "No wallet is set", ()),
+        (2, "No wallet is configured", ()),
         (4, "no wallet at", ("--keystore", "none.json")),
         (8, "no terminal to prompt for it", ("--keystore", "w.json")),
         (8, "does not open", ("--keystore", "w.json", "--password-file", "wrong")),

@@ -179,7 +179,9 @@ def test_no_wallet_and_a_wallet_that_is_none(cli: Cli, tmp_path: Path) -> None:
     refused(cli("wallet", "show", "--keystore", str(tmp_path / "x.json")), 2, "x.json")
     refused(cli("wallet", "new", str(tmp_path / "x.json")), 2, "never overwritten")
     found = run(["credit", "balance"], tmp_path)
-    refused(found, 2, "No wallet is set", "deepsquare wallet new FILE", "deepsquare devnet up")
+    refused(
+        found, 2, "No wallet is configured", "deepsquare wallet new FILE", "deepsquare devnet up"
+    )
     checks = {
         each["check"]: each for each in json.loads(run(["doctor", "-o", "json"], tmp_path).out)
     }
@@ -313,7 +315,7 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     refused(cli("provider", "register", *own), 2, "needs a price", "--cpu-price and --mem-price")
     warned = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
     assert warned.code == 0, warned
-    assert "9999 CPUs per node would be registered, and this machine has" in warned.err
+    assert "9999 CPUs per node would be registered, but this machine has" in warned.err
     free = ["--cpu-price", "0", "--mem-price", "0"]
     # Hardware that is not given is this machine's, and only a question stands before it is sent.
     unasked = cli("provider", "register", *free, *own)
@@ -444,7 +446,7 @@ def test_a_new_version_goes_on_with_the_old_credit_and_registry(
 def test_closed_submissions(cli: Cli, place: Place) -> None:
     admin = ["--keystore", str(place.wallets / "admin.json")]
     assert cli("admin", "close", *admin).code == 0
-    refused(cli("submit", HELLO), 6, "takes no new jobs")
+    refused(cli("submit", HELLO), 6, "does not accept new jobs")
     assert json.loads(cli("admin", "params", "-o", "json").out)["submissions_open"] is False
     assert cli("admin", "open", *admin).code == 0
     assert cli("submit", HELLO, "--dry-run").code == 0

@@ -254,7 +254,7 @@ def test_results_of_a_job_that_nobody_ran_are_not_there(cli: Cli) -> None:
     assert cli("job", "cancel", made).code == 0
     found = cli("job", "results", made)
     assert (found.code, found.out) == (4, "")
-    assert "It ended before any provider took it." in found.err
+    assert "It ended before a provider ran it." in found.err
 
 
 def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:

@@ -25,7 +25,7 @@ from tests.support.provider import SMALL, bench, definition
 from tests.support.relay import coinless, relay_on, relayed
 from tests.support.rundaemon import DaemonProcess, until
 
-ON_DEMAND = "this chain makes a block only when somebody sends"
+ON_DEMAND = "this chain mines on demand"
 
 
 @pytest.fixture

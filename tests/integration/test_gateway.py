@@ -125,7 +125,7 @@ async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_p
                 [alice],
                 job_id,
                 follow=True,
-                on_trouble=lambda error: troubles.append(error is not None),
+                on_outage=lambda error: troubles.append(error is not None),
             )
             async for data in log:
                 live.append(data)  # noqa: PERF401 - each is seen as it comes
@@ -205,7 +205,7 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
         assert await narrow.definition(job_id, made.digest)
         with pytest.raises(WrongAccountError, match=f"not for job {other}"):
             await narrow.definition(other, made.digest)
-        with pytest.raises(WrongAccountError, match="for a job alone"):
+        with pytest.raises(WrongAccountError, match="for one job only"):
             await narrow.put_definition(made.to_bytes())
 
         web = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))

@@ -20,9 +20,9 @@ from deepsquare_chain.chain.rpc.log_reader import LogRange
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
-    CarriedOutError,
     GaslessWallet,
     NotConfirmedError,
+    RefusedButExecutedError,
     RequestReplacedError,
 )
 from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError
@@ -412,7 +412,7 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     ) as wallet:
         with pytest.raises(WaitTimeoutError, match="no connection") as told:
             await submit_hello(wallet, tmp_path, key="the one")
-        assert "may still be carried out until" in told.value.hint
+        assert "may still be executed until" in told.value.hint
     (recorded,) = store.open_requests()
     async with relayed(grid, relay, account, store=store) as wallet:
         first = await submit_hello(wallet, tmp_path, key="the one")
@@ -525,7 +525,7 @@ async def test_a_question_that_is_refused_says_nothing_of_the_request(
     grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     """The relay took it: gateways limit or fail what is asked of it afterwards."""
-    monkeypatch.setattr("deepsquare_chain.client.gasless._ASK_EVERY", 0.0)
+    monkeypatch.setattr("deepsquare_chain.client.gasless._POLL_SECONDS", 0.0)
     account, asked = await coinless(grid), []
 
     async def refuse(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
@@ -581,7 +581,7 @@ async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
     await grid.send(grid.admin, grid.contracts.forwarder.execute(kept.signed))
     async with relayed(grid, relay, account, store=store) as wallet:
         if key is None:
-            with pytest.raises(CarriedOutError, match="'submit 1 job' and carried it out"):
+            with pytest.raises(RefusedButExecutedError, match="'submit 1 job' but executed it"):
                 await submit_hello(wallet, tmp_path)
         else:
             assert len(await submit_hello(wallet, tmp_path, key=key)) == 1

@@ -154,7 +154,7 @@ async def test_a_relay_is_reached_as_an_endpoint_is(
 
     async def ask(url: str, transport: Transport) -> None:
         async with RelayClient(url, transport) as relay:
-            await relay._ask("POST", "/v1/requests", {"id": 1, "method": "eth_chainId"})
+            await relay._request("POST", "/v1/requests", {"id": 1, "method": "eth_chainId"})
 
     path = certificate()
     node = serve(path)

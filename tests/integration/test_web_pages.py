@@ -235,7 +235,7 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
     for number in (ended, running):
         text = web.get(f"/jobs/{number}").text
         assert "Interim payments" in text
-        assert "its provider may collect payments while it runs" in text
+        assert "its provider may collect interim payments while it runs" in text
         assert "providers may not assign it to themselves" in text
         assert text.count('data-row="i') == 2
     assert "have accrued" in text
@@ -608,7 +608,7 @@ def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2
         assert web.post("/wallet/quote", json=body).json()["problems"] == []
         answer = web.post("/wallet/submit", json=body)
         assert answer.status_code == status, answer.text
-    assert "can never hold" in answer.json()["detail"]
+    assert "can never be met" in answer.json()["detail"]
 
 
 def test_a_false_permit_is_refused_before_anybody_pays(

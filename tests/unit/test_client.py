@@ -126,10 +126,10 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
         ({"status": ProviderStatus.BANNED}, {}, 0, False, "banned"),
         ({"status": ProviderStatus.WAITING_APPROVAL}, {}, 0, False, "waiting approval"),
         ({"status": ProviderStatus.DRAINING}, {}, 0, False, "draining"),
-        ({}, {}, 1_000, False, "approval has run out"),
+        ({}, {}, 1_000, False, "approval has expired"),
         ({}, {}, 0, True, "silent"),
-        ({"offer": Offer(3, 800, 0)}, {}, 0, False, "does not fit"),
-        ({"hardware": Hardware(1, 3, 800, 0)}, {}, 0, False, "does not fit"),
+        ({"offer": Offer(3, 800, 0)}, {}, 0, False, "exceeds its"),
+        ({"hardware": Hardware(1, 3, 800, 0)}, {}, 0, False, "exceeds its"),
         ({"labels": {"site": "jura"}}, {}, 0, False, "labels"),
         ({"prices": Prices(0, 0, 0)}, {}, 0, False, "no price"),
         ({}, {"amount": 400 * CREDIT // 1_000 - 1}, 0, False, "over budget"),
@@ -272,7 +272,7 @@ async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.Monkey
         return {number: History(number, exit_code=0) for number in ids}
 
     monkeypatch.setattr(history, "histories", histories)
-    looks = history.PATIENCE + 1
+    looks = history.POLLS_BEFORE_EXPLANATION + 1
     claimed = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=1)
     records = (
         *(JOB for _ in range(2 * looks)),
@@ -286,7 +286,7 @@ async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.Monkey
         FakeContracts(*records),  # type: ignore[arg-type]
         1,
         interval=0,
-        on_rest=lambda job: rested.append(job.status),
+        on_waiting=lambda job: rested.append(job.status),
     )
     assert rested == [JobStatus.PENDING, JobStatus.PENDING, JobStatus.META_SCHEDULED]
 
@@ -325,7 +325,7 @@ async def test_watch_goes_on_while_the_endpoint_fails(
         contracts,
         1,
         interval=0,
-        on_trouble=lambda each: told.append("back" if each is None else each.message),
+        on_outage=lambda each: told.append("back" if each is None else each.message),
     )
     assert found.exit_code == 0
     assert told == [error.message, "back"] * 3
@@ -391,7 +391,7 @@ async def test_an_allowance_that_another_folder_uses_up_is_given_again(
     monkeypatch: pytest.MonkeyPatch, lost: int, given: int
 ) -> None:
     """Two tries an allowance: `lost` of them find it gone."""
-    monkeypatch.setattr(submission, "_ALLOWED", (2, 0.0))
+    monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))
     done: list[str] = []
 
     async def pay() -> Any:
@@ -403,13 +403,13 @@ async def test_an_allowance_that_another_folder_uses_up_is_given_again(
     async def allow() -> None:
         done.append("allow")
 
-    assert await submission.allowed(pay, allow) == "a receipt"
+    assert await submission.pay_with_allowance(pay, allow) == "a receipt"
     assert done.count("allow") == given
     assert done.count("pay") == lost + 1
 
 
 async def test_an_allowance_that_is_always_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "_ALLOWED", (2, 0.0))
+    monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))
 
     async def pay() -> Any:
         raise reverts.ERC20InsufficientAllowance
@@ -418,4 +418,4 @@ async def test_an_allowance_that_is_always_gone_is_told(monkeypatch: pytest.Monk
         pass
 
     with pytest.raises(reverts.ERC20InsufficientAllowance):
-        await submission.allowed(pay, allow)
+        await submission.pay_with_allowance(pay, allow)

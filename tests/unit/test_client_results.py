@@ -75,7 +75,9 @@ async def test_another_output_is_named_and_not_copied(
     (run / "output").unlink()
     if forged is not None:
         (run / "output").write_bytes(forged)
-    with pytest.raises(AuditError, match=f"output of job {JOB} below .* is not the one") as error:
+    with pytest.raises(
+        AuditError, match=f"output of job {JOB} below .* does not match the digest"
+    ) as error:
         await fetch(chain, tmp_path, tmp_path / "got")
     assert error.value.hint
     assert not (tmp_path / "got").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.client.doctor import _providers, _starts
+from deepsquare_chain.client.doctor import _providers, _start_check
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.settings import Settings
@@ -32,12 +32,12 @@ async def test_doctors_say_what_a_daemon_can_not_start(tmp_path: Path) -> None:
     folder = write(tmp_path, fault="no shell")
     with pytest.raises(GridError, match=f"{folder.name} can't start jobs: no shell") as error:
         await _providers(settings)
-    assert "tries again by itself" in error.value.hint
-    check = _starts(read_status(folder, "provider"))
+    assert "retries automatically" in error.value.hint
+    check = _start_check(read_status(folder, "provider"))
     assert (check.ok, check.text) == (False, "no shell")
     write(tmp_path)
     assert await _providers(settings) == "1 running, each can start jobs"
-    assert _starts(read_status(folder, "provider")).ok
+    assert _start_check(read_status(folder, "provider")).ok
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ async def test_a_daemon_that_ended_says_nothing(tmp_path: Path, changes: dict[st
     folder = write(tmp_path, fault="no shell", **changes)
     assert list(running_services(tmp_path, "provider")) == []
     assert await _providers(Settings(state_dir=tmp_path)) == "none is running"
-    assert "does not run here" in _starts(read_status(folder, "provider")).text
+    assert "does not run on this machine" in _start_check(read_status(folder, "provider")).text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "5", "{"])

@@ -205,7 +205,7 @@ async def test_a_job_with_secrets_goes_to_providers_that_can_read_them(
     assert made.secrets is not None
     assert decrypt_secrets(made.secrets, "0xabcd", load_result_key(key_file)) == {"TOKEN": "s3cret"}
     monkeypatch.setattr(job_secrets, "quotes", Grid({}, forged).quotes)
-    with pytest.raises(UsageError, match="No provider"):
+    with pytest.raises(UsageError, match="No eligible provider"):
         await job_secrets.with_secrets(
             *(None, file.definition, file.terms(), {"TOKEN": "x"}), customer="0xabcd"
         )
@@ -226,7 +226,7 @@ def test_secrets_come_from_the_environment_or_a_file(
         "TOKEN": "s3cret",
         "OTHER": "from a file",
     }
-    with pytest.raises(UsageError, match="no such variable"):
+    with pytest.raises(UsageError, match="does not have this variable"):
         job_secrets.read_secrets(["MISSING_TOKEN"])
 
 

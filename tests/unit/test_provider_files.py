@@ -12,7 +12,7 @@ from deepsquare_chain.cli.frame import SETTING_FLAGS
 from deepsquare_chain.client.provider_files import (
     _EXAMPLES,
     _OTHERS,
-    _SET,
+    _REQUIRED,
     configuration,
     provider_files,
     write_provider_files,
@@ -44,7 +44,7 @@ def test_the_configuration_loads_and_says_the_truth_about_every_setting(tmp_path
     plain = load(tmp_path, re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
     defaults = Settings()
     for name in Settings.model_fields:
-        if name in {"executor", "executor_options"} | set(_SET) | set(_EXAMPLES):
+        if name in {"executor", "executor_options"} | set(_REQUIRED) | set(_EXAMPLES):
             continue
         wanted, shown = getattr(defaults, name), getattr(plain, name)
         assert shown == (tmp_path / wanted if isinstance(wanted, Path) else wanted), name
@@ -58,13 +58,13 @@ def test_files_are_written_once_and_never_over_others(tmp_path: Path) -> None:
     folder = tmp_path / "grid"
     assert write_provider_files(folder, "local") == [folder / name for name in NAMES]
     before = {path.name: path.read_text() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match="is there already, so nothing was written"):
+    with pytest.raises(UsageError, match="already exists, so that nothing was written"):
         write_provider_files(folder, "slurm")
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
     other = tmp_path / "other"
     other.mkdir()
     (other / "alerts.yml").write_text("mine")
-    with pytest.raises(UsageError, match=r"alerts\.yml is there already"):
+    with pytest.raises(UsageError, match=r"alerts\.yml already exists"):
         write_provider_files(other, "local")
     assert [path.name for path in other.iterdir()] == ["alerts.yml"]
     blocked = tmp_path / "blocked"

@@ -13,12 +13,12 @@ from deepsquare_chain.client.registration import (
     MAX_PRICE,
     free_gpus,
     hardware_changes,
-    hardware_doubts,
+    hardware_warnings,
     label_changes,
     price_changes,
-    price_doubts,
     price_example,
     price_per_second,
+    price_warnings,
 )
 from deepsquare_chain.credits import CREDIT, parse_credits
 from deepsquare_chain.errors import UsageError
@@ -40,9 +40,9 @@ def test_the_highest_price_is_the_contracts() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("36000.000000000000003600", "more than the highest price, 36000;"),
+        ("36000.000000000000003600", "more than the maximum price, 36000;"),
         ("1000000", "one CPU, GPU or MB, per hour"),
-        ("0.000000000000003599", "less than the smallest price, 0.0000000000000036"),
+        ("0.000000000000003599", "less than the minimum price, 0.0000000000000036"),
     ],
 )
 def test_prices_out_of_bounds_are_refused_in_words_of_people(text: str, words: str) -> None:
@@ -76,15 +76,15 @@ def test_what_is_zeroed_or_changes_tenfold_is_told(wanted: Prices, words: list[s
 
 
 def test_prices_that_look_like_another_unit() -> None:
-    assert list(price_doubts(NOW)) == []
-    [words] = price_doubts(replace(NOW, mem=NOW.cpu))
-    assert "is the price of a GB meant?" in words
+    assert list(price_warnings(NOW)) == []
+    [words] = price_warnings(replace(NOW, mem=NOW.cpu))
+    assert "check that it is not the price of a GB." in words
     gpus = Hardware(1, 4, 1_000, 2)
     [words] = free_gpus(gpus, replace(NOW, gpu=0))
     assert "--gpu-price" in words
     assert list(free_gpus(gpus, replace(NOW, gpu=1))) == []
     assert list(free_gpus(replace(gpus, gpus_per_node=0), replace(NOW, gpu=0))) == []
-    [words] = price_doubts(Prices(0, 0, 0))
+    [words] = price_warnings(Prices(0, 0, 0))
     assert "All prices would be zero" in words
     assert price_example(NOW) == (
         "A job of 1 CPU and 2,000 MB pays 0.07 credits per hour, with a GPU 1.07."
@@ -110,9 +110,9 @@ def test_hardware_that_is_less_than_before_or_is_not_there() -> None:
         "The nodes go from 4 to 1.",
         "The GPUs per node go from 1 to 0.",
     ]
-    assert list(hardware_doubts(large, large, "this machine")) == []
-    assert list(hardware_doubts(large, replace(large, mem_per_node=15_999), "this machine")) == [
-        "16000 MB per node would be registered, and this machine has 15999."
+    assert list(hardware_warnings(large, large, "this machine")) == []
+    assert list(hardware_warnings(large, replace(large, mem_per_node=15_999), "this machine")) == [
+        "16000 MB per node would be registered, but this machine has 15999."
     ]
 
 

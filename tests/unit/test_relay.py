@@ -167,7 +167,7 @@ def test_a_submission_is_shown_with_its_terms() -> None:
     assert rows["resources"] == "2 tasks, 3 CPUs per task, 100 MB per CPU, 1 GPUs per job"
     assert (rows["time limit"], rows["escrow"]) == ("90 s", "2 credits per job")
     assert rows["options"] == (
-        "runs until its credits are spent; its provider may collect payments while it runs"
+        "runs until its credits are spent; its provider may collect interim payments while it runs"
     )
     assert (rows["requirements"], rows["amount"]) == (
         "gpu.model=h100",
@@ -212,7 +212,7 @@ async def asked(answer: httpx2.Response | Exception) -> Any:
 
     transport = httpx2.MockTransport(handle)
     async with RelayClient("http://user:secret@relay.test/x", transport=transport) as client:
-        return await client.hand_over(signed(b"\1"), "0xaa")
+        return await client.submit_request(signed(b"\1"), "0xaa")
 
 
 async def test_answers_of_relays_are_checked() -> None:
@@ -260,7 +260,7 @@ def test_the_relay_is_the_settings_or_the_records(deployment: Any) -> None:
     own = Settings(relay="https://relay.test/")
     assert relay_url(own, recorded) == "https://relay.test"
     for extra in ({}, {"relay": 5}, {"relay": "file:///etc/passwd"}):
-        with pytest.raises(NotFoundError, match="No relay is set"):
+        with pytest.raises(NotFoundError, match="No relay is configured"):
             relay_url(Settings(), dataclasses.replace(deployment, extra=extra))
 
 

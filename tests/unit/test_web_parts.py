@@ -324,7 +324,7 @@ def test_interim_payments_are_not_accrued_again() -> None:
 def test_flags_are_told_in_words() -> None:
     assert views.flags_in_words(JobFlags.NONE) == ()
     assert views.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
-        "its provider may collect payments while it runs",
+        "its provider may collect interim payments while it runs",
     )
     everything = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
     assert len(views.flags_in_words(everything)) == 3

@@ -114,7 +114,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"The credits of job {f['job_id']} do not buy its time limit at the provider's prices"
         ),
         "EmptyBatch": lambda _: "The batch is empty",
-        "SubmissionsClosed": lambda _: "This deployment takes no new jobs",
+        "SubmissionsClosed": lambda _: "This deployment does not accept new jobs",
         "InvalidTerms": lambda f: f"The job's {_text(f['field'])} is out of bounds",
         "WrongStatus": lambda f: (
             f"Job {f['job_id']} is {status_name(f['status'])}, which does not allow this"

@@ -255,7 +255,7 @@ async def submit(request: Request) -> Response:
         job_file.definition,
         job_file.terms(),
         after=await parse_depends(site.contracts, job_file.depends_on, lambda: account),
-        wishes=job_file.conditions(await submission_time(site.contracts)),
+        job_conditions=job_file.conditions(await submission_time(site.contracts)),
     )
     terms = jobs.terms
     data, digest = job_file.definition.to_bytes(), job_file.definition.digest
@@ -290,7 +290,7 @@ async def relay(request: Request) -> Response:
     signed.check_signer(domain)
     digest = "0x" + signed.request.digest(domain).hex()
     async with _relay(site) as client:
-        status = await client.hand_over(signed, digest)
+        status = await client.submit_request(signed, digest)
     return JSONResponse({"digest": digest, "state": status.state})
 
 
@@ -387,9 +387,9 @@ async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
     try:
         given = pydantic_core.from_json(body)
     except ValueError:
-        raise UsageError("The body is no JSON") from None
+        raise UsageError("The body is not JSON") from None
     if not isinstance(given, dict):
-        raise UsageError("The body is no JSON object")
+        raise UsageError("The body is not a JSON object")
     return site_of(request), given
 
 
