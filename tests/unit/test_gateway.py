@@ -615,7 +615,9 @@ async def test_refused_requests_are_bounded(make: Callable[..., World]) -> None:
     assert codes == ["not-authorised"] * 3 + ["too-many-refused"] * 2
     for _ in range(5):
         with pytest.raises(RequestRefusedError, match="no file of this name"):
-            await world.service.readable_file(alice, 7, "log")  # asks first whether it is the writer
+            await world.service.readable_file(
+                alice, 7, "log"
+            )  # asks first whether it is the writer
 
 
 async def test_one_account_does_not_take_all_places_for_uploads(world: World) -> None:
@@ -787,7 +789,7 @@ def test_registered_recipients_are_replaced_and_kept_apart() -> None:
         assert Recipients(store).has(ALICE.address)
         assert not Recipients(store).has(STRANGER.address)
         many = [f"{number:064x}" for number in range(10_001)]
-        with pytest.raises(RequestRefusedError, match="quota of definitions"):
+        with pytest.raises(RequestRefusedError, match="as many definitions"):
             recipients.register(BOB.address, Registration(tuple(many), (other,)))
         assert recipients.requests(BOB.address, "aa" * 32) == (other,)
         recipients.drop(int(time.time()) + 1)
