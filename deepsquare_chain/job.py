@@ -41,6 +41,11 @@ class JobStatus(IntEnum):
         return self >= JobStatus.CANCELLED
 
     @property
+    def is_reported(self) -> bool:
+        """Whether the job ended with a provider's report of its run."""
+        return self in {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS}
+
+    @property
     def is_assigned(self) -> bool:
         """Whether the job is assigned to a provider now."""
         return JobStatus.META_SCHEDULED <= self <= JobStatus.RUNNING

@@ -20,9 +20,6 @@ from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.job import JobStatus
 
-#: Final statuses for which the provider reports the duration of the run.
-_REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
-
 
 @dataclass(frozen=True, slots=True)
 class BillLine:
@@ -98,7 +95,7 @@ def recompute_bill(
     ended_at = job.ended_at if final else max(now or 0, job.since)
     escrow = job.last_escrow
     most = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
-    if job.status not in _REPORTED:
+    if not job.status.is_reported:
         reported = None
     seconds, rule = _seconds(job, most, reported)
     cost = job.rate * seconds
@@ -137,9 +134,9 @@ def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
     settled_seconds = job.billed_seconds - job.collected_seconds
     if not job.started_at:
         result = 0, "it never ran"
-    elif job.status in _REPORTED and reported is not None:
+    elif job.status.is_reported and reported is not None:
         result = min(reported, most), "the least of reported, elapsed and granted seconds"
-    elif job.status in _REPORTED:
+    elif job.status.is_reported:
         result = min(settled_seconds, most), "what was reported, at most elapsed and granted"
     elif job.status is JobStatus.PANICKED:
         result = 0, "a panic costs nothing"

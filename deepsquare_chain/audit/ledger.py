@@ -319,8 +319,6 @@ class RegistryLedger:
 
 # -- checks that bills and interim payments are those that the contract must have computed
 
-_REPORTED = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS)
-
 
 def check_collection(
     job: JobEntry, event: ev.JobCollected, page: TransactionContext, interval: int
@@ -335,41 +333,26 @@ def check_collection(
         page: Receives the findings; its time is the time of the payment.
         interval: Minimum seconds between two interim payments.
     """
-    elapsed, label = page.time - job.billed_until, f"an interim payment of job {job.id}"
+    elapsed, billed = page.time - job.billed_until, event.billed_seconds
     allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
-    page.check(allowed, "interim", f"{label}, which is {job.status.name}, is not allowed", job.id)
-    page.check(
-        event.customer == job.customer and event.provider == job.provider,
-        "interim",
-        f"{label} was made between other parties than its own",
-        job.id,
-    )
-    page.check(
-        elapsed >= interval, "interim", f"{label} came after {elapsed} of {interval} s", job.id
-    )
-    page.check(
-        elapsed < job.allotment,
-        "interim",
-        f"{label} came when its {job.allotment} s were used up",
-        job.id,
-    )
-    page.check(
-        event.billed_seconds == elapsed,
-        "interim",
-        f"{label} bills {event.billed_seconds} s where {elapsed} s passed",
-        job.id,
-    )
-    cost = job.rate * event.billed_seconds
+    same_parties = event.customer == job.customer and event.provider == job.provider
+    cost = job.rate * billed
     share = fee_of(cost, job.fee_bps)
     escrow = job.escrow - cost
-    expected = (cost - share, share, escrow, _limit_left(job, event.billed_seconds, escrow))
+    expected = (cost - share, share, escrow, _limit_left(job, billed, escrow))
     actual = (event.paid, event.fee, event.escrow, event.time_limit)
-    page.check(
-        actual == expected,
-        "interim",
-        f"{label} made paid, fee, escrow and time limit {actual} instead of {expected}",
-        job.id,
-    )
+    for holds, problem in (
+        (allowed, f", which is {job.status.name}, is not allowed"),
+        (same_parties, " was made between other parties than its own"),
+        (elapsed >= interval, f" came after {elapsed} of {interval} s"),
+        (elapsed < job.allotment, f" came when its {job.allotment} s were used up"),
+        (billed == elapsed, f" bills {billed} s where {elapsed} s passed"),
+        (
+            actual == expected,
+            f" made paid, fee, escrow and time limit {actual} instead of {expected}",
+        ),
+    ):
+        page.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
 
 
 def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
@@ -423,7 +406,7 @@ def _check_seconds(
 ) -> None:
     billed, problem = event.billed_seconds, ""
     elapsed = page.time - job.billed_until
-    if job.status in _REPORTED:
+    if job.status.is_reported:
         maximum = min(elapsed, job.allotment)
         out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
         if billed > maximum:
@@ -584,7 +567,8 @@ class JobLedger:
         if event.provider != ZERO_ADDRESS:
             size = job.terms.resources
             self._registry.move(event.provider, event.before, event.after, size)
-            if event.after in _BY_PROVIDER:
+            # Only the assigned provider can set these statuses.
+            if event.after.is_reported or event.after in {JobStatus.SCHEDULED, JobStatus.RUNNING}:
                 self._registry.acted(event.provider, job.id, page)
         self._after_move(job, page)
 
@@ -744,15 +728,6 @@ _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
     JobStatus.OUT_OF_CREDITS: ev.JobResult,
     JobStatus.PANICKED: ev.JobPanicked,
 }
-
-
-#: Statuses that only the assigned provider can set.
-_BY_PROVIDER: Final = frozenset(
-    {
-        *(JobStatus.SCHEDULED, JobStatus.RUNNING),
-        *(JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS),
-    }
-)
 
 
 class Ledger:

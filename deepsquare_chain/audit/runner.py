@@ -22,7 +22,7 @@ from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.audit.ledger import statement as statement_of
 from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
 from deepsquare_chain.audit.reader import Progress, read_chronicle, read_storage
-from deepsquare_chain.chain.bindings.abi import AbiError, decode_values, interface
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobFlags
@@ -281,12 +281,11 @@ async def job_bill(contracts: Contracts, ledger: Ledger, job_id: int) -> JobBill
 
 def reported_seconds(calldata: bytes, job_id: int) -> int | None:
     """Return the seconds that a `finish` call reports for a job; None for other calldata."""
-    function = interface("MetaScheduler").function("finish")
-    if calldata[:4] != function.selector:
-        return None
     try:
-        (reports,) = decode_values(function.inputs, calldata[4:])
+        function, arguments = interface("MetaScheduler").read_call(calldata)
     except AbiError:
         return None
+    if function.name != "finish":
+        return None
     # If a batch names a job twice, the first report ends the job.
-    return next((int(report[1]) for report in reports if report[0] == job_id), None)
+    return next((int(report[1]) for report in arguments[0] if report[0] == job_id), None)

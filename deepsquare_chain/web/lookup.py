@@ -14,9 +14,7 @@ from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Excepti
 
 from deepsquare_chain.chain.bindings.abi import (
     Abi,
-    AbiError,
     Function,
-    decode_values,
     interface,
     signature_of,
     type_of,
@@ -46,18 +44,11 @@ class DecodedCall:
 def decode_call(contract: str, data: str) -> DecodedCall | None:
     """Decode calldata (0x-hexadecimal); None if it is not a call of that contract."""
     try:
-        raw = bytes.fromhex(data.removeprefix("0x"))
-    except ValueError:
+        function, values = interface(contract).read_call(bytes.fromhex(data.removeprefix("0x")))
+    except ValueError:  # no hexadecimal, or no call (AbiError)
         return None
-    for entry in interface(contract).entries("function"):
-        function = interface(contract).function(entry["name"])
-        if raw[:4] == function.selector:
-            try:
-                values = decode_values(function.inputs, raw[4:])
-            except AbiError:
-                return None
-            return DecodedCall(function.name, signature_of(entry), named(function.inputs, values))
-    return None
+    signature = signature_of({"name": function.name, "inputs": function.inputs})
+    return DecodedCall(function.name, signature, named(function.inputs, values))
 
 
 @dataclass(frozen=True, slots=True)
