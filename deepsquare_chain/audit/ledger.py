@@ -65,33 +65,33 @@ class TokenLedger:
         """Total supply in credit-wei."""
         return self.minted - self.burned
 
-    def park(self, event: ev.PaymentParked, page: TransactionContext) -> None:
+    def park(self, event: ev.PaymentParked, context: TransactionContext) -> None:
         """Park a payment that could not be delivered to its recipient."""
         self.parked[event.recipient] += event.amount
-        page.owed_out[event.recipient] -= event.amount
-        page.check(event.amount > 0, "parked", "nothing was parked")
-        page.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
+        context.owed_out[event.recipient] -= event.amount
+        context.check(event.amount > 0, "parked", "nothing was parked")
+        context.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
-    def withdraw(self, event: ev.PaymentWithdrawn, page: TransactionContext) -> None:
+    def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
         """Apply a withdrawal, which must take all parked credits of the recipient."""
         parked = self.parked[event.recipient]
-        page.check(
+        context.check(
             event.amount == parked and parked > 0,
             "parked",
             f"{event.recipient} took out {event.amount} of {parked} parked",
         )
         self.parked[event.recipient] = parked - event.amount
-        page.owed_out[event.to] += event.amount
-        page.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
+        context.owed_out[event.to] += event.amount
+        context.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
 
-    def close(self, transfers: Iterable[ev.Transfer], page: TransactionContext) -> None:
+    def close(self, transfers: Iterable[ev.Transfer], context: TransactionContext) -> None:
         """Apply a transaction's transfers, and match them with the payments owed in it."""
         paid_in: defaultdict[str, int] = defaultdict(int)
         paid_out: defaultdict[str, int] = defaultdict(int)
         log_indexes: dict[str, int] = {}
         for transfer in transfers:
-            page.log_index = transfer.log_index
-            self._move(transfer, page)
+            context.log_index = transfer.log_index
+            self._move(transfer, context)
             if transfer.recipient == self._scheduler:
                 paid_in[transfer.sender] += transfer.amount
                 log_indexes[transfer.sender] = transfer.log_index
@@ -99,16 +99,16 @@ class TokenLedger:
                 paid_out[transfer.recipient] += transfer.amount
                 log_indexes[transfer.recipient] = transfer.log_index
             else:
-                self._between_others(transfer, page)
-        self._match_in(paid_in, log_indexes, page)
-        self._match_out(paid_out, log_indexes, page)
+                self._between_others(transfer, context)
+        self._match_in(paid_in, log_indexes, context)
+        self._match_out(paid_out, log_indexes, context)
 
-    def _move(self, transfer: ev.Transfer, page: TransactionContext) -> None:
+    def _move(self, transfer: ev.Transfer, context: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
             self.minted += transfer.amount
         else:
             self.balances[transfer.sender] -= transfer.amount
-            page.check(
+            context.check(
                 self.balances[transfer.sender] >= 0,
                 "balance",
                 f"{transfer.sender} spent more than it had",
@@ -118,43 +118,43 @@ class TokenLedger:
         else:
             self.balances[transfer.recipient] += transfer.amount
 
-    def _between_others(self, transfer: ev.Transfer, page: TransactionContext) -> None:
+    def _between_others(self, transfer: ev.Transfer, context: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
-            page.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
+            context.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
             return
         kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
-        page.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
+        context.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
         if kind is MovementKind.TRANSFER:
-            page.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
+            context.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
 
     def _match_in(
-        self, paid_in: dict[str, int], places: dict[str, int], page: TransactionContext
+        self, paid_in: dict[str, int], places: dict[str, int], context: TransactionContext
     ) -> None:
-        for payer in sorted({*paid_in, *page.owed_in}):
-            page.log_index = places.get(payer, page.log_index)
-            paid, owed = paid_in.get(payer, 0), page.owed_in.get(payer, 0)
-            page.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
+        for payer in sorted({*paid_in, *context.owed_in}):
+            context.log_index = places.get(payer, context.log_index)
+            paid, owed = paid_in.get(payer, 0), context.owed_in.get(payer, 0)
+            context.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
             if owed == 0:
                 # No job required this payment: a gift, or a mint to the wrong address.
                 self.donated += paid
                 kind = MovementKind.TRANSFER
                 if payer != ZERO_ADDRESS:
-                    page.enter(payer, kind, -paid, self._scheduler)
+                    context.enter(payer, kind, -paid, self._scheduler)
                 continue
-            page.check(
+            context.check(
                 paid == owed,
                 "escrow",
                 f"{payer} paid {paid} into escrow where its jobs say {owed}",
             )
 
     def _match_out(
-        self, paid_out: dict[str, int], places: dict[str, int], page: TransactionContext
+        self, paid_out: dict[str, int], places: dict[str, int], context: TransactionContext
     ) -> None:
-        for recipient in sorted({*paid_out, *page.owed_out}):
-            page.log_index = places.get(recipient, page.log_index)
-            paid, owed = paid_out.get(recipient, 0), page.owed_out.get(recipient, 0)
-            page.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
-            page.check(
+        for recipient in sorted({*paid_out, *context.owed_out}):
+            context.log_index = places.get(recipient, context.log_index)
+            paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
+            context.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
+            context.check(
                 paid == owed,
                 "payment",
                 f"{recipient} got {paid} out of escrow where its jobs say {owed}",
@@ -177,15 +177,15 @@ class RegistryLedger:
         """Provider IDs by account."""
         return {account: provider.id for account, provider in self.providers.items() if provider.id}
 
-    def read(self, event: ev.Event, page: TransactionContext) -> None:
+    def read(self, event: ev.Event, context: TransactionContext) -> None:
         """Apply an event of the registry, or a scheduler event that concerns a provider."""
         match event:
             case ev.ProviderRegistered():
-                self._registered(event, page)
+                self._registered(event, context)
             case ev.HardwareProposed():
-                self._proposed(event, page)
+                self._proposed(event, context)
             case ev.ProviderApproved():
-                self._approved(event, page)
+                self._approved(event, context)
             case ev.OfferChanged():
                 self.of(event.provider).offer = event.offer
             case ev.PricesChanged():
@@ -197,11 +197,13 @@ class RegistryLedger:
             case ev.BanChanged():
                 self.of(event.provider).banned = event.banned
             case ev.ProviderChallenged():
-                self._challenged(event, page)
+                self._challenged(event, context)
             case ev.ProviderAnswered():
-                self._answered(event, page)
+                self._answered(event, context)
             case ev.FeeChanged():
-                page.check(event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points")
+                context.check(
+                    event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points"
+                )
                 self.fee_bps = event.fee_bps
             case _:
                 pass
@@ -223,76 +225,78 @@ class RegistryLedger:
         elif before.is_assigned and not after.is_assigned:
             entry.load -= Load.of(size)
 
-    def acted(self, account: str, job_id: int, page: TransactionContext) -> None:
+    def acted(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Note that a provider moved one of its jobs, which must answer its open challenge."""
         if self.of(account).answer_by:
-            page.unanswered[account] = job_id
+            context.unanswered[account] = job_id
 
-    def close(self, page: TransactionContext) -> None:
+    def close(self, context: TransactionContext) -> None:
         """Record a finding for each challenge that should have been answered by the transaction."""
-        for account, job_id in page.unanswered.items():
-            page.find(
+        for account, job_id in context.unanswered.items():
+            context.find(
                 "challenge",
                 f"{account} moved job {job_id}, which did not answer its open challenge",
                 job_id,
             )
 
-    def check_assignment(self, job: JobEntry, page: TransactionContext) -> None:
+    def check_assignment(self, job: JobEntry, context: TransactionContext) -> None:
         """Check that the contract could have assigned the job to its provider at this price."""
         provider = self.providers.get(job.provider)
         subject = f"job {job.id} was assigned to {job.provider}"
         if provider is None or provider.id == 0:
-            page.find("eligible", f"{subject}, which is no approved provider", job.id)
+            context.find("eligible", f"{subject}, which is no approved provider", job.id)
             return
-        active = provider.status is ProviderStatus.ACTIVE and provider.approved_until >= page.time
-        page.check(active, "eligible", f"{subject}, which was not active then", job.id)
+        active = (
+            provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
+        )
+        context.check(active, "eligible", f"{subject}, which was not active then", job.id)
         size = job.terms.resources
-        page.check(
+        context.check(
             fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
             "eligible",
             f"{subject}, whose hardware, or offer less its load, it does not fit",
             job.id,
         )
         expected = job_rate(provider.prices, job.terms.resources)
-        page.check(
+        context.check(
             job.rate == expected and 0 < job.rate < 2**72,
             "rate",
             f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
             job.id,
         )
-        page.check(
+        context.check(
             job.rate * job.time_limit <= job.escrow,
             "budget",
             f"the escrow of job {job.id} does not buy its time limit",
             job.id,
         )
-        page.check(
+        context.check(
             job.fee_bps == self.fee_bps,
             "fee",
             f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
             job.id,
         )
 
-    def _registered(self, event: ev.ProviderRegistered, page: TransactionContext) -> None:
+    def _registered(self, event: ev.ProviderRegistered, context: TransactionContext) -> None:
         registered = sum(1 for provider in self.providers.values() if provider.id)
-        page.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
+        context.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
         entry = self.of(event.provider)
-        page.check(entry.id == 0, "ids", f"{event.provider} got a second id")
+        context.check(entry.id == 0, "ids", f"{event.provider} got a second id")
         entry.id = event.id
 
-    def _proposed(self, event: ev.HardwareProposed, page: TransactionContext) -> None:
+    def _proposed(self, event: ev.HardwareProposed, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        page.check(
+        context.check(
             event.version == entry.pending_version + 1,
             "version",
             f"version {event.version} of {event.provider} is out of order",
         )
         entry.pending_version = event.version
 
-    def _approved(self, event: ev.ProviderApproved, page: TransactionContext) -> None:
+    def _approved(self, event: ev.ProviderApproved, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        page.check(
-            event.approved_until > page.time and event.version <= entry.pending_version,
+        context.check(
+            event.approved_until > context.time and event.version <= entry.pending_version,
             "version",
             f"version {event.version} of {event.provider} can't have been approved",
         )
@@ -300,28 +304,28 @@ class RegistryLedger:
         entry.hardware = event.hardware
         entry.approved_until = event.approved_until
 
-    def _challenged(self, event: ev.ProviderChallenged, page: TransactionContext) -> None:
+    def _challenged(self, event: ev.ProviderChallenged, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        page.check(
-            entry.answer_by == 0 and event.answer_by > page.time,
+        context.check(
+            entry.answer_by == 0 and event.answer_by > context.time,
             "challenge",
             f"{event.provider} can't have been challenged",
             event.job_id,
         )
-        entry.challenged_at, entry.answer_by = page.time, event.answer_by
+        entry.challenged_at, entry.answer_by = context.time, event.answer_by
 
-    def _answered(self, event: ev.ProviderAnswered, page: TransactionContext) -> None:
+    def _answered(self, event: ev.ProviderAnswered, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        page.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
+        context.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
         entry.challenged_at = entry.answer_by = 0
-        page.unanswered.pop(event.provider, None)
+        context.unanswered.pop(event.provider, None)
 
 
 # -- checks that bills and interim payments are those that the contract must have computed
 
 
 def check_collection(
-    job: JobEntry, event: ev.JobCollected, page: TransactionContext, interval: int
+    job: JobEntry, event: ev.JobCollected, context: TransactionContext, interval: int
 ) -> None:
     """Recompute an interim payment and compare it with the event.
 
@@ -333,7 +337,7 @@ def check_collection(
         page: Receives the findings; its time is the time of the payment.
         interval: Minimum seconds between two interim payments.
     """
-    elapsed, billed = page.time - job.billed_until, event.billed_seconds
+    elapsed, billed = context.time - job.billed_until, event.billed_seconds
     allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
     same_parties = event.customer == job.customer and event.provider == job.provider
     cost = job.rate * billed
@@ -352,7 +356,7 @@ def check_collection(
             f" made paid, fee, escrow and time limit {actual} instead of {expected}",
         ),
     ):
-        page.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
+        context.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
 
 
 def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
@@ -366,7 +370,7 @@ def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
 
 
 def check_settlement(
-    job: JobEntry, event: ev.JobSettled, page: TransactionContext, *, gone: bool
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
 ) -> None:
     """Recompute a bill from rate, fee, start (or last interim payment) and end.
 
@@ -376,8 +380,8 @@ def check_settlement(
         page: Receives the findings; its time is the end of the job.
         gone: Whether the provider's runs can count as lost at that time.
     """
-    _check_seconds(job, event, page, gone=gone)
-    page.check(
+    _check_seconds(job, event, context, gone=gone)
+    context.check(
         job.status is not JobStatus.PANICKED or job.retries_left == 0,
         "retry",
         f"job {job.id} was refunded although {job.retries_left} retries were left",
@@ -386,14 +390,14 @@ def check_settlement(
     cost = job.rate * event.billed_seconds
     share = fee_of(cost, job.fee_bps)
     expected = (cost - share, share, job.escrow - cost)
-    page.check(
+    context.check(
         (event.paid, event.fee, event.refunded) == expected,
         "settlement",
         f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
         f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
         job.id,
     )
-    page.check(
+    context.check(
         event.customer == job.customer and event.provider == job.provider,
         "settlement",
         f"job {job.id} was settled between other parties than its own",
@@ -402,10 +406,10 @@ def check_settlement(
 
 
 def _check_seconds(
-    job: JobEntry, event: ev.JobSettled, page: TransactionContext, *, gone: bool
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
 ) -> None:
     billed, problem = event.billed_seconds, ""
-    elapsed = page.time - job.billed_until
+    elapsed = context.time - job.billed_until
     if job.status.is_reported:
         maximum = min(elapsed, job.allotment)
         out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
@@ -415,12 +419,12 @@ def _check_seconds(
             problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
     elif job.status is JobStatus.CANCELLED and job.started_at:
         charged = min(elapsed, job.allotment)
-        is_free = billed == 0 and is_lost(job, page.time, gone=gone)
+        is_free = billed == 0 and is_lost(job, context.time, gone=gone)
         if billed != charged and not is_free:
             problem = f"{billed} s were billed where {charged} s were used"
     elif billed:
         problem = f"{billed} s were billed although nothing may be"
-    page.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
+    context.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
 
 
 def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
@@ -456,139 +460,143 @@ class JobLedger:
         self._forwarder = deployment.forwarder
         self._interval = deployment.timeouts.get("collect_interval", MIN_COLLECT_INTERVAL)
 
-    def read(self, event: ev.Event, page: TransactionContext) -> None:
+    def read(self, event: ev.Event, context: TransactionContext) -> None:
         """Apply a scheduler event that concerns a job."""
         if isinstance(event, ev.JobSubmitted):
-            self._submitted(event, page)
+            self._submitted(event, context)
             return
         if not isinstance(event, JobChange):
             return
         job_id = event.job_id
         job = self.jobs.get(job_id)
         if job is not None:
-            self._change(job, event, page)
+            self._change(job, event, context)
         # A batch may name jobs that do not exist: it skips them with the status NONE.
         elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
-            page.find(
+            context.find(
                 "unknown", f"{type(event).__name__} of job {job_id}, which is unknown", job_id
             )
 
-    def _change(self, job: JobEntry, event: JobChange, page: TransactionContext) -> None:
+    def _change(self, job: JobEntry, event: JobChange, context: TransactionContext) -> None:
         match event:
             case ev.JobTransition():
-                self._moved(job, event, page)
+                self._moved(job, event, context)
             case ev.JobPriced():
-                self._priced(job, event, page)
+                self._priced(job, event, context)
             case ev.JobToppedUp():
-                self._topped_up(job, event, page)
+                self._topped_up(job, event, context)
             case ev.JobSettled():
-                self._settled(job, event, page)
+                self._settled(job, event, context)
             case ev.JobCollected():
-                self._collected(job, event, page)
+                self._collected(job, event, context)
             case ev.JobRetried():
-                self._retried(job, event, page)
+                self._retried(job, event, context)
             case ev.JobResult():
-                self._resulted(job, event, page)
+                self._resulted(job, event, context)
             case ev.JobRequeued():
-                self._requeued(job, event, page)
+                self._requeued(job, event, context)
             case ev.JobPanicked():
-                self._panicked(job, event, page)
+                self._panicked(job, event, context)
             case ev.TransitionSkipped():
-                self._skipped(job, event, page)
+                self._skipped(job, event, context)
 
-    def close(self, page: TransactionContext) -> None:
+    def close(self, context: TransactionContext) -> None:
         """Record a finding for everything that the transaction left incomplete."""
-        for job_id in page.ended:
-            page.find("unsettled", f"job {job_id} ended without a settlement or successor", job_id)
-        for job_id, name in sorted(page.awaited):
-            page.find("missing", f"job {job_id} moved without its {name}", job_id)
+        for job_id in context.ended:
+            context.find(
+                "unsettled", f"job {job_id} ended without a settlement or successor", job_id
+            )
+        for job_id, name in sorted(context.awaited):
+            context.find("missing", f"job {job_id} moved without its {name}", job_id)
 
-    def _open(self, job: JobEntry, page: TransactionContext) -> None:
-        page.check(job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id)
+    def _open(self, job: JobEntry, context: TransactionContext) -> None:
+        context.check(
+            job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id
+        )
         self.jobs[job.id] = job
-        page.awaited.add((job.id, ev.JobTransition.__name__))
+        context.awaited.add((job.id, ev.JobTransition.__name__))
 
-    def _follow(self, job: JobEntry, event: ev.Event, page: TransactionContext) -> None:
+    def _follow(self, job: JobEntry, event: ev.Event, context: TransactionContext) -> None:
         """Check that the event was expected: it may only follow a transition of its job."""
         name = type(event).__name__
-        awaited = (job.id, name) in page.awaited
-        page.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
-        page.awaited.discard((job.id, name))
+        awaited = (job.id, name) in context.awaited
+        context.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
+        context.awaited.discard((job.id, name))
 
-    def _submitted(self, event: ev.JobSubmitted, page: TransactionContext) -> None:
+    def _submitted(self, event: ev.JobSubmitted, context: TransactionContext) -> None:
         terms, job_id = event.terms, event.job_id
         if job_id in self.jobs:
-            page.find("ids", f"job {job_id} was submitted twice", job_id)
+            context.find("ids", f"job {job_id} was submitted twice", job_id)
             return
-        self._check_signer(event.customer, job_id, page)
+        self._check_signer(event.customer, job_id, context)
         job = JobEntry(job_id, event.customer, event.definition, terms)
         job.funded = job.escrow = terms.amount
         job.time_limit = terms.time_limit
         job.retries_left = terms.retries
-        self._open(job, page)
-        page.owed_in[event.customer] += terms.amount
-        page.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
+        self._open(job, context)
+        context.owed_in[event.customer] += terms.amount
+        context.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
 
-    def _check_signer(self, account: str, job_id: int, page: TransactionContext) -> None:
+    def _check_signer(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Check that the signer, not the forwarder, paid for a forwarded call."""
-        page.check(
+        context.check(
             account != self._forwarder or account == ZERO_ADDRESS,
             "forwarder",
             f"job {job_id} was paid by the forwarder instead of who signed",
             job_id,
         )
 
-    def _moved(self, job: JobEntry, event: ev.JobTransition, page: TransactionContext) -> None:
+    def _moved(self, job: JobEntry, event: ev.JobTransition, context: TransactionContext) -> None:
         arrow = f"{event.before.name} to {event.after.name}"
-        page.check(
+        context.check(
             event.before is job.status and can_transition(event.before, event.after),
             "transition",
             f"job {job.id} went from {arrow} while it was {job.status.name}",
             job.id,
         )
-        page.check(
+        context.check(
             event.customer == job.customer, "party", f"job {job.id} changed its customer", job.id
         )
         if event.after is JobStatus.META_SCHEDULED:
-            self._check_line(job, event.provider, page)
+            self._check_line(job, event.provider, context)
             job.provider = event.provider
         else:
-            page.check(
+            context.check(
                 event.provider == job.provider,
                 "party",
                 f"job {job.id} went from {arrow} by another provider than its own",
                 job.id,
             )
         if (follower := _FOLLOWED_BY.get(event.after)) and event.before is not JobStatus.NONE:
-            page.awaited.add((job.id, follower.__name__))
-        page.awaited.discard((job.id, ev.JobTransition.__name__))
-        job.status, job.since = event.after, page.time
-        job.transitions.append((page.time, event.after, page.tx_hash))
+            context.awaited.add((job.id, follower.__name__))
+        context.awaited.discard((job.id, ev.JobTransition.__name__))
+        job.status, job.since = event.after, context.time
+        job.transitions.append((context.time, event.after, context.tx_hash))
         if event.provider != ZERO_ADDRESS:
             size = job.terms.resources
             self._registry.move(event.provider, event.before, event.after, size)
             # Only the assigned provider can set these statuses.
             if event.after.is_reported or event.after in {JobStatus.SCHEDULED, JobStatus.RUNNING}:
-                self._registry.acted(event.provider, job.id, page)
-        self._after_move(job, page)
+                self._registry.acted(event.provider, job.id, context)
+        self._after_move(job, context)
 
-    def _after_move(self, job: JobEntry, page: TransactionContext) -> None:
+    def _after_move(self, job: JobEntry, context: TransactionContext) -> None:
         if job.status is JobStatus.RUNNING:
-            job.started_at = page.time
+            job.started_at = context.time
         elif job.status is JobStatus.PENDING:
-            job.submitted_at = job.submitted_at or page.time
-            page.left[job.id] = job.provider
+            job.submitted_at = job.submitted_at or context.time
+            context.left[job.id] = job.provider
             job.provider, job.rate, job.fee_bps = ZERO_ADDRESS, 0, 0
         elif job.status.is_final:
-            job.ended_at = page.time
-            page.ended[job.id] = page.time
+            job.ended_at = context.time
+            context.ended[job.id] = context.time
 
-    def _check_line(self, job: JobEntry, provider: str, page: TransactionContext) -> None:
+    def _check_line(self, job: JobEntry, provider: str, context: TransactionContext) -> None:
         """Check that a retry is not assigned to a provider of one of its predecessors."""
         successor, predecessor = job, self.jobs.get(job.retry_of)
         # Predecessors have lower IDs. This check prevents an endless loop on forged events.
         while predecessor is not None and predecessor.id < successor.id:
-            page.check(
+            context.check(
                 predecessor.provider != provider,
                 "excluded",
                 f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line",
@@ -596,26 +604,26 @@ class JobLedger:
             )
             successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
 
-    def _priced(self, job: JobEntry, event: ev.JobPriced, page: TransactionContext) -> None:
-        self._follow(job, event, page)
-        page.check(
+    def _priced(self, job: JobEntry, event: ev.JobPriced, context: TransactionContext) -> None:
+        self._follow(job, event, context)
+        context.check(
             event.provider == job.provider,
             "party",
             f"job {job.id} was priced for another provider than its own",
             job.id,
         )
         job.rate, job.fee_bps = event.rate, event.fee_bps
-        self._registry.check_assignment(job, page)
+        self._registry.check_assignment(job, context)
 
-    def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, page: TransactionContext) -> None:
-        page.check(
+    def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, context: TransactionContext) -> None:
+        context.check(
             job.status.is_live, "top-up", f"job {job.id} was topped up after its end", job.id
         )
-        self._check_signer(event.payer, job.id, page)
+        self._check_signer(event.payer, job.id, context)
         limit = job.time_limit
         if job.rate and event.payer == job.customer and not job.terms.until_spent:
             limit += event.amount // job.rate
-        page.check(
+        context.check(
             (event.escrow, event.time_limit) == (job.escrow + event.amount, limit),
             "top-up",
             f"a top-up of job {job.id} by {event.amount} made {event.escrow} for "
@@ -624,33 +632,40 @@ class JobLedger:
         )
         job.funded += event.amount
         job.escrow, job.time_limit = event.escrow, event.time_limit
-        page.owed_in[event.payer] += event.amount
-        page.enter(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
+        context.owed_in[event.payer] += event.amount
+        context.enter(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
 
-    def _settled(self, job: JobEntry, event: ev.JobSettled, page: TransactionContext) -> None:
-        if page.ended.pop(job.id, None) is None:
-            page.find("settlement", f"job {job.id} was settled without having ended", job.id)
-        provider_gone = self._registry.is_gone(job.provider, page.time)
-        check_settlement(job, event, page, gone=provider_gone)
+    def _settled(self, job: JobEntry, event: ev.JobSettled, context: TransactionContext) -> None:
+        if context.ended.pop(job.id, None) is None:
+            context.find("settlement", f"job {job.id} was settled without having ended", job.id)
+        provider_gone = self._registry.is_gone(job.provider, context.time)
+        check_settlement(job, event, context, gone=provider_gone)
         job.settled = True
         job.billed_seconds += event.billed_seconds
         job.paid += event.paid
         job.fee += event.fee
         job.refunded += event.refunded
         job.escrow -= event.paid + event.fee + event.refunded
-        self._pay(event.provider, MovementKind.PAYMENT, event.paid, job, page)
-        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
-        self._pay(event.customer, MovementKind.REFUND, event.refunded, job, page)
+        self._pay(event.provider, MovementKind.PAYMENT, event.paid, job, context)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, context)
+        self._pay(event.customer, MovementKind.REFUND, event.refunded, job, context)
 
     def _pay(
-        self, account: str, kind: MovementKind, amount: int, job: JobEntry, page: TransactionContext
+        self,
+        account: str,
+        kind: MovementKind,
+        amount: int,
+        job: JobEntry,
+        context: TransactionContext,
     ) -> None:
-        page.owed_out[account] += amount
-        page.enter(account, kind, amount, self._scheduler, job.id)
+        context.owed_out[account] += amount
+        context.enter(account, kind, amount, self._scheduler, job.id)
 
-    def _collected(self, job: JobEntry, event: ev.JobCollected, page: TransactionContext) -> None:
-        check_collection(job, event, page, self._interval)
-        job.since = page.time
+    def _collected(
+        self, job: JobEntry, event: ev.JobCollected, context: TransactionContext
+    ) -> None:
+        check_collection(job, event, context, self._interval)
+        job.since = context.time
         job.billed_seconds += event.billed_seconds
         job.paid += event.paid
         job.fee += event.fee
@@ -658,36 +673,36 @@ class JobLedger:
         job.collected_paid += event.paid
         job.collected_fee += event.fee
         job.escrow, job.time_limit = event.escrow, event.time_limit
-        self._registry.acted(event.provider, job.id, page)
-        self._pay(event.provider, MovementKind.INTERIM, event.paid, job, page)
-        self._pay(self._treasury, MovementKind.FEE, event.fee, job, page)
+        self._registry.acted(event.provider, job.id, context)
+        self._pay(event.provider, MovementKind.INTERIM, event.paid, job, context)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, job, context)
 
-    def _retried(self, job: JobEntry, event: ev.JobRetried, page: TransactionContext) -> None:
-        ended = page.ended.pop(job.id, None) is not None
+    def _retried(self, job: JobEntry, event: ev.JobRetried, context: TransactionContext) -> None:
+        ended = context.ended.pop(job.id, None) is not None
         allowed = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
-        page.check(allowed, "retry", f"job {job.id} can't have a successor", job.id)
-        page.check(
+        context.check(allowed, "retry", f"job {job.id} can't have a successor", job.id)
+        context.check(
             event.escrow == job.escrow,
             "retry",
             f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}",
             job.id,
         )
         if event.successor in self.jobs:
-            page.find("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
+            context.find("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
             return
         successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
         successor.escrow = successor.carried_in = job.carried_out = event.escrow
         successor.time_limit, successor.retries_left = job.time_limit, job.retries_left - 1
         successor.retry_of, job.successor, job.escrow = job.id, event.successor, 0
-        self._open(successor, page)
+        self._open(successor, context)
 
-    def _resulted(self, job: JobEntry, event: ev.JobResult, page: TransactionContext) -> None:
-        self._follow(job, event, page)
+    def _resulted(self, job: JobEntry, event: ev.JobResult, context: TransactionContext) -> None:
+        self._follow(job, event, context)
         consistent = {
             JobStatus.FINISHED: event.exit_code == 0,
             JobStatus.FAILED: event.exit_code != 0,
         }
-        page.check(
+        context.check(
             consistent.get(job.status, True),
             "result",
             f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}",
@@ -695,24 +710,24 @@ class JobLedger:
         )
         job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
 
-    def _requeued(self, job: JobEntry, event: ev.JobRequeued, page: TransactionContext) -> None:
-        self._follow(job, event, page)
-        if event.by == page.left.get(job.id):
-            self._registry.acted(event.by, job.id, page)
+    def _requeued(self, job: JobEntry, event: ev.JobRequeued, context: TransactionContext) -> None:
+        self._follow(job, event, context)
+        if event.by == context.left.get(job.id):
+            self._registry.acted(event.by, job.id, context)
 
-    def _panicked(self, job: JobEntry, event: ev.JobPanicked, page: TransactionContext) -> None:
-        self._follow(job, event, page)
+    def _panicked(self, job: JobEntry, event: ev.JobPanicked, context: TransactionContext) -> None:
+        self._follow(job, event, context)
         if event.by == job.provider:
-            self._registry.acted(event.by, job.id, page)
+            self._registry.acted(event.by, job.id, context)
         else:
-            provider_gone = self._registry.is_gone(job.provider, page.time)
-            lost = bool(job.started_at) and is_lost(job, page.time, gone=provider_gone)
-            page.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
+            provider_gone = self._registry.is_gone(job.provider, context.time)
+            lost = bool(job.started_at) and is_lost(job, context.time, gone=provider_gone)
+            context.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
 
     def _skipped(
-        self, job: JobEntry, event: ev.TransitionSkipped, page: TransactionContext
+        self, job: JobEntry, event: ev.TransitionSkipped, context: TransactionContext
     ) -> None:
-        page.check(
+        context.check(
             event.status is job.status,
             "transition",
             f"job {job.id} was left out as {event.status.name} while it was {job.status.name}",
@@ -741,8 +756,8 @@ class Ledger:
         self.time = 0
         self._entries: list[LedgerEntry] = []
         self._of: dict[str, list[LedgerEntry]] = {}
-        self._books = GridLedgers(deployment)
-        self._watch = AnomalyRules(deployment)
+        self._ledgers = GridLedgers(deployment)
+        self._anomalies = AnomalyRules(deployment)
 
     @classmethod
     def replay(
@@ -775,11 +790,11 @@ class Ledger:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
             transaction_events = list(group)
-            ledger._books.read(
+            ledger._ledgers.read(
                 TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
                 transaction_events,
             )
-            ledger._watch.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
+            ledger._anomalies.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -789,27 +804,29 @@ class Ledger:
     @property
     def jobs(self) -> Mapping[int, JobEntry]:
         """All jobs by id."""
-        return self._books.jobs.jobs
+        return self._ledgers.jobs.jobs
 
     @property
     def providers(self) -> Mapping[str, ProviderEntry]:
         """All providers by account."""
-        return self._books.registry.providers
+        return self._ledgers.registry.providers
 
     @property
     def provider_ids(self) -> Mapping[str, int]:
         """Provider ids by account."""
-        return self._books.registry.ids
+        return self._ledgers.registry.ids
 
     @property
     def balances(self) -> Mapping[str, int]:
         """Balances in credit-wei, of every account that ever held credits."""
-        return self._books.cash.balances
+        return self._ledgers.tokens.balances
 
     @property
     def parked(self) -> Mapping[str, int]:
         """Parked credit-wei by account, until the account withdraws them."""
-        return {account: amount for account, amount in self._books.cash.parked.items() if amount}
+        return {
+            account: amount for account, amount in self._ledgers.tokens.parked.items() if amount
+        }
 
     @property
     def accounts(self) -> list[str]:
@@ -819,29 +836,29 @@ class Ledger:
     @property
     def exceptions(self) -> list[Anomaly]:
         """Anomalies (allowed but unusual), oldest first."""
-        return self._watch.so_far(self.jobs, Spot(self.block, self.time))
+        return self._anomalies.so_far(self.jobs, Spot(self.block, self.time))
 
     @property
     def totals(self) -> Totals:
         """Totals of the whole ledger."""
         jobs = self.jobs.values()
-        scheduler_balance = self._books.cash.balances.get(self.deployment.scheduler, 0)
+        scheduler_balance = self._ledgers.tokens.balances.get(self.deployment.scheduler, 0)
         escrow = sum(job.escrow for job in jobs)
-        parked = sum(self._books.cash.parked.values())
+        parked = sum(self._ledgers.tokens.parked.values())
         return Totals(
             jobs=len(self.jobs),
-            minted=self._books.cash.minted,
-            burned=self._books.cash.burned,
-            supply=self._books.cash.supply,
+            minted=self._ledgers.tokens.minted,
+            burned=self._ledgers.tokens.burned,
+            supply=self._ledgers.tokens.supply,
             scheduler_balance=scheduler_balance,
             escrow=escrow,
             parked=parked,
-            donated=self._books.cash.donated,
+            donated=self._ledgers.tokens.donated,
             balances=sum(self.balances.values()),
             paid=sum(job.paid for job in jobs),
             fees=sum(job.fee for job in jobs),
             refunded=sum(job.refunded for job in jobs),
-            difference=scheduler_balance - escrow - parked - self._books.cash.donated,
+            difference=scheduler_balance - escrow - parked - self._ledgers.tokens.donated,
         )
 
     def statement(self, account: str) -> list[StatementRow]:
@@ -908,34 +925,34 @@ class GridLedgers:
     def __init__(self, deployment: Deployment) -> None:
         self.registry = RegistryLedger(deployment)
         self.jobs = JobLedger(self.registry, deployment)
-        self.cash = TokenLedger(deployment.scheduler)
+        self.tokens = TokenLedger(deployment.scheduler)
         self._deployment = deployment
 
-    def read(self, page: TransactionContext, events: Iterable[ev.Event]) -> None:
+    def read(self, context: TransactionContext, events: Iterable[ev.Event]) -> None:
         """Apply the events of one transaction, given in chain order."""
         transfers = []
         for event in events:
-            page.log_index = event.log_index
+            context.log_index = event.log_index
             if event.address == self._deployment.credit:
                 if isinstance(event, ev.Transfer):
                     transfers.append(event)
             elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
-                self.registry.read(event, page)
-                self._read_parked(event, page)
+                self.registry.read(event, context)
+                self._read_parked(event, context)
             else:
-                self.registry.read(event, page)
-                self.jobs.read(event, page)
-        self.jobs.close(page)
-        self.registry.close(page)
-        self.cash.close(transfers, page)
+                self.registry.read(event, context)
+                self.jobs.read(event, context)
+        self.jobs.close(context)
+        self.registry.close(context)
+        self.tokens.close(transfers, context)
 
-    def _read_parked(self, event: ev.Event, page: TransactionContext) -> None:
+    def _read_parked(self, event: ev.Event, context: TransactionContext) -> None:
         if event.address != self._deployment.scheduler:
             return
         if isinstance(event, ev.PaymentParked):
-            self.cash.park(event, page)
+            self.tokens.park(event, context)
         elif isinstance(event, ev.PaymentWithdrawn):
-            self.cash.withdraw(event, page)
+            self.tokens.withdraw(event, context)
 
 
 # -- statements of accounts over a range of blocks

@@ -82,7 +82,7 @@ class AccountQueries(Reader):
                 provider_id=connection.execute(
                     select(providers.c.id).where(providers.c.account == key)
                 ).scalar(),
-                roles=held_roles(role_rows(connection, snapshot, key)),
+                roles=roles_in_force(role_rows(connection, snapshot, key)),
             )
 
     def statement(
@@ -214,7 +214,7 @@ class RegistryQueries(Reader):
         """Return the roles in force, and all grants and revocations, latest first."""
         with self._read() as (connection, snapshot):
             history = role_rows(connection, snapshot)
-        return Roles(held=held_roles(history), history=tuple(reversed(history)))
+        return Roles(held=roles_in_force(history), history=tuple(reversed(history)))
 
     def parameters(self) -> ParameterHistory:
         """Return fee, timeouts and addresses, with the history of those that can change."""
@@ -250,7 +250,7 @@ def role_rows(
     )
 
 
-def held_roles(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
+def roles_in_force(history: tuple[RoleRow, ...]) -> tuple[RoleRow, ...]:
     """Return the grants in force; `history` must be oldest first."""
     grants: dict[tuple[str, str, str], RoleRow] = {}
     for row in history:

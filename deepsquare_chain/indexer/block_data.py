@@ -66,7 +66,7 @@ class BlockData:
     transactions: Mapping[str, Transaction] = field(default_factory=dict)
 
 
-async def read_facts(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockData | None:
+async def read_block_data(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockData | None:
     """Read headers and transactions of events.
 
     Returns:

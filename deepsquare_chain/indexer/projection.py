@@ -111,7 +111,7 @@ _FLOWS: Final = ("escrow", "paid", "fee", "refunded")
 
 
 @dataclass(slots=True)
-class Held:
+class StoredState:
     """The state in the database, before a batch, of everything that the batch touches.
 
     `sums` is the last row of `totals`. `line` returns the number of lines and the balance of an
@@ -130,7 +130,7 @@ class Held:
 
 
 @dataclass(slots=True)
-class Folded:
+class ProjectedRows:
     """The result of a projection: new rows by table, and the changed jobs and providers."""
 
     rows: defaultdict[Table, list[dict[str, Any]]] = field(
@@ -141,7 +141,7 @@ class Folded:
     providers: dict[str, ProviderEntry] = field(default_factory=dict)
 
 
-def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
+def affected(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
     """Return the job IDs, provider accounts and recipients of parked credits in events."""
     job_ids: set[int] = set()
     accounts: set[str] = set()
@@ -158,53 +158,53 @@ def touched(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
     return {each for each in job_ids if each <= _MAX_ID}, accounts, recipients
 
 
-class Folding:
+class Projection:
     """The projection of one batch. `deployment` must have checksummed addresses, as events have."""
 
-    def __init__(self, deployment: Deployment, held: Held, facts: BlockData) -> None:
-        self._held = held
-        self._facts = facts
+    def __init__(self, deployment: Deployment, stored: StoredState, block_data: BlockData) -> None:
+        self._stored = stored
+        self._block_data = block_data
         self._names = {address: name for name, address in deployment.contracts.items()}
-        self._books = GridLedgers(deployment)
-        self._books.jobs.jobs.update(held.jobs)
-        self._books.registry.providers.update(held.providers)
-        self._books.cash.parked.update(held.parked)
+        self._ledgers = GridLedgers(deployment)
+        self._ledgers.jobs.jobs.update(stored.jobs)
+        self._ledgers.registry.providers.update(stored.providers)
+        self._ledgers.tokens.parked.update(stored.parked)
         for name in ("minted", "burned", "donated"):
-            setattr(self._books.cash, name, held.sums.get(name, 0))
-        self._watch = AnomalyRules(deployment)
-        self._watch.resume(held.jobs.values(), held.challenges)
-        self._sums = dict(held.sums)
-        self._parked = dict(held.parked)
-        self._flows = {job.id: _flow(job) for job in held.jobs.values()}
+            setattr(self._ledgers.tokens, name, stored.sums.get(name, 0))
+        self._anomalies = AnomalyRules(deployment)
+        self._anomalies.resume(stored.jobs.values(), stored.challenges)
+        self._sums = dict(stored.sums)
+        self._parked = dict(stored.parked)
+        self._flows = {job.id: _flow(job) for job in stored.jobs.values()}
         self._figures: dict[str, ProviderTotals] = {}
         self._lines: dict[str, tuple[int, int]] = {}
-        self._out = Folded(spots=held.spots)
+        self._out = ProjectedRows(spots=stored.spots)
 
-    def fold(self, events: Iterable[ev.Event]) -> Folded:
+    def project(self, events: Iterable[ev.Event]) -> ProjectedRows:
         """Return the rows for events, which must be in chain order."""
         for number, of_block in groupby(events, key=lambda event: event.block_number):
             self._block(number, list(of_block))
         return self._out
 
     def _block(self, number: int, events: list[ev.Event]) -> None:
-        header = self._facts.headers[number]
+        header = self._block_data.headers[number]
         entries: list[tuple[int, LedgerEntry]] = []
         anomalies: list[tuple[int, Anomaly]] = []
         count = 0
         moved: set[int | None] = set()
         active: set[str] = set()
         for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
-            transaction = self._facts.transactions[tx_hash]
+            transaction = self._block_data.transactions[tx_hash]
             transaction_events = list(group)
-            page = TransactionContext(number, header.time, tx_hash, [], [])
-            self._books.read(page, transaction_events)
-            entries += ((transaction.position, entry) for entry in page.entries)
-            self._watch.read(
+            context = TransactionContext(number, header.time, tx_hash, [], [])
+            self._ledgers.read(context, transaction_events)
+            entries += ((transaction.position, entry) for entry in context.entries)
+            self._anomalies.read(
                 transaction_events,
-                self._books.jobs.jobs,
+                self._ledgers.jobs.jobs,
                 BlockContext(number, header.time, tx_hash),
             )
-            named = name_self_scheduled(self._watch.take(), {tx_hash: transaction.sender})
+            named = name_self_scheduled(self._anomalies.take(), {tx_hash: transaction.sender})
             anomalies += ((transaction.position, row) for row in named)
             self._transaction(transaction, len(transaction_events))
             for event in transaction_events:
@@ -222,7 +222,7 @@ class Folding:
         self._close(number, header.time, moved, active)
 
     def _header(self, number: int, count: int) -> None:
-        header = self._facts.headers[number]
+        header = self._block_data.headers[number]
         self._out.rows[schema.headers].append(
             row_values(
                 header, schema.headers, all_transactions=header.transactions, transactions=count
@@ -281,8 +281,8 @@ class Folding:
             }
         )
         if account is not None:
-            self._out.providers[account] = self._books.registry.of(account)
-            self._work(account, time, active).offer(self._books.registry.of(account))
+            self._out.providers[account] = self._ledgers.registry.of(account)
+            self._provider_totals(account, time, active).offer(self._ledgers.registry.of(account))
         match event:
             case ev.JobTransition():
                 self._transition(event, {**location, "time": time}, active)
@@ -323,9 +323,9 @@ class Folding:
             if status:
                 name = _COUNTED[status]
                 self._sums[name] = self._sums.get(name, 0) + sign
-        job = self._books.jobs.jobs.get(event.job_id)
+        job = self._ledgers.jobs.jobs.get(event.job_id)
         if job is not None and (account := known(event.provider)) is not None:
-            provider_totals = self._work(account, place["time"], active)
+            provider_totals = self._provider_totals(account, place["time"], active)
             provider_totals.move(event.before, event.after, job.terms.resources)
 
     def _settlement(
@@ -335,7 +335,7 @@ class Folding:
         active: set[str],
         refunded: int,
     ) -> None:
-        job = self._books.jobs.jobs.get(event.job_id)
+        job = self._ledgers.jobs.jobs.get(event.job_id)
         status = job.status if job is not None else JobStatus.NONE
         provider = known(event.provider)
         self._out.rows[schema.settlements].append(
@@ -349,7 +349,7 @@ class Folding:
             )
         )
         if provider is not None:
-            provider_totals = self._work(provider, place["time"], active)
+            provider_totals = self._provider_totals(provider, place["time"], active)
             provider_totals.settle(event.billed_seconds, event.paid)
 
     def _parking(self, recipient: str, amount: int, place: dict[str, int]) -> None:
@@ -363,11 +363,11 @@ class Folding:
 
     # -- sums
 
-    def _work(self, account: str, time: int, active: set[str]) -> ProviderTotals:
+    def _provider_totals(self, account: str, time: int, active: set[str]) -> ProviderTotals:
         """Return a provider's running totals, advanced to a time."""
         active.add(account)
         if account not in self._figures:
-            provider_totals = self._held.figures(account)
+            provider_totals = self._stored.figures(account)
             provider_totals.time = provider_totals.time or time
             self._figures[account] = provider_totals
         self._figures[account].pass_time(time)
@@ -376,7 +376,7 @@ class Folding:
     def _movements(self, entries: list[tuple[int, LedgerEntry]]) -> None:
         for number, (position, entry) in enumerate(entries):
             if entry.account not in self._lines:
-                self._lines[entry.account] = self._held.line(entry.account)
+                self._lines[entry.account] = self._stored.line(entry.account)
             line_number, balance = self._lines[entry.account]
             self._lines[entry.account] = line_number, balance = (
                 line_number + 1,
@@ -398,7 +398,7 @@ class Folding:
     def _close(self, number: int, time: int, moved: Iterable[int | None], active: set[str]) -> None:
         """Write the totals after a block."""
         for job_id in moved:
-            job = self._books.jobs.jobs.get(job_id) if job_id is not None else None
+            job = self._ledgers.jobs.jobs.get(job_id) if job_id is not None else None
             if job is None:
                 continue
             self._out.jobs[job.id] = job
@@ -408,7 +408,7 @@ class Folding:
                 column = "fees" if name == "fee" else name
                 self._sums[column] = self._sums.get(column, 0) + new - old
         for name in ("minted", "burned", "donated"):
-            self._sums[name] = getattr(self._books.cash, name)
+            self._sums[name] = getattr(self._ledgers.tokens, name)
         names = [each.name for each in schema.totals.c if each.name not in {"block", "time"}]
         row = {name: self._sums.get(name, 0) for name in names}
         self._out.rows[schema.totals].append({"block": number, "time": time, **row})

@@ -25,10 +25,10 @@ from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.indexer import schema
-from deepsquare_chain.indexer.block_data import BlockData, read_facts
+from deepsquare_chain.indexer.block_data import BlockData, read_block_data
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import CURSOR, Index
-from deepsquare_chain.indexer.writer import IndexWriter, get_state, note, put_state
+from deepsquare_chain.indexer.writer import IndexWriter, get_state, put_state, record_change
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings
@@ -154,7 +154,7 @@ class IndexService:
         self._contracts = contracts
         self._writer = IndexWriter(deployment)
         self._progress = progress
-        self._facts = BlockData()
+        self._block_data = BlockData()
         self._confirmations = confirmations
         self._follower: Follower[Connection] = Follower(
             contracts.w3,
@@ -187,16 +187,16 @@ class IndexService:
             constants = await _constants(self._contracts)
             await asyncio.to_thread(self._keep_constants, constants)
         count = await self._follower.poll(self._apply, prepare=self._prepare)
-        await self._look_around()
+        await self._update_heads()
         return count > 0
 
     async def _prepare(self, batch: Batch) -> bool:
-        block_data = await read_facts(self._contracts.w3, batch.events)
-        self._facts = block_data or BlockData()
+        block_data = await read_block_data(self._contracts.w3, batch.events)
+        self._block_data = block_data or BlockData()
         return block_data is not None
 
     def _apply(self, batch: Batch, transaction: Connection) -> None:
-        self._writer.apply(batch, transaction, self._facts)
+        self._writer.apply(batch, transaction, self._block_data)
         self._metrics.add(self._events, amount=len(batch.events))
         if batch.rolled_back_to is not None:
             self._metrics.add(self._reorgs)
@@ -206,7 +206,7 @@ class IndexService:
 
     # -- state of the index
 
-    async def _look_around(self) -> None:
+    async def _update_heads(self) -> None:
         """Update head and finality, which also advance without events."""
         position = await asyncio.to_thread(lambda: self._follower.position)
         head, final = await _heads(self._contracts.w3)
@@ -230,7 +230,7 @@ class IndexService:
             previous = int(state.get("finalized", -1))
             put_state(connection, head=head, head_time=head_time, finalized=finalized)
             if min(finalized, last_indexed) != min(previous, last_indexed):
-                note(connection, "finality", previous + 1, finalized, ())
+                record_change(connection, "finality", previous + 1, finalized, ())
 
     def _has_constants(self) -> bool:
         with self.database.read() as connection:

@@ -18,7 +18,13 @@ from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of
 from deepsquare_chain.indexer.anomalies import last_challenge
 from deepsquare_chain.indexer.block_data import BlockData
-from deepsquare_chain.indexer.projection import Folded, Folding, Held, ProviderTotals, touched
+from deepsquare_chain.indexer.projection import (
+    ProjectedRows,
+    Projection,
+    ProviderTotals,
+    StoredState,
+    affected,
+)
 from deepsquare_chain.indexer.records import (
     Spot,
     event_of,
@@ -30,7 +36,7 @@ from deepsquare_chain.indexer.records import (
 
 #: Number of changes that are kept for live pages.
 KEPT_CHANGES: Final = 1_000
-_TOLD_JOBS: Final = 100
+_LISTED_JOBS: Final = 100
 #: Values per IN list, far below the limits of SQLite and PostgreSQL.
 _SLICE: Final = 5_000
 #: Tables whose rows belong to one block and are never updated.
@@ -61,22 +67,24 @@ class IndexWriter:
             "MetaScheduler": self._deployment.scheduler,
         }
 
-    def apply(self, batch: Batch, connection: Connection, facts: BlockData) -> None:
+    def apply(self, batch: Batch, connection: Connection, block_data: BlockData) -> None:
         """Write a batch of the follower, or roll back the blocks that a reorg undid."""
         if batch.rolled_back_to is not None:
             self._roll_back(connection, batch.rolled_back_to)
             return
         if batch.events:
-            stored = self._held(connection, batch.events)
-            folded = Folding(self._deployment, stored, facts).fold(batch.events)
-            _write(connection, folded)
-            note(connection, "blocks", batch.from_block, batch.to_block, sorted(folded.jobs))
+            stored = self._stored_state(connection, batch.events)
+            projected = Projection(self._deployment, stored, block_data).project(batch.events)
+            _write(connection, projected)
+            record_change(
+                connection, "blocks", batch.from_block, batch.to_block, sorted(projected.jobs)
+            )
         put_state(connection, block=batch.to_block, time=batch.time)
 
     # -- state before a batch
 
-    def _held(self, connection: Connection, events: Sequence[Event]) -> Held:
-        job_ids, accounts, recipients = touched(events)
+    def _stored_state(self, connection: Connection, events: Sequence[Event]) -> StoredState:
+        job_ids, accounts, recipients = affected(events)
         jobs: dict[int, JobEntry] = {}
         spots: dict[int, Spot] = {}
         for row in _rows(connection, schema.jobs, "id", job_ids):
@@ -86,7 +94,7 @@ class IndexWriter:
         last_totals = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
         totals = connection.execute(last_totals).mappings().one_or_none()
         challenged = [row.account for row in rows if row.answer_by]
-        return Held(
+        return StoredState(
             jobs=jobs,
             spots=spots,
             providers={row.account: provider_entry(row) for row in rows},
@@ -120,32 +128,34 @@ class IndexWriter:
         _insert(connection, schema.jobs, _job_rows(restored))
         _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
         last_time = connection.execute(select(func.max(schema.headers.c.time))).scalar() or 0
-        note(connection, "reorg", number + 1, number + 1, sorted(retry_line))
+        record_change(connection, "reorg", number + 1, number + 1, sorted(retry_line))
         put_state(connection, block=number, time=last_time)
 
-    def _replay(self, connection: Connection, job_ids: set[int], accounts: set[str]) -> Folded:
+    def _replay(
+        self, connection: Connection, job_ids: set[int], accounts: set[str]
+    ) -> ProjectedRows:
         """Rebuild jobs and providers from their remaining events."""
-        books = GridLedgers(self._deployment)
-        restored = Folded()
+        ledgers = GridLedgers(self._deployment)
+        restored = ProjectedRows()
         event_rows = [
-            *_rows(connection, _TOLD, "job_id", job_ids),
-            *_rows(connection, _TOLD, "account", accounts),
+            *_rows(connection, _TIMED_EVENTS, "job_id", job_ids),
+            *_rows(connection, _TIMED_EVENTS, "account", accounts),
         ]
         rows = {(row.block, row.log_index): row for row in event_rows}
         ordered = [rows[position] for position in sorted(rows)]
         for _, group in groupby(ordered, key=lambda row: (row.block, row.position)):
             transaction_rows = list(group)
-            page = TransactionContext(
+            context = TransactionContext(
                 transaction_rows[0].block, transaction_rows[0].time, "", [], []
             )
             events = [self._event(row) for row in transaction_rows]
-            books.read(page, events)
+            ledgers.read(context, events)
             for row, event in zip(transaction_rows, events, strict=True):
                 if isinstance(event, JobTransition | JobCollected):
                     restored.spots[event.job_id] = row.block, row.position, row.log_index
-        restored.jobs = {each: job for each, job in books.jobs.jobs.items() if each in job_ids}
+        restored.jobs = {each: job for each, job in ledgers.jobs.jobs.items() if each in job_ids}
         restored.providers = {
-            each: entry for each, entry in books.registry.providers.items() if each in accounts
+            each: entry for each, entry in ledgers.registry.providers.items() if each in accounts
         }
         return restored
 
@@ -159,7 +169,7 @@ class IndexWriter:
         )
 
 
-_TOLD: Final = (
+_TIMED_EVENTS: Final = (
     select(schema.events, schema.headers.c.time)
     .join(schema.headers, schema.headers.c.number == schema.events.c.block)
     .subquery()
@@ -173,11 +183,13 @@ def clear(connection: Connection) -> None:
     """Delete all data that is derived from the chain."""
     for table in schema.DERIVED:
         connection.execute(delete(table))
-    note(connection, "rebuilt", 0, 0, ())
+    record_change(connection, "rebuilt", 0, 0, ())
     put_state(connection, block=-1, time=0, finalized=-1, built_since=round(time.time(), 3))
 
 
-def note(connection: Connection, kind: str, first: int, last: int, job_ids: Sequence[int]) -> None:
+def record_change(
+    connection: Connection, kind: str, first: int, last: int, job_ids: Sequence[int]
+) -> None:
     """Record a change for live pages. Numbers of changes increase."""
     number = int(get_state(connection).get("change", 0)) + 1
     connection.execute(
@@ -186,7 +198,7 @@ def note(connection: Connection, kind: str, first: int, last: int, job_ids: Sequ
             kind=kind,
             first_block=first,
             last_block=last,
-            jobs=job_ids[-_TOLD_JOBS:],
+            jobs=job_ids[-_LISTED_JOBS:],
         )
     )
     expired = schema.changes.c.number <= number - KEPT_CHANGES
@@ -208,19 +220,21 @@ def put_state(connection: Connection, **values: Any) -> None:
             connection.execute(insert(schema.state).values(key=key, value=str(value)))
 
 
-def _write(connection: Connection, folded: Folded) -> None:
-    for table, rows in folded.rows.items():
+def _write(connection: Connection, projected: ProjectedRows) -> None:
+    for table, rows in projected.rows.items():
         _insert(connection, table, rows)
-    for keys in _slices(sorted(folded.jobs)):
+    for keys in _slices(sorted(projected.jobs)):
         connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(keys)))
-    _insert(connection, schema.jobs, _job_rows(folded))
-    for keys in _slices(sorted(folded.providers)):
+    _insert(connection, schema.jobs, _job_rows(projected))
+    for keys in _slices(sorted(projected.providers)):
         connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(keys)))
-    _insert(connection, schema.providers, map(provider_values, folded.providers.values()))
+    _insert(connection, schema.providers, map(provider_values, projected.providers.values()))
 
 
-def _job_rows(folded: Folded) -> Iterator[dict[str, Any]]:
-    return (job_values(job, folded.spots.get(job.id, _NOWHERE)) for job in folded.jobs.values())
+def _job_rows(projected: ProjectedRows) -> Iterator[dict[str, Any]]:
+    return (
+        job_values(job, projected.spots.get(job.id, _NOWHERE)) for job in projected.jobs.values()
+    )
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:

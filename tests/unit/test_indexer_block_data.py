@@ -9,7 +9,7 @@ import pytest
 
 from deepsquare_chain.chain.rpc.response_validation import checked
 from deepsquare_chain.indexer import block_data
-from deepsquare_chain.indexer.block_data import read_facts
+from deepsquare_chain.indexer.block_data import read_block_data
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +67,7 @@ async def test_a_transaction_of_any_kind_is_read(
 
     monkeypatch.setattr(block_data, "ask_all", ask_all)
     event: Any = SimpleNamespace(block_number=5, block_hash=BLOCK_HASH, tx_hash=SECOND)
-    found = await read_facts(SimpleNamespace(), [event])  # type: ignore[arg-type]
+    found = await read_block_data(SimpleNamespace(), [event])  # type: ignore[arg-type]
     assert found is not None
     transaction = found.transactions[SECOND]
     assert (transaction.position, transaction.nonce, transaction.gas_price) == (1, 7, price)

@@ -50,20 +50,20 @@ async def audit(request: Request) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """The sum of events (`told`) and the value in a contract (`held`); amounts in credit-wei.
+    """The sum of events (`expected`) and the value in a contract (`actual`); amounts in credit-wei.
 
-    `held` is None if the node can't read it, for instance because the state of the block is pruned.
+    `actual` is None if the node can't read it, for instance because the state of the block is pruned.
     """
 
     title: str
-    told: Side
-    held: int | None
+    expected: Side
+    actual: int | None
     repeat: Repeat
 
     @property
     def difference(self) -> int | None:
-        """`held` minus the sum of events; nonzero means an inconsistency."""
-        return None if self.held is None else self.held - self.told.amount
+        """`actual` minus the sum of events; nonzero means an inconsistency."""
+        return None if self.actual is None else self.actual - self.expected.amount
 
 
 async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
@@ -87,7 +87,7 @@ async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation,
 
 
 async def _equation(
-    contracts: Contracts, title: str, told: Side, block: int, name: str, *arguments: Any
+    contracts: Contracts, title: str, expected: Side, block: int, name: str, *arguments: Any
 ) -> Equation:
     repeat = call(contracts.deployment, "Credit", block, name, *arguments)
     function = interface("Credit").function(name)
@@ -99,4 +99,4 @@ async def _equation(
         (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
     except (GridError, Web3Exception, AbiError):
         value = None
-    return Equation(title, told, value, repeat)
+    return Equation(title, expected, value, repeat)
