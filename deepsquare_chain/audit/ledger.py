@@ -45,391 +45,263 @@ from deepsquare_chain.job import (
     can_transition,
 )
 
-# -- the token's transfers, which are matched with the payments that jobs require
 
-
-class TokenLedger:
-    """The ledger of balances, supply and parked credits. `scheduler` holds the escrow."""
-
-    def __init__(self, scheduler: str) -> None:
-        self.balances: defaultdict[str, int] = defaultdict(int)
-        self.parked: defaultdict[str, int] = defaultdict(int)
-        self.minted = 0
-        self.burned = 0
-        #: Credit-wei sent to the scheduler without a job. They cannot be recovered.
-        self.donated = 0
-        self._scheduler = scheduler
-
-    @property
-    def supply(self) -> int:
-        """Total supply in credit-wei."""
-        return self.minted - self.burned
-
-    def park(self, event: ev.PaymentParked, context: TransactionContext) -> None:
-        """Park a payment that could not be delivered to its recipient."""
-        self.parked[event.recipient] += event.amount
-        context.owed_out[event.recipient] -= event.amount
-        context.check(event.amount > 0, "parked", "nothing was parked")
-        context.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
-
-    def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
-        """Apply a withdrawal, which must take all parked credits of the recipient."""
-        parked = self.parked[event.recipient]
-        context.check(
-            event.amount == parked and parked > 0,
-            "parked",
-            f"{event.recipient} took out {event.amount} of {parked} parked",
-        )
-        self.parked[event.recipient] = parked - event.amount
-        context.owed_out[event.to] += event.amount
-        context.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
-
-    def close(self, transfers: Iterable[ev.Transfer], context: TransactionContext) -> None:
-        """Apply a transaction's transfers, and match them with the payments owed in it."""
-        paid_in: defaultdict[str, int] = defaultdict(int)
-        paid_out: defaultdict[str, int] = defaultdict(int)
-        log_indexes: dict[str, int] = {}
-        for transfer in transfers:
-            context.log_index = transfer.log_index
-            self._move(transfer, context)
-            if transfer.recipient == self._scheduler:
-                paid_in[transfer.sender] += transfer.amount
-                log_indexes[transfer.sender] = transfer.log_index
-            elif transfer.sender == self._scheduler:
-                paid_out[transfer.recipient] += transfer.amount
-                log_indexes[transfer.recipient] = transfer.log_index
-            else:
-                self._between_others(transfer, context)
-        self._match_in(paid_in, log_indexes, context)
-        self._match_out(paid_out, log_indexes, context)
-
-    def _move(self, transfer: ev.Transfer, context: TransactionContext) -> None:
-        if transfer.sender == ZERO_ADDRESS:
-            self.minted += transfer.amount
-        else:
-            self.balances[transfer.sender] -= transfer.amount
-            context.check(
-                self.balances[transfer.sender] >= 0,
-                "balance",
-                f"{transfer.sender} spent more than it had",
-            )
-        if transfer.recipient == ZERO_ADDRESS:
-            self.burned += transfer.amount
-        else:
-            self.balances[transfer.recipient] += transfer.amount
-
-    def _between_others(self, transfer: ev.Transfer, context: TransactionContext) -> None:
-        if transfer.sender == ZERO_ADDRESS:
-            context.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
-            return
-        kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
-        context.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
-        if kind is MovementKind.TRANSFER:
-            context.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
-
-    def _match_in(
-        self, paid_in: dict[str, int], places: dict[str, int], context: TransactionContext
-    ) -> None:
-        for payer in sorted({*paid_in, *context.owed_in}):
-            context.log_index = places.get(payer, context.log_index)
-            paid, owed = paid_in.get(payer, 0), context.owed_in.get(payer, 0)
-            context.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
-            if owed == 0:
-                # No job required this payment: a gift, or a mint to the wrong address.
-                self.donated += paid
-                kind = MovementKind.TRANSFER
-                if payer != ZERO_ADDRESS:
-                    context.enter(payer, kind, -paid, self._scheduler)
-                continue
-            context.check(
-                paid == owed,
-                "escrow",
-                f"{payer} paid {paid} into escrow where its jobs say {owed}",
-            )
-
-    def _match_out(
-        self, paid_out: dict[str, int], places: dict[str, int], context: TransactionContext
-    ) -> None:
-        for recipient in sorted({*paid_out, *context.owed_out}):
-            context.log_index = places.get(recipient, context.log_index)
-            paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
-            context.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
-            context.check(
-                paid == owed,
-                "payment",
-                f"{recipient} got {paid} out of escrow where its jobs say {owed}",
-            )
-
-
-# -- events of providers: their records, load and challenges, and the fee
-
-
-class RegistryLedger:
-    """The providers and the fee: the state that decides about assignments during the replay."""
+class Ledger:
+    """Jobs, providers, balances and findings after a replay."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self.providers: dict[str, ProviderEntry] = {}
-        self.fee_bps: int | None = None
-        self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
+        self.deployment = deployment = normalised(deployment)
+        self.findings: list[AuditFinding] = []
+        #: Last block of the replay, and its chain time in seconds.
+        self.block = deployment.block
+        self.time = 0
+        self._entries: list[LedgerEntry] = []
+        self._of: dict[str, list[LedgerEntry]] = {}
+        self._ledgers = GridLedgers(deployment)
+        self._anomalies = AnomalyRules(deployment)
+
+    @classmethod
+    def replay(
+        cls,
+        events: Iterable[ev.Event],
+        deployment: Deployment,
+        block_times: Mapping[int, int],
+        *,
+        to_block: int | None = None,
+        now: int | None = None,
+    ) -> Ledger:
+        """Build a ledger from all events since the deployment, given in any order.
+
+        Args:
+            events: All events of the three contracts; events of other addresses are ignored.
+            deployment: Addresses of the contracts and the treasury.
+            block_times: Chain time of every block with an event, in seconds.
+            to_block: Last block that was read; the block of the last event by default.
+            now: Chain time of that block in seconds; the time of the last event by default.
+
+        Raises:
+            AuditError: The time of a block is missing.
+        """
+        ledger = cls(deployment)
+        ours = [event for event in events if event.address in ledger.deployment.addresses]
+        ours.sort(key=lambda event: event.place)
+        ledger._check_places(ours)
+        for (block, tx_hash), group in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
+            if block not in block_times:
+                raise AuditError(f"The time of block {block} is missing")
+            time = block_times[block]
+            transaction_events = list(group)
+            ledger._ledgers.read(
+                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
+                transaction_events,
+            )
+            ledger._anomalies.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
+            ledger.block, ledger.time = block, time
+        ledger.block = ledger.block if to_block is None else to_block
+        ledger.time = ledger.time if now is None else now
+        ledger._close()
+        return ledger
 
     @property
-    def ids(self) -> dict[str, int]:
-        """Provider IDs by account."""
-        return {account: provider.id for account, provider in self.providers.items() if provider.id}
+    def jobs(self) -> Mapping[int, JobEntry]:
+        """All jobs by id."""
+        return self._ledgers.jobs.jobs
 
-    def read(self, event: ev.Event, context: TransactionContext) -> None:
-        """Apply an event of the registry, or a scheduler event that concerns a provider."""
-        match event:
-            case ev.ProviderRegistered():
-                self._registered(event, context)
-            case ev.HardwareProposed():
-                self._proposed(event, context)
-            case ev.ProviderApproved():
-                self._approved(event, context)
-            case ev.OfferChanged():
-                self.of(event.provider).offer = event.offer
-            case ev.PricesChanged():
-                self.of(event.provider).prices = event.prices
-            case ev.LabelsChanged():
-                self.of(event.provider).labels = event.labels
-            case ev.DrainingChanged():
-                self.of(event.provider).draining = event.draining
-            case ev.BanChanged():
-                self.of(event.provider).banned = event.banned
-            case ev.ProviderChallenged():
-                self._challenged(event, context)
-            case ev.ProviderAnswered():
-                self._answered(event, context)
-            case ev.FeeChanged():
-                context.check(
-                    event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points"
-                )
-                self.fee_bps = event.fee_bps
-            case _:
-                pass
+    @property
+    def providers(self) -> Mapping[str, ProviderEntry]:
+        """All providers by account."""
+        return self._ledgers.registry.providers
 
-    def of(self, account: str) -> ProviderEntry:
-        """Return the entry of an account, and create it if it does not exist."""
-        return self.providers.setdefault(account, ProviderEntry(0, account))
+    @property
+    def provider_ids(self) -> Mapping[str, int]:
+        """Provider ids by account."""
+        return self._ledgers.registry.ids
 
-    def is_gone(self, account: str, now: int) -> bool:
-        """Return whether a provider's runs can count as lost, judged by time only."""
-        entry = self.providers.get(account)
-        return entry is not None and entry.is_gone(now, self._lost_timeout)
+    @property
+    def balances(self) -> Mapping[str, int]:
+        """Balances in credit-wei, of every account that ever held credits."""
+        return self._ledgers.tokens.balances
 
-    def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
-        """Update a provider's load after a transition of a job of this size."""
-        entry = self.of(account)
-        if after is JobStatus.META_SCHEDULED:
-            entry.load += Load.of(size)
-        elif before.is_assigned and not after.is_assigned:
-            entry.load -= Load.of(size)
+    @property
+    def parked(self) -> Mapping[str, int]:
+        """Parked credit-wei by account, until the account withdraws them."""
+        return {
+            account: amount for account, amount in self._ledgers.tokens.parked.items() if amount
+        }
 
-    def acted(self, account: str, job_id: int, context: TransactionContext) -> None:
-        """Note that a provider moved one of its jobs, which must answer its open challenge."""
-        if self.of(account).answer_by:
-            context.unanswered[account] = job_id
+    @property
+    def accounts(self) -> list[str]:
+        """All accounts with a statement."""
+        return sorted(self._of)
 
-    def close(self, context: TransactionContext) -> None:
-        """Record a finding for each challenge that should have been answered by the transaction."""
-        for account, job_id in context.unanswered.items():
-            context.find(
-                "challenge",
-                f"{account} moved job {job_id}, which did not answer its open challenge",
-                job_id,
+    @property
+    def exceptions(self) -> list[Anomaly]:
+        """Anomalies (allowed but unusual), oldest first."""
+        return self._anomalies.so_far(self.jobs, Spot(self.block, self.time))
+
+    @property
+    def totals(self) -> Totals:
+        """Totals of the whole ledger."""
+        jobs = self.jobs.values()
+        scheduler_balance = self._ledgers.tokens.balances.get(self.deployment.scheduler, 0)
+        escrow = sum(job.escrow for job in jobs)
+        parked = sum(self._ledgers.tokens.parked.values())
+        return Totals(
+            jobs=len(self.jobs),
+            minted=self._ledgers.tokens.minted,
+            burned=self._ledgers.tokens.burned,
+            supply=self._ledgers.tokens.supply,
+            scheduler_balance=scheduler_balance,
+            escrow=escrow,
+            parked=parked,
+            donated=self._ledgers.tokens.donated,
+            balances=sum(self.balances.values()),
+            paid=sum(job.paid for job in jobs),
+            fees=sum(job.fee for job in jobs),
+            refunded=sum(job.refunded for job in jobs),
+            difference=scheduler_balance - escrow - parked - self._ledgers.tokens.donated,
+        )
+
+    def statement(self, account: str) -> list[StatementRow]:
+        """Return all movements of an account, oldest first, with the balance after each."""
+        return list(self._rows(to_checksum_address(account)))
+
+    def _rows(self, account: str) -> Iterator[StatementRow]:
+        balance = 0
+        for entry in self._of.get(account, ()):
+            balance += entry.amount
+            yield from_attributes(StatementRow, entry, balance=balance)
+
+    def _check_places(self, events: list[ev.Event]) -> None:
+        for previous, event in pairwise(events):
+            if previous.place == event.place:
+                block, tx_hash = event.block_number, event.tx_hash
+                message = f"log {event.log_index} of block {block} was given twice"
+                self.findings.append(AuditFinding("order", message, block, tx_hash))
+
+    def _close(self) -> None:
+        """Check the invariants that hold at the end of every replay."""
+        for entry in self._entries:
+            self._of.setdefault(entry.account, []).append(entry)
+        self._entries.clear()
+        for job in self.jobs.values():
+            if job.difference:
+                message = f"job {job.id} has {job.difference} credit-wei too much or too little"
+                self.findings.append(AuditFinding("job", message, self.block, "", job.id))
+        totals = self.totals
+        if totals.difference:
+            message = (
+                f"the scheduler holds {totals.scheduler_balance} credit-wei, "
+                f"{totals.difference} apart from escrow, parked and donated"
             )
+            self.findings.append(AuditFinding("conservation", message, self.block, ""))
+        if sum(self.balances.values()) != totals.supply:
+            message = "the balances do not add up to the supply"
+            self.findings.append(AuditFinding("supply", message, self.block, ""))
+        self._check_statements()
 
-    def check_assignment(self, job: JobEntry, context: TransactionContext) -> None:
-        """Check that the contract could have assigned the job to its provider at this price."""
-        provider = self.providers.get(job.provider)
-        subject = f"job {job.id} was assigned to {job.provider}"
-        if provider is None or provider.id == 0:
-            context.find("eligible", f"{subject}, which is no approved provider", job.id)
+    def _check_statements(self) -> None:
+        for account in sorted({*self._of, *self.balances}):
+            total = sum(entry.amount for entry in self._of.get(account, ()))
+            if total != self.balances.get(account, 0):
+                message = f"the statement of {account} does not end at its balance"
+                self.findings.append(AuditFinding("statement", message, self.block, ""))
+
+
+def normalised(deployment: Deployment) -> Deployment:
+    """Return the deployment with checksummed addresses, to compare them with those in events."""
+    return dataclasses.replace(
+        deployment,
+        credit=to_checksum_address(deployment.credit),
+        registry=to_checksum_address(deployment.registry),
+        scheduler=to_checksum_address(deployment.scheduler),
+        treasury=to_checksum_address(deployment.treasury),
+        forwarder=to_checksum_address(deployment.forwarder),
+    )
+
+
+class GridLedgers:
+    """The registry, job and token ledgers of a grid. The deployment must be `normalised`."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.registry = RegistryLedger(deployment)
+        self.jobs = JobLedger(self.registry, deployment)
+        self.tokens = TokenLedger(deployment.scheduler)
+        self._deployment = deployment
+
+    def read(self, context: TransactionContext, events: Iterable[ev.Event]) -> None:
+        """Apply the events of one transaction, given in chain order."""
+        transfers = []
+        for event in events:
+            context.log_index = event.log_index
+            if event.address == self._deployment.credit:
+                if isinstance(event, ev.Transfer):
+                    transfers.append(event)
+            elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
+                self.registry.read(event, context)
+                self._read_parked(event, context)
+            else:
+                self.registry.read(event, context)
+                self.jobs.read(event, context)
+        self.jobs.close(context)
+        self.registry.close(context)
+        self.tokens.close(transfers, context)
+
+    def _read_parked(self, event: ev.Event, context: TransactionContext) -> None:
+        if event.address != self._deployment.scheduler:
             return
-        active = (
-            provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
-        )
-        context.check(active, "eligible", f"{subject}, which was not active then", job.id)
-        size = job.terms.resources
-        context.check(
-            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
-            "eligible",
-            f"{subject}, whose hardware, or offer less its load, it does not fit",
-            job.id,
-        )
-        expected = job_rate(provider.prices, job.terms.resources)
-        context.check(
-            job.rate == expected and 0 < job.rate < 2**72,
-            "rate",
-            f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
-            job.id,
-        )
-        context.check(
-            job.rate * job.time_limit <= job.escrow,
-            "budget",
-            f"the escrow of job {job.id} does not buy its time limit",
-            job.id,
-        )
-        context.check(
-            job.fee_bps == self.fee_bps,
-            "fee",
-            f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
-            job.id,
-        )
-
-    def _registered(self, event: ev.ProviderRegistered, context: TransactionContext) -> None:
-        registered = sum(1 for provider in self.providers.values() if provider.id)
-        context.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
-        entry = self.of(event.provider)
-        context.check(entry.id == 0, "ids", f"{event.provider} got a second id")
-        entry.id = event.id
-
-    def _proposed(self, event: ev.HardwareProposed, context: TransactionContext) -> None:
-        entry = self.of(event.provider)
-        context.check(
-            event.version == entry.pending_version + 1,
-            "version",
-            f"version {event.version} of {event.provider} is out of order",
-        )
-        entry.pending_version = event.version
-
-    def _approved(self, event: ev.ProviderApproved, context: TransactionContext) -> None:
-        entry = self.of(event.provider)
-        context.check(
-            event.approved_until > context.time and event.version <= entry.pending_version,
-            "version",
-            f"version {event.version} of {event.provider} can't have been approved",
-        )
-        entry.version = event.version
-        entry.hardware = event.hardware
-        entry.approved_until = event.approved_until
-
-    def _challenged(self, event: ev.ProviderChallenged, context: TransactionContext) -> None:
-        entry = self.of(event.provider)
-        context.check(
-            entry.answer_by == 0 and event.answer_by > context.time,
-            "challenge",
-            f"{event.provider} can't have been challenged",
-            event.job_id,
-        )
-        entry.challenged_at, entry.answer_by = context.time, event.answer_by
-
-    def _answered(self, event: ev.ProviderAnswered, context: TransactionContext) -> None:
-        entry = self.of(event.provider)
-        context.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
-        entry.challenged_at = entry.answer_by = 0
-        context.unanswered.pop(event.provider, None)
+        if isinstance(event, ev.PaymentParked):
+            self.tokens.park(event, context)
+        elif isinstance(event, ev.PaymentWithdrawn):
+            self.tokens.withdraw(event, context)
 
 
-# -- checks that bills and interim payments are those that the contract must have computed
+# -- statements of accounts over a range of blocks
 
 
-def check_collection(
-    job: JobEntry, event: ev.JobCollected, context: TransactionContext, interval: int
-) -> None:
-    """Recompute an interim payment and compare it with the event.
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """An account's movements in the blocks from `first` to `last`; balances are credit-wei."""
 
-    The payment follows from the rate, the fee, and the time since the last payment or the start.
+    account: str
+    first: int
+    last: int
+    opening: int
+    closing: int
+    rows: tuple[StatementRow, ...]
+
+    @property
+    def debits(self) -> int:
+        """Total of outgoing movements, in credit-wei."""
+        return sum(-row.amount for row in self.rows if row.amount < 0)
+
+    @property
+    def credits(self) -> int:
+        """Total of incoming movements, in credit-wei."""
+        return sum(row.amount for row in self.rows if row.amount > 0)
+
+
+def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = None) -> Statement:
+    """Return an account's statement.
 
     Args:
-        job: The job before the payment.
-        event: The payment according to the contract.
-        page: Receives the findings; its time is the time of the payment.
-        interval: Minimum seconds between two interim payments.
+        ledger: A ledger that covers all blocks up to `last`.
+        account: Address of the account.
+        first: First block of the range.
+        last: Last block of the range; the last block of the ledger by default.
     """
-    elapsed, billed = context.time - job.billed_until, event.billed_seconds
-    allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
-    same_parties = event.customer == job.customer and event.provider == job.provider
-    cost = job.rate * billed
-    share = fee_of(cost, job.fee_bps)
-    escrow = job.escrow - cost
-    expected = (cost - share, share, escrow, _limit_left(job, billed, escrow))
-    actual = (event.paid, event.fee, event.escrow, event.time_limit)
-    for holds, problem in (
-        (allowed, f", which is {job.status.name}, is not allowed"),
-        (same_parties, " was made between other parties than its own"),
-        (elapsed >= interval, f" came after {elapsed} of {interval} s"),
-        (elapsed < job.allotment, f" came when its {job.allotment} s were used up"),
-        (billed == elapsed, f" bills {billed} s where {elapsed} s passed"),
-        (
-            actual == expected,
-            f" made paid, fee, escrow and time limit {actual} instead of {expected}",
-        ),
-    ):
-        context.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
-
-
-def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
-    """Return the time limit in seconds after an interim payment that leaves this escrow.
-
-    A job that runs until its credits are spent keeps its price ceiling, escrow / time limit.
-    """
-    if job.terms.until_spent:
-        return max(1, job.time_limit * escrow // job.escrow) if job.escrow else 1
-    return job.time_limit - billed
-
-
-def check_settlement(
-    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
-) -> None:
-    """Recompute a bill from rate, fee, start (or last interim payment) and end.
-
-    Args:
-        job: The job when it ended, before its escrow was divided.
-        event: The settlement according to the contract.
-        page: Receives the findings; its time is the end of the job.
-        gone: Whether the provider's runs can count as lost at that time.
-    """
-    _check_seconds(job, event, context, gone=gone)
-    context.check(
-        job.status is not JobStatus.PANICKED or job.retries_left == 0,
-        "retry",
-        f"job {job.id} was refunded although {job.retries_left} retries were left",
-        job.id,
-    )
-    cost = job.rate * event.billed_seconds
-    share = fee_of(cost, job.fee_bps)
-    expected = (cost - share, share, job.escrow - cost)
-    context.check(
-        (event.paid, event.fee, event.refunded) == expected,
-        "settlement",
-        f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
-        f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
-        job.id,
-    )
-    context.check(
-        event.customer == job.customer and event.provider == job.provider,
-        "settlement",
-        f"job {job.id} was settled between other parties than its own",
-        job.id,
-    )
-
-
-def _check_seconds(
-    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
-) -> None:
-    billed, problem = event.billed_seconds, ""
-    elapsed = context.time - job.billed_until
-    if job.status.is_reported:
-        maximum = min(elapsed, job.allotment)
-        out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
-        if billed > maximum:
-            problem = f"{billed} s were billed where only {maximum} s can be"
-        elif out_of_credits != (billed == job.allotment):
-            problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
-    elif job.status is JobStatus.CANCELLED and job.started_at:
-        charged = min(elapsed, job.allotment)
-        is_free = billed == 0 and is_lost(job, context.time, gone=gone)
-        if billed != charged and not is_free:
-            problem = f"{billed} s were billed where {charged} s were used"
-    elif billed:
-        problem = f"{billed} s were billed although nothing may be"
-    context.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
-
-
-def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
-    """Return whether a run can count as lost, by the minimum that every deployment requires."""
-    return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE
+    until = ledger.block if last is None else last
+    opening, rows = 0, []
+    closing = 0
+    for row in ledger.statement(account):
+        if row.block > until:
+            break
+        closing = row.balance
+        if row.block < first:
+            opening = row.balance
+        else:
+            rows.append(row)
+    return Statement(to_checksum_address(account), first, until, opening, closing, tuple(rows))
 
 
 # -- events of jobs: every status, price and bill is checked
@@ -745,259 +617,388 @@ _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
 }
 
 
-class Ledger:
-    """Jobs, providers, balances and findings after a replay."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self.deployment = deployment = normalised(deployment)
-        self.findings: list[AuditFinding] = []
-        #: Last block of the replay, and its chain time in seconds.
-        self.block = deployment.block
-        self.time = 0
-        self._entries: list[LedgerEntry] = []
-        self._of: dict[str, list[LedgerEntry]] = {}
-        self._ledgers = GridLedgers(deployment)
-        self._anomalies = AnomalyRules(deployment)
-
-    @classmethod
-    def replay(
-        cls,
-        events: Iterable[ev.Event],
-        deployment: Deployment,
-        block_times: Mapping[int, int],
-        *,
-        to_block: int | None = None,
-        now: int | None = None,
-    ) -> Ledger:
-        """Build a ledger from all events since the deployment, given in any order.
-
-        Args:
-            events: All events of the three contracts; events of other addresses are ignored.
-            deployment: Addresses of the contracts and the treasury.
-            block_times: Chain time of every block with an event, in seconds.
-            to_block: Last block that was read; the block of the last event by default.
-            now: Chain time of that block in seconds; the time of the last event by default.
-
-        Raises:
-            AuditError: The time of a block is missing.
-        """
-        ledger = cls(deployment)
-        ours = [event for event in events if event.address in ledger.deployment.addresses]
-        ours.sort(key=lambda event: event.place)
-        ledger._check_places(ours)
-        for (block, tx_hash), group in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
-            if block not in block_times:
-                raise AuditError(f"The time of block {block} is missing")
-            time = block_times[block]
-            transaction_events = list(group)
-            ledger._ledgers.read(
-                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
-                transaction_events,
-            )
-            ledger._anomalies.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
-            ledger.block, ledger.time = block, time
-        ledger.block = ledger.block if to_block is None else to_block
-        ledger.time = ledger.time if now is None else now
-        ledger._close()
-        return ledger
-
-    @property
-    def jobs(self) -> Mapping[int, JobEntry]:
-        """All jobs by id."""
-        return self._ledgers.jobs.jobs
-
-    @property
-    def providers(self) -> Mapping[str, ProviderEntry]:
-        """All providers by account."""
-        return self._ledgers.registry.providers
-
-    @property
-    def provider_ids(self) -> Mapping[str, int]:
-        """Provider ids by account."""
-        return self._ledgers.registry.ids
-
-    @property
-    def balances(self) -> Mapping[str, int]:
-        """Balances in credit-wei, of every account that ever held credits."""
-        return self._ledgers.tokens.balances
-
-    @property
-    def parked(self) -> Mapping[str, int]:
-        """Parked credit-wei by account, until the account withdraws them."""
-        return {
-            account: amount for account, amount in self._ledgers.tokens.parked.items() if amount
-        }
-
-    @property
-    def accounts(self) -> list[str]:
-        """All accounts with a statement."""
-        return sorted(self._of)
-
-    @property
-    def exceptions(self) -> list[Anomaly]:
-        """Anomalies (allowed but unusual), oldest first."""
-        return self._anomalies.so_far(self.jobs, Spot(self.block, self.time))
-
-    @property
-    def totals(self) -> Totals:
-        """Totals of the whole ledger."""
-        jobs = self.jobs.values()
-        scheduler_balance = self._ledgers.tokens.balances.get(self.deployment.scheduler, 0)
-        escrow = sum(job.escrow for job in jobs)
-        parked = sum(self._ledgers.tokens.parked.values())
-        return Totals(
-            jobs=len(self.jobs),
-            minted=self._ledgers.tokens.minted,
-            burned=self._ledgers.tokens.burned,
-            supply=self._ledgers.tokens.supply,
-            scheduler_balance=scheduler_balance,
-            escrow=escrow,
-            parked=parked,
-            donated=self._ledgers.tokens.donated,
-            balances=sum(self.balances.values()),
-            paid=sum(job.paid for job in jobs),
-            fees=sum(job.fee for job in jobs),
-            refunded=sum(job.refunded for job in jobs),
-            difference=scheduler_balance - escrow - parked - self._ledgers.tokens.donated,
-        )
-
-    def statement(self, account: str) -> list[StatementRow]:
-        """Return all movements of an account, oldest first, with the balance after each."""
-        return list(self._rows(to_checksum_address(account)))
-
-    def _rows(self, account: str) -> Iterator[StatementRow]:
-        balance = 0
-        for entry in self._of.get(account, ()):
-            balance += entry.amount
-            yield from_attributes(StatementRow, entry, balance=balance)
-
-    def _check_places(self, events: list[ev.Event]) -> None:
-        for previous, event in pairwise(events):
-            if previous.place == event.place:
-                block, tx_hash = event.block_number, event.tx_hash
-                message = f"log {event.log_index} of block {block} was given twice"
-                self.findings.append(AuditFinding("order", message, block, tx_hash))
-
-    def _close(self) -> None:
-        """Check the invariants that hold at the end of every replay."""
-        for entry in self._entries:
-            self._of.setdefault(entry.account, []).append(entry)
-        self._entries.clear()
-        for job in self.jobs.values():
-            if job.difference:
-                message = f"job {job.id} has {job.difference} credit-wei too much or too little"
-                self.findings.append(AuditFinding("job", message, self.block, "", job.id))
-        totals = self.totals
-        if totals.difference:
-            message = (
-                f"the scheduler holds {totals.scheduler_balance} credit-wei, "
-                f"{totals.difference} apart from escrow, parked and donated"
-            )
-            self.findings.append(AuditFinding("conservation", message, self.block, ""))
-        if sum(self.balances.values()) != totals.supply:
-            message = "the balances do not add up to the supply"
-            self.findings.append(AuditFinding("supply", message, self.block, ""))
-        self._check_statements()
-
-    def _check_statements(self) -> None:
-        for account in sorted({*self._of, *self.balances}):
-            total = sum(entry.amount for entry in self._of.get(account, ()))
-            if total != self.balances.get(account, 0):
-                message = f"the statement of {account} does not end at its balance"
-                self.findings.append(AuditFinding("statement", message, self.block, ""))
+# -- checks that bills and interim payments are those that the contract must have computed
 
 
-def normalised(deployment: Deployment) -> Deployment:
-    """Return the deployment with checksummed addresses, to compare them with those in events."""
-    return dataclasses.replace(
-        deployment,
-        credit=to_checksum_address(deployment.credit),
-        registry=to_checksum_address(deployment.registry),
-        scheduler=to_checksum_address(deployment.scheduler),
-        treasury=to_checksum_address(deployment.treasury),
-        forwarder=to_checksum_address(deployment.forwarder),
+def check_collection(
+    job: JobEntry, event: ev.JobCollected, context: TransactionContext, interval: int
+) -> None:
+    """Recompute an interim payment and compare it with the event.
+
+    The payment follows from the rate, the fee, and the time since the last payment or the start.
+
+    Args:
+        job: The job before the payment.
+        event: The payment according to the contract.
+        page: Receives the findings; its time is the time of the payment.
+        interval: Minimum seconds between two interim payments.
+    """
+    elapsed, billed = context.time - job.billed_until, event.billed_seconds
+    allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
+    same_parties = event.customer == job.customer and event.provider == job.provider
+    cost = job.rate * billed
+    share = fee_of(cost, job.fee_bps)
+    escrow = job.escrow - cost
+    expected = (cost - share, share, escrow, _limit_left(job, billed, escrow))
+    actual = (event.paid, event.fee, event.escrow, event.time_limit)
+    for holds, problem in (
+        (allowed, f", which is {job.status.name}, is not allowed"),
+        (same_parties, " was made between other parties than its own"),
+        (elapsed >= interval, f" came after {elapsed} of {interval} s"),
+        (elapsed < job.allotment, f" came when its {job.allotment} s were used up"),
+        (billed == elapsed, f" bills {billed} s where {elapsed} s passed"),
+        (
+            actual == expected,
+            f" made paid, fee, escrow and time limit {actual} instead of {expected}",
+        ),
+    ):
+        context.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
+
+
+def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
+    """Return the time limit in seconds after an interim payment that leaves this escrow.
+
+    A job that runs until its credits are spent keeps its price ceiling, escrow / time limit.
+    """
+    if job.terms.until_spent:
+        return max(1, job.time_limit * escrow // job.escrow) if job.escrow else 1
+    return job.time_limit - billed
+
+
+def check_settlement(
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
+) -> None:
+    """Recompute a bill from rate, fee, start (or last interim payment) and end.
+
+    Args:
+        job: The job when it ended, before its escrow was divided.
+        event: The settlement according to the contract.
+        page: Receives the findings; its time is the end of the job.
+        gone: Whether the provider's runs can count as lost at that time.
+    """
+    _check_seconds(job, event, context, gone=gone)
+    context.check(
+        job.status is not JobStatus.PANICKED or job.retries_left == 0,
+        "retry",
+        f"job {job.id} was refunded although {job.retries_left} retries were left",
+        job.id,
+    )
+    cost = job.rate * event.billed_seconds
+    share = fee_of(cost, job.fee_bps)
+    expected = (cost - share, share, job.escrow - cost)
+    context.check(
+        (event.paid, event.fee, event.refunded) == expected,
+        "settlement",
+        f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
+        f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
+        job.id,
+    )
+    context.check(
+        event.customer == job.customer and event.provider == job.provider,
+        "settlement",
+        f"job {job.id} was settled between other parties than its own",
+        job.id,
     )
 
 
-class GridLedgers:
-    """The registry, job and token ledgers of a grid. The deployment must be `normalised`."""
+def _check_seconds(
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
+) -> None:
+    billed, problem = event.billed_seconds, ""
+    elapsed = context.time - job.billed_until
+    if job.status.is_reported:
+        maximum = min(elapsed, job.allotment)
+        out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
+        if billed > maximum:
+            problem = f"{billed} s were billed where only {maximum} s can be"
+        elif out_of_credits != (billed == job.allotment):
+            problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
+    elif job.status is JobStatus.CANCELLED and job.started_at:
+        charged = min(elapsed, job.allotment)
+        is_free = billed == 0 and is_lost(job, context.time, gone=gone)
+        if billed != charged and not is_free:
+            problem = f"{billed} s were billed where {charged} s were used"
+    elif billed:
+        problem = f"{billed} s were billed although nothing may be"
+    context.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
+
+
+def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
+    """Return whether a run can count as lost, by the minimum that every deployment requires."""
+    return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE
+
+
+# -- events of providers: their records, load and challenges, and the fee
+
+
+class RegistryLedger:
+    """The providers and the fee: the state that decides about assignments during the replay."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self.registry = RegistryLedger(deployment)
-        self.jobs = JobLedger(self.registry, deployment)
-        self.tokens = TokenLedger(deployment.scheduler)
-        self._deployment = deployment
+        self.providers: dict[str, ProviderEntry] = {}
+        self.fee_bps: int | None = None
+        self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
 
-    def read(self, context: TransactionContext, events: Iterable[ev.Event]) -> None:
-        """Apply the events of one transaction, given in chain order."""
-        transfers = []
-        for event in events:
-            context.log_index = event.log_index
-            if event.address == self._deployment.credit:
-                if isinstance(event, ev.Transfer):
-                    transfers.append(event)
-            elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
-                self.registry.read(event, context)
-                self._read_parked(event, context)
-            else:
-                self.registry.read(event, context)
-                self.jobs.read(event, context)
-        self.jobs.close(context)
-        self.registry.close(context)
-        self.tokens.close(transfers, context)
+    @property
+    def ids(self) -> dict[str, int]:
+        """Provider IDs by account."""
+        return {account: provider.id for account, provider in self.providers.items() if provider.id}
 
-    def _read_parked(self, event: ev.Event, context: TransactionContext) -> None:
-        if event.address != self._deployment.scheduler:
+    def read(self, event: ev.Event, context: TransactionContext) -> None:
+        """Apply an event of the registry, or a scheduler event that concerns a provider."""
+        match event:
+            case ev.ProviderRegistered():
+                self._registered(event, context)
+            case ev.HardwareProposed():
+                self._proposed(event, context)
+            case ev.ProviderApproved():
+                self._approved(event, context)
+            case ev.OfferChanged():
+                self.of(event.provider).offer = event.offer
+            case ev.PricesChanged():
+                self.of(event.provider).prices = event.prices
+            case ev.LabelsChanged():
+                self.of(event.provider).labels = event.labels
+            case ev.DrainingChanged():
+                self.of(event.provider).draining = event.draining
+            case ev.BanChanged():
+                self.of(event.provider).banned = event.banned
+            case ev.ProviderChallenged():
+                self._challenged(event, context)
+            case ev.ProviderAnswered():
+                self._answered(event, context)
+            case ev.FeeChanged():
+                context.check(
+                    event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points"
+                )
+                self.fee_bps = event.fee_bps
+            case _:
+                pass
+
+    def of(self, account: str) -> ProviderEntry:
+        """Return the entry of an account, and create it if it does not exist."""
+        return self.providers.setdefault(account, ProviderEntry(0, account))
+
+    def is_gone(self, account: str, now: int) -> bool:
+        """Return whether a provider's runs can count as lost, judged by time only."""
+        entry = self.providers.get(account)
+        return entry is not None and entry.is_gone(now, self._lost_timeout)
+
+    def move(self, account: str, before: JobStatus, after: JobStatus, size: Resources) -> None:
+        """Update a provider's load after a transition of a job of this size."""
+        entry = self.of(account)
+        if after is JobStatus.META_SCHEDULED:
+            entry.load += Load.of(size)
+        elif before.is_assigned and not after.is_assigned:
+            entry.load -= Load.of(size)
+
+    def acted(self, account: str, job_id: int, context: TransactionContext) -> None:
+        """Note that a provider moved one of its jobs, which must answer its open challenge."""
+        if self.of(account).answer_by:
+            context.unanswered[account] = job_id
+
+    def close(self, context: TransactionContext) -> None:
+        """Record a finding for each challenge that should have been answered by the transaction."""
+        for account, job_id in context.unanswered.items():
+            context.find(
+                "challenge",
+                f"{account} moved job {job_id}, which did not answer its open challenge",
+                job_id,
+            )
+
+    def check_assignment(self, job: JobEntry, context: TransactionContext) -> None:
+        """Check that the contract could have assigned the job to its provider at this price."""
+        provider = self.providers.get(job.provider)
+        subject = f"job {job.id} was assigned to {job.provider}"
+        if provider is None or provider.id == 0:
+            context.find("eligible", f"{subject}, which is no approved provider", job.id)
             return
-        if isinstance(event, ev.PaymentParked):
-            self.tokens.park(event, context)
-        elif isinstance(event, ev.PaymentWithdrawn):
-            self.tokens.withdraw(event, context)
+        active = (
+            provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
+        )
+        context.check(active, "eligible", f"{subject}, which was not active then", job.id)
+        size = job.terms.resources
+        context.check(
+            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
+            "eligible",
+            f"{subject}, whose hardware, or offer less its load, it does not fit",
+            job.id,
+        )
+        expected = job_rate(provider.prices, job.terms.resources)
+        context.check(
+            job.rate == expected and 0 < job.rate < 2**72,
+            "rate",
+            f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
+            job.id,
+        )
+        context.check(
+            job.rate * job.time_limit <= job.escrow,
+            "budget",
+            f"the escrow of job {job.id} does not buy its time limit",
+            job.id,
+        )
+        context.check(
+            job.fee_bps == self.fee_bps,
+            "fee",
+            f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
+            job.id,
+        )
+
+    def _registered(self, event: ev.ProviderRegistered, context: TransactionContext) -> None:
+        registered = sum(1 for provider in self.providers.values() if provider.id)
+        context.check(event.id == registered + 1, "ids", f"provider id {event.id} is out of order")
+        entry = self.of(event.provider)
+        context.check(entry.id == 0, "ids", f"{event.provider} got a second id")
+        entry.id = event.id
+
+    def _proposed(self, event: ev.HardwareProposed, context: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        context.check(
+            event.version == entry.pending_version + 1,
+            "version",
+            f"version {event.version} of {event.provider} is out of order",
+        )
+        entry.pending_version = event.version
+
+    def _approved(self, event: ev.ProviderApproved, context: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        context.check(
+            event.approved_until > context.time and event.version <= entry.pending_version,
+            "version",
+            f"version {event.version} of {event.provider} can't have been approved",
+        )
+        entry.version = event.version
+        entry.hardware = event.hardware
+        entry.approved_until = event.approved_until
+
+    def _challenged(self, event: ev.ProviderChallenged, context: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        context.check(
+            entry.answer_by == 0 and event.answer_by > context.time,
+            "challenge",
+            f"{event.provider} can't have been challenged",
+            event.job_id,
+        )
+        entry.challenged_at, entry.answer_by = context.time, event.answer_by
+
+    def _answered(self, event: ev.ProviderAnswered, context: TransactionContext) -> None:
+        entry = self.of(event.provider)
+        context.check(entry.answer_by != 0, "challenge", f"{event.provider} had nothing to answer")
+        entry.challenged_at = entry.answer_by = 0
+        context.unanswered.pop(event.provider, None)
 
 
-# -- statements of accounts over a range of blocks
+# -- the token's transfers, which are matched with the payments that jobs require
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """An account's movements in the blocks from `first` to `last`; balances are credit-wei."""
+class TokenLedger:
+    """The ledger of balances, supply and parked credits. `scheduler` holds the escrow."""
 
-    account: str
-    first: int
-    last: int
-    opening: int
-    closing: int
-    rows: tuple[StatementRow, ...]
+    def __init__(self, scheduler: str) -> None:
+        self.balances: defaultdict[str, int] = defaultdict(int)
+        self.parked: defaultdict[str, int] = defaultdict(int)
+        self.minted = 0
+        self.burned = 0
+        #: Credit-wei sent to the scheduler without a job. They cannot be recovered.
+        self.donated = 0
+        self._scheduler = scheduler
 
     @property
-    def debits(self) -> int:
-        """Total of outgoing movements, in credit-wei."""
-        return sum(-row.amount for row in self.rows if row.amount < 0)
+    def supply(self) -> int:
+        """Total supply in credit-wei."""
+        return self.minted - self.burned
 
-    @property
-    def credits(self) -> int:
-        """Total of incoming movements, in credit-wei."""
-        return sum(row.amount for row in self.rows if row.amount > 0)
+    def park(self, event: ev.PaymentParked, context: TransactionContext) -> None:
+        """Park a payment that could not be delivered to its recipient."""
+        self.parked[event.recipient] += event.amount
+        context.owed_out[event.recipient] -= event.amount
+        context.check(event.amount > 0, "parked", "nothing was parked")
+        context.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
+    def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
+        """Apply a withdrawal, which must take all parked credits of the recipient."""
+        parked = self.parked[event.recipient]
+        context.check(
+            event.amount == parked and parked > 0,
+            "parked",
+            f"{event.recipient} took out {event.amount} of {parked} parked",
+        )
+        self.parked[event.recipient] = parked - event.amount
+        context.owed_out[event.to] += event.amount
+        context.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
 
-def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = None) -> Statement:
-    """Return an account's statement.
+    def close(self, transfers: Iterable[ev.Transfer], context: TransactionContext) -> None:
+        """Apply a transaction's transfers, and match them with the payments owed in it."""
+        paid_in: defaultdict[str, int] = defaultdict(int)
+        paid_out: defaultdict[str, int] = defaultdict(int)
+        log_indexes: dict[str, int] = {}
+        for transfer in transfers:
+            context.log_index = transfer.log_index
+            self._move(transfer, context)
+            if transfer.recipient == self._scheduler:
+                paid_in[transfer.sender] += transfer.amount
+                log_indexes[transfer.sender] = transfer.log_index
+            elif transfer.sender == self._scheduler:
+                paid_out[transfer.recipient] += transfer.amount
+                log_indexes[transfer.recipient] = transfer.log_index
+            else:
+                self._between_others(transfer, context)
+        self._match_in(paid_in, log_indexes, context)
+        self._match_out(paid_out, log_indexes, context)
 
-    Args:
-        ledger: A ledger that covers all blocks up to `last`.
-        account: Address of the account.
-        first: First block of the range.
-        last: Last block of the range; the last block of the ledger by default.
-    """
-    until = ledger.block if last is None else last
-    opening, rows = 0, []
-    closing = 0
-    for row in ledger.statement(account):
-        if row.block > until:
-            break
-        closing = row.balance
-        if row.block < first:
-            opening = row.balance
+    def _move(self, transfer: ev.Transfer, context: TransactionContext) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            self.minted += transfer.amount
         else:
-            rows.append(row)
-    return Statement(to_checksum_address(account), first, until, opening, closing, tuple(rows))
+            self.balances[transfer.sender] -= transfer.amount
+            context.check(
+                self.balances[transfer.sender] >= 0,
+                "balance",
+                f"{transfer.sender} spent more than it had",
+            )
+        if transfer.recipient == ZERO_ADDRESS:
+            self.burned += transfer.amount
+        else:
+            self.balances[transfer.recipient] += transfer.amount
+
+    def _between_others(self, transfer: ev.Transfer, context: TransactionContext) -> None:
+        if transfer.sender == ZERO_ADDRESS:
+            context.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
+            return
+        kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
+        context.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
+        if kind is MovementKind.TRANSFER:
+            context.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
+
+    def _match_in(
+        self, paid_in: dict[str, int], places: dict[str, int], context: TransactionContext
+    ) -> None:
+        for payer in sorted({*paid_in, *context.owed_in}):
+            context.log_index = places.get(payer, context.log_index)
+            paid, owed = paid_in.get(payer, 0), context.owed_in.get(payer, 0)
+            context.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
+            if owed == 0:
+                # No job required this payment: a gift, or a mint to the wrong address.
+                self.donated += paid
+                kind = MovementKind.TRANSFER
+                if payer != ZERO_ADDRESS:
+                    context.enter(payer, kind, -paid, self._scheduler)
+                continue
+            context.check(
+                paid == owed,
+                "escrow",
+                f"{payer} paid {paid} into escrow where its jobs say {owed}",
+            )
+
+    def _match_out(
+        self, paid_out: dict[str, int], places: dict[str, int], context: TransactionContext
+    ) -> None:
+        for recipient in sorted({*paid_out, *context.owed_out}):
+            context.log_index = places.get(recipient, context.log_index)
+            paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
+            context.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
+            context.check(
+                paid == owed,
+                "payment",
+                f"{recipient} got {paid} out of escrow where its jobs say {owed}",
+            )
