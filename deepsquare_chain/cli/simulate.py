@@ -25,7 +25,7 @@ _TABLE: Final = tuple(
     for key, title, kind in (
         ("trace", "trace", Kind.WORD),
         ("scheduler", "scheduler", Kind.WORD),
-        ("objective", "jobs want", Kind.WORD),
+        ("objective", "objective", Kind.WORD),
         ("load", "load", Kind.NUMBER),
         ("block_seconds", "block s", Kind.NUMBER),
         ("slowdown", "slowdown", Kind.NUMBER),

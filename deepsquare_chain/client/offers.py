@@ -12,7 +12,12 @@ from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.credits import cost, fits, job_rate
 from deepsquare_chain.job import Job, Provider, ProviderStatus, Resources, Terms, parse_uses, unmet
 from deepsquare_chain.metascheduler.eligibility import ProviderView
-from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, release, room_from
+from deepsquare_chain.metascheduler.free_capacity import (
+    amounts,
+    available_capacity,
+    fits_from,
+    release,
+)
 from deepsquare_chain.metascheduler.ranking import energy_use
 
 # -- quotes
@@ -174,9 +179,9 @@ def _offer(
 def _starts_in(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> int | None:
     provider = quote.provider
     assigned_jobs = [job for job in live if job.provider_id == provider.id]
-    free = free_room([ProviderView(provider)], assigned_jobs)[provider.id]
+    free = available_capacity([ProviderView(provider)], assigned_jobs)[provider.id]
     releases = [release(job, now, 0) for job in assigned_jobs]
-    start = room_from(amounts(wanted), free, releases, now)
+    start = fits_from(amounts(wanted), free, releases, now)
     return None if start is None else max(0, start[0] - now)
 
 

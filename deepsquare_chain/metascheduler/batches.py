@@ -22,9 +22,9 @@ from deepsquare_chain.observability import get_logger
 #: Shortest and longest backoff after a refusal, in seconds of chain time.
 _PAUSES: Final = (2, 600)
 #: Most transactions of a dry run that are remembered as logged.
-_MOST_LOGGED: Final = 10_000
+_MAX_LOGGED: Final = 10_000
 #: Contract errors of an assignment that are caused by the provider, not by the job.
-_OF_THE_PROVIDER: Final = frozenset(
+_PROVIDER_ERRORS: Final = frozenset(
     {"DoesNotFit", "PriceRaised", "ProviderNotActive", "ProviderSilent", "RateOutOfRange"}
 )
 _log = get_logger(__name__)
@@ -38,7 +38,7 @@ class SchedulerBatches:
         scheduler: The MetaScheduler contract.
         size: Most jobs in one transaction.
         timeout: Seconds to wait for a receipt; afterwards the outbox tracks the transaction.
-        counted: Called with kind, jobs moved and jobs skipped for each mined transaction.
+        count: Called with kind, jobs moved and jobs skipped for each mined transaction.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SchedulerBatches:
         *,
         size: int,
         timeout: float,
-        counted: Callable[[str, int, int], None],
+        count: Callable[[str, int, int], None],
     ) -> None:
         self._batcher = (
             None
@@ -57,7 +57,7 @@ class SchedulerBatches:
                 "scheduler",
                 sender,
                 timeout=timeout,
-                count=counted,
+                count=count,
                 backoff=Backoff(*_PAUSES),
             )
         )
@@ -107,16 +107,16 @@ class SchedulerBatches:
 
     async def requeue(self, job_ids: Sequence[int], now: int) -> int:
         """Move jobs back to PENDING; return how many moved."""
-        return await self._each_part("requeue", job_ids, self._scheduler.requeue, now)
+        return await self._send_parts("requeue", job_ids, self._scheduler.requeue, now)
 
     async def panic(self, job_ids: Sequence[int], now: int) -> int:
         """Move lost runs to PANICKED; return how many moved."""
-        return await self._each_part("panic", job_ids, self._scheduler.panic, now)
+        return await self._send_parts("panic", job_ids, self._scheduler.panic, now)
 
     async def cancel(self, job_ids: Sequence[int], now: int) -> int:
         """Move expired PENDING jobs to CANCELLED, in at most one transaction; return how many."""
         due = self.due("cancel", job_ids, now)[: self._size]
-        return await self._each_part("cancel", due, self._scheduler.cancel, now)
+        return await self._send_parts("cancel", due, self._scheduler.cancel, now)
 
     async def challenge(self, job_id: int, now: int) -> int:
         """Challenge the provider of a job to answer within the contract's response timeout."""
@@ -125,7 +125,7 @@ class SchedulerBatches:
         call = self._scheduler.challenge(job_id)
         return await self._send(TransactionBatch("challenge", (job_id,), call), now)
 
-    async def _each_part(
+    async def _send_parts(
         self, kind: str, job_ids: Sequence[int], make: Callable[[Sequence[int]], Call], now: int
     ) -> int:
         moved = 0
@@ -137,19 +137,21 @@ class SchedulerBatches:
         if self._batcher is None:
             self._log_once(batch)
             return 0
-        moved = await self._batcher.send(batch, lambda: now, partial(self._cool_down, batch, now))
+        moved = await self._batcher.send(
+            batch, lambda: now, partial(self._start_cooldowns, batch, now)
+        )
         assigned = {batch.providers[job_id] for job_id in moved if job_id in batch.providers}
         self._cooldowns.clear(assigned.__contains__)
         return len(moved)
 
-    def _cool_down(
+    def _start_cooldowns(
         self, batch: TransactionBatch, now: int, refusals: Mapping[int, str]
     ) -> Collection[int]:
         """Start a cooldown of each provider that caused a refusal; return its jobs, to replan."""
         excused = [
             job_id
             for job_id, reason in refusals.items()
-            if reason in _OF_THE_PROVIDER and job_id in batch.providers
+            if reason in _PROVIDER_ERRORS and job_id in batch.providers
         ]
         self.refusals += len(excused)
         for provider_id in {batch.providers[job_id] for job_id in excused}:
@@ -160,7 +162,7 @@ class SchedulerBatches:
         """Log a transaction of a dry run, once."""
         key = batch.kind, batch.job_ids
         if key not in self._logged:
-            if len(self._logged) >= _MOST_LOGGED:
+            if len(self._logged) >= _MAX_LOGGED:
                 self._logged.clear()
             self._logged.add(key)
             _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))

@@ -65,12 +65,12 @@ def held(
     busy = Counter(_group(job, uses) for job, uses in assigned)
     for job, uses in sorted(waiting, key=lambda entry: entry[0].id):
         requested = conditions(uses)
-        hold = _unmet(job, requested, ends) or _at_another_time(job, requested, now)
+        hold = _unmet(job, requested, ends) or _unmet_time(job, requested, now)
         if hold is None and requested is not None and requested.throttle:
             group = _group(job, uses)
             if busy[group] >= requested.throttle:
                 hold = Hold(
-                    f"{busy[group]} jobs of {requested.array} are at providers or go before it, "
+                    f"{busy[group]} jobs of {requested.array} are at providers or before it in the queue, "
                     f"and no more than {requested.throttle} may be at once"
                 )
             busy[group] += 1
@@ -85,12 +85,12 @@ def _group(job: Job, uses: str) -> tuple[str, str]:
     return (job.customer, requested.array if requested else "")
 
 
-def _at_another_time(job: Job, wanted: Conditions | None, now: int) -> Hold | None:
+def _unmet_time(job: Job, wanted: Conditions | None, now: int) -> Hold | None:
     if wanted is None:
         return None
     # A retried job has started once already, which satisfies its start condition.
     if wanted.start_before and now >= wanted.start_before and not job.retry_of:
-        return Hold(f"it was to start before {chain_time(wanted.start_before)}", final=True)
+        return Hold(f"it had to start before {chain_time(wanted.start_before)}", final=True)
     if now < wanted.start_after:
         return Hold(f"it starts at {chain_time(wanted.start_after)} at the earliest")
     return None
@@ -98,7 +98,7 @@ def _at_another_time(job: Job, wanted: Conditions | None, now: int) -> Hold | No
 
 def _unmet(job: Job, wanted: Conditions | None, ends: Mapping[int, JobStatus]) -> Hold | None:
     if wanted is None:
-        return Hold("its conditions can't be read", final=True)
+        return Hold("its conditions are invalid", final=True)
     unfinished: list[int] = []
     for kind, number in wanted.after:
         if number >= (job.retry_of or job.id):
@@ -108,7 +108,7 @@ def _unmet(job: Job, wanted: Conditions | None, ends: Mapping[int, JobStatus]) -
             unfinished.append(number)
         elif not kind.holds(end):
             return Hold(
-                f"it was to run {kind}:{number}, and job {number} ended {end.name}", final=True
+                f"its condition is {kind}:{number}, but job {number} ended {end.name}", final=True
             )
     if not unfinished:
         return None

@@ -13,8 +13,8 @@ from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.store.database import Store
 
-_NOBODY: Final = "0x" + "00" * 20
-_LOOKS: Final = 3
+_NO_ACCOUNT: Final = "0x" + "00" * 20
+_MAX_READS: Final = 3
 
 
 class DryRunScheduler:
@@ -23,7 +23,7 @@ class DryRunScheduler:
     def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
         deployment = contracts.deployment
         self._store = Store.open(
-            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NOBODY
+            None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NO_ACCOUNT
         )
         self._settings = SchedulerSettings(
             state_dir=Path(), confirmations=0, rules=rules or Rules()
@@ -43,7 +43,7 @@ class DryRunScheduler:
             EndpointError: The node does not answer.
         """
         self._forget()
-        for _ in range(_LOOKS):
+        for _ in range(_MAX_READS):
             await self._service.cycle()
             if self._service.cluster is not None:
                 break

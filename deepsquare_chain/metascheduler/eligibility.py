@@ -37,7 +37,7 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     SILENT = "silent"
     CHALLENGED = "challenged"
-    RESTING = "resting"
+    SUSPENDED = "resting"
     COOLDOWN = "cooldown"
     EXCLUDED = "excluded"
     TOO_LARGE = "too-large"
@@ -58,7 +58,7 @@ class ProviderView:
     """The scheduler's view of a provider at one block.
 
     `silent`: it left a challenge unanswered for too long. `challenged`: it has an open challenge
-    and gets no new jobs until it answers. `rests_until`: chain time until which it gets no new jobs
+    and gets no new jobs until it answers. `suspended_until`: chain time until which it gets no new jobs
     because of its `strikes` of the last day; zero for none. `cooldown_until`: chain time until
     which it gets no new jobs because the contract refused an assignment; zero for none.
     """
@@ -66,7 +66,7 @@ class ProviderView:
     provider: Provider
     silent: bool = False
     challenged: bool = False
-    rests_until: int = 0
+    suspended_until: int = 0
     strikes: int = 0
     cooldown_until: int = 0
 
@@ -108,8 +108,8 @@ def standing(view: ProviderView, now: int) -> Refusal | None:
         return Refusal.SILENT
     if view.challenged:
         return Refusal.CHALLENGED
-    if view.rests_until > now:
-        return Refusal.RESTING
+    if view.suspended_until > now:
+        return Refusal.SUSPENDED
     return Refusal.COOLDOWN if view.cooldown_until > now else None
 
 

@@ -24,9 +24,9 @@ from deepsquare_chain.metascheduler.eligibility import (
 from deepsquare_chain.metascheduler.free_capacity import (
     Amounts,
     amounts,
-    free_room,
+    available_capacity,
+    fits_from,
     release,
-    room_from,
     within,
 )
 from deepsquare_chain.metascheduler.history import EstimateSource
@@ -43,7 +43,7 @@ from deepsquare_chain.metascheduler.policy import (
 _CHOSEN: Final = {
     Objective.COST: "the cheapest for the work",
     Objective.TIME: "the best by speed and fit",
-    Objective.ENERGY: "the most frugal for the work",
+    Objective.ENERGY: "the one with the lowest energy for the work",
 }
 
 _SOURCES: Final = {
@@ -52,28 +52,28 @@ _SOURCES: Final = {
     EstimateSource.EVERYBODY: "from everybody's runs with similar limits",
 }
 
-_AWAY: Final = {
+_PROVIDER_STATES: Final = {
     Refusal.WAITING_APPROVAL: "waits for approval",
     Refusal.DRAINING: "is in maintenance",
     Refusal.BANNED: "is banned",
-    Refusal.EXPIRED: "has an approval that ran out",
-    Refusal.SILENT: "has left a challenge unanswered and gets no new jobs until it answers",
+    Refusal.EXPIRED: "has an expired approval",
+    Refusal.SILENT: "has not answered a challenge and gets no new jobs until it answers",
     Refusal.CHALLENGED: "is challenged and has not answered yet",
     Refusal.EXCLUDED: "lost this job before",
-    Refusal.RESTING: "rests",
-    Refusal.COOLDOWN: "refused an assignment a moment ago: its prices or its load had changed",
-    Refusal.AVOIDED: "gave this job back a moment ago",
+    Refusal.SUSPENDED: "is suspended",
+    Refusal.COOLDOWN: "recently rejected an assignment, because its prices or its load had changed",
+    Refusal.AVOIDED: "recently returned this job",
 }
 
 #: Refusals, the one closest to a start first; the first that occurs explains the wait.
-_NEAREST: Final = (
+_NEAREST_FIRST: Final = (
     Refusal.AVOIDED,
     Refusal.COOLDOWN,
     Refusal.BUDGET,
     Refusal.LABELS,
     Refusal.TOO_LARGE,
     Refusal.RATE,
-    *(why for why in _AWAY if why not in {Refusal.AVOIDED, Refusal.COOLDOWN}),
+    *(why for why in _PROVIDER_STATES if why not in {Refusal.AVOIDED, Refusal.COOLDOWN}),
 )
 
 
@@ -113,7 +113,7 @@ def explain_decision(decision: Decision, decided: Plan | None = None) -> str:
         choice += " that meet its preferences best"
     text = f"job {job.id} goes to provider {decision.provider_id}, {choice} ({price})"
     if decision.overdue:
-        return f"{text}; it is overdue and goes before all others"
+        return f"{text}; it is overdue and is served first"
     order = "" if decided is None else explain_order(job, decided)
     return f"{text}; {order}" if order else text
 
@@ -126,7 +126,8 @@ def explain_order(job: Job, decided: Plan) -> str:
     estimate = decided.ranking.estimate(job)
     if estimate.source is EstimateSource.LIMIT:
         expectation = (
-            f"no finished runs tell about it, so all of its limit of {job.time_limit} s counts"
+            "there are no finished runs to estimate it from, so its limit of "
+            f"{job.time_limit} s counts in full"
         )
     else:
         expectation = (
@@ -137,14 +138,14 @@ def explain_order(job: Job, decided: Plan) -> str:
         f"it is number {place} of {len(decided.ranking)} in the queue, smallest first; "
         f"{expectation}"
     )
-    return text + "".join(f"; {words}" for words in _customer_words(job, decided.ranking))
+    return text + "".join(f"; {words}" for words in _customer_reasons(job, decided.ranking))
 
 
-def _customer_words(job: Job, ranking: Ranking) -> Iterator[str]:
+def _customer_reasons(job: Job, ranking: Ranking) -> Iterator[str]:
     """Yield how the customer's use and priority affect a job's place."""
     rules = ranking.rules
     if rules.fair_share and (share := ranking.shares.get(job.customer, 0.0)):
-        yield f"its customer has used {share:.1f} times the mean of late"
+        yield f"the recent use of its customer is {share:.1f} times the mean"
     if (priority := rules.priorities.get(job.customer, 1.0)) != 1.0:
         yield f"its customer has priority {priority:g}"
 
@@ -153,7 +154,7 @@ def explain_wait(
     waiting: Waiting, snapshot: Snapshot, decided: Plan, rules: Rules | None = None
 ) -> Explanation:
     """Explain why a PENDING job that the plan does not assign waits, and for what."""
-    free = free_room(snapshot.providers, snapshot.assigned)
+    free = available_capacity(snapshot.providers, snapshot.assigned)
     verdicts = tuple(
         _verdict(waiting, view, free[view.provider.id], snapshot.now)
         for view in sorted(snapshot.providers, key=lambda view: view.provider.id)
@@ -161,23 +162,23 @@ def explain_wait(
     possible = [verdict for verdict in verdicts if verdict.why is None]
     if possible:
         text = _waits_for_capacity(waiting, possible, snapshot, decided, rules or Rules())
-        text += _patience(waiting, snapshot.now)
+        text += _patience_text(waiting, snapshot.now)
         order = explain_order(waiting.job, decided)
         order += _overdue_at(waiting, rules or Rules(), snapshot.now) if order else ""
         return Explanation(waiting.job.id, text, verdicts, order)
-    return Explanation(waiting.job.id, _fits_nowhere(waiting, verdicts), verdicts)
+    return Explanation(waiting.job.id, _no_provider_reason(waiting, verdicts), verdicts)
 
 
 def _overdue_at(waiting: Waiting, rules: Rules, now: int) -> str:
     """Return the time from which a job is overdue, as text."""
     seconds = waiting.job.time_limit
     if is_overdue(waiting, now, rules, seconds):
-        return "; it is overdue: it goes before all jobs that are not"
+        return "; it is overdue: it is served before all jobs that are not"
     at = waiting.queued_at + rules.overdue_after + rules.overdue_factor * seconds
-    return f"; from {chain_time(at)} it is overdue and goes before all others"
+    return f"; from {chain_time(at)} it is overdue and is served first"
 
 
-def _patience(waiting: Waiting, now: int) -> str:
+def _patience_text(waiting: Waiting, now: int) -> str:
     job_conditions = conditions(waiting.uses)
     if job_conditions is None or not job_conditions.patience:
         return ""
@@ -201,7 +202,9 @@ def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> st
     if clock.challenged_at == 0:
         return ""
     times, provider = block_context.times, f"provider {job.provider_id}"
-    head = f"{provider} has left a challenge unanswered for {block_context.now - clock.challenged_at} s"
+    head = (
+        f"{provider} has not answered a challenge for {block_context.now - clock.challenged_at} s"
+    )
     if job.status == JobStatus.RUNNING:
         if is_gone(clock, block_context):
             return f"{head}: the run is lost, and anyone may panic it"
@@ -211,11 +214,11 @@ def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> st
     return f"{head}; after {times.response_timeout} s its queued jobs are requeued"
 
 
-def explain_rest(view: ProviderView) -> str:
+def explain_suspension(view: ProviderView) -> str:
     """Explain why a provider rests (gets no new jobs), and until when."""
     return (
-        f"rests until {chain_time(view.rests_until)}: {view.strikes} times within a day it let "
-        "jobs lie unclaimed, or lost or did not report a run"
+        f"is suspended until {chain_time(view.suspended_until)}: {view.strikes} times within a day it left "
+        "jobs unclaimed, or lost or did not report a run"
     )
 
 
@@ -224,12 +227,12 @@ def _verdict(waiting: Waiting, view: ProviderView, free: Amounts, now: int) -> V
     rate = job_rate(provider.prices, job.resources)
     reason = refusal(waiting, view, now)
     if reason is None:
-        words = f"is eligible at {hourly(rate)} credits per hour; {_free(view, free)}"
+        words = f"is eligible at {hourly(rate)} credits per hour; {_free_text(view, free)}"
         return Verdict(provider.id, None, rate, f"provider {provider.id} {words}")
     return Verdict(provider.id, reason, rate, _reason(reason, waiting, view, rate))
 
 
-def _free(view: ProviderView, free: Amounts) -> str:
+def _free_text(view: ProviderView, free: Amounts) -> str:
     """Return the free part of a provider's offer, as text."""
     offer = view.provider.offer
     cpus, memory, gpus = (max(amount, 0) for amount in free)
@@ -239,25 +242,25 @@ def _free(view: ProviderView, free: Amounts) -> str:
 
 def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> str:
     name, offer = f"provider {view.provider.id}", view.provider.offer
-    if why is Refusal.RESTING:
-        return f"{name} {explain_rest(view)}"
+    if why is Refusal.SUSPENDED:
+        return f"{name} {explain_suspension(view)}"
     if why is Refusal.COOLDOWN:
-        return f"{name} {_AWAY[why]}; it is tried again from {chain_time(view.cooldown_until)}"
-    if why in _AWAY:
-        return f"{name} {_AWAY[why]}"
+        return f"{name} {_PROVIDER_STATES[why]}; it is eligible again from {chain_time(view.cooldown_until)}"
+    if why in _PROVIDER_STATES:
+        return f"{name} {_PROVIDER_STATES[why]}"
     asked = format_credits(cost(rate, waiting.job.time_limit))
     words = {
-        Refusal.TOO_LARGE: f"offers {_size(offer.cpus, offer.memory, offer.gpus)}: too little",
+        Refusal.TOO_LARGE: f"offers {_size_text(offer.cpus, offer.memory, offer.gpus)}: too little",
         Refusal.BUDGET: f"asks {asked} credits, more than the escrow",
-        Refusal.RATE: "has prices that make no valid rate",
-        Refusal.LABELS: f"has not the labels {_quoted(waiting.uses)}",
+        Refusal.RATE: "has prices that give no valid rate",
+        Refusal.LABELS: f"does not have the labels {_quoted(waiting.uses)}",
         Refusal.UNREADABLE_USES: f"can't read the affinities {_quoted(waiting.uses)}",
     }
     return f"{name} {words[why]}"
 
 
-def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
-    head = f"job {waiting.job.id} can't start anywhere now"
+def _no_provider_reason(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
+    head = f"job {waiting.job.id} can't start at any provider now"
     if not verdicts:
         return f"{head}: no provider is registered"
     if demands(waiting.uses) is None:
@@ -266,7 +269,7 @@ def _fits_nowhere(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
             "matches; cancel it and submit it with correct ones"
         )
     nearest = next(
-        reason for reason in _NEAREST if any(verdict.why is reason for verdict in verdicts)
+        reason for reason in _NEAREST_FIRST if any(verdict.why is reason for verdict in verdicts)
     )
     nearest_verdicts = [verdict for verdict in verdicts if verdict.why is nearest]
     return f"{head}: {_nearest_miss(nearest, waiting, nearest_verdicts)}"
@@ -278,11 +281,11 @@ def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) 
     if nearest is Refusal.LABELS:
         return f"no provider of sufficient size has the labels {_quoted(waiting.uses)}"
     if nearest is Refusal.TOO_LARGE:
-        return f"no provider offers {_asked(waiting.job.resources)}, node by node"
+        return f"no provider offers {_resources_text(waiting.job.resources)}, node by node"
     words = ", ".join(verdict.text for verdict in those)
     if nearest is Refusal.AVOIDED:
         retry_at = min(waiting.avoided[verdict.provider_id] for verdict in those)
-        return f"{words}; it is tried again from {chain_time(retry_at)}"
+        return f"{words}; it is eligible again from {chain_time(retry_at)}"
     return words
 
 
@@ -306,7 +309,7 @@ def _waits_for_capacity(
 ) -> str:
     job = waiting.job
     reservation = decided.reservation_of(job.id)
-    names = _names([verdict.provider_id for verdict in possible])
+    names = _provider_names([verdict.provider_id for verdict in possible])
     if reservation is not None:
         why = "is overdue" if reservation.overdue else "is among the first in the queue"
         return (
@@ -327,8 +330,8 @@ def _waits_for_capacity(
             f"scheduler allows {rules.max_running}"
         )
     overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
-    late = " (it is overdue, and others are more so)" if overdue else ""
-    room = free_room(snapshot.providers, snapshot.assigned)
+    late = " (it is overdue, but other jobs are longer overdue)" if overdue else ""
+    room = available_capacity(snapshot.providers, snapshot.assigned)
     free_now = [
         verdict.provider_id
         for verdict in possible
@@ -339,34 +342,34 @@ def _waits_for_capacity(
         others = "jobs before it in the queue"
         if reserved:
             others += f", or is reserved for job {' and '.join(map(str, sorted(reserved)))}"
-        return f"job {job.id} waits for {names}{late}: the free capacity there goes to {others}"
-    earliest = min(_room_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
+        return f"job {job.id} waits for {names}{late}: the free capacity there is used by {others}"
+    earliest = min(_fits_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
     until = f"until about {chain_time(earliest)} at the latest"
     return f"job {job.id} waits for free capacity at {names}{late}, {until}"
 
 
-def _room_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:
+def _fits_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:
     """Return the chain time from which a job fits at a provider, regardless of the queue."""
-    free = free_room(snapshot.providers, snapshot.assigned)[provider_id]
+    free = available_capacity(snapshot.providers, snapshot.assigned)[provider_id]
     releases = [
         release(assigned_job, snapshot.now, rules.start_margin)
         for assigned_job in snapshot.assigned
         if assigned_job.provider_id == provider_id
     ]
-    earliest = room_from(amounts(job.resources), free, releases, snapshot.now)
+    earliest = fits_from(amounts(job.resources), free, releases, snapshot.now)
     return snapshot.now if earliest is None else earliest[0]
 
 
-def _asked(resources: Resources) -> str:
-    return _size(resources.cpus, resources.memory, resources.gpus)
+def _resources_text(resources: Resources) -> str:
+    return _size_text(resources.cpus, resources.memory, resources.gpus)
 
 
-def _size(cpus: int, memory: int, gpus: int) -> str:
+def _size_text(cpus: int, memory: int, gpus: int) -> str:
     gpu = f" and {gpus} gpus" if gpus else ""
     return f"{cpus} cpus with {memory} MB{gpu}"
 
 
-def _names(ids: Sequence[int]) -> str:
+def _provider_names(ids: Sequence[int]) -> str:
     shown = " or ".join(str(i) for i in ids[:5])
     return f"provider {shown}" + (f" or {len(ids) - 5} others" if len(ids) > 5 else "")
 

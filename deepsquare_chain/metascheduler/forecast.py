@@ -23,7 +23,7 @@ from deepsquare_chain.metascheduler.ranking import relative_speeds
 MAX_QUEUE: Final = 2_000
 MAX_PLANS: Final = 500
 #: Part of its remaining limit that a run still takes if it is already longer than expected.
-_REST: Final = 0.5
+_REMAINING_PART: Final = 0.5
 #: Part of a job's patience after which the forecast looks at it again.
 _PATIENCE_STEP: Final = 0.1
 
@@ -65,7 +65,7 @@ class Prospect:
     def text(self) -> str:
         """The prospect as a sentence."""
         if self.place is None:
-            queue = f"{self.length - 1} jobs wait"
+            queue = f"{self.length - 1} jobs are waiting"
         else:
             queue = f"it would be number {self.place} of {self.length} in the queue"
         if self.forecast is None:
@@ -82,7 +82,7 @@ class Prospect:
     def reliability(self) -> str:
         """How good past estimates were, as a clause."""
         if self.error is None:
-            return "no finished run shows yet how good such estimates are"
+            return "no finished run shows yet how accurate such estimates are"
         return f"estimates of recent run times were off by a factor of {self.error:.1f} on average"
 
 
@@ -171,7 +171,7 @@ def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int)
 def _returns(views: Sequence[ProviderView], waiting: Iterable[Waiting], now: int) -> Iterator[int]:
     """Yield the later times at which a provider or a more expensive one may get waiting jobs."""
     for view in views:
-        yield from (at for at in (view.rests_until, view.cooldown_until) if at > now)
+        yield from (at for at in (view.suspended_until, view.cooldown_until) if at > now)
     for entry in waiting:
         yield from (at for at in entry.avoided.values() if at > now)
         wanted = conditions(entry.uses)
@@ -187,5 +187,5 @@ def _end(job: Job, now: int, speed: float, history: RunHistory) -> int:
     begin = job.since if job.status is JobStatus.RUNNING else now
     expected = begin + min(allotted, max(1, round(estimate.used * job.time_limit / speed)))
     if expected <= now:
-        expected = now + round(_REST * max(0, begin + allotted - now))
+        expected = now + round(_REMAINING_PART * max(0, begin + allotted - now))
     return max(now + 1, expected)

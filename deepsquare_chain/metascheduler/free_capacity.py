@@ -22,23 +22,29 @@ def amounts(resources: Resources) -> Amounts:
     return resources.cpus, resources.memory, resources.gpus
 
 
-def within(wanted: Sequence[int], room: Sequence[int]) -> bool:
-    """Return whether `room` suffices for all of `wanted`."""
-    return wanted[0] <= room[0] and wanted[1] <= room[1] and wanted[2] <= room[2]
+def within(requested: Sequence[int], available: Sequence[int]) -> bool:
+    """Return whether `available` suffices for all of `requested`."""
+    return (
+        requested[0] <= available[0]
+        and requested[1] <= available[1]
+        and requested[2] <= available[2]
+    )
 
 
-def less(room: Sequence[int], taken: Sequence[int]) -> Amounts:
+def less(available: Sequence[int], taken: Sequence[int]) -> Amounts:
     """Return what is left; negative if an offer was lowered below the load."""
-    return room[0] - taken[0], room[1] - taken[1], room[2] - taken[2]
+    return available[0] - taken[0], available[1] - taken[1], available[2] - taken[2]
 
 
-def free_room(providers: Iterable[ProviderView], assigned: Iterable[Job]) -> dict[int, Amounts]:
+def available_capacity(
+    providers: Iterable[ProviderView], assigned: Iterable[Job]
+) -> dict[int, Amounts]:
     """Return the offer minus the resources of assigned jobs, by provider id."""
-    room = {view.provider.id: offered(view.provider.offer) for view in providers}
+    available = {view.provider.id: offered(view.provider.offer) for view in providers}
     for job in assigned:
-        if job.provider_id in room:
-            room[job.provider_id] = less(room[job.provider_id], amounts(job.resources))
-    return room
+        if job.provider_id in available:
+            available[job.provider_id] = less(available[job.provider_id], amounts(job.resources))
+    return available
 
 
 def offered(offer: Offer) -> Amounts:
@@ -55,32 +61,32 @@ def release(job: Job, now: int, start_margin: int) -> Release:
     return max(job.since + allotted, now + 1), amounts(job.resources)
 
 
-def room_from(
-    wanted: Amounts, free: Sequence[int], releases: Iterable[Release], now: int
+def fits_from(
+    requested: Amounts, free: Sequence[int], releases: Iterable[Release], now: int
 ) -> tuple[int, Amounts] | None:
-    """Return the latest chain time from which `wanted` fits, and all capacity that is free then.
+    """Return the latest chain time from which `requested` fits, and all capacity that is free then.
 
     None if even all releases together do not suffice.
     """
-    if within(wanted, free):
+    if within(requested, free):
         return now, (free[0], free[1], free[2])
-    room = list(free)
+    available = list(free)
     at: int | None = None
     for time, released in sorted(releases):
         if at is not None and time > at:
             break
         for i, amount in enumerate(released):
-            room[i] += amount
-        if at is None and within(wanted, room):
+            available[i] += amount
+        if at is None and within(requested, available):
             at = time
-    return None if at is None else (at, (room[0], room[1], room[2]))
+    return None if at is None else (at, (available[0], available[1], available[2]))
 
 
-def room_at(free: Sequence[int], releases: Iterable[Release], at: int) -> Amounts:
+def capacity_at(free: Sequence[int], releases: Iterable[Release], at: int) -> Amounts:
     """Return all capacity that is free at chain time `at` at the latest."""
-    room = list(free)
+    available = list(free)
     for time, released in releases:
         if time <= at:
             for i, amount in enumerate(released):
-                room[i] += amount
-    return room[0], room[1], room[2]
+                available[i] += amount
+    return available[0], available[1], available[2]

@@ -135,11 +135,11 @@ class RunHistory:
     def record(self, run: FinishedRun) -> None:
         """Record a run; runs must be recorded in chain order."""
         if run.paid > 0.0:
-            self._pay(run.customer, run.paid)
+            self._record_payment(run.customer, run.paid)
         if run.seconds is None:
             return
         limit = max(run.time_limit, 1)
-        self._judge(run, limit)
+        self._record_error(run, limit)
         used = run.seconds / limit
         inverse = 1.0 / max(run.seconds, SHORTEST_RUN)
         for key in keys_of(run.customer, run.cpus, run.gpus, run.time_limit):
@@ -147,13 +147,13 @@ class RunHistory:
             level = self._levels[len(key)]
             weight, parts, inverses = level.pop(key, NO_SUMS)
             level[key] = (keep * weight + 1.0, keep * parts + used, keep * inverses + inverse)
-            self._note(key)
+            self._record_change(key)
             if len(level) > MAX_SUMS:
                 oldest = next(iter(level))
                 del level[oldest]
-                self._note(oldest)
+                self._record_change(oldest)
 
-    def _judge(self, run: FinishedRun, limit: int) -> None:
+    def _record_error(self, run: FinishedRun, limit: int) -> None:
         """Record how far the estimate of a run was off that would have been made just before."""
         estimate = self.estimate(run.customer, run.cpus, run.gpus, run.time_limit)
         expected = max(estimate.used * limit, SHORTEST_RUN)
@@ -171,17 +171,20 @@ class RunHistory:
         weight, errors = self._errors
         return math.exp(errors / weight) if weight else None
 
-    def _pay(self, customer: str, paid: float) -> None:
+    def _record_payment(self, customer: str, paid: float) -> None:
         credits, at = self._usage.pop(customer, (0.0, self._payments))
         self._payments += 1
-        self._usage[customer] = (credits * _faded(self._payments - at) + paid, self._payments)
+        self._usage[customer] = (
+            credits * _decayed_part(self._payments - at) + paid,
+            self._payments,
+        )
         if len(self._usage) > MAX_SUMS:
             del self._usage[next(iter(self._usage))]
 
     def shares(self) -> dict[str, float]:
         """Return each customer's recent use, in multiples of the mean of customers with any use."""
         used = {
-            customer: credits * _faded(self._payments - at)
+            customer: credits * _decayed_part(self._payments - at)
             for customer, (credits, at) in self._usage.items()
         }
         # Summed in a fixed order, so that every scheduler gets the same bits.
@@ -259,7 +262,7 @@ class RunHistory:
             return None
         return self._changes[version - self._first_change :]
 
-    def _note(self, key: Key) -> None:
+    def _record_change(self, key: Key) -> None:
         self._changes.append(key)
         if len(self._changes) > _MAX_CHANGES:
             dropped = len(self._changes) // 2
@@ -296,6 +299,6 @@ class RunHistory:
         return history
 
 
-def _faded(payments: int) -> float:
+def _decayed_part(payments: int) -> float:
     """Return the part of an amount that is left after this many payments in the grid."""
     return float(MEMORY_OF_USE**payments)

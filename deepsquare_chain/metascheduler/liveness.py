@@ -78,7 +78,7 @@ def struck(times: Sequence[int], now: int, watch: Watch) -> list[int]:
     return counted
 
 
-def rests_until(times: Sequence[int], now: int, watch: Watch) -> int:
+def suspended_until(times: Sequence[int], now: int, watch: Watch) -> int:
     """Return the chain time until which strikes keep a provider from new jobs; zero for none."""
     counted = struck(times, now, watch)
     return counted[-watch.strikes] + watch.strike_window if len(counted) >= watch.strikes else 0
@@ -176,7 +176,7 @@ def suspicions(
             or not _can_be_challenged(provider.clock, block_context)
         ):
             continue
-        reason = _why(job, provider, _last_sign(provider, jobs), block_context, watch)
+        reason = _reason(job, provider, _last_sign(provider, jobs), block_context, watch)
         if reason:
             by_provider[job.provider_id] = Suspicion(job.id, job.provider_id, reason)
     return [by_provider[provider_id] for provider_id in sorted(by_provider)]
@@ -215,7 +215,9 @@ def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
     return max([held.last_sign, held.clock.answered_at, *acts])
 
 
-def _why(job: Job, held: Watched, last_sign: int, block_context: BlockContext, watch: Watch) -> str:
+def _reason(
+    job: Job, held: Watched, last_sign: int, block_context: BlockContext, watch: Watch
+) -> str:
     now, answered = block_context.now, held.clock.answered_at
     if job.status == JobStatus.META_SCHEDULED:
         since = job.since + int(watch.claim_fraction * block_context.times.claim_timeout)
@@ -233,5 +235,5 @@ def _why(job: Job, held: Watched, last_sign: int, block_context: BlockContext, w
     limit = watch.challenge_after
     quiet = 2 * block_context.times.claim_timeout if limit is None else limit
     if now - last_sign > quiet:
-        return f"no sign of it for {now - last_sign} s while it holds job {job.id}"
+        return f"no sign of it for {now - last_sign} s while it has job {job.id}"
     return ""

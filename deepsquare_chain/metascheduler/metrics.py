@@ -23,13 +23,15 @@ class SchedulerMetrics:
         self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
         self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")
         self._oldest = metrics.gauge("queue_oldest_seconds", "Longest wait in the queue.")
-        self._assigned = metrics.gauge("assigned_jobs", "Jobs in the hands of providers.")
-        self._silent = metrics.gauge("silent_providers", "Providers with an overdue answer.")
+        self._assigned = metrics.gauge("assigned_jobs", "Jobs assigned to providers.")
+        self._silent = metrics.gauge("silent_providers", "Providers with an unanswered challenge.")
         self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
-        self._resting = metrics.gauge("resting_providers", "Providers that rest for their strikes.")
+        self._suspended = metrics.gauge(
+            "resting_providers", "Providers that are suspended because of strikes."
+        )
         self._share_error = metrics.gauge(
             "fair_share_error_ratio",
-            "Part of recent payments by which use differs from equal shares.",
+            "Fraction of recent payments by which use differs from equal shares.",
         )
         self._paid = -1
         self.sent = BatchMetrics(
@@ -52,4 +54,4 @@ class SchedulerMetrics:
         self._assigned.set(len(cluster.assigned))
         self._silent.set(sum(view.silent for view in cluster.views))
         self._strikes.set(sum(view.strikes for view in cluster.views))
-        self._resting.set(sum(view.rests_until > now for view in cluster.views))
+        self._suspended.set(sum(view.suspended_until > now for view in cluster.views))

@@ -19,19 +19,19 @@ from deepsquare_chain.metascheduler.liveness import (
     Watch,
     Watched,
     is_silent,
-    rests_until,
     struck,
+    suspended_until,
 )
 from deepsquare_chain.metascheduler.policy import Snapshot
 from deepsquare_chain.metascheduler.state import Known, SchedulerState
 
 #: Cycles after which provider records are read again even without registry events.
-_PROVIDERS_EVERY: Final = 100
+_PROVIDER_CYCLES: Final = 100
 #: PENDING records that are read again per cycle, in turn. Records with new events are read at once.
-_REFRESHED: Final = 500
-_LONGEST_AVOIDANCE: Final = 86_400
+_REFRESHED_PER_CYCLE: Final = 500
+_MAX_AVOIDANCE_SECONDS: Final = 86_400
 #: Most ended jobs that are kept in a cache. Entries that are needed again are read again.
-_MOST_CACHED: Final = 20_000
+_MAX_CACHED: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> Provide
         held.provider,
         silent=is_silent(held.clock, block_context),
         challenged=held.clock.challenged_at != 0,
-        rests_until=rests_until(held.strikes, block_context.now, watch),
+        suspended_until=suspended_until(held.strikes, block_context.now, watch),
         strikes=len(struck(held.strikes, block_context.now, watch)),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class _BlockState:
     """Contract state read at a block, which is immutable; `events` is the last block of events."""
 
     block: bytes
@@ -89,11 +89,11 @@ class GridObserver:
         self._pending: dict[int, Job] = {}
         self._lines: dict[int, frozenset[int]] = {}
         self._ends: dict[int, JobStatus] = {}
-        self._turn = 0
-        self._facts: _Facts | None = None
-        self._ahead: tuple[bytes, int, dict[int, Clock]] = (b"", 0, {})
+        self._refresh_index = 0
+        self._block_state: _BlockState | None = None
+        self._prefetched: tuple[bytes, int, dict[int, Clock]] = (b"", 0, {})
 
-    def doubt(self, job_ids: Iterable[int]) -> None:
+    def evict(self, job_ids: Iterable[int]) -> None:
         """Evict job records that may have changed from the cache."""
         for job_id in list(job_ids):
             self._pending.pop(job_id, None)
@@ -112,7 +112,7 @@ class GridObserver:
         clocks_by_id = {
             provider.id: clock for provider, clock in zip(providers, clocks, strict=True)
         }
-        self._ahead = (head.hash, count, clocks_by_id)
+        self._prefetched = (head.hash, count, clocks_by_id)
 
     async def look(self, head: Head, *, events: int) -> ClusterSnapshot:
         """Return the cluster snapshot at a block. Each block is read only once.
@@ -131,15 +131,15 @@ class GridObserver:
                 )
         block_context = BlockContext(head.number, head.time, self._times)
         live_jobs = self._state.live()
-        block_data = self._facts
+        block_data = self._block_state
         if self._state.all_touched:  # blocks were replaced
             self._ends.clear()
             self._lines.clear()
         for cache in (self._ends, self._lines):
-            if len(cache) > _MOST_CACHED:
+            if len(cache) > _MAX_CACHED:
                 cache.clear()
         if block_data is None or (block_data.block, block_data.events) != (head.hash, events):
-            block_data = self._facts = await self._read(head, live_jobs, events)
+            block_data = self._block_state = await self._read(head, live_jobs, events)
         watched = await self._watched(block_data.providers, block_data.clocks, block_context)
         assigned = [job for job in block_data.records if job.status.is_assigned]
         pending = [
@@ -165,10 +165,10 @@ class GridObserver:
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
 
-    async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _Facts:
-        if self._ahead[0] != head.hash:
+    async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _BlockState:
+        if self._prefetched[0] != head.hash:
             await self.prepare(head)
-        _, count, clocks = self._ahead
+        _, count, clocks = self._prefetched
         with merged(self._contracts.w3):
             records, providers = await asyncio.gather(
                 self._records(known, count, head.number), self._registered(head.number)
@@ -178,7 +178,7 @@ class GridObserver:
                 *(self._clock(each, head.number) for each in missing)
             )
         clocks |= zip(missing, missing_clocks, strict=True)
-        return _Facts(head.hash, events, records, providers, clocks)
+        return _BlockState(head.hash, events, records, providers, clocks)
 
     async def _clock(self, provider_id: int, number: int) -> Clock:
         return await self._contracts.scheduler.clock_of(provider_id, block_identifier=number)
@@ -193,12 +193,12 @@ class GridObserver:
         # Jobs whose events were not read yet may already occupy capacity.
         new_ids = range(self._state.highest() + 1, count + 1)
         ids = [job_id for job_id in known if job_id <= count]
-        self.doubt(self._pending if self._state.all_touched else self._state.touched)
+        self.evict(self._pending if self._state.all_touched else self._state.touched)
         # Refresh cached records in turn, each within a bounded number of cycles.
         cached_ids = sorted(self._pending)
-        turn = self._turn % max(len(cached_ids), 1)
-        self._turn = turn + _REFRESHED
-        self.doubt(cached_ids[turn : turn + _REFRESHED])
+        turn = self._refresh_index % max(len(cached_ids), 1)
+        self._refresh_index = turn + _REFRESHED_PER_CYCLE
+        self.evict(cached_ids[turn : turn + _REFRESHED_PER_CYCLE])
         missing_ids = [job_id for job_id in ids if job_id not in self._pending]
         read_records = await self._contracts.scheduler.get_jobs(
             [*missing_ids, *new_ids], block_identifier=number
@@ -226,7 +226,7 @@ class GridObserver:
             objective=known.objective,
             uses=known.uses,
             queued_at=min(known.queued_at, job.since),
-            excluded=await self.line(job.retry_of),
+            excluded=await self.providers_that_lost(job.retry_of),
             avoided=avoided,
         )
 
@@ -237,15 +237,15 @@ class GridObserver:
         Exponential backoff: the pause doubles with each return, from the claim timeout up to a day.
         """
         pause = block_context.times.claim_timeout << min(count - 1, 20)
-        return last + min(pause, _LONGEST_AVOIDANCE)
+        return last + min(pause, _MAX_AVOIDANCE_SECONDS)
 
-    async def line(self, job_id: int) -> frozenset[int]:
+    async def providers_that_lost(self, job_id: int) -> frozenset[int]:
         """Return the providers that lost a job or one of its predecessors; cached, as final."""
         if job_id == 0:
             return frozenset()
         if job_id not in self._lines:
             job = await self._contracts.scheduler.get_job(job_id)
-            earlier = await self.line(job.retry_of)
+            earlier = await self.providers_that_lost(job.retry_of)
             self._lines[job_id] = earlier | {job.provider_id}
         return self._lines[job_id]
 
@@ -278,7 +278,7 @@ class GridObserver:
 
     async def _registered(self, number: int) -> list[Provider]:
         self._cycles += 1
-        if self._state.registry_changed or self._cycles >= _PROVIDERS_EVERY:
+        if self._state.registry_changed or self._cycles >= _PROVIDER_CYCLES:
             # Cleared before the read, so that the next cycle sees a change during the read.
             self._state.registry_changed = False
             self._cycles = 0

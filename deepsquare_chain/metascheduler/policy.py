@@ -43,7 +43,7 @@ import numpy as np
 from deepsquare_chain.job import Affinity, Job, Objective, Offer, Placement, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.free_capacity import Release, room_at, room_from, within
+from deepsquare_chain.metascheduler.free_capacity import Release, capacity_at, fits_from, within
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
 from deepsquare_chain.metascheduler.tables import (
     KEPT_CLASSES,
@@ -58,19 +58,19 @@ from deepsquare_chain.metascheduler.tables import (
 
 _NEVER: Final = 2**62
 #: Ends of jobs further away than this many seconds (some 35,000 years) count as equal.
-_FAR: Final = 2**40
+_FAR_END: Final = 2**40
 #: Weight of faults in the choice, in addition to that of the cost. A provider that fails half of
 #: its jobs must leave 0.7 x this less capacity over, in units of the largest provider.
 FAULT_WEIGHT: Final = 1.0
 #: Providers on the first shortlist of a class, and on each that follows when all are used up.
-_FIRST: Final = 48
-_SHORT: Final = 128
+_FIRST_SHORTLIST: Final = 48
+_NEXT_SHORTLIST: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
 #: Most providers for which plain Python is faster than arrays; results are the same.
-_FEW: Final = 32
+_MAX_PLAIN_PROVIDERS: Final = 32
 #: Number of classes compared so far per upcoming class that is compared in advance.
-_AHEAD: Final = 4
+_PREFETCH_FACTOR: Final = 4
 #: Largest amount that the index of a provider adds to its score. It breaks ties, so that every
 #: machine sorts providers alike.
 _TIE_BREAK: Final = 1e-4
@@ -78,7 +78,7 @@ _TIE_BREAK: Final = 1e-4
 _PREFERRED: Final = 1e8
 #: Added for each other job of a customer that spreads its jobs, and the most jobs that count.
 _SPREAD: Final = 1e4
-_COUNTED: Final = 9_999
+_MAX_SPREAD_JOBS: Final = 9_999
 #: Weight of free GPUs in the choice for a job without GPUs. It keeps their CPUs for GPU jobs.
 IDLE_GPUS: Final = 0.5
 
@@ -414,7 +414,7 @@ class _Round:
         self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
         self._spare: Ints = np.zeros_like(self._free)
         self._reserved: dict[int, int] = {}
-        self._beside: dict[int, list[int]] = {}
+        self._spare_beside_reservation: dict[int, list[int]] = {}
         self._releases: tuple[Ints, Ints, Ints] | None = None
         self._by_place: list[list[Release]] | None = None
         # Free capacity by provider, like `_free`. For the rows in `_changed`, `_free` is outdated.
@@ -424,12 +424,12 @@ class _Round:
         # Number of assigned jobs by customer and provider's row; built when a job first needs it.
         self._jobs_at: defaultdict[str, Counter[int]] | None = None
         # Upcoming classes, in reverse of the order in which they are first served.
-        self._coming: list[int] = []
+        self._upcoming: list[int] = []
         self._shortlists: dict[int, _Shortlist] = {}
         # Classes that no provider has the free capacity for.
-        self._full: set[int] = set()
+        self._full_classes: set[int] = set()
         # Classes that no provider could run even if it were empty.
-        self._hopeless: set[int] = set()
+        self._unplaceable: set[int] = set()
         self._tables = tables.classes
         # Class of each job. That of a held job is its class plus the number of all classes.
         self._classes = len(tables.queue.class_keys)
@@ -563,7 +563,7 @@ class _Round:
             if self._is_capped(row):
                 continue
             cls, seconds = int(self._queue.cls[row]), int(self._queue.seconds[row])
-            started = cls not in self._full and self._start(row, cls, seconds, overdue=True)
+            started = cls not in self._full_classes and self._start(row, cls, seconds, overdue=True)
             if started or not self._reserve(row, overdue=True):
                 continue
             remaining -= 1
@@ -579,8 +579,8 @@ class _Round:
         cls_of = self._cls[order]
         candidates = possible[cls_of].nonzero()[0]
         last = int(candidates[-1]) + 1 if len(candidates) else 0
-        self._coming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
-        self._full.update((~possible).nonzero()[0].tolist())
+        self._upcoming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
+        self._full_classes.update((~possible).nonzero()[0].tolist())
         jobs = self._in_order(order if complete else order[:last])
         remaining, served = self._rules.reservations, 0
         while remaining > 0:
@@ -620,7 +620,7 @@ class _Round:
         jobs: a job that differs from its class only by limit and budget, and a provider without
         reservation on the shortlist of its class.
         """
-        full, settled, special = self._full, self._settled, self._queue.special
+        full, settled, special = self._full_classes, self._settled, self._queue.special
         shortlists, left, reserved = self._shortlists, self._left, self._reserved
         waiting, ids, earliest = self._queue.waiting, self._providers.ids, self._earliest
         decide, changed, taken = self._decisions.append, self._changed, self._taken.append
@@ -740,12 +740,12 @@ class _Round:
 
     def _can_run(self, row: int, cls: int) -> bool:
         """Return whether any provider could run a job if the provider were empty."""
-        if cls in self._hopeless:
+        if cls in self._unplaceable:
             return False
         answers = self._answer(cls)
         eligible = answers.eligible & self._open
         if not eligible.any():
-            self._hopeless.add(cls)
+            self._unplaceable.add(cls)
             return False
         self._narrow(eligible, answers, self._queue.waiting[row])
         return bool(eligible.any())
@@ -809,9 +809,9 @@ class _Round:
         answers = self._answer(cls)
         choice = self._first(shortlist, answers, ceiling, end)
         while choice is None and shortlist.next >= len(shortlist.places):
-            self._read_on(shortlist, answers)
+            self._refill(shortlist, answers)
             if not shortlist.places:
-                self._full.add(cls)
+                self._full_classes.add(cls)
                 return None
             choice = self._first(shortlist, answers, ceiling, end)
         if choice is None:
@@ -836,27 +836,29 @@ class _Round:
                 if index == shortlist.next:
                     shortlist.next += 1
             elif rates[index] <= ceiling and (
-                place not in reserved or end <= reserved[place] or self._fits_beside(place, answers)
+                place not in reserved
+                or end <= reserved[place]
+                or self._fits_beside_reservation(place, answers)
             ):
                 return place, rates[index], shortlist.choices
         return None
 
-    def _read_on(self, shortlist: _Shortlist, answers: Answers) -> None:
+    def _refill(self, shortlist: _Shortlist, answers: Answers) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
         remaining = shortlist.order[shortlist.read :]
         self._write_changed()
         fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
-        selected = fitting[:_SHORT]
-        last = len(remaining) if len(fitting) <= _SHORT else int(selected[-1]) + 1
+        selected = fitting[:_NEXT_SHORTLIST]
+        last = len(remaining) if len(fitting) <= _NEXT_SHORTLIST else int(selected[-1]) + 1
         places = remaining[selected]
         shortlist.places = places.tolist()
         shortlist.rates = answers.rates[places].tolist()
         shortlist.next = 0
         shortlist.read += last
 
-    def _fits_beside(self, place: int, answers: Answers) -> bool:
+    def _fits_beside_reservation(self, place: int, answers: Answers) -> bool:
         """Return whether a job fits beside the reserved job of a provider for any run time."""
-        return within(answers.size, self._beside[place])
+        return within(answers.size, self._spare_beside_reservation[place])
 
     def _compare(self, cls: int) -> _Shortlist | None:
         """Compare all providers that fit a class now; return None if there is none.
@@ -866,13 +868,13 @@ class _Round:
         few decisions compares only the classes that it needs.
         """
         classes = [cls]
-        if len(self._left) <= _FEW:
+        if len(self._left) <= _MAX_PLAIN_PROVIDERS:
             return self._compare_few(cls)
-        coming, known = self._coming, self._shortlists
-        ahead = min(_CHUNK, 1 + len(known) // _AHEAD)
+        coming, known = self._upcoming, self._shortlists
+        ahead = min(_CHUNK, 1 + len(known) // _PREFETCH_FACTOR)
         while coming and len(classes) < ahead:
             upcoming = coming.pop()
-            if upcoming != cls and upcoming not in known and upcoming not in self._full:
+            if upcoming != cls and upcoming not in known and upcoming not in self._full_classes:
                 classes.append(upcoming)
         self._write_changed()
         answers = [self._answer(each) for each in classes]
@@ -886,7 +888,7 @@ class _Round:
         order = score.argsort(axis=1)
         counts = np.count_nonzero(fits, axis=1).tolist()
         choices = np.count_nonzero(within_free & self._eligible(classes), axis=1).tolist()
-        first = order[:, :_FIRST]
+        first = order[:, :_FIRST_SHORTLIST]
         rates = np.take_along_axis(np.array([each.rates for each in answers]), first, axis=1)
         for i, (each, count, places, place_rates) in enumerate(
             zip(classes, counts, first.tolist(), rates.tolist(), strict=True)
@@ -902,7 +904,7 @@ class _Round:
                     cheapest=answers[i].cheapest,
                 )
             else:
-                self._full.add(each)
+                self._full_classes.add(each)
         return known.get(cls)
 
     def _eligible(self, classes: Sequence[int]) -> Flags:
@@ -927,7 +929,7 @@ class _Round:
                     score += idle_gpus * (free[2] / largest[2] + tie_break)
                 scored.append((score, place))
         if not scored:
-            self._full.add(cls)
+            self._full_classes.add(cls)
             return None
         places = [place for _, place in sorted(scored)]
         choices = len(places)
@@ -987,7 +989,7 @@ class _Round:
         answers = self._answer(cls)
         fits = self._fitting(answers)
         if not fits.any():
-            self._full.add(cls)
+            self._full_classes.add(cls)
             return None
         self._narrow(fits, answers, waiting)
         for provider_id, until in waiting.avoided.items():
@@ -1010,7 +1012,7 @@ class _Round:
         step = _SPREAD if placement is Placement.SPREAD else -_SPREAD
         bias = np.zeros(len(self._left))
         for place, count in self._jobs_at[customer].items():
-            bias[place] = step * min(count, _COUNTED)
+            bias[place] = step * min(count, _MAX_SPREAD_JOBS)
         return bias
 
     def _pick(
@@ -1051,7 +1053,7 @@ class _Round:
         self._changed.add(place)
         if end > self._reserved.get(place, _NEVER):
             self._spare[:, place] -= answers.amounts
-            self._beside[place] = self._spare[:, place].tolist()
+            self._spare_beside_reservation[place] = self._spare[:, place].tolist()
         self._taken.append((place, end, cpus, memory, gpus))
         self._releases = self._by_place = None
 
@@ -1070,13 +1072,13 @@ class _Round:
         if not eligible.any():
             return False
         eligible &= self._reserved_at == _NEVER
-        few = len(self._left) <= _FEW
+        few = len(self._left) <= _MAX_PLAIN_PROVIDERS
         reserved = (self._reserve_few if few else self._reserve_any)(eligible, waiting, cls)
         if reserved is None:
             return True
         best, start, free = reserved
         self._spare[:, best] = free - answers.amounts
-        self._beside[best] = self._spare[:, best].tolist()
+        self._spare_beside_reservation[best] = self._spare[:, best].tolist()
         self._reserved_at[best] = self._reserved[best] = start
         provider_id = self._providers.ids[best]
         self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
@@ -1119,13 +1121,13 @@ class _Round:
         releases = self._releases_by_place()
         options = []
         for place in eligible.nonzero()[0].tolist():
-            fitting = room_from(size, self._left[place], releases[place], self._now)
+            fitting = fits_from(size, self._left[place], releases[place], self._now)
             if fitting is not None:
                 start, free = fitting
                 until = avoided.get(place, 0)
                 if until > start:
                     start = until
-                    free = room_at(self._left[place], releases[place], until)
+                    free = capacity_at(self._left[place], releases[place], until)
                 options.append((start, costs[place], place, free))
         if not options:
             return None
@@ -1156,10 +1158,10 @@ class _Round:
                 places = np.concatenate([places, taken[0]])
                 ends = np.concatenate([ends, taken[1]])
                 amounts = np.concatenate([amounts, taken[2:]], axis=1)
-            # Sorting by one combined key is several times as fast as by two. Ends beyond `_FAR`
+            # Sorting by one combined key is several times as fast as by two. Ends beyond `_FAR_END`
             # count as equal.
-            delays = np.clip(ends - self._now, 0, _FAR - 1)
-            order = (places * _FAR + delays).argsort()
+            delays = np.clip(ends - self._now, 0, _FAR_END - 1)
+            order = (places * _FAR_END + delays).argsort()
             if len(order) and places[order[0]] < 0:
                 order = order[places[order] >= 0]
             places, ends = places[order], ends[order]

@@ -25,7 +25,7 @@ _KWH: Final = 3_600_000
 #: A claimed speed is clamped to at most this many times the median, and at least the inverse.
 _SPREAD: Final = 16.0
 #: Speed of a provider without a speed label, in multiples of the slowest labelled one.
-_UNTOLD: Final = 0.9
+_UNLABELLED_SPEED: Final = 0.9
 
 
 def measure(label: str | None) -> float | None:
@@ -58,7 +58,9 @@ def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
         )
         for row in measured
     ]
-    slowest = _UNTOLD * min((speed for speed in speeds if speed is not None), default=1 / _UNTOLD)
+    slowest = _UNLABELLED_SPEED * min(
+        (speed for speed in speeds if speed is not None), default=1 / _UNLABELLED_SPEED
+    )
     return [
         min(max(slowest if speed is None else speed, 1.0 / _SPREAD), _SPREAD) for speed in speeds
     ]

@@ -83,6 +83,6 @@ async def _check_role(contracts: Contracts, account: Signer | None) -> None:
         return
     if not await contracts.scheduler.has_role(METASCHEDULER_ROLE, account.address):
         raise NotAuthorisedError(
-            f"{account.address} may not assign jobs: it has no METASCHEDULER_ROLE",
-            hint="Ask the grid's administrator to grant it, or leave the wallet out for a dry run.",
+            f"{account.address} can't assign jobs: it does not have METASCHEDULER_ROLE",
+            hint="Ask the grid's administrator to grant it, or omit the wallet for a dry run.",
         )

@@ -26,7 +26,11 @@ from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import SchedulerBatches
 from deepsquare_chain.metascheduler.dependencies import Hold
 from deepsquare_chain.metascheduler.eligibility import Waiting
-from deepsquare_chain.metascheduler.explain import explain_decision, explain_rest, explain_wait
+from deepsquare_chain.metascheduler.explain import (
+    explain_decision,
+    explain_suspension,
+    explain_wait,
+)
 from deepsquare_chain.metascheduler.liveness import (
     Watch,
     expired,
@@ -47,9 +51,9 @@ _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
 #: Most waiting jobs whose reasons are logged, oldest first.
-_EXPLAINED: Final = 20
+_MAX_EXPLAINED: Final = 20
 #: Seconds between two reads of the account's balance.
-_SLOW_LOOKS: Final = 30.0
+_BALANCE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class SchedulerService:
             contracts.scheduler,
             size=settings.batch_size,
             timeout=settings.send_timeout,
-            counted=self.metrics.sent,
+            count=self.metrics.sent,
         )
         self._follower = Follower(
             self._w3,
@@ -121,11 +125,11 @@ class SchedulerService:
             self.metrics.head,
             poll=settings.poll_interval,
         )
-        self._followed = (b"", False)  # block up to which all confirmed events were applied
-        self._looked_slowly: float | None = None
-        self._waits: dict[int, str] = {}
+        self._followed_block = (b"", False)  # block up to which all confirmed events were applied
+        self._balance_checked_at: float | None = None
+        self._logged_waits: dict[int, str] = {}
         self._holds: dict[int, Hold] = {}
-        self._resting: frozenset[int] = frozenset()
+        self._suspended: frozenset[int] = frozenset()
 
     async def cycle(self) -> bool:
         """Run one cycle. Return True if a transaction took effect: the next should follow at once.
@@ -135,22 +139,22 @@ class SchedulerService:
             StoreError: The database can't be written.
             ReorgTooDeepError: A reorg goes deeper than the follower can roll back.
         """
-        head = await self._settle_old()
+        head = await self._settle_earlier_transactions()
         if head is None:
             return False
         await self._follow(head)
         crash_point("scheduler.followed")
-        cluster = await self._look(head)
+        cluster = await self._cluster_at(head)
         self.cluster = cluster
         self.metrics.show(cluster, self.state.history())
-        self._tell_who_rests(cluster)
+        self._log_suspensions(cluster)
         # The two steps handle different jobs. Run together, they wait for a block only once.
-        moved = await asyncio.gather(self._hold_to_account(cluster), self._assign(cluster))
+        moved = await asyncio.gather(self._check_liveness(cluster), self._assign(cluster))
         return any(moved)
 
     # -- the steps of a cycle
 
-    async def _settle_old(self) -> Head | None:
+    async def _settle_earlier_transactions(self) -> Head | None:
         """Return the latest block, or None while an earlier transaction is not mined.
 
         Contract state includes the effects of those transactions only after that. Also returns None
@@ -168,43 +172,43 @@ class SchedulerService:
 
     async def _follow(self, head: Head) -> None:
         """Apply the events up to a block and prefetch data for the snapshot, once per block."""
-        if self._followed == (head.hash, head.final):
+        if self._followed_block == (head.hash, head.final):
             return
         with merged(self._w3):
             await gather_all(
                 self._follower.poll(self.state.apply, head=head.number),
                 self.observer.prepare(head),
-                self._look_slowly(),
+                self._check_balance(),
             )
         depth = 0 if head.final else self._settings.confirmations
         if self._follower.position >= head.number - depth:
-            self._followed = (head.hash, head.final)
+            self._followed_block = (head.hash, head.final)
 
-    async def _look(self, head: Head) -> ClusterSnapshot:
+    async def _cluster_at(self, head: Head) -> ClusterSnapshot:
         """Return the cluster snapshot at a block."""
         return await self.observer.look(head, events=self._follower.position)
 
-    async def _look_slowly(self) -> None:
-        last_read, now = self._looked_slowly, time.monotonic()
-        if self._sender is None or (last_read is not None and now - last_read < _SLOW_LOOKS):
+    async def _check_balance(self) -> None:
+        last_read, now = self._balance_checked_at, time.monotonic()
+        if self._sender is None or (last_read is not None and now - last_read < _BALANCE_SECONDS):
             return
         balance = await self._w3.eth.get_balance(self._sender.account.address, "latest")
         self.metrics.gas.set(balance / CREDIT)
-        self._looked_slowly = now
+        self._balance_checked_at = now
 
-    def _tell_who_rests(self, cluster: ClusterSnapshot) -> None:
+    def _log_suspensions(self, cluster: ClusterSnapshot) -> None:
         """Log the providers that begin or end a rest period."""
         resting = {
-            v.provider.id: v for v in cluster.views if v.rests_until > cluster.block_context.now
+            v.provider.id: v for v in cluster.views if v.suspended_until > cluster.block_context.now
         }
-        for provider_id in resting.keys() - self._resting:
-            reason = explain_rest(resting[provider_id])
+        for provider_id in resting.keys() - self._suspended:
+            reason = explain_suspension(resting[provider_id])
             _log.warning("provider rests", provider=provider_id, why=f"it {reason}")
-        for provider_id in self._resting - resting.keys():
+        for provider_id in self._suspended - resting.keys():
             _log.info("provider is back", provider=provider_id)
-        self._resting = frozenset(resting)
+        self._suspended = frozenset(resting)
 
-    async def _hold_to_account(self, cluster: ClusterSnapshot) -> int:
+    async def _check_liveness(self, cluster: ClusterSnapshot) -> int:
         """Requeue, challenge and panic. The next cycle assigns the capacity that this frees."""
         block_context, now = cluster.block_context, cluster.block_context.now
         stranded_jobs = to_requeue(cluster.assigned, cluster.watched, block_context)
@@ -229,8 +233,8 @@ class SchedulerService:
         began = time.perf_counter()
         self.plan = self._planner.plan(snapshot, self.rules, self.state.history())
         self.metrics.planning.observe(time.perf_counter() - began)
-        self._explain(snapshot, self.plan)
-        self._tell_held(cluster)
+        self._log_decisions(snapshot, self.plan)
+        self._log_held_jobs(cluster)
         crash_point("scheduler.planned")
         groups = self.plan.by_provider()
         prices = {view.provider.id: view.provider.prices for view in cluster.views}
@@ -239,9 +243,9 @@ class SchedulerService:
         moved = await self._batches.assign(priced, now)
         if self._batches.refusals > refusals:
             self.state.registry_changed = True  # prices, an offer or a provider's status changed
-        self.observer.doubt(job_id for ids in groups.values() for job_id in ids)
+        self.observer.evict(job_id for ids in groups.values() for job_id in ids)
         moved += await self._cancel_expired(cluster)
-        return moved + await self._free_stuck(cluster, snapshot)
+        return moved + await self._requeue_stuck(cluster, snapshot)
 
     def _snapshot(self, cluster: ClusterSnapshot) -> Snapshot:
         """Return the planner's input: without jobs in backoff, and with cooldowns of providers."""
@@ -264,12 +268,12 @@ class SchedulerService:
         queued = [waiting.job for waiting in cluster.waiting if waiting.job.id not in assigned_ids]
         ids = _ids(expired(queued, cluster.block_context))
         if ids:
-            _log.info("jobs expired", jobs=ids[:_EXPLAINED], count=len(ids))
+            _log.info("jobs expired", jobs=ids[:_MAX_EXPLAINED], count=len(ids))
         moved = await self._batches.cancel(ids, cluster.block_context.now)
-        self.observer.doubt(ids)
+        self.observer.evict(ids)
         return moved
 
-    async def _free_stuck(self, cluster: ClusterSnapshot, snapshot: Snapshot) -> int:
+    async def _requeue_stuck(self, cluster: ClusterSnapshot, snapshot: Snapshot) -> int:
         """Requeue jobs that a cluster queues too long, if another provider would start them now."""
         block_context = cluster.block_context
         jobs = {job.id: job for job in stuck(cluster.assigned, cluster.watched, block_context)}
@@ -280,7 +284,7 @@ class SchedulerService:
                 objective=live_jobs[job.id].objective,
                 uses=live_jobs[job.id].uses,
                 queued_at=job.since,
-                excluded=await self.observer.line(job.retry_of) | {job.provider_id},
+                excluded=await self.observer.providers_that_lost(job.retry_of) | {job.provider_id},
             )
             for job in jobs.values()
             if job.id in live_jobs
@@ -300,7 +304,7 @@ class SchedulerService:
         ids = [decision.waiting.job.id for decision in elsewhere.decisions]
         return await self._batches.requeue(ids, block_context.now)
 
-    def _explain(self, snapshot: Snapshot, decided: Plan) -> None:
+    def _log_decisions(self, snapshot: Snapshot, decided: Plan) -> None:
         """Log every decision, and why the oldest waiting jobs wait when the reason changes."""
         for decision in decided.decisions:
             _log.info(
@@ -312,16 +316,16 @@ class SchedulerService:
         ]
         waiting_jobs.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
         waits: dict[int, str] = {}
-        for waiting in waiting_jobs[:_EXPLAINED]:
+        for waiting in waiting_jobs[:_MAX_EXPLAINED]:
             text = explain_wait(waiting, snapshot, decided, self.rules).text
             waits[waiting.job.id] = text
-            if self._waits.get(waiting.job.id) != text:
+            if self._logged_waits.get(waiting.job.id) != text:
                 _log.info("waits", job=waiting.job.id, why=text)
-        self._waits = waits
+        self._logged_waits = waits
 
-    def _tell_held(self, cluster: ClusterSnapshot) -> None:
+    def _log_held_jobs(self, cluster: ClusterSnapshot) -> None:
         """Log why jobs are held back from the planner, and again when the reason changes."""
-        oldest = dict(sorted(cluster.held.items())[:_EXPLAINED])
+        oldest = dict(sorted(cluster.held.items())[:_MAX_EXPLAINED])
         for job_id, hold in oldest.items():
             if self._holds.get(job_id) != hold:
                 _log.info("job held", job=job_id, why=hold.text, final=hold.final)

@@ -272,7 +272,7 @@ class SchedulerState:
         elif isinstance(event, ev.JobTransition):
             self._moved(event, time, effects)
         elif isinstance(event, _SELF_TOLD):
-            _saw(effects, event.provider, time, event.block_number)
+            _record_sign(effects, event.provider, time, event.block_number)
 
     def _inherit(self, event: ev.JobRetried, effects: _Effects, connection: Connection) -> None:
         """Copy objective, uses, name and `queued_at` of a retried job to its successor."""
@@ -298,7 +298,7 @@ class SchedulerState:
     def _moved(self, event: ev.JobTransition, time: int, effects: _Effects) -> None:
         block = event.block_number
         if event.after in _OWN_ACTS:
-            _saw(effects, event.provider, time, block)
+            _record_sign(effects, event.provider, time, block)
         if event.after.is_final:
             effects.ended[event.job_id] = block
             self._stale.add(event.job_id)
@@ -317,7 +317,7 @@ class SchedulerState:
         self._live = None
 
 
-def _saw(effects: _Effects, provider: str, time: int, block: int) -> None:
+def _record_sign(effects: _Effects, provider: str, time: int, block: int) -> None:
     effects.signs[provider] = {"provider": provider, "at": time, "block": block}
 
 

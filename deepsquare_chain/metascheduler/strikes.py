@@ -49,7 +49,7 @@ strikes: Final = Table(
 )
 
 FOLLOWED: Final = (ev.JobTransition, ev.JobRequeued, ev.JobPanicked)
-_NEGLECTED: Final = {
+_NEGLECTED_STATUSES: Final = {
     ev.JobRequeued: (JobStatus.META_SCHEDULED, JobStatus.PENDING),
     ev.JobPanicked: (JobStatus.RUNNING, JobStatus.PANICKED),
 }
@@ -65,7 +65,7 @@ class Strikes:
         """Apply a follower's batch."""
         if batch.rolled_back_to is not None:
             connection.execute(delete(strikes).where(strikes.c.block > batch.rolled_back_to))
-        rows = _found(batch)
+        rows = _strikes_of(batch)
         if rows:
             connection.execute(insert(strikes), rows)
 
@@ -94,7 +94,7 @@ class Strikes:
         return dict(times)
 
 
-def _found(batch: Batch) -> list[dict[str, Any]]:
+def _strikes_of(batch: Batch) -> list[dict[str, Any]]:
     """Return the strikes of a batch. The event after a transition names the sending account."""
     last_transitions: dict[int, ev.JobTransition] = {}
     rows = []
@@ -105,7 +105,7 @@ def _found(batch: Batch) -> list[dict[str, Any]]:
             transition = last_transitions.get(event.job_id)
             if transition is None or event.by == transition.provider:
                 continue
-            if (transition.before, transition.after) == _NEGLECTED[type(event)]:
+            if (transition.before, transition.after) == _NEGLECTED_STATUSES[type(event)]:
                 rows.append(
                     {
                         "provider": transition.provider,

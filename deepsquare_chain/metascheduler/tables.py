@@ -111,7 +111,7 @@ class ProviderTable:
         self.version = 0
         #: A number that grows when the standing of a provider changes.
         self.standings = 0
-        self._given: Sequence[ProviderView] | None = None
+        self._last_views: Sequence[ProviderView] | None = None
         self._stands: tuple[int, int] = (0, -1)
         self.rows: dict[int, int] = {}
         self.open: Flags = np.zeros(0, dtype=np.bool_)
@@ -123,20 +123,20 @@ class ProviderTable:
     def update(self, views: Sequence[ProviderView], now: int) -> bool:
         """Update from the providers of a snapshot; return whether any provider record changed."""
         changed = False
-        if views is not self._given:
+        if views is not self._last_views:
             ordered = sorted(views, key=lambda view: view.provider.id)
             changed = [v.provider for v in ordered] != [v.provider for v in self.views]
-            self.views, self._given = ordered, views
+            self.views, self._last_views = ordered, views
             if changed:
                 self._rebuild(now)
             self._stands = (0, -1)
         if self._changes_daily and self._hour != now // _HOUR:
             self._rebuild(now)
         if not self._stands[0] <= now <= self._stands[1]:
-            self._look_who_stands(now)
+            self._update_eligible(now)
         return changed
 
-    def _look_who_stands(self, now: int) -> None:
+    def _update_eligible(self, now: int) -> None:
         is_open = np.array([standing(v, now) is None for v in self.views], dtype=np.bool_)
         if not np.array_equal(is_open, self.open):
             self.open = is_open
@@ -144,7 +144,7 @@ class ProviderTable:
         expiries = [
             expiry - 1
             for v in self.views
-            for expiry in (v.provider.approved_until, v.rests_until, v.cooldown_until)
+            for expiry in (v.provider.approved_until, v.suspended_until, v.cooldown_until)
             if expiry > now
         ]
         # Valid until the next approval, rest or cooldown ends.
@@ -190,10 +190,10 @@ class ProviderTable:
         if answers is None:
             if len(self._answers) >= KEPT_CLASSES:
                 del self._answers[next(iter(self._answers))]
-            answers = self._answers[key] = self._ask(resources, uses)
+            answers = self._answers[key] = self._compute_answers(resources, uses)
         return answers
 
-    def _ask(self, resources: Resources, uses: str) -> Answers:
+    def _compute_answers(self, resources: Resources, uses: str) -> Answers:
         need = np.array([[resources.cpus], [resources.memory], [resources.gpus]], dtype=np.int64)
         rates = self._rates(resources)
         eligible = self._fitting(resources, need) & self._with_labels(uses)

@@ -81,7 +81,7 @@ def test_a_job_that_missed_its_start_is_refunded(cli: Cli, place: Place) -> None
     time.sleep(1.5)  # the next block, with the next transaction, comes after the deadline
     assert cli("submit", HELLO).code == 0
     told = data(cli("job", "why", str(job), "-o", "json"))
-    assert "it was to start before" in told["why"]
+    assert "it had to start before" in told["why"]
     assert "gives all of its credits back" in told["next"]
     assert cli("job", "cancel", "--unmet").code == 0
     assert credits(cli) == before - 10**18  # the other one

@@ -91,7 +91,7 @@ class CommandContext:
         return await self.grid.contracts.scheduler.clock_of(provider_id)
 
     def waits(self, job_id: int) -> str:
-        return self.service._waits[job_id]
+        return self.service._logged_waits[job_id]
 
     def sent(self, kind: str) -> float | None:
         return self.service.metrics.metrics.value("scheduler_jobs_total", kind=kind)
@@ -218,7 +218,7 @@ async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Command
     await one.grid.send(one.grid.providers[0], scheduler.requeue([job_id], "no room"))
     await one.cycle(2)
     assert await one.statuses(job_id) == [S.PENDING]
-    assert "gave this job back" in one.waits(job_id)
+    assert "recently returned this job" in one.waits(job_id)
     await one.grid.node.increase_time(11)
     await one.cycle()
     assert await one.places(job_id) == [1]
@@ -314,7 +314,7 @@ async def see(service: SchedulerService) -> ClusterSnapshot:
     head = await service._head(again=True)
     assert head is not None
     await service._follow(head)
-    return await service._look(head)
+    return await service._cluster_at(head)
 
 
 @asynccontextmanager
@@ -370,7 +370,7 @@ async def test_who_raises_each_time_is_asked_less_often(one: CommandContext) -> 
         assert refused.value("scheduler_refused_total", kind="assign") == 2
         await one.cycle()
         assert refused.value("scheduler_refused_total", kind="assign") == 2
-        assert "refused an assignment a moment ago" in one.waits(job_id)
+        assert "recently rejected an assignment" in one.waits(job_id)
     await grid.node.increase_time(4)
     await one.cycle()
     assert await one.places(job_id) == [1]
@@ -474,7 +474,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         # The dearer one gets it, and everybody can see why.
         assert await one.places(job_id) == [2]
         [told] = [each for each in logs if each["event"] == "provider rests"]
-        assert (told["provider"], "it rests until" in told["why"]) == (1, True)
+        assert (told["provider"], "it is suspended until" in told["why"]) == (1, True)
         metrics = one.service.metrics.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
@@ -485,9 +485,9 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         await fresh.cycle()
         view = fresh.service.cluster.views[0]
         assert view.strikes == 3
-        assert view.rests_until == one.service.cluster.views[0].rests_until
+        assert view.suspended_until == one.service.cluster.views[0].suspended_until
         why = (await explain(grid.contracts, large)).words
-        assert "provider 1 rests until" in why
+        assert "provider 1 is suspended until" in why
         assert "3 times within a day" in why
         await grid.node.increase_time(86_400)
         with capture_logs() as logs:
@@ -748,7 +748,7 @@ async def test_an_idle_scheduler_asks_twice_a_block(
     assert await one.statuses(*ids) == [S.META_SCHEDULED]
     requests = counted_requests(monkeypatch)
     for _ in range(3):
-        one.service._looked_slowly = None  # slow looks go along
+        one.service._balance_checked_at = None  # slow looks go along
         await one.grid.node.mine()
         one.service.heads.hint()
         requests.clear()

@@ -60,8 +60,8 @@ def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
     assert (found.place, found.length, found.starts_in) == (2, 3, {1: 400})
     assert found.text == (
         "Now it would be number 2 of 3 in the queue, and is expected to start in about 400 s at "
-        "provider 1, if nothing else is submitted meanwhile. No finished run shows yet how good "
-        "such estimates are."
+        "provider 1, if nothing else is submitted meanwhile. No finished run shows yet how "
+        "accurate such estimates are."
     )
     free = prospect(Snapshot(NOW, [provider()], [], []), RULES, RunHistory(), terms)
     assert (free.place, free.starts_in) == (1, {1: 0})
@@ -85,7 +85,7 @@ def test_it_tells_how_good_estimates_were() -> None:
 
 
 def test_without_running_jobs_it_is_when_a_provider_is_back() -> None:
-    resting = dataclasses.replace(provider(), rests_until=NOW + 60)
+    resting = dataclasses.replace(provider(), suspended_until=NOW + 60)
     snapshot = Snapshot(NOW, [resting], [WIDE], [])
     assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 60)
     avoiding = waiting(1, cpus=8, time_limit=500, avoided={1: NOW + 70})

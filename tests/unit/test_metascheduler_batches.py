@@ -80,7 +80,7 @@ def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
         FakeContract(),  # type: ignore[arg-type]
         size=size,
         timeout=1,
-        counted=lambda *each: counts.append(each),
+        count=lambda *each: counts.append(each),
     )
     return Bench(sender, batches, counts)
 
@@ -198,7 +198,7 @@ async def test_a_dry_run_tells_once_what_it_would_do() -> None:
         FakeContract(),  # type: ignore[arg-type]
         size=50,
         timeout=1,
-        counted=lambda *_: pytest.fail("nothing was sent"),
+        count=lambda *_: pytest.fail("nothing was sent"),
     )
     with capture_logs() as logs:
         for _ in range(3):

@@ -72,7 +72,7 @@ def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
     assert (20 not in found) is met
     if not met:
         assert found[20].final
-        assert f"{kind}:7, and job 7 ended {end.name}" in found[20].text
+        assert f"{kind}:7, but job 7 ended {end.name}" in found[20].text
 
 
 def test_a_job_waits_for_all_that_it_depends_on() -> None:
@@ -128,7 +128,7 @@ def test_a_job_does_not_start_after_its_deadline() -> None:
     uses = "deepsquare.deadline=2000"
     assert held([(JOB, uses)], [], {}, 1_999) == {}
     hold = held([(JOB, uses)], [], {}, 2_000)[20]
-    assert (hold.final, hold.text) == (True, "it was to start before 1970-01-01 00:33:20 UTC")
+    assert (hold.final, hold.text) == (True, "it had to start before 1970-01-01 00:33:20 UTC")
     # Its first run met the deadline; a retry goes on with what was paid.
     assert held([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
 

@@ -153,7 +153,7 @@ class TestSuspicion:
         work = make(NOW - quiet)
         if work.status is JobStatus.RUNNING:
             work = running(1, since=NOW - quiet, time_limit=10_000)
-        words = f"no sign of it for {quiet} s while it holds job 1" if asked else ""
+        words = f"no sign of it for {quiet} s while it has job 1" if asked else ""
         assert self.why(work, held(last_sign=0)) == words
         assert self.why(work, held(last_sign=NOW - 5)) == ""
         assert self.why(work, held(Clock("", 0, 0, NOW - 60))) == ""

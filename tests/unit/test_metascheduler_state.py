@@ -201,7 +201,7 @@ class TestObserver:
         observer: GridObserver,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(observing, "_REFRESHED", 1)
+        monkeypatch.setattr(observing, "_REFRESHED_PER_CYCLE", 1)
         apply(store, state, submitted(1), submitted(2), submitted(3))
         cluster = await look(observer)
         assert [waiting.job.id for waiting in cluster.waiting] == [1, 2, 3]
@@ -221,7 +221,7 @@ class TestObserver:
         observer: GridObserver,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(observing, "_REFRESHED", 0)
+        monkeypatch.setattr(observing, "_REFRESHED_PER_CYCLE", 0)
         apply(store, state, submitted(1), submitted(2), submitted(3))
         await look(observer)
         chain.scheduler.records[2] = job(2, status=S.META_SCHEDULED, provider_id=1)
@@ -233,7 +233,7 @@ class TestObserver:
         # What providers hold is read in every cycle.
         await look(observer)
         assert chain.scheduler.asked == [2]
-        observer.doubt([1])
+        observer.evict([1])
         await look(observer)
         assert chain.scheduler.asked == [1, 2]
         state.all_touched = True
@@ -302,7 +302,7 @@ class TestObserver:
         chain.registry.fails = False
         await look(observer)
         assert chain.registry.reads == 3
-        monkeypatch.setattr(observing, "_PROVIDERS_EVERY", 2)
+        monkeypatch.setattr(observing, "_PROVIDER_CYCLES", 2)
         await look(observer)
         await look(observer)
         assert chain.registry.reads == 4

@@ -45,7 +45,7 @@ def test_too_expensive_everywhere() -> None:
         [provider(1, prices=Prices(CREDIT, 0, 0)), provider(2, prices=price)],
     )
     assert explained.text == (
-        "job 1 can't start anywhere now: too expensive at every provider that could run it; the "
+        "job 1 can't start at any provider now: too expensive at every provider that could run it; the "
         "cheapest, provider 2, asks 0.6 credits for 60 s and the escrow is 0.5; top it up by at "
         "least 0.1"
     )
@@ -87,9 +87,9 @@ def test_all_are_away() -> None:
     ]
     assert [v.text for v in why(waiting(), grid).verdicts] == [
         "provider 1 is in maintenance",
-        "provider 2 has left a challenge unanswered and gets no new jobs until it answers",
+        "provider 2 has not answered a challenge and gets no new jobs until it answers",
         "provider 3 is banned",
-        "provider 4 has an approval that ran out",
+        "provider 4 has an expired approval",
         "provider 5 waits for approval",
     ]
     assert "is in maintenance" in why(waiting(), grid[:1]).text
@@ -102,7 +102,7 @@ def test_the_nearest_miss_is_told() -> None:
 
 def test_a_provider_that_gave_it_back() -> None:
     explained = why(waiting(avoided={1: NOW + 60, 7: NOW + 5}), [provider()])
-    assert "provider 1 gave this job back a moment ago; it is tried again from" in explained.text
+    assert "provider 1 recently returned this job; it is eligible again from" in explained.text
     assert chain_time(NOW + 60) in explained.text
 
 
@@ -146,7 +146,7 @@ def test_room_kept_for_it_and_for_another() -> None:
         f"from {chain_time(NOW + 300)} at the latest"
     )
     assert why(small, [provider()], held, [big]).text == (
-        "job 2 waits for provider 1: the free capacity there goes to jobs before it in the queue, or "
+        "job 2 waits for provider 1: the free capacity there is used by jobs before it in the queue, or "
         "is reserved for job 1"
     )
 
@@ -154,7 +154,7 @@ def test_room_kept_for_it_and_for_another() -> None:
 def test_smaller_ones_go_first() -> None:
     small = waiting(2, cpus=8, time_limit=10)
     explained = why(waiting(1, cpus=8), [provider()], [], [small])
-    assert explained.text.endswith("the free capacity there goes to jobs before it in the queue")
+    assert explained.text.endswith("the free capacity there is used by jobs before it in the queue")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_smaller_ones_go_first() -> None:
     [
         (Objective.COST, "the cheapest for the work of 2"),
         (Objective.TIME, "the best by speed and fit of 2"),
-        (Objective.ENERGY, "the most frugal for the work of 2"),
+        (Objective.ENERGY, "the one with the lowest energy for the work of 2"),
     ],
 )
 def test_decisions(objective: Objective, word: str) -> None:
@@ -172,7 +172,7 @@ def test_decisions(objective: Objective, word: str) -> None:
     assert text == (
         f"job 1 goes to provider 1, {word} eligible providers with free capacity "
         "(0.00000000000006 credits for 60 s); it is number 1 of 1 in the queue, smallest first; "
-        "no finished runs tell about it, so all of its limit of 60 s counts"
+        "there are no finished runs to estimate it from, so its limit of 60 s counts in full"
     )
 
 
@@ -180,7 +180,7 @@ def test_a_decision_without_choice_for_who_is_overdue() -> None:
     snapshot = Snapshot(NOW, [provider(1)], [waiting(queued_at=NOW - 500)], [])
     text = explain_decision(plan(snapshot, RULES).decisions[0])
     assert "the only eligible provider with free capacity" in text
-    assert text.endswith("it is overdue and goes before all others")
+    assert text.endswith("it is overdue and is served first")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,11 @@ def test_a_decision_without_choice_for_who_is_overdue() -> None:
         ),
         (address(7), 3_500, "34% of its limit of 3500 s, from its customer's runs with similar"),
         (address(8), 3_500, "60% of its limit of 3500 s, from everybody's runs with similar"),
-        (address(8), 60, "no finished runs tell about it, so all of its limit of 60 s counts"),
+        (
+            address(8),
+            60,
+            "there are no finished runs to estimate it from, so its limit of 60 s counts in full",
+        ),
     ],
 )
 def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, words: str) -> None:
@@ -233,15 +237,15 @@ def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
         "job 1 waits: its customer has 1 jobs at providers, and this scheduler allows 1"
     )
     assert explained.order.endswith(
-        "; its customer has used 1.5 times the mean of late; its customer has priority 4; from "
-        f"{chain_time(NOW + 100)} it is overdue and goes before all others"
+        "; the recent use of its customer is 1.5 times the mean; its customer has priority 4; from "
+        f"{chain_time(NOW + 100)} it is overdue and is served first"
     )
 
 
 def test_an_overdue_job_behind_another_is_told_so() -> None:
     worse = waiting(2, cpus=8, queued_at=NOW - 10**6)
     explained = why(waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse])
-    assert "(it is overdue, and others are more so)" in explained.text
+    assert "(it is overdue, but other jobs are longer overdue)" in explained.text
 
 
 def test_assigned_jobs() -> None:
@@ -265,7 +269,7 @@ def test_assigned_jobs() -> None:
 def test_an_open_challenge(status: JobStatus, seconds: int, words: str) -> None:
     clock = Clock("", NOW - seconds if seconds else 0, BLOCK - 8, 0)
     text = explain_challenge(running(4, 2, status=status), clock, MOMENT)
-    head = "provider 2 has left a challenge unanswered "
+    head = "provider 2 has not answered a challenge "
     assert text == (head + words if words else "")
 
 
@@ -273,7 +277,7 @@ def test_a_provider_that_refused_an_assignment() -> None:
     view = dataclasses.replace(provider(), cooldown_until=NOW + 2)
     [verdict] = why(waiting(), [view]).verdicts
     assert verdict.why is Refusal.COOLDOWN
-    assert verdict.text.startswith("provider 1 refused an assignment a moment ago")
+    assert verdict.text.startswith("provider 1 recently rejected an assignment")
     assert verdict.text.endswith(chain_time(NOW + 2))
 
 

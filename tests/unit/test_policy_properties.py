@@ -12,7 +12,7 @@ from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Offer, Pri
 from deepsquare_chain.metascheduler import policy
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
-from deepsquare_chain.metascheduler.free_capacity import amounts, free_room, within
+from deepsquare_chain.metascheduler.free_capacity import amounts, available_capacity, within
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.simulation import engine
@@ -109,7 +109,7 @@ def rules(draw: st.DrawFn) -> Rules:
 def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
     decided = plan(snapshot, ruled)
     by_id = {view.provider.id: view for view in snapshot.providers}
-    room = free_room(snapshot.providers, snapshot.assigned)
+    room = available_capacity(snapshot.providers, snapshot.assigned)
     ids = [decision.waiting.job.id for decision in decided.decisions]
     assert len(ids) == len(set(ids))
     for decision in decided.decisions:
@@ -145,7 +145,7 @@ def test_nobody_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None
     after = [running(d.waiting.job.id, d.provider_id, rate=d.rate) for d in decided.decisions]
     for job, decision in zip(after, decided.decisions, strict=True):
         object.__setattr__(job, "resources", decision.waiting.job.resources)
-    room = free_room(snapshot.providers, [*snapshot.assigned, *after])
+    room = available_capacity(snapshot.providers, [*snapshot.assigned, *after])
     for wait in snapshot.waiting:
         if wait.job.id in gone:
             continue
@@ -182,7 +182,7 @@ def test_a_reservation_is_never_pushed_back_by_the_same_plan(
     jobs = [*snapshot.assigned, *began]
     for provider_id, kept in decided.reservations.items():
         wanted = next(w for w in snapshot.waiting if w.job.id == kept.job_id)
-        room = free_room(snapshot.providers, [job for job in jobs if there(job, kept.at)])
+        room = available_capacity(snapshot.providers, [job for job in jobs if there(job, kept.at)])
         assert within(amounts(wanted.job.resources), room[provider_id])
 
 
@@ -265,7 +265,7 @@ def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
             decided = super().plan(snapshot, ruled, history)
             assert decided == plan(snapshot, ruled, history)
             with pytest.MonkeyPatch.context() as many:
-                many.setattr(policy, "_FEW", 0)
+                many.setattr(policy, "_MAX_PLAIN_PROVIDERS", 0)
                 assert plan(snapshot, ruled, history) == decided
             # What only people look at changes no decision.
             short = super().plan(snapshot, ruled, history, complete=False)

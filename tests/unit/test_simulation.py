@@ -91,11 +91,11 @@ class TestTraces:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"", "holds no job that ran"),
-            (b"; only words\n", "holds no job that ran"),
-            (b"1 2 3\n", "line 1 of .* is no job: it needs 18 numbers"),
-            (line().replace("60", "sixty", 1).encode(), "line 1 of .* is no job"),
-            (line().replace("60", "nan", 1).encode(), "line 1 of .* is no job"),
+            (b"", "does not contain a job that ran"),
+            (b"; only words\n", "does not contain a job that ran"),
+            (b"1 2 3\n", "line 1 of .* is not a job: it needs 18 numbers"),
+            (line().replace("60", "sixty", 1).encode(), "line 1 of .* is not a job"),
+            (line().replace("60", "nan", 1).encode(), "line 1 of .* is not a job"),
             (b"\x1f\x8bnonsense", "can't be read"),
             (gzip.compress(line().encode(), mtime=0)[:-9], "can't be read"),
         ],

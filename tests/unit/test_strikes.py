@@ -14,7 +14,7 @@ from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal, refusal, standing
 from deepsquare_chain.metascheduler.explain import explain_wait
-from deepsquare_chain.metascheduler.liveness import Watch, rests_until, struck
+from deepsquare_chain.metascheduler.liveness import Watch, struck, suspended_until
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.strikes import Strikes
 from deepsquare_chain.store.database import Store
@@ -144,16 +144,16 @@ class TestRest:
 
     def test_the_third_within_a_day(self) -> None:
         two = [NOW - 2_000, NOW - 1_000]
-        assert rests_until(two, NOW, WATCH) == 0
-        assert rests_until([*two, NOW], NOW, WATCH) == NOW - 2_000 + DAY
-        assert rests_until([*two, NOW - 500, NOW], NOW, WATCH) == NOW - 1_000 + DAY
+        assert suspended_until(two, NOW, WATCH) == 0
+        assert suspended_until([*two, NOW], NOW, WATCH) == NOW - 2_000 + DAY
+        assert suspended_until([*two, NOW - 500, NOW], NOW, WATCH) == NOW - 1_000 + DAY
 
     def test_until_the_day_has_passed_to_the_second(self) -> None:
         times = [NOW, NOW + 1_000, NOW + 2_000]
-        until = rests_until(times, NOW + 2_000, WATCH)
+        until = suspended_until(times, NOW + 2_000, WATCH)
         assert until == NOW + DAY
-        assert rests_until(times, until - 1, WATCH) == until
-        assert rests_until(times, until, WATCH) == 0
+        assert suspended_until(times, until - 1, WATCH) == until
+        assert suspended_until(times, until, WATCH) == 0
 
     @given(
         st.lists(st.integers(NOW - 3 * DAY, NOW), max_size=12),
@@ -162,7 +162,7 @@ class TestRest:
     )
     def test_rest_ends_when_too_few_are_left(self, times: list[int], most: int, gap: int) -> None:
         watch = Watch(strikes=most, strike_gap=gap)
-        until = rests_until(times, NOW, watch)
+        until = suspended_until(times, NOW, watch)
         assert (until > NOW) == (len(struck(times, NOW, watch)) >= most)
         if until:
             assert until <= NOW + DAY
@@ -174,9 +174,9 @@ class TestRest:
 class TestPolicy:
     def test_a_resting_provider_gets_nothing_and_no_reservation(self) -> None:
         cheap = provider(1, price=1)
-        resting = type(cheap)(cheap.provider, rests_until=NOW + 1, strikes=3)
+        resting = type(cheap)(cheap.provider, suspended_until=NOW + 1, strikes=3)
         dear = provider(2, price=50, cpus=2)
-        assert standing(resting, NOW) is Refusal.RESTING
+        assert standing(resting, NOW) is Refusal.SUSPENDED
         assert standing(resting, NOW + 1) is None
         small = waiting(1)
         assert plan(Snapshot(NOW, [resting, dear], [small], [])).by_provider() == {2: [1]}
@@ -188,13 +188,13 @@ class TestPolicy:
 
     def test_why_and_how_long(self) -> None:
         view = provider(1)
-        resting = type(view)(view.provider, rests_until=1_700_000_000 + DAY, strikes=4)
+        resting = type(view)(view.provider, suspended_until=1_700_000_000 + DAY, strikes=4)
         wait = waiting()
-        assert refusal(wait, resting, 1_700_000_000) is Refusal.RESTING
+        assert refusal(wait, resting, 1_700_000_000) is Refusal.SUSPENDED
         snapshot = Snapshot(1_700_000_000, [resting], [wait], [])
         found = explain_wait(wait, snapshot, plan(snapshot))
         assert found.verdicts[0].text == (
-            "provider 1 rests until 2023-11-15 22:13:20 UTC: 4 times within a day it let jobs lie "
+            "provider 1 is suspended until 2023-11-15 22:13:20 UTC: 4 times within a day it left jobs "
             "unclaimed, or lost or did not report a run"
         )
-        assert found.text == f"job 1 can't start anywhere now: {found.verdicts[0].text}"
+        assert found.text == f"job 1 can't start at any provider now: {found.verdicts[0].text}"

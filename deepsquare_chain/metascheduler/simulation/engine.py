@@ -74,7 +74,7 @@ class _Simulation:
         self._waiting: dict[int, Waiting] = {}
         self._held: dict[int, Job] = {}
         self._events: list[tuple[float, int, int]] = [
-            (self._seen(job.at), _ARRIVAL, job.id) for job in jobs
+            (self._seen_at(job.at), _ARRIVAL, job.id) for job in jobs
         ]
         heapq.heapify(self._events)
         # The next end of a hold for which a plan is due.
@@ -86,7 +86,7 @@ class _Simulation:
         while events:
             now, changed = events[0][0], False
             while events and events[0][0] <= now:
-                changed |= self._happen(*heapq.heappop(events))
+                changed |= self._apply_event(*heapq.heappop(events))
             if changed and self._waiting:
                 self._plan(now)
             cycles += 1
@@ -94,13 +94,13 @@ class _Simulation:
                 self._progress(len(self._outcomes) / total)
         return [self._outcomes[job_id] for job_id in self._jobs]
 
-    def _seen(self, at: float) -> float:
+    def _seen_at(self, at: float) -> float:
         """Return the time at which the scheduler sees an event."""
         if self._block <= 0:
             return at
         return (math.floor(at / self._block) + 1) * self._block
 
-    def _happen(self, now: float, kind: int, job_id: int) -> bool:
+    def _apply_event(self, now: float, kind: int, job_id: int) -> bool:
         """Apply an event; return whether a plan should follow."""
         if kind == _ARRIVAL:
             self._waiting[job_id] = _waiting(self._jobs[job_id])
@@ -133,7 +133,7 @@ class _Simulation:
         hold_end = min(decided.holds.values(), default=math.inf)
         if hold_end < self._hold_end:
             self._hold_end = hold_end
-            heapq.heappush(self._events, (self._seen(hold_end), _HOLD_ENDS, 0))
+            heapq.heappush(self._events, (self._seen_at(hold_end), _HOLD_ENDS, 0))
 
     def _start(self, record: Job, provider_id: int, rate: int, now: float) -> None:
         index = self._places[provider_id]
@@ -148,7 +148,7 @@ class _Simulation:
         )
         if self._block > 0:
             heapq.heappush(self._events, (begin, _BEGIN, job.id))
-        heapq.heappush(self._events, (self._seen(end), _SEEN, job.id))
+        heapq.heappush(self._events, (self._seen_at(end), _SEEN, job.id))
 
 
 def _waiting(job: TraceJob) -> Waiting:

@@ -40,11 +40,11 @@ from deepsquare_chain.metascheduler.simulation.workload import (
 )
 
 #: Part of the jobs that all measures exclude, because the grid is still filling up.
-_WARM_UP: Final = 0.05
+_WARM_UP_PART: Final = 0.05
 #: Number of points of a time series.
 _BINS: Final = 160
 #: Fewest jobs of a customer for it to enter the comparison of customers.
-_ENOUGH: Final = 20
+_MIN_CUSTOMER_JOBS: Final = 20
 _HOUR: Final = 3_600.0
 
 
@@ -199,25 +199,25 @@ def run_experiment(
     with ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_remember,
+        initializer=_set_worker_experiment,
         initargs=(experiment,),
     ) as pool:
-        for future in as_completed([pool.submit(_run_remembered, case) for case in cases]):
+        for future in as_completed([pool.submit(_run_in_worker, case) for case in cases]):
             measures = future.result()
             results[measures.case] = measures
             progress(len(results), len(cases))
     return [results[case] for case in cases]
 
 
-_remembered: list[Experiment] = []
+_worker_experiment: list[Experiment] = []
 
 
-def _remember(experiment: Experiment) -> None:
-    _remembered[:] = [experiment]
+def _set_worker_experiment(experiment: Experiment) -> None:
+    _worker_experiment[:] = [experiment]
 
 
-def _run_remembered(case: Case) -> Measures:
-    return run_case(_remembered[0], case)
+def _run_in_worker(case: Case) -> Measures:
+    return run_case(_worker_experiment[0], case)
 
 
 def run_case(experiment: Experiment, case: Case) -> Measures:
@@ -265,7 +265,7 @@ def slowdown(outcome: SimulatedRun) -> float:
 def _measure(
     case: Case, outcomes: Sequence[SimulatedRun], grid: SimulatedGrid, *, merged: bool
 ) -> Measures:
-    counted = outcomes[int(_WARM_UP * len(outcomes)) :]
+    counted = outcomes[int(_WARM_UP_PART * len(outcomes)) :]
     waits = sorted(outcome.wait for outcome in counted)
     slowdowns = [slowdown(outcome) for outcome in counted]
     first, last = counted[0].job.at, max(outcome.job.at for outcome in counted)
@@ -313,7 +313,11 @@ def _unfairness(outcomes: Sequence[SimulatedRun], slowdowns: Sequence[float]) ->
     by_customer: defaultdict[str, list[float]] = defaultdict(list)
     for outcome, value in zip(outcomes, slowdowns, strict=True):
         by_customer[outcome.job.customer].append(value)
-    means = [statistics.fmean(values) for values in by_customer.values() if len(values) >= _ENOUGH]
+    means = [
+        statistics.fmean(values)
+        for values in by_customer.values()
+        if len(values) >= _MIN_CUSTOMER_JOBS
+    ]
     return max(means) / statistics.median(means) if len(means) > 1 else None
 
 

@@ -31,7 +31,7 @@ figure { margin: 1.5rem 0 } figcaption { font-weight: 600 }
 #: Title of a plot, and its values.
 _PLOTS: Final[tuple[tuple[str, Callable[[ResultSeries], Sequence[float]]], ...]] = (
     ("Busy CPUs, part of the grid", lambda series: series.busy),
-    ("Jobs that wait", lambda series: series.queued),
+    ("Waiting jobs", lambda series: series.queued),
     ("Mean wait by time of submission, seconds", lambda series: series.wait),
     ("Mean bounded slowdown by time of submission", lambda series: series.slowdown),
     ("Money, credits per hour", lambda series: series.money),
@@ -41,7 +41,7 @@ _PLOTS: Final[tuple[tuple[str, Callable[[ResultSeries], Sequence[float]]], ...]]
 #: Title of a column, and its text.
 COLUMNS: Final[tuple[tuple[str, Callable[[ResultRow], str]], ...]] = (
     ("scheduler", lambda row: row.scheduler.value),
-    ("jobs want", lambda row: row.wish or "-"),
+    ("objective", lambda row: row.wish or "-"),
     ("load", lambda row: f"{row.load:g}"),
     ("block s", lambda row: f"{row.block:g}"),
     ("slowdown", lambda row: f"{row.slowdown:.2f}"),

@@ -84,7 +84,7 @@ def read_trace(path: Path) -> Trace:
             jobs.append(job)
     if not jobs:
         raise UsageError(
-            f"{path} holds no job that ran",
+            f"{path} does not contain a job that ran",
             hint="Give a trace in the Standard Workload Format: a line of 18 numbers for each job.",
         )
     jobs.sort(key=lambda job: (job.at, job.id))
@@ -105,10 +105,10 @@ def _lines(path: Path) -> Iterable[str]:
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
             f"the trace {path} can't be read: {error}",
-            hint="Name a file in the Standard Workload Format.",
+            hint="Give a file in the Standard Workload Format.",
         ) from error
     if len(content) > _MAX_BYTES:
-        raise UsageError(f"the trace {path} holds more than {_MAX_BYTES} bytes", hint="Cut it.")
+        raise UsageError(f"the trace {path} holds more than {_MAX_BYTES} bytes", hint="Shorten it.")
     return content.decode("utf-8", errors="replace").splitlines()
 
 
@@ -127,7 +127,7 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
         values = []
     if len(values) < _FIELDS or not all(map(math.isfinite, values)):
         raise UsageError(
-            f"line {number} of {path} is no job: it needs {_FIELDS} numbers",
+            f"line {number} of {path} is not a job: it needs {_FIELDS} numbers",
             hint="Give a trace in the Standard Workload Format, or remove the line.",
         )
     submitted, run_time, allocated = values[1], values[3], values[4]
