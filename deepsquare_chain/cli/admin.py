@@ -29,7 +29,7 @@ _PARAMS: Final = (
     Column("top_up_notice", "top-up notice (s)", Kind.NUMBER),
     Column("collect_interval", "interim payment interval (s)", Kind.NUMBER),
     Column("fee_bps", "fee (basis points)", Kind.NUMBER),
-    Column("submissions_open", "takes new jobs", Kind.FLAG),
+    Column("submissions_open", "accepts new jobs", Kind.FLAG),
     Column("approval_period", "approval period (s)", Kind.NUMBER),
     Column("credit", "credit", Kind.HASH),
     Column("registry", "registry", Kind.HASH),
@@ -72,7 +72,7 @@ async def approve(
 async def ban(
     context: CommandContext,
     provider: ProviderArgument,
-    reason: Annotated[str, typer.Option(help="For people; at most 256 bytes.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, for display; at most 256 bytes.")] = "",
     yes: AgreeOption = False,
 ) -> None:
     """Ban a provider: it gets no new jobs."""
@@ -81,11 +81,11 @@ async def ban(
         registry = wallet.contracts.registry
         record = await registry.provider_of(provider)
         if record.status is ProviderStatus.BANNED:
-            context.unchanged(f"Provider {record.id} is banned already.")
+            context.unchanged(f"Provider {record.id} is already banned.")
             return
         load = await wallet.contracts.scheduler.load_of(record.id)
         doubt = f"Provider {record.id} ({record.account}) gets no new jobs from now on"
-        doubt += f"; jobs on {load.cpus} CPUs are with it now." if load.cpus else "."
+        doubt += f"; jobs on {load.cpus} CPUs are assigned to it now." if load.cpus else "."
         if context.agrees([doubt], yes=yes):
             context.receipt(await wallet.send(registry.ban(provider, reason)))
 
@@ -151,7 +151,7 @@ async def _set_open(context: CommandContext, *, is_open: bool) -> None:
     async with context.wallet() as wallet:
         scheduler = wallet.contracts.scheduler
         if await scheduler.submissions_open() is is_open:
-            context.unchanged(f"Submissions are {'open' if is_open else 'closed'} already.")
+            context.unchanged(f"Submissions are already {'open' if is_open else 'closed'}.")
             return
         context.receipt(await wallet.send(scheduler.set_submissions_open(is_open)))
 
@@ -191,7 +191,7 @@ async def grant(context: CommandContext, role: RoleArgument, account: HolderArgu
     async with context.wallet() as wallet:
         contract, identifier = _role(wallet.contracts, role)
         if await contract.has_role(identifier, account):
-            context.unchanged(f"{account} is {role} already.")
+            context.unchanged(f"{account} already is {role}.")
             return
         context.receipt(await wallet.send(contract.grant_role(identifier, account)))
 
@@ -215,11 +215,11 @@ async def revoke(
             contract.address, {}
         )
         remaining = len(holders.get(identifier, set())) - 1
-        doubt = f"{account} will not be {role} any more"
+        doubt = f"{account} will no longer be {role}"
         doubt += (
-            f"; {remaining} other{'s hold' if remaining > 1 else ' holds'} the role."
+            f"; {remaining} other{'s have' if remaining > 1 else ' has'} the role."
             if remaining > 0
-            else (", and nobody else holds the role.")
+            else (", and no other account has the role.")
         )
         if context.agrees([doubt], yes=yes):
             context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
@@ -239,7 +239,7 @@ async def fee(
     async with context.wallet() as wallet:
         scheduler = wallet.contracts.scheduler
         if (await scheduler.parameters()).fee_bps == basis_points:
-            context.unchanged(f"The fee is {basis_points} basis points already.")
+            context.unchanged(f"The fee is already {basis_points} basis points.")
             return
         context.receipt(await wallet.send(scheduler.set_fee(basis_points)))
 
@@ -252,9 +252,9 @@ async def handover(
         typer.Argument(metavar="ACCOUNT", help="The next administrator, who must accept."),
     ] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="Become the administrator where this wallet was named.")
+        bool, typer.Option("--accept", help="Accept the handovers to this wallet.")
     ] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Withdraw what was begun.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel a pending handover.")] = False,
     yes: AgreeOption = False,
 ) -> None:
     """Hand over the administration of all three contracts in two steps; without options show its state.
@@ -267,7 +267,7 @@ async def handover(
     from deepsquare_chain.errors import UsageError
 
     if (account is not None) + accept + cancel > 1:
-        raise UsageError("Give an account, --accept or --cancel, and only one of them")
+        raise UsageError("Give exactly one of an account, --accept and --cancel")
     if account is None and not accept and not cancel:
         async with open_grid(context.settings) as contracts:
             await _print_handover(context, contracts)
@@ -285,9 +285,10 @@ async def handover(
             elif account is not None and named != checked_address(account):
                 calls.append(contract.begin_handover(account))
         if not calls:
-            context.unchanged("There is nothing to do, or the delay has not passed.")
+            context.unchanged("There is nothing to do, or the delay has not passed yet.")
         elif context.agrees(
-            [f"{account} is to become administrator of all contracts."] if account else [], yes=yes
+            [f"{account} is going to be administrator of all contracts."] if account else [],
+            yes=yes,
         ):
             for call in calls:
                 await wallet.send(call)

@@ -29,8 +29,8 @@ COMMANDS: Final = {
     "demo": _Part(
         "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
     ),
-    "init": _Part("init", "Write a job file to begin with; every key is explained in it."),
-    "validate": _Part("jobfile", "Check a job file; nothing is sent anywhere."),
+    "init": _Part("init", "Write an example job file in which every key is explained."),
+    "validate": _Part("jobfile", "Check a job file without sending anything."),
     "convert": _Part(
         "jobfile", "Rewrite older keys of a job file; the result is checked and printed."
     ),
@@ -39,38 +39,38 @@ COMMANDS: Final = {
         "submit",
         "Show what a job would cost at each provider, how long it could run, and when it may start.",
     ),
-    "submit": _Part("submit", "Pay for a job and put it into the grid's queue."),
+    "submit": _Part("submit", "Pay for a job and submit it to the grid's queue."),
     "simulate": _Part(
         "simulate",
-        "Run a recorded workload through the policy on a grid of your own, and compare it.",
+        "Simulate the scheduling policy with a recorded workload on a grid of your own.",
     ),
     "top": _Part(
         "top",
-        "Show own jobs, the queue and providers as they change; keys: logs, cancel, top up, quit.",
+        "Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit.",
     ),
-    "doctor": _Part("doctor", "Look at all that a command needs; exit 1 if something is wrong."),
+    "doctor": _Part(
+        "doctor", "Check endpoint, contracts, wallet and folders; exit 1 if a check fails."
+    ),
 }
 #: Command groups; the `app` of each module has the same help text.
 GROUPS: Final = {
-    "job": _Part("job", "List, look at, watch, read, fetch, cancel, top up, retry, challenge."),
+    "job": _Part(
+        "job", "List, show, watch, cancel, top up and retry jobs; logs, results, challenges."
+    ),
     "credit": _Part("credit", "Balances, transfers, allowances, statements, mint and burn."),
-    "wallet": _Part("wallet", "Make, import, list and show encrypted wallets."),
-    "tx": _Part("tx", "Look at what a wallet has sent, and replace what is stuck."),
+    "wallet": _Part("wallet", "Create, import, list and show encrypted wallets."),
+    "tx": _Part("tx", "Show a wallet's transactions, and replace stuck ones."),
     "provider": _Part("provider", "Register, offer, price, label, run, drain, earn."),
-    "metascheduler": _Part(
-        "metascheduler", "Run the meta-scheduler, and see what it would decide."
-    ),
-    "gateway": _Part("gateway", "Run a gateway of definitions, logs and results, and look at one."),
-    "notify": _Part("notify", "Notify of a wallet's jobs by webhook and e-mail."),
-    "relay": _Part(
-        "relay", "Run a relay that pays customers' gas, and look at what was signed for one."
-    ),
+    "metascheduler": _Part("metascheduler", "Run the meta-scheduler, or explain its decisions."),
+    "gateway": _Part("gateway", "Run or show a gateway of definitions, logs and results."),
+    "notify": _Part("notify", "Send notifications of a wallet's jobs by webhook and e-mail."),
+    "relay": _Part("relay", "Run a relay that pays customers' gas, and list signed requests."),
     "admin": _Part("admin", "Roles, providers, fee, handover, open and close."),
-    "audit": _Part("audit", "Check the books from events alone."),
-    "explorer": _Part("explorer", "Look at jobs and credits in a browser."),
+    "audit": _Part("audit", "Audit the ledgers from events alone."),
+    "explorer": _Part("explorer", "Show jobs and credits in a browser."),
     "contracts": _Part("contracts", "Deploy, record, verify, show addresses."),
     "devnet": _Part("devnet", "Run a local grid."),
-    "config": _Part("config", "Show the settings, choose a context."),
+    "config": _Part("config", "Show the settings, or choose a context."),
 }
 
 
@@ -185,7 +185,7 @@ class LazyRoot(LightGroup):
 def _unknown(name: str) -> str:
     message = f"No such command {name[:60]!r}."
     if name in ELSEWHERE:
-        return f"{message} Here it is `deepsquare {ELSEWHERE[name]}`."
+        return f"{message} In this program it is `deepsquare {ELSEWHERE[name]}`."
     suggestions = get_close_matches(name, [*COMMANDS, *GROUPS, *ALIASES], n=2)
     return f"{message} Did you mean {' or '.join(suggestions)}?" if suggestions else message
 
@@ -193,8 +193,8 @@ def _unknown(name: str) -> str:
 app = typer.Typer(
     name="deepsquare",
     cls=LazyRoot,
-    help="A grid of compute providers whose jobs and credits live on an Ethereum chain.",
-    epilog="Common options, such as --context and -o json, may stand before or after the command.",
+    help="A grid of compute providers, with jobs and credits recorded on an Ethereum chain.",
+    epilog="Common options, such as --context and -o json, may be given before or after the command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -213,4 +213,4 @@ def root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """A grid of compute providers whose jobs and credits live on an Ethereum chain."""
+    """A grid of compute providers, with jobs and credits recorded on an Ethereum chain."""

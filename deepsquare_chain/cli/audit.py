@@ -30,7 +30,7 @@ from deepsquare_chain.cli.types import (
     whole,
 )
 
-app = typer.Typer(help="Check the books from events alone.", no_args_is_help=True)
+app = typer.Typer(help="Audit the ledgers from events alone.", no_args_is_help=True)
 
 BlockOption = Annotated[
     int | None,
@@ -44,23 +44,23 @@ BlockOption = Annotated[
 async def verify(
     context: CommandContext,
     export: Annotated[
-        Path | None, typer.Argument(help="An export to replay, instead of the chain's own events.")
+        Path | None, typer.Argument(help="An export to replay instead of the events of the chain.")
     ] = None,
     block: BlockOption = None,
     block_hash: Annotated[
-        str, typer.Option(help="Hash that the last block must have, from a source you trust.")
+        str, typer.Option(help="Expected hash of the last block, from a trusted source.")
     ] = "",
     proofs: Annotated[
-        bool, typer.Option("--proofs", help="Prove every log by the hashes of block headers.")
+        bool, typer.Option("--proofs", help="Verify every log against the hashes of block headers.")
     ] = False,
     compare_endpoint: Annotated[
-        str, typer.Option(help="A second endpoint, which must tell the same.")
+        str, typer.Option(help="A second endpoint, which must return the same data.")
     ] = "",
     events_only: Annotated[
-        bool, typer.Option("--events-only", help="Do not compare with the contracts' storage.")
+        bool, typer.Option("--events-only", help="Skip the comparison with the contracts' storage.")
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Hold the export against itself alone.")
+        bool, typer.Option("--offline", help="Verify the export without a chain.")
     ] = False,
 ) -> int:
     """Rebuild every job and balance from events, compare with storage; exit 10 on any inconsistency."""
@@ -70,10 +70,10 @@ async def verify(
     from deepsquare_chain.errors import AuditError, UsageError
 
     if export is None and offline:
-        raise UsageError("Only an export can be verified offline", hint="Name its folder.")
+        raise UsageError("Only an export can be verified offline", hint="Give its folder.")
     if export is not None and (proofs or compare_endpoint or block is not None or block_hash):
         raise UsageError(
-            "An export is held against one chain at its own last block",
+            "An export is compared with one chain at its own last block",
             hint="Leave out --proofs, --compare-endpoint, --block and --block-hash.",
         )
     async with AsyncExitStack() as stack:
@@ -160,7 +160,7 @@ async def print_statement(
     )
     if not check.ok:
         balance = format_credits(check.right.amount)
-        context.printer.note(f"The chain's balanceOf says {balance}: the statement is wrong.")
+        context.printer.note(f"balanceOf on the chain returns {balance}: the statement is wrong.")
     return 0 if check.ok else AuditError.exit_code
 
 
@@ -170,7 +170,7 @@ async def invoice(
     job: JobArgument,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page that prints well, as PDF too."),
+        typer.Option("--html", metavar="FILE", help="Write a printable HTML page."),
     ] = None,
 ) -> int:
     """Show what a job cost, with the evidence: events, transactions and the recomputed bill.
@@ -212,7 +212,7 @@ async def export(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     block: BlockOption = None,
     tables: Annotated[
-        TableKind, typer.Option("--format", help="How tables are written.")
+        TableKind, typer.Option("--format", help="Format of the tables.")
     ] = TableKind.CSV,
 ) -> int:
     """Write raw logs, tables and a manifest of their hashes, for others to verify."""

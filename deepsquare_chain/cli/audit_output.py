@@ -38,7 +38,7 @@ FINDINGS: Final = (
     Column("transaction", "transaction", Kind.HASH, detail=True),
 )
 CHECKS: Final = (
-    Column("name", "what must be equal"),
+    Column("name", "check"),
     Column("left", "one side", Kind.CREDITS),
     Column("right", "the other", Kind.CREDITS),
     Column("difference", "difference", Kind.CREDITS),
@@ -72,7 +72,7 @@ BILL: Final = (
 )
 LINES: Final = (
     Column("name", "sum"),
-    Column("expected", "must be", Kind.CREDITS),
+    Column("expected", "expected", Kind.CREDITS),
     Column("actual", "is", Kind.CREDITS),
     Column("difference", "difference", Kind.CREDITS),
 )
@@ -81,7 +81,7 @@ EXPORT: Final = (
     Column("chain_id", "chain", Kind.NUMBER),
     Column("first_block", "from block", Kind.NUMBER),
     Column("last_block", "to block", Kind.NUMBER),
-    Column("block_hash", "its hash"),
+    Column("block_hash", "hash"),
     Column("logs", "logs", Kind.NUMBER),
     Column("manifest", "manifest"),
 )

@@ -13,7 +13,7 @@ from deepsquare_chain.cli.output import Column, Kind
 if TYPE_CHECKING:
     from deepsquare_chain.settings import Sources
 
-app = typer.Typer(help="Show the settings, choose a context.", no_args_is_help=True)
+app = typer.Typer(help="Show the settings, or choose a context.", no_args_is_help=True)
 
 _SETTINGS: Final = (
     Column("setting", "setting"),
@@ -30,7 +30,7 @@ _CONTEXTS: Final = (
 
 @app.callback()
 def group() -> None:
-    """Show the settings, choose a context."""
+    """Show the settings, or choose a context."""
 
 
 @command(app)
@@ -56,9 +56,11 @@ async def show(context: CommandContext) -> None:
     )
     for path in (Path.cwd() / PROJECT_FILE, user_config_path()):
         if path is None:
-            context.printer.note("This user has no home, so there is no user configuration.")
+            context.printer.note(
+                "This user has no home folder and therefore no user configuration."
+            )
         else:
-            context.printer.note(f"{path}: {'read' if _is_there(path) else 'not there'}")
+            context.printer.note(f"{path}: {'read' if _is_there(path) else 'missing'}")
 
 
 @command(app)
@@ -83,14 +85,14 @@ async def use(
     path = user_config_path()
     if path is None:
         raise UsageError(
-            "This user has no home, so there is no user configuration to change",
+            "This user has no home folder and therefore no user configuration to change",
             hint="Set HOME or XDG_CONFIG_HOME, or choose with --context or DEEPSQUARE_CONTEXT.",
         )
     choose_context(path, name)
-    context.printer.note(f'{path} says context = "{name}".')
+    context.printer.note(f'{path} sets context = "{name}".')
     sources = find_sources()
     if sources.context != name:
-        context.printer.note(f"Here {sources.origin('context')} goes before it.")
+        context.printer.note(f"Here {sources.origin('context')} overrides it.")
     _show_contexts(context, sources)
 
 

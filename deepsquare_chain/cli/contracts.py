@@ -26,8 +26,8 @@ _ADDRESSES: Final = (
     Column("block", "deployed in block", Kind.NUMBER),
 )
 _VERIFIED: Final = (
-    Column("what", "looked at"),
-    Column("ok", "as recorded", Kind.FLAG),
+    Column("what", "checked"),
+    Column("ok", "matches the record", Kind.FLAG),
     Column("detail", "detail"),
 )
 
@@ -45,7 +45,9 @@ async def verify(
     context: CommandContext,
     write: Annotated[
         Path | None,
-        typer.Option(help="Folder for compiler input and sources, as Sourcify and Otterscan read."),
+        typer.Option(
+            help="Folder for compiler input and sources, as read by Sourcify and Otterscan."
+        ),
     ] = None,
     sourcify: Annotated[str, typer.Option(help="Sourcify server to submit the sources to.")] = "",
     blockscout: Annotated[
@@ -66,7 +68,7 @@ async def verify(
         checks = await verify_deployment(contracts.w3, contracts.deployment)
         holders = await named_holders(contracts.w3, contracts.deployment)
     rows = [(check.what, check.ok, check.detail) for check in checks]
-    rows += [(f"{role} of {name} is held by {holder}", True, "") for name, role, holder in holders]
+    rows += [(f"{holder} has {role} of {name}", True, "") for name, role, holder in holders]
     is_verified = all(check.ok for check in checks)
     if is_verified and write is not None:
         files = write_tree(contracts.deployment, write)
@@ -91,16 +93,16 @@ async def deploy(
     fee_bps: Annotated[
         int, typer.Option(parser=whole(0, 2_000), metavar="N", help="Fee in basis points.")
     ] = 500,
-    treasury: Annotated[str, typer.Option(help="Who gets the fees; this wallet by default.")] = "",
+    treasury: Annotated[
+        str, typer.Option(help="Account that receives the fees; this wallet by default.")
+    ] = "",
     scheduler: Annotated[
-        list[str] | None, typer.Option(help="Who may assign jobs; may be repeated.")
+        list[str] | None, typer.Option(help="Account that may assign jobs; may be repeated.")
     ] = None,
     credit: Annotated[
-        str, typer.Option(help="Address of a Credit that is there already, for a new version.")
+        str, typer.Option(help="Address of an existing Credit, to deploy a new version around it.")
     ] = "",
-    registry: Annotated[
-        str, typer.Option(help="Address of a ProviderRegistry that is there already.")
-    ] = "",
+    registry: Annotated[str, typer.Option(help="Address of an existing ProviderRegistry.")] = "",
     since_block: Annotated[
         int | None,
         typer.Option(
@@ -110,7 +112,7 @@ async def deploy(
         ),
     ] = None,
     demo_timeouts: Annotated[
-        bool, typer.Option("--demo-timeouts", help="Timeouts of seconds, for trying things out.")
+        bool, typer.Option("--demo-timeouts", help="Use timeouts of seconds, for tests.")
     ] = False,
     salt: Annotated[
         int | None,
@@ -183,12 +185,12 @@ async def _print_plan(context: CommandContext, params: GridParams, account: str,
     for name, address in made.deployment.contracts.items():
         note(f"{name} has the address {address}.")
     if not params.schedulers:
-        note(f"No --scheduler was given: {made.account} gets the scheduler's role.")
+        note(f"No --scheduler was given: {made.account} gets the role of the scheduler.")
     context.print_unsigned(made.deployment.chain_id, made.account, made.calls)
     if not made.calls:
-        context.unchanged("All of this is deployed already.")
+        context.unchanged("All of this is already deployed.")
     note(
-        "When it is carried out: `deepsquare contracts record "
+        "After its execution: `deepsquare contracts record "
         f"{made.deployment.scheduler}`, then `deepsquare contracts verify`."
     )
 

@@ -86,7 +86,9 @@ async def burn(
 ) -> None:
     """Destroy credits of this wallet."""
     async with context.wallet() as wallet:
-        doubt = f"{format_credits(credits)} credits of {wallet.address} will be gone for good."
+        doubt = (
+            f"{format_credits(credits)} credits of {wallet.address} will be destroyed permanently."
+        )
         if context.agrees([doubt], yes=yes):
             context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
@@ -105,7 +107,7 @@ async def approve(
         allowed = await credit.allowance(wallet.address, spender)
         balance = await credit.balance_of(wallet.address)
         if credits == allowed:
-            context.unchanged(f"The allowance is {format_credits(allowed)} credits already.")
+            context.unchanged(f"The allowance is already {format_credits(allowed)} credits.")
             return
         doubts = []
         if credits >= balance > 0:

@@ -28,7 +28,10 @@ async def demo(
         bool, typer.Option("--serve", help="Keep the finished grid and its explorer until Ctrl-C.")
     ] = False,
     explorer_port: Annotated[
-        int, typer.Option(parser=port, metavar="PORT", help="Of the explorer; 0 takes a free one.")
+        int,
+        typer.Option(
+            parser=port, metavar="PORT", help="Port of the explorer; 0 chooses a free one."
+        ),
     ] = 0,
 ) -> int:
     """Run a whole grid on this machine, from submission to audit; under 90 seconds.

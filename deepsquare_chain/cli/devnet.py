@@ -29,20 +29,25 @@ async def up(
         ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
     ] = ChainKind.EMBEDDED,
     port: Annotated[
-        int, typer.Option(parser=port, metavar="PORT", help="Of the chain; 0 takes a free one.")
+        int,
+        typer.Option(parser=port, metavar="PORT", help="Port of the chain; 0 chooses a free one."),
     ] = _PORT,
     faucet_port: Annotated[
-        int, typer.Option(parser=port, metavar="PORT", help="Of the faucet; 0 takes a free one.")
+        int,
+        typer.Option(parser=port, metavar="PORT", help="Port of the faucet; 0 chooses a free one."),
     ] = 8546,
     explorer_port: Annotated[
-        int, typer.Option(parser=port, metavar="PORT", help="Of the explorer; 0 takes a free one.")
+        int,
+        typer.Option(
+            parser=port, metavar="PORT", help="Port of the explorer; 0 chooses a free one."
+        ),
     ] = 8547,
     relay_port: Annotated[
         int | None,
         typer.Option(
             parser=port,
             metavar="PORT",
-            help="Of the relay; 8548 by default, a free one where --port is given or it is 0.",
+            help="Port of the relay; 8548 by default, a free one if --port is given or if it is 0.",
         ),
     ] = None,
     gateway_port: Annotated[
@@ -50,12 +55,12 @@ async def up(
         typer.Option(
             min=0,
             max=65_535,
-            help="Of the gateway; 8549 by default, a free one where --port is given or it is 0.",
+            help="Port of the gateway; 8549 by default, a free one if --port is given or if it is 0.",
         ),
     ] = None,
-    no_relay: Annotated[bool, typer.Option("--no-relay", help="Run no relay.")] = False,
-    explorer: Annotated[bool, typer.Option(help="Serve pages of its jobs and credits.")] = True,
-    folder: Annotated[Path, typer.Option(help="Where its state goes.")] = Path(".deepsquare"),
+    no_relay: Annotated[bool, typer.Option("--no-relay", help="Do not run a relay.")] = False,
+    explorer: Annotated[bool, typer.Option(help="Run the explorer.")] = True,
+    folder: Annotated[Path, typer.Option(help="Folder of its state.")] = Path(".deepsquare"),
 ) -> None:
     """Run a chain, contracts, wallets, faucet, gateway, relay and explorer until Ctrl-C."""
     require("devnet", "devnet up")

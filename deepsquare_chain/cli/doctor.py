@@ -26,7 +26,7 @@ CHECKS: Final = (
 
 @command(app)
 async def doctor(context: CommandContext) -> int:
-    """Look at all that a command needs; exit 1 if something is wrong."""
+    """Check endpoint, contracts, wallet and folders; exit 1 if a check fails."""
     from deepsquare_chain.client.doctor import examine
 
     checks = await examine(context.settings)

@@ -11,7 +11,7 @@ from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import port
 
-app = typer.Typer(help="Look at jobs and credits in a browser.", no_args_is_help=True)
+app = typer.Typer(help="Show jobs and credits in a browser.", no_args_is_help=True)
 
 _INDEX: Final = (
     Column("block", "indexed block", Kind.NUMBER),
@@ -27,14 +27,14 @@ _INDEX: Final = (
 
 @app.callback()
 def group() -> None:
-    """Look at jobs and credits in a browser."""
+    """Show jobs and credits in a browser."""
 
 
 @command(app)
 async def index(
     context: CommandContext,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Begin again from the first block.")
+        bool, typer.Option("--rebuild", help="Rebuild the index from the first block.")
     ] = False,
 ) -> None:
     """Read all confirmed events into the index, once."""
@@ -77,14 +77,17 @@ async def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(parser=port, metavar="PORT", help="Port of the pages; 0 takes a free one."),
+        typer.Option(parser=port, metavar="PORT", help="Port of the pages; 0 chooses a free one."),
     ] = 8547,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="HOST", help="Host name that may be asked (repeat)."),
+        typer.Option("--name", metavar="HOST", help="Allowed host name; may be repeated."),
     ] = None,
     submissions: Annotated[
-        bool, typer.Option(help="Take jobs from the browser; without a gateway into a folder.")
+        bool,
+        typer.Option(
+            help="Allow job submissions from the browser; without a gateway into a folder."
+        ),
     ] = True,
 ) -> None:
     """Serve the explorer's pages and update its index until Ctrl-C."""

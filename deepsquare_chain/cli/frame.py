@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-_UNSIGNED_HELP: Final = (
-    "Send nothing: print the calldata for this account, a Safe for instance, to send."
-)
+_UNSIGNED_HELP: Final = "Send nothing; print the calldata for this account, such as a Safe."
 _PANEL: Final = "Common options"
 #: Seconds until the first message about a pending transaction, and between further messages.
 _TELL_FIRST: Final = 3.0
@@ -35,18 +33,18 @@ _TELL_EVERY: Final = 15.0
 
 #: Flags that override a setting: type, help, whether `--help` lists it. A test checks that none is missing.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
-    "context": (str, "Network to use, as configuration files name it.", True),
-    "endpoint": (list[str], "JSON-RPC endpoint of the chain; again for more of them.", True),
-    "websocket": (str, "ws:// address that wakes services at each new block.", False),
-    "ca_file": (Path, "Certificates (PEM) that endpoints may have.", False),
-    "headers_file": (Path, "File of headers for endpoints, such as keys.", False),
+    "context": (str, "Network to use: a context of the configuration files.", True),
+    "endpoint": (list[str], "JSON-RPC endpoint of the chain; may be repeated.", True),
+    "websocket": (str, "ws:// URL of a node that reports new blocks to services.", False),
+    "ca_file": (Path, "Additional trusted certificates (PEM).", False),
+    "headers_file": (Path, "File of HTTP headers for endpoints, such as API keys.", False),
     "relay": (str, "URL of the relay that pays the gas of --gasless.", False),
     "gateway": (list[str], "URL of a gateway of definitions, logs and results.", False),
     "max_lag_blocks": (int, "Blocks that an endpoint may lag behind the best one.", False),
     "deployment": (Path, "Record of the deployed contracts.", True),
     "keystore": (Path, "Encrypted wallet file.", True),
     "signer": (str, "URL of an external signer (web3signer; clef+URL for clef).", False),
-    "signer_account": (str, "The signer's account, where it has several.", False),
+    "signer_account": (str, "Account of the signer, if it has several.", False),
     "password_file": (Path, "File with the password of the wallet.", True),
     "result_key": (Path, "File of the age key that decrypts results.", False),
     "store": (Path, "Folder of job definitions.", False),
@@ -58,24 +56,28 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "max_fee_gwei": (float, "Maximum fee per gas, in gwei.", False),
     "max_answer_fee_gwei": (float, "The same while a challenge is open, in gwei.", False),
     "collect_interval": (int, "Seconds between interim payments; 0 for none.", False),
-    "collect_gas_share": (float, "Largest share of an interim payment for gas.", False),
+    "collect_gas_share": (float, "Maximum share of an interim payment for gas.", False),
     "coin_value": (float, "Credits that one coin of the chain is worth.", False),
-    "unbilled_warning": (float, "Credits unbilled in one run that give a warning.", False),
+    "unbilled_warning": (float, "Unbilled credits of one run above which to warn.", False),
     "health_port": (int, "Port on 127.0.0.1 of a service's health and metrics.", False),
-    "follow_offer": (bool, "Keep a provider's offer at what is free in its cluster.", False),
-    "publish_abilities": (bool, "Test what jobs can do here, and publish it as labels.", False),
+    "follow_offer": (bool, "Keep a provider's offer at the free capacity of its cluster.", False),
+    "publish_abilities": (bool, "Test the abilities of jobs, and publish them as labels.", False),
     "disk_floor": (int, "MB of free disk below which a provider claims no job.", False),
     "keep_runs_days": (float, "Days for which folders of ended jobs are kept.", False),
-    "keep_runs_mb": (int, "MB of disk that these folders may take; 0 for no limit.", False),
-    "executor": (str, "Where a provider runs jobs: local, slurm or another one.", False),
-    "executor_options": (list[str], "KEY=VALUE for the executor; again for more.", False),
-    "allow_unisolated": (bool, "Run jobs that can read what the daemon can read.", False),
+    "keep_runs_mb": (int, "Maximum MB of these folders; 0 for no limit.", False),
+    "executor": (str, "Executor of a provider: local, slurm or another one.", False),
+    "executor_options": (list[str], "KEY=VALUE option of the executor; may be repeated.", False),
+    "allow_unisolated": (bool, "Run jobs without isolation from the daemon.", False),
     "allow_root": (bool, "Run a provider's daemon and its jobs as root.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
     "explorer_links": (str, "Other explorers to link to: NAME.tx=https://.../{} ...", False),
-    "notify_to": (list[str], "Who is notified of jobs: e-mail or webhook; again for more.", False),
+    "notify_to": (
+        list[str],
+        "Recipient of notifications: e-mail or webhook; may be repeated.",
+        False,
+    ),
     "notify_on": (str, "When: begin, end, fail, requeue, all.", False),
-    "notify_by": (str, "Who sends notifications: run (`notify run`) or gateway.", False),
+    "notify_by": (str, "Sender of notifications: run (`notify run`) or gateway.", False),
     "notify_desktop": (bool, "Notify on this machine's desktop too.", False),
     "notify_key_file": (Path, "File of the key that signs webhooks.", False),
     "smtp": (str, "Mail server of notifications: smtp://USER@HOST:587.", False),
@@ -266,7 +268,7 @@ class CommandContext:
         if not is_interactive:
             raise UsageError(
                 "Nothing was changed: there is no terminal to ask on",
-                hint="Give --yes if all of it is meant.",
+                hint="Give --yes to confirm all of it.",
             )
         if typer.confirm("Go on?", err=True):
             return True
@@ -371,8 +373,10 @@ def _describe(
 
 def _common(*, service: bool) -> list[inspect.Parameter]:
     parameters = [
-        _option("output", Format, Format.TABLE, "How data is printed.", "--output", "-o"),
-        _option("wide", bool, False, "Tables with every column and whole hashes.", "--wide", "-w"),
+        _option("output", Format, Format.TABLE, "Output format.", "--output", "-o"),
+        _option(
+            "wide", bool, False, "Tables with all columns and complete hashes.", "--wide", "-w"
+        ),
         _option("debug", bool, False, "Show the traceback of an unexpected error.", "--debug"),
     ]
     for name, (kind, text, listed) in SETTING_FLAGS.items():
@@ -452,4 +456,4 @@ def say_unexpected(error: Exception) -> None:
     lines = str(error).strip().splitlines()
     text = plain(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
     typer.echo(f"Error: unexpected {text[:300]}", err=True)
-    typer.echo("Hint: run it again with --debug to see where it comes from.", err=True)
+    typer.echo("Hint: run it again with --debug for the traceback.", err=True)

@@ -12,7 +12,7 @@ from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import amount
 
 app = typer.Typer(
-    help="Run a gateway of definitions, logs and results, and look at one.",
+    help="Run or show a gateway of definitions, logs and results.",
     no_args_is_help=True,
 )
 
@@ -21,10 +21,10 @@ _TERMS: Final = (
     Column("url", "gateway"),
     Column("chain_id", "chain", Kind.NUMBER),
     Column("contract", "MetaScheduler"),
-    Column("max_definition", "definition at most (bytes)", Kind.NUMBER),
-    Column("max_log", "log at most (bytes)", Kind.NUMBER),
-    Column("max_job", "files per job at most (bytes)", Kind.NUMBER),
-    Column("max_account", "files per customer at most (bytes)", Kind.NUMBER),
+    Column("max_definition", "maximum definition (bytes)", Kind.NUMBER),
+    Column("max_log", "maximum log (bytes)", Kind.NUMBER),
+    Column("max_job", "maximum files per job (bytes)", Kind.NUMBER),
+    Column("max_account", "maximum files per customer (bytes)", Kind.NUMBER),
     Column("keep_seconds", "kept for (s)", Kind.NUMBER),
     Column("catch_up_seconds", "late delivery within (s)", Kind.NUMBER),
     Column("notifications", "sends notifications", Kind.FLAG),
@@ -33,7 +33,7 @@ _TERMS: Final = (
 
 @app.callback()
 def group() -> None:
-    """Run a gateway of definitions, logs and results, and look at one."""
+    """Run or show a gateway of definitions, logs and results."""
 
 
 @command(app, service=True)
@@ -41,14 +41,14 @@ async def serve(
     context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")
+        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 chooses a free one.")
     ] = PORT,
     url: Annotated[
         list[str] | None,
         typer.Option(
             "--url",
             metavar="URL",
-            help="Address under which others reach it, as behind a proxy; its own by default.",
+            help="Public URL, such as that of a reverse proxy; may be repeated; its own by default.",
         ),
     ] = None,
     site: Annotated[
@@ -56,7 +56,7 @@ async def serve(
         typer.Option(
             "--site",
             metavar="URL",
-            help="Address of an explorer whose visitors may sign in here; again for more.",
+            help="URL of an explorer whose visitors may sign in; may be repeated.",
         ),
     ] = None,
     objects: Annotated[
@@ -64,7 +64,7 @@ async def serve(
         typer.Option(
             "--objects",
             metavar="PLACE",
-            help="Folder, or s3://BUCKET/PREFIX; a folder of the state by default.",
+            help="Folder, or s3://BUCKET/PREFIX; a subfolder of the state folder by default.",
         ),
     ] = "",
     keep_days: Annotated[
@@ -75,62 +75,69 @@ async def serve(
         typer.Option("--late-days", min=0, help="Days after a job's end for late delivery."),
     ] = 7.0,
     max_job_mb: Annotated[
-        int, typer.Option("--max-job-mb", min=1, help="MB that the files of one job may take.")
+        int, typer.Option("--max-job-mb", min=1, help="Maximum MB of the files of one job.")
     ] = 16_384,
     max_customer_mb: Annotated[
         int,
-        typer.Option("--max-customer-mb", min=1, help="MB of all jobs of one customer."),
+        typer.Option("--max-customer-mb", min=1, help="Maximum MB of all jobs of one customer."),
     ] = 65_536,
     max_definitions_mb: Annotated[
         int,
-        typer.Option("--max-definitions-mb", min=1, help="MB of one customer's definitions."),
+        typer.Option(
+            "--max-definitions-mb", min=1, help="Maximum MB of one customer's definitions."
+        ),
     ] = 256,
     max_log_mb: Annotated[
-        int, typer.Option("--max-log-mb", min=1, help="MB that the log of one job may take.")
+        int, typer.Option("--max-log-mb", min=1, help="Maximum MB of the log of one job.")
     ] = 64,
     max_files: Annotated[
-        int, typer.Option("--max-files", min=1, help="Files of one job.")
+        int, typer.Option("--max-files", min=1, help="Maximum number of files of one job.")
     ] = 10_000,
     max_streams: Annotated[
-        int, typer.Option("--max-streams", min=1, help="Log streams of one account at once.")
+        int,
+        typer.Option("--max-streams", min=1, help="Maximum concurrent log streams of one account."),
     ] = 200,
     max_shares: Annotated[
-        int, typer.Option("--max-shares", min=1, help="Shares of jobs of one customer.")
+        int, typer.Option("--max-shares", min=1, help="Maximum number of one customer's shares.")
     ] = 10_000,
     per_account: Annotated[
         float,
-        typer.Option("--per-account", min=0, help="Requests per second of one account; 0 for any."),
+        typer.Option(
+            "--per-account", min=0, help="Requests per second of one account; 0 for no limit."
+        ),
     ] = 100.0,
     burst: Annotated[
-        int, typer.Option("--burst", min=1, help="Requests that one account may make at once.")
+        int, typer.Option("--burst", min=1, help="Burst size of one account's requests.")
     ] = 2_000,
     refusals: Annotated[
         float,
         typer.Option(
-            "--refusals", min=0, help="Refused requests per second of one account; 0 for any."
+            "--refusals", min=0, help="Refused requests per second of one account; 0 for no limit."
         ),
     ] = 2.0,
     refusal_burst: Annotated[
         int,
         typer.Option(
-            "--refusal-burst", min=1, help="Refused requests that one account may make at once."
+            "--refusal-burst", min=1, help="Burst size of one account's refused requests."
         ),
     ] = 100,
     sign_ins: Annotated[
         float,
         typer.Option(
-            "--sign-ins", min=0, help="Sign-ins per second of one network address; 0 for any."
+            "--sign-ins", min=0, help="Sign-ins per second of one network address; 0 for no limit."
         ),
     ] = 5.0,
     sign_in_burst: Annotated[
         int,
         typer.Option(
-            "--sign-in-burst", min=1, help="Sign-ins that one network address may make at once."
+            "--sign-in-burst", min=1, help="Burst size of one network address's sign-ins."
         ),
     ] = 300,
     session_minutes: Annotated[
         int,
-        typer.Option("--session-minutes", min=1, max=1_440, help="Minutes of one sign-in."),
+        typer.Option(
+            "--session-minutes", min=1, max=1_440, help="Lifetime of a sign-in in minutes."
+        ),
     ] = 15,
     notify: Annotated[
         bool,
@@ -155,11 +162,12 @@ async def serve(
             "--relay-min-credits",
             parser=amount,
             metavar="CREDITS",
-            help="Least escrow of a relayed job, and least top-up; 0.01 by default.",
+            help="Minimum escrow of a relayed job, and minimum top-up; 0.01 by default.",
         ),
     ] = None,
     relay_max_gas: Annotated[
-        int, typer.Option("--relay-max-gas", min=100_000, help="Most gas of one relayed request.")
+        int,
+        typer.Option("--relay-max-gas", min=100_000, help="Maximum gas of one relayed request."),
     ] = 3_000_000,
     relay_per_customer: Annotated[
         int,
@@ -174,7 +182,7 @@ async def serve(
             "--relay-min-coin",
             parser=amount,
             metavar="COIN",
-            help="Relay nothing while the wallet holds less; by default what one request costs.",
+            help="Relay nothing while the wallet has less; by default the cost of one request.",
         ),
     ] = None,
     relay_health_port: Annotated[
@@ -245,7 +253,7 @@ async def serve(
         ),
         min_balance=relay_min_coin or 0,
         health_port=relay_health_port,
-        ready=lambda: report("relay", "takes requests at the same address"),
+        ready=lambda: report("relay", "accepts requests at the same address"),
     )
 
 

@@ -18,9 +18,11 @@ _WRITTEN: Final = (Column("path", "written"),)
 @command(app)
 async def init(
     context: CommandContext,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes.")] = Path("job.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the new file.")] = Path(
+        "job.yaml"
+    ),
 ) -> None:
-    """Write a job file to begin with; every key is explained in it."""
+    """Write an example job file in which every key is explained."""
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow.jobfile import JOB_FILE
 
@@ -31,7 +33,7 @@ async def init(
             stream.write(modeline + JOB_FILE)
     except FileExistsError:
         raise UsageError(
-            f"{file} is there already and stays as it is", hint="Give another name."
+            f"{file} already exists and is not changed", hint="Give another name."
         ) from None
     except OSError as error:
         raise UsageError(f"{file} can't be written: {error.strerror}") from None

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.store.gateway_client import GatewayClient
 
 app = typer.Typer(
-    help="List, look at, watch, read, fetch, cancel, top up, retry, challenge.",
+    help="List, show, watch, cancel, top up and retry jobs; logs, results, challenges.",
     no_args_is_help=True,
 )
 
@@ -97,7 +97,7 @@ _RESULTS: Final = (
     Column("name", "file"),
     Column("size", "bytes", Kind.NUMBER),
     Column("sha256", "SHA-256", Kind.HASH),
-    Column("on_chain", "as on chain", Kind.FLAG),
+    Column("on_chain", "matches the chain", Kind.FLAG),
     Column("problem", "problem"),
 )
 
@@ -107,16 +107,15 @@ async def list_jobs(
     context: CommandContext,
     everybody: Annotated[bool, typer.Option("--all", help="Jobs of all customers.")] = False,
     status: Annotated[
-        list[str] | None, typer.Option("--status", help="Only this status; may be repeated.")
+        list[str] | None,
+        typer.Option("--status", help="Only jobs of this status; may be repeated."),
     ] = None,
     name: Annotated[
         list[str] | None,
         typer.Option("--name", metavar="NAME", help="Only jobs of this name, such as 'train-*'."),
     ] = None,
     limit: LimitOption = 50,
-    follow: Annotated[
-        bool, typer.Option("--watch", help="List them again and again, until Ctrl-C.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Repeat the list until Ctrl-C.")] = False,
 ) -> None:
     """List the newest jobs: status, elapsed time, exit code, credits in escrow and spent."""
     import asyncio
@@ -127,7 +126,9 @@ async def list_jobs(
 
     statuses = parse_statuses(status or [])
     customer = None if everybody else own_address(context.settings, None)
-    empty = "No jobs." if everybody else "No jobs of this wallet; --all lists everybody's."
+    empty = (
+        "No jobs." if everybody else "No jobs of this wallet; --all lists those of all customers."
+    )
     if status or name:
         empty = "No such jobs."
     async with open_grid(context.settings) as contracts:
@@ -250,11 +251,11 @@ async def follow_to_end(
         on_change(job)
 
     context.goes_on = (
-        f"Job {job_id} goes on: look with `deepsquare job get {job_id}`, end it with "
+        f"Job {job_id} continues: see `deepsquare job get {job_id}`, end it with "
         f"`deepsquare job cancel {job_id}`."
     )
     interval = context.settings.poll_interval
-    report_trouble = partial(tell_trouble, context, f"waiting for job {job_id} goes on")
+    report_trouble = partial(tell_trouble, context, f"continuing to wait for job {job_id}")
 
     async def give_up(job: Job) -> None:
         if wallet is not None:
@@ -276,7 +277,7 @@ async def follow_to_end(
 def tell_trouble(context: CommandContext, goes_on: str, error: EndpointError | None) -> None:
     """Print to stderr that the endpoint fails and what continues, or (None) that it responds again."""
     context.printer.note(
-        "The endpoint answers again." if error is None else f"{error.message}; {goes_on}."
+        "The endpoint responds again." if error is None else f"{error.message}; {goes_on}."
     )
 
 
@@ -294,7 +295,9 @@ async def print_ended(context: CommandContext, found: Sequence[Ended]) -> None:
 async def logs(
     context: CommandContext,
     jobs: JobArguments,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log until the job ends.")
+    ] = False,
 ) -> None:
     """Print the output of jobs, from a gateway.
 
@@ -321,7 +324,7 @@ async def results(
             "--to",
             "--into",
             metavar="FOLDER",
-            help="Copy them into a new folder; of several jobs each into FOLDER/job-ID.",
+            help="Copy the files into a new folder; with several jobs into FOLDER/job-ID.",
         ),
     ] = None,
 ) -> int:
@@ -383,7 +386,7 @@ async def results(
 async def share(
     context: CommandContext,
     job: JobArgument,
-    reader: Annotated[str, typer.Argument(metavar="ADDRESS", help="Who may read.")],
+    reader: Annotated[str, typer.Argument(metavar="ADDRESS", help="Address that may read.")],
     until: Annotated[
         str,
         typer.Option(
@@ -420,11 +423,11 @@ async def cancel(
         list[str] | None,
         typer.Argument(
             metavar="JOB...",
-            help="Ids, ranges (3-7), a submission (sub-1f3a9c04) or names of own jobs (train-*).",
+            help="IDs, ranges (3-7), a submission (sub-1f3a9c04) or names of your jobs (train-*).",
         ),
     ] = None,
     unmet: Annotated[
-        bool, typer.Option("--unmet", help="Own jobs whose dependencies can't hold any more.")
+        bool, typer.Option("--unmet", help="Your jobs whose dependencies can never be met.")
     ] = False,
     gasless: GaslessOption = False,
     yes: YesOption = False,
@@ -437,7 +440,7 @@ async def cancel(
     from deepsquare_chain.errors import RevertedError, UsageError
 
     if bool(jobs) == unmet:
-        raise UsageError("Which jobs?", hint="Name them, such as 7, 3-5 or train-*; or --unmet.")
+        raise UsageError("Which jobs?", hint="Give jobs such as 7, 3-5 or train-*; or --unmet.")
     receipts = []
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         contracts = wallet.contracts
@@ -449,10 +452,16 @@ async def cancel(
             if len(job_ids) > 1:
                 for job in records:
                     if not job.status.is_live:
-                        context.printer.note(f"Job {job.id} was left out, it is {job.status.name}.")
+                        context.printer.note(
+                            f"Job {job.id} was skipped, because it is {job.status.name}."
+                        )
                 job_ids = [job.id for job in records if job.status.is_live]
         if not job_ids:
-            context.unchanged("All of them have ended." if jobs else "No job waits in vain.")
+            context.unchanged(
+                "All of them have ended."
+                if jobs
+                else "No job has dependencies that can never be met."
+            )
         for start in range(0, len(job_ids), _CANCELLED_AT_ONCE):
             batch = job_ids[start : start + _CANCELLED_AT_ONCE]
             receipts.append(await wallet.send(contracts.scheduler.cancel(batch)))
@@ -466,7 +475,7 @@ async def cancel(
     ]
     for event in skipped:
         context.printer.note(
-            f"Job {event.job_id} was left out, it is {event.status.name} ({event.reason_name}); "
+            f"Job {event.job_id} was skipped, because it is {event.status.name} ({event.reason_name}); "
             f"see `deepsquare job get {event.job_id}`."
         )
     return RevertedError.exit_code if skipped else 0

@@ -26,7 +26,10 @@ _JOB_FILE: Final = (
 )
 
 LenientOption = Annotated[
-    bool, typer.Option("--lenient", help="Leave out unknown keys and warn, instead of refusing.")
+    bool,
+    typer.Option(
+        "--lenient", help="Ignore unknown keys with a warning, instead of rejecting them."
+    ),
 ]
 
 
@@ -36,7 +39,7 @@ async def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
     lenient: LenientOption = False,
 ) -> None:
-    """Check a job file; nothing is sent anywhere."""
+    """Check a job file without sending anything."""
     from deepsquare_chain.workflow import load_job_file
 
     job_file = load_job_file(file, lenient=lenient)
@@ -65,7 +68,8 @@ async def convert(
     context: CommandContext,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="Write here; stdout if not given.")
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Output file; standard output by default."),
     ] = None,
 ) -> None:
     """Rewrite older keys of a job file; the result is checked and printed."""
@@ -88,7 +92,7 @@ async def convert(
     for line in (*changes, *job_file.warnings):
         context.printer.note(line)
     if not changes:
-        context.printer.note(f"{file} has no older keys.")
+        context.printer.note(f"{file} has no outdated keys.")
     if to is None:
         context.printer.raw(text.encode())
         return
@@ -97,7 +101,7 @@ async def convert(
             stream.write(text)
     except FileExistsError:
         raise UsageError(
-            f"{to} is there already and stays as it is", hint="Give another name."
+            f"{to} already exists and is not changed", hint="Give another name."
         ) from None
     except OSError as error:
         raise UsageError(f"{to} can't be written: {error.strerror}") from None

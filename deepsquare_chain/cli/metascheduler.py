@@ -11,9 +11,7 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import whole
 
-app = typer.Typer(
-    help="Run the meta-scheduler, and see what it would decide.", no_args_is_help=True
-)
+app = typer.Typer(help="Run the meta-scheduler, or explain its decisions.", no_args_is_help=True)
 
 RulesFile = Annotated[
     Path | None,
@@ -45,7 +43,7 @@ async def run(
     ] = None,
     rules: RulesFile = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Without a wallet: say what it would do.")
+        bool, typer.Option("--dry-run", help="Run without a wallet; only log the decisions.")
     ] = False,
 ) -> None:
     """Run the meta-scheduler until Ctrl-C: assign jobs, challenge unresponsive providers."""
@@ -79,7 +77,7 @@ async def explain(
             for decision in decisions
             if job in (None, decision.job_id)
         ),
-        empty="No job waits." if job is None else f"Job {job} does not wait.",
+        empty="No job is waiting." if job is None else f"Job {job} is not waiting.",
     )
     context.printer.note(
         f"Customers' recent use differs from equal shares by {share_error:.0%} of what was paid."

@@ -11,7 +11,7 @@ from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import LimitOption
 
 app = typer.Typer(
-    help="Notify of a wallet's jobs by webhook and e-mail.",
+    help="Send notifications of a wallet's jobs by webhook and e-mail.",
     no_args_is_help=True,
 )
 
@@ -32,13 +32,17 @@ _TESTED: Final = (
 )
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", metavar="ADDRESS", help="Whose jobs; this wallet's by default."),
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Customer whose jobs are followed; this wallet by default.",
+    ),
 ]
 
 
 @app.callback()
 def group() -> None:
-    """Notify of a wallet's jobs by webhook and e-mail."""
+    """Send notifications of a wallet's jobs by webhook and e-mail."""
 
 
 @command(app, service=True)
@@ -59,7 +63,7 @@ async def test(context: CommandContext) -> int:
     if context.settings.notify_by == "gateway":
         raise UsageError(
             "The gateway sends the notifications, by the setting notify_by",
-            hint="Submit a job, and look at what was sent with `deepsquare notify list`.",
+            hint="Submit a job; `deepsquare notify list` shows what was sent.",
         )
     results = await try_targets(context.settings, Deployment.load(context.settings.deployment))
     context.printer.rows(_TESTED, results)

@@ -42,7 +42,7 @@ async def stream(
         NotAuthorisedError: The wallet may not read the output.
         EndpointError: No gateway responds.
     """
-    report_trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
+    report_trouble = partial(tell_trouble, context, f"continuing to follow job {job_id}")
     async for data in log_of(
         context.settings, contracts, job_id, follow=follow, on_outage=report_trouble
     ):
@@ -95,7 +95,7 @@ async def print_log(
     write: Callable[[bytes], None] | None = None,
 ) -> None:
     """Print a job's log from a gateway. Raises the errors of `read_log`."""
-    report_trouble = partial(tell_trouble, context, f"following job {job_id} goes on")
+    report_trouble = partial(tell_trouble, context, f"continuing to follow job {job_id}")
     log = read_log(
         *(contracts, gateways, job_id),
         follow=follow,

@@ -35,8 +35,8 @@ _PROVIDER: Final = (
     Column("account", "account", Kind.HASH),
     Column("status", "status", Kind.WORD),
     Column("approved_until", "approved until (UTC)", Kind.TIME),
-    Column("version", "version in force", Kind.NUMBER),
-    Column("pending_version", "version proposed", Kind.NUMBER),
+    Column("version", "current version", Kind.NUMBER),
+    Column("pending_version", "proposed version", Kind.NUMBER),
     Column("nodes", "nodes", Kind.NUMBER),
     Column("cpus_per_node", "CPUs per node", Kind.NUMBER),
     Column("mem_per_node", "MB per node", Kind.NUMBER),
@@ -106,7 +106,7 @@ Labels = Annotated[
 async def init(
     context: CommandContext,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="From which the daemon is started.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder in which the daemon is started.")
     ] = Path(),
     kind: Annotated[
         str, typer.Option("--for", metavar="EXECUTOR", help="Executor: local or slurm.")
@@ -139,7 +139,7 @@ async def register(
     mem_price: MemPrice = None,
     nodes: Annotated[
         int | None,
-        typer.Option(parser=whole(1), metavar="N", help="Nodes, all alike."),
+        typer.Option(parser=whole(1), metavar="N", help="Number of equal nodes."),
     ] = None,
     cpus_per_node: Annotated[
         int | None, typer.Option(parser=whole(1), metavar="N", help="CPUs of a node.")
@@ -149,7 +149,7 @@ async def register(
         typer.Option(
             parser=size,
             metavar="SIZE",
-            help="Memory of a node: MB, or such as 64G.",
+            help="Memory of a node: MB, or a size such as 64G.",
         ),
     ] = None,
     gpus_per_node: Annotated[
@@ -159,7 +159,7 @@ async def register(
         bool,
         typer.Option(
             "--from-slurm",
-            help="Read nodes, CPUs, memory and GPUs from Slurm; executor_options name partitions.",
+            help="Read nodes, CPUs, memory and GPUs from Slurm; executor_options select partitions.",
         ),
     ] = False,
     gpu_price: GpuPrice = None,
@@ -209,7 +209,7 @@ async def register(
                 pairs,
             ):
                 context.unchanged(
-                    "The provider has this hardware, these prices and labels already."
+                    "The provider already has this hardware, these prices and labels."
                 )
                 return
         doubts += words.price_warnings(prices)
@@ -233,7 +233,7 @@ async def offer(
     context: CommandContext,
     cpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")],
     memory: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", help="In all: MB, or such as 64G.")
+        int, typer.Option(parser=size, metavar="SIZE", help="Total: MB, or a size such as 64G.")
     ],
     gpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")] = 0,
 ) -> None:
@@ -243,7 +243,7 @@ async def offer(
     async with context.wallet() as wallet:
         registry, new_offer = wallet.contracts.registry, Offer(cpus, memory, gpus)
         if (await registry.provider_of(wallet.address)).offer == new_offer:
-            context.unchanged("The offer is that already.")
+            context.unchanged("The offer is unchanged.")
             return
         context.receipt(await wallet.send(registry.set_offer(new_offer)))
 
@@ -267,7 +267,7 @@ async def set_price(
         provider = await registry.provider_of(wallet.address)
         prices = _prices(provider, cpu_price, gpu_price, mem_price)
         if prices == provider.prices:
-            context.unchanged("The prices are these already.")
+            context.unchanged("The prices are unchanged.")
             return
         context.printer.note(words.price_example(prices))
         doubts = [*words.price_changes(provider.prices, prices), *words.price_warnings(prices)]
@@ -287,7 +287,7 @@ async def set_labels(
         registry = wallet.contracts.registry
         provider = await registry.provider_of(wallet.address)
         if pairs == dict(provider.labels):
-            context.unchanged("The labels are these already.")
+            context.unchanged("The labels are unchanged.")
         elif context.agrees(list(label_changes(provider.labels, pairs)), yes=yes):
             context.receipt(await wallet.send(registry.set_labels(pairs)))
 
@@ -328,7 +328,7 @@ async def run(context: CommandContext) -> None:
 async def drain(
     context: CommandContext,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until no job is left with this provider.")
+        bool, typer.Option("--wait", help="Wait until no job is assigned to this provider.")
     ] = False,
     wait_timeout: WaitTimeoutOption = None,
 ) -> None:
@@ -351,7 +351,7 @@ async def drain(
                 wallet.contracts, provider.id, timeout=wait_timeout, report=context.printer.note
             )
     if receipt is None:
-        context.unchanged("The maintenance had begun already.")
+        context.unchanged("The maintenance has already begun.")
     else:
         context.receipt(receipt)
 
@@ -373,7 +373,7 @@ async def resume(context: CommandContext) -> None:
 async def jobs(
     context: CommandContext,
     account: AccountArgument = None,
-    everything: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include ended jobs.")] = False,
 ) -> None:
     """List the jobs that are assigned to a provider."""
     from deepsquare_chain.client.job_list import newest
@@ -393,7 +393,7 @@ async def jobs(
             (j.id, h.name, j.status.name, j.customer, j.resources.cpus, j.rate, j.since)
             for j, h in listed_jobs
         ),
-        empty="This provider holds no jobs.",
+        empty="This provider has no jobs.",
     )
 
 
@@ -402,7 +402,7 @@ async def earnings(
     context: CommandContext,
     account: AccountArgument = None,
     by: Annotated[
-        EarningsPeriod, typer.Option("--by", help="A line for each day, month or year, in UTC.")
+        EarningsPeriod, typer.Option("--by", help="Period of each line, in UTC.")
     ] = EarningsPeriod.DAY,
     month: MonthOption = None,
     first: FromOption = None,
@@ -430,7 +430,7 @@ async def earnings(
     if accrued.runs and period == Period():
         earned = days[-1].sum if days else 0
         rows.append(("running", accrued.runs, None, None, earned, accrued.amount, accrued.at_risk))
-    context.printer.rows(_EARNINGS, rows, empty=f"{address} has earned nothing yet.")
+    context.printer.rows(_EARNINGS, rows, empty=f"{address} has no earnings yet.")
 
 
 @command(app)
@@ -568,7 +568,7 @@ async def _slurm_hardware(context: CommandContext) -> Hardware:
         names = ", ".join(registered.left_out[:10]) + (
             " ..." if len(registered.left_out) > 10 else ""
         )
-        context.printer.note(f"Left out, because they are down or smaller: {names}.")
+        context.printer.note(f"Skipped, because they are down or smaller: {names}.")
     return hardware
 
 

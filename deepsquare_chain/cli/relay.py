@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from deepsquare_chain.store.requests import RecordedRequest
 
 app = typer.Typer(
-    help="Run a relay that pays customers' gas, and look at what was signed for one.",
+    help="Run a relay that pays customers' gas, and list signed requests.",
     no_args_is_help=True,
 )
 
 _TERMS: Final = (
     Column("url", "relay"),
     Column("wallet", "wallet that pays the gas"),
-    Column("open", "takes requests", Kind.FLAG),
+    Column("open", "accepts requests", Kind.FLAG),
     Column("functions", "functions"),
-    Column("min_amount", "least credits per job or top-up", Kind.CREDITS),
-    Column("max_gas", "gas per request at most", Kind.NUMBER),
+    Column("min_amount", "minimum credits per job or top-up", Kind.CREDITS),
+    Column("max_gas", "maximum gas per request", Kind.NUMBER),
     Column("per_customer", "requests per customer and hour", Kind.NUMBER),
     Column("per_hour", "requests per hour", Kind.NUMBER),
 )
@@ -44,7 +44,7 @@ _REQUESTS: Final = (
 
 @app.callback()
 def group() -> None:
-    """Run a relay that pays customers' gas, and look at what was signed for one."""
+    """Run a relay that pays customers' gas, and list signed requests."""
 
 
 @command(app, service=True)
@@ -53,7 +53,7 @@ async def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(parser=port, metavar="PORT", help="Port to listen on; 0 takes a free one."),
+        typer.Option(parser=port, metavar="PORT", help="Port to listen on; 0 chooses a free one."),
     ] = 8548,
     min_credits: Annotated[
         int | None,
@@ -61,13 +61,13 @@ async def serve(
             "--min-credits",
             parser=amount,
             metavar="CREDITS",
-            help="Least escrow of a submitted job, and least top-up; 0.01 by default.",
+            help="Minimum escrow of a submitted job, and minimum top-up; 0.01 by default.",
         ),
     ] = None,
     max_gas: Annotated[
         int,
         typer.Option(
-            "--max-gas", parser=whole(100_000), metavar="N", help="Most gas of one request."
+            "--max-gas", parser=whole(100_000), metavar="N", help="Maximum gas of one request."
         ),
     ] = 3_000_000,
     per_customer: Annotated[
@@ -92,7 +92,7 @@ async def serve(
             min=0,
             max=5,
             metavar="SECONDS",
-            help="How long a request waits for others to share its transaction.",
+            help="Time that a request waits for others to share its transaction.",
         ),
     ] = 0.3,
     min_coin: Annotated[
@@ -101,7 +101,7 @@ async def serve(
             "--min-coin",
             parser=amount,
             metavar="COIN",
-            help="Take no requests while the wallet holds less; by default what one request costs.",
+            help="Accept no requests while the wallet has less; by default the cost of one request.",
         ),
     ] = None,
 ) -> None:
@@ -173,7 +173,9 @@ async def requests(
         await wallet.sender.reconcile()
         recent_requests = wallet.store.recent_requests(limit)
     context.printer.rows(
-        _REQUESTS, map(_row, recent_requests), empty="This wallet has signed no request from here."
+        _REQUESTS,
+        map(_row, recent_requests),
+        empty="This state folder has no signed requests of this wallet.",
     )
 
 

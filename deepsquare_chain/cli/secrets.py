@@ -19,7 +19,7 @@ def new_password(file: Path, password_file: Path | None) -> str:
     from deepsquare_chain.chain.wallet import read_password
 
     typed = read_password(file, password_file)
-    if password_file is None and getpass.getpass("The same again: ") != typed:
+    if password_file is None and getpass.getpass("Repeat the password: ") != typed:
         raise UsageError("The two passwords differ", hint="Nothing was written; try again.")
     return typed
 
@@ -32,8 +32,8 @@ def ask_secret(prompt: str) -> str:
     """
     if not sys.stdin.isatty():
         raise NotAuthorisedError(
-            "A secret is only read from a terminal",
-            hint="Name its file with --key-file or --mnemonic-file, import a keystore with --from, "
+            "A secret can only be entered on a terminal",
+            hint="Give its file with --key-file or --mnemonic-file, import a keystore with --from, "
             "or use a terminal.",
         )
     return getpass.getpass(prompt)

@@ -61,8 +61,8 @@ def asker(context: CommandContext, *, yes: bool) -> Confirm:
             return True
         if not sys.stdin.isatty():
             raise UsageError(
-                "There is no terminal to ask on, and nothing is signed unasked",
-                hint="Give --yes to sign what is shown.",
+                "There is no terminal to confirm the signature",
+                hint="Give --yes to sign without a confirmation.",
             )
         return typer.confirm("Sign it?", err=True)
 

@@ -78,18 +78,23 @@ async def simulate(
     load: Annotated[
         list[float] | None,
         typer.Option(
-            parser=_load, metavar="LOAD", help="Work over capacity; again for more. 0.9 by default."
+            parser=_load,
+            metavar="LOAD",
+            help="Load (work divided by capacity); may be repeated. 0.9 by default.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(parser=whole(1, 1_000, 6), metavar="COUNT", help="Runs of each case.")
+        int,
+        typer.Option(
+            parser=whole(1, 1_000, 6), metavar="COUNT", help="Number of runs of each case."
+        ),
     ] = 6,
     want: Annotated[
         list[str] | None,
         typer.Option(
             parser=_wish,
             metavar="OBJECTIVE",
-            help="What jobs want: COST, TIME, ENERGY, or MIXED for a third each, which is the "
+            help="Objective of the jobs: COST, TIME, ENERGY, or MIXED for a third each, which is the "
             "default; again for more.",
         ),
     ] = None,
@@ -98,7 +103,7 @@ async def simulate(
         typer.Option(
             parser=_block,
             metavar="SECONDS",
-            help="Chain delay of blocks so far apart; again for more. 0, none, by default.",
+            help="Block time in seconds, which delays the scheduler; may be repeated. 0 by default.",
         ),
     ] = None,
     rules: Annotated[
@@ -110,11 +115,11 @@ async def simulate(
         typer.Option(
             parser=whole(1, 10**6, 128),
             metavar="CPUS",
-            help="What the trace's machine counts as; itself, or the mean cluster if it is wider.",
+            help="CPUs to scale the trace's machine to; its own, or those of the mean cluster if it is wider.",
         ),
     ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Also run what it is compared with.")
+        bool, typer.Option("--baselines/--no-baselines", help="Also simulate the baselines.")
     ] = True,
     processes: Annotated[
         int | None,
@@ -127,7 +132,7 @@ async def simulate(
         typer.Option(metavar="FILE", help="Write a page (HTML) with tables and plots over time."),
     ] = None,
 ) -> None:
-    """Run a recorded workload through the policy on a grid of your own, and compare it.
+    """Simulate the scheduling policy with a recorded workload on a grid of your own.
 
     Job sizes of a trace from a machine wider than the mean cluster are scaled down to it.
     Pieces of the trace are overlaid so that the grid has the requested load.
@@ -209,7 +214,7 @@ def _print(context: CommandContext, trace: str, rows: list[ResultRow]) -> None:
             )
             for row in rows
         ),
-        empty="Nothing was simulated.",
+        empty="No case was simulated.",
     )
 
 

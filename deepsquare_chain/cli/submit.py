@@ -64,11 +64,17 @@ _LOOK_SECONDS: Final = 20.0
 JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
 CreditsOption = Annotated[
     int | None,
-    typer.Option("--credits", parser=some, metavar="CREDITS", help="Escrow; wins over the file."),
+    typer.Option(
+        "--credits", parser=some, metavar="CREDITS", help="Escrow; overrides the job file."
+    ),
 ]
 LimitOption = Annotated[
     str | None,
-    typer.Option("--time-limit", metavar="TIME", help="Such as 90s, 10m, 2d; wins over the file."),
+    typer.Option(
+        "--time-limit",
+        metavar="TIME",
+        help="Time limit such as 90s, 10m, 2d; overrides the job file.",
+    ),
 ]
 
 
@@ -132,7 +138,7 @@ async def quote(
     if prospect is not None:
         context.printer.note(prospect.text)
     elif eligible:
-        context.printer.note("Its place in the queue could not be found out; try again later.")
+        context.printer.note("Its place in the queue could not be determined; try again later.")
     context.printer.rows(
         _QUOTES,
         (
@@ -163,20 +169,23 @@ async def submit(
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="A variable for the job; again for more."),
+        typer.Option(
+            "--env", metavar="NAME=VALUE", help="Environment variable of the job; may be repeated."
+        ),
     ] = None,
     depends: Annotated[
         list[str] | None,
         typer.Option(
             "--depends",
             metavar="KIND:JOB",
-            help="Run after other jobs: afterok, afterany or afternotok, then ids, ranges, names.",
+            help="Run after other jobs: afterok, afterany or afternotok, then IDs, ranges, names.",
         ),
     ] = None,
     encrypt: Annotated[
         bool,
         typer.Option(
-            "--encrypt", help="Encrypt log and results to your own key, which is made if missing."
+            "--encrypt",
+            help="Encrypt log and results to your own key, which is created if missing.",
         ),
     ] = False,
     recipient: Annotated[
@@ -184,7 +193,7 @@ async def submit(
         typer.Option(
             "--recipient",
             metavar="KEY",
-            help="Encrypt log and results to this public key of age (age1...); again for more.",
+            help="Encrypt log and results to this public age key (age1...); may be repeated.",
         ),
     ] = None,
     secret: Annotated[
@@ -192,7 +201,7 @@ async def submit(
         typer.Option(
             "--secret",
             metavar="NAME[=FILE]",
-            help="A variable that no gateway can read: of the environment, or a file; again for more.",
+            help="Secret variable, encrypted to the providers: NAME of the environment, or NAME=FILE; may be repeated.",
         ),
     ] = None,
     lenient: LenientOption = False,
@@ -202,23 +211,25 @@ async def submit(
     key: Annotated[
         str | None,
         typer.Option(
-            "--key", metavar="KEY", help="Your name of this submission; repeated, it pays once."
+            "--key",
+            metavar="KEY",
+            help="Idempotency key: a repeated submission with this key is paid only once.",
         ),
     ] = None,
     gasless: GaslessOption = False,
     yes: YesOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, pay nothing.")
+        bool, typer.Option("--dry-run", help="Check everything without paying.")
     ] = False,
     wait: Annotated[
         bool,
         typer.Option(
-            "--wait", help="Show its output and wait for the end; exit with its own code."
+            "--wait", help="Show its output and wait for the end; exit with its exit code."
         ),
     ] = False,
     wait_timeout: WaitTimeoutOption = None,
 ) -> int | None:
-    """Pay for a job and put it into the grid's queue."""
+    """Pay for a job and submit it to the grid's queue."""
     from deepsquare_chain.cli.job import wait_for_all
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.gateways import definitions_of, request_notifications
@@ -350,13 +361,13 @@ async def _warn(
 
     if cheapest(await quotes(contracts, terms)) is None:
         context.printer.note(
-            "Warning: no provider could run this now; see `deepsquare quote`. The job "
+            "Warning: no provider is eligible now; see `deepsquare quote`. The job "
             "would wait, and can be cancelled for a full refund."
         )
     if isinstance(store, FolderDefinitionStore) and not store.readers():
         context.printer.note(
             f"Warning: no provider is known to read definitions from {store.path} (setting "
-            "store). Where none does, the job waits and can be cancelled for a full refund."
+            "store). If none does, the job waits and can be cancelled for a full refund."
         )
 
 
@@ -403,8 +414,8 @@ async def _with_secrets(
         return definition, terms
     if key is not None:
         raise UsageError(
-            "--secret and --key can't be combined: what is encrypted differs each time",
-            hint="Leave one of them out.",
+            "--secret and --key can't be combined: encrypted data differs each time",
+            hint="Give only one of them.",
         )
     return await with_secrets(
         *(wallet.contracts, definition, terms, read_secrets(words)),
@@ -424,7 +435,7 @@ def _encrypted(
     key, is_new = ensure_result_key(context.settings.result_key_file)
     if is_new:
         context.printer.note(
-            f"Made a key for results in {key.path}: keep a copy, for nothing else decrypts them."
+            f"Created a key for results in {key.path}: keep a copy; results can't be decrypted without it."
         )
     context.printer.note(f"Log and results are encrypted to {key.recipient}.")
     return definition.encrypted_to([key.recipient, *recipients])
@@ -439,5 +450,5 @@ def _advise(context: CommandContext, submission: str, after: Sequence[object]) -
         )
     if after:
         context.printer.note(
-            "It is assigned when its dependencies hold; `deepsquare job why` tells where it stands."
+            "It is assigned when its dependencies are met; `deepsquare job why` shows its state."
         )

@@ -18,13 +18,16 @@ async def top(
     context: CommandContext,
     everybody: Annotated[bool, typer.Option("--all", help="List jobs of all customers.")] = False,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Open no wallet: nothing can be cancelled or paid.")
+        bool,
+        typer.Option(
+            "--read-only", help="Do not open a wallet: jobs can't be cancelled or topped up."
+        ),
     ] = False,
     interval: Annotated[
-        float, typer.Option(min=0.5, max=3_600, metavar="SECONDS", help="Between two looks.")
+        float, typer.Option(min=0.5, max=3_600, metavar="SECONDS", help="Poll interval.")
     ] = 2.0,
 ) -> None:
-    """Show own jobs, the queue and providers as they change; keys: logs, cancel, top up, quit."""
+    """Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit."""
     require("top", "top")
     from deepsquare_chain.cli.outputs import log_of
     from deepsquare_chain.cli.top_screen import Actions, TopApp

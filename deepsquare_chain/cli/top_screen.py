@@ -176,7 +176,7 @@ class TopApp(App[None]):
         try:
             overview = await self._read()
         except GridError as error:
-            status.update(Text(f"{error.message}; trying again", style="bold red"))
+            status.update(Text(f"{error.message}; retrying", style="bold red"))
             return
         counts = [job.job.status for job in overview.jobs]
         parts = [f"chain {self._chain_id}", f"block {overview.block}"]
@@ -267,7 +267,7 @@ class TopApp(App[None]):
         self, action: Callable[..., Awaitable[None]] | None
     ) -> Callable[..., Awaitable[None]] | None:
         if action is None:
-            self.notify("No wallet is open: nothing can be sent.", severity="warning")
+            self.notify("No wallet is open, so nothing can be sent.", severity="warning")
         return action
 
     async def _try(self, what: str, work: Awaitable[None]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.client.network import WalletConnection
 
 app = typer.Typer(
-    help="Look at what a wallet has sent, and replace what is stuck.", no_args_is_help=True
+    help="Show a wallet's transactions, and replace stuck ones.", no_args_is_help=True
 )
 
 _LIST: Final = (
@@ -61,7 +61,7 @@ Which = Annotated[
 
 @app.callback()
 def group() -> None:
-    """Look at what a wallet has sent, and replace what is stuck."""
+    """Show a wallet's transactions, and replace stuck ones."""
 
 
 @command(app, "list")
@@ -75,7 +75,9 @@ async def list_transactions(
         await wallet.sender.reconcile()
         entries = wallet.store.recent_entries(limit)
     context.printer.rows(
-        _LIST, map(_list_row, entries), empty="This wallet has sent nothing from here."
+        _LIST,
+        map(_list_row, entries),
+        empty="This state folder has no transactions of this wallet.",
     )
 
 

@@ -110,16 +110,16 @@ def label(text: str) -> tuple[str, str]:
 
 CreditsArgument = Annotated[int, typer.Argument(parser=amount, metavar="CREDITS")]
 _job_id = whole(1, MAX_JOB_ID, 42)
-JobArgument = Annotated[int, typer.Argument(parser=_job_id, metavar="JOB", help="Job id.")]
+JobArgument = Annotated[int, typer.Argument(parser=_job_id, metavar="JOB", help="Job ID.")]
 JobArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="JOB...",
-        help="Ids, ranges (3-7), a submission (sub-1f3a9c04) or names of own jobs (train-*).",
+        help="IDs, ranges (3-7), a submission (sub-1f3a9c04) or names of your jobs (train-*).",
     ),
 ]
 AccountArgument = Annotated[
-    str | None, typer.Argument(help="Address; the keystore's own by default.")
+    str | None, typer.Argument(help="Address; that of the keystore by default.")
 ]
 
 GaslessOption = Annotated[
@@ -128,16 +128,17 @@ GaslessOption = Annotated[
         "--gasless", help="Sign a request and let a relay pay the gas; the wallet needs no coin."
     ),
 ]
-AgreeOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do not ask before something is undone or looks odd.")
-]
+AgreeOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 YesOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Sign a --gasless request without asking.")
+    bool, typer.Option("--yes", "-y", help="Sign a --gasless request without a confirmation.")
 ]
 
 
 LimitOption = Annotated[
-    int, typer.Option("--limit", parser=whole(1, example=50), metavar="N", help="The newest N.")
+    int,
+    typer.Option(
+        "--limit", parser=whole(1, example=50), metavar="N", help="Show only the newest N."
+    ),
 ]
 WaitTimeoutOption = Annotated[
     float | None,
@@ -145,7 +146,7 @@ WaitTimeoutOption = Annotated[
         "--wait-timeout",
         parser=wait,
         metavar="TIME",
-        help="Longest wait, such as 90 or 10m (exit 9).",
+        help="Maximum wait, such as 90 or 10m (exit code 9).",
     ),
 ]
 port = whole(0, 65_535, 8545)
@@ -157,11 +158,11 @@ MonthOption = Annotated[
 ]
 FromOption = Annotated[
     str | None,
-    typer.Option("--from", metavar="DATE", help="From this day, moment (UTC) or block on."),
+    typer.Option("--from", metavar="DATE", help="Start: day, time (UTC) or block."),
 ]
 ToOption = Annotated[
     str | None,
-    typer.Option("--to", metavar="DATE", help="Up to this day, moment (UTC) or block, included."),
+    typer.Option("--to", metavar="DATE", help="End, inclusive: day, time (UTC) or block."),
 ]
 
 

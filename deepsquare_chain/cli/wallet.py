@@ -13,14 +13,14 @@ from deepsquare_chain.cli.output import Column, Kind
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
 
-app = typer.Typer(help="Make, import, list and show encrypted wallets.", no_args_is_help=True)
+app = typer.Typer(help="Create, import, list and show encrypted wallets.", no_args_is_help=True)
 
 _WALLET: Final = (Column("address", "address", Kind.HASH), Column("path", "keystore"))
 _RESULT_KEY: Final = (Column("recipient", "public key"), Column("path", "file"))
 _LIST: Final = (
-    Column("address", "stated address", Kind.HASH),
+    Column("address", "recorded address", Kind.HASH),
     Column("path", "keystore"),
-    Column("checked", "is the key's", Kind.FLAG),
+    Column("checked", "verified", Kind.FLAG),
 )
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file.")]
 
@@ -49,16 +49,15 @@ async def import_wallet(
         Path | None,
         typer.Option(
             "--key-file",
-            help="File of a private key in hex, readable by you alone; - for standard input.",
+            help="File of a private key in hex, readable only by its owner; - for standard input.",
         ),
     ] = None,
-    mnemonic: Annotated[
-        bool, typer.Option("--mnemonic", help="Ask for the words of a mnemonic.")
-    ] = False,
+    mnemonic: Annotated[bool, typer.Option("--mnemonic", help="Prompt for a mnemonic.")] = False,
     mnemonic_file: Annotated[
         Path | None,
         typer.Option(
-            "--mnemonic-file", help="File of these words, readable by you alone; - for stdin."
+            "--mnemonic-file",
+            help="File of a mnemonic, readable only by its owner; - for standard input.",
         ),
     ] = None,
     derivation: Annotated[
@@ -113,7 +112,7 @@ async def import_wallet(
 async def list_wallets(
     context: CommandContext,
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of keystores; the keystore's own by default.")
+        Path | None, typer.Argument(help="Folder of keystores; that of the keystore by default.")
     ] = None,
 ) -> None:
     """List the wallets of a folder with the addresses that their files state.
@@ -152,7 +151,7 @@ async def show(context: CommandContext) -> None:
         if not address:
             raise
         context.printer.note(
-            f"The file states this address; it was not compared with the key: {error.message}."
+            f"This address is recorded in the file; it was not compared with the key: {error.message}."
         )
     context.printer.record(_WALLET, (address, str(context.settings.keystore)))
 
@@ -168,7 +167,7 @@ async def result_key(context: CommandContext) -> None:
     key, is_new = ensure_result_key(context.settings.result_key_file)
     if is_new:
         context.printer.note(
-            f"Made {key.path}: keep a copy, for nothing else decrypts what is encrypted to it."
+            f"Created {key.path}: keep a copy; data encrypted to it can't be decrypted without it."
         )
     context.printer.record(_RESULT_KEY, (key.recipient, str(key.path)))
 

@@ -139,7 +139,7 @@ def _expected_start(service: SchedulerService, job: Job, reason: Reason) -> tupl
         return ()
     start = expected.forecast
     when = f"about {chain_time(start.at)} at provider {start.provider_id}"
-    text = f"it is expected to start {when}, if nothing else is submitted meanwhile"
+    text = f"it is expected to start {when}, if no other job is submitted meanwhile"
     return (f"{text}; {expected.reliability}",)
 
 
@@ -229,7 +229,7 @@ async def _ended(contracts: Contracts, job: Job) -> str:
             f"{format_credits(refunded)} refunded"
         )
     if history.successor is not None:
-        lines.append(f"job {history.successor} goes on with its credits")
+        lines.append(f"job {history.successor} continues with its credits")
     return "\n".join(lines)
 
 
@@ -315,11 +315,11 @@ def _reasons(service: SchedulerService) -> Iterator[Reason]:
 
 def _advice(reason: Reason) -> str:
     """Return what the customer of a PENDING job can do next."""
-    cancel_hint = f"`deepsquare job cancel {reason.job_id}` gives all of its credits back"
+    cancel_hint = f"`deepsquare job cancel {reason.job_id}` refunds all of its credits"
     if reason.provider_id is not None:
         return (
             "a running meta-scheduler does that within seconds; if it does not, none is running: "
-            f"ask who runs the grid, or start `deepsquare metascheduler run`; {cancel_hint}"
+            f"ask the operator of the grid, or start `deepsquare metascheduler run`; {cancel_hint}"
         )
     if reason.hold is not None and reason.hold.final:
         return f"it can't run any more: {cancel_hint}"
@@ -327,8 +327,8 @@ def _advice(reason: Reason) -> str:
     if Refusal.BUDGET in reason.refusals and None not in reason.refusals:
         return f"`deepsquare job topup {reason.job_id} CREDITS` raises its escrow; {cancel_hint}"
     if refusals and refusals <= _LASTING:
-        return f"{cancel_hint}; then submit it with what `deepsquare quote FILE` shows to suit"
-    return f"nothing, it goes on by itself when that changes; {cancel_hint}"
+        return f"{cancel_hint}; then submit it with what `deepsquare quote FILE` shows as eligible"
+    return f"nothing, it continues automatically when that changes; {cancel_hint}"
 
 
 def _claim_advice(job: Job, timeout: int) -> str:

@@ -436,7 +436,7 @@ def test_a_new_version_goes_on_with_the_old_credit_and_registry(
     assert made["block"] == old["block"]
     verified = cli("contracts", "verify", "--deployment", record)
     assert verified.code == 0
-    assert "METASCHEDULER_ROLE of MetaScheduler is held by" in verified.out
+    assert "has METASCHEDULER_ROLE of MetaScheduler" in verified.out
     assert cli("audit", "verify", "--deployment", record).code == 0
     # Its providers are those of the old version.
     providers = cli("provider", "status", "--all", "--deployment", record, "-o", "json")
@@ -455,7 +455,7 @@ def test_closed_submissions(cli: Cli, place: Place) -> None:
 def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
     sent = cli("submit", HELLO, "--credits", "0.0001", "-o", "json")
     assert sent.code == 0
-    assert "Warning: no provider could run this now" in sent.err
+    assert "Warning: no provider is eligible now" in sent.err
     job = str(json.loads(sent.out)[0]["id"])
     found = cli("job", "why", job)
     assert found.code == 0

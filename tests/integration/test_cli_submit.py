@@ -82,7 +82,7 @@ def test_a_job_that_missed_its_start_is_refunded(cli: Cli, place: Place) -> None
     assert cli("submit", HELLO).code == 0
     told = data(cli("job", "why", str(job), "-o", "json"))
     assert "it had to start before" in told["why"]
-    assert "gives all of its credits back" in told["next"]
+    assert "refunds all of its credits" in told["next"]
     assert cli("job", "cancel", "--unmet").code == 0
     assert credits(cli) == before - 10**18  # the other one
 
@@ -264,7 +264,7 @@ def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
     both = cli("job", "cancel", first, second, "-o", "json")
     assert both.code == 0
     assert json.loads(both.out)["label"] == f"cancel job {second}"
-    assert f"Job {first} was left out, it is CANCELLED." in both.err
+    assert f"Job {first} was skipped, because it is CANCELLED." in both.err
     assert f"Job {second} was" not in both.err
     assert data(cli("job", "get", second, "-o", "json"))["status"] == "CANCELLED"
     again = cli("job", "cancel", second)

@@ -185,7 +185,7 @@ def test_common_options_may_stand_before_the_verb(words: list[str], meant: list[
         (["status", "x"], "deepsquare job get"),
         (["jobs", "get", "--help"], "deepsquare job get"),
         (["cancel", "--help"], "deepsquare job cancel"),
-        (["squeue"], "Here it is `deepsquare job list`"),
+        (["squeue"], "In this program it is `deepsquare job list`"),
         (["jbo"], "Did you mean job"),
     ],
 )

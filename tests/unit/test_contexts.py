@@ -92,4 +92,4 @@ def test_the_command_chooses_and_says_what_goes_before_it(
     monkeypatch.setenv("DEEPSQUARE_CONTEXT", "test")
     done = CliRunner().invoke(app, ["config", "use", "main"])
     assert done.exit_code == 0
-    assert "the environment (DEEPSQUARE_CONTEXT) goes before it" in done.stderr
+    assert "the environment (DEEPSQUARE_CONTEXT) overrides it" in done.stderr

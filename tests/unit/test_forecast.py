@@ -60,7 +60,7 @@ def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
     assert (found.place, found.length, found.starts_in) == (2, 3, {1: 400})
     assert found.text == (
         "Now it would be number 2 of 3 in the queue, and is expected to start in about 400 s at "
-        "provider 1, if nothing else is submitted meanwhile. No finished run shows yet how "
+        "provider 1, if no other job is submitted meanwhile. No finished run shows yet how "
         "accurate such estimates are."
     )
     free = prospect(Snapshot(NOW, [provider()], [], []), RULES, RunHistory(), terms)

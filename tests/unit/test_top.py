@@ -142,7 +142,7 @@ async def test_the_cursor_stays_at_its_job() -> None:
         await pilot.press("r")
         await app.workers.wait_for_complete()
         await pilot.pause()
-        assert status(app) == "The endpoint does not answer; trying again"
+        assert status(app) == "The endpoint does not answer; retrying"
         assert len(rows(app, "jobs")) == 4, "what was read last stays"
 
 
@@ -205,7 +205,7 @@ async def test_without_a_wallet_nothing_is_sent() -> None:
         await pilot.pause()
         assert not isinstance(app.screen, AskScreen)
         assert {each.message for each in app._notifications} == {
-            "No wallet is open: nothing can be sent."
+            "No wallet is open, so nothing can be sent."
         }
         await pilot.press("q")
     assert app.return_code == 0

@@ -148,17 +148,20 @@ def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch)
             Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.LABELS)),
             "deepsquare quote FILE",
         ),
-        (Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.SILENT)), "by itself"),
-        (Reason(7, None, "", refusals=(Refusal.BUDGET, None)), "by itself"),
-        (Reason(7, None, "", refusals=(Refusal.BANNED, Refusal.BANNED)), "by itself"),
+        (
+            Reason(7, None, "", refusals=(Refusal.TOO_LARGE, Refusal.SILENT)),
+            "continues automatically",
+        ),
+        (Reason(7, None, "", refusals=(Refusal.BUDGET, None)), "continues automatically"),
+        (Reason(7, None, "", refusals=(Refusal.BANNED, Refusal.BANNED)), "continues automatically"),
         (Reason(7, None, "", refusals=(Refusal.BANNED, Refusal.LABELS)), "deepsquare quote FILE"),
-        (Reason(7, None, ""), "by itself"),
+        (Reason(7, None, ""), "continues automatically"),
     ],
 )
 def test_a_waiting_job_comes_with_advice(reason: Reason, words: str) -> None:
     advice = why._advice(reason)
     assert words in advice
-    assert "`deepsquare job cancel 7` gives all of its credits back" in advice
+    assert "`deepsquare job cancel 7` refunds all of its credits" in advice
 
 
 def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
