@@ -74,7 +74,7 @@ class Prospect:
         seconds = self.starts_in[provider]
         when = f"in about {seconds} s" if seconds else "at once"
         return (
-            f"Now {queue}, and is expected to start {when} at provider {provider}, if nothing else "
+            f"Now {queue}, and is expected to start {when} at provider {provider}, if no other job "
             f"is submitted meanwhile. {self.reliability.capitalize()}."
         )
 
