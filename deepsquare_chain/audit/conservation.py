@@ -17,6 +17,7 @@ from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.bindings.events import event_topics, topic_of
+from deepsquare_chain.chain.rpc.batching import chunks
 
 #: Records per `getJobs` call to reproduce: far below any node's gas limit for a call.
 _JOBS_A_CALL: Final = 100
@@ -163,10 +164,10 @@ def conservation(
     created = Side("mints - burns", (("minted", totals.minted), ("burned", -totals.burned)))
     owed = _owed(totals)
     balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
-    slices = [
-        list(live[start : start + _JOBS_A_CALL]) for start in range(0, len(live), _JOBS_A_CALL)
+    records = [
+        call(deployment, "MetaScheduler", block, "getJobs", list(some))
+        for some in chunks(live, _JOBS_A_CALL)
     ]
-    records = [call(deployment, "MetaScheduler", block, "getJobs", each) for each in slices]
     records += [call(deployment, "MetaScheduler", block, "parkedOf", each) for each in parked]
     checks = [
         ConservationCheck(

@@ -227,33 +227,27 @@ class GridLedgers:
         self.registry = RegistryLedger(deployment)
         self.jobs = JobLedger(self.registry, deployment)
         self.tokens = TokenLedger(deployment.scheduler)
-        self._deployment = deployment
+        self._credit = deployment.credit
 
     def read(self, context: TransactionContext, events: Iterable[ev.Event]) -> None:
         """Apply the events of one transaction, given in chain order."""
         transfers = []
         for event in events:
             context.log_index = event.log_index
-            if event.address == self._deployment.credit:
+            if event.address == self._credit:
                 if isinstance(event, ev.Transfer):
                     transfers.append(event)
-            elif event.address == self._deployment.registry or not hasattr(event, "job_id"):
-                self.registry.read(event, context)
-                self._read_parked(event, context)
-            else:
-                self.registry.read(event, context)
-                self.jobs.read(event, context)
+                continue
+            # Each ledger ignores the events that do not concern it.
+            self.registry.read(event, context)
+            self.jobs.read(event, context)
+            if isinstance(event, ev.PaymentParked):
+                self.tokens.park(event, context)
+            elif isinstance(event, ev.PaymentWithdrawn):
+                self.tokens.withdraw(event, context)
         self.jobs.close(context)
         self.registry.close(context)
         self.tokens.close(transfers, context)
-
-    def _read_parked(self, event: ev.Event, context: TransactionContext) -> None:
-        if event.address != self._deployment.scheduler:
-            return
-        if isinstance(event, ev.PaymentParked):
-            self.tokens.park(event, context)
-        elif isinstance(event, ev.PaymentWithdrawn):
-            self.tokens.withdraw(event, context)
 
 
 # -- statements of accounts over a range of blocks

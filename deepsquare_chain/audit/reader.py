@@ -16,13 +16,12 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_logs
-from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.batching import block_headers, chunks
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Load
 
-_HEADERS: Final = 100
 _READS: Final = 50
 _ATTEMPTS: Final = 3
 
@@ -108,7 +107,7 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
     )
     balances: dict[str, int] = {}
     parked: dict[str, int] = {}
-    for batch in _slices(accounts, _READS):
+    for batch in chunks(accounts, _READS):
         amounts, parked_amounts = await asyncio.gather(
             asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in batch)),
             asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in batch)),
@@ -116,7 +115,7 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
         balances |= dict(zip(batch, amounts, strict=True))
         parked |= dict(zip(batch, parked_amounts, strict=True))
     loads: dict[str, Load] = {}
-    for provider_batch in _slices(providers, _READS):
+    for provider_batch in chunks(providers, _READS):
         requests = (scheduler.load_of(each.id, block_identifier=block) for each in provider_batch)
         batch_loads = await asyncio.gather(*requests)
         loads |= {
@@ -209,27 +208,23 @@ class _Reading:
         """Return the time of each block with events; None if a block was replaced."""
         hashes = {event.block_number: event.block_hash for event in events}
         times: dict[int, int] = {}
-        for numbers in _slices(sorted(hashes), _HEADERS):
-            requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
-            try:
-                headers = await ask_all(self._w3, requests)
-            except Web3RPCError as error:
-                raise self._refusal(error) from None
-            for number, header in zip(numbers, headers, strict=True):
+        try:
+            async for number, header in block_headers(self._w3, sorted(hashes)):
                 if header is None or header["hash"] != hashes[number]:
                     return None
                 times[number] = int(header["timestamp"], 16)
+        except Web3RPCError as error:
+            raise self._refusal(error) from None
         return times
 
     async def _header(self, number: int) -> Mapping[str, Any]:
         try:
-            (header,) = await ask_all(self._w3, [("eth_getBlockByNumber", [hex(number), False])])
+            [(_, header)] = [each async for each in block_headers(self._w3, [number])]
         except Web3RPCError as error:
             raise self._refusal(error) from None
         if header is None:
             raise EndpointError(f"The node does not know block {number}")
-        block: Mapping[str, Any] = header
-        return block
+        return header
 
     @staticmethod
     def _refusal(error: Web3RPCError) -> EndpointError:
@@ -238,7 +233,3 @@ class _Reading:
 
 def _place(log: Mapping[str, Any]) -> tuple[int, int]:
     return int(log["blockNumber"], 16), int(log["logIndex"], 16)
-
-
-def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -24,6 +24,7 @@ from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, pro
 from deepsquare_chain.audit.reader import Progress, read_chronicle, read_storage
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobFlags
 
@@ -201,8 +202,7 @@ async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditRepor
     late = [row for row in report.exceptions if row.code is Code.LATE_ASSIGNMENT]
     hashes = sorted({row.tx_hash for row in late})
     transactions: dict[str, Any] = {}
-    for start in range(0, len(hashes), _READS):
-        batch = hashes[start : start + _READS]
+    for batch in chunks(hashes, _READS):
         requests = (contracts.w3.eth.get_transaction(HexBytes(tx_hash)) for tx_hash in batch)
         transactions |= zip(batch, await asyncio.gather(*requests), strict=True)
     named = name_self_scheduled(

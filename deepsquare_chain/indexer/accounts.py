@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, Select, String, column, func, select, va
 
 from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
@@ -312,9 +313,9 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
     # Rows are selected separately from their keys: in a single query, both databases compute the
     # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
     # table for an IN list of keys.
-    for start in range(0, len(row_keys), _SLICE):
+    for some_keys in chunks(row_keys, _SLICE):
         keys = values(column("account", String), column("block", Int), name="keys")
-        key_table = keys.data(row_keys[start : start + _SLICE]).cte()
+        key_table = keys.data(some_keys).cte()
         same_key = (table.c.account == key_table.c.account) & (table.c.block == key_table.c.block)
         rows = connection.execute(select(table).join_from(key_table, table, same_key))
         latest |= {row.account: row for row in rows}

@@ -15,12 +15,9 @@ from deepsquare_chain.chain.bindings.abi import AbiError, interfaces
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import ExecutedForwardRequest, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall, forwarded_calls
-from deepsquare_chain.chain.rpc.batching import ask_all
+from deepsquare_chain.chain.rpc.batching import BATCH, ask_all, block_headers, chunks
 from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
-
-#: Calls per RPC batch, small enough for hosted endpoints.
-BATCH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +101,13 @@ async def _headers(
 ) -> dict[int, Header] | None:
     """Read headers by number, and store the position of each transaction in `positions`."""
     headers: dict[int, Header] = {}
-    for numbers in _slices(sorted(hashes), BATCH):
-        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
-        for number, answer in zip(numbers, await ask_all(w3, requests), strict=True):
-            if answer is None or answer["hash"] != hashes[number]:
-                return None
-            headers[number] = read_header(answer)
-            positions.update(
-                {str(tx_hash): position for position, tx_hash in enumerate(answer["transactions"])}
-            )
+    async for number, answer in block_headers(w3, sorted(hashes)):
+        if answer is None or answer["hash"] != hashes[number]:
+            return None
+        headers[number] = read_header(answer)
+        positions.update(
+            {str(tx_hash): position for position, tx_hash in enumerate(answer["transactions"])}
+        )
     return headers
 
 
@@ -120,7 +115,7 @@ async def _transactions(
     w3: AsyncWeb3[Any], blocks: Mapping[str, str], positions: Mapping[str, int]
 ) -> dict[str, Transaction] | None:
     transactions: dict[str, Transaction] = {}
-    for hashes in _slices(list(blocks), BATCH // 2):
+    for hashes in chunks(list(blocks), BATCH // 2):
         requests = [
             (method, [tx_hash])
             for tx_hash in hashes
@@ -191,10 +186,6 @@ def methods() -> Mapping[str, Mapping[str, str]]:
         }
         for contract in interfaces()
     }
-
-
-def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 #: Artifact name of the forwarder.

@@ -14,6 +14,7 @@ from deepsquare_chain.audit.ledger import GridLedgers, normalised
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import parked_of
 from deepsquare_chain.indexer.anomalies import last_challenge
@@ -123,7 +124,7 @@ class IndexWriter:
             (schema.jobs, "id", retry_line),
             (schema.providers, "account", accounts),
         ):
-            for key_batch in _slices(sorted(keys - {None})):
+            for key_batch in chunks(sorted(keys - {None}), _SLICE):
                 connection.execute(delete(table).where(table.c[key].in_(key_batch)))
         _insert(connection, schema.jobs, _job_rows(restored))
         _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
@@ -223,11 +224,11 @@ def put_state(connection: Connection, **values: Any) -> None:
 def _write(connection: Connection, projected: ProjectedRows) -> None:
     for table, rows in projected.rows.items():
         _insert(connection, table, rows)
-    for keys in _slices(sorted(projected.jobs)):
-        connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(keys)))
+    for job_ids in chunks(sorted(projected.jobs), _SLICE):
+        connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(job_ids)))
     _insert(connection, schema.jobs, _job_rows(projected))
-    for keys in _slices(sorted(projected.providers)):
-        connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(keys)))
+    for accounts in chunks(sorted(projected.providers), _SLICE):
+        connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(accounts)))
     _insert(connection, schema.providers, map(provider_values, projected.providers.values()))
 
 
@@ -273,10 +274,6 @@ def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:
 def _rows(connection: Connection, table: Any, key: str, keys: Iterable[Any]) -> list[Any]:
     return [
         row
-        for key_batch in _slices(sorted(keys))
+        for key_batch in chunks(sorted(keys), _SLICE)
         for row in connection.execute(select(table).where(table.c[key].in_(key_batch)))
     ]
-
-
-def _slices(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[start : start + _SLICE] for start in range(0, len(items), _SLICE))

@@ -11,6 +11,7 @@ from deepsquare_chain.audit import reader
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.reader import audit_chain, read_chronicle, read_ledger
 from deepsquare_chain.chain.bindings.records import Report
+from deepsquare_chain.chain.rpc import batching
 from deepsquare_chain.chain.rpc.endpoint import Ceiling
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import JobStatus
@@ -78,7 +79,7 @@ async def test_small_ranges_tell_the_same(grid: LiveGrid, monkeypatch: pytest.Mo
     whole = await read_chronicle(grid.w3, grid.deployment)
     (member,) = grid.w3.provider.members
     monkeypatch.setattr(member.provider, "log_range", Ceiling(3, 7))
-    monkeypatch.setattr(reader, "_HEADERS", 2)
+    monkeypatch.setattr(batching, "BATCH", 2)
     assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
 
 

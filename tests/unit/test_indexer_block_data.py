@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.rpc import batching
 from deepsquare_chain.chain.rpc.response_validation import checked
 from deepsquare_chain.indexer import block_data
 from deepsquare_chain.indexer.block_data import read_block_data
@@ -65,7 +66,8 @@ async def test_a_transaction_of_any_kind_is_read(
     async def ask_all(_w3: Any, asked: list[tuple[str, list[Any]]]) -> list[Any]:
         return [checked(method, answers[method]) for method, _ in asked]
 
-    monkeypatch.setattr(block_data, "ask_all", ask_all)
+    for module in (block_data, batching):
+        monkeypatch.setattr(module, "ask_all", ask_all)
     event: Any = SimpleNamespace(block_number=5, block_hash=BLOCK_HASH, tx_hash=SECOND)
     found = await read_block_data(SimpleNamespace(), [event])  # type: ignore[arg-type]
     assert found is not None

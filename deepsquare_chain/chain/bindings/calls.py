@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -156,8 +155,3 @@ class ContractBase:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun: `1 job`, `2 jobs`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Split items into chunks of at most `size`."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -16,7 +16,6 @@ from deepsquare_chain.chain.bindings.calls import (
     Call,
     ContractBase,
     checked_address,
-    chunks,
     plural,
 )
 from deepsquare_chain.chain.bindings.deployment import (
@@ -33,6 +32,7 @@ from deepsquare_chain.chain.bindings.records import (
     to_word,
 )
 from deepsquare_chain.chain.bindings.reverts import HINTS, selector_name
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.chain.signers import Signer, signed_by
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import NotFoundError, UsageError

@@ -7,10 +7,10 @@ heights.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
@@ -18,6 +18,10 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from deepsquare_chain.chain.rpc.endpoint import SplitResponses
 from deepsquare_chain.errors import EndpointError
+
+T = TypeVar("T")
+#: Calls per RPC batch, small enough for hosted endpoints.
+BATCH: Final = 100
 
 
 async def ask_all(w3: AsyncWeb3[Any], requests: Sequence[tuple[str, list[Any]]]) -> list[Any]:
@@ -29,6 +33,24 @@ async def ask_all(w3: AsyncWeb3[Any], requests: Sequence[tuple[str, list[Any]]])
     """
     results, _ = await ask_with_split(w3, requests)
     return results
+
+
+async def block_headers(
+    w3: AsyncWeb3[Any], numbers: Sequence[int]
+) -> AsyncIterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield blocks without their transactions, by number; None for one that the node lacks.
+
+    Raises the errors of `ask_all`.
+    """
+    for some in chunks(numbers, BATCH):
+        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
+        for number, header in zip(some, await ask_all(w3, requests), strict=True):
+            yield number, header
+
+
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Split items into chunks of at most `size`."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 async def ask_with_split(
@@ -60,7 +82,6 @@ RpcRequests = list[tuple[RPCEndpoint, Any]]
 #: Sends a batch; returns None if more than one request was needed.
 AskOnce = Callable[[RpcRequests], Awaitable[list[RPCResponse] | None]]
 
-T = TypeVar("T")
 _ROUND: ContextVar[MergingRound | None] = ContextVar("requests to merge", default=None)
 
 
