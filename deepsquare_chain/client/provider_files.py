@@ -71,8 +71,9 @@ _HEADER: Final = """\
 # `deepsquare config show` prints the effective settings, `deepsquare provider doctor` checks them.
 """
 _FOOTER: Final = """
-# Options of the executor; see docs/provider.md. For Slurm:
+# Options of the executor; see docs/provider.md and docs/isolation.md. For Slurm:
 [executor_options]
+# namespaces = true                           # containers and networks of steps in the sandbox
 # partitions = ["batch"]
 # account = "grid"
 """

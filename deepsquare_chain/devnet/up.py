@@ -28,6 +28,7 @@ from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observability.serving import open_listener
 from deepsquare_chain.settings import PROJECT_FILE
 
+_PROVIDER_OPTIONS: Final = "\n[executor_options]\nnamespaces = true\n"
 _HEADER: Final = "# Written by `deepsquare devnet up`; replaced at its next start."
 #: Roles whose programs users run by hand, each from its own folder.
 _USER_ROLES: Final = ("scheduler", *PROVIDERS, *CUSTOMERS)
@@ -148,7 +149,9 @@ def _create_role_folders(grid: LocalGrid) -> None:
                 "deployment.json": grid.deployment_file,
             }.items():
                 shutil.copy(source, home / name)
-            (home / PROJECT_FILE).write_text(_settings(grid, home))
+            # Jobs on a devnet are those of its user: containers and networks of steps may run.
+            options = _PROVIDER_OPTIONS if role in PROVIDERS else ""
+            (home / PROJECT_FILE).write_text(_settings(grid, home) + options)
         except OSError as error:
             raise GridError(f"{home} can't be written: {error.strerror}") from None
 

@@ -159,8 +159,9 @@ def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]
         isolation = Check("isolation", False, reason, _INSTALL, "allow_unisolated")
     else:
         network = "with the machine's network" if options.network else "without network"
-        setting = "executor_options.network"
-        isolation = Check("isolation", True, f"bubblewrap, {network}", "", setting)
+        nesting = "with" if options.namespaces else "without"
+        text = f"bubblewrap, {network}, {nesting} user namespaces (containers, networks of steps)"
+        isolation = Check("isolation", True, text, "", "executor_options")
     missing = [name for name in CONTROLLERS if name not in cgroups.controllers]
     text = f"lack {', '.join(missing)}" if missing else "memory, cpu and processes"
     hint = _DELEGATE if missing else ""

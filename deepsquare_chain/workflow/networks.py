@@ -108,8 +108,10 @@ def network_lines(run: RunSection, virtual: VirtualNetworks) -> list[str]:
             lines.append(_file(f"{next_name('bore')}.bore", _bore(interface.bore)))
     if counts["bore"]:
         lines.append('network_file bore.py "$BORE_CLIENT"')
-    user = "" if run.map_uid is None else str(run.map_uid)
-    group = "" if run.map_gid is None else str(run.map_gid)
+    # In a container the runtime maps users, as without a network.
+    user, group = (
+        "" if value is None or run.container else str(value) for value in (run.map_uid, run.map_gid)
+    )
     words = f'main "$DEEPSQUARE_NETWORK" {quote(user)} {quote(group)}'
     return [
         *(f"{line} || exit" for line in (*lines, "network_program")),

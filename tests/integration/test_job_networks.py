@@ -38,7 +38,7 @@ SECONDS = 60
 def _programs() -> None:
     missing = [
         name
-        for name in ("bwrap", "slirp4netns", "wg", "wireguard-go", "socat", "busybox", "curl")
+        for name in ("bwrap", "slirp4netns", "wg", "wireguard-go", "socat", "busybox", "ch-run")
         if shutil.which(name, path=PATH) is None
     ]
     if os.geteuid() and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
@@ -57,13 +57,15 @@ def executor(folder: Path, **options: object) -> Executor:
     return create(context)
 
 
-async def run(executor: Executor, text: str, name: str = "job") -> tuple[int, str]:
+async def run(
+    executor: Executor, text: str, name: str = "job", site: ExecutionSite = SITE
+) -> tuple[int, str]:
     """Exit code and output of a job."""
     definition = parse_job_file((RESOURCES + text).encode(), "job.yaml").definition
     handle = await executor.submit(
         RunSpec(
             key=name,
-            script=render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, SITE),
+            script=render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, site),
             resources=definition.resources,
             walltime=SECONDS,
             env={"PATH": PATH},
@@ -194,6 +196,45 @@ steps:
     answer, route = visited[1].splitlines()[:2]
     assert answer == "through the hub"
     assert "dev wg0" in route
+
+
+async def test_containers_reach_each_other_in_a_virtual_network(tmp_path: Path) -> None:
+    found = await run(
+        executor(tmp_path),
+        """\
+virtualNetworks: [{name: inside, gatewayAddress: 10.7.0.1/24}]
+steps:
+- run:
+    command: |
+      mkdir -p image/{bin,dev,etc,home,mnt,proc,root,sys,tmp,var/tmp}
+      cp "$(command -v busybox)" image/bin/
+      for name in sh echo grep httpd ip sleep wget; do ln -s busybox image/bin/$name; done
+      touch image/etc/{hosts,passwd,group,resolv.conf}
+- launch:
+    signalOnParentStepExit: 15
+    steps:
+    - run:
+        network: slirp4netns
+        mapUid: 0
+        container: {image: /image}
+        customNetworkInterfaces: [{vnet: {name: inside, address: 10.7.0.2/24}}]
+        command: echo from a container > /deepsquare/page; exec httpd -f -p 8080 -h /deepsquare
+- run:
+    network: pasta
+    container: {image: /image}
+    customNetworkInterfaces: [{vnet: {name: inside, address: 10.7.0.3/24}}]
+    dns: [192.0.2.1]
+    command: |
+      grep nameserver /etc/resolv.conf
+      until wget -q -T 5 -O - http://10.7.0.2:8080/page 2>/dev/null; do sleep 0.2; done
+      wget -q -T 5 -O - http://10.7.0.1:8080/page 2>&1
+""",
+        site=ExecutionSite(frozenset({"charliecloud", "netns.interfaces"})),
+    )
+    code, output = found
+    assert output.splitlines()[:2] == ["nameserver 192.0.2.1", "from a container"]
+    assert "10.7.0.1): Connection refused" in output  # the hub itself answers
+    assert code == 1
 
 
 @contextmanager

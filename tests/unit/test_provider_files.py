@@ -49,7 +49,11 @@ def test_the_configuration_loads_and_says_the_truth_about_every_setting(tmp_path
         wanted, shown = getattr(defaults, name), getattr(plain, name)
         assert shown == (tmp_path / wanted if isinstance(wanted, Path) else wanted), name
         assert name in text or name in _OTHERS
-    assert plain.executor_options == {"partitions": ["batch"], "account": "grid"}
+    assert plain.executor_options == {
+        "namespaces": True,
+        "partitions": ["batch"],
+        "account": "grid",
+    }
     for name in set(SETTING_FLAGS) - _OTHERS:
         assert re.search(rf"^(# )?(\[{name}\]|{name} = )|^\[{name}\]", text, re.MULTILINE), name
 
