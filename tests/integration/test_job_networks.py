@@ -226,8 +226,8 @@ steps:
     dns: [192.0.2.1]
     command: |
       grep nameserver /etc/resolv.conf
-      until wget -q -T 5 -O - http://10.7.0.2:8080/page 2>/dev/null; do sleep 0.2; done
-      wget -q -T 5 -O - http://10.7.0.1:8080/page 2>&1
+      until wget -q -O - http://10.7.0.2:8080/page 2>/dev/null; do sleep 0.2; done
+      wget -q -O - http://10.7.0.1:8080/page 2>&1
 """,
         site=ExecutionSite(frozenset({"charliecloud", "netns.interfaces"})),
     )
