@@ -53,6 +53,11 @@ def parse_credits(text: str) -> int:
     return int(match["whole"]) * CREDIT + int(part.ljust(DECIMALS, "0"))
 
 
+def credit_count(amount: int) -> str:
+    """Format an amount in credit-wei with its unit: `1 credit`, `2.5 credits`."""
+    return f"{format_credits(amount)} credit{'s' * (amount != CREDIT)}"
+
+
 def format_credits(amount: int) -> str:
     """Format an amount in credit-wei as exact decimal credits, without trailing zeros."""
     whole, part = divmod(abs(amount), CREDIT)

@@ -15,7 +15,7 @@ from typing import Final
 from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import ADMIN_ROLE, Deployment, Timeouts, role_name
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import CREDIT, credit_count
 from deepsquare_chain.job import JobFlags, JobStatus
 
 #: Part of a message that applies until the sender of the assignment is known.
@@ -288,19 +288,20 @@ class AnomalyRules:
             self._note(Code.LATE_ANSWER, message, account, job_id)
 
     def _transferred(self, event: ev.Transfer, payers: set[str]) -> None:
-        amount = format_credits(event.amount)
+        amount = credit_count(event.amount)
         if event.sender == ZERO_ADDRESS:
-            message = f"{amount} credits were minted for {event.recipient}"
+            verb = "was" if event.amount == CREDIT else "were"
+            message = f"{amount} {verb} minted for {event.recipient}"
             self._note(Code.MINT, message, event.recipient)
         if event.recipient == self._scheduler and event.sender not in payers:
-            message = f"{amount} credits went to the scheduler for no job; nobody gets them back"
+            message = f"{amount} went to the scheduler for no job; nobody gets them back"
             self._note(Code.GIFT, message, event.sender)
 
     def _administrative(self, event: ev.Event) -> None:
         """Note an administrative event or a parked payment."""
         match event:
             case ev.PaymentParked():
-                message = f"{format_credits(event.amount)} credits for {event.recipient} could not "
+                message = f"{credit_count(event.amount)} for {event.recipient} could not "
                 message += "be paid and can be withdrawn"
                 self._note(Code.PARKED, message, event.recipient)
             case ev.FeeChanged():

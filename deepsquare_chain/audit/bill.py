@@ -16,8 +16,8 @@ from typing import Any, Final
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, from_attributes
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.credits import credit_count, hourly
 from deepsquare_chain.credits import fee as fee_of
-from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.job import JobStatus
 
 
@@ -347,7 +347,7 @@ def _table(
 
 
 def _credits(amount: int) -> str:
-    return f"{format_credits(amount)} credits"
+    return f"{credit_count(amount)}"
 
 
 def _time(seconds: int) -> str:

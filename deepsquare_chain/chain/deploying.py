@@ -400,7 +400,6 @@ class _Deploying:
         }[name]
         key = f"grant {name} {holder}"
         call = contract.grant_role(role, holder)
-        call = replace(call, label=f"grant {role_name(role)} of {contract.artifact} to {holder}")
         async with self._turn if self._salt is not None else nullcontext():
             if contract.address in self._existing and await contract.has_role(role, holder):
                 return

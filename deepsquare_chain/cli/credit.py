@@ -19,7 +19,7 @@ from deepsquare_chain.cli.types import (
     YesOption,
     some,
 )
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count
 
 app = typer.Typer(
     help="Balances, transfers, allowances, statements, mint and burn.", no_args_is_help=True
@@ -86,9 +86,7 @@ async def burn(
 ) -> None:
     """Destroy credits of this wallet."""
     async with context.wallet() as wallet:
-        doubt = (
-            f"{format_credits(credits)} credits of {wallet.address} will be destroyed permanently."
-        )
+        doubt = f"{credit_count(credits)} of {wallet.address} will be destroyed permanently."
         if context.agrees([doubt], yes=yes):
             context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
@@ -107,13 +105,11 @@ async def approve(
         allowed = await credit.allowance(wallet.address, spender)
         balance = await credit.balance_of(wallet.address)
         if credits == allowed:
-            context.unchanged(f"The allowance is already {format_credits(allowed)} credits.")
+            context.unchanged(f"The allowance is already {credit_count(allowed)}.")
             return
         doubts = []
         if credits >= balance > 0:
-            doubts.append(
-                f"The scheduler could take all of the wallet's {format_credits(balance)} credits."
-            )
+            doubts.append(f"The scheduler could take all of the wallet's {credit_count(balance)}.")
         if not context.agrees(doubts, yes=yes):
             return
         async with wallet.sender.spending(10 * wallet.timeout):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,8 @@ _DECIMALS: Final[Mapping[Kind, tuple[str, Callable[[int], str]]]] = {
 _HEAD, _TAIL = 6, 4
 #: Precision of amounts in tables on a terminal, in wei: six decimals.
 _SHOWN: Final = 10**12
+#: Characters below which a column of free text is not narrowed.
+_MIN_TEXT: Final = 16
 #: Line width for pipes and `--wide`, in characters: rows do not wrap, so that grep finds whole rows.
 _NO_LIMIT: Final = 1_000
 
@@ -174,6 +178,26 @@ class Printer:
         from rich.table import Table
         from rich.text import Text
 
+        # Pipes and `--wide` get whole hashes.
+        short = self.out.isatty() and not self.wide
+        visible = [self.wide or not column.detail for column in columns]
+        shown = list(itertools.compress(columns, visible))
+        lines = [
+            [
+                for_people(column, value, short=short)
+                for column, value in itertools.compress(zip(columns, row, strict=True), visible)
+            ]
+            for row in rows
+        ]
+        titles = [column.title for column in shown]
+        if short:
+            width = shutil.get_terminal_size().columns
+            titles = _fitting_titles(shown, lines, width)
+            if _width(shown, titles, lines) > width:
+                for number, row in enumerate(rows):
+                    self._vertical(columns, row, "" if number else title)
+                    self.out.write("\n" * (number + 1 < len(rows)))
+                return
         table = Table(
             box=SIMPLE_HEAD,
             title=title or None,
@@ -182,23 +206,18 @@ class Printer:
             pad_edge=False,
             show_edge=False,
         )
-        # Pipes and `--wide` get whole hashes.
-        short = self.out.isatty() and not self.wide
-        visible = [self.wide or not column.detail for column in columns]
-        for column in itertools.compress(columns, visible):
+        for column, heading in zip(shown, titles, strict=True):
             right = column.kind in {Kind.NUMBER, Kind.SECONDS, *_DECIMALS}
             justify: Literal["left", "right"] = "right" if right else "left"
             # Only free text may wrap: a wrapped number, date or hash is unreadable.
             table.add_column(
-                Text(column.title),
+                Text(heading),
                 justify=justify,
                 overflow="fold",
                 no_wrap=column.kind is not Kind.TEXT,
             )
-        for row in rows:
-            cells = itertools.compress(zip(columns, row, strict=True), visible)
-            texts = [for_people(column, value, short=short) for column, value in cells]
-            table.add_row(*(Text(text) for text in texts))
+        for line in lines:
+            table.add_row(*(Text(text) for text in line))
         self._render(table)
 
     def _vertical(self, columns: Sequence[Column], row: Sequence[Any], title: str) -> None:
@@ -226,6 +245,34 @@ class Printer:
         width = None if self.out.isatty() and not self.wide else _NO_LIMIT
         PipeConsole(file=self.out, width=width, highlight=False).print(table)
         self.out.flush()
+
+
+def _fitting_titles(
+    columns: Sequence[Column], lines: Sequence[Sequence[str]], width: int
+) -> list[str]:
+    """Return the titles of a table, wrapped between words if it is too wide for the terminal."""
+    titles = [column.title for column in columns]
+    if _width(columns, titles, lines) <= width:
+        return titles
+    return [
+        "\n".join(textwrap.wrap(title, max(_longest(cells), *map(len, title.split()))))
+        for title, cells in zip(titles, zip(*lines, strict=True), strict=True)
+    ]
+
+
+def _width(columns: Sequence[Column], titles: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
+    """Return the characters of a table's line if only cells with free text are wrapped."""
+    widths = []
+    for column, title, cells in zip(columns, titles, zip(*lines, strict=True), strict=True):
+        widest = _longest(cells)
+        if column.kind is Kind.TEXT:
+            widest = min(widest, _MIN_TEXT)
+        widths.append(max(widest, _longest(title.split("\n"))))
+    return sum(widths) + len(widths) - 1
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(map(len, texts))
 
 
 def for_people(column: Column, value: Any, *, short: bool = False) -> str:  # noqa: PLR0911

@@ -13,7 +13,7 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.jobfile import LenientOption
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, some
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -381,7 +381,7 @@ def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool
     if not gasless:
         gas = f"max gas {format_credits(due.gas_wei)} coin"
     context.printer.note(
-        f"Escrowing {total} of {format_credits(due.balance)} credits{jobs}; {approval}; {gas}."
+        f"Escrowing {total} of {credit_count(due.balance)}{jobs}; {approval}; {gas}."
     )
 
 

@@ -16,7 +16,7 @@ from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 
 from deepsquare_chain.cli.output import duration
 from deepsquare_chain.client.overview import GridSnapshot, JobLine, ProviderLine
-from deepsquare_chain.credits import format_credits, hourly, parse_credits
+from deepsquare_chain.credits import credit_count, format_credits, hourly, parse_credits
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability.redaction import plain
@@ -259,9 +259,7 @@ class TopApp(App[None]):
         except (ValueError, GridError) as error:
             self.notify(str(error), severity="error")
             return
-        await self._try(
-            f"add {format_credits(amount)} credits to job {job_id}", pay(job_id, amount)
-        )
+        await self._try(f"add {credit_count(amount)} to job {job_id}", pay(job_id, amount))
 
     def _sending(
         self, action: Callable[..., Awaitable[None]] | None

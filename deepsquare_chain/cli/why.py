@@ -10,7 +10,7 @@ from typing import Self
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.block_time import mines_on_demand
 from deepsquare_chain.client.history import histories
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.job import Conditions, Job, JobStatus
 from deepsquare_chain.metascheduler.dependencies import Hold, chain_time, conditions
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
@@ -225,7 +225,7 @@ async def _ended(contracts: Contracts, job: Job) -> str:
     if history.billed_seconds is not None:
         spent, refunded = history.paid + history.fee, history.refunded
         lines.append(
-            f"{history.billed_seconds} s were billed: {format_credits(spent)} credits used, "
+            f"{history.billed_seconds} s were billed: {credit_count(spent)} used, "
             f"{format_credits(refunded)} refunded"
         )
     if history.successor is not None:

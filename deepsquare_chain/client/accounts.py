@@ -16,7 +16,7 @@ from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import WalletConnection, transport_of
 from deepsquare_chain.client.submission import pay_with_allowance
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, NotFoundError
 from deepsquare_chain.settings import Settings, safe_url
 
@@ -73,7 +73,7 @@ async def _top_up(wallet: WalletConnection | GaslessWallet, job_id: int, amount:
     balance = await contracts.credit.balance_of(wallet.address)
     if balance < amount:
         raise InsufficientFundsError(
-            f"{wallet.address} has {format_credits(balance)} credits, the top-up of job {job_id} "
+            f"{wallet.address} has {credit_count(balance)}, the top-up of job {job_id} "
             f"takes {format_credits(amount)}",
             hint="Get credits: on a devnet with `deepsquare credit faucet`.",
         )

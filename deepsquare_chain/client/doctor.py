@@ -24,7 +24,7 @@ from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.client.registration import machine
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
@@ -159,7 +159,7 @@ async def _balance(settings: Settings) -> str:
         raise GridError(
             budget.describe(), hint="Send coin to it; on a devnet use `deepsquare credit faucet`."
         )
-    return f"{format_credits(account_balances.credits)} credits, {budget.describe()}"
+    return f"{credit_count(account_balances.credits)}, {budget.describe()}"
 
 
 async def _store(settings: Settings) -> tuple[str, str]:

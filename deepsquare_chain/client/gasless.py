@@ -45,7 +45,7 @@ from deepsquare_chain.client.relay_client import (
     RelayTerms,
     relay_url,
 )
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -319,7 +319,7 @@ class RelayedSender:
         deadline_text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
         rows: list[tuple[str, str]] = [("signed by", self.address)]
         if permit is not None:
-            allowance = f"a permit for {format_credits(permit.value)} credits to the MetaScheduler"
+            allowance = f"a permit for {credit_count(permit.value)} to the MetaScheduler"
             rows.append(("allowance", f"{allowance}, which this call uses completely"))
         rows += [
             ("good until", f"{deadline_text} (chain time)"),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.calls import Call, plural
 from deepsquare_chain.chain.bindings.records import read_terms
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobFlags, Terms
 
@@ -56,7 +56,7 @@ def describe_call(call: Call) -> Rows:
             return (
                 *header,
                 ("job", f"{job_id}, of customer {customer}"),
-                ("amount", f"{format_credits(amount)} credits into its escrow"),
+                ("amount", f"{credit_count(amount)} into its escrow"),
             )
         case "cancel":
             return (*header, ("jobs", ", ".join(map(str, values[0]))))
@@ -74,7 +74,7 @@ def _submission(requests: tuple[Any, ...]) -> Rows:
         total += terms.amount * len(definitions)
         rows += _terms(terms, len(definitions))
         rows += [("definition", definition.hex()) for definition in dict.fromkeys(definitions)]
-    return (*rows, ("amount", f"{format_credits(total)} credits into escrow"))
+    return (*rows, ("amount", f"{credit_count(total)} into escrow"))
 
 
 def _terms(terms: Terms, count: int) -> Rows:

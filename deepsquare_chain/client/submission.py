@@ -24,7 +24,7 @@ from deepsquare_chain.client.gateways import definitions_of
 from deepsquare_chain.client.history import histories
 from deepsquare_chain.client.job_list import select
 from deepsquare_chain.client.network import WalletConnection
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
 from deepsquare_chain.job import Conditions, Dependency, JobFlags, Terms
 from deepsquare_chain.settings import Settings
@@ -223,7 +223,7 @@ class Bill:
         """
         if self.balance < self.total:
             raise InsufficientFundsError(
-                f"{self.customer} has {format_credits(self.balance)} credits, the submission "
+                f"{self.customer} has {credit_count(self.balance)}, the submission "
                 f"takes {format_credits(self.total)}",
                 hint="Lower --credits, or get credits: on a devnet with `deepsquare credit faucet`.",
             )

@@ -17,7 +17,7 @@ from rich.text import Text
 from deepsquare_chain.audit.checks import Audit
 from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.reader import audit_chain
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
 from deepsquare_chain.demo.tracker import DemoDisplay, DemoTracker, Gas
@@ -62,7 +62,7 @@ class DemoSummary:
         console.print(self._statement_table())
         totals = self.audit.totals
         console.print(
-            f"Conservation: the scheduler holds {format_credits(totals.scheduler_balance)} credits "
+            f"Conservation: the scheduler holds {credit_count(totals.scheduler_balance)} "
             f"for escrows of {format_credits(totals.escrow)}; difference {self.audit.difference}. "
             f"Supply {format_credits(totals.supply)}, paid {format_credits(totals.paid)}, "
             f"fees {format_credits(totals.fees)}, refunded {format_credits(totals.refunded)}.",

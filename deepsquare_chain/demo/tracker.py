@@ -28,7 +28,7 @@ from deepsquare_chain.chain.bindings.event_types import (
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.history import History, inherit, replay
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.demo.scenario import JobChain, ScenarioJob, job_chains
 from deepsquare_chain.devnet.grid import LocalGrid
@@ -164,7 +164,7 @@ def _cells(row: Row) -> list[Text]:
 
 def _describe(row: Row) -> str:
     location = f" at {row.provider}" if row.provider else ""
-    used = "" if row.used is None else f", used {format_credits(row.used)} credits"
+    used = "" if row.used is None else f", used {credit_count(row.used)}"
     again = "" if row.retry_of is None else f" (continues job {row.retry_of})"
     return f"{row.status.name}{location}{used}{again}"
 

@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from typing import Any, Final
 
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.notification import JobEvent
 from deepsquare_chain.observability.redaction import plain
@@ -96,8 +96,8 @@ def _facts(job: Mapping[str, Any]) -> list[str]:
     if job["provider_id"]:
         lines.append(f"Provider: {job['provider_id']} ({job['provider']})")
     if JobStatus[job["status"]].is_final:
-        lines.append(f"Paid: {format_credits(int(job['paid']))} credits")
-        lines.append(f"Refunded: {format_credits(int(job['refunded']))} credits")
+        lines.append(f"Paid: {credit_count(int(job['paid']))}")
+        lines.append(f"Refunded: {credit_count(int(job['refunded']))}")
     return lines
 
 

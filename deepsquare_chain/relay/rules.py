@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
-from deepsquare_chain.credits import CREDIT, format_credits
+from deepsquare_chain.credits import CREDIT, credit_count, format_credits
 from deepsquare_chain.observability.serving import RequestRefusedError
 
 #: Functions of the MetaScheduler that a relay may call.
@@ -79,7 +79,7 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
     min_amount = min_amount_of(allowed.function, rules)
     if min_amount and allowed.amount < min_amount:
         raise _forbidden(
-            f"{format_credits(allowed.amount)} credits are too few: this relay pays gas from "
+            f"{credit_count(allowed.amount)} are too few: this relay pays gas from "
             f"{format_credits(min_amount)} credits per job or top-up",
             "amount-too-small",
             "Give more credits, or send the transaction yourself.",

@@ -25,7 +25,7 @@ from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.client.gasless import DEADLINE_SECONDS, own_domain
 from deepsquare_chain.client.offers import PricedOffer
 from deepsquare_chain.client.relay_client import RelayClient
-from deepsquare_chain.credits import format_credits, parse_credits
+from deepsquare_chain.credits import credit_count, format_credits, parse_credits
 from deepsquare_chain.errors import EndpointError, InsufficientFundsError, UsageError
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.web.formats import count, duration, size_of
@@ -159,7 +159,7 @@ class CallPlanner:
         payer = await self._payer(account, "topup", amount, given)
         effects = (
             *_escrow_effects(payer, amount),
-            f"The escrow of job {job_id} grows to {format_credits(job.escrow + amount)} credits.",
+            f"The escrow of job {job_id} grows to {credit_count(job.escrow + amount)}.",
             _longer(job, amount, own=payer.account == job.customer),
             "What the job does not use goes back to its customer, whoever paid.",
         )
@@ -207,12 +207,10 @@ class CallPlanner:
             return CallPlan(title, action, effects, call=call)
         if given.get("way") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
-            first_step = (
-                f"First an approval of exactly {format_credits(amount)} credits, then the call."
-            )
+            first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
             return CallPlan(title, action, (*effects, first_step), approval=approval)
         first_step = (
-            f"First your signature under a permit of exactly {format_credits(amount)} credits, "
+            f"First your signature under a permit of exactly {credit_count(amount)}, "
             f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
         )
         data = await self._permit_data(payer.account, amount)
@@ -270,8 +268,7 @@ class CallPlanner:
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
-                f"The wallet has {format_credits(balance)} credits, this takes "
-                f"{format_credits(amount)}",
+                f"The wallet has {credit_count(balance)}, this takes {format_credits(amount)}",
                 hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
             )
         if coin < gas and not relayed:
@@ -296,9 +293,7 @@ class CallPlanner:
 
 def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
     remaining = format_credits(payer.balance - amount)
-    transfer = (
-        f"{format_credits(amount)} credits go from your wallet into escrow at the MetaScheduler"
-    )
+    transfer = f"{credit_count(amount)} go from your wallet into escrow at the MetaScheduler"
     return (f"{transfer}; {remaining} stay in the wallet.",)
 
 
@@ -312,7 +307,7 @@ def offers_in_words(offers: Sequence[PricedOffer]) -> str:
         start = f" It could start {soonest.start}." if soonest is not None else ""
         return (
             f"{count(len(eligible), 'provider')} could run it; the whole time limit costs "
-            f"{format_credits(eligible[0].cost)} credits at the cheapest.{start}"
+            f"{credit_count(eligible[0].cost)} at the cheapest.{start}"
         )
     costs_over_budget = [offer.cost for offer in offers if offer.is_over_budget]
     if costs_over_budget:

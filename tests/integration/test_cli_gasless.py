@@ -52,7 +52,7 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
         assert words in made.err
     topped = cli("job", "topup", first, "1", "--gasless", "--yes", "-o", "json", *bob)
     assert data(topped)["gas_fee"] == "0"
-    assert "1 credits into its escrow" in topped.err
+    assert "1 credit into its escrow" in topped.err
     assert cli("job", "cancel", first, second, "--gasless", "--yes", *bob).code == 0
     again = data(cli("job", "retry", second, "--gasless", "--yes", "-o", "json", *bob))
     assert (again["name"], again["status"]) == ("hello", "PENDING")

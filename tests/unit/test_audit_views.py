@@ -403,7 +403,7 @@ class TestExceptions:
         ledger = told.grid.ledger([*told.grid.events, parked])
         [row] = [each for each in ledger.exceptions if each.code is Code.PARKED]
         assert (row.account, row.severity) == (told.grid.stranger, Severity.WARNING)
-        assert row.message.startswith("1 credits for")
+        assert row.message.startswith("1 credit for")
 
 
 class TestStatement:

@@ -168,6 +168,24 @@ def test_lists_fit_a_terminal_of_80_columns(name: str, monkeypatch: pytest.Monke
     assert all(for_people(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
 
 
+def test_a_list_that_is_too_wide_wraps_titles_and_then_becomes_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    columns = [Column(f"c{number}", "credits per hour", Kind.NUMBER) for number in range(3)]
+    screen = Terminal()
+    Printer(Format.TABLE, out=screen).rows(columns, [(1, 2, 3)])
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in screen.getvalue().splitlines()]
+    assert [line.split() for line in lines[:3]] == [["credits"] * 3, ["per"] * 3, ["hour"] * 3]
+    columns = [Column(f"c{number}", f"field {number}", Kind.HASH) for number in range(3)]
+    values = [tuple(f"0x{digit * 40}" for digit in digits) for digits in ("abc", "def")]
+    screen = Terminal()
+    Printer(Format.TABLE, out=screen).rows(columns, values)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert text.count("field 0") == text.count("field 2") == 2
+    assert "─" not in text
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [(0, "00:00:00"), (61, "00:01:01"), (86_399, "23:59:59"), (187_261, "2-04:01:01")],

@@ -219,7 +219,7 @@ def test_an_email_is_plain_text_whatever_the_job_is_called() -> None:
     assert (made["From"], made["To"]) == ("grid@example.org", "me@x.org")
     assert made["Message-ID"] == "<evt_1@example.org>"
     text = made.get_content()
-    for line in ("Exit code: 3", "Paid: 1 credits", "Refunded: 0.5 credits",
+    for line in ("Exit code: 3", "Paid: 1 credit", "Refunded: 0.5 credits",
                  "deepsquare job logs 7"):  # fmt: skip
         assert line in text.splitlines()
 

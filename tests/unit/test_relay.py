@@ -180,7 +180,7 @@ def test_a_submission_is_shown_with_its_terms() -> None:
 def test_the_other_calls_are_shown_by_what_they_do() -> None:
     topped = dict(describe_call(Call(SCHEDULER, data("topUp", 7, SCHEDULER, CREDIT), "")))
     assert topped["job"] == f"7, of customer {SCHEDULER}"
-    assert topped["amount"] == "1 credits into its escrow"
+    assert topped["amount"] == "1 credit into its escrow"
     assert dict(describe_call(Call(SCHEDULER, data("cancel", [3, 4]), "")))["jobs"] == "3, 4"
     assert SCHEDULER in dict(describe_call(Call(SCHEDULER, data("withdraw", SCHEDULER), "")))["to"]
     for other in (data("claim", [1]), b"\1\2\3\4"):

@@ -17,6 +17,7 @@ from web3.exceptions import ContractLogicError, Web3RPCError
 from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.deployment import role_name
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError, UsageError
@@ -117,11 +118,13 @@ class ContractBase:
 
     def grant_role(self, role: bytes, account: str) -> Call:
         """Grant a role; for the administrator."""
-        return self._call("grantRole", role, checked_address(account))
+        label = f"grant {role_name(role)} of {self.artifact} to {account}"
+        return self._call("grantRole", role, checked_address(account), label=label)
 
     def revoke_role(self, role: bytes, account: str) -> Call:
         """Revoke a role; for the administrator."""
-        return self._call("revokeRole", role, checked_address(account))
+        label = f"revoke {role_name(role)} of {self.artifact} from {account}"
+        return self._call("revokeRole", role, checked_address(account), label=label)
 
     async def pending_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> tuple[str, int]:
         """Return the next administrator, or "", and the chain time from which it may accept."""

@@ -34,7 +34,7 @@ from deepsquare_chain.chain.bindings.records import (
 from deepsquare_chain.chain.bindings.reverts import HINTS, selector_name
 from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.chain.signers import Signer, signed_by
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.job import (
     Hardware,
@@ -95,23 +95,23 @@ class CreditContract(ContractBase):
 
     def approve(self, spender: str, amount: int) -> Call:
         """Allow a spender to transfer up to `amount`; `UNLIMITED` is not used up by transfers."""
-        formatted = "unlimited" if amount == UNLIMITED else format_credits(amount)
-        label = f"approve {formatted} credits for {spender}"
+        allowed = "unlimited credits" if amount == UNLIMITED else credit_count(amount)
+        label = f"approve {allowed} for {spender}"
         return self._call("approve", checked_address(spender), amount, label=label)
 
     def transfer(self, to: str, amount: int) -> Call:
         """Transfer credits to an account."""
-        label = f"transfer {format_credits(amount)} credits to {to}"
+        label = f"transfer {credit_count(amount)} to {to}"
         return self._call("transfer", checked_address(to), amount, label=label)
 
     def mint(self, to: str, amount: int) -> Call:
         """Create credits; for a holder of MINTER_ROLE."""
-        label = f"mint {format_credits(amount)} credits for {to}"
+        label = f"mint {credit_count(amount)} for {to}"
         return self._call("mint", checked_address(to), amount, label=label)
 
     def burn(self, amount: int) -> Call:
         """Destroy credits of the sender."""
-        return self._call("burn", amount, label=f"burn {format_credits(amount)} credits")
+        return self._call("burn", amount, label=f"burn {credit_count(amount)}")
 
     async def permit_data(
         self, owner: str, spender: str, value: int, deadline: int
@@ -477,13 +477,13 @@ class MetaSchedulerContract(ContractBase):
 
     def top_up(self, job_id: int, customer: str, amount: int) -> Call:
         """Raise the escrow of a live job; `customer` is the job's."""
-        label = f"top up job {job_id} by {format_credits(amount)} credits"
+        label = f"top up job {job_id} by {credit_count(amount)}"
         return self._call("topUp", job_id, checked_address(customer), amount, label=label)
 
     def top_up_with_permit(self, job_id: int, customer: str, amount: int, permit: Permit) -> Call:
         """Top up a job as `top_up` does, with a permit in the same transaction."""
         arguments = (job_id, checked_address(customer), amount, permit.to_tuple())
-        label = f"top up job {job_id} by {format_credits(amount)} credits"
+        label = f"top up job {job_id} by {credit_count(amount)}"
         return self._call("topUpWithPermit", *arguments, label=label)
 
     def withdraw(self, to: str) -> Call:

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.bindings.abi import (
     snake_case,
 )
 from deepsquare_chain.chain.bindings.deployment import role_name
-from deepsquare_chain.credits import format_credits
+from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import (
     GridError,
     InsufficientFundsError,
@@ -120,7 +120,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"Job {f['job_id']} is {status_name(f['status'])}, which does not allow this"
         ),
         "TopUpTooSmall": lambda f: (
-            f"A top-up of {format_credits(f['amount'])} credits is too small for job "
+            f"A top-up of {credit_count(f['amount'])} is too small for job "
             f"{f['job_id']}: at least {format_credits(f['min'])}"
         ),
         "TopUpTooLarge": lambda f: f"Job {f['job_id']} can't hold that many credits",
@@ -155,11 +155,11 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"{f['pending']}"
         ),
         "ERC20InsufficientBalance": lambda f: (
-            f"{f['sender']} has {format_credits(f['balance'])} credits, "
+            f"{f['sender']} has {credit_count(f['balance'])}, "
             f"{format_credits(f['needed'])} are needed"
         ),
         "ERC20InsufficientAllowance": lambda f: (
-            f"The contract may take {format_credits(f['allowance'])} credits, "
+            f"The contract may take {credit_count(f['allowance'])}, "
             f"{format_credits(f['needed'])} are needed"
         ),
         "AccessControlUnauthorizedAccount": lambda f: (
