@@ -35,13 +35,8 @@ from deepsquare_chain.chain.bindings.deployment import (
     Timeouts,
     role_name,
 )
-from deepsquare_chain.chain.bindings.events import (
-    FeeChanged,
-    RoleGranted,
-    RoleRevoked,
-    decode_logs,
-    event_topics,
-)
+from deepsquare_chain.chain.bindings.event_types import FeeChanged, RoleGranted, RoleRevoked
+from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.chain.rpc.node_errors import error_body, is_execution_error, node_message

@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.bindings import events as ev
+from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.store.database import Store, metadata

@@ -20,12 +20,8 @@ from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.events import (
-    JobCollected,
-    JobSettled,
-    JobTransition,
-    event_filter,
-)
+from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled, JobTransition
+from deepsquare_chain.chain.bindings.events import event_filter
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource

@@ -26,7 +26,12 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.bindings.events import Event, JobCollected, JobSettled, JobTransition
+from deepsquare_chain.chain.bindings.event_types import (
+    Event,
+    JobCollected,
+    JobSettled,
+    JobTransition,
+)
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.provider.model import Phase, Run, run_key

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.bindings.events import TransitionSkipped
+from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
 from deepsquare_chain.chain.bindings.reverts import ERRORS, decode_revert
 from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource

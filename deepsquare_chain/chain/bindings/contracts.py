@@ -26,6 +26,7 @@ from deepsquare_chain.chain.bindings.records import (
     Clock,
     Parameters,
     Report,
+    parse_labels,
     read_job,
     request_values,
     short,
@@ -309,11 +310,6 @@ def _prices(prices: Prices) -> tuple[int, ...]:
 
 def _labels(labels: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in sorted(labels.items())]
-
-
-def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
-    """Return labels by key; they are split at the first `=`, and the last of a key counts."""
-    return {key: value for key, _, value in (label.partition("=") for label in labels)}
 
 
 def _provider(record: tuple[Any, ...]) -> Provider:

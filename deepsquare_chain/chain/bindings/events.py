@@ -18,41 +18,8 @@ from deepsquare_chain.chain.bindings.abi import (
     interfaces,
     signature_of,
 )
-from deepsquare_chain.chain.bindings.contracts import parse_labels
-from deepsquare_chain.chain.bindings.event_types import (
-    Approval,
-    BanChanged,
-    DrainingChanged,
-    Event,
-    ExecutedForwardRequest,
-    FeeChanged,
-    HardwareProposed,
-    JobCollected,
-    JobPanicked,
-    JobPriced,
-    JobRequeued,
-    JobResult,
-    JobRetried,
-    JobSettled,
-    JobSubmitted,
-    JobToppedUp,
-    JobTransition,
-    LabelsChanged,
-    OfferChanged,
-    PaymentParked,
-    PaymentWithdrawn,
-    PricesChanged,
-    ProviderAnswered,
-    ProviderApproved,
-    ProviderChallenged,
-    ProviderRegistered,
-    RoleGranted,
-    RoleRevoked,
-    SubmissionsChanged,
-    Transfer,
-    TransitionSkipped,
-)
-from deepsquare_chain.chain.bindings.records import from_word, read_terms
+from deepsquare_chain.chain.bindings.event_types import Event
+from deepsquare_chain.chain.bindings.records import from_word, parse_labels, read_terms
 from deepsquare_chain.job import (
     Hardware,
     JobStatus,
@@ -60,47 +27,6 @@ from deepsquare_chain.job import (
     Prices,
     Terms,
 )
-
-__all__ = [
-    "EVENT_CLASSES",
-    "Approval",
-    "BanChanged",
-    "DrainingChanged",
-    "Event",
-    "ExecutedForwardRequest",
-    "FeeChanged",
-    "HardwareProposed",
-    "JobCollected",
-    "JobPanicked",
-    "JobPriced",
-    "JobRequeued",
-    "JobResult",
-    "JobRetried",
-    "JobSettled",
-    "JobSubmitted",
-    "JobToppedUp",
-    "JobTransition",
-    "LabelsChanged",
-    "OfferChanged",
-    "PaymentParked",
-    "PaymentWithdrawn",
-    "PricesChanged",
-    "ProviderAnswered",
-    "ProviderApproved",
-    "ProviderChallenged",
-    "ProviderRegistered",
-    "RoleGranted",
-    "RoleRevoked",
-    "SubmissionsChanged",
-    "Transfer",
-    "TransitionSkipped",
-    "decode_log",
-    "decode_logs",
-    "event_filter",
-    "event_topics",
-    "topic_of",
-]
-
 
 _READERS: Final[Mapping[Any, Callable[[Any], Any]]] = MappingProxyType(
     {

@@ -132,3 +132,8 @@ def read_terms(values: tuple[Any, ...]) -> Terms:
         name=name,
         uses=uses,
     )
+
+
+def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
+    """Return labels by key; they are split at the first `=`, and the last of a key counts."""
+    return {key: value for key, _, value in (label.partition("=") for label in labels)}

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from web3.exceptions import TransactionNotFound, Web3Exception
 
 from deepsquare_chain.chain.bindings.calls import checked_address
-from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
+from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.client.gasless import own_domain
 from deepsquare_chain.client.relay_client import RelayClient
