@@ -519,6 +519,10 @@ class _Round:
     def _is_held(self, cls: int) -> bool:
         return cls >= self._classes
 
+    def _waits_by_choice(self, cls: int) -> bool:
+        """Return whether a job that can't start is held, and could start without the hold."""
+        return self._is_held(cls) and bool(self._fitting(self._answer(cls - self._classes)).any())
+
     def _customers_factors(self) -> Floats:
         """Return, by customer, the factor by which its jobs count as larger."""
         rules = self._rules
@@ -589,7 +593,9 @@ class _Round:
                 return
             position, row, cls = refused
             served = position + 1
-            if not self._is_held(cls) and self._can_run(row, cls):
+            if self._waits_by_choice(cls):
+                continue
+            if self._can_run(row, cls):
                 self._reserve(row)
                 remaining -= 1
         if served < last:

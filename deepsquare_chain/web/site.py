@@ -24,6 +24,7 @@ from deepsquare_chain.indexer.read_models import ProviderRow, Status
 from deepsquare_chain.job import JobStatus, Terms
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web import formats
+from deepsquare_chain.web.forecasts import Forecasts
 
 T = TypeVar("T")
 #: Jobs whose offers are cached.
@@ -96,6 +97,11 @@ class Site:
     clock: Callable[[], float] = time.time
     _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
     _offers: dict[object, list[PricedOffer]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def forecasts(self) -> Forecasts:
+        """Forecasts of PENDING jobs."""
+        return Forecasts(self.contracts)
 
     @property
     def storing(self) -> bool:

@@ -215,6 +215,9 @@ def test_a_job_of_every_status_has_its_page(
     assert ("agrees with the chain" in text) == ended
     assert "differs from the chain" not in text
     assert ("data-act=" in text) == status.is_live
+    is_pending = status is JobStatus.PENDING
+    assert ("Expected start" in text) == is_pending
+    assert bool(re.search(r"number \d+ of \d+ in the queue; .*estimates", text)) == is_pending
 
 
 def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:

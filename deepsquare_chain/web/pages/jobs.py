@@ -7,7 +7,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -92,6 +92,7 @@ async def job(request: Request) -> Response:
     now = site.now(await ask(site.index.status))
     stages = views.stages(detail.transitions, now)
     definition, text = await _definition(site, detail)
+    is_pending = detail.row.status is JobStatus.PENDING
     return await show(
         request,
         "job.html",
@@ -103,7 +104,9 @@ async def job(request: Request) -> Response:
         bill=views.bill(detail),
         accrued=views.accrued(detail, now),
         flags=views.flags_in_words(detail.row.flags),
-        start=await _expected_start(site, detail, now),
+        prospect=await site.forecasts.of(detail.row.id) if is_pending else None,
+        is_pending=is_pending,
+        accounts={row.id: row.account for row in providers},
         affinities=[str(affinity) for affinity in wanted(detail.uses)],
         verdicts=why,
         definition=definition,
@@ -125,28 +128,6 @@ async def invoice(request: Request) -> Response:
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return HTMLResponse(page, headers=headers)
-
-
-async def _expected_start(site: Site, detail: JobDetail, now: int) -> ExpectedStart | None:
-    """Return the latest expected start of a pending job, and where; None if it is unknown."""
-    if detail.row.status is not JobStatus.PENDING:
-        return None
-    try:
-        offers = await site.offers(views.terms_of(detail))
-    except (GridError, ValueError):
-        return None
-    startable = [(priced.starts_in, priced) for priced in offers if priced.starts_in is not None]
-    if not startable:
-        return None
-    seconds, offer = min(startable, key=lambda priced: priced[0])
-    return ExpectedStart(now + seconds, offer.account)
-
-
-class ExpectedStart(NamedTuple):
-    """Latest expected start of a job: chain time in seconds, and account of the provider."""
-
-    at: int
-    provider: str
 
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:
