@@ -41,6 +41,7 @@ from deepsquare_chain.indexer.schema import (
     transitions,
 )
 from deepsquare_chain.job import JobFlags, JobStatus, Resources
+from deepsquare_chain.metascheduler.evidence import MeasuredRun
 
 _JOBS: Final = select(jobs, transactions.c.hash).join(
     transactions,
@@ -48,6 +49,8 @@ _JOBS: Final = select(jobs, transactions.c.hash).join(
 )
 _SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
 _MAX_NAME: Final = 64
+#: Most finished jobs whose run times are compared.
+MAX_RUNS: Final = 5_000
 #: Sort columns of job lists. Amounts are stored as text, so they are sorted by length first.
 SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
     "job": (jobs.c.id,),
@@ -68,6 +71,22 @@ _MAX_LINE: Final = 16
 
 class JobQueries(Reader):
     """Queries for lists of jobs, and for all details of a job."""
+
+    def measured_runs(self) -> list[MeasuredRun]:
+        """Return the runs of the latest `MAX_RUNS` jobs that finished."""
+        kind = (
+            *(jobs.c.customer, jobs.c.tasks, jobs.c.cpus_per_task, jobs.c.mem_per_cpu),
+            *(jobs.c.gpus, jobs.c.first_limit),
+        )
+        query = (
+            select(jobs.c.provider, jobs.c.billed_seconds, *kind)
+            .where(jobs.c.status == JobStatus.FINISHED, jobs.c.provider.is_not(None))
+            .order_by(jobs.c.id.desc())
+            .limit(MAX_RUNS)
+        )
+        with self._read() as (connection, _):
+            rows = connection.execute(query).all()
+        return [MeasuredRun(row[0], tuple(row[2:]), row[1]) for row in rows]
 
     def jobs(
         self,

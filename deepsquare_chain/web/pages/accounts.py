@@ -7,6 +7,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -17,6 +18,8 @@ from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderRow
+from deepsquare_chain.metascheduler.evidence import SpeedEvidence, speed_evidence
+from deepsquare_chain.metascheduler.ranking import relative_speeds
 from deepsquare_chain.observability.redaction import csv_text
 from deepsquare_chain.web import views
 from deepsquare_chain.web.formats import clock, exact
@@ -223,6 +226,9 @@ async def provider(request: Request) -> Response:
     jobs = await ask(index.jobs, limit=_ROWS, provider=row.account)
     settlements = await ask(index.settlements, limit=_ROWS, provider=row.account)
     history, challenges = views.provider_history(detail.history)
+    evidence = await ask(
+        site_of(request).once, "speeds", status.change, partial(_speed_evidence, index)
+    )
     return await show(
         request,
         "provider.html",
@@ -239,4 +245,13 @@ async def provider(request: Request) -> Response:
         challenges=challenges,
         ranges=list(RANGES),
         chosen=name,
+        evidence=evidence.get(row.account),
     )
+
+
+def _speed_evidence(index: Index) -> Mapping[str, SpeedEvidence]:
+    """Return measured run times against claimed speeds, by account of the provider."""
+    rows = index.providers()
+    speeds = relative_speeds([row.labels for row in rows])
+    claimed = {row.account: speed for row, speed in zip(rows, speeds, strict=True)}
+    return speed_evidence(index.measured_runs(), claimed)
