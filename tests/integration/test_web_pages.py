@@ -247,6 +247,8 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
     assert "interim payments included" in text
     host = explorer.grid.providers[0].address
     text = web.get(f"/providers/{host}").text
+    assert "<dt>Measured</dt>" in text
+    assert "runs of jobs that ran elsewhere too" in text or "claimed speed suggests" in text
     assert "interim payment</span>" in text
     statement = web.get(f"/accounts/{host}/statement.csv").text
     assert statement.count(",interim-payment,") == 4

@@ -39,7 +39,16 @@ def test_series_add_up() -> None:
     times = {made.header.number: made.header.time for made in blocks}
     found = Indexed(DEPLOYMENT, [event for made in blocks for event in made.events], times)
     found.read_all(11)
-    check_series(found.index, ledger_of(blocks))
+    ledger = ledger_of(blocks)
+    check_series(found.index, ledger)
+    finished = {
+        job.id: (job.provider, job.billed_seconds)
+        for job in ledger.jobs.values()
+        if job.status is JobStatus.FINISHED
+    }
+    runs = found.index.measured_runs()
+    assert sorted((run.provider, run.seconds) for run in runs) == sorted(finished.values())
+    assert len({run.kind for run in runs}) > 1
     halfway = blocks[len(blocks) // 2].header.number
     found.roll_back(halfway)
     part = Indexed(DEPLOYMENT, found.events, times)
