@@ -311,18 +311,24 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
+class _Frugal(NamedTuple):
+    """Which providers, by row, a held job of a class accepts, and the lowest rate among them."""
+
+    flags: bytes
+    cheapest: int
+
+
 @dataclass(slots=True)
 class _ClassTable:
     """Answers, and weighted costs without recent faults, by class of jobs.
 
     They depend on the provider records, the numbering of the classes and the weights only, and are
-    kept until one of these changes. `frugal` has the answers for held jobs, which depend on the
-    standing of the providers too.
+    kept until one of these changes. `frugal` depends on the standing of the providers too.
     """
 
     answers: dict[int, Answers] = field(default_factory=dict)
     costs: dict[int, Floats] = field(default_factory=dict)
-    frugal: dict[int, Answers] = field(default_factory=dict)
+    frugal: dict[int, _Frugal] = field(default_factory=dict)
     version: tuple[int, int, Weights] | None = None
     frugal_version: tuple[int, float] | None = None
 
@@ -431,10 +437,9 @@ class _Round:
         # Classes that no provider could run even if it were empty.
         self._unplaceable: set[int] = set()
         self._tables = tables.classes
-        # Class of each job. That of a held job is its class plus the number of all classes.
-        self._classes = len(tables.queue.class_keys)
-        self._cls = tables.queue.cls[: tables.queue.count]
-        self._hold_ends: Ints = np.zeros(0, dtype=np.int64)
+        # By row of the queue: the end of its hold, 0 for none; and the rows of started jobs.
+        self._hold_ends: list[int] = []
+        self._started: list[int] = []
 
     def run(self, *, complete: bool) -> Plan:
         if not (self._queue.count and self._open.any()):
@@ -477,51 +482,45 @@ class _Round:
     def _hold(self, inverse: Floats) -> None:
         """Let jobs with the objective ENERGY that came lately accept frugal providers only."""
         queue, n = self._queue, self._queue.count
+        self._hold_ends = [0] * n
         if not (self._rules.energy_hold and self._providers.has_energy):
             return
         holds = np.minimum(self._rules.energy_hold / inverse, self._rules.longest_hold)
         ends = queue.queued_at[:n] + np.ceil(holds).astype(np.int64)
-        held = queue.may_hold[:n] & (ends > self._now)
-        if not held.any():
+        rows = (queue.may_hold[:n] & (ends > self._now)).nonzero()[0]
+        if not len(rows):
             return
-        rows = held.nonzero()[0]
-        frugal = {cls: self._frugal(cls) for cls in set(self._cls[rows].tolist())}
-        for row, cls, ceiling in zip(
-            rows.tolist(), self._cls[rows].tolist(), queue.ceiling[rows].tolist(), strict=True
-        ):
-            # A job that can pay no frugal provider need not wait for one.
-            if not 0 < frugal[cls].cheapest <= ceiling:
-                held[row] = False
-        self._cls = self._cls + self._classes * held
-        self._hold_ends = np.where(held, ends, 0)
+        classes, kind = np.unique(queue.cls[rows], return_inverse=True)
+        # A job that can pay no frugal provider need not wait for one.
+        cheapest = [self._frugal(cls).cheapest or _NEVER for cls in classes.tolist()]
+        rows = rows[np.array(cheapest, dtype=object)[kind] <= queue.ceiling[rows]]
+        held: Ints = np.zeros(n, dtype=np.int64)
+        held[rows] = ends[rows]
+        self._hold_ends = held.tolist()
 
-    def _frugal(self, cls: int) -> Answers:
-        """Return the answers for held jobs of a class: only frugal providers are eligible."""
-        answers = self._tables.frugal.get(cls)
-        if answers is None:
-            every = self._answer(cls)
-            costs = every.costs[Objective.ENERGY]
-            eligible = every.eligible & self._open
+    def _frugal(self, cls: int) -> _Frugal:
+        """Return which providers a held job of a class accepts."""
+        frugal = self._tables.frugal.get(cls)
+        if frugal is None:
+            answers = self._answer(cls)
+            costs = answers.costs[Objective.ENERGY]
+            eligible = answers.eligible & self._open
             lowest = costs[eligible].min(initial=np.inf)
             eligible &= costs <= lowest + math.log(self._rules.frugal_within)
-            answers = self._tables.frugal[cls] = every.among(eligible)
-        return answers
+            cheapest = min(answers.rates[eligible].tolist(), default=0)
+            frugal = self._tables.frugal[cls] = _Frugal(eligible.tobytes(), cheapest)
+        return frugal
+
+    def _is_held(self, row: int, cls: int, place: int) -> bool:
+        """Return whether a hold keeps a job from a provider."""
+        return bool(self._hold_ends[row]) and not self._frugal(cls).flags[place]
 
     def _holds(self) -> dict[int, int]:
         """Return the ends of the holds of the jobs that this plan does not start, by id."""
-        if not len(self._hold_ends):
-            return {}
-        rows = self._hold_ends.nonzero()[0]
-        ends = zip(self._queue.ids[rows].tolist(), self._hold_ends[rows].tolist(), strict=True)
-        started = {decision.waiting.job.id for decision in self._decisions}
-        return {job_id: end for job_id, end in ends if job_id not in started}
-
-    def _is_held(self, cls: int) -> bool:
-        return cls >= self._classes
-
-    def _waits_by_choice(self, cls: int) -> bool:
-        """Return whether a job that can't start is held, and could start without the hold."""
-        return self._is_held(cls) and bool(self._fitting(self._answer(cls - self._classes)).any())
+        ends = np.array(self._hold_ends, dtype=np.int64)
+        ends[self._started] = 0
+        rows = ends.nonzero()[0]
+        return dict(zip(self._queue.ids[rows].tolist(), ends[rows].tolist(), strict=True))
 
     def _customers_factors(self) -> Floats:
         """Return, by customer, the factor by which its jobs count as larger."""
@@ -580,7 +579,7 @@ class _Round:
         Only jobs of `possible` classes can start. After the last of them, reservations affect no
         decision, and only a `complete` plan makes them.
         """
-        cls_of = self._cls[order]
+        cls_of = self._queue.cls[order]
         candidates = possible[cls_of].nonzero()[0]
         last = int(candidates[-1]) + 1 if len(candidates) else 0
         self._upcoming = list(dict.fromkeys(cls_of[candidates].tolist()))[::-1]
@@ -593,8 +592,6 @@ class _Round:
                 return
             position, row, cls = refused
             served = position + 1
-            if self._waits_by_choice(cls):
-                continue
             if self._can_run(row, cls):
                 self._reserve(row)
                 remaining -= 1
@@ -603,7 +600,7 @@ class _Round:
 
     def _backfill(self, order: Ints, possible: Flags) -> None:
         """Start the jobs that fit without violating a reservation."""
-        cls = self._cls[order]
+        cls = self._queue.cls[order]
         mask = possible[cls]
         if self._reservations:
             ends = self._earliest + self._queue.seconds[order]
@@ -613,7 +610,7 @@ class _Round:
     def _in_order(self, order: Ints) -> Iterator[_Entry]:
         """Return position, row, class, seconds and highest affordable rate of the jobs in rows."""
         queue = self._queue
-        columns = (order, self._cls[order], queue.seconds[order], queue.ceiling[order])
+        columns = (order, queue.cls[order], queue.seconds[order], queue.ceiling[order])
         return zip(range(len(order)), *(column.tolist() for column in columns), strict=True)
 
     def _start_jobs(
@@ -630,6 +627,7 @@ class _Round:
         shortlists, left, reserved = self._shortlists, self._left, self._reserved
         waiting, ids, earliest = self._queue.waiting, self._providers.ids, self._earliest
         decide, changed, taken = self._decisions.append, self._changed, self._taken.append
+        started, hold_ends = self._started.append, self._hold_ends
         limited = bool(self._rules.max_running)
         self._releases = self._by_place = None
         for position, row, cls, seconds, ceiling in jobs:
@@ -637,6 +635,7 @@ class _Round:
                 continue
             shortlist = None if limited or row in special else shortlists.get(cls)
             if shortlist is not None and not shortlist.refused:
+                # The common case of `_start`.
                 cpus, memory, gpus = shortlist.size
                 index = first = shortlist.next
                 for place in shortlist.places[first:]:
@@ -651,6 +650,8 @@ class _Round:
                 else:
                     place = -1
                 shortlist.next = first
+                if place >= 0 and hold_ends[row] and self._is_held(row, cls, place):
+                    continue
                 if place >= 0 and place not in reserved:
                     free[0] -= cpus
                     free[1] -= memory
@@ -658,6 +659,7 @@ class _Round:
                     changed.add(place)
                     taken((place, earliest + seconds, cpus, memory, gpus))
                     rate = shortlist.rates[index]
+                    started(row)
                     decide(Decision(waiting[row], ids[place], rate, False, shortlist.choices))
                     continue
             if (cls in full or not self._start(row, cls, seconds)) and until_refused:
@@ -666,16 +668,16 @@ class _Round:
 
     def _possible(self) -> Flags:
         """Return the classes with jobs for which some provider has the free capacity."""
-        possible = np.zeros(self._classes, dtype=np.bool_)
+        possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
         nonempty = np.array(self._queue.members).nonzero()[0]
         free = np.where(self._open, self._free, -1)
         for chunk, need in self._in_chunks(nonempty):
             possible[chunk] = _all_within(need, free).any(axis=1)
-        return np.concatenate([possible, possible])
+        return possible
 
     def _latest_ends(self, classes: Ints) -> Ints:
         """Return, by class, the latest end that reservations allow at any provider; 0 for none."""
-        latest = np.zeros(2 * self._classes, dtype=np.int64)
+        latest = np.zeros(len(self._queue.class_keys), dtype=np.int64)
         requested = np.zeros(len(latest), dtype=np.bool_)
         requested[classes] = True
         reserved = np.array(list(self._reserved), dtype=np.int64)
@@ -692,15 +694,11 @@ class _Round:
 
     def _in_chunks(self, classes: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Yield chunks of classes and their sizes, shaped for comparison with all providers."""
-        class_sizes = self._queue.class_sizes
-        bases = (classes % self._classes).tolist()
-        sizes = np.array([class_sizes[base] for base in bases], dtype=np.int64)
+        sizes = np.array([self._queue.class_sizes[cls] for cls in classes.tolist()], dtype=np.int64)
         for first in range(0, len(classes), _CHUNK):
             yield classes[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
-        if self._is_held(cls):
-            return self._frugal(cls - self._classes)
         answers = self._tables.answers.get(cls)
         if answers is None:
             resources, uses, objective = self._queue.class_keys[cls]
@@ -717,12 +715,11 @@ class _Round:
 
     def _costs_of(self, classes: Sequence[int]) -> Floats:
         """Return weighted costs by class and provider, with those of recent faults."""
-        bases = [cls % self._classes for cls in classes]
-        costs = np.array([self._tables.costs[base] for base in bases])
+        costs = np.array([self._tables.costs[cls] for cls in classes])
         if self._faults is not None:
             weights = [
-                self._rules.weights.of(self._queue.class_keys[base][2]) + FAULT_WEIGHT
-                for base in bases
+                self._rules.weights.of(self._queue.class_keys[cls][2]) + FAULT_WEIGHT
+                for cls in classes
             ]
             costs += np.array(weights)[:, None] * self._faults
         return costs
@@ -780,7 +777,7 @@ class _Round:
             eligible &= answers.rates <= ceiling
 
     def _start(self, row: int, cls: int, seconds: int, *, overdue: bool = False) -> bool:
-        """Assign a job if a provider can start it now. Return whether one could."""
+        """Assign a job if a provider can start it now, unless it holds. Return whether one can."""
         waiting = self._queue.waiting[row]
         special = row in self._queue.special
         if special:
@@ -790,10 +787,13 @@ class _Round:
         if choice is None:
             return False
         place, rate, choices = choice
+        if not overdue and self._is_held(row, cls, place):
+            return True
         if special and waiting.job.until_spent:
             seconds = waiting.job.escrow // rate
         self._take(place, self._answer(cls), self._earliest + seconds)
         self._settled.add(row)
+        self._started.append(row)
         if self._jobs_at is not None:
             self._jobs_at[waiting.job.customer][place] += 1
         if self._rules.max_running:
@@ -846,7 +846,7 @@ class _Round:
                 or end <= reserved[place]
                 or self._fits_beside_reservation(place, answers)
             ):
-                return place, rates[index], shortlist.choices
+                return place, rates[index], len(shortlist.order)
         return None
 
     def _refill(self, shortlist: _Shortlist, answers: Answers) -> None:
@@ -885,15 +885,13 @@ class _Round:
         self._write_changed()
         answers = [self._answer(each) for each in classes]
         need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
-        within_free = _all_within(need, np.where(self._open, self._free, -1))
         fits = np.array([each.eligible for each in answers])
-        fits &= within_free
+        fits &= _all_within(need, np.where(self._open, self._free, -1))
         score = self._costs_of(classes)
         score += self._left_over_of(answers)
         score[~fits] = np.inf
         order = score.argsort(axis=1)
         counts = np.count_nonzero(fits, axis=1).tolist()
-        choices = np.count_nonzero(within_free & self._eligible(classes), axis=1).tolist()
         first = order[:, :_FIRST_SHORTLIST]
         rates = np.take_along_axis(np.array([each.rates for each in answers]), first, axis=1)
         for i, (each, count, places, place_rates) in enumerate(
@@ -902,7 +900,7 @@ class _Round:
             if count:
                 known[each] = _Shortlist(
                     order[i, :count],
-                    choices[i],
+                    count,
                     answers[i].size,
                     places[:count],
                     place_rates[:count],
@@ -912,10 +910,6 @@ class _Round:
             else:
                 self._full_classes.add(each)
         return known.get(cls)
-
-    def _eligible(self, classes: Sequence[int]) -> Flags:
-        """Return the providers, by class, that are eligible apart from holds."""
-        return np.array([self._answer(cls % self._classes).eligible for cls in classes])
 
     def _compare_few(self, cls: int) -> _Shortlist | None:
         """Compare all providers of a small grid that fit a class now; like `_compare`."""
@@ -938,13 +932,10 @@ class _Round:
             self._full_classes.add(cls)
             return None
         places = [place for _, place in sorted(scored)]
-        choices = len(places)
-        if self._is_held(cls):
-            choices = int(np.count_nonzero(self._fitting(self._answer(cls - self._classes))))
         rates = answers.rates.tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
             np.array(places),
-            choices,
+            len(places),
             size,
             places,
             [rates[place] for place in places],

@@ -90,10 +90,6 @@ class Answers:
         self.dearest: int = max(eligible_rates, default=0)
         self._dominant: int | None = None
 
-    def among(self, eligible: Flags) -> Answers:
-        """Return these answers with fewer eligible providers."""
-        return Answers(self.need, eligible, self.rates, self.costs)
-
     def dominant(self, largest: Sequence[float]) -> int:
         """Return the dimension in which a job takes the largest share of the largest provider."""
         if self._dominant is None:
