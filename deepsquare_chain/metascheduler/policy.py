@@ -629,9 +629,13 @@ class _Round:
         decide, changed, taken = self._decisions.append, self._changed, self._taken.append
         started, hold_ends = self._started.append, self._hold_ends
         limited = bool(self._rules.max_running)
+        # Classes whose frugal providers have no free capacity left.
+        without_frugal: set[int] = set()
         self._releases = self._by_place = None
         for position, row, cls, seconds, ceiling in jobs:
             if row in settled or (limited and self._is_capped(row)):
+                continue
+            if cls in without_frugal and hold_ends[row]:
                 continue
             shortlist = None if limited or row in special else shortlists.get(cls)
             if shortlist is not None and not shortlist.refused:
@@ -651,6 +655,8 @@ class _Round:
                     place = -1
                 shortlist.next = first
                 if place >= 0 and hold_ends[row] and self._is_held(row, cls, place):
+                    if index == first:
+                        without_frugal.add(cls)
                     continue
                 if place >= 0 and place not in reserved:
                     free[0] -= cpus
