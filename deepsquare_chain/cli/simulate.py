@@ -19,6 +19,7 @@ app = typer.Typer()
 
 _MAX_LOAD: Final = 3.0
 _MAX_BLOCK: Final = 600.0
+_MAX_PATIENCE: Final = 100.0
 _WISHES: Final = ("MIXED", "COST", "TIME", "ENERGY")
 _TABLE: Final = tuple(
     Column(key, title, kind)
@@ -46,6 +47,10 @@ def _load(text: str) -> float:
 
 def _block(text: str) -> float:
     return _number(text, _MAX_BLOCK, "seconds from 0 to 600, such as 2", above=-1e-9)
+
+
+def _patience(text: str) -> float:
+    return _number(text, _MAX_PATIENCE, "a part of the limit from 0 to 100", above=-1e-9)
 
 
 def _number(text: str, most: float, allowed: str, *, above: float) -> float:
@@ -110,6 +115,14 @@ async def simulate(
         Path | None,
         typer.Option(metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
     ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            parser=_patience,
+            metavar="PART",
+            help="Patience of jobs that want COST or ENERGY, as a part of their limit, such as 0.05.",
+        ),
+    ] = 0.0,
     width: Annotated[
         int | None,
         typer.Option(
@@ -163,6 +176,7 @@ async def simulate(
         blocks=tuple(dict.fromkeys(block or [0.0])),
         rules=Rules() if rules is None else read_rules(rules),
         width=width or 0,
+        patience=patience,
     )
     if experiment.width > experiment.grid.largest:
         raise UsageError(

@@ -96,7 +96,7 @@ class Weights:
     cost: float = 1_000.0
     time: float = 0.24
     energy: float = 1_000.0
-    leave_frugal: float = 0.24
+    leave_frugal: float = 0.36
 
     def of(self, objective: Objective) -> float:
         """Return the weight of an objective."""
@@ -133,8 +133,8 @@ class Rules:
     fair_share: float = 0.0
     priorities: Mapping[str, float] = field(default_factory=dict, hash=False)
     max_running: int = 0
-    energy_hold: float = 1.5
-    frugal_within: float = 1.4
+    energy_hold: float = 2.0
+    frugal_within: float = 1.25
     longest_hold: int = 3_600
 
 
@@ -633,9 +633,11 @@ class _Round:
         without_frugal: set[int] = set()
         self._releases = self._by_place = None
         for position, row, cls, seconds, ceiling in jobs:
-            if row in settled or (limited and self._is_capped(row)):
-                continue
-            if cls in without_frugal and hold_ends[row]:
+            if (
+                row in settled
+                or (hold_ends[row] and cls in without_frugal)
+                or (limited and self._is_capped(row))
+            ):
                 continue
             shortlist = None if limited or row in special else shortlists.get(cls)
             if shortlist is not None and not shortlist.refused:

@@ -288,8 +288,8 @@ class TestObjective:
         ("waited", "limit", "chosen"),
         [
             (0, 100, {}),
-            (149, 100, {}),
-            (150, 100, {1: 2}),
+            (199, 100, {}),
+            (200, 100, {1: 2}),
             (3_599, 10_000, {}),
             (3_600, 10_000, {1: 2}),
         ],
@@ -307,7 +307,7 @@ class TestObjective:
         )
         decided = decide([job], grid, full)
         assert places(decided) == chosen
-        hold = min(1.5 * limit, 3_600)
+        hold = min(2 * limit, 3_600)
         assert decided.holds == ({} if chosen else {1: NOW - waited + hold})
         # Others do not wait, nor does it hold a reservation that would delay them.
         for objective in (Objective.COST, Objective.TIME):

@@ -126,8 +126,8 @@ def test_a_held_job_says_until_when_it_waits_for_a_frugal_provider() -> None:
     ]
     job = waiting(1, objective=Objective.ENERGY, time_limit=100)
     assert why(job, grid, [running(9, 1, cpus=8)]).text == (
-        f"job 1 waits for a frugal provider: until {chain_time(NOW + 150)} it accepts only those "
-        "whose energy for its work is within 40% of the lowest, then provider 1 or 2"
+        f"job 1 waits for a frugal provider: until {chain_time(NOW + 200)} it accepts only those "
+        "whose energy for its work is within 25% of the lowest, then provider 1 or 2"
     )
 
 

@@ -24,6 +24,7 @@ from deepsquare_chain.metascheduler.simulation.baselines import (
     smallest_area_first,
     to_the_earliest_completion,
     to_the_least_loaded,
+    to_the_less_loaded_of_two,
     to_the_only_one,
 )
 from deepsquare_chain.metascheduler.simulation.engine import run_policy
@@ -46,6 +47,7 @@ from deepsquare_chain.metascheduler.simulation.workload import (
     read_trace,
     scaled,
     with_objectives,
+    with_patience,
 )
 
 pytestmark = pytest.mark.unit
@@ -185,6 +187,13 @@ class TestBaselines:
         )
         # Eight CPUs fit the first cluster alone.
         assert [outcome.provider for outcome in outcomes] == [0, 1, 0]
+        alike = [Cluster(8, 1.0, first_come_first_served) for _ in range(4)]
+        drawn = run_clusters(
+            [job(n, n, 1, 10_000) for n in range(1, 41)], alike, to_the_less_loaded_of_two(1)
+        )
+        # The most loaded of four is never the less loaded of two.
+        counts = [[outcome.provider for outcome in drawn].count(i) for i in range(4)]
+        assert max(counts) - min(counts) <= 3
         fast = Cluster(8, 4.0, first_come_first_served)
         slow = Cluster(8, 1.0, first_come_first_served)
         outcomes = run_clusters(
@@ -206,6 +215,34 @@ class TestPolicyEngine:
         assert starts(outcomes) == {1: 8, 2: 26}
         at_once = run_policy(jobs, one.views(), one.speeds, Rules())
         assert starts(at_once) == {1: 1.0, 2: 11.0}
+
+    def test_a_hold_ends_without_another_event(self) -> None:
+        """An ENERGY job waits for the frugal cluster, then takes the other one."""
+        grid = read_grid(GRID)
+        frugal = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, watts_per_cpu=5.0)
+        other = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, watts_per_cpu=9.0)
+        both = SimulatedGrid((frugal, other))
+        jobs = with_objectives([job(1, 0, 4, 10_000), job(2, 5, 4, 100, 80)], "ENERGY", 1)
+        outcomes = run_policy(jobs, both.views(), both.speeds, Rules())
+        assert [outcome.provider for outcome in outcomes] == [0, 1]
+        assert starts(outcomes) == {1: 0, 2: 205}
+        without = run_policy(jobs, both.views(), both.speeds, Rules(energy_hold=0))
+        assert starts(without) == {1: 0, 2: 5}
+
+    def test_patience_is_a_part_of_the_limit_for_who_wants_cost_or_energy(self) -> None:
+        jobs = with_objectives([job(n, n, 1, 100 * n) for n in range(1, 30)], "MIXED", 1)
+        for each in with_patience(jobs, 0.5):
+            is_fast = each.objective is Objective.TIME
+            assert each.patience == (0 if is_fast else each.limit // 2)
+        grid = read_grid(GRID)
+        cheap = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=1)
+        dear = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=2)
+        both = SimulatedGrid((cheap, dear))
+        jobs = [job(1, 0, 4, 100, 100), job(2, 5, 4, 100, 100)]
+        impatient = run_policy(jobs, both.views(), both.speeds, Rules())
+        assert starts(impatient) == {1: 0, 2: 5}
+        patient = run_policy(with_patience(jobs, 10.0), both.views(), both.speeds, Rules())
+        assert starts(patient) == {1: 0, 2: 100}
 
 
 def replace_cluster(grid: SimulatedGrid, **changes: object) -> object:
@@ -248,7 +285,7 @@ class TestExperiments:
     def test_measures_and_rows(self, experiment: Experiment) -> None:
         told: list[tuple[int, int]] = []
         measures = run_experiment(experiment, processes=1, progress=lambda *done: told.append(done))
-        assert told == [(n, 10) for n in range(11)]
+        assert told == [(n, 12) for n in range(13)]
         rows = {row.scheduler: row for row in summarise(measures)}
         assert set(rows) == set(Scheduler)
         saf, fcfs = rows[Scheduler.MERGED_SAF], rows[Scheduler.MERGED_FCFS]
@@ -309,7 +346,7 @@ class TestCommand:
         done = CliRunner().invoke(app, [*words, "-o", "json", "--page", str(page)])
         assert done.exit_code == 0, done.output
         rows = json.loads(done.stdout)["rows"]
-        assert len(rows) == 6
+        assert len(rows) == 7
         policy = [row for row in rows if row["scheduler"] == "policy"]
         assert [(row["objective"], row["block_seconds"]) for row in policy] == [
             ("TIME", 0.0),

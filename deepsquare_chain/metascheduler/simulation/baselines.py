@@ -7,6 +7,7 @@ which enough CPUs are free by time limits. Other jobs start earlier if that does
 from __future__ import annotations
 
 import heapq
+import random
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,6 +143,18 @@ def to_the_least_loaded(job: TraceJob, clusters: Sequence[Cluster], _now: float)
         if job.cpus <= cluster.cpus
     ]
     return min(loads)[1]
+
+
+def to_the_less_loaded_of_two(seed: int) -> Route:
+    """Return a route to the less loaded of two clusters, drawn at random among those that fit."""
+    rng = random.Random(f"two {seed}")  # noqa: S311 - a simulation, not a secret
+
+    def route(job: TraceJob, clusters: Sequence[Cluster], _now: float) -> int:
+        fitting = [i for i, cluster in enumerate(clusters) if job.cpus <= cluster.cpus]
+        drawn = rng.sample(fitting, min(2, len(fitting)))
+        return min((clusters[i].occupied / clusters[i].cpus, i) for i in drawn)[1]
+
+    return route
 
 
 def to_the_earliest_completion(job: TraceJob, clusters: Sequence[Cluster], now: float) -> int:

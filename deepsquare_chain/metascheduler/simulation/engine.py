@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.job import Conditions, Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
@@ -168,4 +168,5 @@ def _waiting(job: TraceJob) -> Waiting:
         definition=b"",
         retry_of=0,
     )
-    return Waiting(record, job.objective, "", math.floor(job.at))
+    uses = Conditions(patience=job.patience).to_uses()
+    return Waiting(record, job.objective, uses, math.floor(job.at))

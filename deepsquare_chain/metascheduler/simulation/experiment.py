@@ -27,6 +27,7 @@ from deepsquare_chain.metascheduler.simulation.baselines import (
     smallest_area_first,
     to_the_earliest_completion,
     to_the_least_loaded,
+    to_the_less_loaded_of_two,
     to_the_only_one,
 )
 from deepsquare_chain.metascheduler.simulation.engine import run_policy
@@ -37,6 +38,7 @@ from deepsquare_chain.metascheduler.simulation.workload import (
     fold,
     scaled,
     with_objectives,
+    with_patience,
 )
 
 #: Part of the jobs that all measures exclude, because the grid is still filling up.
@@ -55,6 +57,7 @@ class Scheduler(StrEnum):
     MERGED_SAF = "merged SAF-EASY"
     MERGED_FCFS = "merged FCFS-EASY"
     LEAST_LOADED = "least loaded"
+    POWER_OF_TWO = "power of two"
     EARLIEST_COMPLETION = "earliest completion"
 
 
@@ -147,7 +150,10 @@ def default_width(trace: Trace, grid: SimulatedGrid) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """The parameters of an experiment; the trace's machine is scaled to `width` CPUs."""
+    """The parameters of an experiment; the trace's machine is scaled to `width` CPUs.
+
+    `patience` is that of jobs with the objectives COST and ENERGY, as a part of their limit.
+    """
 
     trace: Trace
     grid: SimulatedGrid
@@ -158,6 +164,7 @@ class Experiment:
     blocks: Sequence[float] = (0.0,)
     rules: Rules = field(default_factory=Rules)
     width: int = 0
+    patience: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.width:
@@ -227,25 +234,28 @@ def run_case(experiment: Experiment, case: Case) -> Measures:
     jobs = fold(trace, capacity=grid.capacity, load=case.load, seed=case.seed)
     if case.scheduler is Scheduler.POLICY:
         jobs = with_objectives(jobs, case.wish, case.seed)
+        if experiment.patience:
+            jobs = with_patience(jobs, experiment.patience)
         outcomes = run_policy(jobs, grid.views(), grid.speeds, experiment.rules, block=case.block)
     else:
-        outcomes = _run_baseline(case.scheduler, jobs, grid)
+        outcomes = _run_baseline(case, jobs, grid)
     merged = case.scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}
     return _measure(case, outcomes, grid, merged=merged)
 
 
-def _run_baseline(
-    scheduler: Scheduler, jobs: Sequence[TraceJob], grid: SimulatedGrid
-) -> list[SimulatedRun]:
+def _run_baseline(case: Case, jobs: Sequence[TraceJob], grid: SimulatedGrid) -> list[SimulatedRun]:
+    scheduler = case.scheduler
     if scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}:
         order = (
             smallest_area_first if scheduler is Scheduler.MERGED_SAF else first_come_first_served
         )
         merged = Cluster(grid.cpus, grid.capacity / grid.cpus, order)
         return run_clusters(jobs, [merged], to_the_only_one)
-    route = (
-        to_the_least_loaded if scheduler is Scheduler.LEAST_LOADED else to_the_earliest_completion
-    )
+    route = {
+        Scheduler.LEAST_LOADED: to_the_least_loaded,
+        Scheduler.POWER_OF_TWO: to_the_less_loaded_of_two(case.seed),
+        Scheduler.EARLIEST_COMPLETION: to_the_earliest_completion,
+    }[scheduler]
     clusters = [
         Cluster(provider.cpus, provider.speed, first_come_first_served)
         for provider in grid.providers

@@ -30,7 +30,7 @@ _GZIP: Final = b"\x1f\x8b"
 class TraceJob:
     """A job of a workload; times in seconds, `seconds` is its run time at speed 1.
 
-    `memory` is in MB per CPU.
+    `memory` is in MB per CPU. `patience` is that of the job file, 0 for none.
     """
 
     id: int
@@ -41,6 +41,7 @@ class TraceJob:
     customer: str
     memory: int = 1
     objective: Objective = Objective.COST
+    patience: int = 0
 
     def run_at(self, speed: float) -> float:
         """Return the run time in seconds at a speed: at most the limit, which stops the job."""
@@ -205,3 +206,13 @@ def with_objectives(jobs: Sequence[TraceJob], wish: str, seed: int) -> list[Trac
     rng = random.Random(f"objectives {seed}")  # noqa: S311
     choices = WISHES[wish]
     return [replace(job, objective=rng.choice(choices)) for job in jobs]
+
+
+def with_patience(jobs: Sequence[TraceJob], part: float) -> list[TraceJob]:
+    """Return the jobs with a patience of a part of the limit for those that want COST or ENERGY."""
+    return [
+        job
+        if job.objective is Objective.TIME
+        else replace(job, patience=max(1, round(part * job.limit)))
+        for job in jobs
+    ]
