@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -187,8 +187,3 @@ class TransactionBatcher:
     def _refuse(self, kind: str, job_ids: Iterable[int], now: float) -> None:
         for job_id in job_ids:
             self._backoff.refuse((kind, job_id), now)
-
-
-def slices(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
-    """Split items into slices of at most `size`."""
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -14,8 +14,9 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
+from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher
 from deepsquare_chain.job import Prices
 from deepsquare_chain.observability import get_logger
 
@@ -129,7 +130,7 @@ class SchedulerBatches:
         self, kind: str, job_ids: Sequence[int], make: Callable[[Sequence[int]], Call], now: int
     ) -> int:
         moved = 0
-        for part in slices(self.due(kind, job_ids, now), self._size):
+        for part in chunks(self.due(kind, job_ids, now), self._size):
             moved += await self._send(TransactionBatch(kind, tuple(part), make(part)), now)
         return moved
 

@@ -10,8 +10,9 @@ from typing import Final
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.bindings.records import Report as ChainReport
+from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher, slices
+from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher
 from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.provider.model import (
     Action,
@@ -130,10 +131,10 @@ class ProviderBatches:
     def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
         # Claims first: customers wait for them, and late transactions may miss the block.
         for kind, ids, make in self._plain(planned):
-            for part in slices(ids, self._size):
+            for part in chunks(ids, self._size):
                 yield TransactionBatch(kind, tuple(part), make(part))
         reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
-        for report_slice in slices(reports, self._size):
+        for report_slice in chunks(reports, self._size):
             reported = tuple(view.job.id for view, _ in report_slice)
             yield TransactionBatch(
                 "finish",
