@@ -212,12 +212,12 @@ class AnomalyRules:
                 self._overrun(job, account, "runs")
         for job_id, (since, account) in sorted(self._claims.items()):
             if (idle := spot.time - since) > self._idle_after:
-                message = f"job {job_id} was claimed {idle} s ago and does not run"
+                message = f"job {job_id} was claimed {idle} s ago and has not started"
                 self._note(Code.IDLE_CLAIM, message, account, job_id, warn=True)
         for account, event in sorted(self._challenges.items()):
             if (late := spot.time - event.answer_by) > 0:
                 message = f"{account} has not answered a challenge over job {event.job_id}, "
-                message += f"{late} s after it had to"
+                message += f"{late} s after the deadline"
                 self._note(Code.UNANSWERED, message, account, event.job_id)
         anomalies, self.rows = self.rows, recorded
         return anomalies
@@ -254,7 +254,7 @@ class AnomalyRules:
             waited = now - self._pending.pop(job_id, now)
             if waited >= self._pending_expiry:
                 message = f"job {job_id} was cancelled after {waited} s without a provider, when "
-                message += "anyone may; its credits went back to its customer"
+                message += "anyone may cancel it; its credits were refunded to its customer"
                 self._note(Code.EXPIRED, message, job_id=job_id)
             if self._running.pop(job_id, None) is not None and job is not None:
                 self._overrun(job, account, "ran")
@@ -316,7 +316,7 @@ class AnomalyRules:
                 message = f"role {role} of {contract} was {verb} {event.account} by {event.sender}"
                 self._note(Code.ROLE, message, event.account)
             case ev.BanChanged():
-                verb = "banned" if event.banned else "let in again"
+                verb = "banned" if event.banned else "unbanned"
                 message = f"{event.provider} was {verb}{_reason(event)}"
                 self._note(Code.BAN, message, event.provider)
             case ev.ProviderApproved():

@@ -135,9 +135,9 @@ def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
     if not job.started_at:
         result = 0, "it never ran"
     elif job.status.is_reported and reported is not None:
-        result = min(reported, most), "the least of reported, elapsed and granted seconds"
+        result = min(reported, most), "the minimum of reported, elapsed and granted seconds"
     elif job.status.is_reported:
-        result = min(settled_seconds, most), "what was reported, at most elapsed and granted"
+        result = min(settled_seconds, most), "the reported seconds, at most elapsed and granted"
     elif job.status is JobStatus.PANICKED:
         result = 0, "a panic costs nothing"
     elif job.status is not JobStatus.CANCELLED:
@@ -303,7 +303,9 @@ def render_html(invoice: Invoice) -> str:
         )
         for line in invoice.lines
     ]
-    verdict = "The bill is as computed anew." if invoice.ok else "THE BILL IS NOT AS COMPUTED."
+    verdict = (
+        "The bill matches the recomputed bill." if invoice.ok else "THE BILL IS NOT AS COMPUTED."
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Invoice, job {job.id}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -201,7 +201,7 @@ def conservation(
 def _owed(totals: Totals) -> Side:
     terms = [("escrow of live jobs", totals.escrow), ("withdrawable", totals.parked)]
     if totals.donated:
-        terms.append(("given to it by mistake", totals.donated))
+        terms.append(("sent to it by mistake", totals.donated))
     return Side("escrows + withdrawable", tuple(terms))
 
 

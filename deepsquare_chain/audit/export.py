@@ -228,7 +228,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, GridError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
             raise AuditError(
-                f"The manifest can't be trusted: {reason}",
+                f"The manifest is invalid: {reason}",
                 hint="Export again with `deepsquare audit export`.",
             ) from None
 
@@ -239,7 +239,7 @@ class Manifest:
             raise ValueError(f"its schema is {str(body['schema'])[:40]!r}, not {SCHEMA!r}")
         manifest = cls._from_body(body)
         if manifest.body() != body or digest_of(body) != digest:
-            raise ValueError("it was changed: its own SHA-256 is another")
+            raise ValueError("it was changed: its SHA-256 does not match")
         return manifest
 
     @classmethod
@@ -251,7 +251,7 @@ class Manifest:
         }
         style = TableFormat(body["format"])
         if set(files) != set(file_names(style)):
-            raise ValueError("it names other files than an export has")
+            raise ValueError("it lists other files than an export has")
         return cls(
             deployment,
             _count(body["last_block"]),
@@ -460,7 +460,8 @@ def _prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UsageError(
-                f"{folder} is not empty", hint="Give a new folder: an export replaces nothing."
+                f"{folder} is not empty",
+                hint="Give a new folder: an export does not replace files.",
             )
     except OSError as error:
         raise UsageError(f"{folder} can't be written: {error.strerror}") from None
@@ -488,7 +489,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise UsageError(f"{path} is no regular file", hint="An export holds no others.")
+                raise UsageError(
+                    f"{path} is not a regular file", hint="An export contains only regular files."
+                )
             yield file
     except FileNotFoundError:
         raise
@@ -548,7 +551,8 @@ def read_manifest(path: Path) -> tuple[Path, Manifest]:
             raw = handle.read(MAX_MANIFEST + 1)
     except FileNotFoundError:
         raise NotFoundError(
-            f"There is no export at {path}", hint="Make one with `deepsquare audit export FOLDER`."
+            f"There is no export at {path}",
+            hint="Create one with `deepsquare audit export FOLDER`.",
         ) from None
     return file.parent, Manifest.from_json(raw)
 
@@ -580,9 +584,9 @@ class _Check:
             self.find("file", f"{name} is missing")
             return
         if rows != entry.rows:
-            self.find("file", f"{name} has {rows} rows, the manifest says {entry.rows}")
+            self.find("file", f"{name} has {rows} rows, but the manifest has {entry.rows}")
         if digest.hexdigest() != entry.sha256:
-            self.find("file", f"{name} has another SHA-256 than the manifest says")
+            self.find("file", f"{name} does not match the SHA-256 of the manifest")
 
     def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
         if not (self._folder / name).exists():
@@ -595,7 +599,7 @@ class _Check:
                     yield number, line, pydantic_core.from_json(line)
                 except ValueError:
                     self.broken = True
-                    self.find("file", f"line {number} of {name} is no JSON")
+                    self.find("file", f"line {number} of {name} is not JSON")
 
     def blocks(self) -> dict[int, tuple[str, int]]:
         """Return hash and chain time of each block with events."""
@@ -606,7 +610,7 @@ class _Check:
                 block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
             except (KeyError, TypeError, ValueError):
                 self.broken = True
-                self.find("file", f"line {number} of {BLOCKS} is no block")
+                self.find("file", f"line {number} of {BLOCKS} is not a block")
                 continue
             if block <= previous or line != block_line(block, block_hash, time):
                 self.find("order", f"line {number} of {BLOCKS} is out of order or shape", block)
@@ -625,7 +629,7 @@ class _Check:
                 address, block_hash = body["address"], body["blockHash"]
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.broken = True
-                self.find("file", f"line {number} of {LOGS} is no log")
+                self.find("file", f"line {number} of {LOGS} is not a log")
                 continue
             block = position[0]
             if position <= previous or not canonical:
@@ -633,12 +637,12 @@ class _Check:
             previous = position
             blocks_with_logs.add(block)
             if address not in addresses:
-                self.find("address", f"line {number} of {LOGS} is of another contract", block)
+                self.find("address", f"line {number} of {LOGS} belongs to another contract", block)
             if not manifest.deployment.block <= block <= manifest.last_block:
                 self.find("range", f"line {number} of {LOGS} is outside of the range", block)
             if times.get(block, ("", 0))[0] != block_hash:
                 self.broken = self.broken or block not in times
-                self.find("block", f"line {number} of {LOGS} is of another block", block)
+                self.find("block", f"line {number} of {LOGS} belongs to another block", block)
             event = decode_log(body)
             if event is not None:
                 yield event
@@ -646,11 +650,11 @@ class _Check:
 
     def _spare(self, times: Mapping[int, tuple[str, int]], seen: set[int]) -> None:
         for block in sorted({*times} - seen):
-            self.find("block", f"block {block} stands in {BLOCKS} without a log", block)
+            self.find("block", f"block {block} is in {BLOCKS} without a log", block)
         manifest = self._manifest
         last_block = times.get(manifest.last_block)
         if last_block is not None and last_block != (manifest.block_hash, manifest.block_time):
-            self.find("block", "the last block is another than the manifest says")
+            self.find("block", "the last block differs from the manifest")
 
     def tables(self, ledger: Ledger) -> None:
         """Check that every table matches the ledger."""
@@ -664,7 +668,7 @@ class _Check:
                     table.lines(ledger, style), iter(lambda: file.readline(_MAX_LINE), b"")
                 )
             if different_line:
-                self.find("table", f"line {different_line} of {name} is not what the logs say")
+                self.find("table", f"line {different_line} of {name} does not match the logs")
 
 
 class _Comparer:
@@ -694,7 +698,7 @@ class _Comparer:
                 self._find(position, "is missing from the export")
                 continue
             if self._next[1] != line:
-                self._find(position, "is another on the chain")
+                self._find(position, "differs on the chain")
             self._next = next(self._theirs, None)
 
     def _skip(self, what: str) -> None:
@@ -739,7 +743,7 @@ async def compare_with_chain(
     findings = list(comparer.findings)
     last_block = (chronicle.block_hash, chronicle.time)
     if last_block != (manifest.block_hash, manifest.block_time):
-        message = f"block {manifest.last_block} is another on the chain: {chronicle.block_hash}"
+        message = f"block {manifest.last_block} differs on the chain: {chronicle.block_hash}"
         findings.append(AuditFinding("chain", message, manifest.last_block, ""))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
     for number, time in chronicle.block_times.items():

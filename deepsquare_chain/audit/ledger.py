@@ -805,7 +805,7 @@ class RegistryLedger:
         provider = self.providers.get(job.provider)
         subject = f"job {job.id} was assigned to {job.provider}"
         if provider is None or provider.id == 0:
-            context.find("eligible", f"{subject}, which is no approved provider", job.id)
+            context.find("eligible", f"{subject}, which is not an approved provider", job.id)
             return
         active = (
             provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time

@@ -105,7 +105,7 @@ class _Proof:
             try:
                 await self._block(number, header)
             except ProofError as error:
-                message = f"block {number} is not what it seems: {error}"
+                message = f"block {number} is invalid: {error}"
                 self.findings.append(AuditFinding("proof", message, number, ""))
             self._parent = header.get("hash", "") if isinstance(header, Mapping) else ""
 
@@ -142,7 +142,7 @@ class _Proof:
             requests = [("eth_getTransactionReceipt", [each]) for each in hashes]
             receipts = await self._ask(requests)
         if not isinstance(receipts, list) or len(receipts) != len(hashes) or None in receipts:
-            raise ProofError("the node does not give its receipts")
+            raise ProofError("the node does not return its receipts")
         for receipt, tx_hash in zip(receipts, hashes, strict=True):
             if any(log["transactionHash"] != tx_hash for log in receipt["logs"]):
                 raise ProofError(f"a log of transaction {tx_hash} names another")
@@ -152,7 +152,7 @@ class _Proof:
         try:
             return await ask_all(self._w3, asked)
         except Web3RPCError as error:
-            raise EndpointError(f"The node refuses a proof: {node_message(error)}") from None
+            raise EndpointError(f"The node rejected a proof: {node_message(error)}") from None
 
 
 async def compare_endpoints(
@@ -180,6 +180,6 @@ async def compare_endpoints(
     digests, other_digests = node_logs.digests, theirs.digests
     for block in sorted({*digests, *other_digests}):
         if digests.get(block) != other_digests.get(block):
-            message = f"the endpoints tell other logs of block {block}"
+            message = f"the endpoints return different logs of block {block}"
             findings.append(AuditFinding("endpoint", message, block, ""))
     return findings[:_ENOUGH]

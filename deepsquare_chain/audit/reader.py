@@ -86,7 +86,7 @@ async def read_chronicle(
         if chronicle is not None:
             return chronicle
     raise EndpointError(
-        "The chain was replaced while it was read",
+        "The chain was reorganised while it was read",
         hint="Try again, or read up to an older block.",
     )
 
@@ -187,7 +187,7 @@ class _Reading:
             if chunk is None or chunk.after is None:
                 # The node lags behind. Blocks that it does not have yet are not empty.
                 raise EndpointError(
-                    f"The node does not know all blocks up to {self._last} yet", hint="Try again."
+                    f"The node does not have all blocks up to {self._last} yet", hint="Try again."
                 )
             self._take(chunk.logs, events)
             first = chunk.last + 1
@@ -223,7 +223,7 @@ class _Reading:
         except Web3RPCError as error:
             raise self._refusal(error) from None
         if header is None:
-            raise EndpointError(f"The node does not know block {number}")
+            raise EndpointError(f"The node does not have block {number}")
         return header
 
     @staticmethod

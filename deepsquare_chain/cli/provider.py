@@ -120,7 +120,7 @@ async def init(
     if kind not in executor_names():
         raise UsageError(
             f"There is no executor {kind[:60]!r}",
-            hint=f"Installed are: {', '.join(executor_names())}.",
+            hint=f"Installed executors: {', '.join(executor_names())}.",
         )
     paths = write_provider_files(folder, kind)
     context.printer.rows(_WRITTEN, ((str(path),) for path in paths))

@@ -150,7 +150,7 @@ def request_of(
         terms = replace(terms, uses=joined, flags=flags)
     if len(terms.uses.encode()) > MAX_USES_BYTES:
         raise UsageError(
-            f"Requirements, preferences and dependencies take more than {MAX_USES_BYTES} bytes in all",
+            f"Requirements, preferences and dependencies take more than {MAX_USES_BYTES} bytes in total",
             hint="Depend on ranges (afterok:10-60), or on the last job of a chain.",
         )
     return Request(terms, tuple(item.to_bytes() for item in definitions))

@@ -239,7 +239,7 @@ def unavailable(executor: str, path: Path, error: Exception) -> ExecutorUnavaila
     reason = getattr(error, "strerror", None) or str(error)
     return ExecutorUnavailableError(
         f"The {executor} executor can't work in {path}: {reason}",
-        hint="Check the disk, its permissions and limits; it is tried again.",
+        hint="Check the disk, its permissions and limits; the action is retried.",
     )
 
 
@@ -286,7 +286,7 @@ def _env_problem(env: Mapping[str, str]) -> str:
     total = 0
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
-            return f"{name[:80]!r} is no name of an environment variable"
+            return f"{name[:80]!r} is not a name of an environment variable"
         try:
             size = len(f"{name}={value}".encode())
         except UnicodeEncodeError:

@@ -21,7 +21,7 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.probe import Check
 
 UNISOLATED: Final = (
-    "Jobs are not isolated: they can read what the daemon's user can read, its keystore included"
+    "Jobs are not isolated: they can read all files of the daemon's user, including its keystore"
 )
 _INSTALL: Final = (
     "Install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap) where jobs run and let users "
@@ -29,7 +29,7 @@ _INSTALL: Final = (
 )
 _ROOT: Final = "Give the daemon a user of its own, or accept the risk with --allow-root."
 _DELEGATE: Final = (
-    "What is lacking is measured several times a second; CPUs are not limited then. With systemd, "
+    "Missing limits are enforced by measurements several times per second; CPUs are then not limited. With systemd, "
     "set Delegate=yes and DelegateSubgroup=daemon."
 )
 _log = get_logger(__name__)
@@ -42,7 +42,7 @@ def refuse_root(context: ExecutorContext) -> None:
         UsageError: This process runs as root.
     """
     if os.geteuid() == 0 and not context.allow_root:
-        raise UsageError("A provider does not run as root: its jobs would be root's", hint=_ROOT)
+        raise UsageError("A provider must not run as root: its jobs would run as root", hint=_ROOT)
 
 
 def refuse_unisolated(context: ExecutorContext, reason: str) -> None:
@@ -70,7 +70,7 @@ def refuse_exposure(options: SandboxOptions, private: Iterable[Path]) -> None:
     if exposed is not None:
         raise UsageError(
             f"Options readable and writable of the executor would show {exposed} to jobs",
-            hint="Name folders that hold nothing of the daemon, or move its files elsewhere.",
+            hint="Give folders without files of the daemon, or move its files elsewhere.",
         )
 
 
@@ -171,7 +171,7 @@ def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]
 def user_check() -> Check:
     """Check that the daemon does not run as root."""
     if os.geteuid() == 0:
-        return Check("user", False, "root: its jobs would be root's", _ROOT, "allow_root")
+        return Check("user", False, "root: jobs would run as root", _ROOT, "allow_root")
     return Check("user", True, f"user {os.geteuid()}, not root", "", "allow_root")
 
 

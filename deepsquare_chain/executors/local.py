@@ -104,7 +104,7 @@ class LocalExecutor(Executor):
             if time.monotonic() > deadline:
                 raise ExecutorUnavailableError(
                     f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
-                    hint="The machine is overloaded; submit it again later.",
+                    hint="The machine is overloaded; the run is submitted again later.",
                 )
             await self._heard(spec.key)
             claimed = await self._call(self._runs.taken, spec.key)

@@ -101,7 +101,7 @@ def read_output(path: Path, position: int = 0, limit: int = 65536) -> OutputPart
     """Return a part of a log from a position; a note replaces removed output.
 
     Raises:
-        OSError: The log can't be read, or is no regular file. A missing log is empty.
+        OSError: The log can't be read, or is not a regular file. A missing log is empty.
     """
     for _ in range(_TRIES):
         for start, file in _files(path):

@@ -145,7 +145,7 @@ def descendants_in(processes: Iterable[Process], roots: set[int]) -> list[int]:
 
 def _descendants_by_children(root: int) -> list[int]:
     if not os.path.exists(f"{PROC}/self/task/{os.getpid()}/children"):
-        raise FileNotFoundError("this kernel lists no children")
+        raise FileNotFoundError("this kernel does not list child processes")
     pids: list[int] = []
     parents = [root]
     while parents:

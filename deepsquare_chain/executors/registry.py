@@ -56,7 +56,7 @@ def _load(name: str) -> Any:
         installed = ", ".join(executor_names()) or "none"
         raise UsageError(
             f"There is no executor {name[:60]!r}",
-            hint=f"Installed are: {installed}. After an upgrade, install the package again.",
+            hint=f"Installed executors: {installed}. After an upgrade, install the package again.",
         )
     try:
         return points[0].load()

@@ -104,7 +104,7 @@ class Runs:
         devices = free_devices(gpus, in_use, requested)
         if devices is None:
             raise ExecutorUnavailableError(
-                f"Run {spec.key} asks for {requested} GPUs, which are not free now",
+                f"Run {spec.key} requests {requested} GPUs, which are not free",
                 hint="Check the offer against CUDA_VISIBLE_DEVICES of the daemon.",
             )
         return devices
@@ -115,7 +115,7 @@ class Runs:
             devices = spec.get("devices")
             return [str(device) for device in devices] if devices else int(spec["gpus"])
         except (KeyError, TypeError, ValueError):
-            raise OSError(f"run {key} does not say which GPUs it holds") from None
+            raise OSError(f"run {key} does not record which GPUs it has") from None
 
     def _live_keys(self) -> list[str]:
         """Return the runs that are not known to have ended."""
@@ -326,7 +326,7 @@ class Runs:
         self._remove(folder)
 
     def _force(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
-        _log.warning("supervisor does not react, ending its run", run=folder.key, reason=reason)
+        _log.warning("supervisor does not respond, ending its run", run=folder.key, reason=reason)
         orphaned_processes.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
@@ -366,7 +366,7 @@ class Runs:
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            _log.warning("local executor can't tell", run=name, error=str(error))
+            _log.warning("local executor does not know", run=name, error=str(error))
 
 
 def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:

@@ -345,7 +345,7 @@ class EtcCopy:
                     self._reason = ""
                 except OSError as error:
                     if not self._reason:
-                        _log.warning("copy of /etc not made", reason=str(error))
+                        _log.warning("copy of /etc not created", reason=str(error))
                     self._reason = str(error)
             return None if self._reason else self._folder
 
@@ -466,7 +466,7 @@ def probe_sandbox(program: str = "bwrap") -> SandboxProbe:
         return SandboxProbe(None, f"bubblewrap can't be run: {error}")
     if test.returncode:
         reason = " ".join(test.stderr.split())[:300] or f"it ends with code {test.returncode}"
-        return SandboxProbe(None, f"bubblewrap does not work here: {reason}")
+        return SandboxProbe(None, f"bubblewrap does not work on this machine: {reason}")
     return SandboxProbe(sandbox)
 
 

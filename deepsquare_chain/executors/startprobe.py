@@ -100,9 +100,9 @@ def _outcome(folder: RunFolder, supervisor: Launched) -> str:
     ended, printed = folder.exit(), read_kept(folder.output, 0, 200)
     if ended is None:
         log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
-        reason = log.splitlines()[-1][:200] if log else "it left no record"
+        reason = log.splitlines()[-1][:200] if log else "it did not leave a record"
         return f"the supervisor of a test script failed: {reason}"
     if ended["code"] == 0 and printed == _WORD:
         return ""
     reason = " ".join(printed.decode(errors="replace").split())[:200]
-    return f"a test script ended with code {ended['code']}: {reason or 'it printed nothing'}"
+    return f"a test script ended with code {ended['code']}: {reason or 'it has no output'}"

@@ -24,6 +24,6 @@ async def in_thread(work: Callable[..., T], *arguments: object) -> T:
         if "can't start new thread" not in str(error):
             raise
         raise ExecutorUnavailableError(
-            "No thread can be started on this machine now",
-            hint="It has too many processes, or a limit on them: see `ulimit -u`.",
+            "No thread can be started on this machine",
+            hint="There are too many processes, or a limit on them: see `ulimit -u`.",
         ) from None

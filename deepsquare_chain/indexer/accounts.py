@@ -186,7 +186,7 @@ class RegistryQueries(Reader):
         with self._read() as (connection, snapshot):
             row = connection.execute(select(providers).where(key)).one_or_none()
             if row is None:
-                raise NotFoundError(f"Provider {account} never registered")
+                raise NotFoundError(f"There is no provider {account}")
             latest_first = (events.c.block.desc(), events.c.log_index.desc())
             changes, more = first_rows(connection, _changes(row.account), *latest_first)
             figures = latest_figures(connection, row.account)

@@ -54,7 +54,7 @@ class AnomalyQueries(Reader):
         if kind is not None:
             if kind not in KINDS:
                 raise UsageError(
-                    f"{kind[:40]!r} is no kind of exception", hint=f"There are {', '.join(KINDS)}."
+                    f"{kind[:40]!r} is not a kind of anomaly", hint=f"There are {', '.join(KINDS)}."
                 )
             column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
             query = query.where(column == kind)

@@ -85,11 +85,11 @@ async def read_block_data(w3: AsyncWeb3[Any], events: Iterable[Event]) -> BlockD
         if classify(error) is NodeError.UNKNOWN_BLOCK:
             return None
         raise EndpointError(
-            f"The node refuses to show blocks and transactions: {node_message(error)}"
+            f"The node rejected a request for blocks and transactions: {node_message(error)}"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise EndpointError(
-            f"The node gave no proper blocks or transactions: {str(error)[:200]}"
+            f"The node returned invalid blocks or transactions: {str(error)[:200]}"
         ) from None
     if headers is None or transactions is None:
         return None

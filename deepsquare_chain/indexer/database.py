@@ -160,7 +160,7 @@ class IndexDatabase(CursorTables):
     def _taken(self) -> UsageError:
         return UsageError(
             f"The index {self.location} is being written by another process",
-            hint="One `deepsquare explorer serve` or `explorer index` at a time writes it.",
+            hint="Only one `deepsquare explorer serve` or `explorer index` can write it at a time.",
         )
 
     def _identify(self, connection: Connection, deployment: Deployment, genesis: str) -> None:
@@ -190,12 +190,12 @@ def _url(text: str) -> URL:
         raise UsageError("The database's URL can't be read") from None
     if url.drivername != DRIVER:
         raise UsageError(
-            f"An index can't be kept in {url.drivername}",
+            f"An index can't be stored in {url.drivername}",
             hint=f"Give a file, or {DRIVER}://user@host/name.",
         )
     if url.password is not None:
         raise UsageError(
-            "A database's URL must not hold its password",
-            hint="PostgreSQL's own ways to give it are PGPASSWORD and ~/.pgpass.",
+            "A database's URL must not contain its password",
+            hint="Give it by PGPASSWORD or ~/.pgpass, as for other PostgreSQL clients.",
         )
     return url

@@ -154,7 +154,7 @@ class JobQueries(Reader):
             if row is None:
                 raise NotFoundError(
                     f"Job {job_id} does not exist up to block {snapshot.number('block')}",
-                    hint="Is the index still catching up?",
+                    hint="The index may still be catching up.",
                 )
             return self._detail(connection, row, snapshot)
 
@@ -176,7 +176,7 @@ class JobQueries(Reader):
         query = placed(events)
         if job_id is not None:
             if not 0 < job_id <= _MAX_ID:
-                raise UsageError(f"{job_id} is no job id")
+                raise UsageError(f"{job_id} is not a job ID")
             query = query.where(events.c.job_id == job_id)
         if names:
             query = query.where(events.c.name.in_(list(names)))
@@ -227,7 +227,7 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
     columns = SORTS.get(sort.removeprefix("-"))
     if columns is None:
         raise UsageError(
-            f"{sort[:40]!r} is nothing to sort jobs by", hint=f"There are {', '.join(SORTS)}."
+            f"{sort[:40]!r} is not a sort key of jobs", hint=f"There are {', '.join(SORTS)}."
         )
     return [column.desc() if sort.startswith("-") else column.asc() for column in columns]
 

@@ -182,7 +182,7 @@ def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
     except (ValueError, binascii.Error, IndexError):
         pass
     raise UsageError(
-        f"{cursor[:80]!r} is no cursor of this list", hint="Begin without a cursor again."
+        f"{cursor[:80]!r} is not a cursor of this list", hint="Start again without a cursor."
     )
 
 

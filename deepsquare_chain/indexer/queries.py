@@ -92,7 +92,7 @@ class BlockQueries(Reader):
             row = connection.execute(select(headers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(
-                    f"Block {str(which)[:80]} holds no event of this grid, or is not indexed yet"
+                    f"Block {str(which)[:80]} has no event of this grid, or is not indexed yet"
                 )
             query = _TRANSACTIONS.where(transactions.c.block == row.number)
             rows, more = first_rows(connection, query, transactions.c.position)
@@ -142,7 +142,7 @@ class BlockQueries(Reader):
             row = connection.execute(query).one_or_none()
             if row is None:
                 raise NotFoundError(
-                    f"Transaction {tx_hash[:80]} made no event of this grid, or is not indexed yet"
+                    f"Transaction {tx_hash[:80]} has no event of this grid, or is not indexed yet"
                 )
             return _transaction_detail(connection, row, snapshot)
 

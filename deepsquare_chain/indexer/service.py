@@ -168,11 +168,13 @@ class IndexService:
         )
         metrics = metrics or Metrics("explorer")
         self._metrics = metrics
-        self._block = metrics.gauge("index_block", "Last block that is indexed.")
+        self._block = metrics.gauge("index_block", "Last indexed block.")
         self._lag = metrics.gauge("index_lag_blocks", "Blocks between head and index.")
-        self._age = metrics.gauge("head_age_seconds", "Age of the newest block that was seen.")
-        self._events = metrics.counter("index_events", "Events that were indexed.")
-        self._reorgs = metrics.counter("index_reorganisations", "Times that blocks were undone.")
+        self._age = metrics.gauge("head_age_seconds", "Age of the newest observed block.")
+        self._events = metrics.counter("index_events", "Indexed events.")
+        self._reorgs = metrics.counter(
+            "index_reorganisations", "Reorganisations that removed blocks."
+        )
 
     async def cycle(self) -> bool:
         """Index all blocks that are confirmed now. Return whether there were any.

@@ -123,7 +123,7 @@ def _response_of(request: Request, error: Exception) -> Response:
     if isinstance(error, StoreError):
         # Do not disclose the location of the database.
         return problem(
-            HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read now", retry=_RETRY_SECONDS
+            HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read", retry=_RETRY_SECONDS
         )
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error occurred")
 
@@ -137,7 +137,7 @@ def _invalid(error: dict[str, Any]) -> str:
 
 async def _not_found(_: Request, __: Exception) -> Response:
     hint = f"See {PREFIX}/openapi.json."
-    return problem(HTTPStatus.NOT_FOUND, "There is no such path in this API", hint)
+    return problem(HTTPStatus.NOT_FOUND, "This path is not in the API", hint)
 
 
 class _Guard:
@@ -151,7 +151,7 @@ class _Guard:
         """Handle a request (ASGI)."""
         client = scope["client"][0] if scope.get("client") else ""
         if scope["method"] not in {"GET", "HEAD"}:
-            response = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is for reading")
+            response = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is read-only")
         elif wait := self._limit.wait(client):
             response = problem(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many requests", retry=math.ceil(wait)
@@ -217,7 +217,7 @@ class _Between:
 
 def _status(name: str) -> str:
     if name not in _STATUSES:
-        raise UsageError(f"{name[:40]!r} is no status: {', '.join(_STATUSES)}")
+        raise UsageError(f"{name[:40]!r} is not a status: {', '.join(_STATUSES)}")
     return name
 
 
@@ -317,14 +317,14 @@ def _camel_case(route: APIRoute) -> str:
 _PROBLEM: Final = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _ERRORS: Final = {
     "400": "A parameter is not valid; `detail` names it and what is allowed.",
-    "404": "There is no such thing.",
+    "404": "Not found.",
     "429": "Too many requests; `Retry-After` says how many seconds to wait.",
-    "503": "The database does not answer now.",
-    "default": "Another failure.",
+    "503": "The database does not respond.",
+    "default": "An internal error.",
 }
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     "200": {"headers": {"ETag": {"schema": {"type": "string"}}}},
-    "304": {"description": "Nothing changed since the answer with that `ETag`."},
+    "304": {"description": "Nothing changed since the response with this `ETag`."},
     **{code: {"description": text, "content": _PROBLEM} for code, text in _ERRORS.items()},
 }
 router = APIRouter(
@@ -383,8 +383,8 @@ def list_jobs(
     limit: Limit = DEFAULT_LIMIT,
     *,
     status: Annotated[list[_Status], Query(description="Any of these; may be repeated.")] = [],  # noqa: B006
-    customer: Annotated[_Text | None, Query(description="Address of who submitted them.")] = None,
-    provider: Annotated[_Text | None, Query(description="Account of who has or had them.")] = None,
+    customer: Annotated[_Text | None, Query(description="Address of their customer.")] = None,
+    provider: Annotated[_Text | None, Query(description="Account of their provider.")] = None,
     name: Annotated[_Text | None, Query(description="Part of the name.")] = None,
     definition: Annotated[
         _Text | None, Query(description="SHA-256 of the definition, in hexadecimal.")
@@ -454,7 +454,7 @@ def list_settlements(
     source: Indexed,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-    provider: Annotated[_Text | None, Query(description="Account of who was paid.")] = None,
+    provider: Annotated[_Text | None, Query(description="Account of the paid provider.")] = None,
 ) -> rm.Page[rm.SettlementRow]:
     """Settlements of escrows, interim payments included, latest first."""
     return source.index().settlements(cursor, limit, provider=provider)
@@ -521,11 +521,11 @@ def list_transactions(
     limit: Limit = DEFAULT_LIMIT,
     *,
     sender: Annotated[
-        _Text | None, Query(description="Address of who sent them and paid their gas.")
+        _Text | None, Query(description="Address that sent them and paid their gas.")
     ] = None,
     signer: Annotated[
         _Text | None,
-        Query(description="Address of who signed requests that relayers sent in them."),
+        Query(description="Address that signed requests in them, which a relay sent."),
     ] = None,
     block: Annotated[_Number | None, Query(description="Number of their block.")] = None,
 ) -> rm.Page[rm.TransactionRow]:
@@ -611,7 +611,7 @@ def get_utilisation(
 @router.get("/changes")
 def list_changes(
     source: Indexed,
-    since: Annotated[_Number, Query(description="Number of the last change known.")] = 0,
+    since: Annotated[_Number, Query(description="Number of the last known change.")] = 0,
 ) -> rm.Changes:
     """Changes after the given change number."""
     return source.index().changes(since)

@@ -54,7 +54,7 @@ _TITLES: Final = {
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
-    409: "Not possible now",
+    409: "Not possible at present",
     413: "Too large",
     429: "Too many requests",
     502: "The node does not answer",
@@ -159,7 +159,7 @@ def _healthz(probe: Callable[[], Health] | None) -> Any:
 def _metrics(metrics: Metrics | None) -> Any:
     async def metrics_page(_: Request) -> Response:
         if metrics is None:
-            raise NotFoundError("This explorer keeps no figures")
+            raise NotFoundError("This explorer has no metrics")
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
     return metrics_page
@@ -201,7 +201,7 @@ _ERRORS: Final = environment()
 
 def _unknown(request: Request, error: Exception, code: int) -> str:
     if isinstance(error, HTTPException):
-        texts = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are only read."}
+        texts = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are read-only."}
         return texts.get(code, str(error.detail)[:200])
     _log.error("page failed", path=request.url.path[:200], exc_info=error)
-    return "The explorer could not make this page. It has written down why; try it again."
+    return "The explorer could not create this page and has logged the reason. Try again."

@@ -136,7 +136,7 @@ class CallPlanner:
             f"One job, {size_of(terms.resources)}, {runtime(terms)}.",
             *_flag_effects(terms),
             offers_in_words(offers),
-            "What it does not use comes back in the transaction that ends it.",
+            "Unused credits are refunded in the transaction that ends it.",
         )
         permit = _signed(given, terms.amount)
         call = scheduler.submit_jobs(rows)
@@ -161,7 +161,7 @@ class CallPlanner:
             *_escrow_effects(payer, amount),
             f"The escrow of job {job_id} grows to {credit_count(job.escrow + amount)}.",
             _longer(job, amount, own=payer.account == job.customer),
-            "What the job does not use goes back to its customer, whoever paid.",
+            "Unused credits are refunded to the customer, also if another account paid.",
         )
         permit = _signed(given, amount)
         call = scheduler.top_up(job_id, job.customer, amount)
@@ -312,10 +312,10 @@ def offers_in_words(offers: Sequence[PricedOffer]) -> str:
     costs_over_budget = [offer.cost for offer in offers if offer.is_over_budget]
     if costs_over_budget:
         return (
-            f"Its credits do not buy its time limit: the cheapest provider would take "
+            f"Its credits are not sufficient for its time limit: the cheapest provider would take "
             f"{format_credits(min(costs_over_budget))}. It would wait."
         )
-    return "No provider could run it now: it would wait, and can be cancelled for a full refund."
+    return "No provider is eligible now: it would wait, and can be cancelled for a full refund."
 
 
 def runtime(terms: Terms) -> str:
@@ -332,9 +332,9 @@ def _start(offer: PricedOffer) -> int:
 
 def _flag_effects(terms: Terms) -> Iterator[str]:
     if JobFlags.INTERIM_PAYMENTS in terms.flags:
-        yield "Its provider may collect payments for the time that it has run while it runs."
+        yield "Its provider may collect interim payments while it runs."
     if JobFlags.NO_SELF_SCHEDULING in terms.flags:
-        yield "Only the meta-scheduler assigns it, which looks at the labels that it uses."
+        yield "Only the meta-scheduler assigns it, because it has requirements on labels."
 
 
 def _longer(job: Job, amount: int, *, own: bool) -> str:
@@ -344,7 +344,7 @@ def _longer(job: Job, amount: int, *, own: bool) -> str:
         return f"It may run {duration(amount // job.rate)} longer."
     if own:
         return f"At its rate that buys {duration(amount // job.rate)} more."
-    return "Its time limit stays: only its customer's own credits lengthen it."
+    return "Its time limit stays the same: only credits of its customer extend it."
 
 
 def _back(job: Job) -> str:
@@ -354,7 +354,7 @@ def _back(job: Job) -> str:
             f"The seconds that it ran and that are not billed yet are billed; the rest of {escrow} "
             "credits comes back."
         )
-    return f"All {escrow} credits come back."
+    return f"All {escrow} credits are refunded."
 
 
 def _amount(text: Any) -> int:
@@ -374,7 +374,7 @@ def signature_of(text: Any) -> bytes:
         UsageError: It is malformed.
     """
     if not _SIGNATURE.fullmatch(str(text)):
-        raise UsageError("The wallet's signature has not the form of one")
+        raise UsageError("The wallet's signature has an invalid format")
     raw = bytes.fromhex(str(text)[2:])
     # Some wallets return a recovery ID of 0 or 1 instead of 27 or 28.
     return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
@@ -395,5 +395,7 @@ def _signed(given: Mapping[str, Any], amount: int) -> Permit | None:
     except ValueError:
         raise UsageError("The permit's value and deadline must be numbers") from None
     if value != amount or not 0 <= deadline < 2**64:
-        raise UsageError("The permit was signed for something else", hint="Begin again.")
+        raise UsageError(
+            "The permit was signed for another amount or contract", hint="Start again."
+        )
     return Permit(value, deadline, raw[64], raw[:32], raw[32:64])

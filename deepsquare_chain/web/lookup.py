@@ -88,7 +88,7 @@ async def look_up_block(contracts: Contracts, which: int | str) -> Header | None
         (answer,) = await ask_all(contracts.w3, [rpc_call])
         return None if answer is None else read_header(answer)
     except (Web3Exception, KeyError, TypeError, ValueError) as error:
-        raise EndpointError(f"The node gave no proper block: {str(error)[:200]}") from None
+        raise EndpointError(f"The node returned an invalid block: {str(error)[:200]}") from None
 
 
 def _found(
@@ -128,8 +128,8 @@ async def _reason(contracts: Contracts, sent: Any, receipt: Any) -> tuple[str, s
         revert = decode_revert(error)
         return revert.message, revert.hint
     except (Web3Exception, GridError):
-        return "The node does not tell why.", ""
-    return "It ran out of gas, or what it met had changed within its block.", ""
+        return "The node does not return the reason.", ""
+    return "It ran out of gas, or the state changed within its block.", ""
 
 
 # -- transaction inputs, and values of the forms of read functions

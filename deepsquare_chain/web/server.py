@@ -52,7 +52,7 @@ class Address:
         for name in self.names:
             if not _HOST_NAME.fullmatch(name):
                 raise UsageError(
-                    f"{name[:80]!r} is no host name",
+                    f"{name[:80]!r} is not a host name",
                     hint="Write it as in a browser, without http:// and port.",
                 )
         try:
@@ -66,7 +66,7 @@ class Address:
             own_names = LOOPBACK
         if not own_names and not self.names:
             raise UsageError(
-                f"Served on {self.host}, the explorer has to know under which names people come",
+                f"Served on {self.host}, the explorer needs the host names by which users reach it",
                 hint="Give each with --name, such as --name explorer.example.org.",
             )
         return (*(own_names or LOOPBACK), *self.names)

@@ -140,7 +140,7 @@ def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
     job_bill = bill(detail)
     if job_bill is None:
         raise UsageError(
-            f"Job {detail.row.id} has not ended: there is nothing to invoice yet",
+            f"Job {detail.row.id} has not ended, so that there is no invoice yet",
             hint=f"See /jobs/{detail.row.id} for what it has cost so far.",
         )
     movements = (
@@ -182,7 +182,7 @@ def accrued(detail: JobDetail, now: int) -> int:
 _FLAGS: Final[Mapping[JobFlags, str]] = {
     JobFlags.UNTIL_SPENT: "runs until its credits are spent",
     JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
-    JobFlags.NO_SELF_SCHEDULING: "providers may not assign it to themselves",
+    JobFlags.NO_SELF_SCHEDULING: "providers can't assign it to themselves",
 }
 
 
@@ -242,7 +242,7 @@ def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
     ]
     now = sum(points[-1].jobs[status] for status in ENDS) if points else 0
     return charts.layers(
-        f"Jobs that ended, by how: {count(now, 'job')} so far.",
+        f"Ended jobs by result: {count(now, 'job')} so far.",
         [point.time for point in points],
         series,
         _whole,

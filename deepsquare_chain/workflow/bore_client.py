@@ -28,7 +28,7 @@ def main() -> None:
     while True:
         try:
             keep_open(host, int(port), int(target), secret)
-            reason = "the server closed it"
+            reason = "the server closed the connection"
         except (paramiko.SSHException, OSError, EOFError) as error:
             reason = str(error) or type(error).__name__
         report(f"Tunnel to {host}:{port}: {reason}; next attempt in {PAUSE} s")
@@ -49,7 +49,7 @@ def keep_open(host: str, port: int, target: int, secret: str) -> None:
         transport.auth_none("job")
         transport.set_keepalive(KEEPALIVE)
         if secret and transport.global_request("set-id", [secret]) is None:
-            raise paramiko.SSHException("the server refuses the secret")
+            raise paramiko.SSHException("the server rejected the secret")
         session = transport.open_session(timeout=TIMEOUT)
         threading.Thread(target=print_lines, args=(session,), daemon=True).start()
 

@@ -124,11 +124,11 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise problem(f"must be text, not {show(value)}")
     if "\0" in value:
-        raise problem("holds a NUL byte")
+        raise problem("contains a NUL byte")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise problem("holds a character that is not Unicode text") from None
+        raise problem("contains a character that is not Unicode text") from None
     return str(value)
 
 
@@ -138,7 +138,7 @@ def name(value: Any) -> str:
     if len(checked.encode()) > MAX_NAME_BYTES:
         raise problem(f"is longer than {MAX_NAME_BYTES} bytes")
     if not checked.isprintable():
-        raise problem("holds characters that can't be printed")
+        raise problem("contains characters that can't be printed")
     return checked
 
 
@@ -148,7 +148,7 @@ def step_name(value: Any) -> str:
     if len(checked.encode()) > MAX_STEP_NAME_BYTES:
         raise problem(f"is longer than {MAX_STEP_NAME_BYTES} bytes")
     if not checked.isprintable():
-        raise problem("holds characters that can't be printed")
+        raise problem("contains characters that can't be printed")
     return checked
 
 
@@ -179,7 +179,7 @@ def line(value: Any) -> str:
     if not checked or len(checked.encode()) > MAX_TEXT_BYTES:
         raise problem(f"must have from 1 to {MAX_TEXT_BYTES:,} bytes")
     if any(ord(character) < 32 or ord(character) == 127 for character in checked):
-        raise problem("holds control characters")
+        raise problem("contains control characters")
     return checked
 
 
@@ -220,7 +220,7 @@ def absolute_path(value: Any) -> str:
     if not checked.startswith("/"):
         raise problem(f"must be an absolute path, which begins with /, not {show(checked)}")
     if ".." in checked.split("/"):
-        raise problem("must not hold ..")
+        raise problem("must not contain ..")
     return checked
 
 
@@ -230,7 +230,7 @@ def bucket_path(value: Any) -> str:
     if not checked.startswith("/"):
         raise problem(f"must begin with /, not {show(checked)}")
     if any(character in checked for character in "*?[]"):
-        raise problem("must not hold wildcards (* ? [ ])")
+        raise problem("must not contain wildcards (* ? [ ])")
     return checked
 
 
@@ -352,13 +352,17 @@ def env_name(value: Any) -> str:
     """Check the name of an environment variable that a shell can export."""
     checked = text(value)
     if not _ENV_NAME.fullmatch(checked):
-        raise problem("is no name of a variable: letters, digits and _, no digit first")
+        raise problem(
+            "is not a name of a variable: letters, digits and _, not beginning with a digit"
+        )
     if checked.startswith(RESERVED_ENV_PREFIX):
-        raise problem(f"can't be set: names beginning with {RESERVED_ENV_PREFIX} are the grid's")
+        raise problem(
+            f"can't be set: names that begin with {RESERVED_ENV_PREFIX} are reserved for the grid"
+        )
     if checked in _REFUSED_ENV:
         raise problem(f"can't be set here: set it in the command, as in export {checked}=...")
     if checked in _READONLY_IN_BASH:
-        raise problem("can't be set: bash keeps this variable for itself")
+        raise problem("can't be set: bash reserves this variable")
     return checked
 
 
@@ -378,9 +382,11 @@ def affinity(value: Any) -> str:
     except ValueError as error:
         raise problem(f"is not understood: {error}") from None
     if len(affinities) != 1 or not str(affinities[0]).isprintable():
-        raise problem("must hold one affinity, such as gpu.model=h100")
+        raise problem("must be one affinity, such as gpu.model=h100")
     if affinities[0].key.startswith(CONDITION_PREFIX):
-        raise problem(f"can't be set: keys that begin with {CONDITION_PREFIX} are the grid's")
+        raise problem(
+            f"can't be set: keys that begin with {CONDITION_PREFIX} are reserved for the grid"
+        )
     return str(affinities[0])
 
 
@@ -483,7 +489,7 @@ def start_time(value: Any) -> StartTime:
                 f"must be a date and time with a zone, such as 2030-01-31T08:00Z, not {show(value)}"
             )
         if parsed.timestamp() < 1:
-            raise problem(f"lies before 1970: {show(value)}")
+            raise problem(f"is before 1970:  {show(value)}")
         return StartTime(int(parsed.timestamp()))
     return StartTime(duration(value), relative=True)
 
@@ -491,5 +497,5 @@ def start_time(value: Any) -> StartTime:
 def total_uses(values: list[str]) -> list[str]:
     """Check that affinities fit on chain when joined by commas."""
     if len(",".join(values).encode()) > MAX_USES_BYTES:
-        raise problem(f"are longer than {MAX_USES_BYTES} bytes in all")
+        raise problem(f"are longer than {MAX_USES_BYTES} bytes in total")
     return values

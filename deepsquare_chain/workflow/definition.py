@@ -30,7 +30,7 @@ Step = StepSection
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1_000_000
-_AGAIN: Final = "Only its customer can mend that: submit the job again with this version."
+_AGAIN: Final = "Only its customer can correct it: submit the job again with this version."
 _HIDDEN: Final = "(hidden)"
 _SECRET_KEYS: Final = frozenset(
     {

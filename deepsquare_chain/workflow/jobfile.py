@@ -74,7 +74,7 @@ class JobFile:
         times = [each for each in (self.start_after, self.start_before) if each is not None]
         if repeatable and any(each.relative for each in times):
             raise JobFileError(
-                f"{self.source}: startAfter and startBefore count from the submission, so that a "
+                f"{self.source}: startAfter and startBefore are relative to the submission, so that a "
                 "repetition would be another job",
                 hint="Write a date and time, such as 2030-01-31T08:00Z, or submit without a key.",
             )
@@ -206,7 +206,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
     tree, lines = read_job_tree(text, source)
     if isinstance(tree, dict) and isinstance(tree.get("job"), dict) and len(tree) > 1:
         other = next(key for key in tree if key != "job")
-        message = "stands beside job; with the key job, everything stands under it"
+        message = "is next to the key job; with that key, all other keys must be under it"
         raise refusal(source, [place(((other,), message), lines)])
     tree, lines = unwrap(tree, lines)
     warnings: list[Problem] = list(drop_unknown(tree)) if lenient else []
@@ -285,7 +285,7 @@ def _document(tree: Any, lines: Lines, source: str) -> JobFileDocument:
     else:
         problems = list(broken_rules(document))
         if document.uses and document.requirements:
-            problems.append((("uses",), "is another name of requirements; keep one of them"))
+            problems.append((("uses",), "is another name of requirements; use only one of them"))
     if problems:
         placed = [place(each, lines) for each in problems]
         raise refusal(source, sorted(placed, key=lambda each: each[0] or 0))

@@ -84,7 +84,7 @@ def _resolve(steps: Sequence[dict[str, Any]], job: Resources, fetch: Fetch, dept
     if depth > _MAX_DEPTH:
         raise JobFileError(
             f"Modules use modules deeper than {_MAX_DEPTH} levels",
-            hint="Look for a module that uses itself.",
+            hint="Check for a module that uses itself.",
         )
     for step in _uses(steps):
         use = step["use"]
@@ -141,7 +141,7 @@ def parse_module(text: bytes, name: str) -> ModuleDocument:
         raise refusal(
             name,
             (place(problem, lines) for problem in problems),
-            "Ask its author to correct the module.",
+            "Ask the author of the module to correct it.",
         ) from None
 
 
@@ -162,11 +162,11 @@ def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
     whole = _TAKES_ARGUMENT.sub(argument, text.decode("utf-8", "replace"))
     filled, count = _TAKES_STEPS.subn(inserted, whole)
     if steps and not count:
-        raise JobFileError(f"{name} takes no steps", hint="Remove use.steps.")
+        raise JobFileError(f"{name} does not accept steps", hint="Remove use.steps.")
     for number, line in enumerate(whole.splitlines(), 1):
         if "{{" in _TAKES_STEPS.sub("", line) and not line.lstrip().startswith("#"):
             raise JobFileError(
-                f"{name}:{number}: holds a template expression that is not understood",
+                f"{name}:{number}: contains a template expression that is not supported",
                 hint="Modules of this kind can't be used here; put its steps into the job file.",
             )
     return filled.encode()

@@ -25,7 +25,7 @@ Problem = tuple[Path, str]
 #: Keys of older versions of the format, by section and name.
 _REPLACED: Final[Mapping[tuple[str, str], str]] = {
     ("ResourcesSection", "gpusPerTask"): (
-        "is the key of before November 2023, and resources.gpus is missing: gpus counts the GPUs "
+        "is a key from before November 2023, and resources.gpus is missing: gpus counts the GPUs "
         "of the whole job; `deepsquare convert` rewrites it"
     ),
     ("ResourcesSection", "ntasks"): "is not a key of the format; use resources.tasks",

@@ -118,7 +118,7 @@ class _Rules:
                 )
         for index, network in enumerate(document.virtual_networks):
             if self._networks[network.name] != index:
-                yield ("virtualNetworks", index, "name"), f"{network.name!r} stands twice"
+                yield ("virtualNetworks", index, "name"), f"{network.name!r} occurs twice"
         yield from _transfer(("input",), document.input)
         yield from _transfer(("output",), document.output)
         count = 0
@@ -126,7 +126,7 @@ class _Rules:
             count += 1
             yield from self._step(path, step)
         if count > checks.MAX_STEPS:
-            yield ("steps",), f"hold more than {checks.MAX_STEPS:,} steps in all"
+            yield ("steps",), f"hold more than {checks.MAX_STEPS:,} steps in total"
         yield from _handles(document.steps, ("steps",), frozenset())
 
     def _step(self, path: Path, step: StepSection) -> Iterator[Problem]:
@@ -158,13 +158,13 @@ class _Rules:
             try:
                 shlex.split(run.command)
             except ValueError:
-                yield (*path, "command"), "has a quote that is not closed"
+                yield (*path, "command"), "has an unclosed quote"
         yield from self._step_resources(path, run)
         isolated = has_network(run)
         if run.custom_network_interfaces and not isolated:
             yield (
                 (*path, "customNetworkInterfaces"),
-                "need network: slirp4netns or pasta; the host's network takes no interfaces",
+                "need network: slirp4netns or pasta; the network of the host can't have interfaces",
             )
         if run.dns and not isolated:
             yield (*path, "dns"), "needs network: slirp4netns or pasta"
@@ -273,7 +273,7 @@ def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) ->
             if handle(name) not in known:
                 yield (
                     (*step_path, "dependsOn", number),
-                    f"names no launched step before this one: {name!r}",
+                    f"refers to a step that is not launched before this one: {name!r}",
                 )
         for inner, below in inner_steps(step):
             yield from _handles(below, (*step_path, *inner), known)
@@ -282,6 +282,6 @@ def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) ->
             if handle(launch.handle_name) in known:
                 yield (
                     (*step_path, "launch", "handleName"),
-                    f"{launch.handle_name!r} stands twice; case does not matter",
+                    f"{launch.handle_name!r} is used twice; case does not matter",
                 )
             known |= {handle(launch.handle_name)}

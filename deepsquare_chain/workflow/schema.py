@@ -196,7 +196,8 @@ class S3Section(Section):
     secret_access_key: Line = Field(description="Secret key.")
     endpoint_url: WebUrl = Field(description="Address of the S3 service.")
     delete_sync: Flag = Field(
-        False, description="Remove at the destination what the source has not got; output only."
+        False,
+        description="Remove files at the destination that the source does not have; output only.",
     )
 
 
@@ -211,7 +212,7 @@ class MountSection(Section):
     """A folder of the provider in the container."""
 
     host_dir: Path = Field(description="Folder of the provider.")
-    container_dir: Path = Field(description="Where the container sees it.")
+    container_dir: Path = Field(description="Path in the container.")
     options: MountOptions = Field(description="ro or rw.")
 
 
@@ -228,17 +229,17 @@ class ContainerSection(Section):
     password: Line | None = Field(None, description="Password of the registry.")
     apptainer: Flag = Field(False, description="Run in Apptainer.")
     deepsquare_hosted: Flag = Field(
-        False, description="An unpacked image that the provider keeps; implies apptainer."
+        False, description="An unpacked image stored by the provider; implies apptainer."
     )
     runtime: Runtime | None = Field(
-        None, description="Container runtime that is needed; any of the provider if not given."
+        None, description="Required container runtime; any of the provider if not given."
     )
     mounts: Annotated[list[MountSection], _BOUNDED] = Field(
         [], description="Folders of the provider to mount."
     )
     mount_home: Flag = Field(False, description="Mount the home folder.")
     read_only_root_fs: Flag = Field(
-        False, alias="readOnlyRootFS", description="No writes to the root file system."
+        False, alias="readOnlyRootFS", description="Make the root file system read-only."
     )
     x11: Flag = Field(False, description="Mount the sockets of X11.")
 
@@ -249,11 +250,11 @@ class WireguardPeerSection(Section):
     public_key: Line = Field(description="Public key of the peer.")
     pre_shared_key: Line | None = Field(None, description="Key shared with the peer.")
     allowed_ips: Annotated[list[Address], _BOUNDED] = Field(
-        [], alias="allowedIPs", description="Networks behind the peer."
+        [], alias="allowedIPs", description="Networks reached through the peer."
     )
     endpoint: Endpoint | None = Field(None, description="host:port of the peer.")
     persistent_keepalive: Natural | None = Field(
-        None, description="Seconds between packets that keep the way open."
+        None, description="Seconds between keepalive packets."
     )
 
 
@@ -334,7 +335,7 @@ class RangeSection(Section):
 
     begin: Number = Field(description="First number.")
     end: Number = Field(description="Last number.")
-    increment: Number = Field(1, description="Distance of two numbers; 0 means 1.")
+    increment: Number = Field(1, description="Difference between two numbers; 0 means 1.")
 
 
 class ForSection(Section):
@@ -349,7 +350,7 @@ class ForSection(Section):
         ]
         | None
     ) = Field(None, description="Texts, as $item.")
-    steps: Steps = Field(description="What each round runs.")
+    steps: Steps = Field(description="Steps of each round.")
 
 
 class LaunchSection(Section):
@@ -360,7 +361,7 @@ class LaunchSection(Section):
         None,
         description="Signal when the enclosing steps are over; awaited without one if not given.",
     )
-    steps: Steps = Field(description="What runs in the background.")
+    steps: Steps = Field(description="Steps that run in the background.")
 
 
 class UseSection(Section):
@@ -375,7 +376,7 @@ class UseSection(Section):
     )
     args: Env = Field({}, description="Inputs of the module.")
     export_env_as: EnvName | None = Field(None, description="Prefix of the module's outputs.")
-    steps: OptionalSteps = Field([], description="Steps that the module takes in.")
+    steps: OptionalSteps = Field([], description="Steps that are passed to the module.")
     commit: Line | None = Field(None, description="Written when the job is submitted.")
     module: ModuleSection | None = Field(None, description="Written when the job is submitted.")
 
@@ -385,7 +386,7 @@ class ModuleSection(Section):
 
     env: Env = Field({}, description="Inputs, with defaults.")
     outputs: Annotated[list[EnvName], _BOUNDED] = Field([], description="Names of outputs.")
-    steps: Steps = Field(description="What the module runs.")
+    steps: Steps = Field(description="Steps of the module.")
 
 
 class StepSection(Section):
@@ -397,7 +398,7 @@ class StepSection(Section):
         Field(max_length=checks.MAX_LIST),
     ] = Field([], description="Handles of launched steps to wait for.")
     if_: Condition | None = Field(
-        None, alias="if", description="Test of bash; the step is skipped when it is false."
+        None, alias="if", description="Condition in bash; if it is false, the step is skipped."
     )
     run: RunSection | None = Field(None, description="A command.")
     for_: ForSection | None = Field(None, alias="for", description="A loop.")
@@ -405,9 +406,12 @@ class StepSection(Section):
     use: UseSection | None = Field(None, description="A module.")
     steps: Steps | None = Field(None, description="A group of steps.")
     catch: OptionalSteps = Field(
-        [], description="When the step failed; $DEEPSQUARE_ERROR_CODE is its exit code."
+        [],
+        description="Steps that run if the step failed; $DEEPSQUARE_ERROR_CODE is its exit code.",
     )
-    finally_: OptionalSteps = Field([], alias="finally", description="Always after the step.")
+    finally_: OptionalSteps = Field(
+        [], alias="finally", description="Steps that always run after the step."
+    )
 
     @classmethod
     def simple(cls, name: str, command: str, env: dict[str, str] | None = None) -> Self:
@@ -429,7 +433,7 @@ class ArraySection(Section):
 class Runnable(Section):
     """The keys that job files and definitions have in common."""
 
-    resources: ResourcesSection = Field(description="What is allocated to the job.")
+    resources: ResourcesSection = Field(description="Resources allocated to the job.")
     env: Env = Field({}, description="Variables of the whole job.")
     input: TransferSection | None = Field(
         None, description="Data for $DEEPSQUARE_INPUT, before the first step."
@@ -437,7 +441,7 @@ class Runnable(Section):
     input_mode: FileMode | None = Field(
         None, description="Mode of the input files, decimal: 493 is 0755."
     )
-    steps: Steps = Field(description="What runs, one after the other.")
+    steps: Steps = Field(description="Steps, which run one after the other.")
     output: TransferSection | None = Field(
         None, description="Where $DEEPSQUARE_OUTPUT goes at the end, also after a failure."
     )
@@ -486,16 +490,18 @@ class JobFileDocument(Runnable):
     credits: Amount | None = Field(None, description="Credits for escrow, such as 1.5.")
     objective: ObjectiveWord = Field(Objective.COST, description="COST, TIME or ENERGY.")
     retries: Retries = Field(
-        0, description="How often it may begin again elsewhere if its provider is lost."
+        0, description="Maximum number of restarts at other providers if its provider is lost."
     )
-    until_spent: Flag = Field(False, description="Run on until the credits are spent.")
+    until_spent: Flag = Field(False, description="Run until the credits are spent.")
     interim_payments: Flag = Field(
-        False, description="The provider may collect payments while the job runs."
+        False, description="The provider may collect interim payments while the job runs."
     )
     depends_on: Annotated[
         list[Annotated[str, _text(checks.dependency)]], Field(max_length=checks.MAX_LIST)
     ] = Field([], description="Jobs to run after, such as afterok:12; --depends adds to them.")
-    notify: NotifySection | None = Field(None, description="Who is notified of the job, and when.")
+    notify: NotifySection | None = Field(
+        None, description="Notifications of the job: recipients and events."
+    )
     start_after: StartTime | None = Field(
         None, description="Not before: a time such as 2030-01-31T08:00Z, or a duration such as 2h."
     )
@@ -507,7 +513,7 @@ class JobFileDocument(Runnable):
     )
     preferences: Annotated[
         list[Annotated[str, _text(checks.affinity)]], Field(max_length=MAX_PREFERENCES)
-    ] = Field([], description="Labels that decide among providers, first ones first.")
+    ] = Field([], description="Preferred labels, in order of preference.")
     placement: Annotated[Placement, _choice(*Placement)] | None = Field(
         None, description="spread or pack the jobs of the customer over providers."
     )
@@ -521,7 +527,7 @@ class ModuleInputSection(Section):
     """An input of a module."""
 
     key: EnvName = Field(description="Name of the variable.")
-    description: Annotated[str, _text(checks.text)] = Field("", description="What it is for.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="Description.")
     default: EnvValue = Field("", description="Value without an argument.")
 
 
@@ -529,7 +535,7 @@ class ModuleOutputSection(Section):
     """An output of a module."""
 
     key: EnvName = Field(description="Name of the variable.")
-    description: Annotated[str, _text(checks.text)] = Field("", description="What it is for.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="Description.")
 
 
 class MinimumResourcesSection(Section):
@@ -546,11 +552,11 @@ class ModuleDocument(Section):
     """A module.yaml."""
 
     name: StepName = Field(description="Name of the module.")
-    description: Annotated[str, _text(checks.text)] = Field("", description="What it does.")
-    minimum_resources: MinimumResourcesSection = Field(description="What the job must have.")
+    description: Annotated[str, _text(checks.text)] = Field("", description="Description.")
+    minimum_resources: MinimumResourcesSection = Field(description="Minimum resources of the job.")
     inputs: Annotated[list[ModuleInputSection], _BOUNDED] = Field([], description="Inputs.")
     outputs: Annotated[list[ModuleOutputSection], _BOUNDED] = Field([], description="Outputs.")
-    steps: Steps = Field(description="What the module runs.")
+    steps: Steps = Field(description="Steps of the module.")
 
 
 for _model in (ForSection, LaunchSection, ModuleSection, UseSection, StepSection):

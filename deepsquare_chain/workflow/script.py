@@ -69,7 +69,7 @@ class ExecutionSite:
             and (not has_network(run) or self._has_network(runtime, run))
         ]
         if not usable:
-            raise ValueError(f"this provider has no {required or 'container runtime'}")
+            raise ValueError(f"this provider does not have {required or 'container runtime'}")
         return usable[0]
 
     def _has_network(self, runtime: str, run: RunSection) -> bool:

@@ -37,5 +37,5 @@ def identifier(name: str) -> str:
         ValueError: The name is not an ASCII identifier.
     """
     if not (name.isascii() and name.isidentifier()):
-        raise ValueError(f"{name[:60]!r} is no name of a variable")
+        raise ValueError(f"{name[:60]!r} is not a name of a variable")
     return name

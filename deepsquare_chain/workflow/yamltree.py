@@ -208,7 +208,7 @@ class _Builder:
                 continue
             key, line = self._key(key_node)
             if key in result:
-                raise TreeError(f"the key {key[:60]!r} stands twice", line)
+                raise TreeError(f"the key {key[:60]!r} occurs twice", line)
             self._lines[(*path, key)] = line
             result[key] = self.build(value_node, (*path, key))
         for key_node, value_node in merged:
@@ -230,7 +230,7 @@ class _Builder:
         line = node.start_mark.line + 1
         for mapping in node.value if isinstance(node, SequenceNode) else [node]:
             if not isinstance(mapping, MappingNode):
-                raise TreeError("<< must name a mapping, or a list of mappings", line)
+                raise TreeError("<< must refer to a mapping, or a list of mappings", line)
             if id(mapping) in self._open:
                 raise TreeError("an alias (*) inside of its own anchor (&)", line)
             self._open.add(id(mapping))

@@ -425,7 +425,7 @@ def test_a_job_is_submitted_topped_up_and_cancelled(
     )
 
     page.locator("#cancel").click()
-    expect(dialog).to_contain_text("All 3.25 credits come back.")
+    expect(dialog).to_contain_text("All 3.25 credits are refunded.")
     dialog.get_by_role("button", name="Cancel the job").click()
     expect(page.locator(".head .status")).to_have_text("CANCELLED")
     assert status_of(explorer, number) is JobStatus.CANCELLED

@@ -126,13 +126,13 @@ async def test_a_chain_that_is_replaced_is_read_again(
     assert wrong == 0
     assert found.events
     wrong = 10**6
-    with pytest.raises(EndpointError, match="was replaced while it was read"):
+    with pytest.raises(EndpointError, match="was reorganised while it was read"):
         await read_chronicle(grid.w3, grid.deployment)
 
 
 async def test_an_unknown_block_is_told(grid: LiveGrid) -> None:
     head = int(await grid.w3.eth.block_number)
-    with pytest.raises(EndpointError, match="does not know block"):
+    with pytest.raises(EndpointError, match="does not have block"):
         await read_chronicle(grid.w3, grid.deployment, to_block=head + 1_000)
 
 

@@ -130,7 +130,7 @@ async def test_a_lie_in_receipts_as_well_is_proven(used: LiveGrid, lie: Lie) -> 
 
 
 async def test_a_log_of_another_block_is_no_log(used: LiveGrid) -> None:
-    with pytest.raises(EndpointError, match="was replaced while it was read"):
+    with pytest.raises(EndpointError, match="was reorganised while it was read"):
         await proven(used, about_logs(other_block))
 
 
@@ -186,7 +186,7 @@ async def test_a_hidden_block_without_a_trace(used: LiveGrid) -> None:
     def nothing(method: str, params: list[Any], result: Any) -> Any:
         return [] if method == "eth_getBlockReceipts" else result
 
-    assert "does not give its receipts" in (await proven(used, nothing))[0]
+    assert "does not return its receipts" in (await proven(used, nothing))[0]
 
 
 async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) -> None:

@@ -69,7 +69,7 @@ def test_a_job_with_a_start_time_waits_for_it(cli: Cli, place: Place) -> None:
     assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
     # A wallet's own name of a submission means the same job each time, so its times are dates.
     again = cli("submit", "later.yaml", "--key", "later")
-    assert "startAfter and startBefore count from the submission" in again.err
+    assert "startAfter and startBefore are relative to the submission" in again.err
     assert cli("job", "cancel", str(job)).code == 0
 
 
@@ -413,7 +413,7 @@ def test_statements_by_date_and_an_invoice_as_a_page(
     text = page.read_text()
     assert text.startswith("<!doctype html>")
     assert row["transaction"] in text
-    assert "The bill is as computed anew." in text
+    assert "The bill matches the recomputed bill." in text
     assert not re.search(r"<script|https?://", text), "a page of its own, for any printer"
 
 

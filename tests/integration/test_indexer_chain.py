@@ -250,14 +250,14 @@ async def test_the_explorer_waits_for_its_endpoint(
             assert (await web.get("/")).status_code == 200
             # What the index has not read yet is the node's to show.
             head = await own.w3.eth.block_number
-            assert "has not read this block yet" in (await web.get(f"/blocks/{head}")).text
+            assert "is not indexed yet" in (await web.get(f"/blocks/{head}")).text
             assert (await web.get(f"/blocks/{head + 1}")).status_code == 404
         stop.set()
         await running
 
 
 async def test_an_explorer_of_everybody_needs_its_names(own: LiveGrid, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="under which names people come"):
+    with pytest.raises(UsageError, match="host names by which users"):
         await run_explorer(
             own.node.url,
             own.deployment,

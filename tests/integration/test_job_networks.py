@@ -288,7 +288,7 @@ steps:
     assert "secrets in sight: 0" in output
     assert "URL: http://fixed.bore.example [31m" in output
     assert f"Tunnel: tcp://169.254.254.2:{port} leads to port 8080 of this step" in output
-    assert f"Tunnel to {address}: the server refuses the secret" in output
+    assert f"Tunnel to {address}: the server rejected the secret" in output
     assert "to'ken" not in output
 
 

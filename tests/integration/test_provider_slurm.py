@@ -111,7 +111,7 @@ async def test_every_way_to_end_side_by_side(host: Bench, cluster: LocalSlurm):
     # More CPUs on one node than a node has.
     [refused] = await host.submit("true", resources=Resources(1, 5, 64, 0))
     await host.until([refused], S.PENDING)
-    assert "refuses run" in host.row(refused).note
+    assert "rejected run" in host.row(refused).note
     hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(9)'"
     three, hungry = await host.submit("sleep 1; exit 3", hog)
     [late] = await host.submit("sleep 60", time_limit=5)

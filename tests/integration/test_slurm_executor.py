@@ -166,7 +166,7 @@ async def test_what_slurm_can_not_run_is_refused_or_given_back(
         "memory": Resources(1, 1, 4096, 0),
         "gpus": Resources(1, 1, 10, 9),
     }.items():
-        with pytest.raises(RunRefusedError, match="Slurm refuses run"):
+        with pytest.raises(RunRefusedError, match="Slurm rejected run"):
             await executor.submit(make(key, "true", resources=resources))
         assert await executor.find(key) is None
     with pytest.raises(RunRefusedError, match="nvalid partition"):
@@ -431,7 +431,7 @@ async def test_top_up_where_the_daemon_may_not_raise_limits(
     limits = cluster.run("squeue", "-h", "--states=running", "-o", "%j %l").split()
     assert limits[limits.index("deepsquare-longer") + 1] == "13:00"
     await modest.extend("longer", 400)
-    with pytest.raises(RunRefusedError, match="does not raise the limit"):
+    with pytest.raises(RunRefusedError, match="did not raise the limit"):
         await strict.extend("tight", 400)
     assert (await ended(modest, "longer")).reason == "exited"
     assert (await ended(strict, "tight")).reason == "walltime"

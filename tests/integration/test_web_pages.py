@@ -150,21 +150,21 @@ def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
     [
         ("/nope", 404, "There is no page at /nope"),
         ("/jobs/999999", 404, "Job 999999 does not exist"),
-        ("/jobs/abc", 404, "is no job id"),
+        ("/jobs/abc", 404, "is not a job ID"),
         ("/jobs/" + "9" * 40, 404, ""),
         ("/jobs?status=sleeping", 400, "is not a status of a job"),
         ("/jobs?page=xyz", 400, "is not the number of a page"),
         ("/jobs?page=0", 400, "Pages have the numbers"),
-        ("/jobs?sort=colour", 400, "nothing to sort jobs by"),
+        ("/jobs?sort=colour", 400, "not a sort key of jobs"),
         ("/jobs?from=yesterday", 400, "is not a date"),
         ("/jobs?from=2026-11-27&to=2026-11-20", 400, "No time lies"),
-        ("/providers?sort=colour", 400, "nothing to sort providers by"),
+        ("/providers?sort=colour", 400, "not a sort key of providers"),
         ("/accounts/0x" + "12" * 20 + "?kind=gift", 400, "is not a kind of movement"),
         ("/?range=century", 400, "is no range"),
         ("/accounts/0x12", 400, "is not a valid address"),
         ("/accounts/<script>alert(1)", 400, "&lt;script&gt;"),
-        ("/providers/77", 404, "never registered"),
-        ("/transactions/0x" + "12" * 32, 404, "made no event"),
+        ("/providers/77", 404, "There is no provider"),
+        ("/transactions/0x" + "12" * 32, 404, "has no event"),
         ("/blocks/99999999", 404, "There is no block 99999999 yet"),
         ("/blocks/0x" + "12" * 32, 404, "There is no block 0x1212"),
         ("/blocks/0x12", 404, "There is no block 0x12"),
@@ -172,7 +172,7 @@ def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
         ("/contracts/Nothing", 404, "There is no contract"),
         ("/contracts/Credit?call=mint", 400, "no function"),
         ("/contracts/Credit?call=balanceOf&a0=zz", 400, "is not a valid address"),
-        ("/audit?of=everything", 400, "is no kind of exception"),
+        ("/audit?of=everything", 400, "is not a kind of anomaly"),
     ],
 )
 def test_mistakes_are_answered_with_help(
@@ -239,7 +239,7 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
         text = web.get(f"/jobs/{number}").text
         assert "Interim payments" in text
         assert "its provider may collect interim payments while it runs" in text
-        assert "providers may not assign it to themselves" in text
+        assert "providers can't assign it to themselves" in text
         assert text.count('data-row="i') == 2
     assert "have accrued" in text
     text = web.get(f"/jobs/{ended}").text
@@ -303,7 +303,7 @@ def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx2.Client)
     number = job_of(explorer, JobStatus.FINISHED)
     answer = web.get(f"/jobs/{number}/invoice")
     assert f"Invoice for job {number}" in answer.text
-    assert "The bill is as computed anew." in answer.text
+    assert "The bill matches the recomputed bill." in answer.text
     assert "style-src 'sha256-" in answer.headers["content-security-policy"]
     answer = web.get(f"/jobs/{job_of(explorer, JobStatus.RUNNING)}/invoice")
     assert (answer.status_code, "has not ended" in answer.text) == (400, True)
@@ -499,10 +499,10 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
     wait_until(lambda: web.get("/api/v1/status").json()["block"] >= number)
     for key in (number, block_hash, block_hash.upper().replace("X", "x")):
         text = web.get(f"/blocks/{key}").text
-        assert "Nothing happened on this grid in this block" in text
+        assert "This block has no event of this grid" in text
         assert block_hash in text
         assert f'href="/blocks/{number - 1}"' in text
-    assert "made no event of this grid" in web.get(f"/transactions/{tx_hash}").text
+    assert "has no event of this grid" in web.get(f"/transactions/{tx_hash}").text
     for text, place in (
         (str(number), f"/blocks/{number}"),
         (block_hash, f"/blocks/{block_hash}"),
@@ -510,7 +510,7 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
     ):
         assert web.get("/search", params={"q": text}).headers["location"] == place
     assert "Nothing found" in web.get("/search", params={"q": "9" * 18}).text
-    assert "Nothing happened on this grid" in web.get("/blocks/0").text
+    assert "This block has no event of this grid" in web.get("/blocks/0").text
 
 
 def test_read_functions_answer(explorer: BusyExplorer, web: httpx2.Client) -> None:
@@ -593,7 +593,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
         ({"file": "steps: ["}, 400, "job file"),
         ({"account": "0x1"}, 400, "is not a valid address"),
         ({"permit": {"value": "1", "deadline": "9", "signature": "0x" + "00" * 65}}, 400, "else"),
-        ({"permit": {"signature": "0x00"}}, 400, "form of one"),
+        ({"permit": {"signature": "0x00"}}, 400, "invalid format"),
     ],
 )
 def test_what_cant_be_submitted_is_told(

@@ -93,7 +93,7 @@ def test_the_sums_agree_on_both_sides(told: Told) -> None:
     assert [check.difference for check in checks] == [0, 0, 0, 0]
     assert all(check.ok and check.how_to_repeat for check in checks)
     assert checks[0].left.amount == told.ledger.totals.supply > 0
-    assert ("given to it by mistake", 11) in checks[1].right.terms
+    assert ("sent to it by mistake", 11) in checks[1].right.terms
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ class TestExceptions:
         said = {row.code: row.message for row in told.ledger.exceptions}
         assert said[Code.FEE] == "the fee became 700 basis points"
         assert said[Code.BAN].endswith("was banned: enough")
-        assert "went to the scheduler for no job" in said[Code.GIFT]
+        assert "were sent to the scheduler without a job" in said[Code.GIFT]
         # What pays for a job is no gift.
         assert [row.code for row in told.ledger.exceptions].count(Code.GIFT) == 1
         assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)
@@ -380,7 +380,7 @@ class TestExceptions:
         rows = {row.job_id: row for row in grid.ledger().exceptions if row.code is Code.IDLE_CLAIM}
         assert set(rows) == {started, held, given_back}
         assert f"became RUNNING {limit + 1} s later" in rows[started].message
-        assert "does not run" in rows[held].message
+        assert "has not started" in rows[held].message
         assert rows[held].severity is Severity.WARNING
         [taken] = [row for row in grid.ledger().exceptions if row.code is Code.REQUEUE]
         assert taken.severity is Severity.WARNING

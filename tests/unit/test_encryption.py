@@ -209,7 +209,7 @@ async def test_a_job_with_secrets_goes_to_providers_that_can_read_them(
         await job_secrets.with_secrets(
             *(None, file.definition, file.terms(), {"TOKEN": "x"}), customer="0xabcd"
         )
-    with pytest.raises(JobFileError, match="the grid's"):
+    with pytest.raises(JobFileError, match="reserved for the grid"):
         await job_secrets.with_secrets(
             *(None, file.definition, file.terms(), {"DEEPSQUARE_X": "x"}), customer="0xabcd"
         )

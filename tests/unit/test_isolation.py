@@ -47,7 +47,7 @@ def test_root_is_refused_unless_it_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(UsageError, match="does not run as root") as caught:
+    with pytest.raises(UsageError, match="must not run as root") as caught:
         create_executor("local", context(tmp_path, allow_unisolated=True))
     assert "--allow-root" in str(caught.value.hint)
     assert create_executor("local", context(tmp_path, allow_root=True, allow_unisolated=True))

@@ -189,7 +189,7 @@ async def test_a_cursor_of_another_list_is_refused(ask: httpx2.AsyncClient) -> N
     cursor = (await ask.get("/jobs", params={"limit": 1})).json()["next"]
     answer = await ask.get("/transitions", params={"cursor": cursor})
     assert answer.status_code == 400
-    assert "no cursor of this list" in answer.json()["detail"]
+    assert "not a cursor of this list" in answer.json()["detail"]
 
 
 # -- what did not change
@@ -223,23 +223,23 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
         (f"/jobs/{2**63}", 400, "job must be a number"),
         ("/jobs?limit=0", 400, "limit must be a number from 1 to 200"),
         ("/jobs?limit=1&limit=2", 400, "limit was given more than once"),
-        ("/jobs?status=DONE", 400, "'DONE' is no status: PENDING"),
-        ("/jobs?status=NONE", 400, "'NONE' is no status"),
+        ("/jobs?status=DONE", 400, "'DONE' is not a status: PENDING"),
+        ("/jobs?status=NONE", 400, "'NONE' is not a status"),
         ("/jobs?state=PENDING", 400, "There is no parameter 'state'"),
         ("/jobs?customer=0x12", 400, "'0x12' is not a valid address"),
-        ("/jobs?cursor=%00", 400, "no cursor of this list"),
+        ("/jobs?cursor=%00", 400, "not a cursor of this list"),
         ("/accounts/nobody", 400, "is not a valid address"),
-        ("/providers/999", 404, "Provider 999 never registered"),
-        ("/transactions/0x00", 404, "made no event of this grid"),
-        ("/blocks/latest", 404, "holds no event of this grid"),
-        ("/blocks/99999999999999999999", 404, "holds no event"),
+        ("/providers/999", 404, "There is no provider 999"),
+        ("/transactions/0x00", 404, "has no event of this grid"),
+        ("/blocks/latest", 404, "has no event of this grid"),
+        ("/blocks/99999999999999999999", 404, "has no event"),
         ("/series/jobs?buckets=501", 400, "buckets must be a number from 1 to 500"),
         ("/series/jobs?since=9&until=3", 400, "can't end before it begins"),
         ("/accounts/nobody/statement?oldest_first=yes", 400, "must be true or false"),
         (f"/search?q={'x' * 501}", 400, "longer than 500"),
-        ("/exceptions?kind=odd", 400, "'odd' is no kind of exception"),
-        ("/nothing", 404, "There is no such path"),
-        ("/jobs/1/nothing", 404, "There is no such path"),
+        ("/exceptions?kind=odd", 400, "'odd' is not a kind of anomaly"),
+        ("/nothing", 404, "This path is not in the API"),
+        ("/jobs/1/nothing", 404, "This path is not in the API"),
     ],
 )
 async def test_errors_are_problems(

@@ -101,7 +101,7 @@ def changed(**values: Any) -> bytes:
         (changed(version=None), "version"),
         (changed(name="x"), "name is an unknown key"),
         (changed(steps=[]), "at least one entry"),
-        (changed(env={"PPID": "1"}), "bash keeps this variable"),
+        (changed(env={"PPID": "1"}), "bash reserves this variable"),
     ],
 )
 def test_bytes_of_strangers_are_refused(data: bytes, words: str) -> None:

@@ -175,7 +175,7 @@ def test_wishes_to_the_scheduler_become_conditions() -> None:
     )
     relative = parse(with_run("env: {A: 1}", top="startAfter: 1h\nstartBefore: 7200"))
     assert relative.conditions(1_000).to_uses() == "deepsquare.begin=4600,deepsquare.deadline=8200"
-    with pytest.raises(JobFileError, match="count from the submission"):
+    with pytest.raises(JobFileError, match="are relative to the submission"):
         relative.conditions(1_000, repeatable=True)
 
 
@@ -235,11 +235,11 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_step("objective: COST, run: {command: x}"), "it belongs under the top level"),
         (with_step("runn: {command: x}"), "steps[0].runn is an unknown key; did you mean run?"),
         (with_step("use: {source: ./m, commit: abc}"), "steps[0].use.commit is written when"),
-        ("resources: {memPerCpu: 1, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is the key of before November 2023, and resources.gpus is missing"),
+        ("resources: {memPerCpu: 1, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is a key from before November 2023, and resources.gpus is missing"),
         (with_step("run: {command: x}, steps: [{run: {command: y}}]"), "has run and steps"),
-        ("job: {steps: []}\nname: x\n", "job.yaml:2: name stands beside job; with the key job"),
+        ("job: {steps: []}\nname: x\n", "job.yaml:2: name is next to the key job; with that key"),
         (with_step("name: only"), "job.yaml:3: steps[0] has nothing to run"),
-        (with_step("dependsOn: [later], run: {command: x}"), "names no launched step before this one: 'later'"),
+        (with_step("dependsOn: [later], run: {command: x}"), "refers to a step that is not launched before this one: 'later'"),
         (with_step("launch: {handleName: 'a b', steps: [{run: {command: x}}]}"), "must be a name of letters"),
         (with_step("launch: {steps: []}"), "launch.steps must have at least one entry"),
         (with_step("for: {parallel: 'true', items: [a], steps: [{run: {command: x}}]}"), "parallel must be true or false, not 'true'"),
@@ -254,7 +254,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("shell: /bin/zsh"), "shell must be /bin/bash, /bin/ash, /bin/sh or ENTRYPOINT"),
         (with_run("shell: ENTRYPOINT"), "ENTRYPOINT needs a container"),
         (with_run("workDir: here"), "workDir must be an absolute path"),
-        (with_run("workDir: /a/../b"), "workDir must not hold .."),
+        (with_run("workDir: /a/../b"), "workDir must not contain .."),
         (with_run("network: bridge"), "network must be host, slirp4netns or pasta"),
         (with_run("dns: [9.9.9.9]"), "dns needs network"),
         (with_run("network: pasta, dns: [dns.example]"), "dns[0] must be an IP address"),

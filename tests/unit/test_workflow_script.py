@@ -206,7 +206,7 @@ def test_the_largest_definitions_make_scripts_that_executors_take(text: str) -> 
 
 def test_the_grid_can_not_make_a_broken_script() -> None:
     for name in ("A B", "1", "", "A;id", "é", "A\n"):
-        with pytest.raises(ValueError, match="no name of a variable"):
+        with pytest.raises(ValueError, match="not a name of a variable"):
             render_script(definition("true"), {name: "x"})
     with pytest.raises(ValueError, match="NUL"):
         render_script(definition("true"), {"A": "x\0y"})

@@ -168,7 +168,7 @@ async def read_logs(
         log_range = await read_range(w3, addresses, [topics], first, head)
         if log_range is None or log_range.after is None:
             raise EndpointError(
-                f"The node does not know all blocks up to {head}", hint="Try again."
+                f"The node does not have all blocks up to {head}", hint="Try again."
             )
         logs += log_range.logs
         first = log_range.last + 1

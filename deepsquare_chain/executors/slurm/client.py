@@ -110,7 +110,7 @@ class SlurmClient:
         except OSError as error:
             raise ExecutorUnavailableError(
                 f"{name} can't be run: {error.strerror}",
-                hint="Install Slurm's commands, or name their folder in the option bin_dir.",
+                hint="Install Slurm's commands, or set the option bin_dir to their folder.",
             ) from error
         try:
             async with asyncio.timeout(self._options.command_timeout):
@@ -118,7 +118,7 @@ class SlurmClient:
         except TimeoutError:
             raise ExecutorUnavailableError(
                 f"{name} did not answer within {self._options.command_timeout:g} seconds",
-                hint="Is slurmctld running? It is tried again.",
+                hint="Check that slurmctld is running; the command is retried.",
             ) from None
         finally:
             await _end(process)
@@ -197,7 +197,9 @@ def failure(command: str, text: str) -> Exception:
         return UnknownJobError(message)
     if any(phrase in lower for phrase in _REFUSALS):
         return CommandRefusedError(message)
-    return ExecutorUnavailableError(message, hint="Is slurmctld running? It is tried again.")
+    return ExecutorUnavailableError(
+        message, hint="Check that slurmctld is running; the command is retried."
+    )
 
 
 async def read_nodes(options: SlurmOptions) -> list[SlurmNode]:

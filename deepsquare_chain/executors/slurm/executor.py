@@ -235,8 +235,8 @@ class SlurmExecutor(Executor):
             return True
         if abs(time.time() - intended_at) < self._options.settle:
             raise ExecutorUnavailableError(
-                f"It is not clear yet whether Slurm took run {folder.key}",
-                hint=f"That is settled {self._options.settle:g} seconds after sbatch failed.",
+                f"It is not clear yet whether Slurm accepted run {folder.key}",
+                hint=f"This is decided {self._options.settle:g} seconds after sbatch failed.",
             )
         return False
 
@@ -260,7 +260,7 @@ class SlurmExecutor(Executor):
             printed = await self._client.run(arguments)
         except CommandRefusedError as error:
             await self._call(folder.drop_intent)
-            raise RunRefusedError(f"Slurm refuses run {spec.key}: {error.message}") from error
+            raise RunRefusedError(f"Slurm rejected run {spec.key}: {error.message}") from error
         except ExecutorUnavailableError as error:
             await self._clear_up(folder, error)
             return
@@ -354,7 +354,7 @@ class SlurmExecutor(Executor):
             _log.error("several Slurm jobs have the name of one run", run=key, slurm_jobs=ids)
         return ExecutorUnavailableError(
             f"Slurm jobs {ids} have the name of one run, {key}",
-            hint="Find out who submitted them, and end the one that is not the provider's.",
+            hint="Find out who submitted them, and cancel those that are not the provider's.",
         )
 
     async def _adopt(self, folder: SlurmFolder, job: SlurmJob) -> None:
@@ -427,7 +427,7 @@ class SlurmExecutor(Executor):
         walltime = self._memory.walltimes[folder.key] = await self._call(folder.walltime)
         if elapsed < walltime:
             return
-        _log.warning("run does not keep its walltime, ending it", run=folder.key)
+        _log.warning("run exceeds its walltime, ending it", run=folder.key)
         await self._call(lambda: folder.set_control(overdue=True))
         await self._signal(job.id, "KILL")
         self._forget_queue()
@@ -651,7 +651,7 @@ class SlurmExecutor(Executor):
             if time.monotonic() - started_at > _CANCEL_PATIENCE:
                 raise ExecutorUnavailableError(
                     f"Slurm job {jobs[0].id} of run {key} does not end",
-                    hint="Look at its node; it is tried again.",
+                    hint="Check its node; the cancellation is retried.",
                 )
             await asyncio.sleep(_CANCEL_LOOK)
             jobs = await self._live(key, max_age=_CANCEL_LOOK / 2)
@@ -700,8 +700,8 @@ class SlurmExecutor(Executor):
         except CommandRefusedError as error:
             if job.limit < walltime:
                 raise RunRefusedError(
-                    f"Slurm does not raise the limit of run {key}: {error.message}",
-                    hint="Give the daemon's user that right, or set the option limit_headroom.",
+                    f"Slurm did not raise the limit of run {key}: {error.message}",
+                    hint="Give the daemon's user the permission, or set the option limit_headroom.",
                 ) from error
 
     # -- capacity, output and files
@@ -732,7 +732,7 @@ class SlurmExecutor(Executor):
             limits = parsing.partition_limits(text, default_only=not names)
             is_up = any(up for up, _ in limits.values())
             self._partitions = time.monotonic(), is_up
-        return "" if self._partitions[1] else f"{target} takes no jobs now"
+        return "" if self._partitions[1] else f"{target} accepts no jobs"
 
     async def _cluster_nodes(self) -> list[SlurmNode]:
         """Return the nodes, from a cache."""
@@ -816,7 +816,7 @@ class SlurmExecutor(Executor):
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._memory.warnings:
             self._memory.warnings[name] = str(error)
-            _log.warning("Slurm executor can't tell", run=name, error=str(error))
+            _log.warning("Slurm executor does not know", run=name, error=str(error))
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
         def typed() -> T:
@@ -838,8 +838,8 @@ async def examine(context: ExecutorContext) -> list[Check]:
     nodes = await read_nodes(options)
     usable = [node for node in nodes if node.is_up]
     setting = "executor_options.partitions"
-    text = f"Slurm answers; nodes in service: {len(usable)} of {len(nodes)}"
-    hint = "" if usable else "`sinfo` says why they are out of service."
+    text = f"Slurm responds; nodes in service: {len(usable)} of {len(nodes)}"
+    hint = "" if usable else "`sinfo` shows why they are out of service."
     config = parsing.config(await SlurmClient(options).run(commands.show_config()))
     return [
         Check("executor", bool(usable), text, hint, setting),
@@ -862,7 +862,11 @@ def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[C
     for key, required in _CLUSTER:
         actual = config.get(key, "(null)")
         ok = required in actual
-        advice = "" if ok else f"Set {key} to {required} in slurm.conf; docs/isolation.md says why."
+        advice = (
+            ""
+            if ok
+            else f"Set {key} to {required} in slurm.conf; see docs/isolation.md for the reason."
+        )
         checks.append(Check(key, ok, actual, advice))
     return checks
 

@@ -85,7 +85,7 @@ def _names(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def _name(value: str) -> str:
     if value and not _NAME.fullmatch(value):
-        raise ValueError(f"{value[:60]!r} is no name that Slurm takes")
+        raise ValueError(f"{value[:60]!r} is not a name that Slurm accepts")
     return value
 
 

@@ -341,7 +341,7 @@ def registered_hardware(nodes: Sequence[SlurmNode]) -> FoundHardware:
     if not usable:
         raise UsageError(
             "No node of the cluster is in service",
-            hint="Look at `sinfo`, and at the partitions in executor_options.",
+            hint="Check `sinfo`, and the partitions in executor_options.",
         )
     sizes = {(node.cpus, node.memory, node.gpus) for node in usable}
     best = max((_hardware(size, usable) for size in sizes), key=_worth)

@@ -40,15 +40,15 @@ def migrate(connection: Connection, place: str, *, writer: bool) -> None:
         return
     if found is not None and not writer:
         raise UsageError(
-            f"The index {place} is of version {found}, this program reads version "
+            f"The index {place} has version {found}, but this program reads version "
             f"{scripts.get_current_head()}",
-            hint="Bring it up to date with `deepsquare explorer index`.",
+            hint="Update it with `deepsquare explorer index`.",
         )
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
     except CommandError:
         raise UsageError(
-            f"The index {place} is of version {found}, which this program does not know",
-            hint="Use the newer program that made it, or give another --database.",
+            f"The index {place} has version {found}, which this program does not support",
+            hint="Use the newer program that created it, or give another --database.",
         ) from None

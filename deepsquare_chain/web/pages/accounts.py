@@ -205,7 +205,7 @@ async def providers(request: Request) -> Response:
     key = SORTS.get(sort.removeprefix("-"))
     if sort and key is None:
         raise UsageError(
-            f"{sort!r} is nothing to sort providers by", hint=f"There are {', '.join(SORTS)}."
+            f"{sort!r} is not a sort key of providers", hint=f"There are {', '.join(SORTS)}."
         )
     if key is not None:
         rows = tuple(sorted(rows, key=key, reverse=sort.startswith("-")))

@@ -71,7 +71,7 @@ async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation,
     supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
     owed = [("in escrow", overview.escrow), ("withdrawable", overview.parked)]
     if overview.donated:
-        owed.append(("given to it by mistake", overview.donated))
+        owed.append(("sent to it by mistake", overview.donated))
     block, scheduler = max(overview.block, 0), contracts.scheduler.address
     return (
         await _equation(contracts, "Supply of credits", supply, block, "totalSupply"),

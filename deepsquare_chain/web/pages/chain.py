@@ -115,7 +115,7 @@ PURPOSES: Final[Mapping[str, str]] = {
     "Credit": "The token that jobs are paid in: balances, allowances, permits.",
     "ProviderRegistry": "Providers: hardware and its approval, offers, prices, labels.",
     "MetaScheduler": "Jobs: their status machine, their escrow and its settlement.",
-    "ERC2771Forwarder": "Carries out calls that customers signed and relayers pay the gas of.",
+    "ERC2771Forwarder": "Executes calls that customers signed and for which relays pay the gas.",
 }
 
 
@@ -188,12 +188,12 @@ async def verified(grid: Contracts, name: str, address: str) -> Verified:
     try:
         code = bytes(await grid.w3.eth.get_code(to_checksum_address(address)))
     except (GridError, Web3RPCError):
-        return Verified(None, "the node does not answer")
+        return Verified(None, "the node does not respond")
     if not code:
-        return Verified(ok=False, text="no contract stands here")
+        return Verified(ok=False, text="there is no contract at this address")
     if load_artifact(name).matches(code):
         return Verified(ok=True, text="same code as this package's build")
-    return Verified(ok=False, text="other code than this package's build")
+    return Verified(ok=False, text="its code differs from this package's build")
 
 
 def _addresses(grid: Contracts) -> dict[str, str]:
@@ -219,7 +219,7 @@ async def _answer(
 ) -> tuple[views.Field, ...]:
     view = find_view(name, asked)
     if view is None:
-        raise NotFoundError(f"{name} has no function {asked[:60]!r} that only reads")
+        raise NotFoundError(f"{name} has no function {asked[:60]!r} that is read-only")
     entry, function = view
     arguments = [
         read_argument(parameter, given.get(f"a{index}", ""))
@@ -239,5 +239,5 @@ async def _call(
     except ContractLogicError as error:
         raise decode_revert(error) from None
     except (Web3RPCError, AbiError) as error:
-        reason = node_message(error) if isinstance(error, Web3RPCError) else "no proper answer"
+        reason = node_message(error) if isinstance(error, Web3RPCError) else "an invalid result"
         raise EndpointError(f"The node could not read {function.name}: {reason}") from None

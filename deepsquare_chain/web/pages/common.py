@@ -47,7 +47,7 @@ def page_of(request: Request) -> int:
     """
     text = request.query_params.get("page", "1")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Write page=1.")
+        raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Use page=1.")
     return int(text)
 
 
@@ -79,9 +79,7 @@ def number_of(text: str, what: str) -> int:
         NotFoundError: It is not a valid number of an object.
     """
     if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
-        raise NotFoundError(
-            f"{text[:80]!r} is no {what}", hint="Use the search for anything that you have."
-        )
+        raise NotFoundError(f"{text[:80]!r} is no {what}", hint="Use the search to find it.")
     return int(text[:20])
 
 

@@ -133,7 +133,10 @@ async def invoice(request: Request) -> Response:
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:
     """Return the definition, or None and the reason why it is not shown."""
     if site.store is None and site.gateway:
-        return None, "It is private: its customer and its provider read it from the gateway."
+        return (
+            None,
+            "It is private: only its customer and its provider can read it from the gateway.",
+        )
     if site.store is None:
         return None, "This explorer has no store of definitions."
     try:
@@ -151,9 +154,9 @@ _WORDS: Final = {
     "ProviderNotActive": "is not active, or its approval has expired",
     "ProviderSilent": "has an unanswered challenge",
     "ProviderExcluded": "lost this job before and can't get it again",
-    "DoesNotFit": "does not have the CPUs, memory or GPUs free",
-    "RateOutOfRange": "has no usable price for it",
-    "OverBudget": "is too dear: the credits do not buy the time limit",
+    "DoesNotFit": "does not have enough free CPUs, memory or GPUs",
+    "RateOutOfRange": "has no valid price for it",
+    "OverBudget": "is too expensive: the credits are not sufficient for the time limit",
 }
 
 
@@ -202,7 +205,7 @@ def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> E
             value = provider.labels.get(affinity.key)
             why = "has no such label" if value is None else f"its label says {value[:60]}"
             return Eligibility(provider, eligible=False, why=f"{affinity}: {why}")
-    return Eligibility(provider, eligible=True, why="could get it now")
+    return Eligibility(provider, eligible=True, why="is eligible")
 
 
 def wanted(uses: str) -> tuple[Affinity, ...]:

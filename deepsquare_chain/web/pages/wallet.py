@@ -133,7 +133,7 @@ async def submit(request: Request) -> Response:
     site, given = await _posted(request)
     if not site.storing:
         raise UsageError(
-            "This explorer keeps no definitions, so that no job can be submitted here",
+            "This explorer has no store of definitions, so that jobs can't be submitted here",
             hint="Use `deepsquare submit FILE`.",
         )
     job_file = await ask(read_form, given)
@@ -196,7 +196,7 @@ async def relayed(request: Request) -> Response:
 
 def _relay(site: Site) -> RelayClient:
     if not site.relay:
-        raise NotFoundError("This explorer knows no relay")
+        raise NotFoundError("This explorer has no relay")
     return RelayClient(site.relay)
 
 
@@ -262,7 +262,7 @@ async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
         UsageError: The body is not a JSON object.
     """
     if not is_own(request):
-        raise Refused("Only this explorer's own pages may ask for this", 403)
+        raise Refused("Only pages of this explorer may send this request", 403)
     limit: RateLimit = request.app.state.post_limit
     if limit.wait(client_of(request)):
         raise Refused("Too many requests", 429, hint="Wait a minute.")
@@ -287,7 +287,7 @@ def _account(given: Mapping[str, Any]) -> str:
 def _job(given: Mapping[str, Any]) -> int:
     job_id = given.get("job")
     if type(job_id) is not int or not 0 < job_id <= MAX_NUMBER:
-        raise UsageError("A job is named by its number")
+        raise UsageError("A job is given by its number")
     return job_id
 
 
