@@ -194,7 +194,7 @@ class _Builder:
             return text == "true"
         if node.tag == _INT:
             return int(text)
-        if "\\" not in text and any("\ud800" <= character <= "\udfff" for character in text):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             # JSON escapes a character outside the basic plane as a surrogate pair.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return PlainText(text) if node.style is None else text

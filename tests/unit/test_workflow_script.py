@@ -164,8 +164,17 @@ def everything(text: str, line: str) -> Definition:
     keys = {"accessKeyId": line, "secretAccessKey": line, "region": line, "bucketUrl": "s3://bb"}
     keys |= {"endpointUrl": "http://h", "path": "/" + re.sub(r"[*?\[\]]", "", line)}
     run = {"command": text, "env": {"A": text}, "workDir": path}
+    peer = {"publicKey": line, "preSharedKey": line, "allowedIPs": ["192.0.2.1/24"]}
+    interfaces = [
+        {"wireguard": {"privateKey": line, "address": ["192.0.2.2/24"], "peers": [peer]}},
+        {"bore": {"boreAddress": "b.example:1", "targetPort": 1, "secret": line}},
+        {"vnet": {"name": "net", "address": "10.0.0.2/24"}},
+    ]
+    network = {"network": "pasta", "mapUid": 0, "customNetworkInterfaces": interfaces}
     steps: list[dict[str, Any]] = [
         {"name": line, "if": text, "run": run},
+        {"run": {**run, **network}},
+        {"run": {**run, **network, "container": {**container, "runtime": "charliecloud"}}},
         {"for": {"parallel": False, "items": [text], "steps": [{"run": {"command": text}}]}},
         *(
             {"run": {**run, "container": {**container, "runtime": runtime}}}
@@ -173,6 +182,7 @@ def everything(text: str, line: str) -> Definition:
         ),
     ]
     tree = {"resources": {"memPerCpu": 1}, "env": {"A": text}, "steps": steps}
+    tree |= {"virtualNetworks": [{"name": "net", "gatewayAddress": "10.0.0.1/24"}]}
     tree |= {"input": {"s3": keys}, "output": {"s3": keys}, "continuousOutputSync": True}
     return parse_job_file(json.dumps(tree).encode()).definition
 
@@ -180,21 +190,20 @@ def everything(text: str, line: str) -> Definition:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example("'\n#SBATCH x\n", "'; exit; '")
 @example("$(id)\n}\n`", "\\")
+@example("\\\U00010000", "\\\U00010000")  # in JSON a surrogate pair after a backslash
 @given(TEXT.filter(str.strip), ONE_LINE.filter(lambda text: text.strip() and text.isprintable()))
 def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, line: str) -> None:
+    site = ExecutionSite(frozenset({*RUNTIMES, "netns.interfaces"}))
+
     def outline(text: str, line: str) -> tuple[int, list[str]]:
-        lines = render_script(
-            everything(text, line), {}, ExecutionSite(frozenset(RUNTIMES))
-        ).decode()
+        lines = render_script(everything(text, line), {}, site).decode()
         return lines.count("\n"), [
             re.sub(r"[^a-zA-Z_({}=].*", "", each) for each in lines.split("\n")
         ]
 
     assert outline(text, line) == outline("'", "'")
     script = tmp_path / "job.sh"
-    script.write_bytes(
-        render_script(everything(text, line), {}, ExecutionSite(frozenset(RUNTIMES)))
-    )
+    script.write_bytes(render_script(everything(text, line), {}, site))
     assert subprocess.run([BASH, "-n", str(script)], check=False).returncode == 0
 
 
