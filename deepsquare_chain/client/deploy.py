@@ -62,7 +62,7 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
     if settings.keystore is not None and not settings.signer:
         stated_address(settings.keystore)
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
-    async with _connect(settings) as w3:
+    async with connect(settings) as w3:
         account = await open_account(settings)
         deployment = await _deploy(w3, account, settings, params, progress)
     deployment.save(settings.deployment)
@@ -78,7 +78,7 @@ async def plan(settings: Settings, params: GridParams, account: str, salt: int) 
         GridError: As `plan_grid`.
     """
     address = checked_address(account)
-    async with _connect(settings) as w3:
+    async with connect(settings) as w3:
         chain_id = int(await w3.eth.chain_id)
         with Store.open(None, chain_id=chain_id, contract="deploying", account=address) as store:
             sender = UnsignedSender(w3, AddressOnly(address), store, chain_id=chain_id)
@@ -94,7 +94,7 @@ async def record(settings: Settings, scheduler: str, since_block: int | None) ->
         EndpointError: The endpoint does not answer.
     """
     _check_no_record(settings)
-    async with _connect(settings) as w3:
+    async with connect(settings) as w3:
         deployment = await read_deployment(w3, scheduler, since_block)
     extra = {**deployment.extra, "endpoint": safe_url(settings.endpoint)}
     deployment = replace(deployment, extra=extra)
@@ -102,7 +102,8 @@ async def record(settings: Settings, scheduler: str, since_block: int | None) ->
     return deployment
 
 
-def _connect(settings: Settings) -> AbstractAsyncContextManager[AsyncWeb3[Any]]:
+def connect(settings: Settings) -> AbstractAsyncContextManager[AsyncWeb3[Any]]:
+    """Connect to the endpoint of the settings, without a deployment; errors as `connected`."""
     return connected(
         settings.endpoint,
         chain_id=settings.chain_id,

@@ -20,6 +20,7 @@ from deepsquare_chain.chain.rpc.block_time import mines_on_demand
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.chain.transactions.fees import gas_budget, is_gas_free
 from deepsquare_chain.client.accounts import balances
+from deepsquare_chain.client.deploy import connect
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.job_list import newest
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
@@ -90,8 +91,9 @@ async def _endpoint(settings: Settings) -> str:
 
 
 async def _rules(settings: Settings) -> str:
-    async with open_grid(settings) as contracts:
-        await check_rules(contracts.w3)
+    # Without a deployment, so that a chain can be checked before anything is deployed.
+    async with connect(settings) as w3:
+        await check_rules(w3)
     return "the chain has the Cancun rules"
 
 
