@@ -204,7 +204,7 @@ async def test_definitions_that_can_not_run(host: Bench):
     assert time.monotonic() - began < 4
     await host.definitions.put(tardy.to_bytes())
     await host.until([*ids, late])
-    words = ["asks for 1 x 2 cpus", "missing", "does not match its digest", "is not in the store"]
+    words = ["requires 1 x 2 cpus", "missing", "does not match its digest", "is not in the store"]
     for job_id, word in zip(ids, words, strict=True):
         job = await host.job(job_id)
         assert job.status is S.PANICKED
