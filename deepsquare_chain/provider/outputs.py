@@ -17,6 +17,7 @@ from deepsquare_chain.executors import outputlog
 from deepsquare_chain.executors.outputlog import OutputPart
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
+from deepsquare_chain.workflow.script import STATE_FOLDER
 
 _READ_BYTES: Final = 1024 * 1024
 #: Kinds of files that are never read: links lead elsewhere, the others have no end.
@@ -150,6 +151,9 @@ def _entries(work: Path) -> list[tuple[str, Path, str, bool]]:
         entries.append((_name(folder, work), folder, f"can't be read: {_error_text(error)}", False))
 
     for parent, folders, names in os.walk(work, followlinks=False, onerror=unreadable):
+        if parent == str(work) and STATE_FOLDER in folders:
+            # A job that was killed leaves keys and logins there, which are no results.
+            folders.remove(STATE_FOLDER)
         for name in (*names, *folders):
             path, problem, special = Path(parent) / name, "", False
             try:

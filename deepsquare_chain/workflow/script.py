@@ -40,6 +40,9 @@ _HEADER: Final = """\
 # fails ends the job with its exit code.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2041,SC2317,SC2329
 """
+#: Folder in the working folder with the script's own files, such as keys of networks and logins; the
+#: script removes it when it ends.
+STATE_FOLDER: Final = ".deepsquare"
 #: Seconds between two transfers of the output while the job runs.
 SYNC_INTERVAL: Final = 5
 
@@ -188,7 +191,7 @@ class _Script:
     def _main(self, main: str) -> str:
         definition = self._definition
         lines = ["unset DEEPSQUARE_ERROR_CODE", "DEEPSQUARE_PASSED=()"]
-        lines += ["readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare"]
+        lines += [f"readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/{STATE_FOLDER}"]
         lines += ['mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit']
         lines += ['chmod 700 "$DEEPSQUARE_STATE" || exit', ": >./env || exit"]
         lines += ["export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output"]

@@ -40,6 +40,16 @@ def test_output_comes_first_and_then_the_files_by_name(run: Path) -> None:
     assert found[0].digest == hashlib.sha256(b"printed\n").hexdigest()
 
 
+def test_files_of_the_script_itself_are_no_results(run: Path) -> None:
+    before = result_files(run)
+    (run / "work/.deepsquare/network").mkdir(parents=True)
+    (run / "work/.deepsquare/network/wg0.wireguard").write_text("PrivateKey = x\n")
+    assert result_files(run) == before
+    (run / "work/deep/.deepsquare").mkdir()
+    (run / "work/deep/.deepsquare/mine").write_text("x")
+    assert [each.name for each in result_files(run)][-2] == "work/deep/.deepsquare/mine"
+
+
 def test_copies_are_the_same_bytes_in_a_new_folder(run: Path, tmp_path: Path) -> None:
     to = tmp_path / "new" / "place"
     assert result_files(run, to) == result_files(run)
