@@ -19,7 +19,7 @@ from deepsquare_chain.credits import CREDIT, credit_count
 from deepsquare_chain.job import JobFlags, JobStatus
 
 #: Part of a message that applies until the sender of the assignment is known.
-MAY_HAVE_TAKEN: Final = "its provider may have taken it itself"
+MAY_BE_SELF_SCHEDULED: Final = "its provider may have taken it itself"
 
 
 class Severity(StrEnum):
@@ -121,7 +121,7 @@ def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> 
         replace(
             row,
             code=Code.SELF_SCHEDULED,
-            message=row.message.replace(MAY_HAVE_TAKEN, "its provider took it itself"),
+            message=row.message.replace(MAY_BE_SELF_SCHEDULED, "its provider took it itself"),
         )
         if row.code is Code.LATE_ASSIGNMENT and senders.get(row.tx_hash) == row.account
         else row
@@ -244,7 +244,7 @@ class AnomalyRules:
                 forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
                 message = f"job {job_id} waited {waited} s"
                 # Providers can't assign such a job to themselves, so the scheduler was late.
-                message += "" if forbidden else f": {MAY_HAVE_TAKEN}"
+                message += "" if forbidden else f": {MAY_BE_SELF_SCHEDULED}"
                 self._note(Code.LATE_ASSIGNMENT, message, account, job_id)
         elif after is JobStatus.SCHEDULED:
             self._claims[job_id] = now, account

@@ -693,20 +693,20 @@ class _Comparer:
             line = log_line(log)
             position = place_of(pydantic_core.from_json(line))
             while self._next is not None and self._next[0] < position:
-                self._skip("is not on the chain")
+                self._report_unmatched("is not on the chain")
             if self._next is None or self._next[0] > position:
-                self._find(position, "is missing from the export")
+                self._record_finding(position, "is missing from the export")
                 continue
             if self._next[1] != line:
-                self._find(position, "differs on the chain")
+                self._record_finding(position, "differs on the chain")
             self._next = next(self._theirs, None)
 
-    def _skip(self, what: str) -> None:
+    def _report_unmatched(self, what: str) -> None:
         if self._next is not None:
-            self._find(self._next[0], what)
+            self._record_finding(self._next[0], what)
             self._next = next(self._theirs, None)
 
-    def _find(self, place: tuple[int, int], what: str) -> None:
+    def _record_finding(self, place: tuple[int, int], what: str) -> None:
         if len(self.findings) < _ENOUGH:
             block, index = place
             self.findings.append(
@@ -716,7 +716,7 @@ class _Comparer:
     def finish(self) -> None:
         """Record a finding for each remaining log of the export, which is not on the chain."""
         while self._next is not None:
-            self._skip("is not on the chain")
+            self._report_unmatched("is not on the chain")
 
 
 async def compare_with_chain(

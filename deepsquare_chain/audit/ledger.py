@@ -937,8 +937,8 @@ class TokenLedger:
                 log_indexes[transfer.recipient] = transfer.log_index
             else:
                 self._between_others(transfer, context)
-        self._match_in(paid_in, log_indexes, context)
-        self._match_out(paid_out, log_indexes, context)
+        self._match_payments_in(paid_in, log_indexes, context)
+        self._match_payments_out(paid_out, log_indexes, context)
 
     def _move(self, transfer: ev.Transfer, context: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
@@ -964,7 +964,7 @@ class TokenLedger:
         if kind is MovementKind.TRANSFER:
             context.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
 
-    def _match_in(
+    def _match_payments_in(
         self, paid_in: dict[str, int], places: dict[str, int], context: TransactionContext
     ) -> None:
         for payer in sorted({*paid_in, *context.owed_in}):
@@ -984,7 +984,7 @@ class TokenLedger:
                 f"{payer} paid {paid} into escrow where its jobs say {owed}",
             )
 
-    def _match_out(
+    def _match_payments_out(
         self, paid_out: dict[str, int], places: dict[str, int], context: TransactionContext
     ) -> None:
         for recipient in sorted({*paid_out, *context.owed_out}):

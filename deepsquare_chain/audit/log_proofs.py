@@ -101,7 +101,7 @@ class _Proof:
     async def blocks(self, numbers: range) -> None:
         """Prove a range of blocks by headers, and by receipts if a block may have our logs."""
         requests = [("eth_getBlockByNumber", [hex(number), False]) for number in numbers]
-        for number, header in zip(numbers, await self._ask(requests), strict=True):
+        for number, header in zip(numbers, await self._request(requests), strict=True):
             try:
                 await self._block(number, header)
             except ProofError as error:
@@ -137,10 +137,10 @@ class _Proof:
         """Return all receipts of a block, one by one if the node lacks the bulk method."""
         hashes = header["transactions"]
         try:
-            (receipts,) = await self._ask([("eth_getBlockReceipts", [header["number"]])])
+            (receipts,) = await self._request([("eth_getBlockReceipts", [header["number"]])])
         except EndpointError:
             requests = [("eth_getTransactionReceipt", [each]) for each in hashes]
-            receipts = await self._ask(requests)
+            receipts = await self._request(requests)
         if not isinstance(receipts, list) or len(receipts) != len(hashes) or None in receipts:
             raise ProofError("the node does not return its receipts")
         for receipt, tx_hash in zip(receipts, hashes, strict=True):
@@ -148,9 +148,9 @@ class _Proof:
                 raise ProofError(f"a log of transaction {tx_hash} names another")
         return receipts
 
-    async def _ask(self, asked: Sequence[tuple[str, list[Any]]]) -> list[Any]:
+    async def _request(self, requests: Sequence[tuple[str, list[Any]]]) -> list[Any]:
         try:
-            return await ask_all(self._w3, asked)
+            return await ask_all(self._w3, requests)
         except Web3RPCError as error:
             raise EndpointError(f"The node rejected a proof: {node_message(error)}") from None
 

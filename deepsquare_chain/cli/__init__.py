@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        from deepsquare_chain.cli.frame import say_unexpected
+        from deepsquare_chain.cli.frame import print_unexpected
 
-        say_unexpected(error)
+        print_unexpected(error)
         sys.exit(1)

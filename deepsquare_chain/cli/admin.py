@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import AgreeOption, whole
+from deepsquare_chain.cli.types import AgreeOption, whole_number
 from deepsquare_chain.job import ProviderStatus
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ async def approve(
     provider: ProviderArgument,
     version: Annotated[
         int | None,
-        typer.Option(parser=whole(1), metavar="N", help="Proposed version; the latest by default."),
+        typer.Option(
+            parser=whole_number(1), metavar="N", help="Proposed version; the latest by default."
+        ),
     ] = None,
 ) -> None:
     """Approve a version of a provider's hardware."""
@@ -86,7 +88,7 @@ async def ban(
         load = await wallet.contracts.scheduler.load_of(record.id)
         doubt = f"Provider {record.id} ({record.account}) gets no new jobs from now on"
         doubt += f"; jobs on {load.cpus} CPUs are assigned to it now." if load.cpus else "."
-        if context.agrees([doubt], yes=yes):
+        if context.confirm_all([doubt], yes=yes):
             context.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
@@ -221,7 +223,7 @@ async def revoke(
             if remaining > 0
             else (", and no other account has the role.")
         )
-        if context.agrees([doubt], yes=yes):
+        if context.confirm_all([doubt], yes=yes):
             context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
 
 
@@ -231,7 +233,9 @@ async def fee(
     basis_points: Annotated[
         int,
         typer.Argument(
-            parser=whole(0, 2_000, 250), metavar="BASIS_POINTS", help="250 are 2.5 %; at most 2000."
+            parser=whole_number(0, 2_000, 250),
+            metavar="BASIS_POINTS",
+            help="250 are 2.5 %; at most 2000.",
         ),
     ],
 ) -> None:
@@ -286,7 +290,7 @@ async def handover(
                 calls.append(contract.begin_handover(account))
         if not calls:
             context.unchanged("There is nothing to do, or the delay has not passed yet.")
-        elif context.agrees(
+        elif context.confirm_all(
             [f"{account} is going to be administrator of all contracts."] if account else [],
             yes=yes,
         ):

@@ -85,7 +85,7 @@ ALIASES: Final = {
     },
 }
 #: Names from Slurm and other tools, and the equivalent command; only used in the error message.
-ELSEWHERE: Final = {
+EQUIVALENT_COMMANDS: Final = {
     "sbatch": "submit FILE",
     "srun": "submit FILE --wait",
     "squeue": "job list",
@@ -184,8 +184,8 @@ class LazyRoot(LightGroup):
 
 def _unknown(name: str) -> str:
     message = f"No such command {name[:60]!r}."
-    if name in ELSEWHERE:
-        return f"{message} In this program it is `deepsquare {ELSEWHERE[name]}`."
+    if name in EQUIVALENT_COMMANDS:
+        return f"{message} In this program it is `deepsquare {EQUIVALENT_COMMANDS[name]}`."
     suggestions = get_close_matches(name, [*COMMANDS, *GROUPS, *ALIASES], n=2)
     return f"{message} Did you mean {' or '.join(suggestions)}?" if suggestions else message
 

@@ -27,7 +27,7 @@ from deepsquare_chain.cli.types import (
     MonthOption,
     TableKind,
     ToOption,
-    whole,
+    whole_number,
 )
 
 app = typer.Typer(help="Audit the ledgers from events alone.", no_args_is_help=True)
@@ -35,7 +35,10 @@ app = typer.Typer(help="Audit the ledgers from events alone.", no_args_is_help=T
 BlockOption = Annotated[
     int | None,
     typer.Option(
-        parser=whole(0), metavar="N", help="Last block; the newest by default.", show_default=False
+        parser=whole_number(0),
+        metavar="N",
+        help="Last block; the newest by default.",
+        show_default=False,
     ),
 ]
 

@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import whole
+from deepsquare_chain.cli.types import whole_number
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -91,7 +91,7 @@ async def verify(
 async def deploy(
     context: CommandContext,
     fee_bps: Annotated[
-        int, typer.Option(parser=whole(0, 2_000), metavar="N", help="Fee in basis points.")
+        int, typer.Option(parser=whole_number(0, 2_000), metavar="N", help="Fee in basis points.")
     ] = 500,
     treasury: Annotated[
         str, typer.Option(help="Account that receives the fees; this wallet by default.")
@@ -106,7 +106,7 @@ async def deploy(
     since_block: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0),
+            parser=whole_number(0),
             metavar="N",
             help="Block in which the older of these two was deployed; looked up by default.",
         ),
@@ -117,7 +117,7 @@ async def deploy(
     salt: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0, 2**256 - 1),
+            parser=whole_number(0, 2**256 - 1),
             metavar="N",
             help="With --unsigned: another number gives another grid of the same parameters; 0 by default.",
         ),
@@ -164,7 +164,7 @@ async def record(
     since_block: Annotated[
         int | None,
         typer.Option(
-            parser=whole(0),
+            parser=whole_number(0),
             metavar="N",
             help="Block of the first deployment, or an earlier one; looked up by default.",
         ),

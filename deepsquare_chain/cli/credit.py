@@ -17,7 +17,7 @@ from deepsquare_chain.cli.types import (
     MonthOption,
     ToOption,
     YesOption,
-    some,
+    positive_credits,
 )
 from deepsquare_chain.credits import credit_count
 
@@ -59,7 +59,7 @@ async def balance(context: CommandContext, account: AccountArgument = None) -> N
 async def transfer(
     context: CommandContext,
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
-    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
+    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
 ) -> None:
     """Transfer credits to another account."""
 
@@ -71,7 +71,7 @@ async def transfer(
 async def mint(
     context: CommandContext,
     to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
-    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
+    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
 ) -> None:
     """Create credits for an account; for a holder of MINTER_ROLE."""
     async with context.wallet() as wallet:
@@ -81,13 +81,13 @@ async def mint(
 @command(app, sends=True)
 async def burn(
     context: CommandContext,
-    credits: Annotated[int, typer.Argument(parser=some, metavar="CREDITS")],
+    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
     yes: AgreeOption = False,
 ) -> None:
     """Destroy credits of this wallet."""
     async with context.wallet() as wallet:
         doubt = f"{credit_count(credits)} of {wallet.address} will be destroyed permanently."
-        if context.agrees([doubt], yes=yes):
+        if context.confirm_all([doubt], yes=yes):
             context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
 
@@ -110,7 +110,7 @@ async def approve(
         doubts = []
         if credits >= balance > 0:
             doubts.append(f"The scheduler could take all of the wallet's {credit_count(balance)}.")
-        if not context.agrees(doubts, yes=yes):
+        if not context.confirm_all(doubts, yes=yes):
             return
         async with wallet.sender.spending(10 * wallet.timeout):
             receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))

@@ -41,7 +41,7 @@ async def demo(
     require("devnet", "demo")
     from deepsquare_chain.demo.main import run_demo
 
-    context.hush()
+    context.quiet_libraries()
     as_json = context.printer.style is Format.JSON
     result = await run_demo(
         chain=chain.value,

@@ -66,7 +66,7 @@ async def up(
     require("devnet", "devnet up")
     from deepsquare_chain.devnet.up import run_devnet
 
-    context.hush()
+    context.quiet_libraries()
     if relay_port is None:
         # --port may start a second devnet, whose other ports must not conflict with the first.
         relay_port = _RELAY_PORT if port == _PORT else 0

@@ -122,7 +122,7 @@ class CommandContext:
         #: Account for which calls are printed instead of sent; None to send them.
         self.unsigned = unsigned
         #: Message for Ctrl-C: what continues after the command was interrupted.
-        self.goes_on = ""
+        self.continues = ""
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -134,10 +134,10 @@ class CommandContext:
         from deepsquare_chain.settings import load_settings
 
         settings = load_settings(self.flags)
-        self.hush(settings.log_level if self.flags.get("log_level") else "error")
+        self.quiet_libraries(settings.log_level if self.flags.get("log_level") else "error")
         return settings
 
-    def hush(self, level: str = "error") -> None:
+    def quiet_libraries(self, level: str = "error") -> None:
         """Configure logging so that libraries write to stderr only, at `level` or above."""
         from deepsquare_chain.observability import configure_logging
 
@@ -179,7 +179,7 @@ class CommandContext:
                 yield wallet
             except asyncio.CancelledError:
                 for entry in wallet.sender.pending():
-                    self.say_on_its_way(entry.call.label, entry.latest.tx_hash, "tx list")
+                    self.print_sent(entry.call.label, entry.latest.tx_hash, "tx list")
                 raise
             finally:
                 ticker.cancel()
@@ -236,7 +236,7 @@ class CommandContext:
                         f"{waited:.0f} s."
                     )
 
-    def say_on_its_way(self, label: str, name: str, where: str) -> None:
+    def print_sent(self, label: str, name: str, where: str) -> None:
         """Print which transaction or submission was sent before the command was interrupted."""
         self.printer.note(
             f"{label!r} is on its way and may still be carried out ({name}): look with "
@@ -247,7 +247,9 @@ class CommandContext:
         """Print that the requested state is already in effect and nothing was sent."""
         self.printer.note(f"{text} Nothing was sent.")
 
-    def agrees(self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()) -> bool:
+    def confirm_all(
+        self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()
+    ) -> bool:
         """Print warnings and doubts, and ask for confirmation on stderr; return whether to proceed.
 
         Args:
@@ -420,16 +422,16 @@ def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext
         return asyncio.run(_whole(start)) or 0
     except GridError as error:
         _print_trace(context)
-        say_error(error)
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted. {context.goes_on}".rstrip(), err=True)
+        typer.echo(f"Interrupted. {context.continues}".rstrip(), err=True)
         return 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # the reader closed the pipe; typer exits without a message
         _print_trace(context)
-        say_unexpected(error)
+        print_unexpected(error)
         return 1
 
 
@@ -444,14 +446,14 @@ async def _whole(start: Callable[[], Awaitable[int | None]]) -> int | None:
     return await start()
 
 
-def say_error(error: GridError) -> None:
+def print_error(error: GridError) -> None:
     """Print an error and its hint to stderr."""
     typer.echo(f"Error: {plain(error.message, keep=chr(10))}", err=True)
     if error.hint:
         typer.echo(f"Hint: {plain(error.hint, keep=chr(10))}", err=True)
 
 
-def say_unexpected(error: Exception) -> None:
+def print_unexpected(error: Exception) -> None:
     """Print an unexpected exception to stderr as one line."""
     lines = str(error).strip().splitlines()
     text = plain(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))

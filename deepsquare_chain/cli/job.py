@@ -21,7 +21,7 @@ from deepsquare_chain.cli.types import (
     LimitOption,
     WaitTimeoutOption,
     YesOption,
-    some,
+    positive_credits,
 )
 from deepsquare_chain.job import Job
 
@@ -223,7 +223,7 @@ async def wait_for_all(
         time_left = None if deadline is None else max(0.0, deadline - time.monotonic())
         async with LogPrinter(context, contracts, gateways) as logs:
             ended = await follow_to_end(
-                context, contracts, job_id, time_left, on_change=logs.saw, wallet=wallet
+                context, contracts, job_id, time_left, on_change=logs.on_job_change, wallet=wallet
             )
             ended_jobs.append(ended)
             await logs.finish()
@@ -241,7 +241,7 @@ async def follow_to_end(
     wallet: WalletConnection | GaslessWallet | None = None,
 ) -> Ended:
     """Wait for a job or its last successor to end; prints changes and reasons for waiting to stderr."""
-    from deepsquare_chain.cli.why import Teller
+    from deepsquare_chain.cli.why import ReasonPrinter
     from deepsquare_chain.client.history import watch
 
     def tell(job: Job) -> None:
@@ -250,34 +250,34 @@ async def follow_to_end(
         context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
         on_change(job)
 
-    context.goes_on = (
+    context.continues = (
         f"Job {job_id} continues: see `deepsquare job get {job_id}`, end it with "
         f"`deepsquare job cancel {job_id}`."
     )
     interval = context.settings.poll_interval
-    report_trouble = partial(tell_trouble, context, f"continuing to wait for job {job_id}")
+    report_trouble = partial(print_outage, context, f"continuing to wait for job {job_id}")
 
     async def give_up(job: Job) -> None:
         if wallet is not None:
             await wallet.send(contracts.scheduler.cancel([job.id]))
             context.printer.note(f"Job {job.id} was cancelled: it could not run any more.")
 
-    async with Teller(contracts, context.printer.note, give_up) as teller:
+    async with ReasonPrinter(contracts, context.printer.note, give_up) as teller:
         return await watch(
             contracts,
             job_id,
             interval=interval,
             timeout=timeout,
             on_change=tell,
-            on_waiting=teller.look,
+            on_waiting=teller.start_explaining,
             on_outage=report_trouble,
         )
 
 
-def tell_trouble(context: CommandContext, goes_on: str, error: EndpointError | None) -> None:
+def print_outage(context: CommandContext, continues: str, error: EndpointError | None) -> None:
     """Print to stderr that the endpoint fails and what continues, or (None) that it responds again."""
     context.printer.note(
-        "The endpoint responds again." if error is None else f"{error.message}; {goes_on}."
+        "The endpoint responds again." if error is None else f"{error.message}; {continues}."
     )
 
 
@@ -520,7 +520,10 @@ async def retry(
     credits: Annotated[
         int | None,
         typer.Option(
-            "--credits", parser=some, metavar="CREDITS", help="Escrow; as before by default."
+            "--credits",
+            parser=positive_credits,
+            metavar="CREDITS",
+            help="Escrow; as before by default.",
         ),
     ] = None,
     gasless: GaslessOption = False,

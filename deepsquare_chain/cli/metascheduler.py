@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import whole
+from deepsquare_chain.cli.types import whole_number
 
 app = typer.Typer(help="Run the meta-scheduler, or explain its decisions.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ async def run(
     challenge_after: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1),
+            parser=whole_number(1),
             metavar="SECONDS",
             help="Ask a provider that holds work after so long without a sign of it; twice the "
             "claim timeout by default.",
@@ -56,7 +56,7 @@ async def run(
 async def explain(
     context: CommandContext,
     job: Annotated[
-        int | None, typer.Argument(parser=whole(1), metavar="JOB", help="Only this job.")
+        int | None, typer.Argument(parser=whole_number(1), metavar="JOB", help="Only this job.")
     ] = None,
     rules: RulesFile = None,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.cli.frame import CommandContext
-from deepsquare_chain.cli.job import tell_trouble
+from deepsquare_chain.cli.job import print_outage
 from deepsquare_chain.cli.output import Format
 from deepsquare_chain.client.gateways import gateways_of, read_log
 from deepsquare_chain.client.history import OnOutage, with_endpoint_retries
@@ -42,7 +42,7 @@ async def stream(
         NotAuthorisedError: The wallet may not read the output.
         EndpointError: No gateway responds.
     """
-    report_trouble = partial(tell_trouble, context, f"continuing to follow job {job_id}")
+    report_trouble = partial(print_outage, context, f"continuing to follow job {job_id}")
     async for data in log_of(
         context.settings, contracts, job_id, follow=follow, on_outage=report_trouble
     ):
@@ -95,7 +95,7 @@ async def print_log(
     write: Callable[[bytes], None] | None = None,
 ) -> None:
     """Print a job's log from a gateway. Raises the errors of `read_log`."""
-    report_trouble = partial(tell_trouble, context, f"continuing to follow job {job_id}")
+    report_trouble = partial(print_outage, context, f"continuing to follow job {job_id}")
     log = read_log(
         *(contracts, gateways, job_id),
         follow=follow,
@@ -127,7 +127,7 @@ class LogPrinter:
         for task in self._tasks.values():
             await cancelled(task)
 
-    def saw(self, job: Job) -> None:
+    def on_job_change(self, job: Job) -> None:
         """Start printing the job's log if it has started to run."""
         has_started = job.status is JobStatus.RUNNING or (job.status.is_final and bool(job.rate))
         if self._gateways and has_started and job.id not in self._tasks:

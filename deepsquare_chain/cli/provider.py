@@ -21,7 +21,7 @@ from deepsquare_chain.cli.types import (
     label,
     price,
     size,
-    whole,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -139,10 +139,10 @@ async def register(
     mem_price: MemPrice = None,
     nodes: Annotated[
         int | None,
-        typer.Option(parser=whole(1), metavar="N", help="Number of equal nodes."),
+        typer.Option(parser=whole_number(1), metavar="N", help="Number of equal nodes."),
     ] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole(1), metavar="N", help="CPUs of a node.")
+        int | None, typer.Option(parser=whole_number(1), metavar="N", help="CPUs of a node.")
     ] = None,
     mem_per_node: Annotated[
         int | None,
@@ -153,7 +153,7 @@ async def register(
         ),
     ] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole(0), metavar="N", help="GPUs of a node.")
+        int | None, typer.Option(parser=whole_number(0), metavar="N", help="GPUs of a node.")
     ] = None,
     from_slurm: Annotated[
         bool,
@@ -215,7 +215,7 @@ async def register(
         doubts += words.price_warnings(prices)
         missing += words.free_gpus(hardware, prices)
         context.printer.note(words.price_example(prices))
-        if not context.agrees(doubts, yes=yes, warnings=missing):
+        if not context.confirm_all(doubts, yes=yes, warnings=missing):
             return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
         if context.unsigned:
@@ -231,11 +231,11 @@ async def register(
 @command(app, sends=True)
 async def offer(
     context: CommandContext,
-    cpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")],
+    cpus: Annotated[int, typer.Option(parser=whole_number(0), metavar="N", help="In all.")],
     memory: Annotated[
         int, typer.Option(parser=size, metavar="SIZE", help="Total: MB, or a size such as 64G.")
     ],
-    gpus: Annotated[int, typer.Option(parser=whole(0), metavar="N", help="In all.")] = 0,
+    gpus: Annotated[int, typer.Option(parser=whole_number(0), metavar="N", help="In all.")] = 0,
 ) -> None:
     """Offer all or part of the approved hardware to the grid."""
     from deepsquare_chain.job import Offer
@@ -271,7 +271,7 @@ async def set_price(
             return
         context.printer.note(words.price_example(prices))
         doubts = [*words.price_changes(provider.prices, prices), *words.price_warnings(prices)]
-        if context.agrees(doubts, yes=yes):
+        if context.confirm_all(doubts, yes=yes):
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
 
@@ -288,7 +288,7 @@ async def set_labels(
         provider = await registry.provider_of(wallet.address)
         if pairs == dict(provider.labels):
             context.unchanged("The labels are unchanged.")
-        elif context.agrees(list(label_changes(provider.labels, pairs)), yes=yes):
+        elif context.confirm_all(list(label_changes(provider.labels, pairs)), yes=yes):
             context.receipt(await wallet.send(registry.set_labels(pairs)))
 
 

@@ -9,7 +9,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import LimitOption, amount, port, whole
+from deepsquare_chain.cli.types import LimitOption, amount, port, whole_number
 
 if TYPE_CHECKING:
     from deepsquare_chain.store.requests import RecordedRequest
@@ -67,14 +67,17 @@ async def serve(
     max_gas: Annotated[
         int,
         typer.Option(
-            "--max-gas", parser=whole(100_000), metavar="N", help="Maximum gas of one request."
+            "--max-gas",
+            parser=whole_number(100_000),
+            metavar="N",
+            help="Maximum gas of one request.",
         ),
     ] = 3_000_000,
     per_customer: Annotated[
         int,
         typer.Option(
             "--per-customer",
-            parser=whole(1),
+            parser=whole_number(1),
             metavar="N",
             help="Requests of one customer per hour.",
         ),
@@ -82,7 +85,10 @@ async def serve(
     per_hour: Annotated[
         int,
         typer.Option(
-            "--per-hour", parser=whole(1), metavar="N", help="Requests of all customers per hour."
+            "--per-hour",
+            parser=whole_number(1),
+            metavar="N",
+            help="Requests of all customers per hour.",
         ),
     ] = 2_000,
     collect: Annotated[

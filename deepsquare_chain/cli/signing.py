@@ -32,19 +32,19 @@ async def open_sending(
         GridError: See `open_wallet` and `open_gasless`.
     """
     if gasless:
-        async with open_gasless(context.settings, asker(context, yes=yes)) as relayed:
+        async with open_gasless(context.settings, confirmation_prompt(context, yes=yes)) as relayed:
             try:
                 yield relayed
             except asyncio.CancelledError:
                 for request in relayed.store.open_requests():
-                    context.say_on_its_way(request.label, request.digest, "relay requests")
+                    context.print_sent(request.label, request.digest, "relay requests")
                 raise
         return
     async with context.wallet() as wallet:
         yield wallet
 
 
-def asker(context: CommandContext, *, yes: bool) -> Confirm:
+def confirmation_prompt(context: CommandContext, *, yes: bool) -> Confirm:
     """Return a function that prints a request to stderr and asks whether to sign it, unless `yes`.
 
     Raises (when called):

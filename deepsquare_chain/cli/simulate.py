@@ -10,7 +10,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import whole
+from deepsquare_chain.cli.types import whole_number
 
 if TYPE_CHECKING:
     from deepsquare_chain.metascheduler.simulation.experiment import ResultRow
@@ -91,7 +91,7 @@ async def simulate(
     seeds: Annotated[
         int,
         typer.Option(
-            parser=whole(1, 1_000, 6), metavar="COUNT", help="Number of runs of each case."
+            parser=whole_number(1, 1_000, 6), metavar="COUNT", help="Number of runs of each case."
         ),
     ] = 6,
     want: Annotated[
@@ -126,7 +126,7 @@ async def simulate(
     width: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 10**6, 128),
+            parser=whole_number(1, 10**6, 128),
             metavar="CPUS",
             help="CPUs to scale the trace's machine to; its own, or those of the mean cluster if it is wider.",
         ),
@@ -137,7 +137,7 @@ async def simulate(
     processes: Annotated[
         int | None,
         typer.Option(
-            parser=whole(1, 256), metavar="COUNT", help="Processes; one per CPU by default."
+            parser=whole_number(1, 256), metavar="COUNT", help="Processes; one per CPU by default."
         ),
     ] = None,
     page: Annotated[

@@ -12,7 +12,7 @@ import typer
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.jobfile import LenientOption
 from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, some
+from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, positive_credits
 from deepsquare_chain.credits import credit_count, format_credits
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAM
 CreditsOption = Annotated[
     int | None,
     typer.Option(
-        "--credits", parser=some, metavar="CREDITS", help="Escrow; overrides the job file."
+        "--credits",
+        parser=positive_credits,
+        metavar="CREDITS",
+        help="Escrow; overrides the job file.",
     ),
 ]
 LimitOption = Annotated[

@@ -169,9 +169,9 @@ class TopApp(App[None]):
     def action_refresh(self) -> None:
         """Refresh the view, unless a refresh is in progress."""
         if not any(worker.name == "look" and worker.is_running for worker in self.workers):
-            self.run_worker(self._look(), name="look")
+            self.run_worker(self._poll(), name="look")
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         status = self.query_one("#status", Static)
         try:
             overview = await self._read()

@@ -21,7 +21,9 @@ _SIZE: Final = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS: Final = {"": 1.0, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 
 
-def whole(low: int, high: int | None = None, example: int | None = None) -> Callable[[str], int]:
+def whole_number(
+    low: int, high: int | None = None, example: int | None = None
+) -> Callable[[str], int]:
     """Return a parser of whole numbers, whose error message states the allowed range.
 
     Args:
@@ -78,7 +80,7 @@ def amount(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def some(text: str) -> int:
+def positive_credits(text: str) -> int:
     """Parse a positive amount of credits to credit-wei."""
     wei = amount(text)
     if not wei:
@@ -109,7 +111,7 @@ def label(text: str) -> tuple[str, str]:
 
 
 CreditsArgument = Annotated[int, typer.Argument(parser=amount, metavar="CREDITS")]
-_job_id = whole(1, MAX_JOB_ID, 42)
+_job_id = whole_number(1, MAX_JOB_ID, 42)
 JobArgument = Annotated[int, typer.Argument(parser=_job_id, metavar="JOB", help="Job ID.")]
 JobArguments = Annotated[
     list[str],
@@ -137,7 +139,7 @@ YesOption = Annotated[
 LimitOption = Annotated[
     int,
     typer.Option(
-        "--limit", parser=whole(1, example=50), metavar="N", help="Show only the newest N."
+        "--limit", parser=whole_number(1, example=50), metavar="N", help="Show only the newest N."
     ),
 ]
 WaitTimeoutOption = Annotated[
@@ -149,7 +151,7 @@ WaitTimeoutOption = Annotated[
         help="Maximum wait, such as 90 or 10m (exit code 9).",
     ),
 ]
-port = whole(0, 65_535, 8545)
+port = whole_number(0, 65_535, 8545)
 
 
 MonthOption = Annotated[

@@ -152,7 +152,7 @@ async def _on_demand(contracts: Contracts) -> tuple[str, ...]:
     return (f"{text}, and services act on it after some seconds without another",)
 
 
-class Teller:
+class ReasonPrinter:
     """Prints why a job that is waited for does not progress, and again when the reason changes.
 
     The reason is determined in one background task at a time, since the first read of a long
@@ -162,36 +162,36 @@ class Teller:
     def __init__(
         self,
         contracts: Contracts,
-        tell: Callable[[str], None],
+        print_line: Callable[[str], None],
         on_unmet: Callable[[Job], Awaitable[None]] | None = None,
     ) -> None:
         self._contracts = contracts
-        self._tell = tell
+        self._print_line = print_line
         self._on_unmet = on_unmet
         self._dry_run: ExplainingScheduler | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._reported: Hashable = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         self._close()
 
     @property
     def idle(self) -> bool:
         """Whether no background task is running."""
-        return self._looking is None or self._looking.done()
+        return self._task is None or self._task.done()
 
-    def look(self, job: Job) -> None:
+    def start_explaining(self, job: Job) -> None:
         """Start to determine why a job does not progress, unless a task is running already."""
         if self.idle:
-            self._looking = asyncio.create_task(self._look(job))
+            self._task = asyncio.create_task(self._explain(job))
 
-    async def _look(self, job: Job) -> None:
+    async def _explain(self, job: Job) -> None:
         try:
             self._dry_run = self._dry_run or ExplainingScheduler(self._contracts)
             situation = await self._dry_run.situation(job)
@@ -204,7 +204,7 @@ class Teller:
         cause = (job.id, situation.cause)
         if situation.cause is not None and cause != self._reported:
             self._reported = cause
-            self._tell(situation.words)
+            self._print_line(situation.words)
             if situation.unmet and self._on_unmet is not None:
                 await self._on_unmet(situation.job)
 

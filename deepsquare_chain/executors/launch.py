@@ -68,25 +68,25 @@ def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict
 
 
 def free_devices(
-    names: Sequence[str], held: Sequence[Sequence[str] | int], wanted: int
+    names: Sequence[str], used: Sequence[Sequence[str] | int], wanted: int
 ) -> list[str] | None:
     """Return the first GPUs that no live run uses; None if there are not enough.
 
     Args:
         names: Names of all GPUs that may be allocated.
-        held: For each live run the names of its GPUs, or their number if it has no names.
+        used: For each live run the names of its GPUs, or their number if it has no names.
         wanted: Number of GPUs.
     """
-    in_use = {name for allocated in held if not isinstance(allocated, int) for name in allocated}
+    in_use = {name for allocated in used if not isinstance(allocated, int) for name in allocated}
     unused = [name for name in names if name not in in_use]
-    unnamed = sum(allocated for allocated in held if isinstance(allocated, int))
+    unnamed = sum(allocated for allocated in used if isinstance(allocated, int))
     return unused[unnamed : unnamed + wanted] if len(unused) >= unnamed + wanted else None
 
 
 #: Seconds to wait for a reply of the fork server, on a busy machine too.
 _REPLY_TIMEOUT: Final = 30.0
 #: Maximum bytes of a folder's name, with a margin.
-_LONGEST_NAME: Final = 300
+_MAX_NAME_BYTES: Final = 300
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
@@ -136,24 +136,24 @@ class Launched:
     """A supervisor started by this process; it reports when it has claimed the run.
 
     Args:
-        voice: Read end of the pipe for the report.
+        report_pipe: Read end of the pipe for the report.
         process: Pidfd and pid of the supervisor; None when the fork server ended before it forked.
     """
 
-    def __init__(self, voice: int, process: tuple[int, int] | None) -> None:
-        self._voice: int | None = voice
+    def __init__(self, report_pipe: int, process: tuple[int, int] | None) -> None:
+        self._report_pipe: int | None = report_pipe
         self._handle: int | None = None
         self._pid = 0
         if process is not None:
             self._handle, self._pid = process
-        self._took = False
+        self._claimed = False
         self._closing = threading.Lock()
-        os.set_blocking(voice, False)
+        os.set_blocking(report_pipe, False)
 
     @property
-    def voice(self) -> int | None:
+    def report_pipe(self) -> int | None:
         """Descriptor that is readable after the report or the end; None once it has been read."""
-        return self._voice
+        return self._report_pipe
 
     @property
     def ended(self) -> bool:
@@ -165,13 +165,13 @@ class Launched:
                 self._handle = None
             return self._handle is None
 
-    def took(self) -> bool:
+    def has_claimed(self) -> bool:
         """Return whether it reported that it claimed the run, which may have deleted its folder."""
-        if self._voice is not None and not self._took:
+        if self._report_pipe is not None and not self._claimed:
             with contextlib.suppress(BlockingIOError):  # no report yet
-                self._took = bool(os.read(self._voice, 1))
-                self._close_voice()
-        return self._took
+                self._claimed = bool(os.read(self._report_pipe, 1))
+                self._close_report_pipe()
+        return self._claimed
 
     def kill(self) -> None:
         """Kill the supervisor and its descendants."""
@@ -183,13 +183,13 @@ class Launched:
 
     def release(self) -> None:
         """Close the pipe: the supervisor is known to have claimed the run."""
-        self._took = True
-        self._close_voice()
+        self._claimed = True
+        self._close_report_pipe()
 
-    def _close_voice(self) -> None:
-        if self._voice is not None:
-            os.close(self._voice)
-            self._voice = None
+    def _close_report_pipe(self) -> None:
+        if self._report_pipe is not None:
+            os.close(self._report_pipe)
+            self._report_pipe = None
 
 
 class ForkServer:
@@ -252,7 +252,7 @@ class ForkServer:
             env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         # Without site packages and working folder: starts fast, and imports no foreign modules.
         # A supervisor overwrites the last argument with its folder, so that it can be identified.
-        padding = "." * (len(os.fsencode(self._runs)) + _LONGEST_NAME)
+        padding = "." * (len(os.fsencode(self._runs)) + _MAX_NAME_BYTES)
         command = [sys.executable, "-S", "-P", "-m", orphaned_processes.SUPERVISOR_MODULE, padding]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

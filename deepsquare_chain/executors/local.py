@@ -33,7 +33,7 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.isolation import LocalOptions, isolate, local_checks
 from deepsquare_chain.executors.launch import device_names
-from deepsquare_chain.executors.orphaned_processes import StubbornError
+from deepsquare_chain.executors.orphaned_processes import UnkillableError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import EtcCopy, Isolation, parse_options
@@ -94,7 +94,7 @@ class LocalExecutor(Executor):
         try:
             return await self._start(spec)
         except ExecutorUnavailableError:
-            self._probe.doubt()
+            self._probe.invalidate()
             raise
 
     async def _start(self, spec: RunSpec) -> str:
@@ -106,14 +106,14 @@ class LocalExecutor(Executor):
                     f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
                     hint="The machine is overloaded; the run is submitted again later.",
                 )
-            await self._heard(spec.key)
+            await self._wait_for_report(spec.key)
             claimed = await self._call(self._runs.taken, spec.key)
         return spec.key
 
-    async def _heard(self, key: str) -> None:
+    async def _wait_for_report(self, key: str) -> None:
         """Wait until a starting supervisor reports something, at most `_LISTEN` seconds."""
         await asyncio.sleep(_MOMENT)
-        report_pipe = self._runs.voice(key)
+        report_pipe = self._runs.report_pipe(key)
         if report_pipe is None:
             return
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
@@ -129,7 +129,7 @@ class LocalExecutor(Executor):
 
     async def find(self, key: str) -> str | None:
         """Return the handle of the run with this key; None if it certainly never began here."""
-        return key if await self._call(self._runs.begun, check_key(key)) else None
+        return key if await self._call(self._runs.has_begun, check_key(key)) else None
 
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
         """Return the status of each handle.
@@ -142,7 +142,7 @@ class LocalExecutor(Executor):
             status.exit is not None and status.exit.reason == "unstarted"
             for status in statuses.values()
         ):
-            self._probe.doubt()
+            self._probe.invalidate()
         return statuses
 
     async def cancel(self, handle: str) -> None:
@@ -153,7 +153,7 @@ class LocalExecutor(Executor):
         Raises:
             ExecutorUnavailableError: The folder can't be used, or processes can't be killed.
         """
-        pending = await self._call(self._runs.ask_cancel, check_key(handle))
+        pending = await self._call(self._runs.request_cancel, check_key(handle))
         deadline = time.monotonic() + GRACE + HUNG
         while pending:
             await asyncio.sleep(0.03)
@@ -229,7 +229,7 @@ class LocalExecutor(Executor):
 def _typed(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, StubbornError) as error:
+    except (OSError, UnkillableError) as error:
         raise unavailable("local", path, error) from error
 
 

@@ -54,7 +54,7 @@ class MemoryMeter:
             shared_memory: Bytes in a sandbox's own /dev/shm, which is not visible here.
         """
         pids = procfs.descendants(os.getpid())
-        files = max(self._look_at_files(pids), shared_memory)
+        files = max(self._memory_files_size(pids), shared_memory)
         # A cheap upper bound first: shared pages count once per process.
         if procfs.resident(pids) + files <= limit:
             return False
@@ -68,7 +68,7 @@ class MemoryMeter:
             with contextlib.suppress(OSError):
                 while os.read(self.events, 65536):
                     pass
-        self._look_at_files(procfs.descendants(os.getpid()))
+        self._memory_files_size(procfs.descendants(os.getpid()))
 
     def clear(self) -> None:
         """Remove the run's files in /dev/shm, which would use memory permanently."""
@@ -80,7 +80,7 @@ class MemoryMeter:
             os.close(self.events)
             self.events = -1
 
-    def _look_at_files(self, pids: Iterable[int]) -> int:
+    def _memory_files_size(self, pids: Iterable[int]) -> int:
         """Return the bytes of all memory files that the run opened and that still exist."""
         open_files: dict[tuple[int, int], os.stat_result] = {}
         for pid in pids:

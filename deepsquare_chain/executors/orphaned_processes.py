@@ -21,7 +21,7 @@ SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"
 _PAUSE: Final = 0.02
 
 
-class StubbornError(Exception):
+class UnkillableError(Exception):
     """Processes of a run that remain after KILL."""
 
 
@@ -31,7 +31,7 @@ class Census(NamedTuple):
     sessions: frozenset[int]
     marks: frozenset[bytes]
 
-    def knows(self, token: str, job: Identity | None) -> bool:
+    def may_contain(self, token: str, job: Identity | None) -> bool:
         """Return whether the snapshot may contain processes of a run."""
         return _mark(token) in self.marks or (job is not None and job.pid in self.sessions)
 
@@ -49,7 +49,7 @@ def conclude(folder: RunFolder, claim: FolderClaim, census: Census | None = None
 
     Raises:
         OSError: The folder can't be read or written.
-        StubbornError: Processes can't be killed.
+        UnkillableError: Processes can't be killed.
     """
     if not claim.token:
         # Withdrawn before a supervisor claimed it: there never was a process.
@@ -57,7 +57,7 @@ def conclude(folder: RunFolder, claim: FolderClaim, census: Census | None = None
         record = exit_record(128 + signal.SIGTERM, "cancelled", 0, now, now)
     else:
         job = _job(folder)
-        if census is None or census.knows(claim.token, job[0] if job else None):
+        if census is None or census.may_contain(claim.token, job[0] if job else None):
             end_marked(folder, claim)
         record = _lost(folder)
         _end_groups(folder)
@@ -73,7 +73,7 @@ def take_down(folder: RunFolder, claim: FolderClaim, reason: str) -> None:
 
     Raises:
         OSError: The folder can't be read or written.
-        StubbornError: Processes can't be killed.
+        UnkillableError: Processes can't be killed.
     """
     # While the subreaper exists, even stopped, every orphan of the run is its descendant.
     _kill_until_gone(lambda: _below(claim.owner))
@@ -89,7 +89,7 @@ def end_marked(folder: RunFolder, claim: FolderClaim) -> None:
 
     Raises:
         OSError: The folder can't be read.
-        StubbornError: Processes can't be killed.
+        UnkillableError: Processes can't be killed.
     """
     job = _job(folder)
     _kill_until_gone(lambda: _marked(claim.token, job[0] if job else None))
@@ -107,7 +107,7 @@ def _end_groups(folder: RunFolder) -> None:
         try:
             group.end()
         except OSError as error:
-            raise StubbornError(f"a control group can't be removed: {error}") from error
+            raise UnkillableError(f"a control group can't be removed: {error}") from error
 
 
 def supervisor_of(folder: RunFolder) -> Identity | None:
@@ -177,7 +177,7 @@ def _kill_until_gone(look: Callable[[], set[int]]) -> None:
     while pids := look():
         procfs.signal_trees(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise StubbornError(f"{len(pids)} processes can't be ended")
+            raise UnkillableError(f"{len(pids)} processes can't be ended")
         time.sleep(_PAUSE)
 
 
@@ -185,5 +185,5 @@ def _wait_gone(identity: Identity) -> None:
     deadline = time.monotonic() + PATIENCE
     while procfs.find(identity) is not None:
         if time.monotonic() > deadline:
-            raise StubbornError(f"process {identity.pid} can't be ended")
+            raise UnkillableError(f"process {identity.pid} can't be ended")
         time.sleep(_PAUSE)

@@ -20,7 +20,7 @@ _HEAD_SHARE: Final = 2
 _SEGMENT_SHARE: Final = 8
 #: Maximum number of segments, of any size: a full disk causes small ones.
 _MAX_SEGMENTS: Final = 32
-_NOTE_ROOM: Final = 80
+_NOTE_BYTES: Final = 80
 _TRIES: Final = 5
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,8 +35,8 @@ class OutputWriter:
 
     def __init__(self, path: Path, limit: int) -> None:
         self._path = path
-        self._room = limit // _HEAD_SHARE
-        self._tail_limit = max(0, limit - self._room - _NOTE_ROOM)
+        self._head_limit = limit // _HEAD_SHARE
+        self._tail_limit = max(0, limit - self._head_limit - _NOTE_BYTES)
         self._segment_limit = max(1, min(limit // _SEGMENT_SHARE, self._tail_limit))
         self._position = 0
         self._segments: list[tuple[Path, int]] = []
@@ -48,12 +48,12 @@ class OutputWriter:
         """Write a part of the output."""
         view = memoryview(data)
         while view:
-            if self._room <= 0 or self._handle < 0:
+            if self._head_limit <= 0 or self._handle < 0:
                 self._rotate()
-            part = view[: self._room]
+            part = view[: self._head_limit]
             written = self._write(part)
             self._position += len(part)
-            self._room -= len(part)
+            self._head_limit -= len(part)
             if written < len(part):
                 # Bytes are missing, so the next ones need a new segment with their position.
                 self.close()
@@ -68,7 +68,7 @@ class OutputWriter:
     def _rotate(self) -> None:
         """Begin a segment, and remove the oldest ones above the limits."""
         self.close()
-        self._room = self._segment_limit
+        self._head_limit = self._segment_limit
         segment = self._path.with_name(f"{self._path.name}.{self._position}")
         with contextlib.suppress(OSError):
             self._handle = os.open(segment, _FLAGS | os.O_EXCL, 0o600)

@@ -1,6 +1,6 @@
 """All run folders of one machine: creation, start, status, cancellation and removal.
 
-Blocking; `local` calls it from threads. Methods raise OSError unchanged, and `StubbornError` for
+Blocking; `local` calls it from threads. Methods raise OSError unchanged, and `UnkillableError` for
 processes that can't be killed.
 """
 
@@ -29,7 +29,7 @@ from deepsquare_chain.executors.base import (
     check_key,
 )
 from deepsquare_chain.executors.launch import Launched, free_devices
-from deepsquare_chain.executors.orphaned_processes import Census, StubbornError
+from deepsquare_chain.executors.orphaned_processes import Census, UnkillableError
 from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, read_bytes, unique
@@ -83,7 +83,7 @@ class Runs:
             ExecutorUnavailableError: Not enough GPUs are free now.
         """
         folder = self.folder(spec.key)
-        if self._took(spec.key):
+        if self._has_claimed(spec.key):
             return True
         with self._handing_out:
             if not self._exists(folder):
@@ -100,7 +100,7 @@ class Runs:
         requested = spec.resources.gpus
         if not requested:
             return []
-        in_use = [self._held(key) for key in self._live_keys()]
+        in_use = [self._devices_of(key) for key in self._live_keys()]
         devices = free_devices(gpus, in_use, requested)
         if devices is None:
             raise ExecutorUnavailableError(
@@ -109,7 +109,7 @@ class Runs:
             )
         return devices
 
-    def _held(self, key: str) -> Sequence[str] | int:
+    def _devices_of(self, key: str) -> Sequence[str] | int:
         spec = self.folder(key).spec()
         try:
             devices = spec.get("devices")
@@ -132,7 +132,7 @@ class Runs:
         folder = self.folder(key)
         child = self._starting.get(key)
         has_ended = child is not None and child.ended
-        if folder.taken() is not None or (child is not None and child.took()):
+        if folder.taken() is not None or (child is not None and child.has_claimed()):
             if child is not None:
                 child.release()
                 self._children[key] = child
@@ -141,19 +141,21 @@ class Runs:
         if not has_ended:
             return False
         self._starting.pop(key, None)
-        raise ExecutorUnavailableError(f"Run {key} could not be started: {self._undo(folder)}")
+        raise ExecutorUnavailableError(
+            f"Run {key} could not be started: {self._remove_unclaimed(folder)}"
+        )
 
-    def voice(self, key: str) -> int | None:
+    def report_pipe(self, key: str) -> int | None:
         """Return the descriptor on which a supervisor started here will report, if any."""
         child = self._starting.get(key)
-        return None if child is None else child.voice
+        return None if child is None else child.report_pipe
 
-    def _took(self, key: str) -> bool:
+    def _has_claimed(self, key: str) -> bool:
         """Return whether a supervisor started here claimed the run, even if its folder is gone."""
         child = self._starting.get(key) or self._children.get(key)
-        return child is not None and not child.ended and child.took()
+        return child is not None and not child.ended and child.has_claimed()
 
-    def _undo(self, folder: RunFolder) -> str:
+    def _remove_unclaimed(self, folder: RunFolder) -> str:
         """Remove a run that no supervisor claimed; returns why its supervisor failed."""
         try:
             log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
@@ -169,7 +171,7 @@ class Runs:
 
     # -- status
 
-    def begun(self, key: str) -> bool:
+    def has_begun(self, key: str) -> bool:
         """Return whether this run ever began here."""
         folder = self.folder(key)
         return self._exists(folder) and folder.taken() is not None
@@ -200,7 +202,7 @@ class Runs:
             return RunStatus(RunState.ENDED, ended)
         try:
             return self._status(self.folder(key), census)
-        except (OSError, RunRefusedError, StubbornError) as error:
+        except (OSError, RunRefusedError, UnkillableError) as error:
             self._warn(key, error)
             return RunStatus(RunState.UNKNOWN)
 
@@ -272,7 +274,7 @@ class Runs:
             # A job may SIGSTOP its supervisor to exceed its walltime.
             procfs.send(claim.owner, signal.SIGCONT)
         if _is_overdue(folder, claim):
-            self._force(folder, claim, "walltime")
+            self._kill_run(folder, claim, "walltime")
             return False
         return True
 
@@ -289,7 +291,7 @@ class Runs:
         with self._control:
             folder.set_control(walltime=walltime)
 
-    def ask_cancel(self, key: str) -> bool:
+    def request_cancel(self, key: str) -> bool:
         """Request the cancellation of a run; returns True when the caller must wait for its end."""
         folder = self.folder(key)
         if not self._exists(folder):
@@ -310,7 +312,7 @@ class Runs:
         folder = self.folder(key)
         claim = folder.taken() if self._exists(folder) else None
         if claim is not None:
-            self._force(folder, claim, "cancelled")
+            self._kill_run(folder, claim, "cancelled")
 
     def forget(self, key: str) -> None:
         """Remove an ended run.
@@ -325,7 +327,7 @@ class Runs:
             raise ExecutorError(f"Run {key} has not ended", hint="Cancel it first.")
         self._remove(folder)
 
-    def _force(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
+    def _kill_run(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
         _log.warning("supervisor does not respond, ending its run", run=folder.key, reason=reason)
         orphaned_processes.take_down(folder, claim, reason)
 

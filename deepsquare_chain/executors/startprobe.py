@@ -50,7 +50,7 @@ class StartProbe:
         self._due = 0.0
         self._retry = _RETRY[0]
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """Invalidate the last probe after a failed start, so that the next claim probes again."""
         if not self._fault:
             self._due = 0.0
@@ -59,10 +59,10 @@ class StartProbe:
         """Return why nothing can be started here; empty when it can. Blocks during a probe."""
         with self._lock:
             if time.monotonic() >= self._due:
-                self._look()
+                self._probe_now()
             return self._fault
 
-    def _look(self) -> None:
+    def _probe_now(self) -> None:
         previous, self._fault = self._fault, self._probe()
         if self._fault:
             self._due = time.monotonic() + self._retry

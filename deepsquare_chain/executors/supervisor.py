@@ -99,7 +99,7 @@ class Supervisor:
         """Claim the run; returns False when another supervisor, or a cancel, claimed it first."""
         if self._folder.claim(procfs.identify(os.getpid()), self._token):
             crash_point("supervisor.claimed")
-            _say_taken()
+            _report_claim()
             return True
         self._reserved.unlink(missing_ok=True)
         return False
@@ -319,10 +319,10 @@ class Supervisor:
         the script did not fill is the machine's.
         """
         try:
-            begun = bool(os.read(self._begun, 1))
+            has_begun = bool(os.read(self._begun, 1))
         except BlockingIOError:
-            begun = False
-        if not begun:
+            has_begun = False
+        if not has_begun:
             self._failure = "The script was not executed\n"
             return "unstarted"
         with contextlib.suppress(OSError):
@@ -365,7 +365,7 @@ def _shell() -> str:
     return next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[0])
 
 
-def _say_taken() -> None:
+def _report_claim() -> None:
     """Report the claim to the parent on stdout: a run may delete its folder with the claim."""
     with contextlib.suppress(OSError):  # the reader is gone
         os.write(1, b"t")
@@ -453,16 +453,20 @@ def _reap_ended() -> None:
 
 
 def _become_supervisor(
-    server: socket.socket, request: bytes, nowhere: int, handles: list[int], unused: Iterable[int]
+    server: socket.socket,
+    request: bytes,
+    null_device: int,
+    handles: list[int],
+    unused: Iterable[int],
 ) -> NoReturn:
     """In the fork: close the descriptors of the fork server, and run the supervisor."""
     code = 1
     try:
         os.setsid()
-        for target, handle in enumerate((nowhere, *handles)):
+        for target, handle in enumerate((null_device, *handles)):
             os.dup2(handle, target)
         signal.set_wakeup_fd(-1)
-        for handle in (nowhere, *handles, *unused, server.detach()):
+        for handle in (null_device, *handles, *unused, server.detach()):
             if handle > 2:
                 os.close(handle)
         folder, _, crash = request.partition(b"\0")

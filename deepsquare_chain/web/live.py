@@ -36,10 +36,10 @@ class Feed:
     def __init__(self, index: Index, interval: float = 0.7) -> None:
         self._index = index
         self._interval = interval
-        self._moved = asyncio.Condition()
+        self._changed = asyncio.Condition()
         self._latest = 0
         self._listeners = 0
-        self._looking: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
         self.closed = False
 
     @property
@@ -50,17 +50,17 @@ class Feed:
     async def close(self) -> None:
         """Close all streams; idempotent."""
         self.closed = True
-        async with self._moved:
-            self._moved.notify_all()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        async with self._changed:
+            self._changed.notify_all()
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.wait({self._poller})
 
     async def stream(self, since: int) -> AsyncIterator[str]:
         """Yield events after the change `since`, until the client leaves or the feed closes."""
         self._listeners += 1
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
         try:
             yield "retry: 2000\n\n"
             while not self.closed:
@@ -76,23 +76,23 @@ class Feed:
 
     async def _wait_beyond(self, since: int) -> bool:
         try:
-            async with asyncio.timeout(HEARTBEAT), self._moved:
+            async with asyncio.timeout(HEARTBEAT), self._changed:
                 # A rebuilt index restarts the numbering of changes: compare with != instead of >.
-                await self._moved.wait_for(lambda: self.closed or self._latest not in {since, 0})
+                await self._changed.wait_for(lambda: self.closed or self._latest not in {since, 0})
         except TimeoutError:
             return False
         return not self.closed
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while self._listeners and not self.closed:
             try:
                 status = await run_in_threadpool(self._index.status)
             except GridError:
                 status = None  # the database is not available; retry at the next poll
             if status is not None and status.change != self._latest:
-                async with self._moved:
+                async with self._changed:
                     self._latest = status.change
-                    self._moved.notify_all()
+                    self._changed.notify_all()
             await asyncio.sleep(self._interval)
 
 

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from deepsquare_chain.chain.bindings.calls import checked_address
-from deepsquare_chain.cli.types import some
+from deepsquare_chain.cli.types import positive_credits
 from deepsquare_chain.errors import UsageError
 
 pytestmark = pytest.mark.unit
@@ -36,7 +36,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_nothing_is_no_gift() -> None:
-    assert some("0.5") == 5 * 10**17
+    assert positive_credits("0.5") == 5 * 10**17
     for text in ("0", "0.0"):
         with pytest.raises(typer.BadParameter):
-            some(text)
+            positive_credits(text)

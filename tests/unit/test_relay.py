@@ -17,7 +17,7 @@ from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRe
 from deepsquare_chain.chain.bindings.records import request_values
 from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.cli.output import Format, Printer
-from deepsquare_chain.cli.signing import asker
+from deepsquare_chain.cli.signing import confirmation_prompt
 from deepsquare_chain.client.preview import Preview, describe_call
 from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError, relay_url
 from deepsquare_chain.credits import CREDIT
@@ -194,8 +194,8 @@ def test_nothing_is_signed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     preview = Preview((("function", "cancel\nforged\x1b[31m"),), (("gas", "paid by the relay"),))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(UsageError, match="no terminal"):
-        asker(context, yes=False)(preview)
-    assert asker(context, yes=True)(preview)
+        confirmation_prompt(context, yes=False)(preview)
+    assert confirmation_prompt(context, yes=True)(preview)
     told = out.getvalue()
     assert "function  cancel\\nforged\\x1b[31m" in told
     assert "gas       paid by the relay" in told

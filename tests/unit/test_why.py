@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.cli import why
-from deepsquare_chain.cli.why import JobSituation, Reason, Teller
+from deepsquare_chain.cli.why import JobSituation, Reason, ReasonPrinter
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal
@@ -51,10 +51,10 @@ async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception
     onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
-    async with Teller(contracts, lines.append) as teller:
+    async with ReasonPrinter(contracts, lines.append) as teller:
         for _ in found:
-            teller.look(JOB)
-            teller.look(JOB)  # one look at a time
+            teller.start_explaining(JOB)
+            teller.start_explaining(JOB)  # one look at a time
             assert not teller.idle
             await onlooker.looked.wait()
             await asyncio.sleep(0)
@@ -98,9 +98,9 @@ async def test_after_a_failing_look_it_begins_anew(
     monkeypatch.setattr(why, "ExplainingScheduler", lambda _contracts: left.pop(0))
     contracts: Any = None
     lines: list[str] = []
-    async with asyncio.timeout(10), Teller(contracts, lines.append) as teller:
+    async with asyncio.timeout(10), ReasonPrinter(contracts, lines.append) as teller:
         for each in opened:
-            teller.look(JOB)
+            teller.start_explaining(JOB)
             await each.looked.wait()
             await asyncio.sleep(0)
             assert teller.idle
@@ -116,8 +116,8 @@ async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch)
     onlooker, lines = Stuck(), []  # type: tuple[Stuck, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
-    async with Teller(contracts, lines.append) as teller:
-        teller.look(JOB)
+    async with ReasonPrinter(contracts, lines.append) as teller:
+        teller.start_explaining(JOB)
         await asyncio.sleep(0)
     assert (lines, onlooker.closed) == ([], True)
 
@@ -130,7 +130,7 @@ def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch)
 
     async def moves() -> None:
         contracts: Any = None
-        async with Teller(contracts, print):
+        async with ReasonPrinter(contracts, print):
             pass
 
     asyncio.run(moves())

@@ -88,13 +88,13 @@ _log = get_logger(__name__)
 class _Queue:
     """Jobs of squeue by run key, and the time of the request (monotonic seconds)."""
 
-    asked_at: float
+    polled_at: float
     number: int
     jobs: Mapping[str, list[SlurmJob]]
 
 
 @dataclass(slots=True)
-class _Absence:
+class _MissingJob:
     """A run whose job is missing in Slurm's responses: since when, and in how many."""
 
     since: float
@@ -109,7 +109,7 @@ class _Memory:
     job_ids: dict[str, str] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
     ended: dict[str, Exit] = field(default_factory=dict)
-    absent: dict[str, _Absence] = field(default_factory=dict)
+    absent: dict[str, _MissingJob] = field(default_factory=dict)
     walltimes: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
 
@@ -146,7 +146,7 @@ class SlurmExecutor(Executor):
         self._path = Path(os.path.abspath(options.run_dir or state_dir / "runs"))
         self._memory = _Memory()
         self._queue = _Queue(float("-inf"), 0, {})
-        self._asking = asyncio.Lock()
+        self._poll_lock = asyncio.Lock()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._config: dict[str, str] | None = None
         self._accounted_at = self._unstarted_at = float("-inf")
@@ -223,7 +223,7 @@ class SlurmExecutor(Executor):
         if intended_at is None:
             # A job whose folder was lost is older than the last poll of the queue.
             age = self._options.query_interval
-            jobs = (await self._look(age)).jobs.get(folder.key, []) if is_new else []
+            jobs = (await self._polled_queue(age)).jobs.get(folder.key, []) if is_new else []
             if len(jobs) > 1:
                 raise self._alarm(folder.key, jobs)
             if jobs:
@@ -262,12 +262,14 @@ class SlurmExecutor(Executor):
             await self._call(folder.drop_intent)
             raise RunRefusedError(f"Slurm rejected run {spec.key}: {error.message}") from error
         except ExecutorUnavailableError as error:
-            await self._clear_up(folder, error)
+            await self._resolve_failed_submit(folder, error)
             return
         crash_point("executor.slurm.submitted")
         job_id = parsing.job_id(printed)
         if job_id is None:
-            await self._clear_up(folder, ExecutorUnavailableError("sbatch printed no job number"))
+            await self._resolve_failed_submit(
+                folder, ExecutorUnavailableError("sbatch printed no job number")
+            )
             return
         await self._call(folder.set_job_id, job_id)
         crash_point("executor.slurm.recorded")
@@ -275,7 +277,9 @@ class SlurmExecutor(Executor):
         self._forget_queue()
         _log.info("Slurm job submitted", run=spec.key, slurm_job=job_id)
 
-    async def _clear_up(self, folder: SlurmFolder, error: ExecutorUnavailableError) -> None:
+    async def _resolve_failed_submit(
+        self, folder: SlurmFolder, error: ExecutorUnavailableError
+    ) -> None:
         """After a failed sbatch, adopt its job if Slurm accepted it; else raise the error."""
         _log.warning("sbatch unclear", run=folder.key, error=error.message)
         job = await self._look_up(folder.key, int(time.time()))
@@ -341,7 +345,7 @@ class SlurmExecutor(Executor):
 
     async def _look_up(self, key: str, since: int) -> SlurmJob | None:
         """Return the Slurm job of a run by its name, from the queue or accounting."""
-        queue = await self._look(max_age=0.0)
+        queue = await self._polled_queue(max_age=0.0)
         jobs = queue.jobs.get(key) or (await self._accounted([key], since)).get(key, [])
         if len(jobs) > 1:
             raise self._alarm(key, jobs)
@@ -372,7 +376,7 @@ class SlurmExecutor(Executor):
         statuses = {key: RunStatus(RunState.ENDED, ended[key]) for key in all_keys if key in ended}
         if not open_keys:
             return statuses
-        queue = await self._look(max_age=self._options.query_interval)
+        queue = await self._polled_queue(max_age=self._options.query_interval)
         missing = []
         for key in open_keys:
             jobs = queue.jobs.get(key, [])
@@ -498,11 +502,11 @@ class SlurmExecutor(Executor):
 
     def _is_gone(self, key: str, queue: _Queue) -> bool:
         """Return whether the job was missing long enough, in enough polls."""
-        absence = self._memory.absent.setdefault(key, _Absence(queue.asked_at, queue.number))
+        absence = self._memory.absent.setdefault(key, _MissingJob(queue.polled_at, queue.number))
         if absence.last_queue != queue.number:
             absence.last_queue = queue.number
             absence.misses += 1
-        missing = queue.asked_at - absence.since
+        missing = queue.polled_at - absence.since
         return absence.misses >= _MIN_MISSES and missing >= self._options.missing
 
     async def _conclude(self, folder: SlurmFolder, job: SlurmJob | None) -> RunStatus:
@@ -566,12 +570,12 @@ class SlurmExecutor(Executor):
 
     # -- queue and accounting
 
-    async def _look(self, max_age: float) -> _Queue:
+    async def _polled_queue(self, max_age: float) -> _Queue:
         """Return the queue, from a cache that is at most `max_age` seconds old."""
         requested_at = time.monotonic()
-        async with self._asking:
+        async with self._poll_lock:
             # Another task may have polled while this one waited for the lock.
-            if self._queue.asked_at >= requested_at - max_age:
+            if self._queue.polled_at >= requested_at - max_age:
                 return self._queue
             now = time.monotonic()
             text = await self._client.run(commands.queue(self._client.user))
@@ -666,7 +670,7 @@ class SlurmExecutor(Executor):
 
     async def _live(self, key: str, max_age: float) -> list[SlurmJob]:
         """Return the jobs of a run that have not ended."""
-        queue = await self._look(max_age)
+        queue = await self._polled_queue(max_age)
         jobs = queue.jobs.get(key, [])
         return [job for job in jobs if verdict.run_state(job.state) is not RunState.ENDED]
 

@@ -73,7 +73,7 @@ def _split(value: Any) -> Any:
     return value
 
 
-def _words(value: Any) -> Any:
+def _split_words(value: Any) -> Any:
     return tuple(shlex.split(value)) if isinstance(value, str) else value
 
 
@@ -164,7 +164,7 @@ class SlurmOptions(SandboxOptions):
     constraint: Line = ""
     gpus: Literal["gpus", "gres"] = "gpus"
     gpu_type: Name = ""
-    extra: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_extra)] = ()
+    extra: Annotated[tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_extra)] = ()
     run_dir: AbsolutePath | None = None
     bin_dir: AbsolutePath | None = None
     conf: AbsolutePath | None = None

@@ -344,22 +344,22 @@ def registered_hardware(nodes: Sequence[SlurmNode]) -> FoundHardware:
             hint="Check `sinfo`, and the partitions in executor_options.",
         )
     sizes = {(node.cpus, node.memory, node.gpus) for node in usable}
-    best = max((_hardware(size, usable) for size in sizes), key=_worth)
+    best = max((_hardware(size, usable) for size in sizes), key=_size_of)
     size = best.cpus_per_node, best.mem_per_node, best.gpus_per_node
-    left_out = (node.name for node in nodes if node not in usable or not _holds(node, size))
+    left_out = (node.name for node in nodes if node not in usable or not _fits_node(node, size))
     return FoundHardware(best, tuple(left_out))
 
 
 def _hardware(size: tuple[int, int, int], nodes: Sequence[SlurmNode]) -> Hardware:
-    return Hardware(sum(_holds(node, size) for node in nodes), *size)
+    return Hardware(sum(_fits_node(node, size) for node in nodes), *size)
 
 
-def _holds(node: SlurmNode, size: tuple[int, int, int]) -> bool:
+def _fits_node(node: SlurmNode, size: tuple[int, int, int]) -> bool:
     cpus, memory, gpus = size
     return node.cpus >= cpus and node.memory >= memory and node.gpus >= gpus
 
 
-def _worth(hardware: Hardware) -> tuple[int, int, int]:
+def _size_of(hardware: Hardware) -> tuple[int, int, int]:
     count = hardware.nodes
     return (
         count * hardware.cpus_per_node,

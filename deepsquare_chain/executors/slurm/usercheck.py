@@ -31,15 +31,15 @@ async def user_checks(
     if group:
         text = f"the daemon's user is not in the group {group} of {user}"
         return [_failed(text, f"usermod --append --groups {group} USER, for the daemon's user")]
-    if not await _can(client, "-r", wrapper):
+    if not await _can_access(client, "-r", wrapper):
         hint = f"Let the daemon's user become {user} by sudo without a password; {user} must read {wrapper}."
         return [_failed(f"commands can't be run as {user}", hint)]
     runs = await asyncio.to_thread(_nearest, options, context)
-    if not await _can(client, "-x", runs):
+    if not await _can_access(client, "-x", runs):
         hint = f"Set run_dir, or let {user} pass through the folders above (chmod o+x)."
         return [_failed(f"{user} can't reach {runs}", hint, "executor_options.run_dir")]
     for path in context.private:
-        if await _can(client, "-r", path):
+        if await _can_access(client, "-r", path):
             return [_failed(f"{user} can read {path}", f"chmod g-r,o-r {path}")]
     return [Check("user of the jobs", True, f"jobs run as {user}", "", "executor_options.user")]
 
@@ -67,10 +67,10 @@ def _nearest(options: SlurmOptions, context: ExecutorContext) -> Path:
     return path
 
 
-async def _can(client: SlurmClient, how: str, path: Path) -> bool:
+async def _can_access(client: SlurmClient, access: str, path: Path) -> bool:
     """Return whether the user of the jobs may read (-r) or search (-x) a path."""
     try:
-        await client.run(["/usr/bin/test", how, str(path)])
+        await client.run(["/usr/bin/test", access, str(path)])
     except ExecutorError:
         return False
     return True
