@@ -57,6 +57,8 @@ def shown(value: Any) -> str | None:
     """Format the value of a setting for output and logs; URLs are made safe by `safe_url`."""
     if value is None:
         return None
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={shown(item)}" for name, item in value.items())
     text = str(value)
     return safe_url(text) if "://" in text else text
 
@@ -140,7 +142,7 @@ def _options(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, AfterValidator(_expand)]
-ExecutorOptions = Annotated[
+OptionTable = Annotated[
     dict[str, str | bool | int | float | list[str]], NoDecode, BeforeValidator(_options)
 ]
 
@@ -301,9 +303,17 @@ class Settings(BaseSettings):
         "local",
         description="Executor that runs a provider's jobs: local, slurm, or another installed one",
     )
-    executor_options: ExecutorOptions = Field(
+    executor_options: OptionTable = Field(
         default_factory=dict,
         description="Options of the executor: a table in a file, otherwise KEY=VALUE pairs separated by spaces",
+    )
+    gateway_options: OptionTable = Field(
+        default_factory=dict,
+        description="Options of `gateway serve`: a table in a file, else KEY=VALUE by spaces",
+    )
+    relay_options: OptionTable = Field(
+        default_factory=dict,
+        description="Options of `relay serve`: a table in a file, else KEY=VALUE by spaces",
     )
     allow_unisolated: bool = Field(
         False, description="Run jobs without isolation from the provider's daemon"

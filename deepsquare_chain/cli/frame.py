@@ -67,6 +67,8 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "keep_runs_mb": (int, "Maximum MB of these folders; 0 for no limit.", False),
     "executor": (str, "Executor of a provider: local, slurm or another one.", False),
     "executor_options": (list[str], "KEY=VALUE option of the executor; may be repeated.", False),
+    "gateway_options": (list[str], "KEY=VALUE option of `gateway serve`; may be repeated.", False),
+    "relay_options": (list[str], "KEY=VALUE option of `relay serve`; may be repeated.", False),
     "allow_unisolated": (bool, "Run jobs without isolation from the daemon.", False),
     "allow_root": (bool, "Run a provider's daemon and its jobs as root.", False),
     "explorer_database": (str, "File or URL of the explorer's index.", False),
@@ -87,6 +89,12 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "log_format": (str, "auto, console or json.", False),
 }
 
+
+#: Names of the parameters that all commands share.
+_COMMON_NAMES: Final = frozenset({*SETTING_FLAGS, "output", "wide", "debug", "help"})
+
+#: Values in a setting that switch an option on.
+_TRUE: Final = frozenset({"true", "yes", "on", "1"})
 
 _RECEIPT: Final = (
     Column("label", "done"),
@@ -316,6 +324,7 @@ def command(
     *,
     service: bool = False,
     sends: bool = False,
+    table: str = "",
     **options: Any,
 ) -> Callable[
     [Callable[Concatenate[CommandContext, P], Awaitable[int | None]]],
@@ -331,6 +340,7 @@ def command(
         name: Name of the command; the function's name by default.
         service: Whether `--help` lists the flags of all settings instead of the usual ones.
         sends: Whether the command sends transactions from a wallet; adds --unsigned.
+        table: Setting with values of the command's own options, for those that are not given.
         options: Further arguments of `typer.Typer.command`.
     """
 
@@ -340,29 +350,84 @@ def command(
         @functools.wraps(func)
         def run(**given: Any) -> None:
             flags = {key: given.pop(key) for key in SETTING_FLAGS}
+            typed = given.pop("typed", None)
             debug = given.pop("debug")
             printer = Printer(given.pop("output"), wide=given.pop("wide"))
             unsigned = given.pop("unsigned", None)
             context = CommandContext(printer, flags, debug=debug, unsigned=unsigned)
-            code = _guarded(functools.partial(call, context, **given), context)
+
+            def start() -> Awaitable[int | None]:
+                if typed is not None:
+                    given.update(_table_values(context, table, typed))
+                return call(context, **given)
+
+            code = _guarded(start, context)
             if code:
                 raise typer.Exit(code)
 
         call = cast("Callable[..., Awaitable[int | None]]", func)
-        _describe(run, func, service=service, sends=sends)
+        _describe(run, func, service=service, sends=sends, reads_table=bool(table))
         app.command(name, **options)(run)
         return func
 
     return register
 
 
+def _table_values(context: CommandContext, table: str, typed: typer.Context) -> dict[str, Any]:
+    """Return the values of options in a setting, except for those on the command line.
+
+    Args:
+        context: The command's context.
+        table: Name of the setting.
+        typed: The command line.
+
+    Raises:
+        UsageError: The command has no such option, or a value is invalid.
+    """
+    from deepsquare_chain.errors import UsageError
+
+    own = {item.name: item for item in typed.command.params if item.name not in _COMMON_NAMES}
+    arguments: dict[str, list[str]] = {}
+    for key, value in getattr(context.settings, table).items():
+        option = own.get(key.replace("-", "_"))
+        if option is None:
+            raise UsageError(
+                f"{table}: there is no option {key[:60]!r}",
+                hint=f"Options are: {', '.join(sorted(filter(None, own)))}.",
+            )
+        flag, name = option.opts[0], str(option.name)
+        source = typed.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            continue
+        if getattr(option, "is_flag", False):
+            arguments[name] = [flag] * (str(value).lower() in _TRUE)
+        elif isinstance(value, list):
+            arguments[name] = [part for item in value for part in (flag, item)]
+        else:
+            arguments[name] = [flag, str(value)]
+    line = [part for parts in arguments.values() for part in parts]
+    try:
+        parsed = typed.command.make_context(typed.info_name, line, parent=typed.parent)
+    except typer.BadParameter as error:
+        raise UsageError(f"{table}: {error.format_message()}") from None
+    return {name: parsed.params[name] for name in arguments}
+
+
 def _describe(
-    run: Callable[..., None], func: Callable[..., Any], *, service: bool, sends: bool
+    run: Callable[..., None],
+    func: Callable[..., Any],
+    *,
+    service: bool,
+    sends: bool,
+    reads_table: bool,
 ) -> None:
     """Set the wrapper's signature: the parameters after the command context, then the common options."""
     signature = inspect.signature(func, eval_str=True)
     own_parameters = list(signature.parameters.values())[1:]
     parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own_parameters]
+    if reads_table:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter("typed", kind, annotation=typer.Context))
     if sends:
         parameters.append(
             _option("unsigned", str | None, None, _UNSIGNED_HELP, "--unsigned", metavar="ACCOUNT")

@@ -36,7 +36,7 @@ def group() -> None:
     """Run or show a gateway of definitions, logs and results."""
 
 
-@command(app, service=True)
+@command(app, service=True, table="gateway_options")
 async def serve(
     context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

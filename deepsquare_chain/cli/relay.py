@@ -47,7 +47,7 @@ def group() -> None:
     """Run a relay that pays customers' gas, and list signed requests."""
 
 
-@command(app, service=True)
+@command(app, service=True, table="relay_options")
 async def serve(
     context: CommandContext,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

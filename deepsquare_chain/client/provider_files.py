@@ -38,6 +38,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 _OTHERS: Final = frozenset(
     {
         *("context", "relay", "result_key", "explorer_database", "explorer_links"),
+        *("gateway_options", "relay_options"),
         *("notify_to", "notify_on", "notify_by", "notify_desktop", "notify_key_file"),
         *("smtp", "smtp_from", "smtp_password_file"),
     }

@@ -20,6 +20,7 @@ from deepsquare_chain.cli import main, signing
 from deepsquare_chain.cli.app import app as real_app
 from deepsquare_chain.cli.frame import SETTING_FLAGS, CommandContext, command
 from deepsquare_chain.cli.types import amount, label, price
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.settings import Settings
 
@@ -128,6 +129,45 @@ def test_flag_wins_over_environment_over_project(
     runner.invoke(app, ["act"])
     runner.invoke(app, ["act", "--endpoint", "http://flag:1"])
     assert seen == ["http://project:1", "http://environment:1", "http://flag:1"]
+
+
+def test_options_of_a_service_may_be_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @command(app, table="relay_options")
+    async def act(
+        context: CommandContext,
+        most: Annotated[int, typer.Option("--most", min=1)] = 5,
+        least: Annotated[int | None, typer.Option("--least-credits", parser=amount)] = None,
+        site: Annotated[list[str] | None, typer.Option("--site")] = None,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+    ) -> None:
+        """Act."""
+        seen.append((most, least, site, quiet))
+
+    @command(app)
+    async def other(context: CommandContext) -> None:
+        """Do nothing."""
+
+    def run(*arguments: str) -> Any:
+        return runner.invoke(app, ["act", *arguments])
+
+    table = 'least = "0.5"\nmost = 7\nsite = ["a", "b"]\nquiet = true\n'
+    (tmp_path / ".deepsquare.toml").write_text(f"[relay_options]\n{table}")
+    assert (run().exit_code, run("--most", "8", "--site", "c").exit_code) == (0, 0)
+    assert seen == [(7, CREDIT // 2, ["a", "b"], True), (8, CREDIT // 2, ["c"], True)]
+    monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", "quiet=no most=9")
+    assert (run().exit_code, seen[-1]) == (0, (9, None, None, False))
+    for value, words in (("most=0", "greater than or equal to 1"), ("more=1", "no option 'more'")):
+        monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", value)
+        refused = run()
+        assert refused.exit_code == 2
+        assert "relay_options: " in refused.stderr
+        assert words in refused.stderr
+    assert len(seen) == 3
 
 
 def test_wrong_settings_are_refused_with_their_place() -> None:
