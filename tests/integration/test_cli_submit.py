@@ -213,7 +213,7 @@ def test_a_first_job_file_is_valid_and_never_overwritten(cli: Cli, place: Place)
     assert (checked["name"], checked["time_limit"], checked["steps"]) == ("my-job", 600, 1)
     again = cli("init", "mine.yaml")
     assert again.code == 2
-    assert "mine.yaml is there already" in again.err
+    assert "mine.yaml already exists" in again.err
     assert (place.folder / "mine.yaml").read_text() == text
     assert cli("init", "no/such/folder/x.yaml").code == 2
 
@@ -230,7 +230,7 @@ def test_an_older_job_file_is_converted_and_the_schema_printed(cli: Cli, place: 
     assert data(cli("validate", "new.yaml", "-o", "json"))["gpus"] == 2
     again = cli("convert", "old.json", "--to", "new.yaml")
     assert (again.code, again.out) == (2, "")
-    assert "new.yaml is there already" in again.err
+    assert "new.yaml already exists" in again.err
     found = json.loads(cli("schema").out)
     assert {"resources", "steps", "name"} <= set(found["properties"])
 
