@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -25,6 +26,8 @@ from deepsquare_chain.notification import (
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import email, event_id, payload, signature
 from deepsquare_chain.notify.runner import own_recipients
+from deepsquare_chain.notify.service import NotifyService, NotifySettings
+from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.notifications import (
@@ -301,3 +304,47 @@ def _resolving(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> list[ht
         lambda *_, **__: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)),
     )
     return requests
+
+
+def test_notifications_beyond_a_customers_limit_are_recorded_and_not_sent(store: Any) -> None:
+    contracts: Any = SimpleNamespace(
+        w3=SimpleNamespace(provider=None), scheduler=SimpleNamespace(address="0x" + "33" * 20)
+    )
+    admitted = iter((True, False))
+    service = NotifyService(
+        contracts,
+        None,
+        store,
+        requests=lambda _customer, _definition: (),
+        deliverer=Deliverer(),
+        settings=NotifySettings(state_dir=Path()),
+        start_block=1,
+        metrics=Metrics("notify"),
+        admits=lambda _customer: next(admitted),
+    )
+    planned = [service._planned(EVENT, "0x1", f"http://hook/{number}", "{}") for number in (1, 2)]
+    assert [each.state for each in planned] == [DeliveryState.DUE, DeliveryState.FAILED]
+    assert planned[1].note == "too many notifications of this customer in a day"
+    tables = NotificationTables(store)
+    with store.begin() as transaction:
+        tables.add(transaction, [EVENT])
+    tables.plan(EVENT.id, planned)
+    assert [each.target for each in tables.due(2_000, 10)] == ["http://hook/1"]
+
+
+def test_old_notifications_are_dropped_once_they_are_settled(store: Any) -> None:
+    tables = NotificationTables(store)
+    with store.begin() as transaction:
+        tables.add(transaction, [EVENT])
+    deliveries = [Delivery(EVENT.id, target, body()) for target in ("http://a/", "http://b/")]
+    tables.plan(EVENT.id, deliveries)
+    tables.end(deliveries[0], DeliveryState.SENT)
+    assert len(tables.latest(10, customer="0x" + "11" * 20)) == 2
+    assert tables.latest(10, customer="0x" + "12" * 20) == []
+    tables.drop(EVENT.time)
+    assert len(tables.latest(10)) == 2
+    tables.drop(EVENT.time + 1)
+    assert [delivery.target for _, delivery in tables.latest(10)] == ["http://b/"]
+    tables.end(deliveries[1], DeliveryState.UNKNOWN)
+    tables.drop(EVENT.time + 1)
+    assert tables.latest(10) == []
