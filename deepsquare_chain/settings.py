@@ -119,7 +119,7 @@ def _joined(value: Any) -> Any:
 
 def _expand(path: Path) -> Path:
     if "\0" in str(path):
-        raise ValueError("must be a path, which holds no zero byte")
+        raise ValueError("must be a path without a NUL byte")
     try:
         return path.expanduser()
     except RuntimeError:
@@ -161,7 +161,7 @@ def _check_mail_server(url: str) -> str:
             "must be a mail server such as smtp://me@mail.example.org:587 or smtps://..."
         )
     if urlsplit(url).password is not None:
-        raise ValueError("must not hold a password: write it into smtp_password_file")
+        raise ValueError("must not contain a password: use smtp_password_file")
     return url
 
 
@@ -219,7 +219,7 @@ class Settings(BaseSettings):
     keystore: FilePath | None = Field(None, description="Encrypted wallet file (keystore v3)")
     signer: str | None = Field(
         None,
-        description="URL of an external signer that holds the key; clef+URL for clef",
+        description="URL of an external signer; clef+URL for clef",
     )
     signer_account: str | None = Field(
         None, description="Address of the signer's account, if it has several"

@@ -275,7 +275,11 @@ class AnomalyRules:
 
     def _panicked(self, event: ev.JobPanicked, job: JobEntry | None) -> None:
         holder = self._holders.get(event.job_id, ZERO_ADDRESS)
-        successor = f", job {job.successor} goes on" if job is not None and job.successor else ""
+        successor = (
+            f", its escrow moved to job {job.successor}"
+            if job is not None and job.successor
+            else ""
+        )
         message = f"job {event.job_id} was given up by {event.by}{successor}{_reason(event)}"
         self._note(Code.PANIC, message, holder, event.job_id)
 

@@ -191,7 +191,7 @@ class Ledger:
         totals = self.totals
         if totals.difference:
             message = (
-                f"the scheduler holds {totals.scheduler_balance} credit-wei, "
+                f"the scheduler has {totals.scheduler_balance} credit-wei, "
                 f"{totals.difference} apart from escrow, parked and donated"
             )
             self.findings.append(AuditFinding("conservation", message, self.block, ""))

@@ -111,7 +111,7 @@ class _Proof:
 
     async def _block(self, number: int, header: Any) -> None:
         if not isinstance(header, Mapping) or header.get("number") != hex(number):
-            raise ProofError("the node does not know it")
+            raise ProofError("the node does not have it")
         check_header(header, self._parent)
         if self._hashes.get(number, header["hash"]) != header["hash"]:
             raise ProofError(f"its logs name the block {self._hashes[number]}")

@@ -21,7 +21,7 @@ AUDIT: Final = (
     Column("block", "up to block", Kind.NUMBER),
     Column("jobs", "jobs", Kind.NUMBER),
     Column("supply", "supply", Kind.CREDITS),
-    Column("scheduler_balance", "held by the scheduler", Kind.CREDITS),
+    Column("scheduler_balance", "scheduler's balance", Kind.CREDITS),
     Column("escrow", "escrow of live jobs", Kind.CREDITS),
     Column("parked", "withdrawable", Kind.CREDITS),
     Column("paid", "paid to providers", Kind.CREDITS),

@@ -247,7 +247,7 @@ class CommandContext:
     def print_sent(self, label: str, name: str, where: str) -> None:
         """Print which transaction or submission was sent before the command was interrupted."""
         self.printer.note(
-            f"{label!r} is on its way and may still be carried out ({name}): look with "
+            f"{label!r} was sent and may still be executed ({name}): look with "
             f"`deepsquare {where}` before you send it again."
         )
 

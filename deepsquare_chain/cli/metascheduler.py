@@ -37,7 +37,7 @@ async def run(
         typer.Option(
             parser=whole_number(1),
             metavar="SECONDS",
-            help="Ask a provider that holds work after so long without a sign of it; twice the "
+            help="Time without activity after which a provider with jobs is challenged; twice the "
             "claim timeout by default.",
         ),
     ] = None,

@@ -351,7 +351,7 @@ async def drain(
                 wallet.contracts, provider.id, timeout=wait_timeout, report=context.printer.note
             )
     if receipt is None:
-        context.unchanged("The maintenance has already begun.")
+        context.unchanged("The maintenance has already started.")
     else:
         context.receipt(receipt)
 

@@ -35,7 +35,7 @@ _REQUESTS: Final = (
     Column("state", "state", Kind.WORD),
     Column("label", "does"),
     Column("created", "signed (UTC)", Kind.TIME),
-    Column("deadline", "good until (UTC)", Kind.TIME),
+    Column("deadline", "valid until (UTC)", Kind.TIME),
     Column("key", "key", detail=True),
     Column("transaction", "transaction", Kind.HASH),
     Column("note", "note"),

@@ -337,5 +337,5 @@ def _claim_advice(job: Job, timeout: int) -> str:
         return ""
     return (
         f"nothing; if provider {job.provider_id} does not claim it within {timeout} s, a "
-        "meta-scheduler takes it back and gives it to another"
+        "meta-scheduler requeues it for another provider"
     )

@@ -322,7 +322,7 @@ class RelayedSender:
             allowance = f"a permit for {credit_count(permit.value)} to the MetaScheduler"
             rows.append(("allowance", f"{allowance}, which this call uses completely"))
         rows += [
-            ("good until", f"{deadline_text} (chain time)"),
+            ("valid until", f"{deadline_text} (chain time)"),
             ("gas", f"paid by the relay at {self._relay.place}, wallet {terms.wallet}"),
         ]
         preview = Preview(describe_call(call), tuple(rows))

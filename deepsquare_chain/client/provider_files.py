@@ -67,8 +67,8 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
 }
 _HEADER: Final = """\
 # Settings of a DeepSquare provider. The daemon reads this file when it is started in this folder.
-# What stands behind a comment sign is the default, or an example where there is none.
-# A flag (--state-dir) goes before a variable (DEEPSQUARE_STATE_DIR), and that before this file.
+# A commented line shows the default, or an example for a setting without a default.
+# A flag (--state-dir) overrides a variable (DEEPSQUARE_STATE_DIR), which overrides this file.
 # `deepsquare config show` prints the effective settings, `deepsquare provider doctor` checks them.
 """
 _FOOTER: Final = """

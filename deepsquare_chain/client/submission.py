@@ -224,7 +224,7 @@ class Bill:
         if self.balance < self.total:
             raise InsufficientFundsError(
                 f"{self.customer} has {credit_count(self.balance)}, the submission "
-                f"takes {format_credits(self.total)}",
+                f"needs {format_credits(self.total)}",
                 hint="Lower --credits, or get credits: on a devnet with `deepsquare credit faucet`.",
             )
         if self.gas_balance < self.gas_wei:

@@ -174,7 +174,7 @@ class DemoRunner:
         """Print the call to be signed; always confirm it."""
         self.signed += 1
         preview_rows = dict(preview.rows)
-        for name in ("function", "amount", "allowance", "good until", "gas"):
+        for name in ("function", "amount", "allowance", "valid until", "gas"):
             if name in preview_rows:
                 self._display.print_line(
                     f"  {CUSTOMER_WITHOUT_COIN} signs: {name} {preview_rows[name]}"

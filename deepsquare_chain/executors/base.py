@@ -292,7 +292,7 @@ def _env_problem(env: Mapping[str, str]) -> str:
         except UnicodeEncodeError:
             return f"the environment variable {name[:80]} is not text"
         if "\0" in value or size > _MAX_ENV_STRING:
-            return f"the environment variable {name[:80]} holds a NUL byte or is too long"
+            return f"the environment variable {name[:80]} contains a NUL byte or is too long"
         total += size
     return (
         f"its environment is larger than {MAX_ENV_BYTES:,} bytes" if total > MAX_ENV_BYTES else ""

@@ -49,7 +49,7 @@ _CHOSEN: Final = {
 _SOURCES: Final = {
     EstimateSource.KIND: "from its customer's runs of the same size and limit",
     EstimateSource.CUSTOMER: "from its customer's runs with similar limits",
-    EstimateSource.EVERYBODY: "from everybody's runs with similar limits",
+    EstimateSource.EVERYBODY: "from all customers' runs with similar limits",
 }
 
 _PROVIDER_STATES: Final = {
@@ -251,7 +251,7 @@ def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> st
     asked = format_credits(cost(rate, waiting.job.time_limit))
     words = {
         Refusal.TOO_LARGE: f"offers {_size_text(offer.cpus, offer.memory, offer.gpus)}: too little",
-        Refusal.BUDGET: f"asks {asked} credits, more than the escrow",
+        Refusal.BUDGET: f"costs {asked} credits, more than the escrow",
         Refusal.RATE: "has prices that give no valid rate",
         Refusal.LABELS: f"does not have the labels {_quoted(waiting.uses)}",
         Refusal.UNREADABLE_USES: f"can't read the affinities {_quoted(waiting.uses)}",

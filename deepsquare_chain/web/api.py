@@ -346,7 +346,7 @@ def document() -> dict[str, Any]:
         routes=router.routes,
         servers=[{"url": PREFIX}],
         license_info={"name": "MIT", "identifier": "MIT"},
-        tags=[{"name": "index", "description": "Read only, for everybody."}],
+        tags=[{"name": "index", "description": "Read-only and public."}],
     )
     openapi["security"] = []
     openapi["components"]["schemas"]["Problem"] = Problem.model_json_schema(mode="serialization")

@@ -268,7 +268,7 @@ class CallPlanner:
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
-                f"The wallet has {credit_count(balance)}, this takes {format_credits(amount)}",
+                f"The wallet has {credit_count(balance)}, but {format_credits(amount)} are needed",
                 hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
             )
         if coin < gas and not relayed:
@@ -352,7 +352,7 @@ def _back(job: Job) -> str:
     if job.status is JobStatus.RUNNING:
         return (
             f"The seconds that it ran and that are not billed yet are billed; the rest of {escrow} "
-            "credits comes back."
+            "credits is refunded."
         )
     return f"All {escrow} credits are refunded."
 

@@ -126,7 +126,7 @@ class _Rules:
             count += 1
             yield from self._step(path, step)
         if count > checks.MAX_STEPS:
-            yield ("steps",), f"hold more than {checks.MAX_STEPS:,} steps in total"
+            yield ("steps",), f"have more than {checks.MAX_STEPS:,} steps in total"
         yield from _handles(document.steps, ("steps",), frozenset())
 
     def _step(self, path: Path, step: StepSection) -> Iterator[Problem]:

@@ -36,7 +36,7 @@ from deepsquare_chain.workflow.shell import exports, quote
 
 _HEADER: Final = """\
 #!/usr/bin/env bash
-# Made from a job definition. Steps run in order, each in a shell of its own; the first that
+# Generated from a job definition. Steps run in order, each in its own shell; the first that
 # fails ends the job with its exit code.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2041,SC2317,SC2329
 """

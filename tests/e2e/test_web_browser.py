@@ -509,7 +509,7 @@ def test_what_cant_be_paid_is_told_before_the_wallet_is_asked(
     wallet.announce(page, "Owl")
     fill(page, explorer, credits="5000000")
     page.locator("#submit-job").click()
-    expect(page.locator("[data-report]")).to_contain_text("this takes 5000000")
+    expect(page.locator("[data-report]")).to_contain_text("but 5000000")
     fill(page, explorer, time_limit="soon")
     page.locator("#submit-job").click()
     expect(page.locator("[data-report]")).to_contain_text("Time limit")

@@ -112,7 +112,7 @@ async def test_wallets_without_coin_do_what_customers_do(
     assert told["amount"] == "2 credits into escrow"
     assert "permit for 2 credits" in told["allowance"]
     assert grid.stranger.address in told["gas"]
-    assert "UTC" in told["good until"]
+    assert "UTC" in told["valid until"]
 
 
 async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> 
         return httpx2.Response(200, json=body)
 
     async with relayed(grid, relay, account, store=store, transport=Between(lie)) as wallet:
-        with pytest.raises(WaitTimeoutError, match="this endpoint does not know it"):
+        with pytest.raises(WaitTimeoutError, match="this endpoint does not have it"):
             await wallet.sender.send(call, key="lie", timeout=2.5)
 
     # Another request takes the nonce before the first is carried out: only one has an effect.

@@ -275,7 +275,7 @@ def test_a_signed_request_shows_its_signer_and_its_call(
     assert {each["signer"] for each in detail["forwarded"]} == {explorer.bob}
     text = web.get(f"/transactions/{row['at']['tx_hash']}").text
     assert text.count("signed by") == 2
-    assert text.count("not carried out") == 1
+    assert text.count("not executed") == 1
     assert "requests[0].terms.name" in text
     [job] = {event["job_id"] for event in detail["events"] if event["job_id"]}
     body = web.get(f"/api/v1/jobs/{job}").json()["row"]

@@ -273,7 +273,7 @@ class TestExceptions:
         panics = told.of(Code.PANIC)
         assert set(panics) == {told.jobs["lost"], told.jobs["queued"]}
         lost = panics[told.jobs["lost"]]
-        assert f"job {told.jobs['successor']} goes on" in lost.message
+        assert f"its escrow moved to job {told.jobs['successor']}" in lost.message
         assert lost.account == told.job("lost").provider
 
     def test_who_took_a_job_itself_is_told_by_the_sender(self, told: Told) -> None:

@@ -279,5 +279,5 @@ async def test_who_interrupts_a_command_is_told_what_is_on_its_way(
             raise asyncio.CancelledError
     [line] = lines
     where = "relay requests" if gasless else "tx list"
-    assert line.startswith("'submit 1 job' is on its way and may still be carried out (0xaa)")
+    assert line.startswith("'submit 1 job' was sent and may still be executed (0xaa)")
     assert f"`deepsquare {where}`" in line

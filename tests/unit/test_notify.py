@@ -135,7 +135,7 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_settings(project_dir=tmp_path)
     assert (found.notify_to, found.notify_on) == ("me@example.org", "end")
     for line, words in (
-        ('smtp = "smtp://me:secret@mail.example.org"', "must not hold a password"),
+        ('smtp = "smtp://me:secret@mail.example.org"', "must not contain a password"),
         ('smtp = "mail.example.org"', "must be a mail server"),
         ('notify_to = "nobody"', "must be an e-mail address"),
         ('notify_on = "never"', "must be any of begin"),

@@ -50,7 +50,7 @@ def test_too_expensive_everywhere() -> None:
         "least 0.1"
     )
     assert [verdict.why for verdict in explained.verdicts] == [Refusal.BUDGET, Refusal.BUDGET]
-    assert explained.verdicts[0].text == "provider 1 asks 60 credits, more than the escrow"
+    assert explained.verdicts[0].text == "provider 1 costs 60 credits, more than the escrow"
 
 
 def test_nobody_has_the_label() -> None:
@@ -192,7 +192,7 @@ def test_a_decision_without_choice_for_who_is_overdue() -> None:
             "25% of its limit of 3600 s, from its customer's runs of the same size",
         ),
         (address(7), 3_500, "34% of its limit of 3500 s, from its customer's runs with similar"),
-        (address(8), 3_500, "60% of its limit of 3500 s, from everybody's runs with similar"),
+        (address(8), 3_500, "60% of its limit of 3500 s, from all customers' runs with similar"),
         (
             address(8),
             60,

@@ -166,7 +166,7 @@ def test_headers_that_others_can_read_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx"])
 def test_what_holds_no_certificates_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "ca.pem").write_text(text)
-    with pytest.raises(UsageError, match=r"ca.pem holds no certificates"):
+    with pytest.raises(UsageError, match=r"ca.pem does not contain certificates"):
         Transport.read(tmp_path / "ca.pem", None)
     with pytest.raises(NotFoundError):
         Transport.read(tmp_path / "none", None)

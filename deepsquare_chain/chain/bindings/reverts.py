@@ -91,8 +91,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         ),
         "ERC2771ForwarderExpiredRequest": lambda _: "The signed request has expired",
         "ERC2771ForwarderInvalidSigner": lambda f: (
-            f"The request is signed by {f['signer']} and says it is from {f['from']}; or its nonce "
-            "is used up"
+            f"The request is signed by {f['signer']}, but its sender is {f['from']}; or its nonce "
+            "was used"
         ),
         "ERC2771UntrustfulTarget": lambda f: (
             f"{f['target']} does not accept calls through the forwarder {f['forwarder']}"
@@ -123,7 +123,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"A top-up of {credit_count(f['amount'])} is too small for job "
             f"{f['job_id']}: at least {format_credits(f['min'])}"
         ),
-        "TopUpTooLarge": lambda f: f"Job {f['job_id']} can't hold that many credits",
+        "TopUpTooLarge": lambda f: f"The escrow of job {f['job_id']} can't be that large",
         "TopUpTooLate": lambda f: (
             f"Job {f['job_id']} is about to end, so that its end can't change any more"
         ),
@@ -186,7 +186,7 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "SubmissionsClosed": "Use the record of the deployment that replaced it.",
         "InvalidTerms": "Correct it in the job file.",
         "TopUpTooSmall": "Give more credits.",
-        "TopUpTooLate": "Submit the rest as a new job.",
+        "TopUpTooLate": "Submit a new job.",
         "NotRegistered": "Check the address; an account joins by `deepsquare provider register`.",
         "NotApproved": "Wait for the approver.",
         "ProviderBanned": "Ask the approver of this deployment.",

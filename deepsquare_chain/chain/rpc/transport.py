@@ -77,7 +77,7 @@ class Transport:
             ) from None
         except (OSError, ValueError) as error:  # OpenSSL raises an OSError for an invalid file
             raise UsageError(
-                f"{self.ca_file} holds no certificates: {_ssl_reason(error)}",
+                f"{self.ca_file} does not contain certificates: {_ssl_reason(error)}",
                 hint="ca_file is a certificate file in PEM format (-----BEGIN CERTIFICATE-----).",
             ) from None
         return context

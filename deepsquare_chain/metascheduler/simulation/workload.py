@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterable[str]:
             hint="Give a file in the Standard Workload Format.",
         ) from error
     if len(content) > _MAX_BYTES:
-        raise UsageError(f"the trace {path} holds more than {_MAX_BYTES} bytes", hint="Shorten it.")
+        raise UsageError(f"the trace {path} has more than {_MAX_BYTES} bytes", hint="Shorten it.")
     return content.decode("utf-8", errors="replace").splitlines()
 
 

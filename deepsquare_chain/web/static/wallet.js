@@ -149,7 +149,7 @@ async function mined(hash, report, wait = 600) {
     if (at === 3) report(`Sent as ${short(hash)}; waits for its block …`);
     await pause(500);
   }
-  throw new Plain(`Transaction ${hash} is in no block yet. Look for it later.`);
+  throw new Plain(`Transaction ${hash} is not in a block yet. Check it later.`);
 }
 
 async function indexed(hash) {
@@ -222,7 +222,7 @@ async function relayed(request, report) {
     if (found.state === "dropped") throw new Plain(`The relay did not carry it out: ${found.reason || digest}. Nothing was paid.`);
     await pause(500);
   }
-  throw new Plain("The relay has not carried it out yet. Look at your jobs later; the request is good for a few minutes.");
+  throw new Plain("The relay has not executed it yet. Check your jobs later; the request is valid for a few minutes.");
 }
 
 // Signs the permit or sends the approval that a plan needs, then sends the call or the request.
