@@ -375,9 +375,9 @@ class _Shortlist:
 
     def refuses(self, ceiling: int, end: int) -> bool:
         """Return whether a job can find no provider, given the jobs that were refused before."""
-        return self.cheapest > ceiling or any(
-            ceiling <= offered and end >= ended for offered, ended in self.refused
-        )
+        if self.cheapest > ceiling or not self.refused:
+            return self.cheapest > ceiling
+        return any(ceiling <= offered and end >= ended for offered, ended in self.refused)
 
 
 #: Position in the order, row, class, seconds, and the highest rate that the budget covers.
@@ -639,9 +639,12 @@ class _Round:
                 or (limited and self._is_capped(row))
             ):
                 continue
-            shortlist = None if limited or row in special else shortlists.get(cls)
-            if shortlist is not None and not shortlist.refused:
-                # The common case of `_start`.
+            is_ordinary = not limited and self._jobs_at is None and row not in special
+            if is_ordinary and (shortlist := shortlists.get(cls)) is not None:
+                if shortlist.refuses(ceiling, earliest + seconds):
+                    if until_refused:
+                        return position, row, cls
+                    continue
                 cpus, memory, gpus = shortlist.size
                 index = first = shortlist.next
                 for place in shortlist.places[first:]:
@@ -1014,6 +1017,9 @@ class _Round:
                 place = self._providers.rows.get(job.provider_id)
                 if place is not None:
                     self._jobs_at[job.customer][place] += 1
+            for decision in self._decisions:
+                place = self._providers.rows[decision.provider_id]
+                self._jobs_at[decision.waiting.job.customer][place] += 1
         step = _SPREAD if placement is Placement.SPREAD else -_SPREAD
         bias = np.zeros(len(self._left))
         for place, count in self._jobs_at[customer].items():

@@ -534,6 +534,15 @@ class TestWishes:
         assert spread("spread") == [2, 3, 1, 2]
         assert spread("pack") == [1, 1, 1, 1]
 
+    def test_placement_counts_jobs_of_the_same_plan(self) -> None:
+        grid = [provider(n, price=n) for n in (1, 2, 3)]
+        spread = "deepsquare.placement=spread"
+        queue = [
+            waiting(number, uses=uses, time_limit=50 + 10 * number, customer=address(7))
+            for number, uses in enumerate(("", spread, "", "", spread, spread), 1)
+        ]
+        assert [d.provider_id for d in decide(queue, grid).decisions] == [1, 2, 1, 1, 3, 2]
+
     def test_a_patient_job_compares_with_what_it_can_pay_and_use(self) -> None:
         grid = [
             provider(1, price=10, labels={"region": "eu"}),
