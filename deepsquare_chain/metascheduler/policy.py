@@ -640,11 +640,9 @@ class _Round:
             ):
                 continue
             is_ordinary = not limited and self._jobs_at is None and row not in special
-            if is_ordinary and (shortlist := shortlists.get(cls)) is not None:
-                if shortlist.refuses(ceiling, earliest + seconds):
-                    if until_refused:
-                        return position, row, cls
-                    continue
+            shortlist = shortlists.get(cls) if is_ordinary else None
+            is_refused = shortlist is not None and shortlist.refuses(ceiling, earliest + seconds)
+            if shortlist is not None and not is_refused:
                 cpus, memory, gpus = shortlist.size
                 index = first = shortlist.next
                 for place in shortlist.places[first:]:
@@ -673,7 +671,8 @@ class _Round:
                     started(row)
                     decide(Decision(waiting[row], ids[place], rate, False, shortlist.choices))
                     continue
-            if (cls in full or not self._start(row, cls, seconds)) and until_refused:
+            is_refused = is_refused or cls in full or not self._start(row, cls, seconds)
+            if is_refused and until_refused:
                 return position, row, cls
         return None
 
