@@ -101,7 +101,7 @@ scheduling-table: $(DEV)
 	mkdir -p $(REPORTS)
 	for trace in $(TRACES); do \
 	    $(BIN)/deepsquare simulate "$$trace" --providers $(GRID) --load 0.75 --load 0.9 \
-	        --want TIME --want COST --want MIXED \
+	        --want TIME --want COST --want MIXED --block 0 --block 1 \
 	        --page "$(REPORTS)/$$(basename "$$trace").html" $(ARGS) || exit 1; \
 	done
 
