@@ -149,6 +149,10 @@ def test_nobody_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None
     for wait in snapshot.waiting:
         if wait.job.id in gone:
             continue
+        if (hold_end := decided.holds.get(wait.job.id)) is not None:
+            assert wait.objective is Objective.ENERGY
+            assert NOW < hold_end <= wait.queued_at + ruled.longest_hold
+            continue
         for view in snapshot.providers:
             if refusal(wait, view, NOW) is not None:
                 continue
