@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobFlags, Terms
 
-_FLAGS: Final = {
+#: Descriptions of the flags that a customer can set.
+FLAG_TEXTS: Final[Mapping[JobFlags, str]] = {
     JobFlags.UNTIL_SPENT: "runs until its credits are spent",
     JobFlags.NO_SELF_SCHEDULING: "providers can't assign it to themselves",
     JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
@@ -79,7 +81,7 @@ def _submission(requests: tuple[Any, ...]) -> Rows:
 
 def _terms(terms: Terms, count: int) -> Rows:
     requested = terms.resources
-    options = [words for flag, words in _FLAGS.items() if flag in terms.flags]
+    options = [words for flag, words in FLAG_TEXTS.items() if flag in terms.flags]
     resources = (
         f"{plural(requested.tasks, 'task')}, {requested.cpus_per_task} CPUs per task, "
         f"{requested.mem_per_cpu} MB per CPU, {requested.gpus} GPUs per job"

@@ -11,6 +11,7 @@ from typing import Any, Final
 from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, make_invoice, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
+from deepsquare_chain.client.preview import FLAG_TEXTS
 from deepsquare_chain.credits import cost
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import (
@@ -179,16 +180,9 @@ def accrued(detail: JobDetail, now: int) -> int:
     return cost(row.rate, min(max(0, now - detail.billed_until), detail.allotment))
 
 
-_FLAGS: Final[Mapping[JobFlags, str]] = {
-    JobFlags.UNTIL_SPENT: "runs until its credits are spent",
-    JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
-    JobFlags.NO_SELF_SCHEDULING: "providers can't assign it to themselves",
-}
-
-
 def flags_in_words(flags: JobFlags) -> tuple[str, ...]:
     """Return the descriptions of a job's flags."""
-    return tuple(words for flag, words in _FLAGS.items() if flag in flags)
+    return tuple(words for flag, words in FLAG_TEXTS.items() if flag in flags)
 
 
 def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:

@@ -79,7 +79,7 @@ def number_of(text: str, what: str) -> int:
         NotFoundError: It is not a valid number of an object.
     """
     if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
-        raise NotFoundError(f"{text[:80]!r} is no {what}", hint="Use the search to find it.")
+        raise NotFoundError(f"{text[:80]!r} is not a {what}", hint="Use the search to find it.")
     return int(text[:20])
 
 

@@ -86,7 +86,7 @@ def _filters(counts: Any) -> list[tuple[str, str, int]]:
 async def job(request: Request) -> Response:
     """The page of one job."""
     site = site_of(request)
-    detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
+    detail = await ask(site.index.job, number_of(request.path_params["job"], "job ID"))
     providers = await ask(site.index.providers)
     why = await verdicts(site.contracts, detail, providers)
     now = site.now(await ask(site.index.status))
@@ -120,7 +120,7 @@ async def job(request: Request) -> Response:
 async def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
-    detail = await ask(site.index.job, number_of(request.path_params["job"], "job id"))
+    detail = await ask(site.index.job, number_of(request.path_params["job"], "job ID"))
     status = await ask(site.index.status)
     data = views.invoice(detail, site.contracts.deployment, status.block)
     page = await ask(render_html, data)
