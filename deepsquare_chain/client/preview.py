@@ -9,7 +9,7 @@ from typing import Any, Final
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.calls import Call, plural
 from deepsquare_chain.chain.bindings.records import read_terms
-from deepsquare_chain.credits import credit_count, format_credits
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobFlags, Terms
 
@@ -83,14 +83,14 @@ def _terms(terms: Terms, count: int) -> Rows:
     requested = terms.resources
     options = [words for flag, words in FLAG_TEXTS.items() if flag in terms.flags]
     resources = (
-        f"{plural(requested.tasks, 'task')}, {requested.cpus_per_task} CPUs per task, "
-        f"{requested.mem_per_cpu} MB per CPU, {requested.gpus} GPUs per job"
+        f"{plural(requested.tasks, 'task')}, {plural(requested.cpus_per_task, 'CPU')} per task, "
+        f"{requested.mem_per_cpu} MB per CPU, {plural(requested.gpus, 'GPU')} per job"
     )
     rows = (
         ("jobs", f"{plural(count, 'job')} named {terms.name!r}"),
         ("resources", resources),
         ("time limit", f"{terms.time_limit} s"),
-        ("escrow", f"{format_credits(terms.amount)} credits per job"),
+        ("escrow", f"{credit_count(terms.amount)} per job"),
         ("retries", str(terms.retries)),
         ("objective", terms.objective.name.lower()),
         ("options", "; ".join(options)),

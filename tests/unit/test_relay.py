@@ -164,7 +164,7 @@ def test_a_submission_is_shown_with_its_terms() -> None:
     assert rows["function"] == "submitJobs"
     assert rows["contract"] == f"MetaScheduler at {SCHEDULER}"
     assert rows["jobs"] == "1 job named 'night run'"
-    assert rows["resources"] == "2 tasks, 3 CPUs per task, 100 MB per CPU, 1 GPUs per job"
+    assert rows["resources"] == "2 tasks, 3 CPUs per task, 100 MB per CPU, 1 GPU per job"
     assert (rows["time limit"], rows["escrow"]) == ("90 s", "2 credits per job")
     assert rows["options"] == (
         "runs until its credits are spent; its provider may collect interim payments while it runs"

@@ -270,7 +270,7 @@ class RegistryContract(ContractBase):
 
     def set_offer(self, offer: Offer) -> Call:
         """Set the resources that the sender offers to the grid, up to its hardware."""
-        label = f"offer {offer.cpus} cpus, {offer.memory} MB, {offer.gpus} gpus"
+        label = f"offer {plural(offer.cpus, 'CPU')}, {offer.memory} MB, {plural(offer.gpus, 'GPU')}"
         return self._call("setOffer", (offer.cpus, offer.memory, offer.gpus), label=label)
 
     def set_prices(self, prices: Prices) -> Call:

@@ -141,7 +141,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         "NotApproved": lambda f: f"The provider {f['provider']} was never approved",
         "InvalidHardware": lambda _: "Hardware needs nodes, cpus and memory, within the bounds",
         "OfferTooLarge": lambda f: (
-            f"An offer of {f['cpus']} cpus, {f['memory_mb']} MB and {f['gpus']} gpus is more than "
+            f"An offer of {f['cpus']} CPUs, {f['memory_mb']} MB and {f['gpus']} GPUs is more than "
             "the approved hardware"
         ),
         "PriceTooHigh": lambda f: (
