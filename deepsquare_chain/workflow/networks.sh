@@ -46,7 +46,7 @@ network_main() {
     local folder=$1 user=$2 group=$3 pipes program
     shift 3
     for program in ip slirp4netns unshare setsid; do
-        command -v "$program" >/dev/null || network_failed "$program is not installed"
+        PATH=$PATH:/usr/sbin:/sbin type -P "$program" >/dev/null || network_failed "$program is not installed"
     done
     if ! pipes=$(mktemp -d) || ! mkfifo "$pipes/begun" "$pipes/ready"; then network_failed "no temporary folder"; fi
     # Opened for reading and writing: no side waits for the other.
@@ -61,6 +61,7 @@ network_main() {
 # Connects the namespace of a process with the network of the job. Arguments: folder, process.
 network_uplink() {
     local line options=(--configure --cidr=169.254.254.0/24 --exit-fd=0)
+    PATH+=:/usr/sbin:/sbin
     cd "$1" || return
     until read -r -t 1 -u 6 line; do
         if [[ ! -d /proc/$2 ]]; then return; fi
@@ -97,8 +98,9 @@ network_hub() {
 # Makes the interfaces as root of the namespace, then becomes the command, as the given user.
 # Arguments: folder, user ID, group ID, command.
 network_inside() {
-    local folder=$1 user=$2 group=$3 answer=""
+    local folder=$1 user=$2 group=$3 answer="" path=$PATH
     shift 3
+    PATH+=:/usr/sbin:/sbin
     echo >&6
     read -r -n 1 -t 60 -u 7 answer
     if [[ $answer != 1 ]]; then network_failed "slirp4netns: $(tail -n 1 "$folder/log")"; fi
@@ -117,6 +119,7 @@ network_inside() {
         if [[ $answer != 1 ]]; then network_failed "$(tail -n 1 "$folder/log.services")"; fi
     fi
     exec 6>&- 7>&-
+    PATH=$path
     if [[ $user == 0 && $group == 0 ]]; then exec "$@"; fi
     exec unshare --user --map-user="$user" --map-group="$group" -- "$@"
 }
