@@ -12,10 +12,12 @@ import smtplib
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -37,6 +39,8 @@ from deepsquare_chain.store.notifications import Delivery
 #: Statuses of a proxy that did not get the recipient's answer, which may have been reached.
 _FROM_A_PROXY: Final = (httpx2.codes.BAD_GATEWAY, httpx2.codes.GATEWAY_TIMEOUT)
 _TIMEOUT: Final = 15.0
+#: Threads of their own, so that slow name servers do not delay the other work of a gateway.
+_RESOLVER: Final = ThreadPoolExecutor(4, thread_name_prefix="webhook-address")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -182,10 +186,13 @@ async def _public_address(url: httpx2.URL) -> str:
     """
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        infos = await asyncio.get_running_loop().getaddrinfo(
-            url.host, port, type=socket.SOCK_STREAM
+        infos = await asyncio.wait_for(
+            asyncio.get_running_loop().run_in_executor(
+                _RESOLVER, partial(socket.getaddrinfo, url.host, port, type=socket.SOCK_STREAM)
+            ),
+            _TIMEOUT,
         )
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, TimeoutError) as error:
         raise httpx2.ConnectError(str(error)) from None
     addresses = [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
     for address in addresses:

@@ -149,7 +149,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 
 
 #: Maximum definitions of one registration of recipients.
-MAX_REGISTERED_DEFINITIONS: Final = 100
+MAX_REGISTERED_DEFINITIONS: Final = 50
 #: File name of the log, which grows while a run is alive.
 LOG: Final = "log"
 _MAX_NAME: Final = 1_024

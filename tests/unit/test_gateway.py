@@ -799,8 +799,8 @@ def test_registered_recipients_are_replaced_and_kept_apart() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"definitions": []}, "list of 1 to 100"),
-        ({"definitions": ["aa" * 32] * 101}, "list of 1 to 100"),
+        ({"definitions": []}, "list of 1 to 50"),
+        ({"definitions": ["aa" * 32] * 51}, "list of 1 to 50"),
         ({"definitions": ["AA" * 32]}, "64 hexadecimal digits"),
         ({"requests": {}}, "list of at most two"),
         ({"requests": [{"to": [], "on": ["end"]}]}, "1 to 10 recipients"),
