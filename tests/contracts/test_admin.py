@@ -45,7 +45,7 @@ def test_only_the_administrator_changes_parameters(grid: Grid, name: str, value:
     assert (grid.scheduler.feeBps(), grid.scheduler.submissionsOpen()) == (FEE_BPS, True)
 
 
-def test_closing_lets_live_jobs_go_on_to_their_end(grid: Grid, host: Host, other: Host) -> None:
+def test_closing_lets_live_jobs_continue_to_their_end(grid: Grid, host: Host, other: Host) -> None:
     """The way to a new version: close, drain, deploy."""
     pending, assigned = grid.submit(), grid.assigned(host)
     claimed, running = grid.claimed(host), grid.running(host)

@@ -393,7 +393,7 @@ def test_the_wait_starts_again_after_a_requeue(grid: Grid, host: Host, other: Ho
     grid.scheduler.selfSchedule([job_id], sender=other.account)
 
 
-def test_whoever_gave_a_job_back_cannot_take_it_by_itself(grid: Grid, host: Host) -> None:
+def test_a_provider_that_returned_a_job_cannot_assign_it_to_itself(grid: Grid, host: Host) -> None:
     """Otherwise it could hold a job by taking and returning it for ever."""
     job_id = grid.submit()
     grid.chain.advance(WAIT)
@@ -405,7 +405,7 @@ def test_whoever_gave_a_job_back_cannot_take_it_by_itself(grid: Grid, host: Host
     grid.assign(host, job_id)
 
 
-def test_whoever_let_a_job_time_out_cannot_take_it_by_itself(
+def test_a_provider_that_let_a_job_time_out_cannot_assign_it_to_itself(
     grid: Grid, host: Host, other: Host
 ) -> None:
     job_id = grid.assigned(host)

@@ -89,7 +89,7 @@ def test_a_cancelled_lost_run_opens_no_successor(grid: Grid, host: Host) -> None
     assert grid.scheduler.jobCount() == job_id
 
 
-def test_nobody_else_may_cancel(grid: Grid, host: Host) -> None:
+def test_no_other_account_may_cancel(grid: Grid, host: Host) -> None:
     for status in (s for s in JobStatus if s.is_live):
         job_id = grid.in_status(status, host)
         for caller in (host.account, grid.bob, grid.meta, grid.admin, grid.treasury):

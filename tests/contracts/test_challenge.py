@@ -37,7 +37,7 @@ def test_anyone_starts_the_clock_for_an_assigned_job(
     assert grid.status(job_id) is status
 
 
-def test_not_for_a_job_that_nobody_holds(grid: Grid, host: Host) -> None:
+def test_not_for_a_job_without_a_provider(grid: Grid, host: Host) -> None:
     for status in JobStatus:
         if status.is_assigned:
             continue

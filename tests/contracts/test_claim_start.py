@@ -37,7 +37,7 @@ def test_the_assigned_provider_moves_the_job_on(
 
 
 @steps
-def test_nobody_else_may(
+def test_no_other_account_may(
     grid: Grid, host: Host, other: Host, name: str, before: JobStatus, after: JobStatus
 ) -> None:
     job_id = grid.in_status(before, host)

@@ -32,7 +32,7 @@ def word(name: str) -> bytes:
     return name.encode().ljust(32, b"\0")
 
 
-def test_what_was_given_is_what_stands(grid: Grid) -> None:
+def test_given_values_are_used(grid: Grid) -> None:
     scheduler = grid.scheduler
     assert scheduler.timeouts()._asdict() == TIMES
     assert scheduler.credit() == grid.credit.address

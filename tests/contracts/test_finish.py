@@ -80,7 +80,7 @@ def test_until_spent_ends_with_the_last_whole_second(grid: Grid, host: Host) -> 
     assert grid.status(job_id) is JobStatus.OUT_OF_CREDITS
 
 
-def test_result_and_reason_are_told_as_given(grid: Grid, host: Host) -> None:
+def test_result_and_reason_are_reported_as_given(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
     report = grid.report(job_id, 0, -9, digest(7), "tué par un signal".encode())
     event = grid.scheduler.finish([report], sender=host.account).one("JobResult")
@@ -92,7 +92,7 @@ def test_result_and_reason_are_told_as_given(grid: Grid, host: Host) -> None:
     }
 
 
-def test_nobody_but_the_provider_reports(grid: Grid, host: Host, other: Host) -> None:
+def test_only_the_provider_reports(grid: Grid, host: Host, other: Host) -> None:
     job_id = grid.running(host)
     for caller in (other.account, grid.alice, grid.meta, grid.admin, grid.stranger):
         with reverts("NotAssignedProvider", job_id):

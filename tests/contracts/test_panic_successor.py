@@ -207,7 +207,9 @@ def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
 @pytest.mark.parametrize(
     ("who", "heard"), [("provider", True), ("alice", True), ("meta", False), ("stranger", False)]
 )
-def test_strangers_act_but_do_not_speak(grid: Grid, host: Host, who: str, heard: bool) -> None:
+def test_other_accounts_may_act_but_give_no_reason(
+    grid: Grid, host: Host, who: str, heard: bool
+) -> None:
     job_id = grid.running(host)
     grid.abandon(host, job_id)
     caller = host.account if who == "provider" else getattr(grid, who)

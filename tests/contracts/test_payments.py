@@ -34,7 +34,7 @@ def ran(grid: Grid, host: Host, **terms: Any) -> int:
 
 
 @pytest.mark.parametrize("who", ["provider", "treasury", "alice"])
-def test_a_recipient_that_cannot_be_paid_blocks_nobody(refusing: Grid, who: str) -> None:
+def test_a_recipient_that_cannot_be_paid_blocks_no_other(refusing: Grid, who: str) -> None:
     grid = refusing
     host = grid.provider()
     job_id = ran(grid, host)
@@ -112,7 +112,7 @@ def test_parked_credits_are_for_their_recipient_alone(refusing: Grid) -> None:
     assert grid.scheduler.withdraw(grid.bob, sender=grid.alice).value == ESCROW
 
 
-def test_withdrawing_to_nobody_is_refused_by_the_token(refusing: Grid) -> None:
+def test_withdrawing_to_the_zero_address_is_refused_by_the_token(refusing: Grid) -> None:
     grid = refusing
     job_id = grid.submit()
     block(grid, grid.alice)

@@ -36,7 +36,7 @@ def test_a_permit_pays_a_top_up(grid: Grid, host: Host) -> None:
     assert grid.job(job_id).escrow == ESCROW + 60 * RATE
 
 
-def test_somebody_else_used_it_first_and_it_still_works(grid: Grid) -> None:
+def test_another_account_used_it_first_and_it_still_works(grid: Grid) -> None:
     permit = grid.permit(grid.alice, ESCROW)
     grid.credit.permit(grid.alice, grid.scheduler.address, *permit.values(), sender=grid.stranger)
     assert submit(grid, permit, grid.alice) == 1

@@ -118,7 +118,9 @@ def test_other_statuses_stay(grid: Grid, host: Host) -> None:
 @pytest.mark.parametrize(
     ("who", "heard"), [("provider", True), ("alice", True), ("meta", False), ("stranger", False)]
 )
-def test_strangers_act_but_do_not_speak(grid: Grid, host: Host, who: str, heard: bool) -> None:
+def test_other_accounts_may_act_but_give_no_reason(
+    grid: Grid, host: Host, who: str, heard: bool
+) -> None:
     job_id = grid.assigned(host)
     grid.chain.advance(TIMEOUT + 1)
     caller = host.account if who == "provider" else getattr(grid, who)

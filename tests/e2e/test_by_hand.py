@@ -245,7 +245,7 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
     assert run(["audit", "verify", "books", "--offline"], place).code == 10
 
 
-def test_the_devnet_tells_where_its_explorer_is(place: Path) -> None:
+def test_the_devnet_prints_the_url_of_its_explorer(place: Path) -> None:
     """The address that `devnet up` prints has the jobs of this grid on its pages."""
     told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
     assert told is not None

@@ -153,7 +153,7 @@ def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
             assert consumed > 0
 
 
-def test_a_long_run_is_paid_while_it_goes_on(played: tuple[Outcome, Path]) -> None:
+def test_a_long_run_is_paid_while_it_continues(played: tuple[Outcome, Path]) -> None:
     """Providers of the demo have no queue: they claim and start in one transaction."""
     outcome, folder = played
     lost, found = (job for job in document(played)["jobs"] if job["name"] == "survives")
@@ -171,7 +171,7 @@ def test_the_second_customer_holds_no_coin(played: tuple[Outcome, Path]) -> None
     assert {job["name"] for job in theirs} == {"hello", "exits-3", "outlives", "cancelled", "pi"}
 
 
-def test_the_story_is_told_beside_the_document(played: tuple[Outcome, Path]) -> None:
+def test_progress_is_printed_apart_from_the_document(played: tuple[Outcome, Path]) -> None:
     outcome, folder = played
     for words in (
         "SIGKILL to alpine's daemon",

@@ -53,7 +53,7 @@ async def node() -> AsyncIterator[Node]:
         yield found
 
 
-async def test_each_fault_is_told_in_plain_words_and_passes(node: Node):
+async def test_each_fault_is_reported_in_plain_words_and_passes(node: Node):
     async with Proxy(node.url, hang=0.2) as proxy, connected(proxy.url, attempts=2) as w3:
         for fault in REFUSED:
             proxy.rates = {fault: 1.0}
@@ -121,7 +121,7 @@ except EndpointError as error:
 """
 
 
-async def test_a_deeply_nested_answer_kills_nobody(node: Node):
+async def test_a_deeply_nested_response_crashes_nothing(node: Node):
     async with Proxy(node.url) as proxy:
         proxy.rates = {"nested": 1.0}
         child = await asyncio.create_subprocess_exec(
@@ -173,7 +173,7 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
 
 
 @pytest.mark.timeout(240)
-async def test_a_life_goes_on_where_the_first_endpoint_and_the_websocket_die(tmp_path: Path):
+async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(tmp_path: Path):
     """Each job is at another step when they do; a daemon that comes back later begins without."""
     async with (
         start_anvil(block_time=1) as node,

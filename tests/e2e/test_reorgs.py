@@ -159,7 +159,7 @@ async def recent_transactions(miner: Miner, depth: int) -> bool:
 
 
 @pytest.mark.timeout(120)
-async def test_too_deep_a_reorganisation_halts_and_an_empty_state_goes_on(tmp_path: Path):
+async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_path: Path):
     """A report that was believed is taken back: the provider stops and says why, every time.
 
     A person who looks into it and begins with an empty database, as the message says, loses

@@ -502,7 +502,7 @@ def test_several_wallets_are_chosen_from(
     tab.check()
 
 
-def test_what_cant_be_paid_is_told_before_the_wallet_is_asked(
+def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
     tab: Watched, explorer: BusyExplorer, wallet: TestWallet
 ) -> None:
     page = tab.page

@@ -75,7 +75,9 @@ async def test_a_past_block(grid: LiveGrid) -> None:
     assert ledger.jobs[job_id].status is JobStatus.PENDING
 
 
-async def test_small_ranges_tell_the_same(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_small_ranges_return_the_same(
+    grid: LiveGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = await read_chronicle(grid.w3, grid.deployment)
     (member,) = grid.w3.provider.members
     monkeypatch.setattr(member.provider, "log_range", Ceiling(3, 7))
@@ -130,7 +132,7 @@ async def test_a_chain_that_is_replaced_is_read_again(
         await read_chronicle(grid.w3, grid.deployment)
 
 
-async def test_an_unknown_block_is_told(grid: LiveGrid) -> None:
+async def test_an_unknown_block_is_reported(grid: LiveGrid) -> None:
     head = int(await grid.w3.eth.block_number)
     with pytest.raises(EndpointError, match="does not have block"):
         await read_chronicle(grid.w3, grid.deployment, to_block=head + 1_000)

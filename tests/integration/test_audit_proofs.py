@@ -208,7 +208,7 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
-async def test_a_second_endpoint_tells_the_difference(used: LiveGrid, lie: Lie) -> None:
+async def test_a_second_endpoint_reveals_the_difference(used: LiveGrid, lie: Lie) -> None:
     told = LogDigests()
     found = await read_chronicle(used.w3, used.deployment, sink=told)
     place = (used.deployment, told, found.to_block, found.block_hash)

@@ -105,7 +105,7 @@ async def test_nonsense_ends_a_connection_and_nothing_else(body: Any) -> None:
         await ear.until(lambda found: found.on_change.count(False) >= 2)
 
 
-async def test_messages_of_others_wake_nobody() -> None:
+async def test_messages_of_other_subscriptions_wake_no_service() -> None:
     ear = Ear()
     other = {"method": "eth_subscription", "params": {"subscription": "0xdef", "result": {}}}
     async with server(other, {"params": []}, {}) as url, listening(url, ear):
@@ -114,7 +114,7 @@ async def test_messages_of_others_wake_nobody() -> None:
 
 
 @pytest.mark.parametrize("chain", ["0x8", 7, None, {}])
-async def test_another_chain_wakes_nobody(chain: Any) -> None:
+async def test_another_chain_wakes_no_service(chain: Any) -> None:
     ear = Ear()
     async with server(HEAD, chain=chain) as url, listening(url, ear):
         await ear.until(lambda found: len(found.on_change) >= 2)

@@ -36,7 +36,7 @@ async def proxy(node: Node) -> AsyncIterator[Proxy]:
         yield found
 
 
-async def test_nobody_there() -> None:
+async def test_no_endpoint_is_there() -> None:
     with open_listener(0) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(EndpointError, match="connection refused") as error:
@@ -63,7 +63,7 @@ async def test_a_kept_connection_that_the_node_closed(proxy: Proxy, node: Node) 
         assert proxy.connections == 2
 
 
-async def test_a_node_that_is_behind_is_not_asked_for_ever(proxy: Proxy, node: Node) -> None:
+async def test_a_lagging_node_is_not_polled_forever(proxy: Proxy, node: Node) -> None:
     """Behind one address may stand several; a connection that stays open leads to one of them."""
     async with connected(proxy.url) as w3:
         proxy.orders = [lambda question, _: ("200 OK", _answer(question, "0x7fffff"))]
@@ -216,7 +216,7 @@ async def test_what_gateways_rewrite_changes_nothing(
 
 
 @pytest.mark.parametrize("cut", [0, 1])
-async def test_a_batch_whose_answers_can_not_be_told_apart_is_split(proxy: Proxy, cut: int) -> None:
+async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int) -> None:
     """Ids are missing, or answers are."""
 
     def nameless(_: Any, answer: Any) -> tuple[str, bytes]:

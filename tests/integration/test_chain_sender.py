@@ -73,7 +73,7 @@ async def test_fifty_at_once(grid: LiveGrid) -> None:
     assert len({receipt.hash for receipt in receipts}) == 50
 
 
-async def test_no_gas_money_is_said_plainly(grid: LiveGrid) -> None:
+async def test_missing_coin_for_gas_is_reported_plainly(grid: LiveGrid) -> None:
     poor = account_of("poor")
     with pytest.raises(InsufficientFundsError, match=f"{poor.address} can't pay the gas"):
         await grid.send(poor, grid.contracts.credit.approve(grid.admin.address, 1))

@@ -258,7 +258,7 @@ def test_unknown_job_id_is_exit_4(cli: Cli, arguments: list[str]) -> None:
     refused(cli("job", *arguments), 4, "Job 999 does not exist")
 
 
-def test_a_job_that_nobody_runs(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_a_job_that_no_provider_runs(cli: Cli, place: Place, tmp_path: Path) -> None:
     """A job of one's own, on a grid without scheduler and providers."""
     sent = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
     job = str(sent[0]["id"])
@@ -420,7 +420,7 @@ def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
     assert {each["admin"] for each in json.loads(nothing.out)} == {owner}
 
 
-def test_a_new_version_goes_on_with_the_old_credit_and_registry(
+def test_a_new_version_continues_with_the_old_credit_and_registry(
     cli: Cli, place: Place, tmp_path: Path
 ) -> None:
     record = str(tmp_path / "new.json")
@@ -469,7 +469,7 @@ def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
     assert "CANCELLED" in cli("job", "why", job).out
 
 
-def test_who_waits_for_a_job_is_told_why_it_stands_still(
+def test_waiting_for_a_job_prints_why_it_makes_no_progress(
     cli: Cli, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []

@@ -113,7 +113,7 @@ def test_a_key_is_one_submission_with_and_without_a_relay(cli: Cli, bob: tuple[s
     assert data(cli("submit", HELLO, "--key", "own", "--gasless", "--yes", "-o", "json")) == own
 
 
-def test_a_relay_tells_its_terms_and_one_that_is_away_is_named(
+def test_a_relay_returns_its_terms_and_one_that_is_down_is_reported(
     cli: Cli, place: Place, bob: tuple[str, ...]
 ) -> None:
     shown = data(cli("relay", "show", "-o", "json"))

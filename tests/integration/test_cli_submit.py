@@ -143,7 +143,7 @@ def test_gathered_submissions_are_one_transaction(cli: Cli, sent: Any) -> None:
     assert sent() == 2, "an approval and one submission"
 
 
-def test_what_is_waited_for_in_vain_is_named_all_the_same(cli: Cli) -> None:
+def test_a_wait_without_a_result_is_reported_anyway(cli: Cli) -> None:
     """It is paid for: people and programs must know which jobs they are."""
     waiting = ("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
     found = cli(*waiting)
@@ -246,7 +246,7 @@ def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
     assert cli("metascheduler", "explain", "999999").code == 4
 
 
-def test_results_of_a_job_that_nobody_ran_are_not_there(cli: Cli) -> None:
+def test_a_job_that_never_ran_has_no_results(cli: Cli) -> None:
     made = str(data(cli("submit", HELLO, "-o", "json"))[0]["id"])
     found = cli("job", "results", made)
     assert (found.code, found.out) == (2, "")

@@ -34,7 +34,7 @@ async def grid() -> AsyncIterator[LiveGrid]:
         yield found
 
 
-async def test_a_job_ends_where_nobody_else_makes_a_block(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_path: Path) -> None:
     """With the usual confirmation, which only an own transaction could bring."""
     store = FolderDefinitionStore(tmp_path / "definitions")
     digest = await store.put(definition("echo hi").to_bytes())

@@ -164,7 +164,7 @@ class TestIdentity:
             assert Account.from_key(key).address == account.address
             assert await w3.eth.get_balance(account.address) == DEV_BALANCE
 
-    async def test_fund_pays_anybody(self) -> None:
+    async def test_fund_pays_any_account(self) -> None:
         async with EmbeddedChain(block_time=0) as chain:
             poor = ["0x" + f"{index:02x}" * 20 for index in range(0xA0, 0xA5)]
             await asyncio.gather(*(chain.fund(address, 7) for address in poor))
@@ -526,7 +526,7 @@ class TestCore:
         core.seal()
         assert core.estimate_gas(call, "latest") == while_pending
 
-    def test_ordered_time_goes_on(self, core: Core) -> None:
+    def test_ordered_time_continues(self, core: Core) -> None:
         moment = int(time.time()) + 10_000
         core.set_next_timestamp(moment)
         core.seal()
@@ -645,7 +645,7 @@ class TestBlocksAndLogs:
         shown = await client.get("eth_getBlockByNumber", "pending", True)
         assert shown["transactions"][0]["hash"] == tx_hash
 
-    async def test_fee_history_is_one_longer_than_asked(self, client: Client) -> None:
+    async def test_fee_history_is_one_longer_than_requested(self, client: Client) -> None:
         first = await client.get("eth_feeHistory", "0x5", "latest", [])
         assert (len(first["baseFeePerGas"]), first["oldestBlock"]) == (2, "0x0")
         await client.send(0)

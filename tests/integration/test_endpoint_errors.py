@@ -82,7 +82,7 @@ async def test_any_refused_range_is_read_in_smaller_ones(
         assert proxy.counts["refused"] == refused, "what it takes is remembered"
 
 
-async def test_a_range_that_is_refused_down_to_one_block_is_told(
+async def test_a_range_that_is_refused_down_to_one_block_is_reported(
     grid: LiveGrid, proxy: Proxy
 ) -> None:
     async with connected(proxy.url) as w3:
@@ -157,7 +157,7 @@ async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, prox
 
 
 @pytest.mark.parametrize("kind", READ_ERRORS)
-async def test_an_error_to_a_read_is_asked_again_and_then_elsewhere(
+async def test_a_failed_read_is_retried_and_then_sent_to_another_endpoint(
     grid: LiveGrid, proxy: Proxy, kind: str
 ) -> None:
     async with connected(proxy.url) as w3:
@@ -173,7 +173,9 @@ async def test_an_error_to_a_read_is_asked_again_and_then_elsewhere(
             await w3.eth.get_balance(NOBODY)
 
 
-async def test_a_method_that_one_lacks_is_asked_of_the_other(grid: LiveGrid, proxy: Proxy) -> None:
+async def test_a_method_that_one_endpoint_lacks_is_sent_to_the_other(
+    grid: LiveGrid, proxy: Proxy
+) -> None:
     lacking = ("200 OK", -32601, "the method eth_gasPrice does not exist/is not available")
     async with connected(f"{proxy.url},{grid.node.url}", attempts=1) as w3:
         proxy.profile = failing({"eth_gasPrice"}, *lacking, times=9)

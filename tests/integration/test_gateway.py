@@ -106,7 +106,9 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
                     await other.definition(job_id, (await host.job(job_id)).definition)
 
 
-async def test_runs_go_on_without_the_gateway_and_catch_up(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_runs_continue_without_the_gateway_and_catch_up(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
     """Killed while a job runs and gone until it has ended: nothing of it is lost."""
     async with AsyncExitStack() as stack:
         port = free_port()

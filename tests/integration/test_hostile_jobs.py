@@ -205,7 +205,7 @@ print((times.children_user + times.children_system) / 1.5, len(os.sched_getaffin
 """
 
 
-async def test_a_job_gets_no_more_cpus_than_it_asked_for(place: Place) -> None:
+async def test_a_job_gets_no_more_cpus_than_it_requested(place: Place) -> None:
     """Locally the cpu controller throttles it; on Slurm ConstrainCores pins it to its core.
 
     A busy machine gives it less in any case, so the limit itself is looked at too.

@@ -154,7 +154,7 @@ async def test_memory_of_the_whole_tree_is_limited(executor: LocalExecutor, stat
     assert alive_in(state) == []
 
 
-async def test_runs_of_one_gpu_each_are_told_another_one(state: Path) -> None:
+async def test_runs_of_one_gpu_each_get_different_ones(state: Path) -> None:
     for key in ("one", "two", "none"):
         # A new executor each time, as after a restart of the daemon.
         executor = LocalExecutor(state, Offer(4, 4096, 2))
@@ -477,7 +477,9 @@ async def test_cancel_does_without_a_supervisor_that_hangs(
 # -- hostile content
 
 
-async def test_runs_stand_behind_the_daemon(executor: LocalExecutor, state: Path) -> None:
+async def test_runs_have_a_lower_priority_than_the_daemon(
+    executor: LocalExecutor, state: Path
+) -> None:
     await executor.submit(make(state, "1", "sleep 60"))
     behind = os.getpriority(os.PRIO_PROCESS, owner_pid(state, "1"))
     assert behind == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)

@@ -349,7 +349,7 @@ async def test_a_price_raised_in_front_of_an_assignment(one: CommandContext) -> 
     assert job.rate == job_rate(DEAR, job.resources)
 
 
-async def test_who_raises_each_time_is_asked_less_often(one: CommandContext) -> None:
+async def test_a_failing_endpoint_is_polled_less_often(one: CommandContext) -> None:
     """Where nobody else can run the job it waits a little longer each time, and is not lost."""
     grid, registry = one.grid, one.grid.contracts.registry
     await grid.send(grid.providers[1], registry.set_draining(True))
@@ -464,7 +464,7 @@ async def neglect(one: CommandContext, provider: int, expected: int) -> None:
     await grid.send(grid.customers[0], scheduler.cancel([job_id]))
 
 
-async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> None:
+async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None:
     async with context(grid) as one:
         with capture_logs() as logs:
             for count in (1, 2, 3):
@@ -498,7 +498,7 @@ async def test_three_strikes_in_a_day_and_a_provider_rests(grid: LiveGrid) -> No
         assert await again.places(large) == [1]
 
 
-async def test_stuck_in_a_queue_goes_where_there_is_room(one: CommandContext) -> None:
+async def test_stuck_in_a_queue_goes_where_capacity_is_free(one: CommandContext) -> None:
     """A cluster may queue as long as nobody else could start the job."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     ids = await grid.submit(2, resources=WHOLE, time_limit=600)
@@ -608,7 +608,7 @@ async def _second_scheduler(grid: LiveGrid) -> Any:
     return grid.stranger
 
 
-async def test_skipped_items_rest(one: CommandContext) -> None:
+async def test_skipped_items_are_in_backoff(one: CommandContext) -> None:
     """An item that the contract leaves out costs the others nothing, and is not tried at once."""
     ids = await one.grid.submit(2)
     cluster = await see(one.service)
@@ -629,7 +629,7 @@ async def test_dry_run_sends_nothing(grid: LiveGrid) -> None:
         assert await dry.statuses(*ids) == [S.PENDING] * 2
 
 
-async def test_restart_goes_on(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_restart_continues(grid: LiveGrid, tmp_path: Path) -> None:
     """A new process with the old database, and one without, see the same grid."""
     path = tmp_path / "metascheduler.db"
     first_ids = await grid.submit(2, resources=WHOLE)
@@ -683,7 +683,7 @@ async def test_the_daemon_runs_until_it_is_stopped(grid: LiveGrid, tmp_path: Pat
     assert (status["name"], status["state"]) == ("metascheduler", "stopped")
 
 
-async def test_a_wallet_without_the_role_is_told(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_a_wallet_without_the_role_is_reported(grid: LiveGrid, tmp_path: Path) -> None:
     settings = SchedulerSettings(state_dir=tmp_path)
     with pytest.raises(NotAuthorisedError, match="METASCHEDULER_ROLE"):
         await run_scheduler(grid.node.url, grid.deployment, grid.stranger, settings)
@@ -703,7 +703,7 @@ async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> N
     assert (await grid.contracts.scheduler.get_job(job_id)).status is S.PENDING
 
 
-async def test_the_daemon_serves_its_figures_where_it_is_asked_to(
+async def test_the_daemon_serves_its_metrics_at_the_given_port(
     grid: LiveGrid, tmp_path: Path
 ) -> None:
     settings = SchedulerSettings(state_dir=tmp_path, poll_interval=0.1, health_port=0)

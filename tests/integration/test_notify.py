@@ -256,7 +256,7 @@ class Stuck(Deliverer):
         return await asyncio.get_running_loop().create_future()
 
 
-async def test_what_was_under_way_at_a_crash_is_not_sent_again(
+async def test_a_delivery_interrupted_by_a_crash_is_not_sent_again(
     grid: LiveGrid, hooks: Hooks, tmp_path: Path
 ) -> None:
     stuck = Stuck()

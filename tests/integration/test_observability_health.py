@@ -14,7 +14,7 @@ from deepsquare_chain.observability.probe import Health
 from deepsquare_chain.observability.serving import health_app, health_server
 
 
-async def test_pages_tell_health_and_figures() -> None:
+async def test_pages_show_health_and_metrics() -> None:
     health = Health(live=True, ready=False, details={"cycles": 3})
     metrics = Metrics("test")
     metrics.gauge("running", "Running jobs.").set(2)

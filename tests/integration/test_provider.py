@@ -118,7 +118,7 @@ async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
         assert (service._followed_hash, service._challenged_at > 0) == (b"", True)
 
 
-async def test_every_way_to_end_side_by_side(host: Bench):
+async def test_all_ways_to_end_together(host: Bench):
     """Each job's end is named by the contract, billed by its own seconds and said in words."""
     hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(30)'"
     three, killed, hungry = await host.submit("sleep 1; exit 3", "kill -9 $$; sleep 9", hog)
@@ -159,7 +159,7 @@ async def test_every_way_to_end_side_by_side(host: Bench):
     await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
 
 
-async def test_one_slow_transaction_holds_up_nobody_else(
+async def test_one_slow_transaction_delays_no_other(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The others go on, and what is on its way is not sent again."""
@@ -236,7 +236,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         await host.until([small, first])
 
 
-async def test_a_backup_goes_on_in_another_folder(grid: LiveGrid, tmp_path: Path):
+async def test_a_backup_continues_in_another_folder(grid: LiveGrid, tmp_path: Path):
     """As docs/operations.md has it: stop, `tar`, and start from the copy; the original is gone."""
     first, second = tmp_path / "first", tmp_path / "second"
     async with bench(grid, first) as host:
@@ -267,7 +267,7 @@ async def test_a_backup_goes_on_in_another_folder(grid: LiveGrid, tmp_path: Path
         assert len(later) == len(earned) + 1
 
 
-async def test_maintenance_ends_what_runs_and_gives_back_the_rest(grid: LiveGrid, tmp_path: Path):
+async def test_maintenance_finishes_live_runs_and_requeues_the_rest(grid: LiveGrid, tmp_path: Path):
     """Asked for by signal, remembered by the chain, and seen there by a daemon that starts."""
     registry = grid.contracts.registry
     async with bench(grid, tmp_path) as host:

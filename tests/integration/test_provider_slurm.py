@@ -103,7 +103,7 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
     assert read_output(folder).data == output
 
 
-async def test_every_way_to_end_side_by_side(host: Bench, cluster: LocalSlurm):
+async def test_all_ways_to_end_together(host: Bench, cluster: LocalSlurm):
     """Slurm's ends become the ends of the contract, each with its reason and its bill.
 
     What Slurm refuses goes back to the queue of the grid, and can still be cancelled there.

@@ -288,7 +288,7 @@ async def test_limits_per_customer_and_per_hour(grid: LiveGrid, tmp_path: Path) 
         assert "all customers" in body["detail"]
 
 
-async def test_a_poor_relay_says_so_and_goes_on_when_it_is_paid(
+async def test_a_relay_without_coin_reports_it_and_continues_when_funded(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepsquare_chain.relay.service._POLL_SECONDS", 0.0)
@@ -316,7 +316,9 @@ async def test_a_poor_relay_says_so_and_goes_on_when_it_is_paid(
 # -- batches
 
 
-async def test_a_bad_request_in_a_batch_harms_nobody_else(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_a_bad_request_in_a_batch_does_not_affect_the_others(
+    grid: LiveGrid, tmp_path: Path
+) -> None:
     """One customer's credits are gone when its request is carried out; the other is served."""
     good, bad = await coinless(grid), await coinless(grid)
     credit = grid.contracts.credit
@@ -379,7 +381,9 @@ class Between(httpx2.AsyncBaseTransport):
         await self._real.aclose()
 
 
-async def test_a_lost_answer_is_asked_for_again(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+async def test_a_lost_response_is_requested_again(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
     account = await coinless(grid)
     posts = []
 
@@ -500,7 +504,7 @@ async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str
     assert len({each.signed.request.nonce for each in (last, *earlier)}) == 1
 
 
-async def test_an_expired_request_is_said_to_have_no_effect(grid: LiveGrid, relay: str) -> None:
+async def test_an_expired_request_is_reported_to_have_no_effect(grid: LiveGrid, relay: str) -> None:
     account = grid.customers[1]
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("late")])])
@@ -665,7 +669,7 @@ async def test_a_used_nonce_without_its_event_is_no_expiry(
     assert store.recent_requests()[0].state is RequestState.OPEN
 
 
-async def test_what_is_no_relay_is_told(grid: LiveGrid) -> None:
+async def test_a_url_that_is_not_a_relay_is_reported(grid: LiveGrid) -> None:
     async def page(_: httpx2.Request, __: Any) -> httpx2.Response:
         return httpx2.Response(200, text="<html>" + "x" * 100_000)
 

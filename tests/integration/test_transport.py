@@ -113,7 +113,7 @@ async def chain_of(url: str, **options: Any) -> int:
         return int(await w3.eth.chain_id)
 
 
-async def test_a_certificate_of_nobody_is_named_and_accepted_once_it_is_known(
+async def test_an_untrusted_certificate_is_reported_and_accepted_once_configured(
     serve: Serve, certificate: Callable[..., Path]
 ) -> None:
     path = certificate()
@@ -132,12 +132,12 @@ async def test_a_certificate_of_another_host_is_refused_although_it_is_known(
         await chain_of(serve(path).url, transport=Transport(path))
 
 
-async def test_https_to_a_port_of_http_is_said(serve: Serve) -> None:
+async def test_https_to_a_port_of_http_is_reported(serve: Serve) -> None:
     with pytest.raises(EndpointError, match="does not use TLS: is it an http:// URL"):
         await chain_of(serve().url.replace("http:", "https:"))
 
 
-async def test_a_remote_endpoint_is_asked_through_the_proxy(
+async def test_a_remote_endpoint_is_reached_through_the_proxy(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = serve()

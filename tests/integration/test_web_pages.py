@@ -451,7 +451,7 @@ def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx2.Cli
         assert int(answer["result"], 16) > 0
 
 
-def test_a_refused_transaction_tells_why(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_a_refused_transaction_reports_why(explorer: BusyExplorer, web: httpx2.Client) -> None:
     grid = explorer.grid
     call = grid.contracts.scheduler.cancel([1])
 
@@ -600,7 +600,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
         ({"permit": {"signature": "0x00"}}, 400, "invalid format"),
     ],
 )
-def test_what_cant_be_submitted_is_told(
+def test_an_invalid_submission_is_reported(
     explorer: BusyExplorer, web: httpx2.Client, change: dict[str, Any], status: int, words: str
 ) -> None:
     answer = web.post("/wallet/submit", json={**FORM, "account": explorer.alice, **change})
@@ -620,7 +620,7 @@ def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2
     assert "can never be met" in answer.json()["detail"]
 
 
-def test_a_false_permit_is_refused_before_anybody_pays(
+def test_a_false_permit_is_refused_before_a_payment(
     explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
     body = {
@@ -667,7 +667,7 @@ def test_bodies_have_an_end(web: httpx2.Client) -> None:
 # -- live
 
 
-def test_the_stream_tells_of_changes(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_the_stream_reports_changes(explorer: BusyExplorer, web: httpx2.Client) -> None:
     change = int(re.search(r'data-change="(\d+)"', web.get("/").text)[1])  # type: ignore[index]
     with web.stream("GET", "/live", params={"since": change}) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")

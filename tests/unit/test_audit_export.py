@@ -137,7 +137,7 @@ def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> 
         assert entry == {"rows": raw.count(b"\n"), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
-def test_statements_stand_in_the_table(original: Path, grid: RecordedGrid) -> None:
+def test_statements_are_in_the_table(original: Path, grid: RecordedGrid) -> None:
     with (original / "statements.csv").open() as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -314,7 +314,7 @@ async def test_a_forged_manifest_is_found_by_the_chain(
     assert found in codes(await against_chain(node, folder))
 
 
-async def test_a_longer_range_than_the_chain_is_told(node: Any, folder: Path) -> None:
+async def test_a_longer_range_than_the_chain_is_reported(node: Any, folder: Path) -> None:
     seal(folder, last_block=node.last + 5)
     with pytest.raises(EndpointError, match="does not have block"):
         await against_chain(node, folder)

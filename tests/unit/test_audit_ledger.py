@@ -136,7 +136,7 @@ def test_a_carry_is_neither_payment_nor_refund(ledger: Ledger, jobs: Mapping[str
     assert (lost.retries_left, heir.retries_left) == (2, 1)
 
 
-def test_statements_tell_each_movement(
+def test_statements_show_each_movement(
     grid: RecordedGrid, ledger: Ledger, jobs: Mapping[str, int]
 ) -> None:
     alice = to_checksum_address(grid.alice)
@@ -182,7 +182,7 @@ def test_events_of_other_contracts_are_passed_over(grid: RecordedGrid, ledger: L
     assert grid.ledger([*grid.events, *alien]).totals == ledger.totals
 
 
-def test_a_missing_block_time_is_told(grid: RecordedGrid) -> None:
+def test_a_missing_block_time_is_reported(grid: RecordedGrid) -> None:
     with pytest.raises(AuditError, match=r"time of block \d+ is missing"):
         Ledger.replay(grid.events, grid.deployment, {})
 
@@ -271,7 +271,7 @@ class TestPayments:
         assert kinds == [MovementKind.ESCROW, MovementKind.TOP_UP, MovementKind.REFUND]
         assert ledger.statement(grid.stranger) == []
 
-    def test_a_claimed_job_with_retries_goes_on(
+    def test_a_claimed_job_with_retries_continues(
         self, ledger: Ledger, jobs: Mapping[str, int]
     ) -> None:
         given_up, heir = ledger.jobs[jobs["given up"]], ledger.jobs[jobs["heir"]]

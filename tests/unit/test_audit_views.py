@@ -247,7 +247,7 @@ class TestExceptions:
         assert f"ran {over} s past its {TERMS['timeLimit']} s" in found[spent.id].message
         assert found[spent.id].severity is Severity.NOTICE
 
-    def test_a_run_that_goes_on_past_its_allotment(self, told: Told) -> None:
+    def test_a_run_that_continues_past_its_allotment(self, told: Told) -> None:
         running = told.job("until_spent")
         late = running.started_at + running.allotment + 1
 
@@ -276,7 +276,7 @@ class TestExceptions:
         assert f"its escrow moved to job {told.jobs['successor']}" in lost.message
         assert lost.account == told.job("lost").provider
 
-    def test_who_took_a_job_itself_is_told_by_the_sender(self, told: Told) -> None:
+    def test_self_scheduling_is_found_by_the_sender(self, told: Told) -> None:
         row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
         assert f"waited {TIMES['pendingTimeout']} s" in row.message
         rows = told.ledger.exceptions
@@ -286,7 +286,7 @@ class TestExceptions:
         assert own.message.endswith("its provider took it itself")
         assert name_self_scheduled(rows, {row.tx_hash: told.grid.admin}) == rows
 
-    async def test_the_sender_is_asked_of_the_node_once(self, told: Told) -> None:
+    async def test_the_sender_is_read_from_the_node_once(self, told: Told) -> None:
         row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
         asked: list[str] = []
 
@@ -434,7 +434,7 @@ class TestStatement:
         assert not closing_check(told.ledger, whole, whole.closing + 1).ok
 
 
-def test_status_names_stand_in_bills(told: Told) -> None:
+def test_status_names_are_in_bills(told: Told) -> None:
     assert recompute_bill(told.job("spent")).status is JobStatus.OUT_OF_CREDITS
 
 

@@ -80,14 +80,14 @@ async def ask(w3: Any) -> list[Any]:
         )
 
 
-async def test_what_is_asked_at_once_is_one_request(w3: Any, endpoint: Endpoint) -> None:
+async def test_concurrent_calls_are_one_request(w3: Any, endpoint: Endpoint) -> None:
     assert await ask(w3) == ["a", ["b", "c"], ["d", "e"]]
     assert sizes(endpoint) == [5]
     await several(w3, "f", "g")  # nobody asked for merging
     assert sizes(endpoint) == [5, 1, 1]
 
 
-async def test_a_refusal_is_asked_again_alone(w3: Any, endpoint: Endpoint) -> None:
+async def test_a_rejected_call_is_retried_alone(w3: Any, endpoint: Endpoint) -> None:
     endpoint.refused = {"d"}
     assert await ask(w3) == ["a", ["b", "c"], ["refused", "e"]]
     assert sizes(endpoint) == [5, 1]
@@ -112,7 +112,7 @@ async def test_no_more_than_the_endpoint_takes_and_no_reader_is_cut(
     assert sorted(sizes(endpoint)) == [1, 2, 2]
 
 
-async def test_a_reader_that_is_cancelled_holds_nobody_up(w3: Any, endpoint: Endpoint) -> None:
+async def test_a_cancelled_reader_delays_no_other(w3: Any, endpoint: Endpoint) -> None:
     with merged(w3):
         first, second = (asyncio.ensure_future(one(w3, each)) for each in "ab")
         await asyncio.sleep(0)

@@ -237,7 +237,7 @@ def test_amounts_prices_and_labels() -> None:
             label(text)
 
 
-def test_nothing_shows_a_traceback_unless_asked(
+def test_nothing_shows_a_traceback_unless_requested(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(**_options: object) -> None:
@@ -253,7 +253,7 @@ def test_nothing_shows_a_traceback_unless_asked(
 
 
 @pytest.mark.parametrize("gasless", [False, True])
-async def test_who_interrupts_a_command_is_told_what_is_on_its_way(
+async def test_an_interrupted_command_reports_what_was_sent(
     monkeypatch: pytest.MonkeyPatch, gasless: bool
 ) -> None:
     lines: list[str] = []

@@ -41,7 +41,7 @@ def printer(style: Format) -> tuple[Printer, io.StringIO, io.StringIO]:
     return Printer(style, out=out, err=err), out, err
 
 
-def test_json_amounts_are_integer_strings_beside_a_decimal() -> None:
+def test_json_amounts_are_integer_strings_with_a_decimal_field() -> None:
     to, out, err = printer(Format.JSON)
     to.rows(COLUMNS, [ROW, NOTHING])
     first, second = json.loads(out.getvalue())
@@ -194,7 +194,7 @@ def test_durations_as_slurm_writes_them(text: int, shown: str) -> None:
     assert for_people(Column("t", "t", Kind.SECONDS), text) == shown
 
 
-def test_table_of_nothing_says_so_beside_the_data() -> None:
+def test_an_empty_table_says_so_next_to_the_data() -> None:
     to, out, err = printer(Format.TABLE)
     to.rows(COLUMNS, [], empty="No jobs.")
     assert (out.getvalue(), err.getvalue()) == ("", "No jobs.\n")
@@ -250,11 +250,11 @@ def test_plain_writes_out_what_could_move_a_terminal(text: str, shown: str) -> N
     assert plain(text) == shown
 
 
-def test_plain_keeps_what_it_is_told_to() -> None:
+def test_plain_keeps_the_given_characters() -> None:
     assert plain("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
 
 
-async def test_several_jobs_are_waited_for_no_longer_than_was_said(
+async def test_waiting_for_several_jobs_keeps_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, left = [0.0], []  # type: tuple[list[float], list[float | None]]

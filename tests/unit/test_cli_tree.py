@@ -50,7 +50,7 @@ def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 TREE = dict(walk())
 
 
-def test_every_file_of_commands_stands_in_the_table() -> None:
+def test_every_file_of_commands_is_in_the_table() -> None:
     folder = Path(deepsquare_chain.cli.__file__).parent
     files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
     told = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
@@ -58,13 +58,13 @@ def test_every_file_of_commands_stands_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_group_is_told_as_its_module_tells_it(name: str) -> None:
+def test_a_group_has_the_help_of_its_module(name: str) -> None:
     module = import_module(f"deepsquare_chain.cli.{GROUPS[name].module}")
     assert GROUPS[name].help == module.app.info.help
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_is_told_as_its_function_tells_it(name: str) -> None:
+def test_a_command_has_the_help_of_its_function(name: str) -> None:
     assert TREE[(name,)].help.splitlines()[0] == COMMANDS[name].help
 
 
@@ -172,7 +172,7 @@ def test_no_help_loads_anything_heavy() -> None:
         (["--nonsense", "job"], ["--nonsense", "job"]),
     ],
 )
-def test_common_options_may_stand_before_the_verb(words: list[str], meant: list[str]) -> None:
+def test_common_options_may_precede_the_verb(words: list[str], meant: list[str]) -> None:
     assert behind_verb(words) == meant
 
 

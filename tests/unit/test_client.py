@@ -103,7 +103,7 @@ def test_a_bill_that_can_be_paid_to_the_wei_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("short", [{"balance": 9}, {"gas_balance": 4}, {"gas_balance": 0}])
-def test_a_bill_that_lacks_a_wei_is_refused_with_a_way_out(short: dict[str, int]) -> None:
+def test_a_bill_that_lacks_a_wei_is_refused_with_a_hint(short: dict[str, int]) -> None:
     with pytest.raises(InsufficientFundsError) as caught:
         bill(**short).check()
     assert caught.value.exit_code == 5
@@ -172,7 +172,7 @@ def lost_and_continued() -> list[Event]:
     ]
 
 
-def test_history_of_a_line_is_told_by_its_events() -> None:
+def test_history_of_a_chain_of_retries_follows_from_its_events() -> None:
     found = {1: History(1), 2: History(2)}
     replay(found, lost_and_continued())
     inherit(found)
@@ -267,7 +267,7 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [(record.id, record.status) for record in records]
 
 
-async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: History(number, exit_code=0) for number in ids}
 
@@ -299,7 +299,7 @@ async def test_watch_tells_of_a_job_that_stands_still(monkeypatch: pytest.Monkey
         EndpointError("HTTP status 403"),
     ],
 )
-async def test_watch_goes_on_while_the_endpoint_fails(
+async def test_watch_continues_while_the_endpoint_fails(
     monkeypatch: pytest.MonkeyPatch, error: EndpointError
 ) -> None:
     """Records and events alike; it is told once of each outage."""
@@ -408,7 +408,9 @@ async def test_an_allowance_that_another_folder_uses_up_is_given_again(
     assert done.count("pay") == lost + 1
 
 
-async def test_an_allowance_that_is_always_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_allowance_that_is_always_gone_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))
 
     async def pay() -> Any:

@@ -48,7 +48,7 @@ def test_what_has_not_started_takes_its_whole_time_from_now() -> None:
     assert starts_in([waiting, waiting]) == 100
 
 
-def test_jobs_of_others_take_no_room() -> None:
+def test_jobs_of_other_customers_use_no_quota() -> None:
     assert starts_in([held(450, provider=2), held(450, provider=2)]) == 0
 
 

@@ -55,7 +55,7 @@ async def fetch(chain: Any, root: Path, to: Path | None = None) -> list[Result]:
     return await job_results(chain, root, JOB, to)
 
 
-async def test_the_output_is_told_to_be_the_reported_one(
+async def test_the_output_is_compared_with_the_reported_digest(
     chain: Any, run: Path, tmp_path: Path
 ) -> None:
     found = await fetch(chain, tmp_path, tmp_path / "got")
@@ -88,7 +88,9 @@ async def test_without_a_report_nothing_is_claimed(chain: Any, run: Path, tmp_pa
     assert {each.on_chain for each in await fetch(chain, tmp_path)} == {None}
 
 
-async def test_a_run_that_goes_on_gives_nothing_yet(chain: Any, run: Path, tmp_path: Path) -> None:
+async def test_a_run_that_continues_gives_nothing_yet(
+    chain: Any, run: Path, tmp_path: Path
+) -> None:
     chain.status = JobStatus.RUNNING
     with pytest.raises(UsageError, match=f"Job {JOB} has not ended: it is RUNNING"):
         await fetch(chain, tmp_path)

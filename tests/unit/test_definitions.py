@@ -35,7 +35,7 @@ async def test_what_is_put_is_got(store: DefinitionStore) -> None:
     assert await store.get(key) == DATA
 
 
-async def test_a_definition_stands_under_its_digest_and_nothing_else_is_left(
+async def test_a_definition_is_stored_under_its_digest_and_nothing_else_remains(
     store: FolderDefinitionStore,
 ) -> None:
     await store.put(DATA)

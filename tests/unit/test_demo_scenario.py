@@ -52,7 +52,7 @@ def test_a_good_end_has_no_problems() -> None:
     assert judged(*good()) == []
 
 
-def test_every_bad_end_is_told() -> None:
+def test_every_bad_end_is_reported() -> None:
     jobs, histories = good()
     assert "never submitted" in problems([PART], [], jobs, histories)[0]
     jobs, histories = good()
@@ -84,7 +84,7 @@ def test_every_part_has_its_job_file(scenario_job: ScenarioJob) -> None:
 ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9)
 
 
-def test_board_without_a_terminal_tells_changes_once() -> None:
+def test_display_without_a_terminal_prints_changes_once() -> None:
     out = io.StringIO()
     with DemoDisplay(Console(file=out, width=200), "title") as board:
         board.show([ROW])

@@ -89,7 +89,7 @@ def test_a_key_that_others_can_read_is_refused(key_file: Path) -> None:
         load_result_key(key_file)
 
 
-def test_no_key_and_a_wrong_key_are_told_apart_from_altered_data(
+def test_no_key_and_a_wrong_key_are_distinguished_from_altered_data(
     tmp_path: Path, key_file: Path
 ) -> None:
     with pytest.raises(NotAuthorisedError, match="no key at"):
@@ -115,7 +115,7 @@ def test_a_full_disk_is_no_altered_file(key_file: Path) -> None:
         encrypt_file(io.BytesIO(b"x"), Full(), TO)
 
 
-def test_the_key_stands_with_the_wallet_unless_it_is_named(tmp_path: Path) -> None:
+def test_the_key_is_next_to_the_wallet_unless_its_path_is_given(tmp_path: Path) -> None:
     wallet = tmp_path / "alice.json"
     assert Settings(keystore=wallet).result_key_file == tmp_path / "alice.json.age-key"
     assert Settings(state_dir=tmp_path).result_key_file == tmp_path / "results.age-key"
@@ -293,7 +293,7 @@ def test_what_is_sent_again_is_shown_once(key_file: Path) -> None:
         (80, False, 0, 0),  # plain bytes are the same again, and it leaves alone what it has
     ],
 )
-def test_a_log_goes_on_where_the_gateway_is(
+def test_a_log_resumes_at_the_position_of_the_gateway(
     size: int, encrypted: bool, position: int, offset: int
 ) -> None:
     upload = Upload("key", 7, "handle", position=50, offset=100)

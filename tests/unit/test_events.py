@@ -170,7 +170,7 @@ def test_logs_of_web3_and_of_json_are_alike() -> None:
     assert decode_log(web3) == decode_log(raw) is not None
 
 
-def test_text_that_is_no_utf8_is_read_all_the_same() -> None:
+def test_text_that_is_not_utf8_is_read_anyway() -> None:
     raw = raw_log("LabelsChanged", (A, ["a=bc"]))
     raw["data"] = raw["data"].replace(b"a=bc".hex(), b"a=\xff\xfe".hex())
     found = decode_log(raw)

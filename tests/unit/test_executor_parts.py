@@ -140,7 +140,7 @@ def test_output_flows_while_it_is_written(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 5
 
 
-def test_who_reads_too_slowly_is_told_what_was_left_out(tmp_path: Path) -> None:
+def test_a_slow_reader_is_told_what_was_skipped(tmp_path: Path) -> None:
     path = tmp_path / "output"
     writer = OutputWriter(path, 1000)
     writer.take(b"a" * 300)
@@ -166,7 +166,7 @@ def test_full_disk_loses_output_and_nothing_else() -> None:
     writer.close()
 
 
-def test_what_a_full_disk_lost_is_told_in_its_place(
+def test_output_lost_by_a_full_disk_is_marked_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "output"
@@ -184,7 +184,7 @@ def test_what_a_full_disk_lost_is_told_in_its_place(
     assert read_kept(path, 0, 1000) == b"one \n[... 4 bytes left out ...]\nthree"
 
 
-def test_files_that_a_job_puts_beside_its_output_are_no_part_of_it(tmp_path: Path) -> None:
+def test_files_that_a_job_puts_next_to_its_output_are_not_part_of_it(tmp_path: Path) -> None:
     path = tmp_path / "output"
     OutputWriter(path, 1000).take(b"text")
     (tmp_path / "secret").write_text("private")

@@ -383,7 +383,7 @@ async def test_a_change_while_reading_is_noticed(
         {"address": 5},
     ],
 )
-async def test_logs_that_nobody_asked_for(
+async def test_logs_that_were_not_requested(
     chain: FakeChain, store: Store, book: Book, change: dict[str, Any]
 ) -> None:
     chain.mine([log(1)]).logs[0].update(change)

@@ -52,7 +52,7 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
     assert found == Forecast(1, 1, NOW + 100)
 
 
-def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
+def test_a_job_before_its_submission_has_a_place_and_a_start() -> None:
     small = waiting(2, cpus=8, time_limit=100)
     snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
     terms = Terms(10**18, 200, Resources(8, 1, 100, 0), 0, JobFlags.NONE, Objective.COST, "", "")
@@ -75,7 +75,7 @@ def test_a_job_that_is_not_submitted_yet_knows_its_place_and_start() -> None:
     )
 
 
-def test_it_tells_how_good_estimates_were() -> None:
+def test_it_reports_how_good_estimates_were() -> None:
     history = RunHistory()
     history.record(FinishedRun(address(10**6), 8, 0, 300, 100.0))
     found = prospect_of(Snapshot(NOW, [provider()], [WIDE], []), RULES, history, 1)

@@ -360,7 +360,7 @@ async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> No
         await client._ask("PUT", f"/v1/definitions/{'0' * 64}", content=b" " * 1_000_001)
 
 
-async def test_a_lost_or_altered_definition_is_told_from_a_gateway_that_is_down(
+async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that_is_down(
     world: World, make: Callable[..., World]
 ) -> None:
     [path] = [each for each in world.folder.rglob("*") if each.name == JOB.definition.hex()]
@@ -403,7 +403,7 @@ async def test_a_gateway_that_lies_is_found_out() -> None:
 # -- files
 
 
-async def test_an_upload_goes_on_where_it_was_cut_off(world: World) -> None:
+async def test_an_upload_continues_where_it_was_cut_off(world: World) -> None:
     host = world.client(HOST)
     assert (await host.size(7, "work/a")).size == 0  # type: ignore[union-attr]
     assert (await host.append(7, "work/a", 0, b"0123")).size == 4
@@ -647,7 +647,7 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(make: Callable[..., Wo
     await alice.share(7, STRANGER.address, 2_000)
 
 
-async def test_results_are_told_once_all_of_them_are_there(world: World) -> None:
+async def test_results_are_reported_once_all_of_them_are_there(world: World) -> None:
     host, alice = world.client(HOST), world.client(ALICE)
     listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
     assert await alice.results(7) is None

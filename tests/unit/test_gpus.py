@@ -67,7 +67,7 @@ def test_no_gpu_is_given_twice(
               "HIP_VISIBLE_DEVICES"}),
     ],
 )  # fmt: skip
-def test_each_driver_is_told_in_its_own_words(
+def test_each_driver_gets_its_own_variables(
     tmp_path: Path, files: list[str], names: set[str]
 ) -> None:
     for file in files:

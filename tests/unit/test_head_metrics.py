@@ -30,7 +30,7 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     assert metrics.value("head_age_seconds") == 1
 
 
-def test_a_node_that_lags_or_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_lags_or_stopped_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=1_000.0)
     monkeypatch.setattr(heads, "time", SimpleNamespace(time=lambda: clock.now))
     figures = HeadMetrics(Metrics("test"))

@@ -283,7 +283,7 @@ def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: L
         ("running", {"overrun", "unanswered-challenge"}),
     ],
 )
-def test_what_stands_open_is_the_audits_at_any_time(
+def test_open_conditions_equal_those_of_the_audit_at_any_time(
     grid: RecordedGrid, end: str, codes: set[str]
 ) -> None:
     """A run past its allotment, an idle claim, a challenge without an answer: from the tables."""

@@ -201,7 +201,7 @@ def test_what_is_private_is_hidden_below_folders_that_are_shown(tmp_path: Path) 
     assert "/elsewhere" not in said
 
 
-def test_only_a_newer_bubblewrap_is_told_to_forbid_user_namespaces() -> None:
+def test_only_a_newer_bubblewrap_forbids_user_namespaces() -> None:
     assert Sandbox("bwrap", (0, 8)).command(["x"]) == ["bwrap", "--disable-userns", "x"]
     assert Sandbox("bwrap", (0, 4)).command(["x"]) == ["bwrap", "x"]
 

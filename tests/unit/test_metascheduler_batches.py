@@ -152,7 +152,7 @@ async def test_nothing_to_do_sends_nothing() -> None:
     assert found.sender.sent == []
 
 
-async def test_what_was_left_out_rests_longer_each_time() -> None:
+async def test_skipped_jobs_have_a_longer_backoff_each_time() -> None:
     found = bench(FakeSender(skips={2}))
     assert await found.batches.requeue([1, 2], NOW) == 1
     assert found.counts == [("requeue", 1, 1)]
@@ -192,7 +192,7 @@ async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
     assert bool(found.sender.sent) is not rests
 
 
-async def test_a_dry_run_tells_once_what_it_would_do() -> None:
+async def test_a_dry_run_logs_once_what_it_would_do() -> None:
     batches = SchedulerBatches(
         None,
         FakeContract(),  # type: ignore[arg-type]

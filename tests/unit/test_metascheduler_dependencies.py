@@ -196,7 +196,7 @@ def test_conditions_read_as_they_were_written() -> None:
     assert Conditions().to_uses() == ""
 
 
-def test_no_label_is_asked_to_meet_a_condition() -> None:
+def test_no_label_has_to_meet_a_condition() -> None:
     assert matches(parse_uses("gpu=yes,deepsquare.afterok=7"), {"gpu": "yes"})
     assert not matches(parse_uses("gpu=yes,deepsquare.afterok=7"), {"deepsquare.afterok": "7"})
 

@@ -102,7 +102,7 @@ def test_unclaimed_jobs_go_back_after_the_timeout(since: int, back: bool) -> Non
     assert bool(to_requeue([assigned(since)], held(), MOMENT)) is back
 
 
-def test_claimed_jobs_go_back_where_nobody_will_start_them() -> None:
+def test_claimed_jobs_are_requeued_if_no_provider_will_start_them() -> None:
     fresh = claimed(NOW)
     assert to_requeue([fresh], held(), MOMENT) == []
     assert to_requeue([fresh], held(SILENT), MOMENT) == [fresh]

@@ -81,7 +81,7 @@ def test_a_run_is_what_was_billed(store: Store, state: SchedulerState) -> None:
 
 
 @pytest.mark.parametrize("after", [S.FINISHED, S.FAILED, S.OUT_OF_CREDITS])
-def test_ends_that_tell_how_long_a_job_runs(
+def test_ends_that_show_how_long_a_job_runs(
     store: Store, state: SchedulerState, after: JobStatus
 ) -> None:
     apply(store, state, 1, submitted(1, 1), *ended(1, 1, 5, after))
@@ -268,7 +268,7 @@ class TestSums:
         history = known(*[1 / 3 + n for n in range(20)])
         assert RunHistory.of_rows(history.rows()) == history
 
-    def test_copies_are_told_what_has_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_copies_learn_what_has_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(learning, "_MAX_CHANGES", 8)
         history = known(5.0)
         version = history.version

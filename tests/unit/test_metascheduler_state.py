@@ -240,7 +240,7 @@ class TestObserver:
         await look(observer)
         assert chain.scheduler.asked == [1, 2, 3]
 
-    async def test_jobs_without_their_event_hold_room_but_do_not_wait(
+    async def test_jobs_without_their_event_use_capacity_but_are_not_queued(
         self, store: Store, state: SchedulerState, chain: FakeContracts, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1))

@@ -137,7 +137,7 @@ def test_a_ceiling_cuts_both(fees: tuple[int, int], ceiling: int) -> None:
     assert cut.priority_fee <= max(cut.max_fee, 0)
 
 
-async def test_a_node_without_the_tips_method_is_asked_for_nothing_else(
+async def test_a_node_without_the_tip_method_gets_no_other_request(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     """web3's own property would warn on stderr, outside all logs."""

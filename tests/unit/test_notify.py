@@ -165,7 +165,7 @@ async def test_a_notification_on_the_desktop_is_an_argument_list(
     assert "Reason: &lt;b&gt;`id`&lt;/b&gt;\\x1b\n" in text
 
 
-async def test_a_machine_without_a_desktop_is_told_once(
+async def test_a_machine_without_a_desktop_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

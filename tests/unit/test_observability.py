@@ -154,7 +154,7 @@ def test_tracebacks_show_neither_secrets_nor_local_variables(fmt: str) -> None:
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])
-def test_standard_logging_goes_the_same_way(fmt: str) -> None:
+def test_standard_logging_uses_the_same_format(fmt: str) -> None:
     stream = io.StringIO()
     configure_logging("info", fmt, stream, service="test")
     logging.getLogger("some.library").warning("GET %s", "http://u:hunter2@node/")

@@ -104,7 +104,7 @@ def store() -> Iterator[Store]:
         yield found
 
 
-async def test_it_stands_still_only_after_a_while(quiet: FakeChain, clock: Clock) -> None:
+async def test_it_counts_as_idle_only_after_a_while(quiet: FakeChain, clock: Clock) -> None:
     assert await seconds_idle(quiet) == 0.0  # type: ignore[arg-type]
     clock.now += 2
     assert await seconds_idle(quiet) == 5.0  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
     assert not await next_block_counts(quiet)  # type: ignore[arg-type]
 
 
-async def test_people_are_told_at_once(quiet: FakeChain, clock: Clock) -> None:
+async def test_users_are_notified_at_once(quiet: FakeChain, clock: Clock) -> None:
     """A command has not seen it stand still: the age of the latest block tells."""
     clock.now = 1_005 + 3.0
     assert await mines_on_demand(quiet) is None  # type: ignore[arg-type]

@@ -450,7 +450,7 @@ class TestAdmission:
     def kinds(self, views, situation):
         return {v.job.id: type(action) for v, action in plan(views, situation)}
 
-    def test_claims_only_what_fits_beside_what_was_claimed(self):
+    def test_claims_only_what_fits_next_to_claimed_jobs(self):
         situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
         views = self.views(S.META_SCHEDULED, S.META_SCHEDULED, S.META_SCHEDULED)
         assert self.kinds(views, situation) == {1: ClaimAndStart, 2: ClaimAndStart, 3: Wait}
@@ -458,7 +458,7 @@ class TestAdmission:
         assert self.kinds(views, situation) == {1: Wait, 2: Start, 3: Submit}
 
     @pytest.mark.parametrize(("placed", "expected"), [(False, Wait), (True, ClaimAndStart)])
-    def test_a_start_on_its_way_takes_room_once(self, placed, expected):
+    def test_a_pending_start_uses_capacity_once(self, placed, expected):
         going = view(S.RUNNING, row(Phase.SUBMITTING), lookup=NOWHERE, placed=placed)
         new = self.views(S.META_SCHEDULED)
         situation = dataclasses.replace(LOCAL, free=Offer(3, 4096, 0))
@@ -474,7 +474,7 @@ class TestAdmission:
         assert self.kinds([large, small], situation) == {7: Wait, 1: ClaimAndStart}
 
     @pytest.mark.parametrize("status", [S.META_SCHEDULED, S.SCHEDULED])
-    def test_goes_back_when_there_is_no_room_for_long(self, status):
+    def test_is_requeued_when_no_capacity_is_free_for_long(self, status):
         full = dataclasses.replace(LOCAL, free=Offer(1, 4096, 0))
         assert isinstance(act(status, row(), full), Wait)
         late = dataclasses.replace(full, now=T0 + full.assignment_timeout)

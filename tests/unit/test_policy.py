@@ -65,7 +65,7 @@ def places(decided: Plan) -> dict[int, int]:
 
 
 class TestRoom:
-    def test_a_job_goes_where_there_is_room(self) -> None:
+    def test_a_job_goes_where_capacity_is_free(self) -> None:
         decided = decide([waiting(7)], [provider(3)])
         assert decided.by_provider() == {3: [7]}
         assert decided.decisions[0].rate == 1_000
@@ -79,12 +79,12 @@ class TestRoom:
     @pytest.mark.parametrize(
         "held", [{"cpus": 8}, {"mem_per_cpu": 8_000}, {"gpus": 2}], ids=["cpus", "memory", "gpus"]
     )
-    def test_each_kind_of_room_counts(self, held: dict[str, int]) -> None:
+    def test_each_kind_of_capacity_counts(self, held: dict[str, int]) -> None:
         wanted = waiting(2, gpus=1)
         assert places(decide([wanted], [provider()], [running(1, **held)])) == {}
         assert places(decide([wanted], [provider()])) == {2: 1}
 
-    def test_one_plan_never_gives_the_same_room_twice(self) -> None:
+    def test_one_plan_never_assigns_the_same_capacity_twice(self) -> None:
         decided = decide([waiting(n, cpus=3) for n in range(1, 6)], [provider(1), provider(2)])
         assert sorted(places(decided).values()) == [1, 1, 2, 2]
         assert decided.free == {1: Offer(2, 7_400, 2), 2: Offer(2, 7_400, 2)}
@@ -168,7 +168,7 @@ class TestReservation:
     big = waiting(1, cpus=8, queued_at=NOW - 1_000)
     held = running(9, cpus=4, time_limit=300)
 
-    def test_room_is_kept_from_the_end_of_what_runs(self) -> None:
+    def test_capacity_is_reserved_from_the_end_of_running_jobs(self) -> None:
         decided = decide([self.big], [provider()], [self.held], OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 300)]
         assert places(decided) == {}
@@ -179,7 +179,7 @@ class TestReservation:
         decided = decide([self.big, other], [provider()], [self.held], LATE)
         assert places(decided) == ({2: 1} if goes else {})
 
-    def test_the_way_to_the_start_counts(self) -> None:
+    def test_the_time_until_the_start_counts(self) -> None:
         rules = dataclasses.replace(LATE, start_margin=20)
         for limit, goes in ((280, True), (281, False)):
             other = waiting(2, time_limit=limit)
@@ -193,13 +193,13 @@ class TestReservation:
         decided = decide([five, *others], [provider()], held, LATE)
         assert places(decided) == {2: 1, 3: 1}
 
-    def test_room_is_there_once_enough_has_ended(self) -> None:
+    def test_capacity_is_free_once_enough_jobs_have_ended(self) -> None:
         held = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         decided = decide([six], [provider()], held, OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 300)]
 
-    def test_others_go_there_if_they_fit_beside(self) -> None:
+    def test_other_jobs_go_there_if_they_fit_next_to_the_reservation(self) -> None:
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
         # Two cpus are left beside the six; the third job would take of theirs.
@@ -213,7 +213,7 @@ class TestReservation:
         assert places(decided) == {2: 2}
         assert list(decided.reservations) == [1]
 
-    def test_the_first_room_is_kept(self) -> None:
+    def test_the_first_free_capacity_is_reserved(self) -> None:
         held = [self.held, running(8, 2, cpus=1, time_limit=100)]
         decided = decide([self.big], [provider(1), provider(2)], held, OVERDUE)
         assert kept(decided) == [(1, 2, NOW + 100)]
@@ -229,7 +229,7 @@ class TestReservation:
         decided = decide([self.big], [provider()], [held], OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 1)]
 
-    def test_a_job_that_can_run_nowhere_keeps_no_room(self) -> None:
+    def test_a_job_that_can_run_nowhere_reserves_no_capacity(self) -> None:
         hopeless = [
             waiting(1, cpus=99, queued_at=NOW - 9_000),
             waiting(2, escrow=1, queued_at=NOW - 8_000),
@@ -252,7 +252,7 @@ class TestReservation:
         assert [d.waiting.job.id for d in decided.decisions] == [3, 2]
         assert [each.job_id for each in decided.reservations.values()] == [1]
 
-    def test_the_first_without_room_hold_one_each_at_different_providers(self) -> None:
+    def test_the_first_without_capacity_have_reservations_at_different_providers(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
         held = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2)]
         rules = dataclasses.replace(PLAIN, reservations=4)
@@ -276,7 +276,7 @@ class TestObjective:
     @pytest.mark.parametrize(
         ("objective", "chosen"), [(Objective.COST, 1), (Objective.TIME, 2), (Objective.ENERGY, 3)]
     )
-    def test_objective_decides_among_those_with_room(
+    def test_objective_decides_among_providers_with_free_capacity(
         self, objective: Objective, chosen: int
     ) -> None:
         queue = [waiting(objective=objective)]
@@ -369,7 +369,7 @@ class TestObjective:
         queue = [waiting(objective=Objective.ENERGY)]
         assert places(decide(queue, [slow, fast])) == {1: 2}
 
-    def test_carbon_counts_where_all_tell_it(self) -> None:
+    def test_carbon_counts_if_all_providers_state_it(self) -> None:
         def grid(**more: str) -> list[ProviderView]:
             coal = {"energy.watts_per_cpu": "5", "energy.grams_per_kwh": "700"}
             water = {"energy.watts_per_cpu": "6", **more}
@@ -451,7 +451,7 @@ class TestCustomers:
         rules = dataclasses.replace(PLAIN, priorities={self.light: 2.0})
         assert self.first(rules) == 2
 
-    def test_an_overdue_job_goes_first_all_the_same(self) -> None:
+    def test_an_overdue_job_goes_first_anyway(self) -> None:
         rules = dataclasses.replace(LATE, fair_share=5.0, priorities={self.light: 100.0})
         assert self.first(rules, queued_at=NOW - 501) == 1
 
@@ -500,7 +500,7 @@ def test_a_budget_that_found_nothing_does_not_stop_larger_ones() -> None:
 
 
 class TestWishes:
-    def test_preferences_decide_in_order_and_exclude_nobody(self) -> None:
+    def test_preferences_decide_in_order_and_exclude_no_provider(self) -> None:
         grid = [
             provider(1, price=1, cpus=1),
             provider(2, price=100, cpus=1, labels={"region": "ch"}),

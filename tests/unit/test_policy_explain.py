@@ -53,7 +53,7 @@ def test_too_expensive_everywhere() -> None:
     assert explained.verdicts[0].text == "provider 1 costs 60 credits, more than the escrow"
 
 
-def test_nobody_has_the_label() -> None:
+def test_no_provider_has_the_label() -> None:
     explained = why(waiting(uses="gpu.model=h100"), [provider(1), provider(2)])
     assert "no provider of sufficient size has the labels 'gpu.model=h100'" in explained.text
 
@@ -95,7 +95,7 @@ def test_all_are_away() -> None:
     assert "is in maintenance" in why(waiting(), grid[:1]).text
 
 
-def test_the_nearest_miss_is_told() -> None:
+def test_the_nearest_miss_is_the_reason() -> None:
     grid = [provider(1, silent=True), provider(2, price=10**18), provider(3, cpus=1)]
     assert "too expensive" in why(waiting(cpus=2), grid).text
 
@@ -106,7 +106,7 @@ def test_a_provider_that_gave_it_back() -> None:
     assert chain_time(NOW + 60) in explained.text
 
 
-def test_waits_for_room() -> None:
+def test_waits_for_free_capacity() -> None:
     held = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
     explained = why(waiting(), [provider(1), provider(2)], held)
     assert explained.text == (
@@ -137,7 +137,7 @@ def test_many_providers_are_cut() -> None:
     assert "1 or 2 or 3 or 4 or 5 or 3 others" in why(waiting(), grid, held).text
 
 
-def test_room_kept_for_it_and_for_another() -> None:
+def test_capacity_reserved_for_it_and_for_another() -> None:
     big = waiting(1, cpus=8, queued_at=NOW - 500)
     small = waiting(2, time_limit=900)
     held = [running(9, cpus=4, time_limit=300)]
@@ -213,7 +213,7 @@ def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, wor
     assert words in order
 
 
-def test_the_first_without_free_capacity_know_their_reservation() -> None:
+def test_the_first_without_free_capacity_have_a_reservation() -> None:
     rules = dataclasses.replace(RULES, overdue_after=10**6, reservations=1)
     wait = waiting(1, cpus=8)
     snapshot = Snapshot(NOW, [provider()], [wait], [running(9, cpus=4, time_limit=300)])
@@ -224,7 +224,7 @@ def test_the_first_without_free_capacity_know_their_reservation() -> None:
     )
 
 
-def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
+def test_use_priority_and_the_limit_of_a_customer_are_explained() -> None:
     history = RunHistory()
     history.record(FinishedRun(address(7), 1, 0, 60, None, 3.0))
     history.record(FinishedRun(address(8), 1, 0, 60, None, 1.0))
@@ -242,7 +242,7 @@ def test_use_priority_and_the_limit_of_a_customer_are_told() -> None:
     )
 
 
-def test_an_overdue_job_behind_another_is_told_so() -> None:
+def test_an_overdue_job_behind_another_has_this_reason() -> None:
     worse = waiting(2, cpus=8, queued_at=NOW - 10**6)
     explained = why(waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse])
     assert "(it is overdue, but other jobs are longer overdue)" in explained.text

@@ -139,7 +139,7 @@ def test_equal_snapshots_give_equal_plans(
 
 @settings(max_examples=100)
 @given(snapshots(), rules())
-def test_nobody_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None:
+def test_no_provider_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None:
     decided = plan(snapshot, ruled)
     gone = {decision.waiting.job.id for decision in decided.decisions}
     after = [running(d.waiting.job.id, d.provider_id, rate=d.rate) for d in decided.decisions]

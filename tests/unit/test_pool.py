@@ -125,7 +125,7 @@ async def test_a_refusal_of_one_is_not_that_of_all(clock: Clock, nodes: list[Nod
     assert await ask(pool) == "b"
 
 
-async def test_rests_grow_with_failures(clock: Clock, nodes: list[Node]) -> None:
+async def test_cooldowns_grow_with_failures(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes[:2])
     first = pool.members[0]
     rests = []
@@ -138,7 +138,9 @@ async def test_rests_grow_with_failures(clock: Clock, nodes: list[Node]) -> None
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-async def test_where_all_rest_they_are_asked_all_the_same(clock: Clock, nodes: list[Node]) -> None:
+async def test_endpoints_are_used_although_all_are_in_cooldown(
+    clock: Clock, nodes: list[Node]
+) -> None:
     pool = await opened(nodes)
     for node in nodes:
         node.fail(f"ill ({node.place})")
@@ -156,7 +158,9 @@ async def test_reads_are_tried_again(clock: Clock, nodes: list[Node]) -> None:
     assert nodes[0].asked == ["eth_getLogs"] * 3
 
 
-async def test_who_is_busy_is_asked_again_when_it_says(clock: Clock, nodes: list[Node]) -> None:
+async def test_a_busy_endpoint_is_retried_after_its_retry_after(
+    clock: Clock, nodes: list[Node]
+) -> None:
     pool = await opened(nodes[:2], attempts=2)
     for node, seconds in zip(nodes, (30.0, 0.5), strict=False):
         node.fail()
@@ -252,7 +256,7 @@ async def test_all_that_is_left_is_behind(clock: Clock, nodes: list[Node]) -> No
     assert await ask(pool) == "b"
 
 
-async def test_the_wrong_chain_is_told_at_once(clock: Clock, nodes: list[Node]) -> None:
+async def test_the_wrong_chain_is_reported_at_once(clock: Clock, nodes: list[Node]) -> None:
     nodes[1].chain = 8
     with pytest.raises(WrongEndpointError, match=r"b:1/\.\.\. serves chain 8, not chain 7"):
         await opened(nodes)
@@ -317,7 +321,7 @@ async def test_a_chain_that_is_begun_anew_is_noticed_and_gets_nothing(
 
 
 @pytest.mark.parametrize("sign", ["a failure", "its head fell"])
-async def test_the_same_chain_goes_on(clock: Clock, nodes: list[Node], sign: str) -> None:
+async def test_the_same_chain_continues(clock: Clock, nodes: list[Node], sign: str) -> None:
     (node,) = nodes = nodes[:1]
     pool = await opened(nodes, landmark=10)
     if sign == "a failure":
@@ -368,7 +372,7 @@ async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
     assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId", "eth_getBlockByNumber"], [SEND])
 
 
-async def test_nobody_there_at_first(clock: Clock, nodes: list[Node]) -> None:
+async def test_no_endpoint_is_there_at_first(clock: Clock, nodes: list[Node]) -> None:
     for node in nodes:
         node.fail()
     with pytest.raises(TransientEndpointError, match="No endpoint answers"):

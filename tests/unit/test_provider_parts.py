@@ -152,7 +152,7 @@ class TestMaterials:
         assert "1 x 1 cpus" in found.reason
         assert (await cache.fetch(job())).state is DefinitionState.READY
 
-    async def test_what_was_missing_is_asked_for_again(self):
+    async def test_missing_data_is_requested_again(self):
         shelf = Shelf(NotFoundError("no"))
         cache = DefinitionCache(shelf)
         assert (await cache.fetch(job())).state is DefinitionState.MISSING
@@ -245,7 +245,7 @@ class TestBatches:
         }
         assert work.mined_at == 42
 
-    async def test_what_misses_the_block_goes_on_beside(self, counted):
+    async def test_a_transaction_that_misses_the_block_continues_in_the_background(self, counted):
         sender = FakeSender()
         work = self.make(sender, counted)
         late = sender.gates["finish job 2"] = asyncio.Event()
@@ -277,7 +277,7 @@ class TestBatches:
         await asyncio.sleep(0)
         assert (work.jobs, sender.cut) == (frozenset(), ["finish job 2"])
 
-    async def test_what_nobody_foresaw_is_raised(self, counted):
+    async def test_an_unexpected_error_is_raised(self, counted):
         work = self.make(FakeSender(error=ZeroDivisionError("!")), counted)
         with pytest.raises(ZeroDivisionError):
             await work.send([(view(1), model.Claim())])
@@ -562,7 +562,7 @@ class TestObserver:
         executor.queues = True  # what it has in its queue takes no room
         assert not (await self.look(observer)).placed
 
-    async def test_counts_answers_that_do_not_know_a_run(self, executor, table):
+    async def test_counts_responses_without_a_run(self, executor, table):
         observer = self.make(FakeScheduler(job()), executor, table)
         table.put(SUBMITTED)
         executor.statuses["h1"] = RunStatus(RunState.UNKNOWN)

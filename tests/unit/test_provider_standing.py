@@ -39,7 +39,7 @@ def test_an_approval_that_ran_out_or_soon_will() -> None:
     assert (found.text, found.hint) == ("for 5 more days", "Ask the approver to renew it soon.")
 
 
-def test_silence_free_prices_and_too_large_offers_are_told() -> None:
+def test_silence_free_prices_and_too_large_offers_are_reported() -> None:
     assert wrong(GOOD, silent=True) == ["challenges"]
     assert wrong(replace(GOOD, prices=Prices(0, 0, 0))) == ["prices"]
     assert wrong(replace(GOOD, offer=Offer(100_000, 1, 0))) == ["offer"]

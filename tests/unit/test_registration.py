@@ -67,7 +67,9 @@ def test_prices_within_bounds_are_rounded_down_to_the_wei() -> None:
         (Prices(0, 0, 0), ["CPU", "GPU", "MB"]),
     ],
 )
-def test_what_is_zeroed_or_changes_tenfold_is_told(wanted: Prices, words: list[str]) -> None:
+def test_a_price_that_becomes_zero_or_changes_tenfold_is_reported(
+    wanted: Prices, words: list[str]
+) -> None:
     found = list(price_changes(NOW, wanted))
     assert len(found) == len(words)
     for text, pattern in zip(found, words, strict=True):
@@ -92,7 +94,7 @@ def test_prices_that_look_like_another_unit() -> None:
     assert "pays 0.0000000000000036 credits" in price_example(Prices(1, 0, 0))
 
 
-def test_labels_that_are_lost_are_told_one_by_one() -> None:
+def test_labels_that_are_lost_are_reported_one_by_one() -> None:
     now = {"site": "here", "gpu.model": "a", "kept": "yes"}
     assert list(label_changes(now, {"site": "there", "kept": "yes", "new": "1"})) == [
         "The label gpu.model=a is removed.",

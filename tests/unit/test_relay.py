@@ -296,7 +296,7 @@ def test_a_wallets_nonces_are_given_out_once_and_come_back(store: Store) -> None
     assert [each.signed.request.nonce for each in store.open_requests()] == [5, 6, 7]
 
 
-def test_a_key_stands_for_one_request_with_effect(store: Store) -> None:
+def test_a_key_identifies_one_request_with_effect(store: Store) -> None:
     first = append(store, 0, "night")
     assert store.request_by_key("night") == first
     with pytest.raises(Exception, match="UNIQUE"):

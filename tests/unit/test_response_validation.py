@@ -55,7 +55,7 @@ UNUSED: dict[str, dict[str, Any]] = {
         ("eth_getLogs", LOG),
     ],
 )
-def test_what_nobody_reads_changes_nothing(method: str, result: dict[str, Any], kind: str) -> None:
+def test_unread_fields_change_nothing(method: str, result: dict[str, Any], kind: str) -> None:
     bent = result | UNUSED[kind]
     many = method == "eth_getLogs"
     found = checked(method, [bent] if many else bent)

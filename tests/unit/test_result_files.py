@@ -122,7 +122,7 @@ def test_folders_of_other_users_hide_no_run(
     assert closed_folder(root) == root / "closed"
 
 
-def test_an_output_that_became_a_link_is_named_and_the_rest_copied(
+def test_an_output_that_became_a_link_is_reported_and_the_rest_copied(
     run: Path, tmp_path: Path
 ) -> None:
     (run / "output").unlink()

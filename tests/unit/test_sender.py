@@ -306,7 +306,7 @@ async def test_a_refusal_frees_the_nonce(chain: FakeChain, store: Store, sender:
     assert [tx.nonce for tx in chain.mined()] == [0]
 
 
-async def test_an_error_for_what_was_taken_all_the_same(chain: FakeChain, sender: Sender) -> None:
+async def test_an_error_for_an_accepted_transaction(chain: FakeChain, sender: Sender) -> None:
     chain.automine = False
     chain.faults = [("lost", refusal("internal error", -32603))]
     task = asyncio.create_task(mining(chain))
@@ -336,7 +336,7 @@ async def test_what_no_node_takes_is_ended_by_a_known_transaction(
     assert states(store) == [TxState.CANCELLED]
 
 
-async def test_what_is_refused_in_unknown_words_is_told_in_time(
+async def test_a_rejection_with_an_unknown_message_is_reported_in_time(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     chain.faults = [refusal("the moon is full")] * 10_000
@@ -603,7 +603,9 @@ async def test_what_is_sent_together_asks_once(chain: FakeChain, store: Store) -
         each.cancel()
 
 
-async def test_a_slow_node_is_not_asked_by_each_in_turn(chain: FakeChain, store: Store) -> None:
+async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
+    chain: FakeChain, store: Store
+) -> None:
     """What was asked for counts from its answer on, however long that took."""
     sender = make(chain, store, poll_interval=0.5)
     asked = 0
@@ -638,7 +640,7 @@ async def test_who_waits_for_what(chain: FakeChain, store: Store, sender: Sender
     assert (sender.pending(), sender.unattended()) == ([], [])
 
 
-async def test_nobody_waits_for_what_failed_once_recorded(
+async def test_a_failure_after_recording_ends_the_wait(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     def refused_and_gone(_tx: Tx) -> None:
@@ -813,7 +815,7 @@ def foreign(chain: FakeChain, nonce: int, data: bytes = b"other") -> Tx:
     return tx
 
 
-async def test_one_who_sends_without_a_pause_starves_nobody(
+async def test_an_account_that_sends_without_a_pause_starves_no_other(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     """Another program has always one transaction ahead of the chain's nonce."""
@@ -892,7 +894,7 @@ async def test_what_another_program_called_is_kept(
     assert found.data == chain.mined()[0].data
 
 
-async def test_what_was_under_way_before_is_no_other_program(
+async def test_transactions_from_before_the_start_are_no_conflict(
     chain: FakeChain, store: Store
 ) -> None:
     """A restart with an empty folder: the transactions of the process before are mined now."""
@@ -990,7 +992,7 @@ async def test_outbidding_respects_the_ceiling(chain: FakeChain, store: Store) -
     await task
 
 
-async def test_a_refused_replacement_is_told(chain: FakeChain, sender: Sender) -> None:
+async def test_a_refused_replacement_is_reported(chain: FakeChain, sender: Sender) -> None:
     chain.automine = False
     task = asyncio.create_task(sender.send(call()))
     await until(lambda: chain.pool)
@@ -1005,7 +1007,7 @@ async def test_a_refused_replacement_is_told(chain: FakeChain, sender: Sender) -
     await task
 
 
-async def test_gas_that_runs_out_is_told_once(
+async def test_gas_that_runs_out_is_reported_once(
     chain: FakeChain, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = Metrics("x")
@@ -1060,7 +1062,7 @@ async def test_where_gas_is_free_a_stuck_transaction_is_sent_again_as_it_is(
     assert [len(entry.attempts) for entry in store.recent_entries()] == [1]
 
 
-async def test_other_work_goes_on_while_an_external_signer_is_asked(
+async def test_other_work_continues_while_an_external_signer_signs(
     chain: FakeChain, store: Store
 ) -> None:
     signer = SlowSigner()

@@ -282,9 +282,7 @@ def test_a_context_chosen_by_a_flag_wins_over_both_files(
     assert load(project, user).endpoint == "http://environment:1"
 
 
-def test_a_context_that_a_file_chooses_stands_right_above_that_file(
-    project: Path, user: Path
-) -> None:
+def test_a_context_chosen_by_a_file_ranks_just_above_that_file(project: Path, user: Path) -> None:
     write(user, f'context = "test"\nendpoint = "http://user:1"\n{CONTEXTS}')
     assert load(project, user).endpoint == "http://test:1"
     write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
@@ -294,7 +292,7 @@ def test_a_context_that_a_file_chooses_stands_right_above_that_file(
     assert load(project, user).endpoint == "http://main:1,http://main:2"
 
 
-def test_both_files_tell_of_one_context_and_the_project_wins(project: Path, user: Path) -> None:
+def test_both_files_define_one_context_and_the_project_wins(project: Path, user: Path) -> None:
     write(user, CONTEXTS)
     write(project / ".deepsquare.toml", '[contexts.test]\nendpoint = "http://own:1"')
     found = load(project, user, context="test")
@@ -331,7 +329,7 @@ def test_wrong_contexts_are_refused_by_name(
         load(project, user, context="main")
 
 
-def test_each_value_says_what_told_it(
+def test_each_value_has_its_source(
     project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(user, f"timeout = 7\n{CONTEXTS}")

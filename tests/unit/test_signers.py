@@ -92,7 +92,7 @@ def test_signatures_are_those_of_the_key(reference: Any) -> None:
         {"maxFeePerGas": 4 * 10**9},
     ],
 )
-def test_another_transaction_than_asked_for_is_refused(
+def test_another_transaction_than_requested_is_refused(
     reference: Any, change: dict[str, Any]
 ) -> None:
     signer, url = reference
@@ -132,7 +132,7 @@ def test_a_signer_of_several_accounts_needs_a_name(reference: Any) -> None:
         ExternalSigner(url, OTHER.address)
 
 
-def test_a_refusal_of_the_signer_is_told() -> None:
+def test_a_refusal_of_the_signer_is_reported() -> None:
     signer = ReferenceSigner(OWN, clef=True)
     with pytest.MonkeyPatch.context() as patch:
         real = httpx2.Client

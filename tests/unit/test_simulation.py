@@ -161,7 +161,7 @@ class TestBaselines:
         ]
         assert self.run(jobs, 8) == {1: 0, 2: 100, 3: 2, 4: 150}
 
-    def test_beside_the_reservation_longer_jobs_fit(self) -> None:
+    def test_longer_jobs_fit_next_to_the_reservation(self) -> None:
         jobs = [job(1, 0, 6, 100), job(2, 1, 7, 50), job(3, 2, 1, 900), job(4, 3, 1, 900)]
         assert self.run(jobs, 8) == {1: 0, 2: 100, 3: 2, 4: 150}
 

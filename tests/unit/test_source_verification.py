@@ -278,7 +278,7 @@ async def test_what_becomes_of_a_submission(
 
 @pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
 @pytest.mark.parametrize("fate", ["down", "broken"])
-async def test_a_verifier_that_fails_is_told(
+async def test_a_verifier_that_fails_is_reported(
     monkeypatch: pytest.MonkeyPatch, kind: str, fate: str
 ) -> None:
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1"):

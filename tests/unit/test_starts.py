@@ -58,7 +58,7 @@ async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: Lau
     assert starts.jobs == frozenset()
 
 
-async def test_a_slow_start_holds_nobody_up_and_its_job_is_left_alone(
+async def test_a_slow_start_delays_no_other_job_and_its_own_job_is_skipped(
     machine: Machine, starts: LaunchQueue
 ) -> None:
     machine.release(2)
@@ -91,7 +91,7 @@ async def test_only_a_few_at_a_time(machine: Machine, starts: LaunchQueue) -> No
         await starts.end()
 
 
-async def test_an_error_that_nobody_foresaw_is_the_next_cycles() -> None:
+async def test_an_unexpected_error_is_retried_by_the_next_cycle() -> None:
     async def breaks(_: View, __: Submit) -> bool:
         raise RuntimeError("broken")
 

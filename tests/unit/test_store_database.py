@@ -248,7 +248,7 @@ def test_cursors() -> None:
         assert store.recent_blocks("b") == []
 
 
-def test_a_full_disk_is_told(path: Path) -> None:
+def test_a_full_disk_is_reported(path: Path) -> None:
     def fill(store: Store) -> None:
         with store.begin() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
@@ -263,7 +263,7 @@ def test_a_full_disk_is_told(path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["two files", "one store", "memory"])
-async def test_a_wallets_lock_is_had_by_one_at_a_time(tmp_path: Path, where: str) -> None:
+async def test_a_wallets_lock_has_one_holder_at_a_time(tmp_path: Path, where: str) -> None:
     """Two programs, two tasks of one program, and a store without a file."""
     path = None if where == "memory" else tmp_path / "wallet.db"
     first = Store.open(path, chain_id=1, contract="0x1", account="0x2")

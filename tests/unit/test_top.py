@@ -96,7 +96,7 @@ def screen_text(app: TopApp) -> list[str]:
     ]
 
 
-async def test_everything_stands_in_80_columns() -> None:
+async def test_everything_fits_in_80_columns() -> None:
     world = World()
     app = world.app()
     async with app.run_test(size=SIZE) as pilot:

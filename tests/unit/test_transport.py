@@ -74,7 +74,7 @@ def test_loopback_never_does(host: str, monkeypatch: pytest.MonkeyPatch) -> None
         (" , ", False),
     ],
 )
-def test_exceptions_are_asked_without_it(
+def test_exempt_hosts_are_reached_without_the_proxy(
     exceptions: str, excepted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", PROXY)
@@ -178,7 +178,7 @@ def refused(message: str) -> ssl.SSLCertVerificationError:
     return error
 
 
-def test_reasons_are_said_in_words_however_deep_they_stand() -> None:
+def test_reasons_are_described_in_words_at_any_depth() -> None:
     for message in ("self-signed certificate", "certificate has expired"):
         outer = OSError(1, "operation not permitted")
         outer.__cause__ = refused(message)

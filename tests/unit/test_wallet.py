@@ -140,7 +140,7 @@ def test_password_files_that_can_not_be_read(wallet: Path) -> None:
         load_account(wallet, wallet.parent)
 
 
-def test_without_a_terminal_nobody_is_asked(wallet: Path) -> None:
+def test_without_a_terminal_there_is_no_prompt(wallet: Path) -> None:
     with pytest.raises(NotAuthorisedError, match="no terminal") as error:
         load_account(wallet)
     assert PASSWORD_FILE_VARIABLE in error.value.hint

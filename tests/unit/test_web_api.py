@@ -279,7 +279,7 @@ class Broken:
         (StoreError("The database secret failed"), 503),
     ],
 )
-async def test_a_failure_tells_nothing(error: Exception, status: int) -> None:
+async def test_a_failure_reveals_nothing(error: Exception, status: int) -> None:
     async with client(Broken(error)) as ask:
         answer = await ask.get("/jobs")
     assert answer.status_code == status
@@ -300,7 +300,7 @@ async def test_a_failure_tells_nothing(error: Exception, status: int) -> None:
     ),
 )
 @example(path="/blocks/{block}", inside="\x00\x1f\x7f/%?#\ud7ff", query={})
-async def test_nothing_that_is_asked_breaks_it(
+async def test_no_request_breaks_it(
     whole: Indexed, path: str, inside: str, query: dict[str, str]
 ) -> None:
     # Every character reaches the server, also those that no URL holds as they are.
@@ -314,7 +314,7 @@ async def test_nothing_that_is_asked_breaks_it(
 # -- limits
 
 
-async def test_too_many_requests_are_told_when_to_come_back(whole: Indexed) -> None:
+async def test_too_many_requests_get_a_retry_after(whole: Indexed) -> None:
     async with client(whole.index, rate=0.01, burst=3) as ask:
         answers = [await ask.get("/status") for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]

@@ -154,7 +154,7 @@ def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (point.split() for point in points)]
 
 
-def test_layers_stand_on_each_other_in_steps() -> None:
+def test_layers_are_stacked_in_steps() -> None:
     chart = charts.layers(
         "two", [0, 10, 20], [charts.Series("a", "a", [1, 2, 2]), charts.Series("b", "b", [0, 2, 8])]
     )
@@ -195,7 +195,7 @@ def test_a_strip_leaves_nothing_out() -> None:
     assert charts.strip([]) == ()
 
 
-def test_drawings_are_wellformed_with_texts_beside() -> None:
+def test_drawings_are_wellformed_and_have_texts() -> None:
     evil = '<script>"&'
     chart = charts.lines(evil, [0, 5], [charts.Series(evil, "line", [1, 2])])
     template = environment().from_string(
@@ -321,7 +321,7 @@ def test_interim_payments_are_not_accrued_again() -> None:
     assert (found.seconds, found.collected_seconds, found.ok) == (25, 15, True)
 
 
-def test_flags_are_told_in_words() -> None:
+def test_flags_are_described_in_words() -> None:
     assert views.flags_in_words(JobFlags.NONE) == ()
     assert views.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
         "its provider may collect interim payments while it runs",
@@ -388,7 +388,7 @@ def test_charts_of_an_empty_grid_are_drawn() -> None:
     assert views.ends_chart(points).summary.endswith("0 jobs so far.")
 
 
-def test_the_busiest_provider_stands_first() -> None:
+def test_the_busiest_provider_comes_first() -> None:
     def use(account: str, used: int) -> Utilisation:
         return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
 
@@ -514,7 +514,7 @@ def test_options_of_the_form_are_flags() -> None:
         assert read_form({**FORM, "uses": "", "until_spent": off}).terms().flags == JobFlags.NONE
 
 
-def test_a_whole_file_stands_for_the_form() -> None:
+def test_a_whole_file_replaces_the_form() -> None:
     text = 'name: f\ncredits: "1"\ntimeLimit: 5m\nresources: {memPerCpu: 9}\nsteps: [{run: {command: x}}]'
     assert read_form({**FORM, "file": text}).name == "f"
 
@@ -530,7 +530,7 @@ def test_a_whole_file_stands_for_the_form() -> None:
         ({"name": "n" * 100}, "Name"),
     ],
 )
-def test_mistakes_are_told_in_words_of_the_form(change: dict[str, str], words: str) -> None:
+def test_mistakes_are_reported_in_terms_of_the_form(change: dict[str, str], words: str) -> None:
     with pytest.raises(JobFileError) as caught:
         read_form({**FORM, **change})
     assert words in caught.value.message
@@ -704,7 +704,7 @@ def provider(**labels: str) -> ProviderRow:
     )
 
 
-def test_load_stands_against_the_offer() -> None:
+def test_load_is_shown_against_the_offer() -> None:
     told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
     assert told == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 

@@ -63,7 +63,7 @@ async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception
     return lines
 
 
-async def test_a_cause_is_told_once_whatever_its_numbers_say(
+async def test_a_cause_is_reported_once_whatever_its_numbers_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = await told(
@@ -76,7 +76,7 @@ async def test_a_cause_is_told_once_whatever_its_numbers_say(
     assert lines == ["waits for 1 s", "too expensive", "waits for 9 s"]
 
 
-async def test_neither_a_failing_look_nor_an_unknown_reason_is_told(
+async def test_neither_a_failed_read_nor_an_unknown_reason_is_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = await told(

@@ -290,7 +290,7 @@ def test_a_definition_may_not_grow_over_the_limit() -> None:
     assert "defines more than 1,000,000 bytes" in refused(text)
 
 
-def test_many_problems_are_told_at_once_but_not_all() -> None:
+def test_many_problems_are_reported_at_once_but_not_all() -> None:
     message = refused(SMALL + b"\n".join(b"zz%d: 1" % n for n in range(9)))
     assert message.count("is an unknown key") == 5
     assert message.endswith("... and 4 more")

@@ -377,7 +377,7 @@ def test_older_keys_are_converted() -> None:
     )
 
 
-def test_the_schema_for_editors_knows_every_key() -> None:
+def test_the_schema_for_editors_has_every_key() -> None:
     found = job_file_schema()
     assert set(found["required"]) == {"resources", "steps"}
     assert set(found["properties"]) >= {"credits", "virtualNetworks", "inputMode", "requirements"}

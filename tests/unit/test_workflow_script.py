@@ -94,7 +94,7 @@ def test_the_grid_wins_over_the_job(tmp_path: Path) -> None:
     assert done.stdout == b"grid\n"
 
 
-def test_resources_are_told_to_the_job(tmp_path: Path) -> None:
+def test_resources_are_passed_to_the_job(tmp_path: Path) -> None:
     names = ("TASKS", "CPUS_PER_TASK", "MEM_PER_CPU", "GPUS")
     command = "echo " + " ".join(f"$DEEPSQUARE_{name}" for name in names)
     assert run(definition(command), tmp_path).stdout == b"2 3 64 1\n"
