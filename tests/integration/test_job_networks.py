@@ -19,6 +19,7 @@ import pytest
 
 from deepsquare_chain.executors.base import Executor, ExecutorContext, RunSpec, RunState
 from deepsquare_chain.executors.local import create
+from deepsquare_chain.executors.sandbox import SandboxOptions, bubblewrap_arguments
 from deepsquare_chain.job import Offer
 from deepsquare_chain.provider.abilities import probe_abilities
 from deepsquare_chain.workflow import ExecutionSite, parse_job_file, render_script
@@ -110,6 +111,42 @@ steps:
     assert same == user
     assert "Operation not permitted" in refused
     assert code == 5
+
+
+def test_root_of_a_namespace_changes_nothing_of_the_machine(tmp_path: Path) -> None:
+    for name in ("shown/state", "work", "temporary"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "shown/state/key").write_text("secret")
+    (tmp_path / "script").write_text(
+        f"""\
+try() {{ if "$@" 2>/dev/null; then echo "it can: $*"; fi; }}
+cd {tmp_path}/shown; ls; mkdir /tmp/other
+try umount state
+try mount --bind . /tmp/other
+try mount --rbind . /tmp/other; cat state/key /tmp/other/state/key 2>/dev/null
+try mount -o remount,rw,bind /usr
+try mount -t proc proc /tmp/other
+try umount /proc/sys
+try mknod /tmp/disk b 8 0
+for file in kernel/core_pattern net/core/netdev_max_backlog; do try cp /dev/null /proc/sys/$file; done
+echo end
+"""
+    )
+    arguments = bubblewrap_arguments(
+        SandboxOptions(namespaces=True, network=True, readable=(tmp_path / "shown",)),
+        work=str(tmp_path / "work"),
+        temporary=str(tmp_path / "temporary"),
+        script=str(tmp_path / "script"),
+        private=(tmp_path / "shown/state",),
+        is_root=os.geteuid() == 0,
+    )
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "bash", "/run/job/script"]
+    done = subprocess.run(["bwrap", *arguments, *enter], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "state",
+        "it can: mount --rbind . /tmp/other",
+        "end",
+    ]
 
 
 @contextmanager
