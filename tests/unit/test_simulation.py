@@ -362,6 +362,7 @@ class TestCommand:
             (["--load", "0"], "a load above 0 and at most 3, such as 0.9"),
             (["--load", "nan"], "a load above 0 and at most 3, such as 0.9"),
             (["--block", "-1"], "seconds from 0 to 600, such as 2"),
+            (["--patience", "101"], "a part of the limit from 0 to 100"),
             (["--want", "speed"], "is none of MIXED, COST, TIME, ENERGY"),
             (["--seeds", "0"], "is not a whole number from 1 to 1000, such as 6"),
         ],
