@@ -23,6 +23,9 @@ of the largest provider. The cost of the work is price / speed, 1 / speed or wat
 objective, times the expected number of tries given the provider's recent faults. The weight w sets
 how far costs must differ to outweigh a better fit (`Rules.weights`).
 
+**Hold.** At first, a job with the objective ENERGY accepts only providers with nearly the lowest
+energy for its work (`Rules.energy_hold`). Jobs with the objective TIME leave these to others.
+
 Sources: smallest area first with a threshold: Carastan-Santos et al., CCGrid 2019; EASY
 backfilling: Lifka, JSSPP 1995; dominant share: Ghodsi et al., NSDI 2011. The index of the order,
 which is the weight of a job's slowdown over its expected work, is our own.
