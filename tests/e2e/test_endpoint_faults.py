@@ -129,7 +129,7 @@ async def test_a_deeply_nested_response_crashes_nothing(node: Node):
         )
         out, _ = await child.communicate()
     assert child.returncode == 0
-    assert b"gave no JSON" in out
+    assert b"that is not JSON" in out
 
 
 # --------------------------------------------------------------------------- a whole grid
