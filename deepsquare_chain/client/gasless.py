@@ -399,7 +399,7 @@ class RelayedSender:
         if answer.state in {"executed", "failed"}:
             return (
                 f"the relay reports that {answer.transaction} executed it, but this endpoint "
-                "does not know it"
+                "does not have it"
             )
         return f"the relay reports that it is {answer.state} {answer.transaction}".strip()
 
