@@ -293,12 +293,12 @@ class AnomalyRules:
 
     def _transferred(self, event: ev.Transfer, payers: set[str]) -> None:
         amount = credit_count(event.amount)
+        verb = "was" if event.amount == CREDIT else "were"
         if event.sender == ZERO_ADDRESS:
-            verb = "was" if event.amount == CREDIT else "were"
             message = f"{amount} {verb} minted for {event.recipient}"
             self._note(Code.MINT, message, event.recipient)
         if event.recipient == self._scheduler and event.sender not in payers:
-            message = f"{amount} were sent to the scheduler without a job; they can't be recovered"
+            message = f"{amount} {verb} sent to the scheduler without a job; they can't be recovered"
             self._note(Code.GIFT, message, event.sender)
 
     def _administrative(self, event: ev.Event) -> None:

@@ -259,7 +259,7 @@ def read_argument(parameter: Abi, text: str) -> Any:
     except (ValueError, TypeError, UsageError, RecursionError) as error:
         detail = getattr(error, "message", "") or str(error)
         raise UsageError(
-            f"{name} is no {kind}: {detail[:200]}",
+            f"{name} is not a valid {kind}: {detail[:200]}",
             hint="Numbers are decimal or 0x-hexadecimal; lists and structs are JSON lists.",
         ) from None
 

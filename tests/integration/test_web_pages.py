@@ -160,7 +160,7 @@ def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
         ("/jobs?from=2026-11-27&to=2026-11-20", 400, "No time lies"),
         ("/providers?sort=colour", 400, "not a sort key of providers"),
         ("/accounts/0x" + "12" * 20 + "?kind=gift", 400, "is not a kind of movement"),
-        ("/?range=century", 400, "is no range"),
+        ("/?range=century", 400, "is not a range"),
         ("/accounts/0x12", 400, "is not a valid address"),
         ("/accounts/<script>alert(1)", 400, "&lt;script&gt;"),
         ("/providers/77", 404, "There is no provider"),

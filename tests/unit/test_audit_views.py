@@ -329,7 +329,7 @@ class TestExceptions:
         said = {row.code: row.message for row in told.ledger.exceptions}
         assert said[Code.FEE] == "the fee became 700 basis points"
         assert said[Code.BAN].endswith("was banned: enough")
-        assert "were sent to the scheduler without a job" in said[Code.GIFT]
+        assert "sent to the scheduler without a job" in said[Code.GIFT]
         # What pays for a job is no gift.
         assert [row.code for row in told.ledger.exceptions].count(Code.GIFT) == 1
         assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)

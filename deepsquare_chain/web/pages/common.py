@@ -91,5 +91,5 @@ def range_of(request: Request, first: str = "all") -> tuple[str, int]:
     """
     name = request.query_params.get("range", first)
     if name not in RANGES:
-        raise UsageError(f"{name[:40]!r} is no range", hint=f"There are {', '.join(RANGES)}.")
+        raise UsageError(f"{name[:40]!r} is not a range", hint=f"There are {', '.join(RANGES)}.")
     return name, RANGES[name]
