@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ import psutil
 
 from deepsquare_chain.chain.bindings.deployment import Timeouts
 from deepsquare_chain.chain.bindings.event_types import Event, JobSubmitted, JobTransition
+from deepsquare_chain.chain.bindings.reverts import InvalidTransition
 from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
@@ -132,7 +134,9 @@ class Customers:
             job_ids = [job.id for job in live if job.customer == account.address]
             if job_ids:
                 call = self.grid.contracts.scheduler.cancel(job_ids)
-                await patiently(lambda a=account, c=call: self.grid.send(a, c))
+                # After a reorganisation an earlier cancel may be sent again before this one.
+                with contextlib.suppress(InvalidTransition):
+                    await patiently(lambda a=account, c=call: self.grid.send(a, c))
 
     async def live_jobs(self) -> list[Job]:
         """Return the jobs that have not ended."""
