@@ -32,6 +32,7 @@ PACKAGE: Final = "lighthouse@12.8.2"
 CATEGORIES: Final = ("performance", "accessibility", "best-practices", "seo")
 DEVICES: Final = ("desktop", "phone")
 _SECONDS: Final = 240
+_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,21 @@ def measure(command: Sequence[str], url: str, device: str) -> dict[str, Any]:
         "--chrome-flags=--headless=new --no-sandbox --disable-gpu",
         *(["--preset=desktop"] if device == "desktop" else []),
     ]
-    process = subprocess.run(
-        command_line,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        env={**os.environ, "CHROME_PATH": browser},
-        check=False,
-    )
-    try:
-        report: dict[str, Any] = json.loads(process.stdout)
-    except ValueError:
-        raise SystemExit(f"Lighthouse failed on {url}:\n{process.stderr[-2_000:]}") from None
+    env = {**os.environ, "CHROME_PATH": browser}
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        process = subprocess.run(
+            command_line, capture_output=True, text=True, timeout=_SECONDS, env=env, check=False
+        )
+        try:
+            report: dict[str, Any] = json.loads(process.stdout)
+        except ValueError:
+            # Chromium sometimes records no trace (NO_NAVSTART); Lighthouse asks to run it again.
+            if not attempts_left:
+                raise SystemExit(
+                    f"Lighthouse failed on {url}:\n{process.stderr[-2_000:]}"
+                ) from None
+        else:
+            break
     return report
 
 
