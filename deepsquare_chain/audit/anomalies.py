@@ -298,7 +298,9 @@ class AnomalyRules:
             message = f"{amount} {verb} minted for {event.recipient}"
             self._note(Code.MINT, message, event.recipient)
         if event.recipient == self._scheduler and event.sender not in payers:
-            message = f"{amount} {verb} sent to the scheduler without a job; they can't be recovered"
+            message = (
+                f"{amount} {verb} sent to the scheduler without a job; they can't be recovered"
+            )
             self._note(Code.GIFT, message, event.sender)
 
     def _administrative(self, event: ev.Event) -> None:
