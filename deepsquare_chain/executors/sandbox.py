@@ -240,7 +240,7 @@ def bubblewrap_arguments(
         arguments += _bound("--ro-bind-try", [*_NIXOS, *hardware])
         arguments += ["--ro-bind", str(etc), "/etc"]
     arguments += ["--proc", "/proc"]
-    if etc is None or os.geteuid() == 0:
+    if etc is None or is_root:
         arguments += _bound("--ro-bind-try", [f"/proc/{name}" for name in _PROC])
     if options.namespaces and not (options.network and is_root):
         # Root could change the settings of the machine's network.

@@ -22,6 +22,7 @@ from typing import Final
 from eth_account.messages import encode_defunct
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339, seconds_of
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.records import GatewayRecords, JobSpace
@@ -30,8 +31,6 @@ from deepsquare_chain.observability.serving import RateLimit, RequestRefusedErro
 from deepsquare_chain.store.gateway_client import contract_resource, is_file_name, jobs_resource
 
 # -- limits and quotas of a gateway
-
-DAY: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)

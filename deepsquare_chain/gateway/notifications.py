@@ -17,6 +17,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Column, Integer, String, Table, Text, delete, func, insert, select
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.notification import (
     MAX_TARGETS,
@@ -33,11 +34,10 @@ from deepsquare_chain.store.database import Database, Store, metadata
 from deepsquare_chain.store.gateway_client import MAX_REGISTERED_DEFINITIONS
 from deepsquare_chain.store.notifications import Delivery, NotificationTables
 
-_DAY: Final = 86_400
 #: Maximum definitions of one customer.
 _MAX_REGISTERED: Final = 10_000
 #: Seconds after which registered recipients are removed: longer than a job can take.
-_KEEP_RECIPIENTS: Final = 400 * _DAY
+_KEEP_RECIPIENTS: Final = 400 * DAY
 _MAX_KEY: Final = 200
 _MAX_LISTED: Final = 500
 
@@ -213,7 +213,7 @@ class GatewayNotifications:
         self.has_mail = has_mail
         self._recipients = recipients
         self._tables = NotificationTables(store)
-        self._limit = RateLimit(per_day / _DAY, per_day)
+        self._limit = RateLimit(per_day / DAY, per_day)
         self._service = NotifyService(
             contracts,
             None,

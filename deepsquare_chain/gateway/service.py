@@ -18,11 +18,11 @@ from eth_account.messages import encode_typed_data
 from eth_utils.address import is_address
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
 from deepsquare_chain.gateway.access import (
-    DAY,
     Access,
     GatewayRules,
     Permission,
