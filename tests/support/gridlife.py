@@ -276,12 +276,17 @@ def open_table(grid: LiveGrid, folder: Path, number: int) -> tuple[RunTable, Sto
     return RunTable(store, account, **grid_key), store
 
 
-def all_closed(grid: LiveGrid, folder: Path) -> bool:
-    """Whether no provider has open run records."""
+def all_applied(grid: LiveGrid, folder: Path, block: int) -> bool:
+    """Whether every provider has applied the events up to `block` and has no open run record.
+
+    A record may be closed before the event of the job's end is applied: the record follows the job's
+    state on chain, and the events follow in the next cycle if an endpoint did not return them.
+    """
     for number in range(len(grid.providers)):
         table, store = open_table(grid, folder, number)
         with store:
-            if table.open():
+            applied = store.recent_blocks("main")
+            if table.open() or not applied or applied[0].number < block:
                 return False
     return True
 

@@ -33,7 +33,7 @@ from tests.support.gridlife import (
     SMALL,
     Customers,
     Wish,
-    all_closed,
+    all_applied,
     in_turn,
     judge,
     leftovers,
@@ -201,7 +201,8 @@ class Life:
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
         await until(self.customers.all_final, timeout=patience)
-        await until(lambda: all_closed(self.grid, self.folder), timeout=60)
+        head = await self.grid.w3.eth.block_number
+        await until(lambda: all_applied(self.grid, self.folder, head), timeout=60)
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log

@@ -121,7 +121,8 @@ def check_provider(
         earning for earning, line in ledger.items() if line.provider == account and line.paid
     }
     earnings = {earning.job_id: earning for earning in earned}
-    assert {job_id for job_id, earning in earnings.items() if earning.paid} == paid_jobs
+    recorded = {job_id for job_id, earning in earnings.items() if earning.paid}
+    assert recorded == paid_jobs, f"recorded {recorded}, paid {paid_jobs}"
     for job_id, earning in earnings.items():
         line = ledger[job_id]
         assert (earning.billed_seconds, earning.paid, earning.fee) == (
