@@ -18,18 +18,21 @@ from deepsquare_chain.cli.frame import SETTING_FLAGS
 
 
 class _Part(NamedTuple):
-    """A command or group: its module in this package, and its line in the root's help text."""
+    """A command or group: its module, its line in the root's help, and the name of its Typer app."""
 
     module: str
     help: str
+    app: str = "app"
 
 
 #: Top-level commands, without a group.
 COMMANDS: Final = {
     "demo": _Part(
-        "demo", "Run a whole grid on this machine, from submission to audit; under 90 seconds."
+        "devnet",
+        "Run a whole grid on this machine, from submission to audit; under 90 seconds.",
+        "root_app",
     ),
-    "init": _Part("init", "Write an example job file in which every key is explained."),
+    "init": _Part("jobfile", "Write an example job file in which every key is explained."),
     "validate": _Part("jobfile", "Check a job file without sending anything."),
     "convert": _Part(
         "jobfile", "Rewrite older keys of a job file; the result is checked and printed."
@@ -41,15 +44,18 @@ COMMANDS: Final = {
     ),
     "submit": _Part("submit", "Pay for a job and submit it to the grid's queue."),
     "simulate": _Part(
-        "simulate",
+        "metascheduler",
         "Simulate the scheduling policy with a recorded workload on a grid of your own.",
+        "root_app",
     ),
     "top": _Part(
         "top",
         "Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit.",
     ),
     "doctor": _Part(
-        "doctor", "Check endpoint, contracts, wallet and folders; exit 1 if a check fails."
+        "config",
+        "Check endpoint, contracts, wallet and folders; exit 1 if a check fails.",
+        "root_app",
     ),
 }
 #: Command groups; the `app` of each module has the same help text.
@@ -165,7 +171,7 @@ class LazyRoot(LightGroup):
             return None
         if self._listing:
             return TyperCommand(cmd_name, help=part.help)
-        module_app = import_module(f"deepsquare_chain.cli.{part.module}").app
+        module_app = getattr(import_module(f"deepsquare_chain.cli.{part.module}"), part.app)
         module_app.info.cls = LightGroup
         group = typer.main.get_group(module_app)
         if cmd_name in COMMANDS:

@@ -1,7 +1,8 @@
-"""Commands for settings and contexts."""
+"""Commands for settings and contexts, and the command doctor, which checks the environment."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,9 +12,12 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
+    from deepsquare_chain.observability.probe import Check
     from deepsquare_chain.settings import Sources
 
 app = typer.Typer(help="Show the settings, or choose a context.", no_args_is_help=True)
+#: The command `deepsquare doctor`, which belongs to no group.
+root_app = typer.Typer()
 
 _SETTINGS: Final = (
     Column("setting", "setting"),
@@ -25,6 +29,14 @@ _CONTEXTS: Final = (
     Column("name", "context"),
     Column("used", "in use", Kind.FLAG),
     Column("endpoint", "endpoint"),
+)
+
+CHECKS: Final = (
+    Column("check", "check"),
+    Column("ok", "OK", Kind.FLAG),
+    Column("text", "found"),
+    Column("hint", "what to do"),
+    Column("setting", "setting"),
 )
 
 
@@ -115,3 +127,18 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+@command(root_app)
+async def doctor(context: CommandContext) -> int:
+    """Check endpoint, contracts, wallet and folders; exit 1 if a check fails."""
+    from deepsquare_chain.client.doctor import examine
+
+    checks = await examine(context.settings)
+    return print_checks(context, checks)
+
+
+def print_checks(context: CommandContext, found: Sequence[Check]) -> int:
+    """Print the checks; return exit code 1 if one failed."""
+    context.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
+    return 0 if all(check.ok for check in found) else 1

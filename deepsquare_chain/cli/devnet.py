@@ -1,4 +1,4 @@
-"""Commands for a local grid (devnet)."""
+"""Commands for a local grid: the devnet, and the demo that runs on a grid of its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
+from deepsquare_chain.cli.output import Format
 from deepsquare_chain.cli.types import ChainKind, port
 
 app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
+#: The command `deepsquare demo`, which belongs to no group.
+root_app = typer.Typer()
 
 _PORT: Final = 8545
 _RELAY_PORT: Final = 8548
@@ -82,3 +85,45 @@ async def up(
         gateway_port=gateway_port,
         report=context.printer.note,
     )
+
+
+@command(root_app)
+async def demo(
+    context: CommandContext,
+    chain: Annotated[
+        ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
+    ] = ChainKind.EMBEDDED,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="New folder for its state and logs; .deepsquare/demo-... by default."),
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the finished grid and its explorer until Ctrl-C.")
+    ] = False,
+    explorer_port: Annotated[
+        int,
+        typer.Option(
+            parser=port, metavar="PORT", help="Port of the explorer; 0 chooses a free one."
+        ),
+    ] = 0,
+) -> int:
+    """Run a whole grid on this machine, from submission to audit; under 90 seconds.
+
+    `--executor slurm` runs the jobs on a Slurm cluster that the demo starts and stops.
+    """
+    require("devnet", "demo")
+    from deepsquare_chain.demo.main import run_demo
+
+    context.quiet_libraries()
+    as_json = context.printer.style is Format.JSON
+    result = await run_demo(
+        chain=chain.value,
+        folder=folder,
+        executor=context.settings.executor,
+        stream=context.printer.err if as_json else context.printer.out,
+        serve=serve,
+        explorer_port=explorer_port,
+    )
+    if as_json:
+        context.printer.document(result.document)
+    return 0 if result.ok else 1

@@ -1,4 +1,4 @@
-"""Commands for job files: check, convert, and print the schema for editors. Nothing is sent."""
+"""Commands for job files: write a first one, check, convert, print the schema. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ LenientOption = Annotated[
         "--lenient", help="Ignore unknown keys with a warning, instead of rejecting them."
     ),
 ]
+_WRITTEN: Final = (Column("path", "written"),)
 
 
 @command(app)
@@ -115,3 +116,47 @@ async def schema(context: CommandContext) -> None:
     from deepsquare_chain.workflow.schema import job_file_schema
 
     context.printer.raw((json.dumps(job_file_schema(), indent=2) + "\n").encode())
+
+
+@command(app)
+async def init(
+    context: CommandContext,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the new file.")] = Path(
+        "job.yaml"
+    ),
+) -> None:
+    """Write an example job file in which every key is explained."""
+    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.workflow.jobfile import JOB_FILE
+
+    schema = _write_schema()
+    modeline = f"# yaml-language-server: $schema={schema}\n" if schema else ""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(modeline + JOB_FILE)
+    except FileExistsError:
+        raise UsageError(
+            f"{file} already exists and is not changed", hint="Give another name."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{file} can't be written: {error.strerror}") from None
+    context.printer.record(_WRITTEN, (str(file),))
+    context.printer.note(f"Next: deepsquare quote {file}")
+
+
+def _write_schema() -> Path | None:
+    """Write the JSON schema into the user's cache; the job file's first line refers editors to it."""
+    import json
+    import os
+
+    from deepsquare_chain.workflow.schema import job_file_schema
+
+    try:
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path.home() / ".cache") / "deepsquare"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "job.schema.json"
+        path.write_text(json.dumps(job_file_schema(), indent=2) + "\n", encoding="utf-8")
+    except (OSError, RuntimeError):
+        return None  # the schema is optional
+    return path

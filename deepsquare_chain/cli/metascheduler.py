@@ -1,17 +1,23 @@
-"""Commands for the meta-scheduler: run it, explain its decisions."""
+"""Commands for the meta-scheduler: run it, explain its decisions, simulate its policy."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import whole_number
 
+if TYPE_CHECKING:
+    from deepsquare_chain.metascheduler.simulation.experiment import ResultRow
+
 app = typer.Typer(help="Run the meta-scheduler, or explain its decisions.", no_args_is_help=True)
+#: The command `deepsquare simulate`, which belongs to no group.
+root_app = typer.Typer()
 
 RulesFile = Annotated[
     Path | None,
@@ -21,6 +27,29 @@ _PLAN: Final = (
     Column("job", "job", Kind.NUMBER),
     Column("provider_id", "provider", Kind.NUMBER),
     Column("text", "why"),
+)
+
+_MAX_LOAD: Final = 3.0
+_MAX_BLOCK: Final = 600.0
+_MAX_PATIENCE: Final = 100.0
+_WISHES: Final = ("MIXED", "COST", "TIME", "ENERGY")
+_TABLE: Final = tuple(
+    Column(key, title, kind)
+    for key, title, kind in (
+        ("trace", "trace", Kind.WORD),
+        ("scheduler", "scheduler", Kind.WORD),
+        ("objective", "objective", Kind.WORD),
+        ("load", "load", Kind.NUMBER),
+        ("block_seconds", "block s", Kind.NUMBER),
+        ("slowdown", "slowdown", Kind.NUMBER),
+        ("vs_merged_saf", "x SAF", Kind.NUMBER),
+        ("better_than_least_loaded", "x better than least loaded", Kind.NUMBER),
+        ("wait_p99_vs_fcfs", "p99 wait x FCFS", Kind.NUMBER),
+        ("wait_longest_vs_fcfs", "longest wait x FCFS", Kind.NUMBER),
+        ("money", "money of COST", Kind.WORD),
+        ("energy", "energy of ENERGY", Kind.WORD),
+        ("utilisation", "busy", Kind.WORD),
+    )
 )
 
 
@@ -82,3 +111,243 @@ async def explain(
     context.printer.note(
         f"Customers' recent use differs from equal shares by {share_error:.0%} of what was paid."
     )
+
+
+def _load(text: str) -> float:
+    return _number(text, _MAX_LOAD, "a load above 0 and at most 3, such as 0.9", above=0.0)
+
+
+def _block(text: str) -> float:
+    return _number(text, _MAX_BLOCK, "seconds from 0 to 600, such as 2", above=-1e-9)
+
+
+def _patience(text: str) -> float:
+    return _number(text, _MAX_PATIENCE, "a part of the limit from 0 to 100", above=-1e-9)
+
+
+def _number(text: str, most: float, allowed: str, *, above: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not above < value <= most:
+        raise typer.BadParameter(f"{str(text)[:80]!r} is not {allowed}")
+    return value
+
+
+def _wish(text: str) -> str:
+    wish = str(text).strip().upper()
+    if wish not in _WISHES:
+        raise typer.BadParameter(f"{str(text)[:80]!r} is none of {', '.join(_WISHES)}")
+    return wish
+
+
+@command(root_app)
+async def simulate(
+    context: CommandContext,
+    trace: Annotated[
+        Path,
+        typer.Argument(help="Workload in the Standard Workload Format, also packed by gzip."),
+    ],
+    providers: Annotated[
+        Path, typer.Option("--providers", metavar="FILE", help="Clusters of the grid, in YAML.")
+    ],
+    load: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=_load,
+            metavar="LOAD",
+            help="Load (work divided by capacity); may be repeated. 0.9 by default.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number(1, 1_000, 6), metavar="COUNT", help="Number of runs of each case."
+        ),
+    ] = 6,
+    want: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=_wish,
+            metavar="OBJECTIVE",
+            help="Objective of the jobs: COST, TIME, ENERGY, or MIXED for a third each, which is the "
+            "default; again for more.",
+        ),
+    ] = None,
+    block: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=_block,
+            metavar="SECONDS",
+            help="Block time in seconds, which delays the scheduler; may be repeated. 0 by default.",
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            parser=_patience,
+            metavar="PART",
+            help="Patience of jobs that want COST or ENERGY, as a part of their limit, such as 0.05.",
+        ),
+    ] = 0.0,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number(1, 10**6, 128),
+            metavar="CPUS",
+            help="CPUs to scale the trace's machine to; its own, or those of the mean cluster if it is wider.",
+        ),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also simulate the baselines.")
+    ] = True,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number(1, 256), metavar="COUNT", help="Processes; one per CPU by default."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page (HTML) with tables and plots over time."),
+    ] = None,
+) -> None:
+    """Simulate the scheduling policy with a recorded workload on a grid of your own.
+
+    Job sizes of a trace from a machine wider than the mean cluster are scaled down to it.
+    Pieces of the trace are overlaid so that the grid has the requested load.
+    docs/scheduling.md explains the metrics.
+    """
+    import asyncio
+
+    from deepsquare_chain.errors import StoreError, UsageError
+    from deepsquare_chain.metascheduler.policy import Rules
+    from deepsquare_chain.metascheduler.rules_file import read_rules
+    from deepsquare_chain.metascheduler.simulation.experiment import (
+        BASELINES,
+        Experiment,
+        run_experiment,
+        summarise,
+    )
+    from deepsquare_chain.metascheduler.simulation.grid_file import read_grid
+    from deepsquare_chain.metascheduler.simulation.page import render
+    from deepsquare_chain.metascheduler.simulation.workload import read_trace
+
+    experiment = Experiment(
+        trace=await asyncio.to_thread(read_trace, trace),
+        grid=read_grid(providers),
+        loads=tuple(dict.fromkeys(load or [0.9])),
+        seeds=seeds,
+        wishes=tuple(dict.fromkeys(want or ["MIXED"])),
+        baselines=BASELINES if baselines else (),
+        blocks=tuple(dict.fromkeys(block or [0.0])),
+        rules=Rules() if rules is None else read_rules(rules),
+        width=width or 0,
+        patience=patience,
+    )
+    if experiment.width > experiment.grid.largest:
+        raise UsageError(
+            f"The largest cluster has {experiment.grid.largest} CPUs, and jobs may be "
+            f"{experiment.width} wide",
+            hint="Give a smaller --width, or a larger cluster.",
+        )
+    with _progress() as (bar, advance):
+        measures = await asyncio.to_thread(
+            run_experiment,
+            experiment,
+            processes=processes or os.cpu_count() or 1,
+            progress=advance,
+        )
+        bar.stop()
+    rows = summarise(measures)
+    if page is not None:
+        try:
+            page.write_text(render(experiment, rows, measures), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"The page {page} can't be written: {error.strerror}") from error
+        context.printer.note(f"Wrote {page}.")
+    _print(context, experiment.trace.name, rows)
+
+
+def _print(context: CommandContext, trace: str, rows: list[ResultRow]) -> None:
+    from deepsquare_chain.metascheduler.simulation.page import change, number
+
+    if context.printer.style is Format.JSON:
+        context.printer.document({"trace": trace, "rows": [_document(trace, row) for row in rows]})
+        return
+    context.printer.rows(
+        _TABLE,
+        (
+            (
+                trace,
+                row.scheduler.value,
+                row.wish or None,
+                f"{row.load:g}",
+                f"{row.block:g}",
+                number(row.slowdown),
+                number(row.vs_merged_saf),
+                number(row.better_than_least_loaded, 1),
+                number(row.wait_p99_vs_fcfs),
+                number(row.wait_longest_vs_fcfs, 1),
+                change(row.money),
+                change(row.energy),
+                f"{row.utilisation:.0%}",
+            )
+            for row in rows
+        ),
+        empty="No case was simulated.",
+    )
+
+
+def _document(trace: str, row: ResultRow) -> dict[str, Any]:
+    """Return a row as JSON: ratios as numbers, waits in seconds."""
+    return {
+        "trace": trace,
+        "scheduler": row.scheduler.value,
+        "objective": row.wish or None,
+        "load": row.load,
+        "block_seconds": row.block,
+        "seeds": row.seeds,
+        "slowdown": row.slowdown,
+        "slowdown_vs_merged_saf": row.vs_merged_saf,
+        "slowdown_vs_merged_saf_by_seed": list(row.each_vs_merged_saf),
+        "times_better_than_least_loaded": row.better_than_least_loaded,
+        "wait_mean_seconds": row.wait_mean,
+        "wait_p99_seconds": row.wait_p99,
+        "wait_p99_vs_merged_fcfs": row.wait_p99_vs_fcfs,
+        "wait_longest_seconds": row.wait_longest,
+        "wait_longest_vs_merged_fcfs": row.wait_longest_vs_fcfs,
+        "utilisation": row.utilisation,
+        "money_vs_blind": row.money,
+        "energy_vs_blind": row.energy,
+        "worst_vs_median_customer": row.unfairness,
+    }
+
+
+def _progress() -> Any:
+    """Return a context manager that shows a progress bar on stderr; yields it and its update function."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextmanager
+    def opened() -> Any:
+        bar = Progress(
+            TextColumn("simulating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        task = bar.add_task("simulating", total=None)
+        with bar:
+            yield bar, lambda done, total: bar.update(task, completed=done, total=total)
+
+    return opened()

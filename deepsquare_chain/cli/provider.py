@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.doctor import print_checks
+from deepsquare_chain.cli.config import print_checks
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import (

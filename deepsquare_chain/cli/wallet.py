@@ -1,7 +1,12 @@
-"""Commands for wallets, which are encrypted keystore files."""
+"""Commands for wallets, which are encrypted keystore files.
+
+Secrets come from a file or are typed without echo, never from a flag.
+"""
 
 from __future__ import annotations
 
+import getpass
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,6 +14,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.errors import NotAuthorisedError, UsageError
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -76,7 +82,6 @@ async def import_wallet(
         read_key,
         read_password,
     )
-    from deepsquare_chain.cli.secrets import ask_secret, or_stdin
     from deepsquare_chain.errors import UsageError
 
     given = [source is not None, key_file is not None, mnemonic or mnemonic_file is not None]
@@ -181,6 +186,39 @@ def _show(context: CommandContext, file: Path, account: LocalAccount) -> None:
 
 
 def _new_password(context: CommandContext, file: Path) -> str:
-    from deepsquare_chain.cli.secrets import new_password
-
     return new_password(file, context.settings.password_file)
+
+
+def new_password(file: Path, password_file: Path | None) -> str:
+    """Return the password for a new wallet, from the password file or typed twice.
+
+    Raises:
+        NotAuthorisedError: Stdin is no terminal.
+        UsageError: The two inputs differ, or the password file is not usable.
+    """
+    from deepsquare_chain.chain.wallet import read_password
+
+    typed = read_password(file, password_file)
+    if password_file is None and getpass.getpass("Repeat the password: ") != typed:
+        raise UsageError("The two passwords differ", hint="Nothing was written; try again.")
+    return typed
+
+
+def ask_secret(prompt: str) -> str:
+    """Prompt for a private key or mnemonic without echo.
+
+    Raises:
+        NotAuthorisedError: Stdin is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise NotAuthorisedError(
+            "A secret can only be entered on a terminal",
+            hint="Give its file with --key-file or --mnemonic-file, import a keystore with --from, "
+            "or use a terminal.",
+        )
+    return getpass.getpass(prompt)
+
+
+def or_stdin(path: Path) -> Path:
+    """Return the path, or that of standard input for `-`."""
+    return Path("/dev/stdin") if str(path) == "-" else path

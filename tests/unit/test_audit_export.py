@@ -34,7 +34,7 @@ from deepsquare_chain.audit.export import (
     replay_export,
 )
 from deepsquare_chain.audit.runner import audit_export
-from deepsquare_chain.cli.audit_output import EXCEPTIONS, STATEMENT
+from deepsquare_chain.cli.audit import EXCEPTIONS, STATEMENT
 from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError

@@ -24,12 +24,10 @@ pytestmark = pytest.mark.unit
 ROOT = typer.main.get_command(app)
 # Parts of the frame, which hold no commands.
 NO_COMMANDS = {
-    "audit_output",
     "app",
     "frame",
     "output",
     "outputs",
-    "secrets",
     "services",
     "signing",
     "top_screen",
