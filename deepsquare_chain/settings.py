@@ -39,6 +39,9 @@ _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 # A URL may contain commas: only a comma before a scheme separates two URLs.
 _BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
+_CONTEXT_LINE: Final = re.compile(r"^[ \t]*context[ \t]*=.*$", re.MULTILINE)
+_FIRST_TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
 
 def split_urls(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of URLs; keeps their order and removes duplicates."""
@@ -656,3 +659,49 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
                 f"{where} has an unknown setting {key[:60]!r}",
                 hint=f"Did you mean {close[0]}?" if close else "See `deepsquare config show`.",
             )
+
+
+def choose_context(path: Path, name: str) -> None:
+    """Set `context = "NAME"` in the file; everything else is unchanged.
+
+    Args:
+        path: The configuration file; created if missing.
+        name: Name of a context of a configuration file.
+
+    Raises:
+        UsageError: The file can't be read or written, or can't be edited safely.
+    """
+    try:
+        before = path.read_text("utf-8-sig") if path.exists() else ""
+        after = _with_context(before, name)
+        safe = tomllib.loads(after) == tomllib.loads(before) | {"context": name}
+        reason = "its format is not supported"
+        if safe:
+            _replace_file(path, after)
+    except (OSError, ValueError) as error:
+        safe, reason = False, getattr(error, "strerror", None) or str(error)
+    if not safe:
+        raise UsageError(
+            f"{path} can't be changed: {reason[:200]}",
+            hint=f'Write the line context = "{name}" into the file by hand, above all tables.',
+        )
+
+
+def _with_context(text: str, name: str) -> str:
+    """Return the text with the context set above its first table."""
+    table = _FIRST_TABLE.search(text)
+    end = table.start() if table else len(text)
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    line = f'context = "{quoted}"'
+    head, replacements = _CONTEXT_LINE.subn(lambda _: line, text[:end], count=1)
+    return (head if replacements else f"{line}\n{head}") + text[end:]
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Replace the file atomically; file mode and symbolic links are kept."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o600)
+    temporary.replace(path)

@@ -89,9 +89,8 @@ async def use(
     name: Annotated[str, typer.Argument(metavar="CONTEXT", help="As `config contexts` lists it.")],
 ) -> None:
     """Select a context from now on, in your own configuration file."""
-    from deepsquare_chain.client.contexts import choose_context
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.settings import find_sources, user_config_path
+    from deepsquare_chain.settings import choose_context, find_sources, user_config_path
 
     find_sources({"context": name})  # raises if the context does not exist
     path = user_config_path()

@@ -28,8 +28,7 @@ from deepsquare_chain.job import Job
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.client.gasless import GaslessWallet
-    from deepsquare_chain.client.history import Ended, History
-    from deepsquare_chain.client.job_list import ListedJob
+    from deepsquare_chain.client.jobs import Ended, History, ListedJob
     from deepsquare_chain.client.network import WalletConnection
     from deepsquare_chain.errors import EndpointError
     from deepsquare_chain.store.gateway_client import GatewayClient
@@ -121,7 +120,7 @@ async def list_jobs(
     import asyncio
 
     from deepsquare_chain.chain.rpc.connection import chain_time
-    from deepsquare_chain.client.job_list import newest, parse_statuses
+    from deepsquare_chain.client.jobs import newest, parse_statuses
     from deepsquare_chain.client.network import open_grid, own_address
 
     statuses = parse_statuses(status or [])
@@ -194,7 +193,7 @@ async def watch(
 async def _selected(
     context: CommandContext, contracts: Contracts, words: Sequence[str]
 ) -> list[int]:
-    from deepsquare_chain.client.job_list import select
+    from deepsquare_chain.client.jobs import select
     from deepsquare_chain.client.network import own_address
 
     return await select(contracts, words, lambda: own_address(context.settings, None))
@@ -242,7 +241,7 @@ async def follow_to_end(
 ) -> Ended:
     """Wait for a job or its last successor to end; prints changes and reasons for waiting to stderr."""
     from deepsquare_chain.cli.why import ReasonPrinter
-    from deepsquare_chain.client.history import watch
+    from deepsquare_chain.client.jobs import watch
 
     def tell(job: Job) -> None:
         where = f" at provider {job.provider_id}" if job.provider_id else ""
@@ -333,9 +332,8 @@ async def results(
     Files come from a gateway, or from a provider's folder on this machine if no gateway is set.
     Exit 1 if a file can't be read; the others are listed and downloaded nevertheless.
     """
-    from deepsquare_chain.client.gateways import gateways_of
+    from deepsquare_chain.client.gateways import gateways_of, job_results
     from deepsquare_chain.client.network import open_account, open_grid
-    from deepsquare_chain.client.results import job_results
     from deepsquare_chain.store.gateway_client import gateway_urls
 
     job_files = []
@@ -436,7 +434,7 @@ async def cancel(
     from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
     from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.cli.why import unmet_jobs
-    from deepsquare_chain.client.job_list import select
+    from deepsquare_chain.client.jobs import select
     from deepsquare_chain.errors import RevertedError, UsageError
 
     if bool(jobs) == unmet:
@@ -542,7 +540,7 @@ async def retry(
 
 
 async def _print_job(context: CommandContext, contracts: Contracts, job: Job) -> None:
-    from deepsquare_chain.client.history import histories
+    from deepsquare_chain.client.jobs import histories
 
     history = (await histories(contracts, [job.id]))[job.id]
     context.printer.record(_JOB, _job_row(job, history))

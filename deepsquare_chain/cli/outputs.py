@@ -13,10 +13,9 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.cli.job import print_outage
 from deepsquare_chain.cli.output import Format
-from deepsquare_chain.client.gateways import gateways_of, read_log
-from deepsquare_chain.client.history import OnOutage, with_endpoint_retries
+from deepsquare_chain.client.gateways import gateways_of, no_run, read_log
+from deepsquare_chain.client.jobs import OnOutage, with_endpoint_retries
 from deepsquare_chain.client.network import open_account
-from deepsquare_chain.client.results import no_run
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import Job, JobStatus

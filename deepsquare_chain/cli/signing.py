@@ -12,7 +12,7 @@ import typer
 from deepsquare_chain.cli.frame import CommandContext
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, open_gasless
 from deepsquare_chain.client.network import WalletConnection
-from deepsquare_chain.client.preview import Preview
+from deepsquare_chain.client.transactions import Preview
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.redaction import plain
 

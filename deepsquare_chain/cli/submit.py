@@ -84,7 +84,7 @@ LimitOption = Annotated[
 def _read(
     context: CommandContext, file: Path, credits: int | None, limit: str | None, lenient: bool
 ) -> tuple[JobFile, Terms]:
-    from deepsquare_chain.client.modules import load_job
+    from deepsquare_chain.client.job_file import load_job
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow import parse_duration
 
@@ -410,7 +410,7 @@ async def _with_secrets(
     key: str | None,
 ) -> tuple[Definition, Terms]:
     """Return the definition and terms with the secrets from the command line added."""
-    from deepsquare_chain.client.job_secrets import read_secrets, with_secrets
+    from deepsquare_chain.client.job_file import read_secrets, with_secrets
     from deepsquare_chain.errors import UsageError
 
     if not words:

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.transactions.fees import gas_budget, is_gas_free
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.deploy import connect
 from deepsquare_chain.client.gateways import gateways_of
-from deepsquare_chain.client.job_list import newest
+from deepsquare_chain.client.jobs import newest
 from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
 from deepsquare_chain.client.registration import machine
 from deepsquare_chain.credits import credit_count

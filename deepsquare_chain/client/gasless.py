@@ -38,13 +38,13 @@ from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
-from deepsquare_chain.client.preview import Preview, describe_call
 from deepsquare_chain.client.relay_client import (
     RelayClient,
     RelayRefusedError,
     RelayTerms,
     relay_url,
 )
+from deepsquare_chain.client.transactions import Preview, describe_call
 from deepsquare_chain.credits import credit_count
 from deepsquare_chain.errors import (
     EndpointError,

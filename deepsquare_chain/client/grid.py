@@ -16,9 +16,15 @@ from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
 from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
-from deepsquare_chain.client.gateways import gateways_of, read_log, request_notifications
-from deepsquare_chain.client.history import History, watch
-from deepsquare_chain.client.modules import load_job
+from deepsquare_chain.client.gateways import (
+    Result,
+    gateways_of,
+    job_results,
+    read_log,
+    request_notifications,
+)
+from deepsquare_chain.client.job_file import load_job
+from deepsquare_chain.client.jobs import History, watch
 from deepsquare_chain.client.network import (
     WalletConnection,
     open_grid,
@@ -27,7 +33,6 @@ from deepsquare_chain.client.network import (
 )
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.relay_client import RelayClient, relay_url
-from deepsquare_chain.client.results import Result, job_results
 from deepsquare_chain.client.submission import (
     SubmissionQueue,
     parse_depends,

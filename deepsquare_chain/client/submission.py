@@ -21,8 +21,7 @@ from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
 from deepsquare_chain.client.gateways import definitions_of
-from deepsquare_chain.client.history import histories
-from deepsquare_chain.client.job_list import select
+from deepsquare_chain.client.jobs import histories, select
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError

@@ -1,26 +1,39 @@
-"""Transactions of a wallet, to show or replace them, and unsigned calls for another account."""
+"""Transactions of a wallet: previews before signing, to show or replace them, and unsigned calls."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from eth_account.datastructures import SignedMessage, SignedTransaction
 from eth_account.messages import SignableMessage
 from eth_typing import ChecksumAddress
 from web3.exceptions import TransactionNotFound
 
-from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.calls import Call, checked_address, plural
+from deepsquare_chain.chain.bindings.records import read_terms
 from deepsquare_chain.chain.transactions.outbox import Entry, TxState
 from deepsquare_chain.chain.transactions.receipts import fee_of
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.network import WalletConnection, open_grid
+from deepsquare_chain.credits import credit_count
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
+from deepsquare_chain.job import JobFlags, Terms
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
+
+#: Descriptions of the flags that a customer can set.
+FLAG_TEXTS: Final[Mapping[JobFlags, str]] = {
+    JobFlags.UNTIL_SPENT: "runs until its credits are spent",
+    JobFlags.NO_SELF_SCHEDULING: "providers can't assign it to themselves",
+    JobFlags.INTERIM_PAYMENTS: "its provider may collect interim payments while it runs",
+}
+
+Rows = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +194,79 @@ def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, 
             for call in calls
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A request before its signature, as names and values for display.
+
+    `call` describes the calldata; `request` the signer, the deadline and who pays the gas.
+    """
+
+    call: Rows
+    request: Rows
+
+    @property
+    def rows(self) -> Rows:
+        """Return all rows in order."""
+        return (*self.call, *self.request)
+
+
+def describe_call(call: Call) -> Rows:
+    """Return function, terms and amounts of a customer's call to the MetaScheduler.
+
+    Raises:
+        UsageError: The call is to another contract, or to a function that is not for customers.
+    """
+    try:
+        function, values = interface("MetaScheduler").read_call(call.data)
+    except AbiError:
+        raise UsageError(f"{call.label!r} is not a call of the MetaScheduler") from None
+    header = (("function", function.name), ("contract", f"MetaScheduler at {call.to}"))
+    match function.name:
+        case "submitJobs" | "submitJobsWithPermit":
+            return (*header, *_submission(values[0]))
+        case "topUp" | "topUpWithPermit":
+            job_id, customer, amount = values[:3]
+            return (
+                *header,
+                ("job", f"{job_id}, of customer {customer}"),
+                ("amount", f"{credit_count(amount)} into its escrow"),
+            )
+        case "cancel":
+            return (*header, ("jobs", ", ".join(map(str, values[0]))))
+        case "withdraw":
+            return (*header, ("to", f"{values[0]} receives all credits that are parked"))
+        case _:
+            raise UsageError(f"{function.name} is not a function for customers")
+
+
+def _submission(requests: tuple[Any, ...]) -> Rows:
+    rows: list[tuple[str, str]] = []
+    total = 0
+    for values, definitions in requests:
+        terms = read_terms(values)
+        total += terms.amount * len(definitions)
+        rows += _terms(terms, len(definitions))
+        rows += [("definition", definition.hex()) for definition in dict.fromkeys(definitions)]
+    return (*rows, ("amount", f"{credit_count(total)} into escrow"))
+
+
+def _terms(terms: Terms, count: int) -> Rows:
+    requested = terms.resources
+    options = [words for flag, words in FLAG_TEXTS.items() if flag in terms.flags]
+    resources = (
+        f"{plural(requested.tasks, 'task')}, {plural(requested.cpus_per_task, 'CPU')} per task, "
+        f"{requested.mem_per_cpu} MB per CPU, {plural(requested.gpus, 'GPU')} per job"
+    )
+    rows = (
+        ("jobs", f"{plural(count, 'job')} named {terms.name!r}"),
+        ("resources", resources),
+        ("time limit", f"{terms.time_limit} s"),
+        ("escrow", f"{credit_count(terms.amount)} per job"),
+        ("retries", str(terms.retries)),
+        ("objective", terms.objective.name.lower()),
+        ("options", "; ".join(options)),
+        ("requirements", terms.uses),
+    )
+    return tuple(row for row in rows if row[1])

@@ -17,8 +17,8 @@ import psutil
 from deepsquare_chain.chain.bindings.event_types import ProviderAnswered
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
-from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.submission import Request, submit
+from deepsquare_chain.client.transactions import Preview
 from deepsquare_chain.demo.scenario import SCENARIO, DemoAction, ScenarioJob, problems
 from deepsquare_chain.demo.tracker import DemoDisplay, DemoTracker
 from deepsquare_chain.devnet.grid import CUSTOMER_WITHOUT_COIN, PROVIDERS, LocalGrid

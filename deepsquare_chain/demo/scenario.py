@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from deepsquare_chain.client.history import History
+from deepsquare_chain.client.jobs import History
 from deepsquare_chain.job import Job, JobStatus, Objective
 
 

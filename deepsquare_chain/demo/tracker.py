@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.event_types import (
 )
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.client.gateways import read_log
-from deepsquare_chain.client.history import History, inherit, replay
+from deepsquare_chain.client.jobs import History, inherit, replay
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.demo.scenario import JobChain, ScenarioJob, job_chains

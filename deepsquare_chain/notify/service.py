@@ -14,7 +14,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobTransition
 from deepsquare_chain.chain.bindings.events import event_filter
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.client.history import histories
+from deepsquare_chain.client.jobs import histories
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.notification import JobEvent, Notify
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome

@@ -11,7 +11,7 @@ from typing import Any, Final
 from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, make_invoice, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
-from deepsquare_chain.client.preview import FLAG_TEXTS
+from deepsquare_chain.client.transactions import FLAG_TEXTS
 from deepsquare_chain.credits import cost
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import (

@@ -21,8 +21,7 @@ from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.sign_in import SignInMessage
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.cli.services import serve_gateway_and_relay
-from deepsquare_chain.client.gateways import read_log
-from deepsquare_chain.client.results import job_results
+from deepsquare_chain.client.gateways import job_results, read_log
 from deepsquare_chain.client.submission import Request
 from deepsquare_chain.client.submission import submit as submit_jobs
 from deepsquare_chain.errors import NotAuthorisedError, StoreError

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.client.modules import load_job
+from deepsquare_chain.client.job_file import load_job
 from deepsquare_chain.executors.base import Executor, Exit, RunSpec, RunState
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer

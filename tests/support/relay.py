@@ -20,8 +20,8 @@ from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequ
 from deepsquare_chain.chain.rpc.connection import chain_time
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
 from deepsquare_chain.client.network import WalletConnection
-from deepsquare_chain.client.preview import Preview
 from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.client.transactions import Preview
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.relay.runner import run_relay

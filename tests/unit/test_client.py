@@ -21,9 +21,17 @@ from deepsquare_chain.chain.bindings.event_types import (
     JobTransition,
 )
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError, WrongEndpointError
-from deepsquare_chain.client import history, submission
-from deepsquare_chain.client.history import Ended, History, inherit, replay, watch
-from deepsquare_chain.client.job_list import newest, parse_statuses
+from deepsquare_chain.client import jobs as client_jobs
+from deepsquare_chain.client import submission
+from deepsquare_chain.client.jobs import (
+    Ended,
+    History,
+    inherit,
+    newest,
+    parse_statuses,
+    replay,
+    watch,
+)
 from deepsquare_chain.client.offers import cheapest, quote
 from deepsquare_chain.client.submission import Bill
 from deepsquare_chain.credits import CREDIT
@@ -255,7 +263,7 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: told[number] for number in ids}
 
-    monkeypatch.setattr(history, "histories", histories)
+    monkeypatch.setattr(client_jobs, "histories", histories)
     seen: list[tuple[int, JobStatus]] = []
     found = await watch(
         FakeContracts(*records),  # type: ignore[arg-type]
@@ -271,8 +279,8 @@ async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPa
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: History(number, exit_code=0) for number in ids}
 
-    monkeypatch.setattr(history, "histories", histories)
-    looks = history.POLLS_BEFORE_EXPLANATION + 1
+    monkeypatch.setattr(client_jobs, "histories", histories)
+    looks = client_jobs.POLLS_BEFORE_EXPLANATION + 1
     claimed = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=1)
     records = (
         *(JOB for _ in range(2 * looks)),
@@ -318,8 +326,8 @@ async def test_watch_continues_while_the_endpoint_fails(
         return {number: History(number, exit_code=0) for number in ids}
 
     failures = [error, error]
-    monkeypatch.setattr(history, "histories", histories)
-    monkeypatch.setattr(history, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(client_jobs, "histories", histories)
+    monkeypatch.setattr(client_jobs, "_PAUSES", (0.001, 0.002))
     contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
     found = await watch(
         contracts,
@@ -332,7 +340,7 @@ async def test_watch_continues_while_the_endpoint_fails(
 
 
 async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(client_jobs, "_PAUSES", (0.001, 0.002))
     errors: list[EndpointError] = [TransientEndpointError("away"), WrongEndpointError("another")]
 
     async def get_job(_job_id: int) -> Job:
@@ -370,8 +378,8 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         return {number: History(number, name=f"job {number}") for number in ids}
 
-    monkeypatch.setattr("deepsquare_chain.client.job_list.histories", histories)
-    monkeypatch.setattr("deepsquare_chain.client.job_list._PAGE", 2)
+    monkeypatch.setattr("deepsquare_chain.client.jobs.histories", histories)
+    monkeypatch.setattr("deepsquare_chain.client.jobs._PAGE", 2)
     records = [replace(JOB, id=n, customer=ALICE if n % 2 else JURA) for n in range(1, 8)]
     contracts: Any = FakeContracts(*records)
     everything = set(JobStatus)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.client import results
-from deepsquare_chain.client.results import Result, job_results
+from deepsquare_chain.client import gateways
+from deepsquare_chain.client.gateways import Result, job_results
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.provider.model import run_key
@@ -45,7 +45,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     async def reported(_contracts: Any, _job_id: int) -> str:
         return str(told.digest)
 
-    monkeypatch.setattr(results, "reported_digest", reported)
+    monkeypatch.setattr(gateways, "reported_digest", reported)
     told.scheduler = SimpleNamespace(address=CONTRACT, get_job=get_job)
     told.deployment = SimpleNamespace(chain_id=1)
     return told

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.client import job_list, submission
-from deepsquare_chain.client.history import History
-from deepsquare_chain.client.job_list import select
+from deepsquare_chain.client import jobs, submission
+from deepsquare_chain.client.jobs import History, select
 from deepsquare_chain.client.submission import (
     MAX_JOBS,
     ArraySpec,
@@ -127,7 +126,7 @@ JOBS = (
 @pytest.fixture
 def contracts(monkeypatch: pytest.MonkeyPatch) -> Any:
     found, histories = grid(*JOBS, successors={4: 5})
-    monkeypatch.setattr(job_list, "histories", histories)
+    monkeypatch.setattr(jobs, "histories", histories)
     monkeypatch.setattr(submission, "histories", histories)
     return found
 

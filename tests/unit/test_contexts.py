@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deepsquare_chain.cli.app import app
-from deepsquare_chain.client.contexts import choose_context
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.settings import choose_context
 
 TABLES = (
     '# networks\n[contexts.test]\nendpoint = "http://127.0.0.1:1"\n[contexts.main]\ncontext = 1\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deepsquare_chain.client.history import History
+from deepsquare_chain.client.jobs import History
 from deepsquare_chain.demo.scenario import SCENARIO, ScenarioJob, job_chains, problems
 from deepsquare_chain.demo.tracker import DemoDisplay, Row
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources

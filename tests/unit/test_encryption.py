@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrage import x25519
 
-from deepsquare_chain.client import job_secrets
+from deepsquare_chain.client import job_file
 from deepsquare_chain.errors import AuditError, JobFileError, NotAuthorisedError, UsageError
 from deepsquare_chain.job import JobFlags
 from deepsquare_chain.provider.uploads import Upload, _resume_position
@@ -196,21 +196,21 @@ async def test_a_job_with_secrets_goes_to_providers_that_can_read_them(
     file = parse_job_file(JOB_FILE + b"uses: [gpu.model=h100]\n")
     forged = {**secrets_labels(TO[0]), "secrets.key": str(OTHER.to_public())}
     grid = Grid({}, forged, secrets_labels(TO[0]))
-    monkeypatch.setattr(job_secrets, "quotes", grid.quotes)
-    made, terms = await job_secrets.with_secrets(
+    monkeypatch.setattr(job_file, "quotes", grid.quotes)
+    made, terms = await job_file.with_secrets(
         *(None, file.definition, file.terms(), {"TOKEN": "s3cret"}), customer="0xabcd"
     )
     assert terms.uses == f"gpu.model=h100,secrets:in:{secrets_labels(TO[0])['secrets']}"
     assert JobFlags.NO_SELF_SCHEDULING in terms.flags
     assert made.secrets is not None
     assert decrypt_secrets(made.secrets, "0xabcd", load_result_key(key_file)) == {"TOKEN": "s3cret"}
-    monkeypatch.setattr(job_secrets, "quotes", Grid({}, forged).quotes)
+    monkeypatch.setattr(job_file, "quotes", Grid({}, forged).quotes)
     with pytest.raises(UsageError, match="No eligible provider"):
-        await job_secrets.with_secrets(
+        await job_file.with_secrets(
             *(None, file.definition, file.terms(), {"TOKEN": "x"}), customer="0xabcd"
         )
     with pytest.raises(JobFileError, match="reserved for the grid"):
-        await job_secrets.with_secrets(
+        await job_file.with_secrets(
             *(None, file.definition, file.terms(), {"DEEPSQUARE_X": "x"}), customer="0xabcd"
         )
 
@@ -222,12 +222,12 @@ def test_secrets_come_from_the_environment_or_a_file(
     file = tmp_path / "token"
     file.touch(0o600)
     file.write_text("from a file\n")
-    assert job_secrets.read_secrets(["TOKEN", f"OTHER={file}"]) == {
+    assert job_file.read_secrets(["TOKEN", f"OTHER={file}"]) == {
         "TOKEN": "s3cret",
         "OTHER": "from a file",
     }
     with pytest.raises(UsageError, match="does not have this variable"):
-        job_secrets.read_secrets(["MISSING_TOKEN"])
+        job_file.read_secrets(["MISSING_TOKEN"])
 
 
 # -- logs

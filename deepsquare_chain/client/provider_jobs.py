@@ -1,9 +1,10 @@
-"""Earnings of a provider by period, and unbilled revenue of its running jobs."""
+"""Jobs of a provider: earnings by period, unbilled revenue, and the wait for the last of them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -13,8 +14,9 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
 from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
 from deepsquare_chain.chain.rpc.log_reader import read_logs
-from deepsquare_chain.client.job_list import newest
+from deepsquare_chain.client.jobs import newest
 from deepsquare_chain.credits import unbilled_revenue
+from deepsquare_chain.errors import EndpointError, WaitTimeoutError
 from deepsquare_chain.job import Job, JobStatus
 
 #: Concurrent requests for block headers.
@@ -22,6 +24,11 @@ _MAX_REQUESTS: Final = 50
 _MAX_RUNS: Final = 10_000
 
 Payment = JobCollected | JobSettled
+
+#: Poll interval in seconds.
+_DRAIN_POLL_SECONDS: Final = 2.0
+#: Maximum number of jobs per poll; further jobs are read once these have ended.
+_JOBS_PER_POLL: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +141,52 @@ async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
 
 def _format_period(time: int, span: str) -> str:
     return datetime.fromtimestamp(time, UTC).strftime(span)
+
+
+async def wait_until_empty(
+    contracts: Contracts,
+    provider_id: int,
+    *,
+    timeout: float | None,
+    report: Callable[[str], None],
+    interval: float = _DRAIN_POLL_SECONDS,
+) -> None:
+    """Wait until no job is assigned to a provider; retries while the endpoint is down.
+
+    Args:
+        contracts: Contracts of the grid.
+        provider_id: The provider.
+        timeout: Maximum seconds to wait; None for no limit.
+        report: Called with a line whenever the number of jobs changes.
+        interval: Poll interval in seconds.
+
+    Raises:
+        WaitTimeoutError: Jobs were left at the timeout.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    assigned = {status for status in JobStatus if status.is_assigned}
+    last_count, is_endpoint_down = -1, False
+    while True:
+        try:
+            jobs = await newest(
+                contracts, limit=_JOBS_PER_POLL, provider_id=provider_id, statuses=assigned
+            )
+        except EndpointError as error:
+            if not is_endpoint_down:
+                report(f"Waiting for the endpoint: {error.message}")
+            is_endpoint_down = True
+        else:
+            is_endpoint_down = False
+            if not jobs:
+                report("No job is assigned to this provider any more.")
+                return
+            if len(jobs) != last_count:
+                last_count = len(jobs)
+                running = sum(job.status is JobStatus.RUNNING for job, _ in jobs)
+                report(f"Jobs left: {last_count}, of which {running} are running.")
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(
+                f"Jobs were still assigned after the timeout of {timeout:.3g} s",
+                hint="The maintenance continues; `deepsquare provider jobs` lists them.",
+            )
+        await asyncio.sleep(interval)
