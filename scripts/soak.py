@@ -36,7 +36,9 @@ from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
+from tests.support.gridlife import is_settled
 from tests.support.oracle import check_executions, check_ledger, check_provider, replay
+from tests.support.rundaemon import until
 
 #: Maximum growth of the steady daemon's memory.
 MOST_GROWTH: Final = 0.05
@@ -125,14 +127,18 @@ class Soak:
 
     async def finish(self) -> None:
         """Wait for the last jobs, stop the daemons gracefully, and compare all records."""
-        waiting, deadline = set(self.expected), time.monotonic() + 120
+        waiting, deadline = set(self.expected), time.monotonic() + 180
         while waiting and time.monotonic() < deadline:
             jobs = await self.yard.contracts.scheduler.get_jobs(sorted(waiting)[:400])
             waiting -= {job.id for job in jobs if job.status.is_final}
             await asyncio.sleep(0.5)
         if waiting:
             self.findings.append(f"jobs without an end: {sorted(waiting)[:20]}")
-        await asyncio.sleep(5)  # for a last cycle of every provider
+        try:
+            head = await self.yard.w3.eth.block_number
+            await until(lambda: self._all_applied(head), timeout=120)
+        except AssertionError:
+            self.findings.append("a provider did not apply the last events")
         for role, child in self.yard.services.items():
             if child.returncode is not None:
                 self.findings.append(f"{role} ended by itself with {child.returncode}")
@@ -144,6 +150,16 @@ class Soak:
         except AssertionError as error:
             self.findings.append(f"the books disagree: {error}")
         self.findings += [f"left over: {line}" for line in leftovers(self.yard.folder)]
+
+    def _open_table(self, role: str) -> tuple[RunTable, Store]:
+        yard = self.yard
+        grid_key = {"chain_id": yard.node.chain_id, "contract": yard.deployment.scheduler}
+        account = yard.accounts[role].address
+        store = Store.open(yard.state(role) / "provider.db", account=account, **grid_key)
+        return RunTable(store, account, **grid_key), store
+
+    def _all_applied(self, block: int) -> bool:
+        return all(is_settled(*self._open_table(role), block) for role in self.yard.provider_roles)
 
     async def compare(self) -> None:
         """Compare events, storage, databases and executions."""
@@ -166,13 +182,9 @@ class Soak:
             {int(mark.name): len(mark.read_text().splitlines()) for mark in self.tally.iterdir()},
         )
         for role in yard.provider_roles:
-            grid_key = {
-                "chain_id": yard.node.chain_id,
-                "contract": yard.deployment.scheduler,
-            }
-            account = yard.accounts[role].address
-            with Store.open(yard.state(role) / "provider.db", account=account, **grid_key) as store:
-                table = RunTable(store, account, **grid_key)
+            table, store = self._open_table(role)
+            with store:
+                account = yard.accounts[role].address
                 check_provider(account, ledger, by_id, table.all(), table.earned())
 
     def report(self) -> dict[str, Any]:

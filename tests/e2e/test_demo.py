@@ -102,7 +102,7 @@ def browsed(arguments: list[str], folder: Path) -> Outcome:
 def keep_pages(url: str, folder: Path) -> None:
     """What the explorer says once it has read everything."""
     with httpx2.Client(base_url=url, trust_env=False, timeout=30) as web:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not web.get("/api/v1/jobs", params={"limit": 1}).json()["items"]:
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -55,7 +55,7 @@ def test_every_label_in_the_source_has_a_life_that_passes_it():
     assert len(found) > len(set(calm_points))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_kills_in_a_calm_life(tmp_path: Path):
     """On the embedded chain, which needs no other program."""
     dice = random.Random(SEED)
@@ -73,7 +73,7 @@ async def test_kills_in_a_calm_life(tmp_path: Path):
     assert len(kills) == sum(map(len, orders.values()))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_kills_in_a_rough_life(tmp_path: Path):
     """Lost runs with successors, requeues, challenges, top-ups, dear gas, replaced blocks."""
     dice = random.Random(SEED)

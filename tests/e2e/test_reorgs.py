@@ -158,7 +158,6 @@ async def recent_transactions(miner: Miner, depth: int) -> bool:
     return False
 
 
-@pytest.mark.timeout(120)
 async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_path: Path):
     """A report that was believed is taken back: the provider stops and says why, every time.
 
@@ -176,14 +175,14 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
         async with miner.turn:
             await replace_blocks(miner.node, 7, keep=False)
         for name, daemon in found.daemons.items():
-            await until(lambda daemon=daemon: not daemon.alive, timeout=20)
+            await until(lambda daemon=daemon: not daemon.alive)
             words = daemon.log.read_text()
             assert "service stopped by a fatal error" in words, name
             assert "which had enough confirmations" in words, name
             assert "empty state folder" in words, name
             assert "Traceback" not in words, name
         provider.start()
-        await until(lambda: not provider.alive, timeout=20)
+        await until(lambda: not provider.alive)
         for daemon in found.daemons.values():
             for file in daemon.folder.glob("*.db*"):
                 file.unlink()

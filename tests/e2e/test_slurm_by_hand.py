@@ -74,7 +74,7 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         stack.enter_context(running(["provider", "run"], own, "provider"))
 
         (tmp_path / "job.yaml").write_text(JOB)
-        (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 120))
+        (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 300))
         assert (job["status"], job["exit_code"]) == ("FINISHED", 0)
         assert run(["job", "logs", "1"], tmp_path).out == "hello from 8 tasks\n"
         (earned,) = data(run(["provider", "earnings", "-o", "json"], own))

@@ -7,14 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.anvil import require_anvil
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.timeout(420)
 async def test_a_short_soak(tmp_path: Path):
     require_anvil()
     run = await asyncio.create_subprocess_exec(

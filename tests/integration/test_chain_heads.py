@@ -34,7 +34,7 @@ class Ear:
         self._news.set()
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not condition(self):
                 self._news.clear()
                 await self._news.wait()

@@ -52,7 +52,7 @@ async def test_leftovers_of_killed_supervisors_are_found_in_one_look(
 
 
 async def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while True:
         if done():
             return

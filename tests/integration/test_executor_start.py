@@ -243,7 +243,7 @@ async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(
 
 
 async def ended(executor: LocalExecutor, key: str) -> Exit:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while (found := (await executor.poll([key]))[key].exit) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return found

@@ -41,7 +41,7 @@ class Place:
     ) -> tuple[Exit, str]:
         """How a job ends, and what it prints."""
         await self.start(script, key, resources)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while True:
             end = (await self.executor.poll([key]))[key].exit
             if end is not None:
@@ -54,7 +54,7 @@ class Place:
 
     async def printed(self, key: str) -> None:
         """Wait until a job that runs has printed something."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not await self.executor.output(key):
             assert time.monotonic() < deadline, "it did not start"
             await asyncio.sleep(0.1)

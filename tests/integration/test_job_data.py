@@ -299,7 +299,7 @@ echo last > "$DEEPSQUARE_OUTPUT/live"
         f"steps:\n- run:\n    command: |{indented}\n"
     )
     with start(text, tmp_path) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while bucket.get("sync/live") != "first\n":
             assert time.monotonic() < deadline
             time.sleep(0.3)

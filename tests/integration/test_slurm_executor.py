@@ -150,7 +150,7 @@ async def test_queued_runs_wait_and_can_be_cancelled(
     assert await state_of(executor, "next") is RunState.QUEUED
     began = time.monotonic()
     await executor.cancel("next")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it waited for the job that runs"
     end = await ended(executor, "next")
     assert (end.reason, end.seconds) == ("cancelled", 0)
     await executor.cancel("all")

@@ -349,7 +349,7 @@ def wait_for_page(web: httpx2.Client, path: str) -> None:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -33,7 +33,7 @@ def clean_environment(home: Path) -> dict[str, str]:
     return {**kept, "XDG_CONFIG_HOME": str(home), "PYTHONPATH": path, "COLUMNS": "200"}
 
 
-def run(arguments: Sequence[str], folder: Path, timeout: float = 60, **env: str) -> Outcome:
+def run(arguments: Sequence[str], folder: Path, timeout: float = 180, **env: str) -> Outcome:
     """Run one command, and wait until it ends."""
     process = subprocess.run(
         [*PROGRAM, *arguments],
@@ -72,7 +72,7 @@ class Running:
             assert time.monotonic() < deadline, self.log.read_text(errors="replace")
             time.sleep(0.1)
 
-    def end(self, number: int = signal.SIGINT, timeout: float = 30) -> int:
+    def end(self, number: int = signal.SIGINT, timeout: float = 90) -> int:
         """Send a signal, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -282,13 +282,20 @@ def all_applied(grid: LiveGrid, folder: Path, block: int) -> bool:
     A record may be closed before the event of the job's end is applied: the record follows the job's
     state on chain, and the events follow in the next cycle if an endpoint did not return them.
     """
-    for number in range(len(grid.providers)):
-        table, store = open_table(grid, folder, number)
-        with store:
-            applied = store.recent_blocks("main")
-            if table.open() or not applied or applied[0].number < block:
-                return False
-    return True
+    return all(
+        is_settled(*open_table(grid, folder, number), block)
+        for number in range(len(grid.providers))
+    )
+
+
+def is_settled(table: RunTable, store: Store, block: int) -> bool:
+    """Whether a provider has applied the events up to `block` and has no open run record.
+
+    Closes the store. See `all_applied`.
+    """
+    with store:
+        applied = store.recent_blocks("main")
+        return bool(applied) and applied[0].number >= block and not table.open()
 
 
 def leftovers(folder: Path) -> list[str]:

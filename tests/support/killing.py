@@ -195,14 +195,14 @@ class Life:
         return [role for role, point in self.awaited.items() if point.startswith(label)]
 
     async def end(
-        self, patience: float = 180, *, emptied: bool = False, redated: bool = False
+        self, patience: float = 300, *, emptied: bool = False, redated: bool = False
     ) -> None:
         """Wait at most `patience` seconds until all jobs end, stop the daemons, check the ledgers."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
         await until(self.customers.all_final, timeout=patience)
         head = await self.grid.w3.eth.block_number
-        await until(lambda: all_applied(self.grid, self.folder, head), timeout=60)
+        await until(lambda: all_applied(self.grid, self.folder, head), timeout=180)
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log

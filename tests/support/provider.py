@@ -90,7 +90,7 @@ class Bench:
         run = self.service.table.get(job_id)
         return run.phase if run else None
 
-    async def drive(self, done: Callable[[], Any], *, timeout: float = 40.0) -> None:
+    async def drive(self, done: Callable[[], Any], *, timeout: float = 120.0) -> None:
         """Run cycles until `done()`, which may be a coroutine function, returns True."""
         deadline = time.monotonic() + timeout
         while True:
@@ -102,7 +102,7 @@ class Bench:
             assert time.monotonic() < deadline, [str(run) for run in self.service.table.all()]
             await asyncio.sleep(0.0 if moved else 0.15)
 
-    async def until(self, ids: list[int], *statuses: JobStatus, timeout: float = 40.0) -> None:
+    async def until(self, ids: list[int], *statuses: JobStatus, timeout: float = 120.0) -> None:
         """Run cycles until all jobs have one of the statuses; by default, any final status."""
 
         async def reached() -> bool:

@@ -115,14 +115,14 @@ class DaemonProcess:
         self.kill()
 
 
-async def until(done: Callable[[], Any], *, timeout: float = 40.0) -> None:
+async def until(done: Callable[[], Any], *, timeout: float = 120.0) -> None:
     """Wait until `done()`, which may be a coroutine function, returns True."""
     deadline = time.monotonic() + timeout
     while True:
         result = done()
         if await result if asyncio.iscoroutine(result) else result:
             return
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not reached in {timeout:.0f} seconds"
         await asyncio.sleep(0.1)
 
 

@@ -168,7 +168,7 @@ async def test_a_busy_endpoint_is_retried_after_its_retry_after(
     began = time.monotonic()
     with pytest.raises(TransientEndpointError):
         await ask(pool)
-    assert 0.5 <= time.monotonic() - began < 5.0, "the first that wants to be asked"
+    assert 0.5 <= time.monotonic() - began < 20.0, "the first that wants to be asked"
     assert [each.cooldown_until - clock.now for each in pool.members] == [30.0, 2.0]
 
 
