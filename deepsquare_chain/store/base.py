@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -257,31 +258,45 @@ def _begin_on_server(connection: Connection) -> None:
 # -- tables of the follower's cursors
 
 
+# Built once: SQLAlchemy takes longer to build these statements than SQLite to execute them.
+_RECENT_BLOCKS: Final = (
+    select(blocks.c.number, blocks.c.hash)
+    .where(blocks.c.name == bindparam("follower"))
+    .order_by(blocks.c.number.desc())
+)
+_REWIND: Final = delete(blocks).where(
+    blocks.c.name == bindparam("follower"), blocks.c.number > bindparam("last")
+)
+_FORGET_BLOCKS: Final = delete(blocks).where(
+    blocks.c.name == bindparam("follower"),
+    blocks.c.number
+    < select(blocks.c.number)
+    .where(blocks.c.name == bindparam("follower"))
+    .order_by(blocks.c.number.desc())
+    .offset(bindparam("newer"))
+    .limit(1)
+    .scalar_subquery(),
+)
+_ADD_BLOCK: Final = insert(blocks)
+
+
 class CursorTables(Database):
     """Implements `deepsquare_chain.chain.follower.CursorStore` for connections."""
 
     def recent_blocks(self, name: str) -> Sequence[Block]:
         """Return the kept blocks of a follower, latest first; the first one is its cursor."""
-        query = select(blocks).where(blocks.c.name == name).order_by(blocks.c.number.desc())
         with self.read() as connection:
-            return [Block(row.number, row.hash) for row in connection.execute(query)]
+            rows = connection.execute(_RECENT_BLOCKS, {"follower": name}).all()
+        return [Block(number, block_hash) for number, block_hash in rows]
 
     def advance(self, transaction: Connection, name: str, seen: Sequence[Block], keep: int) -> None:
         """Move the cursor to the last of these blocks and keep the latest `keep`."""
         latest = seen[-keep:]
         self.rewind(transaction, name, latest[0].number - 1)
         rows = [{"name": name, "number": block.number, "hash": block.hash} for block in latest]
-        transaction.execute(insert(blocks), rows)
-        oldest = (
-            select(blocks.c.number)
-            .where(blocks.c.name == name)
-            .order_by(blocks.c.number.desc())
-            .offset(keep - 1)
-            .limit(1)
-            .scalar_subquery()
-        )
-        transaction.execute(delete(blocks).where(blocks.c.name == name, blocks.c.number < oldest))
+        transaction.execute(_ADD_BLOCK, rows)
+        transaction.execute(_FORGET_BLOCKS, {"follower": name, "newer": keep - 1})
 
     def rewind(self, transaction: Connection, name: str, number: int) -> None:
         """Forget every block after this one."""
-        transaction.execute(delete(blocks).where(blocks.c.name == name, blocks.c.number > number))
+        transaction.execute(_REWIND, {"follower": name, "last": number})

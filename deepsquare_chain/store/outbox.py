@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, TxState
@@ -16,6 +26,43 @@ from deepsquare_chain.store.base import Database, attempts, outbox
 #: Number of nonces after which settled transactions without an idempotency key are deleted.
 KEPT_NONCES = 2_000
 _LIST_HINT = "`deepsquare tx list` lists the sent transactions; each state folder has its own list."
+# Built once: SQLAlchemy takes longer to build these statements than SQLite to execute them.
+_ENTRIES: Final = select(outbox).order_by(outbox.c.nonce, outbox.c.id)
+_ENTRY: Final = _ENTRIES.where(outbox.c.id == bindparam("entry_id"))
+_OPEN: Final = _ENTRIES.where(outbox.c.state == TxState.OPEN.value)
+_FROM_NONCE: Final = _ENTRIES.where(
+    outbox.c.nonce >= bindparam("nonce"), outbox.c.state != TxState.ABANDONED.value
+)
+_BY_KEY: Final = _ENTRIES.where(
+    outbox.c.key == bindparam("key"),
+    outbox.c.state.in_((TxState.OPEN.value, TxState.MINED.value)),
+)
+_BY_HASH: Final = _ENTRIES.where(
+    outbox.c.id.in_(select(attempts.c.entry_id).where(attempts.c.tx_hash == bindparam("tx_hash")))
+)
+_RECENT: Final = select(outbox).order_by(outbox.c.id.desc()).limit(bindparam("limit"))
+_ATTEMPTS: Final = (
+    select(attempts)
+    .where(attempts.c.entry_id.in_(bindparam("entry_ids", expanding=True)))
+    .order_by(attempts.c.number)
+)
+_USED_NONCES: Final = (
+    select(outbox.c.nonce)
+    .where(outbox.c.nonce >= bindparam("floor"), outbox.c.state != TxState.ABANDONED.value)
+    .order_by(outbox.c.nonce)
+)
+_SET_STATE: Final = (
+    update(outbox)
+    .where(outbox.c.id == bindparam("entry_id"))
+    .values({name: bindparam(f"new_{name}") for name in ("state", "mined_hash", "note", "fee")})
+)
+_OLD_IDS: Final = select(outbox.c.id).where(
+    outbox.c.nonce
+    < select(outbox.c.nonce).where(outbox.c.id == bindparam("entry_id")).scalar_subquery()
+    - bindparam("kept"),
+    outbox.c.state != TxState.OPEN.value,
+    outbox.c.key.is_(None),
+)
 
 
 class OutboxTables(Database):
@@ -65,9 +112,14 @@ class OutboxTables(Database):
         # Not durable: a lost update is read from the chain again.
         with self.begin(durable=False) as connection:
             connection.execute(
-                update(outbox)
-                .where(outbox.c.id == entry_id)
-                .values(state=state.value, mined_hash=mined_hash, note=note[:1_000], fee=fee)
+                _SET_STATE,
+                {
+                    "entry_id": entry_id,
+                    "new_state": state.value,
+                    "new_mined_hash": mined_hash,
+                    "new_note": note[:1_000],
+                    "new_fee": fee,
+                },
             )
             if state in (TxState.MINED, TxState.FAILED, TxState.CANCELLED):
                 _forget(connection, entry_id)
@@ -78,7 +130,7 @@ class OutboxTables(Database):
         Raises:
             NotFoundError: The entry was deleted, or never existed.
         """
-        entries = self._entries(outbox.c.id == entry_id)
+        entries = self._entries(_ENTRY, entry_id=entry_id)
         if not entries:
             raise NotFoundError(
                 f"This state folder has no transaction {entry_id} of this wallet", hint=_LIST_HINT
@@ -87,21 +139,20 @@ class OutboxTables(Database):
 
     def by_key(self, key: str) -> Entry | None:
         """Return the OPEN or MINED entry of an idempotency key."""
-        alive = (TxState.OPEN.value, TxState.MINED.value)
-        entries = self._entries(outbox.c.key == key, outbox.c.state.in_(alive))
+        entries = self._entries(_BY_KEY, key=key)
         return entries[0] if entries else None
 
     def open_entries(self) -> Sequence[Entry]:
         """Return all OPEN entries by nonce."""
-        return self._entries(outbox.c.state == TxState.OPEN.value)
+        return self._entries(_OPEN)
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
         """Return all entries from a nonce on, except ABANDONED ones."""
-        return self._entries(outbox.c.nonce >= nonce, outbox.c.state != TxState.ABANDONED.value)
+        return self._entries(_FROM_NONCE, nonce=nonce)
 
     def recent_entries(self, limit: int = 50) -> Sequence[Entry]:
         """Return the latest entries of every state, newest first, for display."""
-        return sorted(self._entries(limit=limit), key=lambda entry: -entry.id)
+        return sorted(self._entries(_RECENT, limit=limit), key=lambda entry: -entry.id)
 
     def by_hash(self, tx_hash: str) -> Entry:
         """Return the entry with an attempt of this hash.
@@ -109,8 +160,7 @@ class OutboxTables(Database):
         Raises:
             NotFoundError: There is none.
         """
-        entry_ids = select(attempts.c.entry_id).where(attempts.c.tx_hash == tx_hash.lower())
-        entries = self._entries(outbox.c.id.in_(entry_ids))
+        entries = self._entries(_BY_HASH, tx_hash=tx_hash.lower())
         if not entries:
             raise NotFoundError(
                 f"This state folder has no transaction {tx_hash} of this wallet", hint=_LIST_HINT
@@ -128,22 +178,15 @@ class OutboxTables(Database):
         with self.read() as connection:
             return [(row.created, row.fee) for row in connection.execute(query)]
 
-    def _entries(self, *conditions: Any, limit: int | None = None) -> list[Entry]:
-        query = select(outbox).where(*conditions).order_by(outbox.c.nonce, outbox.c.id)
-        if limit is not None:
-            query = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
+    def _entries(self, query: Select[Any], **values: Any) -> list[Entry]:
         with self.read() as connection:
-            rows = connection.execute(query).all()
+            rows = connection.execute(query, values).all()
             attempts_by_entry = _attempts(connection, [row.id for row in rows])
         return [_entry(row, attempts_by_entry[row.id]) for row in rows]
 
 
 def _free_nonce(connection: Connection, floor: int) -> int:
-    used_nonces = connection.execute(
-        select(outbox.c.nonce)
-        .where(outbox.c.nonce >= floor, outbox.c.state != TxState.ABANDONED.value)
-        .order_by(outbox.c.nonce)
-    ).scalars()
+    used_nonces = connection.execute(_USED_NONCES, {"floor": floor}).scalars()
     nonce = floor
     for used in used_nonces:
         if used > nonce:
@@ -168,24 +211,17 @@ def _insert_attempt(connection: Connection, entry_id: int, number: int, attempt:
 
 
 def _forget(connection: Connection, entry_id: int) -> None:
-    nonce = connection.execute(
-        select(outbox.c.nonce).where(outbox.c.id == entry_id)
-    ).scalar_one_or_none()
-    old = select(outbox.c.id).where(
-        outbox.c.nonce < (nonce or 0) - KEPT_NONCES,
-        outbox.c.state != TxState.OPEN.value,
-        outbox.c.key.is_(None),
-    )
-    connection.execute(delete(attempts).where(attempts.c.entry_id.in_(old)))
-    connection.execute(delete(outbox).where(outbox.c.id.in_(old)))
+    old = connection.execute(_OLD_IDS, {"entry_id": entry_id, "kept": KEPT_NONCES}).scalars().all()
+    if old:
+        connection.execute(delete(attempts).where(attempts.c.entry_id.in_(old)))
+        connection.execute(delete(outbox).where(outbox.c.id.in_(old)))
 
 
 def _attempts(connection: Connection, ids: Sequence[int]) -> Mapping[int, list[Attempt]]:
     attempts_by_entry: dict[int, list[Attempt]] = {entry_id: [] for entry_id in ids}
     if not ids:
         return attempts_by_entry
-    query = select(attempts).where(attempts.c.entry_id.in_(ids)).order_by(attempts.c.number)
-    for row in connection.execute(query):
+    for row in connection.execute(_ATTEMPTS, {"entry_ids": ids}):
         attempts_by_entry[row.entry_id].append(
             Attempt(
                 row.tx_hash,
