@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -279,6 +280,9 @@ async def serve(
                 name, lambda parts: open_once(parts, stopping), stack, stopping
             )
         if daemon is not None:
+            # Modules and parts stay until the end: later collections need not visit them.
+            gc.collect()
+            gc.freeze()
             await daemon.run()
 
 
