@@ -149,9 +149,9 @@ def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callab
         "utilisation of all, 60": lambda: index.utilisation(60),
         "search, a number": lambda: index.search(str(rng.randint(1, total))),
         "search, a name": lambda: index.search("render 77"),
-        "exceptions": index.exceptions,
-        "exceptions of a rare kind": lambda: index.exceptions(kind="fee-change"),
-        "exceptions that stand open": index.open_exceptions,
+        "exceptions": index.anomalies,
+        "exceptions of a rare kind": lambda: index.anomalies(kind="fee-change"),
+        "exceptions that stand open": index.open_anomalies,
         "roles": index.roles,
         "parameters": index.parameters,
     }

@@ -100,7 +100,7 @@ class Anomaly:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class BlockContext:
     """A transaction, or the end of a replay: block, chain time in seconds, transaction hash."""
 
     block: int
@@ -142,7 +142,7 @@ class AnomalyRules:
 
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[Anomaly] = []
-        self._spot = Spot(0, 0)
+        self._context = BlockContext(0, 0)
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
@@ -153,7 +153,7 @@ class AnomalyRules:
         self._pending: dict[int, int] = {}
         self._claims: dict[int, tuple[int, str]] = {}
         self._running: dict[int, str] = {}
-        self._holders: dict[int, str] = {}
+        self._providers: dict[int, str] = {}
         self._challenges: dict[str, ev.ProviderChallenged] = {}
 
     def resume(
@@ -179,9 +179,11 @@ class AnomalyRules:
         anomalies, self.rows = self.rows, []
         return anomalies
 
-    def read(self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], spot: Spot) -> None:
+    def read(
+        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: BlockContext
+    ) -> None:
         """Examine one transaction. The ledgers must already include it."""
-        self._spot = spot
+        self._context = context
         transaction_events = list(events)
         payers = {
             event.customer for event in transaction_events if isinstance(event, ev.JobSubmitted)
@@ -204,18 +206,18 @@ class AnomalyRules:
                 case _:
                     self._administrative(event)
 
-    def so_far(self, jobs: Mapping[int, JobEntry], spot: Spot) -> list[Anomaly]:
-        """Return all anomalies, including the open conditions at a spot; oldest first."""
-        recorded, self.rows, self._spot = self.rows, list(self.rows), spot
+    def all_anomalies(self, jobs: Mapping[int, JobEntry], context: BlockContext) -> list[Anomaly]:
+        """Return all anomalies, including the conditions that are open at a block; oldest first."""
+        recorded, self.rows, self._context = self.rows, list(self.rows), context
         for job_id, account in sorted(self._running.items()):
             if (job := jobs.get(job_id)) is not None:
                 self._overrun(job, account, "runs")
         for job_id, (since, account) in sorted(self._claims.items()):
-            if (idle := spot.time - since) > self._idle_after:
+            if (idle := context.time - since) > self._idle_after:
                 message = f"job {job_id} was claimed {idle} s ago and has not started"
                 self._note(Code.IDLE_CLAIM, message, account, job_id, warn=True)
         for account, event in sorted(self._challenges.items()):
-            if (late := spot.time - event.answer_by) > 0:
+            if (late := context.time - event.answer_by) > 0:
                 message = f"{account} has not answered a challenge over job {event.job_id}, "
                 message += f"{late} s after the deadline"
                 self._note(Code.UNANSWERED, message, account, event.job_id)
@@ -225,14 +227,14 @@ class AnomalyRules:
     def _note(
         self, code: Code, message: str, account: str = "", job_id: int = 0, *, warn: bool = False
     ) -> None:
-        """Record an anomaly of the current transaction or spot."""
+        """Record an anomaly of the current transaction or block."""
         severity = Severity.WARNING if warn or code in _WARNINGS else Severity.NOTICE
-        spot = (self._spot.block, self._spot.time, self._spot.tx_hash)
-        self.rows.append(Anomaly(code, severity, message, job_id, account, *spot))
+        context = (self._context.block, self._context.time, self._context.tx_hash)
+        self.rows.append(Anomaly(code, severity, message, job_id, account, *context))
 
     def _moved(self, event: ev.JobTransition, job: JobEntry | None) -> None:
-        job_id, account, after, now = event.job_id, event.provider, event.after, self._spot.time
-        self._holders[job_id] = account
+        job_id, account, after, now = event.job_id, event.provider, event.after, self._context.time
+        self._providers[job_id] = account
         if (claim := self._claims.pop(job_id, None)) and now - claim[0] > self._idle_after:
             message = f"job {job_id} was claimed and became {after.name} {now - claim[0]} s later"
             self._note(Code.IDLE_CLAIM, message, account, job_id)
@@ -260,33 +262,33 @@ class AnomalyRules:
                 self._overrun(job, account, "ran")
 
     def _overrun(self, job: JobEntry, account: str, verb: str) -> None:
-        overrun = self._spot.time - job.billed_until - job.allotment
+        overrun = self._context.time - job.billed_until - job.allotment
         if overrun > 0:
             granted = job.collected_seconds + job.allotment
             message = f"job {job.id} {verb} {overrun} s past its {granted} s, by the chain's clock"
             self._note(Code.OVERRUN, message, account, job.id, warn=overrun > MIN_REPORT_GRACE)
 
     def _requeued(self, event: ev.JobRequeued) -> None:
-        holder = self._holders.get(event.job_id, ZERO_ADDRESS)
-        by_provider = event.by == holder
+        provider = self._providers.get(event.job_id, ZERO_ADDRESS)
+        by_provider = event.by == provider
         verb = "refused by" if by_provider else f"taken by {event.by} from"
-        message = f"job {event.job_id} was {verb} {holder}{_reason(event)}"
-        self._note(Code.REQUEUE, message, holder, event.job_id, warn=not by_provider)
+        message = f"job {event.job_id} was {verb} {provider}{_reason(event)}"
+        self._note(Code.REQUEUE, message, provider, event.job_id, warn=not by_provider)
 
     def _panicked(self, event: ev.JobPanicked, job: JobEntry | None) -> None:
-        holder = self._holders.get(event.job_id, ZERO_ADDRESS)
+        provider = self._providers.get(event.job_id, ZERO_ADDRESS)
         successor = (
             f", its escrow moved to job {job.successor}"
             if job is not None and job.successor
             else ""
         )
         message = f"job {event.job_id} was given up by {event.by}{successor}{_reason(event)}"
-        self._note(Code.PANIC, message, holder, event.job_id)
+        self._note(Code.PANIC, message, provider, event.job_id)
 
     def _answered(self, event: ev.ProviderAnswered) -> None:
         account = event.provider
         challenge = self._challenges.pop(account, None)
-        if challenge is not None and (late := self._spot.time - challenge.answer_by) > 0:
+        if challenge is not None and (late := self._context.time - challenge.answer_by) > 0:
             job_id = challenge.job_id
             message = f"{account} answered a challenge over job {job_id} {late} s too late"
             self._note(Code.LATE_ANSWER, message, account, job_id)

@@ -41,7 +41,7 @@ class JobBill:
 
     `reported` is the duration in the provider's transaction; None if the transaction was not read
     or if the status needs no report. `settled` is false while the job is live; its lines then
-    contain no comparison. `allotment`, `most` (the maximum that can be billed), `reported`,
+    contain no comparison. `allotment`, `maximum` (the maximum that can be billed), `reported`,
     `seconds`, `escrow` and `cost` belong to the settlement. `collected_seconds` and `collected`
     (paid and fee, in credit-wei) belong to interim payments. `billed_seconds` and the lines include
     both. `why` is the rule that determined `seconds`.
@@ -54,7 +54,7 @@ class JobBill:
     ended_at: int
     reported: int | None
     allotment: int
-    most: int
+    maximum: int
     seconds: int
     billed_seconds: int
     rate: int
@@ -94,10 +94,10 @@ def recompute_bill(
     final = job.status.is_final
     ended_at = job.ended_at if final else max(now or 0, job.since)
     escrow = job.last_escrow
-    most = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
+    maximum = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
     if not job.status.is_reported:
         reported = None
-    seconds, rule = _seconds(job, most, reported)
+    seconds, rule = _seconds(job, maximum, reported)
     cost = job.rate * seconds
     share = fee_of(cost, job.fee_bps)
     refund = 0 if job.carried_out else escrow - cost
@@ -114,7 +114,7 @@ def recompute_bill(
         settled=final,
         ended_at=ended_at,
         reported=reported,
-        most=most,
+        maximum=maximum,
         seconds=seconds,
         escrow=escrow,
         cost=cost,
@@ -129,24 +129,24 @@ def _sum(name: str, expected: int, actual: int, *, final: bool) -> BillLine:
     return BillLine(name, expected, actual if final else expected)
 
 
-def _seconds(job: JobEntry, most: int, reported: int | None) -> tuple[int, str]:
+def _seconds(job: JobEntry, maximum: int, reported: int | None) -> tuple[int, str]:
     """Return the seconds that the settlement must have billed, and the rule behind them."""
     settled_seconds = job.billed_seconds - job.collected_seconds
     if not job.started_at:
         result = 0, "it never ran"
     elif job.status.is_reported and reported is not None:
-        result = min(reported, most), "the minimum of reported, elapsed and granted seconds"
+        result = min(reported, maximum), "the minimum of reported, elapsed and granted seconds"
     elif job.status.is_reported:
-        result = min(settled_seconds, most), "the reported seconds, at most elapsed and granted"
+        result = min(settled_seconds, maximum), "the reported seconds, at most elapsed and granted"
     elif job.status is JobStatus.PANICKED:
         result = 0, "a panic costs nothing"
     elif job.status is not JobStatus.CANCELLED:
-        result = most, "so far: elapsed seconds, at most the allotment"
+        result = maximum, "so far: elapsed seconds, at most the allotment"
     elif settled_seconds == 0:
         # The replay checks whether the run was lost, because it has the provider's challenges.
         result = 0, "cancelled as a lost run, which costs nothing"
     else:
-        result = most, "cancelled while it ran: elapsed seconds, at most the allotment"
+        result = maximum, "cancelled while it ran: elapsed seconds, at most the allotment"
     return result
 
 
@@ -169,7 +169,7 @@ class InvoiceLine:
     """Evidence: a movement of credits (in credit-wei) or, if it has no amount, a transition."""
 
     time: int
-    what: str
+    description: str
     amount: int | None
     tx_hash: str
 
@@ -255,7 +255,7 @@ def make_invoice(
         for time, status, tx_hash in job.transitions
     ]
     lines += [
-        replace(line, what=f"{line.what} ({parties[account]})")
+        replace(line, description=f"{line.description} ({parties[account]})")
         for account, line in movements
         if account in parties
     ]
@@ -297,7 +297,7 @@ def render_html(invoice: Invoice) -> str:
     evidence = [
         (
             _time(line.time),
-            line.what,
+            line.description,
             "" if line.amount is None else _credits(line.amount),
             line.tx_hash,
         )

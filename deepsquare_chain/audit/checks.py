@@ -62,31 +62,31 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
     """Return a finding for each difference between ledger and storage, both at the same block."""
     findings: list[AuditFinding] = []
 
-    def differ(what: str, from_events: object, held: object, job_id: int = 0) -> None:
-        if from_events != held:
-            message = f"{what}: events say {from_events}, storage says {held}"
+    def compare_values(subject: str, from_events: object, stored: object, job_id: int = 0) -> None:
+        if from_events != stored:
+            message = f"{subject}: events say {from_events}, storage says {stored}"
             findings.append(AuditFinding("storage", message, storage.block, "", job_id))
 
-    def differ_by_field(what: str, from_events: Any, held: Any, job_id: int = 0) -> None:
-        for field in fields(held):
-            values = getattr(from_events, field.name), getattr(held, field.name)
-            differ(f"{field.name} of {what}", *values, job_id)
+    def compare_fields(subject: str, from_events: Any, stored: Any, job_id: int = 0) -> None:
+        for field in fields(stored):
+            values = getattr(from_events, field.name), getattr(stored, field.name)
+            compare_values(f"{field.name} of {subject}", *values, job_id)
 
     ids = ledger.provider_ids
-    differ("number of jobs", len(ledger.jobs), len(storage.jobs))
+    compare_values("number of jobs", len(ledger.jobs), len(storage.jobs))
     for job in storage.jobs:
         if (entry := ledger.jobs.get(job.id)) is not None:
-            differ_by_field(f"job {job.id}", entry.record(ids), job, job.id)
-    differ("number of providers", len(ids), len(storage.providers))
+            compare_fields(f"job {job.id}", entry.record(ids), job, job.id)
+    compare_values("number of providers", len(ids), len(storage.providers))
     for provider in storage.providers:
         if (provider_entry := ledger.providers.get(provider.account)) is not None:
-            differ_by_field(f"provider {provider.account}", provider_entry.record(), provider)
+            compare_fields(f"provider {provider.account}", provider_entry.record(), provider)
     for account, amount in sorted(storage.balances.items()):
-        differ(f"balance of {account}", ledger.balances.get(account, 0), amount)
+        compare_values(f"balance of {account}", ledger.balances.get(account, 0), amount)
     for account, amount in sorted(storage.parked.items()):
-        differ(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
+        compare_values(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
     for account, load in sorted(storage.loads.items()):
         if (provider_entry := ledger.providers.get(account)) is not None:
-            differ_by_field(f"the load of {account}", provider_entry.load, load)
-    differ("supply of credits", ledger.totals.supply, storage.supply)
+            compare_fields(f"the load of {account}", provider_entry.load, load)
+    compare_values("supply of credits", ledger.totals.supply, storage.supply)
     return findings

@@ -19,19 +19,19 @@ from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.bindings.events import event_topics, topic_of
 from deepsquare_chain.chain.rpc.batching import chunks
 
-#: Records per `getJobs` call to reproduce: far below any node's gas limit for a call.
-_JOBS_A_CALL: Final = 100
+#: Jobs per `getJobs` call: far below any node's gas limit for a call.
+_JOBS_PER_CALL: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class NodeRequest:
     """A node request that reproduces a number.
 
-    `shown` is a description, `method` and `params` are the JSON-RPC request, and `cast` is the
+    `description` is for people, `method` and `params` are the JSON-RPC request, and `cast` is the
     same request as a command of Foundry's `cast`.
     """
 
-    shown: str
+    description: str
     method: str
     params: tuple[Any, ...]
     cast: str
@@ -63,7 +63,7 @@ class ConservationCheck:
     name: str
     left: Side
     right: Side
-    how_to_repeat: tuple[Repeat, ...]
+    requests: tuple[NodeRequest, ...]
     job_id: int = 0
 
     @property
@@ -79,7 +79,7 @@ class ConservationCheck:
 
 def call(
     deployment: Deployment, contract: str, block: int, function: str, *arguments: Any
-) -> Repeat:
+) -> NodeRequest:
     """Return the request for a view function at a block.
 
     `contract` is Credit, ProviderRegistry or MetaScheduler.
@@ -89,9 +89,9 @@ def call(
     """
     address = dict(zip(_NAMES, deployment.addresses, strict=True))[contract]
     data = "0x" + interface(contract).function(function).encode(*arguments).hex()
-    shown_arguments = ", ".join(_word(argument) for argument in arguments)
-    return Repeat(
-        f"{contract}.{function}({shown_arguments}) at block {block}",
+    arguments_text = ", ".join(_argument_text(argument) for argument in arguments)
+    return NodeRequest(
+        f"{contract}.{function}({arguments_text}) at block {block}",
         "eth_call",
         ({"to": address, "data": data}, hex(block)),
         f"cast call {address} --data {data} --block {block}",
@@ -101,13 +101,13 @@ def call(
 _NAMES: Final = ("Credit", "ProviderRegistry", "MetaScheduler")
 
 
-def _word(argument: Any) -> str:
+def _argument_text(argument: Any) -> str:
     return f"[{', '.join(map(str, argument))}]" if isinstance(argument, list) else str(argument)
 
 
 def transfers(
     deployment: Deployment, block: int, *, sender: str = "", recipient: str = ""
-) -> Repeat:
+) -> NodeRequest:
     """Return the request for credit transfers up to a block, filtered by sender or recipient."""
     topics: list[str | None] = [event_topics(Transfer)[0], _topic(sender), _topic(recipient)]
     while topics[-1] is None:
@@ -120,13 +120,13 @@ def transfers(
     }
     names = (("from", sender), ("to", recipient))
     filters = "".join(f" {word} {account}" for word, account in names if account)
-    shown_topics = " ".join("null" if topic is None else topic for topic in topics)
-    return Repeat(
+    topics_text = " ".join("null" if topic is None else topic for topic in topics)
+    return NodeRequest(
         f"Transfer events of the credit{filters}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),
         f"cast logs --address {deployment.credit} --from-block {deployment.block} "
-        f"--to-block {block} {shown_topics}",
+        f"--to-block {block} {topics_text}",
     )
 
 
@@ -165,10 +165,10 @@ def conservation(
     owed = _owed(totals)
     balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
     records = [
-        call(deployment, "MetaScheduler", block, "getJobs", list(some))
-        for some in chunks(live, _JOBS_A_CALL)
+        call(deployment, "MetaScheduler", block, "getJobs", list(job_ids))
+        for job_ids in chunks(live, _JOBS_PER_CALL)
     ]
-    records += [call(deployment, "MetaScheduler", block, "parkedOf", each) for each in parked]
+    records += [call(deployment, "MetaScheduler", block, "parkedOf", account) for account in parked]
     checks = [
         ConservationCheck(
             "supply = mints - burns = sum of balances",
@@ -214,8 +214,8 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Conse
         outflow = Side("paid + fee + refunded + carried out", (*terms, ("escrow", job.escrow)))
         name = "once final: funded + carried in = paid + fee + refunded + carried out"
     else:
-        held = (("escrow", job.escrow), ("paid", job.paid), ("fee", job.fee))
-        outflow = Side("escrow + paid + fee", held)
+        outflow_terms = (("escrow", job.escrow), ("paid", job.paid), ("fee", job.fee))
+        outflow = Side("escrow + paid + fee", outflow_terms)
         name = "while live: funded + carried in = escrow + paid + fee"
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
     return ConservationCheck(
@@ -223,17 +223,17 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Conse
     )
 
 
-def closing_check(ledger: Ledger, statement: Statement, held: int) -> ConservationCheck:
-    """Return the check of the closing balance against `held`, the `balanceOf` in credit-wei."""
+def closing_check(ledger: Ledger, statement: Statement, balance: int) -> ConservationCheck:
+    """Return the check of the closing balance against `balance`, its `balanceOf` in credit-wei."""
     terms = (("opening", statement.opening), ("credits", statement.credits))
     computed = Side("opening + credits - debits", (*terms, ("debits", -statement.debits)))
-    repeat = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
+    request = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
     return ConservationCheck(
-        "closing balance", computed, Side("balanceOf", (("balance", held),)), (repeat,)
+        "closing balance", computed, Side("balanceOf", (("balance", balance),)), (request,)
     )
 
 
-def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
+def job_logs(deployment: Deployment, block: int, job_id: int) -> NodeRequest:
     """Return the request for all MetaScheduler events of a job.
 
     The job ID is the first indexed field of these events.
@@ -245,7 +245,7 @@ def job_logs(deployment: Deployment, block: int, job_id: int) -> Repeat:
         "address": deployment.scheduler,
         "topics": [None, topic],
     }
-    return Repeat(
+    return NodeRequest(
         f"events of job {job_id}, blocks {deployment.block} to {block}",
         "eth_getLogs",
         (query,),

@@ -48,10 +48,10 @@ class AuditFinding:
         return f"{self.message}{location}"
 
 
-def from_attributes(kind: type[T], source: object, /, **given: Any) -> T:
-    """Return a dataclass whose fields are `given`, or attributes of `source` of the same name."""
-    names = (field.name for field in fields(cast("Any", kind)) if field.name not in given)
-    return kind(**given, **{name: getattr(source, name) for name in names})
+def from_attributes(kind: type[T], source: object, /, **values: Any) -> T:
+    """Return a dataclass whose fields are `values`, or attributes of `source` of the same name."""
+    names = (field.name for field in fields(cast("Any", kind)) if field.name not in values)
+    return kind(**values, **{name: getattr(source, name) for name in names})
 
 
 class MovementKind(StrEnum):
@@ -282,7 +282,7 @@ class TransactionContext:
         awaited: Events that must still follow a transition: job ID and event name.
         unanswered: Providers that moved a job (the value) while a challenge was open, which
             must answer the challenge.
-        left: Former providers of jobs that returned to PENDING, by job.
+        previous_providers: Former providers of jobs that returned to PENDING, by job.
     """
 
     block: int
@@ -295,19 +295,19 @@ class TransactionContext:
     ended: dict[int, int] = field(default_factory=dict)
     awaited: set[tuple[int, str]] = field(default_factory=set)
     unanswered: dict[str, int] = field(default_factory=dict)
-    left: dict[int, str] = field(default_factory=dict)
+    previous_providers: dict[int, str] = field(default_factory=dict)
     log_index: int = 0
 
-    def find(self, code: str, message: str, job_id: int = 0) -> None:
+    def report(self, code: str, message: str, job_id: int = 0) -> None:
         """Record a finding."""
         self.findings.append(AuditFinding(code, message, self.block, self.tx_hash, job_id))
 
     def check(self, holds: bool, code: str, message: str, job_id: int = 0) -> None:
         """Record a finding unless `holds` is true."""
         if not holds:
-            self.find(code, message, job_id)
+            self.report(code, message, job_id)
 
-    def enter(
+    def add_entry(
         self, account: str, kind: MovementKind, amount: int, counterparty: str, job_id: int = 0
     ) -> None:
         """Record a movement of an account. An amount of zero is not recorded."""

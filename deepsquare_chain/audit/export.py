@@ -29,7 +29,7 @@ from deepsquare_chain.audit.entries import (
     statement_cells,
 )
 from deepsquare_chain.audit.ledger import Ledger, normalised
-from deepsquare_chain.audit.reader import Chronicle, Progress, read_chronicle
+from deepsquare_chain.audit.reader import EventHistory, Progress, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Event
@@ -135,11 +135,11 @@ def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
             yield (account, *statement_cells(row, name))
 
 
-def _exceptions(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
-    for row in ledger.exceptions:
+def _anomalies(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
+    for row in ledger.anomalies:
         location = (row.block, row.time, row.tx_hash)
-        who = (row.job_id or None, row.account or None)
-        yield (row.code.value, row.severity.value, *who, *location, row.message)
+        subject = (row.job_id or None, row.account or None)
+        yield (row.code.value, row.severity.value, *subject, *location, row.message)
 
 
 TABLES: Final = (
@@ -162,7 +162,7 @@ TABLES: Final = (
     Table(
         "exceptions",
         ("code", "severity", "job_id", "account", "block", "time", "transaction", "message"),
-        _exceptions,
+        _anomalies,
     ),
 )
 
@@ -279,7 +279,7 @@ def file_names(style: TableFormat) -> tuple[str, ...]:
     return (LOGS, BLOCKS, *(f"{table.name}.{style.value}" for table in TABLES))
 
 
-def audited(deployment: Deployment) -> Deployment:
+def audit_deployment(deployment: Deployment) -> Deployment:
     """Return the part of a deployment record that an audit depends on."""
     timeouts = list(deployment.timeouts.values())
     checksummed = normalised(deployment)
@@ -323,7 +323,7 @@ def _hex_number(value: Any) -> str:
     return value.lower() if isinstance(value, str) else hex(value)
 
 
-def place_of(log: Mapping[str, Any]) -> tuple[int, int]:
+def log_position(log: Mapping[str, Any]) -> tuple[int, int]:
     """Return block number and log index of a raw log.
 
     Raises:
@@ -335,9 +335,9 @@ def place_of(log: Mapping[str, Any]) -> tuple[int, int]:
         raise ValueError(f"{error} is missing") from None
 
 
-def first_difference(ours: Iterable[bytes], theirs: Iterable[bytes]) -> int:
+def first_difference(expected: Iterable[bytes], actual: Iterable[bytes]) -> int:
     """Return the number of the first line that differs, counted from one; zero if none does."""
-    left, right = iter(ours), iter(theirs)
+    left, right = iter(expected), iter(actual)
     number = 0
     while True:
         number += 1
@@ -353,7 +353,7 @@ def first_difference(ours: Iterable[bytes], theirs: Iterable[bytes]) -> int:
 #: Maximum bytes per line. No log can be longer.
 _MAX_LINE: Final = 4_000_000
 #: Maximum number of findings that are recorded.
-_ENOUGH: Final = 100
+_MAX_FINDINGS: Final = 100
 
 
 class _Writer:
@@ -412,7 +412,7 @@ async def export(
         UsageError: The folder is not empty, or can't be written.
         EndpointError: The node does not answer.
     """
-    _prepare(folder)
+    _make_folder(folder)
     try:
         return await _export(contracts, folder, to_block, style, progress)
     except OSError as error:
@@ -434,28 +434,28 @@ async def _export(
     Raises:
         OSError: A file can't be written.
     """
-    deployment = audited(contracts.deployment)
+    deployment = audit_deployment(contracts.deployment)
     logs = _Writer(folder / LOGS)
     sink = _LogFile(logs)
-    chronicle = await read_chronicle(
+    history = await read_history(
         contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
     )
-    ledger = chronicle.ledger(deployment)
+    ledger = history.ledger(deployment)
     files = {
         LOGS: logs.close(),
-        BLOCKS: _write(folder / BLOCKS, _block_lines(chronicle, sink.hashes)),
+        BLOCKS: _write(folder / BLOCKS, _block_lines(history, sink.hashes)),
     }
     for table in TABLES:
         name = f"{table.name}.{style.value}"
         files[name] = _write(folder / name, table.lines(ledger, style))
     manifest = Manifest(
-        deployment, chronicle.to_block, chronicle.block_hash, chronicle.time, style, files
+        deployment, history.to_block, history.block_hash, history.time, style, files
     )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return manifest, ledger
 
 
-def _prepare(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -475,7 +475,7 @@ def _write(path: Path, lines: Iterable[bytes]) -> FileEntry:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Open a file of an export for reading.
 
     Exports are untrusted: a pipe or a device could block or never end, so only regular files are
@@ -499,8 +499,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
-def _block_lines(found: Chronicle, hashes: Mapping[int, str]) -> Iterator[bytes]:
-    for number, time in sorted(found.block_times.items()):
+def _block_lines(history: EventHistory, hashes: Mapping[int, str]) -> Iterator[bytes]:
+    for number, time in sorted(history.block_times.items()):
         yield block_line(number, hashes[number], time)
 
 
@@ -547,7 +547,7 @@ def read_manifest(path: Path) -> tuple[Path, Manifest]:
     """Return folder and manifest of an export. Raises the errors of `replay_export`."""
     file = path / MANIFEST if path.is_dir() else path
     try:
-        with _opened(file) as handle:
+        with _open_regular(file) as handle:
             raw = handle.read(MAX_MANIFEST + 1)
     except FileNotFoundError:
         raise NotFoundError(
@@ -567,31 +567,31 @@ class _Check:
         self._folder = folder
         self._manifest = manifest
 
-    def find(self, code: str, message: str, block: int = 0) -> None:
-        if len(self.findings) < _ENOUGH:
+    def report(self, code: str, message: str, block: int = 0) -> None:
+        if len(self.findings) < _MAX_FINDINGS:
             self.findings.append(AuditFinding(code, message, block, ""))
 
     def file(self, name: str, entry: FileEntry) -> None:
         """Check number of lines and digest of a file against the manifest."""
         rows, digest = 0, hashlib.sha256()
         try:
-            with _opened(self._folder / name) as file:
+            with _open_regular(self._folder / name) as file:
                 while line := file.readline(_MAX_LINE):
                     rows += 1
                     digest.update(line)
         except FileNotFoundError:
             self.broken = self.broken or name in {LOGS, BLOCKS}
-            self.find("file", f"{name} is missing")
+            self.report("file", f"{name} is missing")
             return
         if rows != entry.rows:
-            self.find("file", f"{name} has {rows} rows, but the manifest has {entry.rows}")
+            self.report("file", f"{name} has {rows} rows, but the manifest has {entry.rows}")
         if digest.hexdigest() != entry.sha256:
-            self.find("file", f"{name} does not match the SHA-256 of the manifest")
+            self.report("file", f"{name} does not match the SHA-256 of the manifest")
 
     def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
         if not (self._folder / name).exists():
             return
-        with _opened(self._folder / name) as file:
+        with _open_regular(self._folder / name) as file:
             number = 0
             while line := file.readline(_MAX_LINE):
                 number += 1
@@ -599,7 +599,7 @@ class _Check:
                     yield number, line, pydantic_core.from_json(line)
                 except ValueError:
                     self.broken = True
-                    self.find("file", f"line {number} of {name} is not JSON")
+                    self.report("file", f"line {number} of {name} is not JSON")
 
     def blocks(self) -> dict[int, tuple[str, int]]:
         """Return hash and chain time of each block with events."""
@@ -610,10 +610,10 @@ class _Check:
                 block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
             except (KeyError, TypeError, ValueError):
                 self.broken = True
-                self.find("file", f"line {number} of {BLOCKS} is not a block")
+                self.report("file", f"line {number} of {BLOCKS} is not a block")
                 continue
             if block <= previous or line != block_line(block, block_hash, time):
-                self.find("order", f"line {number} of {BLOCKS} is out of order or shape", block)
+                self.report("order", f"line {number} of {BLOCKS} is out of order or shape", block)
             blocks[block], previous = (block_hash, time), block
         return blocks
 
@@ -624,37 +624,41 @@ class _Check:
         addresses = {contract.lower() for contract in manifest.deployment.addresses}
         for number, line, body in self._parsed(LOGS):
             try:
-                position = place_of(body)
+                position = log_position(body)
                 canonical = line == log_line(body)
                 address, block_hash = body["address"], body["blockHash"]
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.broken = True
-                self.find("file", f"line {number} of {LOGS} is not a log")
+                self.report("file", f"line {number} of {LOGS} is not a log")
                 continue
             block = position[0]
             if position <= previous or not canonical:
-                self.find("order", f"line {number} of {LOGS} is out of order or shape", block)
+                self.report("order", f"line {number} of {LOGS} is out of order or shape", block)
             previous = position
             blocks_with_logs.add(block)
             if address not in addresses:
-                self.find("address", f"line {number} of {LOGS} belongs to another contract", block)
+                self.report(
+                    "address", f"line {number} of {LOGS} belongs to another contract", block
+                )
             if not manifest.deployment.block <= block <= manifest.last_block:
-                self.find("range", f"line {number} of {LOGS} is outside of the range", block)
+                self.report("range", f"line {number} of {LOGS} is outside of the range", block)
             if times.get(block, ("", 0))[0] != block_hash:
                 self.broken = self.broken or block not in times
-                self.find("block", f"line {number} of {LOGS} belongs to another block", block)
+                self.report("block", f"line {number} of {LOGS} belongs to another block", block)
             event = decode_log(body)
             if event is not None:
                 yield event
-        self._spare(times, blocks_with_logs)
+        self._check_unused_blocks(times, blocks_with_logs)
 
-    def _spare(self, times: Mapping[int, tuple[str, int]], seen: set[int]) -> None:
-        for block in sorted({*times} - seen):
-            self.find("block", f"block {block} is in {BLOCKS} without a log", block)
+    def _check_unused_blocks(
+        self, times: Mapping[int, tuple[str, int]], blocks_with_logs: set[int]
+    ) -> None:
+        for block in sorted({*times} - blocks_with_logs):
+            self.report("block", f"block {block} is in {BLOCKS} without a log", block)
         manifest = self._manifest
         last_block = times.get(manifest.last_block)
         if last_block is not None and last_block != (manifest.block_hash, manifest.block_time):
-            self.find("block", "the last block differs from the manifest")
+            self.report("block", "the last block differs from the manifest")
 
     def tables(self, ledger: Ledger) -> None:
         """Check that every table matches the ledger."""
@@ -663,12 +667,12 @@ class _Check:
             name = f"{table.name}.{style.value}"
             if not (self._folder / name).exists():
                 continue
-            with _opened(self._folder / name) as file:
+            with _open_regular(self._folder / name) as file:
                 different_line = first_difference(
                     table.lines(ledger, style), iter(lambda: file.readline(_MAX_LINE), b"")
                 )
             if different_line:
-                self.find("table", f"line {different_line} of {name} does not match the logs")
+                self.report("table", f"line {different_line} of {name} does not match the logs")
 
 
 class _Comparer:
@@ -680,18 +684,18 @@ class _Comparer:
 
     def begin(self) -> None:
         self.findings.clear()
-        self._theirs = self._lines()
-        self._next = next(self._theirs, None)
+        self._export_lines = self._lines()
+        self._next = next(self._export_lines, None)
 
     def _lines(self) -> Iterator[tuple[tuple[int, int], bytes]]:
-        with _opened(self._path) as file:
+        with _open_regular(self._path) as file:
             while line := file.readline(_MAX_LINE):
-                yield place_of(pydantic_core.from_json(line)), line
+                yield log_position(pydantic_core.from_json(line)), line
 
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
         for log in logs:
             line = log_line(log)
-            position = place_of(pydantic_core.from_json(line))
+            position = log_position(pydantic_core.from_json(line))
             while self._next is not None and self._next[0] < position:
                 self._report_unmatched("is not on the chain")
             if self._next is None or self._next[0] > position:
@@ -699,18 +703,18 @@ class _Comparer:
                 continue
             if self._next[1] != line:
                 self._record_finding(position, "differs on the chain")
-            self._next = next(self._theirs, None)
+            self._next = next(self._export_lines, None)
 
-    def _report_unmatched(self, what: str) -> None:
+    def _report_unmatched(self, problem: str) -> None:
         if self._next is not None:
-            self._record_finding(self._next[0], what)
-            self._next = next(self._theirs, None)
+            self._record_finding(self._next[0], problem)
+            self._next = next(self._export_lines, None)
 
-    def _record_finding(self, place: tuple[int, int], what: str) -> None:
-        if len(self.findings) < _ENOUGH:
-            block, index = place
+    def _record_finding(self, position: tuple[int, int], problem: str) -> None:
+        if len(self.findings) < _MAX_FINDINGS:
+            block, index = position
             self.findings.append(
-                AuditFinding("chain", f"log {index} of block {block} {what}", block, "")
+                AuditFinding("chain", f"log {index} of block {block} {problem}", block, "")
             )
 
     def finish(self) -> None:
@@ -732,7 +736,7 @@ async def compare_with_chain(
     if findings:
         return findings
     comparer = _Comparer(folder / LOGS)
-    chronicle = await read_chronicle(
+    history = await read_history(
         contracts.w3,
         contracts.deployment,
         to_block=manifest.last_block,
@@ -741,12 +745,12 @@ async def compare_with_chain(
     )
     comparer.finish()
     findings = list(comparer.findings)
-    last_block = (chronicle.block_hash, chronicle.time)
+    last_block = (history.block_hash, history.time)
     if last_block != (manifest.block_hash, manifest.block_time):
-        message = f"block {manifest.last_block} differs on the chain: {chronicle.block_hash}"
+        message = f"block {manifest.last_block} differs on the chain: {history.block_hash}"
         findings.append(AuditFinding("chain", message, manifest.last_block, ""))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
-    for number, time in chronicle.block_times.items():
+    for number, time in history.block_times.items():
         if times.get(number) != time:
             message = f"the time of block {number} is {time} on the chain"
             findings.append(AuditFinding("chain", message, number, ""))
@@ -755,7 +759,7 @@ async def compare_with_chain(
 
 def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding]:
     """Return a finding for each difference between the export's deployment and the given one."""
-    theirs, ours = manifest.deployment, audited(deployment)
+    exported, deployed = manifest.deployment, audit_deployment(deployment)
     names = (
         *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
         "constructor_args",
@@ -763,11 +767,11 @@ def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding
     return [
         AuditFinding(
             "manifest",
-            f"the export says {name} {getattr(theirs, name)}, the deployment record "
-            f"{getattr(ours, name)}",
+            f"the export says {name} {getattr(exported, name)}, the deployment record "
+            f"{getattr(deployed, name)}",
             0,
             "",
         )
         for name in names
-        if getattr(theirs, name) != getattr(ours, name)
+        if getattr(exported, name) != getattr(deployed, name)
     ]

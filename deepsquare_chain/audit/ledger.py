@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, Spot
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, BlockContext
 from deepsquare_chain.audit.entries import (
     MIN_COLLECT_INTERVAL,
     MIN_REPORT_GRACE,
@@ -56,9 +56,9 @@ class Ledger:
         self.block = deployment.block
         self.time = 0
         self._entries: list[LedgerEntry] = []
-        self._of: dict[str, list[LedgerEntry]] = {}
+        self._entries_by_account: dict[str, list[LedgerEntry]] = {}
         self._ledgers = GridLedgers(deployment)
-        self._anomalies = AnomalyRules(deployment)
+        self._rules = AnomalyRules(deployment)
 
     @classmethod
     def replay(
@@ -83,10 +83,12 @@ class Ledger:
             AuditError: The time of a block is missing.
         """
         ledger = cls(deployment)
-        ours = [event for event in events if event.address in ledger.deployment.addresses]
-        ours.sort(key=lambda event: event.place)
-        ledger._check_places(ours)
-        for (block, tx_hash), group in groupby(ours, key=lambda e: (e.block_number, e.tx_hash)):
+        grid_events = [event for event in events if event.address in ledger.deployment.addresses]
+        grid_events.sort(key=lambda event: event.place)
+        ledger._check_duplicates(grid_events)
+        for (block, tx_hash), group in groupby(
+            grid_events, key=lambda e: (e.block_number, e.tx_hash)
+        ):
             if block not in block_times:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
@@ -95,7 +97,7 @@ class Ledger:
                 TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
                 transaction_events,
             )
-            ledger._anomalies.read(transaction_events, ledger.jobs, Spot(block, time, tx_hash))
+            ledger._rules.read(transaction_events, ledger.jobs, BlockContext(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -132,12 +134,12 @@ class Ledger:
     @property
     def accounts(self) -> list[str]:
         """All accounts with a statement."""
-        return sorted(self._of)
+        return sorted(self._entries_by_account)
 
     @property
-    def exceptions(self) -> list[Anomaly]:
+    def anomalies(self) -> list[Anomaly]:
         """Anomalies (allowed but unusual), oldest first."""
-        return self._anomalies.so_far(self.jobs, Spot(self.block, self.time))
+        return self._rules.all_anomalies(self.jobs, BlockContext(self.block, self.time))
 
     @property
     def totals(self) -> Totals:
@@ -168,11 +170,11 @@ class Ledger:
 
     def _rows(self, account: str) -> Iterator[StatementRow]:
         balance = 0
-        for entry in self._of.get(account, ()):
+        for entry in self._entries_by_account.get(account, ()):
             balance += entry.amount
             yield from_attributes(StatementRow, entry, balance=balance)
 
-    def _check_places(self, events: list[ev.Event]) -> None:
+    def _check_duplicates(self, events: list[ev.Event]) -> None:
         for previous, event in pairwise(events):
             if previous.place == event.place:
                 block, tx_hash = event.block_number, event.tx_hash
@@ -182,7 +184,7 @@ class Ledger:
     def _close(self) -> None:
         """Check the invariants that hold at the end of every replay."""
         for entry in self._entries:
-            self._of.setdefault(entry.account, []).append(entry)
+            self._entries_by_account.setdefault(entry.account, []).append(entry)
         self._entries.clear()
         for job in self.jobs.values():
             if job.difference:
@@ -201,8 +203,8 @@ class Ledger:
         self._check_statements()
 
     def _check_statements(self) -> None:
-        for account in sorted({*self._of, *self.balances}):
-            total = sum(entry.amount for entry in self._of.get(account, ()))
+        for account in sorted({*self._entries_by_account, *self.balances}):
+            total = sum(entry.amount for entry in self._entries_by_account.get(account, ()))
             if total != self.balances.get(account, 0):
                 message = f"the statement of {account} does not end at its balance"
                 self.findings.append(AuditFinding("statement", message, self.block, ""))
@@ -339,14 +341,14 @@ class JobLedger:
             self._change(job, event, context)
         # A batch may name jobs that do not exist: it skips them with the status NONE.
         elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
-            context.find(
+            context.report(
                 "unknown", f"{type(event).__name__} of job {job_id}, which is unknown", job_id
             )
 
     def _change(self, job: JobEntry, event: JobChange, context: TransactionContext) -> None:
         match event:
             case ev.JobTransition():
-                self._moved(job, event, context)
+                self._transitioned(job, event, context)
             case ev.JobPriced():
                 self._priced(job, event, context)
             case ev.JobToppedUp():
@@ -358,7 +360,7 @@ class JobLedger:
             case ev.JobRetried():
                 self._retried(job, event, context)
             case ev.JobResult():
-                self._resulted(job, event, context)
+                self._result_reported(job, event, context)
             case ev.JobRequeued():
                 self._requeued(job, event, context)
             case ev.JobPanicked():
@@ -369,20 +371,20 @@ class JobLedger:
     def close(self, context: TransactionContext) -> None:
         """Record a finding for everything that the transaction left incomplete."""
         for job_id in context.ended:
-            context.find(
+            context.report(
                 "unsettled", f"job {job_id} ended without a settlement or successor", job_id
             )
         for job_id, name in sorted(context.awaited):
-            context.find("missing", f"job {job_id} moved without its {name}", job_id)
+            context.report("missing", f"job {job_id} moved without its {name}", job_id)
 
-    def _open(self, job: JobEntry, context: TransactionContext) -> None:
+    def _add_job(self, job: JobEntry, context: TransactionContext) -> None:
         context.check(
             job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id
         )
         self.jobs[job.id] = job
         context.awaited.add((job.id, ev.JobTransition.__name__))
 
-    def _follow(self, job: JobEntry, event: ev.Event, context: TransactionContext) -> None:
+    def _check_cause(self, job: JobEntry, event: ev.Event, context: TransactionContext) -> None:
         """Check that the event was expected: it may only follow a transition of its job."""
         name = type(event).__name__
         awaited = (job.id, name) in context.awaited
@@ -392,16 +394,18 @@ class JobLedger:
     def _submitted(self, event: ev.JobSubmitted, context: TransactionContext) -> None:
         terms, job_id = event.terms, event.job_id
         if job_id in self.jobs:
-            context.find("ids", f"job {job_id} was submitted twice", job_id)
+            context.report("ids", f"job {job_id} was submitted twice", job_id)
             return
         self._check_signer(event.customer, job_id, context)
         job = JobEntry(job_id, event.customer, event.definition, terms)
         job.funded = job.escrow = terms.amount
         job.time_limit = terms.time_limit
         job.retries_left = terms.retries
-        self._open(job, context)
+        self._add_job(job, context)
         context.owed_in[event.customer] += terms.amount
-        context.enter(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id)
+        context.add_entry(
+            event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id
+        )
 
     def _check_signer(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Check that the signer, not the forwarder, paid for a forwarded call."""
@@ -412,7 +416,9 @@ class JobLedger:
             job_id,
         )
 
-    def _moved(self, job: JobEntry, event: ev.JobTransition, context: TransactionContext) -> None:
+    def _transitioned(
+        self, job: JobEntry, event: ev.JobTransition, context: TransactionContext
+    ) -> None:
         arrow = f"{event.before.name} to {event.after.name}"
         context.check(
             event.before is job.status and can_transition(event.before, event.after),
@@ -424,7 +430,7 @@ class JobLedger:
             event.customer == job.customer, "party", f"job {job.id} changed its customer", job.id
         )
         if event.after is JobStatus.META_SCHEDULED:
-            self._check_line(job, event.provider, context)
+            self._check_retry_chain(job, event.provider, context)
             job.provider = event.provider
         else:
             context.check(
@@ -444,20 +450,20 @@ class JobLedger:
             # Only the assigned provider can set these statuses.
             if event.after.is_reported or event.after in {JobStatus.SCHEDULED, JobStatus.RUNNING}:
                 self._registry.acted(event.provider, job.id, context)
-        self._after_move(job, context)
+        self._after_transition(job, context)
 
-    def _after_move(self, job: JobEntry, context: TransactionContext) -> None:
+    def _after_transition(self, job: JobEntry, context: TransactionContext) -> None:
         if job.status is JobStatus.RUNNING:
             job.started_at = context.time
         elif job.status is JobStatus.PENDING:
             job.submitted_at = job.submitted_at or context.time
-            context.left[job.id] = job.provider
+            context.previous_providers[job.id] = job.provider
             job.provider, job.rate, job.fee_bps = ZERO_ADDRESS, 0, 0
         elif job.status.is_final:
             job.ended_at = context.time
             context.ended[job.id] = context.time
 
-    def _check_line(self, job: JobEntry, provider: str, context: TransactionContext) -> None:
+    def _check_retry_chain(self, job: JobEntry, provider: str, context: TransactionContext) -> None:
         """Check that a retry is not assigned to a provider of one of its predecessors."""
         successor, predecessor = job, self.jobs.get(job.retry_of)
         # Predecessors have lower IDs. This check prevents an endless loop on forged events.
@@ -471,7 +477,7 @@ class JobLedger:
             successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
 
     def _priced(self, job: JobEntry, event: ev.JobPriced, context: TransactionContext) -> None:
-        self._follow(job, event, context)
+        self._check_cause(job, event, context)
         context.check(
             event.provider == job.provider,
             "party",
@@ -499,11 +505,11 @@ class JobLedger:
         job.funded += event.amount
         job.escrow, job.time_limit = event.escrow, event.time_limit
         context.owed_in[event.payer] += event.amount
-        context.enter(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
+        context.add_entry(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
 
     def _settled(self, job: JobEntry, event: ev.JobSettled, context: TransactionContext) -> None:
         if context.ended.pop(job.id, None) is None:
-            context.find("settlement", f"job {job.id} was settled without having ended", job.id)
+            context.report("settlement", f"job {job.id} was settled without having ended", job.id)
         provider_gone = self._registry.is_gone(job.provider, context.time)
         check_settlement(job, event, context, gone=provider_gone)
         job.settled = True
@@ -525,7 +531,7 @@ class JobLedger:
         context: TransactionContext,
     ) -> None:
         context.owed_out[account] += amount
-        context.enter(account, kind, amount, self._scheduler, job.id)
+        context.add_entry(account, kind, amount, self._scheduler, job.id)
 
     def _collected(
         self, job: JobEntry, event: ev.JobCollected, context: TransactionContext
@@ -554,16 +560,18 @@ class JobLedger:
             job.id,
         )
         if event.successor in self.jobs:
-            context.find("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
+            context.report("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
             return
         successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
         successor.escrow = successor.carried_in = job.carried_out = event.escrow
         successor.time_limit, successor.retries_left = job.time_limit, job.retries_left - 1
         successor.retry_of, job.successor, job.escrow = job.id, event.successor, 0
-        self._open(successor, context)
+        self._add_job(successor, context)
 
-    def _resulted(self, job: JobEntry, event: ev.JobResult, context: TransactionContext) -> None:
-        self._follow(job, event, context)
+    def _result_reported(
+        self, job: JobEntry, event: ev.JobResult, context: TransactionContext
+    ) -> None:
+        self._check_cause(job, event, context)
         consistent = {
             JobStatus.FINISHED: event.exit_code == 0,
             JobStatus.FAILED: event.exit_code != 0,
@@ -577,12 +585,12 @@ class JobLedger:
         job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
 
     def _requeued(self, job: JobEntry, event: ev.JobRequeued, context: TransactionContext) -> None:
-        self._follow(job, event, context)
-        if event.by == context.left.get(job.id):
+        self._check_cause(job, event, context)
+        if event.by == context.previous_providers.get(job.id):
             self._registry.acted(event.by, job.id, context)
 
     def _panicked(self, job: JobEntry, event: ev.JobPanicked, context: TransactionContext) -> None:
-        self._follow(job, event, context)
+        self._check_cause(job, event, context)
         if event.by == job.provider:
             self._registry.acted(event.by, job.id, context)
         else:
@@ -624,7 +632,7 @@ def check_collection(
     Args:
         job: The job before the payment.
         event: The payment according to the contract.
-        page: Receives the findings; its time is the time of the payment.
+        context: Receives the findings; its time is the time of the payment.
         interval: Minimum seconds between two interim payments.
     """
     elapsed, billed = context.time - job.billed_until, event.billed_seconds
@@ -667,7 +675,7 @@ def check_settlement(
     Args:
         job: The job when it ended, before its escrow was divided.
         event: The settlement according to the contract.
-        page: Receives the findings; its time is the end of the job.
+        context: Receives the findings; its time is the end of the job.
         gone: Whether the provider's runs can count as lost at that time.
     """
     _check_seconds(job, event, context, gone=gone)
@@ -794,7 +802,7 @@ class RegistryLedger:
     def close(self, context: TransactionContext) -> None:
         """Record a finding for each challenge that should have been answered by the transaction."""
         for account, job_id in context.unanswered.items():
-            context.find(
+            context.report(
                 "challenge",
                 f"{account} moved job {job_id}, which did not answer its open challenge",
                 job_id,
@@ -805,7 +813,7 @@ class RegistryLedger:
         provider = self.providers.get(job.provider)
         subject = f"job {job.id} was assigned to {job.provider}"
         if provider is None or provider.id == 0:
-            context.find("eligible", f"{subject}, which is not an approved provider", job.id)
+            context.report("eligible", f"{subject}, which is not an approved provider", job.id)
             return
         active = (
             provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
@@ -907,7 +915,7 @@ class TokenLedger:
         self.parked[event.recipient] += event.amount
         context.owed_out[event.recipient] -= event.amount
         context.check(event.amount > 0, "parked", "nothing was parked")
-        context.enter(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
+        context.add_entry(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
     def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
         """Apply a withdrawal, which must take all parked credits of the recipient."""
@@ -919,7 +927,7 @@ class TokenLedger:
         )
         self.parked[event.recipient] = parked - event.amount
         context.owed_out[event.to] += event.amount
-        context.enter(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
+        context.add_entry(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
 
     def close(self, transfers: Iterable[ev.Transfer], context: TransactionContext) -> None:
         """Apply a transaction's transfers, and match them with the payments owed in it."""
@@ -936,7 +944,7 @@ class TokenLedger:
                 paid_out[transfer.recipient] += transfer.amount
                 log_indexes[transfer.recipient] = transfer.log_index
             else:
-                self._between_others(transfer, context)
+                self._transferred(transfer, context)
         self._match_payments_in(paid_in, log_indexes, context)
         self._match_payments_out(paid_out, log_indexes, context)
 
@@ -955,28 +963,28 @@ class TokenLedger:
         else:
             self.balances[transfer.recipient] += transfer.amount
 
-    def _between_others(self, transfer: ev.Transfer, context: TransactionContext) -> None:
+    def _transferred(self, transfer: ev.Transfer, context: TransactionContext) -> None:
         if transfer.sender == ZERO_ADDRESS:
-            context.enter(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
+            context.add_entry(transfer.recipient, MovementKind.MINT, transfer.amount, ZERO_ADDRESS)
             return
         kind = MovementKind.BURN if transfer.recipient == ZERO_ADDRESS else MovementKind.TRANSFER
-        context.enter(transfer.sender, kind, -transfer.amount, transfer.recipient)
+        context.add_entry(transfer.sender, kind, -transfer.amount, transfer.recipient)
         if kind is MovementKind.TRANSFER:
-            context.enter(transfer.recipient, kind, transfer.amount, transfer.sender)
+            context.add_entry(transfer.recipient, kind, transfer.amount, transfer.sender)
 
     def _match_payments_in(
-        self, paid_in: dict[str, int], places: dict[str, int], context: TransactionContext
+        self, paid_in: dict[str, int], log_indexes: dict[str, int], context: TransactionContext
     ) -> None:
         for payer in sorted({*paid_in, *context.owed_in}):
-            context.log_index = places.get(payer, context.log_index)
+            context.log_index = log_indexes.get(payer, context.log_index)
             paid, owed = paid_in.get(payer, 0), context.owed_in.get(payer, 0)
-            context.enter(self._scheduler, MovementKind.ESCROW, paid, payer)
+            context.add_entry(self._scheduler, MovementKind.ESCROW, paid, payer)
             if owed == 0:
                 # No job required this payment: a gift, or a mint to the wrong address.
                 self.donated += paid
                 kind = MovementKind.TRANSFER
                 if payer != ZERO_ADDRESS:
-                    context.enter(payer, kind, -paid, self._scheduler)
+                    context.add_entry(payer, kind, -paid, self._scheduler)
                 continue
             context.check(
                 paid == owed,
@@ -985,12 +993,12 @@ class TokenLedger:
             )
 
     def _match_payments_out(
-        self, paid_out: dict[str, int], places: dict[str, int], context: TransactionContext
+        self, paid_out: dict[str, int], log_indexes: dict[str, int], context: TransactionContext
     ) -> None:
         for recipient in sorted({*paid_out, *context.owed_out}):
-            context.log_index = places.get(recipient, context.log_index)
+            context.log_index = log_indexes.get(recipient, context.log_index)
             paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
-            context.enter(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
+            context.add_entry(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
             context.check(
                 paid == owed,
                 "payment",

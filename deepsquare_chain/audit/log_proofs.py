@@ -11,15 +11,15 @@ from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.audit.entries import AuditFinding
 from deepsquare_chain.audit.export import log_line
-from deepsquare_chain.audit.proofs import ProofError, check_header, check_receipts, may_hold
-from deepsquare_chain.audit.reader import LogSink, Progress, read_chronicle
+from deepsquare_chain.audit.proofs import ProofError, check_header, check_receipts, may_contain
+from deepsquare_chain.audit.reader import LogSink, Progress, read_history
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError
 
-_HEADERS: Final = 100
-_ENOUGH: Final = 100
+_HEADERS_PER_REQUEST: Final = 100
+_MAX_FINDINGS: Final = 100
 
 #: SHA-256 over the logs of each block that has logs.
 Digests = Mapping[int, str]
@@ -80,12 +80,12 @@ async def prove(
         EndpointError: The node does not answer, or refuses receipts.
     """
     proof = _Proof(w3, deployment, node_logs)
-    for first in range(deployment.block, to_block + 1, _HEADERS):
-        last = min(to_block, first + _HEADERS - 1)
+    for first in range(deployment.block, to_block + 1, _HEADERS_PER_REQUEST):
+        last = min(to_block, first + _HEADERS_PER_REQUEST - 1)
         await proof.blocks(range(first, last + 1))
         if progress is not None:
             progress(last, to_block)
-        if len(proof.findings) >= _ENOUGH:
+        if len(proof.findings) >= _MAX_FINDINGS:
             break
     return proof.findings
 
@@ -115,7 +115,7 @@ class _Proof:
         check_header(header, self._parent)
         if self._hashes.get(number, header["hash"]) != header["hash"]:
             raise ProofError(f"its logs name the block {self._hashes[number]}")
-        if not any(may_hold(header, address) for address in self._addresses):
+        if not any(may_contain(header, address) for address in self._addresses):
             if number in self._digests:
                 raise ProofError("its bloom filter excludes the logs that the node returned for it")
             return
@@ -139,7 +139,7 @@ class _Proof:
         try:
             (receipts,) = await self._request([("eth_getBlockReceipts", [header["number"]])])
         except EndpointError:
-            requests = [("eth_getTransactionReceipt", [each]) for each in hashes]
+            requests = [("eth_getTransactionReceipt", [tx_hash]) for tx_hash in hashes]
             receipts = await self._request(requests)
         if not isinstance(receipts, list) or len(receipts) != len(hashes) or None in receipts:
             raise ProofError("the node does not return its receipts")
@@ -169,17 +169,17 @@ async def compare_endpoints(
     Raises:
         EndpointError: The other node does not answer, or does not have the last block.
     """
-    theirs = LogDigests()
-    chronicle = await read_chronicle(
-        other, deployment, to_block=to_block, progress=progress, sink=theirs
+    other_logs = LogDigests()
+    history = await read_history(
+        other, deployment, to_block=to_block, progress=progress, sink=other_logs
     )
     findings = []
-    if chronicle.block_hash != block_hash:
-        message = f"block {to_block} is {block_hash} here and {chronicle.block_hash} there"
+    if history.block_hash != block_hash:
+        message = f"block {to_block} is {block_hash} here and {history.block_hash} there"
         findings.append(AuditFinding("endpoint", message, to_block, ""))
-    digests, other_digests = node_logs.digests, theirs.digests
+    digests, other_digests = node_logs.digests, other_logs.digests
     for block in sorted({*digests, *other_digests}):
         if digests.get(block) != other_digests.get(block):
             message = f"the endpoints return different logs of block {block}"
             findings.append(AuditFinding("endpoint", message, block, ""))
-    return findings[:_ENOUGH]
+    return findings[:_MAX_FINDINGS]

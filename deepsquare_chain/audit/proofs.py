@@ -68,7 +68,7 @@ def check_header(header: Mapping[str, Any], parent: str = "") -> None:
         raise ProofError(f"its parent is {header['parentHash']}, not {parent}")
 
 
-def may_hold(header: Mapping[str, Any], address: str) -> bool:
+def may_contain(header: Mapping[str, Any], address: str) -> bool:
     """Return whether a block's bloom filter may match an address. False is certain."""
     bloom = BloomFilter(int(str(header["logsBloom"]), 16))
     return _bytes(address) in bloom

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.rpc.node_errors import node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Load
 
-_READS: Final = 50
+_BATCH: Final = 50
 _ATTEMPTS: Final = 3
 
 
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Chronicle:
+class EventHistory:
     """All events of the three contracts up to a block, with the time of each block that has events.
 
     `block_hash` and `time` belong to the last block. Times are chain time in seconds.
@@ -64,14 +64,14 @@ class Chronicle:
         )
 
 
-async def read_chronicle(
+async def read_history(
     w3: AsyncWeb3[Any],
     deployment: Deployment,
     *,
     to_block: int | None = None,
     progress: Progress | None = None,
     sink: LogSink | None = None,
-) -> Chronicle:
+) -> EventHistory:
     """Read all events from the deployment up to a block, by default the current head.
 
     Raw logs are not kept; pass a `sink` to receive them.
@@ -82,9 +82,9 @@ async def read_chronicle(
     """
     for _ in range(_ATTEMPTS):
         last = int(await w3.eth.block_number) if to_block is None else to_block
-        chronicle = await _Reading(w3, deployment, last, progress, sink).read()
-        if chronicle is not None:
-            return chronicle
+        history = await _HistoryReader(w3, deployment, last, progress, sink).read()
+        if history is not None:
+            return history
     raise EndpointError(
         "The chain was reorganised while it was read",
         hint="Try again, or read up to an older block.",
@@ -107,19 +107,26 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
     )
     balances: dict[str, int] = {}
     parked: dict[str, int] = {}
-    for batch in chunks(accounts, _READS):
+    for batch in chunks(accounts, _BATCH):
         amounts, parked_amounts = await asyncio.gather(
-            asyncio.gather(*(credit.balance_of(each, block_identifier=block) for each in batch)),
-            asyncio.gather(*(scheduler.parked_of(each, block_identifier=block) for each in batch)),
+            asyncio.gather(
+                *(credit.balance_of(account, block_identifier=block) for account in batch)
+            ),
+            asyncio.gather(
+                *(scheduler.parked_of(account, block_identifier=block) for account in batch)
+            ),
         )
         balances |= dict(zip(batch, amounts, strict=True))
         parked |= dict(zip(batch, parked_amounts, strict=True))
     loads: dict[str, Load] = {}
-    for provider_batch in chunks(providers, _READS):
-        requests = (scheduler.load_of(each.id, block_identifier=block) for each in provider_batch)
+    for provider_batch in chunks(providers, _BATCH):
+        requests = (
+            scheduler.load_of(provider.id, block_identifier=block) for provider in provider_batch
+        )
         batch_loads = await asyncio.gather(*requests)
         loads |= {
-            each.account: load for each, load in zip(provider_batch, batch_loads, strict=True)
+            provider.account: load
+            for provider, load in zip(provider_batch, batch_loads, strict=True)
         }
     return Storage(block, jobs, providers, balances, parked, supply, loads)
 
@@ -127,11 +134,11 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
 async def read_ledger(
     contracts: Contracts, *, to_block: int | None = None, progress: Progress | None = None
 ) -> tuple[Ledger, int]:
-    """Return the ledger of a grid and its last block. Raises the errors of `read_chronicle`."""
-    chronicle = await read_chronicle(
+    """Return the ledger of a grid and its last block. Raises the errors of `read_history`."""
+    history = await read_history(
         contracts.w3, contracts.deployment, to_block=to_block, progress=progress
     )
-    return chronicle.ledger(contracts.deployment), chronicle.to_block
+    return history.ledger(contracts.deployment), history.to_block
 
 
 async def audit_chain(
@@ -158,7 +165,7 @@ async def audit_chain(
     return ledger, verify(ledger, storage)
 
 
-class _Reading:
+class _HistoryReader:
     """One attempt to read all events from the deployment to a block."""
 
     def __init__(
@@ -175,7 +182,7 @@ class _Reading:
         self._last = last
         self._progress = progress
 
-    async def read(self) -> Chronicle | None:
+    async def read(self) -> EventHistory | None:
         """Read the events; return None if a reorg happened meanwhile."""
         anchor = await self._header(self._last)
         events: list[Event] = []
@@ -189,7 +196,7 @@ class _Reading:
                 raise EndpointError(
                     f"The node does not have all blocks up to {self._last} yet", hint="Try again."
                 )
-            self._take(chunk.logs, events)
+            self._add(chunk.logs, events)
             first = chunk.last + 1
             if self._progress is not None:
                 self._progress(chunk.last, self._last)
@@ -197,12 +204,12 @@ class _Reading:
         if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
             return None
         time = int(anchor["timestamp"], 16)
-        return Chronicle(tuple(events), times, self._last, anchor["hash"], time)
+        return EventHistory(tuple(events), times, self._last, anchor["hash"], time)
 
-    def _take(self, logs: list[Mapping[str, Any]], events: list[Event]) -> None:
+    def _add(self, logs: list[Mapping[str, Any]], events: list[Event]) -> None:
         events += decode_logs(logs)
         if self._sink is not None:
-            self._sink.take(sorted(logs, key=_place))
+            self._sink.take(sorted(logs, key=_position))
 
     async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
         """Return the time of each block with events; None if a block was replaced."""
@@ -214,22 +221,22 @@ class _Reading:
                     return None
                 times[number] = int(header["timestamp"], 16)
         except Web3RPCError as error:
-            raise self._refusal(error) from None
+            raise self._rejected(error) from None
         return times
 
     async def _header(self, number: int) -> Mapping[str, Any]:
         try:
-            [(_, header)] = [each async for each in block_headers(self._w3, [number])]
+            [(_, header)] = [answer async for answer in block_headers(self._w3, [number])]
         except Web3RPCError as error:
-            raise self._refusal(error) from None
+            raise self._rejected(error) from None
         if header is None:
             raise EndpointError(f"The node does not have block {number}")
         return header
 
     @staticmethod
-    def _refusal(error: Web3RPCError) -> EndpointError:
+    def _rejected(error: Web3RPCError) -> EndpointError:
         return EndpointError(f"The node rejected a request for logs: {node_message(error)}")
 
 
-def _place(log: Mapping[str, Any]) -> tuple[int, int]:
+def _position(log: Mapping[str, Any]) -> tuple[int, int]:
     return int(log["blockNumber"], 16), int(log["logIndex"], 16)

@@ -21,7 +21,7 @@ from deepsquare_chain.audit.export import compare_with_chain, replay_export
 from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.audit.ledger import statement as statement_of
 from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
-from deepsquare_chain.audit.reader import Progress, read_chronicle, read_storage
+from deepsquare_chain.audit.reader import Progress, read_history, read_storage
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.batching import chunks
@@ -29,7 +29,7 @@ from deepsquare_chain.errors import AuditError
 from deepsquare_chain.job import JobFlags
 
 #: Transactions that are requested concurrently.
-_READS: Final = 50
+_BATCH: Final = 50
 
 #: Opens a progress bar with the given title.
 Bars = Callable[[str], AbstractContextManager[Progress]]
@@ -42,7 +42,7 @@ def silent(_title: str) -> Iterator[Progress]:
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
+class AuditOptions:
     """Checks that an audit makes in addition to replaying events.
 
     Args:
@@ -62,14 +62,14 @@ class Depth:
 class AuditReport:
     """The result of an audit.
 
-    `checks` hold both sides of each sum. `exceptions` are anomalies. `block_hash` is empty if the
+    `checks` hold both sides of each sum. `anomalies` are anomalies. `block_hash` is empty if the
     audit did not read from a chain.
     """
 
     audit: Audit
     ledger: Ledger
     checks: tuple[ConservationCheck, ...]
-    exceptions: tuple[Anomaly, ...]
+    anomalies: tuple[Anomaly, ...]
     block_hash: str
     proven: bool
 
@@ -83,7 +83,7 @@ async def audit_grid(
     contracts: Contracts,
     *,
     to_block: int | None = None,
-    depth: Depth | None = None,
+    options: AuditOptions | None = None,
     bars: Bars = silent,
 ) -> AuditReport:
     """Rebuild the ledger of a grid from its events up to a block, and verify it.
@@ -92,18 +92,18 @@ async def audit_grid(
         EndpointError: A node does not answer, or has no state of that block.
         AuditError: No ledger can be built from the events.
     """
-    checks = depth or Depth()
+    checks = options or AuditOptions()
     # Only proofs and the comparison of endpoints need digests of each block's logs.
     digests = LogDigests() if checks.proofs or checks.other is not None else None
     with bars("Reading events") as progress:
-        chronicle = await read_chronicle(
+        history = await read_history(
             contracts.w3, contracts.deployment, to_block=to_block, progress=progress, sink=digests
         )
-    ledger, last_block = chronicle.ledger(contracts.deployment), chronicle.to_block
+    ledger, last_block = history.ledger(contracts.deployment), history.to_block
     findings: list[AuditFinding] = []
-    if checks.block_hash and checks.block_hash.lower() != chronicle.block_hash:
+    if checks.block_hash and checks.block_hash.lower() != history.block_hash:
         message = (
-            f"block {last_block} has the hash {chronicle.block_hash}, not {checks.block_hash[:80]}"
+            f"block {last_block} has the hash {history.block_hash}, not {checks.block_hash[:80]}"
         )
         findings.append(AuditFinding("endpoint", message, last_block, ""))
     if checks.proofs and digests is not None:
@@ -118,11 +118,11 @@ async def audit_grid(
                 contracts.deployment,
                 digests,
                 last_block,
-                chronicle.block_hash,
+                history.block_hash,
                 progress=progress,
             )
     storage = await read_storage(contracts, ledger, last_block) if checks.storage else None
-    report = _report(ledger, storage, findings, chronicle.block_hash, proven=checks.proofs)
+    report = _report(ledger, storage, findings, history.block_hash, proven=checks.proofs)
     return await _with_senders(contracts, report)
 
 
@@ -130,7 +130,7 @@ async def audit_export(
     contracts: Contracts | None,
     path: Path,
     *,
-    depth: Depth | None = None,
+    options: AuditOptions | None = None,
     bars: Bars = silent,
 ) -> AuditReport:
     """Replay an export and verify it; unless `contracts` is None, compare it with the chain too.
@@ -140,7 +140,7 @@ async def audit_export(
         AuditError: Its manifest is invalid, or no ledger can be built from its logs.
         EndpointError: The node does not answer, or does not have the export's last block.
     """
-    checks = depth or Depth()
+    checks = options or AuditOptions()
     replayed = replay_export(path)
     findings, block_hash, storage = list(replayed.findings), "", None
     if replayed.ledger is None:
@@ -190,8 +190,8 @@ def _report(
         live=[job.id for job in ledger.jobs.values() if job.status.is_live],
         parked=sorted(ledger.parked),
     )
-    exceptions = tuple(ledger.exceptions)
-    return AuditReport(audit, ledger, tuple(checks), exceptions, block_hash, proven)
+    anomalies = tuple(ledger.anomalies)
+    return AuditReport(audit, ledger, tuple(checks), anomalies, block_hash, proven)
 
 
 async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditReport:
@@ -199,14 +199,14 @@ async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditRepor
 
     Adds a finding for each self-assignment that the customer had forbidden.
     """
-    late = [row for row in report.exceptions if row.code is Code.LATE_ASSIGNMENT]
+    late = [row for row in report.anomalies if row.code is Code.LATE_ASSIGNMENT]
     hashes = sorted({row.tx_hash for row in late})
     transactions: dict[str, Any] = {}
-    for batch in chunks(hashes, _READS):
+    for batch in chunks(hashes, _BATCH):
         requests = (contracts.w3.eth.get_transaction(HexBytes(tx_hash)) for tx_hash in batch)
         transactions |= zip(batch, await asyncio.gather(*requests), strict=True)
-    named = name_self_scheduled(
-        report.exceptions,
+    anomalies = name_self_scheduled(
+        report.anomalies,
         {tx_hash: str(transaction["from"]) for tx_hash, transaction in transactions.items()},
     )
     self_schedule = interface("MetaScheduler").function("selfSchedule").selector
@@ -217,15 +217,17 @@ async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditRepor
         report.audit,
         findings=(*report.audit.findings, *forbidden_self_scheduling(report.ledger, self_assigned)),
     )
-    return replace(report, audit=audit, exceptions=tuple(named))
+    return replace(report, audit=audit, anomalies=tuple(anomalies))
 
 
-def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[Anomaly]) -> list[AuditFinding]:
+def forbidden_self_scheduling(
+    ledger: Ledger, self_assigned: Iterable[Anomaly]
+) -> list[AuditFinding]:
     """Return a finding for each job that a provider took against the customer's flags.
 
     Args:
         ledger: The ledger that contains the jobs.
-        taken: Late assignments that were made by calls of `selfSchedule`.
+        self_assigned: Late assignments that were made by calls of `selfSchedule`.
     """
     return [
         AuditFinding(
@@ -235,7 +237,7 @@ def forbidden_self_scheduling(ledger: Ledger, taken: Iterable[Anomaly]) -> list[
             row.tx_hash,
             row.job_id,
         )
-        for row in taken
+        for row in self_assigned
         if JobFlags.NO_SELF_SCHEDULING in ledger.jobs[row.job_id].terms.flags
     ]
 
@@ -256,15 +258,15 @@ async def account_statement(
         EndpointError: The node does not answer, or has no state of the last block.
     """
     with bars("Reading events") as progress:
-        chronicle = await read_chronicle(
+        history = await read_history(
             contracts.w3, contracts.deployment, to_block=last, progress=progress
         )
-    ledger = chronicle.ledger(contracts.deployment)
-    statement = statement_of(ledger, account, first, chronicle.to_block)
+    ledger = history.ledger(contracts.deployment)
+    statement = statement_of(ledger, account, first, history.to_block)
     balance = 0
     # The token contract does not exist before the deployment.
-    if chronicle.to_block >= contracts.deployment.block:
-        balance = await contracts.credit.balance_of(account, block_identifier=chronicle.to_block)
+    if history.to_block >= contracts.deployment.block:
+        balance = await contracts.credit.balance_of(account, block_identifier=history.to_block)
     names = {row.job_id: ledger.jobs[row.job_id].name for row in statement.rows if row.job_id}
     return statement, names, closing_check(ledger, statement, balance)
 

@@ -179,7 +179,7 @@ def print_report(context: CommandContext, report: AuditReport) -> None:
         body["block_hash"] = report.block_hash or None
         body["findings"] = [printer.as_object(FINDINGS, row) for row in findings]
         body["checks"] = [_check_object(context, check) for check in report.checks]
-        rows = exception_rows(report.exceptions)
+        rows = exception_rows(report.anomalies)
         body["exceptions"] = [printer.as_object(EXCEPTIONS, row) for row in rows]
         printer.document(body)
     else:
@@ -187,7 +187,7 @@ def print_report(context: CommandContext, report: AuditReport) -> None:
         if printer.style is Format.TABLE:
             printer.rows(CHECKS, checks)
             printer.rows(FINDINGS, findings, empty="No inconsistencies found.")
-        if count := len(report.exceptions):
+        if count := len(report.anomalies):
             printer.note(
                 f"{count} notable event{'s' * (count != 1)}: see `deepsquare audit exceptions`."
             )
@@ -204,8 +204,13 @@ def _check_object(context: CommandContext, check: ConservationCheck) -> dict[str
         terms = {term: str(amount) for term, amount in side.terms}
         body[name] = {"title": side.title, "amount": str(side.amount), "terms": terms}
     body["how_to_repeat"] = [
-        {"what": call.shown, "method": call.method, "params": list(call.params), "cast": call.cast}
-        for call in check.how_to_repeat
+        {
+            "what": request.description,
+            "method": request.method,
+            "params": list(request.params),
+            "cast": request.cast,
+        }
+        for request in check.requests
     ]
     return body
 
@@ -308,7 +313,7 @@ async def verify(
     ] = False,
 ) -> int:
     """Rebuild every job and balance from events, compare with storage; exit 10 on any inconsistency."""
-    from deepsquare_chain.audit.runner import Depth, audit_export, audit_grid
+    from deepsquare_chain.audit.runner import AuditOptions, audit_export, audit_grid
     from deepsquare_chain.chain.rpc.connection import connected
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError, UsageError
@@ -332,11 +337,11 @@ async def verify(
                     compare_endpoint, chain_id=chain_id, transport=transport_of(context.settings)
                 )
             )
-        depth = Depth(not events_only, proofs, second_endpoint, block_hash)
+        options = AuditOptions(not events_only, proofs, second_endpoint, block_hash)
         if export is not None:
-            report = await audit_export(contracts, export, depth=depth, bars=_bars)
+            report = await audit_export(contracts, export, options=options, bars=_bars)
         elif contracts is not None:
-            report = await audit_grid(contracts, to_block=block, depth=depth, bars=_bars)
+            report = await audit_grid(contracts, to_block=block, options=options, bars=_bars)
     print_report(context, report)
     return 0 if report.ok else AuditError.exit_code
 
@@ -350,12 +355,14 @@ def _bars(title: str) -> Any:
 @command(app)
 async def exceptions(context: CommandContext, block: BlockOption = None) -> None:
     """Show notable events: overruns, panics, role changes and the like."""
-    from deepsquare_chain.audit.runner import Depth, audit_grid
+    from deepsquare_chain.audit.runner import AuditOptions, audit_grid
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:
-        report = await audit_grid(contracts, to_block=block, depth=Depth(storage=False), bars=_bars)
-    rows = exception_rows(report.exceptions)
+        report = await audit_grid(
+            contracts, to_block=block, options=AuditOptions(storage=False), bars=_bars
+        )
+    rows = exception_rows(report.anomalies)
     context.printer.rows(EXCEPTIONS, rows, empty="No notable events.")
 
 
@@ -445,7 +452,7 @@ async def invoice(
     context.printer.record(INVOICE, job_invoice.row())
     if context.printer.style is Format.TABLE:
         context.printer.rows(
-            INVOICE_LINES, [(e.time, e.what, e.amount, e.tx_hash) for e in job_invoice.lines]
+            INVOICE_LINES, [(e.time, e.description, e.amount, e.tx_hash) for e in job_invoice.lines]
         )
     return 0 if job_invoice.ok else AuditError.exit_code
 

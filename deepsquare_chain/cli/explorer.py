@@ -44,14 +44,14 @@ async def index(
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.cli.output import progress
     from deepsquare_chain.client.network import transport_of
-    from deepsquare_chain.indexer.service import index_place, open_index
+    from deepsquare_chain.indexer.service import index_location, open_index
 
     settings = context.settings
     with progress("reading blocks") as update:
         async with open_index(
             settings.endpoint,
             Deployment.load(settings.deployment),
-            index_place(settings),
+            index_location(settings),
             transport=transport_of(settings),
             max_lag_blocks=settings.max_lag_blocks,
             confirmations=settings.confirmations,

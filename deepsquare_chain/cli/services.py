@@ -290,7 +290,7 @@ async def explore(
     """
     from deepsquare_chain.client.relay_client import known_relay
     from deepsquare_chain.daemon.service import ServiceSettings
-    from deepsquare_chain.indexer.service import index_place
+    from deepsquare_chain.indexer.service import index_location
     from deepsquare_chain.web.server import Address, run_explorer
     from deepsquare_chain.web.site import Link
 
@@ -303,7 +303,7 @@ async def explore(
     await run_explorer(
         settings.endpoint,
         deployment,
-        index_place(settings),
+        index_location(settings),
         ServiceSettings(**common),
         address=Address(host, port, names),
         store=folder,

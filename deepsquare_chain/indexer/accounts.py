@@ -18,9 +18,9 @@ from deepsquare_chain.indexer.pagination import (
     TimeRange,
     address,
     first_rows,
+    in_period,
     movement_row,
-    placed,
-    within,
+    with_position,
 )
 from deepsquare_chain.indexer.read_models import (
     AccountRow,
@@ -51,7 +51,7 @@ from deepsquare_chain.indexer.schema import (
 )
 from deepsquare_chain.job import NO_LOAD, JobStatus, Load, ProviderStatus
 
-_LIVE = [each for each in JobStatus if each.is_live]
+_LIVE = [status for status in JobStatus if status.is_live]
 
 
 class AccountQueries(Reader):
@@ -103,9 +103,9 @@ class AccountQueries(Reader):
         Raises:
             UsageError: The address, the cursor or the limit is invalid.
         """
-        query = placed(movements).where(movements.c.account == address(account))
+        query = with_position(movements).where(movements.c.account == address(account))
         if period is not None:
-            query = query.where(*within(movements.c.time, period))
+            query = query.where(*in_period(movements.c.time, period))
         if kind is not None:
             query = query.where(movements.c.kind == kind)
         return self._page(
@@ -123,7 +123,7 @@ class AccountQueries(Reader):
         self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[MovementRow]:
         """Return the lines of all statements, latest first. Raises the errors of `statement`."""
-        return self._page(movements, placed(movements), movement_row, cursor, limit)
+        return self._page(movements, with_position(movements), movement_row, cursor, limit)
 
 
 def parked_of(connection: Connection, account: str) -> int:
@@ -137,8 +137,8 @@ def parked_of(connection: Connection, account: str) -> int:
     return parked or 0
 
 
-def _count(connection: Connection, which: object) -> int:
-    query = select(func.count()).select_from(jobs).where(which)  # type: ignore[arg-type]
+def _count(connection: Connection, condition: object) -> int:
+    query = select(func.count()).select_from(jobs).where(condition)  # type: ignore[arg-type]
     return int(connection.execute(query).scalar_one())
 
 
@@ -171,7 +171,7 @@ class RegistryQueries(Reader):
             rows = connection.execute(select(providers)).all()
         provider_rows = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
         return tuple(
-            sorted(provider_rows, key=lambda each: (each.id is None, each.id or 0, each.account))
+            sorted(provider_rows, key=lambda row: (row.id is None, row.id or 0, row.account))
         )
 
     def provider(self, account: str | int) -> ProviderDetail:
@@ -221,7 +221,7 @@ class RegistryQueries(Reader):
         """Return fee, timeouts and addresses, with the history of those that can change."""
         with self._read() as (connection, snapshot):
             fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
-            query = placed(parameters).order_by(
+            query = with_position(parameters).order_by(
                 parameters.c.block.desc(), parameters.c.log_index.desc()
             )
             history = tuple(
@@ -230,14 +230,14 @@ class RegistryQueries(Reader):
             )
         latest = {row.name: row for row in reversed(history)}
         now = [*latest.values(), *(ParameterRow(row.name, row.value, None) for row in fixed)]
-        return ParameterHistory(tuple(sorted(now, key=lambda each: each.name)), history)
+        return ParameterHistory(tuple(sorted(now, key=lambda row: row.name)), history)
 
 
 def role_rows(
     connection: Connection, snapshot: IndexSnapshot, account: str | None = None
 ) -> tuple[RoleRow, ...]:
     """Return grants and revocations of roles, oldest first."""
-    query = placed(roles).order_by(roles.c.block, roles.c.log_index)
+    query = with_position(roles).order_by(roles.c.block, roles.c.log_index)
     if account is not None:
         query = query.where(roles.c.account == account)
     return tuple(
@@ -268,7 +268,7 @@ def open_challenge(
 ) -> ChallengeRow | None:
     """Return the open challenge of a provider, or None."""
     row = connection.execute(
-        placed(events)
+        with_position(events)
         .where(
             events.c.account == account,
             events.c.name.in_(["ProviderChallenged", "ProviderAnswered"]),
@@ -289,7 +289,7 @@ def is_active(row: Row[Any], now: int) -> bool:
 
 
 def _changes(account: str) -> Select[Any]:
-    return placed(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
+    return with_position(events).where(events.c.account == account, events.c.name.in_(list(KINDS)))
 
 
 def _change(row: Row[Any], snapshot: IndexSnapshot) -> ProviderChange:

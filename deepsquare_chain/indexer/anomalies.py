@@ -6,7 +6,14 @@ from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
-from deepsquare_chain.audit.anomalies import SUBJECTS, Anomaly, AnomalyRules, Code, Spot, Subject
+from deepsquare_chain.audit.anomalies import (
+    SUBJECTS,
+    Anomaly,
+    AnomalyRules,
+    BlockContext,
+    Code,
+    Subject,
+)
 from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
@@ -14,23 +21,23 @@ from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer import read_models as rows
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
-    SHOWN,
+    MAX_DETAIL_ROWS,
     IndexSnapshot,
     Reader,
-    placed,
+    with_position,
 )
 from deepsquare_chain.indexer.records import event_of, job_entry
-from deepsquare_chain.indexer.schema import events, exceptions, jobs, providers, transitions
+from deepsquare_chain.indexer.schema import anomalies, events, jobs, providers, transitions
 from deepsquare_chain.job import JobStatus
 
 _NO_BLOCK: Final = 2**63 - 1
-KINDS: Final = (*(each.value for each in Subject), *(each.value for each in Code))
+KINDS: Final = (*(subject.value for subject in Subject), *(code.value for code in Code))
 
 
 class AnomalyQueries(Reader):
     """Queries for anomalies: those caused by transactions, and open conditions."""
 
-    def exceptions(
+    def anomalies(
         self,
         cursor: str | int | None = None,
         limit: int = DEFAULT_LIMIT,
@@ -50,25 +57,25 @@ class AnomalyQueries(Reader):
         Raises:
             UsageError: The kind is unknown, or the cursor or limit is invalid.
         """
-        query = placed(exceptions)
+        query = with_position(anomalies)
         if kind is not None:
             if kind not in KINDS:
                 raise UsageError(
                     f"{kind[:40]!r} is not a kind of anomaly", hint=f"There are {', '.join(KINDS)}."
                 )
-            column = exceptions.c.subject if kind in list(Subject) else exceptions.c.code
+            column = anomalies.c.subject if kind in list(Subject) else anomalies.c.code
             query = query.where(column == kind)
         if setup is not None:
             first_job_block = select(
                 func.coalesce(func.min(transitions.c.block), _NO_BLOCK)
             ).scalar_subquery()
             is_setup = and_(
-                exceptions.c.subject == Subject.ADMINISTRATION, exceptions.c.block < first_job_block
+                anomalies.c.subject == Subject.ADMINISTRATION, anomalies.c.block < first_job_block
             )
             query = query.where(is_setup if setup else ~is_setup)
-        return self._page(exceptions, query, _exception, cursor, limit)
+        return self._page(anomalies, query, _anomaly_row, cursor, limit)
 
-    def open_exceptions(self) -> rows.OpenAnomalies:
+    def open_anomalies(self) -> rows.OpenAnomalies:
         """Return the conditions that are open at the last indexed block, latest job first."""
         with self._read() as (connection, snapshot):
             entries = {
@@ -76,21 +83,24 @@ class AnomalyQueries(Reader):
             }
             challenged = select(providers.c.account).where(providers.c.answer_by != 0)
             accounts = list(connection.execute(challenged).scalars())
-            challenges = [last_challenge(connection, each) for each in accounts]
+            challenges = [last_challenge(connection, account) for account in accounts]
         rules = AnomalyRules(normalised(self.deployment))
         rules.resume(entries.values(), challenges)
-        spot = Spot(snapshot.number("block"), snapshot.number("time", 0))
-        anomalies = rules.so_far(entries, spot)
+        context = BlockContext(snapshot.number("block"), snapshot.number("time", 0))
+        anomalies = rules.all_anomalies(entries, context)
         anomalies.sort(key=lambda row: -row.job_id)
-        at = snapshot.at(spot.block, spot.time, "", None)
+        at = snapshot.at(context.block, context.time, "", None)
         return rows.OpenAnomalies(
-            tuple(rows.AnomalyRow(at=at, **_columns(each)) for each in anomalies[:SHOWN]),
-            len(anomalies) > SHOWN,
+            tuple(
+                rows.AnomalyRow(at=at, **_columns(anomaly))
+                for anomaly in anomalies[:MAX_DETAIL_ROWS]
+            ),
+            len(anomalies) > MAX_DETAIL_ROWS,
         )
 
 
-def exception_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
-    """Return the values of a row of `exceptions`."""
+def anomaly_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
+    """Return the values of a row of `anomalies`."""
     return {"block": block, "number": number, "position": position, **_columns(row)}
 
 
@@ -132,5 +142,5 @@ def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
     return select(jobs).where(or_(jobs.c.status == JobStatus.SCHEDULED, overdue))
 
 
-def _exception(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:
+def _anomaly_row(row: Row[Any], snapshot: IndexSnapshot) -> rows.AnomalyRow:
     return from_attributes(rows.AnomalyRow, row, at=snapshot.place(row, None))

@@ -101,12 +101,12 @@ async def _headers(
 ) -> dict[int, Header] | None:
     """Read headers by number, and store the position of each transaction in `positions`."""
     headers: dict[int, Header] = {}
-    async for number, answer in block_headers(w3, sorted(hashes)):
-        if answer is None or answer["hash"] != hashes[number]:
+    async for number, response in block_headers(w3, sorted(hashes)):
+        if response is None or response["hash"] != hashes[number]:
             return None
-        headers[number] = read_header(answer)
+        headers[number] = read_header(response)
         positions.update(
-            {str(tx_hash): position for position, tx_hash in enumerate(answer["transactions"])}
+            {str(tx_hash): position for position, tx_hash in enumerate(response["transactions"])}
         )
     return headers
 
@@ -121,29 +121,29 @@ async def _transactions(
             for tx_hash in hashes
             for method in ("eth_getTransactionByHash", "eth_getTransactionReceipt")
         ]
-        answers = iter(await ask_all(w3, requests))
-        for tx_hash, transaction, receipt in zip(hashes, answers, answers, strict=True):
+        responses = iter(await ask_all(w3, requests))
+        for tx_hash, transaction, receipt in zip(hashes, responses, responses, strict=True):
             if transaction is None or receipt is None or receipt["blockHash"] != blocks[tx_hash]:
                 return None
             transactions[tx_hash] = _transaction(tx_hash, transaction, receipt, positions[tx_hash])
     return transactions
 
 
-def read_header(answer: Mapping[str, Any]) -> Header:
+def read_header(response: Mapping[str, Any]) -> Header:
     """Parse a header in JSON-RPC form.
 
     Raises:
         KeyError, TypeError, ValueError: The header is invalid.
     """
     return Header(
-        number=int(answer["number"], 16),
-        hash=str(answer["hash"]),
-        parent=str(answer["parentHash"]),
-        time=int(answer["timestamp"], 16),
-        gas_used=int(answer["gasUsed"], 16),
-        gas_limit=int(answer["gasLimit"], 16),
-        base_fee=int(answer.get("baseFeePerGas") or "0x0", 16),
-        transactions=len(answer["transactions"]),
+        number=int(response["number"], 16),
+        hash=str(response["hash"]),
+        parent=str(response["parentHash"]),
+        time=int(response["timestamp"], 16),
+        gas_used=int(response["gasUsed"], 16),
+        gas_limit=int(response["gasLimit"], 16),
+        base_fee=int(response.get("baseFeePerGas") or "0x0", 16),
+        transactions=len(response["transactions"]),
     )
 
 
@@ -215,7 +215,7 @@ def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[s
 
 
 def outcomes(
-    calls: Sequence[ForwardedCall], done: Sequence[tuple[str, bool]]
+    calls: Sequence[ForwardedCall], executed_requests: Sequence[tuple[str, bool]]
 ) -> tuple[tuple[ForwardedCall, bool], ...]:
     """Return each request with whether it succeeded.
 
@@ -224,7 +224,7 @@ def outcomes(
     """
     results, index = [], 0
     for call in calls:
-        was_executed = index < len(done) and done[index][0] == call.sender
-        results.append((call, was_executed and done[index][1]))
+        was_executed = index < len(executed_requests) and executed_requests[index][0] == call.sender
+        results.append((call, was_executed and executed_requests[index][1]))
         index += was_executed
     return tuple(results)

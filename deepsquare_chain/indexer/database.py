@@ -29,7 +29,7 @@ _NAMES: Final = {
 class IndexDatabase(CursorTables):
     """Tables, cursor and identity of one index. Use `IndexDatabase.open` to create it."""
 
-    _guard: IO[bytes] | Connection | None = None
+    _writer_lock: IO[bytes] | Connection | None = None
 
     @classmethod
     def open(
@@ -39,7 +39,7 @@ class IndexDatabase(CursorTables):
         *,
         genesis: str = "",
         writer: bool = False,
-        forget: bool = False,
+        rebuild: bool = False,
     ) -> Self:
         """Open the database; create or migrate it if necessary.
 
@@ -50,37 +50,37 @@ class IndexDatabase(CursorTables):
             genesis: Hash of the chain's first block; not checked if empty.
             writer: Whether to open for writing. Only one process at a time can be the writer.
                 Only a writer migrates an existing database.
-            forget: Delete all data first; for a writer.
+            rebuild: Delete all data first; for a writer.
 
         Raises:
             UsageError: It belongs to another grid or to a newer program version, is not a
                 database, already has a writer, or the URL is invalid.
             StoreError: The disk is full, or the server does not answer.
         """
-        database = cls._at(where)
+        database = cls._unopened(where)
         try:
-            database.prepare(deployment, genesis, writer=writer, forget=forget)
+            database.prepare(deployment, genesis, writer=writer, rebuild=rebuild)
         except BaseException:
             database.close()
             raise
         return database
 
     def prepare(
-        self, deployment: Deployment, genesis: str, *, writer: bool, forget: bool = False
+        self, deployment: Deployment, genesis: str, *, writer: bool, rebuild: bool = False
     ) -> None:
         """Lock, migrate and identify the database; see `open`."""
         if writer:
-            self._guard = self._only_writer()
+            self._writer_lock = self._acquire_lock()
         with self.begin() as connection:
             migrate(connection, self.location, writer=writer)
-            if forget or not get_state(connection):
+            if rebuild or not get_state(connection):
                 clear(connection)
                 connection.execute(delete(identity))
                 connection.execute(delete(blocks))
             self._identify(connection, deployment, genesis)
 
     @classmethod
-    def _at(cls, where: str | Path | None) -> Self:
+    def _unopened(cls, where: str | Path | None) -> Self:
         if where is None:
             return cls(None)
         if isinstance(where, str) and "://" in where:
@@ -101,11 +101,11 @@ class IndexDatabase(CursorTables):
 
     def close(self) -> None:
         """Close the database and release the writer lock. Idempotent."""
-        guard, self._guard = self._guard, None
-        if guard is not None:
+        lock, self._writer_lock = self._writer_lock, None
+        if lock is not None:
             # If the server is gone, the lock is already released.
             with suppress(DatabaseError):
-                guard.close()
+                lock.close()
         super().close()
 
     def __enter__(self) -> Self:
@@ -123,28 +123,28 @@ class IndexDatabase(CursorTables):
             UsageError: Another process has become the writer.
             StoreError: The server does not answer.
         """
-        if not isinstance(self._guard, Connection):
+        if not isinstance(self._writer_lock, Connection):
             return
         try:
-            self._guard.execute(select(1))
+            self._writer_lock.execute(select(1))
         except DatabaseError:
-            self._guard.invalidate()
-            self._guard.close()
-            self._guard = self._only_writer()
+            self._writer_lock.invalidate()
+            self._writer_lock.close()
+            self._writer_lock = self._acquire_lock()
 
-    def _only_writer(self) -> IO[bytes] | Connection | None:
+    def _acquire_lock(self) -> IO[bytes] | Connection | None:
         """Acquire a lock that is released when the process ends, even by a crash."""
         if self.url is not None:
             return self._lock_server()
         if self.path is None:
             return None
-        guard = self.path.with_name(self.path.name + ".lock").open("ab")
+        lock = self.path.with_name(self.path.name + ".lock").open("ab")
         try:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            guard.close()
-            raise self._taken() from None
-        return guard
+            lock.close()
+            raise self._locked_error() from None
+        return lock
 
     def _lock_server(self) -> Connection:
         key = int.from_bytes(hashlib.sha256(b"deepsquare index").digest()[:7], "big")
@@ -155,9 +155,9 @@ class IndexDatabase(CursorTables):
         except DatabaseError as error:
             raise self.plain(error) from error
         connection.close()
-        raise self._taken()
+        raise self._locked_error()
 
-    def _taken(self) -> UsageError:
+    def _locked_error(self) -> UsageError:
         return UsageError(
             f"The index {self.location} is being written by another process",
             hint="Only one `deepsquare explorer serve` or `explorer index` can write it at a time.",

@@ -19,9 +19,9 @@ from deepsquare_chain.indexer.pagination import (
     address,
     event_row,
     first_rows,
+    in_period,
     movement_row,
-    placed,
-    within,
+    with_position,
 )
 from deepsquare_chain.indexer.read_models import (
     EventRow,
@@ -47,7 +47,9 @@ _JOBS: Final = select(jobs, transactions.c.hash).join(
     transactions,
     and_(transactions.c.block == jobs.c.block, transactions.c.position == jobs.c.position),
 )
-_SETTLEMENTS: Final = placed(settlements, jobs.c.name).join(jobs, jobs.c.id == settlements.c.job_id)
+_SETTLEMENTS: Final = with_position(settlements, jobs.c.name).join(
+    jobs, jobs.c.id == settlements.c.job_id
+)
 _MAX_NAME: Final = 64
 #: Most finished jobs whose run times are compared.
 MAX_RUNS: Final = 5_000
@@ -66,7 +68,7 @@ SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
 }
 _MAX_ID: Final = 2**63 - 1
 #: Maximum length of a chain of retries. A job has at most five retries; a longer chain is forged.
-_MAX_LINE: Final = 16
+_MAX_CHAIN: Final = 16
 
 
 class JobQueries(Reader):
@@ -132,7 +134,7 @@ class JobQueries(Reader):
         if definition is not None:
             query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
         if submitted is not None:
-            query = query.where(*within(jobs.c.submitted_at, submitted))
+            query = query.where(*in_period(jobs.c.submitted_at, submitted))
         return self._page(jobs, query, job_row, cursor, limit, order=_order(sort))
 
     def job_names(self, job_ids: Collection[int]) -> dict[int, str]:
@@ -162,7 +164,7 @@ class JobQueries(Reader):
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> Page[TransitionRow]:
         """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
-        return self._page(transitions, placed(transitions), transition_row, cursor, limit)
+        return self._page(transitions, with_position(transitions), transition_row, cursor, limit)
 
     def events(
         self,
@@ -173,7 +175,7 @@ class JobQueries(Reader):
         names: Sequence[str] = (),
     ) -> Page[EventRow]:
         """Return contract events, latest first, filtered by job or by event names."""
-        query = placed(events)
+        query = with_position(events)
         if job_id is not None:
             if not 0 < job_id <= _MAX_ID:
                 raise UsageError(f"{job_id} is not a job ID")
@@ -196,9 +198,9 @@ class JobQueries(Reader):
             own_rows = query.where(table.c.job_id == row.id)
             return first_rows(connection, own_rows, *table.primary_key)
 
-        event_rows, more_events = rows_of(events, placed(events))
-        transition_rows, _ = rows_of(transitions, placed(transitions))
-        movement_rows, _ = rows_of(movements, placed(movements))
+        event_rows, more_events = rows_of(events, with_position(events))
+        transition_rows, _ = rows_of(transitions, with_position(transitions))
+        movement_rows, _ = rows_of(movements, with_position(movements))
         payment_rows, _ = rows_of(settlements, _SETTLEMENTS)
         until_spent = JobFlags.UNTIL_SPENT in row.flags
         return from_attributes(
@@ -206,12 +208,14 @@ class JobQueries(Reader):
             row,
             row=job_row(row, snapshot),
             allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
-            transitions=tuple(transition_row(each, snapshot) for each in transition_rows),
-            payments=tuple(_settlement_row(each, snapshot) for each in payment_rows),
-            movements=tuple(movement_row(each, snapshot) for each in movement_rows),
-            events=tuple(event_row(each, snapshot) for each in event_rows),
+            transitions=tuple(
+                transition_row(transition, snapshot) for transition in transition_rows
+            ),
+            payments=tuple(_settlement_row(payment, snapshot) for payment in payment_rows),
+            movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
+            events=tuple(event_row(event, snapshot) for event in event_rows),
             more_events=more_events,
-            line=_line(connection, row),
+            line=_retry_chain(connection, row),
             challenge=_challenge(connection, row, snapshot),
         )
 
@@ -243,16 +247,16 @@ def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -
     return open_challenge(connection, row.provider, snapshot)
 
 
-def _line(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
+def _retry_chain(connection: Connection, row: Row[Any]) -> tuple[LineRow, ...]:
     """Return a chain of retries, from the first job to the last."""
-    retry_line = [row]
+    chain = [row]
     for column, front in (("retry_of", True), ("successor", False)):
         current = row
-        while (neighbour := getattr(current, column)) is not None and len(retry_line) < _MAX_LINE:
+        while (neighbour := getattr(current, column)) is not None and len(chain) < _MAX_CHAIN:
             current = connection.execute(select(jobs).where(jobs.c.id == neighbour)).one()
-            retry_line.insert(0, current) if front else retry_line.append(current)
+            chain.insert(0, current) if front else chain.append(current)
     return tuple(
-        LineRow(entry.id, entry.status, entry.provider, entry.carried_out) for entry in retry_line
+        LineRow(entry.id, entry.status, entry.provider, entry.carried_out) for entry in chain
     )
 
 

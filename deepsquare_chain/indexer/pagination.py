@@ -27,7 +27,7 @@ DEFAULT_LIMIT: Final = 50
 #: Highest page number that can be requested. The database scans all rows of earlier pages.
 MAX_PAGE: Final = 10_000
 #: Rows of each kind that a detail view includes; more rows require pagination.
-SHOWN: Final = 200
+MAX_DETAIL_ROWS: Final = 200
 _MAX_INT: Final = 2**63 - 1
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class TimeRange(NamedTuple):
     end: int | None
 
 
-def within(time: ColumnElement[int], period: TimeRange) -> list[ColumnElement[bool]]:
+def in_period(time: ColumnElement[int], period: TimeRange) -> list[ColumnElement[bool]]:
     """Return the conditions for rows whose time lies in a period."""
     bounds = []
     if period.start is not None:
@@ -201,7 +201,7 @@ def _numbered(
 # -- conversion of rows to read models
 
 
-def placed(table: Table, *more: Any) -> Select[Any]:
+def with_position(table: Table, *more: Any) -> Select[Any]:
     """Select a table with the `hash` of the transaction and the `time` of the block of each row."""
     time = () if "time" in table.c else (headers.c.time,)
     query = select(table, transactions.c.hash, *time, *more).join(
@@ -231,5 +231,5 @@ def first_rows(
     connection: Connection, query: Select[Any], *order: ColumnElement[Any]
 ) -> tuple[Sequence[Row[Any]], bool]:
     """Return the first rows of a query for a detail view, and whether there are more."""
-    rows = connection.execute(query.order_by(*order).limit(SHOWN + 1)).all()
-    return rows[:SHOWN], len(rows) > SHOWN
+    rows = connection.execute(query.order_by(*order).limit(MAX_DETAIL_ROWS + 1)).all()
+    return rows[:MAX_DETAIL_ROWS], len(rows) > MAX_DETAIL_ROWS

@@ -14,22 +14,26 @@ from typing import Any, Final
 
 from sqlalchemy import Table
 
-from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, name_self_scheduled
-from deepsquare_chain.audit.anomalies import Spot as BlockContext
+from deepsquare_chain.audit.anomalies import (
+    Anomaly,
+    AnomalyRules,
+    BlockContext,
+    name_self_scheduled,
+)
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry, TransactionContext
 from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.accounts import KINDS
-from deepsquare_chain.indexer.anomalies import exception_values
+from deepsquare_chain.indexer.anomalies import anomaly_values
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods
-from deepsquare_chain.indexer.records import Spot, known, plain, row_values
+from deepsquare_chain.indexer.records import LogPosition, account_or_none, event_values, row_values
 from deepsquare_chain.job import JobStatus, Resources
 
 # -- running totals of a provider, updated with each event
 
-_ENDS: Final = {each: each.name.lower() for each in JobStatus if each.is_final}
+_FINAL_COLUMNS: Final = {status: status.name.lower() for status in JobStatus if status.is_final}
 
 
 @dataclass(slots=True)
@@ -62,7 +66,7 @@ class ProviderTotals:
     cpu_seconds: int = 0
     offered_seconds: int = 0
 
-    def pass_time(self, now: int) -> None:
+    def advance(self, now: int) -> None:
         """Add the CPU-seconds that were used and offered since the last update."""
         self.cpu_seconds += self.cpus_busy * (now - self.time)
         self.offered_seconds += self.cpus_offered * (now - self.time)
@@ -85,7 +89,7 @@ class ProviderTotals:
         elif after is JobStatus.PENDING:
             self.returned += 1
         elif after.is_final:
-            name = _ENDS[after]
+            name = _FINAL_COLUMNS[after]
             setattr(self, name, getattr(self, name) + 1)
 
     def _load(self, sign: int, resources: Resources) -> None:
@@ -106,7 +110,7 @@ class ProviderTotals:
 
 
 _MAX_ID: Final = 2**63 - 1
-_COUNTED: Final = {each: each.name.lower() for each in JobStatus if each}
+_STATUS_COLUMNS: Final = {status: status.name.lower() for status in JobStatus if status}
 _FLOWS: Final = ("escrow", "paid", "fee", "refunded")
 
 
@@ -114,17 +118,17 @@ _FLOWS: Final = ("escrow", "paid", "fee", "refunded")
 class StoredState:
     """The state in the database, before a batch, of everything that the batch touches.
 
-    `sums` is the last row of `totals`. `line` returns the number of lines and the balance of an
+    `totals` is the last row of `totals`. `last_line` returns the number of lines and the balance of an
     account's statement. `figures` returns the running totals of a provider. `challenges` are the
     open challenges.
     """
 
     jobs: dict[int, JobEntry]
-    spots: dict[int, Spot]
+    positions: dict[int, LogPosition]
     providers: dict[str, ProviderEntry]
     parked: Mapping[str, int]
-    sums: Mapping[str, int]
-    line: Callable[[str], tuple[int, int]]
+    totals: Mapping[str, int]
+    last_line: Callable[[str], tuple[int, int]]
     figures: Callable[[str], ProviderTotals]
     challenges: Iterable[ev.ProviderChallenged] = ()
 
@@ -137,7 +141,7 @@ class ProjectedRows:
         default_factory=lambda: defaultdict(list)
     )
     jobs: dict[int, JobEntry] = field(default_factory=dict)
-    spots: dict[int, Spot] = field(default_factory=dict)
+    positions: dict[int, LogPosition] = field(default_factory=dict)
     providers: dict[str, ProviderEntry] = field(default_factory=dict)
 
 
@@ -155,7 +159,7 @@ def affected(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
             accounts.add(account)
         if isinstance(event, ev.PaymentParked | ev.PaymentWithdrawn):
             recipients.add(event.recipient)
-    return {each for each in job_ids if each <= _MAX_ID}, accounts, recipients
+    return {job_id for job_id in job_ids if job_id <= _MAX_ID}, accounts, recipients
 
 
 class Projection:
@@ -170,28 +174,28 @@ class Projection:
         self._ledgers.registry.providers.update(stored.providers)
         self._ledgers.tokens.parked.update(stored.parked)
         for name in ("minted", "burned", "donated"):
-            setattr(self._ledgers.tokens, name, stored.sums.get(name, 0))
+            setattr(self._ledgers.tokens, name, stored.totals.get(name, 0))
         self._anomalies = AnomalyRules(deployment)
         self._anomalies.resume(stored.jobs.values(), stored.challenges)
-        self._sums = dict(stored.sums)
+        self._totals = dict(stored.totals)
         self._parked = dict(stored.parked)
         self._flows = {job.id: _flow(job) for job in stored.jobs.values()}
-        self._figures: dict[str, ProviderTotals] = {}
-        self._lines: dict[str, tuple[int, int]] = {}
-        self._out = ProjectedRows(spots=stored.spots)
+        self._provider_figures: dict[str, ProviderTotals] = {}
+        self._last_lines: dict[str, tuple[int, int]] = {}
+        self._result = ProjectedRows(positions=stored.positions)
 
     def project(self, events: Iterable[ev.Event]) -> ProjectedRows:
         """Return the rows for events, which must be in chain order."""
-        for number, of_block in groupby(events, key=lambda event: event.block_number):
-            self._block(number, list(of_block))
-        return self._out
+        for number, block_events in groupby(events, key=lambda event: event.block_number):
+            self._project_block(number, list(block_events))
+        return self._result
 
-    def _block(self, number: int, events: list[ev.Event]) -> None:
+    def _project_block(self, number: int, events: list[ev.Event]) -> None:
         header = self._block_data.headers[number]
         entries: list[tuple[int, LedgerEntry]] = []
         anomalies: list[tuple[int, Anomaly]] = []
         count = 0
-        moved: set[int | None] = set()
+        changed_jobs: set[int | None] = set()
         active: set[str] = set()
         for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
             transaction = self._block_data.transactions[tx_hash]
@@ -209,21 +213,21 @@ class Projection:
             self._transaction(transaction, len(transaction_events))
             for event in transaction_events:
                 self._event(event, transaction.position, header.time, active)
-                moved.add(_job_id(event))
+                changed_jobs.add(_job_id(event))
                 if isinstance(event, ev.JobRetried):
-                    moved.add(event.successor)
+                    changed_jobs.add(event.successor)
             count += 1
         self._header(number, count)
         self._movements(entries)
-        self._out.rows[schema.exceptions] += (
-            exception_values(row, block=number, number=index, position=position)
+        self._result.rows[schema.anomalies] += (
+            anomaly_values(row, block=number, number=index, position=position)
             for index, (position, row) in enumerate(anomalies)
         )
-        self._close(number, header.time, moved, active)
+        self._write_totals(number, header.time, changed_jobs, active)
 
     def _header(self, number: int, count: int) -> None:
         header = self._block_data.headers[number]
-        self._out.rows[schema.headers].append(
+        self._result.rows[schema.headers].append(
             row_values(
                 header, schema.headers, all_transactions=header.transactions, transactions=count
             )
@@ -232,7 +236,7 @@ class Projection:
     def _transaction(self, sent: Transaction, events: int) -> None:
         contract = self._names.get(sent.to or "", "")
         selector = "0x" + sent.input[:4].hex() if sent.to and len(sent.input) >= 4 else ""
-        self._out.rows[schema.transactions].append(
+        self._result.rows[schema.transactions].append(
             row_values(
                 sent,
                 schema.transactions,
@@ -248,7 +252,7 @@ class Projection:
         for number, (call, ok) in enumerate(sent.forwarded):
             target = self._names.get(call.to, "")
             selector = "0x" + call.data[:4].hex()
-            self._out.rows[schema.forwarded].append(
+            self._result.rows[schema.forwarded].append(
                 {
                     "block": sent.block,
                     "position": sent.position,
@@ -270,18 +274,18 @@ class Projection:
             "log_index": event.log_index,
             "position": position,
         }
-        self._out.rows[schema.events].append(
+        self._result.rows[schema.events].append(
             {
                 **location,
                 "contract": contract,
                 "name": type(event).__name__,
                 "job_id": _job_id(event),
                 "account": account,
-                "body": plain(event),
+                "body": event_values(event),
             }
         )
         if account is not None:
-            self._out.providers[account] = self._ledgers.registry.of(account)
+            self._result.providers[account] = self._ledgers.registry.of(account)
             self._provider_totals(account, time, active).offer(self._ledgers.registry.of(account))
         match event:
             case ev.JobTransition():
@@ -290,13 +294,13 @@ class Projection:
                 self._settlement(event, {**location, "time": time}, active, event.refunded)
             case ev.JobCollected():
                 self._settlement(event, {**location, "time": time}, active, 0)
-                self._out.spots[event.job_id] = event.block_number, position, event.log_index
+                self._result.positions[event.job_id] = event.block_number, position, event.log_index
             case ev.PaymentParked():
                 self._parking(event.recipient, event.amount, location)
             case ev.PaymentWithdrawn():
                 self._parking(event.recipient, -event.amount, location)
             case ev.RoleGranted() | ev.RoleRevoked():
-                self._out.rows[schema.roles].append(
+                self._result.rows[schema.roles].append(
                     row_values(
                         event,
                         schema.roles,
@@ -314,75 +318,83 @@ class Projection:
             case _:
                 pass
 
-    def _transition(self, event: ev.JobTransition, place: dict[str, int], active: set[str]) -> None:
-        self._out.rows[schema.transitions].append(
-            row_values(event, schema.transitions, **place, provider=known(event.provider))
+    def _transition(
+        self, event: ev.JobTransition, location: dict[str, int], active: set[str]
+    ) -> None:
+        self._result.rows[schema.transitions].append(
+            row_values(
+                event, schema.transitions, **location, provider=account_or_none(event.provider)
+            )
         )
-        self._out.spots[event.job_id] = place["block"], place["position"], place["log_index"]
+        self._result.positions[event.job_id] = (
+            location["block"],
+            location["position"],
+            location["log_index"],
+        )
         for status, sign in ((event.before, -1), (event.after, 1)):
             if status:
-                name = _COUNTED[status]
-                self._sums[name] = self._sums.get(name, 0) + sign
+                name = _STATUS_COLUMNS[status]
+                self._totals[name] = self._totals.get(name, 0) + sign
         job = self._ledgers.jobs.jobs.get(event.job_id)
-        if job is not None and (account := known(event.provider)) is not None:
-            provider_totals = self._provider_totals(account, place["time"], active)
+        if job is not None and (account := account_or_none(event.provider)) is not None:
+            provider_totals = self._provider_totals(account, location["time"], active)
             provider_totals.move(event.before, event.after, job.terms.resources)
 
     def _settlement(
         self,
         event: ev.JobSettled | ev.JobCollected,
-        place: dict[str, int],
+        location: dict[str, int],
         active: set[str],
         refunded: int,
     ) -> None:
         job = self._ledgers.jobs.jobs.get(event.job_id)
         status = job.status if job is not None else JobStatus.NONE
-        provider = known(event.provider)
-        self._out.rows[schema.settlements].append(
+        provider = account_or_none(event.provider)
+        self._result.rows[schema.settlements].append(
             row_values(
                 event,
                 schema.settlements,
-                **place,
+                **location,
                 status=status,
                 provider=provider,
                 refunded=refunded,
             )
         )
         if provider is not None:
-            provider_totals = self._provider_totals(provider, place["time"], active)
+            provider_totals = self._provider_totals(provider, location["time"], active)
             provider_totals.settle(event.billed_seconds, event.paid)
 
-    def _parking(self, recipient: str, amount: int, place: dict[str, int]) -> None:
+    def _parking(self, recipient: str, amount: int, location: dict[str, int]) -> None:
         self._parked[recipient] = parked = self._parked.get(recipient, 0) + amount
-        row = {**place, "recipient": recipient, "amount": amount, "held": parked}
-        self._out.rows[schema.parkings].append(row)
-        self._sums["parked"] = self._sums.get("parked", 0) + amount
+        row = {**location, "recipient": recipient, "amount": amount, "held": parked}
+        self._result.rows[schema.parkings].append(row)
+        self._totals["parked"] = self._totals.get("parked", 0) + amount
 
-    def _parameter(self, name: str, value: str, place: dict[str, int]) -> None:
-        self._out.rows[schema.parameters].append({**place, "name": name, "value": value})
+    def _parameter(self, name: str, value: str, location: dict[str, int]) -> None:
+        self._result.rows[schema.parameters].append({**location, "name": name, "value": value})
 
     # -- sums
 
     def _provider_totals(self, account: str, time: int, active: set[str]) -> ProviderTotals:
         """Return a provider's running totals, advanced to a time."""
         active.add(account)
-        if account not in self._figures:
+        if account not in self._provider_figures:
             provider_totals = self._stored.figures(account)
             provider_totals.time = provider_totals.time or time
-            self._figures[account] = provider_totals
-        self._figures[account].pass_time(time)
-        return self._figures[account]
+            self._provider_figures[account] = provider_totals
+        self._provider_figures[account].advance(time)
+        return self._provider_figures[account]
 
     def _movements(self, entries: list[tuple[int, LedgerEntry]]) -> None:
         for number, (position, entry) in enumerate(entries):
-            if entry.account not in self._lines:
-                self._lines[entry.account] = self._stored.line(entry.account)
-            line_number, balance = self._lines[entry.account]
-            self._lines[entry.account] = line_number, balance = (
+            if entry.account not in self._last_lines:
+                self._last_lines[entry.account] = self._stored.last_line(entry.account)
+            line_number, balance = self._last_lines[entry.account]
+            self._last_lines[entry.account] = line_number, balance = (
                 line_number + 1,
                 balance + entry.amount,
             )
-            self._out.rows[schema.movements].append(
+            self._result.rows[schema.movements].append(
                 row_values(
                     entry,
                     schema.movements,
@@ -395,26 +407,31 @@ class Projection:
                 )
             )
 
-    def _close(self, number: int, time: int, moved: Iterable[int | None], active: set[str]) -> None:
+    def _write_totals(
+        self, number: int, time: int, changed_jobs: Iterable[int | None], active: set[str]
+    ) -> None:
         """Write the totals after a block."""
-        for job_id in moved:
+        for job_id in changed_jobs:
             job = self._ledgers.jobs.jobs.get(job_id) if job_id is not None else None
             if job is None:
                 continue
-            self._out.jobs[job.id] = job
+            self._result.jobs[job.id] = job
             old_flow = self._flows.get(job.id, (0, 0, 0, 0))
             self._flows[job.id] = new_flow = _flow(job)
             for name, old, new in zip(_FLOWS, old_flow, new_flow, strict=True):
                 column = "fees" if name == "fee" else name
-                self._sums[column] = self._sums.get(column, 0) + new - old
+                self._totals[column] = self._totals.get(column, 0) + new - old
         for name in ("minted", "burned", "donated"):
-            self._sums[name] = getattr(self._ledgers.tokens, name)
-        names = [each.name for each in schema.totals.c if each.name not in {"block", "time"}]
-        row = {name: self._sums.get(name, 0) for name in names}
-        self._out.rows[schema.totals].append({"block": number, "time": time, **row})
-        self._out.rows[schema.provider_figures] += (
+            self._totals[name] = getattr(self._ledgers.tokens, name)
+        names = [column.name for column in schema.totals.c if column.name not in {"block", "time"}]
+        row = {name: self._totals.get(name, 0) for name in names}
+        self._result.rows[schema.totals].append({"block": number, "time": time, **row})
+        self._result.rows[schema.provider_figures] += (
             row_values(
-                self._figures[account], schema.provider_figures, account=account, block=number
+                self._provider_figures[account],
+                schema.provider_figures,
+                account=account,
+                block=number,
             )
             for account in sorted(active)
         )

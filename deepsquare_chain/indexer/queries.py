@@ -20,14 +20,14 @@ from deepsquare_chain.indexer.anomalies import AnomalyQueries
 from deepsquare_chain.indexer.jobs import JobQueries
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
-    SHOWN,
+    MAX_DETAIL_ROWS,
     IndexSnapshot,
     Reader,
     address,
     event_row,
     first_rows,
     movement_row,
-    placed,
+    with_position,
 )
 from deepsquare_chain.indexer.read_models import (
     BlockDetail,
@@ -78,25 +78,25 @@ class BlockQueries(Reader):
         """
         return self._page(headers, select(headers), _block, cursor, limit)
 
-    def block(self, which: int | str) -> BlockDetail:
+    def block(self, number_or_hash: int | str) -> BlockDetail:
         """Return a block by its number or hash.
 
         Raises:
             NotFoundError: The block does not exist, or has no events of the grid.
         """
-        if isinstance(which, int):
-            key = headers.c.number == min(which, _MAX_BLOCK)
+        if isinstance(number_or_hash, int):
+            key = headers.c.number == min(number_or_hash, _MAX_BLOCK)
         else:
-            key = headers.c.hash == which.lower()
+            key = headers.c.hash == number_or_hash.lower()
         with self._read() as (connection, snapshot):
             row = connection.execute(select(headers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(
-                    f"Block {str(which)[:80]} has no event of this grid, or is not indexed yet"
+                    f"Block {str(number_or_hash)[:80]} has no event of this grid, or is not indexed yet"
                 )
             query = _TRANSACTIONS.where(transactions.c.block == row.number)
             rows, more = first_rows(connection, query, transactions.c.position)
-            items = tuple(_transaction(each, snapshot) for each in rows)
+            items = tuple(_transaction(row, snapshot) for row in rows)
             return BlockDetail(_block(row, snapshot), items, more)
 
     def transactions(
@@ -181,8 +181,8 @@ def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
     return (*hits, *(Hit("job", str(row.id), row.name) for row in rows))
 
 
-def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
-    match = NUMBER.fullmatch(wanted)
+def _number_hits(connection: Connection, query: str) -> list[Hit]:
+    match = NUMBER.fullmatch(query)
     if match is None:
         return []
     number, hits = int(match[1]), []
@@ -199,10 +199,10 @@ def _number_hits(connection: Connection, wanted: str) -> list[Hit]:
     return hits
 
 
-def _name_hits(connection: Connection, wanted: str) -> list[Hit]:
+def _name_hits(connection: Connection, text: str) -> list[Hit]:
     query = (
         select(jobs.c.id, jobs.c.name)
-        .where(jobs.c.name_key.contains(wanted.casefold(), autoescape=True))
+        .where(jobs.c.name_key.contains(text.casefold(), autoescape=True))
         .order_by(jobs.c.id.desc())
         .limit(MAX_HITS)
     )
@@ -223,10 +223,12 @@ def _transaction_detail(
     def of_transaction(table: Table, query: Select[Any]) -> Select[Any]:
         return query.where(table.c.block == row.block, table.c.position == row.position)
 
-    event_query = of_transaction(events, placed(events))
+    event_query = of_transaction(events, with_position(events))
     event_rows, more_events = first_rows(connection, event_query, events.c.log_index)
-    movement_query = of_transaction(movements, placed(movements)).order_by(movements.c.number)
-    movement_rows = connection.execute(movement_query.limit(2 * SHOWN))
+    movement_query = of_transaction(movements, with_position(movements)).order_by(
+        movements.c.number
+    )
+    movement_rows = connection.execute(movement_query.limit(2 * MAX_DETAIL_ROWS))
     request_query = of_transaction(forwarded, select(forwarded)).order_by(forwarded.c.number)
     request_rows = connection.execute(request_query)
     return from_attributes(
@@ -234,10 +236,10 @@ def _transaction_detail(
         row,
         row=_transaction(row, snapshot),
         input="0x" + row.input.hex(),
-        forwarded=tuple(from_attributes(ForwardedRow, each) for each in request_rows),
-        events=tuple(event_row(each, snapshot) for each in event_rows),
+        forwarded=tuple(from_attributes(ForwardedRow, request) for request in request_rows),
+        events=tuple(event_row(event, snapshot) for event in event_rows),
         more_events=more_events,
-        movements=tuple(movement_row(each, snapshot) for each in movement_rows),
+        movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
     )
 
 

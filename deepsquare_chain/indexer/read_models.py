@@ -26,7 +26,7 @@ from deepsquare_chain.credits import format_credits, hourly
 _AS_TEXT: Final = PlainSerializer(str, return_type=str)
 
 
-def _whole(unit: str) -> WithJsonSchema:
+def _integer(unit: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": "^-?[0-9]+$", "description": unit})
 
 
@@ -123,16 +123,16 @@ def _by_status(value: Mapping[job.JobStatus, int]) -> dict[str, int]:
 
 #: Credit-wei.
 Credits: TypeAlias = Annotated[
-    int, _AS_TEXT, _whole("credit-wei"), Companion("credits", format_credits)
+    int, _AS_TEXT, _integer("credit-wei"), Companion("credits", format_credits)
 ]
 #: Credit-wei per second.
 Rate: TypeAlias = Annotated[
-    int, _AS_TEXT, _whole("credit-wei per second"), Companion("credits_per_hour", hourly)
+    int, _AS_TEXT, _integer("credit-wei per second"), Companion("credits_per_hour", hourly)
 ]
 #: Wei of the chain's native coin.
-Coin: TypeAlias = Annotated[int, _AS_TEXT, _whole("wei of the chain's own coin")]
+Coin: TypeAlias = Annotated[int, _AS_TEXT, _integer("wei of the chain's own coin")]
 #: Units of gas.
-Gas: TypeAlias = Annotated[int, _AS_TEXT, _whole("units of gas")]
+Gas: TypeAlias = Annotated[int, _AS_TEXT, _integer("units of gas")]
 #: Fields of an event by name.
 Values: TypeAlias = Annotated[
     Mapping[str, Any], PlainSerializer(_integers_as_text), WithJsonSchema({"type": "object"})
@@ -154,7 +154,7 @@ JobCounts: TypeAlias = Annotated[
         {
             "type": "object",
             "additionalProperties": {"type": "integer"},
-            "propertyNames": {"enum": [each.name for each in job.JobStatus]},
+            "propertyNames": {"enum": [status.name for status in job.JobStatus]},
         }
     ),
 ]

@@ -18,25 +18,25 @@ from deepsquare_chain.indexer.schema import jobs, providers
 from deepsquare_chain.job import NO_LOAD, Hardware, Offer, Prices, Resources, Terms
 
 #: Block, position of the transaction, log index.
-Spot = tuple[int, int, int]
+LogPosition = tuple[int, int, int]
 
 
-def row_values(record: Any, table: Table, /, **given: Any) -> dict[str, Any]:
-    """Return the values of a table's row: `given`, and attributes of the record by their names."""
-    names = (column.name for column in table.columns if column.name not in given)
-    return {**given, **{name: getattr(record, name) for name in names}}
+def row_values(record: Any, table: Table, /, **values: Any) -> dict[str, Any]:
+    """Return the values of a table's row: `values`, and attributes of the record by their names."""
+    names = (column.name for column in table.columns if column.name not in values)
+    return {**values, **{name: getattr(record, name) for name in names}}
 
 
-def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
+def job_values(job: JobEntry, position: LogPosition) -> dict[str, Any]:
     """Return the values of a row of `jobs`.
 
-    `spot` is the position of the last transition or interim payment.
+    `position` is the position of the last transition or interim payment.
     """
     terms, resources = job.terms, job.terms.resources
     return row_values(
         job,
         jobs,
-        provider=known(job.provider),
+        provider=account_or_none(job.provider),
         name_key=terms.name.casefold(),
         uses=terms.uses,
         objective=terms.objective,
@@ -49,9 +49,9 @@ def job_values(job: JobEntry, spot: Spot) -> dict[str, Any]:
         result=job.result.hex(),
         retry_of=job.retry_of or None,
         successor=job.successor or None,
-        block=spot[0],
-        position=spot[1],
-        log_index=spot[2],
+        block=position[0],
+        position=position[1],
+        log_index=position[2],
     )
 
 
@@ -99,7 +99,7 @@ def offering(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def known(account: str) -> str | None:
+def account_or_none(account: str) -> str | None:
     """Return the account, or None for the zero address."""
     return None if account == ZERO_ADDRESS else account
 
@@ -109,38 +109,40 @@ def known(account: str) -> str | None:
 # Enums are represented by names, flags by lists of names, bytes by 0x-hexadecimal, structs by
 # mappings, and integers by integers.
 
-_PLACE: Final = frozenset(Event.__annotations__)
+_POSITION_FIELDS: Final = frozenset(Event.__annotations__)
 
 
-def plain(event: Event) -> dict[str, Any]:
+def event_values(event: Event) -> dict[str, Any]:
     """Return the fields of an event as plain values, without its position on the chain."""
     kind: Any = type(event)
-    return {name: _plain(getattr(event, name)) for name in _fields(kind)}
+    return {name: _json_value(getattr(event, name)) for name in _fields(kind)}
 
 
-def event_of(name: str, values: Mapping[str, Any], **place: Any) -> Event:
-    """Rebuild an event from its class name, its `plain` values and its position on the chain.
+def event_of(name: str, values: Mapping[str, Any], **position: Any) -> Event:
+    """Rebuild an event from its class name, its `event_values` values and its position on the chain.
 
     Raises:
         KeyError: The event name is unknown, or a value is missing.
     """
     kind: Any = _kinds()[name]
-    event: Event = kind(*(read(values[field_name]) for field_name, read in _readers(kind)), **place)
+    event: Event = kind(
+        *(read(values[field_name]) for field_name, read in _readers(kind)), **position
+    )
     return event
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, IntEnum):
         return value.name
     if isinstance(value, IntFlag):
-        return [each.name for each in value]
+        return [member.name for member in value]
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if isinstance(value, Mapping):
         return dict(value)
     if dataclasses.is_dataclass(value):
         kind: Any = type(value)
-        return {each: _plain(getattr(value, each)) for each in _fields(kind)}
+        return {name: _json_value(getattr(value, name)) for name in _fields(kind)}
     return value
 
 
@@ -149,7 +151,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(
         field.name
         for field in dataclasses.fields(kind)
-        if not (issubclass(kind, Event) and field.name in _PLACE)
+        if not (issubclass(kind, Event) and field.name in _POSITION_FIELDS)
     )
 
 
@@ -174,8 +176,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if isinstance(hint, type) and issubclass(hint, IntEnum):
         return lambda name: hint[name]
     if isinstance(hint, type) and issubclass(hint, IntFlag):
-        return lambda names: hint(sum(hint[each] for each in names))
+        return lambda names: hint(sum(hint[name] for name in names))
     if dataclasses.is_dataclass(hint):
         struct: Any = hint
-        return lambda values: struct(*(read(values[each]) for each, read in _readers(struct)))
+        return lambda values: struct(*(read(values[name]) for name, read in _readers(struct)))
     return lambda value: value

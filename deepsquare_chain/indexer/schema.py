@@ -34,7 +34,7 @@ metadata: Final = MetaData()
 Int: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
-class Words(TypeDecorator[str]):
+class EscapedText(TypeDecorator[str]):
     """Untrusted text. Zero bytes are escaped, because PostgreSQL can't store them."""
 
     impl = Text
@@ -51,7 +51,7 @@ class Words(TypeDecorator[str]):
         return "\\".join(part.replace("\\0", "\0") for part in value.split("\\\\"))
 
 
-class Numbered(TypeDecorator[int]):
+class IntEnumColumn(TypeDecorator[int]):
     """An enum of integers or a truth value, stored as the number that the contracts use."""
 
     impl = Int
@@ -106,10 +106,10 @@ def _amounts(*names: str) -> list[Column[Any]]:
     return [_column(name, Amount) for name in names]
 
 
-def _of_event(name: str, *columns: Column[Any]) -> Table:
+def _event_table(name: str, *columns: Column[Any]) -> Table:
     """Return a table with a row per event, identified by the position of the event's log."""
-    place = (_key("block"), _key("log_index"), _column("position", Int))
-    return Table(name, metadata, *place, *columns)
+    key = (_key("block"), _key("log_index"), _column("position", Int))
+    return Table(name, metadata, *key, *columns)
 
 
 def _index(table: Table, suffix: str, *names: str, **options: Any) -> None:
@@ -157,7 +157,7 @@ forwarded: Final = Table(
 _index(forwarded, "signer", "signer", "block", "position")
 
 # `account` is the provider that a registry event or a challenge event concerns.
-events: Final = _of_event(
+events: Final = _event_table(
     "events",
     *_texts("contract", "name"),
     Column("job_id", Int),
@@ -175,11 +175,11 @@ _index(
 )
 _index(events, "transaction", "block", "position")
 
-transitions: Final = _of_event(
+transitions: Final = _event_table(
     "transitions",
     *_ints("time", "job_id"),
-    _column("before", Numbered(JobStatus)),
-    _column("after", Numbered(JobStatus)),
+    _column("before", IntEnumColumn(JobStatus)),
+    _column("after", IntEnumColumn(JobStatus)),
     *_texts("customer"),
     Column("provider", String),
 )
@@ -204,10 +204,10 @@ _index(movements, "job", "job_id", "block", "number")
 _index(movements, "transaction", "block", "position")
 
 # Settlements, and interim payments, whose status is RUNNING.
-settlements: Final = _of_event(
+settlements: Final = _event_table(
     "settlements",
     *_ints("time", "job_id"),
-    _column("status", Numbered(JobStatus)),
+    _column("status", IntEnumColumn(JobStatus)),
     *_texts("customer"),
     Column("provider", String),
     *_ints("billed_seconds"),
@@ -225,13 +225,13 @@ jobs: Final = Table(
     _key("id"),
     *_texts("customer"),
     Column("provider", String),
-    _column("status", Numbered(JobStatus)),
+    _column("status", IntEnumColumn(JobStatus)),
     *_ints("since"),
-    *(_column(name, Words) for name in ("name", "name_key", "uses")),
-    _column("objective", Numbered(Objective)),
+    *(_column(name, EscapedText) for name in ("name", "name_key", "uses")),
+    _column("objective", IntEnumColumn(Objective)),
     *_texts("definition"),
     *_ints("tasks", "cpus_per_task", "mem_per_cpu", "gpus", "time_limit"),
-    _column("flags", Numbered(JobFlags)),
+    _column("flags", IntEnumColumn(JobFlags)),
     *_ints("retries", "retries_left"),
     *_amounts("amount"),
     *_ints("first_limit"),
@@ -240,11 +240,11 @@ jobs: Final = Table(
     *_amounts("escrow", "funded", "carried_in", "carried_out", "paid", "fee", "refunded"),
     *_ints("billed_seconds", "collected_seconds"),
     *_amounts("collected_paid", "collected_fee"),
-    _column("settled", Numbered(bool)),
+    _column("settled", IntEnumColumn(bool)),
     *_ints("submitted_at", "started_at", "ended_at"),
     Column("exit_code", Int),
     *_texts("result"),
-    _column("reason", Words),
+    _column("reason", EscapedText),
     Column("retry_of", Int),
     Column("successor", Int),
     *_ints("block", "position", "log_index"),
@@ -260,14 +260,14 @@ providers: Final = Table(
     metadata,
     _key("account", String),
     Column("id", Int),
-    _column("status", Numbered(ProviderStatus)),
+    _column("status", IntEnumColumn(ProviderStatus)),
     *_ints("nodes", "cpus_per_node", "mem_per_node", "gpus_per_node"),
     *_ints("offer_cpus", "offer_memory", "offer_gpus"),
     *_amounts("price_cpu", "price_gpu", "price_mem"),
     _column("labels", Json),
     *_ints("version", "pending_version", "approved_until"),
-    _column("draining", Numbered(bool)),
-    _column("banned", Numbered(bool)),
+    _column("draining", IntEnumColumn(bool)),
+    _column("banned", IntEnumColumn(bool)),
     *_ints("answer_by"),
 )
 
@@ -295,10 +295,10 @@ totals: Final = Table(
 _index(totals, "time", "time", "block")
 
 # Parked payments and withdrawals: signed amount, and the recipient's parked credits afterwards.
-parkings: Final = _of_event("parkings", *_texts("recipient"), *_amounts("amount", "held"))
+parkings: Final = _event_table("parkings", *_texts("recipient"), *_amounts("amount", "held"))
 _index(parkings, "recipient", "recipient", "block", "log_index")
 
-roles: Final = _of_event(
+roles: Final = _event_table(
     "roles",
     *_texts("contract", "role", "account"),
     _column("granted", Boolean),
@@ -306,10 +306,10 @@ roles: Final = _of_event(
 )
 _index(roles, "account", "account", "block", "log_index")
 
-parameters: Final = _of_event("parameters", *_texts("name", "value"))
+parameters: Final = _event_table("parameters", *_texts("name", "value"))
 
 # Anomalies by the rules of the audit; `number` is the index in the block.
-exceptions: Final = Table(
+anomalies: Final = Table(
     "exceptions",
     metadata,
     _key("block"),
@@ -318,10 +318,10 @@ exceptions: Final = Table(
     *_texts("code", "subject", "severity"),
     Column("job_id", Int),
     Column("account", String),
-    _column("message", Words),
+    _column("message", EscapedText),
 )
-_index(exceptions, "code", "code", "block", "number")
-_index(exceptions, "subject", "subject", "block", "number")
+_index(anomalies, "code", "code", "block", "number")
+_index(anomalies, "subject", "subject", "block", "number")
 
 # Parameters that the deployment fixed permanently.
 constants: Final = Table("constants", metadata, _key("name", String), *_texts("value"))

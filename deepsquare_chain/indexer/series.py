@@ -35,14 +35,14 @@ from deepsquare_chain.store.base import Amount
 
 MAX_BUCKETS: Final = 500
 _HOUR: Final = 3_600
-_USED: Final = tuple(
+_USE_COLUMNS: Final = tuple(
     provider_figures.c[name]
     for name in (
         *("account", "block", "time", "cpus_busy", "cpu_seconds"),
         *("cpus_offered", "offered_seconds"),
     )
 )
-_STATUSES: Final = {each: each.name.lower() for each in JobStatus if each}
+_STATUSES: Final = {status: status.name.lower() for status in JobStatus if status}
 
 
 class SeriesQueries(Reader):
@@ -52,12 +52,14 @@ class SeriesQueries(Reader):
         """Return a summary of the grid at the last indexed block."""
         with self._read() as (connection, snapshot):
             now = snapshot.number("time", 0)
-            current_totals, earlier_totals = _sums(connection, [now, now - _HOUR])
+            current_totals, earlier_totals = _totals_at(connection, [now, now - _HOUR])
             provider_rows = connection.execute(select(providers)).all()
             active = [row for row in provider_rows if is_active(row, now)]
-            cpus_busy = {each: row.cpus_busy for each, row in latest_figures(connection).items()}
+            cpus_busy = {
+                account: row.cpus_busy for account, row in latest_figures(connection).items()
+            }
         jobs, earlier = _counts(current_totals), _counts(earlier_totals)
-        ended = sum(jobs[each] - earlier[each] for each in jobs if each.is_final)
+        ended = sum(jobs[status] - earlier[status] for status in jobs if status.is_final)
         return Overview(
             block=snapshot.number("block"),
             time=now,
@@ -69,7 +71,7 @@ class SeriesQueries(Reader):
             providers_active=len(active),
             cpus_offered=sum(row.offer_cpus for row in active),
             cpus_busy=sum(cpus_busy.get(row.account, 0) for row in active),
-            **_sums_of(current_totals),
+            **_amounts(current_totals),
         )
 
     def jobs_by_status_over_time(
@@ -87,7 +89,7 @@ class SeriesQueries(Reader):
         """
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
-            rows = _sums(connection, times)
+            rows = _totals_at(connection, times)
         pairs = zip(times, rows, strict=True)
         return tuple(StatusPoint(time, _counts(row)) for time, row in pairs)
 
@@ -97,9 +99,9 @@ class SeriesQueries(Reader):
         """Return totals of credits over time. See `jobs_by_status_over_time` for the arguments."""
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
-            rows = _sums(connection, times)
+            rows = _totals_at(connection, times)
         names = ("escrow", "parked", "supply", "paid", "fees")
-        sums = [_sums_of(row) for row in rows]
+        sums = [_amounts(row) for row in rows]
         return tuple(
             EscrowPoint(time, *(row[name] for name in names))
             for time, row in zip(times, sums, strict=True)
@@ -121,7 +123,7 @@ class SeriesQueries(Reader):
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until, points=buckets + 1)
             rows = _figures(connection, times, key)
-        return tuple(_use(provider, times, rows[provider]) for provider in rows)
+        return tuple(_utilisation(provider, times, rows[provider]) for provider in rows)
 
 
 def _times(
@@ -147,22 +149,22 @@ def _times(
     return [since + (end - since) * index // (count - 1) for index in range(count)]
 
 
-def _moments(times: Sequence[int]) -> CTE:
+def _time_table(times: Sequence[int]) -> CTE:
     """Return the times as a table, so that one query returns a whole series."""
     return values(column("at", Int), name="moments").data([(time,) for time in times]).cte()
 
 
-def _last(table: Table, moments: CTE, *where: Any) -> ScalarSelect[Any]:
+def _last_block(table: Table, times_table: CTE, *where: Any) -> ScalarSelect[Any]:
     """Select the block of the last row of running totals at each time."""
-    query = select(table.c.block).where(table.c.time <= moments.c.at, *where)
+    query = select(table.c.block).where(table.c.time <= times_table.c.at, *where)
     query = query.order_by(table.c.time.desc(), table.c.block.desc()).limit(1)
-    return query.correlate(moments, providers).scalar_subquery()
+    return query.correlate(times_table, providers).scalar_subquery()
 
 
-def _sums(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
+def _totals_at(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
     """Return the totals of the grid at each time; None before the first event."""
-    moments = _moments(times)
-    last_blocks = connection.execute(select(moments.c.at, _last(totals, moments)))
+    times_table = _time_table(times)
+    last_blocks = connection.execute(select(times_table.c.at, _last_block(totals, times_table)))
     blocks = {row[0]: row[1] for row in last_blocks}
     query = select(totals).where(totals.c.block.in_({block for block in blocks.values() if block}))
     rows = {row.block: row for row in connection.execute(query)}
@@ -173,10 +175,12 @@ def _figures(
     connection: Connection, times: Sequence[int], account: str | None
 ) -> dict[str, dict[int, Row[Any]]]:
     """Return running totals of providers, by account and time."""
-    moments = _moments(times)
-    last_block = _last(provider_figures, moments, provider_figures.c.account == providers.c.account)
-    query = select(providers.c.account, moments.c.at, last_block.label("block"))
-    query = query.select_from(moments.join(providers, true()))
+    times_table = _time_table(times)
+    last_block = _last_block(
+        provider_figures, times_table, provider_figures.c.account == providers.c.account
+    )
+    query = select(providers.c.account, times_table.c.at, last_block.label("block"))
+    query = query.select_from(times_table.join(providers, true()))
     if account is not None:
         query = query.where(providers.c.account == account)
     block_rows = connection.execute(query.order_by(providers.c.account)).all()
@@ -188,27 +192,29 @@ def _figures(
             provider_figures.c.account == provider,
             provider_figures.c.block.in_(blocks.values()),
         )
-        rows = {row.block: row for row in connection.execute(select(*_USED).where(*conditions))}
+        rows = {
+            row.block: row for row in connection.execute(select(*_USE_COLUMNS).where(*conditions))
+        }
         totals_by_account[provider] = {time: rows[block] for time, block in blocks.items()}
     return totals_by_account
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
-    return {status: _sum(row, column) for status, column in _STATUSES.items()}
+    return {status: _number(row, column) for status, column in _STATUSES.items()}
 
 
-def _sum(row: Row[Any] | None, column: str) -> int:
+def _number(row: Row[Any] | None, column: str) -> int:
     return 0 if row is None else int(getattr(row, column))
 
 
-def _sums_of(row: Row[Any] | None) -> dict[str, int]:
+def _amounts(row: Row[Any] | None) -> dict[str, int]:
     """Return the amounts of a row of `totals` and the supply, in credit-wei."""
-    names = [each.name for each in totals.c if isinstance(each.type, Amount)]
-    sums = {name: _sum(row, name) for name in names}
+    names = [column.name for column in totals.c if isinstance(column.type, Amount)]
+    sums = {name: _number(row, name) for name in names}
     return {**sums, "supply": sums["minted"] - sums["burned"]}
 
 
-def _use(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:
+def _utilisation(account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]) -> Utilisation:
     cumulative = []
     for time in times:
         row = rows.get(time)

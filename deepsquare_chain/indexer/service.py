@@ -46,7 +46,7 @@ _log = get_logger(__name__)
 Progress = Callable[[int, int], None]
 
 
-def index_place(settings: Settings) -> str | Path:
+def index_location(settings: Settings) -> str | Path:
     """Return the location of the index: the setting, or a file in the state directory."""
     return settings.explorer_database or settings.state_dir / DATABASE
 
@@ -122,7 +122,7 @@ async def index_service(
         contracts.deployment,
         genesis="0x" + bytes(genesis["hash"]).hex(),
         writer=True,
-        forget=rebuild,
+        rebuild=rebuild,
     )
     try:
         yield IndexService(

@@ -27,7 +27,7 @@ from deepsquare_chain.indexer.projection import (
     affected,
 )
 from deepsquare_chain.indexer.records import (
-    Spot,
+    LogPosition,
     event_of,
     job_entry,
     job_values,
@@ -53,7 +53,7 @@ _BY_BLOCK: Final = (
     schema.parkings,
     schema.roles,
     schema.parameters,
-    schema.exceptions,
+    schema.anomalies,
 )
 
 
@@ -87,21 +87,21 @@ class IndexWriter:
     def _stored_state(self, connection: Connection, events: Sequence[Event]) -> StoredState:
         job_ids, accounts, recipients = affected(events)
         jobs: dict[int, JobEntry] = {}
-        spots: dict[int, Spot] = {}
+        positions: dict[int, LogPosition] = {}
         for row in _rows(connection, schema.jobs, "id", job_ids):
             jobs[row.id] = job_entry(row)
-            spots[row.id] = row.block, row.position, row.log_index
+            positions[row.id] = row.block, row.position, row.log_index
         rows = _rows(connection, schema.providers, "account", accounts)
         last_totals = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
         totals = connection.execute(last_totals).mappings().one_or_none()
         challenged = [row.account for row in rows if row.answer_by]
         return StoredState(
             jobs=jobs,
-            spots=spots,
+            positions=positions,
             providers={row.account: provider_entry(row) for row in rows},
             parked={recipient: parked_of(connection, recipient) for recipient in recipients},
-            sums={} if totals is None else {k: v for k, v in totals.items() if k not in _PLACE},
-            line=lambda account: _line(connection, account),
+            totals={} if totals is None else {k: v for k, v in totals.items() if k not in _KEYS},
+            last_line=lambda account: _last_line(connection, account),
             figures=lambda account: _figures(connection, account),
             challenges=[last_challenge(connection, account) for account in challenged],
         )
@@ -115,13 +115,13 @@ class IndexWriter:
         undone_transitions = schema.transitions.c.block > number
         job_ids |= set(_column(connection, schema.transitions.c.job_id, undone_transitions))
         accounts = set(_column(connection, schema.events.c.account, undone))
-        retry_line = _with_predecessors(connection, job_ids - {None})
+        chain = _with_predecessors(connection, job_ids - {None})
         for table in _BY_BLOCK:
             connection.execute(delete(table).where(table.c.block > number))
         connection.execute(delete(schema.headers).where(schema.headers.c.number > number))
-        restored = self._replay(connection, retry_line, accounts - {None})
+        restored = self._replay(connection, chain, accounts - {None})
         for table, key, keys in (
-            (schema.jobs, "id", retry_line),
+            (schema.jobs, "id", chain),
             (schema.providers, "account", accounts),
         ):
             for key_batch in chunks(sorted(keys - {None}), _SLICE):
@@ -129,7 +129,7 @@ class IndexWriter:
         _insert(connection, schema.jobs, _job_rows(restored))
         _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
         last_time = connection.execute(select(func.max(schema.headers.c.time))).scalar() or 0
-        record_change(connection, "reorg", number + 1, number + 1, sorted(retry_line))
+        record_change(connection, "reorg", number + 1, number + 1, sorted(chain))
         put_state(connection, block=number, time=last_time)
 
     def _replay(
@@ -153,10 +153,14 @@ class IndexWriter:
             ledgers.read(context, events)
             for row, event in zip(transaction_rows, events, strict=True):
                 if isinstance(event, JobTransition | JobCollected):
-                    restored.spots[event.job_id] = row.block, row.position, row.log_index
-        restored.jobs = {each: job for each, job in ledgers.jobs.jobs.items() if each in job_ids}
+                    restored.positions[event.job_id] = row.block, row.position, row.log_index
+        restored.jobs = {
+            job_id: job for job_id, job in ledgers.jobs.jobs.items() if job_id in job_ids
+        }
         restored.providers = {
-            each: entry for each, entry in ledgers.registry.providers.items() if each in accounts
+            account: entry
+            for account, entry in ledgers.registry.providers.items()
+            if account in accounts
         }
         return restored
 
@@ -175,9 +179,9 @@ _TIMED_EVENTS: Final = (
     .join(schema.headers, schema.headers.c.number == schema.events.c.block)
     .subquery()
 )
-_PLACE: Final = frozenset({"block", "time"})
+_KEYS: Final = frozenset({"block", "time"})
 #: Position of a job without transitions, which a valid chain never contains.
-_NOWHERE: Final[Spot] = (0, 0, 0)
+_NO_POSITION: Final[LogPosition] = (0, 0, 0)
 
 
 def clear(connection: Connection) -> None:
@@ -234,7 +238,8 @@ def _write(connection: Connection, projected: ProjectedRows) -> None:
 
 def _job_rows(projected: ProjectedRows) -> Iterator[dict[str, Any]]:
     return (
-        job_values(job, projected.spots.get(job.id, _NOWHERE)) for job in projected.jobs.values()
+        job_values(job, projected.positions.get(job.id, _NO_POSITION))
+        for job in projected.jobs.values()
     )
 
 
@@ -243,7 +248,7 @@ def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, An
         connection.execute(insert(table), values)
 
 
-def _line(connection: Connection, account: str) -> tuple[int, int]:
+def _last_line(connection: Connection, account: str) -> tuple[int, int]:
     table = schema.movements
     query = select(table.c.line, table.c.balance).where(table.c.account == account)
     row = connection.execute(query.order_by(table.c.line.desc()).limit(1)).one_or_none()
@@ -259,12 +264,12 @@ def _figures(connection: Connection, account: str) -> ProviderTotals:
 
 def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:
     """Add all predecessors of retries, whose events are needed to replay their successors."""
-    line_ids, new_ids = set(job_ids), set(job_ids)
+    chain_ids, new_ids = set(job_ids), set(job_ids)
     while new_ids:
         rows = _rows(connection, schema.jobs, "id", new_ids)
-        new_ids = {row.retry_of for row in rows if row.retry_of is not None} - line_ids
-        line_ids |= new_ids
-    return line_ids
+        new_ids = {row.retry_of for row in rows if row.retry_of is not None} - chain_ids
+        chain_ids |= new_ids
+    return chain_ids
 
 
 def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:

@@ -196,22 +196,22 @@ class _Endpoint(APIRoute):
 class _Between:
     """Validates an integer of plain digits within bounds."""
 
-    least: int = 0
-    most: int = _MAX_INT
+    minimum: int = 0
+    maximum: int = _MAX_INT
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        schema = core_schema.int_schema(ge=self.least, le=self.most)
+        schema = core_schema.int_schema(ge=self.minimum, le=self.maximum)
         return core_schema.no_info_before_validator_function(self._read, schema)
 
     def _read(self, text: str) -> int:
-        if _DIGITS.fullmatch(text) and self.least <= int(text) <= self.most:
+        if _DIGITS.fullmatch(text) and self.minimum <= int(text) <= self.maximum:
             return int(text)
         raise PydanticCustomError(
             "number",
             "must be a number from {least} to {most}, not {given}",
-            {"least": self.least, "most": f"{self.most:,}", "given": repr(text[:40])},
+            {"least": self.minimum, "most": f"{self.maximum:,}", "given": repr(text[:40])},
         )
 
 
@@ -227,7 +227,7 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
-_STATUSES: Final = tuple(each.name for each in JobStatus if each)
+_STATUSES: Final = tuple(status.name for status in JobStatus if status)
 _Status: TypeAlias = Annotated[
     str, BeforeValidator(_status), Field(json_schema_extra={"enum": list(_STATUSES)})
 ]
@@ -251,18 +251,18 @@ Until: TypeAlias = Annotated[
 ]
 
 
-def _check_names(request: Request) -> None:
+def _check_parameter_names(request: Request) -> None:
     """Refuse unknown parameters, and repeated ones that are not lists."""
-    known = {
+    parameters = {
         parameter.alias: get_origin(parameter.field_info.annotation) is list
         for parameter in request.scope["route"].dependant.query_params
     }
-    if unknown := sorted(set(request.query_params) - set(known)):
+    if unknown := sorted(set(request.query_params) - set(parameters)):
         raise UsageError(
             f"There is no parameter {unknown[0][:40]!r} here",
-            hint=f"There are: {', '.join(sorted(known)) or 'none'}.",
+            hint=f"There are: {', '.join(sorted(parameters)) or 'none'}.",
         )
-    for name, repeats in known.items():
+    for name, repeats in parameters.items():
         if not repeats and len(request.query_params.getlist(name)) > 1:
             raise UsageError(f"{name} was given more than once")
 
@@ -277,23 +277,27 @@ class ConditionalIndex:
         self._request = request
         self._response = response
 
-    def index(self, *moves: str) -> Index:
-        """Return the index; the ETag covers its tables and the members of its status in `moves`."""
+    def index(self, *status_members: str) -> Index:
+        """Return the index; the ETag covers its tables and the members of its status in `status_members`."""
         index: Index = self._request.app.state.index
         # The ETag is computed before the query: at worst, the next request is answered in full.
         status = index.status()
-        moment = [status.built_since, status.change, *(getattr(status, name) for name in moves)]
-        self._response.headers.update(_unless_known(self._request, moment))
+        version = [
+            status.built_since,
+            status.change,
+            *(getattr(status, name) for name in status_members),
+        ]
+        self._response.headers.update(_etag_headers(self._request, version))
         return index
 
 
-def _unless_known(request: Request, moment: Any) -> dict[str, str]:
+def _etag_headers(request: Request, version: Any) -> dict[str, str]:
     """Return the ETag headers of a response for a version of the data.
 
     Raises:
         _NotModified: The client sent the same ETag.
     """
-    digest = hashlib.sha256(json.dumps([__version__, moment]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([__version__, version]).encode()).hexdigest()
     tag = f'W/"{digest[:20]}"'
     # Clients may cache it, but must revalidate it.
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
@@ -329,7 +333,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 router = APIRouter(
     route_class=_Endpoint,
-    dependencies=[Depends(_check_names)],
+    dependencies=[Depends(_check_parameter_names)],
     generate_unique_id_function=_camel_case,
     responses=_RESPONSES,
     tags=["index"],
@@ -360,7 +364,7 @@ def document() -> dict[str, Any]:
 def describe(request: Request) -> Response:
     """Return the OpenAPI document."""
     body = json.dumps(document())
-    headers = _unless_known(request, body)
+    headers = _etag_headers(request, body)
     return Response(body, media_type="application/json", headers=headers)
 
 
@@ -440,13 +444,13 @@ def list_exceptions(
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
     """Anomalies by the rules of `audit verify`, latest first: lawful, but worth a look."""
-    return source.index().exceptions(cursor, limit, kind=kind)
+    return source.index().anomalies(cursor, limit, kind=kind)
 
 
 @router.get("/exceptions/open")
 def list_open_exceptions(source: Indexed) -> rm.OpenAnomalies:
     """Open anomalies that no transaction caused: overrun, idle and unanswered."""
-    return source.index(*BLOCK).open_exceptions()
+    return source.index(*BLOCK).open_anomalies()
 
 
 @router.get("/settlements")

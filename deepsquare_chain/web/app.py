@@ -169,7 +169,7 @@ def status_of(error: Exception) -> int:
     """Return the HTTP status for an error."""
     if isinstance(error, HTTPException):
         return error.status_code
-    if isinstance(error, wallet.Refused):
+    if isinstance(error, wallet.RequestRefusedError):
         return error.status
     return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
 

@@ -112,7 +112,7 @@ class CallPlanner:
         terms: Terms,
         definition: bytes,
         offers: Sequence[PricedOffer],
-        given: Mapping[str, Any],
+        payload: Mapping[str, Any],
     ) -> CallPlan:
         """Plan the submission of one job.
 
@@ -121,7 +121,7 @@ class CallPlanner:
             terms: Terms of the job.
             definition: SHA-256 of the job's definition.
             offers: Each provider's offer for the job.
-            given: The `way` of payment (permit, approve or relay), and the signed `permit`, if any.
+            payload: The `way` of payment (permit, approve or relay), and the signed `permit`, if any.
 
         Raises:
             UsageError: `account` is not an address, or the permit is not valid for this call.
@@ -129,7 +129,7 @@ class CallPlanner:
             RevertedError: The contract would revert the call.
         """
         scheduler = self._contracts.scheduler
-        payer = await self._payer(account, "submit", terms.amount, given)
+        payer = await self._payer(account, "submit", terms.amount, payload)
         rows = [(terms, [definition])]
         effects = (
             *_escrow_effects(payer, terms.amount),
@@ -138,49 +138,65 @@ class CallPlanner:
             offers_in_words(offers),
             "Unused credits are refunded in the transaction that ends it.",
         )
-        permit = _signed(given, terms.amount)
+        permit = _permit_of(payload, terms.amount)
         call = scheduler.submit_jobs(rows)
         if permit is not None:
             call = scheduler.submit_jobs_with_permit(rows, permit)
         title = f"Submit {terms.name or 'a job'}"
         amount = terms.amount
         return await self._plan(
-            title, "Submit", effects, call, payer=payer, amount=amount, given=given, permit=permit
+            title,
+            "Submit",
+            effects,
+            call,
+            payer=payer,
+            amount=amount,
+            payload=payload,
+            permit=permit,
         )
 
-    async def top_up(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
+    async def top_up(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
         """Plan a top-up of a live job.
 
         Raises the errors of `submit`, and NotFoundError if there is no such job.
         """
-        amount = _amount(given.get("credits"))
+        amount = _amount(payload.get("credits"))
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "topup", amount, given)
+        payer = await self._payer(account, "topup", amount, payload)
         effects = (
             *_escrow_effects(payer, amount),
             f"The escrow of job {job_id} grows to {credit_count(job.escrow + amount)}.",
-            _longer(job, amount, own=payer.account == job.customer),
+            _runtime_gain(job, amount, own=payer.account == job.customer),
             "Unused credits are refunded to the customer, also if another account paid.",
         )
-        permit = _signed(given, amount)
+        permit = _permit_of(payload, amount)
         call = scheduler.top_up(job_id, job.customer, amount)
         if permit is not None:
             call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
         title = f"Top up job {job_id}"
         return await self._plan(
-            title, "Top up", effects, call, payer=payer, amount=amount, given=given, permit=permit
+            title,
+            "Top up",
+            effects,
+            call,
+            payer=payer,
+            amount=amount,
+            payload=payload,
+            permit=permit,
         )
 
-    async def cancel(self, account: str, job_id: int, given: Mapping[str, Any]) -> CallPlan:
+    async def cancel(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
         """Plan the cancellation of the account's own job. Raises the errors of `top_up`."""
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "cancel", 0, given)
+        payer = await self._payer(account, "cancel", 0, payload)
         call = scheduler.cancel([job_id])
-        effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _back(job))
+        effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _refund_effect(job))
         title = f"Cancel job {job_id}"
-        return await self._plan(title, "Cancel the job", effects, call, payer=payer, given=given)
+        return await self._plan(
+            title, "Cancel the job", effects, call, payer=payer, payload=payload
+        )
 
     async def _plan(
         self,
@@ -190,7 +206,7 @@ class CallPlanner:
         call: Call,
         *,
         payer: Payer,
-        given: Mapping[str, Any],
+        payload: Mapping[str, Any],
         amount: int = 0,
         permit: Permit | None = None,
     ) -> CallPlan:
@@ -203,9 +219,9 @@ class CallPlanner:
             if payer.relayed:
                 request = await self._request(payer.account, call)
                 return CallPlan(title, action, effects, request=request)
-            await self._try(payer.account, call)
+            await self._simulate(payer.account, call)
             return CallPlan(title, action, effects, call=call)
-        if given.get("way") == "approve" and not payer.relayed:
+        if payload.get("way") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
             return CallPlan(title, action, (*effects, first_step), approval=approval)
@@ -254,7 +270,9 @@ class CallPlanner:
         }
         return {**data, "message": message}
 
-    async def _payer(self, account: str, kind: str, amount: int, given: Mapping[str, Any]) -> Payer:
+    async def _payer(
+        self, account: str, kind: str, amount: int, payload: Mapping[str, Any]
+    ) -> Payer:
         address = checked_address(account)
         credit, w3 = self._contracts.credit, self._contracts.w3
         balance, allowance, coin, price = await asyncio.gather(
@@ -264,7 +282,7 @@ class CallPlanner:
             w3.eth.gas_price,
         )
         gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
-        relayed = bool(self._relay) and (given.get("way") == "relay" or coin < gas)
+        relayed = bool(self._relay) and (payload.get("way") == "relay" or coin < gas)
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
@@ -279,7 +297,7 @@ class CallPlanner:
             )
         return payer
 
-    async def _try(self, account: str, call: Call) -> None:
+    async def _simulate(self, account: str, call: Call) -> None:
         body: Any = {"from": account, "to": call.to, "data": HexBytes(call.data)}
         try:
             await self._contracts.w3.eth.call(body, "latest")
@@ -302,7 +320,9 @@ def offers_in_words(offers: Sequence[PricedOffer]) -> str:
     eligible = [offer for offer in offers if offer.eligible]
     if eligible:
         soonest = min(
-            (offer for offer in eligible if offer.starts_in is not None), key=_start, default=None
+            (offer for offer in eligible if offer.starts_in is not None),
+            key=_seconds_to_start,
+            default=None,
         )
         start = f" It could start {soonest.start}." if soonest is not None else ""
         return (
@@ -326,7 +346,7 @@ def runtime(terms: Terms) -> str:
     return f"for at most {limit}"
 
 
-def _start(offer: PricedOffer) -> int:
+def _seconds_to_start(offer: PricedOffer) -> int:
     return offer.starts_in or 0
 
 
@@ -337,7 +357,7 @@ def _flag_effects(terms: Terms) -> Iterator[str]:
         yield "Only the meta-scheduler assigns it, because it has requirements on labels."
 
 
-def _longer(job: Job, amount: int, *, own: bool) -> str:
+def _runtime_gain(job: Job, amount: int, *, own: bool) -> str:
     if not job.rate:
         return "Its rate is fixed when it is assigned."
     if job.until_spent:
@@ -347,7 +367,7 @@ def _longer(job: Job, amount: int, *, own: bool) -> str:
     return "Its time limit stays the same: only credits of its customer extend it."
 
 
-def _back(job: Job) -> str:
+def _refund_effect(job: Job) -> str:
     escrow = format_credits(job.escrow)
     if job.status is JobStatus.RUNNING:
         return (
@@ -380,13 +400,13 @@ def signature_of(text: Any) -> bytes:
     return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
 
 
-def _signed(given: Mapping[str, Any], amount: int) -> Permit | None:
+def _permit_of(payload: Mapping[str, Any], amount: int) -> Permit | None:
     """Parse the permit that the wallet signed; None if there is none.
 
     Raises:
         UsageError: It is malformed, or signed for another amount.
     """
-    body = given.get("permit")
+    body = payload.get("permit")
     if not body:
         return None
     raw = signature_of(body.get("signature") if isinstance(body, Mapping) else "")

@@ -16,11 +16,11 @@ WIDTH: Final = 1_000
 HEIGHT: Final = 100
 _TICKS: Final = 3
 #: Smaller values count as zero.
-_LEAST: Final = 1e-9
+_EPSILON: Final = 1e-9
 _TIME_TICKS: Final = 4
 #: Most rows of a chart's table, its text alternative.
 _ROWS: Final = 24
-Text = Callable[[float], str]
+Formatter = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class LegendEntry:
     """An entry of the legend."""
 
     css: str
@@ -41,7 +41,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class TooltipColumn:
     """A column with a tooltip."""
 
     x: float
@@ -55,8 +55,8 @@ class Chart:
 
     summary: str
     shapes: tuple[Shape, ...]
-    keys: tuple[Key, ...]
-    bands: tuple[Band, ...]
+    legend: tuple[LegendEntry, ...]
+    tooltips: tuple[TooltipColumn, ...]
     ticks: tuple[str, ...]
     times: tuple[str, ...]
     columns: tuple[str, ...]
@@ -73,52 +73,55 @@ class Series:
 
 
 def layers(
-    summary: str, times: Sequence[int], series: Sequence[Series], show: Text = lambda v: f"{v:.0f}"
+    summary: str,
+    times: Sequence[int],
+    series: Sequence[Series],
+    format_value: Formatter = lambda v: f"{v:.0f}",
 ) -> Chart:
     """Return a stacked chart, the first series at the bottom, in steps: values are counts."""
     floor = [0.0] * len(times)
     shapes = []
     xs = _xs(times)
     tops = [sum(layer.values[index] for layer in series) for index in range(len(times))]
-    scale = nice(max(tops, default=0.0))
+    scale = axis_end(max(tops, default=0.0))
     for layer in series:
         top = [below + value for below, value in zip(floor, layer.values, strict=True)]
         if any(layer.values):
             shapes.append(Shape(layer.css, _ribbon(xs, floor, top, scale)))
         floor = top
-    return _chart(summary, times, series, shapes, scale=scale, show=show)
+    return _chart(summary, times, series, shapes, scale=scale, format_value=format_value)
 
 
 def lines(
     summary: str,
     times: Sequence[int],
     series: Sequence[Series],
-    show: Text = lambda v: f"{v:.0f}",
+    format_value: Formatter = lambda v: f"{v:.0f}",
     *,
-    least: float = 0.0,
+    minimum: float = 0.0,
 ) -> Chart:
-    """Return a chart of step lines; the axis starts at zero and ends at `least` or above."""
-    most = max((max(line.values, default=0.0) for line in series), default=0.0)
-    scale = least if most <= least and least else nice(most)
+    """Return a chart of step lines; the axis starts at zero and ends at `minimum` or above."""
+    maximum = max((max(line.values, default=0.0) for line in series), default=0.0)
+    scale = minimum if maximum <= minimum and minimum else axis_end(maximum)
     xs = _xs(times)
     shapes = [Shape(line.css, _steps(xs, line.values, scale)) for line in series if line.values]
     if len(series) == 1 and times:
         zero = [0.0] * len(times)
         shapes.insert(0, Shape("fill", _ribbon(xs, zero, series[0].values, scale)))
-    return _chart(summary, times, series, shapes, scale=scale, show=show)
+    return _chart(summary, times, series, shapes, scale=scale, format_value=format_value)
 
 
-def nice(most: float) -> float:
-    """Return the end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `most`."""
-    if most <= _LEAST:
+def axis_end(maximum: float) -> float:
+    """Return the end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `maximum`."""
+    if maximum <= _EPSILON:
         return 1.0
     power = 1.0
-    while power * 10 <= most:
+    while power * 10 <= maximum:
         power *= 10
-    while power > most:
+    while power > maximum:
         power /= 10
     steps = (power * step for step in (1, 2, 2.5, 5))
-    return next((step for step in steps if step >= most), power * 10)
+    return next((step for step in steps if step >= maximum), power * 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,34 +152,34 @@ class WaterfallStep:
     amount: int
     start: int
     end: int
-    most: int
+    maximum: int
 
     @property
     def x(self) -> float:
         """Left edge in units of the drawing."""
-        return round(min(self.start, self.end) * WIDTH / self.most, 1) if self.most else 0.0
+        return round(min(self.start, self.end) * WIDTH / self.maximum, 1) if self.maximum else 0.0
 
     @property
     def width(self) -> float:
         """Width in units of the drawing, with a visible minimum for nonzero values."""
-        if not self.most or self.start == self.end:
+        if not self.maximum or self.start == self.end:
             return 0.0
-        return round(max(abs(self.end - self.start) * WIDTH / self.most, 3.0), 1)
+        return round(max(abs(self.end - self.start) * WIDTH / self.maximum, 3.0), 1)
 
 
 def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...]:
     """Return a step per signed amount (name, class, credit-wei), each from the end of the last."""
-    level, reached = 0, 0
+    level, peak = 0, 0
     edges = []
     for name, css, amount in flows:
         edges.append((name, css, amount, level, level + amount))
         level += amount
-        reached = max(reached, level)
-    return tuple(WaterfallStep(*edge, most=reached) for edge in edges)
+        peak = max(peak, level)
+    return tuple(WaterfallStep(*edge, maximum=peak) for edge in edges)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimelineSegment:
     """A segment of a strip: its start, width and text."""
 
     css: str
@@ -185,15 +188,17 @@ class Span:
     text: str
 
 
-def strip(stretches: Sequence[tuple[str, int, str]], least: float = 14.0) -> tuple[Span, ...]:
+def timeline(
+    segments: Sequence[tuple[str, int, str]], minimum: float = 14.0
+) -> tuple[TimelineSegment, ...]:
     """Return a strip of (class, seconds, text) segments, wide enough to be visible."""
-    total = sum(max(0, seconds) for _, seconds, _ in stretches)
-    free_width = WIDTH - least * len(stretches)
+    total = sum(max(0, seconds) for _, seconds, _ in segments)
+    free_width = WIDTH - minimum * len(segments)
     spans, x = [], 0.0
-    for css, seconds, text in stretches:
-        share = max(0, seconds) / total if total else 1 / len(stretches)
-        width = least + free_width * share
-        spans.append(Span(css, round(x, 1), round(width, 1), text))
+    for css, seconds, text in segments:
+        share = max(0, seconds) / total if total else 1 / len(segments)
+        width = minimum + free_width * share
+        spans.append(TimelineSegment(css, round(x, 1), round(width, 1), text))
         x += width
     return tuple(spans)
 
@@ -205,64 +210,66 @@ def _chart(
     shapes: Sequence[Shape],
     *,
     scale: float,
-    show: Text,
+    format_value: Formatter,
 ) -> Chart:
     span = times[-1] - times[0] if times else 0
-    keys = [
-        Key(curve.css, curve.name, show(curve.values[-1]) if curve.values else "")
+    legend = [
+        LegendEntry(curve.css, curve.name, format_value(curve.values[-1]) if curve.values else "")
         for curve in series
     ]
-    marks = [show(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
+    texts = [format_value(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
     return Chart(
         summary=summary,
         shapes=tuple(shapes),
-        keys=tuple(keys),
-        bands=_bands(times, series, show, span),
+        legend=tuple(legend),
+        tooltips=_tooltips(times, series, format_value, span),
         # Omit ticks that repeat a text, such as `1` for half a CPU.
-        ticks=tuple(mark if mark not in marks[:index] else "" for index, mark in enumerate(marks)),
+        ticks=tuple(mark if mark not in texts[:index] else "" for index, mark in enumerate(texts)),
         times=_time_ticks(times, span),
         columns=("time", *(curve.name for curve in series)),
-        rows=_rows(times, series, show, span),
+        rows=_rows(times, series, format_value, span),
     )
 
 
-def _bands(
-    times: Sequence[int], series: Sequence[Series], show: Text, span: int
-) -> tuple[Band, ...]:
+def _tooltips(
+    times: Sequence[int], series: Sequence[Series], format_value: Formatter, span: int
+) -> tuple[TooltipColumn, ...]:
     xs = _xs(times)
-    bands = []
+    tooltips = []
     for index, time in enumerate(times):
         left = xs[index]
         right = xs[index + 1] if index + 1 < len(xs) else float(WIDTH)
         texts = [
-            f"{curve.name} {show(curve.values[index])}" for curve in series if curve.values[index]
+            f"{curve.name} {format_value(curve.values[index])}"
+            for curve in series
+            if curve.values[index]
         ]
         text = f"{axis_time(time, min(span, 86_400))}: {', '.join(texts) or 'nothing'}"
-        bands.append(Band(left, round(max(right - left, 1.0), 1), text))
-    return tuple(bands)
+        tooltips.append(TooltipColumn(left, round(max(right - left, 1.0), 1), text))
+    return tuple(tooltips)
 
 
 def _rows(
-    times: Sequence[int], series: Sequence[Series], show: Text, span: int
+    times: Sequence[int], series: Sequence[Series], format_value: Formatter, span: int
 ) -> tuple[tuple[str, ...], ...]:
     step = max(1, -(-len(times) // _ROWS))
-    picked = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
+    indexes = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
     return tuple(
         (
             axis_time(times[index], min(span, 86_400)),
-            *(show(curve.values[index]) for curve in series),
+            *(format_value(curve.values[index]) for curve in series),
         )
-        for index in picked
+        for index in indexes
     )
 
 
 def _time_ticks(times: Sequence[int], span: int) -> tuple[str, ...]:
     if not times:
         return ()
-    marks = [
+    texts = [
         axis_time(times[0] + span * step // (_TIME_TICKS - 1), span) for step in range(_TIME_TICKS)
     ]
-    return tuple(marks) if len(set(marks)) == len(marks) else (marks[0], marks[-1])
+    return tuple(texts) if len(set(texts)) == len(texts) else (texts[0], texts[-1])
 
 
 def _xs(times: Sequence[int]) -> list[float]:

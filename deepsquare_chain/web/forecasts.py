@@ -76,10 +76,10 @@ class Forecasts:
             return
         history = service.state.history()
         version = (history.version, history.payments)
-        known = self._state
+        previous = self._state
         copy = (
-            known.history
-            if known is not None and known.version == version
+            previous.history
+            if previous is not None and previous.version == version
             else RunHistory.of_rows(history.rows())
         )
         self._state = _GridState(service.cluster.snapshot, service.rules, copy, version)

@@ -16,8 +16,8 @@ from deepsquare_chain.job import Hardware, Offer, Resources
 _MINUTE: Final = 60
 _DAY: Final = 86_400
 #: Most decimals that are shown of an amount.
-_PLACES: Final = 6
-_SPANS: Final = ((_DAY, "d"), (SECONDS_PER_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
+_DECIMALS: Final = 6
+_UNITS: Final = ((_DAY, "d"), (SECONDS_PER_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 _GWEI: Final = 10**9
 _GIGABYTE: Final = 1_024
 
@@ -35,9 +35,9 @@ def amount(wei: int) -> tuple[str, str]:
     """
     whole, part = divmod(abs(wei), CREDIT)
     digits = f"{part:018d}".rstrip("0")
-    shown = digits[:_PLACES] if whole or digits[:_PLACES].strip("0") else digits
-    shown = shown.rstrip("0").ljust(2, "0")
-    return ("\u2212" if wei < 0 else "") + grouped(whole), f".{shown}"
+    visible_part = digits[:_DECIMALS] if whole or digits[:_DECIMALS].strip("0") else digits
+    visible_part = visible_part.rstrip("0").ljust(2, "0")
+    return ("\u2212" if wei < 0 else "") + grouped(whole), f".{visible_part}"
 
 
 def exact(wei: int) -> str:
@@ -83,19 +83,19 @@ def short(text: str, front: int = 6, back: int = 4) -> str:
 
 def iso(seconds: int) -> str:
     """Format a time for `datetime` attributes; empty if it is out of range."""
-    utc = _moment(seconds)
+    utc = _utc(seconds)
     return utc.strftime("%Y-%m-%dT%H:%M:%SZ") if utc else ""
 
 
 def clock(seconds: int) -> str:
     """Format date and time in UTC for people."""
-    utc = _moment(seconds)
+    utc = _utc(seconds)
     return utc.strftime("%Y-%m-%d %H:%M:%S") if utc else str(seconds)
 
 
 def axis_time(seconds: int, span: int) -> str:
     """Format a time for the axis of a chart that covers `span` seconds."""
-    utc = _moment(seconds)
+    utc = _utc(seconds)
     if utc is None:
         return str(seconds)
     if span < 3 * _MINUTE:
@@ -105,23 +105,23 @@ def axis_time(seconds: int, span: int) -> str:
 
 def ago(seconds: int, now: int) -> str:
     """Format the time before `now` in one unit: `5 min ago`, or `in 5 min` for the future."""
-    passed = now - seconds
-    if abs(passed) < 2:
+    elapsed = now - seconds
+    if abs(elapsed) < 2:
         return "now"
-    text = _one_unit(abs(passed))
-    return f"{text} ago" if passed > 0 else f"in {text}"
+    text = _one_unit(abs(elapsed))
+    return f"{text} ago" if elapsed > 0 else f"in {text}"
 
 
 def duration(seconds: int) -> str:
     """Format a duration in its two largest units: `2 h 5 min`."""
     if seconds < 0:
         return "\u2212" + duration(-seconds)
-    for index, (size, unit) in enumerate(_SPANS):
+    for index, (size, unit) in enumerate(_UNITS):
         if seconds >= size:
-            count, rest = divmod(seconds, size)
+            count, remainder = divmod(seconds, size)
             text = f"{grouped(count)}\u00a0{unit}"
-            if index + 1 < len(_SPANS) and (more := rest // _SPANS[index + 1][0]):
-                text += f" {more}\u00a0{_SPANS[index + 1][1]}"
+            if index + 1 < len(_UNITS) and (more := remainder // _UNITS[index + 1][0]):
+                text += f" {more}\u00a0{_UNITS[index + 1][1]}"
             return text
     return "0\u00a0s"
 
@@ -141,12 +141,12 @@ def size_of(resources: Resources) -> str:
     return " \u00b7 ".join(parts)
 
 
-def hardware(found: Hardware) -> str:
+def hardware(cluster: Hardware) -> str:
     """Format the hardware of a cluster."""
-    node = f"{grouped(found.cpus_per_node)}\u00a0CPU, {memory(found.mem_per_node)}"
-    if found.gpus_per_node:
-        node += f", {found.gpus_per_node}\u00a0GPU"
-    nodes = "1 node" if found.nodes == 1 else f"{grouped(found.nodes)} nodes"
+    node = f"{grouped(cluster.cpus_per_node)}\u00a0CPU, {memory(cluster.mem_per_node)}"
+    if cluster.gpus_per_node:
+        node += f", {cluster.gpus_per_node}\u00a0GPU"
+    nodes = "1 node" if cluster.nodes == 1 else f"{grouped(cluster.nodes)} nodes"
     return f"{nodes} of {node}"
 
 
@@ -166,15 +166,15 @@ def count(number: int, noun: str) -> str:
     return f"{grouped(number)} {noun}" + ("" if number == 1 else "s")
 
 
-def page_numbers(here: int, last: int) -> list[int | None]:
-    """Return the pages to link to: first, last, and those around `here`; None marks a gap."""
-    near = {1, last, *range(max(1, here - 2), min(last, here + 2) + 1)}
-    shown: list[int | None] = []
+def page_numbers(current: int, last: int) -> list[int | None]:
+    """Return the pages to link to: first, last, and those around `current`; None marks a gap."""
+    near = {1, last, *range(max(1, current - 2), min(last, current + 2) + 1)}
+    visible_part: list[int | None] = []
     for number in sorted(near):
-        if shown and shown[-1] is not None and number > shown[-1] + 1:
-            shown.append(None)
-        shown.append(number)
-    return shown
+        if visible_part and visible_part[-1] is not None and number > visible_part[-1] + 1:
+            visible_part.append(None)
+        visible_part.append(number)
+    return visible_part
 
 
 def words(name: str) -> str:
@@ -188,8 +188,8 @@ def visible(text: str, keep: str = "") -> str:
 
     Templates escape markup; this function prevents a name from reordering the line around it.
     """
-    shown = (c if c in keep or _is_harmless(c) else f"\\u{ord(c):04x}" for c in text)
-    return "".join(shown)
+    visible_part = (c if c in keep or _is_harmless(c) else f"\\u{ord(c):04x}" for c in text)
+    return "".join(visible_part)
 
 
 def code(text: str) -> str:
@@ -216,13 +216,13 @@ def _is_harmless(char: str) -> bool:
 
 
 def _one_unit(seconds: int) -> str:
-    for size, unit in _SPANS:
+    for size, unit in _UNITS:
         if seconds >= size:
             return f"{grouped(seconds // size)}\u00a0{unit}"
     return "0\u00a0s"
 
 
-def _moment(seconds: int) -> datetime | None:
+def _utc(seconds: int) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError):

@@ -21,7 +21,7 @@ from deepsquare_chain.indexer.read_models import Changes
 
 #: Seconds between heartbeats of an idle stream: proxies close idle connections.
 HEARTBEAT: Final = 15.0
-MOST_STREAMS: Final = 500
+MAX_STREAMS: Final = 500
 _MAX_NUMBER: Final = 2**63 - 1
 
 
@@ -96,9 +96,9 @@ class Feed:
             await asyncio.sleep(self._interval)
 
 
-def _events(found: Changes) -> list[str]:
-    if found.missed:
-        return [_event(found.latest, {"kind": "rebuilt", "jobs": [], "everything": True})]
+def _events(changes: Changes) -> list[str]:
+    if changes.missed:
+        return [_event(changes.latest, {"kind": "rebuilt", "jobs": [], "everything": True})]
     return [
         _event(
             change.number,
@@ -110,7 +110,7 @@ def _events(found: Changes) -> list[str]:
                 "everything": change.kind in {"reorg", "rebuilt"},
             },
         )
-        for change in found.items
+        for change in changes.items
     ]
 
 
@@ -121,7 +121,7 @@ def _event(number: int, body: dict[str, Any]) -> str:
 async def live(request: Request) -> Response:
     """Stream changes after `since` or the browser's `Last-Event-ID`."""
     feed: Feed = request.app.state.feed
-    if feed.closed or feed.listeners >= MOST_STREAMS:
+    if feed.closed or feed.listeners >= MAX_STREAMS:
         return PlainTextResponse("busy", status_code=503, headers={"Retry-After": "30"})
     cursor = request.headers.get("last-event-id") or request.query_params.get("since", "")
     since = int(cursor[:19]) if cursor.isascii() and cursor.isdigit() else 0

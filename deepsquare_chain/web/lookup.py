@@ -31,7 +31,7 @@ _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class LookedUp:
+class NodeTransaction:
     """A transaction as read from the node; amounts in wei of the chain's native coin.
 
     `block` is None while it is in the mempool; `reason` is why it reverted, as far as known.
@@ -50,11 +50,11 @@ class LookedUp:
     reason: str
     hint: str
     call: DecodedCall | None
-    inner: tuple[InnerCall, ...]
+    requests: tuple[DecodedRequest, ...]
     input: str
 
 
-async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
+async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransaction | None:
     """Read a transaction from the node; None if it is unknown or the node does not answer."""
     if not _HASH.fullmatch(tx_hash):
         return None
@@ -69,21 +69,21 @@ async def look_up(contracts: Contracts, tx_hash: str) -> LookedUp | None:
         receipt = None
     ok = None if receipt is None else receipt["status"] == 1
     reason, hint = await _reason(contracts, transaction, receipt) if ok is False else ("", "")
-    return _found(contracts, tx_hash, transaction, receipt, reason=reason, hint=hint)
+    return _node_transaction(contracts, tx_hash, transaction, receipt, reason=reason, hint=hint)
 
 
-async def look_up_block(contracts: Contracts, which: int | str) -> Header | None:
+async def read_block(contracts: Contracts, number_or_hash: int | str) -> Header | None:
     """Read a block by number or hash; None if there is no such block (yet).
 
     Raises:
         EndpointError: The node does not answer, or its response is invalid.
     """
-    if isinstance(which, str) and not _HASH.fullmatch(which):
+    if isinstance(number_or_hash, str) and not _HASH.fullmatch(number_or_hash):
         return None
-    if isinstance(which, int):
-        rpc_call = ("eth_getBlockByNumber", [hex(which), False])
+    if isinstance(number_or_hash, int):
+        rpc_call = ("eth_getBlockByNumber", [hex(number_or_hash), False])
     else:
-        rpc_call = ("eth_getBlockByHash", [which, False])
+        rpc_call = ("eth_getBlockByHash", [number_or_hash, False])
     try:
         (answer,) = await ask_all(contracts.w3, [rpc_call])
         return None if answer is None else read_header(answer)
@@ -91,14 +91,14 @@ async def look_up_block(contracts: Contracts, which: int | str) -> Header | None
         raise EndpointError(f"The node returned an invalid block: {str(error)[:200]}") from None
 
 
-def _found(
+def _node_transaction(
     contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, *, reason: str, hint: str
-) -> LookedUp:
+) -> NodeTransaction:
     to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
     contract_names = names_of(contracts.deployment)
     name = contract_names.get(to or "", "")
     data = "0x" + bytes(sent["input"]).hex()
-    return LookedUp(
+    return NodeTransaction(
         hash=tx_hash,
         sender=str(to_checksum_address(sent["from"])),
         to=to,
@@ -112,7 +112,7 @@ def _found(
         reason=reason,
         hint=hint,
         call=decode_call(name, data) if name else None,
-        inner=inner_calls(data, contract_names) if name == FORWARDER else (),
+        requests=signed_requests(data, contract_names) if name == FORWARDER else (),
         input=data[:20_000],
     )
 
@@ -153,11 +153,11 @@ def decode_call(contract: str, data: str) -> DecodedCall | None:
     except ValueError:  # no hexadecimal, or no call (AbiError)
         return None
     signature = signature_of({"name": function.name, "inputs": function.inputs})
-    return DecodedCall(function.name, signature, named(function.inputs, values))
+    return DecodedCall(function.name, signature, named_values(function.inputs, values))
 
 
 @dataclass(frozen=True, slots=True)
-class InnerCall:
+class DecodedRequest:
     """A customer's signed request, and its decoded call if it calls a contract of the grid.
 
     `contract` is the name of that contract, or empty; `deadline` is the last valid second.
@@ -170,7 +170,7 @@ class InnerCall:
     call: DecodedCall | None
 
 
-def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...]:
+def signed_requests(data: str, contracts: Mapping[str, str]) -> tuple[DecodedRequest, ...]:
     """Return the signed requests in a call of the forwarder; empty if there are none.
 
     Args:
@@ -185,7 +185,7 @@ def inner_calls(data: str, contracts: Mapping[str, str]) -> tuple[InnerCall, ...
     for request in signed_calls(raw):
         name = contracts.get(request.to, "")
         call = decode_call(name, "0x" + request.data.hex()) if name else None
-        calls.append(InnerCall(request.sender, request.to, name, request.deadline, call))
+        calls.append(DecodedRequest(request.sender, request.to, name, request.deadline, call))
     return tuple(calls)
 
 
@@ -194,22 +194,22 @@ def names_of(deployment: Deployment) -> dict[str, str]:
     return {str(checked_address(address)): name for name, address in deployment.contracts.items()}
 
 
-def named(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:
+def named_values(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:
     """Return values by parameter name; structs as mappings, bytes as hexadecimal."""
     return {
-        str(part["name"]) or f"[{index}]": plain(part, value)
+        str(part["name"]) or f"[{index}]": _plain_value(part, value)
         for index, (part, value) in enumerate(zip(parameters, values, strict=True))
     }
 
 
-def plain(parameter: Abi, value: Any) -> Any:
+def _plain_value(parameter: Abi, value: Any) -> Any:
     """Convert a value for pages and JSON."""
     kind = str(parameter["type"])
     if kind.endswith("]"):
         item = {**parameter, "type": kind[: kind.rindex("[")]}
-        return [plain(item, element) for element in value]
+        return [_plain_value(item, element) for element in value]
     if kind == "tuple":
-        return named(parameter["components"], value)
+        return named_values(parameter["components"], value)
     return "0x" + value.hex() if isinstance(value, bytes) else value
 
 

@@ -67,7 +67,7 @@ class SecurityHeaders:
         await self._app(scope, receive, sent)
 
 
-def is_own(request: Request) -> bool:
+def is_same_origin(request: Request) -> bool:
     """Whether a POST request comes from a page of this explorer, or not from a browser.
 
     A form of another site can't send JSON without a CORS preflight. Browsers also send
@@ -82,6 +82,6 @@ def is_own(request: Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
 
 
-def client_of(request: Request) -> str:
+def client_address(request: Request) -> str:
     """Return the client's address of the connection, `?` if unknown."""
     return request.client.host if request.client else "?"

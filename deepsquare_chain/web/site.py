@@ -95,7 +95,7 @@ class Site:
     relay: str = ""
     submissions: bool = True
     clock: Callable[[], float] = time.time
-    _kept: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
+    _cache: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
     _offers: dict[object, list[PricedOffer]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -104,7 +104,7 @@ class Site:
         return Forecasts(self.contracts)
 
     @property
-    def storing(self) -> bool:
+    def accepts_jobs(self) -> bool:
         """Whether jobs can be submitted here: allowed, and there is a store or a gateway."""
         return self.submissions and (self.store is not None or bool(self.gateway))
 
@@ -115,7 +115,7 @@ class Site:
         return address if isinstance(address, str) else ""
 
     @cached_property
-    def given_names(self) -> Mapping[str, str]:
+    def recorded_names(self) -> Mapping[str, str]:
         """Account names of the deployment record, by address."""
         names = self.contracts.deployment.extra.get("names", {})
         if not isinstance(names, Mapping):
@@ -128,24 +128,26 @@ class Site:
 
     def account_of(self, text: str) -> str:
         """Return the address of an account by its name in the deployment record, else `text`."""
-        addresses = (account for account, name in self.given_names.items() if name == text.lower())
+        addresses = (
+            account for account, name in self.recorded_names.items() if name == text.lower()
+        )
         return next(addresses, text)
 
     def now(self, status: Status) -> int:
         """Return the current time in seconds: the later of the local clock and the chain's."""
         return max(int(self.clock()), status.head_time)
 
-    def once(self, name: str, moment: object, make: Callable[[], T]) -> T:
-        """Return a cached value; compute it again when `moment` differs from the cached one.
+    def cached(self, name: str, version: object, make: Callable[[], T]) -> T:
+        """Return a cached value; compute it again when `version` differs from the cached one.
 
         Args:
             name: Cache key, one of a few.
-            moment: Version of the data that the value is computed from.
+            version: Version of the data that the value is computed from.
             make: Computes the value.
         """
-        entry = self._kept.get(name)
-        if entry is None or entry[0] != moment:
-            self._kept[name] = entry = (moment, make())
+        entry = self._cache.get(name)
+        if entry is None or entry[0] != version:
+            self._cache[name] = entry = (version, make())
         value: T = entry[1]
         return value
 
@@ -168,11 +170,11 @@ class Site:
 
     def names(self, change: int) -> Mapping[str, Name]:
         """Return the names of accounts as of a change of the index."""
-        return self.once("names", change, self._read_names)
+        return self.cached("names", change, self._read_names)
 
     def _read_names(self) -> dict[str, Name]:
         deployment = self.contracts.deployment
-        recorded_names = self.given_names
+        recorded_names = self.recorded_names
         names = {
             account: Name(name, f"/accounts/{account}", "role")
             for account, name in recorded_names.items()
@@ -200,10 +202,10 @@ class Site:
         ]
 
 
-def provider_name(row: ProviderRow, given: Mapping[str, str]) -> str:
+def provider_name(row: ProviderRow, recorded_names: Mapping[str, str]) -> str:
     """Return `provider 1`, followed by its name in the deployment record, if any."""
     number = f"provider {row.id}" if row.id is not None else "applicant"
-    name = given.get(row.account, "")
+    name = recorded_names.get(row.account, "")
     return f"{number} \u00b7 {name}" if name else number
 
 
@@ -283,7 +285,7 @@ class PageContext:
     def _names(self) -> Mapping[str, Name]:
         return self.site.names(self.status.change)
 
-    def who(self, account: str) -> Name:
+    def name_of(self, account: str) -> Name:
         """Return the display name and the page of an account."""
         return self._names.get(account) or Name("", f"/accounts/{account}", "")
 

@@ -38,7 +38,7 @@ from deepsquare_chain.web.formats import (
     words,
 )
 
-LIVE: Final = tuple(each for each in JobStatus if each.is_live)
+LIVE: Final = tuple(status for status in JobStatus if status.is_live)
 ENDS: Final = (
     JobStatus.FINISHED,
     JobStatus.FAILED,
@@ -49,10 +49,10 @@ ENDS: Final = (
 _CREDIT: Final = 10**18
 _HOUR: Final = 3_600
 #: Fields of a ledger entry that a read model has under the same name.
-_ENTRY_FIELDS: Final = frozenset(each.name for each in dataclass_fields(JobEntry)) - {
+_ENTRY_FIELDS: Final = frozenset(field.name for field in dataclass_fields(JobEntry)) - {
     *("definition", "terms", "provider", "result", "retry_of", "successor", "transitions")
 }
-_LINES: Final = ("line", "line-2", "line-3", "line-4")
+_LINE_CLASSES: Final = ("line", "line-2", "line-3", "line-4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def life_strip(found: Sequence[Stage]) -> tuple[charts.Span, ...]:
+def timeline(stages: Sequence[Stage]) -> tuple[charts.TimelineSegment, ...]:
     """Return the timeline of a job's live statuses as a strip."""
-    return charts.strip(
+    return charts.timeline(
         [
             (f"f-{stage.row.after.name}", stage.seconds, f"{stage.row.after.name} {_long(stage)}")
-            for stage in found
+            for stage in stages
             if stage.row.after.is_live
         ]
     )
@@ -102,9 +102,9 @@ def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
         ("carried out", "carried", -detail.carried_out),
     ]
     steps = charts.waterfall([part for part in parts if part[2]])
-    most = steps[0].most if steps else 0
+    maximum = steps[0].maximum if steps else 0
     # The remaining escrow is a sum: its bar starts at zero.
-    return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, most))
+    return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, maximum))
 
 
 def bill(detail: JobDetail) -> JobBill | None:
@@ -164,7 +164,7 @@ def _entry(detail: JobDetail) -> JobEntry:
         definition=bytes.fromhex(detail.definition.removeprefix("0x")),
         terms=terms_of(detail),
         provider=row.provider or ZERO_ADDRESS,
-        transitions=[(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions],
+        transitions=[(row.at.time, row.after, row.at.tx_hash) for row in detail.transitions],
         **values,
     )
 
@@ -214,9 +214,9 @@ def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
         for status in reversed(LIVE)
     ]
     now = sum(points[-1].jobs[status] for status in LIVE) if points else 0
-    most = max((sum(point.jobs[status] for status in LIVE) for point in points), default=0)
+    maximum = max((sum(point.jobs[status] for status in LIVE) for point in points), default=0)
     return charts.layers(
-        f"Live jobs by status: {now} now, {most} at most.",
+        f"Live jobs by status: {now} now, {maximum} at most.",
         [point.time for point in points],
         series,
         _whole,
@@ -255,15 +255,15 @@ def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
     )
 
 
-def use_chart(found: Utilisation) -> charts.Chart:
+def utilisation_chart(utilisation: Utilisation) -> charts.Chart:
     """Return a chart of the share of one provider's offered CPUs that was in use."""
-    points = found.points
+    points = utilisation.points
     return charts.lines(
         f"Offered CPUs in use: {_share(points):.0%} of the time shown.",
         [point.time for point in points],
         [charts.Series("in use", "line", [point.share * 100 for point in points])],
         lambda value: f"{value:.0f}\u2009%",
-        least=100.0,
+        minimum=100.0,
     )
 
 
@@ -272,27 +272,31 @@ def _share(points: Sequence[UsePoint]) -> float:
     return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
 
 
-def use_lines(found: Sequence[Utilisation], names: Mapping[str, str]) -> charts.Chart:
+def utilisation_lines(
+    utilisations: Sequence[Utilisation], names: Mapping[str, str]
+) -> charts.Chart:
     """Return a chart of the share of offered CPUs in use, for the busiest providers."""
-    busiest = sorted(found, key=lambda usage: -_share(usage.points))[: len(_LINES)]
+    busiest = sorted(utilisations, key=lambda usage: -_share(usage.points))[: len(_LINE_CLASSES)]
     series = [
         charts.Series(
             names.get(usage.account, usage.account), css, [p.share * 100 for p in usage.points]
         )
-        for usage, css in zip(busiest, _LINES, strict=False)
+        for usage, css in zip(busiest, _LINE_CLASSES, strict=False)
     ]
-    whole = _share([point for usage in found for point in usage.points])
+    whole = _share([point for usage in utilisations for point in usage.points])
     times = [point.time for point in busiest[0].points] if busiest else []
     return charts.lines(
         f"Offered CPUs in use: {whole:.0%} of the time shown.",
         times,
         series,
         lambda value: f"{value:.0f}\u2009%",
-        least=100.0,
+        minimum=100.0,
     )
 
 
-def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[charts.Bar, ...]:
+def utilisation_bars(
+    utilisations: Sequence[Utilisation], names: Mapping[str, str]
+) -> tuple[charts.Bar, ...]:
     """Return the utilisation of providers over the time shown, the busiest first."""
     bars = [
         charts.Bar(
@@ -301,7 +305,7 @@ def use_bars(found: Sequence[Utilisation], names: Mapping[str, str]) -> tuple[ch
             f"{_share(utilisation.points):.0%}",
             f"/providers/{utilisation.account}",
         )
-        for utilisation in found
+        for utilisation in utilisations
     ]
     return tuple(sorted(bars, key=lambda bar: -bar.share))
 
@@ -416,7 +420,7 @@ class Field:
     value: Any
 
 
-def phrases(text: str) -> tuple[Field, ...]:
+def link_addresses(text: str) -> tuple[Field, ...]:
     """Split a sentence into texts and addresses, so that pages can link the accounts."""
     parts = _ADDRESS.split(text)
     return tuple(
@@ -426,28 +430,28 @@ def phrases(text: str) -> tuple[Field, ...]:
     )
 
 
-def fields(values: Any, path: str = "", most: int = 120) -> tuple[Field, ...]:
-    """Return the first `most` values of a nested structure, in order."""
+def fields(values: Any, path: str = "", maximum: int = 120) -> tuple[Field, ...]:
+    """Return the first `maximum` values of a nested structure, in order."""
     result: list[Field] = []
-    _collect(values, path, "", result, most)
+    _collect(values, path, "", result, maximum)
     return tuple(result)
 
 
-def _collect(value: Any, path: str, name: str, found: list[Field], most: int) -> None:
-    if len(found) >= most:
+def _collect(value: Any, path: str, name: str, collected: list[Field], maximum: int) -> None:
+    if len(collected) >= maximum:
         return
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _collect(item, f"{path}.{key}" if path else str(key), str(key), found, most)
+            _collect(item, f"{path}.{key}" if path else str(key), str(key), collected, maximum)
     elif isinstance(value, list | tuple) and value:
         for index, item in enumerate(value):
-            _collect(item, f"{path}[{index}]", name, found, most)
+            _collect(item, f"{path}[{index}]", name, collected, maximum)
     elif isinstance(value, list | tuple):
-        found.append(Field(path, "text", "none"))
+        collected.append(Field(path, "text", "none"))
     elif name == "role" and value in ROLE_NAMES:
-        found.append(Field(path, "text", ROLE_NAMES[value]))
+        collected.append(Field(path, "text", ROLE_NAMES[value]))
     else:
-        found.append(Field(path, _kind(name, value), value))
+        collected.append(Field(path, _kind(name, value), value))
 
 
 def _kind(name: str, value: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from deepsquare_chain.audit import reader
 from deepsquare_chain.audit.entries import MovementKind
-from deepsquare_chain.audit.reader import audit_chain, read_chronicle, read_ledger
+from deepsquare_chain.audit.reader import audit_chain, read_history, read_ledger
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc import batching
 from deepsquare_chain.chain.rpc.endpoint import Ceiling
@@ -78,15 +78,15 @@ async def test_a_past_block(grid: LiveGrid) -> None:
 async def test_small_ranges_return_the_same(
     grid: LiveGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = await read_chronicle(grid.w3, grid.deployment)
+    whole = await read_history(grid.w3, grid.deployment)
     (member,) = grid.w3.provider.members
     monkeypatch.setattr(member.provider, "log_range", Ceiling(3, 7))
     monkeypatch.setattr(batching, "BATCH", 2)
-    assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
+    assert await read_history(grid.w3, grid.deployment, to_block=whole.to_block) == whole
 
 
 async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = await read_chronicle(grid.w3, grid.deployment)
+    whole = await read_history(grid.w3, grid.deployment)
     ask, widest = grid.w3.provider.make_batch_request, 4
     asked: list[int] = []
 
@@ -101,11 +101,11 @@ async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.Mon
         return await ask(batch)
 
     monkeypatch.setattr(grid.w3.provider, "make_batch_request", narrow)
-    assert await read_chronicle(grid.w3, grid.deployment, to_block=whole.to_block) == whole
+    assert await read_history(grid.w3, grid.deployment, to_block=whole.to_block) == whole
     assert max(asked) > widest >= min(asked)
     widest = 0
     with pytest.raises(EndpointError, match="rejected a request for logs"):
-        await read_chronicle(grid.w3, grid.deployment)
+        await read_history(grid.w3, grid.deployment)
 
 
 async def test_a_chain_that_is_replaced_is_read_again(
@@ -124,18 +124,18 @@ async def test_a_chain_that_is_replaced_is_read_again(
         return answers
 
     monkeypatch.setattr(grid.w3.provider, "make_batch_request", replaced)
-    found = await read_chronicle(grid.w3, grid.deployment)
+    found = await read_history(grid.w3, grid.deployment)
     assert wrong == 0
     assert found.events
     wrong = 10**6
     with pytest.raises(EndpointError, match="was reorganised while it was read"):
-        await read_chronicle(grid.w3, grid.deployment)
+        await read_history(grid.w3, grid.deployment)
 
 
 async def test_an_unknown_block_is_reported(grid: LiveGrid) -> None:
     head = int(await grid.w3.eth.block_number)
     with pytest.raises(EndpointError, match="does not have block"):
-        await read_chronicle(grid.w3, grid.deployment, to_block=head + 1_000)
+        await read_history(grid.w3, grid.deployment, to_block=head + 1_000)
 
 
 async def test_a_lie_in_storage_is_found(grid: LiveGrid) -> None:

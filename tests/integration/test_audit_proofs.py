@@ -12,8 +12,8 @@ import pytest
 from deepsquare_chain.audit.anomalies import Code
 from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
 from deepsquare_chain.audit.proofs import ProofError, check_header, header_hash
-from deepsquare_chain.audit.reader import read_chronicle
-from deepsquare_chain.audit.runner import Depth, audit_grid, job_bill
+from deepsquare_chain.audit.reader import read_history
+from deepsquare_chain.audit.runner import AuditOptions, audit_grid, job_bill
 from deepsquare_chain.errors import EndpointError
 from tests.integration.test_audit_chain import live_a_little
 from tests.support.livegrid import LiveGrid
@@ -64,7 +64,7 @@ async def proven(grid: LiveGrid, change: Change) -> list[str]:
     liar: Any = Liar(grid.w3, change)
     told = LogDigests()
     last = int(await grid.w3.eth.block_number)
-    await read_chronicle(liar, grid.deployment, to_block=last, sink=told)
+    await read_history(liar, grid.deployment, to_block=last, sink=told)
     return [f.message for f in await prove(liar, grid.deployment, told, last)]
 
 
@@ -89,7 +89,7 @@ lived: set[str] = set()
 async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
     told: list[tuple[int, int]] = []
     digests = LogDigests()
-    found = await read_chronicle(used.w3, used.deployment, sink=digests)
+    found = await read_history(used.w3, used.deployment, sink=digests)
     findings = await prove(
         used.w3,
         used.deployment,
@@ -160,7 +160,7 @@ async def test_a_changed_header_has_another_hash(
 
     liar: Any = Liar(used.w3, change)
     told = LogDigests()
-    found = await read_chronicle(used.w3, used.deployment, to_block=int(last, 16), sink=told)
+    found = await read_history(used.w3, used.deployment, to_block=int(last, 16), sink=told)
     [finding] = await prove(liar, used.deployment, told, found.to_block)
     assert "its header" in finding.message
 
@@ -177,7 +177,7 @@ async def test_a_forged_block_does_not_fit_its_child(used: LiveGrid) -> None:
 
     liar: Any = Liar(used.w3, change)
     told = LogDigests()
-    await read_chronicle(used.w3, used.deployment, to_block=last, sink=told)
+    await read_history(used.w3, used.deployment, to_block=last, sink=told)
     found = await prove(liar, used.deployment, told, last)
     assert any(f.block == last and "its parent is" in f.message for f in found)
 
@@ -202,7 +202,7 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
 
     node: Any = SimpleNamespace(provider=SimpleNamespace(make_batch_request=old), eth=used.w3.eth)
     told = LogDigests()
-    found = await read_chronicle(node, used.deployment, sink=told)
+    found = await read_history(node, used.deployment, sink=told)
     assert await prove(node, used.deployment, told, found.to_block) == []
     assert "eth_getTransactionReceipt" in asked
 
@@ -210,7 +210,7 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
 async def test_a_second_endpoint_reveals_the_difference(used: LiveGrid, lie: Lie) -> None:
     told = LogDigests()
-    found = await read_chronicle(used.w3, used.deployment, sink=told)
+    found = await read_history(used.w3, used.deployment, sink=told)
     place = (used.deployment, told, found.to_block, found.block_hash)
     assert await compare_endpoints(used.w3, *place) == []
     liar: Any = Liar(used.w3, about_logs(lie))
@@ -235,23 +235,23 @@ async def test_storage_finds_a_log_that_is_left_out(
 
 
 async def test_an_audit_of_everything(used: LiveGrid) -> None:
-    depth = Depth(proofs=True, other=used.w3)
-    report = await audit_grid(used.contracts, depth=depth)
+    options = AuditOptions(proofs=True, other=used.w3)
+    report = await audit_grid(used.contracts, options=options)
     assert report.ok
     assert report.proven
     assert report.audit.compared
     assert [check.difference for check in report.checks] == [0, 0, 0, 0]
-    assert Code.PANIC in {row.code for row in report.exceptions}
+    assert Code.PANIC in {row.code for row in report.anomalies}
     assert len(report.block_hash) == 66
-    same = Depth(storage=False, block_hash=report.block_hash)
+    same = AuditOptions(storage=False, block_hash=report.block_hash)
     last = report.audit.block
-    assert (await audit_grid(used.contracts, to_block=last, depth=same)).ok
-    wrong = Depth(storage=False, block_hash="0x" + "ab" * 32)
-    assert not (await audit_grid(used.contracts, to_block=last, depth=wrong)).ok
+    assert (await audit_grid(used.contracts, to_block=last, options=same)).ok
+    wrong = AuditOptions(storage=False, block_hash="0x" + "ab" * 32)
+    assert not (await audit_grid(used.contracts, to_block=last, options=wrong)).ok
 
 
 async def test_a_bill_names_what_the_provider_reported(used: LiveGrid) -> None:
-    report = await audit_grid(used.contracts, depth=Depth(storage=False))
+    report = await audit_grid(used.contracts, options=AuditOptions(storage=False))
     finished = [job for job in report.ledger.jobs.values() if job.exit_code is not None]
     bills = [await job_bill(used.contracts, report.ledger, job.id) for job in finished]
     assert all(bill.ok and bill.reported is not None for bill in bills)

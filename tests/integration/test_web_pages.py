@@ -395,11 +395,11 @@ def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx2.C
         for row in reversed(told)
     ] == [
         (row.code, row.severity, row.message, row.tx_hash)
-        for row in report.exceptions
+        for row in report.anomalies
         if row.tx_hash
     ]
     page = Tags(web.get("/audit").text)
-    still = {(row.code, row.job_id) for row in report.exceptions if not row.tx_hash}
+    still = {(row.code, row.job_id) for row in report.anomalies if not row.tx_hash}
     shown = web.get("/api/v1/exceptions/open").json()["items"]
     assert {(row["code"], row["job_id"]) for row in shown} >= still
     assert ("Open now" in page.text) == bool(shown)

@@ -17,7 +17,7 @@ from deepsquare_chain.audit.anomalies import Code, Severity, name_self_scheduled
 from deepsquare_chain.audit.bill import recompute_bill
 from deepsquare_chain.audit.conservation import (
     ConservationCheck,
-    Repeat,
+    NodeRequest,
     closing_check,
     conservation,
     job_conservation,
@@ -47,9 +47,9 @@ class Told:
         return self.ledger.jobs[self.jobs[name]]
 
     def of(self, code: Code) -> dict[int, Any]:
-        return {row.job_id: row for row in self.ledger.exceptions if row.code is code}
+        return {row.job_id: row for row in self.ledger.anomalies if row.code is code}
 
-    def ask(self, repeat: Repeat) -> bytes:
+    def ask(self, repeat: NodeRequest) -> bytes:
         """What a node answers to a call that somebody repeats by hand."""
         request = json.loads(repeat.body)
         assert request["method"] == "eth_call"
@@ -91,7 +91,7 @@ def sums(told: Told, **changes: Any) -> list[ConservationCheck]:
 def test_the_sums_agree_on_both_sides(told: Told) -> None:
     checks = sums(told)
     assert [check.difference for check in checks] == [0, 0, 0, 0]
-    assert all(check.ok and check.how_to_repeat for check in checks)
+    assert all(check.ok and check.requests for check in checks)
     assert checks[0].left.amount == told.ledger.totals.supply > 0
     assert ("sent to it by mistake", 11) in checks[1].right.terms
 
@@ -112,7 +112,7 @@ def test_each_number_counts(told: Told, changes: dict[str, int], wrong: list[int
 
 
 def test_calls_repeat_the_numbers_by_hand(told: Told) -> None:
-    calls = {r.shown.split("(")[0]: r for check in sums(told) for r in check.how_to_repeat}
+    calls = {r.description.split("(")[0]: r for check in sums(told) for r in check.requests}
     supply = told.ask(calls["Credit.totalSupply"])
     assert int.from_bytes(supply, "big") == told.ledger.totals.supply
     held = told.ask(calls["Credit.balanceOf"])
@@ -128,7 +128,7 @@ def test_log_queries_find_the_numbers_by_hand(told: Told) -> None:
     """The filters of the requests, applied to raw logs, add up to the sums that they stand by."""
     first, second = sums(told)[:2]
 
-    def total(repeat: Repeat) -> int:
+    def total(repeat: NodeRequest) -> int:
         query = json.loads(repeat.body)["params"][0]
         assert query["toBlock"] == hex(told.ledger.block)
         wanted = [None if t is None else bytes.fromhex(t[2:]) for t in query["topics"]]
@@ -139,9 +139,9 @@ def test_log_queries_find_the_numbers_by_hand(told: Told) -> None:
             and all(w is None or w == t for w, t in zip(wanted, log["topics"], strict=False))
         )
 
-    mints, burns, _ = first.how_to_repeat
+    mints, burns, _ = first.requests
     assert (total(mints), total(burns)) == (told.ledger.totals.minted, told.ledger.totals.burned)
-    into, out_of = second.how_to_repeat[:2]
+    into, out_of = second.requests[:2]
     assert total(into) - total(out_of) == told.ledger.totals.scheduler_balance
     assert "cast logs --address" in into.cast
 
@@ -210,7 +210,7 @@ class TestBill:
         job = told.job(name)
         bill = recompute_bill(dataclasses.replace(job, billed_seconds=10**6))
         assert not bill.ok
-        assert bill.most < 10**6
+        assert bill.maximum < 10**6
 
     def test_runs_and_losses(self, told: Told) -> None:
         assert recompute_bill(told.job("rescued")).seconds == 0
@@ -226,13 +226,13 @@ class TestBill:
 class TestExceptions:
     def test_an_honest_story_has_exceptions_and_no_findings(self, told: Told) -> None:
         assert told.ledger.findings == []
-        codes = {row.code for row in told.ledger.exceptions}
+        codes = {row.code for row in told.ledger.anomalies}
         unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM, Code.EXPIRED}
         assert codes == set(Code) - unseen
 
     def test_each_names_place_and_cause(self, told: Told) -> None:
         places = {(e.block_number, e.tx_hash) for e in told.grid.events}
-        for row in told.ledger.exceptions:
+        for row in told.ledger.anomalies:
             assert row.message
             assert row.time == told.grid.chain.block_times[row.block]
             assert not row.tx_hash or (row.block, row.tx_hash) in places
@@ -256,14 +256,14 @@ class TestExceptions:
             return Ledger.replay(told.grid.events, told.grid.deployment, times, now=now)
 
         ledger = at(late)
-        codes = {(row.job_id, row.code) for row in at(late - 1).exceptions}
+        codes = {(row.job_id, row.code) for row in at(late - 1).anomalies}
         assert (running.id, Code.OVERRUN) not in codes
-        [row] = [r for r in ledger.exceptions if r.job_id == running.id and r.code is Code.OVERRUN]
+        [row] = [r for r in ledger.anomalies if r.job_id == running.id and r.code is Code.OVERRUN]
         assert "runs 1 s past" in row.message
         assert row.tx_hash == ""
         assert running.id not in told.of(Code.OVERRUN)
         # Asking twice tells the same.
-        assert ledger.exceptions == ledger.exceptions
+        assert ledger.anomalies == ledger.anomalies
 
     def test_requeues_and_panics(self, told: Told) -> None:
         queued = told.of(Code.REQUEUE)[told.jobs["queued"]]
@@ -279,7 +279,7 @@ class TestExceptions:
     def test_self_scheduling_is_found_by_the_sender(self, told: Told) -> None:
         row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
         assert f"waited {TIMES['pendingTimeout']} s" in row.message
-        rows = told.ledger.exceptions
+        rows = told.ledger.anomalies
         named = name_self_scheduled(rows, {row.tx_hash: row.account})
         [own] = [each for each in named if each.code is Code.SELF_SCHEDULED]
         assert own.job_id == row.job_id
@@ -298,7 +298,7 @@ class TestExceptions:
         node.w3.eth.get_transaction = get_transaction
         honest = auditing._report(told.ledger, None, [], "", proven=False)
         report = await auditing._with_senders(node, honest)
-        named = report.exceptions
+        named = report.anomalies
         assert asked.count(row.tx_hash) == 1
         assert row.job_id in {e.job_id for e in named if e.code is Code.SELF_SCHEDULED}
         assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
@@ -322,27 +322,27 @@ class TestExceptions:
         [finding] = report.audit.findings
         assert (finding.code, finding.job_id) == ("flags", row.job_id)
         assert "its customer forbids" in finding.message
-        [late] = [each for each in forbidden.exceptions if each.tx_hash == row.tx_hash]
+        [late] = [each for each in forbidden.anomalies if each.tx_hash == row.tx_hash]
         assert late.message.endswith("s")
 
     def test_administrators_and_money(self, told: Told) -> None:
-        said = {row.code: row.message for row in told.ledger.exceptions}
+        said = {row.code: row.message for row in told.ledger.anomalies}
         assert said[Code.FEE] == "the fee became 700 basis points"
         assert said[Code.BAN].endswith("was banned: enough")
         assert "sent to the scheduler without a job" in said[Code.GIFT]
         # What pays for a job is no gift.
-        assert [row.code for row in told.ledger.exceptions].count(Code.GIFT) == 1
-        assert any("APPROVER_ROLE" in row.message for row in told.ledger.exceptions)
-        assert any("role administrator of Credit" in row.message for row in told.ledger.exceptions)
-        warned = {r.code for r in told.ledger.exceptions if r.severity is Severity.WARNING}
+        assert [row.code for row in told.ledger.anomalies].count(Code.GIFT) == 1
+        assert any("APPROVER_ROLE" in row.message for row in told.ledger.anomalies)
+        assert any("role administrator of Credit" in row.message for row in told.ledger.anomalies)
+        warned = {r.code for r in told.ledger.anomalies if r.severity is Severity.WARNING}
         assert {Code.BAN, Code.GIFT, Code.PANIC, Code.LATE_ANSWER} <= warned
 
     def test_a_challenge_without_an_answer(self, told: Told) -> None:
         silent = [e for e in told.grid.events if not isinstance(e, ev.ProviderAnswered)]
         ledger = told.grid.ledger(silent)
-        [row] = [each for each in ledger.exceptions if each.code is Code.UNANSWERED]
+        [row] = [each for each in ledger.anomalies if each.code is Code.UNANSWERED]
         assert "has not answered a challenge" in row.message
-        assert Code.LATE_ANSWER not in {each.code for each in ledger.exceptions}
+        assert Code.LATE_ANSWER not in {each.code for each in ledger.anomalies}
 
     def test_an_answer_in_time_is_nothing_special(self, told: Told) -> None:
         patient = [
@@ -351,18 +351,18 @@ class TestExceptions:
             else event
             for event in told.grid.events
         ]
-        codes = {row.code for row in told.grid.ledger(patient).exceptions}
+        codes = {row.code for row in told.grid.ledger(patient).anomalies}
         assert not codes & {Code.LATE_ANSWER, Code.UNANSWERED}
         assert told.of(Code.LATE_ANSWER)
 
     def test_jobs_that_anyone_could_cancel(self, paid: Told) -> None:
-        [row] = [each for each in paid.ledger.exceptions if each.code is Code.EXPIRED]
+        [row] = [each for each in paid.ledger.anomalies if each.code is Code.EXPIRED]
         assert row.job_id == paid.jobs["expired"]
         assert f"after {TIMES['pendingExpiry']} s without a provider" in row.message
 
     def test_a_run_with_interim_payments_is_late_by_its_whole_time(self, paid: Told) -> None:
         running = paid.job("paid on")
-        [row] = [each for each in paid.ledger.exceptions if each.code is Code.OVERRUN]
+        [row] = [each for each in paid.ledger.anomalies if each.code is Code.OVERRUN]
         over = paid.ledger.time - running.started_at - TERMS["timeLimit"]
         assert f"runs {over} s past its {TERMS['timeLimit']} s" in row.message
         assert row.job_id == running.id
@@ -377,18 +377,18 @@ class TestExceptions:
         grid.chain.advance(limit + 1)
         grid.scheduler.start([started], sender=host.account)
         grid.scheduler.requeue([given_back], "", sender=grid.alice)
-        rows = {row.job_id: row for row in grid.ledger().exceptions if row.code is Code.IDLE_CLAIM}
+        rows = {row.job_id: row for row in grid.ledger().anomalies if row.code is Code.IDLE_CLAIM}
         assert set(rows) == {started, held, given_back}
         assert f"became RUNNING {limit + 1} s later" in rows[started].message
         assert "has not started" in rows[held].message
         assert rows[held].severity is Severity.WARNING
-        [taken] = [row for row in grid.ledger().exceptions if row.code is Code.REQUEUE]
+        [taken] = [row for row in grid.ledger().anomalies if row.code is Code.REQUEUE]
         assert taken.severity is Severity.WARNING
         patient = dataclasses.replace(
             grid.deployment, constructor_args={"MetaScheduler": {"timeouts": [limit + 1, 600]}}
         )
         calm = Ledger.replay(grid.events, patient, grid.chain.block_times)
-        assert Code.IDLE_CLAIM not in {row.code for row in calm.exceptions}
+        assert Code.IDLE_CLAIM not in {row.code for row in calm.anomalies}
 
     def test_a_payment_that_had_to_be_parked(self, told: Told) -> None:
         last = told.grid.events[-1]
@@ -401,7 +401,7 @@ class TestExceptions:
             address=told.ledger.deployment.scheduler,
         )
         ledger = told.grid.ledger([*told.grid.events, parked])
-        [row] = [each for each in ledger.exceptions if each.code is Code.PARKED]
+        [row] = [each for each in ledger.anomalies if each.code is Code.PARKED]
         assert (row.account, row.severity) == (told.grid.stranger, Severity.WARNING)
         assert row.message.startswith("1 credit for")
 
@@ -429,8 +429,8 @@ class TestStatement:
         whole = statement(told.ledger, told.grid.alice)
         check = closing_check(told.ledger, whole, told.grid.balance(told.grid.alice))
         assert check.ok
-        assert "Credit.balanceOf" in check.how_to_repeat[0].shown
-        assert int.from_bytes(told.ask(check.how_to_repeat[0]), "big") == whole.closing
+        assert "Credit.balanceOf" in check.requests[0].description
+        assert int.from_bytes(told.ask(check.requests[0]), "big") == whole.closing
         assert not closing_check(told.ledger, whole, whole.closing + 1).ok
 
 

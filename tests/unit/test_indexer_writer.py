@@ -238,11 +238,11 @@ def told_by(index: Index) -> list[tuple[Any, ...]]:
     found: list[AnomalyRow] = []
     cursor: str | None = None
     while True:
-        page = index.exceptions(cursor, 5)
+        page = index.anomalies(cursor, 5)
         found += page.items
         if (cursor := page.next) is None:
             break
-    rows = [*reversed(found), *index.open_exceptions().items]
+    rows = [*reversed(found), *index.open_anomalies().items]
     return [
         (row.code, row.severity, row.message, row.job_id, row.account, row.at.block, row.at.time)
         for row in rows
@@ -258,21 +258,21 @@ def told_of(
             *(row.code, row.severity, row.message),
             *(row.job_id or None, row.account or None, row.block, row.time),
         )
-        for row in name_self_scheduled(ledger.exceptions, senders)
+        for row in name_self_scheduled(ledger.anomalies, senders)
     ]
 
 
 def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
     assert told_by(whole.index) == told_of(ledger, grid.chain.sent)
-    assert {row.code for row in whole.index.exceptions(limit=200).items} >= {"panic", "requeue"}
-    for row in whole.index.exceptions(limit=200).items:
+    assert {row.code for row in whole.index.anomalies(limit=200).items} >= {"panic", "requeue"}
+    for row in whole.index.anomalies(limit=200).items:
         assert row.subject == SUBJECTS[Code(row.code)]
-        same = whole.index.exceptions(limit=200, kind=row.code).items
+        same = whole.index.anomalies(limit=200, kind=row.code).items
         assert row in same
         assert {each.code for each in same} == {row.code}
-        assert row in whole.index.exceptions(limit=200, kind=row.subject).items
+        assert row in whole.index.anomalies(limit=200, kind=row.subject).items
     with pytest.raises(UsageError, match="not a kind of anomaly"):
-        whole.index.exceptions(kind="odd")
+        whole.index.anomalies(kind="odd")
     assert set(SUBJECTS) == set(Code)
 
 
@@ -305,21 +305,21 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
         ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
         told, wanted = told_by(found.index), told_of(ledger)
         assert sorted(told, key=itemgetter(2)) == sorted(wanted, key=itemgetter(2))
-        seen = {row.code for row in found.index.open_exceptions().items}
+        seen = {row.code for row in found.index.open_anomalies().items}
         assert seen <= codes
         found.close()
     assert seen == codes
 
 
 def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> None:
-    late = whole.index.exceptions(kind="late-assignment").items[0]
+    late = whole.index.anomalies(kind="late-assignment").items[0]
     found = Indexed(grid.deployment, grid.events, grid.chain.block_times, sender=late.account or "")
     found.read_all()
-    own = found.index.exceptions(kind="self-scheduled").items
+    own = found.index.anomalies(kind="self-scheduled").items
     assert late.job_id in {each.job_id for each in own}
     assert all(each.account == late.account for each in own)
     assert all(each.message.endswith("its provider took it itself") for each in own)
-    rest = found.index.exceptions(kind="late-assignment").items
+    rest = found.index.anomalies(kind="late-assignment").items
     assert late.account not in {each.account for each in rest}
     found.close()
 

@@ -57,13 +57,13 @@ from deepsquare_chain.web.calls import CallPlan, offers_in_words, signature_of
 from deepsquare_chain.web.lookup import (
     decode_call,
     find_view,
-    inner_calls,
     read_argument,
+    signed_requests,
 )
-from deepsquare_chain.web.pages.accounts import FoldedMovements, fold
-from deepsquare_chain.web.pages.jobs import judge
-from deepsquare_chain.web.pages.wallet import form_as_file, problems, read_form
-from deepsquare_chain.web.security import is_own
+from deepsquare_chain.web.pages.accounts import CombinedMovements, combine_movements
+from deepsquare_chain.web.pages.jobs import eligibility_of
+from deepsquare_chain.web.pages.wallet import form_as_file, problems, read_job
+from deepsquare_chain.web.security import is_same_origin
 from deepsquare_chain.web.server import Address
 from deepsquare_chain.web.site import Link, Site, environment
 
@@ -143,9 +143,9 @@ def test_visible_text_is_escaped_by_templates(text: str) -> None:
 
 @given(st.floats(min_value=1e-8, max_value=1e12))
 def test_an_axis_ends_above_and_not_far(most: float) -> None:
-    assert most <= charts.nice(most) * (1 + 1e-12)
-    assert charts.nice(most) <= 2.5 * most
-    assert charts.nice(0) == charts.nice(5e-324) == 1
+    assert most <= charts.axis_end(most) * (1 + 1e-12)
+    assert charts.axis_end(most) <= 2.5 * most
+    assert charts.axis_end(0) == charts.axis_end(5e-324) == 1
 
 
 def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
@@ -163,7 +163,7 @@ def test_layers_are_stacked_in_steps() -> None:
     assert top == [(0, 90), (500, 90), (500, 60), (1_000, 60), (1_000, 0)]
     assert chart.ticks == ("10", "5", "0")
     assert chart.rows == (("00:00:00", "1", "0"), ("00:00:10", "2", "2"), ("00:00:20", "2", "8"))
-    assert chart.bands[1].text == "00:00:10: a 2, b 2"
+    assert chart.tooltips[1].text == "00:00:10: a 2, b 2"
 
 
 @given(
@@ -189,10 +189,10 @@ def test_a_waterfall_ends_where_it_should() -> None:
 
 
 def test_a_strip_leaves_nothing_out() -> None:
-    found = charts.strip([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
+    found = charts.timeline([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
     assert all(span.width >= 14 for span in found)
     assert abs(found[-1].x + found[-1].width - charts.WIDTH) < 1
-    assert charts.strip([]) == ()
+    assert charts.timeline([]) == ()
 
 
 def test_drawings_are_wellformed_and_have_texts() -> None:
@@ -376,13 +376,13 @@ def test_values_are_known_by_their_names() -> None:
 
 
 def test_endless_values_are_cut() -> None:
-    assert len(views.fields({"ids": list(range(10_000))}, most=50)) == 50
+    assert len(views.fields({"ids": list(range(10_000))}, maximum=50)) == 50
 
 
 def test_charts_of_an_empty_grid_are_drawn() -> None:
     assert views.status_chart(()).shapes == ()
     assert views.escrow_chart(()).rows == ()
-    assert views.use_lines((), {}).shapes == ()
+    assert views.utilisation_lines((), {}).shapes == ()
     assert views.price_chart((), 5) is None
     points = [StatusPoint(5, dict.fromkeys(S, 0))]
     assert views.ends_chart(points).summary.endswith("0 jobs so far.")
@@ -392,7 +392,7 @@ def test_the_busiest_provider_comes_first() -> None:
     def use(account: str, used: int) -> Utilisation:
         return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
 
-    bars = views.use_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
+    bars = views.utilisation_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
     assert [(bar.name, bar.text) for bar in bars] == [("provider 2", "25%"), ("a", "5%")]
 
 
@@ -436,16 +436,16 @@ def test_signed_requests_are_read_back() -> None:
     one = "0x" + forwarder.function("execute").encode(request).hex()
     two = forwarder.function("executeBatch").encode([request, (HOST, ALICE, *request[2:])], HOST)
     names = {to_checksum_address(HOST): "MetaScheduler"}
-    [found] = inner_calls(one, names)
+    [found] = signed_requests(one, names)
     assert (found.signer, found.contract) == (to_checksum_address(ALICE), "MetaScheduler")
     assert found.call is not None
     assert (found.call.function, found.call.values["jobIds"]) == ("cancel", [7])
-    first, second = inner_calls("0x" + two.hex(), names)
+    first, second = signed_requests("0x" + two.hex(), names)
     assert first == found
     assert (second.contract, second.call) == ("", None)
     # Whoever writes nonsense into a transaction breaks no page.
     for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
-        assert inner_calls(data, names) == ()
+        assert signed_requests(data, names) == ()
 
 
 def test_outcomes_of_signed_requests() -> None:
@@ -497,26 +497,26 @@ FORM = {
 
 
 def test_a_form_is_a_job_file() -> None:
-    terms = read_form(FORM).terms()
+    terms = read_job(FORM).terms()
     assert terms.resources == Resources(2, 3, 64, 1)
     assert (terms.amount, terms.time_limit, terms.retries) == (2 * CREDIT, 600, 1)
     assert terms.objective is Objective.TIME
     assert terms.uses == "gpu.model=h100,site=jura"
     # The contract can't check labels, so that only the meta-scheduler may assign it.
     assert terms.flags == JobFlags.NO_SELF_SCHEDULING
-    assert read_form(FORM).definition.commands()[0][1] == "a\nb\n"
+    assert read_job(FORM).definition.commands()[0][1] == "a\nb\n"
 
 
 def test_options_of_the_form_are_flags() -> None:
     ticked = {**FORM, "uses": "", "until_spent": "on", "interim_payments": "on"}
-    assert read_form(ticked).terms().flags == JobFlags.UNTIL_SPENT | JobFlags.INTERIM_PAYMENTS
+    assert read_job(ticked).terms().flags == JobFlags.UNTIL_SPENT | JobFlags.INTERIM_PAYMENTS
     for off in ("", [], {}):
-        assert read_form({**FORM, "uses": "", "until_spent": off}).terms().flags == JobFlags.NONE
+        assert read_job({**FORM, "uses": "", "until_spent": off}).terms().flags == JobFlags.NONE
 
 
 def test_a_whole_file_replaces_the_form() -> None:
     text = 'name: f\ncredits: "1"\ntimeLimit: 5m\nresources: {memPerCpu: 9}\nsteps: [{run: {command: x}}]'
-    assert read_form({**FORM, "file": text}).name == "f"
+    assert read_job({**FORM, "file": text}).name == "f"
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_a_whole_file_replaces_the_form() -> None:
 )
 def test_mistakes_are_reported_in_terms_of_the_form(change: dict[str, str], words: str) -> None:
     with pytest.raises(JobFileError) as caught:
-        read_form({**FORM, **change})
+        read_job({**FORM, **change})
     assert words in caught.value.message
     assert "form" not in caught.value.message
 
@@ -540,7 +540,7 @@ def test_mistakes_are_reported_in_terms_of_the_form(change: dict[str, str], word
 def test_mistakes_of_a_file_have_their_lines() -> None:
     text = form_as_file({**FORM, "uses": ""}) + "retires: 1\ncolour: red\n"
     with pytest.raises(JobFileError) as caught:
-        read_form({**FORM, "mode": "file", "file": text})
+        read_job({**FORM, "mode": "file", "file": text})
     found = problems(caught.value)
     last = len(text.splitlines())
     assert {line for line, _ in found} == {last - 1, last}
@@ -550,27 +550,27 @@ def test_mistakes_of_a_file_have_their_lines() -> None:
 @pytest.mark.parametrize("mode", ["form", "file"])
 def test_only_the_chosen_half_of_the_page_counts(mode: str) -> None:
     other = form_as_file({**FORM, "name": "from the file"})
-    name = read_form({**FORM, "mode": mode, "file": other}).name
+    name = read_job({**FORM, "mode": mode, "file": other}).name
     assert name == (FORM["name"] if mode == "form" else "from the file")
     with pytest.raises(JobFileError, match="empty"):
-        read_form({**FORM, "mode": "file", "file": ""})
+        read_job({**FORM, "mode": "file", "file": ""})
 
 
 @given(st.text(), st.text())
 def test_a_form_written_as_a_file_means_the_same(name: str, script: str) -> None:
     fields = {**FORM, "name": name, "script": script}
     try:
-        job = read_form(fields)
+        job = read_job(fields)
     except JobFileError:
         return
-    again = read_form({"mode": "file", "file": form_as_file(fields)})
+    again = read_job({"mode": "file", "file": form_as_file(fields)})
     assert (again.terms(), again.definition) == (job.terms(), job.definition)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(FORM)), st.text() | st.integers() | st.none()))
 def test_any_form_is_read_or_refused(given_values: dict[str, Any]) -> None:
     try:
-        read_form(given_values)
+        read_job(given_values)
     except JobFileError as error:
         assert error.message  # noqa: PT017 - either is fine, anything else is not
 
@@ -637,12 +637,12 @@ def movement(at: int, kind: str, amount: int, balance: int) -> MovementRow:
 def test_alike_lines_of_a_statement_are_folded_with_their_sum() -> None:
     refunds = [movement(10 - at, "refund", 5, 100 - 5 * at) for at in range(6)]
     rows = [movement(12, "escrow", -7, 93), *refunds, movement(3, "escrow", -2, 70)]
-    first, folded, last = fold(rows)
+    first, folded, last = combine_movements(rows)
     assert (first, last) == (rows[0], rows[-1])
-    assert isinstance(folded, FoldedMovements)
+    assert isinstance(folded, CombinedMovements)
     assert (folded.count, folded.credit, folded.debit, folded.balance) == (6, 30, 0, 100)
     assert (folded.at.time, folded.first.time) == (10, 5)
-    assert fold(rows[:4]) == rows[:4]
+    assert combine_movements(rows[:4]) == rows[:4]
 
 
 def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
@@ -679,7 +679,9 @@ def test_a_provider_that_is_its_own_customer_is_listed_as_the_customer() -> None
     grid = Deployment(1337, *[ALICE] * 5, block=1)
     escrow = MovementRow(place(), ALICE, "escrow", 1, HOST, 100_000, 0, 0)
     found = views.invoice(detail(provider=ALICE, movements=(escrow,)), grid, 7)
-    assert [(line.what, line.amount) for line in found.lines] == [("escrow (customer)", -100_000)]
+    assert [(line.description, line.amount) for line in found.lines] == [
+        ("escrow (customer)", -100_000)
+    ]
 
 
 # -- why it waits
@@ -710,14 +712,14 @@ def test_load_is_shown_against_the_offer() -> None:
 
 
 def test_labels_are_judged_after_the_contract() -> None:
-    assert judge(provider(), "", eligible=True, reason="").eligible
-    too_dear = judge(provider(), "", eligible=False, reason="OverBudget")
-    assert "too expensive" in too_dear.why
-    missing = judge(provider(), "gpu=h100", eligible=True, reason="")
-    assert (missing.eligible, missing.why) == (False, "gpu=h100: has no such label")
-    other = judge(provider(gpu="a100"), "gpu=h100", eligible=True, reason="")
-    assert other.why == "gpu=h100: its label says a100"
-    assert judge(provider(), "what is this", eligible=True, reason="").eligible
+    assert eligibility_of(provider(), "", eligible=True, reason="").eligible
+    too_dear = eligibility_of(provider(), "", eligible=False, reason="OverBudget")
+    assert "too expensive" in too_dear.explanation
+    missing = eligibility_of(provider(), "gpu=h100", eligible=True, reason="")
+    assert (missing.eligible, missing.explanation) == (False, "gpu=h100: has no such label")
+    other = eligibility_of(provider(gpu="a100"), "gpu=h100", eligible=True, reason="")
+    assert other.explanation == "gpu=h100: its label says a100"
+    assert eligibility_of(provider(), "what is this", eligible=True, reason="").eligible
 
 
 # -- guards
@@ -743,7 +745,7 @@ def asked(**headers: str) -> Request:
     ],
 )
 def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
-    assert is_own(asked(**headers)) is own
+    assert is_same_origin(asked(**headers)) is own
 
 
 def test_links_are_templates() -> None:
@@ -855,6 +857,6 @@ def test_charts_are_made_once_for_all_readers_of_a_moment() -> None:
         return f"{name} {len(made)}"
 
     for name, moment in (("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1)):
-        told = site.once(name, (moment, 7), partial(make, name))
+        told = site.cached(name, (moment, 7), partial(make, name))
         assert told.startswith(name)
     assert made == ["a", "b", "a", "a"]

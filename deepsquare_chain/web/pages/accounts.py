@@ -25,12 +25,12 @@ from deepsquare_chain.web import views
 from deepsquare_chain.web.formats import clock, exact
 from deepsquare_chain.web.pages.common import (
     RANGES,
-    ask,
     number_of,
     page_of,
     period_of,
     range_of,
-    show,
+    render_page,
+    run_query,
     site_of,
     text_of,
 )
@@ -38,7 +38,7 @@ from deepsquare_chain.web.pages.common import (
 _CHUNK: Final = 200
 _JOBS: Final = 8
 #: Shortest run of alike lines that is shown as one line.
-_FOLDED: Final = 4
+_MIN_COMBINED: Final = 4
 #: Columns of the CSV: those of `audit statement -o csv`, and two more.
 COLUMNS = (
     *("block", "time", "kind", "job_id", "job_name", "debit", "debit_credits", "credit"),
@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class FoldedMovements:
+class CombinedMovements:
     """A run of statement lines of one kind and counterparty: the sums, and the final balance.
 
     `at` is the place of the latest line, `first` that of the earliest.
@@ -66,25 +66,25 @@ class FoldedMovements:
     job_id: int | None = None
 
 
-def fold(rows: Sequence[MovementRow]) -> list[MovementRow | FoldedMovements]:
+def combine_movements(rows: Sequence[MovementRow]) -> list[MovementRow | CombinedMovements]:
     """Fold runs of alike rows, latest first, into one each."""
-    result: list[MovementRow | FoldedMovements] = []
+    result: list[MovementRow | CombinedMovements] = []
     for (kind, counterparty), run in itertools.groupby(rows, lambda r: (r.kind, r.counterparty)):
-        alike = list(run)
-        if len(alike) < _FOLDED:
-            result += alike
+        run_rows = list(run)
+        if len(run_rows) < _MIN_COMBINED:
+            result += run_rows
             continue
-        latest = alike[0]
+        latest = run_rows[0]
         result.append(
-            FoldedMovements(
-                count=len(alike),
+            CombinedMovements(
+                count=len(run_rows),
                 at=latest.at,
-                first=alike[-1].at,
+                first=run_rows[-1].at,
                 account=latest.account,
                 kind=kind,
                 counterparty=counterparty,
-                debit=sum(row.debit for row in alike),
-                credit=sum(row.credit for row in alike),
+                debit=sum(row.debit for row in run_rows),
+                credit=sum(row.credit for row in run_rows),
                 balance=latest.balance,
             )
         )
@@ -94,18 +94,20 @@ def fold(rows: Sequence[MovementRow]) -> list[MovementRow | FoldedMovements]:
 async def account(request: Request) -> Response:
     """The page of one account."""
     index = site_of(request).index
-    row = await ask(index.account, request.path_params["account"])
+    row = await run_query(index.account, request.path_params["account"])
     kind = _kind_of(request)
-    page = await ask(
+    page = await run_query(
         index.statement, row.address, page_of(request), period=period_of(request), kind=kind
     )
-    jobs = await ask(index.jobs, limit=_JOBS, customer=row.address)
-    lines = page.items if kind or text_of(request, "lines") == "all" else fold(page.items)
-    return await show(
+    jobs = await run_query(index.jobs, limit=_JOBS, customer=row.address)
+    lines = (
+        page.items if kind or text_of(request, "lines") == "all" else combine_movements(page.items)
+    )
+    return await render_page(
         request,
         "account.html",
         row=row,
-        found=page,
+        listing=page,
         lines=lines,
         jobs=jobs.items,
         kind=kind,
@@ -134,10 +136,10 @@ async def statement(request: Request) -> Response:
     The filters of the page apply; without filters, it has all lines.
     """
     index = site_of(request).index
-    row = await ask(index.account, request.path_params["account"])
+    row = await run_query(index.account, request.path_params["account"])
     name = f"statement-{row.address}.csv"
     return StreamingResponse(
-        _lines(index, row.address, period_of(request), _kind_of(request)),
+        _csv_chunks(index, row.address, period_of(request), _kind_of(request)),
         media_type="text/csv; charset=utf-8",
         headers={
             "Content-Disposition": f'attachment; filename="{name}"',
@@ -146,20 +148,22 @@ async def statement(request: Request) -> Response:
     )
 
 
-def _lines(index: Index, account: str, period: TimeRange | None, kind: str | None) -> Iterator[str]:
+def _csv_chunks(
+    index: Index, account: str, period: TimeRange | None, kind: str | None
+) -> Iterator[str]:
     """Yield the CSV in chunks: a statement may be too large for memory."""
     yield ",".join(COLUMNS) + "\n"
     cursor: str | None = None
     while True:
         page = index.statement(account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind)
         names = index.job_names({row.job_id for row in page.items if row.job_id is not None})
-        yield _text(page.items, names)
+        yield _csv_rows(page.items, names)
         cursor = page.next
         if cursor is None:
             return
 
 
-def _text(rows: Sequence[MovementRow], names: Mapping[int, str]) -> str:
+def _csv_rows(rows: Sequence[MovementRow], names: Mapping[int, str]) -> str:
     """Format rows as CSV; a cell without a value is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -200,7 +204,7 @@ SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
 
 async def providers(request: Request) -> Response:
     """The list of all providers."""
-    rows = await ask(site_of(request).index.providers)
+    rows = await run_query(site_of(request).index.providers)
     sort = text_of(request, "sort")
     key = SORTS.get(sort.removeprefix("-"))
     if sort and key is None:
@@ -209,7 +213,7 @@ async def providers(request: Request) -> Response:
         )
     if key is not None:
         rows = tuple(sorted(rows, key=key, reverse=sort.startswith("-")))
-    return await show(request, "providers.html", found=rows)
+    return await render_page(request, "providers.html", rows=rows)
 
 
 async def provider(request: Request) -> Response:
@@ -217,26 +221,26 @@ async def provider(request: Request) -> Response:
     index = site_of(request).index
     text = request.path_params["provider"]
     key = text if text.startswith("0x") else number_of(text, "provider")
-    detail = await ask(index.provider, key)
+    detail = await run_query(index.provider, key)
     row = detail.row
     name, seconds = range_of(request)
-    status = await ask(index.status)
+    status = await run_query(index.status)
     since = max(0, status.time - seconds) if seconds else None
-    utilisation = await ask(index.utilisation, _POINTS, account=row.account, since=since)
-    jobs = await ask(index.jobs, limit=_ROWS, provider=row.account)
-    settlements = await ask(index.settlements, limit=_ROWS, provider=row.account)
+    utilisation = await run_query(index.utilisation, _POINTS, account=row.account, since=since)
+    jobs = await run_query(index.jobs, limit=_ROWS, provider=row.account)
+    settlements = await run_query(index.settlements, limit=_ROWS, provider=row.account)
     history, challenges = views.provider_history(detail.history)
-    evidence = await ask(
-        site_of(request).once, "speeds", status.change, partial(_speed_evidence, index)
+    evidence = await run_query(
+        site_of(request).cached, "speeds", status.change, partial(_speed_evidence, index)
     )
-    return await show(
+    return await render_page(
         request,
         "provider.html",
         detail=detail,
         row=row,
         figures=row.figures,
         load_bars=views.load_bars(row),
-        use_chart=views.use_chart(utilisation[0]) if utilisation else None,
+        utilisation_chart=views.utilisation_chart(utilisation[0]) if utilisation else None,
         price_chart=views.price_chart(detail.history, status.time),
         jobs=jobs.items,
         more_jobs=jobs.next is not None,

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from web3.exceptions import Web3Exception
 
 from deepsquare_chain.audit.anomalies import Subject
-from deepsquare_chain.audit.conservation import Repeat, Side, call
+from deepsquare_chain.audit.conservation import NodeRequest, Side, call
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.read_models import Overview
 from deepsquare_chain.web import views
-from deepsquare_chain.web.pages.common import ask, page_of, show, site_of
+from deepsquare_chain.web.pages.common import page_of, render_page, run_query, site_of
 
 _ALL: Final = "all"
 _SETUP: Final = 200
@@ -29,22 +29,24 @@ async def audit(request: Request) -> Response:
     chosen = request.query_params.get("of", _ALL)
     kind = None if chosen == _ALL else chosen
     # List anomalies of the set-up separately: they would fill the first page.
-    setup = await ask(site.index.exceptions, limit=_SETUP, setup=True) if kind is None else None
-    page = await ask(
-        site.index.exceptions, page_of(request), kind=kind, setup=False if kind is None else None
+    setup = (
+        await run_query(site.index.anomalies, limit=_SETUP, setup=True) if kind is None else None
     )
-    overview = await ask(site.index.overview)
-    return await show(
+    page = await run_query(
+        site.index.anomalies, page_of(request), kind=kind, setup=False if kind is None else None
+    )
+    overview = await run_query(site.index.overview)
+    return await render_page(
         request,
         "audit.html",
         overview=overview,
         equations=await equations(site.contracts, overview),
-        standing=await ask(site.index.open_exceptions),
-        found=page,
+        open_anomalies=await run_query(site.index.open_anomalies),
+        listing=page,
         setup=setup.items if setup is not None else (),
         chosen=chosen,
         kinds=[_ALL, *Subject],
-        phrases=views.phrases,
+        link_addresses=views.link_addresses,
     )
 
 
@@ -58,7 +60,7 @@ class Equation:
     title: str
     expected: Side
     actual: int | None
-    repeat: Repeat
+    repeat: NodeRequest
 
     @property
     def difference(self) -> int | None:

@@ -25,22 +25,22 @@ from deepsquare_chain.web.lookup import (
     changes,
     decode_call,
     find_view,
-    inner_calls,
-    look_up,
-    look_up_block,
-    named,
+    named_values,
     names_of,
     read_argument,
+    read_block,
+    read_transaction,
+    signed_requests,
 )
 from deepsquare_chain.web.lookup import views as view_functions
-from deepsquare_chain.web.pages.common import ask, number_of, page_of, show, site_of
+from deepsquare_chain.web.pages.common import number_of, page_of, render_page, run_query, site_of
 from deepsquare_chain.web.site import Site
 
 
 async def transactions(request: Request) -> Response:
     """The list of transactions with events of the grid, latest first."""
-    page = await ask(site_of(request).index.transactions, page_of(request))
-    return await show(request, "transactions.html", found=page)
+    page = await run_query(site_of(request).index.transactions, page_of(request))
+    return await render_page(request, "transactions.html", listing=page)
 
 
 async def transaction(request: Request) -> Response:
@@ -48,30 +48,32 @@ async def transaction(request: Request) -> Response:
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
     try:
-        detail: TransactionDetail = await ask(site.index.transaction, tx_hash)
+        detail: TransactionDetail = await run_query(site.index.transaction, tx_hash)
     except NotFoundError as error:
-        looked_up = await look_up(site.contracts, tx_hash)
-        if looked_up is None:
+        unindexed = await read_transaction(site.contracts, tx_hash)
+        if unindexed is None:
             raise error from None
-        return await show(request, "unindexed.html", found=looked_up, fields=views.fields)
+        return await render_page(
+            request, "unindexed.html", transaction=unindexed, fields=views.fields
+        )
     row = detail.row
     names = names_of(site.contracts.deployment)
-    return await show(
+    return await render_page(
         request,
         "transaction.html",
         detail=detail,
         row=row,
         call=decode_call(row.contract, detail.input) if row.contract else None,
         # The index holds the same requests with their results.
-        inner=list(zip(inner_calls(detail.input, names), detail.forwarded, strict=False)),
+        requests=list(zip(signed_requests(detail.input, names), detail.forwarded, strict=False)),
         fields=views.fields,
     )
 
 
 async def blocks(request: Request) -> Response:
     """The list of blocks with events of the grid, latest first."""
-    page = await ask(site_of(request).index.blocks, page_of(request))
-    return await show(request, "blocks.html", found=page)
+    page = await run_query(site_of(request).index.blocks, page_of(request))
+    return await render_page(request, "blocks.html", listing=page)
 
 
 async def block(request: Request) -> Response:
@@ -79,20 +81,20 @@ async def block(request: Request) -> Response:
     text = request.path_params["block"].lower()
     key = text if text.startswith("0x") else number_of(text, "block number")
     site = site_of(request)
-    status = await ask(site.index.status)
+    status = await run_query(site.index.status)
     try:
-        detail = await ask(site.index.block, key)
+        detail = await run_query(site.index.block, key)
     except NotFoundError:
         detail = await _unindexed(site, key, status)
     row = detail.row
-    return await show(
+    return await render_page(
         request, "block.html", detail=detail, row=row, unread=row.number > status.block
     )
 
 
 async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
     """Read a block from the node that has no events or is not indexed yet."""
-    header = await look_up_block(site.contracts, key)
+    header = await read_block(site.contracts, key)
     if header is None:
         ahead = isinstance(key, int) and key > status.head
         raise NotFoundError(
@@ -134,28 +136,28 @@ async def contracts(request: Request) -> Response:
         (name, address, PURPOSES[name], await verified(site.contracts, name, address))
         for name, address in _addresses(site.contracts).items()
     ]
-    return await show(
+    return await render_page(
         request,
         "contracts.html",
-        found=rows,
+        rows=rows,
         deployment=site.contracts.deployment,
-        parameters=await ask(site.index.parameters),
-        roles=await ask(site.index.roles),
+        parameters=await run_query(site.index.parameters),
+        roles=await run_query(site.index.roles),
     )
 
 
 async def contract(request: Request) -> Response:
     """One contract, and the result of a read function if one is called."""
     site = site_of(request)
-    name, address = _found(site.contracts, request.path_params["contract"])
+    name, address = _contract_address(site.contracts, request.path_params["contract"])
     function_name = request.query_params.get("call", "")
     answer, problem = None, None
     if function_name:
         try:
-            answer = await _answer(site.contracts, name, function_name, request.query_params)
+            answer = await _call_view(site.contracts, name, function_name, request.query_params)
         except GridError as error:
             problem = error
-    return await show(
+    return await render_page(
         request,
         "contract.html",
         name=name,
@@ -168,8 +170,8 @@ async def contract(request: Request) -> Response:
         errors=interface(name).entries("error"),
         signature_of=signature_of,
         selector_of=lambda entry: "0x" + interface(name).function(entry["name"]).selector.hex(),
-        asked=function_name,
-        given=request.query_params,
+        function_name=function_name,
+        arguments=request.query_params,
         answer=answer,
         problem=problem,
         fields=views.fields,
@@ -179,7 +181,7 @@ async def contract(request: Request) -> Response:
 
 async def abi(request: Request) -> Response:
     """The ABI as JSON."""
-    name, _ = _found(site_of(request).contracts, request.path_params["contract"])
+    name, _ = _contract_address(site_of(request).contracts, request.path_params["contract"])
     return JSONResponse(load_artifact(name).abi)
 
 
@@ -205,7 +207,7 @@ def _addresses(grid: Contracts) -> dict[str, str]:
     }
 
 
-def _found(grid: Contracts, name: str) -> tuple[str, str]:
+def _contract_address(grid: Contracts, name: str) -> tuple[str, str]:
     addresses = _addresses(grid)
     if name not in addresses:
         raise NotFoundError(
@@ -214,19 +216,19 @@ def _found(grid: Contracts, name: str) -> tuple[str, str]:
     return name, addresses[name]
 
 
-async def _answer(
-    grid: Contracts, name: str, asked: str, given: Mapping[str, str]
+async def _call_view(
+    grid: Contracts, name: str, function_name: str, texts: Mapping[str, str]
 ) -> tuple[views.Field, ...]:
-    view = find_view(name, asked)
+    view = find_view(name, function_name)
     if view is None:
-        raise NotFoundError(f"{name} has no function {asked[:60]!r} that is read-only")
+        raise NotFoundError(f"{name} has no function {function_name[:60]!r} that is read-only")
     entry, function = view
     arguments = [
-        read_argument(parameter, given.get(f"a{index}", ""))
+        read_argument(parameter, texts.get(f"a{index}", ""))
         for index, parameter in enumerate(entry["inputs"])
     ]
     values = await _call(grid, grid.deployment.contracts[name], function, arguments)
-    return views.fields(named(function.outputs, values))
+    return views.fields(named_values(function.outputs, values))
 
 
 async def _call(

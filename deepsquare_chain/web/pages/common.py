@@ -26,12 +26,12 @@ def site_of(request: Request) -> Site:
     return site
 
 
-async def ask(question: Callable[..., T], *arguments: Any, **options: Any) -> T:
+async def run_query(query: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a blocking function, such as a query of the index, in a thread."""
-    return await run_in_threadpool(question, *arguments, **options)
+    return await run_in_threadpool(query, *arguments, **options)
 
 
-async def show(
+async def render_page(
     request: Request, template: str, *, status_code: int = 200, **context: Any
 ) -> Response:
     """Render a page in a thread: templates query the index for names."""
@@ -51,9 +51,9 @@ def page_of(request: Request) -> int:
     return int(text)
 
 
-def text_of(request: Request, name: str, most: int = 64) -> str:
-    """Return a query parameter, cut to `most` characters; empty if absent."""
-    return request.query_params.get(name, "").strip()[:most]
+def text_of(request: Request, name: str, maximum: int = 64) -> str:
+    """Return a query parameter, cut to `maximum` characters; empty if absent."""
+    return request.query_params.get(name, "").strip()[:maximum]
 
 
 def period_of(request: Request) -> TimeRange | None:
@@ -72,14 +72,14 @@ def period_of(request: Request) -> TimeRange | None:
     return TimeRange(period.start, period.end)
 
 
-def number_of(text: str, what: str) -> int:
+def number_of(text: str, noun: str) -> int:
     """Parse a number in a URL.
 
     Raises:
         NotFoundError: It is not a valid number of an object.
     """
     if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
-        raise NotFoundError(f"{text[:80]!r} is not a {what}", hint="Use the search to find it.")
+        raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
     return int(text[:20])
 
 

@@ -20,11 +20,11 @@ from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
 from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
 from deepsquare_chain.web import views
 from deepsquare_chain.web.pages.common import (
-    ask,
     number_of,
     page_of,
     period_of,
-    show,
+    render_page,
+    run_query,
     site_of,
     text_of,
 )
@@ -36,7 +36,7 @@ from deepsquare_chain.workflow import Definition
 FILTERS: dict[str, tuple[JobStatus, ...]] = {
     "all": (),
     "live": views.LIVE,
-    **{each.name.lower(): (each,) for each in JobStatus if each},
+    **{status.name.lower(): (status,) for status in JobStatus if status},
 }
 
 
@@ -49,7 +49,7 @@ async def jobs(request: Request) -> Response:
             f"{chosen[:40]!r} is not a status of a job", hint=f"There are {', '.join(FILTERS)}."
         )
     texts = {name: text_of(request, name) for name in ("name", "customer", "provider")}
-    page = await ask(
+    page = await run_query(
         site.index.jobs,
         page_of(request),
         statuses=FILTERS[chosen],
@@ -59,16 +59,16 @@ async def jobs(request: Request) -> Response:
         submitted=period_of(request),
         sort=text_of(request, "sort"),
     )
-    overview = await ask(site.index.overview)
-    return await show(
+    overview = await run_query(site.index.overview)
+    return await render_page(
         request,
         "jobs.html",
-        found=page,
+        listing=page,
         chosen=chosen,
         texts={**texts, "from": text_of(request, "from"), "to": text_of(request, "to")},
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
-        names=sorted(given_name for given_name in site.given_names.values()),
+        customers=sorted(recorded_name for recorded_name in site.recorded_names.values()),
     )
 
 
@@ -86,20 +86,20 @@ def _filters(counts: Any) -> list[tuple[str, str, int]]:
 async def job(request: Request) -> Response:
     """The page of one job."""
     site = site_of(request)
-    detail = await ask(site.index.job, number_of(request.path_params["job"], "job ID"))
-    providers = await ask(site.index.providers)
-    why = await verdicts(site.contracts, detail, providers)
-    now = site.now(await ask(site.index.status))
+    detail = await run_query(site.index.job, number_of(request.path_params["job"], "job ID"))
+    providers = await run_query(site.index.providers)
+    provider_eligibility = await eligibility(site.contracts, detail, providers)
+    now = site.now(await run_query(site.index.status))
     stages = views.stages(detail.transitions, now)
     definition, text = await _definition(site, detail)
     is_pending = detail.row.status is JobStatus.PENDING
-    return await show(
+    return await render_page(
         request,
         "job.html",
         detail=detail,
         row=detail.row,
         stages=stages,
-        strip=views.life_strip(stages),
+        timeline=views.timeline(stages),
         flows=views.flows(detail),
         bill=views.bill(detail),
         accrued=views.accrued(detail, now),
@@ -107,8 +107,8 @@ async def job(request: Request) -> Response:
         prospect=await site.forecasts.of(detail.row.id) if is_pending else None,
         is_pending=is_pending,
         accounts={row.id: row.account for row in providers},
-        affinities=[str(affinity) for affinity in wanted(detail.uses)],
-        verdicts=why,
+        requirements=[str(affinity) for affinity in requirements_of(detail.uses)],
+        eligibility=provider_eligibility,
         definition=definition,
         definition_note=text,
         lines=sum(text.count("\n") + 1 for _, text in definition.commands()) if definition else 0,
@@ -120,10 +120,10 @@ async def job(request: Request) -> Response:
 async def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
-    detail = await ask(site.index.job, number_of(request.path_params["job"], "job ID"))
-    status = await ask(site.index.status)
+    detail = await run_query(site.index.job, number_of(request.path_params["job"], "job ID"))
+    status = await run_query(site.index.status)
     data = views.invoice(detail, site.contracts.deployment, status.block)
-    page = await ask(render_html, data)
+    page = await run_query(render_html, data)
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
@@ -141,7 +141,7 @@ async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None,
         return None, "This explorer has no store of definitions."
     try:
         data = await site.store.get(bytes.fromhex(detail.definition.removeprefix("0x")))
-        return await ask(Definition.from_bytes, data), ""
+        return await run_query(Definition.from_bytes, data), ""
     except (GridError, ValueError):
         return None, "The store of this explorer does not have it."
 
@@ -149,7 +149,7 @@ async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None,
 # -- why a job is pending, by the contract's eligibility check and the job's labels
 
 #: Most providers that are checked for one page.
-MOST: Final = 20
+MAX_PROVIDERS: Final = 20
 _WORDS: Final = {
     "ProviderNotActive": "is not active, or its approval has expired",
     "ProviderSilent": "has an unanswered challenge",
@@ -166,10 +166,10 @@ class Eligibility:
 
     provider: ProviderRow
     eligible: bool
-    why: str
+    explanation: str
 
 
-async def verdicts(
+async def eligibility(
     contracts: Contracts, detail: JobDetail, providers: Sequence[ProviderRow]
 ) -> tuple[Eligibility, ...]:
     """Check the eligibility of each approved provider with the contract.
@@ -178,7 +178,7 @@ async def verdicts(
     """
     if detail.row.status is not JobStatus.PENDING:
         return ()
-    approved = [provider for provider in providers if provider.id is not None][:MOST]
+    approved = [provider for provider in providers if provider.id is not None][:MAX_PROVIDERS]
     try:
         answers = await asyncio.gather(
             *(
@@ -189,26 +189,26 @@ async def verdicts(
     except GridError:
         return ()
     return tuple(
-        judge(provider, detail.uses, eligible=eligible, reason=reason)
+        eligibility_of(provider, detail.uses, eligible=eligible, reason=reason)
         for provider, (eligible, reason) in zip(approved, answers, strict=True)
     )
 
 
-def judge(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Eligibility:
+def eligibility_of(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Eligibility:
     """Combine the contract's verdict with the labels, which the contract does not check."""
     if not eligible:
         return Eligibility(
-            provider, eligible=False, why=_WORDS.get(reason, HINTS.get(reason, reason))
+            provider, eligible=False, explanation=_WORDS.get(reason, HINTS.get(reason, reason))
         )
-    for affinity in wanted(uses):
+    for affinity in requirements_of(uses):
         if not matches([affinity], provider.labels):
             value = provider.labels.get(affinity.key)
-            why = "has no such label" if value is None else f"its label says {value[:60]}"
-            return Eligibility(provider, eligible=False, why=f"{affinity}: {why}")
-    return Eligibility(provider, eligible=True, why="is eligible")
+            explanation = "has no such label" if value is None else f"its label says {value[:60]}"
+            return Eligibility(provider, eligible=False, explanation=f"{affinity}: {explanation}")
+    return Eligibility(provider, eligible=True, explanation="is eligible")
 
 
-def wanted(uses: str) -> tuple[Affinity, ...]:
+def requirements_of(uses: str) -> tuple[Affinity, ...]:
     """Parse the affinities of a job; empty if the customer's text is invalid."""
     try:
         return parse_uses(uses)

@@ -31,9 +31,9 @@ from deepsquare_chain.web.calls import (
     signature_of,
 )
 from deepsquare_chain.web.formats import amount, exact, size_of, visible
-from deepsquare_chain.web.lookup import look_up
-from deepsquare_chain.web.pages.common import MAX_NUMBER, ask, show, site_of
-from deepsquare_chain.web.security import client_of, is_own
+from deepsquare_chain.web.lookup import read_transaction
+from deepsquare_chain.web.pages.common import MAX_NUMBER, render_page, run_query, site_of
+from deepsquare_chain.web.security import client_address, is_same_origin
 from deepsquare_chain.web.site import Name, Site
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
@@ -41,7 +41,7 @@ from deepsquare_chain.workflow.schema import job_file_schema
 MAX_BODY: Final = 160_000
 
 
-class Refused(GridError):  # noqa: N818 - it is an answer, with its own status
+class RequestRefusedError(GridError):
     """A POST request that is refused before it is parsed; `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int, *, hint: str = "") -> None:
@@ -52,12 +52,12 @@ class Refused(GridError):  # noqa: N818 - it is an answer, with its own status
 async def form(request: Request) -> Response:
     """The job form, with the prices of providers."""
     site = site_of(request)
-    providers = await ask(site.index.providers)
-    return await show(
+    providers = await run_query(site.index.providers)
+    return await render_page(
         request,
         "submit.html",
         providers=[provider for provider in providers if provider.active],
-        storing=site.storing,
+        accepts_jobs=site.accepts_jobs,
         relay=bool(site.relay),
     )
 
@@ -86,16 +86,16 @@ async def quote(request: Request) -> Response:
 
     An invalid job is not an HTTP error: `problems` lists its mistakes. No wallet is needed.
     """
-    site, given = await _posted(request)
-    file = {} if given.get("mode") == "file" else {"file": form_as_file(given)}
+    site, payload = await _read_post(request)
+    file = {} if payload.get("mode") == "file" else {"file": form_as_file(payload)}
     try:
-        job_file = await ask(read_form, given)
+        job_file = await run_query(read_job, payload)
         terms = job_file.terms()
     except JobFileError as error:
         mistakes = [{"line": line, "text": text} for line, text in problems(error)]
         return JSONResponse({"problems": mistakes, "hint": error.hint, **file})
     offers = await site.offers(terms)
-    names = await ask(_names, site)
+    names = await run_query(_names, site)
     return JSONResponse(
         {
             "problems": [],
@@ -130,14 +130,14 @@ async def submit(request: Request) -> Response:
     The explorer stores the definition when the call is ready to sign. Without a store, the browser
     uploads it to the gateway, where the wallet signs in.
     """
-    site, given = await _posted(request)
-    if not site.storing:
+    site, payload = await _read_post(request)
+    if not site.accepts_jobs:
         raise UsageError(
             "This explorer has no store of definitions, so that jobs can't be submitted here",
             hint="Use `deepsquare submit FILE`.",
         )
-    job_file = await ask(read_form, given)
-    account = checked_address(_account(given))
+    job_file = await run_query(read_job, payload)
+    account = checked_address(_account(payload))
     jobs = request_of(
         job_file.definition,
         job_file.terms(),
@@ -147,31 +147,35 @@ async def submit(request: Request) -> Response:
     terms = jobs.terms
     data, digest = job_file.definition.to_bytes(), job_file.definition.digest
     offers = await site.offers(terms)
-    plan = await _planner(site).submit(account, terms, digest, offers, given)
+    plan = await _planner(site).submit(account, terms, digest, offers, payload)
     if site.store is not None:
         if plan.is_payable:
             await site.store.put(data)
-        return _answer(site, plan)
-    return _answer(site, plan, definition=data.decode(), digest=digest.hex())
+        return _plan_response(site, plan)
+    return _plan_response(site, plan, definition=data.decode(), digest=digest.hex())
 
 
 async def top_up(request: Request) -> Response:
     """Plan a top-up."""
-    site, given = await _posted(request)
-    return _answer(site, await _planner(site).top_up(_account(given), _job(given), given))
+    site, payload = await _read_post(request)
+    return _plan_response(
+        site, await _planner(site).top_up(_account(payload), _job(payload), payload)
+    )
 
 
 async def cancel(request: Request) -> Response:
     """Plan a cancellation."""
-    site, given = await _posted(request)
-    return _answer(site, await _planner(site).cancel(_account(given), _job(given), given))
+    site, payload = await _read_post(request)
+    return _plan_response(
+        site, await _planner(site).cancel(_account(payload), _job(payload), payload)
+    )
 
 
 async def relay(request: Request) -> Response:
     """Send a signed request to the relay; the returned `digest` identifies it."""
-    site, given = await _posted(request)
-    signature = signature_of(given.get("signature"))
-    signed = SignedRequest.from_wire({**_mapping(given.get("message")), "signature": "0x"})
+    site, payload = await _read_post(request)
+    signature = signature_of(payload.get("signature"))
+    signed = SignedRequest.from_wire({**_mapping(payload.get("message")), "signature": "0x"})
     signed = SignedRequest(signed.request, signature)
     domain = await own_domain(site.contracts)
     signed.check_signer(domain)
@@ -219,22 +223,22 @@ async def outcome(request: Request) -> Response:
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
     try:
-        await ask(site.index.transaction, tx_hash)
+        await run_query(site.index.transaction, tx_hash)
         indexed = True
     except NotFoundError:
         indexed = False
-    transaction = await look_up(site.contracts, tx_hash)
+    transaction = await read_transaction(site.contracts, tx_hash)
     if transaction is None or transaction.ok is None:
         return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
     account = request.query_params.get("account", "")
-    jobs = await _born(site, tx_hash, account) if transaction.ok else []
+    jobs = await _submitted_jobs(site, tx_hash, account) if transaction.ok else []
     state = "done" if transaction.ok else "refused"
     return JSONResponse(
         {"state": state, "jobs": jobs, "indexed": indexed, "reason": transaction.reason}
     )
 
 
-async def _born(site: Site, tx_hash: str, account: str) -> list[int]:
+async def _submitted_jobs(site: Site, tx_hash: str, account: str) -> list[int]:
     try:
         receipt: Any = await site.contracts.w3.eth.get_transaction_receipt(HexBytes(tx_hash))
     except (TransactionNotFound, Web3Exception, GridError):
@@ -247,45 +251,45 @@ async def _born(site: Site, tx_hash: str, account: str) -> list[int]:
     ]
 
 
-def _answer(site: Site, plan: CallPlan, **more: str) -> Response:
+def _plan_response(site: Site, plan: CallPlan, **more: str) -> Response:
     return JSONResponse(
         {**plan.to_wire(site.contracts.deployment.chain_id), **more},
         headers={"Cache-Control": "no-store"},
     )
 
 
-async def _posted(request: Request) -> tuple[Site, Mapping[str, Any]]:
+async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
     """Return the site and the JSON body of a POST request from a page of this explorer.
 
     Raises:
-        Refused: It comes from another site, is too large, or exceeds the rate limit.
+        RequestRefusedError: It comes from another site, is too large, or exceeds the rate limit.
         UsageError: The body is not a JSON object.
     """
-    if not is_own(request):
-        raise Refused("Only pages of this explorer may send this request", 403)
+    if not is_same_origin(request):
+        raise RequestRefusedError("Only pages of this explorer may send this request", 403)
     limit: RateLimit = request.app.state.post_limit
-    if limit.wait(client_of(request)):
-        raise Refused("Too many requests", 429, hint="Wait a minute.")
+    if limit.wait(client_address(request)):
+        raise RequestRefusedError("Too many requests", 429, hint="Wait a minute.")
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise Refused(f"More than {MAX_BODY:,} bytes", 413)
+            raise RequestRefusedError(f"More than {MAX_BODY:,} bytes", 413)
     try:
-        given = pydantic_core.from_json(body)
+        payload = pydantic_core.from_json(body)
     except ValueError:
         raise UsageError("The body is not JSON") from None
-    if not isinstance(given, dict):
+    if not isinstance(payload, dict):
         raise UsageError("The body is not a JSON object")
-    return site_of(request), given
+    return site_of(request), payload
 
 
-def _account(given: Mapping[str, Any]) -> str:
-    return str(given.get("account", ""))
+def _account(payload: Mapping[str, Any]) -> str:
+    return str(payload.get("account", ""))
 
 
-def _job(given: Mapping[str, Any]) -> int:
-    job_id = given.get("job")
+def _job(payload: Mapping[str, Any]) -> int:
+    job_id = payload.get("job")
     if type(job_id) is not int or not 0 < job_id <= MAX_NUMBER:
         raise UsageError("A job is given by its number")
     return job_id
@@ -298,7 +302,7 @@ MAX_DEFINITION: Final = 64_000
 #: Name of the editor's job file in messages.
 SOURCE: Final = "job file"
 _FORM: Final = "form"
-_PLACE: Final = re.compile(rf"^(?:{SOURCE}|{_FORM})(:(\d+))?: ", re.MULTILINE)
+_LOCATION: Final = re.compile(rf"^(?:{SOURCE}|{_FORM})(:(\d+))?: ", re.MULTILINE)
 _NUMBERS: Final = {
     "tasks": "tasks",
     "cpus_per_task": "cpusPerTask",
@@ -315,14 +319,14 @@ _LABELS: Final = {
 }
 
 
-def read_form(given: Mapping[str, Any]) -> JobFile:
+def read_job(payload: Mapping[str, Any]) -> JobFile:
     """Return the job of a form: its fields, or a whole job file in `file`.
 
     Raises:
         JobFileError: The job is invalid; the message uses the labels of the form.
     """
-    file = _has_file(given)
-    text = str(given.get("file") or "") if file else form_as_file(given)
+    file = _has_file(payload)
+    text = str(payload.get("file") or "") if file else form_as_file(payload)
     if len(text.encode("utf-8", "replace")) > MAX_DEFINITION:
         raise JobFileError(
             f"The job is larger than {MAX_DEFINITION:,} bytes",
@@ -333,28 +337,28 @@ def read_form(given: Mapping[str, Any]) -> JobFile:
     except JobFileError as error:
         if file:
             raise
-        raise JobFileError(_in_words_of_the_form(error.message), hint="Correct it above.") from None
+        raise JobFileError(_with_form_labels(error.message), hint="Correct it above.") from None
     return job
 
 
-def form_as_file(given: Mapping[str, Any]) -> str:
+def form_as_file(payload: Mapping[str, Any]) -> str:
     """Convert the fields of the form to a job file (YAML)."""
-    return yaml.dump(_document(given), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(_document(payload), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def problems(error: JobFileError) -> list[tuple[int | None, str]]:
     """Split an error into problems, each with its line number or None."""
     result = []
     for line in error.message.splitlines():
-        match = _PLACE.match(line)
+        match = _LOCATION.match(line)
         text = line[match.end() :] if match else line
         if text:
             result.append((int(match[2]) if match and match[2] else None, text))
     return result
 
 
-def _has_file(given: Mapping[str, Any]) -> bool:
-    return given.get("mode") == "file" or ("mode" not in given and bool(given.get("file")))
+def _has_file(payload: Mapping[str, Any]) -> bool:
+    return payload.get("mode") == "file" or ("mode" not in payload and bool(payload.get("file")))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -369,9 +373,9 @@ def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _block)
 
 
-def _document(given: Mapping[str, Any]) -> dict[str, Any]:
+def _document(payload: Mapping[str, Any]) -> dict[str, Any]:
     def text(name: str) -> str:
-        return str(given.get(name) or "").strip()
+        return str(payload.get(name) or "").strip()
 
     document = {
         "name": text("name"),
@@ -379,18 +383,18 @@ def _document(given: Mapping[str, Any]) -> dict[str, Any]:
         "timeLimit": text("time_limit"),
         "objective": text("objective").upper() or "COST",
         "retries": _number(text("retries") or "0"),
-        "untilSpent": _ticked(given.get("until_spent")),
-        "interimPayments": _ticked(given.get("interim_payments")),
+        "untilSpent": _is_checked(payload.get("until_spent")),
+        "interimPayments": _is_checked(payload.get("interim_payments")),
         "uses": [use for use in re.split(r"[\s,]+", text("uses")) if use],
         "resources": {key: _number(text(name)) for name, key in _NUMBERS.items()},
         # Browsers submit CRLF line ends; shells need LF.
-        "steps": [{"run": {"command": str(given.get("script") or "").replace("\r\n", "\n")}}],
+        "steps": [{"run": {"command": str(payload.get("script") or "").replace("\r\n", "\n")}}],
     }
     defaults = {"name": "", "retries": 0, "untilSpent": False, "interimPayments": False, "uses": []}
     return {key: value for key, value in document.items() if defaults.get(key) != value}
 
 
-def _ticked(value: Any) -> bool:
+def _is_checked(value: Any) -> bool:
     return value is True or value in ("on", "true")  # JSON bodies hold unhashable values too
 
 
@@ -398,8 +402,8 @@ def _number(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
 
 
-def _in_words_of_the_form(message: str) -> str:
-    text = _PLACE.sub("", message)
+def _with_form_labels(message: str) -> str:
+    text = _LOCATION.sub("", message)
     for key, label in _LABELS.items():
         text = text.replace(key, label)
     return "\n".join(line[:1].upper() + line[1:] for line in text.splitlines())
