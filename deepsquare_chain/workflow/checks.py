@@ -46,9 +46,10 @@ _READONLY_IN_BASH: Final = frozenset(
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _IMAGE: Final = re.compile(
-    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+    r"(?:[A-Za-z0-9][A-Za-z0-9.-]*:[0-9]{1,5}/)?[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
+_IMAGE_FILE: Final = re.compile(r"\.(?:sif|sqsh|squashfs|img|tar|tar\.gz|tgz)$")
 _HOST: Final = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
 _REGISTRY: Final = re.compile(rf"{_HOST}(?::[0-9]{{1,5}})?")
 _ENDPOINT: Final = re.compile(rf"{_HOST}:[0-9]{{1,5}}")
@@ -81,9 +82,14 @@ _DURATIONS: Final = tuple(
 )
 
 
-def problem(text: str) -> PydanticCustomError:
-    """Return the error of a field; its text follows the field's name in the message."""
-    return PydanticCustomError("job_file", "{text}", {"text": text})
+def problem(text: str, *below: str | int) -> PydanticCustomError:
+    """Return the error of a field; its text follows the field's name in the message.
+
+    Args:
+        text: The reason.
+        below: Path from the field to the invalid value.
+    """
+    return PydanticCustomError("job_file", "{text}", {"text": text, "below": below})
 
 
 def show(value: Any) -> str:
@@ -104,12 +110,13 @@ def show(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def whole(low: int, high: int) -> Callable[[Any], int]:
+def whole(low: int, high: int, unit: str = "") -> Callable[[Any], int]:
     """Return a check for integers in a range; refuses text, booleans and decimals."""
+    last = f"{high} {unit}".rstrip()
 
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise problem(f"must be a whole number from {low} to {high}, not {show(value)}")
+            raise problem(f"must be a whole number from {low} to {last}, not {show(value)}")
         return value
 
     return check
@@ -194,7 +201,16 @@ def _matching(form: re.Pattern[str], words: str) -> Callable[[Any], str]:
 
 
 registry = _matching(_REGISTRY, "the host name of a registry, such as ghcr.io")
-endpoint = _matching(_ENDPOINT, "host:port")
+
+
+def endpoint(value: Any) -> str:
+    """Check a host and port."""
+    checked = line(value)
+    if not _ENDPOINT.fullmatch(checked) or not 0 < int(checked.rpartition(":")[2]) <= 65_535:
+        raise problem(f"must be host:port, not {show(checked)}")
+    return checked
+
+
 hostname = _matching(re.compile(_HOST), "an IP address or a host name")
 bucket_url = _matching(_BUCKET, "s3://BUCKET without a slash at the end")
 plain_name = _matching(_PLAIN_NAME, "a name of letters, digits, _, . and -")
@@ -204,6 +220,15 @@ handle_name = _matching(_HANDLE, "a name of letters, digits and _")
 def image(value: Any) -> str:
     """Check an image in a registry, or a file of the job."""
     checked = line(value)
+    if "://" in checked:
+        raise problem(
+            "must be an image without a protocol, such as alpine:3.20, with its registry under "
+            f"registry, not {show(checked)}"
+        )
+    if not checked.startswith("/") and _IMAGE_FILE.search(checked):
+        raise problem(
+            f"must be an absolute path below STORAGE_PATH if it is a file, not {show(checked)}"
+        )
     if not _IMAGE.fullmatch(checked) and not checked.startswith("/"):
         raise problem(
             "must be an image such as alpine:3.20 or user/app@sha256:DIGEST in lower case, or an "
@@ -221,6 +246,14 @@ def absolute_path(value: Any) -> str:
         raise problem(f"must be an absolute path, which begins with /, not {show(checked)}")
     if ".." in checked.split("/"):
         raise problem("must not contain ..")
+    return checked
+
+
+def mount_path(value: Any) -> str:
+    """Check a path that is mounted, in which some container runtimes can't have separators."""
+    checked = absolute_path(value)
+    if re.search(r"[\s:,]", checked):
+        raise problem("must not contain spaces, : or ,")
     return checked
 
 
@@ -322,20 +355,18 @@ def env_list(value: Any) -> Any:
     variables: dict[Any, Any] = {}
     for index, entry in enumerate(value):
         if not isinstance(entry, dict):
-            raise problem(f"[{index}] must be a mapping with key, value, not {show(entry)}")
+            raise problem(f"must be a mapping with key, value, not {show(entry)}", index)
         unknown = [key for key in entry if key not in {"key", "value"}]
         if unknown:
-            raise problem(
-                f"[{index}] has the unknown key {show(unknown[0])}; an entry has key, value"
-            )
+            raise problem("is an unknown key; a variable has key, value", index, unknown[0])
         for key in ("key", "value"):
             if key not in entry:
-                raise problem(f"[{index}].{key} is missing")
+                raise problem("is missing", index, key)
         name = entry["key"]
         if not isinstance(name, str):
-            raise problem(f"[{index}].key must be text, not {show(name)}")
+            raise problem(f"must be text, not {show(name)}", index, "key")
         if name in variables:
-            raise problem(f"[{index}] sets {show(name)} a second time")
+            raise problem(f"sets {show(name)} a second time", index)
         variables[str(name)] = entry["value"]
     return variables
 

@@ -38,12 +38,23 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
 
 def image_name(container: ContainerSection) -> str:
     """Return the full name of an image, including its registry."""
-    registry = container.registry or _DOCKER_HUB
+    registry, image = _split(container)
     # A digest is more precise than a tag, and some runtimes do not accept both.
-    image = re.sub(r":[^:/@]+@", "@", container.image)
+    image = re.sub(r":[^:/@]+@", "@", image)
     if registry in {_DOCKER_HUB, "docker.io"}:
         return f"docker.io/{image if '/' in image else f'library/{image}'}"
     return f"{registry}/{image}"
+
+
+def _split(container: ContainerSection) -> tuple[str, str]:
+    """Return registry and image. Without `registry`, the image may begin with it, as in ghcr.io/a/b."""
+    if container.registry is not None:
+        return container.registry, container.image
+    first, slash, rest = container.image.partition("/")
+    # A name on Docker Hub has neither a dot nor a port.
+    if slash and (re.search("[.:]", first) or first == "localhost"):
+        return first, rest
+    return _DOCKER_HUB, container.image
 
 
 def _login(runtime: str, container: ContainerSection) -> list[str]:
@@ -142,8 +153,7 @@ def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
     options += ["--fakeroot"] if run.map_uid == 0 or run.map_gid == 0 else []
     options += [f"--pwd {quote(run.work_dir)}"] if run.work_dir and uses_entrypoint(run) else []
     if container.deepsquare_hosted:
-        registry = container.registry or _DOCKER_HUB
-        image = quote(f"{_HOSTED}/{registry}/{container.image}")
+        image = quote("/".join((_HOSTED, *_split(container))))
     elif container.image.startswith("/"):
         image = f'"$DEEPSQUARE_STORAGE"{quote(container.image)}'
     else:
@@ -164,9 +174,12 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
     )
     for mount in container.mounts:
         options += [
-            f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=dir,bind,{mount.options}')}"
+            f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=auto,bind,{mount.options}')}"
         ]
     options += ["--root"] if run.map_uid == 0 else []
+    if not uses_entrypoint(run):
+        # The command script of an image sources this file before it runs the image's entrypoint.
+        options += ['--mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro"']
     if container.image.startswith("/"):
         source = f'file "$DEEPSQUARE_STORAGE"{quote(container.image)}'
     else:

@@ -102,9 +102,12 @@ charliecloud_make() {
     )
 }
 
-# Sets DEEPSQUARE_IMAGE to the name of a container made of an image, once per job.
+# Sets DEEPSQUARE_IMAGE to the name of a container made of an image, once per job. It is removed with the job.
 enroot_image() {
     local file=$2
+    export ENROOT_DATA_PATH=$DEEPSQUARE_STATE/enroot
+    # shellcheck disable=SC2016
+    mkdir -p "$ENROOT_DATA_PATH" && echo 'if [ $# -gt 0 ]; then exec "$@"; fi' >"$DEEPSQUARE_STATE/enroot.rc" || return
     DEEPSQUARE_IMAGE=deepsquare-${DEEPSQUARE_JOB_ID:-0}-$(printf '%s' "$2" | sha256sum | cut -c 1-16)
     (
         exec 9>"$DEEPSQUARE_STATE/$DEEPSQUARE_IMAGE.lock"

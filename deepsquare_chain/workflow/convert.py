@@ -51,6 +51,9 @@ def _resources(tree: dict[str, Any]) -> Iterator[str]:
         del resources["gpusPerTask"]
         resources["gpus"] = per_task * tasks
         yield f"resources.gpusPerTask is now resources.gpus: {per_task * tasks}, of the whole job"
+    elif type(per_task) is int and resources.get("gpus") == per_task * tasks:
+        del resources["gpusPerTask"]
+        yield "resources.gpusPerTask is removed; resources.gpus says the same"
 
 
 def _steps(steps: Any, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -188,7 +188,7 @@ def definition_of(tree: Any, source: str) -> Definition:
     try:
         document = DefinitionDocument.model_validate(tree, by_name=False, by_alias=True)
     except ValidationError as error:
-        problems: list[Problem] = list(problems_of(error, DefinitionDocument))
+        problems: list[Problem] = list(problems_of(error, DefinitionDocument, tree))
     else:
         problems = list(broken_rules(document, is_definition=True))
     if problems:

@@ -264,10 +264,22 @@ def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
         line = text.count(b"\n", 0, error.start) + 1
         raise refusal(source, [(line, "not UTF-8 text")], "Save the file as UTF-8.") from None
     except TreeError as error:
+        _refuse_script(text, source)
         raise refusal(source, [(error.line, error.problem)]) from None
+    if not isinstance(tree, dict):
+        _refuse_script(text, source)
     if tree is None:
         raise refusal(source, [(None, "the file is empty")], "examples/ shows working job files.")
     return tree, lines
+
+
+def _refuse_script(text: bytes, source: str) -> None:
+    if text.startswith(b"#!"):
+        raise refusal(
+            source,
+            [(1, "is a script, not a job file")],
+            "Put its commands under steps; docs/jobs.md lists the equivalents of Slurm's options.",
+        )
 
 
 def unwrap(tree: Any, lines: Lines) -> tuple[Any, Lines]:
@@ -281,7 +293,7 @@ def _document(tree: Any, lines: Lines, source: str) -> JobFileDocument:
     try:
         document = JobFileDocument.model_validate(tree, by_name=False, by_alias=True)
     except ValidationError as error:
-        problems = list(problems_of(error, JobFileDocument))
+        problems = list(problems_of(error, JobFileDocument, tree))
     else:
         problems = list(broken_rules(document))
         if document.uses and document.requirements:

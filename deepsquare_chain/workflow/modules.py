@@ -137,7 +137,7 @@ def parse_module(text: bytes, name: str) -> ModuleDocument:
     try:
         return ModuleDocument.model_validate(tree, by_name=False, by_alias=True)
     except ValidationError as error:
-        problems = problems_of(error, ModuleDocument)
+        problems = problems_of(error, ModuleDocument, tree)
         raise refusal(
             name,
             (place(problem, lines) for problem in problems),

@@ -33,6 +33,10 @@ _REPLACED: Final[Mapping[tuple[str, str], str]] = {
     ("ContainerSection", "pyxis"): "is an option of an older version; enroot is the default",
 }
 
+#: The message for `resources.gpusPerTask` next to the current key.
+_GPUS_TWICE: Final = (
+    "is a key from before November 2023; remove it: resources.gpus counts the GPUs of the whole job"
+)
 _WORDS: Final = {"missing": "is missing", "too_short": "must have at least one entry"}
 
 
@@ -50,7 +54,8 @@ def spell(path: Path) -> str:
 
 def locate(error: ErrorDetails) -> Path:
     """Return the path of the invalid value."""
-    return tuple(part for part in error["loc"] if part != "[key]")
+    below = error.get("ctx", {}).get("below", ())
+    return (*(part for part in error["loc"] if part != "[key]"), *below)
 
 
 def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
@@ -105,12 +110,12 @@ def _home(section: type[BaseModel], key: str) -> tuple[str, ...] | None:
     return None
 
 
-def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """Return the message of one problem, without its path."""
+def explain(error: ErrorDetails, root: type[BaseModel], tree: Any) -> str:
+    """Return the message of one problem in a tree of plain values, without its path."""
     path = locate(error)
     match error["type"]:
         case "extra_forbidden":
-            return _explain_unknown(path, root)
+            return _explain_unknown(path, root, tree)
         case "model_type" | "model_attributes_type" | "dict_type":
             section = _section_at(root, path)
             keys = f" with {', '.join(keys_of(section))}" if section else ""
@@ -123,13 +128,14 @@ def explain(error: ErrorDetails, root: type[BaseModel]) -> str:
             return _WORDS.get(kind, error["msg"])
 
 
-def _explain_unknown(path: Path, root: type[BaseModel]) -> str:
+def _explain_unknown(path: Path, root: type[BaseModel], tree: Any) -> str:
     key, section = str(path[-1]), _section_at(root, path[:-1])
     if section is None:
         return "is an unknown key"
     replaced = _REPLACED.get((section.__name__, key))
     if replaced:
-        return replaced
+        is_twice = key == "gpusPerTask" and "gpus" in _value_at(tree, path[:-1])
+        return _GPUS_TWICE if is_twice else replaced
     below = _home(section, key)
     if below:
         return f"is an unknown key here; it belongs under {spell((*path[:-1], *below))}"
@@ -138,17 +144,38 @@ def _explain_unknown(path: Path, root: type[BaseModel]) -> str:
     close = difflib.get_close_matches(key.lower().replace("_", "")[:60], by_lower, n=1)
     if close:
         return f"is an unknown key; did you mean {by_lower[close[0]]}?"
-    elsewhere = ("the top level",) if key in children_by_key(root) else _home(root, key)
+    elsewhere = _nearest(path, root)
     if elsewhere:
-        return f"is an unknown key here; it belongs under {'.'.join(elsewhere)}"
+        return f"is an unknown key here; it belongs under {elsewhere}"
     section_name = spell(path[:-1]) if len(path) > 1 else "a job file"
     return f"is an unknown key; {section_name} has {', '.join(known)}"
 
 
-def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Problem]:
-    """Yield path and message of each problem."""
+def _nearest(path: Path, root: type[BaseModel]) -> str | None:
+    """Return the section for the key at the end of a path: the nearest around it, or below those."""
+    key = str(path[-1])
+    for length in range(len(path) - 2, -1, -1):
+        section = _section_at(root, path[:length])
+        if section is None or isinstance(path[length], int):
+            continue  # a list
+        if key in children_by_key(section):
+            return spell(path[:length]) if length else "the top level"
+        below = _home(section, key)
+        if below:
+            return spell((*path[:length], *below))
+    return None
+
+
+def _value_at(tree: Any, path: Path) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def problems_of(error: ValidationError, root: type[BaseModel], tree: Any) -> Iterator[Problem]:
+    """Yield path and message of each problem in a tree of plain values."""
     for details in error.errors(include_url=False):
-        yield locate(details), explain(details, root)
+        yield locate(details), explain(details, root, tree)
 
 
 def refusal(
@@ -165,8 +192,7 @@ def place(problem: Problem, lines: Mapping[Path, int]) -> tuple[int | None, str]
     """Return line and message of a problem; a missing key has the line of its section."""
     path, text = problem
     known_path = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-    joint = "" if text.startswith("[") else " "
-    return (lines[known_path] if known_path is not None else None), f"{spell(path)}{joint}{text}"
+    return (lines[known_path] if known_path is not None else None), f"{spell(path)} {text}"
 
 
 def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:
@@ -185,13 +211,11 @@ def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Pro
                 return dropped
             for details in unknown:
                 path = locate(details)
-                dropped.append((path, explain(details, root)))
+                dropped.append((path, explain(details, root, tree)))
                 _remove(tree, path)
         else:
             return dropped
 
 
 def _remove(tree: Any, path: Path) -> None:
-    for part in path[:-1]:
-        tree = tree[part]
-    del tree[path[-1]]
+    del _value_at(tree, path[:-1])[path[-1]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from deepsquare_chain.workflow import checks
+from deepsquare_chain.workflow.checks import show
 from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.networks import has_network
 from deepsquare_chain.workflow.problems import Problem
@@ -35,6 +37,10 @@ GRID_ENV: Final = (
     "MEM",
     "STORAGE_PATH",
 )
+#: A condition that is a whole command of a shell: [[ ... ]], [ ... ] or test ...
+_BRACKETS: Final = re.compile(
+    r"\[\[?\s|test\s+(?!(?:[=!]=?|=~|[<>]|-(?:eq|ne|lt|le|gt|ge|nt|ot|ef))\s)"
+)
 _ACTIONS: Final = ("run", "for", "launch", "use", "steps")
 
 
@@ -56,6 +62,10 @@ def warnings_of(document: Runnable) -> Iterator[Problem]:
         yield ("inputMode",), "has no effect without input"
     if document.input and document.input.s3 and document.input.s3.delete_sync:
         yield ("input", "s3", "deleteSync"), "has an effect only for output"
+    for path, step in walk(document.steps):
+        if step.for_ and not rounds(step.for_):
+            hint = "; write increment: -1" if step.for_.range else ""
+            yield (*path, "for"), f"has no round, so its steps never run{hint}"
 
 
 def walk(
@@ -136,6 +146,8 @@ class _Rules:
             yield path, "has nothing to run; give it one of run, for, launch, use, steps"
         if len(actions) > 1:
             yield path, f"has {' and '.join(actions)}; a step has one of {', '.join(_ACTIONS)}"
+        if step.if_ is not None and not self._is_definition:
+            yield from _condition((*path, "if"), step.if_)
         if step.run:
             yield from self._run((*path, "run"), step.run)
         if step.for_:
@@ -229,6 +241,23 @@ def _member(path: Path, address: str, gateway: str) -> Iterator[Problem]:
         yield path, f"is not in the network {hub.network}"
     elif peer.ip == hub.ip:
         yield path, f"is the address of the network's gateway, {hub.ip}"
+
+
+def _condition(path: Path, test: str) -> Iterator[Problem]:
+    """Yield what bash would refuse only when the job runs, or take as true."""
+    stripped = test.strip()
+    if _BRACKETS.match(stripped):
+        yield path, f"must be the inside of bash's [[ ]], such as -f file, not {show(stripped)}"
+    elif stripped.lower() in {"false", "no", "0"}:
+        meaning = f"where a text that is not empty is true: {show(stripped)}"
+        yield path, f"is always true in bash, {meaning}; write a test, such as: 1 -eq 2"
+    elif "${{" in stripped:
+        yield path, f"must be a test of bash, which has no ${{{{ }}}}, not {show(stripped)}"
+    elif "\\" not in stripped:  # only there are quotes of bash different
+        try:
+            shlex.split(stripped)
+        except ValueError:
+            yield path, f"has an unclosed quote: {show(stripped)}"
 
 
 def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]:

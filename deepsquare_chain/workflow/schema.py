@@ -47,8 +47,9 @@ class _Checked:
         return dict(self.schema)
 
 
-def _whole(low: int, high: int) -> _Checked:
-    return _Checked(checks.whole(low, high), {"type": "integer", "minimum": low, "maximum": high})
+def _whole(low: int, high: int, unit: str = "") -> _Checked:
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return _Checked(checks.whole(low, high, unit), schema)
 
 
 def _choice(*allowed: str) -> _Checked:
@@ -78,7 +79,7 @@ _ENV_JSON: Final = {
 
 Count = Annotated[int, _whole(1, checks.UINT16_MAX)]
 Gpus = Annotated[int, _whole(0, checks.UINT16_MAX)]
-Memory = Annotated[int, _whole(1, checks.UINT24_MAX)]
+Memory = Annotated[int, _whole(1, checks.UINT24_MAX, "MB")]
 Number = Annotated[int, _whole(-(2**31), 2**31 - 1)]
 Natural = Annotated[int, _whole(0, 2**31 - 1)]
 Port = Annotated[int, _whole(1, 65_535)]
@@ -97,6 +98,7 @@ Name = Annotated[str, _text(checks.name, maxLength=checks.MAX_NAME_BYTES)]
 StepName = Annotated[str, _text(checks.step_name, maxLength=checks.MAX_STEP_NAME_BYTES)]
 Line = Annotated[str, _text(checks.line)]
 Path = Annotated[str, _text(checks.absolute_path, pattern="^/")]
+MountPath = Annotated[str, _text(checks.mount_path, pattern="^/")]
 WebUrl = Annotated[str, _text(checks.web_url, format="uri")]
 BucketUrl = Annotated[str, _text(checks.bucket_url, pattern="^s3://")]
 BucketPath = Annotated[str, _text(checks.bucket_path, pattern="^/")]
@@ -211,8 +213,8 @@ class TransferSection(Section):
 class MountSection(Section):
     """A folder of the provider in the container."""
 
-    host_dir: Path = Field(description="Folder of the provider.")
-    container_dir: Path = Field(description="Path in the container.")
+    host_dir: MountPath = Field(description="Folder or file of the provider.")
+    container_dir: MountPath = Field(description="Path in the container.")
     options: MountOptions = Field(description="ro or rw.")
 
 

@@ -382,7 +382,8 @@ class _Script:
         if has_network(run) and runtime != "podman":
             lines += network_lines(run, self._virtual)
         if run.container is None:
-            shell = '"$BASH"' if run.shell is None else run.shell
+            # Few hosts have /bin/ash; where one has, it is /bin/sh as well.
+            shell = "/bin/sh" if run.shell == "/bin/ash" else run.shell or '"$BASH"'
             lines.append(f'set -- "$@" {" ".join([*_user_namespace(run), shell])}')
         lines += ["job_environment", *scope.lines(), *exports(env)]
         lines.append('cd "$DEEPSQUARE_STORAGE" || exit')

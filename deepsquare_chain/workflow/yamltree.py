@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import yaml
-from pydantic_core import from_json
 from yaml.composer import Composer
-from yaml.events import AliasEvent
+from yaml.events import AliasEvent, StreamEndEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
@@ -77,6 +76,10 @@ for _tag, _first in (
 _Resolver.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 
 
+def _is_empty(node: Node | None) -> bool:
+    return node is None or (isinstance(node, ScalarNode) and not node.value and node.style is None)
+
+
 class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
     """Composes nodes, and stops at the first feature that is not accepted in job files."""
 
@@ -88,6 +91,25 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
         _Resolver.__init__(self)
         self.depth = 0
         self.count = 0
+
+    def scan_to_next_token(self) -> None:
+        """Skip white space, with tabs where they don't indent: JSON and other YAML readers accept them."""
+        super().scan_to_next_token()
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
+
+    def read_document(self) -> Node | None:
+        """Return the only document; empty documents after it are ignored."""
+        self.get_event()  # type: ignore[no-untyped-call]
+        document: Node | None = None
+        while not self.check_event(StreamEndEvent):
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            node = self.compose_document()
+            if document is not None and not _is_empty(node):
+                raise TreeError("a second document (---); a job file has one job", line)
+            document = document or node
+        return document
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -122,11 +144,8 @@ def read_tree(text: str) -> tuple[Any, Lines]:
         TreeError: The text is invalid, or uses YAML features that job files do not need.
     """
     lines: Lines = {}
-    if _is_json(text):
-        # JSON allows tabs as white space but not in strings; YAML does not allow them as indents.
-        text = text.replace("\t", " ")
     try:
-        node = _Loader(text).get_single_node()
+        node = _Loader(text).read_document()
         return (None if node is None else _Builder(lines).build(node, ())), lines
     except TreeError:
         raise
@@ -136,19 +155,16 @@ def read_tree(text: str) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "can't be read"
-        raise TreeError(f"not valid YAML: {problem}", mark.line + 1 if mark else None) from None
+        raise TreeError(_plain(problem), mark.line + 1 if mark else None) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise TreeError(f"not valid YAML: {error}") from None
 
 
-def _is_json(text: str) -> bool:
-    if not text.lstrip().startswith(("{", "[")):
-        return False
-    try:
-        from_json(text, allow_inf_nan=False)
-    except ValueError:
-        return False
-    return True
+def _plain(problem: str) -> str:
+    """Return the message of a problem that the YAML parser reports."""
+    if problem.startswith("found character '\\t'"):
+        return "not valid YAML: a tab can't be used for indentation; use spaces"
+    return f"not valid YAML: {problem}"
 
 
 class _Builder:
@@ -179,9 +195,17 @@ class _Builder:
         try:
             if isinstance(node, MappingNode):
                 return self._mapping(node, path)
-            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._list(node, path)
         finally:
             self._open.discard(id(node))
+
+    def _list(self, node: Node, path: Path) -> list[Any]:
+        items = [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+        for index, item in enumerate(items):
+            # A list of variables becomes a mapping: problems name the variable.
+            if isinstance(item, dict) and isinstance(item.get("key"), str):
+                self._lines.setdefault((*path, str(item["key"])), self._lines[*path, index])
+        return items
 
     @staticmethod
     def _scalar(node: ScalarNode, line: int) -> Any:

@@ -234,7 +234,8 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
     for value in (low, high):
         parse(text(value))
     for value in (low - 1, high + 1):
-        assert f"from {low} to {high}, not {value}" in refused(text(value))
+        unit = " MB" if key == "memPerCpu" else ""
+        assert f"from {low} to {high}{unit}, not {value}" in refused(text(value))
 
 
 @pytest.mark.parametrize(
@@ -242,10 +243,16 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
     [
         (b"a: [", "not valid YAML"),
         (b"a: 'b", "not valid YAML"),
-        (b"a:\n\t- b", "job.yaml:2: not valid YAML"),
+        (b"a:\n\t- b", "job.yaml:2: not valid YAML: a tab can't be used for indentation"),
+        (b"a:\n  \tb: c", "job.yaml:2: not valid YAML: a tab can't be used for indentation"),
         (b"a: b: c", "job.yaml:1: not valid YAML"),
         (SMALL + b"\n  broken", "not valid YAML"),
-        (SMALL + b"---\n" + SMALL, "job.yaml:4: not valid YAML"),
+        (SMALL + b"---\n" + SMALL, "job.yaml:4: a second document (---); a job file has one job"),
+        (
+            b"#!/bin/bash\n#SBATCH --ntasks=4\nsrun hostname\n",
+            "job.yaml:1: is a script, not a job file",
+        ),
+        (b"#!/bin/bash\nfor i in a: b: c; do\n  x\n", "job.yaml:1: is a script, not a job file"),
         (b"%YAML 3.0\n---\na: b", "not valid YAML"),
         (b"%YAML " + b"9" * 5_000 + b".1\n---\na: b", "not valid YAML"),
         (b'a: "\\UFFFFFFFF"', "not valid YAML"),
@@ -274,6 +281,13 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
 )
 def test_yaml_that_is_broken_or_too_clever(text: bytes, words: str) -> None:
     assert words in refused(text)
+
+
+def test_separators_that_other_readers_accept() -> None:
+    tabs = SMALL.replace(b": ", b":\t").replace(b"echo}", b"echo}\t# comment")
+    assert parse(tabs).definition == parse(SMALL).definition
+    documents = b"#!/usr/bin/env dps\n---\n" + SMALL + b"...\n---\n# nothing\n"
+    assert parse(documents).definition == parse(SMALL).definition
 
 
 def test_a_file_may_be_large_but_not_too_large() -> None:

@@ -233,7 +233,12 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_step("parallel: true, run: {command: x}"), "it belongs under steps[0].for"),
         (with_step("targetPort: 1, run: {command: x}"), "under steps[0].run.customNetworkInterfaces.bore"),
         (with_step("objective: COST, run: {command: x}"), "it belongs under the top level"),
+        (with_run("catch: []"), "steps[0].run.catch is an unknown key here; it belongs under steps[0]"),
+        (with_run("name: x"), "steps[0].run.name is an unknown key here; it belongs under steps[0]"),
+        (with_run("env: {}", top="output: {http: {url: 'http://h', region: r}}"), "output.http.region is an unknown key here; it belongs under output.s3"),
+        (with_run("resources: {gpus: 1}"), "run.resources.gpus is an unknown key here; it belongs under resources"),
         (with_step("runn: {command: x}"), "steps[0].runn is an unknown key; did you mean run?"),
+        ("resources: {memPerCpu: 1, gpus: 2, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is a key from before November 2023; remove it"),
         (with_step("use: {source: ./m, commit: abc}"), "steps[0].use.commit is written when"),
         ("resources: {memPerCpu: 1, gpusPerTask: 1}\nsteps: [{run: {command: x}}]", "resources.gpusPerTask is a key from before November 2023, and resources.gpus is missing"),
         (with_step("run: {command: x}, steps: [{run: {command: y}}]"), "has run and steps"),
@@ -249,6 +254,12 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_step("for: {parallel: true, range: {begin: 1, end: 99999999999}, steps: [{run: {command: x}}]}"), "range.end must be a whole number"),
         (with_step("for: {parallel: true, range: {begin: 1}, steps: [{run: {command: x}}]}"), "range.end is missing"),
         (with_step("if: ' ', run: {command: x}"), "if must be a test of bash"),
+        (with_step("if: false, run: {command: x}"), "steps[0].if is always true in bash, where a text that is not empty is true: 'false'"),
+        (with_step("if: '[[ -f x ]]', run: {command: x}"), "if must be the inside of bash's [[ ]], such as -f file"),
+        (with_step("if: '[ 1 -eq 2 ]', run: {command: x}"), "if must be the inside of bash's [[ ]]"),
+        (with_step("if: 'test -f x', run: {command: x}"), "if must be the inside of bash's [[ ]]"),
+        (with_step("if: '${{ github.ref }}', run: {command: x}"), "bash, which has no ${{ }}"),
+        (with_step("if: '$A == \"b', run: {command: x}"), "if has an unclosed quote"),
         (with_step("use: {source: nowhere}"), "source must be HOST/OWNER/REPOSITORY"),
         (with_step("use: {source: 'github.com/a/b;id'}"), "source must be HOST/OWNER/REPOSITORY"),
         (with_run("shell: /bin/zsh"), "shell must be /bin/bash, /bin/ash, /bin/sh or ENTRYPOINT"),
@@ -264,12 +275,16 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("customNetworkInterfaces: [{bore: {boreAddress: 'a:1', targetPort: 1}}]"), "need network"),
         (with_run("network: pasta, customNetworkInterfaces: [{}]"), "must be one of wireguard, bore, vnet"),
         (with_run("network: pasta, customNetworkInterfaces: [{bore: {targetPort: 1}}]"), "needs boreAddress"),
+        (with_run("network: pasta, customNetworkInterfaces: [{bore: {boreAddress: 'a:70000', targetPort: 1}}]"), "boreAddress must be host:port"),
         (with_run("network: pasta, customNetworkInterfaces: [{wireguard: {privateKey: a}}]"), "needs mapUid: 0"),
         (with_run("network: pasta, customNetworkInterfaces: [{vnet: {name: a, address: 10.0.0.1/8}}]"), "is not one of virtualNetworks (none)"),
         (with_run(VNET.format("10.8.0.2/24"), top=NETWORK), "vnet.address is not in the network 10.7.0.0/24"),
         (with_run(VNET.format("10.7.0.1/24"), top=NETWORK), "is the address of the network's gateway, 10.7.0.1"),
         (with_run("network: pasta, container: {image: a, runtime: podman}, customNetworkInterfaces: [{bore: {boreAddress: 'a:1', targetPort: 1}}]"), "can't be used with Podman"),
         (with_run("container: {image: A}"), "image must be an image such as"),
+        (with_run("container: {image: 'docker://alpine:3'}"), "image must be an image without a protocol"),
+        (with_run("container: {image: images/app.sif}"), "image must be an absolute path below STORAGE_PATH if it is a file"),
+        (with_run("container: {image: a, mounts: [{hostDir: '/a:b', containerDir: /c, options: ro}]}"), "hostDir must not contain spaces, : or ,"),
         (with_run("container: {image: a, registry: 'https://x'}"), "registry must be the host name"),
         (with_run("container: {image: a, username: u}"), "needs username, password and registry together"),
         (with_run("container: {image: a, apptainer: 'true,'}"), "apptainer must be true or false, not 'true,'"),
@@ -280,7 +295,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("resources: {memPerCpu: 100}"), "ask for 100 MB of memory of 20"),
         (with_run("env: [{key: A, value: x}, {key: A, value: y}]"), "env[1] sets 'A' a second time"),
         (with_run("env: [{key: A}]"), "env[0].value is missing"),
-        (with_run("env: [{key: A, value: x, more: y}]"), "env[0] has the unknown key 'more'"),
+        (with_run("env: [{key: A, value: x, more: y}]"), "env[0].more is an unknown key; a variable has key, value"),
         (with_run("env: [{key: PATH, value: x}]"), "env.PATH can't be set here"),
         (with_run("env: {A: 1}", top="env: {NTASKS: 1}"), "env.NTASKS can't be set for the whole job"),
         (with_run("env: {A: 1}", top="inputMode: 512"), "inputMode must be a whole number from 0 to 511"),
@@ -301,6 +316,41 @@ def test_the_line_of_a_refusal_is_that_of_the_key() -> None:
     assert f"job.yaml:{line}: steps[2].run.shel is an unknown key; did you mean shell?" in refused(
         text
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("{key: A, value: [x]}", "env.A must be text, not a list"),
+        ("{key: PATH, value: x}", "env.PATH can't be set here"),
+        ("{key: B, value: x}", "env[1] sets 'B' a second time"),
+        ("{name: A, value: x}", "env[1].name is an unknown key"),
+        ("A=x", "env[1] must be a mapping"),
+    ],
+)
+def test_the_line_of_a_variable_is_that_of_its_entry(entry: str, words: str) -> None:
+    text = f"resources: {{memPerCpu: 10}}\nenv:\n- {{key: B, value: x}}\n- {entry}\nsteps: [{{run: {{command: x}}}}]\n"
+    assert f"job.yaml:4: {words}" in refused(text)
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["test == $A", "-f test", "! -e x", "$A == false", "true", "$A =~ ^[0-9]+$", "(1 -eq 1)"],
+)
+def test_conditions_of_bash_are_accepted(test: str) -> None:
+    assert parse(with_step(f"if: '{test}', run: {{command: x}}")).definition.steps[0].if_ == test
+
+
+@pytest.mark.parametrize(
+    ("loop", "words"),
+    [
+        ("range: {begin: 5, end: 1}", "job.yaml:3: steps[0].for has no round, so its steps never run; write increment: -1"),
+        ("items: []", "job.yaml:3: steps[0].for has no round, so its steps never run"),
+    ],
+)  # fmt: skip
+def test_a_loop_without_a_round_is_reported(loop: str, words: str) -> None:
+    text = with_step(f"for: {{parallel: false, {loop}, steps: [{{run: {{command: x}}}}]}}")
+    assert parse(text).warnings == (words,)
 
 
 @pytest.mark.parametrize("word", ["true", "True", "TRUE"])
@@ -375,6 +425,13 @@ def test_older_keys_are_converted() -> None:
         converted(EVERY_KEY.replace("address: bore.example, port: 2200", "boreAddress: 'b:1'"))[1]
         == []
     )
+
+
+def test_gpus_per_task_that_agree_with_gpus_are_removed() -> None:
+    head, rest = "resources: {tasks: 2, memPerCpu: 1, gpus: 4", "}\nsteps: [{run: {command: x}}]"
+    found, changes = converted(f"{head}, gpusPerTask: 2{rest}")
+    assert found.definition == parse(head + rest).definition
+    assert changes == ["resources.gpusPerTask is removed; resources.gpus says the same"]
 
 
 def test_the_schema_for_editors_has_every_key() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
@@ -21,10 +22,12 @@ from deepsquare_chain.workflow import (
     ExecutionSite,
     Step,
     load_job_file,
-    parse_job_file,
     render_script,
 )
 from deepsquare_chain.workflow.abilities import RUNTIMES
+from deepsquare_chain.workflow.containers import image_name
+from deepsquare_chain.workflow.definition import definition_of
+from deepsquare_chain.workflow.schema import ContainerSection
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASH = shutil.which("bash") or "/bin/bash"
@@ -159,8 +162,9 @@ ONE_LINE = st.text(
 def everything(text: str, line: str) -> Definition:
     """A job with a customer's text in every place that takes any."""
     path = f"/{line.replace('..', '')}"
-    container = {"image": path, "registry": "r", "username": line, "password": line}
-    container["mounts"] = [{"hostDir": path, "containerDir": path, "options": "ro"}]
+    container: dict[str, Any] = {"image": path, "registry": "r", "username": line, "password": line}
+    mounted = re.sub(r"[\s:,]", "", path)
+    container["mounts"] = [{"hostDir": mounted, "containerDir": mounted, "options": "ro"}]
     keys = {"accessKeyId": line, "secretAccessKey": line, "region": line, "bucketUrl": "s3://bb"}
     keys |= {"endpointUrl": "http://h", "path": "/" + re.sub(r"[*?\[\]]", "", line)}
     run = {"command": text, "env": {"A": text}, "workDir": path}
@@ -181,10 +185,15 @@ def everything(text: str, line: str) -> Definition:
             for runtime in ("podman", "charliecloud", "enroot", "apptainer")
         ),
     ]
-    tree = {"resources": {"memPerCpu": 1}, "env": {"A": text}, "steps": steps}
+    tree: dict[str, Any] = {
+        "version": 1,
+        "resources": {"memPerCpu": 1},
+        "env": {"A": text},
+        "steps": steps,
+    }
     tree |= {"virtualNetworks": [{"name": "net", "gatewayAddress": "10.0.0.1/24"}]}
     tree |= {"input": {"s3": keys}, "output": {"s3": keys}, "continuousOutputSync": True}
-    return parse_job_file(json.dumps(tree).encode()).definition
+    return definition_of(from_json(json.dumps(tree)), "everything")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -205,6 +214,22 @@ def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, l
     script = tmp_path / "job.sh"
     script.write_bytes(render_script(everything(text, line), {}, site))
     assert subprocess.run([BASH, "-n", str(script)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "registry", "name"),
+    [
+        ("alpine", None, "docker.io/library/alpine"),
+        ("user/app:1", "registry-1.docker.io", "docker.io/user/app:1"),
+        ("ghcr.io/org/app:1", None, "ghcr.io/org/app:1"),
+        ("localhost:5000/app", None, "localhost:5000/app"),
+        ("localhost/app", None, "localhost/app"),
+        ("a.b/app", "registry.example:5000", "registry.example:5000/a.b/app"),
+        (f"app:1@sha256:{'0' * 64}", "r.example", f"r.example/app@sha256:{'0' * 64}"),
+    ],
+)
+def test_names_of_images(image: str, registry: str | None, name: str) -> None:
+    assert image_name(ContainerSection(image=image, registry=registry)) == name
 
 
 @pytest.mark.parametrize("text", ["'", "\n", "\\", "'\n", "$"])

@@ -290,7 +290,7 @@ steps:
         "$DEEPSQUARE_SHARED_WORLD_TMP" "$DEEPSQUARE_DISK_WORLD_TMP"; do
         touch "$folder/file" || exit 4
       done
-- run: {workDir: /tmp, shell: /bin/sh, command: pwd}
+- run: {workDir: /tmp, shell: /bin/ash, command: pwd}
 - run: {resources: {tasks: 1, gpusPerTask: 3}, command: 'echo "$GPUS_PER_TASK"'}
 """
     assert run(text, tmp_path) == (0, ["4 2 100 2 8 8 800 7", "/tmp", "3"])
