@@ -46,10 +46,18 @@ import numpy as np
 from deepsquare_chain.job import Affinity, Job, Objective, Offer, Placement, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.free_capacity import Release, capacity_at, fits_from, within
+from deepsquare_chain.metascheduler.free_capacity import (
+    Amounts,
+    Release,
+    capacity_at,
+    fits_from,
+    less,
+    within,
+)
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHistory
 from deepsquare_chain.metascheduler.tables import (
     KEPT_CLASSES,
+    LONGEST_RUN,
     Answers,
     Flags,
     Floats,
@@ -358,29 +366,41 @@ class _Tables:
 class _Shortlist:
     """Providers that fit a class of jobs, best first, as of the comparison with all providers.
 
-    `order` are all their rows. `places` are the row indices of the providers to try next, from index `next` on, and `rates`
-    their rates. They come from `order`, which was consumed up to `read`. `choices` counts all
+    `places` are the rows of the providers to try next, from index `next` on, and `rates` their
+    rates. `rest` are the rows that come after these by `scores`, in any order. `choices` counts all
     providers that could start a job of the class. `cheapest` is a lower bound, in credit-wei per
     second, of the rates of those that still can. `refused` are price ceilings and latest ends of
     jobs that found no provider: in the same plan, a job that offers no more and ends no earlier
     finds none either.
     """
 
-    order: Ints
     choices: int
     size: tuple[int, int, int]
     places: list[int]
     rates: list[int]
-    read: int
+    scores: Floats
+    rest: Ints
     cheapest: int
     next: int = 0
     refused: list[tuple[int, int]] = field(default_factory=list)
 
     def refuses(self, ceiling: int, end: int) -> bool:
         """Return whether a job can find no provider, given the jobs that were refused before."""
-        if self.cheapest > ceiling or not self.refused:
-            return self.cheapest > ceiling
-        return any(ceiling <= offered and end >= ended for offered, ended in self.refused)
+        if self.cheapest > ceiling:
+            return True
+        for refused_ceiling, refused_end in self.refused:
+            if ceiling <= refused_ceiling and end >= refused_end:
+                return True
+        return False
+
+    def refuse(self, ceiling: int, end: int) -> None:
+        """Note a job that found no provider; it replaces the notes that it implies."""
+        self.refused = [
+            (refused_ceiling, refused_end)
+            for refused_ceiling, refused_end in self.refused
+            if refused_ceiling > ceiling or refused_end < end
+        ]
+        self.refused.append((ceiling, end))
 
 
 #: Position in the order, row, class, seconds, and the highest rate that the budget covers.
@@ -412,24 +432,29 @@ class _Round:
         if rules.max_running:
             self._busy.update(job.customer for job in tables.held.jobs)
         self._earliest = now + rules.start_margin
+        # Free capacity by provider, and its rows as plain Python reads and writes them fastest.
         self._free: Ints = providers.offer - tables.held.load
+        self._free_cpus: memoryview[int] = memoryview(self._free[0])
+        self._free_memory: memoryview[int] = memoryview(self._free[1])
+        self._free_gpus: memoryview[int] = memoryview(self._free[2])
         self._open = providers.open
         self._decisions: list[Decision] = []
         self._settled: set[int] = set()
         # Provider's row, end and amounts of each job assigned in this plan.
         self._taken: list[tuple[int, int, int, int, int]] = []
         self._reservations: dict[int, Reservation] = {}
-        # Start of a provider's reservation, and what is left beside the reserved job then.
-        self._reserved_at: Ints = np.full(len(providers.views), _NEVER, dtype=np.int64)
-        self._spare: Ints = np.zeros_like(self._free)
+        # By row of a provider with a reservation: when it starts, and the capacity that is left next
+        # to the reserved job then.
         self._reserved: dict[int, int] = {}
-        self._spare_beside_reservation: dict[int, list[int]] = {}
-        self._releases: tuple[Ints, Ints, Ints] | None = None
+        self._spare: dict[int, Amounts] = {}
+        # Releases of assigned jobs, with those of the first `_released` jobs in `_taken`.
+        self._releases: Ints | None = None
+        self._released = 0
         self._by_place: list[list[Release]] | None = None
-        # Free capacity by provider, like `_free`. For the rows in `_changed`, `_free` is outdated.
-        self._left: list[list[int]] = self._free.T.tolist()
-        self._changed: set[int] = set()
-        self._tie_break = np.arange(len(self._left)) * (_TIE_BREAK / max(1, len(self._left)))
+        self._is_small = len(providers.views) <= _MAX_PLAIN_PROVIDERS
+        self._tie_break = np.arange(len(providers.views)) * (
+            _TIE_BREAK / max(1, len(providers.views))
+        )
         # Number of assigned jobs by customer and provider's row; built when a job first needs it.
         self._jobs_at: defaultdict[str, Counter[int]] | None = None
         # Upcoming classes, in reverse of the order in which they are first served.
@@ -440,9 +465,8 @@ class _Round:
         # Classes that no provider could run even if it were empty.
         self._unplaceable: set[int] = set()
         self._tables = tables.classes
-        # By row of the queue: the end of its hold, 0 for none; and the rows of started jobs.
+        # By row of the queue: the end of its hold; 0 for none, and for jobs that this plan starts.
         self._hold_ends: list[int] = []
-        self._started: list[int] = []
 
     def run(self, *, complete: bool) -> Plan:
         if not (self._queue.count and self._open.any()):
@@ -461,8 +485,8 @@ class _Round:
 
     def _free_offers(self) -> dict[int, Offer]:
         """Return the free capacity of open providers, by id."""
-        rows = zip(self._providers.ids, self._left, self._open.tolist(), strict=True)
-        return {provider_id: Offer(*left) for provider_id, left, is_open in rows if is_open}
+        rows = zip(self._providers.ids, self._free.T.tolist(), self._open.tolist(), strict=True)
+        return {provider_id: Offer(*free) for provider_id, free, is_open in rows if is_open}
 
     # -- order
 
@@ -521,7 +545,6 @@ class _Round:
     def _holds(self) -> dict[int, int]:
         """Return the ends of the holds of the jobs that this plan does not start, by id."""
         ends = np.array(self._hold_ends, dtype=np.int64)
-        ends[self._started] = 0
         rows = ends.nonzero()[0]
         return dict(zip(self._queue.ids[rows].tolist(), ends[rows].tolist(), strict=True))
 
@@ -627,14 +650,15 @@ class _Round:
         reservation on the shortlist of its class.
         """
         full, settled, special = self._full_classes, self._settled, self._queue.special
-        shortlists, left, reserved = self._shortlists, self._left, self._reserved
+        shortlists, reserved, hold_ends = self._shortlists, self._reserved, self._hold_ends
+        free_cpus, free_memory, free_gpus = self._free_cpus, self._free_memory, self._free_gpus
         waiting, ids, earliest = self._queue.waiting, self._providers.ids, self._earliest
-        decide, changed, taken = self._decisions.append, self._changed, self._taken.append
-        started, hold_ends = self._started.append, self._hold_ends
+        decide, taken = self._decisions.append, self._taken.append
+        # Takes half the time of a call of the class.
+        new = tuple.__new__
         limited = bool(self._rules.max_running)
         # Classes whose frugal providers have no free capacity left.
         without_frugal: set[int] = set()
-        self._releases = self._by_place = None
         for position, row, cls, seconds, ceiling in jobs:
             if (
                 row in settled
@@ -647,69 +671,92 @@ class _Round:
             is_refused = shortlist is not None and shortlist.refuses(ceiling, earliest + seconds)
             if shortlist is not None and not is_refused:
                 cpus, memory, gpus = shortlist.size
-                index = first = shortlist.next
-                for place in shortlist.places[first:]:
-                    free = left[place]
-                    if cpus > free[0] or memory > free[1] or gpus > free[2]:
-                        # Free capacity only shrinks within a plan: it never fits again.
-                        if index == first:
-                            first += 1
-                    elif shortlist.rates[index] <= ceiling:
+                places, rates = shortlist.places, shortlist.rates
+                index = shortlist.next
+                for place in places[index:]:
+                    if (
+                        cpus <= free_cpus[place]
+                        and memory <= free_memory[place]
+                        and gpus <= free_gpus[place]
+                    ):
                         break
+                    # Free capacity only shrinks within a plan: it never fits again.
                     index += 1
                 else:
                     place = -1
-                shortlist.next = first
+                shortlist.next = first = index
+                if place >= 0 and rates[index] > ceiling:
+                    index = self._affordable(shortlist, ceiling)
+                    place = places[index] if index >= 0 else -1
                 if place >= 0 and hold_ends[row] and self._is_held(row, cls, place):
                     if index == first:
                         without_frugal.add(cls)
                     continue
                 if place >= 0 and place not in reserved:
-                    free[0] -= cpus
-                    free[1] -= memory
-                    free[2] -= gpus
-                    changed.add(place)
+                    free_cpus[place] -= cpus
+                    free_memory[place] -= memory
+                    free_gpus[place] -= gpus
                     taken((place, earliest + seconds, cpus, memory, gpus))
-                    rate = shortlist.rates[index]
-                    started(row)
-                    decide(Decision(waiting[row], ids[place], rate, False, shortlist.choices))
+                    hold_ends[row] = 0
+                    chosen = (waiting[row], ids[place], rates[index], False, shortlist.choices)
+                    decide(new(Decision, chosen))
                     continue
             is_refused = is_refused or cls in full or not self._start(row, cls, seconds)
             if is_refused and until_refused:
                 return position, row, cls
         return None
 
+    def _affordable(self, shortlist: _Shortlist, ceiling: int) -> int:
+        """Return the index of the best provider that fits and costs at most `ceiling`, or -1."""
+        cpus, memory, gpus = shortlist.size
+        places, rates = shortlist.places, shortlist.rates
+        for index in range(shortlist.next, len(places)):
+            place = places[index]
+            if (
+                rates[index] <= ceiling
+                and cpus <= self._free_cpus[place]
+                and memory <= self._free_memory[place]
+                and gpus <= self._free_gpus[place]
+            ):
+                return index
+        return -1
+
     def _possible(self) -> Flags:
         """Return the classes with jobs for which some provider has the free capacity."""
-        possible = np.zeros(len(self._queue.class_keys), dtype=np.bool_)
-        nonempty = np.array(self._queue.members).nonzero()[0]
+        queue = self._queue
+        fits = np.zeros(len(queue.sizes), dtype=np.bool_)
         free = np.where(self._open, self._free, -1)
-        for chunk, need in self._in_chunks(nonempty):
-            possible[chunk] = _all_within(need, free).any(axis=1)
+        for chunk, need in self._in_chunks(np.arange(len(queue.sizes))):
+            fits[chunk] = _all_within(need, free).any(axis=1)
+        possible: Flags = fits[queue.class_sizes]
+        possible &= np.array(queue.members) > 0
         return possible
 
     def _latest_ends(self, classes: Ints) -> Ints:
         """Return, by class, the latest end that reservations allow at any provider; 0 for none."""
-        latest = np.zeros(len(self._queue.class_keys), dtype=np.int64)
+        class_sizes = np.array(self._queue.class_sizes)
+        latest = np.zeros(len(self._queue.sizes), dtype=np.int64)
         requested = np.zeros(len(latest), dtype=np.bool_)
-        requested[classes] = True
-        reserved = np.array(list(self._reserved), dtype=np.int64)
+        requested[class_sizes[classes]] = True
+        places = list(self._reserved)
+        reserved_at = np.array(list(self._reserved.values()), dtype=np.int64)
+        spare = np.array([self._spare[place] for place in places], dtype=np.int64).T
         free = np.where(self._open, self._free, -1)
         for chunk, need in self._in_chunks(requested.nonzero()[0]):
             fits = _all_within(need, free)
-            fits_beside = _all_within(need, self._spare[:, reserved])
-            ends = np.where(fits_beside, _NEVER, self._reserved_at[reserved])
-            ends[~fits[:, reserved]] = 0
+            ends = np.where(_all_within(need, spare), _NEVER, reserved_at)
+            ends[~fits[:, places]] = 0
             latest[chunk] = ends.max(axis=1)
-            fits[:, reserved] = False
+            fits[:, places] = False
             latest[chunk[fits.any(axis=1)]] = _NEVER
-        return latest
+        by_class: Ints = latest[class_sizes]
+        return by_class
 
-    def _in_chunks(self, classes: Ints) -> Iterator[tuple[Ints, Ints]]:
-        """Yield chunks of classes and their sizes, shaped for comparison with all providers."""
-        sizes = np.array([self._queue.class_sizes[cls] for cls in classes.tolist()], dtype=np.int64)
-        for first in range(0, len(classes), _CHUNK):
-            yield classes[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
+    def _in_chunks(self, numbers: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """Yield chunks of sizes by number, shaped for comparison with all providers."""
+        sizes = np.array(self._queue.sizes, dtype=np.int64)[numbers]
+        for first in range(0, len(numbers), _CHUNK):
+            yield numbers[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
         answers = self._tables.answers.get(cls)
@@ -736,6 +783,10 @@ class _Round:
             ]
             costs += np.array(weights)[:, None] * self._faults
         return costs
+
+    def _costs_of_one(self, cls: int) -> Floats:
+        """Return weighted costs by provider for a class; the result must not be changed."""
+        return self._tables.costs[cls] if self._faults is None else self._costs_of([cls])[0]
 
     def _unpreferred(self, preferences: Sequence[Affinity]) -> Floats:
         """Return, by provider, the cost added for unmet preferences.
@@ -803,10 +854,10 @@ class _Round:
         if not overdue and self._is_held(row, cls, place):
             return True
         if special and waiting.job.until_spent:
-            seconds = waiting.job.escrow // rate
+            seconds = min(waiting.job.escrow // rate, LONGEST_RUN)
         self._take(place, self._answer(cls), self._earliest + seconds)
         self._settled.add(row)
-        self._started.append(row)
+        self._hold_ends[row] = 0
         if self._jobs_at is not None:
             self._jobs_at[waiting.job.customer][place] += 1
         if self._rules.max_running:
@@ -834,10 +885,10 @@ class _Round:
                 return None
             choice = self._first(shortlist, answers, ceiling, end)
         if choice is None:
-            if shortlist.read < len(shortlist.order):
+            if len(shortlist.rest):
                 choice = self._choose_for(cls, shortlist, ceiling, end)
             if choice is None:
-                shortlist.refused.append((ceiling, end))
+                shortlist.refuse(ceiling, end)
         return choice
 
     def _first(
@@ -845,39 +896,32 @@ class _Round:
     ) -> tuple[int, int, int] | None:
         """Return the first provider of a shortlist that can start a job; see `_choose_again`."""
         cpus, memory, gpus = answers.size
-        left, reserved = self._left, self._reserved
-        places, rates = shortlist.places, shortlist.rates
+        free_cpus, free_memory, free_gpus = self._free_cpus, self._free_memory, self._free_gpus
+        places, rates, reserved = shortlist.places, shortlist.rates, self._reserved
         for index in range(shortlist.next, len(places)):
             place = places[index]
-            free = left[place]
-            if cpus > free[0] or memory > free[1] or gpus > free[2]:
+            if cpus > free_cpus[place] or memory > free_memory[place] or gpus > free_gpus[place]:
                 # Free capacity only shrinks within a plan: this provider never fits again.
                 if index == shortlist.next:
                     shortlist.next += 1
             elif rates[index] <= ceiling and (
-                place not in reserved
-                or end <= reserved[place]
-                or self._fits_beside_reservation(place, answers)
+                place not in reserved or self._respects_reservation(place, answers, end)
             ):
-                return place, rates[index], len(shortlist.order)
+                return place, rates[index], shortlist.choices
         return None
 
     def _refill(self, shortlist: _Shortlist, answers: Answers) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
-        remaining = shortlist.order[shortlist.read :]
-        self._write_changed()
-        fitting = _all_within(answers.need, self._free[:, remaining]).nonzero()[0]
-        selected = fitting[:_NEXT_SHORTLIST]
-        last = len(remaining) if len(fitting) <= _NEXT_SHORTLIST else int(selected[-1]) + 1
-        places = remaining[selected]
+        rest = shortlist.rest
+        rest = rest[self._fitting(answers)[rest]]
+        places, shortlist.rest = _lowest(shortlist.scores, rest, _NEXT_SHORTLIST)
         shortlist.places = places.tolist()
         shortlist.rates = answers.rates[places].tolist()
         shortlist.next = 0
-        shortlist.read += last
 
-    def _fits_beside_reservation(self, place: int, answers: Answers) -> bool:
-        """Return whether a job fits beside the reserved job of a provider for any run time."""
-        return within(answers.size, self._spare_beside_reservation[place])
+    def _respects_reservation(self, place: int, answers: Answers, end: int) -> bool:
+        """Return whether a job leaves the reserved job of a provider its capacity."""
+        return end <= self._reserved[place] or within(answers.size, self._spare[place])
 
     def _compare(self, cls: int) -> _Shortlist | None:
         """Compare all providers that fit a class now; return None if there is none.
@@ -887,7 +931,7 @@ class _Round:
         few decisions compares only the classes that it needs.
         """
         classes = [cls]
-        if len(self._left) <= _MAX_PLAIN_PROVIDERS:
+        if self._is_small:
             return self._compare_few(cls)
         coming, known = self._upcoming, self._shortlists
         ahead = min(_CHUNK, 1 + len(known) // _PREFETCH_FACTOR)
@@ -895,33 +939,29 @@ class _Round:
             upcoming = coming.pop()
             if upcoming != cls and upcoming not in known and upcoming not in self._full_classes:
                 classes.append(upcoming)
-        self._write_changed()
         answers = [self._answer(each) for each in classes]
         need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
         fits = np.array([each.eligible for each in answers])
         fits &= _all_within(need, np.where(self._open, self._free, -1))
-        score = self._costs_of(classes)
-        score += self._left_over_of(answers)
-        score[~fits] = np.inf
-        order = score.argsort(axis=1)
-        counts = np.count_nonzero(fits, axis=1).tolist()
-        first = order[:, :_FIRST_SHORTLIST]
-        rates = np.take_along_axis(np.array([each.rates for each in answers]), first, axis=1)
-        for i, (each, count, places, place_rates) in enumerate(
-            zip(classes, counts, first.tolist(), rates.tolist(), strict=True)
+        scores = self._costs_of(classes)
+        scores += self._left_over_of(answers)
+        for upcoming, class_answers, class_fits, class_scores in zip(
+            classes, answers, fits, scores, strict=True
         ):
-            if count:
-                known[each] = _Shortlist(
-                    order[i, :count],
-                    count,
-                    answers[i].size,
-                    places[:count],
-                    place_rates[:count],
-                    read=min(count, len(places)),
-                    cheapest=answers[i].cheapest,
-                )
-            else:
-                self._full_classes.add(each)
+            places = class_fits.nonzero()[0]
+            if not len(places):
+                self._full_classes.add(upcoming)
+                continue
+            first, rest = _lowest(class_scores, places, _FIRST_SHORTLIST)
+            known[upcoming] = _Shortlist(
+                len(places),
+                class_answers.size,
+                first.tolist(),
+                class_answers.rates[first].tolist(),
+                class_scores,
+                rest,
+                class_answers.cheapest,
+            )
         return known.get(cls)
 
     def _compare_few(self, cls: int) -> _Shortlist | None:
@@ -931,10 +971,12 @@ class _Round:
         largest = self._providers.largest
         dominant = answers.dominant(largest)
         idle_gpus = IDLE_GPUS if not gpus and self._providers.has_gpus else 0.0
-        costs = self._costs_of([cls])[0].tolist()
+        costs = self._costs_of_one(cls).tolist()
         flags = zip(answers.eligible.tolist(), self._open.tolist(), strict=True)
         scored = []
-        for place, (free, (eligible, is_open)) in enumerate(zip(self._left, flags, strict=True)):
+        for place, (free, (eligible, is_open)) in enumerate(
+            zip(self._free.T.tolist(), flags, strict=True)
+        ):
             if eligible and is_open and cpus <= free[0] and memory <= free[1] and gpus <= free[2]:
                 tie_break = self._tie_break[place]
                 score = costs[place] + (free[dominant] / largest[dominant] + tie_break)
@@ -947,13 +989,13 @@ class _Round:
         places = [place for _, place in sorted(scored)]
         rates = answers.rates.tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
-            np.array(places),
             len(places),
             size,
             places,
             [rates[place] for place in places],
-            read=len(places),
-            cheapest=answers.cheapest,
+            _NO_SCORES,
+            _NO_PLACES,
+            answers.cheapest,
         )
         return shortlist
 
@@ -968,15 +1010,7 @@ class _Round:
             )
         return left_over
 
-    def _write_changed(self) -> None:
-        """Write changes from `_left` to `_free`."""
-        if self._changed:
-            places = list(self._changed)
-            self._free[:, places] = np.array([self._left[place] for place in places]).T
-            self._changed.clear()
-
     def _fitting(self, answers: Answers) -> Flags:
-        self._write_changed()
         fits = _all_within(answers.need, self._free)
         fits &= answers.eligible
         fits &= self._open
@@ -988,7 +1022,9 @@ class _Round:
         """Return the best of all providers for a job's budget and latest end, or None."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
-        shortlist.cheapest = min(answers.rates[fits].tolist(), default=shortlist.cheapest)
+        rates = answers.rates[fits]
+        if len(rates):
+            shortlist.cheapest = int(rates.min())
         if shortlist.cheapest > ceiling:
             return None
         self._keep_affordable(fits, answers, ceiling)
@@ -1023,7 +1059,7 @@ class _Round:
                 place = self._providers.rows[decision.provider_id]
                 self._jobs_at[decision.waiting.job.customer][place] += 1
         step = _SPREAD if placement is Placement.SPREAD else -_SPREAD
-        bias = np.zeros(len(self._left))
+        bias = np.zeros(len(self._providers.views))
         for place, count in self._jobs_at[customer].items():
             bias[place] = step * min(count, _MAX_SPREAD_JOBS)
         return bias
@@ -1031,22 +1067,25 @@ class _Round:
     def _pick(
         self, cls: int, answers: Answers, fits: Flags, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
-        if self._reservations:
-            fits &= (self._reserved_at >= end) | _all_within(answers.need, self._spare)
-        choices = int(np.count_nonzero(fits))
-        if not choices:
-            return None
+        for place in self._reserved:
+            place_end = end[place] if isinstance(end, np.ndarray) else end
+            if fits[place] and not self._respects_reservation(place, answers, place_end):
+                fits[place] = False
         places = fits.nonzero()[0]
-        score = (self._costs_of([cls])[0] + bias)[places] + self._left_over(answers, places)
+        if not len(places):
+            return None
+        score = (self._costs_of_one(cls) + bias)[places] + self._left_over(answers, places)
         best = int(places[score.argmin()])
-        return best, int(answers.rates[best]), choices
+        return best, int(answers.rates[best]), len(places)
 
     def _ends(self, row: int, answers: Answers, job: Job) -> Any:
         """Return the latest end of a job; an array by provider if the job runs until spent."""
         if not job.until_spent:
             return self._earliest + int(self._queue.seconds[row])
         rates = np.maximum(answers.rates, 1)
-        return np.array([self._earliest + job.escrow // int(rate) for rate in rates])
+        return np.array(
+            [self._earliest + min(job.escrow // int(rate), LONGEST_RUN) for rate in rates]
+        )
 
     def _left_over(self, answers: Answers, places: Ints) -> Floats:
         """Return free capacity in a job's dominant dimension, plus weighted GPUs if unused."""
@@ -1058,17 +1097,13 @@ class _Round:
         return left
 
     def _take(self, place: int, answers: Answers, end: int) -> None:
-        left = self._left[place]
         cpus, memory, gpus = answers.size
-        left[0] -= cpus
-        left[1] -= memory
-        left[2] -= gpus
-        self._changed.add(place)
+        self._free_cpus[place] -= cpus
+        self._free_memory[place] -= memory
+        self._free_gpus[place] -= gpus
         if end > self._reserved.get(place, _NEVER):
-            self._spare[:, place] -= answers.amounts
-            self._spare_beside_reservation[place] = self._spare[:, place].tolist()
+            self._spare[place] = less(self._spare[place], answers.size)
         self._taken.append((place, end, cpus, memory, gpus))
-        self._releases = self._by_place = None
 
     # -- reservations
 
@@ -1084,15 +1119,14 @@ class _Round:
         self._narrow(eligible, answers, waiting)
         if not eligible.any():
             return False
-        eligible &= self._reserved_at == _NEVER
-        few = len(self._left) <= _MAX_PLAIN_PROVIDERS
-        reserved = (self._reserve_few if few else self._reserve_any)(eligible, waiting, cls)
+        eligible[list(self._reserved)] = False
+        reserve = self._reserve_few if self._is_small else self._reserve_any
+        reserved = reserve(eligible, waiting, cls)
         if reserved is None:
             return True
         best, start, free = reserved
-        self._spare[:, best] = free - answers.amounts
-        self._spare_beside_reservation[best] = self._spare[:, best].tolist()
-        self._reserved_at[best] = self._reserved[best] = start
+        self._spare[best] = less(free, answers.size)
+        self._reserved[best] = start
         provider_id = self._providers.ids[best]
         self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
         self._settled.add(row)
@@ -1100,9 +1134,8 @@ class _Round:
 
     def _reserve_any(
         self, eligible: Flags, waiting: Waiting, cls: int
-    ) -> tuple[int, int, Ints] | None:
+    ) -> tuple[int, int, Sequence[int]] | None:
         """Return the row of the provider that fits a job earliest, when, and what is free then."""
-        self._write_changed()
         need = self._answer(cls).need
         starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
         starts[_all_within(need, self._free)] = self._now
@@ -1119,74 +1152,93 @@ class _Round:
         if start == _NEVER:
             return None
         earliest = (starts == start).nonzero()[0]
-        best = int(earliest[self._costs_of([cls])[0][earliest].argmin()])
+        best = int(earliest[self._costs_of_one(cls)[earliest].argmin()])
         own_releases = ((places == best) & (ends <= start)).nonzero()[0]
         free = free_after[:, own_releases[-1]] if len(own_releases) else self._free[:, best]
-        return best, start, free
+        return best, start, free.tolist()
 
     def _reserve_few(
         self, eligible: Flags, waiting: Waiting, cls: int
-    ) -> tuple[int, int, Ints] | None:
+    ) -> tuple[int, int, Sequence[int]] | None:
         """Do what `_reserve_any` does, for few providers."""
         size = self._answer(cls).size
         avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
-        costs = self._costs_of([cls])[0].tolist()
-        releases = self._releases_by_place()
+        costs = self._costs_of_one(cls).tolist()
+        free_now, releases = self._free.T.tolist(), self._releases_by_place()
         options = []
         for place in eligible.nonzero()[0].tolist():
-            fitting = fits_from(size, self._left[place], releases[place], self._now)
+            fitting = fits_from(size, free_now[place], releases[place], self._now)
             if fitting is not None:
                 start, free = fitting
                 until = avoided.get(place, 0)
                 if until > start:
                     start = until
-                    free = capacity_at(self._left[place], releases[place], until)
+                    free = capacity_at(free_now[place], releases[place], until)
                 options.append((start, costs[place], place, free))
         if not options:
             return None
-        start, _, best, room = min(options)
-        return best, start, np.array(room, dtype=np.int64)
+        start, _, best, free = min(options)
+        return best, start, free
+
+    def _new_releases(self) -> list[tuple[int, int, int, int, int]]:
+        """Return the releases of jobs assigned since the last call."""
+        new = self._taken[self._released :]
+        self._released = len(self._taken)
+        return new
 
     def _releases_by_place(self) -> list[list[Release]]:
-        """Return the releases of each provider by time, as `_sorted_releases`, for few providers."""
+        """Return the releases of each provider in any order, for few providers."""
         if self._by_place is None:
-            by_place: list[list[Release]] = [[] for _ in self._left]
+            self._by_place = [[] for _ in self._providers.views]
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
             for place, end, *released in zip(
                 places.tolist(), ends.tolist(), *amounts.tolist(), strict=True
             ):
                 if place >= 0:
-                    by_place[place].append((end, released))
-            for place, end, *released in self._taken:
-                by_place[place].append((end, released))
-            self._by_place = by_place
+                    self._by_place[place].append((end, released))
+        for place, end, *released in self._new_releases():
+            self._by_place[place].append((end, released))
         return self._by_place
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
         """Return releases by provider and time, with the provider's free capacity from then on."""
         if self._releases is None:
             places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
-            if self._taken:
-                taken = np.array(self._taken, dtype=np.int64).T
-                places = np.concatenate([places, taken[0]])
-                ends = np.concatenate([ends, taken[1]])
-                amounts = np.concatenate([amounts, taken[2:]], axis=1)
-            # Sorting by one combined key is several times as fast as by two. Ends beyond `_FAR_END`
-            # count as equal.
-            delays = np.clip(ends - self._now, 0, _FAR_END - 1)
-            order = (places * _FAR_END + delays).argsort()
-            if len(order) and places[order[0]] < 0:
-                order = order[places[order] >= 0]
-            places, ends = places[order], ends[order]
-            # Cumulative sums restart at each provider, from its free capacity now.
-            free_after = amounts[:, order].cumsum(axis=1)
-            counts = np.bincount(places, minlength=len(self._open))
-            before = counts.cumsum() - counts
-            start = np.zeros((3, len(free_after[0]) + 1), dtype=np.int64)
-            start[:, 1:] = free_after
-            free_after += (self._free - start[:, before])[:, places]
-            self._releases = places, ends, free_after
-        return self._releases
+            known = places >= 0
+            self._releases = np.stack([places, ends, *amounts])[:, known]
+        new = self._new_releases()
+        if new or not self._released:
+            releases = np.concatenate(
+                [self._releases, np.array(new, dtype=np.int64).reshape(-1, 5).T], axis=1
+            )
+            # Sorting by one combined key is several times as fast as by two, and a stable sort is
+            # fast if only the new ones are out of order. Ends beyond `_FAR_END` count as equal.
+            delays = np.clip(releases[1] - self._now, 0, _FAR_END - 1)
+            order = (releases[0] * _FAR_END + delays).argsort(kind="stable")
+            self._releases = releases[:, order]
+        places, ends = self._releases[0], self._releases[1]
+        # Cumulative sums restart at each provider, from its free capacity now.
+        free_after = self._releases[2:].cumsum(axis=1)
+        counts = np.bincount(places, minlength=len(self._open))
+        before = counts.cumsum() - counts
+        start = np.zeros((3, len(places) + 1), dtype=np.int64)
+        start[:, 1:] = free_after
+        free_after += (self._free - start[:, before])[:, places]
+        return places, ends, free_after
+
+
+_NO_SCORES: Final[Floats] = np.zeros(0)
+_NO_PLACES: Final[Ints] = np.zeros(0, dtype=np.int64)
+
+
+def _lowest(scores: Floats, places: Ints, count: int) -> tuple[Ints, Ints]:
+    """Return the `count` of `places` with the lowest scores in order, and the others in any order."""
+    if len(places) > count:
+        parts = scores[places].argpartition(count)
+        places, rest = places[parts[:count]], places[parts[count:]]
+    else:
+        rest = _NO_PLACES
+    return places[scores[places].argsort()], rest
 
 
 def _all_within(need: Ints, amounts: Ints) -> Flags:

@@ -48,6 +48,8 @@ T = TypeVar("T")
 #: Larger amounts are kept as Python integers: slower, but exact as well.
 _WIDE: Final = 2**62
 _FOREVER: Final = 2**62
+#: Runs of more seconds (some 36 billion years) count as this long, so that ends fit 64 bits.
+LONGEST_RUN: Final = 2**60
 #: Classes of jobs for which `Answers` are cached.
 KEPT_CLASSES: Final = 2_000
 _START: Final = 64
@@ -347,7 +349,10 @@ class QueueTable(_Columns):
         self.waiting: list[Waiting] = []
         self.classes: dict[tuple[Resources, str, Objective], int] = {}
         self.class_keys: list[tuple[Resources, str, Objective]] = []
-        self.class_sizes: list[tuple[int, int, int]] = []
+        #: CPUs, MB and GPUs of the classes, each combination once, and its number by class.
+        self.sizes: list[tuple[int, int, int]] = []
+        self.class_sizes: list[int] = []
+        self._size_numbers: dict[tuple[int, int, int], int] = {}
         self.members: list[int] = []
         #: A number that grows with each renumbering of the classes.
         self.numbering = 0
@@ -405,7 +410,7 @@ class QueueTable(_Columns):
         if cls is None:
             cls = self.classes[key] = len(self.class_keys)
             self.class_keys.append(key)
-            self.class_sizes.append((resources.cpus, resources.memory, resources.gpus))
+            self.class_sizes.append(self._size_number(resources))
             self.members.append(0)
         self.cls[row] = cls
         self.members[cls] += 1
@@ -445,6 +450,13 @@ class QueueTable(_Columns):
             self.special.remove(last)
             self.special.add(row)
 
+    def _size_number(self, resources: Resources) -> int:
+        size = (resources.cpus, resources.memory, resources.gpus)
+        number = self._size_numbers.setdefault(size, len(self.sizes))
+        if number == len(self.sizes):
+            self.sizes.append(size)
+        return number
+
     def _compact(self) -> None:
         """Renumber the classes and drop those without jobs."""
         self.numbering += 1
@@ -453,7 +465,8 @@ class QueueTable(_Columns):
         numbers[live] = np.arange(len(live))
         self.cls[: self.count] = numbers[self.cls[: self.count]]
         self.class_keys = [self.class_keys[cls] for cls in live]
-        self.class_sizes = [self.class_sizes[cls] for cls in live]
+        self.sizes, self._size_numbers = [], {}
+        self.class_sizes = [self._size_number(resources) for resources, _, _ in self.class_keys]
         self.members = [self.members[cls] for cls in live]
         self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
 
@@ -511,7 +524,8 @@ def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
     """Return the longest run time of a job that runs until its credits are spent."""
     answers = providers.answers(job.resources, waiting.uses)
     rates = [int(rate) for rate in answers.rates[answers.eligible & providers.open]]
-    return max([job.time_limit, *(job.escrow // rate for rate in rates)])
+    longest = max([job.time_limit, *(job.escrow // rate for rate in rates)])
+    return min(longest, LONGEST_RUN)
 
 
 class HeldTable(_Columns):
@@ -565,7 +579,7 @@ class HeldTable(_Columns):
         amounts = resources.cpus, resources.memory, resources.gpus
         self.place[row] = place
         self.cpus[row], self.memory[row], self.gpus[row] = amounts
-        allotted = min(run_time(job, job.rate), _FOREVER // 4)
+        allotted = min(run_time(job, job.rate), LONGEST_RUN)
         self.queued[row] = job.status != JobStatus.RUNNING
         self.end[row] = allotted + (0 if self.queued[row] else job.since)
         if place >= 0:

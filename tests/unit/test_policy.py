@@ -122,6 +122,16 @@ class TestOrder:
         modest = waiting(2, cpus=8, time_limit=100)
         assert places(decide([greedy, modest], [provider()])) == {2: 1}
 
+    @pytest.mark.parametrize("count", [1, 40])
+    def test_credits_that_last_longer_than_64_bits_can_count(self, count: int) -> None:
+        """A price of 1 credit-wei per second buys more seconds than an array holds."""
+        cheap = [provider(number, price=1) for number in range(1, count + 1)]
+        endless = waiting(1, cpus=1, flags=JobFlags.UNTIL_SPENT, escrow=2**95)
+        wide = waiting(2, cpus=8, escrow=2**95)
+        decided = decide([endless, wide], cheap, [running(3, cpus=1)], Rules())
+        # Next to the running job the wide one does not fit, and its reservation keeps the other out.
+        assert places(decided).keys() == (set() if count == 1 else {1, 2})
+
     def test_aged_jobs_go_before_smaller_ones(self) -> None:
         old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 100)
         small = waiting(2, cpus=1, queued_at=NOW)
