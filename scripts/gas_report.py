@@ -23,7 +23,7 @@ from web3 import HTTPProvider, Web3
 from web3.contract import Contract
 from web3.types import TxReceipt
 
-from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Anvil
 from deepsquare_chain.errors import GridError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,7 @@ from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.event_types import JobTransition
 from deepsquare_chain.chain.bindings.events import decode_logs
-from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.devnet.node.base import ChildProcess
+from deepsquare_chain.devnet.node.base import Anvil, ChildProcess
 from deepsquare_chain.job import JobStatus
 
 

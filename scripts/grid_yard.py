@@ -23,8 +23,7 @@ from deepsquare_chain.chain.rpc.connection import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.devnet.node.base import ChildProcess, Node
+from deepsquare_chain.devnet.node.base import Anvil, ChildProcess, Node
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.isolation import machine_isolation
 from deepsquare_chain.job import Hardware, JobFlags, Objective, Prices, Resources, Terms

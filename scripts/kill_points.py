@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Anvil
 from deepsquare_chain.observability import configure_logging
 from tests.support.gridlife import PARAMS
 from tests.support.killing import (

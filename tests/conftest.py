@@ -12,7 +12,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Anvil
 from tests.support.anvil import require_anvil, start_anvil
 
 LEVELS = ("contracts", "invariants", "unit", "integration", "e2e")

@@ -29,8 +29,7 @@ from deepsquare_chain.client.gasless import Confirm, RelayedSender
 from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
-from deepsquare_chain.devnet.node.anvil import Anvil
-from deepsquare_chain.devnet.node.base import ChildProcess, Node
+from deepsquare_chain.devnet.node.base import Anvil, ChildProcess, Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.isolation import MachineIsolation, machine_isolation

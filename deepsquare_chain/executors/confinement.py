@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.cgroups import JobCgroup
-from deepsquare_chain.executors.memory import SHARED
+from deepsquare_chain.executors.procfs import SHARED
 from deepsquare_chain.executors.rundir import SANDBOX_HOME, SANDBOX_SCRIPT, RunFolder
 from deepsquare_chain.job import MEGABYTE
 

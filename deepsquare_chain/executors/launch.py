@@ -1,7 +1,8 @@
-"""Creates the folder of a run, allocates its GPUs, and starts its supervisor."""
+"""Creates the folder of a run, allocates its GPUs, and starts its supervisor; probes that it works."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -11,15 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, TypeVar
 
 from deepsquare_chain.executors import orphaned_processes, procfs
-from deepsquare_chain.executors.base import RunSpec
-from deepsquare_chain.executors.rundir import RunFolder, unique
+from deepsquare_chain.executors.base import ExecutorUnavailableError, RunSpec
+from deepsquare_chain.executors.rundir import RunFolder, read_bytes, read_kept, unique
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import VARIABLE, crash_point
+from deepsquare_chain.observability import get_logger
 
 # -- allocation of GPUs by name, and the environment variables that expose them to a run
 #
@@ -36,6 +39,19 @@ _ALL: Final = (*_NVIDIA, *_AMD, "HIP_VISIBLE_DEVICES")
 #: Value for no device; an empty or unset variable means all devices to some drivers.
 _NONE: Final = "-1"
 _NONE_OF: Final = {"NVIDIA_VISIBLE_DEVICES": "void"}
+
+PROBE_PREFIX: Final = ".probe-"
+#: Seconds for which a successful probe is valid, and first and longest backoff after a failed one.
+_PROBE_VALID: Final = 600.0
+_PROBE_RETRY: Final = (15.0, 300.0)
+#: Timeout of one probe in seconds, for a busy machine.
+_PROBE_TIMEOUT: Final = 20.0
+_PROBE_PAUSE: Final = 0.02
+_PROBE_OUTPUT: Final = b"started\n"
+_PROBE_SCRIPT: Final = b"echo started\n"
+_log = get_logger(__name__)
+
+T = TypeVar("T")
 
 
 def device_names(count: int, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -331,3 +347,99 @@ def remove_tree(path: Path) -> None:
 def _open_up(path: Path) -> None:
     if not path.is_symlink():
         path.chmod(0o700)
+
+
+class StartProbe:
+    """Probes one machine periodically; thread-safe.
+
+    Args:
+        runs: Folder of the runs, in which the probe creates a temporary folder.
+        fork_server: Starts the supervisor.
+        isolation: Isolation of runs, which also applies to the probe.
+    """
+
+    def __init__(
+        self, runs: Path, fork_server: ForkServer, isolation: Isolation | None = None
+    ) -> None:
+        self._runs = runs
+        self._fork_server = fork_server
+        self._isolation = isolation
+        self._lock = threading.Lock()
+        self._fault = ""
+        self._due = 0.0
+        self._retry = _PROBE_RETRY[0]
+
+    def invalidate(self) -> None:
+        """Invalidate the last probe after a failed start, so that the next claim probes again."""
+        if not self._fault:
+            self._due = 0.0
+
+    def fault(self) -> str:
+        """Return why nothing can be started here; empty when it can. Blocks during a probe."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                self._probe_now()
+            return self._fault
+
+    def _probe_now(self) -> None:
+        previous, self._fault = self._fault, self._probe()
+        if self._fault:
+            self._due = time.monotonic() + self._retry
+            _log.error("jobs can't be started", reason=self._fault, retry_in=self._retry)
+            self._retry = min(self._retry * 2, _PROBE_RETRY[1])
+            return
+        self._due = time.monotonic() + _PROBE_VALID
+        self._retry = _PROBE_RETRY[0]
+        if previous:
+            _log.info("jobs can be started again")
+
+    def _probe(self) -> str:
+        folder = RunFolder(self._runs / f"{PROBE_PREFIX}{unique()}")
+        record: dict[str, Any] = {"key": "probe", "env": {}, "walltime": 30}
+        record |= {"cpus": 1, "memory": 512, "gpus": 0}
+        if self._isolation is not None:
+            record["isolation"] = self._isolation.record(folder.path)
+        try:
+            folder.fill(record, _PROBE_SCRIPT, 30)
+            return _outcome(folder, self._fork_server.start(folder, crashes=False))
+        except OSError as error:
+            return f"a test script could not be started: {error.strerror or error}"
+        finally:
+            remove_tree(folder.path)
+
+
+def _outcome(folder: RunFolder, supervisor: Launched) -> str:
+    deadline = time.monotonic() + _PROBE_TIMEOUT
+    while not supervisor.ended:
+        if time.monotonic() > deadline:
+            supervisor.kill()
+            return f"a test script did not end in {_PROBE_TIMEOUT:.0f} seconds"
+        time.sleep(_PROBE_PAUSE)
+    supervisor.release()
+    ended, printed = folder.exit(), read_kept(folder.output, 0, 200)
+    if ended is None:
+        log = read_bytes(folder.log, 0, 65536).decode(errors="replace").strip()
+        reason = log.splitlines()[-1][:200] if log else "it did not leave a record"
+        return f"the supervisor of a test script failed: {reason}"
+    if ended["code"] == 0 and printed == _PROBE_OUTPUT:
+        return ""
+    reason = " ".join(printed.decode(errors="replace").split())[:200]
+    return f"a test script ended with code {ended['code']}: {reason or 'it has no output'}"
+
+
+async def in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """Run blocking work in a thread and return its result.
+
+    Raises:
+        ExecutorUnavailableError: The machine can't start another thread.
+    """
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except RuntimeError as error:
+        # Python has no specific exception for this.
+        if "can't start new thread" not in str(error):
+            raise
+        raise ExecutorUnavailableError(
+            "No thread can be started on this machine",
+            hint="There are too many processes, or a limit on them: see `ulimit -u`.",
+        ) from None

@@ -32,13 +32,11 @@ from deepsquare_chain.executors.base import (
     unavailable,
 )
 from deepsquare_chain.executors.isolation import LocalOptions, isolate, local_checks
-from deepsquare_chain.executors.launch import device_names
+from deepsquare_chain.executors.launch import StartProbe, device_names, in_thread
 from deepsquare_chain.executors.orphaned_processes import UnkillableError
 from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import EtcCopy, Isolation, parse_options
-from deepsquare_chain.executors.startprobe import StartProbe
-from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability.probe import Check
 

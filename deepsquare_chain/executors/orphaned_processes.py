@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.cgroups import JobCgroup
-from deepsquare_chain.executors.outputlog import last_write
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import MARK, FolderClaim, RunFolder, exit_record
+from deepsquare_chain.executors.rundir import MARK, FolderClaim, RunFolder, exit_record, last_write
 
 PATIENCE: Final = 10.0  # seconds to wait for killed processes to exit
 SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import launch, orphaned_processes, procfs, startprobe
+from deepsquare_chain.executors import launch, orphaned_processes, procfs
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -30,9 +30,15 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.launch import Launched, free_devices
 from deepsquare_chain.executors.orphaned_processes import Census, UnkillableError
-from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.procfs import Identity
-from deepsquare_chain.executors.rundir import GRACE, FolderClaim, RunFolder, read_bytes, unique
+from deepsquare_chain.executors.rundir import (
+    GRACE,
+    FolderClaim,
+    RunFolder,
+    read_bytes,
+    read_kept,
+    unique,
+)
 from deepsquare_chain.executors.sandbox import Isolation
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import MEGABYTE, Offer
@@ -341,7 +347,7 @@ class Runs:
         """Remove folders that were never completed or only partly removed."""
         for entry in os.scandir(self.path):
             is_stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
-            is_temporary = entry.name.startswith((".gone-", startprobe.PREFIX))
+            is_temporary = entry.name.startswith((".gone-", launch.PROBE_PREFIX))
             if is_temporary or (entry.name.startswith(".new-") and is_stale):
                 launch.remove_tree(Path(entry.path))
 

@@ -27,13 +27,13 @@ from typing import Any, Final, NoReturn
 
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.confinement import Confinement
-from deepsquare_chain.executors.memory import MemoryMeter
 from deepsquare_chain.executors.orphaned_processes import SUPERVISOR_MODULE
-from deepsquare_chain.executors.outputlog import OutputWriter
+from deepsquare_chain.executors.procfs import MemoryMeter
 from deepsquare_chain.executors.rundir import (
     GRACE,
     MARK,
     OUTPUT_LIMIT,
+    OutputWriter,
     RunFolder,
     exit_record,
     unique,

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from deepsquare_chain.errors import NotFoundError, UsageError
-from deepsquare_chain.executors import outputlog
-from deepsquare_chain.executors.outputlog import OutputPart
-from deepsquare_chain.executors.rundir import RunFolder
+from deepsquare_chain.executors import rundir
+from deepsquare_chain.executors.rundir import OutputPart, RunFolder
 from deepsquare_chain.provider.model import parse_key, run_key
 from deepsquare_chain.workflow.script import STATE_FOLDER
 
@@ -58,7 +57,7 @@ def read_output(run: Path, position: int = 0, limit: int = _READ_BYTES) -> Outpu
     """
     folder = RunFolder(run)
     try:
-        return outputlog.read_output(folder.output, position, limit)
+        return rundir.read_output(folder.output, position, limit)
     except OSError as error:
         raise NotFoundError(f"The output of {folder.key} can't be read: {error.strerror}") from None
 
@@ -128,7 +127,7 @@ def _output(folder: RunFolder, copy: Path | None) -> list[ResultFile]:
     try:
         with ExitStack() as stack:
             target = None if copy is None else stack.enter_context(copy.open("xb"))
-            while (part := outputlog.read_output(folder.output, position, _READ_BYTES)).data:
+            while (part := rundir.read_output(folder.output, position, _READ_BYTES)).data:
                 digest.update(part.data)
                 size += len(part.data)
                 position = part.position

@@ -24,12 +24,12 @@ from sqlalchemy import Boolean, Column, Integer, String, Table, delete, insert, 
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.executors.base import Executor
-from deepsquare_chain.executors.outputlog import read_kept
 from deepsquare_chain.executors.rundir import (
     OUTPUT_LIMIT,
     RunFolder,
     open_regular,
     read_bytes,
+    read_kept,
 )
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics

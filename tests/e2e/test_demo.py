@@ -22,9 +22,9 @@ import httpx2
 import psutil
 import pytest
 
+from deepsquare_chain.demo import main as demo_main
 from deepsquare_chain.demo.main import run_demo
 from deepsquare_chain.demo.runner import processes_of
-from deepsquare_chain.devnet import slurm
 from deepsquare_chain.errors import NotFoundError
 from tests.support.anvil import require_anvil
 from tests.support.cli import PROGRAM, Outcome, clean_environment, run
@@ -290,7 +290,7 @@ def test_unknown_executor_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_slurm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "_SYSTEM_PATH", "/nowhere")
+    monkeypatch.setattr(demo_main, "_SYSTEM_PATH", "/nowhere")
     with pytest.raises(NotFoundError, match="slurmctld") as caught:
         asyncio.run(
             run_demo(chain="embedded", folder=tmp_path / "x", stream=StringIO(), executor="slurm")

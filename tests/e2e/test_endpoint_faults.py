@@ -19,8 +19,7 @@ import pytest
 from web3.exceptions import BlockNotFound, TransactionNotFound
 
 from deepsquare_chain.chain.rpc.connection import TransientEndpointError, connect, connected
-from deepsquare_chain.devnet.node.anvil import Anvil, find_anvil
-from deepsquare_chain.devnet.node.base import Node, dev_accounts
+from deepsquare_chain.devnet.node.base import Anvil, Node, dev_accounts, find_anvil
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.job import JobStatus

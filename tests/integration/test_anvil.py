@@ -12,9 +12,15 @@ import pytest
 
 from deepsquare_chain.chain.deploying import check_rules
 from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.devnet.node import anvil as anvil_module
-from deepsquare_chain.devnet.node.anvil import VARIABLE, Anvil, find_anvil
-from deepsquare_chain.devnet.node.base import DEV_BALANCE, Node, dev_accounts
+from deepsquare_chain.devnet.node import base as node_base
+from deepsquare_chain.devnet.node.base import (
+    ANVIL_VARIABLE,
+    DEV_BALANCE,
+    Anvil,
+    Node,
+    dev_accounts,
+    find_anvil,
+)
 from deepsquare_chain.devnet.node.embedded import EmbeddedChain
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 
@@ -29,7 +35,7 @@ class TestFinding:
     def test_the_variable_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = tmp_path / "my-anvil"
         program.write_text("#!/bin/sh\n")
-        monkeypatch.setenv(VARIABLE, str(program))
+        monkeypatch.setenv(ANVIL_VARIABLE, str(program))
         with pytest.raises(UsageError, match="not an executable program"):
             find_anvil()
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -38,7 +44,7 @@ class TestFinding:
     def test_the_package_here_then_the_path(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.delenv(ANVIL_VARIABLE, raising=False)
         here = tmp_path / "project"
         package = here / "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
         on_path = tmp_path / "bin" / "anvil"
@@ -50,19 +56,19 @@ class TestFinding:
         monkeypatch.setenv("PATH", str(on_path.parent))
         assert find_anvil() == package
         # Away from every project only the PATH is left.
-        monkeypatch.setattr(anvil_module, "_IN_PACKAGE", Path("nowhere/anvil"))
+        monkeypatch.setattr(node_base, "_IN_ANVIL_PACKAGE", Path("nowhere/anvil"))
         assert find_anvil() == on_path
 
     async def test_without_it_says_how_to_get_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delenv(VARIABLE, raising=False)
-        monkeypatch.setattr(anvil_module, "_IN_PACKAGE", Path("nowhere/anvil"))
+        monkeypatch.delenv(ANVIL_VARIABLE, raising=False)
+        monkeypatch.setattr(node_base, "_IN_ANVIL_PACKAGE", Path("nowhere/anvil"))
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(NotFoundError, match="not installed") as caught:
             await Anvil().start()
         assert "npm ci" in caught.value.hint
-        assert anvil_module.PACKAGE in caught.value.hint
+        assert node_base.ANVIL_PACKAGE in caught.value.hint
 
     async def test_a_program_that_fails_is_quoted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +76,7 @@ class TestFinding:
         program = tmp_path / "anvil"
         program.write_text("#!/bin/sh\necho no such hardfork >&2; exit 2\n")
         program.chmod(0o755)
-        monkeypatch.setenv(VARIABLE, str(program))
+        monkeypatch.setenv(ANVIL_VARIABLE, str(program))
         with pytest.raises(EndpointError, match="no such hardfork"):
             await Anvil().start()
 

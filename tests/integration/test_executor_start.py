@@ -16,13 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from deepsquare_chain.executors import launch, startprobe
+from deepsquare_chain.executors import launch
 from deepsquare_chain.executors.base import ExecutorUnavailableError, Exit, RunSpec, RunState
-from deepsquare_chain.executors.launch import ForkServer
+from deepsquare_chain.executors.launch import ForkServer, StartProbe
 from deepsquare_chain.executors.local import LocalExecutor
-from deepsquare_chain.executors.outputlog import read_kept
-from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.executors.startprobe import StartProbe
+from deepsquare_chain.executors.rundir import RunFolder, read_kept
 from deepsquare_chain.job import Offer, Resources
 
 pytestmark = pytest.mark.integration
@@ -173,7 +171,7 @@ def spoil(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if kind == "broken python":
         monkeypatch.setattr(sys, "executable", "/bin/false")
         return "supervisor of a test script failed"
-    monkeypatch.setattr(startprobe, "_SCRIPT", b"exit 126")
+    monkeypatch.setattr(launch, "_PROBE_SCRIPT", b"exit 126")
     return "ended with code 126"
 
 
@@ -185,15 +183,15 @@ async def test_a_machine_that_starts_nothing_says_so_and_tries_again(
 ) -> None:
     now = [1_000.0]
     executor = LocalExecutor(tmp_path, Offer(1, 512, 0))
-    monkeypatch.setattr(startprobe.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
     if kind == "broken python":
-        monkeypatch.setattr(startprobe, "_PATIENCE", 5.0)
+        monkeypatch.setattr(launch, "_PROBE_TIMEOUT", 5.0)
     with monkeypatch.context() as patch:
         words = spoil(kind, patch)
         assert words in await executor.fault()
     # Nothing was asked of the machine meanwhile; the next look is due after a pause.
     assert words in await executor.fault()
-    now[0] += startprobe._RETRY[0] + 1
+    now[0] += launch._PROBE_RETRY[0] + 1
     assert await executor.fault() == ""
 
 

@@ -14,7 +14,7 @@ from deepsquare_chain.audit.reader import read_ledger
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.daemon import service as daemon_service
 from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.devnet.node.anvil import Anvil
+from deepsquare_chain.devnet.node.base import Anvil
 from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.indexer.service import IndexService, open_index
 from deepsquare_chain.job import JobStatus

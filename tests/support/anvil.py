@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.devnet.node.anvil import Anvil, find_anvil
+from deepsquare_chain.devnet.node.base import Anvil, find_anvil
 from deepsquare_chain.errors import NotFoundError
 
 REQUIRE_REAL = "DEEPSQUARE_REQUIRE_REAL"

@@ -22,12 +22,12 @@ import httpx2
 
 from deepsquare_chain.chain.deploying import check_rules
 from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.devnet.node.anvil import Anvil
 from deepsquare_chain.devnet.node.base import (
     DEFAULT_CHAIN_ID,
     DEV_ACCOUNTS,
     DEV_BALANCE,
     DEV_MNEMONIC,
+    Anvil,
     Node,
     ProgramNode,
     dev_accounts,

@@ -25,9 +25,14 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.executors.launch import make_run
 from deepsquare_chain.executors.local import LocalExecutor
-from deepsquare_chain.executors.outputlog import OutputWriter, read_kept, read_output
 from deepsquare_chain.executors.procfs import Identity, Process
-from deepsquare_chain.executors.rundir import RunFolder, exit_record
+from deepsquare_chain.executors.rundir import (
+    OutputWriter,
+    RunFolder,
+    exit_record,
+    read_kept,
+    read_output,
+)
 from deepsquare_chain.job import Offer, Resources
 
 

@@ -22,7 +22,7 @@ from deepsquare_chain.executors.base import (
     RunSpec,
     RunState,
 )
-from deepsquare_chain.executors.slurm import commands, parsing, verdict
+from deepsquare_chain.executors.slurm import commands, parsing, records
 from deepsquare_chain.executors.slurm.client import (
     CommandRefusedError,
     UnknownJobError,
@@ -30,7 +30,7 @@ from deepsquare_chain.executors.slurm.client import (
 )
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, registered_hardware
-from deepsquare_chain.executors.slurm.verdict import EndRecord, Orders
+from deepsquare_chain.executors.slurm.records import EndRecord, Orders
 from deepsquare_chain.job import Hardware, Resources
 
 RECORDED = Path(__file__).with_name("slurm_outputs")
@@ -194,8 +194,8 @@ def test_recorded_queue(version: str) -> None:
         "6": 180,
         "7": 3_600,
     }
-    assert verdict.never_starts(jobs["7"])
-    assert not verdict.never_starts(jobs["6"])
+    assert records.never_starts(jobs["7"])
+    assert not records.never_starts(jobs["6"])
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def conclude(state: str, end: EndRecord | None = None, **changes: Any) -> tuple[
     """Code and reason of a run that had started."""
     job = SlurmJob("7", state, started_at=100, ended_at=107, **changes.pop("job", {}))
     values = {"started_at": 100.0, "orders": Orders(), **changes}
-    found = verdict.conclude(
+    found = records.conclude(
         job if state else None,
         values["started_at"],
         end,
@@ -482,7 +482,7 @@ def test_every_end_state_without_a_record_of_the_wrapper(
 ) -> None:
     code = {"exit_code": 3 if state == "FAILED" else 0}
     assert conclude(state, job=code) == expected
-    assert state == "" or verdict.run_state(state) is RunState.ENDED
+    assert state == "" or records.run_state(state) is RunState.ENDED
     # What never began is nobody's failure but the provider's.
     never = conclude(state, job=code, started_at=None)
     own = {
@@ -545,13 +545,13 @@ def test_orders_and_who_cancelled() -> None:
 def test_durations() -> None:
     job = SlurmJob("7", "TIMEOUT", started_at=90, ended_at=107)
     known: dict[str, Any] = {"orders": Orders(), "user_id": 1, "now": 200.0}
-    with_record = verdict.conclude(job, 100.0, END, **known)
+    with_record = records.conclude(job, 100.0, END, **known)
     assert (with_record.seconds, with_record.started_at, with_record.ended_at) == (9, 100.0, 109.0)
     # The script's own start counts, and not that of the allocation.
-    without = verdict.conclude(job, 100.5, None, **known)
+    without = records.conclude(job, 100.5, None, **known)
     assert (without.seconds, without.ended_at) == (7, 107.0)
-    assert verdict.conclude(None, 150.0, None, **known).seconds == 50
-    assert verdict.conclude(job, None, None, **known).seconds == 0
+    assert records.conclude(None, 150.0, None, **known).seconds == 50
+    assert records.conclude(job, None, None, **known).seconds == 0
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def test_durations() -> None:
     ],
 )
 def test_live_states(state: str, expected: RunState) -> None:
-    assert verdict.run_state(state) is expected
+    assert records.run_state(state) is expected
 
 
 # -- hardware

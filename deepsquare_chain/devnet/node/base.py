@@ -1,10 +1,11 @@
-"""The interface of devnet nodes: a URL, funded accounts, and control over chain time."""
+"""The interface of devnet nodes: a URL, funded accounts, control over chain time; and anvil."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,7 +22,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.errors import EndpointError, GridError
+from deepsquare_chain.errors import EndpointError, GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import HOST, open_listener
 
 # The standard test mnemonic of Ethereum tools: its keys are public and must never hold value.
@@ -29,6 +30,10 @@ DEV_MNEMONIC = "test test test test test test test test test test test junk"
 DEV_ACCOUNTS = 10
 DEV_BALANCE = 1_000_000 * 10**18  # wei per account, including the bank
 DEFAULT_CHAIN_ID = 1337
+
+ANVIL_PACKAGE = "@foundry-rs/anvil-linux-amd64"
+ANVIL_VARIABLE = "DEEPSQUARE_ANVIL"
+_IN_ANVIL_PACKAGE = Path("node_modules") / ANVIL_PACKAGE / "bin" / "anvil"
 
 
 @lru_cache(maxsize=1)
@@ -328,3 +333,72 @@ def free_port(port: int = 0) -> int:
     listener: socket.socket = open_listener(port)
     with listener:
         return int(listener.getsockname()[1])
+
+
+def find_anvil() -> Path:
+    """Find anvil: ``DEEPSQUARE_ANVIL``, npm's package here or in the project, then the PATH.
+
+    Raises ``UsageError`` if the variable does not name a program, ``NotFoundError`` if there is none.
+    """
+    named = os.environ.get(ANVIL_VARIABLE)
+    if named:
+        if not _is_program(Path(named)):
+            raise UsageError(
+                f"{ANVIL_VARIABLE} names {named}, which is not an executable program.",
+                hint=f"Point {ANVIL_VARIABLE} at the anvil program, or unset it.",
+            )
+        return Path(named).absolute()
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[3]):
+        if _is_program(folder / _IN_ANVIL_PACKAGE):
+            return folder / _IN_ANVIL_PACKAGE
+    on_path = shutil.which("anvil")
+    if on_path:
+        return Path(on_path).absolute()
+    raise NotFoundError(
+        "anvil is not installed.",
+        hint=f"Run `npm ci` in the project's folder (it brings {ANVIL_PACKAGE}), or install Foundry, "
+        f"or set {ANVIL_VARIABLE} to the program. The embedded chain needs neither.",
+    )
+
+
+class Anvil(ProgramNode):
+    """An anvil process on 127.0.0.1, which ends with this process.
+
+    Args:
+        port: Port on 127.0.0.1; 0 chooses a free one.
+        block_time: Seconds between blocks; None mines each transaction immediately.
+        hardfork: Rules of the EVM; the contracts are compiled for cancun.
+        options: Additional command-line options of anvil.
+    """
+
+    name = "anvil"
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        chain_id: int = DEFAULT_CHAIN_ID,
+        block_time: int | None = 1,
+        hardfork: str = "cancun",
+        options: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(chain_id, port=port)
+        self._block_time = block_time
+        self._hardfork = hardfork
+        self._options = options
+
+    def command(self, port: int) -> list[str | Path]:
+        """Return the command line of anvil."""
+        pace = [] if self._block_time is None else ["--block-time", str(self._block_time)]
+        return [
+            *(find_anvil(), "--silent", "--host", HOST, "--port", str(port)),
+            *("--chain-id", str(self.chain_id), "--hardfork", self._hardfork),
+            *("--mnemonic", DEV_MNEMONIC, "--accounts", str(DEV_ACCOUNTS + 1)),
+            *("--balance", str(DEV_BALANCE // 10**18), "--gas-limit", "60000000"),
+            *pace,
+            *self._options,
+        ]
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)

@@ -15,13 +15,17 @@ from eth.exceptions import UnrecognizedTransactionType
 from eth_utils.exceptions import ValidationError
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
-from deepsquare_chain.devnet.node.engine import CallRequest, Engine
+from deepsquare_chain.devnet.node.engine import Engine
 from deepsquare_chain.devnet.node.index import ChainIndex
-from deepsquare_chain.devnet.node.rpcerrors import INTERNAL_ERROR, RpcError, bad_params, refused
 from deepsquare_chain.devnet.node.wire import (
+    INTERNAL_ERROR,
+    CallRequest,
+    RpcError,
     Wire,
+    bad_params,
     block_fields,
     data,
+    refused,
     transaction_fields,
     transaction_type,
 )

@@ -27,8 +27,7 @@ from deepsquare_chain.devnet.node.base import (
     dev_accounts,
 )
 from deepsquare_chain.devnet.node.core import Core, Worker
-from deepsquare_chain.devnet.node.methods import Methods
-from deepsquare_chain.devnet.node.rpcserver import rpc_app
+from deepsquare_chain.devnet.node.methods import Methods, rpc_app
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.observability.serving import LoopbackServer
 

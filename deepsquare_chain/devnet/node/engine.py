@@ -21,24 +21,11 @@ from eth_tester.backends.pyevm.main import PyEVMBackend
 from eth_utils.exceptions import ValidationError
 
 from deepsquare_chain.chain.deploying import CREATE2_PROXY, CREATE2_PROXY_CODE
-from deepsquare_chain.devnet.node.rpcerrors import RpcError, refused, reverted
+from deepsquare_chain.devnet.node.wire import CallRequest, RpcError, refused, reverted
 
-ZERO_ADDRESS = bytes(20)
 BASE_GAS = 21_000
 CALL_STIPEND = 2_300
 _READERS = 4  # cached states: the head, and a few earlier blocks
-
-
-@dataclass(frozen=True, slots=True)
-class CallRequest:
-    """The fields of an ``eth_call``; amounts in wei, ``to`` is empty for a contract creation."""
-
-    sender: bytes = ZERO_ADDRESS
-    to: bytes = b""
-    data: bytes = b""
-    value: int = 0
-    gas: int | None = None
-    max_fee: int | None = None
 
 
 @dataclass(slots=True)

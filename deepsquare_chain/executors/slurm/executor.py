@@ -37,21 +37,20 @@ from deepsquare_chain.executors.base import (
     unavailable,
 )
 from deepsquare_chain.executors.isolation import UNISOLATED, refuse_exposure, refuse_unisolated
-from deepsquare_chain.executors.outputlog import read_kept
-from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, unique
+from deepsquare_chain.executors.launch import in_thread
+from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, read_kept, unique
 from deepsquare_chain.executors.sandbox import bubblewrap_arguments
-from deepsquare_chain.executors.slurm import commands, parsing, verdict
+from deepsquare_chain.executors.slurm import commands, parsing, records
 from deepsquare_chain.executors.slurm.client import (
     CommandRefusedError,
     SlurmClient,
     UnknownJobError,
     read_nodes,
+    user_checks,
 )
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
-from deepsquare_chain.executors.slurm.usercheck import user_checks
-from deepsquare_chain.executors.threads import in_thread
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability import get_logger
@@ -397,10 +396,10 @@ class SlurmExecutor(Executor):
             recorded = self._memory.job_ids.get(key) or await self._call(folder.job_id)
             if recorded is not None and recorded != job.id:
                 raise self._alarm(key, [job, SlurmJob(recorded, "")])
-            state = verdict.run_state(job.state)
+            state = records.run_state(job.state)
             if state is RunState.ENDED:
                 return await self._conclude(folder, job)
-            if verdict.never_starts(job):
+            if records.never_starts(job):
                 await self._give_up(folder, job)
             if job.state == "RUNNING":
                 await self._enforce(folder, job)
@@ -490,7 +489,7 @@ class SlurmExecutor(Executor):
             own_jobs = [
                 job for job in accounted.get(key, []) if job.id == self._memory.job_ids[key]
             ]
-            ended = [job for job in own_jobs if verdict.run_state(job.state) is RunState.ENDED]
+            ended = [job for job in own_jobs if records.run_state(job.state) is RunState.ENDED]
             if ended:
                 statuses[key] = await self._conclude(self._folder(key), ended[-1])
             elif not own_jobs and self._is_gone(key, queue):
@@ -528,20 +527,20 @@ class SlurmExecutor(Executor):
     def _judge(self, folder: SlurmFolder, job: SlurmJob | None) -> Exit:
         if not folder.exists():
             started = job.started_at if job is not None else None
-            return verdict.conclude(
+            return records.conclude(
                 job,
                 None if started is None else float(started),
                 None,
-                verdict.Orders(),
+                records.Orders(),
                 user_id=self._client.user_id,
                 now=time.time(),
             )
         start = folder.start()
         if start is not None and start[1] is None:  # withdrawn before it began
-            orders = verdict.Orders(cancel=True)
+            orders = records.Orders(cancel=True)
         else:
             orders = folder.orders()
-        ended = verdict.conclude(
+        ended = records.conclude(
             job,
             start[1] if start else None,
             folder.end(),
@@ -672,7 +671,7 @@ class SlurmExecutor(Executor):
         """Return the jobs of a run that have not ended."""
         queue = await self._polled_queue(max_age)
         jobs = queue.jobs.get(key, [])
-        return [job for job in jobs if verdict.run_state(job.state) is not RunState.ENDED]
+        return [job for job in jobs if records.run_state(job.state) is not RunState.ENDED]
 
     async def extend(self, handle: str, walltime: int) -> None:
         """Set the total time limit of the run to `walltime` seconds from its start.
