@@ -23,7 +23,7 @@ from typing import Any
 
 from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, verify_deployment
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.client.deploy import deploy
 from deepsquare_chain.errors import AuditError, GridError
 from deepsquare_chain.observability.logs import configure_logging

@@ -19,7 +19,7 @@ from web3 import AsyncWeb3
 from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid
-from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.credits import CREDIT

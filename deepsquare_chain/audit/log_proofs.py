@@ -15,7 +15,7 @@ from deepsquare_chain.audit.proofs import ProofError, check_header, check_receip
 from deepsquare_chain.audit.reader import LogSink, Progress, read_history
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError
 
 _HEADERS_PER_REQUEST: Final = 100

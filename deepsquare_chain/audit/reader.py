@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.chain.rpc.batching import block_headers, chunks
 from deepsquare_chain.chain.rpc.log_reader import read_range
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.job import Load
 

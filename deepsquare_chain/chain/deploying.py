@@ -20,8 +20,7 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain.bindings.abi import interface
-from deepsquare_chain.chain.bindings.artifacts import ipfs_hash, load_artifact, metadata_hash
+from deepsquare_chain.chain.bindings.abi import interface, ipfs_hash, load_artifact, metadata_hash
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts, MetaSchedulerContract
 from deepsquare_chain.chain.bindings.deployment import (
@@ -37,9 +36,13 @@ from deepsquare_chain.chain.bindings.deployment import (
 )
 from deepsquare_chain.chain.bindings.event_types import FeeChanged, RoleGranted, RoleRevoked
 from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
-from deepsquare_chain.chain.rpc.connection import TransientEndpointError
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
-from deepsquare_chain.chain.rpc.node_errors import error_body, is_execution_error, node_message
+from deepsquare_chain.chain.rpc.responses import (
+    error_body,
+    is_execution_error,
+    node_message,
+)
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 

@@ -19,9 +19,9 @@ from web3.exceptions import Web3RPCError
 from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.block_time import seconds_idle
+from deepsquare_chain.chain.rpc.heads import seconds_idle
 from deepsquare_chain.chain.rpc.log_reader import RpcRequest, read_range
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError, GridError
 from deepsquare_chain.faults import crash_point
 

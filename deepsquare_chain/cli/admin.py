@@ -266,7 +266,7 @@ async def handover(
     The administrator names the next one, and that account accepts after the delay of the contracts.
     """
     from deepsquare_chain.chain.bindings.calls import checked_address
-    from deepsquare_chain.chain.rpc.connection import chain_time
+    from deepsquare_chain.chain.rpc.pool import chain_time
     from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.errors import UsageError
 

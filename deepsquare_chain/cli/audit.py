@@ -314,7 +314,7 @@ async def verify(
 ) -> int:
     """Rebuild every job and balance from events, compare with storage; exit 10 on any inconsistency."""
     from deepsquare_chain.audit.runner import AuditOptions, audit_export, audit_grid
-    from deepsquare_chain.chain.rpc.connection import connected
+    from deepsquare_chain.chain.rpc.pool import connected
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError, UsageError
 

@@ -12,7 +12,7 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 
 if TYPE_CHECKING:
-    from deepsquare_chain.observability.probe import Check
+    from deepsquare_chain.observability.metrics import Check
     from deepsquare_chain.settings import Sources
 
 app = typer.Typer(help="Show the settings, or choose a context.", no_args_is_help=True)

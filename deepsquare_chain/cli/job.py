@@ -119,7 +119,7 @@ async def list_jobs(
     """List the newest jobs: status, elapsed time, exit code, credits in escrow and spent."""
     import asyncio
 
-    from deepsquare_chain.chain.rpc.connection import chain_time
+    from deepsquare_chain.chain.rpc.pool import chain_time
     from deepsquare_chain.client.jobs import newest, parse_statuses
     from deepsquare_chain.client.network import open_grid, own_address
 

@@ -58,7 +58,7 @@ async def test(context: CommandContext) -> int:
     """Send one test notification to each recipient in the settings; exit 1 if one fails."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.notify.runner import try_targets
+    from deepsquare_chain.notify.service import try_targets
 
     if context.settings.notify_by == "gateway":
         raise UsageError(
@@ -91,7 +91,7 @@ def _from_service(
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
-    from deepsquare_chain.notify.runner import NAME, sent
+    from deepsquare_chain.notify.service import NAME, sent
 
     deployment = Deployment.load(context.settings.deployment)
     customer = own_address(context.settings, address)

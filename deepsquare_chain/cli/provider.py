@@ -443,7 +443,7 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
     from deepsquare_chain.executors.base import ExecutorContext
     from deepsquare_chain.executors.registry import examine_executor
     from deepsquare_chain.job import Offer
-    from deepsquare_chain.observability.probe import Check
+    from deepsquare_chain.observability.metrics import Check
 
     settings = context.settings
     try:

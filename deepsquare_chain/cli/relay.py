@@ -12,7 +12,7 @@ from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import LimitOption, amount, port, whole_number
 
 if TYPE_CHECKING:
-    from deepsquare_chain.store.requests import RecordedRequest
+    from deepsquare_chain.store.outbox import RecordedRequest
 
 app = typer.Typer(
     help="Run a relay that pays customers' gas, and list signed requests.",

@@ -156,8 +156,12 @@ async def relay(
 
 async def notify(settings: Settings, *, address: str | None) -> None:
     """Send notifications until a signal. Raises the errors of `run_notify`."""
-    from deepsquare_chain.notify.runner import deliverer_of, own_recipients, run_notify
-    from deepsquare_chain.notify.service import NotifySettings
+    from deepsquare_chain.notify.service import (
+        NotifySettings,
+        deliverer_of,
+        own_recipients,
+        run_notify,
+    )
 
     if settings.notify_by == "gateway":
         raise UsageError(
@@ -199,7 +203,7 @@ async def serve_gateway(
     """
     from deepsquare_chain.gateway.app import run_gateway
     from deepsquare_chain.gateway.service import GatewaySettings
-    from deepsquare_chain.notify.runner import mail_server
+    from deepsquare_chain.notify.service import mail_server
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="gateway")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.rpc.block_time import mines_on_demand
+from deepsquare_chain.chain.rpc.heads import mines_on_demand
 from deepsquare_chain.client.jobs import histories
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.job import Conditions, Job, JobStatus

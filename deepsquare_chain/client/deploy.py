@@ -15,8 +15,8 @@ import pydantic_core
 from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.bindings.abi import interface
-from deepsquare_chain.chain.bindings.artifacts import (
+from deepsquare_chain.chain.bindings.abi import (
+    interface,
     load_artifact,
     metadata_of,
     sources_of,
@@ -25,7 +25,7 @@ from deepsquare_chain.chain.bindings.artifacts import (
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid, plan_grid, read_deployment
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender

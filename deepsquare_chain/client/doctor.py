@@ -16,8 +16,8 @@ from typing import Any, Final
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import check_rules, verify_deployment
-from deepsquare_chain.chain.rpc.block_time import mines_on_demand
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.heads import mines_on_demand
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.chain.transactions.fees import gas_budget, is_gas_free
 from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.deploy import connect
@@ -29,7 +29,7 @@ from deepsquare_chain.credits import credit_count
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import FOLDER, open_wallet_store
 from deepsquare_chain.store.definitions import FolderDefinitionStore

@@ -31,7 +31,7 @@ from deepsquare_chain.chain.bindings.forwarder import (
     SignedRequest,
     forwarded_calls,
 )
-from deepsquare_chain.chain.rpc.block_time import next_block_time
+from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.signers import Signer, sign_and_record
 from deepsquare_chain.chain.transactions.outbox import Entry
@@ -56,7 +56,7 @@ from deepsquare_chain.errors import (
 )
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.settings import Settings
-from deepsquare_chain.store.requests import RecordedRequest, RequestState, RequestTables
+from deepsquare_chain.store.outbox import RecordedRequest, RequestState, RequestTables
 
 #: Validity of a request and its permit in seconds of chain time.
 DEADLINE_SECONDS: Final = 600

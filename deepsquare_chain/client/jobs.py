@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.event_types import (
     JobTransition,
 )
 from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
-from deepsquare_chain.chain.rpc.connection import WrongEndpointError
+from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError, WaitTimeoutError
 from deepsquare_chain.job import (

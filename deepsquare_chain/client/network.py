@@ -11,7 +11,7 @@ from typing import Final
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import ExternalSigner, Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.credits import cost, fits, job_rate
 from deepsquare_chain.job import Job, Provider, ProviderStatus, Resources, Terms, parse_uses, unmet
 from deepsquare_chain.metascheduler.eligibility import ProviderView

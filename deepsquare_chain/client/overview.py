@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.client.jobs import histories
 from deepsquare_chain.client.offers import SEARCHED_RECORDS
 from deepsquare_chain.job import Job, JobStatus, Offer, Provider, ProviderStatus

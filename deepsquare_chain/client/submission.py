@@ -15,8 +15,8 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
-from deepsquare_chain.chain.rpc.block_time import mines_on_demand, next_block_time
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.heads import mines_on_demand, next_block_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSender
@@ -28,7 +28,7 @@ from deepsquare_chain.errors import InsufficientFundsError, RevertedError, Store
 from deepsquare_chain.job import Conditions, Dependency, JobFlags, Terms
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import DefinitionStore
-from deepsquare_chain.store.requests import RequestTables
+from deepsquare_chain.store.outbox import RequestTables
 from deepsquare_chain.workflow import Definition, digest
 from deepsquare_chain.workflow.checks import MAX_USES_BYTES
 

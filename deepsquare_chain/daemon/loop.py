@@ -23,8 +23,7 @@ from pydantic_core import from_json
 
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.observability import get_logger, redact_text
-from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import Health, Metrics
 
 # -- handlers of SIGINT and SIGTERM, for services and for programs with an orderly end at Ctrl-C
 

@@ -16,9 +16,9 @@ from typing import Final, TypeVar
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.follower import ReorgTooDeepError
-from deepsquare_chain.chain.rpc.connection import WrongEndpointError, connected
+from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.heads import HeadSource, HeadSubscription
-from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
+from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS, connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI

@@ -22,7 +22,7 @@ from web3 import AsyncWeb3
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
-from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.client.gasless import Confirm, RelayedSender

@@ -18,7 +18,7 @@ from deepsquare_chain.executors.sandbox import (
     probe_sandbox,
 )
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 
 UNISOLATED: Final = (
     "Jobs are not isolated: they can read all files of the daemon's user, including its keystore"

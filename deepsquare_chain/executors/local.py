@@ -38,7 +38,7 @@ from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT
 from deepsquare_chain.executors.runs import HUNG, Runs
 from deepsquare_chain.executors.sandbox import EtcCopy, Isolation, parse_options
 from deepsquare_chain.job import Offer
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 
 _START_PATIENCE: Final = 60.0  # seconds for a supervisor to claim its run on a busy machine
 #: Minimum and maximum seconds between two checks whether a supervisor claimed its run.

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorContext
 from deepsquare_chain.executors.isolation import refuse_root, user_check
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 
 GROUP: Final = "deepsquare.executors"
 

@@ -53,8 +53,7 @@ from deepsquare_chain.gateway.objects import Objects, open_object_store
 from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService, GatewaySettings
 from deepsquare_chain.notify.service import NotifySettings
-from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import (
     LoopbackServer,
     RateLimit,

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.bindings.event_types import Event, ExecutedForwardRe
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall, forwarded_calls
 from deepsquare_chain.chain.rpc.batching import BATCH, ask_all, block_headers, chunks
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
 

@@ -21,8 +21,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import TIMES, Deployment
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.connection import connected
-from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS
+from deepsquare_chain.chain.rpc.pool import MAX_LAG_BLOCKS, connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.block_data import BlockData, read_block_data

@@ -1,12 +1,15 @@
-"""Prometheus metrics of one service, in a registry of its own.
+"""Metrics and health of one service, and checks of its environment.
+
+Each service has a Prometheus registry of its own.
 
 Every metric exists from the start, so that an alert on its absence is meaningful.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -79,3 +82,37 @@ class Metrics:
         for values in labels.values():
             combinations = [(*prefix, value) for prefix in combinations for value in values]
         return combinations
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        name: Subject of the check.
+        ok: Whether the check passed.
+        text: Description of the result.
+        hint: Recommended action; may be set even if the check passed.
+        setting: Names of the settings that affect the check, joined by commas; may be empty.
+    """
+
+    name: str
+    ok: bool
+    text: str
+    hint: str = ""
+    setting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Current health of a service.
+
+    Attributes:
+        live: Whether its cycles still run; if not, restart the service.
+        ready: Whether it completed its first full cycle and is not failing.
+        details: Further information, as JSON values.
+    """
+
+    live: bool
+    ready: bool
+    details: Mapping[str, Any] = field(default_factory=dict)

@@ -25,8 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
 from deepsquare_chain.observability.logs import get_logger
-from deepsquare_chain.observability.metrics import CONTENT_TYPE, Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import CONTENT_TYPE, Health, Metrics
 
 _RETRY_SECONDS: Final = 5
 _log = get_logger(__name__)

@@ -35,8 +35,6 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.provider import run_transitions
-from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.model import (
     Action,
     Adopt,
@@ -50,6 +48,7 @@ from deepsquare_chain.provider.model import (
     Submit,
     View,
 )
+from deepsquare_chain.provider.observer import DefinitionCache
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.encryption import decrypt_secrets, find_result_key
 from deepsquare_chain.workflow import Definition, ExecutionSite, render_script
@@ -197,7 +196,7 @@ class ExecutorActions:
                 await self._submit(view, action)
             case Adopt():
                 _log.info("adopted", job=view.job.id, run=action.handle)
-                self._table.put(run_transitions.submitted(view.run, action.handle), durable=False)
+                self._table.put(view.run.submitted(action.handle), durable=False)
             case Extend():
                 return await self._extend(view, action)
             case Cancel():
@@ -207,13 +206,11 @@ class ExecutorActions:
             case Release():
                 await self._cancel_unknown(view)
                 attempt = view.run.attempt + 1
-                self._table.put(
-                    run_transitions.released(view.run, self._table.key(view.job.id, attempt))
-                )
+                self._table.put(view.run.released(self._table.key(view.job.id, attempt)))
             case Close():
                 await self._cancel_unknown(view)
                 # Not durable: the state on chain leads to the same action again.
-                self._table.put(run_transitions.closed(view.run), durable=False)
+                self._table.put(view.run.closed(), durable=False)
             case _:
                 return False
         return True
@@ -223,7 +220,7 @@ class ExecutorActions:
         if definition is None:
             return  # evicted from the cache meanwhile; fetched again in the next cycle
         site = self._site(definition)
-        run = run_transitions.submitting(view.run, action)
+        run = view.run.submitting(action)
         crash_point("provider.submit.planned")
         if definition.recipients:  # recorded before the run prints output to encrypt
             self._table.set_recipients(run.key, definition.recipients)
@@ -243,11 +240,11 @@ class ExecutorActions:
             handle = await self._executor.submit(spec)
         except (RunRefusedError, ValueError) as error:
             _log.warning("run refused", job=view.job.id, error=str(error))
-            self._table.put(run_transitions.refused(run, str(error)))
+            self._table.put(run.refused(str(error)))
             return
         crash_point("provider.submit.taken")
         # A run may remove its own folder; then only this record proves that it began.
-        self._table.put(run_transitions.submitted(run, handle))
+        self._table.put(run.submitted(handle))
         crash_point("provider.submit.recorded")
         _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
 
@@ -259,7 +256,7 @@ class ExecutorActions:
             _log.warning("not extended", job=view.job.id, error=str(error))
             return False
         crash_point("provider.extend.done")
-        self._table.put(run_transitions.extended(view.run, action.allotment))
+        self._table.put(view.run.extended(action.allotment))
         _log.info("extended", job=view.job.id, walltime=action.walltime)
         return True
 
@@ -279,7 +276,7 @@ class ExecutorActions:
     async def _record_end(self, view: View, action: RecordEnd) -> None:
         crash_point("provider.end.seen")
         result = await self._digest(_handle(view.run))
-        self._table.put(run_transitions.ended(view.run, action.exit, result))
+        self._table.put(view.run.ended(action.exit, result))
         crash_point("provider.end.recorded")
         ended = action.exit
         _log.info(

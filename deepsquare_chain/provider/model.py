@@ -5,7 +5,7 @@ Times are chain times in seconds, except those of an executor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -66,6 +66,51 @@ class Run:
     def began(self) -> bool:
         """Whether the executor has, or may have, a run of this record."""
         return self.phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED}
+
+    # -- run transitions: how each step changes a run record
+
+    def starting(self) -> Run:
+        """Record the intent to start on chain.
+
+        A RUNNING job without it was started without this database, so that its record was lost.
+        """
+        return replace(self, phase=Phase.STARTING) if self.phase is Phase.WATCHED else self
+
+    def submitting(self, action: Submit) -> Run:
+        """Record the intent to submit, before the executor is called."""
+        return replace(self, phase=Phase.SUBMITTING, allotment=action.allotment, lead=action.lead)
+
+    def submitted(self, handle: str) -> Run:
+        """Record that the executor has the run."""
+        return replace(self, phase=Phase.SUBMITTED, handle=handle)
+
+    def refused(self, reason: str) -> Run:
+        """Record that the executor can never execute the run."""
+        return replace(self, phase=Phase.REFUSED, note=reason)
+
+    def extended(self, allotment: int) -> Run:
+        """Record the new allotment that was sent to the run, in seconds."""
+        return replace(self, allotment=allotment)
+
+    def ended(self, exit: Exit, result: bytes) -> Run:  # noqa: A002 - the executor's term
+        """Record the end of the run; `result` is the SHA-256 of the kept output."""
+        return replace(self, phase=Phase.ENDED, exit=exit, result=result)
+
+    def released(self, key: str) -> Run:
+        """Return a new record for later assignments, with another key; the earlier run is over."""
+        return Run(job_id=self.job_id, key=key, attempt=self.attempt + 1)
+
+    def closed(self) -> Run:
+        """Close the record; the data of the run is kept."""
+        return replace(self, phase=Phase.CLOSED)
+
+    def reopened(self) -> Run:
+        """Reopen a record after a reorg removed the job's end; the phase follows from its fields."""
+        if self.phase is not Phase.CLOSED:
+            return self
+        if self.exit is not None:
+            return replace(self, phase=Phase.ENDED)
+        return replace(self, phase=Phase.SUBMITTED if self.handle else Phase.WATCHED)
 
 
 class DefinitionState(StrEnum):

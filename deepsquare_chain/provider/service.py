@@ -35,10 +35,7 @@ from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.provider import run_transitions
-from deepsquare_chain.provider.abilities import AbilityPublisher
 from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.executor_actions import ExecutorActions
 from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import (
@@ -51,8 +48,9 @@ from deepsquare_chain.provider.model import (
     Start,
     View,
 )
-from deepsquare_chain.provider.observer import RunObserver, free_megabytes
+from deepsquare_chain.provider.observer import DefinitionCache, RunObserver, free_megabytes
 from deepsquare_chain.provider.offering import (
+    AbilityPublisher,
     Maintenance,
     OfferFollower,
     capacity_in_use,
@@ -542,7 +540,7 @@ class ProviderService:
         """Record the intent to start jobs, before their start is sent."""
         self.table.put(
             *(
-                run_transitions.starting(view.run)
+                view.run.starting()
                 for view, action in planned
                 if isinstance(action, Start | ClaimAndStart) and view.run.phase is Phase.WATCHED
             )

@@ -35,7 +35,6 @@ from deepsquare_chain.chain.bindings.event_types import (
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.provider.model import Phase, Run, run_key
-from deepsquare_chain.provider.run_transitions import reopened
 from deepsquare_chain.store.database import Amount, Store, metadata
 
 runs: Final = Table(
@@ -213,7 +212,7 @@ class RunTable:
         if row is None:
             _put(connection, Run(job_id, self.key(job_id, attempt), attempt=attempt))
         elif reopen and row.phase == Phase.CLOSED.value:
-            _put(connection, reopened(_run(row)))
+            _put(connection, _run(row).reopened())
 
     def _select(self, query: Select[Any], **values: Any) -> list[Run]:
         with self._store.read() as connection:

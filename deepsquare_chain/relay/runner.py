@@ -27,8 +27,7 @@ from deepsquare_chain.daemon.service import (
     serve,
 )
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import (
     DeferredApp,
     LoopbackServer,

@@ -17,7 +17,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import ExecutedForwardRequest
 from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, SignedRequest
-from deepsquare_chain.chain.rpc.block_time import next_block_time
+from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.transactions.fees import market
 from deepsquare_chain.chain.transactions.sender import Sender, TransactionCancelledError, TxReceipt
 from deepsquare_chain.credits import CREDIT, format_credits

@@ -35,8 +35,7 @@ from deepsquare_chain.store.base import (
     identity,
     metadata,
 )
-from deepsquare_chain.store.outbox import OutboxTables
-from deepsquare_chain.store.requests import RequestTables
+from deepsquare_chain.store.outbox import OutboxTables, RequestTables
 
 __all__ = ["Amount", "Database", "Store", "metadata"]
 

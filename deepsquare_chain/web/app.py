@@ -28,8 +28,7 @@ from deepsquare_chain.errors import (
     UsageError,
 )
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.observability.metrics import CONTENT_TYPE, Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import CONTENT_TYPE, Health, Metrics
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
 from deepsquare_chain.web.pages import accounts, audit, chain, home, jobs, wallet

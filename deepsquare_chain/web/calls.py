@@ -20,8 +20,8 @@ from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.block_time import next_block_time
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.heads import next_block_time
+from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.client.gasless import DEADLINE_SECONDS, own_domain
 from deepsquare_chain.client.offers import PricedOffer
 from deepsquare_chain.client.relay_client import RelayClient

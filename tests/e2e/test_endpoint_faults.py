@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from web3.exceptions import BlockNotFound, TransactionNotFound
 
-from deepsquare_chain.chain.rpc.connection import TransientEndpointError, connect, connected
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
+from deepsquare_chain.chain.rpc.pool import connect, connected
 from deepsquare_chain.devnet.node.base import Anvil, Node, dev_accounts, find_anvil
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotFoundError
@@ -111,7 +112,7 @@ async def test_a_send_is_never_repeated_by_the_connection(node: Node, fault: str
 DEEP = """
 import asyncio, sys
 sys.setrecursionlimit(100_000)
-from deepsquare_chain.chain.rpc.connection import connect
+from deepsquare_chain.chain.rpc.pool import connect
 from deepsquare_chain.errors import EndpointError
 try:
     asyncio.run(connect(sys.argv[1], attempts=1))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.deploying import check_rules
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.devnet.node import base as node_base
 from deepsquare_chain.devnet.node.base import (
     ANVIL_VARIABLE,

@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.event_types import (
 )
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.deploying import role_holders, verify_deployment
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import (
     InsufficientFundsError,

@@ -27,7 +27,7 @@ from deepsquare_chain.chain.deploying import (
     read_deployment,
     verify_deployment,
 )
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.wallet import PASSWORD_FILE_VARIABLE, import_key
 from deepsquare_chain.client.deploy import plan, record
 from deepsquare_chain.devnet.node.base import Node, dev_accounts

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from deepsquare_chain.chain.bindings.event_types import Event, JobTransition
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, live_grid

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.rpc.heads import HeadSubscription
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.errors import UsageError
 from tests.support.anvil import start_anvil
 

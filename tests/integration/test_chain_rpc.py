@@ -13,14 +13,9 @@ import pytest
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.connection import (
-    TransientEndpointError,
-    chain_time,
-    close,
-    connect,
-    connected,
-)
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
+from deepsquare_chain.chain.rpc.pool import chain_time, close, connect, connected
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError

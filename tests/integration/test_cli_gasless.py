@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.faults import VARIABLE
 from tests.support.cli import EXAMPLES, Outcome, run
 from tests.support.place import Cli, Place

@@ -16,7 +16,7 @@ import pytest
 
 from deepsquare_chain import Grid
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions.outbox import Entry
 from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.faults import VARIABLE

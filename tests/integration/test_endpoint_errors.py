@@ -16,12 +16,9 @@ import pytest
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
-from deepsquare_chain.chain.rpc.connection import (
-    TransientEndpointError,
-    WrongEndpointError,
-    connected,
-)
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions import sender as sender_module
 from deepsquare_chain.chain.transactions.outbox import TxState
 from deepsquare_chain.chain.transactions.sender import Sender

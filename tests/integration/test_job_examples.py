@@ -19,7 +19,7 @@ from deepsquare_chain.client.job_file import load_job
 from deepsquare_chain.executors.base import Executor, Exit, RunSpec, RunState
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Offer
-from deepsquare_chain.provider.abilities import probe_abilities
+from deepsquare_chain.provider.offering import probe_abilities
 from deepsquare_chain.workflow import ExecutionSite, render_script
 from deepsquare_chain.workflow.abilities import needed_abilities
 from tests.integration.test_job_data import Bucket, Files

@@ -21,7 +21,7 @@ from deepsquare_chain.executors.base import Executor, ExecutorContext, RunSpec, 
 from deepsquare_chain.executors.local import create
 from deepsquare_chain.executors.sandbox import SandboxOptions, bubblewrap_arguments
 from deepsquare_chain.job import Offer
-from deepsquare_chain.provider.abilities import probe_abilities
+from deepsquare_chain.provider.offering import probe_abilities
 from deepsquare_chain.workflow import ExecutionSite, parse_job_file, render_script
 from deepsquare_chain.workflow.networks import LIBRARY
 from tests.support.anvil import REQUIRE_REAL

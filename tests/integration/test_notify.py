@@ -21,8 +21,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from deepsquare_chain.notification import Notify, Occasion
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryResult, MailServer
 from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE
-from deepsquare_chain.notify.runner import NAME, run_notify, sent
-from deepsquare_chain.notify.service import NotifySettings
+from deepsquare_chain.notify.service import NAME, NotifySettings, run_notify, sent
 from deepsquare_chain.store.database import open_wallet_store
 from deepsquare_chain.store.notifications import Delivery, DeliveryState, remember_notify
 from tests.support.gateway import client, served

@@ -9,8 +9,7 @@ import pytest
 
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import health_app, health_server
 
 

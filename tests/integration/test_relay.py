@@ -15,8 +15,8 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted, JobToppedUp, JobTransition
-from deepsquare_chain.chain.rpc.connection import connected
 from deepsquare_chain.chain.rpc.log_reader import LogRange
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.accounts import top_up
 from deepsquare_chain.client.gasless import (
@@ -33,7 +33,7 @@ from deepsquare_chain.job import JobStatus
 from deepsquare_chain.relay.rules import RelayRules
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
-from deepsquare_chain.store.requests import RecordedRequest, RequestState
+from deepsquare_chain.store.outbox import RecordedRequest, RequestState
 from tests.support.livegrid import LiveGrid, digest, terms
 from tests.support.proxy import RANGE_REFUSALS, Proxy, few_blocks
 from tests.support.relay import Shown, coinless, relay_on, relayed, sign

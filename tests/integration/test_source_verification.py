@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, ipfs_hash, metadata_hash
+from deepsquare_chain.chain.bindings.abi import CONTRACTS, ipfs_hash, metadata_hash
 from deepsquare_chain.chain.deploying import verify_deployment
 from deepsquare_chain.client.deploy import submit_blockscout, submit_sourcify, write_tree
 from tests.support.livegrid import LiveGrid

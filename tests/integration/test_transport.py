@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.errors import EndpointError

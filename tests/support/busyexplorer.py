@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
 from deepsquare_chain.chain.bindings.records import Report
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.job import JobFlags, Resources

@@ -12,7 +12,7 @@ from eth_utils import keccak
 from hexbytes import HexBytes
 from web3.exceptions import TransactionNotFound, Web3RPCError
 
-from deepsquare_chain.chain.rpc.block_time import OnDemandDetector
+from deepsquare_chain.chain.rpc.heads import OnDemandDetector
 from deepsquare_chain.errors import EndpointError
 
 GWEI = 10**9

@@ -16,7 +16,7 @@ from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
-from deepsquare_chain.chain.rpc.connection import close, connect
+from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node, dev_accounts

@@ -21,7 +21,7 @@ from typing import Any, Final
 import httpx2
 
 from deepsquare_chain.chain.deploying import check_rules
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.devnet.node.base import (
     DEFAULT_CHAIN_ID,
     DEV_ACCOUNTS,

@@ -17,7 +17,7 @@ from eth_account.signers.local import LocalAccount
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
-from deepsquare_chain.chain.rpc.connection import chain_time
+from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.relay_client import RelayClient

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc import block_time
+from deepsquare_chain.chain.rpc import heads
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
 
 
@@ -16,7 +16,7 @@ def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     Disables the detection of chains that mine on demand: it depends on timing, and costs a request.
     """
-    monkeypatch.setattr(block_time, "_MIN_IDLE", float("inf"))
+    monkeypatch.setattr(heads, "_MIN_IDLE", float("inf"))
     requests: list[list[str]] = []
     post = CheckedProvider._post
 

@@ -23,7 +23,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc.connection import connected
+from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.database import Store, metadata

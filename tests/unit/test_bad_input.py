@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.events import decode_log, decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
-from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked
+from deepsquare_chain.chain.rpc.responses import InvalidResultError, checked
 from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.errors import EndpointError, GridError, JobFileError, UsageError
 from deepsquare_chain.executors.rundir import RunFolder

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc import block_time as stillness_module
 from deepsquare_chain.chain.rpc import heads as heads_module
-from deepsquare_chain.chain.rpc.block_time import (
+from deepsquare_chain.chain.rpc.heads import (
     BlockTimeEstimate,
+    HeadSource,
     OnDemandDetector,
     block_time,
     next_poll,
 )
-from deepsquare_chain.chain.rpc.heads import HeadSource
 
 
 def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
@@ -126,7 +125,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     found = OnDemandDetector()
     moment = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(heads_module, "time", moment)
-    monkeypatch.setattr(stillness_module, "time", moment)
+    monkeypatch.setattr(heads_module, "time", moment)
     now, asked, block = 100.0, 0, 5
 
     async def reconcile() -> dict[str, str]:

@@ -20,7 +20,7 @@ from deepsquare_chain.chain.bindings.event_types import (
     JobToppedUp,
     JobTransition,
 )
-from deepsquare_chain.chain.rpc.connection import TransientEndpointError, WrongEndpointError
+from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError, WrongEndpointError
 from deepsquare_chain.client import jobs as client_jobs
 from deepsquare_chain.client import submission
 from deepsquare_chain.client.jobs import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.bindings.artifacts import CONTRACTS, load_artifact
+from deepsquare_chain.chain.bindings.abi import CONTRACTS, load_artifact
 from deepsquare_chain.chain.bindings.deployment import Deployment, Timeouts
 from deepsquare_chain.chain.deploying import GridParams, _check
 from deepsquare_chain.errors import NotFoundError, UsageError

@@ -30,8 +30,7 @@ from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.notification import Notify, Occasion
-from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.probe import Health
+from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.rpc import batching
-from deepsquare_chain.chain.rpc.response_validation import checked
+from deepsquare_chain.chain.rpc.responses import checked
 from deepsquare_chain.indexer import block_data
 from deepsquare_chain.indexer.block_data import read_block_data
 

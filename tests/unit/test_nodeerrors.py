@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, is_unsupported, node_message
+from deepsquare_chain.chain.rpc.responses import (
+    NodeError,
+    classify,
+    is_unsupported,
+    node_message,
+)
 from deepsquare_chain.chain.transactions.fees import Fees, market
 from tests.support.fakechain import FakeChain, refusal
 

@@ -25,8 +25,7 @@ from deepsquare_chain.notification import (
 )
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome
 from deepsquare_chain.notify.messages import email, event_id, payload, signature
-from deepsquare_chain.notify.runner import own_recipients
-from deepsquare_chain.notify.service import NotifyService, NotifySettings
+from deepsquare_chain.notify.service import NotifyService, NotifySettings, own_recipients
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.follower import Batch, Follower
-from deepsquare_chain.chain.rpc import block_time as stillness_module
-from deepsquare_chain.chain.rpc.block_time import (
+from deepsquare_chain.chain.rpc import heads as heads_module
+from deepsquare_chain.chain.rpc.heads import (
     OnDemandDetector,
     mines_on_demand,
     next_block_counts,
@@ -37,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(stillness_module, "time", found)
+    monkeypatch.setattr(heads_module, "time", found)
     return found
 
 

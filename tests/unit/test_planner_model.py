@@ -28,7 +28,6 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.planner import plan
-from deepsquare_chain.provider.run_transitions import ended, released, starting, submitting
 
 pytestmark = pytest.mark.unit
 
@@ -161,7 +160,7 @@ class World:
         assert self.mine
         assert not self.queues
         effect()
-        self.run = starting(self.run)
+        self.run = self.run.starting()
         effect()
         self.move(S.SCHEDULED)
         self.move(S.RUNNING)
@@ -186,7 +185,7 @@ class World:
             process = self.runs[self.run.handle]
             assert not process.queued or process.exit is not None
         effect()
-        self.run = starting(self.run)
+        self.run = self.run.starting()
         effect()
         self.move(S.RUNNING)
 
@@ -206,7 +205,7 @@ class World:
         assert self.job.status is S.RUNNING or (self.queues and self.job.status is S.SCHEDULED)
         assert self.run.key not in self.runs, "a key runs at most once"
         effect()
-        self.run = submitting(self.run, action)
+        self.run = self.run.submitting(action)
         effect()
         self.submits[self.assignment] = self.submits.get(self.assignment, 0) + 1
         self.runs[self.run.key] = Process(self.wall, action.walltime, queued=self.queues)
@@ -225,7 +224,7 @@ class World:
 
     def do_recordend(self, action, effect) -> None:
         effect()
-        self.run = ended(self.run, action.exit, b"\x01" * 32)
+        self.run = self.run.ended(action.exit, b"\x01" * 32)
 
     def do_cancel(self, action, effect) -> None:
         assert not self.mine or (self.queues and self.job.status is S.META_SCHEDULED)
@@ -238,7 +237,7 @@ class World:
         process = self.runs.get(self.run.key)
         assert process is None or process.exit is not None
         effect()
-        self.run = released(self.run, f"c-1.{self.run.attempt + 1}")
+        self.run = self.run.released(f"c-1.{self.run.attempt + 1}")
 
     def do_close(self, action, effect) -> None:
         assert self.job.status.is_final

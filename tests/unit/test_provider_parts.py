@@ -41,13 +41,12 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import batches as batches_module
-from deepsquare_chain.provider import model, run_transitions
+from deepsquare_chain.provider import model
 from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.definition_cache import DefinitionCache
 from deepsquare_chain.provider.executor_actions import ExecutorActions
 from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import DefinitionState, Lookup, Phase, Run, View
-from deepsquare_chain.provider.observer import RunObserver
+from deepsquare_chain.provider.observer import DefinitionCache, RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.provider.runner import _MaintenanceSignals
 from deepsquare_chain.provider.service import ProviderService, ProviderSettings
@@ -538,7 +537,7 @@ class TestObserver:
         observer = self.make(scheduler, executor, table)
         table.watch(1)
         assert (await self.look(observer)).lookup is None
-        table.put(run_transitions.starting(table.get(1)))
+        table.put(table.get(1).starting())
         assert (await self.look(observer)).lookup is None
         scheduler.now[1] = job(status=JobStatus.RUNNING)
         assert (await self.look(observer, b"b")).lookup == Lookup(None)

@@ -14,7 +14,6 @@ from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.provider import run_transitions
 from deepsquare_chain.provider.model import Phase, Run, Submit
 from deepsquare_chain.provider.state import Earning, RunTable
 from deepsquare_chain.store.database import Store
@@ -146,15 +145,15 @@ def test_rows_come_back_as_they_went_in(
 
 
 def test_steps_of_a_row(table: RunTable):
-    assert run_transitions.starting(Run(1, "k")).phase is Phase.STARTING
-    assert run_transitions.starting(Run(1, "k", Phase.SUBMITTED)).phase is Phase.SUBMITTED
-    run = run_transitions.submitting(Run(1, "k"), Submit(walltime=58, allotment=60, lead=2))
+    assert Run(1, "k").starting().phase is Phase.STARTING
+    assert Run(1, "k", Phase.SUBMITTED).starting().phase is Phase.SUBMITTED
+    run = Run(1, "k").submitting(Submit(walltime=58, allotment=60, lead=2))
     assert (run.phase, run.allotment, run.lead) == (Phase.SUBMITTING, 60, 2)
-    run = run_transitions.extended(run_transitions.submitted(run, "h"), 90)
+    run = run.submitted("h").extended(90)
     assert (run.phase, run.handle, run.allotment, run.began) == (Phase.SUBMITTED, "h", 90, True)
-    run = run_transitions.ended(run, ENDED, b"\x01")
+    run = run.ended(ENDED, b"\x01")
     assert (run.phase, run.exit, run.result) == (Phase.ENDED, ENDED, b"\x01")
-    assert run_transitions.released(run, "k.1") == Run(1, "k.1", attempt=1)
-    assert run_transitions.refused(Run(1, "k"), "no").note == "no"
-    assert run_transitions.reopened(run_transitions.closed(run)).phase is Phase.ENDED
-    assert run_transitions.reopened(run) == run
+    assert run.released("k.1") == Run(1, "k.1", attempt=1)
+    assert Run(1, "k").refused("no").note == "no"
+    assert run.closed().reopened().phase is Phase.ENDED
+    assert run.reopened() == run

@@ -28,7 +28,7 @@ from deepsquare_chain.relay.records import Requests, State
 from deepsquare_chain.relay.rules import RelayRules, check, check_deadline, gas_of
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
-from deepsquare_chain.store.requests import RequestState
+from deepsquare_chain.store.outbox import RequestState
 
 ACCOUNT = Account.from_key(b"\x22" * 32)
 SCHEDULER = "0x5FbDB2315678afecb367f032d93F642f64180aa3"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked
+from deepsquare_chain.chain.rpc.responses import InvalidResultError, checked
 
 HASH = "0x" + "11" * 32
 OTHER = "0x" + "22" * 32

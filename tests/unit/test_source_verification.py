@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from eth_utils import keccak, to_checksum_address
 
-from deepsquare_chain.chain.bindings.abi import interface
-from deepsquare_chain.chain.bindings.artifacts import (
+from deepsquare_chain.chain.bindings.abi import (
     CONTRACTS,
     base58,
+    interface,
     ipfs_hash,
     load_artifact,
     metadata_hash,
@@ -101,9 +101,7 @@ class TestMetadata:
         assert source in found
         changed = json.loads(json.dumps(standard_input()))
         changed["sources"][source]["content"] += " "
-        monkeypatch.setattr(
-            "deepsquare_chain.chain.bindings.artifacts.standard_input", lambda: changed
-        )
+        monkeypatch.setattr("deepsquare_chain.chain.bindings.abi.standard_input", lambda: changed)
         with pytest.raises(ValueError, match=f"the source {source} is not the source"):
             sources_of(name)
 

@@ -19,7 +19,7 @@ from web3.types import BlockIdentifier
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.deployment import role_name
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError, UsageError
 
 LATEST: Final[BlockIdentifier] = "latest"

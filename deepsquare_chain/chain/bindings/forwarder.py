@@ -31,7 +31,7 @@ from deepsquare_chain.chain.bindings.calls import (
     plural,
 )
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 

@@ -21,14 +21,16 @@ from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
-from deepsquare_chain.chain.rpc.node_errors import (
+from deepsquare_chain.chain.rpc.responses import (
+    InvalidResultError,
     NodeError,
+    checked,
     is_busy,
+    is_error,
     is_execution_error,
     is_unsupported,
     kind_of,
 )
-from deepsquare_chain.chain.rpc.response_validation import InvalidResultError, checked, is_error
 from deepsquare_chain.chain.rpc.transport import (
     CERTIFICATE_HINT,
     Transport,

@@ -20,7 +20,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.rpc.batching import ask_all, ask_with_split
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.errors import EndpointError
 
 #: Blocks per request if the provider has no limit of its own.

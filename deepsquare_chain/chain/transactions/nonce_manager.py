@@ -20,7 +20,7 @@ from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
-from deepsquare_chain.chain.rpc.node_errors import (
+from deepsquare_chain.chain.rpc.responses import (
     NodeError,
     classify,
     error_body,

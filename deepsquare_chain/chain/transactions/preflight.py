@@ -21,8 +21,8 @@ from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.reverts import decode_revert, revert_data
-from deepsquare_chain.chain.rpc.block_time import next_block_counts
-from deepsquare_chain.chain.rpc.node_errors import NodeError, classify, node_message
+from deepsquare_chain.chain.rpc.heads import next_block_counts
+from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.chain.transactions.fees import Fees, Market, market
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import (

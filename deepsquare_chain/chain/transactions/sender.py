@@ -21,8 +21,8 @@ from web3.exceptions import Web3Exception
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
-from deepsquare_chain.chain.rpc.block_time import block_time_of
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
+from deepsquare_chain.chain.rpc.heads import block_time_of
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor
 from deepsquare_chain.chain.transactions.nonce_manager import (

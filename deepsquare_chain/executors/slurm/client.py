@@ -25,7 +25,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.slurm import commands, parsing
 from deepsquare_chain.executors.slurm.options import SlurmOptions
 from deepsquare_chain.executors.slurm.parsing import SlurmNode
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 from deepsquare_chain.observability.redaction import plain
 
 _OUTPUT_LIMIT: Final = 64 * 1024 * 1024

@@ -54,7 +54,7 @@ from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Offer
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.observability.probe import Check
+from deepsquare_chain.observability.metrics import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
 #: The `srun` of a job in the sandbox.

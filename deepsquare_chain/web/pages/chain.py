@@ -13,11 +13,16 @@ from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.audit.entries import from_attributes
-from deepsquare_chain.chain.bindings.abi import AbiError, Function, interface, signature_of
-from deepsquare_chain.chain.bindings.artifacts import load_artifact
+from deepsquare_chain.chain.bindings.abi import (
+    AbiError,
+    Function,
+    interface,
+    load_artifact,
+    signature_of,
+)
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.reverts import decode_revert
-from deepsquare_chain.chain.rpc.node_errors import node_message
+from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
 from deepsquare_chain.web import views
