@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, open_sending
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import (
     AccountArgument,
@@ -127,7 +127,6 @@ async def withdraw(
     yes: YesOption = False,
 ) -> None:
     """Withdraw credits that the scheduler holds for this wallet because a payment to it failed."""
-    from deepsquare_chain.cli.signing import open_sending
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         call = wallet.contracts.scheduler.withdraw(to or wallet.address)

@@ -1,4 +1,4 @@
-"""Code shared by all commands: common options, settings, error handling, running of coroutines."""
+"""Code shared by all commands: common options, settings, wallets, error handling, coroutines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
-from deepsquare_chain.errors import GridError
+from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.calls import Call
     from deepsquare_chain.chain.transactions.sender import TxReceipt
+    from deepsquare_chain.client.gasless import Confirm, GaslessWallet
     from deepsquare_chain.client.network import WalletConnection
+    from deepsquare_chain.client.transactions import Preview
     from deepsquare_chain.settings import Settings
 
 P = ParamSpec("P")
@@ -268,8 +270,6 @@ class CommandContext:
         Raises:
             UsageError: There are doubts, stdin is no terminal, and --yes was not given.
         """
-        from deepsquare_chain.errors import UsageError
-
         for message in (*warnings, *doubts):
             self.printer.note(plain(message))
         is_interactive = sys.stdin.isatty()
@@ -306,8 +306,6 @@ def require(extra: str, what: str) -> None:
         UsageError: A module of the extra is missing.
     """
     from importlib.util import find_spec
-
-    from deepsquare_chain.errors import UsageError
 
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
@@ -384,8 +382,6 @@ def _table_values(context: CommandContext, table: str, typed: typer.Context) -> 
     Raises:
         UsageError: The command has no such option, or a value is invalid.
     """
-    from deepsquare_chain.errors import UsageError
-
     own = {item.name: item for item in typed.command.params if item.name not in _COMMON_NAMES}
     arguments: dict[str, list[str]] = {}
     for key, value in getattr(context.settings, table).items():
@@ -524,3 +520,59 @@ def print_unexpected(error: Exception) -> None:
     text = plain(f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
     typer.echo(f"Error: unexpected {text[:300]}", err=True)
     typer.echo("Hint: run it again with --debug for the traceback.", err=True)
+
+
+@asynccontextmanager
+async def open_sending(
+    context: CommandContext, *, gasless: bool, yes: bool
+) -> AsyncIterator[WalletConnection | GaslessWallet]:
+    """Open the wallet of a command; it sends transactions itself or through a relay.
+
+    Args:
+        context: The command's context.
+        gasless: Whether to send through a relay, which pays the gas.
+        yes: Whether to sign without confirmation.
+
+    Raises:
+        GridError: See `open_wallet` and `open_gasless`.
+    """
+    import asyncio
+
+    if gasless:
+        from deepsquare_chain.client.gasless import open_gasless
+
+        async with open_gasless(context.settings, confirmation_prompt(context, yes=yes)) as relayed:
+            try:
+                yield relayed
+            except asyncio.CancelledError:
+                for request in relayed.store.open_requests():
+                    context.print_sent(request.label, request.digest, "relay requests")
+                raise
+        return
+    async with context.wallet() as wallet:
+        yield wallet
+
+
+def confirmation_prompt(context: CommandContext, *, yes: bool) -> Confirm:
+    """Return a function that prints a request to stderr and asks whether to sign it, unless `yes`.
+
+    Raises (when called):
+        UsageError: Stdin is no terminal, and --yes was not given.
+    """
+
+    def ask(preview: Preview) -> bool:
+        printer = context.printer
+        printer.note("To be signed:")
+        width = max(len(name) for name, _ in preview.rows)
+        for name, value in preview.rows:
+            printer.note(f"  {name:<{width}}  {plain(value)}")
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "There is no terminal to confirm the signature",
+                hint="Give --yes to sign without a confirmation.",
+            )
+        return typer.confirm("Sign it?", err=True)
+
+    return ask

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, open_sending
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import (
     CreditsArgument,
@@ -432,7 +432,6 @@ async def cancel(
 ) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
     from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
-    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.cli.why import unmet_jobs
     from deepsquare_chain.client.jobs import select
     from deepsquare_chain.errors import RevertedError, UsageError
@@ -504,7 +503,6 @@ async def topup(
     yes: YesOption = False,
 ) -> None:
     """Add credits to a live job, and time if it has a provider and a limit."""
-    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.accounts import top_up
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
@@ -528,7 +526,6 @@ async def retry(
     yes: YesOption = False,
 ) -> None:
     """Submit a job again with the same definition and terms."""
-    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.submission import resubmit
 
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command
+from deepsquare_chain.cli.frame import CommandContext, command, open_sending
 from deepsquare_chain.cli.jobfile import LenientOption
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, positive_credits
@@ -234,7 +234,6 @@ async def submit(
 ) -> int | None:
     """Pay for a job and submit it to the grid's queue."""
     from deepsquare_chain.cli.job import wait_for_all
-    from deepsquare_chain.cli.signing import open_sending
     from deepsquare_chain.client.gateways import definitions_of, request_notifications
     from deepsquare_chain.client.submission import (
         bill,

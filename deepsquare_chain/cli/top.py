@@ -33,7 +33,7 @@ async def top(
     from deepsquare_chain.cli.top_screen import Actions, TopApp
     from deepsquare_chain.client.accounts import top_up
     from deepsquare_chain.client.network import open_grid, open_wallet, own_address
-    from deepsquare_chain.client.overview import OverviewReader
+    from deepsquare_chain.client.offers import OverviewReader
 
     settings = context.settings
     has_wallet = settings.keystore is not None or bool(settings.signer)

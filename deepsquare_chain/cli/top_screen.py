@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, RichLog, Static
 
 from deepsquare_chain.cli.output import duration
-from deepsquare_chain.client.overview import GridSnapshot, JobLine, ProviderLine
+from deepsquare_chain.client.offers import GridSnapshot, JobLine, ProviderLine
 from deepsquare_chain.credits import credit_count, format_credits, hourly, parse_credits
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus

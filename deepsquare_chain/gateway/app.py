@@ -49,9 +49,8 @@ from deepsquare_chain.gateway.notifications import (
     GatewayNotifications,
     Recipients,
 )
-from deepsquare_chain.gateway.objects import Objects, open_object_store
-from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService, GatewaySettings
+from deepsquare_chain.gateway.storage import GatewayRecords, Objects, open_object_store
 from deepsquare_chain.notify.service import NotifySettings
 from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import (

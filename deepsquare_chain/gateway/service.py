@@ -30,8 +30,7 @@ from deepsquare_chain.gateway.access import (
     check_name,
 )
 from deepsquare_chain.gateway.notifications import GatewayNotifications
-from deepsquare_chain.gateway.objects import Objects
-from deepsquare_chain.gateway.records import GatewayRecords, JobSpace, StoredFile
+from deepsquare_chain.gateway.storage import GatewayRecords, JobSpace, Objects, StoredFile
 from deepsquare_chain.notify.delivery import MailServer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics

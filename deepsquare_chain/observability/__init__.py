@@ -1,6 +1,6 @@
 """Logs, metrics and health of a running service.
 
-Services that export metrics or health import `metrics` and `health` themselves. Logging is
+Services that export metrics and health import `metrics` themselves. Logging is
 exported here but loaded on first use, so that code that only cleans text for a terminal starts
 without the logging library.
 """

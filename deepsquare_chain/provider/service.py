@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,20 +24,20 @@ from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
 from deepsquare_chain.chain.bindings.events import event_filter
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
-from deepsquare_chain.chain.rpc.heads import Head, HeadSource
+from deepsquare_chain.chain.rpc.heads import Head, HeadMetrics, HeadSource
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
+from deepsquare_chain.daemon.batcher import BatchMetrics
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError
+from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError, RunState
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.batches import ProviderBatches
 from deepsquare_chain.provider.executor_actions import ExecutorActions
-from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import (
     Action,
     ClaimAndStart,
@@ -64,6 +64,82 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinitionStore
 from deepsquare_chain.store.encryption import ensure_result_key, secrets_labels
 from deepsquare_chain.store.gateway_client import GatewayClient
+
+KINDS: Final = (
+    *("claim", "claim_and_start", "start", "collect", "finish", "requeue", "panic", "answer"),
+)
+
+
+class ProviderMetrics:
+    """All metrics of a provider, registered at the start."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.gas = metrics.gauge("gas_balance_coins", "Balance of the chain's coin, for gas.")
+        self.head = HeadMetrics(metrics)
+        self._jobs = metrics.gauge("jobs_open", "Jobs that are not closed.")
+        self._live = metrics.gauge("runs_live", "Live runs at the executor.")
+        self._cpus = metrics.gauge("free_cpus", "Free CPUs.")
+        self._memory = metrics.gauge("free_memory_bytes", "Free memory.")
+        self._gpus = metrics.gauge("free_gpus", "Free GPUs.")
+        self.can_start = metrics.gauge(
+            "executor_can_start", "Whether a test script could be started; if 0, no job is claimed."
+        )
+        self.draining = metrics.gauge(
+            "provider_draining", "Whether the provider is in maintenance; if 1, no job is accepted."
+        )
+        self.active = metrics.gauge(
+            "provider_active",
+            "Whether the provider is ACTIVE in the registry; if 0, it gets no job.",
+        )
+        self.approved_until = metrics.gauge(
+            "provider_approved_until_timestamp_seconds",
+            "End of the approval, in seconds since the epoch.",
+        )
+        self.disk = metrics.gauge(
+            "disk_free_bytes",
+            "Free disk of the state folder; below disk_floor_bytes no job is claimed.",
+        )
+        self.disk_floor = metrics.gauge(
+            "disk_floor_bytes", "Free disk below which no job is claimed."
+        )
+        self.kept = metrics.gauge("kept_runs", "Kept folders of ended runs.")
+        self.kept_bytes = metrics.gauge("kept_runs_bytes", "Disk used by these folders.")
+        self._accrued = metrics.gauge(
+            "revenue_accrued_credits", "Revenue of runs that is not billed yet, without the fee."
+        )
+        self._at_risk = metrics.gauge(
+            "revenue_at_risk_credits", "Largest part of it that the loss of one run would forfeit."
+        )
+        self.sent = BatchMetrics(
+            metrics,
+            changed=metrics.counter("provider_jobs", "Jobs changed on chain.", kind=KINDS),
+            refused=metrics.counter(
+                "provider_refused", "Jobs that the contract refused to change.", kind=KINDS
+            ),
+        ).count
+
+    def set_kept(self, runs: int, size: int) -> None:
+        """Set the number of kept folders of ended runs, and their bytes."""
+        self.kept.set(runs)
+        self.kept_bytes.set(size)
+
+    def revenue(self, unbilled: Collection[int]) -> None:
+        """Set the unbilled revenue from that of each run, in credit-wei."""
+        self._accrued.set(sum(unbilled) / CREDIT)
+        self._at_risk.set(max(unbilled, default=0) / CREDIT)
+
+    def show(self, views: Iterable[View], free: Offer | None) -> None:
+        """Set the state of a cycle; capacity keeps its value while the executor does not answer."""
+        open_jobs = list(views)
+        states = [view.status.state for view in open_jobs if view.status is not None]
+        self._jobs.set(len(open_jobs))
+        self._live.set(sum(state in {RunState.RUNNING, RunState.QUEUED} for state in states))
+        if free is not None:
+            self._cpus.set(free.cpus)
+            self._memory.set(free.memory * MEGABYTE)
+            self._gpus.set(free.gpus)
+
 
 _log = get_logger(__name__)
 #: Seconds for which a cycle waits for transactions of an earlier process or cycle.

@@ -78,7 +78,7 @@ def test_a_sandbox_that_failed_once_is_no_failure_of_the_job(tmp_path: Path) -> 
     sandbox = tmp_path / "sandbox"
     shell(sandbox, f'#!/bin/sh\n[ -e {tmp_path}/once ] && exec "$@"\n: >{tmp_path}/once\nexit 1\n')
     change = f"""
-from deepsquare_chain.executors.confinement import Confinement
+from deepsquare_chain.executors.supervisor import Confinement
 Confinement.command = lambda self, inner: [{str(sandbox)!r}, *inner]
 """
     record, output = run(tmp_path / "run", b"echo hi", change)

@@ -28,9 +28,9 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
-from deepsquare_chain.provider.metrics import KINDS
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
+from deepsquare_chain.provider.service import KINDS
 from deepsquare_chain.workflow import load_job_file
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench, definition

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from deepsquare_chain import errors
-from deepsquare_chain.cli import main, signing
+from deepsquare_chain.cli import frame, main
 from deepsquare_chain.cli.app import app as real_app
 from deepsquare_chain.cli.frame import SETTING_FLAGS, CommandContext, command
 from deepsquare_chain.cli.types import amount, label, price
@@ -272,10 +272,10 @@ async def test_an_interrupted_command_reports_what_was_sent(
             store=SimpleNamespace(open_requests=lambda: [sent]),
         )
 
-    monkeypatch.setattr(signing, "open_gasless", opened)
+    monkeypatch.setattr("deepsquare_chain.client.gasless.open_gasless", opened)
     monkeypatch.setattr("deepsquare_chain.client.network.open_wallet", opened)
     with pytest.raises(asyncio.CancelledError):
-        async with signing.open_sending(context, gasless=gasless, yes=True):
+        async with frame.open_sending(context, gasless=gasless, yes=True):
             raise asyncio.CancelledError
     [line] = lines
     where = "relay requests" if gasless else "tx list"

@@ -29,7 +29,6 @@ NO_COMMANDS = {
     "output",
     "outputs",
     "services",
-    "signing",
     "top_screen",
     "types",
     "why",

@@ -25,9 +25,8 @@ from deepsquare_chain.errors import EndpointError, NotFoundError, StoreError, Us
 from deepsquare_chain.gateway.access import Access, GatewayRules, Permission, Session
 from deepsquare_chain.gateway.app import gateway_app
 from deepsquare_chain.gateway.notifications import Recipients, Registration, read_registration
-from deepsquare_chain.gateway.objects import Objects, open_object_store
-from deepsquare_chain.gateway.records import GatewayRecords
 from deepsquare_chain.gateway.service import GatewayService
+from deepsquare_chain.gateway.storage import GatewayRecords, Objects, open_object_store
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.notification import Notify, Occasion
 from deepsquare_chain.observability.metrics import Health, Metrics

@@ -11,7 +11,6 @@ from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors import isolation, local
 from deepsquare_chain.executors.base import ExecutorContext
 from deepsquare_chain.executors.cgroups import CgroupParent, JobCgroup, find_cgroups
-from deepsquare_chain.executors.confinement import disk_usage
 from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.executors.sandbox import (
     EtcCopy,
@@ -25,6 +24,7 @@ from deepsquare_chain.executors.sandbox import (
 from deepsquare_chain.executors.slurm.executor import create as create_slurm
 from deepsquare_chain.executors.slurm.executor import isolation_checks
 from deepsquare_chain.executors.slurm.options import parse_options as parse_slurm_options
+from deepsquare_chain.executors.supervisor import disk_usage
 from deepsquare_chain.job import Offer
 
 MISSING = SandboxProbe(None, "bubblewrap is not installed")

@@ -44,12 +44,11 @@ from deepsquare_chain.provider import batches as batches_module
 from deepsquare_chain.provider import model
 from deepsquare_chain.provider.batches import ProviderBatches
 from deepsquare_chain.provider.executor_actions import ExecutorActions
-from deepsquare_chain.provider.metrics import ProviderMetrics
 from deepsquare_chain.provider.model import DefinitionState, Lookup, Phase, Run, View
 from deepsquare_chain.provider.observer import DefinitionCache, RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
 from deepsquare_chain.provider.runner import _MaintenanceSignals
-from deepsquare_chain.provider.service import ProviderService, ProviderSettings
+from deepsquare_chain.provider.service import ProviderMetrics, ProviderService, ProviderSettings
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch

@@ -15,9 +15,8 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRequest, SignedRequest
 from deepsquare_chain.chain.bindings.records import request_values
-from deepsquare_chain.cli.frame import CommandContext
+from deepsquare_chain.cli.frame import CommandContext, confirmation_prompt
 from deepsquare_chain.cli.output import Format, Printer
-from deepsquare_chain.cli.signing import confirmation_prompt
 from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError, relay_url
 from deepsquare_chain.client.transactions import Preview, describe_call
 from deepsquare_chain.credits import CREDIT

@@ -10,7 +10,7 @@ from typing import Any
 from textual.widgets import DataTable, Input, RichLog, Static
 
 from deepsquare_chain.cli.top_screen import Actions, AskScreen, LogScreen, TopApp
-from deepsquare_chain.client.overview import GridSnapshot, JobLine, ProviderLine
+from deepsquare_chain.client.offers import GridSnapshot, JobLine, ProviderLine
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, RevertedError
 from deepsquare_chain.job import (

@@ -18,8 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from deepsquare_chain import __version__
-from deepsquare_chain.devnet.node.core import Worker
-from deepsquare_chain.devnet.node.index import BlockRecord, ChainIndex, LogFilter
+from deepsquare_chain.devnet.node.core import BlockRecord, ChainIndex, LogFilter, Worker
 from deepsquare_chain.devnet.node.wire import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
