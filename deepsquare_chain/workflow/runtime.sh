@@ -1,5 +1,39 @@
 # Functions of every job's script. Text of the customer is data to them, never code.
 
+# Creates the folders of a job in the current folder, and sets their variables. Argument: name of the folder for
+# the script's own files.
+create_folders() {
+    local umask mode
+    unset DEEPSQUARE_ERROR_CODE
+    DEEPSQUARE_PASSED=()
+    readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/$1
+    export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output DEEPSQUARE_ENV=$PWD/env
+    # The job's environment may name caches that the provider keeps after the job.
+    export DEEPSQUARE_SHARED_TMP=${DEEPSQUARE_SHARED_TMP:-$DEEPSQUARE_STATE/user}
+    export DEEPSQUARE_SHARED_WORLD_TMP=${DEEPSQUARE_SHARED_WORLD_TMP:-$DEEPSQUARE_STATE/world}
+    export DEEPSQUARE_DISK_TMP=${DEEPSQUARE_DISK_TMP:-$DEEPSQUARE_STATE/disk}
+    export DEEPSQUARE_DISK_WORLD_TMP=${DEEPSQUARE_DISK_WORLD_TMP:-$DEEPSQUARE_STATE/disk-world}
+    export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP
+    # One mkdir: the mode is that of the folders, and the umask that of DEEPSQUARE_STATE around them.
+    umask >./env && read -r umask <./env && : >./env || exit
+    printf -v mode %o "$((0777 & ~8#$umask))"
+    umask 077
+    # shellcheck disable=SC2174
+    mkdir -p -m "$mode" input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit
+    umask "$umask"
+}
+
+# Removes what the script created, and the folders of the job that are empty.
+remove_folders() {
+    local path folders=()
+    cd "$DEEPSQUARE_STORAGE" || return
+    for path in "$DEEPSQUARE_STATE"/* "$DEEPSQUARE_STATE" disk/* disk tmp world-tmp input output; do
+        if [[ -d $path && ! -L $path ]]; then folders+=("$path"); fi
+    done
+    rm -f -d ./env ./env.module-* "${folders[@]}" 2>/dev/null
+    if [[ -e $DEEPSQUARE_STATE ]]; then rm -rf "$DEEPSQUARE_STATE"; fi
+}
+
 # Ends a subshell when the job is ended: bash first waits for the command that it runs, which was
 # signalled as well, so that steps under `finally` come to their end.
 obey_signals() {

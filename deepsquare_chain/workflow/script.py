@@ -190,54 +190,24 @@ class _Script:
 
     def _main(self, main: str) -> str:
         definition = self._definition
-        lines = ["unset DEEPSQUARE_ERROR_CODE", "DEEPSQUARE_PASSED=()"]
-        lines += [f"readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/{STATE_FOLDER}"]
-        lines += ['mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit']
-        lines += ['chmod 700 "$DEEPSQUARE_STATE" || exit', ": >./env || exit"]
-        lines += ["export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output"]
-        lines += ["export DEEPSQUARE_ENV=$PWD/env"]
-        # The job's environment may name caches that the provider keeps after the job.
-        for name, folder in (
-            ("DEEPSQUARE_SHARED_TMP", "user"),
-            ("DEEPSQUARE_SHARED_WORLD_TMP", "world"),
-            ("DEEPSQUARE_DISK_TMP", "disk"),
-            ("DEEPSQUARE_DISK_WORLD_TMP", "disk-world"),
-        ):
-            lines.append(f"export {name}=${{{name}:-$DEEPSQUARE_STATE/{folder}}}")
-        lines += ["export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP"]
-        lines += ["trap 'ended=143' TERM", "trap 'ended=130' INT", 'ended="" code=0']
-        if definition.input is not None:
-            lines += [f"run_inner {self._pull(definition.input)} || code=$?"]
-        if (
-            definition.continuous_output_sync
-            and definition.output is not None
-            and definition.output.s3 is not None
-        ):
-            lines += [
-                'syncing=""',
-                "if ((code == 0)); then",
-                f"    run_async {self._sync_again(definition.output.s3)} &",
-                "    syncing=$!",
-                "fi",
-            ]
         hubs = self._virtual.start_lines()
-        if hubs:
-            lines += ["HUBS=()"]
-            lines += [f"if ((code == 0)); then {line} || code=$?; fi" for line in hubs]
-        lines += [f"if ((code == 0)); then run_inner {main} || code=$?; fi"]
-        lines += ["code=${ended:-$code}"]
-        lines += ["stop_virtual_networks"] if hubs else []
-        if definition.output is not None and 'syncing=""' in lines:
-            lines += ['if [[ -n $syncing ]]; then kill "$syncing"; wait "$syncing"; fi 2>/dev/null']
-        if definition.output is not None:
-            lines += [f"run_inner {self._push(definition.output)} || code=$((code ? code : $?))"]
-        lines += ['cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"']
-        lines += [
-            "rmdir disk/* disk tmp world-tmp input output 2>/dev/null",
-            "rm -f ./env ./env.module-*",
-            'exit "$code"',
-        ]
-        return "".join(f"{line}\n" for line in lines)
+        lines = [f"create_folders {STATE_FOLDER}", *(["HUBS=()"] if hubs else [])]
+        lines += ["trap 'exit 143' TERM", "trap 'exit 130' INT", "trap 'end_job \"$?\"' EXIT"]
+        end = ["local code=$1", "trap - EXIT", "trap : TERM INT"]
+        end += ["stop_virtual_networks"] if hubs else []
+        if definition.input is not None:
+            lines += [f"run_inner {self._pull(definition.input)} || exit"]
+        output = definition.output
+        if definition.continuous_output_sync and output is not None and output.s3 is not None:
+            lines.insert(1, 'SYNC=""')
+            lines += [f"run_async {self._sync_again(output.s3)} &", "SYNC=$!"]
+            end += ['if [[ -n $SYNC ]]; then kill "$SYNC"; wait "$SYNC"; fi 2>/dev/null']
+        lines += [f"{line} || exit" for line in hubs]
+        if output is not None:
+            end += [f"run_inner {self._push(output)} || code=$((code ? code : $?))"]
+        end += ["remove_folders", 'exit "$code"']
+        lines += [main, "exit"]
+        return self._function("end_job", end) + "".join(f"{line}\n" for line in lines)
 
     # -- data
 

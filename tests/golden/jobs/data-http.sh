@@ -44,27 +44,18 @@ step_5() {
     (umask 077 && printf '%s\n' 'url = "https://files.example/"' >"$config") || exit
     persist put_output "$config" "$DEEPSQUARE_OUTPUT"
 }
-unset DEEPSQUARE_ERROR_CODE
-DEEPSQUARE_PASSED=()
-readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare
-mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit
-chmod 700 "$DEEPSQUARE_STATE" || exit
-: >./env || exit
-export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output
-export DEEPSQUARE_ENV=$PWD/env
-export DEEPSQUARE_SHARED_TMP=${DEEPSQUARE_SHARED_TMP:-$DEEPSQUARE_STATE/user}
-export DEEPSQUARE_SHARED_WORLD_TMP=${DEEPSQUARE_SHARED_WORLD_TMP:-$DEEPSQUARE_STATE/world}
-export DEEPSQUARE_DISK_TMP=${DEEPSQUARE_DISK_TMP:-$DEEPSQUARE_STATE/disk}
-export DEEPSQUARE_DISK_WORLD_TMP=${DEEPSQUARE_DISK_WORLD_TMP:-$DEEPSQUARE_STATE/disk-world}
-export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP
-trap 'ended=143' TERM
-trap 'ended=130' INT
-ended="" code=0
-run_inner step_4 || code=$?
-if ((code == 0)); then run_inner step_3 || code=$?; fi
-code=${ended:-$code}
-run_inner step_5 || code=$((code ? code : $?))
-cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"
-rmdir disk/* disk tmp world-tmp input output 2>/dev/null
-rm -f ./env ./env.module-*
-exit "$code"
+end_job() {
+    local code=$1
+    trap - EXIT
+    trap : TERM INT
+    run_inner step_5 || code=$((code ? code : $?))
+    remove_folders
+    exit "$code"
+}
+create_folders .deepsquare
+trap 'exit 143' TERM
+trap 'exit 130' INT
+trap 'end_job "$?"' EXIT
+run_inner step_4 || exit
+step_3
+exit

@@ -183,29 +183,20 @@ step_21() {
 step_22() {
     enclose step_21
 }
-unset DEEPSQUARE_ERROR_CODE
-DEEPSQUARE_PASSED=()
-readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/.deepsquare
-mkdir -p input output "$DEEPSQUARE_STATE"/{user,world,disk,disk-world} || exit
-chmod 700 "$DEEPSQUARE_STATE" || exit
-: >./env || exit
-export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output
-export DEEPSQUARE_ENV=$PWD/env
-export DEEPSQUARE_SHARED_TMP=${DEEPSQUARE_SHARED_TMP:-$DEEPSQUARE_STATE/user}
-export DEEPSQUARE_SHARED_WORLD_TMP=${DEEPSQUARE_SHARED_WORLD_TMP:-$DEEPSQUARE_STATE/world}
-export DEEPSQUARE_DISK_TMP=${DEEPSQUARE_DISK_TMP:-$DEEPSQUARE_STATE/disk}
-export DEEPSQUARE_DISK_WORLD_TMP=${DEEPSQUARE_DISK_WORLD_TMP:-$DEEPSQUARE_STATE/disk-world}
-export DEEPSQUARE_TMP=$DEEPSQUARE_SHARED_TMP
-trap 'ended=143' TERM
-trap 'ended=130' INT
-ended="" code=0
+end_job() {
+    local code=$1
+    trap - EXIT
+    trap : TERM INT
+    stop_virtual_networks
+    remove_folders
+    exit "$code"
+}
+create_folders .deepsquare
 HUBS=()
-if ((code == 0)); then start_virtual_network 0 10.7.0.1/24 10.7.0.0/24 10.7.0.2 10.7.0.3 10.7.0.4 || code=$?; fi
-if ((code == 0)); then start_virtual_network 2 fd00::1/64 fd00::/64 fd00::2 || code=$?; fi
-if ((code == 0)); then run_inner step_22 || code=$?; fi
-code=${ended:-$code}
-stop_virtual_networks
-cd "$DEEPSQUARE_STORAGE" && rm -rf "$DEEPSQUARE_STATE"
-rmdir disk/* disk tmp world-tmp input output 2>/dev/null
-rm -f ./env ./env.module-*
-exit "$code"
+trap 'exit 143' TERM
+trap 'exit 130' INT
+trap 'end_job "$?"' EXIT
+start_virtual_network 0 10.7.0.1/24 10.7.0.0/24 10.7.0.2 10.7.0.3 10.7.0.4 || exit
+start_virtual_network 2 fd00::1/64 fd00::/64 fd00::2 || exit
+step_22
+exit
