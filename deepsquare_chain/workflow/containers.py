@@ -30,7 +30,7 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
     `"$@"` holds the launch command of the step, such as `srun` and its options.
     """
     return [
-        "enter_container || exit",
+        "set_container_folders || exit",
         *_login(runtime, container),
         *_FORMS[runtime](run, container),
     ]
@@ -62,7 +62,7 @@ def _login(runtime: str, container: ContainerSection) -> list[str]:
     if container.username is None or container.password is None or container.registry is None:
         return []
     login = quote(f"{container.username}:{container.password}")
-    return [f"log_in {runtime} {quote(container.registry)} {login} || exit"]
+    return [f"registry_login {runtime} {quote(container.registry)} {login} || exit"]
 
 
 def _inside(run: RunSection) -> str:
@@ -119,7 +119,7 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         inside = _inside(run)
     call = f'exec "$@" podman {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
     return [
-        "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')",
+        "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')",
         f"podman_image {_image_words(container)} || exit",
         call,
     ]
@@ -189,7 +189,7 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
         source = f"registry {quote(f'docker://{registry}#{image}')}"
     call = f'exec "$@" enroot start {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_inside(run)}'
     return [
-        "mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')",
+        "mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')",
         f"enroot_image {source} || exit",
         call.rstrip(),
     ]

@@ -1,19 +1,19 @@
 
 # -- containers
 
-# Prints the names of all variables that a container gets.
-passed_names() {
+# Prints the names of all variables that are passed to a container.
+container_variables() {
     local name
-    for name in "${DEEPSQUARE_PASSED[@]}"; do
+    for name in "${DEEPSQUARE_CONTAINER_ENV[@]}"; do
         if [[ -n ${!name+x} ]]; then echo "$name"; fi
     done | sort -u
 }
 
-# Folders of the job as a container sees them.
-enter_container() {
+# Sets the variables of the job's folders to their paths in a container.
+set_container_folders() {
     DEEPSQUARE_HOST_SHARED=$DEEPSQUARE_SHARED_TMP DEEPSQUARE_HOST_WORLD=$DEEPSQUARE_SHARED_WORLD_TMP
     DEEPSQUARE_HOST_DISK=$DEEPSQUARE_DISK_TMP DEEPSQUARE_HOST_DISK_WORLD=$DEEPSQUARE_DISK_WORLD_TMP
-    # Where folders are mounted inside of the folder of the job.
+    # Mount points in the folder of the job.
     mkdir -p "$DEEPSQUARE_STORAGE"/{tmp,world-tmp,disk/tmp,disk/world-tmp} || return
     export STORAGE_PATH=/deepsquare
     export DEEPSQUARE_INPUT=/deepsquare/input DEEPSQUARE_OUTPUT=/deepsquare/output
@@ -23,9 +23,9 @@ enter_container() {
     export DEEPSQUARE_DISK_TMP=/deepsquare/disk/tmp DEEPSQUARE_DISK_WORLD_TMP=/deepsquare/disk/world-tmp
 }
 
-# Gives a container runtime (the first argument) the login of a registry, where it looks for one. Only there: a
-# runtime may pass variables of the others on to the container.
-log_in() {
+# Sets the login of a registry for one container runtime only: others might pass it on to the container.
+# Arguments: runtime, registry, login as user:password.
+registry_login() {
     local folder=$DEEPSQUARE_STATE/login user=${3%%:*} password=${3#*:} token
     mkdir -p "$folder" || return
     case $1 in
@@ -43,7 +43,7 @@ log_in() {
     esac
 }
 
-# Prints limits that a container may have: Podman's defaults need the right to raise them.
+# Prints options with the current limits: Podman's default limits need the privilege to raise them.
 podman_limits() {
     local files processes
     files=$(ulimit -Hn) processes=$(ulimit -Hu)
@@ -67,21 +67,21 @@ podman_image() {
 charliecloud_image() {
     export USER=${USER:-job}
     DEEPSQUARE_OPTIONS=() DEEPSQUARE_IMAGE=$2
-    if [[ $1 == file && -d $2 ]]; then mkdir -p "$2/deepsquare"; else charliecloud_unpack "$@"; fi || return
+    if [[ $1 == file && -d $2 ]]; then mkdir -p "$2/deepsquare"; else charliecloud_fetch "$@"; fi || return
     if [[ -f $DEEPSQUARE_IMAGE/ch/environment ]]; then DEEPSQUARE_OPTIONS=(--set-env); fi
 }
 
-charliecloud_unpack() {
+charliecloud_fetch() {
     DEEPSQUARE_IMAGE=$DEEPSQUARE_STATE/images/$(printf '%s' "$2" | sha256sum | cut -c 1-32)
     mkdir -p "$DEEPSQUARE_STATE/images" || return
-    # What the tools say is for those who look for the cause of a failure.
-    if ! charliecloud_make "$@" >"$DEEPSQUARE_IMAGE.log" 2>&1; then
+    # The tools' output is shown only after a failure.
+    if ! charliecloud_create "$@" >"$DEEPSQUARE_IMAGE.log" 2>&1; then
         cat "$DEEPSQUARE_IMAGE.log" >&2
         return 1
     fi
 }
 
-charliecloud_make() {
+charliecloud_create() {
     (
         exec 9>"$DEEPSQUARE_IMAGE.lock"
         flock 9

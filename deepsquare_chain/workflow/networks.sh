@@ -48,9 +48,9 @@ network_main() {
     for program in ip slirp4netns unshare setsid; do
         PATH=$PATH:/usr/sbin:/sbin type -P "$program" >/dev/null || network_failed "$program is not installed"
     done
-    if ! pipes=$(mktemp -d) || ! mkfifo "$pipes/begun" "$pipes/ready"; then network_failed "no temporary folder"; fi
+    if ! pipes=$(mktemp -d) || ! mkfifo "$pipes/started" "$pipes/ready"; then network_failed "no temporary folder"; fi
     # Opened for reading and writing: no side waits for the other.
-    exec 6<>"$pipes/begun" 7<>"$pipes/ready"
+    exec 6<>"$pipes/started" 7<>"$pipes/ready"
     rm -rf "$pipes"
     exec 9> >(setsid "$BASH" "$folder/program" uplink "$folder" "$$" <&0 >/dev/null 2>"$folder/log" &)
     wait "$!" 2>/dev/null
@@ -81,12 +81,12 @@ network_uplink() {
 # Lets the namespace receive the packets of a UDP port, whose number it writes to the file `port`.
 # Argument: the process of slirp4netns.
 network_hub() {
-    local port call answer
+    local port call response
     while kill -0 "$1"; do
         port=$((20000 + RANDOM % 40000))
         call='{"execute":"add_hostfwd","arguments":{"proto":"udp","host_addr":"'$(<hub)'","host_port":'$port',"guest_port":51820}}'
-        answer=$(socat -t 10 - UNIX-CONNECT:api <<<"$call")
-        if [[ $answer == *'"return"'* ]]; then
+        response=$(socat -t 10 - UNIX-CONNECT:api <<<"$call")
+        if [[ $response == *'"return"'* ]]; then
             echo "$port" >port.new && mv port.new port
             return
         fi
@@ -98,12 +98,12 @@ network_hub() {
 # Makes the interfaces as root of the namespace, then becomes the command, as the given user.
 # Arguments: folder, user ID, group ID, command.
 network_inside() {
-    local folder=$1 user=$2 group=$3 answer="" path=$PATH
+    local folder=$1 user=$2 group=$3 status="" path=$PATH
     shift 3
     PATH+=:/usr/sbin:/sbin
     echo >&6
-    read -r -n 1 -t 60 -u 7 answer
-    if [[ $answer != 1 ]]; then network_failed "slirp4netns: $(tail -n 1 "$folder/log")"; fi
+    read -r -n 1 -t 60 -u 7 status
+    if [[ $status != 1 ]]; then network_failed "slirp4netns: $(tail -n 1 "$folder/log")"; fi
     ip link set lo up || network_failed "no loopback interface"
     mount --bind "$folder/resolv.conf" /etc/resolv.conf || network_failed "/etc/resolv.conf can't be replaced"
     if [[ -e $folder/hub ]]; then
@@ -115,8 +115,8 @@ network_inside() {
         exec 8> >(setsid unshare --mount -- "$BASH" "$folder/program" services "$folder" \
             <&0 2>"$folder/log.services" 6>&- 9>&- &)
         wait "$!" 2>/dev/null
-        read -r -n 1 -t 60 -u 7 answer
-        if [[ $answer != 1 ]]; then network_failed "$(tail -n 1 "$folder/log.services")"; fi
+        read -r -n 1 -t 60 -u 7 status
+        if [[ $status != 1 ]]; then network_failed "$(tail -n 1 "$folder/log.services")"; fi
     fi
     exec 6>&- 7>&-
     PATH=$path
@@ -184,7 +184,7 @@ network_wireguard() {
 # Starts the hub of a virtual network, and makes a key for each peer.
 # Arguments: number of the network, address of the hub, range of the network, addresses of the peers.
 start_virtual_network() {
-    local number=$1 gateway=$2 range=$3 address key public at hub keys=()
+    local number=$1 gateway=$2 range=$3 address key public peer hub keys=()
     local endpoint=169.254.254.2 listen=127.0.0.1
     shift 3
     network_folder || return
@@ -210,8 +210,8 @@ start_virtual_network() {
         kill -0 "$!" 2>/dev/null || return
         sleep 0.1
     done
-    for at in "${!keys[@]}"; do
-        private_file "$DEEPSQUARE_STATE/vnet.$number.$at" "[Interface]" "PrivateKey = ${keys[at]}" \
+    for peer in "${!keys[@]}"; do
+        private_file "$DEEPSQUARE_STATE/vnet.$number.$peer" "[Interface]" "PrivateKey = ${keys[peer]}" \
             "[Peer]" "PublicKey = $public" "AllowedIPs = $range" "PersistentKeepalive = 20" \
             "Endpoint = $endpoint:$(<"$DEEPSQUARE_NETWORK/port")" || return
     done

@@ -1,11 +1,11 @@
-# Functions of every job's script. Text of the customer is data to them, never code.
+# Functions of every job's script. Text of the customer is data here, never code.
 
 # Creates the folders of a job in the current folder, and sets their variables. Argument: name of the folder for
 # the script's own files.
 create_folders() {
     local umask mode
     unset DEEPSQUARE_ERROR_CODE
-    DEEPSQUARE_PASSED=()
+    DEEPSQUARE_CONTAINER_ENV=()
     readonly DEEPSQUARE_STORAGE=$PWD DEEPSQUARE_STATE=$PWD/$1
     export DEEPSQUARE_INPUT=$PWD/input DEEPSQUARE_OUTPUT=$PWD/output DEEPSQUARE_ENV=$PWD/env
     # The job's environment may name caches that the provider keeps after the job.
@@ -34,9 +34,9 @@ remove_folders() {
     if [[ -e $DEEPSQUARE_STATE ]]; then rm -rf "$DEEPSQUARE_STATE"; fi
 }
 
-# Ends a subshell when the job is ended: bash first waits for the command that it runs, which was
-# signalled as well, so that steps under `finally` come to their end.
-obey_signals() {
+# Makes a subshell exit when the job is terminated. Bash waits for its current command first, which receives the
+# signal as well, so that steps under `finally` can finish.
+exit_on_signals() {
     set +m
     trap 'exit 143' TERM
     trap 'exit 130' INT
@@ -58,20 +58,20 @@ load_env() {
                 value+=$'\n'$line
             fi
         elif [[ $line == *=* && ${line%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
-            export_text "$name" "$value"
+            export_trimmed "$name" "$value"
             name=${line%%=*} value=${line#*=}
         elif [[ $line == *"<<"?* && ${line%%"<<"*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
-            export_text "$name" "$value"
+            export_trimmed "$name" "$value"
             name=${line%%"<<"*} end=${line#*"<<"} value="" is_first=1
         elif [[ -n $name ]]; then
             value+=$'\n'$line
         fi
     done <"$DEEPSQUARE_ENV"
-    if [[ -z $end ]]; then export_text "$name" "$value"; fi
+    if [[ -z $end ]]; then export_trimmed "$name" "$value"; fi
 }
 
 # Exports a value without the empty lines at its end.
-export_text() {
+export_trimmed() {
     local text=$2
     while [[ $text == *$'\n' ]]; do text=${text%$'\n'}; done
     export_value "$1" "$text"
@@ -82,14 +82,14 @@ export_value() {
     "" | DEEPSQUARE_* | STORAGE_PATH | BASHOPTS | BASH_VERSINFO | EUID | PPID | SHELLOPTS | UID) ;;
     *)
         declare -gx -- "$1=$2"
-        DEEPSQUARE_PASSED+=("$1")
+        DEEPSQUARE_CONTAINER_ENV+=("$1")
         ;;
     esac
 }
 
-# Waits for launched steps by their handles; fails with the code of the first that failed. One that was
-# skipped by its own condition has nothing to wait for.
-wait_for() {
+# Waits for launched steps by their handles; fails with the code of the first that failed. A step that its condition
+# skipped is not waited for.
+wait_for_handles() {
     local handle variable code
     for handle; do
         variable=HANDLE_$handle
@@ -103,38 +103,38 @@ wait_for() {
     done
 }
 
-# Runs a launched step in the background, in a process group of its own.
+# Runs a step in the background, in a process group of its own.
 # Arguments: function, handle or nothing, signal at the end of the enclosing steps or nothing.
 launch() {
-    # Rounds of a loop launch under the same handle: each has a file of its own.
+    # Iterations of a loop launch under the same handle: each has a file of its own.
     local end=$DEEPSQUARE_STATE/end.$BASHPID.${#LAUNCHED[@]}
     if [[ -n $2 ]]; then declare -g "HANDLE_$2=$end"; fi
     set -m
-    launched "$1" "$end" &
+    run_launched "$1" "$end" &
     set +m
     LAUNCHED+=("$!")
     SIGNALS+=("$3")
 }
 
-launched() {
-    obey_signals
+run_launched() {
+    exit_on_signals
     END_FILE=$2
-    trap 'keep_code "$END_FILE" "$?"' EXIT
+    trap 'write_exit_code "$END_FILE" "$?"' EXIT
     "$1"
     exit
 }
 
-# Writes the code of a launched step where `wait_for` looks; it appears whole.
+# Writes the exit code of a launched step for `wait_for_handles`, atomically.
 # Arguments: file, code.
-keep_code() {
+write_exit_code() {
     trap - EXIT
     echo "$2" >"$1.new" && mv "$1.new" "$1"
     exit "$2"
 }
 
-# Runs steps, and waits for what they launched. When a step fails, what was launched is ended.
-enclose() (
-    obey_signals
+# Runs steps, and waits for the steps that they launched. If a step fails, the launched steps are terminated.
+run_and_wait() (
+    exit_on_signals
     LAUNCHED=() SIGNALS=()
     trap 'signal_launched TERM; wait; exit 143' TERM
     "$1"
@@ -144,13 +144,14 @@ enclose() (
         for pid in "${LAUNCHED[@]}"; do wait "$pid"; done
         exit "$code"
     fi
-    for at in "${!LAUNCHED[@]}"; do
-        if [[ ${SIGNALS[at]:-0} != 0 ]]; then kill "-${SIGNALS[at]}" -- "-${LAUNCHED[at]}"; fi 2>/dev/null
-        wait "${LAUNCHED[at]}"
-        ended=$?
-        # A step that ends by the signal of the file has not failed.
-        if [[ ${SIGNALS[at]:-0} != 0 && $ended -gt 128 ]]; then ended=0; fi
-        if ((code == 0)); then code=$ended; fi
+    for index in "${!LAUNCHED[@]}"; do
+        signal=${SIGNALS[index]:-0}
+        if [[ $signal != 0 ]]; then kill "-$signal" -- "-${LAUNCHED[index]}"; fi 2>/dev/null
+        wait "${LAUNCHED[index]}"
+        status=$?
+        # A step that ends by the signal of the job file has not failed.
+        if [[ $signal != 0 && $status -gt 128 ]]; then status=0; fi
+        if ((code == 0)); then code=$status; fi
     done
     exit "$code"
 )
@@ -161,60 +162,60 @@ signal_launched() {
     return 0
 }
 
-# Runs a step, its `catch` when it failed, and its `finally` in any case. The code stays that of the
-# step; a `finally` that fails makes a failure of a success.
+# Runs a step, its `catch` if it failed, and its `finally` in any case. The exit code is that of the step; if the step
+# succeeded, that of its `finally`.
 # Arguments: three functions, of which the last two may be empty.
-guard() (
-    obey_signals
-    IS_ENDED=0 CATCH=$2 FINALLY=$3
-    trap 'IS_ENDED=1; exit 143' TERM
-    trap 'end_guard "$CATCH" "$FINALLY"' EXIT
-    run_inner "$1"
+run_with_handlers() (
+    exit_on_signals
+    IS_TERMINATED=0 CATCH=$2 FINALLY=$3
+    trap 'IS_TERMINATED=1; exit 143' TERM
+    trap 'run_handlers "$CATCH" "$FINALLY"' EXIT
+    run_in_subshell "$1"
     exit
 )
 
-end_guard() {
+run_handlers() {
     export DEEPSQUARE_ERROR_CODE=$?
     trap - EXIT
     trap : TERM INT
     local code=$DEEPSQUARE_ERROR_CODE
-    if ((code && !IS_ENDED)) && [[ -n $1 ]]; then run_inner "$1"; fi
+    if ((code && !IS_TERMINATED)) && [[ -n $1 ]]; then run_in_subshell "$1"; fi
     if [[ -n $2 ]]; then
-        run_inner "$2"
-        local last=$?
-        if ((code == 0)); then code=$last; fi
+        run_in_subshell "$2"
+        local status=$?
+        if ((code == 0)); then code=$status; fi
     fi
     exit "$code"
 }
 
-run_inner() (
-    obey_signals
+run_in_subshell() (
+    exit_on_signals
     "$1"
 )
 
-# As `run_inner`, for a shell that runs in the background already.
-run_async() {
-    obey_signals
+# Like `run_in_subshell`, in a shell that runs in the background already.
+run_in_background() {
+    exit_on_signals
     "$1"
     exit
 }
 
-# Waits for all rounds of a parallel loop; fails with the code of the first that failed.
-wait_rounds() {
-    local pid code=0 ended
+# Waits for all iterations of a parallel loop; fails with the code of the first that failed.
+wait_for_iterations() {
+    local pid status code=0
     for pid; do
         wait "$pid"
-        ended=$?
-        if ((code == 0)); then code=$ended; fi
+        status=$?
+        if ((code == 0)); then code=$status; fi
     done
     return "$code"
 }
 
-# Whether a condition holds: 0 for yes, 1 for no. The test itself ends with 10 or 11; anything else is
-# an error of the test.
-holds() {
+# Returns 0 if a condition is true, 1 if it is false. The test itself exits with 10 or 11; any other code is an error
+# of the test.
+test_condition() {
     local code
-    run_inner "$1"
+    run_in_subshell "$1"
     code=$?
     case $code in
     10) return 0 ;;
@@ -226,12 +227,12 @@ holds() {
     esac
 }
 
-# Hands outputs of a module on to the steps after it.
+# Exports the outputs of a module to the steps after it.
 # Arguments: file, prefix, names of the outputs.
 export_outputs() (
     file=$1 prefix=$2
     shift 2
-    DEEPSQUARE_PASSED=()
+    DEEPSQUARE_CONTAINER_ENV=()
     load_env
     for name; do
         if [[ -n ${!name+x} ]]; then

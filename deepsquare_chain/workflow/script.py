@@ -131,11 +131,11 @@ class _Scope:
     modules: tuple[str, ...] = ()
     loops: tuple[str, ...] = ()
 
-    def within(self, loop: ForSection) -> _Scope:
+    def in_loop(self, loop: ForSection) -> _Scope:
         name = "index" if loop.range else "item"
         return _Scope(self.modules, tuple(sorted({*self.loops, name})))
 
-    def using(self, function: str) -> _Scope:
+    def in_module(self, function: str) -> _Scope:
         return _Scope((*self.modules, function), self.loops)
 
     def lines(self) -> list[str]:
@@ -185,7 +185,10 @@ class _Script:
         ]
         names += ["DEEPSQUARE_TMP", "DEEPSQUARE_SHARED_TMP", "DEEPSQUARE_SHARED_WORLD_TMP"]
         names += ["DEEPSQUARE_DISK_TMP", "DEEPSQUARE_DISK_WORLD_TMP"]
-        lines += [f"DEEPSQUARE_PASSED=({' '.join(quote(name) for name in names)})", "load_env"]
+        lines += [
+            f"DEEPSQUARE_CONTAINER_ENV=({' '.join(quote(name) for name in names)})",
+            "load_env",
+        ]
         return lines
 
     def _main(self, main: str) -> str:
@@ -196,61 +199,63 @@ class _Script:
         end = ["local code=$1", "trap - EXIT", "trap : TERM INT"]
         end += ["stop_virtual_networks"] if hubs else []
         if definition.input is not None:
-            lines += [f"run_inner {self._pull(definition.input)} || exit"]
+            lines += [f"run_in_subshell {self._download_input(definition.input)} || exit"]
         output = definition.output
         if definition.continuous_output_sync and output is not None and output.s3 is not None:
             lines.insert(1, 'SYNC=""')
-            lines += [f"run_async {self._sync_again(output.s3)} &", "SYNC=$!"]
+            lines += [f"run_in_background {self._sync_output(output.s3)} &", "SYNC=$!"]
             end += ['if [[ -n $SYNC ]]; then kill "$SYNC"; wait "$SYNC"; fi 2>/dev/null']
         lines += [f"{line} || exit" for line in hubs]
         if output is not None:
-            end += [f"run_inner {self._push(output)} || code=$((code ? code : $?))"]
+            end += [f"run_in_subshell {self._upload_output(output)} || code=$((code ? code : $?))"]
         end += ["remove_folders", 'exit "$code"']
         lines += [main, "exit"]
         return self._function("end_job", end) + "".join(f"{line}\n" for line in lines)
 
     # -- data
 
-    def _pull(self, transfer: TransferSection) -> str:
+    def _download_input(self, transfer: TransferSection) -> str:
         if transfer.http is not None:
             name = _file_name(transfer.http.url)
             lines = [
                 *_curl_config(transfer.http.url),
                 f'file="$DEEPSQUARE_INPUT/"{quote(name)}',
-                'persist fetch_url "$config" "$file" || exit',
-                'unpack "$file" "$DEEPSQUARE_INPUT" || exit',
+                'retry download_url "$config" "$file" || exit',
+                'extract_archive "$file" "$DEEPSQUARE_INPUT" || exit',
             ]
         elif transfer.s3 is not None:
             bucket = transfer.s3
             lines = [
                 *_s3_env(bucket),
-                f'persist pull_bucket {_s3_url(bucket)} "$DEEPSQUARE_INPUT" {quote(bucket.region)} || exit',
+                f'retry download_bucket {_s3_url(bucket)} "$DEEPSQUARE_INPUT" {quote(bucket.region)} || exit',
             ]
         else:
             lines = []
         mode = self._definition.input_mode
         lines.append(f'chmod -R {0o700 if mode is None else mode:o} "$DEEPSQUARE_INPUT"')
-        return self._add(["obey_signals", *lines])
+        return self._add(["exit_on_signals", *lines])
 
-    def _push(self, transfer: TransferSection) -> str:
+    def _upload_output(self, transfer: TransferSection) -> str:
         if transfer.http is not None:
             lines = [
                 *_curl_config(transfer.http.url),
-                'persist put_output "$config" "$DEEPSQUARE_OUTPUT"',
+                'retry upload_output "$config" "$DEEPSQUARE_OUTPUT"',
             ]
         else:
-            lines = self._push_bucket(transfer.s3, is_last=True)
+            lines = self._upload_bucket(transfer.s3, is_last=True)
         return self._add(lines)
 
-    def _push_bucket(self, where: S3Section | None, *, is_last: bool) -> list[str]:
-        if where is None:
+    def _upload_bucket(self, bucket: S3Section | None, *, is_last: bool) -> list[str]:
+        if bucket is None:
             return []
-        delete = " --delete" if where.delete_sync and is_last else ""
-        call = f'push_bucket "$DEEPSQUARE_OUTPUT" {_s3_url(where)} {quote(where.region)}{delete}'
-        return [*_s3_env(where), f"persist {call}" if is_last else f"{call} 2>/dev/null"]
+        delete = " --delete" if bucket.delete_sync and is_last else ""
+        call = (
+            f'upload_bucket "$DEEPSQUARE_OUTPUT" {_s3_url(bucket)} {quote(bucket.region)}{delete}'
+        )
+        return [*_s3_env(bucket), f"retry {call}" if is_last else f"{call} 2>/dev/null"]
 
-    def _sync_again(self, where: S3Section) -> str:
-        *env, call = self._push_bucket(where, is_last=False)
+    def _sync_output(self, bucket: S3Section) -> str:
+        *env, call = self._upload_bucket(bucket, is_last=False)
         return self._add(
             [*env, "while :; do", f"    sleep {SYNC_INTERVAL} & wait $!", f"    {call}", "done"]
         )
@@ -263,26 +268,26 @@ class _Script:
         inner = self._add(lines)
         if not any(step.launch for step in steps):
             return inner
-        return self._add([f"enclose {inner}"])
+        return self._add([f"run_and_wait {inner}"])
 
     def _step(self, step: Step, scope: _Scope) -> str:
         lines = []
         if step.depends_on:
             names = " ".join(quote(handle(name)) for name in step.depends_on)
-            lines.append(f"wait_for {names} || return")
+            lines.append(f"wait_for_handles {names} || return")
         if step.if_ is not None:
             lines.append(
-                f"holds {self._condition(step.if_, scope)} || return $(($? == 1 ? 0 : $?))"
+                f"test_condition {self._condition(step.if_, scope)} || return $(($? == 1 ? 0 : $?))"
             )
         body = self._body(step, scope)
         if step.catch or step.finally_:
             catch = self._steps(step.catch, scope) if step.catch else ""
             last = self._steps(step.finally_, scope) if step.finally_ else ""
-            body = self._add([f"guard {body or ':'} {quote(catch)} {quote(last)}"])
+            body = self._add([f"run_with_handlers {body or ':'} {quote(catch)} {quote(last)}"])
         if step.launch:
             lines.append(_launch(step.launch, body))
         elif body:
-            lines.append(f"run_inner {body}")
+            lines.append(f"run_in_subshell {body}")
         return self._add(lines)
 
     def _body(self, step: Step, scope: _Scope) -> str:
@@ -302,22 +307,22 @@ class _Script:
         return self._add(['set -- "$BASH"', *lines, f'exec "$1" -c {quote(script)}'])
 
     def _for(self, loop: ForSection, scope: _Scope) -> str:
-        inner = self._steps(loop.steps, scope.within(loop))
+        inner = self._steps(loop.steps, scope.in_loop(loop))
         if loop.range is not None:
             step = loop.range.increment or 1
             test = "<=" if step > 0 else ">="
-            head = f"for ((at = {loop.range.begin}; at {test} {loop.range.end}; at += {step})); do"
-            variable = "DEEPSQUARE_INDEX=$at"
+            head = f"for ((index = {loop.range.begin}; index {test} {loop.range.end}; index += {step})); do"
+            name = "index"
         else:
             items = " ".join(quote(item) for item in loop.items or ())
-            head, variable = f"for at in {items}; do", "DEEPSQUARE_ITEM=$at"
-        lines = ["local at", head, f"    {variable}"]
+            name, head = "item", f"for item in {items}; do"
+        lines = [f"local {name}", head, f"    DEEPSQUARE_{name.upper()}=${name}"]
         if loop.parallel:
-            lines[0:1] = ["local at rounds=()", "trap 'wait; exit 143' TERM"]
-            lines += [f"    run_async {inner} &", '    rounds+=("$!")', "done"]
-            lines += ['wait_rounds "${rounds[@]}"']
+            lines[0:1] = [f"local {name} pids=()", "trap 'wait; exit 143' TERM"]
+            lines += [f"    run_in_background {inner} &", '    pids+=("$!")', "done"]
+            lines += ['wait_for_iterations "${pids[@]}"']
         else:
-            lines += [f"    run_inner {inner} || return", "done"]
+            lines += [f"    run_in_subshell {inner} || return", "done"]
         return self._add(lines)
 
     def _use(self, use: UseSection, scope: _Scope) -> str:
@@ -327,15 +332,17 @@ class _Script:
             )
         env = use.module.env
         names = " ".join(quote(name) for name in env)
-        inputs = self._add([*exports(env), *([f"DEEPSQUARE_PASSED+=({names})"] if names else [])])
-        inner = self._steps(use.module.steps, scope.using(inputs))
+        inputs = self._add(
+            [*exports(env), *([f"DEEPSQUARE_CONTAINER_ENV+=({names})"] if names else [])]
+        )
+        inner = self._steps(use.module.steps, scope.in_module(inputs))
         name = f"env.module-{self._count}"
         lines = [
-            "obey_signals",
+            "exit_on_signals",
             "outer=$DEEPSQUARE_ENV",
             f'DEEPSQUARE_ENV="$DEEPSQUARE_STORAGE/"{name}',
             'cp "$outer" "$DEEPSQUARE_ENV" || exit',
-            f"run_inner {inner} || exit",
+            f"run_in_subshell {inner} || exit",
         ]
         if use.export_env_as and use.module.outputs:
             outputs = " ".join(quote(output) for output in use.module.outputs)
@@ -343,7 +350,7 @@ class _Script:
         return self._add(lines)
 
     def _run(self, run: RunSection, scope: _Scope) -> str:
-        lines = [_placement(run, self._definition.resources)]
+        lines = [_launcher(run, self._definition.resources)]
         resources = run.resources
         env = dict(run.env)
         if resources is not None and resources.gpus_per_task is not None:
@@ -363,7 +370,7 @@ class _Script:
             lines.append(f'exec "$@" -c {quote(run.command)}')
         else:
             names = " ".join(quote(name) for name in (*scope.loops, *env))
-            lines += [f"DEEPSQUARE_PASSED+=({names})"] if names else []
+            lines += [f"DEEPSQUARE_CONTAINER_ENV+=({names})"] if names else []
             lines += container_lines(runtime, run, run.container)
         return self._add(lines)
 
@@ -387,7 +394,7 @@ def _launch(launch: LaunchSection, body: str) -> str:
     return f"launch {body} {quote(name)} {quote('' if signal is None else str(signal))}"
 
 
-def _placement(run: RunSection, job: Resources) -> str:
+def _launcher(run: RunSection, job: Resources) -> str:
     """Return the line that sets the launcher: `srun` in a Slurm job, else `mpirun` for several tasks.
 
     A step that asks for tasks gets the job's CPUs and memory for each of them, and no others: steps in
@@ -431,20 +438,20 @@ def _curl_config(url: str) -> list[str]:
     ]
 
 
-def _s3_env(where: S3Section) -> list[str]:
+def _s3_env(bucket: S3Section) -> list[str]:
     return exports(
         {
-            "AWS_ACCESS_KEY_ID": where.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": where.secret_access_key,
-            "AWS_REGION": where.region,
-            "S3_ENDPOINT_URL": where.endpoint_url,
+            "AWS_ACCESS_KEY_ID": bucket.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": bucket.secret_access_key,
+            "AWS_REGION": bucket.region,
+            "S3_ENDPOINT_URL": bucket.endpoint_url,
         }
     )
 
 
-def _s3_url(where: S3Section) -> str:
-    path = "/".join(part for part in where.path.split("/") if part)
-    return quote(f"{where.bucket_url}/{path}")
+def _s3_url(bucket: S3Section) -> str:
+    path = "/".join(part for part in bucket.path.split("/") if part)
+    return quote(f"{bucket.bucket_url}/{path}")
 
 
 def _file_name(url: str) -> str:

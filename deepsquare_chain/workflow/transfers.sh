@@ -1,8 +1,8 @@
 
 # -- data
 
-# Runs a command up to five times, with growing pauses.
-persist() {
+# Runs a command up to five times, with increasing pauses.
+retry() {
     local pause
     for pause in 1 2 4 8; do
         if "$@"; then return 0; fi
@@ -11,66 +11,65 @@ persist() {
     "$@"
 }
 
-# Fetches an address, which stands in a file that curl reads: it may hold a password. An interrupted
-# download is continued.
-fetch_url() {
+# Downloads a URL, which curl reads from a file as it may contain a password. An interrupted download is continued.
+download_url() {
     curl --config "$1" --fail --silent --show-error --location --continue-at - --output "$2"
 }
 
-# Unpacks a file that is an archive into a folder and keeps it. Nothing leaves the folder: names that
-# lead out of it and links that point out of it are refused.
-unpack() {
-    local file=$1 folder=$2 inside magic
-    inside=$(mktemp -d "$folder/.unpack.XXXXXX") || return
+# Extracts a file into a folder if it is an archive, and keeps it. Names and links that lead out of the folder are
+# refused.
+extract_archive() {
+    local file=$1 folder=$2 content magic
+    content=$(mktemp -d "$folder/.extracted.XXXXXX") || return
     magic=$(head -c 6 "$file" | od -An -tx1 | tr -d ' \n')
     if tar -tf "$file" >/dev/null 2>&1; then
-        check_names < <(tar -tf "$file") && tar -xf "$file" -C "$inside" --no-same-owner
+        check_archive_names < <(tar -tf "$file") && tar -xf "$file" -C "$content" --no-same-owner
     else
         case $magic in
-        504b0304*) check_names < <(unzip -Z1 "$file") && unzip -q "$file" -d "$inside" ;;
-        1f8b*) gzip -dc "$file" >"$inside/$(plain_name "$file" gz)" ;;
-        425a68*) bzip2 -dc "$file" >"$inside/$(plain_name "$file" bz2)" ;;
-        fd377a585a00) xz -dc "$file" >"$inside/$(plain_name "$file" xz)" ;;
-        377abcaf271c | 526172211a07*) bsdtar -xf "$file" -C "$inside" ;;
+        504b0304*) check_archive_names < <(unzip -Z1 "$file") && unzip -q "$file" -d "$content" ;;
+        1f8b*) gzip -dc "$file" >"$content/$(name_without_suffix "$file" gz)" ;;
+        425a68*) bzip2 -dc "$file" >"$content/$(name_without_suffix "$file" bz2)" ;;
+        fd377a585a00) xz -dc "$file" >"$content/$(name_without_suffix "$file" xz)" ;;
+        377abcaf271c | 526172211a07*) bsdtar -xf "$file" -C "$content" ;;
         *) ;;
         esac
     fi || return
-    check_links "$inside" || return
-    cp -a "$inside/." "$folder/" && rm -rf "$inside"
+    check_archive_links "$content" || return
+    cp -a "$content/." "$folder/" && rm -rf "$content"
 }
 
-# The name of a file without its ending; with one behind it where it had none.
-plain_name() {
+# Prints the name of a file without a suffix, or with .out added if it does not have that suffix.
+name_without_suffix() {
     local name=${1##*/}
     if [[ $name == *".$2" ]]; then echo "${name%".$2"}"; else echo "$name.out"; fi
 }
 
-check_names() {
+check_archive_names() {
     local name
     while IFS= read -r name; do
         case /$name/ in
         //* | */../*)
-            echo "The archive holds a name that leads out of its folder; it is not unpacked." >&2
+            echo "The archive has a name that leads out of its folder; it is not extracted." >&2
             return 1
             ;;
         esac
     done
 }
 
-check_links() {
+check_archive_links() {
     local link target
     while IFS= read -r -d '' link; do
         target=$(realpath -m -- "$link")
         if [[ $target != "$1"/* ]]; then
-            echo "The archive holds a link that points out of its folder; it is not unpacked." >&2
+            echo "The archive has a link that points out of its folder; it is not extracted." >&2
             rm -rf "$1"
             return 1
         fi
     done < <(find "$1" -type l -print0)
 }
 
-# Copies a folder of a bucket, or one object, into a folder; what is there already is not copied again.
-pull_bucket() {
+# Downloads a folder of a bucket, or one object, into a folder; existing files are not copied again.
+download_bucket() {
     local url=$1 folder=$2 region=$3
     if s5cmd ls "${url%/}/*" >/dev/null 2>&1; then
         s5cmd --log error sync --source-region "$region" "${url%/}/*" "$folder/"
@@ -79,16 +78,16 @@ pull_bucket() {
     fi
 }
 
-# Copies a folder into a folder of a bucket.
-push_bucket() {
+# Uploads a folder to a folder of a bucket.
+upload_bucket() {
     local folder=$1 url=$2 region=$3
     shift 3
     if [[ -z $(find "$folder" -mindepth 1 -print -quit) && $* != *--delete* ]]; then return 0; fi
     s5cmd --log error sync "$@" --destination-region "$region" "$folder/" "${url%/}/"
 }
 
-# Sends the one file of a folder, or all of them as output.zip, and prints what the server answers.
-put_output() {
+# Uploads the only file of a folder, or all files as output.zip, and prints the server's response.
+upload_output() {
     local config=$1 folder=$2 file
     local files=()
     mapfile -d '' files < <(find "$folder" -type f -print0)

@@ -188,7 +188,7 @@ def test_archives_that_lead_out_of_their_folder_are_refused(
     web.files["/evil"] = data
     code, output = run(http_job(f"{web.url}/evil", "echo never"), tmp_path)
     assert code != 0
-    assert "it is not unpacked" in output
+    assert "it is not extracted" in output
     assert "never" not in output
     assert not list(tmp_path.rglob("escaped*"))
 

@@ -32,8 +32,9 @@ def run(text: str, folder: Path) -> tuple[int, list[str]]:
     work = folder / "work"
     work.mkdir(exist_ok=True)
     done = subprocess.run(
-        render(text, folder), cwd=work, capture_output=True, text=True, timeout=60, check=False
-    )
+        render(text, folder),
+        cwd=work, umask=0o27, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     assert not [
         line for line in done.stderr.splitlines() if not re.search("Terminated|Killed", line)
     ]
@@ -286,6 +287,7 @@ steps:
       [ "$PWD" = "$STORAGE_PATH" ] && [ "$DEEPSQUARE_INPUT" = "$STORAGE_PATH/input" ] || exit 1
       [ "$DEEPSQUARE_OUTPUT" = "$STORAGE_PATH/output" ] && [ "$DEEPSQUARE_ENV" = "$STORAGE_PATH/env" ] || exit 2
       [ "$DEEPSQUARE_TMP" = "$DEEPSQUARE_SHARED_TMP" ] || exit 3
+      [ "$(umask)" = 0027 ] && [ "$(stat -c %a input output .deepsquare | tr '\n' ' ')" = "750 750 700 " ] || exit 5
       for folder in "$DEEPSQUARE_INPUT" "$DEEPSQUARE_OUTPUT" "$DEEPSQUARE_TMP" "$DEEPSQUARE_DISK_TMP" \
         "$DEEPSQUARE_SHARED_WORLD_TMP" "$DEEPSQUARE_DISK_WORLD_TMP"; do
         touch "$folder/file" || exit 4
@@ -297,8 +299,11 @@ steps:
     # What a job did not leave on purpose is gone.
     assert {path.name for path in (tmp_path / "work").rglob("*")} == {"input", "output", "file"}
     (tmp_path / "second").mkdir()
-    assert run("steps: [{run: {command: touch result}}]", tmp_path / "second") == (0, [])
-    assert [path.name for path in (tmp_path / "second" / "work").rglob("*")] == ["result"]
+    command = "touch result tmp disk; rmdir output; touch output; ln -s . world-tmp"
+    assert run(f"steps: [{{run: {{command: {command}}}}}]", tmp_path / "second") == (0, [])
+    assert {path.name for path in (tmp_path / "second" / "work").iterdir()} == {
+        "result", "tmp", "disk", "output", "world-tmp"
+    }  # fmt: skip
 
 
 @pytest.fixture

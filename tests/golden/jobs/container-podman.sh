@@ -12,7 +12,7 @@ job_environment() {
     export DEEPSQUARE_MEM_PER_CPU=100
     export DEEPSQUARE_GPUS=0
     export DEEPSQUARE_JOB_ID=7
-    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    DEEPSQUARE_CONTAINER_ENV=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
     load_env
 }
 step_1() {
@@ -20,63 +20,63 @@ step_1() {
     job_environment
     export STEP=$'it\'s'
     cd "$DEEPSQUARE_STORAGE" || exit
-    DEEPSQUARE_PASSED+=(STEP)
-    enter_container || exit
-    log_in podman registry.example $'user:pass\'word' || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
+    DEEPSQUARE_CONTAINER_ENV+=(STEP)
+    set_container_folders || exit
+    registry_login podman registry.example $'user:pass\'word' || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')
     podman_image registry registry.example/user/app:1 || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=host --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --volume "$HOME:$HOME" --env=HOME --volume=/tmp/.X11-unix:/tmp/.X11-unix:ro --volume=/opt/data:/data:ro --read-only --entrypoint= "${DEEPSQUARE_OPTIONS[@]}" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
 }
 step_2() {
-    run_inner step_1
+    run_in_subshell step_1
 }
 step_3() {
     if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=2 --cpus-per-task=1 --mem-per-cpu=100; else set -- mpirun --allow-run-as-root --oversubscribe -n 2; fi
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
+    set_container_folders || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')
     podman_image file "$DEEPSQUARE_STORAGE"/image || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=host --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --entrypoint= "${DEEPSQUARE_OPTIONS[@]}" /bin/sh -c ls
 }
 step_4() {
-    run_inner step_3
+    run_in_subshell step_3
 }
 step_5() {
     set --
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
+    set_container_folders || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')
     podman_image registry docker.io/library/alpine@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=host --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --user=0:0 --entrypoint= "${DEEPSQUARE_OPTIONS[@]}" /bin/ash -c ls
 }
 step_6() {
-    run_inner step_5
+    run_in_subshell step_5
 }
 step_7() {
     set --
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
+    set_container_folders || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')
     podman_image registry docker.io/user/app || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=host --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --workdir=/srv "${DEEPSQUARE_OPTIONS[@]}" serve --name 'a b'
 }
 step_8() {
-    run_inner step_7
+    run_in_subshell step_7
 }
 step_9() {
     set --
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && passed_names | sed 's/^/--env=/')
+    set_container_folders || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')
     podman_image registry docker.io/library/alpine || exit
     exec "$@" podman run --rm --quiet --log-driver=none --security-opt label=disable --network=slirp4netns --dns=9.9.9.9 --volume "$DEEPSQUARE_STORAGE:/deepsquare" --volume "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --volume "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --volume "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --volume "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --entrypoint= "${DEEPSQUARE_OPTIONS[@]}" /bin/sh -c ls
 }
 step_10() {
-    run_inner step_9
+    run_in_subshell step_9
 }
 step_11() {
     step_2 || return

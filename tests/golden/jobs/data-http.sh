@@ -12,7 +12,7 @@ job_environment() {
     export DEEPSQUARE_MEM_PER_CPU=100
     export DEEPSQUARE_GPUS=0
     export DEEPSQUARE_JOB_ID=7
-    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    DEEPSQUARE_CONTAINER_ENV=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
     load_env
 }
 step_1() {
@@ -23,32 +23,32 @@ step_1() {
     exec "$@" -c ls
 }
 step_2() {
-    run_inner step_1
+    run_in_subshell step_1
 }
 step_3() {
     step_2 || return
 }
 step_4() {
-    obey_signals
+    exit_on_signals
     local config file
     config=$DEEPSQUARE_STATE/address
     (umask 077 && printf '%s\n' 'url = "https://user:password@files.example/input.tar.gz?key=\"value\""' >"$config") || exit
     file="$DEEPSQUARE_INPUT/"input.tar.gz
-    persist fetch_url "$config" "$file" || exit
-    unpack "$file" "$DEEPSQUARE_INPUT" || exit
+    retry download_url "$config" "$file" || exit
+    extract_archive "$file" "$DEEPSQUARE_INPUT" || exit
     chmod -R 755 "$DEEPSQUARE_INPUT"
 }
 step_5() {
     local config file
     config=$DEEPSQUARE_STATE/address
     (umask 077 && printf '%s\n' 'url = "https://files.example/"' >"$config") || exit
-    persist put_output "$config" "$DEEPSQUARE_OUTPUT"
+    retry upload_output "$config" "$DEEPSQUARE_OUTPUT"
 }
 end_job() {
     local code=$1
     trap - EXIT
     trap : TERM INT
-    run_inner step_5 || code=$((code ? code : $?))
+    run_in_subshell step_5 || code=$((code ? code : $?))
     remove_folders
     exit "$code"
 }
@@ -56,6 +56,6 @@ create_folders .deepsquare
 trap 'exit 143' TERM
 trap 'exit 130' INT
 trap 'end_job "$?"' EXIT
-run_inner step_4 || exit
+run_in_subshell step_4 || exit
 step_3
 exit

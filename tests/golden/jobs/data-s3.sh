@@ -12,7 +12,7 @@ job_environment() {
     export DEEPSQUARE_MEM_PER_CPU=100
     export DEEPSQUARE_GPUS=0
     export DEEPSQUARE_JOB_ID=7
-    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    DEEPSQUARE_CONTAINER_ENV=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
     load_env
 }
 step_1() {
@@ -23,18 +23,18 @@ step_1() {
     exec "$@" -c ls
 }
 step_2() {
-    run_inner step_1
+    run_in_subshell step_1
 }
 step_3() {
     step_2 || return
 }
 step_4() {
-    obey_signals
+    exit_on_signals
     export AWS_ACCESS_KEY_ID=key
     export AWS_SECRET_ACCESS_KEY=$'sec\'ret'
     export AWS_REGION=eu
     export S3_ENDPOINT_URL=https://s3.example
-    persist pull_bucket s3://data/in "$DEEPSQUARE_INPUT" eu || exit
+    retry download_bucket s3://data/in "$DEEPSQUARE_INPUT" eu || exit
     chmod -R 700 "$DEEPSQUARE_INPUT"
 }
 step_5() {
@@ -44,7 +44,7 @@ step_5() {
     export S3_ENDPOINT_URL=https://s3.example
     while :; do
         sleep 5 & wait $!
-        push_bucket "$DEEPSQUARE_OUTPUT" s3://data/ eu 2>/dev/null
+        upload_bucket "$DEEPSQUARE_OUTPUT" s3://data/ eu 2>/dev/null
     done
 }
 step_6() {
@@ -52,14 +52,14 @@ step_6() {
     export AWS_SECRET_ACCESS_KEY=secret
     export AWS_REGION=eu
     export S3_ENDPOINT_URL=https://s3.example
-    persist push_bucket "$DEEPSQUARE_OUTPUT" s3://data/ eu --delete
+    retry upload_bucket "$DEEPSQUARE_OUTPUT" s3://data/ eu --delete
 }
 end_job() {
     local code=$1
     trap - EXIT
     trap : TERM INT
     if [[ -n $SYNC ]]; then kill "$SYNC"; wait "$SYNC"; fi 2>/dev/null
-    run_inner step_6 || code=$((code ? code : $?))
+    run_in_subshell step_6 || code=$((code ? code : $?))
     remove_folders
     exit "$code"
 }
@@ -68,8 +68,8 @@ SYNC=""
 trap 'exit 143' TERM
 trap 'exit 130' INT
 trap 'end_job "$?"' EXIT
-run_inner step_4 || exit
-run_async step_5 &
+run_in_subshell step_4 || exit
+run_in_background step_5 &
 SYNC=$!
 step_3
 exit

@@ -14,7 +14,7 @@ job_environment() {
     export DEEPSQUARE_MEM_PER_CPU=100
     export DEEPSQUARE_GPUS=4
     export DEEPSQUARE_JOB_ID=7
-    DEEPSQUARE_PASSED=(QUOTED LINES NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    DEEPSQUARE_CONTAINER_ENV=(QUOTED LINES NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
     load_env
 }
 step_1() {
@@ -25,7 +25,7 @@ step_1() {
     exec "$@" -c 'sleep 60'
 }
 step_2() {
-    run_inner step_1
+    run_in_subshell step_1
 }
 step_3() {
     step_2 || return
@@ -56,7 +56,7 @@ step_7() {
     exec "$@" -c 'echo "$DEEPSQUARE_ERROR_CODE"'
 }
 step_8() {
-    run_inner step_7
+    run_in_subshell step_7
 }
 step_9() {
     step_8 || return
@@ -69,18 +69,18 @@ step_10() {
     exec "$@" -c 'echo done'
 }
 step_11() {
-    run_inner step_10
+    run_in_subshell step_10
 }
 step_12() {
     step_11 || return
 }
 step_13() {
-    guard step_6 step_9 step_12
+    run_with_handlers step_6 step_9 step_12
 }
 step_14() {
-    wait_for SERVER || return
-    holds step_5 || return $(($? == 1 ? 0 : $?))
-    run_inner step_13
+    wait_for_handles SERVER || return
+    test_condition step_5 || return $(($? == 1 ? 0 : $?))
+    run_in_subshell step_13
 }
 step_15() {
     set --
@@ -92,36 +92,36 @@ step_15() {
     exec "$@" -c 'echo "$index $item"'
 }
 step_16() {
-    run_inner step_15
+    run_in_subshell step_15
 }
 step_17() {
     step_16 || return
 }
 step_18() {
-    local at
-    for at in 'a b' $'c\'d'; do
-        DEEPSQUARE_ITEM=$at
-        run_inner step_17 || return
+    local item
+    for item in 'a b' $'c\'d'; do
+        DEEPSQUARE_ITEM=$item
+        run_in_subshell step_17 || return
     done
 }
 step_19() {
-    run_inner step_18
+    run_in_subshell step_18
 }
 step_20() {
     step_19 || return
 }
 step_21() {
-    local at rounds=()
+    local index pids=()
     trap 'wait; exit 143' TERM
-    for ((at = 3; at >= 1; at += -1)); do
-        DEEPSQUARE_INDEX=$at
-        run_async step_20 &
-        rounds+=("$!")
+    for ((index = 3; index >= 1; index += -1)); do
+        DEEPSQUARE_INDEX=$index
+        run_in_background step_20 &
+        pids+=("$!")
     done
-    wait_rounds "${rounds[@]}"
+    wait_for_iterations "${pids[@]}"
 }
 step_22() {
-    run_inner step_21
+    run_in_subshell step_21
 }
 step_23() {
     step_4 || return
@@ -129,7 +129,7 @@ step_23() {
     step_22 || return
 }
 step_24() {
-    enclose step_23
+    run_and_wait step_23
 }
 end_job() {
     local code=$1

@@ -12,7 +12,7 @@ job_environment() {
     export DEEPSQUARE_MEM_PER_CPU=100
     export DEEPSQUARE_GPUS=0
     export DEEPSQUARE_JOB_ID=7
-    DEEPSQUARE_PASSED=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
+    DEEPSQUARE_CONTAINER_ENV=(NTASKS CPUS_PER_TASK MEM_PER_CPU GPUS_PER_TASK GPUS CPUS MEM DEEPSQUARE_TASKS DEEPSQUARE_CPUS_PER_TASK DEEPSQUARE_MEM_PER_CPU DEEPSQUARE_GPUS DEEPSQUARE_JOB_ID STORAGE_PATH DEEPSQUARE_INPUT DEEPSQUARE_OUTPUT DEEPSQUARE_ENV DEEPSQUARE_ERROR_CODE DEEPSQUARE_TMP DEEPSQUARE_SHARED_TMP DEEPSQUARE_SHARED_WORLD_TMP DEEPSQUARE_DISK_TMP DEEPSQUARE_DISK_WORLD_TMP)
     load_env
 }
 step_1() {
@@ -27,7 +27,7 @@ step_1() {
     exec "$@" -c 'ip address'
 }
 step_2() {
-    run_inner step_1
+    run_in_subshell step_1
 }
 step_3() {
     set --
@@ -42,7 +42,7 @@ step_3() {
     exec "$@" -c 'ip address'
 }
 step_4() {
-    run_inner step_3
+    run_in_subshell step_3
 }
 step_5() {
     if [[ -n ${SLURM_JOB_ID-} ]]; then set -- srun --ntasks=1 --cpus-per-task=1 --mem-per-cpu=100 --gpus-per-task=0; else set --; fi
@@ -63,7 +63,7 @@ step_5() {
     exec "$@" -c 'ping 192.0.2.1'
 }
 step_6() {
-    run_inner step_5
+    run_in_subshell step_5
 }
 step_7() {
     set --
@@ -79,7 +79,7 @@ step_7() {
     exec "$@" -c serve
 }
 step_8() {
-    run_inner step_7
+    run_in_subshell step_7
 }
 step_9() {
     step_8 || return
@@ -103,7 +103,7 @@ step_11() {
     exec "$@" -c visit
 }
 step_12() {
-    run_inner step_11
+    run_in_subshell step_11
 }
 step_13() {
     set --
@@ -118,7 +118,7 @@ step_13() {
     exec "$@" -c again
 }
 step_14() {
-    run_inner step_13
+    run_in_subshell step_13
 }
 step_15() {
     set --
@@ -130,12 +130,12 @@ step_15() {
     set -- "$@" "$BASH" "$DEEPSQUARE_NETWORK/program" main "$DEEPSQUARE_NETWORK" '' ''
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
+    set_container_folders || exit
     charliecloud_image registry docker.io/library/alpine || exit
     exec "$@" ch-run --write --bind "$DEEPSQUARE_STORAGE:/deepsquare" --bind "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --bind "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --bind "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --bind "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" -- /bin/sh -c ls
 }
 step_16() {
-    run_inner step_15
+    run_in_subshell step_15
 }
 step_17() {
     set --
@@ -146,12 +146,12 @@ step_17() {
     set -- "$@" "$BASH" "$DEEPSQUARE_NETWORK/program" main "$DEEPSQUARE_NETWORK" '' ''
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
+    set_container_folders || exit
     if [[ -e /dev/nvidiactl ]]; then DEEPSQUARE_OPTIONS=(--nv); else DEEPSQUARE_OPTIONS=(); fi
     exec "$@" apptainer --silent exec --no-mount=cwd,tmp --writable-tmpfs --bind "$DEEPSQUARE_STORAGE:/deepsquare" --bind "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --bind "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --bind "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --bind "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --no-home "${DEEPSQUARE_OPTIONS[@]}" docker://docker.io/library/alpine /bin/sh -c ls
 }
 step_18() {
-    run_inner step_17
+    run_in_subshell step_17
 }
 step_19() {
     set --
@@ -161,13 +161,13 @@ step_19() {
     set -- "$@" "$BASH" "$DEEPSQUARE_NETWORK/program" main "$DEEPSQUARE_NETWORK" '' ''
     job_environment
     cd "$DEEPSQUARE_STORAGE" || exit
-    enter_container || exit
-    mapfile -t DEEPSQUARE_OPTIONS < <(passed_names | sed 's/^/--env=/')
+    set_container_folders || exit
+    mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image registry 'docker://registry-1.docker.io#library/alpine' || exit
     exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
 }
 step_20() {
-    run_inner step_19
+    run_in_subshell step_19
 }
 step_21() {
     step_2 || return
@@ -181,7 +181,7 @@ step_21() {
     step_20 || return
 }
 step_22() {
-    enclose step_21
+    run_and_wait step_21
 }
 end_job() {
     local code=$1
