@@ -75,9 +75,9 @@ async def convert(
 ) -> None:
     """Rewrite older keys of a job file; the result is checked and printed."""
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.workflow.convert import convert as rewrite
-    from deepsquare_chain.workflow.convert import dump
+    from deepsquare_chain.workflow.jobfile import convert as rewrite
     from deepsquare_chain.workflow.jobfile import (
+        dump,
         parse_job_file,
         read_file,
         read_job_tree,

@@ -13,8 +13,8 @@ from typing import Final
 from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.definition import Definition
 from deepsquare_chain.workflow.networks import has_network
-from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
+from deepsquare_chain.workflow.validation import walk
 
 #: Prefix of the labels of abilities, such as `ability.podman=yes`.
 LABEL_PREFIX: Final = "ability."
@@ -112,7 +112,7 @@ def _namespace(run: RunSection) -> str:
 
 
 def _of_container(run: RunSection, container: ContainerSection) -> Iterator[str]:
-    yield wanted_runtime(run, container) or "container"
+    yield required_runtime(run, container) or "container"
     if container.deepsquare_hosted:
         yield "hosted-images"
     elif not container.image.startswith("/"):
@@ -121,7 +121,7 @@ def _of_container(run: RunSection, container: ContainerSection) -> Iterator[str]
         yield "x11"
 
 
-def wanted_runtime(run: RunSection, container: ContainerSection) -> str | None:
+def required_runtime(run: RunSection, container: ContainerSection) -> str | None:
     """Return the container runtime that a step needs; None if any is suitable."""
     if container.apptainer or container.deepsquare_hosted:
         return "apptainer"

@@ -32,7 +32,7 @@ def container_lines(runtime: str, run: RunSection, container: ContainerSection) 
     return [
         "set_container_folders || exit",
         *_login(runtime, container),
-        *_FORMS[runtime](run, container),
+        *_RUNTIME_LINES[runtime](run, container),
     ]
 
 
@@ -65,7 +65,7 @@ def _login(runtime: str, container: ContainerSection) -> list[str]:
     return [f"registry_login {runtime} {quote(container.registry)} {login} || exit"]
 
 
-def _inside(run: RunSection) -> str:
+def _container_command(run: RunSection) -> str:
     """Return the command of a container: a shell with the step's command, or entrypoint arguments."""
     if run.shell == "ENTRYPOINT" or not run.command.strip():
         # Split into words like a shell, without expansion.
@@ -103,7 +103,7 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
     # Podman 4.3 has no pasta; for a step, slirp4netns is equivalent.
     options += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
     options += [f"--dns={address}" for address in run.dns]
-    options += [f'--volume "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += [f'--volume "{host}:{target}"' for host, target in _FOLDERS]
     options += ['--volume "$HOME:$HOME"', "--env=HOME"] if container.mount_home else []
     options += ["--volume=/tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
     for mount in container.mounts:
@@ -113,11 +113,11 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
         options += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
     if uses_entrypoint(run):
         options += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
-        inside = _inside(run)
+        command = _container_command(run)
     else:
         options += ["--entrypoint="]
-        inside = _inside(run)
-    call = f'exec "$@" podman {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {inside}'.rstrip()
+        command = _container_command(run)
+    call = f'exec "$@" podman {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {command}'.rstrip()
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')",
         f"podman_image {_image_words(container)} || exit",
@@ -127,7 +127,7 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
 
 def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
     options = [] if container.read_only_root_fs else ["--write"]
-    options += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += [f'--bind "{host}:{target}"' for host, target in _FOLDERS]
     options += ["--home"] if container.mount_home else []
     options += ["--bind /tmp/.X11-unix:/tmp/.X11-unix"] if container.x11 else []
     options += [f"--bind {quote(f'{m.host_dir}:{m.container_dir}')}" for m in container.mounts]
@@ -138,14 +138,14 @@ def _charliecloud(run: RunSection, container: ContainerSection) -> list[str]:
     options += [f'--set-env={name}="${{{name}}}"' for name in run.env]
     return [
         f"charliecloud_image {_image_words(container)} || exit",
-        f'exec "$@" ch-run {" ".join(options)} "$DEEPSQUARE_IMAGE" -- {_inside(run)}',
+        f'exec "$@" ch-run {" ".join(options)} "$DEEPSQUARE_IMAGE" -- {_container_command(run)}',
     ]
 
 
 def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
     options = ["--silent", "run" if uses_entrypoint(run) else "exec", "--no-mount=cwd,tmp"]
     options += [] if container.read_only_root_fs else ["--writable-tmpfs"]
-    options += [f'--bind "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += [f'--bind "{host}:{target}"' for host, target in _FOLDERS]
     options += [] if container.mount_home else ["--no-home"]
     options += ["--bind /tmp/.X11-unix:/tmp/.X11-unix:ro"] if container.x11 else []
     for mount in container.mounts:
@@ -161,13 +161,13 @@ def _apptainer(run: RunSection, container: ContainerSection) -> list[str]:
     lines = [
         "if [[ -e /dev/nvidiactl ]]; then DEEPSQUARE_OPTIONS=(--nv); else DEEPSQUARE_OPTIONS=(); fi"
     ]
-    call = f'exec "$@" apptainer {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {image} {_inside(run)}'
+    call = f'exec "$@" apptainer {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {image} {_container_command(run)}'
     return [*lines, call.rstrip()]
 
 
 def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
     options = [] if container.read_only_root_fs else ["--rw"]
-    options += [f'--mount "{host}:{inside}"' for host, inside in _FOLDERS]
+    options += [f'--mount "{host}:{target}"' for host, target in _FOLDERS]
     options += ['--mount "$HOME:$HOME"'] if container.mount_home else []
     options += (
         ["--mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"] if container.x11 else []
@@ -187,7 +187,7 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
             image_name(container).replace("docker.io/", f"{_DOCKER_HUB}/", 1).partition("/")
         )
         source = f"registry {quote(f'docker://{registry}#{image}')}"
-    call = f'exec "$@" enroot start {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_inside(run)}'
+    call = f'exec "$@" enroot start {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" "$DEEPSQUARE_IMAGE" {_container_command(run)}'
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')",
         f"enroot_image {source} || exit",
@@ -201,11 +201,13 @@ def _image_words(container: ContainerSection) -> str:
     return f"registry {quote(image_name(container))}"
 
 
-_FORMS: Final[Mapping[str, Callable[[RunSection, ContainerSection], list[str]]]] = MappingProxyType(
-    {
-        "podman": _podman,
-        "charliecloud": _charliecloud,
-        "apptainer": _apptainer,
-        "enroot": _enroot,
-    }
+_RUNTIME_LINES: Final[Mapping[str, Callable[[RunSection, ContainerSection], list[str]]]] = (
+    MappingProxyType(
+        {
+            "podman": _podman,
+            "charliecloud": _charliecloud,
+            "apptainer": _apptainer,
+            "enroot": _enroot,
+        }
+    )
 )

@@ -14,8 +14,6 @@ from pydantic_core import from_json
 
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.job import Resources
-from deepsquare_chain.workflow.problems import Problem, place, problems_of, refusal
-from deepsquare_chain.workflow.rules import broken_rules, walk
 from deepsquare_chain.workflow.schema import (
     ArraySection,
     DefinitionDocument,
@@ -24,14 +22,22 @@ from deepsquare_chain.workflow.schema import (
     TransferSection,
     VirtualNetworkSection,
 )
-from deepsquare_chain.workflow.yamltree import Path
+from deepsquare_chain.workflow.validation import (
+    Problem,
+    broken_rules,
+    job_file_error,
+    problems_of,
+    walk,
+    with_line,
+)
+from deepsquare_chain.workflow.yamltree import KeyPath
 
 Step = StepSection
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1_000_000
-_AGAIN: Final = "Only its customer can correct it: submit the job again with this version."
-_HIDDEN: Final = "(hidden)"
+_RESUBMIT_HINT: Final = "Only its customer can correct it: submit the job again with this version."
+_REDACTED: Final = "(hidden)"
 _SECRET_KEYS: Final = frozenset(
     {
         "accessKeyId",
@@ -165,17 +171,17 @@ class Definition:
         """
         source = f"definition {digest(data).hex()[:16]}"
         if len(data) > MAX_BYTES:
-            raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes", hint=_AGAIN)
+            raise JobFileError(f"{source}: larger than {MAX_BYTES:,} bytes", hint=_RESUBMIT_HINT)
         try:
             # This parser limits the depth itself. The standard parser uses Python's recursion limit,
             # which cryptographic packages raise far above what the C stack can hold.
             tree = from_json(data, allow_inf_nan=False)
         except ValueError:
-            raise JobFileError(f"{source}: not valid JSON", hint=_AGAIN) from None
+            raise JobFileError(f"{source}: not valid JSON", hint=_RESUBMIT_HINT) from None
         definition = definition_of(tree, source)
         # Each definition has one digest: other encodings of the same content are refused.
         if definition.to_bytes() != data:
-            raise JobFileError(f"{source}: not in canonical form", hint=_AGAIN)
+            raise JobFileError(f"{source}: not in canonical form", hint=_RESUBMIT_HINT)
         return definition
 
 
@@ -192,7 +198,7 @@ def definition_of(tree: Any, source: str) -> Definition:
     else:
         problems = list(broken_rules(document, is_definition=True))
     if problems:
-        raise refusal(source, (place(problem, {}) for problem in problems))
+        raise job_file_error(source, (with_line(problem, {}) for problem in problems))
     return from_document(document, array=document.array, secrets=document.secrets)
 
 
@@ -248,7 +254,7 @@ def _redact(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         is_env = key in {"env", "args"}
         return {
-            name: _HIDDEN
+            name: _REDACTED
             if name in _SECRET_KEYS or (is_env and _SECRET_NAME.search(name))
             else _redact(item, name)
             for name, item in value.items()
@@ -256,9 +262,11 @@ def _redact(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_redact(item, key) for item in value]
     if isinstance(value, str) and "://" in value and key != "command":
-        return re.sub(r"(://)[^/@\s]*@", rf"\1{_HIDDEN}@", re.sub(r"\?.*", "?" + _HIDDEN, value))
+        return re.sub(
+            r"(://)[^/@\s]*@", rf"\1{_REDACTED}@", re.sub(r"\?.*", "?" + _REDACTED, value)
+        )
     return value
 
 
-def _spell(path: Path) -> str:
+def _spell(path: KeyPath) -> str:
     return ".".join(str(part + 1) for part in path if isinstance(part, int))

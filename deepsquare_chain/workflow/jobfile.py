@@ -1,11 +1,13 @@
-"""Job files: a definition and the terms of its submission."""
+"""Job files: a definition and the terms of its submission; conversion of older job files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
@@ -16,16 +18,20 @@ from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.checks import StartTime
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
-from deepsquare_chain.workflow.problems import (
+from deepsquare_chain.workflow.schema import JobFileDocument, NotifySection, RunSection, StepSection
+from deepsquare_chain.workflow.validation import (
     Problem,
+    broken_rules,
     drop_unknown,
-    place,
+    format_path,
+    job_file_error,
+    keys_of,
     problems_of,
-    refusal,
+    walk,
+    warnings_of,
+    with_line,
 )
-from deepsquare_chain.workflow.rules import broken_rules, walk, warnings_of
-from deepsquare_chain.workflow.schema import JobFileDocument, NotifySection
-from deepsquare_chain.workflow.yamltree import Lines, TreeError, read_tree
+from deepsquare_chain.workflow.yamltree import KeyPath, Lines, PlainText, TreeError, read_tree
 
 MAX_FILE_BYTES: Final = 1_000_000
 
@@ -71,8 +77,8 @@ class JobFile:
         Raises:
             JobFileError: The job could never start, or each retry would submit a different job.
         """
-        times = [each for each in (self.start_after, self.start_before) if each is not None]
-        if repeatable and any(each.relative for each in times):
+        times = [time for time in (self.start_after, self.start_before) if time is not None]
+        if repeatable and any(time.relative for time in times):
             raise JobFileError(
                 f"{self.source}: startAfter and startBefore are relative to the submission, so that a "
                 "repetition would be another job",
@@ -91,7 +97,7 @@ class JobFile:
             patience=self.patience,
             placement=self.placement,
             preferences=tuple(
-                affinity for each in self.preferences for affinity in parse_uses(each)
+                affinity for label in self.preferences for affinity in parse_uses(label)
             ),
         )
 
@@ -207,19 +213,21 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
     if isinstance(tree, dict) and isinstance(tree.get("job"), dict) and len(tree) > 1:
         other = next(key for key in tree if key != "job")
         message = "is next to the key job; with that key, all other keys must be under it"
-        raise refusal(source, [place(((other,), message), lines)])
+        raise job_file_error(source, [with_line(((other,), message), lines)])
     tree, lines = unwrap(tree, lines)
     warnings: list[Problem] = list(drop_unknown(tree)) if lenient else []
     document = _document(tree, lines, source)
     warnings += warnings_of(document)
     definition = from_document(document)
     if len(definition.to_bytes()) > MAX_BYTES:
-        raise refusal(source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it.")
+        raise job_file_error(
+            source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it."
+        )
     uses = tuple(dict.fromkeys([*document.uses, *document.requirements]))
     needed = requirements(needed_abilities(definition))
     all_uses = ",".join(dict.fromkeys([*uses, *needed]))
     if len(all_uses.encode()) > checks.MAX_USES_BYTES:
-        raise refusal(
+        raise job_file_error(
             source,
             [(None, f"requirements and needed abilities exceed {checks.MAX_USES_BYTES} bytes")],
             "Shorten the requirements.",
@@ -242,7 +250,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         patience=document.patience or 0,
         preferences=tuple(document.preferences),
         placement=None if document.placement is None else Placement(document.placement),
-        warnings=tuple(_spoken(source, place(warning, lines)) for warning in warnings),
+        warnings=tuple(_format_warning(source, with_line(warning, lines)) for warning in warnings),
     )
 
 
@@ -253,7 +261,7 @@ def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
         JobFileError: The file is too large, empty, not UTF-8 text, or not YAML.
     """
     if len(text) > MAX_FILE_BYTES:
-        raise refusal(
+        raise job_file_error(
             source,
             [(None, f"larger than {MAX_FILE_BYTES:,} bytes")],
             "Keep data out of the job file; let a step fetch it.",
@@ -262,20 +270,24 @@ def read_job_tree(text: bytes, source: str) -> tuple[Any, Lines]:
         tree, lines = read_tree(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
-        raise refusal(source, [(line, "not UTF-8 text")], "Save the file as UTF-8.") from None
+        raise job_file_error(
+            source, [(line, "not UTF-8 text")], "Save the file as UTF-8."
+        ) from None
     except TreeError as error:
         _refuse_script(text, source)
-        raise refusal(source, [(error.line, error.problem)]) from None
+        raise job_file_error(source, [(error.line, error.problem)]) from None
     if not isinstance(tree, dict):
         _refuse_script(text, source)
     if tree is None:
-        raise refusal(source, [(None, "the file is empty")], "examples/ shows working job files.")
+        raise job_file_error(
+            source, [(None, "the file is empty")], "examples/ shows working job files."
+        )
     return tree, lines
 
 
 def _refuse_script(text: bytes, source: str) -> None:
     if text.startswith(b"#!"):
-        raise refusal(
+        raise job_file_error(
             source,
             [(1, "is a script, not a job file")],
             "Put its commands under steps; docs/jobs.md lists the equivalents of Slurm's options.",
@@ -299,13 +311,13 @@ def _document(tree: Any, lines: Lines, source: str) -> JobFileDocument:
         if document.uses and document.requirements:
             problems.append((("uses",), "is another name of requirements; use only one of them"))
     if problems:
-        placed = [place(each, lines) for each in problems]
-        raise refusal(source, sorted(placed, key=lambda each: each[0] or 0))
+        located = [with_line(problem, lines) for problem in problems]
+        raise job_file_error(source, sorted(located, key=lambda problem: problem[0] or 0))
     return document
 
 
-def _spoken(source: str, placed: tuple[int | None, str]) -> str:
-    line, text = placed
+def _format_warning(source: str, located: tuple[int | None, str]) -> str:
+    line, text = located
     return f"{source}:{line}: {text}" if line else f"{source}: {text}"
 
 
@@ -345,3 +357,119 @@ steps:
     run:
       command: echo "$GREETING, job $DEEPSQUARE_JOB_ID"
 """
+
+
+_RUN_KEYS: Final = frozenset(keys_of(RunSection)) - frozenset(keys_of(StepSection))
+
+
+def convert(tree: Any) -> list[str]:
+    """Rewrite the plain values of a job file in place; return one line per change.
+
+    Old keys are replaced by the current ones, and keys of `run` that are set on the step are moved
+    into `run`. Ambiguous cases are left unchanged.
+    """
+    if not isinstance(tree, dict):
+        return []
+    changes = list(_convert_resources(tree))
+    for path, step in _steps_of(tree.get("steps"), ("steps",)):
+        changes += _convert_step(path, step)
+    return changes
+
+
+def dump(tree: Any, text: str) -> str:
+    """Format plain values as a job file, below the leading comments of the original text."""
+    head = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    body = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return "\n".join([*head, body])
+
+
+def _convert_resources(tree: dict[str, Any]) -> Iterator[str]:
+    resources = tree.get("resources")
+    if not isinstance(resources, dict):
+        return
+    if "ntasks" in resources and "tasks" not in resources:
+        resources["tasks"] = resources.pop("ntasks")
+        yield "resources.ntasks is now resources.tasks"
+    per_task, tasks = resources.get("gpusPerTask"), resources.get("tasks", 1)
+    if type(per_task) is int and type(tasks) is int and "gpus" not in resources:
+        del resources["gpusPerTask"]
+        resources["gpus"] = per_task * tasks
+        yield f"resources.gpusPerTask is now resources.gpus: {per_task * tasks}, of the whole job"
+    elif type(per_task) is int and resources.get("gpus") == per_task * tasks:
+        del resources["gpusPerTask"]
+        yield "resources.gpusPerTask is removed; resources.gpus says the same"
+
+
+def _steps_of(steps: Any, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    if not isinstance(steps, list):
+        return
+    for index, step in enumerate(steps):
+        if not isinstance(step, dict):
+            continue
+        step_path = (*path, index)
+        yield step_path, step
+        for key in ("steps", "catch", "finally"):
+            yield from _steps_of(step.get(key), (*step_path, key))
+        for key in ("for", "launch", "use"):
+            inner = step.get(key)
+            if isinstance(inner, dict):
+                yield from _steps_of(inner.get("steps"), (*step_path, key, "steps"))
+
+
+def _convert_step(path: KeyPath, step: dict[str, Any]) -> Iterator[str]:
+    moved = [key for key in step if key in _RUN_KEYS]
+    run = step.setdefault("run", {}) if moved and "command" in moved else step.get("run")
+    if not isinstance(run, dict):
+        return
+    for key in moved:
+        if key not in run:
+            run[key] = step.pop(key)
+            yield f"{format_path((*path, key))} is now {format_path((*path, 'run', key))}"
+    if run.get("mapRoot") is True and "mapUid" not in run:
+        del run["mapRoot"]
+        run["mapUid"] = run["mapGid"] = 0
+        yield f"{format_path((*path, 'run', 'mapRoot'))} is now mapUid: 0 and mapGid: 0"
+    interfaces = run.get("customNetworkInterfaces")
+    for index, interface in enumerate(interfaces if isinstance(interfaces, list) else []):
+        yield from _convert_bore(
+            (*path, "run", "customNetworkInterfaces", index, "bore"), interface
+        )
+
+
+def _convert_bore(path: KeyPath, interface: Any) -> Iterator[str]:
+    bore = interface.get("bore") if isinstance(interface, dict) else None
+    if (
+        isinstance(bore, dict)
+        and "address" in bore
+        and "port" in bore
+        and "boreAddress" not in bore
+    ):
+        bore["boreAddress"] = f"{bore.pop('address')}:{bore.pop('port')}"
+        yield f"{format_path(path)}: address and port are now boreAddress"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text without quotes if the original had none, and commands as block scalars."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+def _represent_plain(dumper: yaml.SafeDumper, value: PlainText) -> yaml.ScalarNode:
+    if "\n" in value:
+        return _represent_text(dumper, value)
+    tag = dumper.resolve(yaml.ScalarNode, str(value), (True, False))  # type: ignore[no-untyped-call]
+    return dumper.represent_scalar(tag, str(value))
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(PlainText, _represent_plain)

@@ -21,18 +21,17 @@ from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, definition_of
 from deepsquare_chain.workflow.jobfile import JobFile, read_job_tree
-from deepsquare_chain.workflow.problems import place, problems_of, refusal
-from deepsquare_chain.workflow.rules import walk
 from deepsquare_chain.workflow.schema import ModuleDocument
+from deepsquare_chain.workflow.validation import job_file_error, problems_of, walk, with_line
 
 #: Maximum nesting of modules that use modules.
 _MAX_DEPTH: Final = 8
-_TAKES_STEPS: Final = re.compile(
+_STEPS_EXPRESSION: Final = re.compile(
     r"[ \t]*\n?[ \t]*\{\{-?\s*\.Step\.Use\.Steps\s*\|\s*toYaml\s*\|\s*n?indent\s+(\d{1,2})\s*-?\}\}"
 )
 
 #: The value of one argument, or a default if there are no arguments, in place of a YAML value.
-_TAKES_ARGUMENT: Final = re.compile(
+_ARGUMENT_EXPRESSION: Final = re.compile(
     r"\{\{\s*if \.Step\.Use\.Args\s*\}\}\{\{\s*range \.Step\.Use\.Args\s*\}\}"
     r"\{\{\s*if eq \.Key \"(\w+)\"\s*\}\}\{\{\s*\.Value\s*\}\}\{\{\s*end\s*\}\}\{\{\s*end\s*\}\}"
     r"\{\{\s*else\s*\}\}([^{}\n]*)\{\{\s*end\s*\}\}"
@@ -110,9 +109,9 @@ def _uses(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[str, Any], str]:
     name = f"module {use['source']}"
     fetched = fetch(use["source"])
-    document = parse_module(_filled_in(fetched.text, use, name), name)
+    document = parse_module(_expand_template(fetched.text, use, name), name)
     _check_resources(document, job, name)
-    inputs = {each.key: each.default for each in document.inputs}
+    inputs = {item.key: item.default for item in document.inputs}
     for key in use.get("args", {}):
         if key not in inputs:
             raise JobFileError(
@@ -121,8 +120,8 @@ def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[
             )
     module = {
         "env": inputs | use.get("args", {}),
-        "outputs": [each.key for each in document.outputs],
-        "steps": [each.model_dump(by_alias=True, exclude_defaults=True) for each in document.steps],
+        "outputs": [output.key for output in document.outputs],
+        "steps": [step.model_dump(by_alias=True, exclude_defaults=True) for step in document.steps],
     }
     return {key: value for key, value in module.items() if value}, fetched.commit
 
@@ -138,33 +137,33 @@ def parse_module(text: bytes, name: str) -> ModuleDocument:
         return ModuleDocument.model_validate(tree, by_name=False, by_alias=True)
     except ValidationError as error:
         problems = problems_of(error, ModuleDocument, tree)
-        raise refusal(
+        raise job_file_error(
             name,
-            (place(problem, lines) for problem in problems),
+            (with_line(problem, lines) for problem in problems),
             "Ask the author of the module to correct it.",
         ) from None
 
 
-def _filled_in(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
+def _expand_template(text: bytes, use: Mapping[str, Any], name: str) -> bytes:
     """Fill the steps and arguments of the job into the template of a module."""
     steps, args = use.get("steps", []), use.get("args", {})
 
     def argument(match: re.Match[str]) -> str:
         return json.dumps(args.get(match[1], match[2]))
 
-    def inserted(match: re.Match[str]) -> str:
+    def steps_yaml(match: re.Match[str]) -> str:
         if not steps:
             return ""
         margin = " " * int(match[1])
         lines = yaml.safe_dump(list(steps), sort_keys=False, allow_unicode=True).splitlines()
         return "\n" + "\n".join(f"{margin}{line}" for line in lines)
 
-    whole = _TAKES_ARGUMENT.sub(argument, text.decode("utf-8", "replace"))
-    filled, count = _TAKES_STEPS.subn(inserted, whole)
+    whole = _ARGUMENT_EXPRESSION.sub(argument, text.decode("utf-8", "replace"))
+    filled, count = _STEPS_EXPRESSION.subn(steps_yaml, whole)
     if steps and not count:
         raise JobFileError(f"{name} does not accept steps", hint="Remove use.steps.")
     for number, line in enumerate(whole.splitlines(), 1):
-        if "{{" in _TAKES_STEPS.sub("", line) and not line.lstrip().startswith("#"):
+        if "{{" in _STEPS_EXPRESSION.sub("", line) and not line.lstrip().startswith("#"):
             raise JobFileError(
                 f"{name}:{number}: contains a template expression that is not supported",
                 hint="Modules of this kind can't be used here; put its steps into the job file.",

@@ -1,7 +1,7 @@
 """The keys of job files and definitions: one model per section.
 
 Names and meanings are those of DeepSquare's workflow format; our additions are in
-`JobFileDocument`. `rules` checks rules between keys, and `problems` words the errors.
+`JobFileDocument`. `validation` checks rules between keys, and formats the errors.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ Env = Annotated[
 ]
 ObjectiveWord = Annotated[
     Objective,
-    _Checked(checks.objective, {"type": "string", "enum": [each.name for each in Objective]}),
+    _Checked(
+        checks.objective, {"type": "string", "enum": [objective.name for objective in Objective]}
+    ),
 ]
 Uses = Annotated[list[Annotated[str, _text(checks.affinity)]], AfterValidator(checks.total_uses)]
 Recipient = Annotated[str, _text(checks.recipient, pattern="^age1")]
@@ -343,7 +345,7 @@ class RangeSection(Section):
 class ForSection(Section):
     """A loop over `range` ($index) or `items` ($item)."""
 
-    parallel: Flag = Field(description="Run all rounds at once.")
+    parallel: Flag = Field(description="Run all iterations at once.")
     range: RangeSection | None = Field(None, description="Numbers, as $index.")
     items: (
         Annotated[
@@ -352,7 +354,7 @@ class ForSection(Section):
         ]
         | None
     ) = Field(None, description="Texts, as $item.")
-    steps: Steps = Field(description="Steps of each round.")
+    steps: Steps = Field(description="Steps of an iteration.")
 
 
 class LaunchSection(Section):

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Final
 
 from deepsquare_chain.job import Resources
-from deepsquare_chain.workflow.abilities import RUNTIMES, wanted_runtime
+from deepsquare_chain.workflow.abilities import RUNTIMES, required_runtime
 from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
 from deepsquare_chain.workflow.networks import (
@@ -22,7 +22,6 @@ from deepsquare_chain.workflow.networks import (
     has_network,
     network_lines,
 )
-from deepsquare_chain.workflow.rules import handle, walk
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
     ForSection,
@@ -33,6 +32,7 @@ from deepsquare_chain.workflow.schema import (
     UseSection,
 )
 from deepsquare_chain.workflow.shell import exports, quote
+from deepsquare_chain.workflow.validation import handle, walk
 
 _HEADER: Final = """\
 #!/usr/bin/env bash
@@ -63,7 +63,7 @@ class ExecutionSite:
         Raises:
             ValueError: The provider has no suitable runtime.
         """
-        required = wanted_runtime(run, container)
+        required = required_runtime(run, container)
         usable = [
             runtime
             for runtime in RUNTIMES

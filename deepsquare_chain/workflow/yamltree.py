@@ -24,9 +24,9 @@ MAX_DEPTH: Final = 64
 MAX_NODES: Final = 20_000
 
 #: The path of a value: keys and list indices from the root.
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 #: Line (from 1) of each value, and of each key under the path of its value.
-Lines = dict[Path, int]
+Lines = dict[KeyPath, int]
 
 _NULL: Final = "tag:yaml.org,2002:null"
 _BOOL: Final = "tag:yaml.org,2002:bool"
@@ -179,7 +179,7 @@ class _Builder:
         self._count = 0
         self._open: set[int] = set()
 
-    def build(self, node: Node, path: Path) -> Any:
+    def build(self, node: Node, path: KeyPath) -> Any:
         line = node.start_mark.line + 1
         self._count += 1
         if self._count > MAX_NODES:
@@ -199,7 +199,7 @@ class _Builder:
         finally:
             self._open.discard(id(node))
 
-    def _list(self, node: Node, path: Path) -> list[Any]:
+    def _list(self, node: Node, path: KeyPath) -> list[Any]:
         items = [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         for index, item in enumerate(items):
             # A list of variables becomes a mapping: problems name the variable.
@@ -223,7 +223,7 @@ class _Builder:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return PlainText(text) if node.style is None else text
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         merged: list[tuple[Node, Node]] = []
         for key_node, value_node in node.value:

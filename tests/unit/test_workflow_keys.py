@@ -12,8 +12,7 @@ import yaml
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.workflow import Definition, JobFile, load_job_file, parse_job_file
 from deepsquare_chain.workflow.abilities import ABILITIES, needed_abilities
-from deepsquare_chain.workflow.convert import convert, dump
-from deepsquare_chain.workflow.jobfile import read_job_tree, unwrap
+from deepsquare_chain.workflow.jobfile import convert, dump, read_job_tree, unwrap
 from deepsquare_chain.workflow.schema import job_file_schema
 
 #: Job files that DeepSquare published; they are not ours to copy.
@@ -250,7 +249,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_step("for: {parallel: 'true', items: [a], steps: [{run: {command: x}}]}"), "parallel must be true or false, not 'true'"),
         (with_step("for: {items: [a], steps: [{run: {command: x}}]}"), "for.parallel is missing"),
         (with_step("for: {parallel: true, steps: [{run: {command: x}}]}"), "must have one of range, items"),
-        (with_step("for: {parallel: true, range: {begin: 1, end: 2000}, steps: [{run: {command: x}}]}"), "has 2,000 parallel rounds"),
+        (with_step("for: {parallel: true, range: {begin: 1, end: 2000}, steps: [{run: {command: x}}]}"), "has 2,000 parallel iterations"),
         (with_step("for: {parallel: true, range: {begin: 1, end: 99999999999}, steps: [{run: {command: x}}]}"), "range.end must be a whole number"),
         (with_step("for: {parallel: true, range: {begin: 1}, steps: [{run: {command: x}}]}"), "range.end is missing"),
         (with_step("if: ' ', run: {command: x}"), "if must be a test of bash"),
@@ -344,8 +343,8 @@ def test_conditions_of_bash_are_accepted(test: str) -> None:
 @pytest.mark.parametrize(
     ("loop", "words"),
     [
-        ("range: {begin: 5, end: 1}", "job.yaml:3: steps[0].for has no round, so its steps never run; write increment: -1"),
-        ("items: []", "job.yaml:3: steps[0].for has no round, so its steps never run"),
+        ("range: {begin: 5, end: 1}", "job.yaml:3: steps[0].for has no iterations, so its steps never run; write increment: -1"),
+        ("items: []", "job.yaml:3: steps[0].for has no iterations, so its steps never run"),
     ],
 )  # fmt: skip
 def test_a_loop_without_a_round_is_reported(loop: str, words: str) -> None:

@@ -17,13 +17,7 @@ from pydantic_core import from_json
 
 from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
-from deepsquare_chain.workflow import (
-    Definition,
-    ExecutionSite,
-    Step,
-    load_job_file,
-    render_script,
-)
+from deepsquare_chain.workflow import Definition, ExecutionSite, Step, load_job_file, render_script
 from deepsquare_chain.workflow.abilities import RUNTIMES
 from deepsquare_chain.workflow.containers import image_name
 from deepsquare_chain.workflow.definition import definition_of

@@ -1,30 +1,245 @@
-"""Rules that involve several keys of a job. Each violation is reported with a path and a reason."""
+"""Validation of whole documents: messages with path and line, unknown keys, and rules between keys.
+
+`schema` validates single values.
+"""
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Final, get_args
 
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.checks import show
 from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.networks import has_network
-from deepsquare_chain.workflow.problems import Problem
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
     ForSection,
     InterfaceSection,
+    JobFileDocument,
     Runnable,
     RunSection,
     StepSection,
     TransferSection,
 )
-from deepsquare_chain.workflow.yamltree import Path
+from deepsquare_chain.workflow.yamltree import KeyPath
 
-#: Maximum rounds of a parallel loop; each is a process of the job.
+MAX_SHOWN_PROBLEMS: Final = 5
+HINT: Final = "Correct the file; docs/jobs.md explains every key, examples/ shows working files."
+
+#: A problem: the path of the value, and the reason.
+Problem = tuple[KeyPath, str]
+
+#: Keys of older versions of the format, by section and name.
+_REPLACED: Final[Mapping[tuple[str, str], str]] = {
+    ("ResourcesSection", "gpusPerTask"): (
+        "is a key from before November 2023, and resources.gpus is missing: gpus counts the GPUs "
+        "of the whole job; `deepsquare convert` rewrites it"
+    ),
+    ("ResourcesSection", "ntasks"): "is not a key of the format; use resources.tasks",
+    ("RunSection", "mapRoot"): "was replaced by mapUid: 0; `deepsquare convert` rewrites it",
+    ("ContainerSection", "pyxis"): "is an option of an older version; enroot is the default",
+}
+
+#: The message for `resources.gpusPerTask` next to the current key.
+_GPUS_TWICE: Final = (
+    "is a key from before November 2023; remove it: resources.gpus counts the GPUs of the whole job"
+)
+_MESSAGES: Final = {"missing": "is missing", "too_short": "must have at least one entry"}
+
+
+def format_path(path: KeyPath) -> str:
+    """Format a path, such as `steps[0].run.command`."""
+    spelled = ""
+    for part in path:
+        if isinstance(part, int):
+            spelled += f"[{part}]"
+        else:
+            shown = part if part.isidentifier() and len(part) <= 60 else checks.show(part)
+            spelled += f".{shown}" if spelled else shown
+    return spelled or "the file"
+
+
+def path_of(error: ErrorDetails) -> KeyPath:
+    """Return the path of the invalid value."""
+    below = error.get("ctx", {}).get("below", ())
+    return (*(part for part in error["loc"] if part != "[key]"), *below)
+
+
+def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Return the allowed keys of a section of a job file."""
+    return tuple(children_by_key(section))
+
+
+@cache
+def children_by_key(section: type[BaseModel]) -> Mapping[str, type[BaseModel] | None]:
+    """Map the keys of a section to the nested section of each key, or to None."""
+    hidden = {"commit", "module"} if section.__name__ == "UseSection" else set()
+    return {
+        field.alias or name: _section_in(field.annotation)
+        for name, field in section.model_fields.items()
+        if name not in hidden
+    }
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in get_args(annotation):
+        section = _section_in(part)
+        if section is not None:
+            return section
+    return None
+
+
+def _section_at(root: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = root
+    for part in path:
+        if section is None:
+            return None
+        if isinstance(part, str):
+            section = children_by_key(section).get(part)
+    return section
+
+
+def _keys_to(section: type[BaseModel], key: str) -> tuple[str, ...] | None:
+    """Return the keys from a section to the nearest nested section that has the key."""
+    queue: deque[tuple[type[BaseModel], tuple[str, ...]]] = deque([(section, ())])
+    seen = {section}
+    while queue:
+        current, names = queue.popleft()
+        for name, child in children_by_key(current).items():
+            if child is None or child in seen:
+                continue
+            seen.add(child)
+            if key in children_by_key(child):
+                return (*names, name)
+            queue.append((child, (*names, name)))
+    return None
+
+
+def message_of(error: ErrorDetails, root: type[BaseModel], tree: Any) -> str:
+    """Return the message of one problem in a tree of plain values, without its path."""
+    path = path_of(error)
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown_key_message(path, root, tree)
+        case "model_type" | "model_attributes_type" | "dict_type":
+            section = _section_at(root, path)
+            keys = f" with {', '.join(keys_of(section))}" if section else ""
+            return f"must be a mapping{keys}, not {checks.show(error['input'])}"
+        case "list_type":
+            return f"must be a list, not {checks.show(error['input'])}"
+        case "too_long":
+            return f"has more than {error['ctx']['max_length']} entries"
+        case kind:
+            return _MESSAGES.get(kind, error["msg"])
+
+
+def _unknown_key_message(path: KeyPath, root: type[BaseModel], tree: Any) -> str:
+    key, section = str(path[-1]), _section_at(root, path[:-1])
+    if section is None:
+        return "is an unknown key"
+    replaced = _REPLACED.get((section.__name__, key))
+    if replaced:
+        is_twice = key == "gpusPerTask" and "gpus" in _value_at(tree, path[:-1])
+        return _GPUS_TWICE if is_twice else replaced
+    below = _keys_to(section, key)
+    if below:
+        return f"is an unknown key here; it belongs under {format_path((*path[:-1], *below))}"
+    known = keys_of(section)
+    by_lower = {name.lower().replace("_", ""): name for name in known}
+    close = difflib.get_close_matches(key.lower().replace("_", "")[:60], by_lower, n=1)
+    if close:
+        return f"is an unknown key; did you mean {by_lower[close[0]]}?"
+    elsewhere = _nearest_section(path, root)
+    if elsewhere:
+        return f"is an unknown key here; it belongs under {elsewhere}"
+    section_name = format_path(path[:-1]) if len(path) > 1 else "a job file"
+    return f"is an unknown key; {section_name} has {', '.join(known)}"
+
+
+def _nearest_section(path: KeyPath, root: type[BaseModel]) -> str | None:
+    """Return the section for the key at the end of a path: the nearest around it, or below those."""
+    key = str(path[-1])
+    for length in range(len(path) - 2, -1, -1):
+        section = _section_at(root, path[:length])
+        if section is None or isinstance(path[length], int):
+            continue  # a list
+        if key in children_by_key(section):
+            return format_path(path[:length]) if length else "the top level"
+        below = _keys_to(section, key)
+        if below:
+            return format_path((*path[:length], *below))
+    return None
+
+
+def _value_at(tree: Any, path: KeyPath) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def problems_of(error: ValidationError, root: type[BaseModel], tree: Any) -> Iterator[Problem]:
+    """Yield path and message of each problem in a tree of plain values."""
+    for details in error.errors(include_url=False):
+        yield path_of(details), message_of(details, root, tree)
+
+
+def job_file_error(
+    source: str, problems: Iterable[tuple[int | None, str]], hint: str = HINT
+) -> JobFileError:
+    """Return the error for a file: one line per problem, at most `MAX_SHOWN_PROBLEMS`."""
+    texts = [f"{source}:{line}: {text}" if line else f"{source}: {text}" for line, text in problems]
+    more = len(texts) - MAX_SHOWN_PROBLEMS
+    shown = texts[:MAX_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+    return JobFileError("\n".join(shown), hint=hint)
+
+
+def with_line(problem: Problem, lines: Mapping[KeyPath, int]) -> tuple[int | None, str]:
+    """Return line and message of a problem; a missing key has the line of its section."""
+    path, text = problem
+    known_path = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    return (lines[known_path] if known_path is not None else None), f"{format_path(path)} {text}"
+
+
+def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:
+    """Remove unknown keys from a tree in place, and return them as problems."""
+    dropped: list[Problem] = []
+    while True:
+        try:
+            root.model_validate(tree, by_name=False, by_alias=True)
+        except ValidationError as error:
+            unknown = [
+                details
+                for details in error.errors(include_url=False)
+                if details["type"] == "extra_forbidden"
+            ]
+            if not unknown:
+                return dropped
+            for details in unknown:
+                path = path_of(details)
+                dropped.append((path, message_of(details, root, tree)))
+                _remove(tree, path)
+        else:
+            return dropped
+
+
+def _remove(tree: Any, path: KeyPath) -> None:
+    del _value_at(tree, path[:-1])[path[-1]]
+
+
+#: Maximum iterations of a parallel loop; each is a process of the job.
 MAX_PARALLEL: Final = 1_024
 #: Variables that the grid sets for the whole job.
 GRID_ENV: Final = (
@@ -38,7 +253,7 @@ GRID_ENV: Final = (
     "STORAGE_PATH",
 )
 #: A condition that is a whole command of a shell: [[ ... ]], [ ... ] or test ...
-_BRACKETS: Final = re.compile(
+_SHELL_TEST: Final = re.compile(
     r"\[\[?\s|test\s+(?!(?:[=!]=?|=~|[<>]|-(?:eq|ne|lt|le|gt|ge|nt|ot|ef))\s)"
 )
 _ACTIONS: Final = ("run", "for", "launch", "use", "steps")
@@ -63,23 +278,23 @@ def warnings_of(document: Runnable) -> Iterator[Problem]:
     if document.input and document.input.s3 and document.input.s3.delete_sync:
         yield ("input", "s3", "deleteSync"), "has an effect only for output"
     for path, step in walk(document.steps):
-        if step.for_ and not rounds(step.for_):
+        if step.for_ and not iterations(step.for_):
             hint = "; write increment: -1" if step.for_.range else ""
-            yield (*path, "for"), f"has no round, so its steps never run{hint}"
+            yield (*path, "for"), f"has no iterations, so its steps never run{hint}"
 
 
 def walk(
-    steps: Sequence[StepSection], path: Path = ("steps",)
-) -> Iterator[tuple[Path, StepSection]]:
+    steps: Sequence[StepSection], path: KeyPath = ("steps",)
+) -> Iterator[tuple[KeyPath, StepSection]]:
     """Yield path and step of all steps, including nested ones."""
     for index, step in enumerate(steps):
         step_path = (*path, index)
         yield step_path, step
-        for inner, below in inner_steps(step):
+        for inner, below in nested_steps(step):
             yield from walk(below, (*step_path, *inner))
 
 
-def inner_steps(step: StepSection) -> Iterator[tuple[Path, Sequence[StepSection]]]:
+def nested_steps(step: StepSection) -> Iterator[tuple[KeyPath, Sequence[StepSection]]]:
     """Yield path and content of the lists of steps within a step."""
     if step.for_:
         yield ("for", "steps"), step.for_.steps
@@ -100,8 +315,8 @@ def handle(name: str) -> str:
     return name.upper()
 
 
-def rounds(loop: ForSection) -> int:
-    """Return the number of rounds of a loop."""
+def iterations(loop: ForSection) -> int:
+    """Return the number of iterations of a loop."""
     if loop.items is not None:
         return len(loop.items)
     if loop.range is None:
@@ -139,7 +354,7 @@ class _Rules:
             yield ("steps",), f"have more than {checks.MAX_STEPS:,} steps in total"
         yield from _handles(document.steps, ("steps",), frozenset())
 
-    def _step(self, path: Path, step: StepSection) -> Iterator[Problem]:
+    def _step(self, path: KeyPath, step: StepSection) -> Iterator[Problem]:
         values = (step.run, step.for_, step.launch, step.use, step.steps)
         actions = [name for name, value in zip(_ACTIONS, values, strict=True) if value is not None]
         if not actions and not step.depends_on:
@@ -160,7 +375,7 @@ class _Rules:
                         "is written when the job is submitted; pin a commit by source: ...@COMMIT",
                     )
 
-    def _run(self, path: Path, run: RunSection) -> Iterator[Problem]:
+    def _run(self, path: KeyPath, run: RunSection) -> Iterator[Problem]:
         container = run.container
         if not run.command.strip() and container is None:
             yield (*path, "command"), "must be a command, such as: echo hello"
@@ -184,9 +399,9 @@ class _Rules:
             interface_path = (*path, "customNetworkInterfaces", index)
             yield from self._interface(interface_path, interface, run)
         if container:
-            yield from _contained(path, run, container)
+            yield from _container_rules(path, run, container)
 
-    def _step_resources(self, path: Path, run: RunSection) -> Iterator[Problem]:
+    def _step_resources(self, path: KeyPath, run: RunSection) -> Iterator[Problem]:
         resources, job = run.resources, self._document.resources
         if resources is None:
             return
@@ -209,7 +424,7 @@ class _Rules:
             )
 
     def _interface(
-        self, path: Path, interface: InterfaceSection, run: RunSection
+        self, path: KeyPath, interface: InterfaceSection, run: RunSection
     ) -> Iterator[Problem]:
         sections = [
             section
@@ -231,10 +446,12 @@ class _Rules:
             yield (*path, "vnet", "name"), f"is not one of virtualNetworks ({known})"
         elif vnet:
             network = self._document.virtual_networks[self._networks[vnet.name]]
-            yield from _member((*path, "vnet", "address"), vnet.address, network.gateway_address)
+            yield from _vnet_address(
+                (*path, "vnet", "address"), vnet.address, network.gateway_address
+            )
 
 
-def _member(path: Path, address: str, gateway: str) -> Iterator[Problem]:
+def _vnet_address(path: KeyPath, address: str, gateway: str) -> Iterator[Problem]:
     """Yield whether an address is none of a virtual network, or that of its gateway."""
     hub, peer = ipaddress.ip_interface(gateway), ipaddress.ip_interface(address)
     if peer.ip not in hub.network:
@@ -243,10 +460,10 @@ def _member(path: Path, address: str, gateway: str) -> Iterator[Problem]:
         yield path, f"is the address of the network's gateway, {hub.ip}"
 
 
-def _condition(path: Path, test: str) -> Iterator[Problem]:
+def _condition(path: KeyPath, test: str) -> Iterator[Problem]:
     """Yield what bash would refuse only when the job runs, or take as true."""
     stripped = test.strip()
-    if _BRACKETS.match(stripped):
+    if _SHELL_TEST.match(stripped):
         yield path, f"must be the inside of bash's [[ ]], such as -f file, not {show(stripped)}"
     elif stripped.lower() in {"false", "no", "0"}:
         meaning = f"where a text that is not empty is true: {show(stripped)}"
@@ -260,12 +477,14 @@ def _condition(path: Path, test: str) -> Iterator[Problem]:
             yield path, f"has an unclosed quote: {show(stripped)}"
 
 
-def _transfer(path: Path, transfer: TransferSection | None) -> Iterator[Problem]:
+def _transfer(path: KeyPath, transfer: TransferSection | None) -> Iterator[Problem]:
     if transfer and (transfer.http is None) == (transfer.s3 is None):
         yield path, "must have one of http, s3"
 
 
-def _contained(path: Path, run: RunSection, container: ContainerSection) -> Iterator[Problem]:
+def _container_rules(
+    path: KeyPath, run: RunSection, container: ContainerSection
+) -> Iterator[Problem]:
     yield from _container((*path, "container"), container)
     if container.runtime == "podman" and run.custom_network_interfaces:
         yield (*path, "customNetworkInterfaces"), "can't be used with Podman; leave runtime out"
@@ -277,7 +496,7 @@ def _contained(path: Path, run: RunSection, container: ContainerSection) -> Iter
                 yield (*path, key), "can only be 0 with Apptainer"
 
 
-def _container(path: Path, container: ContainerSection) -> Iterator[Problem]:
+def _container(path: KeyPath, container: ContainerSection) -> Iterator[Problem]:
     login = (container.username, container.password)
     if any(login) and not (all(login) and container.registry):
         yield path, "needs username, password and registry together for a login"
@@ -287,14 +506,19 @@ def _container(path: Path, container: ContainerSection) -> Iterator[Problem]:
         yield (*path, "runtime"), "contradicts apptainer: true"
 
 
-def _loop(path: Path, loop: ForSection) -> Iterator[Problem]:
+def _loop(path: KeyPath, loop: ForSection) -> Iterator[Problem]:
     if (loop.range is None) == (loop.items is None):
         yield path, "must have one of range, items"
-    if loop.parallel and rounds(loop) > MAX_PARALLEL:
-        yield path, f"has {rounds(loop):,} parallel rounds; at most {MAX_PARALLEL:,} are allowed"
+    if loop.parallel and iterations(loop) > MAX_PARALLEL:
+        yield (
+            path,
+            f"has {iterations(loop):,} parallel iterations; at most {MAX_PARALLEL:,} are allowed",
+        )
 
 
-def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) -> Iterator[Problem]:
+def _handles(
+    steps: Sequence[StepSection], path: KeyPath, known: frozenset[str]
+) -> Iterator[Problem]:
     """Yield dependencies on handles that no earlier step launches, and duplicate handles."""
     for index, step in enumerate(steps):
         step_path = (*path, index)
@@ -304,7 +528,7 @@ def _handles(steps: Sequence[StepSection], path: Path, known: frozenset[str]) ->
                     (*step_path, "dependsOn", number),
                     f"refers to a step that is not launched before this one: {name!r}",
                 )
-        for inner, below in inner_steps(step):
+        for inner, below in nested_steps(step):
             yield from _handles(below, (*step_path, *inner), known)
         launch = step.launch
         if launch and launch.handle_name is not None:
