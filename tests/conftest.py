@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,13 +28,71 @@ settings.register_profile(
 settings.load_profile("grid")
 
 
+#: Rough seconds of a file of each level in a run of all tests, and of the files that take longer.
+#: They only decide the order: see `_in_order`.
+SECONDS = {"contracts": 10, "invariants": 70, "unit": 5, "integration": 20, "e2e": 30}
+SECONDS_OF_FILES = {
+    "e2e/test_kills.py": 250,
+    "e2e/test_demo.py": 170,
+    "e2e/test_soak.py": 120,
+    "integration/test_provider_slurm.py": 110,
+    "e2e/test_machine_faults.py": 110,
+    "contracts/test_forge.py": 90,
+    "e2e/test_endpoint_faults.py": 75,
+    "integration/test_cli_errors.py": 60,
+    "e2e/test_web_browser.py": 60,
+    "e2e/test_by_hand.py": 60,
+    "e2e/test_reorgs.py": 60,
+    "integration/test_slurm_executor.py": 60,
+    "e2e/test_slurm_by_hand.py": 50,
+    "integration/test_cli_tx.py": 40,
+    "integration/test_relay_kills.py": 40,
+    "contracts/test_artifacts.py": 40,
+}
+#: Levels whose tests mostly wait for other processes and for blocks; the others use the CPU.
+WAITING_LEVELS = {"e2e", "integration"}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(_TESTS).as_posix()
+
+
+def _seconds(path: Path) -> int:
+    return SECONDS_OF_FILES.get(_name(path), SECONDS[_level(path)])
+
+
+def _level(path: Path) -> str:
+    return path.relative_to(_TESTS).parts[0]
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Order files for parallel workers: the longest first, waiting ones mixed with computing ones.
+
+    A long file that starts late makes all other workers wait for one. Files that wait leave the
+    CPU to those that compute, so both kinds are spread over the whole run, by their seconds.
+    """
+    kinds: tuple[list[Path], list[Path]] = ([], [])
+    for path in sorted(paths, key=lambda path: (-_seconds(path), _name(path))):
+        kinds[_level(path) in WAITING_LEVELS].append(path)
+    position = {}
+    for files in kinds:
+        total, passed = sum(map(_seconds, files)), 0
+        for path in files:
+            position[path] = passed / total
+            passed += _seconds(path)
+    return sorted(position, key=lambda path: (position[path], -_seconds(path), _name(path)))
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has grouped the tests by their fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder: exactly one level."""
+    """Mark each test by its folder, exactly one level; order the files."""
     for item in items:
-        level = item.path.relative_to(_TESTS).parts[0]
+        level = _level(item.path)
         if level not in LEVELS:
             raise pytest.UsageError(f"{item.nodeid} stands in no level folder of tests/")
         item.add_marker(level)
+    order = {path: number for number, path in enumerate(_in_order({item.path for item in items}))}
+    items.sort(key=lambda item: order[item.path])
 
 
 class SocketUsedError(RuntimeError):

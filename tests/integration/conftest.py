@@ -47,22 +47,56 @@ def background() -> Iterator[Background]:
     found.close()
 
 
-@pytest.fixture(scope="session", params=["embedded", "anvil"])
-def shared_node(request: pytest.FixtureRequest, background: Background) -> Iterator[Node]:
+class SharedNodes:
+    """One node of each kind with a deployed grid, started at first use and kept for the session."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._nodes: dict[str, Node] = {}
+        self._deployments: dict[str, Deployment] = {}
+
+    def node(self, kind: str) -> Node:
+        """Return the node of a kind, `anvil` or `embedded`; it mines a block per transaction."""
+        if kind not in self._nodes:
+            node: Node = start_anvil() if kind == "anvil" else ChainProcess(block_time=0)
+            self._background.run(node.__aenter__())
+            self._nodes[kind] = node
+        return self._nodes[kind]
+
+    def deployment(self, node: Node) -> Deployment:
+        """Return the grid on one of these nodes."""
+        if node.url not in self._deployments:
+            borrowed = BorrowedNode(node.url, node.chain_id)
+            self._deployments[node.url] = self._background.run(deploy(borrowed))
+        return self._deployments[node.url]
+
+    def close(self) -> None:
+        """Stop the nodes."""
+        for node in self._nodes.values():
+            self._background.run(node.close())
+
+
+@pytest.fixture(scope="session")
+def shared_nodes(background: Background) -> Iterator[SharedNodes]:
+    """Nodes that all files of a worker share: no start and no deployment per file."""
+    nodes = SharedNodes(background)
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture(scope="module", params=["embedded", "anvil"])
+def shared_node(request: pytest.FixtureRequest, shared_nodes: SharedNodes) -> Node:
     """A running node of either kind, which makes a block as soon as there are transactions.
 
     Its methods belong to another loop: tests use `node`.
     """
-    found: Node = start_anvil() if request.param == "anvil" else ChainProcess(block_time=0)
-    background.run(found.__aenter__())
-    yield found
-    background.run(found.close())
+    return shared_nodes.node(request.param)
 
 
-@pytest.fixture(scope="session")
-def deployment(shared_node: Node, background: Background) -> Deployment:
+@pytest.fixture(scope="module")
+def deployment(shared_node: Node, shared_nodes: SharedNodes) -> Deployment:
     """A grid on it: see `LiveGrid`. Shared: a test leaves providers and roles as they were."""
-    return background.run(deploy(BorrowedNode(shared_node.url, shared_node.chain_id)))
+    return shared_nodes.deployment(shared_node)
 
 
 @pytest.fixture
