@@ -71,12 +71,17 @@ def test_a_check_names_what_is_stale(
         build.main()
 
 
-def test_without_ir_it_compiles_too(copied_tree: Path) -> None:
-    """Coverage tools need that."""
-    done = compile_in(copied_tree, copied_tree, "--no-ir")
-    assert done.returncode == 0, done.stderr
-    for name in NAMES:
-        assert name in done.stdout
+def test_without_ir_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Coverage tools need such a compilation; the forge tests do it with all contracts."""
+    from scripts import compile as build  # noqa: PLC0415 - py-solc-x is a part for developers
+
+    calls: list[dict[str, bool]] = []
+    built = {name: load_artifact(name) for name in NAMES}
+    monkeypatch.setattr(build, "compile_contracts", lambda **call: calls.append(call) or built)
+    monkeypatch.setattr(sys, "argv", ["compile.py", "--no-ir", "--output", str(tmp_path / "out")])
+    build.main()
+    assert calls == [{"via_ir": False}]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

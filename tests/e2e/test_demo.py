@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -14,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pytest
 from deepsquare_chain.demo import main as demo_main
 from deepsquare_chain.demo.main import run_demo
 from deepsquare_chain.demo.runner import processes_of
-from deepsquare_chain.errors import NotFoundError
+from deepsquare_chain.errors import NotFoundError, UsageError
 from tests.support.anvil import require_anvil
 from tests.support.cli import PROGRAM, Outcome, clean_environment, run
 from tests.support.slurm import require_slurm
@@ -54,22 +54,35 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope="module", params=["embedded", "anvil"])
-def played(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Outcome, Path]:
-    """A whole demo on each chain; one keeps its grid to be browsed until Ctrl-C."""
-    if request.param == "anvil":
-        require_anvil()
-    folder = tmp_path_factory.mktemp(request.param)
-    arguments = ["demo", "-o", "json", "--chain", request.param, "--folder", "here"]
-    if request.param == "embedded":
-        return browsed([*arguments, "--serve"], folder), folder / "here"
-    return run(arguments, folder, timeout=280), folder / "here"
+@dataclass(frozen=True)
+class DemoRun:
+    """A whole demo: its outcome, its folder, and what the explorer of its finished grid said."""
+
+    outcome: Outcome
+    folder: Path
+    jobs_page: str
+    audit_page: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.outcome.out)
 
 
-def browsed(arguments: list[str], folder: Path) -> Outcome:
-    """A demo that serves its finished grid: keep what its pages say, then press Ctrl-C."""
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """A whole demo on the embedded chain that serves its finished grid until Ctrl-C.
+
+    `test_interrupted_it_ends_everything` has the other chain and the other executor.
+    """
+    folder = tmp_path_factory.mktemp("demo")
+    outcome = run_and_browse(["demo", "-o", "json", "--folder", "here", "--serve"], folder)
+    assert outcome.code == 0, outcome.err[-3_000:]
+    pages = [(folder / name).read_text() for name in ("jobs.json", "audit.html")]
+    return DemoRun(outcome, folder / "here", *pages)
+
+
+def run_and_browse(arguments: list[str], folder: Path) -> Outcome:
+    """Run a demo that serves its finished grid: keep what its pages say, then press Ctrl-C."""
     err = ""
     with (
         (folder / "out.json").open("wb") as out,
@@ -85,7 +98,7 @@ def browsed(arguments: list[str], folder: Path) -> Outcome:
         ) as process,
     ):
         assert process.stderr is not None
-        guard = threading.Timer(280, process.kill)
+        guard = threading.Timer(500, process.kill)
         guard.start()
         for line in process.stderr:
             err += line
@@ -94,7 +107,7 @@ def browsed(arguments: list[str], folder: Path) -> Outcome:
                     keep_pages(found[1], folder)
                 finally:
                     process.send_signal(signal.SIGINT)
-        code = process.wait(60)
+        code = process.wait(120)
         guard.cancel()
     return Outcome(code, (folder / "out.json").read_text(), err)
 
@@ -113,14 +126,8 @@ def keep_pages(url: str, folder: Path) -> None:
         (folder / "audit.html").write_text(web.get("/audit").text)
 
 
-def document(played: tuple[Outcome, Path]) -> Any:
-    outcome, _ = played
-    assert outcome.code == 0, outcome.err[-3_000:]
-    return json.loads(outcome.out)
-
-
-def test_every_job_ends_as_the_story_says(played: tuple[Outcome, Path]) -> None:
-    jobs = document(played)["jobs"]
+def test_every_job_ends_as_the_story_says(demo: DemoRun) -> None:
+    jobs = demo.document["jobs"]
     assert all(set(job) == FIELDS for job in jobs)
     assert [job["id"] for job in jobs] == list(range(1, len(jobs) + 1))
     for name, ends in ENDS.items():
@@ -131,8 +138,8 @@ def test_every_job_ends_as_the_story_says(played: tuple[Outcome, Path]) -> None:
     assert len({job["customer"] for job in jobs}) == 2
 
 
-def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
-    found = document(played)
+def test_every_wei_is_accounted_for(demo: DemoRun) -> None:
+    found = demo.document
     assert found["audit"] == {"difference": "0", "ok": True}
     sums = {
         key: sum(int(job[key]) for job in found["jobs"])
@@ -153,26 +160,26 @@ def test_every_wei_is_accounted_for(played: tuple[Outcome, Path]) -> None:
             assert consumed > 0
 
 
-def test_a_long_run_is_paid_while_it_continues(played: tuple[Outcome, Path]) -> None:
+def test_a_long_run_is_paid_while_it_continues(demo: DemoRun) -> None:
     """Providers of the demo have no queue: they claim and start in one transaction."""
-    outcome, folder = played
-    lost, found = (job for job in document(played)["jobs"] if job["name"] == "survives")
+    outcome, folder = demo.outcome, demo.folder
+    lost, found = (job for job in demo.document["jobs"] if job["name"] == "survives")
     assert re.search(rf"collects 0\.\d+ credits for \d+ s of job {found['id']}, ", outcome.err)
     logs = "".join(log.read_text() for log in (folder / "logs").iterdir())
     for job in (lost, found):
         assert re.search(rf"claimAndStart job {job['id']}\b|claimAndStart \d+ jobs", logs)
 
 
-def test_the_second_customer_holds_no_coin(played: tuple[Outcome, Path]) -> None:
-    found = document(played)
+def test_the_second_customer_holds_no_coin(demo: DemoRun) -> None:
+    found = demo.document
     gasless = found["gasless"]
     assert (gasless["coin_wei"], gasless["requests"]) == ("0", 2)
     theirs = [job for job in found["jobs"] if job["customer"] == gasless["customer"]]
     assert {job["name"] for job in theirs} == {"hello", "exits-3", "outlives", "cancelled", "pi"}
 
 
-def test_progress_is_printed_apart_from_the_document(played: tuple[Outcome, Path]) -> None:
-    outcome, folder = played
+def test_progress_is_printed_apart_from_the_document(demo: DemoRun) -> None:
+    outcome, folder = demo.outcome, demo.folder
     for words in (
         "SIGKILL to alpine's daemon",
         "alpine is challenged",
@@ -193,8 +200,8 @@ def test_progress_is_printed_apart_from_the_document(played: tuple[Outcome, Path
     assert "Traceback" not in outcome.err
 
 
-def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome, Path]) -> None:
-    _, folder = played
+def test_logs_and_record_are_kept_and_secrets_are_private(demo: DemoRun) -> None:
+    folder = demo.folder
     assert json.loads((folder / "deployment.json").read_text())["chain_id"] == 1337
     assert {path.name for path in (folder / "logs").iterdir()} == {
         "alpine.log",
@@ -214,20 +221,14 @@ def test_logs_and_record_are_kept_and_secrets_are_private(played: tuple[Outcome,
         assert secret not in log.read_text(errors="replace")
 
 
-def test_the_finished_grid_can_be_browsed(played: tuple[Outcome, Path]) -> None:
-    outcome, folder = played
-    kept = folder.parent / "jobs.json"
-    if not kept.exists():
-        assert "deepsquare demo --serve" in outcome.err
-        return
-    shown = {(row["id"], row["status"]) for row in json.loads(kept.read_text())["items"]}
-    assert shown == {(job["id"], job["status"]) for job in document(played)["jobs"]}
-    assert "Every credit is accounted for" in (folder.parent / "audit.html").read_text()
+def test_the_finished_grid_can_be_browsed(demo: DemoRun) -> None:
+    shown = {(row["id"], row["status"]) for row in json.loads(demo.jobs_page)["items"]}
+    assert shown == {(job["id"], job["status"]) for job in demo.document["jobs"]}
+    assert "Every credit is accounted for" in demo.audit_page
 
 
-def test_nothing_is_left_running(played: tuple[Outcome, Path]) -> None:
-    _, folder = played
-    assert processes_of(folder) == []
+def test_nothing_is_left_running(demo: DemoRun) -> None:
+    assert processes_of(demo.folder) == []
 
 
 @pytest.fixture
@@ -249,14 +250,18 @@ def slurm_daemons(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("executor", ["local", "slurm"])
-def test_interrupted_it_ends_everything(tmp_path: Path, short_folder: Path, executor: str) -> None:
+@pytest.mark.parametrize(("chain", "executor"), [("anvil", "local"), ("embedded", "slurm")])
+def test_interrupted_it_ends_everything(
+    tmp_path: Path, short_folder: Path, chain: str, executor: str
+) -> None:
     """Ctrl-C while jobs run, twice, since people do that."""
     if executor == "slurm":
         require_slurm()
+    if chain == "anvil":
+        require_anvil()
     folder = tmp_path / "here"
     process = subprocess.Popen(
-        [*PROGRAM, "demo", "--folder", str(folder), "--executor", executor],
+        [*PROGRAM, "demo", "--folder", str(folder), "--chain", chain, "--executor", executor],
         cwd=tmp_path,
         env={**clean_environment(tmp_path), "TMPDIR": str(short_folder)},
         stdin=subprocess.DEVNULL,
@@ -276,37 +281,45 @@ def test_interrupted_it_ends_everything(tmp_path: Path, short_folder: Path, exec
             process.send_signal(signal.SIGINT)
             break
     words += process.stdout.read()
-    assert process.wait(30) == 130, words
+    assert process.wait(120) == 130, words
     assert "Interrupted: everything was stopped." in words
     assert "Traceback" not in words
     assert processes_of(folder) == []
     assert slurm_daemons(short_folder) == list(short_folder.iterdir()) == []
 
 
-def test_unknown_executor_is_refused(tmp_path: Path) -> None:
-    found = run(["demo", "--executor", "pbs", "--folder", "x"], tmp_path)
-    assert (found.code, "can't run jobs with executor pbs" in found.err) == (2, True)
+async def refusal(folder: Path, **options: Any) -> UsageError | NotFoundError:
+    """Return the error of a demo that does not start; its folder is `folder`."""
+    settings: dict[str, Any] = {"chain": "embedded", "folder": folder, "stream": StringIO()}
+    with pytest.raises((UsageError, NotFoundError)) as caught:
+        await run_demo(**(settings | options))
+    return caught.value
+
+
+async def test_unknown_executor_is_refused(tmp_path: Path) -> None:
+    error = await refusal(tmp_path / "x", executor="pbs")
+    assert "can't run jobs with executor pbs" in error.message
     assert not (tmp_path / "x").exists()
 
 
-def test_without_slurm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_slurm_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo_main, "_SYSTEM_PATH", "/nowhere")
-    with pytest.raises(NotFoundError, match="slurmctld") as caught:
-        asyncio.run(
-            run_demo(chain="embedded", folder=tmp_path / "x", stream=StringIO(), executor="slurm")
-        )
-    assert "apt-get install slurm-wlm" in str(caught.value.hint)
+    error = await refusal(tmp_path / "x", executor="slurm")
+    assert "slurmctld" in error.message
+    assert "apt-get install slurm-wlm" in str(error.hint)
 
 
-def test_without_anvil_it_says_what_to_do(tmp_path: Path) -> None:
-    found = run(
-        ["demo", "--chain", "anvil", "--folder", "x"], tmp_path, DEEPSQUARE_ANVIL="/nowhere"
-    )
-    assert found.code == 2
-    assert "/nowhere" in found.err
-    assert "Traceback" not in found.err
+async def test_without_anvil_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPSQUARE_ANVIL", "/nowhere")
+    error = await refusal(tmp_path / "x", chain="anvil")
+    assert (error.exit_code, "/nowhere" in error.message) == (2, True)
 
 
 def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
-    found = run(["demo", "--folder", str(tmp_path)], tmp_path)
-    assert (found.code, "already exists" in found.err) == (2, True)
+    outcome = run(["demo", "--folder", str(tmp_path)], tmp_path)
+    assert (outcome.code, "already exists" in outcome.err) == (2, True)
+    assert "Traceback" not in outcome.err

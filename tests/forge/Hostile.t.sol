@@ -81,6 +81,7 @@ abstract contract ParkingTest is GridTest {
     }
 
     /// @dev The whole test is one transaction: positions of recipients must not outlast their batch.
+    /// forge-config: default.fuzz.runs = 200
     function testFuzz_batches_of_one_transaction_pay_each_recipient_its_own(
         uint256 order,
         uint8 blocked

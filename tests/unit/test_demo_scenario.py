@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from deepsquare_chain.client.jobs import History
+from deepsquare_chain.demo import main
 from deepsquare_chain.demo.scenario import SCENARIO, ScenarioJob, job_chains, problems
 from deepsquare_chain.demo.tracker import DemoDisplay, Row
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
@@ -107,3 +109,58 @@ def test_board_on_a_terminal_shows_a_table() -> None:
         board.step("now this")
     assert "gas (gwei)" in out.getvalue()
     assert "now this" in out.getvalue()
+
+
+class EmptyGrid:
+    """A grid without processes; `ended` says that it was stopped."""
+
+    ended = False
+
+    def __init__(self, *_: object, **__: object) -> None:
+        type(self).ended = False
+
+    async def __aenter__(self) -> EmptyGrid:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        type(self).ended = True
+
+    async def start_explorer(self, port: int) -> str:
+        return f"port {port}"
+
+
+class FinishedRunner:
+    """A scenario that ends at once."""
+
+    tracker, problems, signed = None, (), 2
+
+    def __init__(self, *_: object) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+@pytest.mark.parametrize("is_ok", [True, False])
+async def test_a_finished_demo_stops_its_grid_and_then_reports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_ok: bool
+) -> None:
+    """Without `serve`; tests/e2e/test_demo.py has the one that continues to serve."""
+    stream = io.StringIO()
+
+    def show(console: Console) -> None:
+        assert EmptyGrid.ended
+        console.print("the summary")
+
+    async def audit(*_: object) -> SimpleNamespace:
+        problems = [] if is_ok else ["a job is missing"]
+        return SimpleNamespace(document={"jobs": []}, ok=is_ok, problems=problems, show=show)
+
+    monkeypatch.setattr(main, "LocalGrid", EmptyGrid)
+    monkeypatch.setattr(main, "DemoRunner", FinishedRunner)
+    monkeypatch.setattr(main, "audit_grid_ledgers", audit)
+    result = await main.run_demo(chain="embedded", folder=tmp_path / "demo", stream=stream)
+    assert (result.ok, result.document["jobs"]) == (is_ok, [])
+    texts = ["the summary", "deepsquare demo --serve", "All jobs ended as expected"]
+    if not is_ok:
+        texts[2:] = ["NOT AS EXPECTED: a job is missing", "The demo failed"]
+    positions = [stream.getvalue().index(text) for text in texts]
+    assert positions == sorted(positions)
