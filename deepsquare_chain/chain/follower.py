@@ -309,7 +309,7 @@ class Follower(Generic[T]):
             if len(known) >= KEPT_BLOCKS:
                 raise _too_deep_error(known[-1])
             block = Block(self._start - 1, "")
-        _log.warning("reorganisation", cursor=known[0].number, back_to=block.number)
+        _log.warning("chain reorganised", cursor=known[0].number, back_to=block.number)
         batch = Batch((), block.number + 1, known[0].number, rolled_back_to=block.number)
         with self._store.begin() as transaction:
             apply(batch, transaction)

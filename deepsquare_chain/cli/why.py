@@ -198,7 +198,7 @@ class ReasonPrinter:
         except Exception as error:  # noqa: BLE001 - a reason that can't be found must not end the wait
             # A failing endpoint is reported by the wait itself. The state may be of a branch that
             # a reorg removed, so the next read starts with an empty one.
-            _log.debug("no reason found", job=job.id, error=str(error))
+            _log.debug("reason not found", job=job.id, error=str(error))
             self._close()
             return
         cause = (job.id, situation.cause)

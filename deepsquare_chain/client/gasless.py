@@ -520,7 +520,7 @@ class RelayedSender:
         try:
             self._store.settle_request(digest, state, tx_hash=tx_hash, note=note)
         except StoreError as error:
-            _log.warning("request_not_recorded", request=digest, error=error.message)
+            _log.warning("request not recorded", request=digest, error=error.message)
 
     def _executed_request(
         self, recorded: RecordedRequest, transaction: Any

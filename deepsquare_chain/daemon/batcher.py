@@ -146,18 +146,20 @@ class TransactionBatcher:
             receipt = await self._sender.send(batch.call, timeout=self._timeout)
         except RevertedError as error:
             # No job could be changed; the error is that of the first job.
-            _log.info("refused", what=batch.call.label, error=error.message)
+            _log.info("batch refused", label=batch.call.label, error=error.message)
             first_job = error.fields.get("job_id", 0) if isinstance(error, ContractError) else 0
             if not retryable({first_job: type(error).__name__}):
                 self._refuse(batch.kind, batch.job_ids, clock())
             self._count(batch.kind, 0, len(batch.job_ids))
             return ()
         except InsufficientFundsError as error:
-            _log.error("no gas", what=batch.call.label, error=error.message, hint=error.hint)
+            _log.error(
+                "gas exhausted", label=batch.call.label, error=error.message, hint=error.hint
+            )
             self._refuse(batch.kind, batch.job_ids, clock())
             return ()
         except GridError as error:
-            _log.warning("not sent", what=batch.call.label, error=error.message)
+            _log.warning("batch not sent", label=batch.call.label, error=error.message)
             return ()
         crash_point(f"{self._service}.{batch.kind}.confirmed")
         return self._record_mined(batch, receipt, clock, retryable)
@@ -173,7 +175,9 @@ class TransactionBatcher:
         skipped: dict[int, str] = {}
         for event in receipt.events:
             if isinstance(event, TransitionSkipped) and event.job_id in batch.job_ids:
-                _log.info("skipped", what=batch.kind, job=event.job_id, reason=event.reason_name)
+                _log.info(
+                    "job skipped", kind=batch.kind, job=event.job_id, reason=event.reason_name
+                )
                 skipped[event.job_id] = event.reason_name
         excused = retryable(skipped)
         refused = [job_id for job_id in skipped if job_id not in excused]
@@ -181,7 +185,9 @@ class TransactionBatcher:
         changed = tuple(job_id for job_id in batch.job_ids if job_id not in skipped)
         self.forget(changed)
         self._count(batch.kind, len(changed) if batch.job_ids else 1, len(skipped))
-        _log.info("mined", what=batch.call.label, block=receipt.block_number, gas=receipt.gas_used)
+        _log.info(
+            "batch mined", label=batch.call.label, block=receipt.block_number, gas=receipt.gas_used
+        )
         return changed
 
     def _refuse(self, kind: str, job_ids: Iterable[int], now: float) -> None:

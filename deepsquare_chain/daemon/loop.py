@@ -299,7 +299,7 @@ class Daemon:
             BaseException: One of the `fatal` errors, once everything is closed.
         """
         self._loop = asyncio.get_running_loop()
-        _log.info("service starts", service=self.name)
+        _log.info("service started", service=self.name)
         with handle_signals(self._on_signal):
             try:
                 while not self.stop.is_set():
@@ -317,9 +317,7 @@ class Daemon:
             again = await self._guarded_cycle()
         except self._fatal as error:
             self._failed(error)
-            _log.error(
-                "service stopped by a fatal error", service=self.name, error=_describe(error)
-            )
+            _log.error("service failed", service=self.name, error=_describe(error))
             raise
         except Exception as error:  # noqa: BLE001 - retried by the next cycle
             return self._failed(error)
@@ -433,7 +431,7 @@ class Daemon:
             _log.warning("cycle cancelled by a second signal", service=self.name, signal=name)
             self._running.cancel()
             return
-        _log.info("service stops", service=self.name, signal=name)
+        _log.info("stop requested", service=self.name, signal=name)
         self.stop.set()
 
 

@@ -218,7 +218,7 @@ async def open_daemon(
 
         server = health_server(health_app(daemon.health, metrics), port=settings.health_port)
         await server.start()
-        _log.info("health is served", service=name, url=server.url)
+        _log.info("health server started", service=name, url=server.url)
         daemon.on_close("health", server.stop)
     return daemon
 
@@ -271,7 +271,7 @@ async def serve(
     stopping = stop or asyncio.Event()
 
     def on_signal(number: int) -> None:
-        _log.info("service stops", service=name, signal=signal.Signals(number).name)
+        _log.info("stop requested", service=name, signal=signal.Signals(number).name)
         stopping.set()
 
     async with AsyncExitStack() as stack:
@@ -325,7 +325,7 @@ async def open_with_retries(
             if error.message not in reported:
                 reported.add(error.message)
                 _log.warning(
-                    "service waits for its endpoint",
+                    "endpoint unavailable",
                     service=name,
                     message=error.message,
                     hint=error.hint,
@@ -333,7 +333,7 @@ async def open_with_retries(
         else:
             if reported:
                 waited = round(time.monotonic() - started_at, 1)
-                _log.info("endpoint answers", service=name, waited=waited)
+                _log.info("endpoint answered", service=name, waited=waited)
             return result
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause)

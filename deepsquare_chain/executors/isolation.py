@@ -106,7 +106,7 @@ def isolate(options: LocalOptions, context: ExecutorContext) -> Isolation:
     if removed:
         _log.info("empty control groups removed", groups=removed)
     _log.info(
-        "job isolation",
+        "isolation checked",
         sandbox="bubblewrap" if probe.sandbox else "none",
         network=options.network or probe.sandbox is None,
         cgroups=" ".join(cgroups.controllers) or "none",

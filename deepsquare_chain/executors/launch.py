@@ -385,13 +385,13 @@ class StartProbe:
         previous, self._fault = self._fault, self._probe()
         if self._fault:
             self._due = time.monotonic() + self._retry
-            _log.error("jobs can't be started", reason=self._fault, retry_in=self._retry)
+            _log.error("start probe failed", reason=self._fault, retry_in=self._retry)
             self._retry = min(self._retry * 2, _PROBE_RETRY[1])
             return
         self._due = time.monotonic() + _PROBE_VALID
         self._retry = _PROBE_RETRY[0]
         if previous:
-            _log.info("jobs can be started again")
+            _log.info("start probe recovered")
 
     def _probe(self) -> str:
         folder = RunFolder(self._runs / f"{PROBE_PREFIX}{unique()}")

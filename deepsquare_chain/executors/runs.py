@@ -266,7 +266,7 @@ class Runs:
             return RunStatus(RunState.RUNNING)
         ended = _as_exit(orphaned_processes.conclude(folder, claim, census))
         if ended.reason == "lost":
-            _log.warning("run ended without its supervisor", run=folder.key)
+            _log.warning("supervisor lost", run=folder.key)
         self._ended[folder.key] = ended
         launch.remove_tree(folder.temporary)
         self._warned.discard(folder.key)
@@ -334,7 +334,7 @@ class Runs:
         self._remove(folder)
 
     def _kill_run(self, folder: RunFolder, claim: FolderClaim, reason: str) -> None:
-        _log.warning("supervisor does not respond, ending its run", run=folder.key, reason=reason)
+        _log.warning("supervisor timed out", run=folder.key, reason=reason)
         orphaned_processes.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
@@ -374,7 +374,7 @@ class Runs:
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            _log.warning("local executor does not know", run=name, error=str(error))
+            _log.warning("run status unknown", run=name, error=str(error))
 
 
 def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:

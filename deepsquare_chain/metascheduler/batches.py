@@ -166,7 +166,7 @@ class SchedulerBatches:
             if len(self._logged) >= _MAX_LOGGED:
                 self._logged.clear()
             self._logged.add(key)
-            _log.info("would send", what=batch.call.label, jobs=list(batch.job_ids))
+            _log.info("batch simulated", label=batch.call.label, jobs=list(batch.job_ids))
 
 
 def _parts(

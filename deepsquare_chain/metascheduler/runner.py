@@ -79,7 +79,7 @@ async def run_scheduler(
 
 async def _check_role(contracts: Contracts, account: Signer | None) -> None:
     if account is None:
-        _log.warning("dry run", why="no wallet was given: nothing will be sent")
+        _log.warning("dry run started", reason="no wallet was given: nothing will be sent")
         return
     if not await contracts.scheduler.has_role(METASCHEDULER_ROLE, account.address):
         raise NotAuthorisedError(

@@ -203,9 +203,9 @@ class SchedulerService:
         }
         for provider_id in resting.keys() - self._suspended:
             reason = explain_suspension(resting[provider_id])
-            _log.warning("provider rests", provider=provider_id, why=f"it {reason}")
+            _log.warning("provider cooldown started", provider=provider_id, reason=f"it {reason}")
         for provider_id in self._suspended - resting.keys():
-            _log.info("provider is back", provider=provider_id)
+            _log.info("provider cooldown ended", provider=provider_id)
         self._suspended = frozenset(resting)
 
     async def _check_liveness(self, cluster: ClusterSnapshot) -> int:
@@ -217,9 +217,9 @@ class SchedulerService:
         )
         lost_jobs = lost(cluster.assigned, cluster.watched, block_context)
         for suspicion in all_suspicions:
-            _log.info("suspicious", provider=suspicion.provider_id, why=suspicion.why)
+            _log.info("provider suspected", provider=suspicion.provider_id, reason=suspicion.why)
         for job in lost_jobs:
-            _log.warning("lost job", job=job.id, provider=job.provider_id)
+            _log.warning("job lost", job=job.id, provider=job.provider_id)
         moved = await asyncio.gather(
             self._batches.requeue(_ids(stranded_jobs), now),
             self._batches.panic(_ids(lost_jobs), now),
@@ -308,7 +308,9 @@ class SchedulerService:
         """Log every decision, and why the oldest waiting jobs wait when the reason changes."""
         for decision in decided.decisions:
             _log.info(
-                "assigns", job=decision.waiting.job.id, why=explain_decision(decision, decided)
+                "job assigned",
+                job=decision.waiting.job.id,
+                reason=explain_decision(decision, decided),
             )
         assigned_ids = {decision.waiting.job.id for decision in decided.decisions}
         waiting_jobs = [
@@ -320,7 +322,7 @@ class SchedulerService:
             text = explain_wait(waiting, snapshot, decided, self.rules).text
             waits[waiting.job.id] = text
             if self._logged_waits.get(waiting.job.id) != text:
-                _log.info("waits", job=waiting.job.id, why=text)
+                _log.info("job deferred", job=waiting.job.id, reason=text)
         self._logged_waits = waits
 
     def _log_held_jobs(self, cluster: ClusterSnapshot) -> None:
@@ -328,7 +330,7 @@ class SchedulerService:
         oldest = dict(sorted(cluster.held.items())[:_MAX_EXPLAINED])
         for job_id, hold in oldest.items():
             if self._holds.get(job_id) != hold:
-                _log.info("job held", job=job_id, why=hold.text, final=hold.final)
+                _log.info("job held", job=job_id, reason=hold.text, final=hold.final)
         self._holds = oldest
 
 

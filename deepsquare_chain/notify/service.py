@@ -128,7 +128,7 @@ class NotifyService:
         unknown_count = self._tables.give_up_unclear()
         if unknown_count:
             _log.warning(
-                "deliveries unclear",
+                "delivery outcomes lost",
                 count=unknown_count,
                 reason="the service ended before the response",
             )

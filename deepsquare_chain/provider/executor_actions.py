@@ -187,7 +187,7 @@ class ExecutorActions:
         except GridError as error:
             # A failure of one job does not affect others; the next cycle plans from its new state.
             action_name = type(action).__name__
-            _log.warning("not done", what=action_name, job=view.job.id, error=error.message)
+            _log.warning("action failed", action=action_name, job=view.job.id, error=error.message)
             return False
 
     async def _dispatch(self, view: View, action: Action) -> bool:
@@ -195,7 +195,7 @@ class ExecutorActions:
             case Submit():
                 await self._submit(view, action)
             case Adopt():
-                _log.info("adopted", job=view.job.id, run=action.handle)
+                _log.info("run adopted", job=view.job.id, run=action.handle)
                 self._table.put(view.run.submitted(action.handle), durable=False)
             case Extend():
                 return await self._extend(view, action)
@@ -246,22 +246,22 @@ class ExecutorActions:
         # A run may remove its own folder; then only this record proves that it began.
         self._table.put(run.submitted(handle))
         crash_point("provider.submit.recorded")
-        _log.info("submitted", job=view.job.id, run=handle, walltime=action.walltime)
+        _log.info("run submitted", job=view.job.id, run=handle, walltime=action.walltime)
 
     async def _extend(self, view: View, action: Extend) -> bool:
         crash_point("provider.extend.planned")
         try:
             await self._executor.extend(_handle(view.run), action.walltime)
         except (NotFoundError, RunRefusedError) as error:
-            _log.warning("not extended", job=view.job.id, error=str(error))
+            _log.warning("run not extended", job=view.job.id, error=str(error))
             return False
         crash_point("provider.extend.done")
         self._table.put(view.run.extended(action.allotment))
-        _log.info("extended", job=view.job.id, walltime=action.walltime)
+        _log.info("run extended", job=view.job.id, walltime=action.walltime)
         return True
 
     async def _cancel(self, view: View, action: Cancel) -> None:
-        _log.info("cancelling", job=view.job.id, why=action.why)
+        _log.info("run cancelled", job=view.job.id, reason=action.why)
         crash_point("provider.cancel.planned")
         await self._executor.cancel(_handle(view.run))
         crash_point("provider.cancel.done")
@@ -280,7 +280,11 @@ class ExecutorActions:
         crash_point("provider.end.recorded")
         ended = action.exit
         _log.info(
-            "run ended", job=view.job.id, code=ended.code, why=ended.reason, seconds=ended.seconds
+            "run ended",
+            job=view.job.id,
+            code=ended.code,
+            reason=ended.reason,
+            seconds=ended.seconds,
         )
 
     async def _digest(self, handle: str) -> bytes:

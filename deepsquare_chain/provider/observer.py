@@ -156,7 +156,7 @@ class RunObserver:
             if run is not None and run.handle is not None:
                 self._swept_keys.add(key)  # records are permanent: thousands are not read again
             if run is None or (run.handle is None and run.attempt < attempt):
-                _log.info("run without a record", run=key)
+                _log.info("unrecorded run detected", run=key)
                 self._table.watch(job_id, attempt)
                 self._unknown_runs.add(job_id)
 

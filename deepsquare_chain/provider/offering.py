@@ -183,7 +183,7 @@ class Maintenance:
         """Send a change, as `provider drain` and `provider resume` do; one at a time."""
         self._tasks.collect()
         if self._tasks:
-            _log.warning("a change of maintenance is already pending", draining=self.draining)
+            _log.warning("maintenance change pending", draining=self.draining)
             return
         _log.info("maintenance requested", draining=draining)
         self._requested = draining

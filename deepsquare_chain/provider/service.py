@@ -231,7 +231,9 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
     """
     provider = await contracts.registry.provider_of(account)
     parameters = await contracts.scheduler.parameters()
-    _log.info("provider", id=provider.id, account=provider.account, status=provider.status.name)
+    _log.info(
+        "provider identified", id=provider.id, account=provider.account, status=provider.status.name
+    )
     return Standing(
         provider.id,
         parameters.claim_timeout,
@@ -462,7 +464,7 @@ class ProviderService:
         """Read the provider's challenge clock; an open challenge raises the fee ceiling."""
         clock = await self._contracts.scheduler.clock_of(self.provider_id, block_identifier=block)
         if clock.challenged_at and not self._challenged_at:
-            _log.info("challenged", at=clock.challenged_at)
+            _log.info("challenge received", at=clock.challenged_at)
         self._challenged_at = clock.challenged_at
         settings = self._settings
         self._sender.max_fee_per_gas = (
@@ -604,7 +606,7 @@ class ProviderService:
         exceeding = {job_id for job_id, amount in unbilled.items() if limit and amount > limit}
         for job_id in sorted(exceeding - self._warned):
             _log.warning(
-                "unbilled revenue exceeds the limit",
+                "unbilled revenue limit exceeded",
                 job=job_id,
                 credits=format_credits(unbilled[job_id]),
                 limit=format_credits(limit),
@@ -628,7 +630,9 @@ class ProviderService:
         plans = {view.job.id: action for view, action in planned}
         for view, action in planned:
             if self._logged_actions.get(view.job.id) != action:
-                _log.debug("planned", job=view.job.id, status=view.chain.name, action=str(action))
+                _log.debug(
+                    "action planned", job=view.job.id, status=view.chain.name, action=str(action)
+                )
         self._logged_actions = plans
 
 

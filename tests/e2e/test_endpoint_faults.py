@@ -163,7 +163,7 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
         for daemon in daemons:
             daemon.start()
         # Who can't look at the endpoint when it starts says so and ends: no part of this.
-        await until(lambda: all(said(daemon, "service starts") for daemon in daemons))
+        await until(lambda: all(said(daemon, "service started") for daemon in daemons))
         proxy.rates, proxy.counts = mixed(RATE), Counter()
         await live(found.customers, ROUNDS)
         await found.end(patience=300 + 10 * ROUNDS)
@@ -183,7 +183,7 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
         daemons = found.daemons.values()
         for daemon in daemons:
             daemon.start()
-        await until(lambda: all(said(daemon, "websocket_listens") for daemon in daemons))
+        await until(lambda: all(said(daemon, "websocket subscribed") for daemon in daemons))
         outlives = Wish("sleep 4", JobStatus.FINISHED)
         for place in ("p0", "p1"):
             await found.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, place=place)
@@ -194,8 +194,8 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
         await wire.die()
         assert sent >= 3, "the first one served until its end"
         *_, doomed = await found.customers.submit(*ROUND)
-        await until(lambda: all(said(daemon, "endpoint_changed") for daemon in daemons))
-        await until(lambda: all(said(daemon, "websocket_lost") for daemon in daemons))
+        await until(lambda: all(said(daemon, "endpoint changed") for daemon in daemons))
+        await until(lambda: all(said(daemon, "websocket lost") for daemon in daemons))
         found.daemons["p0"].kill()
         found.daemons["p0"].start()
         await found.customers.cancel([doomed])

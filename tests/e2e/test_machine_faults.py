@@ -56,7 +56,7 @@ def fill(file: Path) -> None:
 
 
 def begun(daemon: DaemonProcess) -> bool:
-    return daemon.log.exists() and "service starts" in daemon.log.read_text()
+    return daemon.log.exists() and "service started" in daemon.log.read_text()
 
 
 async def begin(found: Life) -> None:
@@ -140,7 +140,7 @@ async def test_a_wrong_clock_is_a_figure_and_nothing_else(tmp_path: Path):
 async def skew(daemon: DaemonProcess) -> float:
     """What a provider's figures say of its clock, in seconds."""
     url = re.findall(
-        r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health is served")[1]
+        r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health server started")[1]
     )
     async with httpx2.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"{url[0]}/metrics")).text

@@ -108,7 +108,7 @@ async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: 
         assert taken >= TIMES
         await found.end(redated=True)
         rolled_back = sum(
-            daemon.log.read_text().count("reorganisation") for daemon in found.daemons.values()
+            daemon.log.read_text().count("chain reorganised") for daemon in found.daemons.values()
         )
         jobs = len(await found.customers.jobs())
         print(f"depth {depth}, kept {keep}: {taken} transactions taken back, {jobs} jobs")
@@ -177,7 +177,7 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
         for name, daemon in found.daemons.items():
             await until(lambda daemon=daemon: not daemon.alive)
             words = daemon.log.read_text()
-            assert "service stopped by a fatal error" in words, name
+            assert "service failed" in words, name
             assert "which had enough confirmations" in words, name
             assert "empty state folder" in words, name
             assert "Traceback" not in words, name
@@ -186,9 +186,9 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
         for daemon in found.daemons.values():
             for file in daemon.folder.glob("*.db*"):
                 file.unlink()
-            before = daemon.log.read_text().count("service starts")
+            before = daemon.log.read_text().count("service started")
             daemon.start()
-            await until(lambda d=daemon, n=before: d.log.read_text().count("service starts") > n)
+            await until(lambda d=daemon, n=before: d.log.read_text().count("service started") > n)
         await until(lambda: knows_a_job(found))
         await found.end(emptied=True)
 

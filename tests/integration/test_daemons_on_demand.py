@@ -58,7 +58,7 @@ async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_pa
         await until(ended)
     assert await status() is JobStatus.FINISHED
     for each in (scheduler, provider):
-        assert "chain mines on demand" in each.log.read_text()
+        assert "on-demand chain detected" in each.log.read_text()
 
 
 async def test_what_is_signed_after_a_long_silence_is_not_expired(tmp_path: Path) -> None:

@@ -473,8 +473,8 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
             await one.cycle()
         # The dearer one gets it, and everybody can see why.
         assert await one.places(job_id) == [2]
-        [told] = [each for each in logs if each["event"] == "provider rests"]
-        assert (told["provider"], "it is suspended until" in told["why"]) == (1, True)
+        [told] = [each for each in logs if each["event"] == "provider cooldown started"]
+        assert (told["provider"], "it is suspended until" in told["reason"]) == (1, True)
         metrics = one.service.metrics.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
@@ -492,7 +492,9 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         await grid.node.increase_time(86_400)
         with capture_logs() as logs:
             await fresh.cycle()
-        assert [each["provider"] for each in logs if each["event"] == "provider is back"] == [1]
+        assert [
+            each["provider"] for each in logs if each["event"] == "provider cooldown ended"
+        ] == [1]
     async with context(grid) as again:
         await again.cycle()
         assert await again.places(large) == [1]
@@ -567,7 +569,9 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
             ]
             await until(lambda: all((each / "metascheduler.json").exists() for each in folders))
             ids = [*await _contested(grid, 27), *await _contested(grid, 3)]
-            await until(lambda: len([each for each in logs if each["event"] == "refused"]) == 2)
+            await until(
+                lambda: len([each for each in logs if each["event"] == "batch refused"]) == 2
+            )
             stop.set()
             await asyncio.gather(*daemons)
         jobs = await grid.contracts.scheduler.get_jobs(ids)
@@ -578,8 +582,8 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
         held = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
         assert held == sum(job.escrow for job in jobs) == 30 * CREDIT
     assert [each for each in logs if each["log_level"] == "error"] == []
-    lost = [each for each in logs if each["event"] == "refused"]
-    assert [each["what"] for each in lost] == ["assign 27 jobs", "assign 3 jobs"]
+    lost = [each for each in logs if each["event"] == "batch refused"]
+    assert [each["label"] for each in lost] == ["assign 27 jobs", "assign 3 jobs"]
 
 
 async def _contested(grid: LiveGrid, count: int) -> list[int]:
@@ -697,7 +701,7 @@ async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> N
         daemon = asyncio.create_task(
             run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
         )
-        await until(lambda: [each for each in logs if each["event"] == "would send"])
+        await until(lambda: [each for each in logs if each["event"] == "batch simulated"])
         stop.set()
         await daemon
     assert (await grid.contracts.scheduler.get_job(job_id)).status is S.PENDING
@@ -712,8 +716,8 @@ async def test_the_daemon_serves_its_metrics_at_the_given_port(
         daemon = asyncio.create_task(
             run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
         )
-        await until(lambda: [each for each in logs if each["event"] == "health is served"])
-        url = next(each["url"] for each in logs if each["event"] == "health is served")
+        await until(lambda: [each for each in logs if each["event"] == "health server started"])
+        url = next(each["url"] for each in logs if each["event"] == "health server started")
         async with httpx2.AsyncClient(base_url=url) as client:
 
             async def ready() -> bool:

@@ -203,4 +203,4 @@ async def test_a_dry_run_logs_once_what_it_would_do() -> None:
     with capture_logs() as logs:
         for _ in range(3):
             assert await batches.assign({ONE: [4, 5]}, NOW) == 0
-    assert [(entry["event"], entry["jobs"]) for entry in logs] == [("would send", [4, 5])]
+    assert [(entry["event"], entry["jobs"]) for entry in logs] == [("batch simulated", [4, 5])]

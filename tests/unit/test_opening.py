@@ -51,9 +51,9 @@ async def test_an_endpoint_that_is_away_is_waited_for() -> None:
     assert parts.closed == 5
     # Each reason once, however often it is met.
     assert [(each["event"].split(" and ")[0], each.get("message")) for each in logs] == [
-        ("service waits for its endpoint", "The endpoint x can't be reached"),
-        ("service waits for its endpoint", "403"),
-        ("endpoint answers", None),
+        ("endpoint unavailable", "The endpoint x can't be reached"),
+        ("endpoint unavailable", "403"),
+        ("endpoint answered", None),
     ]
     assert logs[0]["hint"] == "Is it up?"
 

@@ -834,7 +834,7 @@ async def test_an_account_that_sends_without_a_pause_starves_no_other(
     assert len(chain.mined(call().data)) == 1
 
 
-async def test_a_foreign_nonce_is_named(
+async def test_a_nonce_conflict_is_logged(
     chain: FakeChain, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = Metrics("x")
@@ -845,13 +845,13 @@ async def test_a_foreign_nonce_is_named(
     block = chain.mine()
     await sender.reconcile()
     said = capsys.readouterr().out
-    assert said.count("foreign_nonce") == 1
+    assert said.count("nonce conflict detected") == 1
     assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in said
-    assert metrics.value("foreign_nonces_total") == 1
+    assert metrics.value("nonce_conflicts_total") == 1
     # Own ones are none, and the foreign one is told once.
     await sender.send(call(2))
     await sender.reconcile()
-    assert metrics.value("foreign_nonces_total") == 1
+    assert metrics.value("nonce_conflicts_total") == 1
 
 
 @pytest.mark.parametrize("moment", ["idle", "while one waits", "before its first broadcast"])
@@ -934,13 +934,13 @@ async def test_a_node_that_is_behind_takes_nothing_back(
     await sender.reconcile()
     chain.blocks = seen
     await sender.reconcile()
-    assert "taken_back" not in capsys.readouterr().out
+    assert "transaction reopened" not in capsys.readouterr().out
     assert states(store) == [TxState.MINED, TxState.MINED]
     assert len(chain.sent) == 2
     # A branch of the same height is no such node.
     chain.reorg(1)
     await sender.reconcile()
-    assert "taken_back" in capsys.readouterr().out
+    assert "transaction reopened" in capsys.readouterr().out
 
 
 async def test_cancel_wins(chain: FakeChain, store: Store, sender: Sender) -> None:
@@ -1021,7 +1021,7 @@ async def test_gas_that_runs_out_is_reported_once(
     sender._gas_monitor._checked_at = None
     await sender.reconcile()
     said = capsys.readouterr().out
-    assert said.count("gas_runs_out") == 1
+    assert said.count("gas ran low") == 1
     assert "enough for about 49 transactions" in said
 
 

@@ -259,7 +259,7 @@ class OnDemandDetector:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "chain mines on demand",
+                "on-demand chain detected",
                 block=self.head,
                 seconds=round(seconds),
                 hint="It makes a block only for a new transaction; the latest block counts as final.",
@@ -504,7 +504,7 @@ class HeadSource:
         idle_seconds = await seconds_idle(self._w3)
         number, chain_time = int(header["number"], 16), int(header["timestamp"], 16)
         if number < highest:
-            _log.warning("endpoint lags", head=number, seen=highest)
+            _log.warning("endpoint lagged", head=number, seen=highest)
             self._metrics.record_lag(highest - number)
             return None
         self._header, self._number = header, number
@@ -594,7 +594,7 @@ class HeadSubscription:
                 if isinstance(error, InvalidURI):
                     problem = "no such address"
                 _log.warning(
-                    "websocket_lost",
+                    "websocket lost",
                     endpoint=self._place,
                     error=problem or type(error).__name__,
                     retry_in=pause,
@@ -622,7 +622,7 @@ class HeadSubscription:
             subscription = await self._ask(socket, next(request_ids), "eth_subscribe", "newHeads")
             self._failures = 0
             self._on_change(True)
-            _log.info("websocket_listens", endpoint=self._place)
+            _log.info("websocket subscribed", endpoint=self._place)
             self._wake()  # there may be new blocks since the last connection
             async for message in socket:
                 body = _read(message)

@@ -92,7 +92,7 @@ async def read_range(
                 if step == 1:
                     raise _rejection(error) from None
                 step //= 2
-                _log.debug("range_halved", blocks=step)
+                _log.debug("log range halved", blocks=step)
             except EndpointError:
                 if _log_range(w3) >= step:
                     raise

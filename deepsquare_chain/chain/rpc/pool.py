@@ -351,7 +351,7 @@ class Pool(AsyncBaseProvider):
     def _make_current(self, member: Member) -> None:
         """Make an endpoint the current one, which is tried first."""
         if member is not self._current:
-            _log.warning("endpoint_changed", endpoint=member.provider.place)
+            _log.warning("endpoint changed", endpoint=member.provider.place)
             self._current = member
             self._endpoint_metrics.changed()
 
@@ -368,7 +368,10 @@ class Pool(AsyncBaseProvider):
         cooldown = max(cooldown, getattr(error, "retry_after", 0.0))
         member.cooldown_until = time.monotonic() + cooldown
         _log.warning(
-            "endpoint_rests", seconds=cooldown, failures=member.failures, error=error.message
+            "endpoint cooldown started",
+            seconds=cooldown,
+            failures=member.failures,
+            error=error.message,
         )
 
     async def _with_retries(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -514,7 +517,7 @@ class Pool(AsyncBaseProvider):
     def _exclude(self, member: Member, problem: str, hint: str) -> NoReturn:
         place = member.provider.place
         member.exclusion = WrongEndpointError(f"The endpoint {place} {problem}", hint=hint)
-        _log.error("endpoint_is_wrong", error=member.exclusion.message)
+        _log.error("endpoint rejected", error=member.exclusion.message)
         raise member.exclusion
 
     # -- comparison of the heads
@@ -543,7 +546,7 @@ class Pool(AsyncBaseProvider):
             up = lag <= self._max_lag
             self._endpoint_metrics.compared(member.provider.place, up=up, lag=lag)
             if up != (before <= self._max_lag):
-                event = "endpoint_caught_up" if up else "endpoint_behind"
+                event = "endpoint caught up" if up else "endpoint fell behind"
                 _log.warning(event, endpoint=member.provider.place, blocks=lag, head=head)
 
     async def _head(self, member: Member) -> int:
@@ -604,7 +607,7 @@ def _is_retryable(error: Exception) -> bool | float:
     """Return whether to retry, or the seconds to wait first if the endpoint gave them."""
     if not isinstance(error, TransientEndpointError):
         return False
-    _log.debug("endpoint_failed", error=error.message)
+    _log.debug("endpoint failed", error=error.message)
     return error.retry_after or True
 
 

@@ -214,4 +214,4 @@ class GasMonitor:
                 gauge.set(float("nan") if value is None else value)
         if budget.low and (self._warned_at is None or now - self._warned_at >= _WARN_INTERVAL):
             self._warned_at = now
-            _log.warning("gas_runs_out", account=self._address, left=budget.describe())
+            _log.warning("gas ran low", account=self._address, left=budget.describe())

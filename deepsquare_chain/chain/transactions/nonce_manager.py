@@ -221,7 +221,7 @@ class NonceManager:
         self._metrics = metrics
         if metrics is not None:
             description = "Nonces of the wallet that another program used."
-            self._conflict_counter = metrics.counter("foreign_nonces", description)
+            self._conflict_counter = metrics.counter("nonce_conflicts", description)
 
     async def submit(self, call: Call, gas: int, key: str | None, deadline: float) -> Entry:
         """Record and broadcast a call; the node has the returned entry, or may have it.
@@ -375,7 +375,7 @@ class NonceManager:
             tx = self._outbox.entry(entry.id)
             if tx.state is TxState.OPEN and not tx.latest.cancels:
                 message = self.node_errors.get(entry.id, "")
-                _log.error("transaction_refused", label=entry.call.label, error=message)
+                _log.error("transaction refused", label=entry.call.label, error=message)
                 await self._replace(tx, cancel=True)
 
     async def fill_gap(self, nonce: int) -> None:
@@ -388,11 +388,11 @@ class NonceManager:
                 fees = await self._preflight.fees(call, 21_000, time.monotonic())
             except (WaitTimeoutError, InsufficientFundsError) as error:
                 # The wait for the later transaction goes on, and tries this again.
-                _log.warning("nonce_gap_not_filled", nonce=nonce, error=error.message)
+                _log.warning("nonce gap not filled", nonce=nonce, error=error.message)
                 return
             head = await self._w3.eth.block_number
             entry = await self._append(call, 21_000, nonce, fees, head, key=None)
-            _log.warning("nonce_filled", nonce=entry.nonce)
+            _log.warning("nonce gap filled", nonce=entry.nonce)
             await broadcast(self._w3, entry.latest)
 
     async def resend(self, entry: Entry) -> None:
@@ -465,7 +465,7 @@ class NonceManager:
                 if lags:
                     continue  # the node has not seen its block yet
                 # A reorg removed the transaction, so that its nonce is unused again.
-                _log.warning("transaction_taken_back", label=entry.call.label, nonce=entry.nonce)
+                _log.warning("transaction reopened", label=entry.call.label, nonce=entry.nonce)
                 self._outbox.set_state(entry.id, TxState.OPEN, note="removed by a reorg")
             await self.resend(entry)
         for entry in self._outbox.open_entries():
@@ -540,7 +540,7 @@ class NonceManager:
                 if candidate is not None:
                     self.record_conflict(candidate)
             _log.warning(
-                "foreign_nonce",
+                "nonce conflict detected",
                 account=self._account.address,
                 nonces=conflicts[:10],
                 used=describe_spender(spender),
@@ -570,7 +570,7 @@ class NonceManager:
         fees = await self._raised_fees(entry)
         if fees.max_fee > self._preflight.ceiling:
             # Mempools reject a smaller raise: wait until gas is cheaper.
-            _log.warning("fee_ceiling_reached", label=entry.call.label, max_fee=last.max_fee)
+            _log.warning("fee ceiling reached", label=entry.call.label, max_fee=last.max_fee)
             return BroadcastOutcome.UNCLEAR, None
         cancel = cancel or last.cancels
         if fees == Fees(last.max_fee, last.priority_fee) and cancel is last.cancels:
@@ -587,7 +587,7 @@ class NonceManager:
         attempt = dataclasses.replace(signed, cancels=cancel)
         self._outbox.add_attempt(entry.id, attempt)
         crash_point("sender.replaced")
-        _log.info("fee_raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)
+        _log.info("fee raised", label=entry.call.label, nonce=entry.nonce, max_fee=fees.max_fee)
         return await self._broadcast(entry.id, attempt)
 
     async def _append(

@@ -129,7 +129,9 @@ class Preflight:
                     f"{self.ceiling} wei",
                     hint="Raise the ceiling (max_fee_gwei) or wait until gas is cheaper.",
                 )
-            _log.warning("gas_too_dear", label=call.label, wei=minimum, ceiling=self.ceiling)
+            _log.warning(
+                "gas price exceeded ceiling", label=call.label, wei=minimum, ceiling=self.ceiling
+            )
             await asyncio.sleep(self._poll_interval)
         fees = account_state.market.fees.within(self.ceiling)
         needed = gas * fees.max_fee + call.value

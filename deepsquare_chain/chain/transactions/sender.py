@@ -236,7 +236,7 @@ class Sender:
                 except WrongEndpointError:
                     raise
                 except GridError as error:
-                    _log.warning("earlier_transaction", error=error.message)
+                    _log.warning("earlier transaction failed", error=error.message)
             yield
 
     async def simulate(self, call: Call) -> None:
@@ -319,7 +319,7 @@ class Sender:
             except WrongEndpointError:
                 raise
             except GridError as error:
-                _log.warning("transaction_recovered", label=entry.call.label, error=error.message)
+                _log.warning("transaction recovered", label=entry.call.label, error=error.message)
         return receipts
 
     # -- waiting for the receipt
@@ -344,7 +344,7 @@ class Sender:
             except (EndpointError, StoreError, Web3Exception) as error:
                 # A failed request does not mean that the transaction is lost: it may be mined
                 # although the node does not answer or the outcome can't be recorded.
-                _log.warning("endpoint_failed", label=entry.call.label, error=str(error)[:300])
+                _log.warning("endpoint failed", label=entry.call.label, error=str(error)[:300])
                 receipt = None
                 await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
                 pause = min(_BACKOFF[1], 2 * pause)
@@ -373,7 +373,7 @@ class Sender:
             self._nonce_manager.settle(entry, receipt)
         except StoreError as error:
             # It is mined, so the caller gets the receipt. The next poll settles the entry again.
-            _log.warning("receipt_not_recorded", label=entry.call.label, error=error.message)
+            _log.warning("receipt not recorded", label=entry.call.label, error=error.message)
         self._poll_states.pop(entry.id, None)
         crash_point("sender.settled")
         if state is TxState.CANCELLED:
@@ -414,7 +414,7 @@ class Sender:
             if poll.count > entry.nonce:
                 raise
             # The nonce is not used, so it is in no block: no receipt is needed to resend it.
-            _log.debug("no_receipt", label=entry.call.label, error=str(error)[:300])
+            _log.debug("receipt not read", label=entry.call.label, error=str(error)[:300])
             receipt = None
         poll_state.mined_in = None if receipt is None else receipt["blockNumber"]
         if receipt is not None:

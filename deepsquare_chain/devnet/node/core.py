@@ -602,7 +602,7 @@ class Worker(threading.Thread):
                 self._turn()
         except BaseException as error:
             # Requests must fail, or a stopped chain would look like a slow one.
-            log.exception("the embedded chain stopped")
+            log.exception("embedded chain stopped")
             self.failure = error
         finally:
             self._refuse_rest()
@@ -667,7 +667,7 @@ def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
     except RpcError as error:
         future.set_exception(error)
     except Exception as error:
-        log.exception("a request to the embedded chain failed")
+        log.exception("request failed")
         future.set_exception(
             RpcError(INTERNAL_ERROR, f"internal error: {type(error).__name__}: {error}")
         )

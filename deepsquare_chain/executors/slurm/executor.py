@@ -280,7 +280,7 @@ class SlurmExecutor(Executor):
         self, folder: SlurmFolder, error: ExecutorUnavailableError
     ) -> None:
         """After a failed sbatch, adopt its job if Slurm accepted it; else raise the error."""
-        _log.warning("sbatch unclear", run=folder.key, error=error.message)
+        _log.warning("submission outcome unknown", run=folder.key, error=error.message)
         job = await self._look_up(folder.key, int(time.time()))
         if job is None:
             raise error
@@ -354,7 +354,7 @@ class SlurmExecutor(Executor):
         ids = ", ".join(sorted(job.id for job in jobs))
         if self._memory.warnings.get(key) != ids:
             self._memory.warnings[key] = ids
-            _log.error("several Slurm jobs have the name of one run", run=key, slurm_jobs=ids)
+            _log.error("duplicate Slurm jobs detected", run=key, slurm_jobs=ids)
         return ExecutorUnavailableError(
             f"Slurm jobs {ids} have the name of one run, {key}",
             hint="Find out who submitted them, and cancel those that are not the provider's.",
@@ -412,7 +412,7 @@ class SlurmExecutor(Executor):
 
     async def _give_up(self, folder: SlurmFolder, job: SlurmJob) -> None:
         """Cancel a job that would never start; the next poll finds it cancelled."""
-        _log.warning("Slurm never starts this job", run=folder.key, reason=job.reason)
+        _log.warning("Slurm job blocked", run=folder.key, reason=job.reason)
         await self._signal(job.id)
         self._forget_queue()
 
@@ -430,7 +430,7 @@ class SlurmExecutor(Executor):
         walltime = self._memory.walltimes[folder.key] = await self._call(folder.walltime)
         if elapsed < walltime:
             return
-        _log.warning("run exceeds its walltime, ending it", run=folder.key)
+        _log.warning("walltime exceeded", run=folder.key)
         await self._call(lambda: folder.set_control(overdue=True))
         await self._signal(job.id, "KILL")
         self._forget_queue()
@@ -819,7 +819,7 @@ class SlurmExecutor(Executor):
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._memory.warnings:
             self._memory.warnings[name] = str(error)
-            _log.warning("Slurm executor does not know", run=name, error=str(error))
+            _log.warning("run status unknown", run=name, error=str(error))
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
         def typed() -> T:
