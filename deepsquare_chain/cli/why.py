@@ -114,6 +114,7 @@ class ExplainingScheduler(DryRunScheduler):
         if reason is None:
             return JobSituation(job, f"job {job.id} is {job.status.name}")
         cause = (reason.provider_id, reason.refusals, reason.hold)
+        await self.judge_starts()
         expiry_line: tuple[str, ...] = ()
         if cluster is not None:
             expiry = chain_time(job.since + cluster.block_context.times.pending_expiry)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.job import Terms
 from deepsquare_chain.metascheduler.forecast import Prospect, prospect, prospect_of
 from deepsquare_chain.metascheduler.policy import Rules
@@ -22,6 +23,7 @@ class DryRunScheduler:
 
     def __init__(self, contracts: Contracts, rules: Rules | None = None) -> None:
         deployment = contracts.deployment
+        self._w3 = contracts.w3
         self._store = Store.open(
             None, chain_id=deployment.chain_id, contract=deployment.scheduler, account=_NO_ACCOUNT
         )
@@ -50,6 +52,26 @@ class DryRunScheduler:
             await asyncio.sleep(self._settings.poll_interval)
         return self._service
 
+    async def judge_starts(self) -> None:
+        """Compare the latest starts with forecasts, for `Prospect.starts`; after `look`.
+
+        Reads the headers of at most two blocks for each start that was not judged before.
+
+        Raises:
+            EndpointError: The node does not answer.
+        """
+        cluster, past_starts = self._service.cluster, self._service.state.past_starts
+        if cluster is None:
+            return
+        blocks = past_starts.undated()
+        with merged(self._w3):
+            headers = await asyncio.gather(*(self._w3.eth.get_block(n) for n in blocks))
+        past_starts.date(
+            {n: int(header["timestamp"]) for n, header in zip(blocks, headers, strict=True)}
+        )
+        history = self._service.state.history()
+        await asyncio.to_thread(past_starts.judge, cluster.views, self._service.rules, history)
+
     async def prospect(self, terms: Terms) -> Prospect | None:
         """Forecast a job that is submitted now: its place and start; None if the grid can't be read.
 
@@ -60,7 +82,15 @@ class DryRunScheduler:
         cluster = service.cluster
         if cluster is None:
             return None
-        return prospect(cluster.snapshot, service.rules, service.state.history(), terms)
+        await self.judge_starts()
+        state = service.state
+        return prospect(
+            cluster.snapshot,
+            service.rules,
+            state.history(),
+            terms,
+            starts=state.past_starts.accuracy,
+        )
 
     async def prospect_of(self, job_id: int) -> Prospect | None:
         """Forecast a PENDING job; None if it is not in the queue, or the grid can't be read.
@@ -69,7 +99,10 @@ class DryRunScheduler:
             EndpointError: The node does not answer.
         """
         service = await self.look()
-        return None if service.cluster is None else self.known_prospect(service, job_id)
+        if service.cluster is None:
+            return None
+        await self.judge_starts()
+        return self.known_prospect(service, job_id)
 
     @staticmethod
     def known_prospect(service: SchedulerService, job_id: int) -> Prospect | None:
@@ -79,7 +112,10 @@ class DryRunScheduler:
         snapshot = service.cluster.snapshot
         if all(waiting.job.id != job_id for waiting in snapshot.waiting):
             return None
-        return prospect_of(snapshot, service.rules, service.state.history(), job_id)
+        state = service.state
+        return prospect_of(
+            snapshot, service.rules, state.history(), job_id, starts=state.past_starts.accuracy
+        )
 
     def _forget(self) -> None:
         """Discard the cluster of an earlier read, so that it is not mistaken for the current one."""

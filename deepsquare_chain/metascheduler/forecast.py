@@ -38,6 +38,36 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
+class StartAccuracy:
+    """The errors of forecasts of past starts of jobs that had to wait.
+
+    Attributes:
+        starts: Number of starts.
+        median, p90: Median and 90th percentile of |forecast - actual start|, in seconds.
+        relative: Median of the errors as parts of the actual waits.
+    """
+
+    starts: int
+    median: int
+    p90: int
+    relative: float
+
+    @property
+    def text(self) -> str:
+        """The accuracy as a clause."""
+        if self.starts == 1:
+            return (
+                f"for the last job that had to wait, the forecast would have been off by "
+                f"{self.median} s ({self.relative:.0%} of the wait)"
+            )
+        return (
+            f"for the last {self.starts} jobs that had to wait, forecasts would have been off by "
+            f"{self.median} s in the median ({self.relative:.0%} of the wait) and {self.p90} s at "
+            "the 90th percentile"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Prospect:
     """The expected wait of a job that waits, or would if it were submitted now.
 
@@ -47,6 +77,7 @@ class Prospect:
         length: Jobs in the queue, with this one.
         forecast: Its expected start; None if unknown.
         error: Factor by which estimates of recent run times were off; None without finished runs.
+        starts: How far forecasts of recent starts would have been off; None if unknown.
     """
 
     now: int
@@ -54,6 +85,7 @@ class Prospect:
     length: int
     forecast: Forecast | None
     error: float | None = None
+    starts: StartAccuracy | None = None
 
     @property
     def starts_in(self) -> dict[int, int]:
@@ -81,12 +113,22 @@ class Prospect:
     @property
     def reliability(self) -> str:
         """How good past estimates were, as a clause."""
-        if self.error is None:
-            return "no finished run shows yet how accurate such estimates are"
-        return f"estimates of recent run times were off by a factor of {self.error:.1f} on average"
+        clauses = [] if self.starts is None else [self.starts.text]
+        if self.error is not None:
+            clauses.append(
+                f"estimates of recent run times were off by a factor of {self.error:.1f} on average"
+            )
+        return "; ".join(clauses) or "no finished run shows yet how accurate such estimates are"
 
 
-def prospect_of(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Prospect:
+def prospect_of(
+    snapshot: Snapshot,
+    rules: Rules,
+    history: RunHistory,
+    job_id: int,
+    *,
+    starts: StartAccuracy | None = None,
+) -> Prospect:
     """Return the prospect of a waiting job."""
     return Prospect(
         snapshot.now,
@@ -94,17 +136,33 @@ def prospect_of(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: i
         len(snapshot.waiting),
         forecast(snapshot, rules, history, job_id),
         history.typical_error,
+        starts,
     )
 
 
-def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms) -> Prospect:
+def prospect(
+    snapshot: Snapshot,
+    rules: Rules,
+    history: RunHistory,
+    terms: Terms,
+    *,
+    starts: StartAccuracy | None = None,
+) -> Prospect:
     """Return the prospect of a job of an unknown customer; conditions of the job are ignored."""
     known = [each.job.id for each in snapshot.waiting] + [each.id for each in snapshot.assigned]
-    job = Job(
-        id=1 + max(known, default=0),
-        customer="",
+    job = pending_job(1 + max(known, default=0), "", terms, snapshot.now)
+    added = Waiting(job, terms.objective, terms.uses, snapshot.now)
+    snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])
+    return prospect_of(snapshot, rules, history, job.id, starts=starts)
+
+
+def pending_job(job_id: int, customer: str, terms: Terms, since: int) -> Job:
+    """Return the record of a job that was submitted at chain time `since`."""
+    return Job(
+        id=job_id,
+        customer=customer,
         status=JobStatus.PENDING,
-        since=snapshot.now,
+        since=since,
         provider_id=0,
         resources=terms.resources,
         retries_left=terms.retries,
@@ -116,9 +174,6 @@ def prospect(snapshot: Snapshot, rules: Rules, history: RunHistory, terms: Terms
         definition=b"",
         retry_of=0,
     )
-    added = Waiting(job, terms.objective, terms.uses, snapshot.now)
-    snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])
-    return prospect_of(snapshot, rules, history, job.id)
 
 
 def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int) -> Forecast | None:

@@ -30,6 +30,7 @@ from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus, Objective
 from deepsquare_chain.metascheduler.history import RunHistory
+from deepsquare_chain.metascheduler.past_starts import PastStarts
 from deepsquare_chain.metascheduler.runs import FOLLOWED as RUN_EVENTS
 from deepsquare_chain.metascheduler.runs import ObservedRuns
 from deepsquare_chain.metascheduler.strikes import FOLLOWED as STRIKE_EVENTS
@@ -162,6 +163,8 @@ class SchedulerState:
         self._store = store
         self.strikes = Strikes(store)
         self.runs = ObservedRuns(store)
+        #: Kept in memory only: a scheduler that starts anew knows later starts only.
+        self.past_starts = PastStarts()
         #: Set by registry events; cleared by the reader of the provider records.
         self.registry_changed = True
         #: Jobs whose records changed, and whether any record may have; cleared by their reader.
@@ -196,6 +199,7 @@ class SchedulerState:
         effects.write(connection)
         self.strikes.apply(batch, connection)
         self.runs.apply(batch, connection)
+        self.past_starts.apply(batch)
 
     def live(self) -> Mapping[int, Known]:
         """Return all jobs that have not ended, by id."""

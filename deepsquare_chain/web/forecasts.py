@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
-from deepsquare_chain.metascheduler.forecast import Prospect, prospect_of
+from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy, prospect_of
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.observability import get_logger
@@ -31,6 +31,7 @@ class _GridState:
     rules: Rules
     history: RunHistory
     version: tuple[int, int]
+    starts: StartAccuracy | None
 
 
 class Forecasts:
@@ -58,13 +59,14 @@ class Forecasts:
         if state is None or all(entry.job.id != job_id for entry in state.snapshot.waiting):
             return None
         return await run_in_threadpool(
-            prospect_of, state.snapshot, state.rules, state.history, job_id
+            prospect_of, state.snapshot, state.rules, state.history, job_id, starts=state.starts
         )
 
     async def _read(self) -> None:
         try:
             self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
             service = await self._dry_run.look()
+            await self._dry_run.judge_starts()
         except GridError as error:
             # The events read so far may be of blocks that were replaced: the next read starts anew.
             _log.debug("forecast failed", error=str(error))
@@ -74,7 +76,7 @@ class Forecasts:
             self._read_at = time.monotonic()
         if service.cluster is None:
             return
-        history = service.state.history()
+        history, starts = service.state.history(), service.state.past_starts.accuracy
         version = (history.version, history.payments)
         previous = self._state
         copy = (
@@ -82,4 +84,4 @@ class Forecasts:
             if previous is not None and previous.version == version
             else RunHistory.of_rows(history.rows())
         )
-        self._state = _GridState(service.cluster.snapshot, service.rules, copy, version)
+        self._state = _GridState(service.cluster.snapshot, service.rules, copy, version, starts)
