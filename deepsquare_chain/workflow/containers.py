@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
-from deepsquare_chain.workflow.shell import quote
+from deepsquare_chain.workflow.shell import command_argument, quote
 
 _DOCKER_HUB: Final = "registry-1.docker.io"
 #: Folder of the images hosted by DeepSquare, on providers.
@@ -71,10 +71,11 @@ def _container_command(run: RunSection) -> str:
         # Split into words like a shell, without expansion.
         return " ".join(quote(word) for word in split_words(run.command))
     shell = run.shell or "/bin/sh"
+    command = command_argument(run.command)
     if run.work_dir is None:
-        return f"{shell} -c {quote(run.command)}"
+        return f"{shell} -c {command}"
     enter = 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"'
-    return f"{shell} -c {quote(enter)} enter {quote(run.work_dir)} {shell} -c {quote(run.command)}"
+    return f"{shell} -c {quote(enter)} enter {quote(run.work_dir)} {shell} -c {command}"
 
 
 def split_words(text: str) -> list[str]:

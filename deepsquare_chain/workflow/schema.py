@@ -396,7 +396,7 @@ class ModuleSection(Section):
 class StepSection(Section):
     """A step: one of `run`, `for`, `launch`, `use` or `steps`."""
 
-    name: StepName = Field("", description="Shown when the step begins.")
+    name: StepName = Field("", description="Name of the step, shown on the page of the job.")
     depends_on: Annotated[
         list[HandleName],
         Field(max_length=checks.MAX_LIST),

@@ -31,14 +31,14 @@ from deepsquare_chain.workflow.schema import (
     TransferSection,
     UseSection,
 )
-from deepsquare_chain.workflow.shell import exports, quote
+from deepsquare_chain.workflow.shell import command_argument, exports, quote
 from deepsquare_chain.workflow.validation import handle, walk
 
 _HEADER: Final = """\
 #!/usr/bin/env bash
 # Generated from a job definition. Steps run in order, each in its own shell; the first that
 # fails ends the job with its exit code.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2041,SC2317,SC2329
+# shellcheck disable=SC2016,SC2030,SC2031,SC2041,SC2043,SC2317,SC2329
 """
 #: Folder in the working folder with the script's own files, such as keys of networks and logins; the
 #: script removes it when it ends.
@@ -367,7 +367,7 @@ class _Script:
         if run.container is None or runtime is None:
             if run.work_dir is not None:
                 lines.append(f"mkdir -p {quote(run.work_dir)} && cd {quote(run.work_dir)} || exit")
-            lines.append(f'exec "$@" -c {quote(run.command)}')
+            lines.append(f'exec "$@" -c {command_argument(run.command)}')
         else:
             names = " ".join(quote(name) for name in (*scope.loops, *env))
             lines += [f"DEEPSQUARE_CONTAINER_ENV+=({names})"] if names else []

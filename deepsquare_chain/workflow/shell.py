@@ -21,6 +21,11 @@ def quote(text: str) -> str:
     return f"$'{escaped}'"
 
 
+def command_argument(command: str) -> str:
+    """Quote a command as the argument of a shell's `-c`, which takes a leading - or + for an option."""
+    return quote(f" {command}" if command.startswith(("-", "+")) else command)
+
+
 def exports(env: Mapping[str, str]) -> list[str]:
     """Return lines that export variables.
 

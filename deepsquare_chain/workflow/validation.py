@@ -277,6 +277,8 @@ def warnings_of(document: Runnable) -> Iterator[Problem]:
         yield ("inputMode",), "has no effect without input"
     if document.input and document.input.s3 and document.input.s3.delete_sync:
         yield ("input", "s3", "deleteSync"), "has an effect only for output"
+    if "USER" in document.env:
+        yield ("env", "USER"), "has no effect: the grid sets it; a step may, under run.env"
     for path, step in walk(document.steps):
         if step.for_ and not iterations(step.for_):
             hint = "; write increment: -1" if step.for_.range else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -347,7 +348,7 @@ def test_conditions_of_bash_are_accepted(test: str) -> None:
         ("items: []", "job.yaml:3: steps[0].for has no iterations, so its steps never run"),
     ],
 )  # fmt: skip
-def test_a_loop_without_a_round_is_reported(loop: str, words: str) -> None:
+def test_a_loop_without_iterations_is_reported(loop: str, words: str) -> None:
     text = with_step(f"for: {{parallel: false, {loop}, steps: [{{run: {{command: x}}}}]}}")
     assert parse(text).warnings == (words,)
 
@@ -365,6 +366,13 @@ def test_modes_are_decimal_or_marked_as_octal(written: str, mode: int) -> None:
     found = parse(with_run("env: {}", top=f"inputMode: {written}"))
     assert found.definition.input_mode == mode
     assert "inputMode has no effect without input" in found.warnings[0]
+
+
+def test_a_variable_that_the_grid_replaces_is_reported() -> None:
+    found = parse(with_run("env: {}", top="env:\n- {key: USER, value: me}"))
+    assert found.warnings == (
+        "job.yaml:3: env.USER has no effect: the grid sets it; a step may, under run.env",
+    )
 
 
 def test_keys_without_a_value_are_not_given() -> None:
@@ -431,6 +439,19 @@ def test_gpus_per_task_that_agree_with_gpus_are_removed() -> None:
     found, changes = converted(f"{head}, gpusPerTask: 2{rest}")
     assert found.definition == parse(head + rest).definition
     assert changes == ["resources.gpusPerTask is removed; resources.gpus says the same"]
+
+
+def test_the_reference_has_every_key_and_valid_examples() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
+    schema = job_file_schema()
+    sections = [schema, *schema["$defs"].values()]
+    keys = {key for section in sections for key in section.get("properties", {})}
+    words = set(re.findall(r"\w+", reference))
+    assert keys - words == set()
+    examples = re.findall(r"```yaml\n(.*?)```", reference, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        assert parse(example).warnings == ()
 
 
 def test_the_schema_for_editors_has_every_key() -> None:

@@ -64,6 +64,13 @@ def test_a_missing_program_and_broken_shell_fail_the_job(tmp_path: Path) -> None
     assert run(definition("if then"), tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize("command", ["-x", "+e", "--version"])
+def test_a_command_is_no_option_of_the_shell(tmp_path: Path, command: str) -> None:
+    done = run(definition(command), tmp_path)
+    assert (done.returncode, done.stdout) == (127, b"")
+    assert f"{command}: command not found" in done.stderr.decode()
+
+
 def test_steps_do_not_share_a_shell(tmp_path: Path) -> None:
     done = run(
         definition("X=1; cd /; set -e; exec 3>&1", 'echo "[$X]"; pwd; false; echo on'), tmp_path

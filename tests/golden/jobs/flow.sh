@@ -99,7 +99,7 @@ step_17() {
 }
 step_18() {
     local item
-    for item in 'a b' $'c\'d'; do
+    for item in $'a b\'s'; do
         DEEPSQUARE_ITEM=$item
         run_in_subshell step_17 || return
     done
