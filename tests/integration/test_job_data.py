@@ -268,10 +268,10 @@ def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(
     for key in ("test/a", "test/d/b", "test2/c", "tester"):
         bucket.put(key, key)
     show = 'cd "$DEEPSQUARE_INPUT"; echo $(find . -type f | sort | cut -c3-)'
-    for path, found in (("/test", "a d/b"), ("/test/", "a d/b"), ("/tester", "tester")):
-        (tmp_path / found).mkdir(parents=True, exist_ok=True)
+    for path, expected in (("/test", "a d/b"), ("/test/", "a d/b"), ("/tester", "tester")):
+        (tmp_path / expected).mkdir(parents=True, exist_ok=True)
         text = f"input: {bucket.section(path)}\nsteps: [{{run: {{command: '{show}'}}}}]\n"
-        assert run(text, tmp_path / found) == (0, f"{found}\n")
+        assert run(text, tmp_path / expected) == (0, f"{expected}\n")
 
 
 def test_output_to_a_bucket_also_after_a_failure_and_with_removal(

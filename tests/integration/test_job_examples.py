@@ -129,9 +129,9 @@ async def run_all(
     changes: Mapping[str, tuple[str, str]],
 ) -> dict[str, tuple[int, list[str]]]:
     """Code and lines of every example; all run at once, but the jobs of the pipeline."""
-    found = await probe_abilities(executor)
+    states = await probe_abilities(executor)
     # Reachable for these examples is this machine, and s5cmd is where PATH finds it.
-    usable = {name for name, state in found.items() if state == "yes"} | {"internet", "s3"}
+    usable = {name for name, state in states.items() if state == "yes"} | {"internet", "s3"}
     site = ExecutionSite(frozenset(usable))
 
     async def one(name: str, *parts: str) -> tuple[str, tuple[int, list[str]]]:
@@ -150,8 +150,8 @@ async def run_all(
     )
 
 
-def check(found: dict[str, tuple[int, list[str]]]) -> None:
-    for name, (code, lines) in found.items():
+def check(results: dict[str, tuple[int, list[str]]]) -> None:
+    for name, (code, lines) in results.items():
         expected_code, expected = EXPECTED[name]
         assert code == expected_code, (name, lines)
         assert set(expected) <= set(lines), (name, lines)

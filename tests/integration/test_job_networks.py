@@ -236,7 +236,7 @@ steps:
 
 
 async def test_containers_reach_each_other_in_a_virtual_network(tmp_path: Path) -> None:
-    found = await run(
+    result = await run(
         executor(tmp_path),
         """\
 virtualNetworks: [{name: inside, gatewayAddress: 10.7.0.1/24}]
@@ -268,7 +268,7 @@ steps:
 """,
         site=ExecutionSite(frozenset({"charliecloud", "netns.interfaces"})),
     )
-    code, output = found
+    code, output = result
     assert output.splitlines()[:2] == ["nameserver 192.0.2.1", "from a container"]
     assert "10.7.0.1): Connection refused" in output  # the hub itself answers
     assert code == 1

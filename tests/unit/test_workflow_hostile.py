@@ -79,7 +79,7 @@ RESOURCES = st.dictionaries(
     st.sampled_from(["tasks", "cpusPerTask", "memPerCpu", "gpus"]),
     mostly(st.integers(1, 9)),
     max_size=4,
-).map(lambda found: {"memPerCpu": 1, **found})
+).map(lambda parsed: {"memPerCpu": 1, **parsed})
 ENVS = st.dictionaries(
     st.sampled_from(["A", "B_1", "PATH"]) | st.text(max_size=3),
     mostly(st.text(max_size=5)),
@@ -115,11 +115,11 @@ NEARLY = st.fixed_dictionaries(
 def accept_or_refuse(text: bytes) -> bool:
     """Whether a file is valid; then everything that follows from it works, too."""
     try:
-        found = parse_job_file(text, "job.yaml")
+        parsed = parse_job_file(text, "job.yaml")
     except JobFileError as error:
         words = str(error)
     else:
-        accept(found)
+        accept(parsed)
         return True
     assert words.startswith("job.yaml:")
     assert len(words) < 5_000
@@ -127,13 +127,13 @@ def accept_or_refuse(text: bytes) -> bool:
     return False
 
 
-def accept(found: JobFile) -> None:
-    terms = found.terms(credits=found.credits or 1, time_limit=found.time_limit or 1)
+def accept(parsed: JobFile) -> None:
+    terms = parsed.terms(credits=parsed.credits or 1, time_limit=parsed.time_limit or 1)
     assert len(terms.name.encode()) <= 64
     assert len(terms.uses.encode()) <= 512
     matches(parse_uses(terms.uses), {"a": "b"})
-    assert Definition.from_bytes(found.definition.to_bytes()) == found.definition
-    render_script(found.definition, {"DEEPSQUARE_JOB_ID": "1"}).decode()
+    assert Definition.from_bytes(parsed.definition.to_bytes()) == parsed.definition
+    render_script(parsed.definition, {"DEEPSQUARE_JOB_ID": "1"}).decode()
 
 
 def test_the_valid_file_is_valid() -> None:

@@ -61,8 +61,8 @@ def refused(text: bytes) -> str:
 
 
 def test_a_full_file() -> None:
-    found = parse(FULL)
-    assert found.terms() == Terms(
+    parsed = parse(FULL)
+    assert parsed.terms() == Terms(
         amount=CREDIT * 3 // 2,
         time_limit=5_400,
         resources=Resources(tasks=2, cpus_per_task=3, mem_per_cpu=128, gpus=4),
@@ -72,18 +72,18 @@ def test_a_full_file() -> None:
         name="hello",
         uses="gpu.model=h100,compute.gflops>=1000",
     )
-    assert found.definition.env == {"A": "b"}
-    first, second = found.definition.steps
+    assert parsed.definition.env == {"A": "b"}
+    first, second = parsed.definition.steps
     assert first == Step.simple("greet", "echo hello", {"X": "y"})
     assert second == Step.simple("", "echo one\necho two\n")
 
 
 def test_a_small_file_has_defaults() -> None:
-    found = parse(SMALL)
-    assert found.definition.resources == Resources(1, 1, 64, 0)
-    assert (found.name, found.retries, found.until_spent, found.uses) == ("", 0, False, "")
-    assert found.objective is Objective.COST
-    assert (found.credits, found.time_limit) == (None, None)
+    parsed = parse(SMALL)
+    assert parsed.definition.resources == Resources(1, 1, 64, 0)
+    assert (parsed.name, parsed.retries, parsed.until_spent, parsed.uses) == ("", 0, False, "")
+    assert parsed.objective is Objective.COST
+    assert (parsed.credits, parsed.time_limit) == (None, None)
 
 
 def test_arguments_win_over_the_file() -> None:
@@ -291,9 +291,9 @@ def test_separators_that_other_readers_accept() -> None:
 
 
 def test_a_file_may_be_large_but_not_too_large() -> None:
-    room = 1_000_000 - len(SMALL)
-    assert parse(SMALL + b"#" * room).definition == parse(SMALL).definition
-    assert "job.yaml: larger than 1,000,000 bytes" in refused(SMALL + b"#" * (room + 1))
+    padding = 1_000_000 - len(SMALL)
+    assert parse(SMALL + b"#" * padding).definition == parse(SMALL).definition
+    assert "job.yaml: larger than 1,000,000 bytes" in refused(SMALL + b"#" * (padding + 1))
 
 
 def test_a_definition_may_not_grow_over_the_limit() -> None:
@@ -331,8 +331,8 @@ def test_a_plain_word_may_be_a_command() -> None:
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
-    found = parse(b"\xef\xbb\xbf" + SMALL.replace(b"\n", b"\r\n"))
-    assert found.definition == parse(SMALL).definition
+    parsed = parse(b"\xef\xbb\xbf" + SMALL.replace(b"\n", b"\r\n"))
+    assert parsed.definition == parse(SMALL).definition
 
 
 @pytest.mark.parametrize(
@@ -389,9 +389,9 @@ def test_an_endless_file_is_not_read_to_its_end() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_are_valid_and_whole(path: Path) -> None:
-    found = load_job_file(path)
-    assert found.terms().name == path.stem
-    assert Definition.from_bytes(found.definition.to_bytes()) == found.definition
+    parsed = load_job_file(path)
+    assert parsed.terms().name == path.stem
+    assert Definition.from_bytes(parsed.definition.to_bytes()) == parsed.definition
 
 
 def test_there_are_examples_for_each_end() -> None:

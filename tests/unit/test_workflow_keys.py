@@ -148,27 +148,27 @@ def with_step(keys: str) -> str:
 
 
 def test_every_key_is_understood() -> None:
-    found = parse(EVERY_KEY)
-    assert found.warnings == ()
-    assert set(needed_abilities(found.definition)) == set(ABILITIES) - {
+    parsed = parse(EVERY_KEY)
+    assert parsed.warnings == ()
+    assert set(needed_abilities(parsed.definition)) == set(ABILITIES) - {
         "charliecloud", "container", "enroot", "mpi.pmi2", "netns", "netns.interfaces"
     }  # fmt: skip
-    assert found.definition.env == {"A": "a,b", "N": "1"}
-    assert found.depends_on == ("afterok:12:15-20", "prepare")
-    assert found.definition.output is not None
-    assert found.definition.output.s3 is not None
-    assert found.definition.output.s3.path == "/out"
-    assert found.definition.output.s3.region == "eu"
-    assert Definition.from_bytes(found.definition.to_bytes()) == found.definition
+    assert parsed.definition.env == {"A": "a,b", "N": "1"}
+    assert parsed.depends_on == ("afterok:12:15-20", "prepare")
+    assert parsed.definition.output is not None
+    assert parsed.definition.output.s3 is not None
+    assert parsed.definition.output.s3.path == "/out"
+    assert parsed.definition.output.s3.region == "eu"
+    assert Definition.from_bytes(parsed.definition.to_bytes()) == parsed.definition
 
 
-def test_wishes_to_the_scheduler_become_conditions() -> None:
-    wishes = (
+def test_conditions_for_the_scheduler() -> None:
+    conditions = (
         "startAfter: 2030-01-31T08:00Z\nstartBefore: '2030-01-31T10:00+01:00'\npatience: 10m\n"
         "preferences: [region=ch, 'compute.gflops>=10']\nplacement: spread"
     )
-    found = parse(with_run("env: {A: 1}", top=wishes)).conditions(1_800_000_000)
-    assert found.to_uses() == (
+    parsed = parse(with_run("env: {A: 1}", top=conditions)).conditions(1_800_000_000)
+    assert parsed.to_uses() == (
         "deepsquare.begin=1896076800,deepsquare.deadline=1896080400,deepsquare.patience=600,"
         "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10,"
         "deepsquare.placement=spread"
@@ -180,7 +180,7 @@ def test_wishes_to_the_scheduler_become_conditions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "why"),
+    ("conditions", "reason"),
     [
         ("startAfter: 2030-01-31T08:00", "startAfter must be a date and time with a zone"),
         ("startBefore: 2030-31-01T08:00Z", "startBefore must be a date and time with a zone"),
@@ -192,16 +192,16 @@ def test_wishes_to_the_scheduler_become_conditions() -> None:
         ("preferences: [a=1, b=1, c=1, d=1, e=1]", "preferences"),
     ],
 )
-def test_wishes_that_can_t_be_read_are_refused(wishes: str, why: str) -> None:
-    assert why in refused(with_run("env: {A: 1}", top=wishes))
+def test_invalid_conditions_are_refused(conditions: str, reason: str) -> None:
+    assert reason in refused(with_run("env: {A: 1}", top=conditions))
 
 
 @pytest.mark.parametrize(
-    "wishes", ["startBefore: 2020-01-01T00:00Z", "startAfter: 2h\nstartBefore: 1h"]
+    "conditions", ["startBefore: 2020-01-01T00:00Z", "startAfter: 2h\nstartBefore: 1h"]
 )
-def test_a_job_that_can_never_start_is_not_submitted(wishes: str) -> None:
+def test_a_job_that_can_never_start_is_not_submitted(conditions: str) -> None:
     with pytest.raises(JobFileError, match="leaves no time to start"):
-        parse(with_run("env: {A: 1}", top=wishes)).conditions(1_800_000_000)
+        parse(with_run("env: {A: 1}", top=conditions)).conditions(1_800_000_000)
 
 
 def test_a_file_means_the_same_as_yaml_and_as_json() -> None:
@@ -363,14 +363,14 @@ def test_booleans_of_the_core_schema(word: str) -> None:
 
 @pytest.mark.parametrize(("written", "mode"), [("493", 493), ("0755", 493), ("0o644", 420)])
 def test_modes_are_decimal_or_marked_as_octal(written: str, mode: int) -> None:
-    found = parse(with_run("env: {}", top=f"inputMode: {written}"))
-    assert found.definition.input_mode == mode
-    assert "inputMode has no effect without input" in found.warnings[0]
+    parsed = parse(with_run("env: {}", top=f"inputMode: {written}"))
+    assert parsed.definition.input_mode == mode
+    assert "inputMode has no effect without input" in parsed.warnings[0]
 
 
 def test_a_variable_that_the_grid_replaces_is_reported() -> None:
-    found = parse(with_run("env: {}", top="env:\n- {key: USER, value: me}"))
-    assert found.warnings == (
+    parsed = parse(with_run("env: {}", top="env:\n- {key: USER, value: me}"))
+    assert parsed.warnings == (
         "job.yaml:3: env.USER has no effect: the grid sets it; a step may, under run.env",
     )
 
@@ -393,9 +393,9 @@ def test_anchors_repeat_and_later_ones_replace() -> None:
 
 def test_lenient_leaves_out_unknown_keys_and_says_so() -> None:
     text = with_step("network: host, run: {command: x, zz: {a: b}}") + "extra: 1\n"
-    found = parse(text, lenient=True)
-    assert found.definition == parse(with_step("run: {command: x}")).definition
-    assert [warning.split(" is ")[0] for warning in found.warnings] == [
+    parsed = parse(text, lenient=True)
+    assert parsed.definition == parse(with_step("run: {command: x}")).definition
+    assert [warning.split(" is ")[0] for warning in parsed.warnings] == [
         "job.yaml:3: steps[0].run.zz", "job.yaml:3: steps[0].network", "job.yaml:4: extra"
     ]  # fmt: skip
     with pytest.raises(JobFileError, match="must be true or false"):
@@ -425,8 +425,8 @@ def test_older_keys_are_converted() -> None:
         "[{bore: {boreAddress: 'b:1', targetPort: 2}}]}\n"
         "- run: {command: y, network: pasta}\n"
     )
-    found, changes = converted(old)
-    assert found.definition == parse(new).definition
+    parsed, changes = converted(old)
+    assert parsed.definition == parse(new).definition
     assert len(changes) == 7
     assert (
         converted(EVERY_KEY.replace("address: bore.example, port: 2200", "boreAddress: 'b:1'"))[1]
@@ -436,8 +436,8 @@ def test_older_keys_are_converted() -> None:
 
 def test_gpus_per_task_that_agree_with_gpus_are_removed() -> None:
     head, rest = "resources: {tasks: 2, memPerCpu: 1, gpus: 4", "}\nsteps: [{run: {command: x}}]"
-    found, changes = converted(f"{head}, gpusPerTask: 2{rest}")
-    assert found.definition == parse(head + rest).definition
+    parsed, changes = converted(f"{head}, gpusPerTask: 2{rest}")
+    assert parsed.definition == parse(head + rest).definition
     assert changes == ["resources.gpusPerTask is removed; resources.gpus says the same"]
 
 
@@ -455,23 +455,23 @@ def test_the_reference_has_every_key_and_valid_examples() -> None:
 
 
 def test_the_schema_for_editors_has_every_key() -> None:
-    found = job_file_schema()
-    assert set(found["required"]) == {"resources", "steps"}
-    assert set(found["properties"]) >= {"credits", "virtualNetworks", "inputMode", "requirements"}
-    assert "readOnlyRootFS" in found["$defs"]["ContainerSection"]["properties"]
-    assert "commit" not in found["$defs"]["UseSection"]["properties"]
+    parsed = job_file_schema()
+    assert set(parsed["required"]) == {"resources", "steps"}
+    assert set(parsed["properties"]) >= {"credits", "virtualNetworks", "inputMode", "requirements"}
+    assert "readOnlyRootFS" in parsed["$defs"]["ContainerSection"]["properties"]
+    assert "commit" not in parsed["$defs"]["UseSection"]["properties"]
 
 
 def verdicts() -> list[tuple[str, bool]]:
     """Name of each published file, and whether its table says that it is accepted."""
-    found = []
+    parsed = []
     for line in (PUBLISHED / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         for at, accepted in ((1, True), (2, False)):
             name = cells[at].split(" ")[0].rstrip(":") if len(cells) > at else ""
             if name.endswith((".yaml", ".json")):
-                found.append((name, accepted))
-    return found
+                parsed.append((name, accepted))
+    return parsed
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published job files are not here")

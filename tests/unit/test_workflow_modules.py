@@ -92,18 +92,18 @@ def test_an_argument_may_be_a_value_of_the_module() -> None:
         ("{source: ./m}", "/tmp"),
         ("{source: ./m, args: {WHO: '/a: b'}}", "/a: b"),
     ):
-        found = resolved(job(use), {"./m": module}).to_bytes().decode()
-        assert f'"workDir":"{folder}"' in found
+        fetched = resolved(job(use), {"./m": module}).to_bytes().decode()
+        assert f'"workDir":"{folder}"' in fetched
 
 
 def test_abilities_of_modules_are_requirements() -> None:
     module = GREET.replace(
         b"      {{-", b"      - run: {container: {image: a}, command: x}\n      {{-"
     )
-    found = resolve_modules(
+    fetched = resolve_modules(
         parse_job_file(job("{source: ./m}").encode()), lambda _: FetchedModule(module, "c")
     )
-    assert found.uses == "ability.container=yes,ability.internet=yes"
+    assert fetched.uses == "ability.container=yes,ability.internet=yes"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_local_modules_are_relative_to_the_job_file(tmp_path: Path) -> None:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository on disk under an https address, by a rule of git's own."""
-    place = tmp_path / "host" / "owner" / "repo"
+    repository = tmp_path / "host" / "owner" / "repo"
     for name, value in {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/host/.insteadOf",
@@ -161,20 +161,20 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.org",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    (place / "greet").mkdir(parents=True)
-    git(place, "init", "--quiet", "-b", "main")
+    (repository / "greet").mkdir(parents=True)
+    git(repository, "init", "--quiet", "-b", "main")
     for text, tag in ((GREET, "greet/v1"), (GREET.replace(b"Hello", b"Hi"), "")):
-        (place / "greet" / "module.yaml").write_bytes(text)
-        git(place, "add", ".")
-        git(place, "commit", "--quiet", "-m", "x")
+        (repository / "greet" / "module.yaml").write_bytes(text)
+        git(repository, "add", ".")
+        git(repository, "commit", "--quiet", "-m", "x")
         if tag:
-            git(place, "tag", tag)
-    return place
+            git(repository, "tag", tag)
+    return repository
 
 
-def git(place: Path, *words: str) -> str:
+def git(repository: Path, *words: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(place), *words], check=True, capture_output=True, text=True
+        ["git", "-C", str(repository), *words], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
@@ -185,9 +185,9 @@ def test_modules_from_git_are_pinned_by_their_commit(repository: Path, tmp_path:
         ("", last, b"Hi"), ("@v1", first, b"Hello"), (f"@{first}", first, b"Hello"),
         (f"@{first[:8]}", first, b"Hello"), ("@main", last, b"Hi"),
     ):  # fmt: skip
-        found = fetch_module(source + ref, tmp_path)
-        assert found.commit == commit
-        assert text in found.text
+        fetched = fetch_module(source + ref, tmp_path)
+        assert fetched.commit == commit
+        assert text in fetched.text
     for wrong, words in (
         ("@v9", "no tag, branch or commit 'v9'"),
         ("/none", "module git.example/owner/repo/greet/none: "),

@@ -34,10 +34,10 @@ def definition(*steps: Step | str, **env: str) -> Definition:
 
 
 def run(
-    what: Definition, folder: Path, job_env: dict[str, str] | None = None
+    job: Definition, folder: Path, job_env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     script = folder / "job.sh"
-    script.write_bytes(render_script(what, job_env or {}))
+    script.write_bytes(render_script(job, job_env or {}))
     return subprocess.run(
         [BASH, str(script)], cwd=folder, capture_output=True, timeout=60, check=False
     )
@@ -83,13 +83,13 @@ def test_steps_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_variables_of_job_step_and_grid(tmp_path: Path) -> None:
-    what = definition(
+    job = definition(
         Step.simple("", 'echo "$A $B $DEEPSQUARE_JOB_ID"', {"B": "step"}),
         'echo "$A $B $DEEPSQUARE_JOB_ID"',
         A="job",
         B="job",
     )
-    done = run(what, tmp_path, {"DEEPSQUARE_JOB_ID": "42"})
+    done = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "42"})
     assert done.stdout == b"job step 42\njob job 42\n"
 
 
@@ -146,8 +146,8 @@ def test_commands_reach_their_shell_unchanged(tmp_path: Path, words: list[str]) 
 def test_nothing_of_a_customer_begins_a_line(texts: list[str]) -> None:
     def outline(texts: list[str]) -> list[str]:
         env = {f"V{at}": text for at, text in enumerate(texts)}
-        what = definition(*(Step.simple("", text or "x", env) for text in texts), **env)
-        script = render_script(what, {"DEEPSQUARE_NAME": texts[0]}).decode()
+        job = definition(*(Step.simple("", text or "x", env) for text in texts), **env)
+        script = render_script(job, {"DEEPSQUARE_NAME": texts[0]}).decode()
         return [line.split("=")[0].split("$")[0].split("'")[0] for line in script.split("\n")]
 
     hostile = [text if text.strip() else "x" for text in texts]
@@ -235,8 +235,8 @@ def test_names_of_images(image: str, registry: str | None, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["'", "\n", "\\", "'\n", "$"])
 def test_the_largest_definitions_make_scripts_that_executors_take(text: str) -> None:
-    what = definition(*("x" + text * (60_000 // len(text)) for _ in range(15)))
-    assert len(render_script(what, {})) <= MAX_SCRIPT_BYTES
+    job = definition(*("x" + text * (60_000 // len(text)) for _ in range(15)))
+    assert len(render_script(job, {})) <= MAX_SCRIPT_BYTES
 
 
 def test_the_grid_can_not_make_a_broken_script() -> None:
@@ -256,8 +256,8 @@ def test_the_grid_can_not_make_a_broken_script() -> None:
     ],
 )
 def test_examples_run(tmp_path: Path, name: str, code: int, words: str) -> None:
-    what = load_job_file(EXAMPLES / f"{name}.yaml").definition
-    done = run(what, tmp_path, {"DEEPSQUARE_JOB_ID": "1"})
+    job = load_job_file(EXAMPLES / f"{name}.yaml").definition
+    done = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "1"})
     assert done.returncode == code
     assert words in done.stdout.decode()
     assert b"never printed" not in done.stdout
