@@ -100,7 +100,7 @@ class Anomaly:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockContext:
+class ReplayContext:
     """A transaction, or the end of a replay: block, chain time in seconds, transaction hash."""
 
     block: int
@@ -142,7 +142,7 @@ class AnomalyRules:
 
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[Anomaly] = []
-        self._context = BlockContext(0, 0)
+        self._context = ReplayContext(0, 0)
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
@@ -180,7 +180,7 @@ class AnomalyRules:
         return anomalies
 
     def read(
-        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: BlockContext
+        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: ReplayContext
     ) -> None:
         """Examine one transaction. The ledgers must already include it."""
         self._context = context
@@ -206,7 +206,7 @@ class AnomalyRules:
                 case _:
                     self._administrative(event)
 
-    def all_anomalies(self, jobs: Mapping[int, JobEntry], context: BlockContext) -> list[Anomaly]:
+    def all_anomalies(self, jobs: Mapping[int, JobEntry], context: ReplayContext) -> list[Anomaly]:
         """Return all anomalies, including the conditions that are open at a block; oldest first."""
         recorded, self.rows, self._context = self.rows, list(self.rows), context
         for job_id, account in sorted(self._running.items()):

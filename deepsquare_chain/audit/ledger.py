@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, BlockContext
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, ReplayContext
 from deepsquare_chain.audit.entries import (
     MIN_COLLECT_INTERVAL,
     MIN_REPORT_GRACE,
@@ -97,7 +97,7 @@ class Ledger:
                 TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
                 transaction_events,
             )
-            ledger._rules.read(transaction_events, ledger.jobs, BlockContext(block, time, tx_hash))
+            ledger._rules.read(transaction_events, ledger.jobs, ReplayContext(block, time, tx_hash))
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -139,7 +139,7 @@ class Ledger:
     @property
     def anomalies(self) -> list[Anomaly]:
         """Anomalies (allowed but unusual), oldest first."""
-        return self._rules.all_anomalies(self.jobs, BlockContext(self.block, self.time))
+        return self._rules.all_anomalies(self.jobs, ReplayContext(self.block, self.time))
 
     @property
     def totals(self) -> Totals:

@@ -10,7 +10,7 @@ from deepsquare_chain.audit.anomalies import (
     SUBJECTS,
     Anomaly,
     AnomalyRules,
-    BlockContext,
+    ReplayContext,
     Code,
     Subject,
 )
@@ -86,7 +86,7 @@ class AnomalyQueries(Reader):
             challenges = [last_challenge(connection, account) for account in accounts]
         rules = AnomalyRules(normalised(self.deployment))
         rules.resume(entries.values(), challenges)
-        context = BlockContext(snapshot.number("block"), snapshot.number("time", 0))
+        context = ReplayContext(snapshot.number("block"), snapshot.number("time", 0))
         anomalies = rules.all_anomalies(entries, context)
         anomalies.sort(key=lambda row: -row.job_id)
         at = snapshot.at(context.block, context.time, "", None)

@@ -17,7 +17,7 @@ from sqlalchemy import Table
 from deepsquare_chain.audit.anomalies import (
     Anomaly,
     AnomalyRules,
-    BlockContext,
+    ReplayContext,
     name_self_scheduled,
 )
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry, TransactionContext
@@ -206,7 +206,7 @@ class Projection:
             self._anomalies.read(
                 transaction_events,
                 self._ledgers.jobs.jobs,
-                BlockContext(number, header.time, tx_hash),
+                ReplayContext(number, header.time, tx_hash),
             )
             named = name_self_scheduled(self._anomalies.take(), {tx_hash: transaction.sender})
             anomalies += ((transaction.position, row) for row in named)

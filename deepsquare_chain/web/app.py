@@ -168,7 +168,7 @@ def status_of(error: Exception) -> int:
     """Return the HTTP status for an error."""
     if isinstance(error, HTTPException):
         return error.status_code
-    if isinstance(error, wallet.RequestRefusedError):
+    if isinstance(error, wallet.PostRefusedError):
         return error.status
     return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
 

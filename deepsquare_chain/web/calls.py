@@ -121,7 +121,7 @@ class CallPlanner:
             terms: Terms of the job.
             definition: SHA-256 of the job's definition.
             offers: Each provider's offer for the job.
-            payload: The `way` of payment (permit, approve or relay), and the signed `permit`, if any.
+            payload: The `payment` (permit, approve or relay), and the signed `permit`, if any.
 
         Raises:
             UsageError: `account` is not an address, or the permit is not valid for this call.
@@ -221,7 +221,7 @@ class CallPlanner:
                 return CallPlan(title, action, effects, request=request)
             await self._simulate(payer.account, call)
             return CallPlan(title, action, effects, call=call)
-        if payload.get("way") == "approve" and not payer.relayed:
+        if payload.get("payment") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
             return CallPlan(title, action, (*effects, first_step), approval=approval)
@@ -282,7 +282,7 @@ class CallPlanner:
             w3.eth.gas_price,
         )
         gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
-        relayed = bool(self._relay) and (payload.get("way") == "relay" or coin < gas)
+        relayed = bool(self._relay) and (payload.get("payment") == "relay" or coin < gas)
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(

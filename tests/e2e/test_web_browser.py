@@ -436,7 +436,7 @@ def test_an_approval_does_as_well(tab: Watched, explorer: BusyExplorer, wallet: 
     page = tab.page
     wallet.announce(page, "Owl")
     fill(page, explorer)
-    page.locator("[name=way][value=approve]").check()
+    page.locator("[name=payment][value=approve]").check()
     page.locator("#submit-job").click()
     page.locator("dialog").get_by_role("button", name="Submit").click()
     page.wait_for_url(re.compile(r"/jobs/\d+$"))

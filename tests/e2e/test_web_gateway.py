@@ -112,7 +112,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         page.get_by_label("Job file", exact=True).check()
         expect(page.locator("#file")).to_have_value(re.compile("steps:"))
         page.locator("#file").fill(JOB)
-        page.locator("[name=way][value=relay]").check()
+        page.locator("[name=payment][value=relay]").check()
         expect(page.locator("#quote")).to_contain_text("could run it")
         assert wallet.asked == []
         page.locator("#submit-job").click()

@@ -35,7 +35,7 @@ FORM: dict[str, Any] = {
     "objective": "cost",
     "uses": "",
     "script": "echo hello\r\necho again",
-    "way": "permit",
+    "payment": "permit",
 }
 
 
@@ -573,7 +573,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
     message = plan["permit"]["message"]
     assert message["value"] == str(3 * CREDIT // 2)
     assert message["spender"] == grid.contracts.scheduler.address
-    plan = web.post("/wallet/submit", json={**asked, "way": "approve", "script": "true"}).json()
+    plan = web.post("/wallet/submit", json={**asked, "payment": "approve", "script": "true"}).json()
     assert plan["approval"]["to"] == grid.contracts.credit.address
     # Nothing is kept for whoever has not shown that it can pay.
     assert len(list(explorer.definitions.glob("*.json"))) == kept
@@ -611,7 +611,7 @@ def test_an_invalid_submission_is_reported(
 def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2.Client) -> None:
     ended = job_of(explorer, JobStatus.FINISHED)
     file = web.post("/wallet/quote", json=FORM).json()["file"]
-    asked = {"mode": "file", "account": explorer.alice, "way": "permit"}
+    asked = {"mode": "file", "account": explorer.alice, "payment": "permit"}
     for depends, status in ((f"afterok:{ended}", 200), (f"afternotok:{ended}", 400)):
         body = {**asked, "file": f"{file}dependsOn: [{depends!r}]\n"}
         assert web.post("/wallet/quote", json=body).json()["problems"] == []

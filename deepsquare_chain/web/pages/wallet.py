@@ -41,7 +41,7 @@ from deepsquare_chain.workflow.schema import job_file_schema
 MAX_BODY: Final = 160_000
 
 
-class RequestRefusedError(GridError):
+class PostRefusedError(GridError):
     """A POST request that is refused before it is parsed; `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int, *, hint: str = "") -> None:
@@ -262,19 +262,19 @@ async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
     """Return the site and the JSON body of a POST request from a page of this explorer.
 
     Raises:
-        RequestRefusedError: It comes from another site, is too large, or exceeds the rate limit.
+        PostRefusedError: It comes from another site, is too large, or exceeds the rate limit.
         UsageError: The body is not a JSON object.
     """
     if not is_same_origin(request):
-        raise RequestRefusedError("Only pages of this explorer may send this request", 403)
+        raise PostRefusedError("Only pages of this explorer may send this request", 403)
     limit: RateLimit = request.app.state.post_limit
     if limit.wait(client_address(request)):
-        raise RequestRefusedError("Too many requests", 429, hint="Wait a minute.")
+        raise PostRefusedError("Too many requests", 429, hint="Wait a minute.")
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise RequestRefusedError(f"More than {MAX_BODY:,} bytes", 413)
+            raise PostRefusedError(f"More than {MAX_BODY:,} bytes", 413)
     try:
         payload = pydantic_core.from_json(body)
     except ValueError:

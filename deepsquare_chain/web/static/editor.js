@@ -2,17 +2,17 @@
 // that a JSON schema allows at the cursor.
 
 const INDENT = 2;
-const MOST = 12;
+const MAX_COMPLETIONS = 12;
 
 // Returns the schema of a value, with references and nullable types resolved.
-function plain(schema, root) {
-  let found = schema;
-  for (let step = 0; found && step < 9; step += 1) {
-    if (found.$ref) found = { ...root.$defs[found.$ref.split("/").pop()], ...(found.description ? { description: found.description } : {}) };
-    else if (found.anyOf) found = { ...found, ...(found.anyOf.find((each) => each.type !== "null") ?? {}), anyOf: undefined };
+function resolveSchema(schema, root) {
+  let resolved = schema;
+  for (let step = 0; resolved && step < 9; step += 1) {
+    if (resolved.$ref) resolved = { ...root.$defs[resolved.$ref.split("/").pop()], ...(resolved.description ? { description: resolved.description } : {}) };
+    else if (resolved.anyOf) resolved = { ...resolved, ...(resolved.anyOf.find((option) => option.type !== "null") ?? {}), anyOf: undefined };
     else break;
   }
-  return found ?? {};
+  return resolved ?? {};
 }
 
 // Returns the key path of a line, outermost key first; it includes the line's own key, if any.
@@ -20,8 +20,7 @@ function pathAt(lines, at) {
   const path = [];
   let limit = Infinity;
   for (let number = at; number >= 0; number -= 1) {
-    const found = /^( *)((?:- +)*)(?:([\w.-]+) *:)?/.exec(lines[number]);
-    const [, space, dashes, key] = found;
+    const [, space, dashes, key] = /^( *)((?:- +)*)(?:([\w.-]+) *:)?/.exec(lines[number]);
     const indent = space.length + dashes.length;
     if (!lines[number].trim() || lines[number].trim().startsWith("#")) {
       if (number === at) limit = space.length + 1;
@@ -41,25 +40,25 @@ function pathAt(lines, at) {
 }
 
 function schemaAt(path, root) {
-  let found = plain(root, root);
+  let current = resolveSchema(root, root);
   for (const part of path) {
-    const inner = part === "-" ? found.items : (found.properties?.[part] ?? found.additionalProperties);
+    const inner = part === "-" ? current.items : (current.properties?.[part] ?? current.additionalProperties);
     if (!inner || typeof inner !== "object") return null;
-    found = plain(inner, root);
+    current = resolveSchema(inner, root);
   }
-  return found;
+  return current;
 }
 
-function kind(schema) {
+function typeText(schema) {
   if (schema.enum) return schema.enum.join(", ");
   const range = schema.minimum !== undefined && schema.maximum !== undefined ? ` ${schema.minimum} to ${schema.maximum}` : "";
   return `${[schema.type ?? "value"].flat().join(" or ")}${range}`;
 }
 
 const entries = (schema, root) =>
-  Object.entries(schema?.properties ?? {}).map(([key, each]) => {
-    const found = plain(each, root);
-    return { text: key, note: found.description ?? "", insert: `${key}:${found.type === "object" || found.type === "array" ? "" : " "}` };
+  Object.entries(schema?.properties ?? {}).map(([key, property]) => {
+    const resolved = resolveSchema(property, root);
+    return { text: key, note: resolved.description ?? "", insert: `${key}:${resolved.type === "object" || resolved.type === "array" ? "" : " "}` };
   });
 
 export function attachEditor(field, schema) {
@@ -67,11 +66,11 @@ export function attachEditor(field, schema) {
   const list = field.parentElement.querySelector("[role=listbox]");
   const help = field.closest(".editor").querySelector("[data-help]");
   const intro = help.textContent;
-  let offered = [];
-  let chosen = 0;
+  let completions = [];
+  let selected = 0;
   let marked = new Set();
 
-  const place = () => {
+  const cursor = () => {
     const before = field.value.slice(0, field.selectionStart);
     const lines = field.value.split("\n");
     const at = before.split("\n").length - 1;
@@ -93,12 +92,12 @@ export function attachEditor(field, schema) {
 
   // Returns the completions at the cursor, and the prefix that is already typed.
   function candidates() {
-    const { lines, at, line, typed } = place();
+    const { lines, at, line, typed } = cursor();
     const value = /^( *(?:- +)*)([\w.-]+): +(\S*)$/.exec(typed);
     if (value) {
-      const found = schemaAt(pathAt(lines, at), schema);
-      const texts = found?.enum ?? (found?.type === "boolean" ? [true, false] : []);
-      return { part: value[3], items: texts.map((each) => ({ text: String(each), note: "", insert: String(each) })) };
+      const valueSchema = schemaAt(pathAt(lines, at), schema);
+      const options = valueSchema?.enum ?? (valueSchema?.type === "boolean" ? [true, false] : []);
+      return { part: value[3], items: options.map((option) => ({ text: String(option), note: "", insert: String(option) })) };
     }
     const key = /^( *(?:- +)*)([\w.-]*)$/.exec(typed);
     if (!key || line.slice(typed.length).trim()) return { part: "", items: [] };
@@ -108,57 +107,57 @@ export function attachEditor(field, schema) {
     return { part: key[2], items: entries(schemaAt(path, schema), schema) };
   }
 
-  function offer(all) {
+  function showCompletions(all) {
     const { part, items } = candidates();
-    offered = items.filter((each) => each.text !== part && each.text.toLowerCase().startsWith(part.toLowerCase()));
-    if ((!part && !all) || !offered.length) return close();
-    chosen = 0;
-    offered = offered.slice(0, MOST).map((each) => ({ ...each, part }));
+    completions = items.filter((item) => item.text !== part && item.text.toLowerCase().startsWith(part.toLowerCase()));
+    if ((!part && !all) || !completions.length) return close();
+    selected = 0;
+    completions = completions.slice(0, MAX_COMPLETIONS).map((item) => ({ ...item, part }));
     list.replaceChildren(
-      ...offered.map((each, at) => {
+      ...completions.map((completion, at) => {
         const item = document.createElement("li");
         item.id = `key-${at}`;
         item.setAttribute("role", "option");
         const note = document.createElement("small");
-        note.textContent = each.note;
-        item.append(each.text, note);
+        note.textContent = completion.note;
+        item.append(completion.text, note);
         item.addEventListener("mousedown", (event) => {
           event.preventDefault();
-          take(at);
+          accept(at);
         });
         return item;
       }),
     );
     const style = getComputedStyle(field);
-    const { at, typed } = place();
+    const { at, typed } = cursor();
     const height = parseFloat(style.lineHeight);
     list.style.top = `${parseFloat(style.paddingTop) + (at + 1) * height - field.scrollTop}px`;
     list.style.left = `${Math.min(field.offsetLeft + (typed.length - part.length) * 7.7 - field.scrollLeft, field.clientWidth / 2)}px`;
     list.hidden = false;
-    point(0);
+    highlight(0);
   }
 
-  function point(at) {
-    chosen = (at + offered.length) % offered.length;
-    [...list.children].forEach((each, number) => each.setAttribute("aria-selected", String(number === chosen)));
-    list.children[chosen].scrollIntoView({ block: "nearest" });
-    field.setAttribute("aria-activedescendant", `key-${chosen}`);
-    help.textContent = offered[chosen].note || intro;
+  function highlight(at) {
+    selected = (at + completions.length) % completions.length;
+    [...list.children].forEach((item, number) => item.setAttribute("aria-selected", String(number === selected)));
+    list.children[selected].scrollIntoView({ block: "nearest" });
+    field.setAttribute("aria-activedescendant", `key-${selected}`);
+    help.textContent = completions[selected].note || intro;
   }
 
   function close() {
     list.hidden = true;
-    offered = [];
+    completions = [];
     field.removeAttribute("aria-activedescendant");
     explain();
   }
 
   function explain() {
-    const { lines, at, line } = place();
+    const { lines, at, line } = cursor();
     const path = /^[ -]*[\w.-]+ *:/.test(line) ? pathAt(lines, at) : [];
-    const found = path.length ? schemaAt(path, schema) : null;
-    const name = path.filter((each) => each !== "-").join(".");
-    help.textContent = found ? `${name}: ${kind(found)}. ${found.description ?? ""}` : path.length ? `${name} is not a key of a job file.` : intro;
+    const keySchema = path.length ? schemaAt(path, schema) : null;
+    const name = path.filter((part) => part !== "-").join(".");
+    help.textContent = keySchema ? `${name}: ${typeText(keySchema)}. ${keySchema.description ?? ""}` : path.length ? `${name} is not a key of a job file.` : intro;
   }
 
   function write(text, over = 0) {
@@ -167,8 +166,8 @@ export function attachEditor(field, schema) {
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  function take(at) {
-    const { insert, part } = offered[at];
+  function accept(at) {
+    const { insert, part } = completions[at];
     close();
     field.focus();
     write(insert, part.length);
@@ -178,19 +177,19 @@ export function attachEditor(field, schema) {
   field.addEventListener("keydown", (event) => {
     if (event.key === " " && event.ctrlKey) {
       event.preventDefault();
-      offer(true);
+      showCompletions(true);
     } else if (!list.hidden && ["ArrowDown", "ArrowUp"].includes(event.key)) {
       event.preventDefault();
-      point(chosen + (event.key === "ArrowDown" ? 1 : -1));
+      highlight(selected + (event.key === "ArrowDown" ? 1 : -1));
     } else if (!list.hidden && ["Enter", "Tab"].includes(event.key)) {
       event.preventDefault();
-      take(chosen);
+      accept(selected);
     } else if (!list.hidden && event.key === "Escape") {
       event.preventDefault();
       close();
     } else if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
-      const { typed } = place();
+      const { typed } = cursor();
       const deeper = /[:|>] *$/.test(typed) ? INDENT : 0;
       const dash = /^ *- +\S/.test(typed) && !deeper ? INDENT : 0;
       write(`\n${" ".repeat(/^ */.exec(typed)[0].length + deeper + dash)}`);
@@ -198,11 +197,11 @@ export function attachEditor(field, schema) {
   });
   field.addEventListener("input", () => {
     draw();
-    offer(false);
+    showCompletions(false);
   });
   field.addEventListener("scroll", () => (gutter.scrollTop = field.scrollTop));
   field.addEventListener("blur", close);
-  for (const kind of ["click", "keyup"]) field.addEventListener(kind, () => list.hidden && explain());
+  for (const name of ["click", "keyup"]) field.addEventListener(name, () => list.hidden && explain());
   draw();
   return {
     draw,

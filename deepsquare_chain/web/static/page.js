@@ -14,29 +14,29 @@ function switchTheme() {
 }
 
 // Ages are updated by the server's clock: the local one may be wrong, and a test chain's is ahead.
-let skew = 0;
-function noteClock() {
-  skew = Number(document.body.dataset.now) - Date.now() / 1000;
+let clockSkew = 0;
+function syncClock() {
+  clockSkew = Number(document.body.dataset.now) - Date.now() / 1000;
 }
 
 const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
-function age(passed) {
-  const seconds = Math.abs(passed);
+function ageText(elapsed) {
+  const seconds = Math.abs(elapsed);
   if (seconds < 2) return "now";
-  const [unit, size] = UNITS.find(([, each]) => seconds >= each);
+  const [unit, size] = UNITS.find(([, unitSeconds]) => seconds >= unitSeconds);
   const text = `${Math.trunc(seconds / size).toLocaleString("en").replaceAll(",", "\u2009")}\u00a0${unit}`;
-  return passed > 0 ? `${text} ago` : `in ${text}`;
+  return elapsed > 0 ? `${text} ago` : `in ${text}`;
 }
 
-function tellAges() {
-  const now = Date.now() / 1000 + skew;
+function updateAges() {
+  const now = Date.now() / 1000 + clockSkew;
   for (const time of document.querySelectorAll("time[datetime]:not([data-keep])")) {
-    const text = age(now - Date.parse(time.dateTime) / 1000);
+    const text = ageText(now - Date.parse(time.dateTime) / 1000);
     if (time.textContent !== text) time.textContent = text;
   }
 }
 
-async function copy(button) {
+async function copyText(button) {
   let kind = "good";
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
@@ -52,86 +52,86 @@ const busy = () =>
   document.querySelector("dialog[open]") !== null ||
   String(getSelection() ?? "") !== "" ||
   document.activeElement?.closest("main input, main textarea, main select") != null;
-let reading = false;
-let again = false;
+let refreshing = false;
+let refreshNeeded = false;
 
 async function refresh() {
   if (busy() || document.hidden) {
-    again = true;
+    refreshNeeded = true;
     return;
   }
-  if (reading) {
-    again = true;
+  if (refreshing) {
+    refreshNeeded = true;
     return;
   }
-  reading = true;
-  again = false;
+  refreshing = true;
+  refreshNeeded = false;
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-    if (answer.ok || answer.status === 404) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    const response = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+    if (response.ok || response.status === 404) replaceContent(new DOMParser().parseFromString(await response.text(), "text/html"));
   } catch {
-    again = true; // The server is away; the next event, or the next look, tries again.
+    refreshNeeded = true; // The server is away; the next event or attempt reloads the page.
   } finally {
-    reading = false;
+    refreshing = false;
   }
 }
 
-function exchange(fresh) {
+function replaceContent(fresh) {
   const before = document.querySelector("main");
   const after = fresh.querySelector("main");
   if (!after || busy()) {
-    again = true;
+    refreshNeeded = true;
     return;
   }
-  const keyOf = (each) => each.closest("section")?.getAttribute("aria-labelledby") + (each.id || each.querySelector("summary")?.textContent.replace(/\d+/g, ""));
+  const keyOf = (details) => details.closest("section")?.getAttribute("aria-labelledby") + (details.id || details.querySelector("summary")?.textContent.replace(/\d+/g, ""));
   const open = new Set([...before.querySelectorAll("details[open]")].map(keyOf));
-  const known = new Set([...before.querySelectorAll("tr[data-row]")].map((row) => row.dataset.row));
-  const scrolled = [...before.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+  const oldRows = new Set([...before.querySelectorAll("tr[data-row]")].map((row) => row.dataset.row));
+  const scrolled = [...before.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
   const focus = document.activeElement;
-  const place = focus && before.contains(focus) ? [...before.querySelectorAll("a, button, summary, .scroll")].indexOf(focus) : -1;
+  const focusIndex = focus && before.contains(focus) ? [...before.querySelectorAll("a, button, summary, .scroll")].indexOf(focus) : -1;
   for (const kept of before.querySelectorAll("[data-stays]")) {
-    const made = after.querySelector(`#${kept.id}`);
-    if (!made) continue;
-    Object.assign(kept.dataset, made.dataset);
-    made.replaceWith(kept);
+    const replacement = after.querySelector(`#${kept.id}`);
+    if (!replacement) continue;
+    Object.assign(kept.dataset, replacement.dataset);
+    replacement.replaceWith(kept);
   }
   before.replaceChildren(...after.childNodes);
-  for (const each of before.querySelectorAll("details")) each.open ||= open.has(keyOf(each));
-  before.querySelectorAll(".scroll").forEach((each, at) => (each.scrollLeft = scrolled[at] ?? 0));
+  for (const details of before.querySelectorAll("details")) details.open ||= open.has(keyOf(details));
+  before.querySelectorAll(".scroll").forEach((box, index) => (box.scrollLeft = scrolled[index] ?? 0));
   for (const row of before.querySelectorAll("tr[data-row]")) {
-    if (known.size && !known.has(row.dataset.row)) row.classList.add("fresh");
+    if (oldRows.size && !oldRows.has(row.dataset.row)) row.classList.add("fresh");
   }
-  if (place >= 0) before.querySelectorAll("a, button, summary, .scroll")[place]?.focus({ preventScroll: true });
+  if (focusIndex >= 0) before.querySelectorAll("a, button, summary, .scroll")[focusIndex]?.focus({ preventScroll: true });
   const foot = fresh.getElementById("foot");
   if (foot) document.getElementById("foot")?.replaceWith(foot);
   Object.assign(document.body.dataset, fresh.body.dataset);
-  mark(true);
-  noteClock();
-  tellAges();
+  showLive(true);
+  syncClock();
+  updateAges();
 }
 
-function mark(on) {
+function showLive(on) {
   document.getElementById("live")?.classList.toggle("on", on);
 }
 
-function concerns(change) {
-  const wanted = document.body.dataset.reload;
-  if (wanted === "all" || change.everything) return true;
+function isRelevant(change) {
+  const reload = document.body.dataset.reload;
+  if (reload === "all" || change.everything) return true;
   if (change.kind === "finality") return true;
-  return wanted === "job" && change.jobs.includes(Number(document.body.dataset.job));
+  return reload === "job" && change.jobs.includes(Number(document.body.dataset.job));
 }
 
 // A page in the browser's back-forward cache must not keep a stream open.
 let stream = null;
-function follow() {
+function openStream() {
   stream = new EventSource(`/live?since=${encodeURIComponent(document.body.dataset.change)}`);
-  let soon = 0;
-  stream.addEventListener("open", () => mark(true));
-  stream.addEventListener("error", () => mark(false));
+  let timer = 0;
+  stream.addEventListener("open", () => showLive(true));
+  stream.addEventListener("error", () => showLive(false));
   stream.addEventListener("change", (event) => {
-    if (!concerns(JSON.parse(event.data))) return;
-    clearTimeout(soon);
-    soon = setTimeout(refresh, 250);
+    if (!isRelevant(JSON.parse(event.data))) return;
+    clearTimeout(timer);
+    timer = setTimeout(refresh, 250);
   });
 }
 
@@ -145,16 +145,16 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.hasAttribute("data-theme-switch")) switchTheme();
-  if (button?.dataset.copy) copy(button);
+  if (button?.dataset.copy) copyText(button);
 });
-noteClock();
-tellAges();
-setInterval(tellAges, 5000);
+syncClock();
+updateAges();
+setInterval(updateAges, 5000);
 if (document.body.dataset.reload && "EventSource" in window) {
-  follow();
-  setInterval(() => again && refresh(), 2000);
+  openStream();
+  setInterval(() => refreshNeeded && refresh(), 2000);
   addEventListener("pagehide", () => stream.close());
-  addEventListener("pageshow", (event) => event.persisted && follow());
+  addEventListener("pageshow", (event) => event.persisted && openStream());
 }
 document.querySelector("nav.main [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 connectWallet();

@@ -6,47 +6,47 @@ import { api, element, submitJob } from "./wallet.js";
 const form = document.getElementById("job-form");
 const file = form?.elements.namedItem("file");
 let editor = null;
-let asked = 0;
+let requests = 0;
 let latest = null;
 
 const values = () => Object.fromEntries(new FormData(form));
 const mode = () => form.elements.namedItem("mode").value;
 
-async function check() {
-  const turn = (asked += 1);
-  let answer = null;
+async function requestQuote() {
+  const number = (requests += 1);
+  let quote = null;
   try {
-    answer = await api("/wallet/quote", values());
+    quote = await api("/wallet/quote", values());
   } catch (error) {
-    answer = { problems: [], verdict: `The price is not known now. ${error.message}`, offers: [], failed: true };
+    quote = { problems: [], verdict: `The price is not known now. ${error.message}`, offers: [], failed: true };
   }
-  if (turn !== asked) return latest;
-  latest = answer;
-  show(answer);
-  return answer;
+  if (number !== requests) return latest;
+  latest = quote;
+  showQuote(quote);
+  return quote;
 }
 
-function show(answer) {
-  const place = document.querySelector("#quote [data-answer]");
-  const wrong = answer.problems.length > 0;
-  if (mode() === "file") editor?.mark(answer.problems.map((each) => each.line).filter(Boolean));
-  const parts = wrong ? mistakes(answer) : [
-    element("p", answer.summary ?? ""),
-    element("p", answer.verdict, { class: answer.failed ? "bad" : "strong" }),
-    ...(answer.offers.length ? [offers(answer.offers)] : []),
-    ...(answer.warnings ?? []).map((each) => element("p", each, { class: "dim" })),
+function showQuote(quote) {
+  const output = document.querySelector("#quote [data-answer]");
+  const invalid = quote.problems.length > 0;
+  if (mode() === "file") editor?.mark(quote.problems.map((problem) => problem.line).filter(Boolean));
+  const parts = invalid ? problemList(quote) : [
+    element("p", quote.summary ?? ""),
+    element("p", quote.verdict, { class: quote.failed ? "bad" : "strong" }),
+    ...(quote.offers.length ? [offerTable(quote.offers)] : []),
+    ...(quote.warnings ?? []).map((warning) => element("p", warning, { class: "dim" })),
   ];
-  place.replaceChildren(...parts.filter((each) => each.textContent));
+  output.replaceChildren(...parts.filter((part) => part.textContent));
 }
 
-function mistakes({ problems, hint }) {
+function problemList({ problems, hint }) {
   const list = element("ul", "", { class: "problems" });
   for (const { line, text } of problems) {
     const item = element("li");
     if (line && mode() === "file") {
-      const place = element("button", `line ${line}`, { type: "button" });
-      place.addEventListener("click", () => editor.go(line));
-      item.append(place, " ");
+      const button = element("button", `line ${line}`, { type: "button" });
+      button.addEventListener("click", () => editor.go(line));
+      item.append(button, " ");
     }
     item.append(text);
     list.append(item);
@@ -55,7 +55,7 @@ function mistakes({ problems, hint }) {
   return [element("p", title, { class: "strong bad" }), list, element("p", hint, { class: "dim" })];
 }
 
-function offers(rows) {
+function offerTable(rows) {
   const table = element("table");
   const head = element("tr");
   for (const [text, css] of [["Provider", ""], ["Time limit costs", "num"], ["Start", ""]]) head.append(element("th", text, { class: css }));
@@ -72,11 +72,11 @@ function offers(rows) {
   return table;
 }
 
-async function turn() {
+async function switchMode() {
   const chosen = mode();
   for (const part of form.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== chosen;
   if (chosen === "file") await openEditor().catch((error) => report(error.message, true));
-  check();
+  requestQuote();
 }
 
 async function openEditor() {
@@ -96,22 +96,22 @@ function report(text, bad = false) {
   output.classList.toggle("bad", bad);
 }
 
-let soon = 0;
-function later() {
-  clearTimeout(soon);
-  soon = setTimeout(check, 600);
+let timer = 0;
+function scheduleCheck() {
+  clearTimeout(timer);
+  timer = setTimeout(requestQuote, 600);
 }
 
 async function onSubmit(event) {
   event.preventDefault();
   const button = form.querySelector("button[type=submit]");
-  clearTimeout(soon);
+  clearTimeout(timer);
   button.disabled = true;
   report("");
   try {
-    const answer = await check();
-    if (answer.problems.length) {
-      report(answer.problems.map((each) => (each.line ? `Line ${each.line}: ${each.text}` : each.text)).join(" "), true);
+    const quote = await requestQuote();
+    if (quote.problems.length) {
+      report(quote.problems.map(({ line, text }) => (line ? `Line ${line}: ${text}` : text)).join(" "), true);
     } else {
       await submitJob(values(), report);
     }
@@ -121,9 +121,9 @@ async function onSubmit(event) {
 }
 
 if (form) {
-  form.addEventListener("input", later);
-  form.addEventListener("change", (event) => (event.target.name === "mode" ? turn() : later()));
+  form.addEventListener("input", scheduleCheck);
+  form.addEventListener("change", (event) => (event.target.name === "mode" ? switchMode() : scheduleCheck()));
   form.addEventListener("submit", onSubmit);
   // Browsers restore the form's values when they return to the page.
-  turn();
+  switchMode();
 }

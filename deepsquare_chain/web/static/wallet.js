@@ -1,7 +1,7 @@
 // The customer's wallet (EIP-1193, discovered by EIP-6963). The server encodes calls and describes
 // their effects; the wallet displays them again and signs. Keys never leave the wallet.
 
-import { remembered, showOutput, signIn, upload } from "./gateway.js";
+import { storedSession, showOutput, signIn, upload } from "./gateway.js";
 
 const wallets = new Map();
 let provider = null;
@@ -9,35 +9,35 @@ let account = "";
 let grid = null;
 
 addEventListener("eip6963:announceProvider", (event) => {
-  const { info, provider: found } = event.detail ?? {};
-  if (typeof info?.uuid === "string" && typeof found?.request === "function") {
-    wallets.set(info.uuid, { name: String(info.name ?? "a wallet").slice(0, 60), provider: found });
+  const { info, provider: announced } = event.detail ?? {};
+  if (typeof info?.uuid === "string" && typeof announced?.request === "function") {
+    wallets.set(info.uuid, { name: String(info.name ?? "a wallet").slice(0, 60), provider: announced });
   }
 });
 
 // An error whose message is shown to the user unchanged.
-class Plain extends Error {}
+class UserError extends Error {}
 
 export function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const node = document.createElement(tag);
+  node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
 }
 
-const short = (text) => `${text.slice(0, 6)}…${text.slice(-4)}`;
+const shortHex = (text) => `${text.slice(0, 6)}…${text.slice(-4)}`;
 const hex = (number) => `0x${BigInt(number).toString(16)}`;
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 // Opens a dialog; returns the value of the pressed button ("" if it was closed) and the form.
-function ask(title, parts, choices) {
+function openDialog(title, parts, choices) {
   const id = "dialog-title";
   const dialog = element("dialog", "", { "aria-labelledby": id });
   const form = element("form", "", { method: "dialog" });
   const actions = element("div", "", { class: "actions" });
   for (const [value, label, primary] of choices) {
-    const leaves = value === "" ? { formnovalidate: "" } : {};
-    actions.append(element("button", label, { value, ...leaves, ...(primary ? { class: "primary" } : {}) }));
+    const closing = value === "" ? { formnovalidate: "" } : {};
+    actions.append(element("button", label, { value, ...closing, ...(primary ? { class: "primary" } : {}) }));
   }
   form.append(element("h2", title, { id }), ...parts, actions);
   dialog.append(form);
@@ -54,85 +54,85 @@ function ask(title, parts, choices) {
   });
 }
 
-const tell = (title, text) => ask(title, [element("p", text)], [["", "Close", true]]);
+const showMessage = (title, text) => openDialog(title, [element("p", text)], [["", "Close", true]]);
 
 export async function api(path, body) {
   const post = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-  let answer = null;
-  let found = null;
+  let response = null;
+  let content = null;
   try {
-    answer = await fetch(path, body === undefined ? {} : post);
-    found = await answer.json();
+    response = await fetch(path, body === undefined ? {} : post);
+    content = await response.json();
   } catch {
-    throw new Plain("The explorer does not answer. Nothing was sent.");
+    throw new UserError("The explorer does not answer. Nothing was sent.");
   }
-  if (!answer.ok) throw new Plain([found.detail || found.title, found.hint].filter(Boolean).map(sentence).join(" "));
-  return found;
+  if (!response.ok) throw new UserError([content.detail || content.title, content.hint].filter(Boolean).map(sentence).join(" "));
+  return content;
 }
 
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
-async function choose() {
+async function chooseWallet() {
   dispatchEvent(new Event("eip6963:requestProvider"));
   await pause(150);
-  const found = [...wallets.values()];
-  if (!found.length && typeof window.ethereum?.request === "function") {
-    found.push({ name: "Browser wallet", provider: window.ethereum });
+  const available = [...wallets.values()];
+  if (!available.length && typeof window.ethereum?.request === "function") {
+    available.push({ name: "Browser wallet", provider: window.ethereum });
   }
-  if (!found.length) {
-    throw new Plain("No wallet was found in this browser. Install one that follows EIP-1193 and read this page again.");
+  if (!available.length) {
+    throw new UserError("No wallet was found in this browser. Install one that follows EIP-1193 and read this page again.");
   }
-  if (found.length === 1) return found[0].provider;
-  const { value } = await ask("Which wallet?", [], [...found.map((each, at) => [String(at), each.name]), ["", "None"]]);
-  if (value === "") throw new Plain("No wallet was chosen.");
-  return found[Number(value)].provider;
+  if (available.length === 1) return available[0].provider;
+  const { value } = await openDialog("Which wallet?", [], [...available.map((wallet, index) => [String(index), wallet.name]), ["", "None"]]);
+  if (value === "") throw new UserError("No wallet was chosen.");
+  return available[Number(value)].provider;
 }
 
 const chainOf = async () => BigInt(await provider.request({ method: "eth_chainId" }));
 
 // Makes sure that the wallet is on the grid's chain before anything is signed.
-async function onTheGrid() {
+async function ensureChain() {
   grid ??= await api("/wallet/grid");
-  const wanted = BigInt(grid.chain_id);
-  const found = await chainOf();
-  if (found === wanted) return;
-  const text = `The wallet is on chain ${found}; this grid lives on chain ${wanted}. Nothing is signed on another.`;
-  const { value } = await ask("Wrong network", [element("p", text)], [["", "Leave it"], ["switch", "Switch the wallet", true]]);
+  const expected = BigInt(grid.chain_id);
+  const actual = await chainOf();
+  if (actual === expected) return;
+  const text = `The wallet is on chain ${actual}; this grid lives on chain ${expected}. Nothing is signed on another.`;
+  const { value } = await openDialog("Wrong network", [element("p", text)], [["", "Leave it"], ["switch", "Switch the wallet", true]]);
   if (value === "switch") {
-    await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: hex(wanted) }] });
+    await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: hex(expected) }] });
   }
-  if ((await chainOf()) !== wanted) throw new Plain(`The wallet is not on chain ${wanted}; nothing was sent.`);
+  if ((await chainOf()) !== expected) throw new UserError(`The wallet is not on chain ${expected}; nothing was sent.`);
 }
 
-async function connected() {
+async function connect() {
   if (!provider) {
-    provider = await choose();
-    provider.on?.("accountsChanged", (accounts) => show(String(accounts?.[0] ?? "")));
+    provider = await chooseWallet();
+    provider.on?.("accountsChanged", (accounts) => showAccount(String(accounts?.[0] ?? "")));
   }
   const accounts = await provider.request({ method: "eth_requestAccounts" });
-  if (!accounts?.length) throw new Plain("The wallet gave no account.");
-  show(String(accounts[0]));
-  await onTheGrid();
+  if (!accounts?.length) throw new UserError("The wallet gave no account.");
+  showAccount(String(accounts[0]));
+  await ensureChain();
 }
 
-function show(address) {
+function showAccount(address) {
   account = address;
   const button = document.getElementById("wallet");
-  button.textContent = address ? short(address) : "Connect wallet";
+  button.textContent = address ? shortHex(address) : "Connect wallet";
   button.title = address;
 }
 
 // Shows the effects of a plan, and asks for confirmation before anything is signed.
-async function confirm(plan) {
+async function confirmPlan(plan) {
   const list = element("ul", "", { class: "effects" });
   for (const effect of plan.effects) list.append(element("li", effect));
   const note = element("p", "Your wallet shows it once more before it signs.", { class: "dim" });
-  const { value } = await ask(plan.title, [list, note], [["", "Back"], ["go", plan.action, true]]);
-  if (value !== "go") throw new Plain("You left it. Nothing was sent.");
+  const { value } = await openDialog(plan.title, [list, note], [["", "Back"], ["go", plan.action, true]]);
+  if (value !== "go") throw new UserError("You left it. Nothing was sent.");
 }
 
 async function send(call) {
-  await onTheGrid();
+  await ensureChain();
   const { to, data, value, chainId } = call;
   return provider.request({
     method: "eth_sendTransaction",
@@ -141,59 +141,59 @@ async function send(call) {
 }
 
 // Polls the explorer until a transaction is in a block.
-async function mined(hash, report, wait = 600) {
-  for (let at = 0; at < wait; at += 1) {
-    const found = await api(`/wallet/outcome/${hash}?account=${account}`);
-    if (found.state === "refused") throw new Plain(`The contract refused it: ${found.reason || hash} Only gas was paid.`);
-    if (found.state === "done") return found;
-    if (at === 3) report(`Sent as ${short(hash)}; waits for its block …`);
+async function waitMined(hash, report, attempts = 600) {
+  for (let attempt = 0; attempt < attempts; attempt += 1) {
+    const outcome = await api(`/wallet/outcome/${hash}?account=${account}`);
+    if (outcome.state === "refused") throw new UserError(`The contract refused it: ${outcome.reason || hash} Only gas was paid.`);
+    if (outcome.state === "done") return outcome;
+    if (attempt === 3) report(`Sent as ${shortHex(hash)}; waits for its block …`);
     await pause(500);
   }
-  throw new Plain(`Transaction ${hash} is not in a block yet. Check it later.`);
+  throw new UserError(`Transaction ${hash} is not in a block yet. Check it later.`);
 }
 
-async function indexed(hash) {
-  for (let at = 0; at < 20; at += 1) {
-    const found = await api(`/wallet/outcome/${hash}`);
-    if (found.indexed) return;
+async function waitIndexed(hash) {
+  for (let attempt = 0; attempt < 20; attempt += 1) {
+    const outcome = await api(`/wallet/outcome/${hash}`);
+    if (outcome.indexed) return;
     await pause(300);
   }
 }
 
 // Returns the gateway session of the connected account; the wallet signs in if there is none.
-async function signedIn() {
-  const known = await api(`/wallet/grid?account=${encodeURIComponent(account)}`);
+async function gatewaySession() {
+  const accountGrid = await api(`/wallet/grid?account=${encodeURIComponent(account)}`);
   try {
-    return await signIn(known, async (message) => {
-      const text = [...new TextEncoder().encode(message)].map((each) => each.toString(16).padStart(2, "0")).join("");
+    return await signIn(accountGrid, async (message) => {
+      const text = [...new TextEncoder().encode(message)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
       return provider.request({ method: "personal_sign", params: [`0x${text}`, account] });
     });
   } catch (error) {
     if (error?.code !== undefined) throw error;
-    throw new Plain(`The sign-in to the gateway failed: ${String(error?.message ?? error).slice(0, 300)}`);
+    throw new UserError(`The sign-in to the gateway failed: ${String(error?.message ?? error).slice(0, 300)}`);
   }
 }
 
 // Uploads a definition to the gateway, where providers read it, before any payment.
-async function keep(plan, report) {
+async function uploadDefinition(plan, report) {
   if (!plan.definition) return;
   report("Sign in to the gateway with your wallet …");
-  const session = await signedIn();
+  const session = await gatewaySession();
   report("Uploading the definition …");
   try {
     await upload(session, plan.digest, plan.definition);
   } catch (error) {
-    throw new Plain(`The definition was not uploaded, and nothing was paid. ${String(error?.message ?? error).slice(0, 300)}`);
+    throw new UserError(`The definition was not uploaded, and nothing was paid. ${String(error?.message ?? error).slice(0, 300)}`);
   }
 }
 
-async function onOutput(section) {
+async function openOutput(section) {
   const button = section.querySelector("button[data-output]");
   const { gateway } = section.dataset;
-  let session = remembered(gateway);
+  let session = storedSession(gateway);
   if (!session) {
-    await connected();
-    session = await signedIn();
+    await connect();
+    session = await gatewaySession();
   }
   button.hidden = true;
   try {
@@ -205,82 +205,82 @@ async function onOutput(section) {
 }
 
 async function signTyped(data) {
-  await onTheGrid();
+  await ensureChain();
   return provider.request({ method: "eth_signTypedData_v4", params: [account, JSON.stringify(data)] });
 }
 
 // Signs a request, sends it to the relay, and waits until a transaction has executed it.
-async function relayed(request, report) {
+async function relay(request, report) {
   report("Sign the request in your wallet …");
   const signature = await signTyped(request);
   report("The relay has it …");
   const { digest } = await api("/wallet/relay", { message: request.message, signature });
-  for (let at = 0; at < 600; at += 1) {
-    const found = await api(`/wallet/relay/${digest}`);
-    if (found.state === "executed") return found.transaction;
-    if (found.state === "failed") throw new Plain(`The contract refused it: ${found.reason || digest}. Nothing was paid.`);
-    if (found.state === "dropped") throw new Plain(`The relay did not carry it out: ${found.reason || digest}. Nothing was paid.`);
+  for (let attempt = 0; attempt < 600; attempt += 1) {
+    const status = await api(`/wallet/relay/${digest}`);
+    if (status.state === "executed") return status.transaction;
+    if (status.state === "failed") throw new UserError(`The contract refused it: ${status.reason || digest}. Nothing was paid.`);
+    if (status.state === "dropped") throw new UserError(`The relay did not carry it out: ${status.reason || digest}. Nothing was paid.`);
     await pause(500);
   }
-  throw new Plain("The relay has not executed it yet. Check your jobs later; the request is valid for a few minutes.");
+  throw new UserError("The relay has not executed it yet. Check your jobs later; the request is valid for a few minutes.");
 }
 
 // Signs the permit or sends the approval that a plan needs, then sends the call or the request.
-async function carryOut(kind, body, report) {
-  await connected();
-  const asked = { ...body, account };
-  let plan = await api(`/wallet/${kind}`, asked);
-  await confirm(plan);
-  await keep(plan, report);
+async function execute(kind, body, report) {
+  await connect();
+  const payload = { ...body, account };
+  let plan = await api(`/wallet/${kind}`, payload);
+  await confirmPlan(plan);
+  await uploadDefinition(plan, report);
   if (plan.permit) {
     report("Sign the permit in your wallet …");
     const signature = await signTyped(plan.permit);
     const { value, deadline } = plan.permit.message;
-    plan = await api(`/wallet/${kind}`, { ...asked, permit: { value, deadline, signature } });
+    plan = await api(`/wallet/${kind}`, { ...payload, permit: { value, deadline, signature } });
   } else if (plan.approval) {
     report("Confirm the approval in your wallet …");
-    await mined(await send(plan.approval), report);
-    plan = await api(`/wallet/${kind}`, asked);
+    await waitMined(await send(plan.approval), report);
+    plan = await api(`/wallet/${kind}`, payload);
   }
-  if (!plan.call && !plan.request) throw new Plain("The explorer asked for something else than before; nothing more was sent.");
+  if (!plan.call && !plan.request) throw new UserError("The explorer asked for something else than before; nothing more was sent.");
   if (plan.call) report("Confirm the transaction in your wallet …");
-  const hash = plan.request ? await relayed(plan.request, report) : await send(plan.call);
-  report(`Sent as ${short(hash)} …`);
-  const found = await mined(hash, report);
+  const hash = plan.request ? await relay(plan.request, report) : await send(plan.call);
+  report(`Sent as ${shortHex(hash)} …`);
+  const outcome = await waitMined(hash, report);
   report("Done.");
-  await indexed(hash);
-  return { hash, jobs: found.jobs };
+  await waitIndexed(hash);
+  return { hash, jobs: outcome.jobs };
 }
 
-function wordsOf(error) {
+function errorText(error) {
   if (error?.code === 4001) return "You refused it in the wallet. Nothing more was sent.";
-  if (error instanceof Plain) return error.message;
+  if (error instanceof UserError) return error.message;
   return `The wallet failed: ${String(error?.message ?? error).slice(0, 300)}`;
 }
 
-async function guarded(work) {
+async function reportErrors(action) {
   try {
-    await work();
+    await action();
   } catch (error) {
-    await tell("Not done", wordsOf(error));
+    await showMessage("Not done", errorText(error));
   }
 }
 
-async function onJob(button) {
+async function onJobAction(button) {
   const { act, job } = button.dataset;
   const body = { job: Number(job) };
   if (act === "topup") {
     const field = element("label", "Credits to add");
     field.append(element("input", "", { name: "credits", inputmode: "decimal", required: "", autocomplete: "off" }));
-    const { value, form } = await ask(`Top up job ${job}`, [field], [["", "Back"], ["go", "Continue", true]]);
+    const { value, form } = await openDialog(`Top up job ${job}`, [field], [["", "Back"], ["go", "Continue", true]]);
     if (value !== "go") return;
     body.credits = new FormData(form).get("credits");
-    body.way = "permit";
+    body.payment = "permit";
   }
   const label = button.textContent;
   button.disabled = true;
   try {
-    await carryOut(act, body, (text) => (button.textContent = text));
+    await execute(act, body, (text) => (button.textContent = text));
     location.reload();
   } finally {
     button.disabled = false;
@@ -291,27 +291,27 @@ async function onJob(button) {
 // Submits the job of the form, and opens its page.
 export async function submitJob(body, report) {
   try {
-    const { hash, jobs } = await carryOut("submit", body, report);
+    const { hash, jobs } = await execute("submit", body, report);
     location.assign(jobs.length === 1 ? `/jobs/${jobs[0]}` : `/transactions/${hash}`);
   } catch (error) {
-    report(wordsOf(error), true);
+    report(errorText(error), true);
   }
 }
 
 export function connectWallet() {
   const output = document.getElementById("output");
-  if (output && remembered(output.dataset.gateway)) guarded(() => onOutput(output));
+  if (output && storedSession(output.dataset.gateway)) reportErrors(() => openOutput(output));
   dispatchEvent(new Event("eip6963:requestProvider"));
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (button?.hasAttribute("data-wallet")) {
-      guarded(async () => {
-        const known = account !== "";
-        await connected();
-        if (known) location.assign(`/accounts/${account}`);
+      reportErrors(async () => {
+        const wasConnected = account !== "";
+        await connect();
+        if (wasConnected) location.assign(`/accounts/${account}`);
       });
     }
-    if (button?.dataset.act) guarded(() => onJob(button));
-    if (button?.hasAttribute("data-output")) guarded(() => onOutput(button.closest("section")));
+    if (button?.dataset.act) reportErrors(() => onJobAction(button));
+    if (button?.hasAttribute("data-output")) reportErrors(() => openOutput(button.closest("section")));
   });
 }
