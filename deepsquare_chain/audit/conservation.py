@@ -1,23 +1,105 @@
-"""Conservation checks: whether the totals of a grid agree, and how to reproduce each. Pure.
+"""Verifies a ledger: against the contracts' storage, and by the sums that must agree. Pure.
 
-Each check has two sides, computed in different ways. Each check also lists the node requests that
-reproduce its numbers, so that they can be verified without this program.
+The comparison with storage also proves that the events are complete. Each conservation check has
+two sides, computed in different ways, and lists the node requests that reproduce its numbers, so
+that they can be verified without this program.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, Totals
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, AuditFinding, JobEntry, Totals
 from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.event_types import Transfer
 from deepsquare_chain.chain.bindings.events import event_topics, topic_of
-from deepsquare_chain.chain.rpc.batching import chunks
+from deepsquare_chain.job import Job, Load, Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The contracts' storage at one block, as fetched by `reader.read_storage`.
+
+    `loads` are the loads of providers by account.
+    """
+
+    block: int
+    jobs: Sequence[Job]
+    providers: Sequence[Provider]
+    balances: Mapping[str, int]
+    parked: Mapping[str, int]
+    supply: int
+    loads: Mapping[str, Load]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The result of verifying a ledger. `compared` tells whether storage was compared."""
+
+    block: int
+    totals: Totals
+    findings: tuple[AuditFinding, ...]
+    compared: bool
+
+    @property
+    def difference(self) -> int:
+        """Credit-wei that the scheduler holds without an owner; must be zero."""
+        return self.totals.difference
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no findings and no difference."""
+        return not self.findings and self.difference == 0
+
+
+def verify(ledger: Ledger, storage: Storage | None = None) -> Audit:
+    """Verify a ledger, and compare it with the contracts' storage if that is given."""
+    findings = list(ledger.findings)
+    if storage is not None:
+        findings += compare(ledger, storage)
+    return Audit(ledger.block, ledger.totals, tuple(findings), storage is not None)
+
+
+def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
+    """Return a finding for each difference between ledger and storage, both at the same block."""
+    findings: list[AuditFinding] = []
+
+    def compare_values(subject: str, from_events: object, stored: object, job_id: int = 0) -> None:
+        if from_events != stored:
+            message = f"{subject}: events say {from_events}, storage says {stored}"
+            findings.append(AuditFinding("storage", message, storage.block, "", job_id))
+
+    def compare_fields(subject: str, from_events: Any, stored: Any, job_id: int = 0) -> None:
+        for field in fields(stored):
+            values = getattr(from_events, field.name), getattr(stored, field.name)
+            compare_values(f"{field.name} of {subject}", *values, job_id)
+
+    ids = ledger.provider_ids
+    compare_values("number of jobs", len(ledger.jobs), len(storage.jobs))
+    for job in storage.jobs:
+        if (entry := ledger.jobs.get(job.id)) is not None:
+            compare_fields(f"job {job.id}", entry.record(ids), job, job.id)
+    compare_values("number of providers", len(ids), len(storage.providers))
+    for provider in storage.providers:
+        if (provider_entry := ledger.providers.get(provider.account)) is not None:
+            compare_fields(f"provider {provider.account}", provider_entry.record(), provider)
+    for account, amount in sorted(storage.balances.items()):
+        compare_values(f"balance of {account}", ledger.balances.get(account, 0), amount)
+    for account, amount in sorted(storage.parked.items()):
+        compare_values(f"parked credits of {account}", ledger.parked.get(account, 0), amount)
+    for account, load in sorted(storage.loads.items()):
+        if (provider_entry := ledger.providers.get(account)) is not None:
+            compare_fields(f"the load of {account}", provider_entry.load, load)
+    compare_values("supply of credits", ledger.totals.supply, storage.supply)
+    return findings
+
+
+# -- conservation: whether the totals of a grid agree, and how to reproduce each
 
 #: Jobs per `getJobs` call: far below any node's gas limit for a call.
 _JOBS_PER_CALL: Final = 100
@@ -165,8 +247,14 @@ def conservation(
     owed = _owed(totals)
     balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
     records = [
-        call(deployment, "MetaScheduler", block, "getJobs", list(job_ids))
-        for job_ids in chunks(live, _JOBS_PER_CALL)
+        call(
+            deployment,
+            "MetaScheduler",
+            block,
+            "getJobs",
+            list(live[first : first + _JOBS_PER_CALL]),
+        )
+        for first in range(0, len(live), _JOBS_PER_CALL)
     ]
     records += [call(deployment, "MetaScheduler", block, "parkedOf", account) for account in parked]
     checks = [

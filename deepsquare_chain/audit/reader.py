@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.audit.checks import Audit, Storage, verify
+from deepsquare_chain.audit.conservation import Audit, Storage, verify
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment

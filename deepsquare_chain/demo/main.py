@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepsquare_chain.audit.checks import Audit
+from deepsquare_chain.audit.conservation import Audit
 from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.reader import audit_chain
 from deepsquare_chain.credits import credit_count, format_credits

@@ -25,9 +25,8 @@ from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.chain.bindings import event_types as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
-from deepsquare_chain.indexer.accounts import KINDS
-from deepsquare_chain.indexer.anomalies import anomaly_values
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods
+from deepsquare_chain.indexer.queries import CHANGE_KINDS, anomaly_values
 from deepsquare_chain.indexer.records import LogPosition, account_or_none, event_values, row_values
 from deepsquare_chain.job import JobStatus, Resources
 
@@ -451,4 +450,4 @@ def _job_id(event: ev.Event) -> int | None:
 
 
 def _account(event: ev.Event) -> str | None:
-    return event.provider if type(event).__name__ in KINDS else None  # type: ignore[attr-defined]
+    return event.provider if type(event).__name__ in CHANGE_KINDS else None  # type: ignore[attr-defined]

@@ -8,53 +8,944 @@ Unknown objects raise `NotFoundError`, invalid arguments `UsageError`.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final, cast
 
 from eth_utils.address import is_address
-from sqlalchemy import Connection, Row, Select, Table, func, select
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    String,
+    Table,
+    and_,
+    column,
+    func,
+    or_,
+    select,
+    true,
+    values,
+)
 
+from deepsquare_chain.audit.anomalies import (
+    SUBJECTS,
+    Anomaly,
+    AnomalyRules,
+    Code,
+    ReplayContext,
+    Subject,
+)
 from deepsquare_chain.audit.entries import from_attributes
-from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.indexer.accounts import AccountQueries, RegistryQueries
-from deepsquare_chain.indexer.anomalies import AnomalyQueries
-from deepsquare_chain.indexer.jobs import JobQueries
+from deepsquare_chain.audit.ledger import normalised
+from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
+from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
+from deepsquare_chain.chain.rpc.batching import chunks
+from deepsquare_chain.credits import allotment
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.indexer import read_models as rm
 from deepsquare_chain.indexer.pagination import (
     DEFAULT_LIMIT,
     MAX_DETAIL_ROWS,
     IndexSnapshot,
     Reader,
+    TimeRange,
     address,
     event_row,
     first_rows,
+    in_period,
     movement_row,
     with_position,
 )
-from deepsquare_chain.indexer.read_models import (
-    BlockDetail,
-    BlockRow,
-    Change,
-    Changes,
-    ForwardedRow,
-    Hit,
-    Page,
-    Status,
-    TransactionDetail,
-    TransactionRow,
-)
+from deepsquare_chain.indexer.records import event_of, job_entry, offering
 from deepsquare_chain.indexer.schema import (
+    Int,
+    anomalies,
     changes,
+    constants,
     events,
     forwarded,
     headers,
     jobs,
     movements,
+    parameters,
+    parkings,
+    provider_figures,
     providers,
+    roles,
+    settlements,
+    totals,
     transactions,
+    transitions,
 )
-from deepsquare_chain.indexer.series import SeriesQueries
-from deepsquare_chain.store.base import blocks
+from deepsquare_chain.job import NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
+from deepsquare_chain.metascheduler.evidence import MeasuredRun
+from deepsquare_chain.store.base import Amount, blocks
 
-# -- queries for blocks and transactions, and the search
+# -- accounts
+
+_LIVE = [status for status in JobStatus if status.is_live]
+
+
+class AccountQueries(Reader):
+    """Queries for balances and statements."""
+
+    def account(self, account: str) -> rm.AccountRow:
+        """Return an account. An unknown address has zero balances and counts.
+
+        Raises:
+            UsageError: The address is invalid.
+        """
+        key = address(account)
+        with self._read() as (connection, snapshot):
+            submitted = jobs.c.customer == key
+            last_line = connection.execute(
+                select(movements.c.line, movements.c.balance)
+                .where(movements.c.account == key)
+                .order_by(movements.c.line.desc())
+                .limit(1)
+            ).one_or_none()
+            return rm.AccountRow(
+                address=key,
+                alias=self._aliases.get(key, ""),
+                balance=last_line.balance if last_line is not None else 0,
+                parked=parked_of(connection, key),
+                jobs=_count(connection, submitted),
+                jobs_live=_count(connection, submitted & jobs.c.status.in_(_LIVE)),
+                movements=last_line.line if last_line is not None else 0,
+                provider_id=connection.execute(
+                    select(providers.c.id).where(providers.c.account == key)
+                ).scalar(),
+                roles=roles_in_force(role_rows(connection, snapshot, key)),
+            )
+
+    def statement(
+        self,
+        account: str,
+        cursor: str | int | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        oldest_first: bool = False,
+        period: TimeRange | None = None,
+        kind: str | None = None,
+    ) -> rm.Page[rm.MovementRow]:
+        """Return the movements of an account with the balance after each, latest first.
+
+        The latest balance equals the account's `balanceOf` at the last indexed block.
+
+        Raises:
+            UsageError: The address, the cursor or the limit is invalid.
+        """
+        query = with_position(movements).where(movements.c.account == address(account))
+        if period is not None:
+            query = query.where(*in_period(movements.c.time, period))
+        if kind is not None:
+            query = query.where(movements.c.kind == kind)
+        return self._page(
+            movements,
+            query,
+            movement_row,
+            cursor,
+            limit,
+            kind="statement" + "+" * oldest_first,
+            keys=[movements.c.line],
+            oldest_first=oldest_first,
+        )
+
+    def movements(
+        self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
+    ) -> rm.Page[rm.MovementRow]:
+        """Return the lines of all statements, latest first. Raises the errors of `statement`."""
+        return self._page(movements, with_position(movements), movement_row, cursor, limit)
+
+
+def parked_of(connection: Connection, account: str) -> int:
+    """Return the parked credit-wei that the account can withdraw."""
+    parked = connection.execute(
+        select(parkings.c.held)
+        .where(parkings.c.recipient == account)
+        .order_by(parkings.c.block.desc(), parkings.c.log_index.desc())
+        .limit(1)
+    ).scalar()
+    return parked or 0
+
+
+def _count(connection: Connection, condition: object) -> int:
+    query = select(func.count()).select_from(jobs).where(condition)  # type: ignore[arg-type]
+    return int(connection.execute(query).scalar_one())
+
+
+# -- providers, roles and parameters
+
+#: Kinds of provider changes, by event name.
+CHANGE_KINDS: Final[Mapping[str, str]] = {
+    "ProviderRegistered": "registered",
+    "HardwareProposed": "hardware",
+    "ProviderApproved": "approved",
+    "OfferChanged": "offer",
+    "PricesChanged": "prices",
+    "LabelsChanged": "labels",
+    "DrainingChanged": "draining",
+    "BanChanged": "ban",
+    "ProviderChallenged": "challenged",
+    "ProviderAnswered": "answered",
+}
+_SLICE: Final = 5_000
+_NO_FIGURES: Final = rm.ProviderFigures(*[0] * 15)
+
+
+class RegistryQueries(Reader):
+    """Queries for providers and their histories, roles, and parameters."""
+
+    def providers(self) -> tuple[rm.ProviderRow, ...]:
+        """Return all providers ordered by ID; those that were never approved come last."""
+        with self._read() as (connection, snapshot):
+            figures = latest_figures(connection)
+            rows = connection.execute(select(providers)).all()
+        provider_rows = [_provider_row(row, figures.get(row.account), snapshot) for row in rows]
+        return tuple(
+            sorted(provider_rows, key=lambda row: (row.id is None, row.id or 0, row.account))
+        )
+
+    def provider(self, account: str | int) -> rm.ProviderDetail:
+        """Return a provider by its account or ID.
+
+        Raises:
+            NotFoundError: The provider never registered.
+            UsageError: The address is invalid.
+        """
+        by_id = isinstance(account, int)
+        key = providers.c.id == account if by_id else providers.c.account == address(str(account))
+        with self._read() as (connection, snapshot):
+            row = connection.execute(select(providers).where(key)).one_or_none()
+            if row is None:
+                raise NotFoundError(f"There is no provider {account}")
+            latest_first = (events.c.block.desc(), events.c.log_index.desc())
+            changes, more = first_rows(connection, _changes(row.account), *latest_first)
+            figures = latest_figures(connection, row.account)
+            return rm.ProviderDetail(
+                row=_provider_row(row, figures.get(row.account), snapshot),
+                history=tuple(_change(change, snapshot) for change in changes),
+                more_history=more,
+                challenge=open_challenge(connection, row.account, snapshot),
+            )
+
+    def provider_history(
+        self,
+        account: str,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        kind: str | None = None,
+    ) -> rm.Page[rm.ProviderChange]:
+        """Return changes of a provider, latest first; `kind` as in `ProviderChange`."""
+        query = _changes(address(account))
+        if kind is not None:
+            query = query.where(
+                events.c.name.in_([n for n, k in CHANGE_KINDS.items() if k == kind])
+            )
+        return self._page(events, query, _change, cursor, limit, kind="provider")
+
+    def roles(self) -> rm.Roles:
+        """Return the roles in force, and all grants and revocations, latest first."""
+        with self._read() as (connection, snapshot):
+            history = role_rows(connection, snapshot)
+        return rm.Roles(held=roles_in_force(history), history=tuple(reversed(history)))
+
+    def parameters(self) -> rm.ParameterHistory:
+        """Return fee, timeouts and addresses, with the history of those that can change."""
+        with self._read() as (connection, snapshot):
+            fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
+            query = with_position(parameters).order_by(
+                parameters.c.block.desc(), parameters.c.log_index.desc()
+            )
+            history = tuple(
+                rm.ParameterRow(row.name, row.value, snapshot.place(row, row.log_index))
+                for row in connection.execute(query)
+            )
+        latest = {row.name: row for row in reversed(history)}
+        now = [*latest.values(), *(rm.ParameterRow(row.name, row.value, None) for row in fixed)]
+        return rm.ParameterHistory(tuple(sorted(now, key=lambda row: row.name)), history)
+
+
+def role_rows(
+    connection: Connection, snapshot: IndexSnapshot, account: str | None = None
+) -> tuple[rm.RoleRow, ...]:
+    """Return grants and revocations of roles, oldest first."""
+    query = with_position(roles).order_by(roles.c.block, roles.c.log_index)
+    if account is not None:
+        query = query.where(roles.c.account == account)
+    return tuple(
+        from_attributes(
+            rm.RoleRow,
+            row,
+            at=snapshot.place(row, row.log_index),
+            name=ROLE_NAMES.get(row.role, row.role),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def roles_in_force(history: tuple[rm.RoleRow, ...]) -> tuple[rm.RoleRow, ...]:
+    """Return the grants in force; `history` must be oldest first."""
+    grants: dict[tuple[str, str, str], rm.RoleRow] = {}
+    for row in history:
+        key = (row.contract, row.role, row.account)
+        if row.granted:
+            grants.setdefault(key, row)
+        else:
+            grants.pop(key, None)
+    return tuple(grants.values())
+
+
+def open_challenge(
+    connection: Connection, account: str, snapshot: IndexSnapshot
+) -> rm.ChallengeRow | None:
+    """Return the open challenge of a provider, or None."""
+    row = connection.execute(
+        with_position(events)
+        .where(
+            events.c.account == account,
+            events.c.name.in_(["ProviderChallenged", "ProviderAnswered"]),
+        )
+        .order_by(events.c.block.desc(), events.c.log_index.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None or row.name == "ProviderAnswered":
+        return None
+    return rm.ChallengeRow(at=snapshot.place(row, row.log_index), **row.body)
+
+
+def is_active(row: Row[Any], now: int) -> bool:
+    """Return whether a provider could be assigned a job at chain time `now`."""
+    silent = row.answer_by != 0 and now > row.answer_by
+    approved = row.status == ProviderStatus.ACTIVE and row.approved_until >= now
+    return bool(approved and not silent)
+
+
+def _changes(account: str) -> Select[Any]:
+    return with_position(events).where(
+        events.c.account == account, events.c.name.in_(list(CHANGE_KINDS))
+    )
+
+
+def _change(row: Row[Any], snapshot: IndexSnapshot) -> rm.ProviderChange:
+    values = {name: value for name, value in row.body.items() if name != "provider"}
+    return rm.ProviderChange(snapshot.place(row, row.log_index), CHANGE_KINDS[row.name], values)
+
+
+def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
+    """Return the latest row of `provider_figures` of each provider, or of one."""
+    table = provider_figures
+    last_block = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
+    query = select(
+        providers.c.account, last_block.correlate(providers).scalar_subquery().label("block")
+    )
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    row_keys = [
+        (row.account, row.block) for row in connection.execute(query) if row.block is not None
+    ]
+    latest: dict[str, Row[Any]] = {}
+    # Rows are selected separately from their keys: in a single query, both databases compute the
+    # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
+    # table for an IN list of keys.
+    for some_keys in chunks(row_keys, _SLICE):
+        keys = values(column("account", String), column("block", Int), name="keys")
+        key_table = keys.data(some_keys).cte()
+        same_key = (table.c.account == key_table.c.account) & (table.c.block == key_table.c.block)
+        rows = connection.execute(select(table).join_from(key_table, table, same_key))
+        latest |= {row.account: row for row in rows}
+    return latest
+
+
+def _figures_of(row: Row[Any], now: int) -> rm.ProviderFigures:
+    cpu_seconds = row.cpu_seconds + row.cpus_busy * max(0, now - row.time)
+    return from_attributes(rm.ProviderFigures, row, cpu_seconds=cpu_seconds)
+
+
+def _load(row: Row[Any]) -> Load:
+    return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
+
+
+def _provider_row(
+    row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapshot
+) -> rm.ProviderRow:
+    now = snapshot.number("time", 0)
+    return from_attributes(
+        rm.ProviderRow,
+        row,
+        active=is_active(row, now),
+        **offering(row),
+        load=NO_LOAD if figures is None else _load(figures),
+        figures=_NO_FIGURES if figures is None else _figures_of(figures, now),
+    )
+
+
+# -- jobs
+
+_JOBS: Final = select(jobs, transactions.c.hash).join(
+    transactions,
+    and_(transactions.c.block == jobs.c.block, transactions.c.position == jobs.c.position),
+)
+_SETTLEMENTS: Final = with_position(settlements, jobs.c.name).join(
+    jobs, jobs.c.id == settlements.c.job_id
+)
+_MAX_NAME: Final = 64
+#: Most finished jobs whose run times are compared.
+MAX_RUNS: Final = 5_000
+#: Sort columns of job lists. Amounts are stored as text, so they are sorted by length first.
+SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
+    "job": (jobs.c.id,),
+    "name": (jobs.c.name_key,),
+    "status": (jobs.c.status,),
+    "customer": (jobs.c.customer,),
+    "provider": (jobs.c.provider,),
+    "size": (jobs.c.tasks * jobs.c.cpus_per_task, jobs.c.mem_per_cpu),
+    "billed": (jobs.c.billed_seconds,),
+    "escrow": (func.length(jobs.c.escrow), jobs.c.escrow),
+    "cost": (func.length(jobs.c.paid), jobs.c.paid),
+    "changed": (jobs.c.block, jobs.c.log_index),
+}
+_MAX_ID: Final = 2**63 - 1
+#: Maximum length of a chain of retries. A job has at most five retries; a longer chain is forged.
+_MAX_CHAIN: Final = 16
+
+
+class JobQueries(Reader):
+    """Queries for lists of jobs, and for all details of a job."""
+
+    def measured_runs(self) -> list[MeasuredRun]:
+        """Return the runs of the latest `MAX_RUNS` jobs that finished."""
+        kind = (
+            *(jobs.c.customer, jobs.c.tasks, jobs.c.cpus_per_task, jobs.c.mem_per_cpu),
+            *(jobs.c.gpus, jobs.c.first_limit),
+        )
+        query = (
+            select(jobs.c.provider, jobs.c.billed_seconds, *kind)
+            .where(jobs.c.status == JobStatus.FINISHED, jobs.c.provider.is_not(None))
+            .order_by(jobs.c.id.desc())
+            .limit(MAX_RUNS)
+        )
+        with self._read() as (connection, _):
+            rows = connection.execute(query).all()
+        return [MeasuredRun(row[0], tuple(row[2:]), row[1]) for row in rows]
+
+    def jobs(
+        self,
+        cursor: str | int | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        statuses: Sequence[JobStatus] = (),
+        customer: str | None = None,
+        provider: str | None = None,
+        name: str | None = None,
+        definition: str | None = None,
+        submitted: TimeRange | None = None,
+        sort: str = "",
+    ) -> rm.Page[rm.JobRow]:
+        """Return jobs, latest first by default.
+
+        Args:
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page, 1 to 200.
+            statuses: Only jobs with one of these statuses; all if empty.
+            customer: Address of the customer.
+            provider: Account of the current provider, or of the last one of a final job.
+            name: Part of the name, case-insensitive.
+            definition: SHA-256 of the definition in hexadecimal.
+            submitted: TimeRange of the submission.
+            sort: A key of `SORTS`, with a prefix `-` for descending order; the list then
+                has page numbers.
+
+        Raises:
+            UsageError: A filter, the cursor, the sort or the limit is invalid.
+        """
+        query = _JOBS
+        if statuses:
+            query = query.where(jobs.c.status.in_(statuses))
+        if customer is not None:
+            query = query.where(jobs.c.customer == address(customer))
+        if provider is not None:
+            query = query.where(jobs.c.provider == address(provider))
+        if name:
+            if len(name) > _MAX_NAME:
+                raise UsageError(f"A name has at most {_MAX_NAME} characters")
+            query = query.where(jobs.c.name_key.contains(name.casefold(), autoescape=True))
+        if definition is not None:
+            query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
+        if submitted is not None:
+            query = query.where(*in_period(jobs.c.submitted_at, submitted))
+        return self._page(jobs, query, job_row, cursor, limit, order=_order(sort))
+
+    def job_names(self, job_ids: Collection[int]) -> dict[int, str]:
+        """Return the names of jobs by ID."""
+        query = select(jobs.c.id, jobs.c.name).where(jobs.c.id.in_(list(job_ids)))
+        with self._read() as (connection, _):
+            return {row.id: row.name for row in connection.execute(query)}
+
+    def job(self, job_id: int) -> rm.JobDetail:
+        """Return a job with its history.
+
+        Raises:
+            NotFoundError: The index does not contain the job.
+        """
+        with self._read() as (connection, snapshot):
+            row = None
+            if 0 < job_id <= _MAX_ID:
+                row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
+            if row is None:
+                raise NotFoundError(
+                    f"Job {job_id} does not exist up to block {snapshot.number('block')}",
+                    hint="The index may still be catching up.",
+                )
+            return self._detail(connection, row, snapshot)
+
+    def transitions(
+        self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
+    ) -> rm.Page[rm.TransitionRow]:
+        """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
+        return self._page(transitions, with_position(transitions), transition_row, cursor, limit)
+
+    def events(
+        self,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        job_id: int | None = None,
+        names: Sequence[str] = (),
+    ) -> rm.Page[rm.EventRow]:
+        """Return contract events, latest first, filtered by job or by event names."""
+        query = with_position(events)
+        if job_id is not None:
+            if not 0 < job_id <= _MAX_ID:
+                raise UsageError(f"{job_id} is not a job ID")
+            query = query.where(events.c.job_id == job_id)
+        if names:
+            query = query.where(events.c.name.in_(list(names)))
+        return self._page(events, query, event_row, cursor, limit)
+
+    def settlements(
+        self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
+    ) -> rm.Page[rm.SettlementRow]:
+        """Return settlements and interim payments, latest first. See `jobs` for the arguments."""
+        query = _SETTLEMENTS
+        if provider is not None:
+            query = query.where(settlements.c.provider == address(provider))
+        return self._page(settlements, query, _settlement_row, cursor, limit)
+
+    def _detail(
+        self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot
+    ) -> rm.JobDetail:
+        def rows_of(table: Table, query: Select[Any]) -> tuple[Sequence[Row[Any]], bool]:
+            own_rows = query.where(table.c.job_id == row.id)
+            return first_rows(connection, own_rows, *table.primary_key)
+
+        event_rows, more_events = rows_of(events, with_position(events))
+        transition_rows, _ = rows_of(transitions, with_position(transitions))
+        movement_rows, _ = rows_of(movements, with_position(movements))
+        payment_rows, _ = rows_of(settlements, _SETTLEMENTS)
+        until_spent = JobFlags.UNTIL_SPENT in row.flags
+        return from_attributes(
+            rm.JobDetail,
+            row,
+            row=job_row(row, snapshot),
+            allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
+            transitions=tuple(
+                transition_row(transition, snapshot) for transition in transition_rows
+            ),
+            payments=tuple(_settlement_row(payment, snapshot) for payment in payment_rows),
+            movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
+            events=tuple(event_row(event, snapshot) for event in event_rows),
+            more_events=more_events,
+            line=_retry_chain(connection, row),
+            challenge=_challenge(connection, row, snapshot),
+        )
+
+
+def _order(sort: str) -> list[ColumnElement[Any]]:
+    """Return the columns of a sort.
+
+    Raises:
+        UsageError: The sort is unknown.
+    """
+    if not sort:
+        return []
+    columns = SORTS.get(sort.removeprefix("-"))
+    if columns is None:
+        raise UsageError(
+            f"{sort[:40]!r} is not a sort key of jobs", hint=f"There are {', '.join(SORTS)}."
+        )
+    return [column.desc() if sort.startswith("-") else column.asc() for column in columns]
+
+
+def _last_escrow(row: Row[Any]) -> int:
+    """Return the escrow in credit-wei after interim payments, but before the settlement."""
+    return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
+
+
+def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> Any:
+    if row.provider is None or not row.status.is_assigned:
+        return None
+    return open_challenge(connection, row.provider, snapshot)
+
+
+def _retry_chain(connection: Connection, row: Row[Any]) -> tuple[rm.LineRow, ...]:
+    """Return a chain of retries, from the first job to the last."""
+    chain = [row]
+    for link, front in (("retry_of", True), ("successor", False)):
+        current = row
+        while (neighbour := getattr(current, link)) is not None and len(chain) < _MAX_CHAIN:
+            current = connection.execute(select(jobs).where(jobs.c.id == neighbour)).one()
+            chain.insert(0, current) if front else chain.append(current)
+    return tuple(
+        rm.LineRow(entry.id, entry.status, entry.provider, entry.carried_out) for entry in chain
+    )
+
+
+def job_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.JobRow:
+    """Convert a row of `jobs` that is joined with its transaction's `hash`."""
+    return from_attributes(
+        rm.JobRow,
+        row,
+        resources=from_attributes(Resources, row),
+        changed=snapshot.at(row.block, row.since, row.hash, row.log_index),
+    )
+
+
+def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.TransitionRow:
+    """Convert a row of `placed(transitions)`."""
+    return from_attributes(rm.TransitionRow, row, at=snapshot.place(row, row.log_index))
+
+
+def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.SettlementRow:
+    return from_attributes(rm.SettlementRow, row, at=snapshot.place(row, row.log_index))
+
+
+# -- totals of the grid, at present and over time
+
+MAX_BUCKETS: Final = 500
+_HOUR: Final = 3_600
+_USE_COLUMNS: Final = tuple(
+    provider_figures.c[name]
+    for name in (
+        *("account", "block", "time", "cpus_busy", "cpu_seconds"),
+        *("cpus_offered", "offered_seconds"),
+    )
+)
+_STATUSES: Final = {status: status.name.lower() for status in JobStatus if status}
+
+
+class SeriesQueries(Reader):
+    """Queries for totals of the grid and time series."""
+
+    def overview(self) -> rm.Overview:
+        """Return a summary of the grid at the last indexed block."""
+        with self._read() as (connection, snapshot):
+            now = snapshot.number("time", 0)
+            current_totals, earlier_totals = _totals_at(connection, [now, now - _HOUR])
+            provider_rows = connection.execute(select(providers)).all()
+            active = [row for row in provider_rows if is_active(row, now)]
+            cpus_busy = {
+                account: row.cpus_busy for account, row in latest_figures(connection).items()
+            }
+        jobs, earlier = _counts(current_totals), _counts(earlier_totals)
+        ended = sum(jobs[status] - earlier[status] for status in jobs if status.is_final)
+        return rm.Overview(
+            block=snapshot.number("block"),
+            time=now,
+            jobs=jobs,
+            jobs_total=sum(jobs.values()),
+            submitted_last_hour=sum(jobs.values()) - sum(earlier.values()),
+            ended_last_hour=ended,
+            providers=sum(1 for row in provider_rows if row.id is not None),
+            providers_active=len(active),
+            cpus_offered=sum(row.offer_cpus for row in active),
+            cpus_busy=sum(cpus_busy.get(row.account, 0) for row in active),
+            **_amounts(current_totals),
+        )
+
+    def jobs_by_status_over_time(
+        self, buckets: int = 60, *, since: int | None = None, until: int | None = None
+    ) -> tuple[rm.StatusPoint, ...]:
+        """Return the number of jobs in each status, at equal intervals of time.
+
+        Args:
+            buckets: Number of points, 1 to 500.
+            since: First time; the time of the first event by default.
+            until: Last time; the time of the last indexed block by default.
+
+        Raises:
+            UsageError: The number of points or the times are invalid.
+        """
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets, since, until)
+            rows = _totals_at(connection, times)
+        pairs = zip(times, rows, strict=True)
+        return tuple(rm.StatusPoint(time, _counts(row)) for time, row in pairs)
+
+    def escrow_over_time(
+        self, buckets: int = 60, *, since: int | None = None, until: int | None = None
+    ) -> tuple[rm.EscrowPoint, ...]:
+        """Return totals of credits over time. See `jobs_by_status_over_time` for the arguments."""
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets, since, until)
+            rows = _totals_at(connection, times)
+        names = ("escrow", "parked", "supply", "paid", "fees")
+        sums = [_amounts(row) for row in rows]
+        return tuple(
+            rm.EscrowPoint(time, *(row[name] for name in names))
+            for time, row in zip(times, sums, strict=True)
+        )
+
+    def utilisation(
+        self,
+        buckets: int = 60,
+        *,
+        account: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> tuple[rm.Utilisation, ...]:
+        """Return the CPU-seconds used and offered in each interval, by provider.
+
+        Arguments and errors as for `jobs_by_status_over_time`. `account` selects one provider.
+        """
+        key = None if account is None else address(account)
+        with self._read() as (connection, snapshot):
+            times = _times(connection, snapshot, buckets, since, until, points=buckets + 1)
+            rows = _figures_at(connection, times, key)
+        return tuple(_utilisation(provider, times, rows[provider]) for provider in rows)
+
+
+def _times(
+    connection: Connection,
+    snapshot: IndexSnapshot,
+    buckets: int,
+    since: int | None,
+    until: int | None,
+    *,
+    points: int | None = None,
+) -> list[int]:
+    """Return equally spaced times: as many as `points`, by default `buckets`."""
+    if not 1 <= buckets <= MAX_BUCKETS:
+        raise UsageError(f"A series has 1 to {MAX_BUCKETS} points, not {buckets}")
+    count = buckets if points is None else points
+    if since is None:
+        since = connection.execute(select(func.min(totals.c.time))).scalar() or 0
+    end = snapshot.number("time", 0) if until is None else until
+    if end < since:
+        raise UsageError("A series can't end before it begins")
+    if count == 1:
+        return [end]
+    return [since + (end - since) * index // (count - 1) for index in range(count)]
+
+
+def _time_table(times: Sequence[int]) -> CTE:
+    """Return the times as a table, so that one query returns a whole series."""
+    return values(column("at", Int), name="moments").data([(time,) for time in times]).cte()
+
+
+def _last_block(table: Table, times_table: CTE, *where: Any) -> ScalarSelect[Any]:
+    """Select the block of the last row of running totals at each time."""
+    query = select(table.c.block).where(table.c.time <= times_table.c.at, *where)
+    query = query.order_by(table.c.time.desc(), table.c.block.desc()).limit(1)
+    return query.correlate(times_table, providers).scalar_subquery()
+
+
+def _totals_at(connection: Connection, times: Sequence[int]) -> list[Row[Any] | None]:
+    """Return the totals of the grid at each time; None before the first event."""
+    times_table = _time_table(times)
+    last_blocks = connection.execute(select(times_table.c.at, _last_block(totals, times_table)))
+    blocks = {row[0]: row[1] for row in last_blocks}
+    query = select(totals).where(totals.c.block.in_({block for block in blocks.values() if block}))
+    rows = {row.block: row for row in connection.execute(query)}
+    return [rows.get(blocks[time]) for time in times]
+
+
+def _figures_at(
+    connection: Connection, times: Sequence[int], account: str | None
+) -> dict[str, dict[int, Row[Any]]]:
+    """Return running totals of providers, by account and time."""
+    times_table = _time_table(times)
+    last_block = _last_block(
+        provider_figures, times_table, provider_figures.c.account == providers.c.account
+    )
+    query = select(providers.c.account, times_table.c.at, last_block.label("block"))
+    query = query.select_from(times_table.join(providers, true()))
+    if account is not None:
+        query = query.where(providers.c.account == account)
+    block_rows = connection.execute(query.order_by(providers.c.account)).all()
+    totals_by_account: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in block_rows}
+    for provider, own_rows in groupby(block_rows, key=lambda row: row.account):
+        blocks = {row.at: row.block for row in own_rows if row.block is not None}
+        # One query per account: SQLite scans the whole table for keys of several accounts.
+        conditions = (
+            provider_figures.c.account == provider,
+            provider_figures.c.block.in_(blocks.values()),
+        )
+        rows = {
+            row.block: row for row in connection.execute(select(*_USE_COLUMNS).where(*conditions))
+        }
+        totals_by_account[provider] = {time: rows[block] for time, block in blocks.items()}
+    return totals_by_account
+
+
+def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
+    return {status: _number(row, column) for status, column in _STATUSES.items()}
+
+
+def _number(row: Row[Any] | None, column: str) -> int:
+    return 0 if row is None else int(getattr(row, column))
+
+
+def _amounts(row: Row[Any] | None) -> dict[str, int]:
+    """Return the amounts of a row of `totals` and the supply, in credit-wei."""
+    names = [column.name for column in totals.c if isinstance(column.type, Amount)]
+    sums = {name: _number(row, name) for name in names}
+    return {**sums, "supply": sums["minted"] - sums["burned"]}
+
+
+def _utilisation(
+    account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]
+) -> rm.Utilisation:
+    cumulative = []
+    for time in times:
+        row = rows.get(time)
+        if row is None:
+            cumulative.append((0, 0))
+            continue
+        elapsed = time - row.time
+        used = row.cpu_seconds + row.cpus_busy * elapsed
+        cumulative.append((used, row.offered_seconds + row.cpus_offered * elapsed))
+    points = (
+        rm.UsePoint(time, after[0] - before[0], after[1] - before[1])
+        for time, before, after in zip(times[1:], cumulative, cumulative[1:], strict=False)
+    )
+    return rm.Utilisation(account, tuple(points))
+
+
+# -- anomalies, by the rules of the audit
+
+_NO_BLOCK: Final = 2**63 - 1
+ANOMALY_KINDS: Final = (*(subject.value for subject in Subject), *(code.value for code in Code))
+
+
+class AnomalyQueries(Reader):
+    """Queries for anomalies: those caused by transactions, and open conditions."""
+
+    def anomalies(
+        self,
+        cursor: str | int | None = None,
+        limit: int = DEFAULT_LIMIT,
+        *,
+        kind: str | None = None,
+        setup: bool | None = None,
+    ) -> rm.Page[rm.AnomalyRow]:
+        """Return the anomalies that transactions caused, latest first.
+
+        Args:
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            kind: A code or a subject; all by default.
+            setup: True for only the anomalies of the deployment's set-up (administration before
+                the first job), False for only the others; all by default.
+
+        Raises:
+            UsageError: The kind is unknown, or the cursor or limit is invalid.
+        """
+        query = with_position(anomalies)
+        if kind is not None:
+            if kind not in ANOMALY_KINDS:
+                raise UsageError(
+                    f"{kind[:40]!r} is not a kind of anomaly",
+                    hint=f"There are {', '.join(ANOMALY_KINDS)}.",
+                )
+            column = anomalies.c.subject if kind in list(Subject) else anomalies.c.code
+            query = query.where(column == kind)
+        if setup is not None:
+            first_job_block = select(
+                func.coalesce(func.min(transitions.c.block), _NO_BLOCK)
+            ).scalar_subquery()
+            is_setup = and_(
+                anomalies.c.subject == Subject.ADMINISTRATION, anomalies.c.block < first_job_block
+            )
+            query = query.where(is_setup if setup else ~is_setup)
+        return self._page(anomalies, query, _anomaly_row, cursor, limit)
+
+    def open_anomalies(self) -> rm.OpenAnomalies:
+        """Return the conditions that are open at the last indexed block, latest job first."""
+        with self._read() as (connection, snapshot):
+            entries = {
+                row.id: job_entry(row) for row in connection.execute(_candidates(snapshot)).all()
+            }
+            challenged = select(providers.c.account).where(providers.c.answer_by != 0)
+            accounts = list(connection.execute(challenged).scalars())
+            challenges = [last_challenge(connection, account) for account in accounts]
+        rules = AnomalyRules(normalised(self.deployment))
+        rules.resume(entries.values(), challenges)
+        context = ReplayContext(snapshot.number("block"), snapshot.number("time", 0))
+        anomalies = rules.all_anomalies(entries, context)
+        anomalies.sort(key=lambda row: -row.job_id)
+        at = snapshot.at(context.block, context.time, "", None)
+        return rm.OpenAnomalies(
+            tuple(
+                rm.AnomalyRow(at=at, **_columns(anomaly)) for anomaly in anomalies[:MAX_DETAIL_ROWS]
+            ),
+            len(anomalies) > MAX_DETAIL_ROWS,
+        )
+
+
+def anomaly_values(row: Anomaly, *, block: int, number: int, position: int) -> dict[str, Any]:
+    """Return the values of a row of `anomalies`."""
+    return {"block": block, "number": number, "position": position, **_columns(row)}
+
+
+def _columns(row: Anomaly) -> dict[str, Any]:
+    """Return the columns of an anomaly, without its position."""
+    return {
+        "code": row.code.value,
+        "subject": SUBJECTS[row.code].value,
+        "severity": row.severity.value,
+        "job_id": row.job_id or None,
+        "account": row.account or None,
+        "message": row.message,
+    }
+
+
+def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
+    """Return the latest challenge of a provider, which must have one."""
+    query = select(events.c.block, events.c.log_index, events.c.body).where(
+        events.c.account == account, events.c.name == ProviderChallenged.__name__
+    )
+    row = connection.execute(
+        query.order_by(events.c.block.desc(), events.c.log_index.desc()).limit(1)
+    ).one()
+    event = event_of(
+        ProviderChallenged.__name__, row.body, block_number=row.block, log_index=row.log_index
+    )
+    return cast("ProviderChallenged", event)
+
+
+def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
+    """Select the jobs that may have an open condition: claimed ones, and runs past their limit.
+
+    An allotment is never shorter than the time limit, because the contract assigns a job only if
+    its escrow covers the limit.
+    """
+    # While a job runs, `since` is the time up to which it is billed.
+    past_limit = jobs.c.since + jobs.c.time_limit < snapshot.number("time", 0)
+    overdue = and_(jobs.c.status == JobStatus.RUNNING, past_limit)
+    return select(jobs).where(or_(jobs.c.status == JobStatus.SCHEDULED, overdue))
+
+
+def _anomaly_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.AnomalyRow:
+    return from_attributes(rm.AnomalyRow, row, at=snapshot.place(row, None))
+
+
+# -- blocks and transactions, and the search
 
 #: Patterns of hashes and numbers in a search; the group contains only the digits.
 HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
@@ -70,7 +961,9 @@ _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
 class BlockQueries(Reader):
     """Queries for blocks and transactions with events of the grid. Others are not indexed."""
 
-    def blocks(self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT) -> Page[BlockRow]:
+    def blocks(
+        self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
+    ) -> rm.Page[rm.BlockRow]:
         """Return blocks, latest first.
 
         Raises:
@@ -78,7 +971,7 @@ class BlockQueries(Reader):
         """
         return self._page(headers, select(headers), _block, cursor, limit)
 
-    def block(self, number_or_hash: int | str) -> BlockDetail:
+    def block(self, number_or_hash: int | str) -> rm.BlockDetail:
         """Return a block by its number or hash.
 
         Raises:
@@ -97,7 +990,7 @@ class BlockQueries(Reader):
             query = _TRANSACTIONS.where(transactions.c.block == row.number)
             rows, more = first_rows(connection, query, transactions.c.position)
             items = tuple(_transaction(row, snapshot) for row in rows)
-            return BlockDetail(_block(row, snapshot), items, more)
+            return rm.BlockDetail(_block(row, snapshot), items, more)
 
     def transactions(
         self,
@@ -107,7 +1000,7 @@ class BlockQueries(Reader):
         sender: str | None = None,
         signer: str | None = None,
         block: int | None = None,
-    ) -> Page[TransactionRow]:
+    ) -> rm.Page[rm.TransactionRow]:
         """Return transactions, latest first. Raises the errors of `blocks`.
 
         Args:
@@ -131,7 +1024,7 @@ class BlockQueries(Reader):
             query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
         return self._page(transactions, query, _transaction, cursor, limit)
 
-    def transaction(self, tx_hash: str) -> TransactionDetail:
+    def transaction(self, tx_hash: str) -> rm.TransactionDetail:
         """Return a transaction with its events and movements of credits.
 
         Raises:
@@ -146,7 +1039,7 @@ class BlockQueries(Reader):
                 )
             return _transaction_detail(connection, row, snapshot)
 
-    def search(self, text: str) -> tuple[Hit, ...]:
+    def search(self, text: str) -> tuple[rm.Hit, ...]:
         """Search for a job ID or name, an address, a hash, a block number or a provider ID."""
         query = text.strip()[:200]
         if not query:
@@ -159,67 +1052,67 @@ class BlockQueries(Reader):
             return (*_number_hits(connection, query), *_name_hits(connection, query))
 
 
-def _address_hits(connection: Connection, account: str) -> tuple[Hit, ...]:
+def _address_hits(connection: Connection, account: str) -> tuple[rm.Hit, ...]:
     row = connection.execute(
         select(providers.c.id).where(providers.c.account == account)
     ).one_or_none()
-    hits = [Hit("account", account, account)]
+    hits = [rm.Hit("account", account, account)]
     if row is not None:
-        hits.insert(0, Hit("provider", account, f"provider {row.id or account}"))
+        hits.insert(0, rm.Hit("provider", account, f"provider {row.id or account}"))
     return tuple(hits)
 
 
-def _hash_hits(connection: Connection, digits: str) -> tuple[Hit, ...]:
+def _hash_hits(connection: Connection, digits: str) -> tuple[rm.Hit, ...]:
     key = "0x" + digits
     hits = []
     if connection.execute(select(headers.c.number).where(headers.c.hash == key)).first():
-        hits.append(Hit("block", key, key))
+        hits.append(rm.Hit("block", key, key))
     if connection.execute(select(transactions.c.block).where(transactions.c.hash == key)).first():
-        hits.append(Hit("transaction", key, key))
+        hits.append(rm.Hit("transaction", key, key))
     query = select(jobs.c.id, jobs.c.name).where(jobs.c.definition == digits)
     rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
-    return (*hits, *(Hit("job", str(row.id), row.name) for row in rows))
+    return (*hits, *(rm.Hit("job", str(row.id), row.name) for row in rows))
 
 
-def _number_hits(connection: Connection, query: str) -> list[Hit]:
+def _number_hits(connection: Connection, query: str) -> list[rm.Hit]:
     match = NUMBER.fullmatch(query)
     if match is None:
         return []
     number, hits = int(match[1]), []
     job = connection.execute(select(jobs.c.name).where(jobs.c.id == number)).one_or_none()
     if job is not None:
-        hits.append(Hit("job", str(number), job.name))
+        hits.append(rm.Hit("job", str(number), job.name))
     if connection.execute(select(headers.c.number).where(headers.c.number == number)).first():
-        hits.append(Hit("block", str(number), f"block {number}"))
+        hits.append(rm.Hit("block", str(number), f"block {number}"))
     row = connection.execute(
         select(providers.c.account).where(providers.c.id == number)
     ).one_or_none()
     if row is not None:
-        hits.append(Hit("provider", row.account, f"provider {number}"))
+        hits.append(rm.Hit("provider", row.account, f"provider {number}"))
     return hits
 
 
-def _name_hits(connection: Connection, text: str) -> list[Hit]:
+def _name_hits(connection: Connection, text: str) -> list[rm.Hit]:
     query = (
         select(jobs.c.id, jobs.c.name)
         .where(jobs.c.name_key.contains(text.casefold(), autoescape=True))
         .order_by(jobs.c.id.desc())
         .limit(MAX_HITS)
     )
-    return [Hit("job", str(row.id), row.name) for row in connection.execute(query)]
+    return [rm.Hit("job", str(row.id), row.name) for row in connection.execute(query)]
 
 
-def _block(row: Row[Any], snapshot: IndexSnapshot) -> BlockRow:
-    return from_attributes(BlockRow, row, finalized=row.number <= snapshot.finalized)
+def _block(row: Row[Any], snapshot: IndexSnapshot) -> rm.BlockRow:
+    return from_attributes(rm.BlockRow, row, finalized=row.number <= snapshot.finalized)
 
 
-def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> TransactionRow:
-    return from_attributes(TransactionRow, row, at=snapshot.place(row, None))
+def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> rm.TransactionRow:
+    return from_attributes(rm.TransactionRow, row, at=snapshot.place(row, None))
 
 
 def _transaction_detail(
     connection: Connection, row: Row[Any], snapshot: IndexSnapshot
-) -> TransactionDetail:
+) -> rm.TransactionDetail:
     def of_transaction(table: Table, query: Select[Any]) -> Select[Any]:
         return query.where(table.c.block == row.block, table.c.position == row.position)
 
@@ -232,11 +1125,11 @@ def _transaction_detail(
     request_query = of_transaction(forwarded, select(forwarded)).order_by(forwarded.c.number)
     request_rows = connection.execute(request_query)
     return from_attributes(
-        TransactionDetail,
+        rm.TransactionDetail,
         row,
         row=_transaction(row, snapshot),
         input="0x" + row.input.hex(),
-        forwarded=tuple(from_attributes(ForwardedRow, request) for request in request_rows),
+        forwarded=tuple(from_attributes(rm.ForwardedRow, request) for request in request_rows),
         events=tuple(event_row(event, snapshot) for event in event_rows),
         more_events=more_events,
         movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
@@ -253,14 +1146,14 @@ class Index(
 ):
     """All queries of the index. The database must be opened by `IndexDatabase.open`."""
 
-    def status(self) -> Status:
+    def status(self) -> rm.Status:
         """Return the progress and the grid of the index."""
         blocks_query = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
         with self._read() as (connection, snapshot):
             deployment = self.deployment
             query = blocks_query.order_by(blocks.c.number.desc()).limit(1)
             cursor = connection.execute(query).one_or_none()
-            return Status(
+            return rm.Status(
                 chain_id=deployment.chain_id,
                 scheduler=deployment.scheduler,
                 registry=deployment.registry,
@@ -278,13 +1171,13 @@ class Index(
                 built_since=float(snapshot.values.get("built_since", 0)),
             )
 
-    def changes(self, since: int, limit: int = MAX_CHANGES) -> Changes:
+    def changes(self, since: int, limit: int = MAX_CHANGES) -> rm.Changes:
         """Return the changes after the given change number, for live pages."""
         with self._read() as (connection, snapshot):
             latest = snapshot.number("change", 0)
             query = select(changes).where(changes.c.number > since).order_by(changes.c.number)
             rows = connection.execute(query.limit(limit)).all()
             oldest = connection.execute(select(func.min(changes.c.number))).scalar()
-        items = tuple(from_attributes(Change, row, jobs=tuple(row.jobs)) for row in rows)
+        items = tuple(from_attributes(rm.Change, row, jobs=tuple(row.jobs)) for row in rows)
         missed = since > latest or (since < latest and (oldest is None or oldest > since + 1))
-        return Changes(items[-1].number if items else latest, items, missed)
+        return rm.Changes(items[-1].number if items else latest, items, missed)

@@ -16,8 +16,6 @@ from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, Job
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.indexer import schema
-from deepsquare_chain.indexer.accounts import parked_of
-from deepsquare_chain.indexer.anomalies import last_challenge
 from deepsquare_chain.indexer.block_data import BlockData
 from deepsquare_chain.indexer.projection import (
     ProjectedRows,
@@ -26,6 +24,7 @@ from deepsquare_chain.indexer.projection import (
     StoredState,
     affected,
 )
+from deepsquare_chain.indexer.queries import last_challenge, parked_of
 from deepsquare_chain.indexer.records import (
     LogPosition,
     event_of,

@@ -27,10 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deepsquare_chain import __version__
 from deepsquare_chain.errors import NotFoundError, StoreError, UsageError
 from deepsquare_chain.indexer import read_models as rm
-from deepsquare_chain.indexer.anomalies import KINDS
 from deepsquare_chain.indexer.pagination import DEFAULT_LIMIT, MAX_LIMIT
-from deepsquare_chain.indexer.queries import Index
-from deepsquare_chain.indexer.series import MAX_BUCKETS
+from deepsquare_chain.indexer.queries import ANOMALY_KINDS, MAX_BUCKETS, Index
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.serving import RateLimit
@@ -441,7 +439,7 @@ def list_exceptions(
     source: Indexed,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
-    kind: Annotated[_Text | None, Query(description=f"One of {', '.join(KINDS)}.")] = None,
+    kind: Annotated[_Text | None, Query(description=f"One of {', '.join(ANOMALY_KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
     """Anomalies by the rules of `audit verify`, latest first: lawful, but worth a look."""
     return source.index().anomalies(cursor, limit, kind=kind)

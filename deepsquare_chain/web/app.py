@@ -31,7 +31,7 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import CONTENT_TYPE, Health, Metrics
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
-from deepsquare_chain.web.pages import accounts, audit, chain, home, jobs, wallet
+from deepsquare_chain.web.pages import accounts, chain, grid, jobs, wallet
 from deepsquare_chain.web.security import SecurityHeaders
 from deepsquare_chain.web.site import FOLDER, Renderer, Site, environment
 
@@ -61,8 +61,8 @@ _TITLES: Final = {
 _log = get_logger(__name__)
 
 PAGES: Final[Sequence[BaseRoute]] = (
-    Route("/", home.home),
-    Route("/search", home.search),
+    Route("/", grid.home),
+    Route("/search", grid.search),
     Route("/jobs", jobs.jobs),
     Route("/jobs/{job}", jobs.job),
     Route("/jobs/{job}/invoice", jobs.invoice),
@@ -74,7 +74,7 @@ PAGES: Final[Sequence[BaseRoute]] = (
     Route("/transactions/{hash}", chain.transaction),
     Route("/blocks", chain.blocks),
     Route("/blocks/{block}", chain.block),
-    Route("/audit", audit.audit),
+    Route("/audit", grid.audit),
     Route("/contracts", chain.contracts),
     Route("/contracts/{contract}", chain.contract),
     Route("/contracts/{contract}/abi.json", chain.abi),

@@ -1,7 +1,8 @@
-"""Data sources and settings of the explorer, and the rendering of its templates."""
+"""Data sources and settings of the explorer, forecasts of starts, and the rendering of pages."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,93 @@ from eth_utils.address import is_address, to_checksum_address
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.offers import PricedOffer, offers
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.client.periods import parse_period
+from deepsquare_chain.errors import GridError, NotFoundError, UsageError
+from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import ProviderRow, Status
 from deepsquare_chain.job import JobStatus, Terms
+from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
+from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy, prospect_of
+from deepsquare_chain.metascheduler.history import RunHistory
+from deepsquare_chain.metascheduler.policy import Rules, Snapshot
+from deepsquare_chain.observability import get_logger
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web import formats
-from deepsquare_chain.web.forecasts import Forecasts
+
+_log = get_logger(__name__)
+#: Seconds after which the grid is read again, and for which a page waits for that.
+_KEPT_SECONDS: Final = 5.0
+_WAIT_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _GridState:
+    """What a forecast needs. `history` is a copy: the scheduler goes on with its own."""
+
+    snapshot: Snapshot
+    rules: Rules
+    history: RunHistory
+    version: tuple[int, int]
+    starts: StartAccuracy | None
+
+
+class Forecasts:
+    """Forecasts by the rules of a meta-scheduler without a rules file.
+
+    The first one reads all events of the deployment in the background. Pages do not wait for it
+    for more than two seconds.
+    """
+
+    def __init__(self, contracts: Contracts) -> None:
+        self._contracts = contracts
+        self._dry_run: DryRunScheduler | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._read_at = float("-inf")
+        self._state: _GridState | None = None
+
+    async def of(self, job_id: int) -> Prospect | None:
+        """Return the prospect of a job; None if it is not in the queue, or not known yet."""
+        is_reading = self._reading is not None and not self._reading.done()
+        if not is_reading and time.monotonic() - self._read_at > _KEPT_SECONDS:
+            self._reading = asyncio.create_task(self._read())
+        if self._reading is not None:
+            await asyncio.wait([self._reading], timeout=_WAIT_SECONDS)
+        state = self._state
+        if state is None or all(entry.job.id != job_id for entry in state.snapshot.waiting):
+            return None
+        return await run_in_threadpool(
+            prospect_of, state.snapshot, state.rules, state.history, job_id, starts=state.starts
+        )
+
+    async def _read(self) -> None:
+        try:
+            self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
+            service = await self._dry_run.look()
+            await self._dry_run.judge_starts()
+        except GridError as error:
+            # The events read so far may be of blocks that were replaced: the next read starts anew.
+            _log.debug("forecast failed", error=str(error))
+            self._dry_run = self._state = None
+            return
+        finally:
+            self._read_at = time.monotonic()
+        if service.cluster is None:
+            return
+        history, starts = service.state.history(), service.state.past_starts.accuracy
+        version = (history.version, history.payments)
+        previous = self._state
+        copy = (
+            previous.history
+            if previous is not None and previous.version == version
+            else RunHistory.of_rows(history.rows())
+        )
+        self._state = _GridState(service.cluster.snapshot, service.rules, copy, version, starts)
+
 
 T = TypeVar("T")
 #: Jobs whose offers are cached.
@@ -309,3 +386,85 @@ class Renderer:
         body = self._environment.get_template(template).render(page=page, **context)
         # Browsers revalidate the page, but may keep it for the back button.
         return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})
+
+
+# -- requests: site, query parameters, queries of the index, rendering
+
+MAX_NUMBER: Final = 2**63 - 1
+#: Time ranges of charts by link text, in seconds; zero is unlimited.
+RANGES: Final = {"hour": 3_600, "day": 86_400, "week": 7 * 86_400, "all": 0}
+
+
+def site_of(request: Request) -> Site:
+    """Return the site of the application."""
+    site: Site = request.app.state.site
+    return site
+
+
+async def run_query(query: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a blocking function, such as a query of the index, in a thread."""
+    return await run_in_threadpool(query, *arguments, **options)
+
+
+async def render_page(
+    request: Request, template: str, *, status_code: int = 200, **context: Any
+) -> Response:
+    """Render a page in a thread: templates query the index for names."""
+    render: Renderer = request.app.state.render
+    return await run_in_threadpool(render, request, template, status_code=status_code, **context)
+
+
+def page_of(request: Request) -> int:
+    """Return the page number of a list; 1 is the first.
+
+    Raises:
+        UsageError: It is not a number.
+    """
+    text = request.query_params.get("page", "1")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Use page=1.")
+    return int(text)
+
+
+def text_of(request: Request, name: str, maximum: int = 64) -> str:
+    """Return a query parameter, cut to `maximum` characters; empty if absent."""
+    return request.query_params.get(name, "").strip()[:maximum]
+
+
+def period_of(request: Request) -> TimeRange | None:
+    """Return the period from day `from` to day `to` inclusive, in UTC; None if neither is given.
+
+    Raises:
+        UsageError: One is not a date, or `to` is before `from`.
+    """
+    since, until = text_of(request, "from"), text_of(request, "to")
+    if not since and not until:
+        return None
+    for text in (since, until):
+        if text.isdigit():
+            raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
+    period = parse_period(None, since or None, until or None)
+    return TimeRange(period.start, period.end)
+
+
+def number_of(text: str, noun: str) -> int:
+    """Parse a number in a URL.
+
+    Raises:
+        NotFoundError: It is not a valid number of an object.
+    """
+    if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
+        raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
+    return int(text[:20])
+
+
+def range_of(request: Request, first: str = "all") -> tuple[str, int]:
+    """Return the chosen time range of charts and its seconds.
+
+    Raises:
+        UsageError: There is no such range.
+    """
+    name = request.query_params.get("range", first)
+    if name not in RANGES:
+        raise UsageError(f"{name[:40]!r} is not a range", hint=f"There are {', '.join(RANGES)}.")
+    return name, RANGES[name]

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.audit.anomalies import Code
-from deepsquare_chain.audit.log_proofs import LogDigests, compare_endpoints, prove
 from deepsquare_chain.audit.proofs import ProofError, check_header, header_hash
 from deepsquare_chain.audit.reader import read_history
-from deepsquare_chain.audit.runner import AuditOptions, audit_grid, job_bill
+from deepsquare_chain.audit.runner import (
+    AuditOptions,
+    LogDigests,
+    audit_grid,
+    compare_endpoints,
+    job_bill,
+    prove,
+)
 from deepsquare_chain.errors import EndpointError
 from tests.integration.test_audit_chain import live_a_little
 from tests.support.livegrid import LiveGrid

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from eth_utils import to_checksum_address
 
-from deepsquare_chain.audit.checks import Storage
+from deepsquare_chain.audit.conservation import Storage
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import _provider
 from deepsquare_chain.chain.bindings.deployment import Deployment

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 from eth_utils import to_checksum_address
 
-from deepsquare_chain.audit.checks import verify
+from deepsquare_chain.audit.conservation import verify
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import AuditError

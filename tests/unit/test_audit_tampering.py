@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.audit.checks import Storage, verify
+from deepsquare_chain.audit.conservation import Storage, verify
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings import event_types as ev

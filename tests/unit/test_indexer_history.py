@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from deepsquare_chain.audit.checks import verify
+from deepsquare_chain.audit.conservation import verify
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index

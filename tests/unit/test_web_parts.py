@@ -53,7 +53,6 @@ from deepsquare_chain.job import (
     Resources,
 )
 from deepsquare_chain.web import charts, formats, views
-from deepsquare_chain.web.calls import CallPlan, offers_in_words, signature_of
 from deepsquare_chain.web.lookup import (
     decode_call,
     find_view,
@@ -62,7 +61,14 @@ from deepsquare_chain.web.lookup import (
 )
 from deepsquare_chain.web.pages.accounts import CombinedMovements, combine_movements
 from deepsquare_chain.web.pages.jobs import eligibility_of
-from deepsquare_chain.web.pages.wallet import form_as_file, problems, read_job
+from deepsquare_chain.web.pages.wallet import (
+    CallPlan,
+    form_as_file,
+    offers_in_words,
+    problems,
+    read_job,
+    signature_of,
+)
 from deepsquare_chain.web.security import is_same_origin
 from deepsquare_chain.web.server import Address
 from deepsquare_chain.web.site import Link, Site, environment

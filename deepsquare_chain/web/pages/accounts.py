@@ -23,7 +23,7 @@ from deepsquare_chain.metascheduler.ranking import relative_speeds
 from deepsquare_chain.observability.redaction import csv_text
 from deepsquare_chain.web import views
 from deepsquare_chain.web.formats import clock, exact
-from deepsquare_chain.web.pages.common import (
+from deepsquare_chain.web.site import (
     RANGES,
     number_of,
     page_of,

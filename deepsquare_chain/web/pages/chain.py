@@ -38,8 +38,7 @@ from deepsquare_chain.web.lookup import (
     signed_requests,
 )
 from deepsquare_chain.web.lookup import views as view_functions
-from deepsquare_chain.web.pages.common import number_of, page_of, render_page, run_query, site_of
-from deepsquare_chain.web.site import Site
+from deepsquare_chain.web.site import Site, number_of, page_of, render_page, run_query, site_of
 
 
 async def transactions(request: Request) -> Response:

@@ -19,7 +19,9 @@ from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
 from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
 from deepsquare_chain.web import views
-from deepsquare_chain.web.pages.common import (
+from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
+from deepsquare_chain.web.site import (
+    Site,
     number_of,
     page_of,
     period_of,
@@ -28,8 +30,6 @@ from deepsquare_chain.web.pages.common import (
     site_of,
     text_of,
 )
-from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
-from deepsquare_chain.web.site import Site
 from deepsquare_chain.workflow import Definition
 
 #: Filters of the list: link text, and the statuses that it selects.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pydantic_core
@@ -11,32 +13,428 @@ import yaml
 from hexbytes import HexBytes
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from web3.exceptions import TransactionNotFound, Web3Exception
+from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
 
-from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
 from deepsquare_chain.chain.bindings.event_types import JobSubmitted
 from deepsquare_chain.chain.bindings.events import decode_logs
-from deepsquare_chain.chain.bindings.forwarder import SignedRequest
-from deepsquare_chain.client.gasless import own_domain
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.rpc.heads import next_block_time
+from deepsquare_chain.chain.rpc.responses import node_message
+from deepsquare_chain.client.gasless import DEADLINE_SECONDS, own_domain
+from deepsquare_chain.client.offers import PricedOffer
 from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.client.submission import parse_depends, request_of, submission_time
-from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.errors import GridError, JobFileError, NotFoundError, UsageError
-from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.web.calls import (
-    CallPlan,
-    CallPlanner,
-    offers_in_words,
-    runtime,
-    signature_of,
+from deepsquare_chain.credits import CREDIT, credit_count, format_credits, parse_credits
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    InsufficientFundsError,
+    JobFileError,
+    NotFoundError,
+    UsageError,
 )
-from deepsquare_chain.web.formats import amount, exact, size_of, visible
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
+from deepsquare_chain.observability.serving import RateLimit
+from deepsquare_chain.web.formats import amount, count, duration, exact, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
-from deepsquare_chain.web.pages.common import MAX_NUMBER, render_page, run_query, site_of
 from deepsquare_chain.web.security import client_address, is_same_origin
-from deepsquare_chain.web.site import Name, Site
+from deepsquare_chain.web.site import MAX_NUMBER, Name, Site, render_page, run_query, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
+
+#: Validity of a permit in seconds: enough time for a person to read and sign it.
+PERMIT_SECONDS: Final = 900
+#: Upper bounds of gas, to check the wallet's balance beforehand; wallets make their own estimates.
+_GAS: Final = {"submit": 250_000, "topup": 150_000, "cancel": 150_000}
+_GAS_APPROVE: Final = 60_000
+_SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """The effects of a call in words, and the next thing for the wallet to sign.
+
+    Exactly one of the last four is set: the call itself, the request for a relay (EIP-712), or the
+    approval or permit that must come first.
+    """
+
+    title: str
+    action: str
+    effects: tuple[str, ...]
+    call: Call | None = None
+    approval: Call | None = None
+    permit: Mapping[str, Any] | None = None
+    request: Mapping[str, Any] | None = None
+
+    @property
+    def is_payable(self) -> bool:
+        """Whether only the wallet's final signature is missing: no approval or permit."""
+        return self.call is not None or self.request is not None
+
+    def to_wire(self, chain_id: int) -> dict[str, Any]:
+        """Return the JSON form; numbers that a browser could round are strings."""
+        return {
+            "title": self.title,
+            "action": self.action,
+            "effects": list(self.effects),
+            "call": _call_wire(self.call, chain_id),
+            "approval": _call_wire(self.approval, chain_id),
+            "permit": self.permit,
+            "request": self.request,
+        }
+
+
+def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
+    if call is None:
+        return None
+    return {
+        "to": call.to,
+        "data": "0x" + call.data.hex(),
+        "value": str(call.value),
+        "chainId": hex(chain_id),
+        "label": call.label,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """An account that pays, amounts in credit-wei; `relayed` if a relay pays its gas."""
+
+    account: str
+    balance: int
+    allowance: int
+    relayed: bool
+
+
+class CallPlanner:
+    """Plans calls of one deployment.
+
+    Args:
+        contracts: The deployment.
+        relay: URL of the relay, or empty. It pays the gas on request, or if there is no coin.
+    """
+
+    def __init__(self, contracts: Contracts, relay: str = "") -> None:
+        self._contracts = contracts
+        self._relay = relay
+
+    async def submit(
+        self,
+        account: str,
+        terms: Terms,
+        definition: bytes,
+        offers: Sequence[PricedOffer],
+        payload: Mapping[str, Any],
+    ) -> CallPlan:
+        """Plan the submission of one job.
+
+        Args:
+            account: The account that pays and signs.
+            terms: Terms of the job.
+            definition: SHA-256 of the job's definition.
+            offers: Each provider's offer for the job.
+            payload: The `payment` (permit, approve or relay), and the signed `permit`, if any.
+
+        Raises:
+            UsageError: `account` is not an address, or the permit is not valid for this call.
+            InsufficientFundsError: The account has too few credits, or no coin for gas.
+            RevertedError: The contract would revert the call.
+        """
+        scheduler = self._contracts.scheduler
+        payer = await self._payer(account, "submit", terms.amount, payload)
+        rows = [(terms, [definition])]
+        effects = (
+            *_escrow_effects(payer, terms.amount),
+            f"One job, {size_of(terms.resources)}, {runtime(terms)}.",
+            *_flag_effects(terms),
+            offers_in_words(offers),
+            "Unused credits are refunded in the transaction that ends it.",
+        )
+        permit = _permit_of(payload, terms.amount)
+        call = scheduler.submit_jobs(rows)
+        if permit is not None:
+            call = scheduler.submit_jobs_with_permit(rows, permit)
+        title = f"Submit {terms.name or 'a job'}"
+        amount = terms.amount
+        return await self._plan(
+            title,
+            "Submit",
+            effects,
+            call,
+            payer=payer,
+            amount=amount,
+            payload=payload,
+            permit=permit,
+        )
+
+    async def top_up(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
+        """Plan a top-up of a live job.
+
+        Raises the errors of `submit`, and NotFoundError if there is no such job.
+        """
+        amount = _amount(payload.get("credits"))
+        scheduler = self._contracts.scheduler
+        job = await scheduler.get_job(job_id)
+        payer = await self._payer(account, "topup", amount, payload)
+        effects = (
+            *_escrow_effects(payer, amount),
+            f"The escrow of job {job_id} grows to {credit_count(job.escrow + amount)}.",
+            _runtime_gain(job, amount, own=payer.account == job.customer),
+            "Unused credits are refunded to the customer, also if another account paid.",
+        )
+        permit = _permit_of(payload, amount)
+        call = scheduler.top_up(job_id, job.customer, amount)
+        if permit is not None:
+            call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
+        title = f"Top up job {job_id}"
+        return await self._plan(
+            title,
+            "Top up",
+            effects,
+            call,
+            payer=payer,
+            amount=amount,
+            payload=payload,
+            permit=permit,
+        )
+
+    async def cancel(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
+        """Plan the cancellation of the account's own job. Raises the errors of `top_up`."""
+        scheduler = self._contracts.scheduler
+        job = await scheduler.get_job(job_id)
+        payer = await self._payer(account, "cancel", 0, payload)
+        call = scheduler.cancel([job_id])
+        effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _refund_effect(job))
+        title = f"Cancel job {job_id}"
+        return await self._plan(
+            title, "Cancel the job", effects, call, payer=payer, payload=payload
+        )
+
+    async def _plan(
+        self,
+        title: str,
+        action: str,
+        effects: tuple[str, ...],
+        call: Call,
+        *,
+        payer: Payer,
+        payload: Mapping[str, Any],
+        amount: int = 0,
+        permit: Permit | None = None,
+    ) -> CallPlan:
+        if payer.relayed:
+            effects = (
+                *effects,
+                "A relay pays the gas: your wallet signs a request and needs no coin.",
+            )
+        if permit is not None or payer.allowance >= amount:
+            if payer.relayed:
+                request = await self._request(payer.account, call)
+                return CallPlan(title, action, effects, request=request)
+            await self._simulate(payer.account, call)
+            return CallPlan(title, action, effects, call=call)
+        if payload.get("payment") == "approve" and not payer.relayed:
+            approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
+            first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
+            return CallPlan(title, action, (*effects, first_step), approval=approval)
+        first_step = (
+            f"First your signature under a permit of exactly {credit_count(amount)}, "
+            f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
+        )
+        data = await self._permit_data(payer.account, amount)
+        return CallPlan(title, action, (*effects, first_step), permit=data)
+
+    async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
+        deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
+        spender = self._contracts.scheduler.address
+        data = await self._contracts.credit.permit_data(account, spender, amount, deadline)
+        message = {
+            key: str(value) if isinstance(value, int) else value
+            for key, value in data["message"].items()
+        }
+        return {**data, "message": message}
+
+    async def _request(self, account: str, call: Call) -> Mapping[str, Any]:
+        """Return the typed data that the wallet signs for the relay.
+
+        Raises:
+            RevertedError: The contract would revert the call.
+            EndpointError: The relay or the node does not answer, or the relay serves another grid.
+            UsageError: The call takes more gas than the relay pays.
+        """
+        forwarder = self._contracts.forwarder
+        async with RelayClient(self._relay) as relay:
+            terms = await relay.terms_for(self._contracts.deployment)
+        gas, nonce, now, domain = await asyncio.gather(
+            forwarder.estimate_gas(account, call),
+            forwarder.nonce_of(account),
+            next_block_time(self._contracts.w3),
+            own_domain(self._contracts),
+        )
+        if gas > terms.max_gas:
+            raise UsageError(f"This may take {gas:,} gas, the relay pays {terms.max_gas:,} at most")
+        deadline = now + min(DEADLINE_SECONDS, terms.max_lead)
+        request = ForwardRequest(account, call.to, 0, gas, nonce, deadline, call.data)
+        data = request.typed_data(domain)
+        message = {
+            key: "0x" + value.hex() if isinstance(value, bytes) else str(value)
+            for key, value in data["message"].items()
+        }
+        return {**data, "message": message}
+
+    async def _payer(
+        self, account: str, kind: str, amount: int, payload: Mapping[str, Any]
+    ) -> Payer:
+        address = checked_address(account)
+        credit, w3 = self._contracts.credit, self._contracts.w3
+        balance, allowance, coin, price = await asyncio.gather(
+            credit.balance_of(address),
+            credit.allowance(address, self._contracts.scheduler.address),
+            w3.eth.get_balance(address),
+            w3.eth.gas_price,
+        )
+        gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
+        relayed = bool(self._relay) and (payload.get("payment") == "relay" or coin < gas)
+        payer = Payer(address, balance, allowance, relayed)
+        if balance < amount:
+            raise InsufficientFundsError(
+                f"The wallet has {credit_count(balance)}, but {format_credits(amount)} are needed",
+                hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
+            )
+        if coin < gas and not relayed:
+            raise InsufficientFundsError(
+                f"The wallet has {format_credits(coin)} of the chain's coin, the gas of "
+                f"this may take {format_credits(gas)}",
+                hint="Send coin to it; on a devnet use `deepsquare credit faucet`.",
+            )
+        return payer
+
+    async def _simulate(self, account: str, call: Call) -> None:
+        body: Any = {"from": account, "to": call.to, "data": HexBytes(call.data)}
+        try:
+            await self._contracts.w3.eth.call(body, "latest")
+        except ContractLogicError as error:
+            raise decode_revert(error) from None
+        except Web3RPCError as error:
+            raise EndpointError(
+                f"The node rejected {call.label!r}: {node_message(error)}"
+            ) from None
+
+
+def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
+    remaining = format_credits(payer.balance - amount)
+    transfer = f"{credit_count(amount)} go from your wallet into escrow at the MetaScheduler"
+    return (f"{transfer}; {remaining} stay in the wallet.",)
+
+
+def offers_in_words(offers: Sequence[PricedOffer]) -> str:
+    """Describe in a sentence or two who could run a job, and for how much."""
+    eligible = [offer for offer in offers if offer.eligible]
+    if eligible:
+        soonest = min(
+            (offer for offer in eligible if offer.starts_in is not None),
+            key=_seconds_to_start,
+            default=None,
+        )
+        start = f" It could start {soonest.start}." if soonest is not None else ""
+        return (
+            f"{count(len(eligible), 'provider')} could run it; the whole time limit costs "
+            f"{credit_count(eligible[0].cost)} at the cheapest.{start}"
+        )
+    costs_over_budget = [offer.cost for offer in offers if offer.is_over_budget]
+    if costs_over_budget:
+        return (
+            f"Its credits are not sufficient for its time limit: the cheapest provider would take "
+            f"{format_credits(min(costs_over_budget))}. It would wait."
+        )
+    return "No provider is eligible now: it would wait, and can be cancelled for a full refund."
+
+
+def runtime(terms: Terms) -> str:
+    """Describe how long a job may run."""
+    limit = duration(terms.time_limit)
+    if terms.until_spent:
+        return f"until its credits are spent, which must buy {limit}"
+    return f"for at most {limit}"
+
+
+def _seconds_to_start(offer: PricedOffer) -> int:
+    return offer.starts_in or 0
+
+
+def _flag_effects(terms: Terms) -> Iterator[str]:
+    if JobFlags.INTERIM_PAYMENTS in terms.flags:
+        yield "Its provider may collect interim payments while it runs."
+    if JobFlags.NO_SELF_SCHEDULING in terms.flags:
+        yield "Only the meta-scheduler assigns it, because it has requirements on labels."
+
+
+def _runtime_gain(job: Job, amount: int, *, own: bool) -> str:
+    if not job.rate:
+        return "Its rate is fixed when it is assigned."
+    if job.until_spent:
+        return f"It may run {duration(amount // job.rate)} longer."
+    if own:
+        return f"At its rate that buys {duration(amount // job.rate)} more."
+    return "Its time limit stays the same: only credits of its customer extend it."
+
+
+def _refund_effect(job: Job) -> str:
+    escrow = format_credits(job.escrow)
+    if job.status is JobStatus.RUNNING:
+        return (
+            f"The seconds that it ran and that are not billed yet are billed; the rest of {escrow} "
+            "credits is refunded."
+        )
+    return f"All {escrow} credits are refunded."
+
+
+def _amount(text: Any) -> int:
+    try:
+        amount = parse_credits(str(text or ""))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not 0 < amount < 2**128:
+        raise UsageError("Give more than zero credits, and no more than there are")
+    return amount
+
+
+def signature_of(text: Any) -> bytes:
+    """Parse a wallet's signature: r, s and v, 65 bytes.
+
+    Raises:
+        UsageError: It is malformed.
+    """
+    if not _SIGNATURE.fullmatch(str(text)):
+        raise UsageError("The wallet's signature has an invalid format")
+    raw = bytes.fromhex(str(text)[2:])
+    # Some wallets return a recovery ID of 0 or 1 instead of 27 or 28.
+    return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
+
+
+def _permit_of(payload: Mapping[str, Any], amount: int) -> Permit | None:
+    """Parse the permit that the wallet signed; None if there is none.
+
+    Raises:
+        UsageError: It is malformed, or signed for another amount.
+    """
+    body = payload.get("permit")
+    if not body:
+        return None
+    raw = signature_of(body.get("signature") if isinstance(body, Mapping) else "")
+    try:
+        value, deadline = int(str(body.get("value"))), int(str(body.get("deadline")))
+    except ValueError:
+        raise UsageError("The permit's value and deadline must be numbers") from None
+    if value != amount or not 0 <= deadline < 2**64:
+        raise UsageError(
+            "The permit was signed for another amount or contract", hint="Start again."
+        )
+    return Permit(value, deadline, raw[64], raw[:32], raw[32:64])
+
 
 MAX_BODY: Final = 160_000
 

@@ -1,0 +1,204 @@
+"""The pages of the whole grid: home with its charts, search, audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hexbytes import HexBytes
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from web3.exceptions import Web3Exception
+
+from deepsquare_chain.audit.anomalies import Subject
+from deepsquare_chain.audit.conservation import NodeRequest, Side, call
+from deepsquare_chain.chain.bindings.abi import AbiError, interface
+from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.errors import GridError
+from deepsquare_chain.indexer.queries import HASH, MAX_HITS, NUMBER
+from deepsquare_chain.indexer.read_models import Hit, Overview
+from deepsquare_chain.web import views
+from deepsquare_chain.web.lookup import read_block, read_transaction
+from deepsquare_chain.web.site import (
+    RANGES,
+    Site,
+    page_of,
+    provider_name,
+    range_of,
+    render_page,
+    run_query,
+    site_of,
+)
+
+_POINTS = 80
+_LATEST = 8
+_PATHS = {
+    "job": "/jobs",
+    "account": "/accounts",
+    "provider": "/providers",
+    "transaction": "/transactions",
+    "block": "/blocks",
+}
+
+
+async def home(request: Request) -> Response:
+    """The home page."""
+    site = site_of(request)
+    name, seconds = range_of(request)
+    overview = await run_query(site.index.overview)
+    status = await run_query(site.index.status)
+    # Cached: after a change, all open pages reload at the same time.
+    charts = await run_query(
+        site.cached,
+        f"home {name}",
+        (status.change, status.block),
+        lambda: _charts(site, overview, seconds),
+    )
+    jobs = await run_query(site.index.jobs, limit=_LATEST)
+    settlements = await run_query(site.index.settlements, limit=_LATEST)
+    return await render_page(
+        request,
+        "home.html",
+        overview=overview,
+        **charts,
+        jobs=jobs.items,
+        settlements=settlements.items,
+        ranges=list(RANGES),
+        chosen=name,
+    )
+
+
+def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
+    index = site.index
+    since = max(0, overview.time - seconds) if seconds else None
+    recorded_names = site.recorded_names
+    names = {row.account: provider_name(row, recorded_names) for row in index.providers()}
+    use = index.utilisation(_POINTS // 2, since=since)
+    points = index.jobs_by_status_over_time(_POINTS, since=since)
+    return {
+        "live_chart": views.status_chart(points),
+        "ends_chart": views.ends_chart(points),
+        "escrow_chart": views.escrow_chart(index.escrow_over_time(_POINTS, since=since)),
+        "utilisation_chart": views.utilisation_lines(use, names),
+        "utilisation_bars": views.utilisation_bars(use, names),
+    }
+
+
+async def search(request: Request) -> Response:
+    """Search results for a text; a single result redirects to its page."""
+    text = request.query_params.get("q", "").strip()[:200]
+    hits = await run_query(site_of(request).index.search, text)
+    if not hits:
+        hits = await _search_node(site_of(request), text.lower())
+    if len(hits) == 1:
+        return RedirectResponse(url_of(hits[0]), status_code=303)
+    rows = await run_query(site_of(request).index.jobs, limit=MAX_HITS, name=text[:64])
+    statuses = {str(row.id): row.status for row in rows.items}
+    results = [(hit, url_of(hit), statuses.get(hit.key)) for hit in hits]
+    return await render_page(request, "search.html", text=text, hits=results, max_hits=MAX_HITS)
+
+
+async def _search_node(site: Site, text: str) -> tuple[Hit, ...]:
+    """Search the node for blocks and transactions without events of this grid."""
+    if match := NUMBER.fullmatch(text):
+        number = match[1]
+        block = await read_block(site.contracts, int(number))
+        return () if block is None else (Hit("block", number, f"block {number}"),)
+    match = HASH.fullmatch(text)
+    if match is None:
+        return ()
+    key = "0x" + match[1]
+    if await read_transaction(site.contracts, key) is not None:
+        return (Hit("transaction", key, key),)
+    block = await read_block(site.contracts, key)
+    return () if block is None else (Hit("block", key, key),)
+
+
+def url_of(hit: Hit) -> str:
+    """Return the URL of the page of a search result."""
+    return f"{_PATHS[hit.kind]}/{hit.key}"
+
+
+_ALL: Final = "all"
+_SETUP: Final = 200
+
+
+async def audit(request: Request) -> Response:
+    """The audit page: conservation, index status and anomalies."""
+    site = site_of(request)
+    chosen = request.query_params.get("of", _ALL)
+    kind = None if chosen == _ALL else chosen
+    # List anomalies of the set-up separately: they would fill the first page.
+    setup = (
+        await run_query(site.index.anomalies, limit=_SETUP, setup=True) if kind is None else None
+    )
+    page = await run_query(
+        site.index.anomalies, page_of(request), kind=kind, setup=False if kind is None else None
+    )
+    overview = await run_query(site.index.overview)
+    return await render_page(
+        request,
+        "audit.html",
+        overview=overview,
+        equations=await equations(site.contracts, overview),
+        open_anomalies=await run_query(site.index.open_anomalies),
+        listing=page,
+        setup=setup.items if setup is not None else (),
+        chosen=chosen,
+        kinds=[_ALL, *Subject],
+        link_addresses=views.link_addresses,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """The sum of events (`expected`) and the value in a contract (`actual`); amounts in credit-wei.
+
+    `actual` is None if the node can't read it, for instance because the state of the block is pruned.
+    """
+
+    title: str
+    expected: Side
+    actual: int | None
+    repeat: NodeRequest
+
+    @property
+    def difference(self) -> int | None:
+        """`actual` minus the sum of events; nonzero means an inconsistency."""
+        return None if self.actual is None else self.actual - self.expected.amount
+
+
+async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
+    """Compare the supply and the scheduler's balance with the events, at the overview's block."""
+    supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
+    owed = [("in escrow", overview.escrow), ("withdrawable", overview.parked)]
+    if overview.donated:
+        owed.append(("sent to it by mistake", overview.donated))
+    block, scheduler = max(overview.block, 0), contracts.scheduler.address
+    return (
+        await _equation(contracts, "Supply of credits", supply, block, "totalSupply"),
+        await _equation(
+            contracts,
+            "Balance of the MetaScheduler",
+            Side("events", tuple(owed)),
+            block,
+            "balanceOf",
+            scheduler,
+        ),
+    )
+
+
+async def _equation(
+    contracts: Contracts, title: str, expected: Side, block: int, name: str, *arguments: Any
+) -> Equation:
+    repeat = call(contracts.deployment, "Credit", block, name, *arguments)
+    function = interface("Credit").function(name)
+    body: Any = {
+        "to": contracts.credit.address,
+        "data": HexBytes(function.encode(*arguments)),
+    }
+    try:
+        (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
+    except (GridError, Web3Exception, AbiError):
+        value = None
+    return Equation(title, expected, value, repeat)
