@@ -7,11 +7,14 @@ time since the last interim payment; the lines of a bill include both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from html import escape
+from pathlib import Path
 from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, from_attributes
 from deepsquare_chain.audit.ledger import Ledger
@@ -263,94 +266,25 @@ def make_invoice(
     return Invoice(job, bill, deployment.chain_id, deployment.scheduler, block, tuple(lines))
 
 
-def render_html(invoice: Invoice) -> str:
-    """Return the invoice as an HTML page for A4, without scripts or external resources."""
-    job, bill = invoice.job, invoice.bill
-    total = job.paid + job.fee
-    summary = [
-        ("Job", f"{job.id}, {job.name or 'without a name'}"),
-        ("Status", f"{job.status.name}: {job.status.meaning}"),
-        ("Customer", job.customer),
-        ("Provider", "none" if job.provider == ZERO_ADDRESS else job.provider),
-        ("Started", _time(job.started_at)),
-        ("Ended", _time(job.ended_at)),
-        ("Definition (SHA-256)", job.definition.hex()),
-    ]
-    amounts = [
-        ("Rate", f"{hourly(job.rate)} credits per hour"),
-        ("Billed time", f"{job.billed_seconds} s"),
-        (f"To the provider, {job.billed_seconds} s x rate less the fee", _credits(job.paid)),
-        (f"Fee, {job.fee_bps / 100:g} %", _credits(job.fee)),
-        ("Total", _credits(total)),
-        ("Paid in", _credits(job.funded + job.carried_in)),
-        ("Returned", _credits(job.refunded)),
-    ]
-    bill_checks = [
-        (
-            line.name,
-            _credits(line.expected),
-            _credits(line.actual),
-            "yes" if not line.difference else "NO",
-        )
-        for line in bill.lines
-    ]
-    evidence = [
-        (
-            _time(line.time),
-            line.description,
-            "" if line.amount is None else _credits(line.amount),
-            line.tx_hash,
-        )
-        for line in invoice.lines
-    ]
-    verdict = (
-        "The bill matches the recomputed bill." if invoice.ok else "THE BILL IS NOT AS COMPUTED."
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Invoice, job {job.id}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{STYLE}</style></head><body>
-<h1>Invoice for job {job.id}</h1>
-{_table((), summary)}
-<h2>Amounts</h2>
-{_table((), amounts, numbers={1})}
-<h2>Bill check</h2>
-<p>{escape(verdict)} Rule: {escape(bill.why or "nothing to bill")}.</p>
-{_table(("Sum", "Must be", "Is", "Same"), bill_checks, numbers={1, 2})}
-<h2>Evidence</h2>
-{_table(("Time (UTC)", "What", "Credits", "Transaction"), evidence, numbers={2})}
-<p><small>From the events of MetaScheduler {escape(invoice.contract)} on chain {invoice.chain_id}, up to block
-{invoice.block}. Anyone with an endpoint repeats it with <code>deepsquare audit invoice {job.id}</code>.</small></p>
-</body></html>
-"""
-
-
-def _table(
-    titles: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numbers: frozenset[int] | set[int] = frozenset(),
-) -> str:
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="n">{escape(cell)}</td>'
-            if column in numbers
-            else f"<td>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    return (
-        f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
-    )
-
-
-def _credits(amount: int) -> str:
-    return f"{credit_count(amount)}"
-
-
 def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"
+
+
+_TEMPLATES: Final = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters |= {"credits": credit_count, "hourly": hourly, "time": _time}
+
+
+def render_html(invoice: Invoice) -> str:
+    """Return the invoice as an HTML page for A4, without scripts or external resources."""
+    return _TEMPLATES.get_template("invoice.html").render(
+        invoice=invoice,
+        job=invoice.job,
+        bill=invoice.bill,
+        style=Markup(STYLE),  # noqa: S704 - a constant
+        zero_address=ZERO_ADDRESS,
+    )

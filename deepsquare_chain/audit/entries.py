@@ -283,6 +283,8 @@ class TransactionContext:
         unanswered: Providers that moved a job (the value) while a challenge was open, which
             must answer the challenge.
         previous_providers: Former providers of jobs that returned to PENDING, by job.
+        log_index: Index of the event that is applied.
+        job_id: Its job, zero if none applies; findings and entries belong to it.
     """
 
     block: int
@@ -297,31 +299,21 @@ class TransactionContext:
     unanswered: dict[str, int] = field(default_factory=dict)
     previous_providers: dict[int, str] = field(default_factory=dict)
     log_index: int = 0
+    job_id: int = 0
 
-    def report(self, code: str, message: str, job_id: int = 0) -> None:
-        """Record a finding."""
+    def report(self, code: str, message: str, job_id: int | None = None) -> None:
+        """Record a finding of the current job, or of another one."""
+        job_id = self.job_id if job_id is None else job_id
         self.findings.append(AuditFinding(code, message, self.block, self.tx_hash, job_id))
 
-    def check(self, holds: bool, code: str, message: str, job_id: int = 0) -> None:
+    def check(self, holds: bool, code: str, message: str, job_id: int | None = None) -> None:
         """Record a finding unless `holds` is true."""
         if not holds:
             self.report(code, message, job_id)
 
-    def add_entry(
-        self, account: str, kind: MovementKind, amount: int, counterparty: str, job_id: int = 0
-    ) -> None:
+    def add_entry(self, account: str, kind: MovementKind, amount: int, counterparty: str) -> None:
         """Record a movement of an account. An amount of zero is not recorded."""
         if amount:
-            self.entries.append(
-                LedgerEntry(
-                    account,
-                    self.block,
-                    self.time,
-                    kind,
-                    amount,
-                    job_id,
-                    counterparty,
-                    self.tx_hash,
-                    self.log_index,
-                )
-            )
+            position = (self.tx_hash, self.log_index)
+            values = (kind, amount, self.job_id, counterparty, *position)
+            self.entries.append(LedgerEntry(account, self.block, self.time, *values))

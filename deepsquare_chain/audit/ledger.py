@@ -235,7 +235,7 @@ class GridLedgers:
         """Apply the events of one transaction, given in chain order."""
         transfers = []
         for event in events:
-            context.log_index = event.log_index
+            context.log_index, context.job_id = event.log_index, getattr(event, "job_id", 0)
             if event.address == self._credit:
                 if isinstance(event, ev.Transfer):
                     transfers.append(event)
@@ -247,6 +247,7 @@ class GridLedgers:
                 self.tokens.park(event, context)
             elif isinstance(event, ev.PaymentWithdrawn):
                 self.tokens.withdraw(event, context)
+        context.job_id = 0
         self.jobs.close(context)
         self.registry.close(context)
         self.tokens.close(transfers, context)
@@ -341,9 +342,7 @@ class JobLedger:
             self._change(job, event, context)
         # A batch may name jobs that do not exist: it skips them with the status NONE.
         elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
-            context.report(
-                "unknown", f"{type(event).__name__} of job {job_id}, which is unknown", job_id
-            )
+            context.report("unknown", f"{type(event).__name__} of job {job_id}, which is unknown")
 
     def _change(self, job: JobEntry, event: JobChange, context: TransactionContext) -> None:
         match event:
@@ -388,13 +387,13 @@ class JobLedger:
         """Check that the event was expected: it may only follow a transition of its job."""
         name = type(event).__name__
         awaited = (job.id, name) in context.awaited
-        context.check(awaited, "stray", f"{name} of job {job.id} without its cause", job.id)
+        context.check(awaited, "stray", f"{name} of job {job.id} without its cause")
         context.awaited.discard((job.id, name))
 
     def _submitted(self, event: ev.JobSubmitted, context: TransactionContext) -> None:
         terms, job_id = event.terms, event.job_id
         if job_id in self.jobs:
-            context.report("ids", f"job {job_id} was submitted twice", job_id)
+            context.report("ids", f"job {job_id} was submitted twice")
             return
         self._check_signer(event.customer, job_id, context)
         job = JobEntry(job_id, event.customer, event.definition, terms)
@@ -403,9 +402,7 @@ class JobLedger:
         job.retries_left = terms.retries
         self._add_job(job, context)
         context.owed_in[event.customer] += terms.amount
-        context.add_entry(
-            event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler, job_id
-        )
+        context.add_entry(event.customer, MovementKind.ESCROW, -terms.amount, self._scheduler)
 
     def _check_signer(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Check that the signer, not the forwarder, paid for a forwarded call."""
@@ -413,7 +410,6 @@ class JobLedger:
             account != self._forwarder or account == ZERO_ADDRESS,
             "forwarder",
             f"job {job_id} was paid by the forwarder instead of who signed",
-            job_id,
         )
 
     def _transitioned(
@@ -424,11 +420,8 @@ class JobLedger:
             event.before is job.status and can_transition(event.before, event.after),
             "transition",
             f"job {job.id} went from {arrow} while it was {job.status.name}",
-            job.id,
         )
-        context.check(
-            event.customer == job.customer, "party", f"job {job.id} changed its customer", job.id
-        )
+        context.check(event.customer == job.customer, "party", f"job {job.id} changed its customer")
         if event.after is JobStatus.META_SCHEDULED:
             self._check_retry_chain(job, event.provider, context)
             job.provider = event.provider
@@ -437,7 +430,6 @@ class JobLedger:
                 event.provider == job.provider,
                 "party",
                 f"job {job.id} went from {arrow} by another provider than its own",
-                job.id,
             )
         if (follower := _FOLLOWED_BY.get(event.after)) and event.before is not JobStatus.NONE:
             context.awaited.add((job.id, follower.__name__))
@@ -472,7 +464,6 @@ class JobLedger:
                 predecessor.provider != provider,
                 "excluded",
                 f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line",
-                job.id,
             )
             successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
 
@@ -482,15 +473,12 @@ class JobLedger:
             event.provider == job.provider,
             "party",
             f"job {job.id} was priced for another provider than its own",
-            job.id,
         )
         job.rate, job.fee_bps = event.rate, event.fee_bps
         self._registry.check_assignment(job, context)
 
     def _topped_up(self, job: JobEntry, event: ev.JobToppedUp, context: TransactionContext) -> None:
-        context.check(
-            job.status.is_live, "top-up", f"job {job.id} was topped up after its end", job.id
-        )
+        context.check(job.status.is_live, "top-up", f"job {job.id} was topped up after its end")
         self._check_signer(event.payer, job.id, context)
         limit = job.time_limit
         if job.rate and event.payer == job.customer and not job.terms.until_spent:
@@ -500,16 +488,15 @@ class JobLedger:
             "top-up",
             f"a top-up of job {job.id} by {event.amount} made {event.escrow} for "
             f"{event.time_limit} s instead of {job.escrow + event.amount} for {limit} s",
-            job.id,
         )
         job.funded += event.amount
         job.escrow, job.time_limit = event.escrow, event.time_limit
         context.owed_in[event.payer] += event.amount
-        context.add_entry(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler, job.id)
+        context.add_entry(event.payer, MovementKind.TOP_UP, -event.amount, self._scheduler)
 
     def _settled(self, job: JobEntry, event: ev.JobSettled, context: TransactionContext) -> None:
         if context.ended.pop(job.id, None) is None:
-            context.report("settlement", f"job {job.id} was settled without having ended", job.id)
+            context.report("settlement", f"job {job.id} was settled without having ended")
         provider_gone = self._registry.is_gone(job.provider, context.time)
         check_settlement(job, event, context, gone=provider_gone)
         job.settled = True
@@ -518,20 +505,15 @@ class JobLedger:
         job.fee += event.fee
         job.refunded += event.refunded
         job.escrow -= event.paid + event.fee + event.refunded
-        self._pay(event.provider, MovementKind.PAYMENT, event.paid, job, context)
-        self._pay(self._treasury, MovementKind.FEE, event.fee, job, context)
-        self._pay(event.customer, MovementKind.REFUND, event.refunded, job, context)
+        self._pay(event.provider, MovementKind.PAYMENT, event.paid, context)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, context)
+        self._pay(event.customer, MovementKind.REFUND, event.refunded, context)
 
     def _pay(
-        self,
-        account: str,
-        kind: MovementKind,
-        amount: int,
-        job: JobEntry,
-        context: TransactionContext,
+        self, account: str, kind: MovementKind, amount: int, context: TransactionContext
     ) -> None:
         context.owed_out[account] += amount
-        context.add_entry(account, kind, amount, self._scheduler, job.id)
+        context.add_entry(account, kind, amount, self._scheduler)
 
     def _collected(
         self, job: JobEntry, event: ev.JobCollected, context: TransactionContext
@@ -546,21 +528,20 @@ class JobLedger:
         job.collected_fee += event.fee
         job.escrow, job.time_limit = event.escrow, event.time_limit
         self._registry.acted(event.provider, job.id, context)
-        self._pay(event.provider, MovementKind.INTERIM, event.paid, job, context)
-        self._pay(self._treasury, MovementKind.FEE, event.fee, job, context)
+        self._pay(event.provider, MovementKind.INTERIM, event.paid, context)
+        self._pay(self._treasury, MovementKind.FEE, event.fee, context)
 
     def _retried(self, job: JobEntry, event: ev.JobRetried, context: TransactionContext) -> None:
         ended = context.ended.pop(job.id, None) is not None
         allowed = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
-        context.check(allowed, "retry", f"job {job.id} can't have a successor", job.id)
+        context.check(allowed, "retry", f"job {job.id} can't have a successor")
         context.check(
             event.escrow == job.escrow,
             "retry",
             f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}",
-            job.id,
         )
         if event.successor in self.jobs:
-            context.report("ids", f"job {event.successor} can't succeed job {job.id}", job.id)
+            context.report("ids", f"job {event.successor} can't succeed job {job.id}")
             return
         successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
         successor.escrow = successor.carried_in = job.carried_out = event.escrow
@@ -580,7 +561,6 @@ class JobLedger:
             consistent.get(job.status, True),
             "result",
             f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}",
-            job.id,
         )
         job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
 
@@ -596,7 +576,7 @@ class JobLedger:
         else:
             provider_gone = self._registry.is_gone(job.provider, context.time)
             lost = bool(job.started_at) and is_lost(job, context.time, gone=provider_gone)
-            context.check(lost, "party", f"{event.by} gave up job {job.id}, not lost", job.id)
+            context.check(lost, "party", f"{event.by} gave up job {job.id}, not lost")
 
     def _skipped(
         self, job: JobEntry, event: ev.TransitionSkipped, context: TransactionContext
@@ -605,7 +585,6 @@ class JobLedger:
             event.status is job.status,
             "transition",
             f"job {job.id} was left out as {event.status.name} while it was {job.status.name}",
-            job.id,
         )
 
 
@@ -654,7 +633,7 @@ def check_collection(
             f" made paid, fee, escrow and time limit {actual} instead of {expected}",
         ),
     ):
-        context.check(holds, "interim", f"an interim payment of job {job.id}{problem}", job.id)
+        context.check(holds, "interim", f"an interim payment of job {job.id}{problem}")
 
 
 def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
@@ -683,7 +662,6 @@ def check_settlement(
         job.status is not JobStatus.PANICKED or job.retries_left == 0,
         "retry",
         f"job {job.id} was refunded although {job.retries_left} retries were left",
-        job.id,
     )
     cost = job.rate * event.billed_seconds
     share = fee_of(cost, job.fee_bps)
@@ -693,13 +671,11 @@ def check_settlement(
         "settlement",
         f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
         f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
-        job.id,
     )
     context.check(
         event.customer == job.customer and event.provider == job.provider,
         "settlement",
         f"job {job.id} was settled between other parties than its own",
-        job.id,
     )
 
 
@@ -722,7 +698,7 @@ def _check_seconds(
             problem = f"{billed} s were billed where {charged} s were used"
     elif billed:
         problem = f"{billed} s were billed although nothing may be"
-    context.check(not problem, "billing", f"job {job.id}: {problem}", job.id)
+    context.check(not problem, "billing", f"job {job.id}: {problem}")
 
 
 def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
@@ -813,37 +789,33 @@ class RegistryLedger:
         provider = self.providers.get(job.provider)
         subject = f"job {job.id} was assigned to {job.provider}"
         if provider is None or provider.id == 0:
-            context.report("eligible", f"{subject}, which is not an approved provider", job.id)
+            context.report("eligible", f"{subject}, which is not an approved provider")
             return
         active = (
             provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
         )
-        context.check(active, "eligible", f"{subject}, which was not active then", job.id)
+        context.check(active, "eligible", f"{subject}, which was not active then")
         size = job.terms.resources
         context.check(
             fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
             "eligible",
             f"{subject}, whose hardware, or offer less its load, it does not fit",
-            job.id,
         )
         expected = job_rate(provider.prices, job.terms.resources)
         context.check(
             job.rate == expected and 0 < job.rate < 2**72,
             "rate",
             f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
-            job.id,
         )
         context.check(
             job.rate * job.time_limit <= job.escrow,
             "budget",
             f"the escrow of job {job.id} does not buy its time limit",
-            job.id,
         )
         context.check(
             job.fee_bps == self.fee_bps,
             "fee",
             f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
-            job.id,
         )
 
     def _registered(self, event: ev.ProviderRegistered, context: TransactionContext) -> None:
@@ -879,7 +851,6 @@ class RegistryLedger:
             entry.answer_by == 0 and event.answer_by > context.time,
             "challenge",
             f"{event.provider} can't have been challenged",
-            event.job_id,
         )
         entry.challenged_at, entry.answer_by = context.time, event.answer_by
 
@@ -987,9 +958,7 @@ class TokenLedger:
                     context.add_entry(payer, kind, -paid, self._scheduler)
                 continue
             context.check(
-                paid == owed,
-                "escrow",
-                f"{payer} paid {paid} into escrow where its jobs say {owed}",
+                paid == owed, "escrow", f"{payer} paid {paid} into escrow where its jobs say {owed}"
             )
 
     def _match_payments_out(

@@ -288,8 +288,8 @@ class CommandContext:
 
 #: Extras of the package (`pip install 'deepsquare-chain[EXTRA]'`), and the modules each requires.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
-    "devnet": ("eth_tester", "eth", "alembic", "fastapi", "jinja2", "obstore", "sse_starlette"),
-    "explorer": ("alembic", "fastapi", "jinja2", "markupsafe", "sse_starlette"),
+    "devnet": ("eth_tester", "eth", "alembic", "fastapi", "obstore", "sse_starlette"),
+    "explorer": ("alembic", "fastapi", "sse_starlette"),
     "gateway": ("fastapi", "obstore", "sse_starlette"),
     "top": ("textual",),
 }

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import GetCoreSchemaHandler, InstanceOf, PlainSerializer, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
@@ -61,10 +71,16 @@ class Record:
         return _with_properties(source, handler, self.member)
 
 
+@dataclass_transform(frozen_default=True)
 class ReadModel:
-    """Base of read models. JSON includes fields, properties, and the companions of amounts."""
+    """Base of read models, which are frozen dataclasses.
 
-    __slots__ = ()
+    JSON includes fields, properties, and the companions of amounts.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True)(cls)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -168,7 +184,6 @@ Prices: TypeAlias = Annotated[job.Prices, Record(Rate)]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class Page(ReadModel, Generic[T]):
     """A page of a list. `next` is the cursor of the following page, None at the end."""
 
@@ -176,7 +191,6 @@ class Page(ReadModel, Generic[T]):
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class NumberedPage(Page[T]):
     """A page of a list with numbered pages, starting at 1. `total` is the number of all rows."""
 
@@ -185,7 +199,6 @@ class NumberedPage(Page[T]):
     total: int
 
 
-@dataclass(frozen=True, slots=True)
 class Place(ReadModel):
     """A position on the chain.
 
@@ -200,7 +213,6 @@ class Place(ReadModel):
     finalized: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Status(ReadModel):
     """The progress of the index.
 
@@ -232,7 +244,6 @@ class Status(ReadModel):
         return max(0, self.head - self.block)
 
 
-@dataclass(frozen=True, slots=True)
 class Overview(ReadModel):
     """Summary of the grid at chain time `time`. CPUs are those of active providers.
 
@@ -260,7 +271,6 @@ class Overview(ReadModel):
     refunded: Credits
 
 
-@dataclass(frozen=True, slots=True)
 class JobRow(ReadModel):
     """A job in a list.
 
@@ -293,7 +303,6 @@ class JobRow(ReadModel):
     changed: Place
 
 
-@dataclass(frozen=True, slots=True)
 class TransitionRow(ReadModel):
     """A transition of a job. `provider` is None if no provider was involved."""
 
@@ -305,7 +314,6 @@ class TransitionRow(ReadModel):
     provider: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class MovementRow(ReadModel):
     """One line of a statement. `debit` or `credit` is zero; `balance` is the balance after it.
 
@@ -328,7 +336,6 @@ class MovementRow(ReadModel):
         return self.credit - self.debit
 
 
-@dataclass(frozen=True, slots=True)
 class EventRow(ReadModel):
     """An event; `values` are its fields by name.
 
@@ -343,7 +350,6 @@ class EventRow(ReadModel):
     values: Values
 
 
-@dataclass(frozen=True, slots=True)
 class LineRow(ReadModel):
     """One job of a chain of retries. `carried` is the escrow that it passed to its successor."""
 
@@ -353,7 +359,6 @@ class LineRow(ReadModel):
     carried: Credits
 
 
-@dataclass(frozen=True, slots=True)
 class ChallengeRow(ReadModel):
     """A provider's open challenge. The provider must answer by chain time `answer_by`."""
 
@@ -364,7 +369,6 @@ class ChallengeRow(ReadModel):
     answer_by: int
 
 
-@dataclass(frozen=True, slots=True)
 class JobDetail(ReadModel):
     """All details of a job.
 
@@ -409,7 +413,6 @@ class JobDetail(ReadModel):
         return self.billed_until + self.allotment if running else 0
 
 
-@dataclass(frozen=True, slots=True)
 class RoleRow(ReadModel):
     """A grant or revocation of a role. `contract` is Credit, ProviderRegistry or MetaScheduler."""
 
@@ -422,7 +425,6 @@ class RoleRow(ReadModel):
     by: str
 
 
-@dataclass(frozen=True, slots=True)
 class Roles(ReadModel):
     """Roles: `held` are the grants in force, `history` are all grants and revocations."""
 
@@ -430,7 +432,6 @@ class Roles(ReadModel):
     history: tuple[RoleRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class AccountRow(ReadModel):
     """An account. `alias` is its role in the grid (a contract's name, treasury), or empty.
 
@@ -448,7 +449,6 @@ class AccountRow(ReadModel):
     roles: tuple[RoleRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class ProviderFigures(ReadModel):
     """Totals of a provider's work.
 
@@ -489,7 +489,6 @@ class ProviderFigures(ReadModel):
         return succeeded / (succeeded + self.panicked) if succeeded + self.panicked else None
 
 
-@dataclass(frozen=True, slots=True)
 class ProviderRow(ReadModel):
     """The current state of a provider.
 
@@ -513,7 +512,6 @@ class ProviderRow(ReadModel):
     figures: ProviderFigures
 
 
-@dataclass(frozen=True, slots=True)
 class ProviderChange(ReadModel):
     """A change of a provider.
 
@@ -526,7 +524,6 @@ class ProviderChange(ReadModel):
     values: Values
 
 
-@dataclass(frozen=True, slots=True)
 class ProviderDetail(ReadModel):
     """A provider with its latest changes. `Index.provider_history` returns all changes in pages."""
 
@@ -536,7 +533,6 @@ class ProviderDetail(ReadModel):
     challenge: ChallengeRow | None
 
 
-@dataclass(frozen=True, slots=True)
 class TransactionRow(ReadModel):
     """A transaction that emitted events of this grid.
 
@@ -558,7 +554,6 @@ class TransactionRow(ReadModel):
     events: int
 
 
-@dataclass(frozen=True, slots=True)
 class ForwardedRow(ReadModel):
     """A customer's signed request that a relayer submitted to the forwarder.
 
@@ -573,7 +568,6 @@ class ForwardedRow(ReadModel):
     ok: bool
 
 
-@dataclass(frozen=True, slots=True)
 class TransactionDetail(ReadModel):
     """A transaction with its input (0x-hexadecimal), events, and movements of credits.
 
@@ -590,7 +584,6 @@ class TransactionDetail(ReadModel):
     movements: tuple[MovementRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class BlockRow(ReadModel):
     """A block with events of this grid. `transactions` counts the transactions with such events."""
 
@@ -606,7 +599,6 @@ class BlockRow(ReadModel):
     finalized: bool
 
 
-@dataclass(frozen=True, slots=True)
 class BlockDetail(ReadModel):
     """A block with its transactions, only the first ones if `more_transactions`."""
 
@@ -615,7 +607,6 @@ class BlockDetail(ReadModel):
     more_transactions: bool
 
 
-@dataclass(frozen=True, slots=True)
 class SettlementRow(ReadModel):
     """A settlement or an interim payment of a job.
 
@@ -639,7 +630,6 @@ class SettlementRow(ReadModel):
         return self.status is job.JobStatus.RUNNING
 
 
-@dataclass(frozen=True, slots=True)
 class AnomalyRow(ReadModel):
     """An anomaly (allowed but unusual), by the rules of `audit verify`.
 
@@ -656,7 +646,6 @@ class AnomalyRow(ReadModel):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
 class OpenAnomalies(ReadModel):
     """Open conditions that no transaction caused. `more` is true if only the first are included."""
 
@@ -664,7 +653,6 @@ class OpenAnomalies(ReadModel):
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
 class ParameterRow(ReadModel):
     """A value of a parameter. `since` is None if the deployment fixed it permanently."""
 
@@ -673,7 +661,6 @@ class ParameterRow(ReadModel):
     since: Place | None
 
 
-@dataclass(frozen=True, slots=True)
 class ParameterHistory(ReadModel):
     """All current parameters, and the changes of those that can change, latest first."""
 
@@ -681,7 +668,6 @@ class ParameterHistory(ReadModel):
     history: tuple[ParameterRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Hit(ReadModel):
     """A search result.
 
@@ -694,7 +680,6 @@ class Hit(ReadModel):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
 class StatusPoint(ReadModel):
     """Number of jobs by status at a time."""
 
@@ -702,7 +687,6 @@ class StatusPoint(ReadModel):
     jobs: JobCounts
 
 
-@dataclass(frozen=True, slots=True)
 class EscrowPoint(ReadModel):
     """Totals of credits at a time."""
 
@@ -714,7 +698,6 @@ class EscrowPoint(ReadModel):
     fees: Credits
 
 
-@dataclass(frozen=True, slots=True)
 class UsePoint(ReadModel):
     """CPU-seconds that a provider used and offered in the interval that ends at `time`."""
 
@@ -728,7 +711,6 @@ class UsePoint(ReadModel):
         return self.cpu_seconds / self.offered_seconds if self.offered_seconds else 0.0
 
 
-@dataclass(frozen=True, slots=True)
 class Utilisation(ReadModel):
     """Utilisation of one provider over time."""
 
@@ -736,7 +718,6 @@ class Utilisation(ReadModel):
     points: tuple[UsePoint, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Change(ReadModel):
     """A change of the index, after which pages may show different data.
 
@@ -752,7 +733,6 @@ class Change(ReadModel):
     jobs: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Changes(ReadModel):
     """Changes after a given number, oldest first.
 
