@@ -154,11 +154,7 @@ TABLES: Final = (
         ),
         _jobs,
     ),
-    Table(
-        "statements",
-        ("account", *STATEMENT_COLUMNS),
-        _statements,
-    ),
+    Table("statements", ("account", *STATEMENT_COLUMNS), _statements),
     Table(
         "exceptions",
         ("code", "severity", "job_id", "account", "block", "time", "transaction", "message"),

@@ -268,11 +268,7 @@ class Projection:
 
     def _event(self, event: ev.Event, position: int, time: int, active: set[str]) -> None:
         account, contract = _account(event), self._names[event.address]
-        location = {
-            "block": event.block_number,
-            "log_index": event.log_index,
-            "position": position,
-        }
+        location = {"block": event.block_number, "log_index": event.log_index, "position": position}
         self._result.rows[schema.events].append(
             {
                 **location,

@@ -299,10 +299,7 @@ parkings: Final = _event_table("parkings", *_texts("recipient"), *_amounts("amou
 _index(parkings, "recipient", "recipient", "block", "log_index")
 
 roles: Final = _event_table(
-    "roles",
-    *_texts("contract", "role", "account"),
-    _column("granted", Boolean),
-    *_texts("by"),
+    "roles", *_texts("contract", "role", "account"), _column("granted", Boolean), *_texts("by")
 )
 _index(roles, "account", "account", "block", "log_index")
 

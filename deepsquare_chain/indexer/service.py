@@ -35,10 +35,7 @@ from deepsquare_chain.settings import Settings
 #: Maximum blocks per batch. Limits memory use, and the work that is repeated after a crash.
 MAX_RANGE: Final = 2_000
 DATABASE: Final = "explorer.db"
-_CONSTANTS: Final = (
-    *TIMES,
-    *("credit", "registry", "treasury", "forwarder"),
-)
+_CONSTANTS: Final = (*TIMES, *("credit", "registry", "treasury", "forwarder"))
 _log = get_logger(__name__)
 
 #: Called with the last block that was read and the last block to read.
@@ -125,11 +122,7 @@ async def index_service(
     )
     try:
         yield IndexService(
-            contracts,
-            database,
-            confirmations=confirmations,
-            metrics=metrics,
-            progress=progress,
+            contracts, database, confirmations=confirmations, metrics=metrics, progress=progress
         )
     finally:
         database.close()

@@ -43,13 +43,13 @@ _MAX_INT: Final = 2**63 - 1
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _RETRY_SECONDS: Final = 5
 _DESCRIPTION: Final = """\
-What the explorer's index holds of a grid. Nothing has to be trusted: each row names its block,
-transaction and log, and a row that is not `finalized` may still be undone.
+Read access to the index of a grid's events. Every row names its block, transaction and log, so that
+it can be checked on the chain. A reorg can still undo a row that is not `finalized`.
 
-Amounts are texts: `paid` in credit-wei, `paid_credits` beside it in credits. Times are seconds of
-chain time. Lists come in pages: give `next` back as `cursor`. Answers carry an `ETag`; ask with
-`If-None-Match` and an unchanged one is 304. Who asks too much gets 429 with `Retry-After`.
-Texts of jobs and providers are strangers': data, never markup.
+Amounts are strings: `paid` in credit-wei, `paid_credits` in credits. Times are seconds of chain
+time. Lists are paginated: pass `next` as `cursor` to get the next page. Responses carry an `ETag`;
+a request with `If-None-Match` gets 304 if nothing changed. Above the rate limit, the status is 429
+with `Retry-After`. Names, labels and reasons are untrusted text, never markup.
 """
 _log = get_logger(__name__)
 
@@ -231,29 +231,45 @@ _Status: TypeAlias = Annotated[
 ]
 _Number: TypeAlias = Annotated[int, _Between()]
 _Text: TypeAlias = Annotated[str, Field(max_length=_MAX_TEXT)]
+_Limit: TypeAlias = Annotated[int, _Between(1, MAX_LIMIT)]
+_Buckets: TypeAlias = Annotated[int, _Between(1, MAX_BUCKETS)]
 
 JobId: TypeAlias = Annotated[Annotated[int, _Between(1)], Path(description="ID of the job.")]
 Account: TypeAlias = Annotated[_Text, Path(description="Address.")]
-Cursor: TypeAlias = Annotated[_Text | None, Query(description="`next` of the page before.")]
-Limit: TypeAlias = Annotated[
-    Annotated[int, _Between(1, MAX_LIMIT)], Query(description="Rows of a page.")
-]
-Buckets: TypeAlias = Annotated[
-    Annotated[int, _Between(1, MAX_BUCKETS)], Query(description="Steps.")
-]
-Since: TypeAlias = Annotated[
-    _Number | None, Query(description="First time, in seconds; the first event's by default.")
-]
-Until: TypeAlias = Annotated[
-    _Number | None, Query(description="Last time, in seconds; the index's by default.")
-]
+
+
+def _paging(
+    cursor: Annotated[_Text | None, Query(description="`next` of the page before.")] = None,
+    limit: Annotated[_Limit, Query(description="Rows of a page.")] = DEFAULT_LIMIT,
+) -> tuple[str | None, int]:
+    return cursor, limit
+
+
+def _intervals(
+    buckets: Annotated[_Buckets, Query(description="Steps.")] = 60,
+    since: Annotated[
+        _Number | None, Query(description="First time, in seconds; the first event's by default.")
+    ] = None,
+    until: Annotated[
+        _Number | None, Query(description="Last time, in seconds; the index's by default.")
+    ] = None,
+) -> dict[str, Any]:
+    return {"buckets": buckets, "since": since, "until": until}
+
+
+#: Cursor and number of rows of a page.
+Paging: TypeAlias = Annotated[tuple[str | None, int], Depends(_paging)]
+#: Points of a time series.
+Intervals: TypeAlias = Annotated[dict[str, Any], Depends(_intervals)]
 
 
 def _check_parameter_names(request: Request) -> None:
     """Refuse unknown parameters, and repeated ones that are not lists."""
+    dependant = request.scope["route"].dependant
     parameters = {
         parameter.alias: get_origin(parameter.field_info.annotation) is list
-        for parameter in request.scope["route"].dependant.query_params
+        for part in (dependant, *dependant.dependencies)
+        for parameter in part.query_params
     }
     if unknown := sorted(set(request.query_params) - set(parameters)):
         raise UsageError(
@@ -381,8 +397,7 @@ def get_overview(source: Indexed) -> rm.Overview:
 @router.get("/jobs")
 def list_jobs(
     source: Indexed,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     *,
     status: Annotated[list[_Status], Query(description="Any of these; may be repeated.")] = [],  # noqa: B006
     customer: Annotated[_Text | None, Query(description="Address of their customer.")] = None,
@@ -394,8 +409,7 @@ def list_jobs(
 ) -> rm.Page[rm.JobRow]:
     """Jobs, latest first."""
     return source.index().jobs(
-        cursor,
-        limit,
+        *paging,
         statuses=[JobStatus[status_name] for status_name in status],
         customer=customer,
         provider=provider,
@@ -411,38 +425,31 @@ def get_job(source: Indexed, job: JobId) -> rm.JobDetail:
 
 
 @router.get("/jobs/{job}/events")
-def list_events_of_job(
-    source: Indexed, job: JobId, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> rm.Page[rm.EventRow]:
+def list_events_of_job(source: Indexed, job: JobId, paging: Paging) -> rm.Page[rm.EventRow]:
     """Events of a job, latest first."""
-    return source.index().events(cursor, limit, job_id=job)
+    return source.index().events(*paging, job_id=job)
 
 
 @router.get("/transitions")
-def list_transitions(
-    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> rm.Page[rm.TransitionRow]:
+def list_transitions(source: Indexed, paging: Paging) -> rm.Page[rm.TransitionRow]:
     """Status changes of all jobs, latest first."""
-    return source.index().transitions(cursor, limit)
+    return source.index().transitions(*paging)
 
 
 @router.get("/events")
-def list_events(
-    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> rm.Page[rm.EventRow]:
+def list_events(source: Indexed, paging: Paging) -> rm.Page[rm.EventRow]:
     """Events as the contracts emitted them, latest first."""
-    return source.index().events(cursor, limit)
+    return source.index().events(*paging)
 
 
 @router.get("/exceptions")
 def list_exceptions(
     source: Indexed,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(ANOMALY_KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
     """Anomalies by the rules of `audit verify`, latest first: lawful, but worth a look."""
-    return source.index().anomalies(cursor, limit, kind=kind)
+    return source.index().anomalies(*paging, kind=kind)
 
 
 @router.get("/exceptions/open")
@@ -454,20 +461,17 @@ def list_open_exceptions(source: Indexed) -> rm.OpenAnomalies:
 @router.get("/settlements")
 def list_settlements(
     source: Indexed,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     provider: Annotated[_Text | None, Query(description="Account of the paid provider.")] = None,
 ) -> rm.Page[rm.SettlementRow]:
     """Settlements of escrows, interim payments included, latest first."""
-    return source.index().settlements(cursor, limit, provider=provider)
+    return source.index().settlements(*paging, provider=provider)
 
 
 @router.get("/movements")
-def list_movements(
-    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> rm.Page[rm.MovementRow]:
+def list_movements(source: Indexed, paging: Paging) -> rm.Page[rm.MovementRow]:
     """Movements of all accounts, latest first."""
-    return source.index().movements(cursor, limit)
+    return source.index().movements(*paging)
 
 
 @router.get("/accounts/{account}")
@@ -480,14 +484,13 @@ def get_account(source: Indexed, account: Account) -> rm.AccountRow:
 def list_statement(
     source: Indexed,
     account: Account,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     oldest_first: Annotated[
         bool, BeforeValidator(_flag), Query(description="Oldest first.")
     ] = False,
 ) -> rm.Page[rm.MovementRow]:
     """Payments of an account in both directions, with the balance after each."""
-    return source.index().statement(account, cursor, limit, oldest_first=oldest_first)
+    return source.index().statement(account, *paging, oldest_first=oldest_first)
 
 
 @router.get("/providers")
@@ -508,31 +511,28 @@ def get_provider(
 def list_provider_history(
     source: Indexed,
     account: Account,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     kind: Annotated[_Text | None, Query(description="One kind of change, such as prices.")] = None,
 ) -> rm.Page[rm.ProviderChange]:
     """Changes of a provider, latest first."""
-    return source.index().provider_history(account, cursor, limit, kind=kind)
+    return source.index().provider_history(account, *paging, kind=kind)
 
 
 @router.get("/transactions")
 def list_transactions(
     source: Indexed,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    paging: Paging,
     *,
     sender: Annotated[
         _Text | None, Query(description="Address that sent them and paid their gas.")
     ] = None,
     signer: Annotated[
-        _Text | None,
-        Query(description="Address that signed requests in them, which a relay sent."),
+        _Text | None, Query(description="Address that signed requests in them, which a relay sent.")
     ] = None,
     block: Annotated[_Number | None, Query(description="Number of their block.")] = None,
 ) -> rm.Page[rm.TransactionRow]:
     """Transactions that emitted events of this grid, latest first."""
-    return source.index().transactions(cursor, limit, sender=sender, signer=signer, block=block)
+    return source.index().transactions(*paging, sender=sender, signer=signer, block=block)
 
 
 @router.get("/transactions/{hash}")
@@ -544,11 +544,9 @@ def get_transaction(
 
 
 @router.get("/blocks")
-def list_blocks(
-    source: Indexed, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-) -> rm.Page[rm.BlockRow]:
+def list_blocks(source: Indexed, paging: Paging) -> rm.Page[rm.BlockRow]:
     """Blocks with events of this grid, latest first."""
-    return source.index().blocks(cursor, limit)
+    return source.index().blocks(*paging)
 
 
 @router.get("/blocks/{block}")
@@ -581,33 +579,27 @@ def get_roles(source: Indexed) -> rm.Roles:
 
 
 @router.get("/series/jobs")
-def get_jobs_over_time(
-    source: Indexed, buckets: Buckets = 60, since: Since = None, until: Until = None
-) -> tuple[rm.StatusPoint, ...]:
+def get_jobs_over_time(source: Indexed, intervals: Intervals) -> tuple[rm.StatusPoint, ...]:
     """Jobs by status over time."""
     index = source.index(*BLOCK)
-    return index.jobs_by_status_over_time(buckets, since=since, until=until)
+    return index.jobs_by_status_over_time(**intervals)
 
 
 @router.get("/series/escrow")
-def get_escrow_over_time(
-    source: Indexed, buckets: Buckets = 60, since: Since = None, until: Until = None
-) -> tuple[rm.EscrowPoint, ...]:
+def get_escrow_over_time(source: Indexed, intervals: Intervals) -> tuple[rm.EscrowPoint, ...]:
     """Totals of credits over time."""
-    return source.index(*BLOCK).escrow_over_time(buckets, since=since, until=until)
+    return source.index(*BLOCK).escrow_over_time(**intervals)
 
 
 @router.get("/series/utilisation")
 def get_utilisation(
     source: Indexed,
-    buckets: Buckets = 60,
-    since: Since = None,
-    until: Until = None,
+    intervals: Intervals,
     account: Annotated[_Text | None, Query(description="One provider alone.")] = None,
 ) -> tuple[rm.Utilisation, ...]:
     """CPU-seconds used and offered over time, by provider."""
     index = source.index(*BLOCK)
-    return index.utilisation(buckets, account=account, since=since, until=until)
+    return index.utilisation(account=account, **intervals)
 
 
 @router.get("/changes")

@@ -122,11 +122,7 @@ def explorer_app(
             Middleware(SecurityHeaders, gateway=site.gateway),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
         ],
-        exception_handlers={
-            GridError: _on_error,
-            HTTPException: _on_error,
-            Exception: _on_error,
-        },
+        exception_handlers={GridError: _on_error, HTTPException: _on_error, Exception: _on_error},
     )
     app.state.site = site
     app.state.render = Renderer(site)

@@ -12,13 +12,7 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
 
-from deepsquare_chain.chain.bindings.abi import (
-    Abi,
-    Function,
-    interface,
-    signature_of,
-    type_of,
-)
+from deepsquare_chain.chain.bindings.abi import Abi, Function, interface, signature_of, type_of
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment

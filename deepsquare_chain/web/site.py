@@ -260,10 +260,7 @@ class Site:
             names[row.account] = Name(
                 provider_name(row, recorded_names), f"/providers/{row.account}", "provider"
             )
-        for name, account in (
-            ("treasury", deployment.treasury),
-            *deployment.contracts.items(),
-        ):
+        for name, account in (("treasury", deployment.treasury), *deployment.contracts.items()):
             key = str(to_checksum_address(account))
             kind = "role" if name == "treasury" else "contract"
             names.setdefault(key, Name(name, f"/accounts/{key}", kind))
@@ -310,10 +307,7 @@ def environment() -> Environment:
     )
     templates.filters.update(formats.FILTERS)
     templates.globals.update(
-        ago=formats.ago,
-        count=formats.count,
-        page_numbers=formats.page_numbers,
-        JobStatus=JobStatus,
+        ago=formats.ago, count=formats.count, page_numbers=formats.page_numbers, JobStatus=JobStatus
     )
     return templates
 

@@ -193,10 +193,7 @@ async def _equation(
 ) -> Equation:
     repeat = call(contracts.deployment, "Credit", block, name, *arguments)
     function = interface("Credit").function(name)
-    body: Any = {
-        "to": contracts.credit.address,
-        "data": HexBytes(function.encode(*arguments)),
-    }
+    body: Any = {"to": contracts.credit.address, "data": HexBytes(function.encode(*arguments))}
     try:
         (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
     except (GridError, Web3Exception, AbiError):

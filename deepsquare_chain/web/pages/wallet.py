@@ -588,11 +588,7 @@ async def relayed(request: Request) -> Response:
     async with _relay(site_of(request)) as client:
         status = await client.state(request.path_params["digest"].lower())
     return JSONResponse(
-        {
-            "state": status.state,
-            "transaction": status.transaction,
-            "reason": visible(status.detail),
-        }
+        {"state": status.state, "transaction": status.transaction, "reason": visible(status.detail)}
     )
 
 
