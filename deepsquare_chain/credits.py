@@ -9,12 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from deepsquare_chain.job import NO_LOAD, Hardware, Job, Load, Offer, Prices, Resources
+from deepsquare_chain.job import HOUR, NO_LOAD, Hardware, Job, Load, Offer, Prices, Resources
 
 DECIMALS: Final = 18
 CREDIT: Final = 10**DECIMALS
 BASIS_POINTS: Final = 10_000
-SECONDS_PER_HOUR: Final = 3_600
 _RATE_PRECISION: Final = 10**9
 #: Prices per hour of up to this many digits are shown exactly.
 _SHORT: Final = 9
@@ -73,10 +72,10 @@ def hourly(wei_per_second: int) -> str:
     shortest decimal that gives the same price again. A sum of such prices (a job's rate) is rounded
     up by at most one part in 10^9.
     """
-    least = wei_per_second * SECONDS_PER_HOUR
+    least = wei_per_second * HOUR
     if len(str(least).rstrip("0")) <= _SHORT:
         return format_credits(least)
-    most = least + max(SECONDS_PER_HOUR - 1, least // _RATE_PRECISION)
+    most = least + max(HOUR - 1, least // _RATE_PRECISION)
     unit = 10 ** len(str(most))
     while (shortest := -(-least // unit) * unit) > most:
         unit //= 10

@@ -71,6 +71,9 @@ _MEANINGS: Final[Mapping[JobStatus, str]] = {
 
 #: Bytes of one MB, the unit of memory in offers and jobs, as Slurm counts it.
 MEGABYTE: Final = 1024 * 1024
+#: Seconds of an hour and of a day.
+HOUR: Final = 3_600
+DAY: Final = 24 * HOUR
 _ENDS: Final = frozenset({JobStatus.CANCELLED, JobStatus.PANICKED})
 
 #: Allowed transitions: twelve of the life cycle, three of redistribution, and NONE to PENDING.

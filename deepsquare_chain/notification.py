@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -80,6 +80,15 @@ def is_email(target: str) -> bool:
     return "@" in target and "://" not in target
 
 
+def is_url(url: str, schemes: Collection[str]) -> bool:
+    """Return whether a text is a URL of one of these schemes, with a host and a valid port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def parse_target(text: str) -> str:
     """Parse an e-mail address or the URL of a webhook.
 
@@ -90,12 +99,8 @@ def parse_target(text: str) -> str:
     if len(target) <= _MAX_LENGTH and target.isprintable() and " " not in target:
         if _EMAIL.fullmatch(target) and ".." not in target:
             return target
-        try:
-            parts = urlsplit(target)
-            if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
-                return target
-        except ValueError:
-            pass
+        if is_url(target, ("http", "https")):
+            return target
     raise ValueError("must be an e-mail address or the URL of a webhook (https://...)")
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ from pydantic_settings import (
 )
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.notification import parse_occasions, parse_targets
+from deepsquare_chain.job import DAY
+from deepsquare_chain.notification import is_url, parse_occasions, parse_targets
 
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
@@ -76,15 +77,6 @@ def _safe(url: str) -> str:
     netloc = host if port is None else f"{host}:{port}"
     hidden = "/..." if parts.path.strip("/") or parts.query else ""
     return urlunsplit((parts.scheme, netloc, hidden, "", ""))
-
-
-def is_url(url: str, schemes: Collection[str]) -> bool:
-    """Return whether a text is a URL of one of these schemes, with a host and a valid port."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _check_url(url: str) -> str:
@@ -242,7 +234,7 @@ class Settings(BaseSettings):
     poll_interval: float = Field(
         1.0, gt=0, le=3_600, description="Poll interval of the chain in seconds"
     )
-    timeout: float = Field(60.0, gt=0, le=86_400, description="Seconds to wait for a receipt")
+    timeout: float = Field(60.0, gt=0, le=DAY, description="Seconds to wait for a receipt")
     max_fee_gwei: float = Field(
         500.0, gt=0, le=1_000_000_000, description="Maximum fee per gas, in gwei"
     )

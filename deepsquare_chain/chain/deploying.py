@@ -26,7 +26,6 @@ from deepsquare_chain.chain.bindings.contracts import Contracts, MetaSchedulerCo
 from deepsquare_chain.chain.bindings.deployment import (
     ADMIN_ROLE,
     APPROVER_ROLE,
-    DAY,
     METASCHEDULER_ROLE,
     MINTER_ROLE,
     TIMES,
@@ -45,6 +44,7 @@ from deepsquare_chain.chain.rpc.responses import (
 )
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
+from deepsquare_chain.job import DAY
 
 
 @dataclass(frozen=True, slots=True)

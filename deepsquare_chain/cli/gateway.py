@@ -197,10 +197,9 @@ async def serve(
 ) -> None:
     """Serve definitions, logs and results to accounts that the chain authorises, until Ctrl-C."""
     require("gateway", "gateway serve")
-    from deepsquare_chain.chain.bindings.deployment import DAY
     from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
     from deepsquare_chain.gateway.access import GatewayRules
-    from deepsquare_chain.job import MEGABYTE
+    from deepsquare_chain.job import DAY, MEGABYTE
     from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
 
     rules = GatewayRules(

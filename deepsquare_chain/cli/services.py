@@ -12,6 +12,7 @@ from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.client.network import open_account, own_address, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import DAY
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import FOLDER
@@ -57,7 +58,7 @@ async def provide(settings: Settings) -> None:
                 follow_offer=settings.follow_offer,
                 publish_abilities=settings.publish_abilities,
                 min_free=settings.disk_floor,
-                keep_seconds=settings.keep_runs_days * 86_400,
+                keep_seconds=settings.keep_runs_days * DAY,
                 keep_megabytes=settings.keep_runs_mb,
                 executor=settings.executor,
                 executor_options=settings.executor_options,

@@ -28,7 +28,7 @@ from deepsquare_chain.client.registration import machine
 from deepsquare_chain.credits import credit_count
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.job import JobStatus, Provider, ProviderStatus
+from deepsquare_chain.job import DAY, JobStatus, Provider, ProviderStatus
 from deepsquare_chain.observability.metrics import Check
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import FOLDER, open_wallet_store
@@ -229,7 +229,7 @@ def _existing(folder: Path) -> Path:
 # -- checks of everything that a provider needs to get jobs
 
 #: An approval that expires within this many seconds is reported.
-_EXPIRY_WARNING_SECONDS = 7 * 86_400
+_EXPIRY_WARNING_SECONDS = 7 * DAY
 #: Number of jobs whose definitions are checked.
 _CHECKED_JOBS = 20
 
@@ -355,7 +355,7 @@ def _approval(provider: Provider, now: int) -> Check:
     if left <= 0:
         return Check("approval", ok=False, text="expired", hint="Ask the approver to renew it.")
     hint = "Ask the approver to renew it soon." if left < _EXPIRY_WARNING_SECONDS else ""
-    return Check("approval", ok=True, text=f"for {left // 86_400} more days", hint=hint)
+    return Check("approval", ok=True, text=f"for {left // DAY} more days", hint=hint)
 
 
 def _offer(provider: Provider) -> Check:

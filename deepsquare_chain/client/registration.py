@@ -9,9 +9,9 @@ from typing import Final
 
 import psutil
 
-from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, hourly
+from deepsquare_chain.credits import CREDIT, format_credits, hourly
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.job import MEGABYTE, Hardware, Prices, Provider
+from deepsquare_chain.job import HOUR, MEGABYTE, Hardware, Prices, Provider
 
 #: Maximum price of a CPU, a GPU or a MB, in credit-wei per second: `MAX_PRICE` of the contract.
 MAX_PRICE: Final = 10 * CREDIT
@@ -33,7 +33,7 @@ def price_per_second(credits_per_hour: int, text: str) -> int:
     Raises:
         ValueError: The price is above the contract's maximum, or would be rounded to zero.
     """
-    price = credits_per_hour // SECONDS_PER_HOUR
+    price = credits_per_hour // HOUR
     if price > MAX_PRICE:
         raise ValueError(
             f"{text[:80]} credits per hour is more than the maximum price, {hourly(MAX_PRICE)}; "
@@ -158,7 +158,7 @@ def _ratio_text(before: int, after: int) -> str:
 
 def _format_price(per_second: int) -> str:
     """Format credits per hour with six decimal places, or exactly if that would be zero."""
-    exact = per_second * SECONDS_PER_HOUR
+    exact = per_second * HOUR
     unit = CREDIT // 1_000_000
     rounded = round(exact / unit) * unit
     return format_credits(rounded or exact)

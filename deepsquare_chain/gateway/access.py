@@ -22,11 +22,10 @@ from typing import Final
 from eth_account.messages import encode_defunct
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339, seconds_of
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.storage import GatewayRecords, JobSpace
-from deepsquare_chain.job import MEGABYTE, Job, JobStatus
+from deepsquare_chain.job import DAY, MEGABYTE, Job, JobStatus
 from deepsquare_chain.observability.serving import RateLimit, RequestRefusedError
 from deepsquare_chain.store.gateway_client import contract_resource, is_file_name, jobs_resource
 

@@ -17,8 +17,8 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Column, Integer, String, Table, Text, delete, func, insert, select
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import DAY
 from deepsquare_chain.notification import (
     MAX_TARGETS,
     Notify,

@@ -18,7 +18,6 @@ from eth_account.messages import encode_typed_data
 from eth_utils.address import is_address
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.deployment import DAY
 from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
@@ -31,6 +30,7 @@ from deepsquare_chain.gateway.access import (
 )
 from deepsquare_chain.gateway.notifications import GatewayNotifications
 from deepsquare_chain.gateway.storage import GatewayRecords, JobSpace, Objects, StoredFile
+from deepsquare_chain.job import DAY
 from deepsquare_chain.notify.delivery import MailServer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics

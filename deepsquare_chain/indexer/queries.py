@@ -81,7 +81,7 @@ from deepsquare_chain.indexer.schema import (
     transactions,
     transitions,
 )
-from deepsquare_chain.job import NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
+from deepsquare_chain.job import HOUR, NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
 from deepsquare_chain.metascheduler.evidence import MeasuredRun
 from deepsquare_chain.store.base import Amount, blocks
 
@@ -628,7 +628,6 @@ def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.SettlementRow:
 # -- totals of the grid, at present and over time
 
 MAX_BUCKETS: Final = 500
-_HOUR: Final = 3_600
 _USE_COLUMNS: Final = tuple(
     provider_figures.c[name]
     for name in (
@@ -646,7 +645,7 @@ class SeriesQueries(Reader):
         """Return a summary of the grid at the last indexed block."""
         with self._read() as (connection, snapshot):
             now = snapshot.number("time", 0)
-            current_totals, earlier_totals = _totals_at(connection, [now, now - _HOUR])
+            current_totals, earlier_totals = _totals_at(connection, [now, now - HOUR])
             provider_rows = connection.execute(select(providers)).all()
             active = [row for row in provider_rows if is_active(row, now)]
             cpus_busy = {

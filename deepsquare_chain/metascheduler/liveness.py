@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from deepsquare_chain.chain.bindings.records import Clock, Parameters
-from deepsquare_chain.job import Job, JobStatus, Provider, ProviderStatus
+from deepsquare_chain.job import DAY, Job, JobStatus, Provider, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import run_time
 
 
@@ -33,7 +33,7 @@ class Watch:
     claim_fraction: Fraction = Fraction(1, 2)
     report_slack: int = 60
     strikes: int = 3
-    strike_window: int = 86_400
+    strike_window: int = DAY
     strike_gap: int = 60
 
 

@@ -11,7 +11,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.records import Clock, Parameters
 from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.chain.rpc.heads import Head
-from deepsquare_chain.job import Job, JobStatus, Provider
+from deepsquare_chain.job import DAY, Job, JobStatus, Provider
 from deepsquare_chain.metascheduler.dependencies import Hold, dependencies, held
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.liveness import (
@@ -29,7 +29,7 @@ from deepsquare_chain.metascheduler.state import Known, SchedulerState
 _PROVIDER_CYCLES: Final = 100
 #: PENDING records that are read again per cycle, in turn. Records with new events are read at once.
 _REFRESHED_PER_CYCLE: Final = 500
-_MAX_AVOIDANCE_SECONDS: Final = 86_400
+_MAX_AVOIDANCE_SECONDS: Final = DAY
 #: Most ended jobs that are kept in a cache. Entries that are needed again are read again.
 _MAX_CACHED: Final = 20_000
 

@@ -13,13 +13,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from deepsquare_chain.job import DAY
+
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
 SPEED_LABELS: Final = ("compute.gflops", "cpu.speed")
 WATTS_LABEL: Final = "energy.watts_per_cpu"
 CARBON_LABEL: Final = "energy.grams_per_kwh"
 #: The count of numbers in a carbon label must divide this number of hours of a day.
 _HOURS: Final = 24
-_DAY: Final = 86_400
 #: Joules of a kilowatt-hour.
 _KWH: Final = 3_600_000
 #: A claimed speed is clamped to at most this many times the median, and at least the inverse.
@@ -78,7 +79,7 @@ def grams_of(labels: Mapping[str, str], now: int) -> float | None:
     equal parts.
     """
     parts = _parts_of_day(labels)
-    return parts[now % _DAY * len(parts) // _DAY] if parts else None
+    return parts[now % DAY * len(parts) // DAY] if parts else None
 
 
 def changes_daily(labels: Mapping[str, str]) -> bool:
@@ -114,11 +115,11 @@ def _mean_grams(parts: Sequence[float], begin: int, seconds: int) -> float | Non
     if not parts:
         return None
     if len(parts) == 1 or seconds <= 0:
-        return parts[begin % _DAY * len(parts) // _DAY]
-    days, rest = divmod(seconds, _DAY)
-    length = _DAY / len(parts)
-    total = days * _DAY * statistics.fmean(parts)
-    at, end = float(begin % _DAY), float(begin % _DAY + rest)
+        return parts[begin % DAY * len(parts) // DAY]
+    days, rest = divmod(seconds, DAY)
+    length = DAY / len(parts)
+    total = days * DAY * statistics.fmean(parts)
+    at, end = float(begin % DAY), float(begin % DAY + rest)
     while at < end:
         number = int(at // length)
         until = min(end, (number + 1) * length)

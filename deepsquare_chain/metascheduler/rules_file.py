@@ -11,6 +11,7 @@ from eth_utils.address import to_checksum_address
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.job import DAY
 from deepsquare_chain.metascheduler.policy import Rules, Weights
 
 _MAX_BYTES: Final = 1_000_000
@@ -39,7 +40,7 @@ class _RulesFile(BaseModel):
     overdue_factor: int = Field(_DEFAULTS.overdue_factor, ge=0, le=10**6)
     reservations: int = Field(_DEFAULTS.reservations, ge=0, le=1_000)
     overdue_reservations: int = Field(_DEFAULTS.overdue_reservations, ge=1, le=1_000)
-    start_margin: int = Field(_DEFAULTS.start_margin, ge=0, le=86_400)
+    start_margin: int = Field(_DEFAULTS.start_margin, ge=0, le=DAY)
     weights: _Weights = Field(default_factory=_Weights)
     fair_share: float = Field(_DEFAULTS.fair_share, ge=0, le=10, allow_inf_nan=False)
     priorities: dict[str, _Factor] = Field(default_factory=dict, max_length=100_000)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deepsquare_chain.job import Job, JobStatus, Objective, Resources, matches
+from deepsquare_chain.job import HOUR, Job, JobStatus, Objective, Resources, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import (
     MAX_RATE,
@@ -53,7 +53,6 @@ LONGEST_RUN: Final = 2**60
 #: Classes of jobs for which `Answers` are cached.
 KEPT_CLASSES: Final = 2_000
 _START: Final = 64
-_HOUR: Final = 3_600
 _MOST_THRIFT: Final = 2.0
 
 
@@ -128,7 +127,7 @@ class ProviderTable:
             if changed:
                 self._rebuild(now)
             self._stands = (0, -1)
-        if self._changes_daily and self._hour != now // _HOUR:
+        if self._changes_daily and self._hour != now // HOUR:
             self._rebuild(now)
         if not self._stands[0] <= now <= self._stands[1]:
             self._update_eligible(now)
@@ -174,7 +173,7 @@ class ProviderTable:
         self.speeds = relative_speeds(labels)
         self._log_speeds: Floats = np.array([math.log(speed) for speed in self.speeds])
         self._changes_daily = any(map(changes_daily, labels))
-        self._hour = now // _HOUR
+        self._hour = now // HOUR
         self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
         self.has_energy = bool(self._energy.any())
         self.thrift = _thrift(self._energy, [watts_of(each) is not None for each in labels])

@@ -33,7 +33,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError, RunState
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import MEGABYTE, JobStatus, Offer, ProviderStatus
+from deepsquare_chain.job import DAY, MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.batches import ProviderBatches
@@ -192,7 +192,7 @@ class ProviderSettings(ServiceSettings):
 
     capacity: Offer | None = None
     min_free: int = 64
-    keep_seconds: float = 14 * 86_400.0
+    keep_seconds: float = 14 * DAY
     keep_megabytes: int = 0
     start_grace: int = 60
     assignment_timeout: int | None = None

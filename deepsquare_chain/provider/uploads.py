@@ -31,6 +31,7 @@ from deepsquare_chain.executors.rundir import (
     read_bytes,
     read_kept,
 )
+from deepsquare_chain.job import DAY
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider.model import Phase
@@ -63,7 +64,7 @@ _REWINDS: Final = 3
 #: First and longest backoff of a gateway, or of a run that it refuses, in seconds.
 _PAUSES: Final = (0.5, 30.0)
 #: Seconds after which an undelivered upload is given up.
-_GIVE_UP_SECONDS: Final = 7 * 86_400
+_GIVE_UP_SECONDS: Final = 7 * DAY
 _log = get_logger(__name__)
 
 _uploads: Final = Table(

@@ -24,10 +24,11 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy import update as update_rows
 
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
+from deepsquare_chain.job import DAY
 from deepsquare_chain.store.database import Database, metadata
 
 #: Seconds after which a settled request is deleted; its deadline has long passed.
-KEPT_SECONDS: Final = 7 * 86_400
+KEPT_SECONDS: Final = 7 * DAY
 
 
 class State(StrEnum):

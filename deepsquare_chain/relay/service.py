@@ -25,6 +25,7 @@ from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError, RevertedError
 from deepsquare_chain.faults import crash_point
+from deepsquare_chain.job import HOUR
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError
@@ -38,7 +39,6 @@ from deepsquare_chain.relay.rules import (
 )
 from deepsquare_chain.store.database import Store
 
-HOUR: Final = 3_600
 #: Gas of a batch before its first request.
 _BATCH_GAS: Final = 60_000
 #: Batches that may skip a request before it is dropped.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from deepsquare_chain.job import DAY
 from deepsquare_chain.web.formats import axis_time
 
 WIDTH: Final = 1_000
@@ -244,7 +245,7 @@ def _tooltips(
             for curve in series
             if curve.values[index]
         ]
-        text = f"{axis_time(time, min(span, 86_400))}: {', '.join(texts) or 'nothing'}"
+        text = f"{axis_time(time, min(span, DAY))}: {', '.join(texts) or 'nothing'}"
         tooltips.append(TooltipColumn(left, round(max(right - left, 1.0), 1), text))
     return tuple(tooltips)
 
@@ -256,7 +257,7 @@ def _rows(
     indexes = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
     return tuple(
         (
-            axis_time(times[index], min(span, 86_400)),
+            axis_time(times[index], min(span, DAY)),
             *(format_value(curve.values[index]) for curve in series),
         )
         for index in indexes

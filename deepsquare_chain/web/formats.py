@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR, format_credits, hourly, parse_credits
-from deepsquare_chain.job import Hardware, Offer, Resources
+from deepsquare_chain.credits import CREDIT, format_credits, hourly, parse_credits
+from deepsquare_chain.job import DAY, HOUR, Hardware, Offer, Resources
 
 _MINUTE: Final = 60
-_DAY: Final = 86_400
 #: Most decimals that are shown of an amount.
 _DECIMALS: Final = 6
-_UNITS: Final = ((_DAY, "d"), (SECONDS_PER_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
+_UNITS: Final = ((DAY, "d"), (HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 _GWEI: Final = 10**9
 _GIGABYTE: Final = 1_024
 
@@ -100,7 +99,7 @@ def axis_time(seconds: int, span: int) -> str:
         return str(seconds)
     if span < 3 * _MINUTE:
         return utc.strftime("%H:%M:%S")
-    return utc.strftime("%H:%M" if span < 2 * _DAY else "%d %b")
+    return utc.strftime("%H:%M" if span < 2 * DAY else "%d %b")
 
 
 def ago(seconds: int, now: int) -> str:

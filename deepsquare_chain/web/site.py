@@ -24,7 +24,7 @@ from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import ProviderRow, Status
-from deepsquare_chain.job import JobStatus, Terms
+from deepsquare_chain.job import DAY, HOUR, JobStatus, Terms
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
 from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy, prospect_of
 from deepsquare_chain.metascheduler.history import RunHistory
@@ -386,7 +386,7 @@ class Renderer:
 
 MAX_NUMBER: Final = 2**63 - 1
 #: Time ranges of charts by link text, in seconds; zero is unlimited.
-RANGES: Final = {"hour": 3_600, "day": 86_400, "week": 7 * 86_400, "all": 0}
+RANGES: Final = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "all": 0}
 
 
 def site_of(request: Request) -> Site:

@@ -25,7 +25,7 @@ from deepsquare_chain.indexer.read_models import (
     UsePoint,
     Utilisation,
 )
-from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Terms
+from deepsquare_chain.job import HOUR, Hardware, JobFlags, JobStatus, Offer, Terms
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import (
     capacity,
@@ -47,7 +47,6 @@ ENDS: Final = (
     JobStatus.PANICKED,
 )
 _CREDIT: Final = 10**18
-_HOUR: Final = 3_600
 #: Fields of a ledger entry that a read model has under the same name.
 _ENTRY_FIELDS: Final = frozenset(field.name for field in dataclass_fields(JobEntry)) - {
     *("definition", "terms", "provider", "result", "retry_of", "successor", "transitions")
@@ -319,7 +318,7 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
     rows.append((max(now, rows[-1][0]), rows[-1][1]))
     series = [
         charts.Series(
-            f"1 {name.upper()}", css, [prices[name] * _HOUR / _CREDIT for _, prices in rows]
+            f"1 {name.upper()}", css, [prices[name] * HOUR / _CREDIT for _, prices in rows]
         )
         for name, css in (("cpu", "line"), ("gpu", "line-2"))
     ]

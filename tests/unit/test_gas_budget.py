@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.transactions.fees import DAY, GasBudget, gas_budget
+from deepsquare_chain.chain.transactions.fees import GasBudget, gas_budget
+from deepsquare_chain.job import DAY
 
 NOW = 1_800_000_000
 

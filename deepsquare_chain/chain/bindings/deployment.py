@@ -18,10 +18,10 @@ from eth_utils.crypto import keccak
 from pydantic_core import from_json
 
 from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.job import DAY
 
 FORMAT: Final = 1
 MAX_BYTES: Final = 1_000_000
-DAY: Final = 86_400
 _ADDRESSES: Final = ("credit", "registry", "scheduler", "treasury", "forwarder")
 
 

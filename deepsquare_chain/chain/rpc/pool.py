@@ -40,7 +40,8 @@ from deepsquare_chain.chain.rpc.endpoint import (
 from deepsquare_chain.chain.rpc.heads import OnDemandDetector
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.settings import is_url, safe_url, split_urls
+from deepsquare_chain.notification import is_url
+from deepsquare_chain.settings import safe_url, split_urls
 
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics

@@ -16,6 +16,7 @@ from web3.types import RPCEndpoint
 
 from deepsquare_chain.chain.transactions.outbox import Outbox
 from deepsquare_chain.credits import format_credits
+from deepsquare_chain.job import DAY
 
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
@@ -100,7 +101,6 @@ async def _tip(w3: AsyncWeb3[Any]) -> int:
 
 # -- estimates of how long a wallet's coin for gas lasts; amounts are in wei
 
-DAY: Final = 86_400
 #: A warning is logged if the balance falls below either of these.
 LOW_TRANSACTIONS: Final = 50
 LOW_DAYS: Final = 2.0

@@ -52,14 +52,13 @@ from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, SlurmNode
 from deepsquare_chain.executors.slurm.records import SlurmFolder
 from deepsquare_chain.faults import crash_point
-from deepsquare_chain.job import Offer
+from deepsquare_chain.job import DAY, Offer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Check
 
 WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
 #: The `srun` of a job in the sandbox.
 SRUN: Final = Path(__file__).with_name("srun.sh")
-_DAY: Final = 86_400
 #: Seconds past its walltime after which a run is killed, because its wrapper does not react.
 _OVERDUE: Final = 30.0
 _CANCEL_PATIENCE: Final = 30.0
@@ -304,7 +303,7 @@ class SlurmExecutor(Executor):
         """Return the time limit with headroom for top-ups, as far as the partitions allow."""
         headroom = self._options.limit_headroom
         if headroom is None:
-            headroom = 0 if await self._may_raise_limits() else _DAY
+            headroom = 0 if await self._may_raise_limits() else DAY
         if not headroom:
             return minutes
         names = self._options.partitions_for(spec.resources.gpus)
@@ -340,7 +339,7 @@ class SlurmExecutor(Executor):
             if await self._call(folder.exists):
                 return key if await self._is_submitted(folder) else None
             # The run's folder was lost; the job is found by its name.
-            return None if await self._look_up(key, int(time.time()) - _DAY) is None else key
+            return None if await self._look_up(key, int(time.time()) - DAY) is None else key
 
     async def _look_up(self, key: str, since: int) -> SlurmJob | None:
         """Return the Slurm job of a run by its name, from the queue or accounting."""
@@ -479,7 +478,7 @@ class SlurmExecutor(Executor):
         accounted: Mapping[str, list[SlurmJob]] = {}
         if time.monotonic() - self._accounted_at >= _ACCOUNTING_INTERVAL:
             try:
-                accounted = await self._accounted(keys, int(time.time()) - 30 * _DAY)
+                accounted = await self._accounted(keys, int(time.time()) - 30 * DAY)
                 self._accounted_at = time.monotonic()
             except ExecutorUnavailableError as error:
                 self._warn("accounting", error)

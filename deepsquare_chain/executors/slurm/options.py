@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from deepsquare_chain.executors import sandbox
 from deepsquare_chain.executors.sandbox import SandboxOptions
+from deepsquare_chain.job import DAY
 
 #: Options of sbatch that the executor sets itself, or that would change the kind of job.
 RESERVED: Final = frozenset(
@@ -168,11 +169,11 @@ class SlurmOptions(SandboxOptions):
     run_dir: AbsolutePath | None = None
     bin_dir: AbsolutePath | None = None
     conf: AbsolutePath | None = None
-    limit_headroom: int | None = Field(None, ge=0, le=30 * 86_400)
+    limit_headroom: int | None = Field(None, ge=0, le=30 * DAY)
     query_interval: float = Field(2.0, ge=0, le=600)
     command_timeout: float = Field(30.0, gt=0, le=600)
     settle: float = Field(60.0, ge=0, le=3_600)
-    missing: float = Field(60.0, ge=0, le=86_400)
+    missing: float = Field(60.0, ge=0, le=DAY)
     accounting: Literal["auto", "sacct", "completion", "none"] = "auto"
     user: Name = ""
     isolation: Literal["sandbox", "none"] = "sandbox"

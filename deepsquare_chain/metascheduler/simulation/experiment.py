@@ -47,7 +47,6 @@ _WARM_UP_PART: Final = 0.05
 _BINS: Final = 160
 #: Fewest jobs of a customer for it to enter the comparison of customers.
 _MIN_CUSTOMER_JOBS: Final = 20
-_HOUR: Final = 3_600.0
 
 
 class Scheduler(StrEnum):

@@ -10,8 +10,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepsquare_chain.credits import CREDIT, SECONDS_PER_HOUR
-from deepsquare_chain.job import Hardware, Offer, Prices, Provider, ProviderStatus
+from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.job import HOUR, Hardware, Offer, Prices, Provider, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView
 from deepsquare_chain.metascheduler.rules_file import read_yaml
 
@@ -143,4 +143,4 @@ def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
 
 def _per_second(per_hour: Decimal) -> int:
     """Convert credits per hour to credit-wei per second."""
-    return int(per_hour * CREDIT) // SECONDS_PER_HOUR
+    return int(per_hour * CREDIT) // HOUR

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final
 
+from deepsquare_chain.job import DAY
 from deepsquare_chain.metascheduler.simulation.experiment import (
     Experiment,
     Measures,
@@ -130,11 +131,11 @@ def _keys(names: Sequence[str]) -> str:
 def _plot(title: str, lines: Sequence[tuple[str, float, Sequence[float]]]) -> str:
     """Render a figure with a line for each scheduler and days on the x-axis."""
     maximum = max((max(values) for _, _, values in lines), default=0.0) or 1.0
-    days = max((width * len(values) for _, width, values in lines), default=0.0) / 86_400 or 1.0
+    days = max((width * len(values) for _, width, values in lines), default=0.0) / DAY or 1.0
     polylines = []
     for i, (name, width, values) in enumerate(lines):
         points = " ".join(
-            f"{_LEFT + (_WIDTH - _LEFT) * (at + 0.5) * width / (days * 86_400):.1f},"
+            f"{_LEFT + (_WIDTH - _LEFT) * (at + 0.5) * width / (days * DAY):.1f},"
             f"{_HEIGHT - _HEIGHT * value / maximum:.1f}"
             for at, value in enumerate(values)
         )

@@ -12,9 +12,9 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from deepsquare_chain.job import DAY
 from deepsquare_chain.metascheduler.simulation.workload import Trace, TraceJob
 
-_DAY: Final = 86_400
 _LIMITS: Final = (300, 900, 1_800, 3_600, 7_200, 14_400, 28_800, 43_200, 86_400)
 
 
@@ -62,7 +62,7 @@ def synthetic(style: str, count: int, seed: int) -> Trace:
     at = 0.0
     for customer, cpus, limit, run in shapes:
         # Three times as many submissions at the busiest hour as at the quietest.
-        pace = 1.0 + 0.5 * math.sin(2.0 * math.pi * at / _DAY)
+        pace = 1.0 + 0.5 * math.sin(2.0 * math.pi * at / DAY)
         at += rng.expovariate(count * pace / length)
         jobs.append(TraceJob(len(jobs) + 1, round(at), cpus, limit, round(run), customer))
     return Trace(style, tuple(jobs), parameters.processors)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.job import Objective
+from deepsquare_chain.job import DAY, Objective
 
 _FIELDS: Final = 18
-_DAY: Final = 86_400
 #: Most bytes of a trace, after decompression.
 _MAX_BYTES: Final = 2 * 10**9
 _GZIP: Final = b"\x1f\x8b"
@@ -180,13 +179,13 @@ def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[Trace
     """
     rng = random.Random(seed)  # noqa: S311 - a simulation, not a secret
     length = trace.work / (capacity * load)
-    days = max(1, int(length // _DAY))
+    days = max(1, int(length // DAY))
     shifts: dict[int, float] = {}
     jobs = []
     for job in trace.jobs:
         piece = int(job.at // length)
         if piece not in shifts:
-            shifts[piece] = rng.randrange(days) * _DAY if days > 1 else rng.random() * length
+            shifts[piece] = rng.randrange(days) * DAY if days > 1 else rng.random() * length
         jobs.append(replace(job, at=(job.at - piece * length + shifts[piece]) % length))
     jobs.sort(key=lambda job: (job.at, job.id))
     return [replace(job, id=i) for i, job in enumerate(jobs, 1)]
