@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import port
 
 app = typer.Typer(help="Show jobs and credits in a browser.", no_args_is_help=True)
@@ -94,17 +93,11 @@ async def serve(
     require("explorer", "explorer serve")
     from deepsquare_chain.cli.services import explore
 
-    def ready(url: str) -> None:
-        if context.printer.style is Format.JSON:
-            context.printer.text(json.dumps({"url": url}))
-        else:
-            context.printer.note(f"explorer    {url}")
-
     await explore(
         context.settings,
         host=host,
         port=port,
         names=tuple(name or ()),
         submissions=submissions,
-        ready=ready,
+        ready=lambda url: context.announce("explorer", url),
     )

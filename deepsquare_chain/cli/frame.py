@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -152,6 +153,13 @@ class CommandContext:
         from deepsquare_chain.observability import configure_logging
 
         configure_logging(level, "console")
+
+    def announce(self, label: str, text: str, *, key: str = "url") -> None:
+        """Print a fact of a service that is ready, such as its URL; with JSON, on one line."""
+        if self.printer.style is Format.JSON:
+            self.printer.text(json.dumps({key: text}))
+        else:
+            self.printer.note(f"{label:<12}{text}")
 
     def receipt(self, receipt: TxReceipt) -> None:
         """Print the receipt of a transaction; nothing with --unsigned."""

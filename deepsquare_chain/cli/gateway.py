@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import amount
 
 app = typer.Typer(
@@ -223,10 +222,7 @@ async def serve(
     )
 
     def report(name: str, text: str) -> None:
-        if context.printer.style is Format.JSON:
-            context.printer.text(json.dumps({name: text}))
-        else:
-            context.printer.note(f"{'gateway' if name == 'url' else name:<12}{text}")
+        context.announce("gateway" if name == "url" else name, text, key=name)
 
     options: dict[str, Any] = {
         "rules": rules,

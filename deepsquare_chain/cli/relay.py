@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import LimitOption, amount, port, whole_number
 
 if TYPE_CHECKING:
@@ -122,12 +121,6 @@ async def serve(
         per_hour=per_hour,
     )
 
-    def ready(url: str) -> None:
-        if context.printer.style is Format.JSON:
-            context.printer.text(json.dumps({"url": url}))
-        else:
-            context.printer.note(f"relay       {url}")
-
     await relay(
         context.settings,
         rules=rules,
@@ -135,7 +128,7 @@ async def serve(
         min_balance=min_coin or 0,
         host=host,
         port=port,
-        ready=ready,
+        ready=lambda url: context.announce("relay", url),
     )
 
 

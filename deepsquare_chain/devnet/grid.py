@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -29,7 +28,7 @@ from deepsquare_chain.client.gasless import Confirm, RelayedSender
 from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.faucet import Faucet, faucet_app
-from deepsquare_chain.devnet.node.base import Anvil, ChildProcess, Node
+from deepsquare_chain.devnet.node.base import Anvil, ChildProcess, Node, StartedContext
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.isolation import MachineIsolation, machine_isolation
@@ -80,7 +79,7 @@ PROVIDERS: Final[Mapping[str, ProviderPlan]] = {
 }
 
 
-class LocalGrid:
+class LocalGrid(StartedContext):
     """A local grid, used as an async context manager.
 
     Args:
@@ -127,22 +126,6 @@ class LocalGrid:
         self._report = report
         self._stack = contextlib.AsyncExitStack()
         self._contracts: Contracts | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     # -- paths
 
@@ -316,7 +299,8 @@ class LocalGrid:
 
     # -- start
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Start the chain, deploy the contracts, and fund the accounts; services start on request."""
         ports = self._port, self._faucet_port or 0, self._relay_port or 0, self._gateway_port
         for port in ports:
             # Report a port in use before the chain is set up.

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import httpx2
@@ -46,7 +45,30 @@ def dev_accounts() -> tuple[LocalAccount, ...]:
     )
 
 
-class Node(ABC):
+class StartedContext(ABC):
+    """Starts in an `async with` block, and closes at its end or when the start fails."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start; return when it accepts requests."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop, and close the connections."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Node(StartedContext):
     """A chain for development, used as an async context manager.
 
     ``url`` is its JSON-RPC endpoint, ``accounts`` are funded, and ``pid`` is its process ID.
@@ -77,22 +99,6 @@ class Node(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Stop the node; idempotent."""
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Stop the node and close the connections to it."""
