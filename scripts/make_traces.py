@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the synthetic workloads of `examples/`; see `simulation/synthetic.py`."""
+"""Write the synthetic workloads of `examples/`; see `simulation/workload.py`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
-from deepsquare_chain.metascheduler.simulation.workload import Trace
+from deepsquare_chain.metascheduler.simulation.workload import Trace, synthetic
 
 FOLDER = Path(__file__).parents[1] / "examples"
 

@@ -22,14 +22,14 @@ from deepsquare_chain.job import (
     parse_uses,
     unmet,
 )
-from deepsquare_chain.metascheduler.eligibility import ProviderView
-from deepsquare_chain.metascheduler.free_capacity import (
+from deepsquare_chain.metascheduler.eligibility import (
+    ProviderView,
     amounts,
     available_capacity,
     fits_from,
     release,
 )
-from deepsquare_chain.metascheduler.ranking import energy_use
+from deepsquare_chain.metascheduler.provider_labels import energy_use
 
 # -- quotes
 

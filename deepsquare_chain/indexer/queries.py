@@ -82,7 +82,7 @@ from deepsquare_chain.indexer.schema import (
     transitions,
 )
 from deepsquare_chain.job import HOUR, NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
-from deepsquare_chain.metascheduler.evidence import MeasuredRun
+from deepsquare_chain.metascheduler.provider_labels import MeasuredRun
 from deepsquare_chain.store.base import Amount, blocks
 
 # -- accounts

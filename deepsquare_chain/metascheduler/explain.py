@@ -14,19 +14,17 @@ from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
 from deepsquare_chain.job import Job, JobStatus, Objective, Resources
 from deepsquare_chain.metascheduler.dependencies import chain_time, conditions
 from deepsquare_chain.metascheduler.eligibility import (
+    Amounts,
     ProviderView,
     Refusal,
     Waiting,
-    demands,
-    refusal,
-    run_time,
-)
-from deepsquare_chain.metascheduler.free_capacity import (
-    Amounts,
     amounts,
     available_capacity,
+    demands,
     fits_from,
+    refusal,
     release,
+    run_time,
     within,
 )
 from deepsquare_chain.metascheduler.history import EstimateSource

@@ -17,7 +17,7 @@ from deepsquare_chain.metascheduler.dependencies import conditions
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, run_time
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.ranking import relative_speeds
+from deepsquare_chain.metascheduler.provider_labels import relative_speeds
 
 #: Longest queue that is forecast, and most plans per forecast.
 MAX_QUEUE: Final = 2_000

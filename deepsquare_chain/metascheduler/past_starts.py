@@ -1,4 +1,4 @@
-"""How well the starts of past jobs would have been forecast when they were submitted. Pure.
+"""How well the starts of past jobs would have been forecast when they were submitted.
 
 The grid at a past block is reconstructed from events: which jobs waited and which were at providers.
 The forecast for a job that was submitted in that block is compared with its actual start. Everybody

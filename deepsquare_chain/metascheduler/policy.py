@@ -45,10 +45,11 @@ import numpy as np
 
 from deepsquare_chain.job import Affinity, Job, Objective, Offer, Placement, matches
 from deepsquare_chain.metascheduler.dependencies import conditions
-from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
-from deepsquare_chain.metascheduler.free_capacity import (
+from deepsquare_chain.metascheduler.eligibility import (
     Amounts,
+    ProviderView,
     Release,
+    Waiting,
     capacity_at,
     fits_from,
     less,

@@ -37,7 +37,7 @@ from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
-from deepsquare_chain.metascheduler.ranking import relative_speeds
+from deepsquare_chain.metascheduler.provider_labels import relative_speeds
 from deepsquare_chain.store.database import Store, metadata
 
 #: Customer, resources and time limit of each job, kept until some blocks after its end.

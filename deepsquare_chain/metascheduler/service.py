@@ -17,9 +17,10 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.events import event_topics
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
-from deepsquare_chain.chain.rpc.heads import Head, HeadSource
+from deepsquare_chain.chain.rpc.heads import Head, HeadMetrics, HeadSource
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.batcher import BatchMetrics
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
@@ -31,6 +32,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_suspension,
     explain_wait,
 )
+from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.liveness import (
     Watch,
     expired,
@@ -39,13 +41,59 @@ from deepsquare_chain.metascheduler.liveness import (
     suspicions,
     to_requeue,
 )
-from deepsquare_chain.metascheduler.metrics import SchedulerMetrics
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot, GridObserver
 from deepsquare_chain.metascheduler.policy import Plan, Planner, Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.state import CURSOR, FOLLOWED, SchedulerState
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.store.database import Store
+
+KINDS: Final = ("assign", "requeue", "panic", "challenge", "cancel")
+
+
+class SchedulerMetrics:
+    """All metrics of a scheduler, registered at creation."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.gas = metrics.gauge("gas_balance_coins", "Balance of the chain's coin, for gas.")
+        self.head = HeadMetrics(metrics)
+        self.planning = metrics.histogram("plan_seconds", "Time to plan the queue.")
+        self._queue = metrics.gauge("queue_jobs", "Jobs that are PENDING.")
+        self._oldest = metrics.gauge("queue_oldest_seconds", "Longest wait in the queue.")
+        self._assigned = metrics.gauge("assigned_jobs", "Jobs assigned to providers.")
+        self._silent = metrics.gauge("silent_providers", "Providers with an unanswered challenge.")
+        self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
+        self._suspended = metrics.gauge(
+            "resting_providers", "Providers that are suspended because of strikes."
+        )
+        self._share_error = metrics.gauge(
+            "fair_share_error_ratio",
+            "Fraction of recent payments by which use differs from equal shares.",
+        )
+        self._paid = -1
+        self.sent = BatchMetrics(
+            metrics,
+            changed=metrics.counter("scheduler_jobs", "Jobs changed on chain.", kind=KINDS),
+            refused=metrics.counter(
+                "scheduler_refused", "Jobs that the contract refused to change.", kind=KINDS
+            ),
+        ).count
+
+    def show(self, cluster: ClusterSnapshot, history: RunHistory) -> None:
+        """Set the gauges from a cycle's cluster snapshot and history."""
+        if history.payments != self._paid:
+            self._paid = history.payments
+            self._share_error.set(history.share_error())
+        now = cluster.block_context.now
+        waits = [now - waiting.queued_at for waiting in cluster.waiting]
+        self._queue.set(len(waits))
+        self._oldest.set(max(waits, default=0))
+        self._assigned.set(len(cluster.assigned))
+        self._silent.set(sum(view.silent for view in cluster.views))
+        self._strikes.set(sum(view.strikes for view in cluster.views))
+        self._suspended.set(sum(view.suspended_until > now for view in cluster.views))
+
 
 _log = get_logger(__name__)
 #: Seconds to wait in a cycle for transactions of an earlier process or cycle.

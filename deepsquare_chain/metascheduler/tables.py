@@ -33,7 +33,7 @@ from deepsquare_chain.metascheduler.history import (
     RunHistory,
     keys_of,
 )
-from deepsquare_chain.metascheduler.ranking import (
+from deepsquare_chain.metascheduler.provider_labels import (
     changes_daily,
     energy_costs,
     relative_speeds,

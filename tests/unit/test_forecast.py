@@ -11,7 +11,7 @@ from deepsquare_chain.metascheduler import forecast as forecasting
 from deepsquare_chain.metascheduler.forecast import Forecast, forecast, prospect, prospect_of
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot
-from deepsquare_chain.metascheduler.ranking import energy_use
+from deepsquare_chain.metascheduler.provider_labels import energy_use
 from tests.support.workloads import NOW, address, provider, running, waiting
 
 pytestmark = pytest.mark.unit

@@ -34,7 +34,7 @@ from deepsquare_chain.metascheduler.policy import (
     Weights,
     plan,
 )
-from deepsquare_chain.metascheduler.ranking import relative_speeds
+from deepsquare_chain.metascheduler.provider_labels import relative_speeds
 from tests.support.workloads import NOW, address, provider, running, waiting
 
 #: All jobs that waited at all are overdue, and they alone hold a reservation.

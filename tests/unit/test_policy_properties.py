@@ -10,25 +10,32 @@ from hypothesis import given, settings
 
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Offer, Prices, ProviderStatus
 from deepsquare_chain.metascheduler import policy
-from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting, refusal, run_time
+from deepsquare_chain.metascheduler.eligibility import (
+    ProviderView,
+    Waiting,
+    amounts,
+    available_capacity,
+    refusal,
+    run_time,
+    within,
+)
 from deepsquare_chain.metascheduler.explain import explain_decision, explain_wait
-from deepsquare_chain.metascheduler.free_capacity import amounts, available_capacity, within
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
 from deepsquare_chain.metascheduler.simulation import engine
-from deepsquare_chain.metascheduler.simulation.baselines import (
+from deepsquare_chain.metascheduler.simulation.engine import (
     Cluster,
     SimulatedRun,
     first_come_first_served,
     run_clusters,
+    run_policy,
     to_the_only_one,
 )
-from deepsquare_chain.metascheduler.simulation.engine import run_policy
-from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
 from deepsquare_chain.metascheduler.simulation.workload import (
     TraceJob,
     fold,
     scaled,
+    synthetic,
     with_objectives,
 )
 from tests.support.workloads import NOW, provider, running, waiting

@@ -16,18 +16,18 @@ from deepsquare_chain.cli.app import app
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import Objective
 from deepsquare_chain.metascheduler.policy import Rules
-from deepsquare_chain.metascheduler.simulation.baselines import (
+from deepsquare_chain.metascheduler.simulation.engine import (
     Cluster,
     SimulatedRun,
     first_come_first_served,
     run_clusters,
+    run_policy,
     smallest_area_first,
     to_the_earliest_completion,
     to_the_least_loaded,
     to_the_less_loaded_of_two,
     to_the_only_one,
 )
-from deepsquare_chain.metascheduler.simulation.engine import run_policy
 from deepsquare_chain.metascheduler.simulation.experiment import (
     Case,
     Experiment,
@@ -39,13 +39,13 @@ from deepsquare_chain.metascheduler.simulation.experiment import (
 )
 from deepsquare_chain.metascheduler.simulation.grid_file import SimulatedGrid, read_grid
 from deepsquare_chain.metascheduler.simulation.page import render
-from deepsquare_chain.metascheduler.simulation.synthetic import synthetic
 from deepsquare_chain.metascheduler.simulation.workload import (
     Trace,
     TraceJob,
     fold,
     read_trace,
     scaled,
+    synthetic,
     with_objectives,
     with_patience,
 )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from deepsquare_chain.metascheduler.evidence import MeasuredRun, SpeedEvidence, speed_evidence
+from deepsquare_chain.metascheduler.provider_labels import (
+    MeasuredRun,
+    SpeedEvidence,
+    speed_evidence,
+)
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from deepsquare_chain.metascheduler.eligibility import Refusal, refusal, standin
 from deepsquare_chain.metascheduler.explain import explain_wait
 from deepsquare_chain.metascheduler.liveness import Watch, struck, suspended_until
 from deepsquare_chain.metascheduler.policy import Rules, Snapshot, plan
-from deepsquare_chain.metascheduler.strikes import Strikes
+from deepsquare_chain.metascheduler.state import Strikes
 from deepsquare_chain.store.database import Store
 from tests.support.workloads import NOW, address, provider, waiting
 

@@ -19,18 +19,18 @@ from typing import Final
 from deepsquare_chain.job import Objective
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN
 from deepsquare_chain.metascheduler.policy import Rules
-from deepsquare_chain.metascheduler.simulation.baselines import (
+from deepsquare_chain.metascheduler.simulation.engine import (
     Cluster,
     SimulatedRun,
     first_come_first_served,
     run_clusters,
+    run_policy,
     smallest_area_first,
     to_the_earliest_completion,
     to_the_least_loaded,
     to_the_less_loaded_of_two,
     to_the_only_one,
 )
-from deepsquare_chain.metascheduler.simulation.engine import run_policy
 from deepsquare_chain.metascheduler.simulation.grid_file import SimulatedGrid
 from deepsquare_chain.metascheduler.simulation.workload import (
     Trace,

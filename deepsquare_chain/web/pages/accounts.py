@@ -18,8 +18,11 @@ from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderRow
-from deepsquare_chain.metascheduler.evidence import SpeedEvidence, speed_evidence
-from deepsquare_chain.metascheduler.ranking import relative_speeds
+from deepsquare_chain.metascheduler.provider_labels import (
+    SpeedEvidence,
+    relative_speeds,
+    speed_evidence,
+)
 from deepsquare_chain.observability.redaction import csv_text
 from deepsquare_chain.web import views
 from deepsquare_chain.web.formats import clock, exact
