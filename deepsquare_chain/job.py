@@ -360,15 +360,15 @@ class Conditions:
     def to_uses(self) -> str:
         """Format the conditions for `uses`."""
         parts = [
-            f"{CONDITION_PREFIX}{kind}={spell_ids(number for each, number in self.after if each is kind)}"
+            f"{CONDITION_PREFIX}{kind}={spell_ids(number for value, number in self.after if value is kind)}"
             for kind in Dependency
-            if any(each is kind for each, _ in self.after)
+            if any(value is kind for value, _ in self.after)
         ]
         if self.array:
             parts.append(f"{_ARRAY}={self.array}" + (f"%{self.throttle}" if self.throttle else ""))
         numbers = ((name, getattr(self, attribute)) for name, attribute in _NUMBERS.items())
         parts += (f"{CONDITION_PREFIX}{name}={number}" for name, number in numbers if number)
-        parts += (f"{_PREFERENCE}={each}" for each in self.preferences)
+        parts += (f"{_PREFERENCE}={value}" for value in self.preferences)
         if self.placement is not None:
             parts.append(f"{_PLACEMENT}={self.placement}")
         return ",".join(parts)

@@ -84,7 +84,7 @@ class Ledger:
         """
         ledger = cls(deployment)
         grid_events = [event for event in events if event.address in ledger.deployment.addresses]
-        grid_events.sort(key=lambda event: event.place)
+        grid_events.sort(key=lambda event: event.position)
         ledger._check_duplicates(grid_events)
         for (block, tx_hash), group in groupby(
             grid_events, key=lambda e: (e.block_number, e.tx_hash)
@@ -176,7 +176,7 @@ class Ledger:
 
     def _check_duplicates(self, events: list[ev.Event]) -> None:
         for previous, event in pairwise(events):
-            if previous.place == event.place:
+            if previous.position == event.position:
                 block, tx_hash = event.block_number, event.tx_hash
                 message = f"log {event.log_index} of block {block} was given twice"
                 self.findings.append(AuditFinding("order", message, block, tx_hash))

@@ -449,9 +449,9 @@ async def _check_code(w3: AsyncWeb3[Any], name: str, address: ChecksumAddress) -
     """
     code = bytes(await w3.eth.get_code(address))
     if not load_artifact(name).matches(code):
-        found = "other code" if code else "no code"
+        problem = "other code" if code else "no code"
         raise UsageError(
-            f"The address {address} is not this package's {name}: there is {found}",
+            f"The address {address} is not this package's {name}: there is {problem}",
             hint="Check the address, and that the package has the version of the deployment.",
         )
 
@@ -505,7 +505,7 @@ def _plain(value: Any) -> Any:
 class Finding:
     """Result of one check; `detail` describes the difference if it failed."""
 
-    what: str
+    subject: str
     ok: bool
     detail: str = ""
 
@@ -591,9 +591,9 @@ def _arguments(recorded: Mapping[str, Any], contract: str) -> Mapping[str, Any]:
     return arguments if isinstance(arguments, Mapping) else {}
 
 
-def _equal(what: str, found: object, wanted: object) -> Finding:
-    equal = found == wanted
-    return Finding(what, equal, "" if equal else f"it is {found}, the record says {wanted}")
+def _equal(subject: str, actual: object, wanted: object) -> Finding:
+    equal = actual == wanted
+    return Finding(subject, equal, "" if equal else f"it is {actual}, the record says {wanted}")
 
 
 async def named_holders(w3: AsyncWeb3[Any], deployment: Deployment) -> list[tuple[str, str, str]]:

@@ -80,13 +80,13 @@ class ExternalSigner:
     def __init__(self, url: str, address: str = "", transport: Transport | None = None) -> None:
         self._clef = url.startswith(_CLEF)
         self._url = url.removeprefix(_CLEF)
-        way = transport or Transport()
+        transport_settings = transport or Transport()
         self._client = httpx2.Client(
             timeout=_TIMEOUT,
             trust_env=False,
             proxy=proxy_for(self._url),
-            verify=way.context() or True,
-            headers=way.headers_for(self._url),
+            verify=transport_settings.context() or True,
+            headers=transport_settings.headers_for(self._url),
         )
         self.address = self._own_address(address)
 
@@ -135,9 +135,11 @@ class ExternalSigner:
             raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
         result = self._ask("account_list" if self._clef else "eth_accounts", [])
         addresses = (
-            [each for each in result if is_address(each)] if isinstance(result, list) else []
+            [address for address in result if is_address(address)]
+            if isinstance(result, list)
+            else []
         )
-        accounts = [to_checksum_address(each) for each in addresses]
+        accounts = [to_checksum_address(address) for address in addresses]
         if wanted and to_checksum_address(wanted) in accounts:
             return to_checksum_address(wanted)
         if wanted or len(accounts) != 1:
@@ -271,12 +273,12 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _same_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _same_fields(signed: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Return whether a signed transaction equals the requested one, field by field."""
-    numbers = all(int(found[name]) == int(wanted[name]) for name in _QUANTITIES)
+    numbers = all(int(signed[name]) == int(wanted[name]) for name in _QUANTITIES)
     return (
         numbers
-        and bytes(HexBytes(found["to"])) == bytes(HexBytes(wanted["to"]))
-        and bytes(HexBytes(found["data"])) == bytes(HexBytes(wanted["data"]))
-        and not found.get("accessList")
+        and bytes(HexBytes(signed["to"])) == bytes(HexBytes(wanted["to"]))
+        and bytes(HexBytes(signed["data"])) == bytes(HexBytes(wanted["data"]))
+        and not signed.get("accessList")
     )

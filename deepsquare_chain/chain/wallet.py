@@ -294,10 +294,10 @@ def _password_from(path: Path) -> str:
     return read_secret(path, "password file")
 
 
-def read_secret(path: Path, what: str) -> str:
+def read_secret(path: Path, file_kind: str) -> str:
     """Read a secret from a private file, without one trailing newline.
 
-    `what` is the kind of file for error messages.
+    `file_kind` is the kind of file for error messages.
 
     Raises:
         NotFoundError: The file does not exist.
@@ -309,22 +309,25 @@ def read_secret(path: Path, what: str) -> str:
             raw = file.read(MAX_BYTES)
     except FileNotFoundError:
         hint = "Check the path of the key file."
-        if what == "password file":
+        if file_kind == "password file":
             hint = f"Set {PASSWORD_FILE_VARIABLE} to one, or unset it to be prompted."
-        raise NotFoundError(f"There is no {what} {path}", hint=hint) from None
+        raise NotFoundError(f"There is no {file_kind} {path}", hint=hint) from None
     except OSError as error:
         raise UsageError(
-            f"The {what} {path} can't be read: {error.strerror}", hint="Check its permissions."
+            f"The {file_kind} {path} can't be read: {error.strerror}",
+            hint="Check its permissions.",
         ) from None
     if stat.S_ISREG(mode) and mode & 0o077:
-        raise UsageError(f"The {what} {path} is readable by other users", hint=f"chmod 600 {path}")
+        raise UsageError(
+            f"The {file_kind} {path} is readable by other users", hint=f"chmod 600 {path}"
+        )
     try:
         # Some editors write a byte order mark first.
         return raw.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(
-            f"The {what} {path} is not UTF-8 text",
-            hint=f"It must contain only the {what.removesuffix(' file')}, on one line.",
+            f"The {file_kind} {path} is not UTF-8 text",
+            hint=f"It must contain only the {file_kind.removesuffix(' file')}, on one line.",
         ) from None
 
 
@@ -338,8 +341,8 @@ def _write(path: Path, account: LocalAccount, password: str, *, light: bool) -> 
     return account
 
 
-def write_secret(path: Path, text: str, what: str = "wallet") -> None:
-    """Write a new private file with fsync; `what` is the kind of file for error messages.
+def write_secret(path: Path, text: str, file_kind: str = "wallet") -> None:
+    """Write a new private file with fsync; `file_kind` is the kind of file for error messages.
 
     Raises:
         UsageError: The file exists (it is never overwritten), or can't be written.
@@ -349,7 +352,8 @@ def write_secret(path: Path, text: str, what: str = "wallet") -> None:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(
-            f"{path} already exists, and a {what} is never overwritten", hint="Choose another name."
+            f"{path} already exists, and a {file_kind} is never overwritten",
+            hint="Choose another name.",
         ) from None
     except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror}") from None

@@ -137,7 +137,7 @@ async def doctor(context: CommandContext) -> int:
     return print_checks(context, checks)
 
 
-def print_checks(context: CommandContext, found: Sequence[Check]) -> int:
+def print_checks(context: CommandContext, checks: Sequence[Check]) -> int:
     """Print the checks; return exit code 1 if one failed."""
-    context.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in found))
-    return 0 if all(check.ok for check in found) else 1
+    context.printer.rows(CHECKS, ((e.name, e.ok, e.text, e.hint, e.setting) for e in checks))
+    return 0 if all(check.ok for check in checks) else 1

@@ -67,7 +67,7 @@ async def verify(
     async with open_grid(context.settings) as contracts:
         checks = await verify_deployment(contracts.w3, contracts.deployment)
         holders = await named_holders(contracts.w3, contracts.deployment)
-    rows = [(check.what, check.ok, check.detail) for check in checks]
+    rows = [(check.subject, check.ok, check.detail) for check in checks]
     rows += [(f"{holder} has {role} of {name}", True, "") for name, role, holder in holders]
     is_verified = all(check.ok for check in checks)
     if is_verified and write is not None:
@@ -77,7 +77,7 @@ async def verify(
     for url, submit in ((sourcify, submit_sourcify), (blockscout, submit_blockscout)):
         if is_verified and url:
             submissions = await submit(
-                url, contracts.deployment, way=transport_of(context.settings)
+                url, contracts.deployment, transport=transport_of(context.settings)
             )
             rows += [
                 (f"{submission.name} at {submission.verifier}", submission.ok, submission.detail)

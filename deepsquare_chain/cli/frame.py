@@ -303,12 +303,12 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def require(extra: str, what: str) -> None:
+def require(extra: str, feature: str) -> None:
     """Check that the extra a command needs is installed.
 
     Args:
         extra: A key of `EXTRAS`.
-        what: The command, for the error message.
+        feature: The command, for the error message.
 
     Raises:
         UsageError: A module of the extra is missing.
@@ -318,7 +318,7 @@ def require(extra: str, what: str) -> None:
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
         raise UsageError(
-            f"`deepsquare {what}` needs the optional part {extra!r} of this package, which is not "
+            f"`deepsquare {feature}` needs the optional part {extra!r} of this package, which is not "
             f"installed (missing: {', '.join(missing)})",
             hint=f"Install it: pip install 'deepsquare-chain[{extra}]'",
         )

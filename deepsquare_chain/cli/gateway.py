@@ -283,5 +283,5 @@ async def show(context: CommandContext) -> None:
     async with gateways_of(context.settings, deployment, None) as gateways:
         for gateway in gateways:
             terms = await gateway.terms()
-            rows.append((gateway.place, *(terms.get(column.key) for column in _TERMS[1:])))
+            rows.append((gateway.display_url, *(terms.get(column.key) for column in _TERMS[1:])))
     context.printer.rows(_TERMS, rows, empty="No gateway is configured, and the record names none.")

@@ -280,9 +280,9 @@ def print_outage(context: CommandContext, continues: str, error: EndpointError |
     )
 
 
-async def print_ended(context: CommandContext, found: Sequence[Ended]) -> None:
+async def print_ended(context: CommandContext, ended_jobs: Sequence[Ended]) -> None:
     """Print jobs that ended: as records with the table format, otherwise as a list."""
-    rows = [_job_row(ended.job, ended.history) for ended in found]
+    rows = [_job_row(ended.job, ended.history) for ended in ended_jobs]
     if context.printer.style is not Format.TABLE:
         context.printer.rows(_JOB, rows)
         return

@@ -136,10 +136,10 @@ def _number(text: str, most: float, allowed: str, *, above: float) -> float:
 
 
 def _wish(text: str) -> str:
-    wish = str(text).strip().upper()
-    if wish not in _WISHES:
+    objective = str(text).strip().upper()
+    if objective not in _WISHES:
         raise typer.BadParameter(f"{str(text)[:80]!r} is none of {', '.join(_WISHES)}")
-    return wish
+    return objective
 
 
 @command(root_app)

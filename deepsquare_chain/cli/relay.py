@@ -145,7 +145,7 @@ async def show(context: CommandContext) -> None:
     context.printer.record(
         _TERMS,
         (
-            relay.place,
+            relay.display_url,
             terms.wallet,
             terms.is_open,
             ", ".join(terms.functions),

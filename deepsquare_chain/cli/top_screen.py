@@ -268,14 +268,14 @@ class TopApp(App[None]):
             self.notify("No wallet is open, so nothing can be sent.", severity="warning")
         return action
 
-    async def _try(self, what: str, work: Awaitable[None]) -> None:
-        self.notify(f"Sent: {what}; waiting for a block.")
+    async def _try(self, action: str, work: Awaitable[None]) -> None:
+        self.notify(f"Sent: {action}; waiting for a block.")
         try:
             await work
         except GridError as error:
             self.notify(f"{error.message} {error.hint}", severity="error", timeout=10)
         else:
-            self.notify(f"Done: {what}.")
+            self.notify(f"Done: {action}.")
         self.action_refresh()
 
 

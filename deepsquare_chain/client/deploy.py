@@ -254,7 +254,7 @@ def write_tree(deployment: Deployment, folder: Path) -> list[Path]:
 
 
 async def submit_sourcify(
-    url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
+    url: str, deployment: Deployment, *, pause: float = _PAUSE, transport: Transport | None = None
 ) -> list[SourceSubmission]:
     """Submit all contracts to a Sourcify server (API v2) and wait for the results.
 
@@ -262,12 +262,12 @@ async def submit_sourcify(
         url: URL of the server, without `/v2`.
         deployment: Deployment to verify. The server must support its chain.
         pause: Seconds between two polls of a verification.
-        way: Certificates and headers for remote servers.
+        transport: Certificates and headers for remote servers.
 
     Raises:
         EndpointError: The server can't be reached, or is not a Sourcify server.
     """
-    async with _client(url, way) as client:
+    async with _client(url, transport) as client:
         return [
             await _sourcify(client, url, deployment, source, pause)
             for source in sources(deployment)
@@ -306,13 +306,13 @@ async def _sourcify(
 
 
 async def submit_blockscout(
-    url: str, deployment: Deployment, *, pause: float = _PAUSE, way: Transport | None = None
+    url: str, deployment: Deployment, *, pause: float = _PAUSE, transport: Transport | None = None
 ) -> list[SourceSubmission]:
     """Submit all contracts to a Blockscout explorer (API v2) and wait until they are verified.
 
     Arguments and errors are those of `submit_sourcify`; `url` is the explorer's, without `/api`.
     """
-    async with _client(url, way) as client:
+    async with _client(url, transport) as client:
         return [await _blockscout(client, url, source, pause) for source in sources(deployment)]
 
 
@@ -347,16 +347,16 @@ async def _is_verified(client: httpx2.AsyncClient, url: str, path: str) -> bool:
     return answer.get("is_verified") is True
 
 
-def _client(url: str, way: Transport | None) -> httpx2.AsyncClient:
+def _client(url: str, transport: Transport | None) -> httpx2.AsyncClient:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{safe_url(url)} is not an http:// or https:// URL")
-    way = way or Transport()
+    transport = transport or Transport()
     return httpx2.AsyncClient(
         timeout=_TIMEOUT,
         trust_env=False,
         proxy=proxy_for(url),
-        verify=way.context() or True,
-        headers=way.headers_for(url),
+        verify=transport.context() or True,
+        headers=transport.headers_for(url),
     )
 
 

@@ -100,7 +100,7 @@ async def _rules(settings: Settings) -> str:
 async def _contracts(settings: Settings) -> str:
     async with open_grid(settings) as contracts:
         findings = await verify_deployment(contracts.w3, contracts.deployment)
-    problems = [f"{finding.what}: {finding.detail}" for finding in findings if not finding.ok]
+    problems = [f"{finding.subject}: {finding.detail}" for finding in findings if not finding.ok]
     if problems:
         raise GridError("; ".join(problems), hint="See `deepsquare contracts verify`.")
     return "code and parameters on chain match the record"
@@ -170,7 +170,7 @@ async def _store(settings: Settings) -> tuple[str, str]:
         for gateway in gateways:
             await gateway.terms()
         if gateways:
-            return f"answered by {', '.join(gateway.place for gateway in gateways)}", ""
+            return f"answered by {', '.join(gateway.display_url for gateway in gateways)}", ""
     writable = _writable(settings.store)
     readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
     if not readers:

@@ -323,7 +323,7 @@ class RelayedSender:
             rows.append(("allowance", f"{allowance}, which this call uses completely"))
         rows += [
             ("valid until", f"{deadline_text} (chain time)"),
-            ("gas", f"paid by the relay at {self._relay.place}, wallet {terms.wallet}"),
+            ("gas", f"paid by the relay at {self._relay.display_url}, wallet {terms.wallet}"),
         ]
         preview = Preview(describe_call(call), tuple(rows))
         if not await asyncio.to_thread(self._confirm, preview):
@@ -384,7 +384,7 @@ class RelayedSender:
         )
         return WaitTimeoutError(
             f"{recorded.label!r} was not executed in time"
-            + (f"; {last}" if last else f"; the relay at {self._relay.place} has it"),
+            + (f"; {last}" if last else f"; the relay at {self._relay.display_url} has it"),
             hint=f"It is signed and may still be executed until {deadline} (chain time): look "
             f"again with {command} before you sign another.",
         )
@@ -406,7 +406,7 @@ class RelayedSender:
     def _refuse_dropped(self, state: str, detail: str) -> None:
         if state == "dropped":
             raise RelayRefusedError(
-                f"The relay at {self._relay.place} does not execute the request: {detail}",
+                f"The relay at {self._relay.display_url} does not execute the request: {detail}",
                 hint="Try again.",
                 code="dropped",
             )

@@ -138,7 +138,7 @@ async def request_notifications(
     except NotFoundError:
         if any(request.to for request in requests):
             raise UsageError(
-                f"The gateway at {gateways[0].place} sends no notifications",
+                f"The gateway at {gateways[0].display_url} sends no notifications",
                 hint="Set notify_by to run, and start `deepsquare notify run`.",
             ) from None
 
@@ -370,7 +370,7 @@ async def remote_results(
     output = await source.output()
     if reported and (output is None or hashlib.sha256(output).hexdigest() != reported):
         raise AuditError(
-            f"The output of job {job_id} at {gateway.place} is not the one that its provider "
+            f"The output of job {job_id} at {gateway.display_url} is not the one that its provider "
             "reported on chain",
             hint="It was changed since, or belongs to another run; ask the provider.",
         )
@@ -480,7 +480,7 @@ class _Source:
                 data += chunk
                 if len(data) > limit:
                     raise EndpointError(
-                        f"{file.name} of job {self._job_id} at {self._gateway.place} is longer "
+                        f"{file.name} of job {self._job_id} at {self._gateway.display_url} is longer "
                         "than any provider makes it"
                     )
         return bytes(data)
@@ -551,7 +551,9 @@ class _EncryptedSource(_Source):
     def _encrypted_name(self, file: ResultFile) -> ResultFile:
         encrypted_file = self._sources.get(file.name)
         if encrypted_file is None:
-            raise NotFoundError(f"The gateway at {self._gateway.place} lacks the encrypted file")
+            raise NotFoundError(
+                f"The gateway at {self._gateway.display_url} lacks the encrypted file"
+            )
         return encrypted_file
 
 
@@ -679,7 +681,7 @@ async def job_results(
         files, reported = await remote_results(
             contracts, gateways, job_id, to, report=report, key_file=key_file
         )
-        return _compare_digest(files, reported, job_id, gateways[0].place)
+        return _compare_digest(files, reported, job_id, gateways[0].display_url)
     job = await contracts.scheduler.get_job(job_id)
     grid = contracts.deployment.chain_id, contracts.scheduler.address
     run = await asyncio.to_thread(find_run, root, *grid, job_id)
@@ -691,11 +693,13 @@ async def job_results(
             hint=f"Wait for it with `deepsquare job watch {job_id}`.",
         )
     on_chain = await reported_digest(contracts, job_id)
-    place = f"below {run}"
-    results = _compare_digest(await asyncio.to_thread(result_files, run), on_chain, job_id, place)
+    location = f"below {run}"
+    results = _compare_digest(
+        await asyncio.to_thread(result_files, run), on_chain, job_id, location
+    )
     if to is not None:
         files = await asyncio.to_thread(result_files, run, to)
-        results = _compare_digest(files, on_chain, job_id, place)
+        results = _compare_digest(files, on_chain, job_id, location)
     return results
 
 
@@ -713,13 +717,13 @@ def no_run(job: Job, root: Path) -> NotFoundError:
 
 
 def _compare_digest(
-    files: Sequence[ResultFile], reported: str, job_id: int, place: str
+    files: Sequence[ResultFile], reported: str, job_id: int, location: str
 ) -> list[Result]:
     output = files[0] if files and files[0].name == "output" else None
     unreadable = output is not None and not output.digest
     if reported and not unreadable and (output is None or output.digest != reported):
         raise AuditError(
-            f"The output of job {job_id} {place} does not match the digest that its provider reported",
+            f"The output of job {job_id} {location} does not match the digest that its provider reported",
             hint="It was changed since, or belongs to another run; ask the provider.",
         )
     # Only the digest of the output is on chain.

@@ -90,7 +90,7 @@ def _from_git(source: str) -> FetchedModule:
     return FetchedModule(_limited_text(text, source), commit)
 
 
-def _commit(source: str, place: str, ref: str, folder: str) -> str:
+def _commit(source: str, clone: str, ref: str, folder: str) -> str:
     """Return the full commit hash of a tag, a branch or an abbreviated commit.
 
     Tags of a folder, `FOLDER/TAG`, take precedence over other tags.
@@ -100,7 +100,7 @@ def _commit(source: str, place: str, ref: str, folder: str) -> str:
     for name in names or ["HEAD"]:
         try:
             output = _git(
-                source, "-C", place, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"
+                source, "-C", clone, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"
             )
         except JobFileError:
             continue

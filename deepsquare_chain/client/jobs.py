@@ -105,15 +105,15 @@ async def reported_digest(contracts: Contracts, job_id: int) -> str:
     return results[-1].result.hex() if results and any(results[-1].result) else ""
 
 
-def replay(found: dict[int, History], events: Iterable[Event]) -> None:
+def replay(histories: dict[int, History], events: Iterable[Event]) -> None:
     """Apply events to the histories; events of other jobs are ignored."""
     for event in events:
         job_id = getattr(event, "job_id", None)
-        if job_id in found:
-            found[job_id].events.append(event)
-            _apply(found[job_id], event)
-        if isinstance(event, JobRetried) and event.successor in found:
-            successor = found[event.successor]
+        if job_id in histories:
+            histories[job_id].events.append(event)
+            _apply(histories[job_id], event)
+        if isinstance(event, JobRetried) and event.successor in histories:
+            successor = histories[event.successor]
             successor.carried_in, successor.retry_of = event.escrow, event.job_id
 
 
@@ -146,14 +146,14 @@ def _apply(history: History, event: Event) -> None:
             pass
 
 
-def inherit(found: dict[int, History]) -> None:
+def inherit(histories: dict[int, History]) -> None:
     """Copy name, uses and objective from each job to its successor.
 
     Only the first job of a chain of retries was submitted with them.
     """
-    for job_id in sorted(found):
-        history = found[job_id]
-        predecessor = found.get(history.retry_of) if history.retry_of is not None else None
+    for job_id in sorted(histories):
+        history = histories[job_id]
+        predecessor = histories.get(history.retry_of) if history.retry_of is not None else None
         if predecessor is not None:
             history.name, history.uses, history.objective = (
                 predecessor.name,
@@ -174,7 +174,7 @@ async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
         contracts.w3, [address], [event_topics(JobRetried), None, job_id_topics], start
     )
     # If predecessor and successor are both requested, the same event is read twice.
-    return list({event.place: event for event in decode_logs([*job_logs, *retry_logs])}.values())
+    return list({event.position: event for event in decode_logs([*job_logs, *retry_logs])}.values())
 
 
 # -- watches of a job and its successors until they end
@@ -371,9 +371,11 @@ async def newest(
     top = await contracts.scheduler.job_count()
     while top > 0 and len(listed) < limit:
         bottom = max(1, top - _PAGE + 1)
-        page = await contracts.scheduler.get_jobs(range(top, bottom - 1, -1))
+        jobs_page = await contracts.scheduler.get_jobs(range(top, bottom - 1, -1))
         candidates = [
-            job for job in page if _matches(job, customer, provider_id) and job.status in statuses
+            job
+            for job in jobs_page
+            if _matches(job, customer, provider_id) and job.status in statuses
         ]
         if not (names or submission):
             candidates = candidates[: limit - len(listed)]

@@ -206,8 +206,8 @@ async def _live(contracts: Contracts) -> list[Job]:
     last = max(0, top - SEARCHED_RECORDS)
     while top > last:
         bottom = max(last, top - _PAGE)
-        page = await contracts.scheduler.get_jobs(range(bottom + 1, top + 1))
-        jobs += [job for job in page if job.status.is_assigned]
+        jobs_page = await contracts.scheduler.get_jobs(range(bottom + 1, top + 1))
+        jobs += [job for job in jobs_page if job.status.is_assigned]
         top = bottom
     return jobs
 

@@ -92,7 +92,7 @@ def by_period(
 ) -> list[Day]:
     """Return the periods of payments, given the chain time of each block number."""
     paid = [payment for payment in payments if payment.billed_seconds]
-    paid.sort(key=lambda payment: payment.place)
+    paid.sort(key=lambda payment: payment.position)
     days, total = [], 0
     for day, payments_of_day in groupby(
         paid, key=lambda payment: _format_period(times[payment.block_number], span)

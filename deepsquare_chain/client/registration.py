@@ -104,18 +104,20 @@ def hardware_changes(provider: Provider, wanted: Hardware) -> Iterator[str]:
             yield f"The {word} go from {before} to {after}."
 
 
-def hardware_warnings(wanted: Hardware, found: Hardware, place: str) -> Iterator[str]:
+def hardware_warnings(
+    wanted: Hardware, detected_hardware: Hardware, machine_name: str
+) -> Iterator[str]:
     """Yield warnings about hardware that would be registered but does not exist.
 
     Args:
         wanted: Hardware to register.
-        found: Detected hardware.
-        place: Name of the place of detection, such as "this machine".
+        detected_hardware: Detected hardware.
+        machine_name: Name of the place of detection, such as "this machine".
     """
     for name, word in _HARDWARE_FIELDS:
-        registered, detected = getattr(wanted, name), getattr(found, name)
+        registered, detected = getattr(wanted, name), getattr(detected_hardware, name)
         if registered > detected:
-            yield f"{registered} {word} would be registered, but {place} has {detected}."
+            yield f"{registered} {word} would be registered, but {machine_name} has {detected}."
 
 
 def machine() -> Hardware:

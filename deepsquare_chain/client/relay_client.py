@@ -142,12 +142,12 @@ class RelayClient(ServiceClient):
         expected = (deployment.chain_id, deployment.forwarder.lower(), deployment.scheduler.lower())
         if (terms.chain_id, terms.forwarder.lower(), terms.scheduler.lower()) != expected:
             raise EndpointError(
-                f"The relay at {self.place} serves another grid: chain {terms.chain_id}",
+                f"The relay at {self.display_url} serves another grid: chain {terms.chain_id}",
                 hint="Give a relay of this deployment with --relay.",
             )
         if not terms.is_open:
             raise RelayRefusedError(
-                f"The relay at {self.place} does not accept requests: it has too little coin",
+                f"The relay at {self.display_url} does not accept requests: it has too little coin",
                 hint="Try again later, or give another relay with --relay.",
                 code="relay-out-of-coin",
                 temporary=True,
@@ -195,7 +195,7 @@ class RelayClient(ServiceClient):
         nonce, hint = body.get("next_nonce"), body.get("hint")
         code = body.get("code")
         return RelayRefusedError(
-            f"The relay at {self.place} refused: {plain(detail)[:500]}",
+            f"The relay at {self.display_url} refused: {plain(detail)[:500]}",
             hint=plain(hint)[:300] if isinstance(hint, str) else _OTHER_RELAY_HINT,
             code=code[:40] if isinstance(code, str) else "",
             next_nonce=nonce if type(nonce) is int and nonce >= 0 else None,

@@ -262,7 +262,7 @@ class DemoRunner:
         child = await self._grid.start_service(self._killed)
         self._display.step(f"{self._killed}'s daemon was restarted as process {child.pid}")
         pids = [process.pid for process in orphans]
-        if not await self._wait_for(lambda: not any(is_alive(each) for each in orphans)):
+        if not await self._wait_for(lambda: not any(is_alive(process) for process in orphans)):
             self._problems.append(f"the orphaned processes {pids} were not ended")
             return
         self._display.step(f"{self._killed}'s daemon has ended the orphaned processes {pids}")

@@ -101,34 +101,35 @@ def _absolute(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
     """Lock the folder for this process."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock = (place / "devnet.lock").open("ab")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "devnet.lock").open("ab")
     except OSError as error:
-        raise UsageError(f"{place} can't be used: {error.strerror}") from None
+        raise UsageError(f"{folder} can't be used: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"A devnet is already running in {place}", hint="Stop it, or give another --folder."
+                f"A devnet is already running in {folder}",
+                hint="Stop it, or give another --folder.",
             ) from None
         yield
 
 
-def _archive_old_files(place: Path) -> None:
+def _archive_old_files(folder: Path) -> None:
     """Move the files of an earlier devnet to a subfolder: they belong to a chain that is gone."""
-    record = place / "deployment.json"
+    record = folder / "deployment.json"
     if record.exists() and not Deployment.load(record).extra.get("devnet"):
         raise UsageError(
             f"{record} is the record of a deployment that is not a devnet",
             hint="Give another --folder, to keep this record.",
         )
-    leftovers = [place / name for name in _GRID_FILES if (place / name).exists()]
+    leftovers = [folder / name for name in _GRID_FILES if (folder / name).exists()]
     if leftovers:
-        archive = place / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
+        archive = folder / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
         archive.mkdir(exist_ok=True)
         for path in leftovers:
             shutil.move(path, archive / path.name)

@@ -58,10 +58,10 @@ class Harness:
         }
         return RunSpec(key=key, script=script.encode(), **values)
 
-    async def until(self, look: Callable[[], Awaitable[T]]) -> T:
+    async def until(self, condition: Callable[[], Awaitable[T]]) -> T:
         """Poll until the result is true; returns the result."""
         deadline = time.monotonic() + self.timeout
-        while not (result := await look()):
+        while not (result := await condition()):
             assert time.monotonic() < deadline, "it did not happen in time"
             await asyncio.sleep(_LOOK)
         return result
@@ -69,22 +69,22 @@ class Harness:
     async def end(self, executor: Executor, key: str) -> Exit:
         """Wait for the end of a run; returns its exit status."""
 
-        async def look() -> Exit | None:
+        async def condition() -> Exit | None:
             return (await executor.poll([key]))[key].exit
 
-        ended = await self.until(look)
+        ended = await self.until(condition)
         assert ended is not None
         return ended
 
     async def running(self, executor: Executor, *keys: str) -> None:
         """Wait until all runs are RUNNING and have printed something."""
 
-        async def look() -> bool:
+        async def condition() -> bool:
             statuses = await executor.poll(list(keys))
             outputs = [await executor.output(key) for key in keys]
             return all(outputs) and all(s.state is RunState.RUNNING for s in statuses.values())
 
-        await self.until(look)
+        await self.until(condition)
 
 
 class ExecutorContract:

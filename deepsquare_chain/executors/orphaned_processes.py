@@ -171,9 +171,9 @@ def _mark(token: str) -> bytes:
     return f"{MARK}={token}".encode()
 
 
-def _kill_until_gone(look: Callable[[], set[int]]) -> None:
+def _kill_until_gone(find: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while pids := look():
+    while pids := find():
         procfs.signal_trees(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise UnkillableError(f"{len(pids)} processes can't be ended")

@@ -67,7 +67,7 @@ def read(path: str) -> bytes:
         return file.read()
 
 
-def look(pid: int) -> Process | None:
+def read_process(pid: int) -> Process | None:
     """Return the process with this pid; None when there is none.
 
     Raises:
@@ -88,7 +88,7 @@ def identify(pid: int) -> Identity:
     Raises:
         ProcessLookupError: There is no such process.
     """
-    process = look(pid)
+    process = read_process(pid)
     if process is None:
         raise ProcessLookupError(f"no process {pid}")
     return Identity(pid, process.ticks, boot_id())
@@ -98,7 +98,7 @@ def find(identity: Identity) -> Process | None:
     """Return the identified process while it is alive, else None."""
     if identity.pid < 1 or identity.boot != boot_id():
         return None
-    process = look(identity.pid)
+    process = read_process(identity.pid)
     if process is None or process.ended or process.ticks != identity.ticks:
         return None
     return process
@@ -125,7 +125,7 @@ def everything() -> list[Process]:
     for entry in os.scandir(PROC):
         if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError):
-                process = look(int(entry.name))
+                process = read_process(int(entry.name))
                 if process is not None:
                     processes.append(process)
     return processes
@@ -352,8 +352,8 @@ def _lstat(path: str) -> os.stat_result | None:
         return None
 
 
-def _key(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _watch(folder: str) -> int:

@@ -162,16 +162,16 @@ class RunFolder:
         write_new(path, b" " * _EXIT_BYTES)
         return path
 
-    def set_exit(self, record: Mapping[str, Any], place: Path | None = None) -> None:
+    def set_exit(self, record: Mapping[str, Any], file: Path | None = None) -> None:
         """Write the exit record into a reserved file, by default a new one, and rename it."""
-        place = place or self.reserve_exit()
-        handle = os.open(place, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = file or self.reserve_exit()
+        handle = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             write_all(handle, dump(record))
             os.fsync(handle)
         finally:
             os.close(handle)
-        place.replace(self.path / "exit.json")
+        file.replace(self.path / "exit.json")
         sync_folder(self.path)
 
 

@@ -216,7 +216,7 @@ class SchedulerService:
         return None if self._sender.pending() else await self._head(again=True)
 
     async def _head(self, *, again: bool = False) -> Head | None:
-        return await self.heads.look(lambda: self._batches.mined_at, again=again)
+        return await self.heads.poll(lambda: self._batches.mined_at, again=again)
 
     async def _follow(self, head: Head) -> None:
         """Apply the events up to a block and prefetch data for the snapshot, once per block."""

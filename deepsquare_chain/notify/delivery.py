@@ -75,7 +75,7 @@ class MailServer:
     password: str = field(default="", repr=False)
 
     @property
-    def place(self) -> str:
+    def host(self) -> str:
         """Host name of the server, for messages."""
         return urlsplit(self.url).hostname or ""
 
@@ -163,7 +163,7 @@ class Deliverer:
         try:
             server = _connect(self._mail, self._transport_settings)
         except smtplib.SMTPException as error:
-            return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.place}: {_words(error)}")
+            return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.host}: {_words(error)}")
         except (OSError, ValueError) as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         try:

@@ -292,9 +292,9 @@ class ExecutorActions:
         digest = hashlib.sha256()
         offset = 0
         try:
-            while page := await self._executor.output(handle, offset, _PAGE):
-                digest.update(page)
-                offset += len(page)
+            while chunk := await self._executor.output(handle, offset, _PAGE):
+                digest.update(chunk)
+                offset += len(chunk)
         except NotFoundError:
             return bytes(32)
         return digest.digest()

@@ -379,7 +379,7 @@ class ProviderService:
             return False
         # The state that this cycle reads may lack the result of tasks that end from here on.
         busy = self._executor_actions.launching | self._batches.jobs
-        head = await self.heads.look(lambda: self._batches.mined_at)
+        head = await self.heads.poll(lambda: self._batches.mined_at)
         self._refuse_second_daemon()
         if head is None or self._sender.unattended():  # a reorg may have evicted a transaction
             return False

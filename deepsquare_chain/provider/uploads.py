@@ -220,7 +220,7 @@ class OutputUploader:
                 await self._results(gateway, upload, folder)
             upload = replace(upload, done=True)
             self._save(upload)
-            _log.info("output delivered", job=upload.job_id, gateway=gateway.place)
+            _log.info("output delivered", job=upload.job_id, gateway=gateway.display_url)
         return upload
 
     async def _gateway_of(self, upload: Upload) -> GatewayClient:
@@ -234,7 +234,7 @@ class OutputUploader:
             if upload.gateway in {"", gateway.url}:
                 if self._has_cooldown(gateway.url):
                     failure = EndpointError(
-                        f"The gateway at {gateway.place} did not respond recently"
+                        f"The gateway at {gateway.display_url} did not respond recently"
                     )
                     continue
                 try:

@@ -120,8 +120,8 @@ def ensure_result_key(path: Path) -> tuple[ResultKey, bool]:
     return load_result_key(path), True
 
 
-def find_result_key(path: Path | None, what: str) -> ResultKey:
-    """Load the key to decrypt `what`, a name for messages.
+def find_result_key(path: Path | None, description: str) -> ResultKey:
+    """Load the key to decrypt `description`, a name for messages.
 
     Raises:
         NotAuthorisedError: There is no key.
@@ -133,7 +133,7 @@ def find_result_key(path: Path | None, what: str) -> ResultKey:
     except NotFoundError:
         pass
     raise NotAuthorisedError(
-        f"{what} is encrypted, and there is no key{'' if path is None else f' at {path}'}",
+        f"{description} is encrypted, and there is no key{'' if path is None else f' at {path}'}",
         hint="Give the file of the key with --result-key; it can't be decrypted without it.",
     )
 

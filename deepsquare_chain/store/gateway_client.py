@@ -92,7 +92,7 @@ class ServiceClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.place = safe_url(url)
+        self.display_url = safe_url(url)
         self._client = http_client(
             self.url, transport_settings, timeout=_TIMEOUT, transport=transport
         )
@@ -128,13 +128,13 @@ class ServiceClient:
         why = failure_reason(error)
         hint = CERTIFICATE_HINT if "certificate" in why else self.advice
         return EndpointError(
-            f"The {self.service} at {self.place} can't be reached: {why}", hint=hint
+            f"The {self.service} at {self.display_url} can't be reached: {why}", hint=hint
         )
 
-    def _invalid_response(self, what: str = "") -> EndpointError:
-        detail = f" ({what})" if what else ""
+    def _invalid_response(self, detail: str = "") -> EndpointError:
+        detail = f" ({detail})" if detail else ""
         return EndpointError(
-            f"{self.place} is not a working {self.service}{detail}",
+            f"{self.display_url} is not a working {self.service}{detail}",
             hint=f"Check the URL. {self.advice}",
         )
 
@@ -301,7 +301,7 @@ class GatewayClient(ServiceClient):
             or str(terms.get("contract")).lower() != contract.lower()
         ):
             raise EndpointError(
-                f"The gateway at {self.place} belongs to another grid",
+                f"The gateway at {self.display_url} belongs to another grid",
                 hint="Give a gateway of this grid with --gateway.",
             )
         numbers = {name: value for name, value in terms.items() if isinstance(value, int)}
@@ -371,7 +371,7 @@ class GatewayClient(ServiceClient):
         response = await self._ask("GET", f"/v1/jobs/{job_id}/definition")
         if digest_of(response.content) != digest:
             raise DefinitionMismatch(
-                f"The gateway at {self.place} returned another definition than that of job {job_id}",
+                f"The gateway at {self.display_url} returned another definition than that of job {job_id}",
                 hint="Tell the operator of the gateway; submit the job file again to restore it.",
             )
         return response.content
@@ -606,7 +606,7 @@ class GatewayClient(ServiceClient):
     def _signer(self) -> Signer:
         if self._account is None:
             raise NotAuthorisedError(
-                f"The gateway at {self.place} requires a sign-in, and no wallet is configured",
+                f"The gateway at {self.display_url} requires a sign-in, and no wallet is configured",
                 hint="Give the wallet of the job with --keystore.",
             )
         return self._account
@@ -632,7 +632,7 @@ class GatewayClient(ServiceClient):
                 if not content
                 else self._invalid_response(f"status {status}")
             )
-        message = f"The gateway at {self.place} refused: {plain(detail)[:500]}"
+        message = f"The gateway at {self.display_url} refused: {plain(detail)[:500]}"
         advice = plain(hint)[:300] if isinstance(hint, str) else ""
         if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
             return NotFoundError(message, hint=advice)
@@ -649,13 +649,15 @@ class GatewayClient(ServiceClient):
     def _error_of_status(self, status: int) -> GridError:
         """Return the error of a refusal without a body, as for HEAD."""
         if status == HTTPStatus.NOT_FOUND:
-            return NotFoundError(f"The gateway at {self.place} does not have it")
+            return NotFoundError(f"The gateway at {self.display_url} does not have it")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return WrongAccountError(
-                f"The gateway at {self.place} does not let this account read it",
+                f"The gateway at {self.display_url} does not let this account read it",
                 hint="Only its customer can read a job's output, and accounts to which it is shared with `deepsquare job share`.",
             )
-        return GatewayRefusedError(f"The gateway at {self.place} responded with status {status}")
+        return GatewayRefusedError(
+            f"The gateway at {self.display_url} responded with status {status}"
+        )
 
 
 class GatewayDefinitionStore:

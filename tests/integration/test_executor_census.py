@@ -61,5 +61,5 @@ async def until(done: Callable[[], bool]) -> None:
 
 
 def _ended(pid: int) -> bool:
-    process = procfs.look(pid)
+    process = procfs.read_process(pid)
     return process is None or process.ended

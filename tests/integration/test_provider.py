@@ -110,7 +110,7 @@ async def _whole_life(host: Bench) -> None:
 
 async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
     service = host.service
-    head = await service.heads.look(lambda: 0, again=True)
+    head = await service.heads.poll(lambda: 0, again=True)
     assert head is not None
     for _ in range(2):
         await service._follow(head)

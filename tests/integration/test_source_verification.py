@@ -84,5 +84,5 @@ async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Pa
         found.add(folder.name)
     assert found == set(grid.deployment.contracts.values())
     looked_at = await verify_deployment(grid.w3, grid.deployment)
-    assert [each for each in looked_at if each.what.startswith("metadata of") and each.ok] != []
+    assert [each for each in looked_at if each.subject.startswith("metadata of") and each.ok] != []
     assert all(each.ok for each in looked_at)

@@ -142,7 +142,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     heads = HeadSource(w3, reconcile, figures, poll=2.0)
 
     async def number() -> int | None:
-        head = await heads.look(lambda: 0)
+        head = await heads.poll(lambda: 0)
         return None if head is None else head.number
 
     assert (await number(), await number(), asked) == (5, 5, 1)

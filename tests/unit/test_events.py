@@ -154,7 +154,7 @@ def test_event(name: str) -> None:
     where = {"block_number": 16, "log_index": 2, "address": A}
     hashes = {"block_hash": "0x" + "aa" * 32, "tx_hash": "0x" + "bb" * 32}
     assert found == dataclasses.replace(wanted, **where, **hashes)
-    assert found.place == (16, 2)
+    assert found.position == (16, 2)
 
 
 def test_logs_of_web3_and_of_json_are_alike() -> None:

@@ -345,9 +345,9 @@ def test_stat_survives_hostile_process_names(
     rest = b" ".join(str(number).encode() for number in range(4, 53))
     (tmp_path / "7" / "stat").write_bytes(b"7 (" + name + b") S " + rest)
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
-    assert procfs.look(7) == Process(pid=7, state="S", parent=4, session=6, ticks=22)
+    assert procfs.read_process(7) == Process(pid=7, state="S", parent=4, session=6, ticks=22)
     assert procfs.everything() == [Process(7, "S", 4, 6, 22)]
-    assert procfs.look(8) is None
+    assert procfs.read_process(8) is None
 
 
 def test_descendants_by_scan_and_by_lists_of_children() -> None:

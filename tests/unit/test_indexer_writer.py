@@ -294,7 +294,7 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
         start = next(
             each for each in moves if (each.job_id, each.after) == (heir, JobStatus.RUNNING)
         )
-        events = [each for each in events if each.place < start.place]
+        events = [each for each in events if each.position < start.position]
     seen: set[str] = set()
     for late in (0, 400, 10**9):
         found = Indexed(grid.deployment, events, grid.chain.block_times)

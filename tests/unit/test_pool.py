@@ -28,7 +28,7 @@ class Node:
     def __init__(
         self, name: str, *, head: int = 100, chain: int = 7, genesis: str = "0xaa"
     ) -> None:
-        self.place = f"https://{name}:1/..."
+        self.display_url = f"https://{name}:1/..."
         self.head, self.chain, self.genesis = head, chain, genesis
         self.down: EndpointError | None = None
         self.asked: list[str] = []
@@ -48,7 +48,7 @@ class Node:
         if method == "eth_getBlockByNumber":
             found = self.genesis if params[0] == "0x0" else self.blocks.get(params[0], "0xdd")
             return {"result": None if found is None else {"hash": found}}
-        return {"result": answers.get(method, self.place)}
+        return {"result": answers.get(method, self.display_url)}
 
     async def make_batch_request(self, batch: list[tuple[str, Any]]) -> Any:
         return [await self.make_request(method, params) for method, params in batch]
@@ -57,7 +57,7 @@ class Node:
         self.closed += 1
 
     def fail(self, words: str = "busy") -> None:
-        self.down = TransientEndpointError(f"The endpoint {self.place} is {words}")
+        self.down = TransientEndpointError(f"The endpoint {self.display_url} is {words}")
 
 
 class Clock:
@@ -143,7 +143,7 @@ async def test_endpoints_are_used_although_all_are_in_cooldown(
 ) -> None:
     pool = await opened(nodes)
     for node in nodes:
-        node.fail(f"ill ({node.place})")
+        node.fail(f"ill ({node.display_url})")
     with pytest.raises(TransientEndpointError, match=r"No endpoint answers\. .*a:1.*b:1.*c:1"):
         await ask(pool)
     nodes[2].down = None
@@ -211,7 +211,7 @@ async def test_a_batch_is_answered_by_one(clock: Clock, nodes: list[Node]) -> No
     nodes[0].make_batch_request = halfway  # type: ignore[method-assign]
     found = await pool.make_batch_request([("x", []), ("y", [])])  # type: ignore[list-item]
     assert calls == 1
-    assert [each["result"] for each in found] == [nodes[1].place] * 2  # type: ignore[index]
+    assert [each["result"] for each in found] == [nodes[1].display_url] * 2  # type: ignore[index]
 
 
 async def test_who_is_behind_is_not_believed(clock: Clock, nodes: list[Node]) -> None:

@@ -798,8 +798,8 @@ async def test_what_is_mined_during_the_look_is_no_lag():
     )
     w3: Any = SimpleNamespace(provider=None)
     heads = HeadSource(w3, reconcile, figures, poll=1)
-    assert await heads.look(lambda: mined[0]) == Head(5, 1_000, b"\5")
-    assert await heads.look(lambda: mined[0]) is None  # now it is one
+    assert await heads.poll(lambda: mined[0]) == Head(5, 1_000, b"\5")
+    assert await heads.poll(lambda: mined[0]) is None  # now it is one
 
 
 @pytest.mark.parametrize(

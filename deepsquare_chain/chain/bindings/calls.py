@@ -41,7 +41,7 @@ class Call:
         return f"Call({self.label!r} to {self.to}, {len(self.data)} bytes)"
 
 
-def checked_address(text: str, what: str = "address") -> ChecksumAddress:
+def checked_address(text: str, name: str = "address") -> ChecksumAddress:
     """Return an address with its checksum.
 
     Raises:
@@ -49,7 +49,7 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
     """
     if not is_address(text):
         raise UsageError(
-            f"{str(text)[:80]!r} is not a valid {what}",
+            f"{str(text)[:80]!r} is not a valid {name}",
             hint="An address is 0x and 40 hexadecimal digits, such as "
             "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266.",
         )
@@ -57,7 +57,7 @@ def checked_address(text: str, what: str = "address") -> ChecksumAddress:
     # Only an address in mixed case has a checksum.
     if is_checksum_formatted_address(text) and address[2:] != text[-40:]:
         raise UsageError(
-            f"{text!r} is not a valid {what}: its checksum is wrong, so that a character is mistyped",
+            f"{text!r} is not a valid {name}: its checksum is wrong, so that a character is mistyped",
             hint="Copy it again from its source.",
         )
     return address

@@ -243,11 +243,11 @@ class RegistryContract(ContractBase):
         count = await self.provider_count(block_identifier=block_identifier)
         providers = await asyncio.gather(
             *(
-                self.get_provider(each, block_identifier=block_identifier)
-                for each in range(1, count + 1)
+                self.get_provider(provider_id, block_identifier=block_identifier)
+                for provider_id in range(1, count + 1)
             )
         )
-        return [each for each in providers if each is not None]
+        return [provider for provider in providers if provider is not None]
 
     async def id_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
         """Return the ID of a provider's account; 0 until its first approval."""

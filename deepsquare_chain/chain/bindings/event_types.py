@@ -24,7 +24,7 @@ class Event:
     address: str = ""
 
     @property
-    def place(self) -> tuple[int, int]:
+    def position(self) -> tuple[int, int]:
         """Block number and log index, the sort key in chain order."""
         return self.block_number, self.log_index
 

@@ -50,7 +50,7 @@ class _Shape:
     order: tuple[bool, ...]  # for each field, whether it is indexed
     readers: tuple[Callable[[Any], Any] | None, ...]
 
-    def read(self, topics: list[bytes], data: bytes, place: Mapping[str, Any]) -> Event:
+    def read(self, topics: list[bytes], data: bytes, position: Mapping[str, Any]) -> Event:
         if len(topics) != len(self.indexed) + 1:
             raise AbiError("wrong number of topics")
         pairs = zip(self.indexed, topics[1:], strict=True)
@@ -62,7 +62,7 @@ class _Shape:
                 value if reader is None else reader(value)
                 for value, reader in zip(values, self.readers, strict=True)
             ),
-            **place,
+            **position,
         )
 
 
@@ -73,7 +73,7 @@ def _shape(entry: Abi) -> _Shape | None:
     inputs = tuple(entry["inputs"])
     hints = get_type_hints(kind)
     names: tuple[str, ...] = kind.__match_args__
-    field_names = [each for each in names if each not in Event.__annotations__]
+    field_names = [name for name in names if name not in Event.__annotations__]
     if len(field_names) != len(inputs):
         raise AssertionError(f"{kind.__name__} has other fields than the event of the contract")
     return _Shape(
@@ -135,7 +135,9 @@ def decode_log(log: Mapping[str, Any]) -> Event | None:
 def decode_logs(logs: Iterable[Mapping[str, Any]]) -> list[Event]:
     """Decode logs, skipping unknown ones, and return the events in chain order."""
     decoded = (decode_log(log) for log in logs)
-    return sorted((event for event in decoded if event is not None), key=lambda each: each.place)
+    return sorted(
+        (event for event in decoded if event is not None), key=lambda event: event.position
+    )
 
 
 def event_topics(*kinds: type[Event]) -> list[str]:
@@ -152,13 +154,13 @@ def event_filter(kind: type[Event], *others: type[Event], **wanted: str) -> list
     same positions can share a filter, which saves requests.
     """
     if others:
-        first, *rest = (event_filter(each, **wanted) for each in (kind, *others))
-        if any(each[1:] != first[1:] for each in rest):
+        first, *rest = (event_filter(other, **wanted) for other in (kind, *others))
+        if any(other[1:] != first[1:] for other in rest):
             raise AssertionError(
                 f"{kind.__name__} and others have these fields at different places"
             )
         return [event_topics(kind, *others), *first[1:]]
-    [topic] = (topic for topic, each in EVENT_CLASSES.items() if each is kind)
+    [topic] = (topic for topic, event_class in EVENT_CLASSES.items() if event_class is kind)
     names: tuple[str, ...] = kind.__match_args__
     fields = zip(names, _SHAPES[topic].order, strict=False)
     indexed = [name for name, is_indexed in fields if is_indexed]

@@ -156,14 +156,14 @@ async def _send_pack(
     responses: list[RPCResponse] | None = None
     if len(pack) > 1:
         try:
-            responses = await ask_once([each for requests, _ in pack for each in requests])
+            responses = await ask_once([item for requests, _ in pack for item in requests])
         except EndpointError:
             responses = None  # each task sends its own calls, with its own retries
     start = 0
     for requests, future in pack:
         task_responses = None if responses is None else responses[start : start + len(requests)]
         start += len(requests)
-        if task_responses is not None and any("error" in each for each in task_responses):
+        if task_responses is not None and any("error" in item for item in task_responses):
             task_responses = None
         if not future.done():  # the waiting task may be cancelled
             future.set_result(task_responses)

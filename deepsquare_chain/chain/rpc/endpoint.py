@@ -216,7 +216,7 @@ class CheckedProvider(AsyncHTTPProvider):
         self._own_headers = transport.headers_for(url)
         self._proxy = None if proxy is None else safe_url(proxy)
         self.global_ccip_read_enabled = False
-        self.place = safe_url(url)
+        self.display_url = safe_url(url)
         self.batch_size = Ceiling(*_BATCH)
         self.log_range = Ceiling(*_LOG_RANGE)
         self.doubtful = False
@@ -359,7 +359,7 @@ class CheckedProvider(AsyncHTTPProvider):
         if self._is_unclassified(request, answer):
             message = str(_error_of(answer).get("message", ""))[:200]
             raise TransientEndpointError(
-                f"The endpoint {self.place} answered {request['method']} with an error: {message}"
+                f"The endpoint {self.display_url} answered {request['method']} with an error: {message}"
             )
         return answer
 
@@ -401,7 +401,7 @@ class CheckedProvider(AsyncHTTPProvider):
                 retry_after = http_response.headers.get("Retry-After", "")
         except aiohttp.ClientHttpProxyError as error:
             raise TransientEndpointError(
-                f"The proxy {self._proxy} could not reach {self.place}: HTTP status {error.status}",
+                f"The proxy {self._proxy} could not reach {self.display_url}: HTTP status {error.status}",
                 hint="Check HTTPS_PROXY; NO_PROXY lists hosts to reach without it.",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -433,7 +433,7 @@ class CheckedProvider(AsyncHTTPProvider):
         elif status not in _SIZE_INDEPENDENT:
             kind = _StatusError
         error = kind(
-            f"The endpoint {self.place} responded with HTTP status {status}",
+            f"The endpoint {self.display_url} responded with HTTP status {status}",
             hint="Is it the JSON-RPC address of a node, and is the key in it valid?",
         )
         if isinstance(error, TransientEndpointError):
@@ -454,7 +454,7 @@ class CheckedProvider(AsyncHTTPProvider):
         elif self._proxy is not None:
             hint = f"The request went through the proxy {self._proxy}; NO_PROXY lists exceptions."
         return UnreachableEndpointError(
-            f"The endpoint {self.place} can't be reached: {problem or _error_text(error)}",
+            f"The endpoint {self.display_url} can't be reached: {problem or _error_text(error)}",
             hint=hint,
         )
 
@@ -516,31 +516,33 @@ class CheckedProvider(AsyncHTTPProvider):
         if is_busy(error):
             message = str(error.get("message", ""))[:200]
             raise TransientEndpointError(
-                f"The endpoint {self.place} limits its requests: {message}"
+                f"The endpoint {self.display_url} limits its requests: {message}"
             )
 
     def _raise_if_behind(self, answer: RPCResponse) -> None:
         # One address may have several nodes of different heights: a retry may reach the block.
         if _lacks_block(answer):
             message = str(_error_of(answer).get("message", ""))[:200]
-            raise TransientEndpointError(f"The endpoint {self.place} lags behind: {message}")
+            raise TransientEndpointError(f"The endpoint {self.display_url} lags behind: {message}")
 
-    def _invalid_response(self, what: str) -> TransientEndpointError:
+    def _invalid_response(self, detail: str) -> TransientEndpointError:
         return TransientEndpointError(
-            f"The endpoint {self.place} returned {what}",
+            f"The endpoint {self.display_url} returned {detail}",
             hint="Is it the JSON-RPC address of a node?",
         )
 
 
-def _is_json_rpc(found: Any) -> bool:
+def _is_json_rpc(response: Any) -> bool:
     """Return whether a body looks like JSON-RPC, so that it outweighs the HTTP status."""
-    if isinstance(found, list):
-        return bool(found) and all(map(_is_json_rpc, found))
-    if not isinstance(found, dict):
+    if isinstance(response, list):
+        return bool(response) and all(map(_is_json_rpc, response))
+    if not isinstance(response, dict):
         return False
     # Some gateways omit the version, which is not used here.
     return (
-        "jsonrpc" in found or ("id" in found and "result" in found) or is_error(found.get("error"))
+        "jsonrpc" in response
+        or ("id" in response and "result" in response)
+        or is_error(response.get("error"))
     )
 
 

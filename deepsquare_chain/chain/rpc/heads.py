@@ -478,7 +478,7 @@ class HeadSource:
         if (block_time := block_time_of(self._w3)) is not None:
             block_time.listening = up
 
-    async def look(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
+    async def poll(self, mined_at: Callable[[], int], *, again: bool = False) -> Head | None:
         """Return the latest block; None if the endpoint lags behind an earlier head.
 
         Args:

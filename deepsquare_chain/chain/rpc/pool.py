@@ -52,12 +52,12 @@ class EndpointMetrics:
 
     Args:
         metrics: Receives the metrics; None disables them.
-        places: URLs of the endpoints, as `safe_url` returns them.
+        urls: URLs of the endpoints, as `safe_url` returns them.
     """
 
-    def __init__(self, metrics: Metrics | None, places: Sequence[str]) -> None:
+    def __init__(self, metrics: Metrics | None, urls: Sequence[str]) -> None:
         self._metrics = metrics
-        self._names = _names(places)
+        self._names = _names(urls)
         if metrics is None:
             return
         hosts = sorted(self._names.values())
@@ -72,41 +72,41 @@ class EndpointMetrics:
             "endpoint_lag_blocks", "Blocks behind the best endpoint.", endpoint=hosts
         )
 
-    def answered(self, place: str) -> None:
+    def answered(self, url: str) -> None:
         """Count a valid response of an endpoint."""
-        self._count(place, "ok")
+        self._count(url, "ok")
 
-    def failed(self, place: str) -> None:
+    def failed(self, url: str) -> None:
         """Count a failed request to an endpoint."""
-        self._count(place, "failed")
+        self._count(url, "failed")
 
     def changed(self) -> None:
         """Count a failover to another endpoint."""
         if self._metrics is not None:
             self._metrics.add(self._changes)
 
-    def compared(self, place: str, *, up: bool, lag: int | None = None) -> None:
+    def compared(self, url: str, *, up: bool, lag: int | None = None) -> None:
         """Record the state of an endpoint compared to the others; `lag` in blocks."""
         if self._metrics is None:
             return
-        self._metrics.set(self._up, up, self._names[place])
+        self._metrics.set(self._up, up, self._names[url])
         if lag is not None:
-            self._metrics.set(self._lag, lag, self._names[place])
+            self._metrics.set(self._lag, lag, self._names[url])
 
-    def _count(self, place: str, end: str) -> None:
+    def _count(self, url: str, end: str) -> None:
         if self._metrics is not None:
-            self._metrics.add(self._requests, self._names[place], end)
-            self._metrics.set(self._up, end == "ok", self._names[place])
+            self._metrics.add(self._requests, self._names[url], end)
+            self._metrics.set(self._up, end == "ok", self._names[url])
 
 
-def _names(places: Sequence[str]) -> dict[str, str]:
+def _names(urls: Sequence[str]) -> dict[str, str]:
     """Return host and port of each URL, numbered if several URLs share them."""
     names: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for place in dict.fromkeys(places):
-        host = urlsplit(place).netloc
+    for url in dict.fromkeys(urls):
+        host = urlsplit(url).netloc
         counts[host] += 1
-        names[place] = host if counts[host] == 1 else f"{host} ({counts[host]})"
+        names[url] = host if counts[host] == 1 else f"{host} ({counts[host]})"
     return names
 
 
@@ -175,11 +175,11 @@ class Pool(AsyncBaseProvider):
     ) -> None:
         super().__init__()
         self.global_ccip_read_enabled = False
-        self.members = [Member(each) for each in providers]
+        self.members = [Member(provider) for provider in providers]
         self._current = self.members[0]
         self.on_demand = OnDemandDetector()
-        for each in providers:
-            each.on_head = self.on_demand.record_head
+        for provider in providers:
+            provider.on_head = self.on_demand.record_head
         self._chain_id = chain_id
         self.genesis: str | None = None
         self.landmark: str | None = None  # hash of the landmark block
@@ -189,7 +189,9 @@ class Pool(AsyncBaseProvider):
         self._best_head = (-1, 0.0)  # highest head, and when it was reported
         self._compared_at = 0.0
         self._comparison: asyncio.Task[None] | None = None
-        self._endpoint_metrics = EndpointMetrics(metrics, [each.place for each in providers])
+        self._endpoint_metrics = EndpointMetrics(
+            metrics, [provider.display_url for provider in providers]
+        )
 
     @property
     def providers(self) -> list[CheckedProvider]:
@@ -288,7 +290,7 @@ class Pool(AsyncBaseProvider):
         if not synced:
             raise TransientEndpointError(
                 "; ".join(
-                    f"{member.provider.place} is {member.lag} blocks behind"
+                    f"{member.provider.display_url} is {member.lag} blocks behind"
                     for member in right_chain
                 ),
                 hint="Wait until it has caught up, or give more endpoints.",
@@ -346,19 +348,19 @@ class Pool(AsyncBaseProvider):
             self._failed(member, error)
             raise
         member.failures, member.cooldown_until = 0, 0.0
-        self._endpoint_metrics.answered(member.provider.place)
+        self._endpoint_metrics.answered(member.provider.display_url)
         return response
 
     def _make_current(self, member: Member) -> None:
         """Make an endpoint the current one, which is tried first."""
         if member is not self._current:
-            _log.warning("endpoint changed", endpoint=member.provider.place)
+            _log.warning("endpoint changed", endpoint=member.provider.display_url)
             self._current = member
             self._endpoint_metrics.changed()
 
     def _failed(self, member: Member, error: EndpointError) -> None:
         member.failures += 1
-        self._endpoint_metrics.failed(member.provider.place)
+        self._endpoint_metrics.failed(member.provider.display_url)
         if len(self.members) == 1:
             # No failover is possible. A node that was unreachable may serve a restarted chain.
             member.verified = member.verified and not isinstance(error, UnreachableEndpointError)
@@ -395,14 +397,14 @@ class Pool(AsyncBaseProvider):
 
     async def _verify_all(self) -> None:
         results = await asyncio.gather(
-            *(self._verify_within_timeout(each) for each in self.members), return_exceptions=True
+            *(self._verify_within_timeout(item) for item in self.members), return_exceptions=True
         )
-        errors = [each for each in results if isinstance(each, BaseException)]
+        errors = [item for item in results if isinstance(item, BaseException)]
         for error in errors:
             if isinstance(error, WrongEndpointError) or not isinstance(error, EndpointError):
                 raise error
         if len(errors) == len(self.members):
-            raise _combined([each for each in errors if isinstance(each, EndpointError)])
+            raise _combined([item for item in errors if isinstance(item, EndpointError)])
         if len(self.members) > 1:
             await self._compare_heads()
 
@@ -412,7 +414,9 @@ class Pool(AsyncBaseProvider):
             async with asyncio.timeout(limit):
                 await self._verify(member)
         except TimeoutError:
-            error = TransientEndpointError(f"The endpoint {member.provider.place} does not respond")
+            error = TransientEndpointError(
+                f"The endpoint {member.provider.display_url} does not respond"
+            )
             self._failed(member, error)
             raise error from None
         except EndpointError as error:
@@ -444,7 +448,9 @@ class Pool(AsyncBaseProvider):
         try:
             await self._compare_chains_with_retries(attempts, member)
         except (KeyError, TypeError, ValueError):
-            raise EndpointError(f"The endpoint {provider.place} is not a usable node") from None
+            raise EndpointError(
+                f"The endpoint {provider.display_url} is not a usable node"
+            ) from None
         except EndpointError:
             provider.doubtful = True
             raise
@@ -491,7 +497,7 @@ class Pool(AsyncBaseProvider):
             more = await _results(provider, [by_number])
         if more[0] is None:
             raise TransientEndpointError(
-                f"The endpoint {provider.place} does not know block {landmark} of this chain",
+                f"The endpoint {provider.display_url} does not know block {landmark} of this chain",
                 hint="Wait until it has caught up. A restarted chain lacks it as well: "
                 f"then {_ANOTHER_CHAIN[0].lower()}{_ANOTHER_CHAIN[1:]}",
             )
@@ -516,8 +522,8 @@ class Pool(AsyncBaseProvider):
             )
 
     def _exclude(self, member: Member, problem: str, hint: str) -> NoReturn:
-        place = member.provider.place
-        member.exclusion = WrongEndpointError(f"The endpoint {place} {problem}", hint=hint)
+        url = member.provider.display_url
+        member.exclusion = WrongEndpointError(f"The endpoint {url} {problem}", hint=hint)
         _log.error("endpoint rejected", error=member.exclusion.message)
         raise member.exclusion
 
@@ -532,7 +538,7 @@ class Pool(AsyncBaseProvider):
     async def _compare_heads(self) -> None:
         """Read all heads concurrently and record each endpoint's lag behind the best one."""
         self._compared_at = time.monotonic()
-        heads = await asyncio.gather(*(self._head(each) for each in self.members))
+        heads = await asyncio.gather(*(self._head(member) for member in self.members))
         best, seen_at = self._best_head
         if time.monotonic() - seen_at > _HEAD_MEMORY:
             best = -1
@@ -540,15 +546,15 @@ class Pool(AsyncBaseProvider):
             self._best_head = (max(heads), time.monotonic())
         for member, head in zip(self.members, heads, strict=True):
             if head < 0:
-                self._endpoint_metrics.compared(member.provider.place, up=False)
+                self._endpoint_metrics.compared(member.provider.display_url, up=False)
                 continue
             lag, before = max(best, *heads) - head, member.lag
             member.head, member.lag = head, lag
             up = lag <= self._max_lag
-            self._endpoint_metrics.compared(member.provider.place, up=up, lag=lag)
+            self._endpoint_metrics.compared(member.provider.display_url, up=up, lag=lag)
             if up != (before <= self._max_lag):
                 event = "endpoint caught up" if up else "endpoint fell behind"
-                _log.warning(event, endpoint=member.provider.place, blocks=lag, head=head)
+                _log.warning(event, endpoint=member.provider.display_url, blocks=lag, head=head)
 
     async def _head(self, member: Member) -> int:
         """Return the head of an endpoint; -1 if it fails, has a cooldown or is excluded."""
@@ -574,7 +580,9 @@ async def _results(
     for response in responses:
         if "error" in response:
             message = str(response["error"])[:200]
-            raise EndpointError(f"The endpoint {provider.place} is not a usable node: {message}")
+            raise EndpointError(
+                f"The endpoint {provider.display_url} is not a usable node: {message}"
+            )
     return [response["result"] for response in responses]
 
 
@@ -582,7 +590,7 @@ async def _result(provider: CheckedProvider, method: str, *params: Any) -> Any:
     response = await provider.make_request(RPCEndpoint(method), list(params))
     if "error" in response:
         message = str(response["error"])[:200]
-        raise EndpointError(f"The endpoint {provider.place} is not a usable node: {message}")
+        raise EndpointError(f"The endpoint {provider.display_url} is not a usable node: {message}")
     return response["result"]
 
 
@@ -672,7 +680,7 @@ async def connect(
     )
     try:
         await pool.open()
-        await _check(w3, ", ".join(endpoint.place for endpoint in pool.providers), contracts)
+        await _check(w3, ", ".join(endpoint.display_url for endpoint in pool.providers), contracts)
     except BaseException:
         await close(w3)
         raise
@@ -694,18 +702,18 @@ async def connected(url: str | Sequence[str], **options: Any) -> AsyncIterator[A
         await close(w3)
 
 
-async def _check(w3: AsyncWeb3[Any], place: str, contracts: Iterable[str]) -> None:
+async def _check(w3: AsyncWeb3[Any], url: str, contracts: Iterable[str]) -> None:
     try:
         for address in contracts:
             if not await w3.eth.get_code(to_checksum_address(address)):
                 raise WrongEndpointError(
-                    f"There is no contract at {address} on the chain of {place}",
+                    f"There is no contract at {address} on the chain of {url}",
                     hint="A restarted local chain is empty: deploy again, or give the right "
                     "deployment record with --deployment.",
                 )
     except (Web3Exception, ValueError) as error:
         raise EndpointError(
-            f"The endpoint {place} is not a usable node: {str(error)[:200]}"
+            f"The endpoint {url} is not a usable node: {str(error)[:200]}"
         ) from None
 
 

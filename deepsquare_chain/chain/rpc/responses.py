@@ -64,7 +64,7 @@ def _number(value: Any) -> bool:
 
 
 def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(check(each) for each in value)
+    return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
 def _access(value: Any) -> bool:

@@ -374,24 +374,24 @@ async def respond(methods: Methods, body: bytes) -> Answer | list[Answer] | None
     return [reply for reply in replies if reply is not None] or None
 
 
-async def _one(methods: Methods, asked: Any) -> Answer | None:
-    if not isinstance(asked, dict) or not isinstance(asked.get("method"), str):
+async def _one(methods: Methods, request: Any) -> Answer | None:
+    if not isinstance(request, dict) or not isinstance(request.get("method"), str):
         return _error(None, RpcError(INVALID_REQUEST, "invalid request"))
-    request_id = asked.get("id")
+    request_id = request.get("id")
     if not isinstance(request_id, (str, int, float, type(None))):
         return _error(None, RpcError(INVALID_REQUEST, "invalid request: the id can't be an object"))
-    params = asked.get("params") or []
+    params = request.get("params") or []
     if not isinstance(params, list):
         return _error(request_id, RpcError(INVALID_PARAMS, "non-array args"))
     try:
-        result = await methods.call(asked["method"], params)
+        result = await methods.call(request["method"], params)
     except RpcError as error:
         reply: Answer = _error(request_id, error)
     except Exception as error:  # noqa: BLE001 - a failed request must get a response
         reply = _error(request_id, RpcError(INTERNAL_ERROR, f"internal error: {error!r}"[:500]))
     else:
         reply = {"jsonrpc": "2.0", "id": request_id, "result": result}
-    return reply if "id" in asked else None
+    return reply if "id" in request else None
 
 
 def _error(identity: Any, error: RpcError) -> Answer:

@@ -551,15 +551,15 @@ class SlurmExecutor(Executor):
         launch.remove_tree(folder.temporary)
         return ended
 
-    def _remember(self, key: str, found: Exit) -> RunStatus:
+    def _remember(self, key: str, ended: Exit) -> RunStatus:
         memory = self._memory
-        memory.ended[key] = found
-        if found.reason == "unstarted":
+        memory.ended[key] = ended
+        if ended.reason == "unstarted":
             self._unstarted_at = time.monotonic()
         for cache in (memory.starts, memory.walltimes, memory.absent, memory.warnings):
             cache.pop(key, None)
         self._drop_lock(key)
-        return RunStatus(RunState.ENDED, found)
+        return RunStatus(RunState.ENDED, ended)
 
     def _drop_lock(self, key: str) -> None:
         """Drop the lock of a run unless a call holds it, which another call may wait for."""

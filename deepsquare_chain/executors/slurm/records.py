@@ -381,10 +381,10 @@ class SlurmFolder(RunFolder):
         except (OSError, KeyError, TypeError, ValueError, OverflowError):
             return None
 
-    def set_verdict(self, found: Exit) -> None:
+    def set_verdict(self, ended: Exit) -> None:
         """Record the exit status of the run."""
         self.set_exit(
-            exit_record(found.code, found.reason, found.seconds, found.started_at, found.ended_at)
+            exit_record(ended.code, ended.reason, ended.seconds, ended.started_at, ended.ended_at)
         )
 
 
