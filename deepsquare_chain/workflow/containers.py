@@ -178,9 +178,9 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
             f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=auto,bind,{mount.options}')}"
         ]
     options += ["--root"] if run.map_uid == 0 else []
-    if not uses_entrypoint(run):
-        # The command script of an image sources this file before it runs the image's entrypoint.
-        options += ['--mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro"']
+    startup = _startup(run)
+    if startup is not None:
+        options += ['--mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro"']
     if container.image.startswith("/"):
         source = f'file "$DEEPSQUARE_STORAGE"{quote(container.image)}'
     else:
@@ -192,8 +192,19 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')",
         f"enroot_image {source} || exit",
+        *([] if startup is None else [f"enroot_startup {quote(startup)} || exit"]),
         call.rstrip(),
     ]
+
+
+def _startup(run: RunSection) -> str | None:
+    """Return lines that Enroot's command script of an image runs in its WORKDIR, before its entrypoint."""
+    if not uses_entrypoint(run):
+        return 'if [ $# -gt 0 ]; then exec "$@"; fi'
+    if run.work_dir is None:
+        return None
+    folder = shlex.quote(run.work_dir)
+    return f"mkdir -p -- {folder} && cd -- {folder} || exit"
 
 
 def _image_words(container: ContainerSection) -> str:

@@ -106,8 +106,7 @@ charliecloud_create() {
 enroot_image() {
     local file=$2
     export ENROOT_DATA_PATH=$DEEPSQUARE_STATE/enroot
-    # shellcheck disable=SC2016
-    mkdir -p "$ENROOT_DATA_PATH" && echo 'if [ $# -gt 0 ]; then exec "$@"; fi' >"$DEEPSQUARE_STATE/enroot.rc" || return
+    mkdir -p "$ENROOT_DATA_PATH" || return
     DEEPSQUARE_IMAGE=deepsquare-${DEEPSQUARE_JOB_ID:-0}-$(printf '%s' "$2" | sha256sum | cut -c 1-16)
     (
         exec 9>"$DEEPSQUARE_STATE/$DEEPSQUARE_IMAGE.lock"
@@ -119,4 +118,10 @@ enroot_image() {
         fi
         enroot create --name "$DEEPSQUARE_IMAGE" "$file" >&2
     )
+}
+
+# Sets DEEPSQUARE_STARTUP to a file with lines that the container runs before its command.
+enroot_startup() {
+    DEEPSQUARE_STARTUP=$DEEPSQUARE_STATE/enroot.$BASHPID.rc
+    printf '%s\n' "$1" >"$DEEPSQUARE_STARTUP"
 }

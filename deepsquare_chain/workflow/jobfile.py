@@ -120,15 +120,20 @@ class JobFile:
                 )
         amount = self.credits if credits is None else credits
         limit = self.time_limit if time_limit is None else time_limit
-        if amount is None:
+        if amount is None or limit is None:
+            missing = [
+                words
+                for value, words in (
+                    (amount, ("credits", 'credits: "1.5"', "--credits 1.5")),
+                    (limit, ("timeLimit", "timeLimit: 10m", "--time-limit 10m")),
+                )
+                if value is None
+            ]
+            names, lines, options = zip(*missing, strict=True)
+            verb = "is" if len(missing) == 1 else "are"
             raise JobFileError(
-                f"{self.source}: credits is missing",
-                hint='Write credits: "1.5" in the file, or give --credits.',
-            )
-        if limit is None:
-            raise JobFileError(
-                f"{self.source}: timeLimit is missing",
-                hint="Write timeLimit: 10m in the file, or give --time-limit.",
+                f"{self.source}: {' and '.join(names)} {verb} missing",
+                hint=f"Write {' and '.join(lines)} in the file, or give {' '.join(options)}.",
             )
         try:
             checks.bounded_amount(amount)

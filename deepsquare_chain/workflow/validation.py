@@ -413,16 +413,16 @@ class _Rules:
         if tasks * cpus > job.tasks * job.cpus_per_task:
             yield (
                 resources_path,
-                f"ask for {tasks * cpus:,} CPUs of {job.tasks * job.cpus_per_task:,}",
+                f"ask for {tasks * cpus:,} CPUs; the job has {job.tasks * job.cpus_per_task:,}",
             )
         memory = tasks * cpus * (resources.mem_per_cpu or job.mem_per_cpu)
         paid = job.tasks * job.cpus_per_task * job.mem_per_cpu
         if memory > paid:
-            yield resources_path, f"ask for {memory:,} MB of memory of {paid:,}"
+            yield resources_path, f"ask for {memory:,} MB of memory; the job has {paid:,}"
         if tasks * (resources.gpus_per_task or 0) > job.gpus:
             yield (
                 resources_path,
-                f"ask for {tasks * (resources.gpus_per_task or 0):,} GPUs of {job.gpus:,}",
+                f"ask for {tasks * (resources.gpus_per_task or 0):,} GPUs; the job has {job.gpus:,}",
             )
 
     def _interface(

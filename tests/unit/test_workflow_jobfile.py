@@ -94,6 +94,7 @@ def test_arguments_win_over_the_file() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({}, "credits and timeLimit are missing"),
         ({"time_limit": 5}, "credits is missing"),
         ({"credits": 5}, "timeLimit is missing"),
         ({"credits": 0, "time_limit": 5}, "the given credits must be more than 0"),

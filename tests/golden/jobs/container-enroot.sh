@@ -25,7 +25,8 @@ step_1() {
     registry_login enroot registry.example $'user:pass\'word' || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image registry 'docker://registry.example#user/app:1' || exit
-    exec "$@" enroot start --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$HOME:$HOME" --mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind --mount /opt/data:/data:x-create=auto,bind,ro --mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
+    enroot_startup 'if [ $# -gt 0 ]; then exec "$@"; fi' || exit
+    exec "$@" enroot start --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$HOME:$HOME" --mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind --mount /opt/data:/data:x-create=auto,bind,ro --mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c 'mkdir -p -- "$1" && cd -- "$1" && shift && exec "$@"' enter /app /bin/sh -c 'ls "a b"'
 }
 step_2() {
     run_in_subshell step_1
@@ -37,7 +38,8 @@ step_3() {
     set_container_folders || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image file "$DEEPSQUARE_STORAGE"/image || exit
-    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
+    enroot_startup 'if [ $# -gt 0 ]; then exec "$@"; fi' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
 }
 step_4() {
     run_in_subshell step_3
@@ -49,7 +51,8 @@ step_5() {
     set_container_folders || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image registry 'docker://registry-1.docker.io#library/alpine@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef' || exit
-    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --root --mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/ash -c ls
+    enroot_startup 'if [ $# -gt 0 ]; then exec "$@"; fi' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --root --mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/ash -c ls
 }
 step_6() {
     run_in_subshell step_5
@@ -61,7 +64,8 @@ step_7() {
     set_container_folders || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image registry 'docker://registry-1.docker.io#user/app' || exit
-    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" serve --name 'a b'
+    enroot_startup 'mkdir -p -- /srv && cd -- /srv || exit' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" serve --name 'a b'
 }
 step_8() {
     run_in_subshell step_7

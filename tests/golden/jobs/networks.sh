@@ -164,7 +164,8 @@ step_19() {
     set_container_folders || exit
     mapfile -t DEEPSQUARE_OPTIONS < <(container_variables | sed 's/^/--env=/')
     enroot_image registry 'docker://registry-1.docker.io#library/alpine' || exit
-    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STATE/enroot.rc:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
+    enroot_startup 'if [ $# -gt 0 ]; then exec "$@"; fi' || exit
+    exec "$@" enroot start --rw --mount "$DEEPSQUARE_STORAGE:/deepsquare" --mount "$DEEPSQUARE_HOST_SHARED:/deepsquare/tmp" --mount "$DEEPSQUARE_HOST_WORLD:/deepsquare/world-tmp" --mount "$DEEPSQUARE_HOST_DISK:/deepsquare/disk/tmp" --mount "$DEEPSQUARE_HOST_DISK_WORLD:/deepsquare/disk/world-tmp" --mount "$DEEPSQUARE_STARTUP:/etc/rc.local:x-create=file,bind,ro" "${DEEPSQUARE_OPTIONS[@]}" "$DEEPSQUARE_IMAGE" /bin/sh -c ls
 }
 step_20() {
     run_in_subshell step_19
