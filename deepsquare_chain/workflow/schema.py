@@ -61,7 +61,7 @@ def _text(check: Callable[[Any], str], **schema: Any) -> _Checked:
 
 
 #: Values that are accepted as text without quotes.
-_PLAIN: Final = {"type": ["string", "integer", "boolean"]}
+_PLAIN: Final = {"type": ["string", "number", "boolean"]}
 _ENV_JSON: Final = {
     "oneOf": [
         {"type": "object", "additionalProperties": _PLAIN},
@@ -92,7 +92,7 @@ Duration = Annotated[int, _Checked(checks.duration, {"type": ["integer", "string
 StartTime = Annotated[
     checks.StartTime, _Checked(checks.start_time, {"type": ["integer", "string"]})
 ]
-Amount = Annotated[int, _Checked(checks.amount, {"type": ["integer", "string"]})]
+Amount = Annotated[int, _Checked(checks.amount, {"type": ["number", "string"]})]
 Flag = Annotated[bool, _Checked(checks.boolean, {"type": "boolean"})]
 Name = Annotated[str, _text(checks.name, maxLength=checks.MAX_NAME_BYTES)]
 StepName = Annotated[str, _text(checks.step_name, maxLength=checks.MAX_STEP_NAME_BYTES)]

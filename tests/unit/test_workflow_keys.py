@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -460,6 +462,11 @@ def test_the_schema_for_editors_has_every_key() -> None:
     assert set(parsed["properties"]) >= {"credits", "virtualNetworks", "inputMode", "requirements"}
     assert "readOnlyRootFS" in parsed["$defs"]["ContainerSection"]["properties"]
     assert "commit" not in parsed["$defs"]["UseSection"]["properties"]
+    validator = jsonschema.Draft202012Validator(parsed)
+    numbers = with_run("env: {A: 1.5, B: true}", top="credits: 1.5\ntimeLimit: 60")
+    for text in (EVERY_KEY, f"job:\n{textwrap.indent(numbers, '  ')}"):
+        assert list(validator.iter_errors(yaml.safe_load(text)["job"])) == []
+    assert list(validator.iter_errors(yaml.safe_load(with_step("network: host"))))
 
 
 def verdicts() -> list[tuple[str, bool]]:
