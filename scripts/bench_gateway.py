@@ -24,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import ChildProcess
 from deepsquare_chain.devnet.node.embedded import ChainProcess

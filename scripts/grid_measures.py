@@ -20,8 +20,7 @@ from eth_account.signers.local import LocalAccount
 from grid_yard import Yard
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.bindings.event_types import JobTransition
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import JobTransition, decode_logs
 from deepsquare_chain.devnet.node.base import Anvil, ChildProcess
 from deepsquare_chain.job import JobStatus
 

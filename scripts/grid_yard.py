@@ -17,7 +17,7 @@ from eth_account.signers.local import LocalAccount
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid
 from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.deployment import ADMIN_ROLE, Deployment, Timeouts, role_name
 from deepsquare_chain.credits import CREDIT, credit_count
 from deepsquare_chain.job import JobFlags, JobStatus

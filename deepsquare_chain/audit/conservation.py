@@ -16,8 +16,7 @@ from deepsquare_chain.audit.entries import ZERO_ADDRESS, AuditFinding, JobEntry,
 from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Transfer
-from deepsquare_chain.chain.bindings.events import event_topics, topic_of
+from deepsquare_chain.chain.bindings.events import Transfer, event_topics, topic_of
 from deepsquare_chain.job import Job, Load, Provider
 
 

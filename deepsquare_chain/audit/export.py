@@ -32,8 +32,7 @@ from deepsquare_chain.audit.ledger import Ledger, normalised
 from deepsquare_chain.audit.reader import EventHistory, Progress, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_log
+from deepsquare_chain.chain.bindings.events import Event, decode_log
 from deepsquare_chain.credits import format_credits, hourly
 from deepsquare_chain.errors import AuditError, GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.redaction import csv_text

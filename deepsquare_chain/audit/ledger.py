@@ -31,7 +31,7 @@ from deepsquare_chain.audit.entries import (
     TransactionContext,
     from_attributes,
 )
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.credits import fee as fee_of
 from deepsquare_chain.credits import fits, job_rate

@@ -14,8 +14,7 @@ from deepsquare_chain.audit.conservation import Audit, Storage, verify
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.rpc.batching import block_headers, chunks
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.rpc.responses import node_message

@@ -33,8 +33,13 @@ from deepsquare_chain.chain.bindings.deployment import (
     Timeouts,
     role_name,
 )
-from deepsquare_chain.chain.bindings.event_types import FeeChanged, RoleGranted, RoleRevoked
-from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
+from deepsquare_chain.chain.bindings.events import (
+    FeeChanged,
+    RoleGranted,
+    RoleRevoked,
+    decode_logs,
+    event_topics,
+)
 from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.chain.rpc.responses import (

@@ -16,8 +16,7 @@ import structlog
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.heads import seconds_idle
 from deepsquare_chain.chain.rpc.log_reader import RpcRequest, read_range

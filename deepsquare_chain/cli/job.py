@@ -431,7 +431,7 @@ async def cancel(
     yes: YesOption = False,
 ) -> int:
     """End jobs of this wallet: a running one is paid for the time used, the rest is refunded."""
-    from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
+    from deepsquare_chain.chain.bindings.events import TransitionSkipped
     from deepsquare_chain.cli.why import unmet_jobs
     from deepsquare_chain.client.jobs import select
     from deepsquare_chain.errors import RevertedError, UsageError

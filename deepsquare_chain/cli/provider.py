@@ -113,7 +113,7 @@ async def init(
     ] = "local",
 ) -> None:
     """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
-    from deepsquare_chain.client.provider_files import write_provider_files
+    from deepsquare_chain.client.registration import write_provider_files
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.registry import executor_names
 

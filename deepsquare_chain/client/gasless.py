@@ -23,8 +23,13 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.abi import AbiError
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
-from deepsquare_chain.chain.bindings.event_types import Event, ExecutedForwardRequest, JobSubmitted
-from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
+from deepsquare_chain.chain.bindings.events import (
+    Event,
+    ExecutedForwardRequest,
+    JobSubmitted,
+    decode_logs,
+    event_filter,
+)
 from deepsquare_chain.chain.bindings.forwarder import (
     ForwarderDomain,
     ForwardRequest,

@@ -15,7 +15,7 @@ from eth_typing import HexStr
 from web3.exceptions import TransactionNotFound
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Event,
     JobCollected,
     JobPanicked,
@@ -25,8 +25,9 @@ from deepsquare_chain.chain.bindings.event_types import (
     JobSubmitted,
     JobToppedUp,
     JobTransition,
+    decode_logs,
+    event_topics,
 )
-from deepsquare_chain.chain.bindings.events import decode_logs, event_topics
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError, WaitTimeoutError

@@ -11,8 +11,12 @@ from itertools import groupby
 from typing import Final
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
-from deepsquare_chain.chain.bindings.events import decode_logs, event_filter
+from deepsquare_chain.chain.bindings.events import (
+    JobCollected,
+    JobSettled,
+    decode_logs,
+    event_filter,
+)
 from deepsquare_chain.chain.rpc.log_reader import read_logs
 from deepsquare_chain.client.jobs import newest
 from deepsquare_chain.credits import unbilled_revenue

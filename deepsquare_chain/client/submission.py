@@ -14,7 +14,7 @@ from typing import Final
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.rpc.heads import mines_on_demand, next_block_time
 from deepsquare_chain.chain.rpc.pool import chain_time
 from deepsquare_chain.chain.signers import Signer

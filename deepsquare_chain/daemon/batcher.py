@@ -9,7 +9,7 @@ from typing import TypeVar
 from prometheus_client import Counter
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
 from deepsquare_chain.chain.bindings.reverts import ContractError
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.errors import GridError, InsufficientFundsError, RevertedError

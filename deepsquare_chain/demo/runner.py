@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psutil
 
-from deepsquare_chain.chain.bindings.event_types import ProviderAnswered
+from deepsquare_chain.chain.bindings.events import ProviderAnswered
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.submission import Request, submit

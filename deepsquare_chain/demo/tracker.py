@@ -17,15 +17,15 @@ from rich.table import Table
 from rich.text import Text
 from web3 import AsyncWeb3
 
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Event,
     JobCollected,
     JobRetried,
     JobSubmitted,
     ProviderAnswered,
     ProviderChallenged,
+    decode_logs,
 )
-from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.client.gateways import read_log
 from deepsquare_chain.client.jobs import History, inherit, replay
 from deepsquare_chain.credits import credit_count, format_credits

@@ -12,8 +12,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interfaces
-from deepsquare_chain.chain.bindings.event_types import Event, ExecutedForwardRequest
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import Event, ExecutedForwardRequest, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall, forwarded_calls
 from deepsquare_chain.chain.rpc.batching import BATCH, ask_all, block_headers, chunks
 from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message

@@ -22,7 +22,7 @@ from deepsquare_chain.audit.anomalies import (
 )
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry, TransactionContext
 from deepsquare_chain.audit.ledger import GridLedgers
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.block_data import FORWARDER, BlockData, Transaction, methods

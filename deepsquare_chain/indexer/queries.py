@@ -42,7 +42,7 @@ from deepsquare_chain.audit.anomalies import (
 from deepsquare_chain.audit.entries import from_attributes
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
-from deepsquare_chain.chain.bindings.event_types import ProviderChallenged
+from deepsquare_chain.chain.bindings.events import ProviderChallenged
 from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError

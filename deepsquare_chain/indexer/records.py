@@ -12,8 +12,8 @@ from typing import Any, Final, get_type_hints
 from sqlalchemy import Row, Table
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry, from_attributes
-from deepsquare_chain.chain.bindings import event_types
-from deepsquare_chain.chain.bindings.event_types import Event
+from deepsquare_chain.chain.bindings import events
+from deepsquare_chain.chain.bindings.events import Event
 from deepsquare_chain.indexer.schema import jobs, providers
 from deepsquare_chain.job import NO_LOAD, Hardware, Offer, Prices, Resources, Terms
 
@@ -157,7 +157,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
 
 @cache
 def _kinds() -> dict[str, type[Event]]:
-    return {kind.__name__: kind for kind in vars(event_types).values() if _is_event(kind)}
+    return {kind.__name__: kind for kind in vars(events).values() if _is_event(kind)}
 
 
 def _is_event(kind: Any) -> bool:

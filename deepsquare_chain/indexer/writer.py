@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from deepsquare_chain.audit.entries import JobEntry, TransactionContext, from_attributes
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event, JobCollected, JobTransition
+from deepsquare_chain.chain.bindings.events import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.indexer import schema

@@ -32,7 +32,7 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus

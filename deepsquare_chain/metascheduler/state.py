@@ -36,7 +36,7 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus, Objective
 from deepsquare_chain.metascheduler.history import RunHistory

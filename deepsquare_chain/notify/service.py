@@ -18,8 +18,7 @@ from sqlalchemy import Connection
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import JobTransition
-from deepsquare_chain.chain.bindings.events import event_filter
+from deepsquare_chain.chain.bindings.events import JobTransition, event_filter
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.wallet import read_secret
 from deepsquare_chain.client.gateways import webhook_key

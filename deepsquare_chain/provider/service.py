@@ -20,8 +20,12 @@ from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled, JobTransition
-from deepsquare_chain.chain.bindings.events import event_filter
+from deepsquare_chain.chain.bindings.events import (
+    JobCollected,
+    JobSettled,
+    JobTransition,
+    event_filter,
+)
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.heads import Head, HeadMetrics, HeadSource
@@ -36,8 +40,7 @@ from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import DAY, MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.executor_actions import ExecutorActions
+from deepsquare_chain.provider.actions import ExecutorActions, ProviderBatches
 from deepsquare_chain.provider.model import (
     Action,
     ClaimAndStart,

@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Event,
     JobCollected,
     JobSettled,

@@ -15,7 +15,7 @@ from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import ExecutedForwardRequest
+from deepsquare_chain.chain.bindings.events import ExecutedForwardRequest
 from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, SignedRequest
 from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.transactions.fees import market

@@ -6,7 +6,7 @@ import pytest
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.contracts import UNLIMITED
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Approval,
     JobPriced,
     JobResult,

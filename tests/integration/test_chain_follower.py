@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Connection
 
-from deepsquare_chain.chain.bindings.event_types import Event, JobTransition
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import Event, JobTransition, decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.job import JobStatus

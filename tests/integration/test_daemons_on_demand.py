@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.rpc.pool import chain_time, connected
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.cli.why import explain

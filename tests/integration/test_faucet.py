@@ -11,7 +11,7 @@ import pytest
 from eth_utils.address import to_checksum_address
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.devnet.faucet import CREDIT_WEI, GAS_WEI, Faucet, faucet_app
+from deepsquare_chain.devnet.grid import CREDIT_WEI, GAS_WEI, Faucet, faucet_app
 from deepsquare_chain.errors import InsufficientFundsError
 from deepsquare_chain.observability.serving import LoopbackServer
 

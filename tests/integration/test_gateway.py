@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from eth_account.signers.local import LocalAccount
 
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.sign_in import SignInMessage
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.cli.services import serve_gateway_and_relay

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.deployment import METASCHEDULER_ROLE
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     JobPanicked,
     JobRetried,
     JobSettled,

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import deepsquare_chain
-from deepsquare_chain.client.provider_files import provider_files
+from deepsquare_chain.client.registration import provider_files
 from deepsquare_chain.observability.metrics import Metrics
 from tests.support.anvil import REQUIRE_REAL
 from tests.support.promtool import promtool

@@ -16,7 +16,7 @@ import pytest
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     JobCollected,
     JobPanicked,
     JobRequeued,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import JobRetried
+from deepsquare_chain.chain.bindings.events import JobRetried
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.job import JobStatus, Resources

@@ -14,7 +14,7 @@ from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted, JobToppedUp, JobTransition
+from deepsquare_chain.chain.bindings.events import JobSubmitted, JobToppedUp, JobTransition
 from deepsquare_chain.chain.rpc.log_reader import LogRange
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions.sender import TxReceipt

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.wallet import import_key
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, digest, live_grid, terms

@@ -15,7 +15,7 @@ import httpx2
 from eth_account.signers.local import LocalAccount
 
 from deepsquare_chain.chain.bindings.calls import Call
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobSubmitted
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc.pool import chain_time

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from deepsquare_chain.chain.bindings.event_types import JobRetried, JobSubmitted
+from deepsquare_chain.chain.bindings.events import JobRetried, JobSubmitted
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Offer, Prices, Resources, Terms

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from deepsquare_chain.chain.bindings.deployment import Timeouts
-from deepsquare_chain.chain.bindings.event_types import Event, JobSubmitted, JobTransition
+from deepsquare_chain.chain.bindings.events import Event, JobSubmitted, JobTransition
 from deepsquare_chain.chain.bindings.reverts import InvalidTransition
 from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.errors import EndpointError

@@ -16,7 +16,7 @@ from typing import Any
 from eth_utils import to_checksum_address
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.deployment import (
     APPROVER_ROLE,
     METASCHEDULER_ROLE,

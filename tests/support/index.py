@@ -9,7 +9,7 @@ from eth_utils import keccak, to_checksum_address
 from sqlalchemy import select
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event
+from deepsquare_chain.chain.bindings.events import Event
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.block_data import (

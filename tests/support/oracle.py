@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Event,
     JobCollected,
     JobPriced,

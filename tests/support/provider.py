@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepsquare_chain.chain.bindings.event_types import Event, JobResult, JobSettled, JobSubmitted
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import (
+    Event,
+    JobResult,
+    JobSettled,
+    JobSubmitted,
+    decode_logs,
+)
 from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources

@@ -13,8 +13,7 @@ from deepsquare_chain.audit.conservation import Storage
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import _provider
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_log
+from deepsquare_chain.chain.bindings.events import Event, decode_log
 from deepsquare_chain.chain.bindings.records import read_job
 from deepsquare_chain.job import Load
 from tests.support import grid as grids

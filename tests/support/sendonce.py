@@ -21,7 +21,7 @@ from sqlalchemy import Column, Integer, String, Table, func, insert, select
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Transfer
+from deepsquare_chain.chain.bindings.events import Transfer
 from deepsquare_chain.chain.follower import Batch, Follower
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions.sender import Sender

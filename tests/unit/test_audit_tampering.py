@@ -13,7 +13,7 @@ import pytest
 from deepsquare_chain.audit.conservation import Storage, verify
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices, Terms
 from tests.support.recorded import (
     RecordedGrid,

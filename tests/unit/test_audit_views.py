@@ -24,7 +24,7 @@ from deepsquare_chain.audit.conservation import (
 )
 from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.audit.ledger import Ledger, statement
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.events import event_topics
 from deepsquare_chain.job import JobFlags, JobStatus

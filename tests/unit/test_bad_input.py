@@ -22,8 +22,7 @@ from web3.middleware import AttributeDictMiddleware, ExtraDataToPOAMiddleware
 
 from deepsquare_chain.chain import wallet
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_log, decode_logs
+from deepsquare_chain.chain.bindings.events import Event, decode_log, decode_logs
 from deepsquare_chain.chain.follower import Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.endpoint import CheckedProvider

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deepsquare_chain.chain.bindings import reverts
-from deepsquare_chain.chain.bindings.event_types import (
+from deepsquare_chain.chain.bindings.events import (
     Event,
     JobCollected,
     JobPanicked,

@@ -11,11 +11,11 @@ from eth_utils import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.bindings import event_types
+from deepsquare_chain.chain.bindings import events
 from deepsquare_chain.chain.bindings.abi import interfaces, signature_of, type_of
-from deepsquare_chain.chain.bindings.event_types import Event
 from deepsquare_chain.chain.bindings.events import (
     EVENT_CLASSES,
+    Event,
     decode_log,
     decode_logs,
     event_filter,
@@ -40,7 +40,7 @@ TERMS = (10**18, 60, 2, 3, 100, 1, 5, 1, 2, "a job", "gpu.model=h100,place=eu")
 CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     "JobSubmitted": (
         (7, A, WORD, TERMS),
-        event_types.JobSubmitted(
+        events.JobSubmitted(
             7,
             A,
             WORD,
@@ -58,51 +58,51 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     ),
     "JobTransition": (
         (7, A, B, 3, 4),
-        event_types.JobTransition(7, A, B, JobStatus.SCHEDULED, JobStatus.RUNNING),
+        events.JobTransition(7, A, B, JobStatus.SCHEDULED, JobStatus.RUNNING),
     ),
-    "JobPriced": ((7, A, 2**72 - 1, 500), event_types.JobPriced(7, A, 2**72 - 1, 500)),
-    "JobToppedUp": ((7, A, 1, 2, 3), event_types.JobToppedUp(7, A, 1, 2, 3)),
-    "JobSettled": ((7, A, B, 1, 2, 3, 4), event_types.JobSettled(7, A, B, 1, 2, 3, 4)),
-    "JobCollected": ((7, A, B, 1, 2, 3, 4, 5), event_types.JobCollected(7, A, B, 1, 2, 3, 4, 5)),
-    "JobRetried": ((7, 8, 9), event_types.JobRetried(7, 8, 9)),
+    "JobPriced": ((7, A, 2**72 - 1, 500), events.JobPriced(7, A, 2**72 - 1, 500)),
+    "JobToppedUp": ((7, A, 1, 2, 3), events.JobToppedUp(7, A, 1, 2, 3)),
+    "JobSettled": ((7, A, B, 1, 2, 3, 4), events.JobSettled(7, A, B, 1, 2, 3, 4)),
+    "JobCollected": ((7, A, B, 1, 2, 3, 4, 5), events.JobCollected(7, A, B, 1, 2, 3, 4, 5)),
+    "JobRetried": ((7, 8, 9), events.JobRetried(7, 8, 9)),
     "JobResult": (
         (7, -9, WORD, "exité".encode().ljust(32, b"\0")),
-        event_types.JobResult(7, -9, WORD, "exité"),
+        events.JobResult(7, -9, WORD, "exité"),
     ),
-    "JobRequeued": ((7, A, "full"), event_types.JobRequeued(7, A, "full")),
-    "JobPanicked": ((7, A, ""), event_types.JobPanicked(7, A, "")),
+    "JobRequeued": ((7, A, "full"), events.JobRequeued(7, A, "full")),
+    "JobPanicked": ((7, A, ""), events.JobPanicked(7, A, "")),
     "TransitionSkipped": (
         (7, 9, b"\x01\x02\x03\x04"),
-        event_types.TransitionSkipped(7, JobStatus.PANICKED, b"\x01\x02\x03\x04"),
+        events.TransitionSkipped(7, JobStatus.PANICKED, b"\x01\x02\x03\x04"),
     ),
-    "ProviderChallenged": ((7, A, B, 99), event_types.ProviderChallenged(7, A, B, 99)),
-    "ProviderAnswered": ((A,), event_types.ProviderAnswered(A)),
-    "PaymentParked": ((A, 5), event_types.PaymentParked(A, 5)),
-    "PaymentWithdrawn": ((A, B, 5), event_types.PaymentWithdrawn(A, B, 5)),
-    "ExecutedForwardRequest": ((A, 4, True), event_types.ExecutedForwardRequest(A, 4, True)),
-    "FeeChanged": ((500,), event_types.FeeChanged(500)),
-    "SubmissionsChanged": ((False,), event_types.SubmissionsChanged(False)),
-    "ProviderRegistered": ((3, A), event_types.ProviderRegistered(3, A)),
+    "ProviderChallenged": ((7, A, B, 99), events.ProviderChallenged(7, A, B, 99)),
+    "ProviderAnswered": ((A,), events.ProviderAnswered(A)),
+    "PaymentParked": ((A, 5), events.PaymentParked(A, 5)),
+    "PaymentWithdrawn": ((A, B, 5), events.PaymentWithdrawn(A, B, 5)),
+    "ExecutedForwardRequest": ((A, 4, True), events.ExecutedForwardRequest(A, 4, True)),
+    "FeeChanged": ((500,), events.FeeChanged(500)),
+    "SubmissionsChanged": ((False,), events.SubmissionsChanged(False)),
+    "ProviderRegistered": ((3, A), events.ProviderRegistered(3, A)),
     "HardwareProposed": (
         (A, 2, (1, 2, 3, 4)),
-        event_types.HardwareProposed(A, 2, Hardware(1, 2, 3, 4)),
+        events.HardwareProposed(A, 2, Hardware(1, 2, 3, 4)),
     ),
     "ProviderApproved": (
         (A, 2, (1, 2, 3, 4), 99),
-        event_types.ProviderApproved(A, 2, Hardware(1, 2, 3, 4), 99),
+        events.ProviderApproved(A, 2, Hardware(1, 2, 3, 4), 99),
     ),
-    "OfferChanged": ((A, (1, 2, 3)), event_types.OfferChanged(A, Offer(1, 2, 3))),
-    "PricesChanged": ((A, (1, 2, 3)), event_types.PricesChanged(A, Prices(1, 2, 3))),
+    "OfferChanged": ((A, (1, 2, 3)), events.OfferChanged(A, Offer(1, 2, 3))),
+    "PricesChanged": ((A, (1, 2, 3)), events.PricesChanged(A, Prices(1, 2, 3))),
     "LabelsChanged": (
         (A, ["a=b", "c=d=e"]),
-        event_types.LabelsChanged(A, {"a": "b", "c": "d=e"}),
+        events.LabelsChanged(A, {"a": "b", "c": "d=e"}),
     ),
-    "DrainingChanged": ((A, True), event_types.DrainingChanged(A, True)),
-    "BanChanged": ((A, True, "no"), event_types.BanChanged(A, True, "no")),
-    "Transfer": ((A, B, 5), event_types.Transfer(A, B, 5)),
-    "Approval": ((A, B, 2**256 - 1), event_types.Approval(A, B, 2**256 - 1)),
-    "RoleGranted": ((WORD, A, B), event_types.RoleGranted(WORD, A, B)),
-    "RoleRevoked": ((WORD, A, B), event_types.RoleRevoked(WORD, A, B)),
+    "DrainingChanged": ((A, True), events.DrainingChanged(A, True)),
+    "BanChanged": ((A, True, "no"), events.BanChanged(A, True, "no")),
+    "Transfer": ((A, B, 5), events.Transfer(A, B, 5)),
+    "Approval": ((A, B, 2**256 - 1), events.Approval(A, B, 2**256 - 1)),
+    "RoleGranted": ((WORD, A, B), events.RoleGranted(WORD, A, B)),
+    "RoleRevoked": ((WORD, A, B), events.RoleRevoked(WORD, A, B)),
 }
 #: Events of OpenZeppelin contracts that nobody acts on.
 UNREAD = {
@@ -174,10 +174,10 @@ def test_text_that_is_not_utf8_is_read_anyway() -> None:
     raw = raw_log("LabelsChanged", (A, ["a=bc"]))
     raw["data"] = raw["data"].replace(b"a=bc".hex(), b"a=\xff\xfe".hex())
     found = decode_log(raw)
-    assert isinstance(found, event_types.LabelsChanged)
+    assert isinstance(found, events.LabelsChanged)
     assert found.labels == {"a": "\ufffd\ufffd"}
     word = decode_log(raw_log("JobResult", (1, 0, WORD, b"\xff" * 32)))
-    assert isinstance(word, event_types.JobResult)
+    assert isinstance(word, events.JobResult)
     assert word.reason == "\ufffd" * 32
 
 
@@ -237,35 +237,33 @@ def test_logs_come_in_the_order_of_the_chain() -> None:
 
 def test_topics_for_a_filter() -> None:
     assert len(event_topics()) == len(CASES)
-    (topic,) = event_topics(event_types.FeeChanged)
+    (topic,) = event_topics(events.FeeChanged)
     assert topic == "0x" + keccak(text="FeeChanged(uint256)").hex()
 
 
 def test_a_skipped_item_names_its_reason() -> None:
-    skipped = event_types.TransitionSkipped(
-        1, JobStatus.PENDING, keccak(text="TooEarly(uint256)")[:4]
-    )
+    skipped = events.TransitionSkipped(1, JobStatus.PENDING, keccak(text="TooEarly(uint256)")[:4])
     assert skipped.reason_name == "TooEarly"
-    unknown = event_types.TransitionSkipped(1, JobStatus.PENDING, b"\x01\x02\x03\x04")
+    unknown = events.TransitionSkipped(1, JobStatus.PENDING, b"\x01\x02\x03\x04")
     assert unknown.reason_name == "0x01020304"
 
 
 def test_a_filter_names_the_class_and_its_indexed_fields() -> None:
     account = "0x" + "aB" * 20
     word = "0x" + "00" * 12 + "ab" * 20
-    [transition] = event_topics(event_types.JobTransition)
-    [settled] = event_topics(event_types.JobSettled)
-    assert event_filter(event_types.JobTransition, provider=account) == [
+    [transition] = event_topics(events.JobTransition)
+    [settled] = event_topics(events.JobSettled)
+    assert event_filter(events.JobTransition, provider=account) == [
         transition,
         None,
         None,
         word,
     ]
-    assert event_filter(event_types.JobSettled, provider=account) == [settled, None, word]
-    assert event_filter(event_types.JobSettled) == [settled]
-    both = event_filter(event_types.JobSettled, event_types.JobCollected, provider=account)
-    assert both == [event_topics(event_types.JobSettled, event_types.JobCollected), None, word]
+    assert event_filter(events.JobSettled, provider=account) == [settled, None, word]
+    assert event_filter(events.JobSettled) == [settled]
+    both = event_filter(events.JobSettled, events.JobCollected, provider=account)
+    assert both == [event_topics(events.JobSettled, events.JobCollected), None, word]
     with pytest.raises(AssertionError, match="at different places"):
-        event_filter(event_types.JobSettled, event_types.JobTransition, provider=account)
+        event_filter(events.JobSettled, events.JobTransition, provider=account)
     with pytest.raises(AssertionError, match="no indexed paid"):
-        event_filter(event_types.JobSettled, paid=account)
+        event_filter(events.JobSettled, paid=account)

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, Table, delete, insert, select
 
-from deepsquare_chain.chain.bindings.event_types import Transfer
-from deepsquare_chain.chain.bindings.events import event_filter
+from deepsquare_chain.chain.bindings.events import Transfer, event_filter
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower, ReorgTooDeepError
 from deepsquare_chain.chain.rpc.endpoint import SplitResponses
 from deepsquare_chain.chain.rpc.log_reader import COMMON_DEPTH

@@ -14,7 +14,7 @@ from sqlalchemy import inspect
 from deepsquare_chain.audit.anomalies import SUBJECTS, Code, name_self_scheduled
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.database import IndexDatabase

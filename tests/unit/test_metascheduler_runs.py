@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch, Block
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.chain.rpc.heads import Head

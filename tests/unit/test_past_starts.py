@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
 from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepsquare_chain.cli.frame import SETTING_FLAGS
-from deepsquare_chain.client.provider_files import (
+from deepsquare_chain.client.registration import (
     _EXAMPLES,
     _OTHERS,
     _REQUIRED,

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
-from deepsquare_chain.chain.bindings.event_types import TransitionSkipped
+from deepsquare_chain.chain.bindings.events import TransitionSkipped
 from deepsquare_chain.chain.bindings.reverts import ERRORS, decode_revert
 from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.chain.rpc.heads import Head, HeadSource
@@ -40,10 +40,9 @@ from deepsquare_chain.executors.base import (
 )
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.provider import batches as batches_module
+from deepsquare_chain.provider import actions as actions_module
 from deepsquare_chain.provider import model
-from deepsquare_chain.provider.batches import ProviderBatches
-from deepsquare_chain.provider.executor_actions import ExecutorActions
+from deepsquare_chain.provider.actions import ExecutorActions, ProviderBatches
 from deepsquare_chain.provider.model import DefinitionState, Lookup, Phase, Run, View
 from deepsquare_chain.provider.observer import DefinitionCache, RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
@@ -289,7 +288,7 @@ class TestBatches:
 
     async def test_a_skipped_job_is_left_alone_for_a_while(self, counted, monkeypatch):
         clock = [0.0]
-        monkeypatch.setattr(batches_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        monkeypatch.setattr(actions_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
         sender = FakeSender(skipped={2: next(iter(ERRORS))})
         work = self.make(sender, counted)
         planned = [(view(1), model.Claim()), (view(2), model.Claim())]

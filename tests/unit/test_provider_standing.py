@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled
+from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled
 from deepsquare_chain.client.doctor import standing
 from deepsquare_chain.client.provider_jobs import Accrued, accrued, by_period
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus

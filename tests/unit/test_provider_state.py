@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.bindings.event_types import JobCollected, JobSettled, JobTransition
+from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled, JobTransition
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
 from deepsquare_chain.job import JobStatus

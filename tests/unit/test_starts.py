@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.provider.executor_actions import LaunchQueue
+from deepsquare_chain.provider.actions import LaunchQueue
 from deepsquare_chain.provider.model import Phase, Run, Submit, View
 from tests.support.workloads import job
 

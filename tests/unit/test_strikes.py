@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.chain.bindings import event_types as ev
+from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.metascheduler.eligibility import Refusal, refusal, standing

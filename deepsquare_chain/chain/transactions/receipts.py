@@ -8,11 +8,10 @@ from typing import Any
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain.bindings.event_types import Event
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import Event, decode_logs
 from deepsquare_chain.chain.bindings.reverts import UnknownRevertError, decode_revert
+from deepsquare_chain.chain.transactions.fees import request
 from deepsquare_chain.chain.transactions.outbox import Entry
-from deepsquare_chain.chain.transactions.preflight import request
 from deepsquare_chain.errors import EndpointError, RevertedError
 
 

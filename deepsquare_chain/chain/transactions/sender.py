@@ -24,7 +24,7 @@ from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.heads import block_time_of
 from deepsquare_chain.chain.signers import Signer
-from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor
+from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor, Preflight
 from deepsquare_chain.chain.transactions.nonce_manager import (
     NonceManager,
     Spender,
@@ -33,7 +33,6 @@ from deepsquare_chain.chain.transactions.nonce_manager import (
     outcome_of,
 )
 from deepsquare_chain.chain.transactions.outbox import Entry, Outbox, TxState
-from deepsquare_chain.chain.transactions.preflight import Preflight
 from deepsquare_chain.chain.transactions.receipts import (
     OutOfGasError,
     TxReceipt,

@@ -17,8 +17,7 @@ from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Excepti
 
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
-from deepsquare_chain.chain.bindings.event_types import JobSubmitted
-from deepsquare_chain.chain.bindings.events import decode_logs
+from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.heads import next_block_time
