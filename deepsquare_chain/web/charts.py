@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from deepsquare_chain.job import DAY
@@ -42,12 +43,13 @@ class LegendEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class TooltipColumn:
-    """A column with a tooltip."""
+class Segment:
+    """A part of the drawing's width, with its tooltip and CSS class."""
 
     x: float
     width: float
     text: str
+    css: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Chart:
     summary: str
     shapes: tuple[Shape, ...]
     legend: tuple[LegendEntry, ...]
-    tooltips: tuple[TooltipColumn, ...]
+    tooltips: tuple[Segment, ...]
     ticks: tuple[str, ...]
     times: tuple[str, ...]
     columns: tuple[str, ...]
@@ -73,43 +75,73 @@ class Series:
     values: Sequence[float]
 
 
-def layers(
+def time_chart(
     summary: str,
     times: Sequence[int],
     series: Sequence[Series],
-    format_value: Formatter = lambda v: f"{v:.0f}",
-) -> Chart:
-    """Return a stacked chart, the first series at the bottom, in steps: values are counts."""
-    floor = [0.0] * len(times)
-    shapes = []
-    xs = _xs(times)
-    tops = [sum(layer.values[index] for layer in series) for index in range(len(times))]
-    scale = axis_end(max(tops, default=0.0))
-    for layer in series:
-        top = [below + value for below, value in zip(floor, layer.values, strict=True)]
-        if any(layer.values):
-            shapes.append(Shape(layer.css, _ribbon(xs, floor, top, scale)))
-        floor = top
-    return _chart(summary, times, series, shapes, scale=scale, format_value=format_value)
-
-
-def lines(
-    summary: str,
-    times: Sequence[int],
-    series: Sequence[Series],
-    format_value: Formatter = lambda v: f"{v:.0f}",
+    format_value: Formatter = "{:.0f}".format,
     *,
+    stacked: bool = False,
     minimum: float = 0.0,
 ) -> Chart:
-    """Return a chart of step lines; the axis starts at zero and ends at `minimum` or above."""
-    maximum = max((max(line.values, default=0.0) for line in series), default=0.0)
-    scale = minimum if maximum <= minimum and minimum else axis_end(maximum)
-    xs = _xs(times)
-    shapes = [Shape(line.css, _steps(xs, line.values, scale)) for line in series if line.values]
-    if len(series) == 1 and times:
-        zero = [0.0] * len(times)
-        shapes.insert(0, Shape("fill", _ribbon(xs, zero, series[0].values, scale)))
-    return _chart(summary, times, series, shapes, scale=scale, format_value=format_value)
+    """Return a chart in steps: a value holds until the next time.
+
+    Args:
+        summary: Description in words.
+        times: Chain times in seconds.
+        series: Lines or, if `stacked`, layers with the first one at the bottom.
+        format_value: Formats a value.
+        stacked: Whether to draw layers instead of lines.
+        minimum: End of the axis, unless a value exceeds it. The axis starts at zero.
+    """
+    span = times[-1] - times[0] if times else 0
+    xs = [round((time - times[0]) * WIDTH / span, 1) if span else 0.0 for time in times]
+    floor = [0.0] * len(times)
+    tops = [curve.values for curve in series]
+    if stacked:
+        tops = list(
+            accumulate(
+                tops, lambda below, values: [a + b for a, b in zip(below, values, strict=True)]
+            )
+        )
+    peak = max((max(top, default=0.0) for top in tops), default=0.0)
+    scale = minimum if peak <= minimum and minimum else axis_end(peak)
+    shapes = []
+    for curve, below, top in zip(series, [floor, *tops], tops, strict=False):
+        if stacked and any(curve.values):
+            shapes.append(Shape(curve.css, _ribbon(xs, below, top, scale)))
+        elif not stacked and curve.values:
+            shapes.append(Shape(curve.css, _path(_points(xs, curve.values, scale))))
+    if not stacked and len(series) == 1 and times:
+        shapes.insert(0, Shape("fill", _ribbon(xs, floor, series[0].values, scale)))
+    marks = [format_value(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
+    labels = [axis_time(time, min(span, DAY)) for time in times]
+    cells = [[format_value(curve.values[index]) for curve in series] for index in range(len(times))]
+    tooltips = []
+    for index, (x, end) in enumerate(zip(xs, [*xs[1:], float(WIDTH)], strict=False)):
+        texts = [
+            f"{curve.name} {cell}"
+            for curve, cell in zip(series, cells[index], strict=True)
+            if curve.values[index]
+        ]
+        text = f"{labels[index]}: {', '.join(texts) or 'nothing'}"
+        tooltips.append(Segment(x, round(max(end - x, 1.0), 1), text))
+    step = max(1, -(-len(times) // _ROWS))
+    picked = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
+    return Chart(
+        summary=summary,
+        shapes=tuple(shapes),
+        legend=tuple(
+            LegendEntry(curve.css, curve.name, format_value(curve.values[-1]) if times else "")
+            for curve in series
+        ),
+        tooltips=tuple(tooltips),
+        # Omit ticks that repeat a text, such as `1` for half a CPU.
+        ticks=tuple(mark if mark not in marks[:index] else "" for index, mark in enumerate(marks)),
+        times=_time_ticks(times, span),
+        columns=("time", *(curve.name for curve in series)),
+        rows=tuple((labels[index], *cells[index]) for index in picked),
+    )
 
 
 def axis_end(maximum: float) -> float:
@@ -179,19 +211,9 @@ def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...
     return tuple(WaterfallStep(*edge, maximum=peak) for edge in edges)
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineSegment:
-    """A segment of a strip: its start, width and text."""
-
-    css: str
-    x: float
-    width: float
-    text: str
-
-
 def timeline(
     segments: Sequence[tuple[str, int, str]], minimum: float = 14.0
-) -> tuple[TimelineSegment, ...]:
+) -> tuple[Segment, ...]:
     """Return a strip of (class, seconds, text) segments, wide enough to be visible."""
     total = sum(max(0, seconds) for _, seconds, _ in segments)
     free_width = WIDTH - minimum * len(segments)
@@ -199,69 +221,9 @@ def timeline(
     for css, seconds, text in segments:
         share = max(0, seconds) / total if total else 1 / len(segments)
         width = minimum + free_width * share
-        spans.append(TimelineSegment(css, round(x, 1), round(width, 1), text))
+        spans.append(Segment(round(x, 1), round(width, 1), text, css))
         x += width
     return tuple(spans)
-
-
-def _chart(
-    summary: str,
-    times: Sequence[int],
-    series: Sequence[Series],
-    shapes: Sequence[Shape],
-    *,
-    scale: float,
-    format_value: Formatter,
-) -> Chart:
-    span = times[-1] - times[0] if times else 0
-    legend = [
-        LegendEntry(curve.css, curve.name, format_value(curve.values[-1]) if curve.values else "")
-        for curve in series
-    ]
-    texts = [format_value(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
-    return Chart(
-        summary=summary,
-        shapes=tuple(shapes),
-        legend=tuple(legend),
-        tooltips=_tooltips(times, series, format_value, span),
-        # Omit ticks that repeat a text, such as `1` for half a CPU.
-        ticks=tuple(mark if mark not in texts[:index] else "" for index, mark in enumerate(texts)),
-        times=_time_ticks(times, span),
-        columns=("time", *(curve.name for curve in series)),
-        rows=_rows(times, series, format_value, span),
-    )
-
-
-def _tooltips(
-    times: Sequence[int], series: Sequence[Series], format_value: Formatter, span: int
-) -> tuple[TooltipColumn, ...]:
-    xs = _xs(times)
-    tooltips = []
-    for index, time in enumerate(times):
-        left = xs[index]
-        right = xs[index + 1] if index + 1 < len(xs) else float(WIDTH)
-        texts = [
-            f"{curve.name} {format_value(curve.values[index])}"
-            for curve in series
-            if curve.values[index]
-        ]
-        text = f"{axis_time(time, min(span, DAY))}: {', '.join(texts) or 'nothing'}"
-        tooltips.append(TooltipColumn(left, round(max(right - left, 1.0), 1), text))
-    return tuple(tooltips)
-
-
-def _rows(
-    times: Sequence[int], series: Sequence[Series], format_value: Formatter, span: int
-) -> tuple[tuple[str, ...], ...]:
-    step = max(1, -(-len(times) // _ROWS))
-    indexes = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
-    return tuple(
-        (
-            axis_time(times[index], min(span, DAY)),
-            *(format_value(curve.values[index]) for curve in series),
-        )
-        for index in indexes
-    )
 
 
 def _time_ticks(times: Sequence[int], span: int) -> tuple[str, ...]:
@@ -271,19 +233,6 @@ def _time_ticks(times: Sequence[int], span: int) -> tuple[str, ...]:
         axis_time(times[0] + span * step // (_TIME_TICKS - 1), span) for step in range(_TIME_TICKS)
     ]
     return tuple(texts) if len(set(texts)) == len(texts) else (texts[0], texts[-1])
-
-
-def _xs(times: Sequence[int]) -> list[float]:
-    if not times:
-        return []
-    span = times[-1] - times[0]
-    if not span:
-        return [0.0] * len(times)
-    return [round((time - times[0]) * WIDTH / span, 1) for time in times]
-
-
-def _y(value: float, scale: float) -> float:
-    return round(HEIGHT - value * HEIGHT / scale, 2)
 
 
 def _corners(xs: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
@@ -298,12 +247,15 @@ def _corners(xs: Sequence[float], values: Sequence[float]) -> list[tuple[float, 
     return corners
 
 
-def _steps(xs: Sequence[float], values: Sequence[float], scale: float) -> str:
-    points = (f"{x:g} {_y(value, scale):g}" for x, value in _corners(xs, values))
+def _points(xs: Sequence[float], values: Sequence[float], scale: float) -> list[str]:
+    return [
+        f"{x:g} {round(HEIGHT - value * HEIGHT / scale, 2):g}" for x, value in _corners(xs, values)
+    ]
+
+
+def _path(points: Sequence[str]) -> str:
     return "M" + "L".join(points)
 
 
 def _ribbon(xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float) -> str:
-    upper = [f"{x:g} {_y(value, scale):g}" for x, value in _corners(xs, top)]
-    lower = [f"{x:g} {_y(value, scale):g}" for x, value in reversed(_corners(xs, floor))]
-    return "M" + "L".join([*upper, *lower]) + "Z"
+    return _path([*_points(xs, top, scale), *reversed(_points(xs, floor, scale))]) + "Z"

@@ -74,7 +74,7 @@ def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def timeline(stages: Sequence[Stage]) -> tuple[charts.TimelineSegment, ...]:
+def timeline(stages: Sequence[Stage]) -> tuple[charts.Segment, ...]:
     """Return the timeline of a job's live statuses as a strip."""
     return charts.timeline(
         [
@@ -208,18 +208,26 @@ def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
 
 def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
     """Return a chart of live jobs by status."""
+    counts = [sum(point.jobs[status] for status in LIVE) for point in points]
+    summary = f"{counts[-1] if counts else 0} now, {max(counts, default=0)} at most"
+    return _job_layers(f"Live jobs by status: {summary}.", points, LIVE[::-1])
+
+
+def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Return a chart of all ended jobs by final status."""
+    now = sum(points[-1].jobs[status] for status in ENDS) if points else 0
+    return _job_layers(f"Ended jobs by result: {count(now, 'job')} so far.", points, ENDS)
+
+
+def _job_layers(
+    summary: str, points: Sequence[StatusPoint], statuses: Sequence[JobStatus]
+) -> charts.Chart:
     series = [
         charts.Series(status.name, f"f-{status.name}", [point.jobs[status] for point in points])
-        for status in reversed(LIVE)
+        for status in statuses
     ]
-    now = sum(points[-1].jobs[status] for status in LIVE) if points else 0
-    maximum = max((sum(point.jobs[status] for status in LIVE) for point in points), default=0)
-    return charts.layers(
-        f"Live jobs by status: {now} now, {maximum} at most.",
-        [point.time for point in points],
-        series,
-        _whole,
-    )
+    times = [point.time for point in points]
+    return charts.time_chart(summary, times, series, _whole, stacked=True)
 
 
 def _whole(value: float) -> str:
@@ -227,51 +235,16 @@ def _whole(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else ""
 
 
-def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
-    """Return a chart of all ended jobs by final status."""
-    series = [
-        charts.Series(status.name, f"f-{status.name}", [point.jobs[status] for point in points])
-        for status in ENDS
-    ]
-    now = sum(points[-1].jobs[status] for status in ENDS) if points else 0
-    return charts.layers(
-        f"Ended jobs by result: {count(now, 'job')} so far.",
-        [point.time for point in points],
-        series,
-        _whole,
-    )
-
-
 def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
     """Return a chart of the credits in escrow."""
     values = [point.escrow / _CREDIT for point in points]
     now = plain_amount(points[-1].escrow) if points else "0"
-    return charts.lines(
-        f"Credits in escrow: {now} now.",
-        [point.time for point in points],
-        [charts.Series("in escrow", "line", values)],
-        lambda value: f"{value:.4g}",
-    )
+    series = [charts.Series("in escrow", "line", values)]
+    times = [point.time for point in points]
+    return charts.time_chart(f"Credits in escrow: {now} now.", times, series, "{:.4g}".format)
 
 
-def utilisation_chart(utilisation: Utilisation) -> charts.Chart:
-    """Return a chart of the share of one provider's offered CPUs that was in use."""
-    points = utilisation.points
-    return charts.lines(
-        f"Offered CPUs in use: {_share(points):.0%} of the time shown.",
-        [point.time for point in points],
-        [charts.Series("in use", "line", [point.share * 100 for point in points])],
-        lambda value: f"{value:.0f}\u2009%",
-        minimum=100.0,
-    )
-
-
-def _share(points: Sequence[UsePoint]) -> float:
-    offered = sum(point.offered_seconds for point in points)
-    return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
-
-
-def utilisation_lines(
+def utilisation_chart(
     utilisations: Sequence[Utilisation], names: Mapping[str, str]
 ) -> charts.Chart:
     """Return a chart of the share of offered CPUs in use, for the busiest providers."""
@@ -282,15 +255,19 @@ def utilisation_lines(
         )
         for usage, css in zip(busiest, _LINE_CLASSES, strict=False)
     ]
-    whole = _share([point for usage in utilisations for point in usage.points])
-    times = [point.time for point in busiest[0].points] if busiest else []
-    return charts.lines(
-        f"Offered CPUs in use: {whole:.0%} of the time shown.",
-        times,
+    total = _share([point for usage in utilisations for point in usage.points])
+    return charts.time_chart(
+        f"Offered CPUs in use: {total:.0%} of the time shown.",
+        [point.time for point in busiest[0].points] if busiest else [],
         series,
-        lambda value: f"{value:.0f}\u2009%",
+        "{:.0f}\u2009%".format,
         minimum=100.0,
     )
+
+
+def _share(points: Sequence[UsePoint]) -> float:
+    offered = sum(point.offered_seconds for point in points)
+    return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
 
 
 def utilisation_bars(
@@ -325,11 +302,9 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
     if not any(series[1].values):
         series.pop()
     changes = count(len(price_changes) - 1, "change")
-    return charts.lines(
-        f"Prices in credits per hour: {changes}.",
-        [time for time, _ in rows],
-        series,
-        lambda value: f"{value:.4g}",
+    times = [time for time, _ in rows]
+    return charts.time_chart(
+        f"Prices in credits per hour: {changes}.", times, series, "{:.4g}".format
     )
 
 

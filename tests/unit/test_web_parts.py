@@ -161,8 +161,11 @@ def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
 
 
 def test_layers_are_stacked_in_steps() -> None:
-    chart = charts.layers(
-        "two", [0, 10, 20], [charts.Series("a", "a", [1, 2, 2]), charts.Series("b", "b", [0, 2, 8])]
+    chart = charts.time_chart(
+        "two",
+        [0, 10, 20],
+        [charts.Series("a", "a", [1, 2, 2]), charts.Series("b", "b", [0, 2, 8])],
+        stacked=True,
     )
     top = path_of(chart, "b")[:5]
     # A value holds until the next: 1 until 10, 4 until 20, then 10.
@@ -179,7 +182,10 @@ def test_layers_are_stacked_in_steps() -> None:
 def test_drawings_stay_in_their_box(times: list[int], values: list[float]) -> None:
     times = sorted(times)[: len(values)]
     series = [charts.Series("x", "line", values[: len(times)])]
-    for chart in (charts.lines("s", times, series), charts.layers("s", times, series)):
+    for chart in (
+        charts.time_chart("s", times, series),
+        charts.time_chart("s", times, series, stacked=True),
+    ):
         for shape in chart.shapes:
             for x, y in path_of(chart, shape.css):
                 assert 0 <= x <= charts.WIDTH
@@ -203,7 +209,7 @@ def test_a_strip_leaves_nothing_out() -> None:
 
 def test_drawings_are_wellformed_and_have_texts() -> None:
     evil = '<script>"&'
-    chart = charts.lines(evil, [0, 5], [charts.Series(evil, "line", [1, 2])])
+    chart = charts.time_chart(evil, [0, 5], [charts.Series(evil, "line", [1, 2])])
     template = environment().from_string(
         '{% import "charts.html" as c %}<div>{{ c.time_chart(x) }}{{ c.bars(b) }}</div>'
     )
@@ -388,7 +394,7 @@ def test_endless_values_are_cut() -> None:
 def test_charts_of_an_empty_grid_are_drawn() -> None:
     assert views.status_chart(()).shapes == ()
     assert views.escrow_chart(()).rows == ()
-    assert views.utilisation_lines((), {}).shapes == ()
+    assert views.utilisation_chart((), {}).shapes == ()
     assert views.price_chart((), 5) is None
     points = [StatusPoint(5, dict.fromkeys(S, 0))]
     assert views.ends_chart(points).summary.endswith("0 jobs so far.")

@@ -243,7 +243,9 @@ async def provider(request: Request) -> Response:
         row=row,
         figures=row.figures,
         load_bars=views.load_bars(row),
-        utilisation_chart=views.utilisation_chart(utilisation[0]) if utilisation else None,
+        utilisation_chart=views.utilisation_chart(utilisation, {row.account: "in use"})
+        if utilisation
+        else None,
         price_chart=views.price_chart(detail.history, status.time),
         jobs=jobs.items,
         more_jobs=jobs.next is not None,

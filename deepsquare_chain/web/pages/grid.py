@@ -79,7 +79,7 @@ def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
         "live_chart": views.status_chart(points),
         "ends_chart": views.ends_chart(points),
         "escrow_chart": views.escrow_chart(index.escrow_over_time(_POINTS, since=since)),
-        "utilisation_chart": views.utilisation_lines(use, names),
+        "utilisation_chart": views.utilisation_chart(use, names),
         "utilisation_bars": views.utilisation_bars(use, names),
     }
 
