@@ -69,10 +69,9 @@ class Table:
     def lines(self, ledger: Ledger, style: TableFormat) -> Iterator[bytes]:
         """Yield the lines of the file, including line ends."""
         if style is TableFormat.CSV:
-            yield _csv(name for column in self.columns for name in _csv_names(column))
+            yield csv_header(self.columns)
             for row in self.rows(ledger):
-                pairs = zip(self.columns, row, strict=True)
-                yield _csv(cell for column, value in pairs for cell in _csv_cells(column, value))
+                yield csv_line(self.columns, row)
         else:
             for row in self.rows(ledger):
                 yield json_line(
@@ -86,6 +85,17 @@ class Table:
 def json_line(body: Mapping[str, Any]) -> bytes:
     """Return one line of ASCII JSON, with keys in the given order."""
     return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def csv_header(columns: Iterable[str]) -> bytes:
+    """Return the line of column names; an amount also has a column in credits."""
+    return _csv(name for column in columns for name in _csv_names(column))
+
+
+def csv_line(columns: Iterable[str], values: Iterable[Any]) -> bytes:
+    """Return a line of the values of columns, amounts in credit-wei; None is an empty cell."""
+    pairs = zip(columns, values, strict=True)
+    return _csv(cell for column, value in pairs for cell in _csv_cells(column, value))
 
 
 def _csv(row: Iterable[Any]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
-from deepsquare_chain.audit.conservation import Audit, Storage, verify
+from deepsquare_chain.audit.conservation import Storage
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -81,7 +81,7 @@ async def read_history(
     """
     for _ in range(_ATTEMPTS):
         last = int(await w3.eth.block_number) if to_block is None else to_block
-        history = await _HistoryReader(w3, deployment, last, progress, sink).read()
+        history = await _read_once(w3, deployment, last, progress, sink)
         if history is not None:
             return history
     raise EndpointError(
@@ -140,101 +140,64 @@ async def read_ledger(
     return history.ledger(contracts.deployment), history.to_block
 
 
-async def audit_chain(
-    contracts: Contracts,
-    *,
-    to_block: int | None = None,
-    compare: bool = True,
-    progress: Progress | None = None,
-) -> tuple[Ledger, Audit]:
-    """Rebuild the ledger from events and verify it.
+async def _read_once(
+    w3: AsyncWeb3[Any],
+    deployment: Deployment,
+    last: int,
+    progress: Progress | None,
+    sink: LogSink | None,
+) -> EventHistory | None:
+    """Read all events from the deployment to a block; None if a reorg happened meanwhile."""
+    anchor = await _header(w3, last)
+    events: list[Event] = []
+    first = deployment.block
+    if sink is not None:
+        sink.begin()
+    while first <= last:
+        chunk = await read_range(w3, deployment.addresses, [()], first, last)
+        if chunk is None or chunk.after is None:
+            # The node lags behind. Blocks that it does not have yet are not empty.
+            raise EndpointError(
+                f"The node does not have all blocks up to {last} yet", hint="Try again."
+            )
+        events += decode_logs(chunk.logs)
+        if sink is not None:
+            sink.take(sorted(chunk.logs, key=_position))
+        first = chunk.last + 1
+        if progress is not None:
+            progress(chunk.last, last)
+    times = await _times(w3, events)
+    if times is None or (await _header(w3, last))["hash"] != anchor["hash"]:
+        return None
+    return EventHistory(tuple(events), times, last, anchor["hash"], int(anchor["timestamp"], 16))
 
-    Args:
-        contracts: Contracts of the grid.
-        to_block: Last block; the current head by default.
-        compare: Also compare the ledger with the contracts' storage at that block.
-        progress: Called while events are read.
 
-    Raises:
-        EndpointError: The node does not answer.
-        AuditError: No ledger can be built from the events.
-    """
-    ledger, block = await read_ledger(contracts, to_block=to_block, progress=progress)
-    storage = await read_storage(contracts, ledger, block) if compare else None
-    return ledger, verify(ledger, storage)
+async def _times(w3: AsyncWeb3[Any], events: Iterable[Event]) -> dict[int, int] | None:
+    """Return the time of each block with events; None if a block was replaced."""
+    hashes = {event.block_number: event.block_hash for event in events}
+    times: dict[int, int] = {}
+    try:
+        async for number, header in block_headers(w3, sorted(hashes)):
+            if header is None or header["hash"] != hashes[number]:
+                return None
+            times[number] = int(header["timestamp"], 16)
+    except Web3RPCError as error:
+        raise _rejected(error) from None
+    return times
 
 
-class _HistoryReader:
-    """One attempt to read all events from the deployment to a block."""
+async def _header(w3: AsyncWeb3[Any], number: int) -> Mapping[str, Any]:
+    try:
+        [(_, header)] = [answer async for answer in block_headers(w3, [number])]
+    except Web3RPCError as error:
+        raise _rejected(error) from None
+    if header is None:
+        raise EndpointError(f"The node does not have block {number}")
+    return header
 
-    def __init__(
-        self,
-        w3: AsyncWeb3[Any],
-        deployment: Deployment,
-        last: int,
-        progress: Progress | None,
-        sink: LogSink | None,
-    ) -> None:
-        self._w3 = w3
-        self._sink = sink
-        self._deployment = deployment
-        self._last = last
-        self._progress = progress
 
-    async def read(self) -> EventHistory | None:
-        """Read the events; return None if a reorg happened meanwhile."""
-        anchor = await self._header(self._last)
-        events: list[Event] = []
-        first = self._deployment.block
-        if self._sink is not None:
-            self._sink.begin()
-        while first <= self._last:
-            chunk = await read_range(self._w3, self._deployment.addresses, [()], first, self._last)
-            if chunk is None or chunk.after is None:
-                # The node lags behind. Blocks that it does not have yet are not empty.
-                raise EndpointError(
-                    f"The node does not have all blocks up to {self._last} yet", hint="Try again."
-                )
-            self._add(chunk.logs, events)
-            first = chunk.last + 1
-            if self._progress is not None:
-                self._progress(chunk.last, self._last)
-        times = await self._times(events)
-        if times is None or (await self._header(self._last))["hash"] != anchor["hash"]:
-            return None
-        time = int(anchor["timestamp"], 16)
-        return EventHistory(tuple(events), times, self._last, anchor["hash"], time)
-
-    def _add(self, logs: list[Mapping[str, Any]], events: list[Event]) -> None:
-        events += decode_logs(logs)
-        if self._sink is not None:
-            self._sink.take(sorted(logs, key=_position))
-
-    async def _times(self, events: Iterable[Event]) -> dict[int, int] | None:
-        """Return the time of each block with events; None if a block was replaced."""
-        hashes = {event.block_number: event.block_hash for event in events}
-        times: dict[int, int] = {}
-        try:
-            async for number, header in block_headers(self._w3, sorted(hashes)):
-                if header is None or header["hash"] != hashes[number]:
-                    return None
-                times[number] = int(header["timestamp"], 16)
-        except Web3RPCError as error:
-            raise self._rejected(error) from None
-        return times
-
-    async def _header(self, number: int) -> Mapping[str, Any]:
-        try:
-            [(_, header)] = [answer async for answer in block_headers(self._w3, [number])]
-        except Web3RPCError as error:
-            raise self._rejected(error) from None
-        if header is None:
-            raise EndpointError(f"The node does not have block {number}")
-        return header
-
-    @staticmethod
-    def _rejected(error: Web3RPCError) -> EndpointError:
-        return EndpointError(f"The node rejected a request for logs: {node_message(error)}")
+def _rejected(error: Web3RPCError) -> EndpointError:
+    return EndpointError(f"The node rejected a request for logs: {node_message(error)}")
 
 
 def _position(log: Mapping[str, Any]) -> tuple[int, int]:

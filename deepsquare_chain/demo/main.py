@@ -24,7 +24,7 @@ from rich.text import Text
 
 from deepsquare_chain.audit.conservation import Audit
 from deepsquare_chain.audit.entries import MovementKind, StatementRow
-from deepsquare_chain.audit.reader import audit_chain
+from deepsquare_chain.audit.runner import audit_grid
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
@@ -228,7 +228,8 @@ async def audit_grid_ledgers(
     Raises:
         AuditError: The events are inconsistent, so that the ledgers can't be rebuilt.
     """
-    ledger, audit = await audit_chain(grid.contracts)
+    report = await audit_grid(grid.contracts)
+    ledger, audit = report.ledger, report.audit
     jobs = [_job(tracker, number) for number in sorted(tracker.jobs)]
     document: dict[str, Any] = {
         "jobs": jobs,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from deepsquare_chain.audit import reader
 from deepsquare_chain.audit.entries import MovementKind
-from deepsquare_chain.audit.reader import audit_chain, read_history, read_ledger
+from deepsquare_chain.audit.reader import read_history, read_ledger
+from deepsquare_chain.audit.runner import AuditOptions, audit_grid
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc import batching
 from deepsquare_chain.chain.rpc.endpoint import Ceiling
@@ -31,15 +33,15 @@ async def live_a_little(grid: LiveGrid) -> list[int]:
 
 async def test_events_and_storage_agree(grid: LiveGrid) -> None:
     ids = await live_a_little(grid)
-    told: list[tuple[int, int]] = []
-    ledger, audit = await audit_chain(
-        grid.contracts, progress=lambda at, last: told.append((at, last))
-    )
+    progress: list[tuple[int, int]] = []
+    bar = nullcontext(lambda at, last: progress.append((at, last)))
+    report = await audit_grid(grid.contracts, bars=lambda _: bar)
+    ledger, audit = report.ledger, report.audit
     assert audit.findings == ()
     assert audit.ok
     assert audit.compared
     assert audit.difference == 0
-    assert told[-1][0] == told[-1][1] > 0
+    assert progress[-1][0] == progress[-1][1] > 0
     statuses = [ledger.jobs[job_id].status for job_id in ids]
     assert statuses == [
         *(JobStatus.FINISHED, JobStatus.CANCELLED, JobStatus.PANICKED, JobStatus.PENDING),
@@ -69,7 +71,9 @@ async def test_a_past_block(grid: LiveGrid) -> None:
     [job_id] = await grid.submit()
     block = int(await grid.w3.eth.block_number)
     await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
-    ledger, audit = await audit_chain(grid.contracts, to_block=block, compare=False)
+    options = AuditOptions(storage=False)
+    report = await audit_grid(grid.contracts, to_block=block, options=options)
+    ledger, audit = report.ledger, report.audit
     assert audit.ok
     assert not audit.compared
     assert ledger.jobs[job_id].status is JobStatus.PENDING

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from deepsquare_chain.audit.entries import MovementKind
+from deepsquare_chain.audit.entries import STATEMENT_COLUMNS, MovementKind, from_attributes
+from deepsquare_chain.audit.export import csv_header, csv_line
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.pagination import TimeRange
 from deepsquare_chain.indexer.queries import Index
@@ -23,9 +21,8 @@ from deepsquare_chain.metascheduler.provider_labels import (
     relative_speeds,
     speed_evidence,
 )
-from deepsquare_chain.observability.redaction import csv_text
 from deepsquare_chain.web import views
-from deepsquare_chain.web.formats import clock, exact
+from deepsquare_chain.web.formats import clock
 from deepsquare_chain.web.site import (
     RANGES,
     number_of,
@@ -43,52 +40,36 @@ _JOBS: Final = 8
 #: Shortest run of alike lines that is shown as one line.
 _MIN_COMBINED: Final = 4
 #: Columns of the CSV: those of `audit statement -o csv`, and two more.
-COLUMNS = (
-    *("block", "time", "kind", "job_id", "job_name", "debit", "debit_credits", "credit"),
-    *("credit_credits", "balance", "balance_credits", "counterparty", "transaction", "log_index"),
-    *("time_utc", "final"),
-)
+COLUMNS: Final = (*STATEMENT_COLUMNS, "time_utc", "final")
 
 
-@dataclass(frozen=True, slots=True)
-class CombinedMovements:
-    """A run of statement lines of one kind and counterparty: the sums, and the final balance.
+class CombinedMovements(MovementRow):
+    """A run of `count` statement lines of one kind and counterparty: the sums, the final balance.
 
     `at` is the place of the latest line, `first` that of the earliest.
     """
 
     count: int
-    at: Place
     first: Place
-    account: str
-    kind: str
-    counterparty: str
-    debit: int
-    credit: int
-    balance: int
-    job_id: int | None = None
 
 
 def combine_movements(rows: Sequence[MovementRow]) -> list[MovementRow | CombinedMovements]:
-    """Fold runs of alike rows, latest first, into one each."""
+    """Combine each run of rows of one kind and counterparty, given latest first."""
     result: list[MovementRow | CombinedMovements] = []
-    for (kind, counterparty), run in itertools.groupby(rows, lambda r: (r.kind, r.counterparty)):
+    for _, run in itertools.groupby(rows, lambda r: (r.kind, r.counterparty)):
         run_rows = list(run)
         if len(run_rows) < _MIN_COMBINED:
             result += run_rows
             continue
-        latest = run_rows[0]
         result.append(
-            CombinedMovements(
+            from_attributes(
+                CombinedMovements,
+                run_rows[0],
                 count=len(run_rows),
-                at=latest.at,
                 first=run_rows[-1].at,
-                account=latest.account,
-                kind=kind,
-                counterparty=counterparty,
+                job_id=None,
                 debit=sum(row.debit for row in run_rows),
                 credit=sum(row.credit for row in run_rows),
-                balance=latest.balance,
             )
         )
     return result
@@ -142,7 +123,7 @@ async def statement(request: Request) -> Response:
     row = await run_query(index.account, request.path_params["account"])
     name = f"statement-{row.address}.csv"
     return StreamingResponse(
-        _csv_chunks(index, row.address, period_of(request), _kind_of(request)),
+        _csv_lines(index, row.address, period_of(request), _kind_of(request)),
         media_type="text/csv; charset=utf-8",
         headers={
             "Content-Disposition": f'attachment; filename="{name}"',
@@ -151,38 +132,26 @@ async def statement(request: Request) -> Response:
     )
 
 
-def _csv_chunks(
+def _csv_lines(
     index: Index, account: str, period: TimeRange | None, kind: str | None
-) -> Iterator[str]:
-    """Yield the CSV in chunks: a statement may be too large for memory."""
-    yield ",".join(COLUMNS) + "\n"
+) -> Iterator[bytes]:
+    """Yield the CSV page by page: a statement may be too large for memory."""
+    yield csv_header(COLUMNS)
     cursor: str | None = None
     while True:
         page = index.statement(account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind)
         names = index.job_names({row.job_id for row in page.items if row.job_id is not None})
-        yield _csv_rows(page.items, names)
-        cursor = page.next
-        if cursor is None:
-            return
-
-
-def _csv_rows(rows: Sequence[MovementRow], names: Mapping[int, str]) -> str:
-    """Format rows as CSV; a cell without a value is empty."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        job_name = "" if row.job_id is None else csv_text(names.get(row.job_id, ""))
-        debit = (row.debit, exact(row.debit)) if row.debit else ("", "")
-        credit = (row.credit, exact(row.credit)) if row.credit else ("", "")
-        writer.writerow(
-            (
-                *(row.at.block, row.at.time, row.kind, row.job_id, job_name),
-                *(*debit, *credit, row.balance, exact(row.balance)),
+        for row in page.items:
+            values = (
+                *(row.at.block, row.at.time, row.kind, row.job_id, names.get(row.job_id or 0)),
+                *(row.debit or None, row.credit or None, row.balance),
                 *(row.counterparty, row.at.tx_hash, row.at.log_index),
                 *(clock(row.at.time), "yes" if row.at.finalized else "no"),
             )
-        )
-    return file.getvalue()
+            yield csv_line(COLUMNS, values)
+        cursor = page.next
+        if cursor is None:
+            return
 
 
 # -- providers
