@@ -7,12 +7,18 @@ Unknown objects raise `NotFoundError`, invalid arguments `UsageError`.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from eth_utils.address import is_address
+import pydantic_core
+from eth_utils.address import is_address, to_checksum_address
 from sqlalchemy import (
     CTE,
     ColumnElement,
@@ -28,6 +34,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     values,
 )
 
@@ -39,27 +46,15 @@ from deepsquare_chain.audit.anomalies import (
     ReplayContext,
     Subject,
 )
-from deepsquare_chain.audit.entries import from_attributes
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, from_attributes
 from deepsquare_chain.audit.ledger import normalised
-from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
+from deepsquare_chain.chain.bindings.calls import checked_address
+from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.chain.bindings.events import ProviderChallenged
 from deepsquare_chain.chain.rpc.batching import chunks
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer import read_models as rm
-from deepsquare_chain.indexer.pagination import (
-    DEFAULT_LIMIT,
-    MAX_DETAIL_ROWS,
-    IndexSnapshot,
-    Reader,
-    TimeRange,
-    address,
-    event_row,
-    first_rows,
-    in_period,
-    movement_row,
-    with_position,
-)
 from deepsquare_chain.indexer.records import event_of, job_entry, offering
 from deepsquare_chain.indexer.schema import (
     Int,
@@ -77,13 +72,240 @@ from deepsquare_chain.indexer.schema import (
     providers,
     roles,
     settlements,
+    state,
     totals,
     transactions,
     transitions,
 )
 from deepsquare_chain.job import HOUR, NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
 from deepsquare_chain.metascheduler.provider_labels import MeasuredRun
-from deepsquare_chain.store.base import Amount, blocks
+from deepsquare_chain.store.base import Amount, Database, blocks
+
+MAX_LIMIT: Final = 200
+DEFAULT_LIMIT: Final = 50
+#: Highest page number that can be requested. The database scans all rows of earlier pages.
+MAX_PAGE: Final = 10_000
+#: Rows of each kind that a detail view includes; more rows require pagination.
+MAX_DETAIL_ROWS: Final = 200
+_MAX_INT: Final = 2**63 - 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSnapshot:
+    """The state of the index at the start of a query."""
+
+    values: Mapping[str, str]
+
+    def number(self, key: str, default: int = -1) -> int:
+        """Return a number of the state, such as `block` or `finalized`."""
+        return int(self.values.get(key, default))
+
+    @property
+    def finalized(self) -> int:
+        """Last finalized block."""
+        return self.number("finalized")
+
+    def at(self, block: int, time: int, tx_hash: str, log_index: int | None) -> rm.Place:
+        """Return a position on the chain, marked as finalized or not."""
+        return rm.Place(block, time, tx_hash, log_index, block <= self.finalized)
+
+    def place(self, row: Row[Any]) -> rm.Place:
+        """Return the position of a row of `with_position`; its log index is None without a log."""
+        return self.at(row.block, row.time, row.hash, getattr(row, "log_index", None))
+
+
+class Reader:
+    """Base of query classes: a database, and the deployment whose events it contains."""
+
+    def __init__(self, database: Database, deployment: Deployment) -> None:
+        self.database = database
+        self.deployment = deployment
+        self._aliases: dict[str, str] = {
+            str(to_checksum_address(address)): name
+            for name, address in (
+                ("treasury", deployment.treasury),
+                *deployment.contracts.items(),
+                ("nobody", ZERO_ADDRESS),
+            )
+        }
+
+    @contextmanager
+    def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:
+        """Open a read transaction, and yield it with its snapshot."""
+        with self.database.read() as connection:
+            state_rows = connection.execute(select(state.c.key, state.c.value))
+            yield connection, IndexSnapshot({row.key: row.value for row in state_rows})
+
+    def _page(
+        self,
+        table: Table,
+        query: Select[Any],
+        make: Callable[[Row[Any], IndexSnapshot], T],
+        cursor: str | int | None,
+        limit: int,
+        *,
+        kind: str = "",
+        keys: Sequence[ColumnElement[Any]] = (),
+        oldest_first: bool = False,
+        order: Sequence[ColumnElement[Any]] = (),
+    ) -> rm.Page[T]:
+        """Return a page of a query, latest rows first by default.
+
+        A cursor contains the key of the last row, so that rows that are added or removed in the
+        meantime do not cause duplicates or gaps. If `cursor` is a page number, the result is a
+        `NumberedPage`.
+
+        Args:
+            table: The table whose rows are listed.
+            query: Selects the rows, with a column of the name of each key.
+            make: Converts a row to a read model.
+            cursor: `next` of the previous page, or a page number.
+            limit: Rows per page.
+            kind: Name of the list in its cursors; the name of the table by default.
+            keys: Integer columns that order the rows; the primary key of the table by default.
+            oldest_first: Whether to reverse the order.
+            order: Columns to sort by first. Such a list has page numbers only, and begins with 1.
+
+        Raises:
+            UsageError: The cursor belongs to another list, or page or limit is out of bounds.
+        """
+        if not 1 <= limit <= MAX_LIMIT:
+            raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
+        keys = keys or list(table.primary_key)
+        columns = list(keys) if oldest_first else [key.desc() for key in keys]
+        if order and isinstance(cursor, str):
+            raise UsageError("A sorted list has page numbers, not cursors", hint="Give page 1.")
+        if order and cursor is None:
+            cursor = 1
+        with self._read() as (connection, snapshot):
+            if isinstance(cursor, int):
+                rows, total = _numbered(connection, query.order_by(*order, *columns), cursor, limit)
+                items = tuple(make(row, snapshot) for row in rows)
+                pages = min(MAX_PAGE, max(1, -(-total // limit)))
+                return rm.NumberedPage(items, None, cursor, pages, total)
+            kind = kind or table.name
+            if cursor is not None:
+                last_key = tuple(decode_cursor(kind, cursor, len(keys)))
+                row_key: Any = tuple_(*keys)
+                query = query.where(row_key > last_key if oldest_first else row_key < last_key)
+            rows = connection.execute(query.order_by(*columns).limit(limit + 1)).all()
+            items = tuple(make(row, snapshot) for row in rows[:limit])
+        if len(rows) <= limit:
+            return rm.Page(items, None)
+        last_row = rows[limit - 1]
+        return rm.Page(
+            items, encode_cursor(kind, [getattr(last_row, str(key.key)) for key in keys])
+        )
+
+
+def address(text: str) -> str:
+    """Return a checksummed address, as stored in the tables. Raises UsageError if invalid."""
+    return str(checked_address(text))
+
+
+class TimeRange(NamedTuple):
+    """A range of chain time in seconds: `start` inclusive, `end` exclusive, None for no bound."""
+
+    start: int | None
+    end: int | None
+
+
+def in_period(time: ColumnElement[int], period: TimeRange) -> list[ColumnElement[bool]]:
+    """Return the conditions for rows whose time lies in a period."""
+    bounds = []
+    if period.start is not None:
+        bounds.append(time >= period.start)
+    if period.end is not None:
+        bounds.append(time < period.end)
+    return bounds
+
+
+def encode_cursor(kind: str, key: Sequence[Any]) -> str:
+    """Encode a key of a list as an opaque cursor."""
+    body = json.dumps([kind, *key], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
+
+
+def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
+    """Decode the key of a cursor.
+
+    Raises:
+        UsageError: It is not a cursor of this list.
+    """
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        parts = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
+        matches = isinstance(parts, list) and parts[0] == kind and len(parts) == size + 1
+        if matches and all(type(number) is int and abs(number) <= _MAX_INT for number in parts[1:]):
+            return list(parts[1:])
+    except (ValueError, binascii.Error, IndexError):
+        pass
+    raise UsageError(
+        f"{cursor[:80]!r} is not a cursor of this list", hint="Start again without a cursor."
+    )
+
+
+def _numbered(
+    connection: Connection, query: Select[Any], number: int, limit: int
+) -> tuple[Sequence[Row[Any]], int]:
+    """Return the rows of a numbered page, and the number of all rows."""
+    if not 1 <= number <= MAX_PAGE:
+        raise UsageError(f"Pages have the numbers 1 to {MAX_PAGE}, not {number}")
+    count = select(func.count()).select_from(query.order_by(None).subquery())
+    total = connection.execute(count).scalar_one()
+    rows = connection.execute(query.limit(limit).offset((number - 1) * limit))
+    return rows.all(), total
+
+
+# -- conversion of rows to read models
+
+
+def with_position(table: Table, *more: Any) -> Select[Any]:
+    """Select a table with the `hash` of the transaction and the `time` of the block of each row."""
+    time = () if "time" in table.c else (headers.c.time,)
+    query = select(table, transactions.c.hash, *time, *more).join(
+        transactions,
+        (transactions.c.block == table.c.block) & (transactions.c.position == table.c.position),
+    )
+    return query if not time else query.join(headers, headers.c.number == table.c.block)
+
+
+def placed_row(kind: type[T]) -> Callable[[Row[Any], IndexSnapshot], T]:
+    """Return a conversion of rows of `with_position` to a read model with the place `at`."""
+    return lambda row, snapshot: from_attributes(kind, row, at=snapshot.place(row))
+
+
+_transition_row: Final = placed_row(rm.TransitionRow)
+_settlement_row: Final = placed_row(rm.SettlementRow)
+_anomaly_row: Final = placed_row(rm.AnomalyRow)
+_transaction: Final = placed_row(rm.TransactionRow)
+
+
+def event_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.EventRow:
+    """Convert a row of `placed(events)`."""
+    return from_attributes(rm.EventRow, row, at=snapshot.place(row), values=row.body)
+
+
+def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.MovementRow:
+    """Convert a row of `placed(movements)`."""
+    return from_attributes(
+        rm.MovementRow,
+        row,
+        at=snapshot.place(row),
+        debit=max(0, -row.amount),
+        credit=max(0, row.amount),
+    )
+
+
+def first_rows(
+    connection: Connection, query: Select[Any], *order: ColumnElement[Any]
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Return the first rows of a query for a detail view, and whether there are more."""
+    rows = connection.execute(query.order_by(*order).limit(MAX_DETAIL_ROWS + 1)).all()
+    return rows[:MAX_DETAIL_ROWS], len(rows) > MAX_DETAIL_ROWS
+
 
 # -- accounts
 
@@ -263,7 +485,7 @@ class RegistryQueries(Reader):
                 parameters.c.block.desc(), parameters.c.log_index.desc()
             )
             history = tuple(
-                rm.ParameterRow(row.name, row.value, snapshot.place(row, row.log_index))
+                rm.ParameterRow(row.name, row.value, snapshot.place(row))
                 for row in connection.execute(query)
             )
         latest = {row.name: row for row in reversed(history)}
@@ -282,7 +504,7 @@ def role_rows(
         from_attributes(
             rm.RoleRow,
             row,
-            at=snapshot.place(row, row.log_index),
+            at=snapshot.place(row),
             name=ROLE_NAMES.get(row.role, row.role),
         )
         for row in connection.execute(query)
@@ -316,7 +538,7 @@ def open_challenge(
     ).one_or_none()
     if row is None or row.name == "ProviderAnswered":
         return None
-    return rm.ChallengeRow(at=snapshot.place(row, row.log_index), **row.body)
+    return rm.ChallengeRow(at=snapshot.place(row), **row.body)
 
 
 def is_active(row: Row[Any], now: int) -> bool:
@@ -334,7 +556,7 @@ def _changes(account: str) -> Select[Any]:
 
 def _change(row: Row[Any], snapshot: IndexSnapshot) -> rm.ProviderChange:
     values = {name: value for name, value in row.body.items() if name != "provider"}
-    return rm.ProviderChange(snapshot.place(row, row.log_index), CHANGE_KINDS[row.name], values)
+    return rm.ProviderChange(snapshot.place(row), CHANGE_KINDS[row.name], values)
 
 
 def latest_figures(connection: Connection, account: str | None = None) -> dict[str, Row[Any]]:
@@ -508,7 +730,7 @@ class JobQueries(Reader):
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> rm.Page[rm.TransitionRow]:
         """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
-        return self._page(transitions, with_position(transitions), transition_row, cursor, limit)
+        return self._page(transitions, with_position(transitions), _transition_row, cursor, limit)
 
     def events(
         self,
@@ -555,7 +777,7 @@ class JobQueries(Reader):
             row=job_row(row, snapshot),
             allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
             transitions=tuple(
-                transition_row(transition, snapshot) for transition in transition_rows
+                _transition_row(transition, snapshot) for transition in transition_rows
             ),
             payments=tuple(_settlement_row(payment, snapshot) for payment in payment_rows),
             movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
@@ -614,15 +836,6 @@ def job_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.JobRow:
         resources=from_attributes(Resources, row),
         changed=snapshot.at(row.block, row.since, row.hash, row.log_index),
     )
-
-
-def transition_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.TransitionRow:
-    """Convert a row of `placed(transitions)`."""
-    return from_attributes(rm.TransitionRow, row, at=snapshot.place(row, row.log_index))
-
-
-def _settlement_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.SettlementRow:
-    return from_attributes(rm.SettlementRow, row, at=snapshot.place(row, row.log_index))
 
 
 # -- totals of the grid, at present and over time
@@ -940,10 +1153,6 @@ def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
     return select(jobs).where(or_(jobs.c.status == JobStatus.SCHEDULED, overdue))
 
 
-def _anomaly_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.AnomalyRow:
-    return from_attributes(rm.AnomalyRow, row, at=snapshot.place(row, None))
-
-
 # -- blocks and transactions, and the search
 
 #: Patterns of hashes and numbers in a search; the group contains only the digits.
@@ -1103,10 +1312,6 @@ def _name_hits(connection: Connection, text: str) -> list[rm.Hit]:
 
 def _block(row: Row[Any], snapshot: IndexSnapshot) -> rm.BlockRow:
     return from_attributes(rm.BlockRow, row, finalized=row.number <= snapshot.finalized)
-
-
-def _transaction(row: Row[Any], snapshot: IndexSnapshot) -> rm.TransactionRow:
-    return from_attributes(rm.TransactionRow, row, at=snapshot.place(row, None))
 
 
 def _transaction_detail(

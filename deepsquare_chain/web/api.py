@@ -27,8 +27,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deepsquare_chain import __version__
 from deepsquare_chain.errors import NotFoundError, StoreError, UsageError
 from deepsquare_chain.indexer import read_models as rm
-from deepsquare_chain.indexer.pagination import DEFAULT_LIMIT, MAX_LIMIT
-from deepsquare_chain.indexer.queries import ANOMALY_KINDS, MAX_BUCKETS, Index
+from deepsquare_chain.indexer.queries import (
+    ANOMALY_KINDS,
+    DEFAULT_LIMIT,
+    MAX_BUCKETS,
+    MAX_LIMIT,
+    Index,
+)
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.serving import RateLimit

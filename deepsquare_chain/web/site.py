@@ -21,8 +21,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
-from deepsquare_chain.indexer.pagination import TimeRange
-from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.indexer.queries import Index, TimeRange
 from deepsquare_chain.indexer.read_models import ProviderRow, Status
 from deepsquare_chain.job import DAY, HOUR, JobStatus, Terms
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler

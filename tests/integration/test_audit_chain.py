@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.audit import reader
+from deepsquare_chain.audit.conservation import verify
 from deepsquare_chain.audit.entries import MovementKind
-from deepsquare_chain.audit.reader import read_history, read_ledger
+from deepsquare_chain.audit.reader import read_history, read_ledger, read_storage
 from deepsquare_chain.audit.runner import AuditOptions, audit_grid
 from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc import batching
@@ -144,7 +144,7 @@ async def test_an_unknown_block_is_reported(grid: LiveGrid) -> None:
 
 async def test_a_lie_in_storage_is_found(grid: LiveGrid) -> None:
     ledger, block = await read_ledger(grid.contracts)
-    held = await reader.read_storage(grid.contracts, ledger, block)
-    assert reader.verify(ledger, held).ok
-    lie = dataclasses.replace(held, supply=held.supply - 1)
-    assert not reader.verify(ledger, lie).ok
+    storage = await read_storage(grid.contracts, ledger, block)
+    assert verify(ledger, storage).ok
+    lie = dataclasses.replace(storage, supply=storage.supply - 1)
+    assert not verify(ledger, lie).ok

@@ -18,8 +18,7 @@ from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Block
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.database import IndexDatabase
-from deepsquare_chain.indexer.pagination import TimeRange
-from deepsquare_chain.indexer.queries import CURSOR, Index
+from deepsquare_chain.indexer.queries import CURSOR, Index, TimeRange
 from deepsquare_chain.indexer.read_models import AnomalyRow, JobRow, MovementRow, NumberedPage
 from deepsquare_chain.indexer.schema import metadata
 from deepsquare_chain.job import JobStatus

@@ -13,8 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from deepsquare_chain.audit.entries import STATEMENT_COLUMNS, MovementKind, from_attributes
 from deepsquare_chain.audit.export import csv_header, csv_line
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.indexer.pagination import TimeRange
-from deepsquare_chain.indexer.queries import Index
+from deepsquare_chain.indexer.queries import Index, TimeRange
 from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderRow
 from deepsquare_chain.metascheduler.provider_labels import (
     SpeedEvidence,
