@@ -327,36 +327,36 @@ def _format_warning(source: str, located: tuple[int | None, str]) -> str:
 
 
 JOB_FILE: Final = """\
-# A job of the grid. Check it with `deepsquare validate`, price it with `deepsquare quote`,
-# and pay for it with `deepsquare submit --wait`.
+# A job of the grid. Check it with `deepsquare validate`, see its price with `deepsquare quote`,
+# and submit it with `deepsquare submit --wait`.
 name: my-job
 
-# Of the whole job: tasks x cpusPerTask cpus, and memPerCpu MB for each of them.
+# Resources of the whole job: tasks x cpusPerTask CPUs, with memPerCpu MB of memory per CPU.
 resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}
 
-# It is ended after so long. What it does not use comes back.
+# Maximum run time. The job pays for the time that it uses; the rest is refunded.
 timeLimit: 10m
 
-# The most that it may cost: this goes into escrow, and buys the time limit at least.
+# Credits for escrow: the maximum cost of the job. They must cover the time limit.
 credits: "1"
 
 # COST (cheapest provider), TIME (fastest) or ENERGY (most frugal).
 objective: COST
 
-# How often it may begin again elsewhere if its provider is lost, up to 5.
+# Maximum number of restarts at other providers if its provider is lost, up to 5.
 retries: 0
 
-# Run on until the credits are spent, instead of stopping at the time limit.
+# true: keep running until the credits are spent, instead of stopping at the time limit.
 untilSpent: false
 
-# Labels that its provider must have, such as gpu.model=h100 or compute.gflops>=1000.
-uses: []
+# Labels that the provider must have, such as gpu.model=h100 or compute.gflops>=1000.
+requirements: []
 
-# Variables of all steps; each step may add its own.
+# Environment variables of all steps; a step can have its own under run.env.
 env:
   GREETING: Hello from the grid
 
-# Run one after the other by a shell; the first that fails ends the job.
+# Steps run in order, each in its own shell. The first step that fails ends the job.
 steps:
   - name: greet
     run:
