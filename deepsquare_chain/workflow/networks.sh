@@ -49,7 +49,7 @@ network_main() {
         PATH=$PATH:/usr/sbin:/sbin type -P "$program" >/dev/null || network_failed "$program is not installed"
     done
     if ! pipes=$(mktemp -d) || ! mkfifo "$pipes/started" "$pipes/ready"; then network_failed "no temporary folder"; fi
-    # Opened for reading and writing: no side waits for the other.
+    # Opened for reading and writing, so that neither side waits for the other to open it.
     exec 6<>"$pipes/started" 7<>"$pipes/ready"
     rm -rf "$pipes"
     exec 9> >(setsid "$BASH" "$folder/program" uplink "$folder" "$$" <&0 >/dev/null 2>"$folder/log" &)
@@ -68,7 +68,7 @@ network_uplink() {
     done
     exec 6>&-
     if [[ -e hub ]]; then
-        # The path of a socket is short.
+        # The length of a socket's path is limited; this one is relative.
         slirp4netns "${options[@]}" --api-socket=api "$2" tap0 <&0 7>&- &
         if network_hub "$!"; then printf 1 >&7; else printf 0 >&7; fi
         exec 7>&-
@@ -155,7 +155,7 @@ network_wireguard() {
             echo "the kernel has no WireGuard, and wireguard-go is not installed" >&2
             return 1
         fi >/dev/null
-        # Where `wg` looks for the socket of the process.
+        # `wg` looks for the socket of the process in this folder.
         if ! mountpoint -q /var/run/wireguard; then
             mount -t tmpfs none /var && mkdir -p /var/run/wireguard && mount --bind /var/run/wireguard{,} || return
         fi
