@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
 from typing import Final
 
 from deepsquare_chain.workflow.schema import (
@@ -14,20 +13,18 @@ from deepsquare_chain.workflow.schema import (
     VnetSection,
     WireguardSection,
 )
-from deepsquare_chain.workflow.shell import quote
+from deepsquare_chain.workflow.shell import LIBRARIES, quote
 
 #: Name server of a network namespace, which passes queries on to those of the machine.
 _NAME_SERVER: Final = "169.254.254.3"
 #: Routes to everything, which leave the route to the peers themselves in place.
 _HALVES: Final = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
-_PACKAGE: Final = files("deepsquare_chain.workflow")
-#: Shell functions of networks, and the client of tunnels; read on import, so that rendering does no
-#: I/O.
+#: Shell functions of networks, and the client of tunnels.
 LIBRARY: Final = "".join(
     (
-        _PACKAGE.joinpath("networks.sh").read_text(encoding="utf-8"),
+        LIBRARIES["networks.sh"],
         "\n# The client of bore tunnels, a program in Python.\n# shellcheck disable=SC2034\n",
-        f"readonly BORE_CLIENT={quote(_PACKAGE.joinpath('bore_client.py').read_text(encoding='utf-8'))}\n",
+        f"readonly BORE_CLIENT={quote(LIBRARIES['bore_client.py'])}\n",
     )
 )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Final
 
 from deepsquare_chain.job import Resources
@@ -31,7 +30,7 @@ from deepsquare_chain.workflow.schema import (
     TransferSection,
     UseSection,
 )
-from deepsquare_chain.workflow.shell import command_argument, exports, quote
+from deepsquare_chain.workflow.shell import LIBRARIES, command_argument, exports, quote
 from deepsquare_chain.workflow.validation import handle, walk
 
 _HEADER: Final = """\
@@ -161,11 +160,11 @@ class _Script:
         definition = self._definition
         environment = self._function("job_environment", self._environment())
         main = self._main(self._steps(definition.steps, _Scope()))
-        parts = [_HEADER, "\n", _LIBRARIES["runtime.sh"]]
+        parts = [_HEADER, "\n", LIBRARIES["runtime.sh"]]
         if definition.input or definition.output:
-            parts.append(_LIBRARIES["transfers.sh"])
+            parts.append(LIBRARIES["transfers.sh"])
         if any(step.run and step.run.container for _, step in walk(definition.steps)):
-            parts.append(_LIBRARIES["containers.sh"])
+            parts.append(LIBRARIES["containers.sh"])
         if self._has_networks:
             parts.append(LIBRARY)
         parts += ["\n# -- the job\n\n", environment, *self._functions, main]
@@ -461,10 +460,3 @@ def _file_name(url: str) -> str:
     )
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in last)
     return plain.lstrip(".")[:200] or "input"
-
-
-#: Shell functions at the start of each script. Read on import, so that rendering does no I/O.
-_LIBRARIES: Final = {
-    name: files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")
-    for name in ("runtime.sh", "transfers.sh", "containers.sh")
-}

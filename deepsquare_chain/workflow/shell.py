@@ -1,9 +1,20 @@
-"""Quoting for bash scripts."""
+"""Parts of bash scripts: the functions that scripts begin with, and quoting. Pure."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Final
+
+#: Files of this package that scripts contain. Read on import, so that rendering does no I/O.
+LIBRARIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        name: files("deepsquare_chain.workflow").joinpath(name).read_text(encoding="utf-8")
+        for name in ("runtime.sh", "transfers.sh", "containers.sh", "networks.sh", "bore_client.py")
+    }
+)
 
 
 def quote(text: str) -> str:
