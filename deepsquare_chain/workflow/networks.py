@@ -20,7 +20,7 @@ _NAME_SERVER: Final = "169.254.254.3"
 #: Routes to everything, which leave the route to the peers themselves in place.
 _HALVES: Final = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
 #: Shell functions of networks, and the client of tunnels.
-LIBRARY: Final = "".join(
+NETWORK_LIBRARY: Final = "".join(
     (
         LIBRARIES["networks.sh"],
         "\n# The client of bore tunnels, a program in Python.\n# shellcheck disable=SC2034\n",

@@ -16,7 +16,7 @@ from deepsquare_chain.workflow.abilities import RUNTIMES, required_runtime
 from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
 from deepsquare_chain.workflow.networks import (
-    LIBRARY,
+    NETWORK_LIBRARY,
     VirtualNetworks,
     has_network,
     network_lines,
@@ -166,7 +166,7 @@ class _Script:
         if any(step.run and step.run.container for _, step in walk(definition.steps)):
             parts.append(LIBRARIES["containers.sh"])
         if self._has_networks:
-            parts.append(LIBRARY)
+            parts.append(NETWORK_LIBRARY)
         parts += ["\n# -- the job\n\n", environment, *self._functions, main]
         return "".join(parts)
 

@@ -23,7 +23,7 @@ from deepsquare_chain.executors.sandbox import SandboxOptions, bubblewrap_argume
 from deepsquare_chain.job import Offer
 from deepsquare_chain.provider.offering import probe_abilities
 from deepsquare_chain.workflow import ExecutionSite, parse_job_file, render_script
-from deepsquare_chain.workflow.networks import LIBRARY
+from deepsquare_chain.workflow.networks import NETWORK_LIBRARY
 from tests.support.anvil import REQUIRE_REAL
 
 #: Programs of this machine, as jobs find them.
@@ -175,7 +175,7 @@ def wireguard_hub(folder: Path) -> Iterator[tuple[int, str, list[str], str]]:
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text + "\n" if text else "")
-    script = LIBRARY + "\nnetwork_program && exec bash $DEEPSQUARE_NETWORK/program main "
+    script = NETWORK_LIBRARY + "\nnetwork_program && exec bash $DEEPSQUARE_NETWORK/program main "
     script += '"$DEEPSQUARE_NETWORK" "" "" sleep infinity'
     hub = subprocess.Popen(
         ["bash", "-c", script], env={"PATH": PATH, "DEEPSQUARE_NETWORK": str(folder)}
