@@ -255,7 +255,10 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         patience=document.patience or 0,
         preferences=tuple(document.preferences),
         placement=None if document.placement is None else Placement(document.placement),
-        warnings=tuple(_format_warning(source, with_line(warning, lines)) for warning in warnings),
+        warnings=tuple(
+            _format_warning(source, located)
+            for located in sorted((with_line(warning, lines) for warning in warnings), key=_line)
+        ),
     )
 
 
@@ -317,8 +320,12 @@ def _document(tree: Any, lines: Lines, source: str) -> JobFileDocument:
             problems.append((("uses",), "is another name of requirements; use only one of them"))
     if problems:
         located = [with_line(problem, lines) for problem in problems]
-        raise job_file_error(source, sorted(located, key=lambda problem: problem[0] or 0))
+        raise job_file_error(source, sorted(located, key=_line))
     return document
+
+
+def _line(located: tuple[int | None, str]) -> int:
+    return located[0] or 0
 
 
 def _format_warning(source: str, located: tuple[int | None, str]) -> str:

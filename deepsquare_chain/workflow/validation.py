@@ -332,7 +332,8 @@ class _Rules:
         self._document = document
         self._is_definition = is_definition
         self._networks: Mapping[str, int] = {
-            network.name: index for index, network in enumerate(document.virtual_networks)
+            network.name: index
+            for index, network in reversed([*enumerate(document.virtual_networks)])
         }
 
     def check(self) -> Iterator[Problem]:

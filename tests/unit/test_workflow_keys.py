@@ -304,6 +304,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("env: {A: 1}", top="input: {}"), "input must have one of http, s3"),
         (with_run("env: {A: 1}", top="output: {http: {url: 'ftp://x'}}"), "must be an http or https address"),
         (with_run("env: {A: 1}", top="virtualNetworks: [{name: a, gatewayAddress: x}]"), "gatewayAddress must be an address"),
+        (with_run("env: {A: 1}", top="virtualNetworks:\n- {name: a, gatewayAddress: 10.0.0.1/24}\n- {name: a, gatewayAddress: 10.0.1.1/24}"), "job.yaml:4: virtualNetworks[1].name 'a' occurs twice"),
         (with_run("env: {A: 1}", top="dependsOn: [after:1 2]"), "dependsOn[0] must be afterok:JOB"),
         (with_run("env: {A: 1}", top="uses: [a=b]\nrequirements: [c=d]"), "another name of requirements"),
     ],
@@ -400,6 +401,8 @@ def test_lenient_leaves_out_unknown_keys_and_says_so() -> None:
     assert [warning.split(" is ")[0] for warning in parsed.warnings] == [
         "job.yaml:3: steps[0].run.zz", "job.yaml:3: steps[0].network", "job.yaml:4: extra"
     ]  # fmt: skip
+    first = parse(f"extra: 1\n{text.replace('extra: 1', '')}", lenient=True)
+    assert first.warnings[0].startswith("job.yaml:1: extra is an unknown key")
     with pytest.raises(JobFileError, match="must be true or false"):
         parse(with_run("disableCpuBinding: 5, zz: 1"), lenient=True)
 
