@@ -1,4 +1,4 @@
-"""The command line `deepsquare GROUP COMMAND`: one module per command group, without domain logic.
+"""The command line `deepsquare GROUP COMMAND`: modules of command groups, without domain logic.
 
 Expensive imports are inside the commands that need them, so that `--help` is fast.
 """

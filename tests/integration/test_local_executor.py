@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from deepsquare_chain.errors import NotFoundError
-from deepsquare_chain.executors import orphaned_processes, procfs, rundir, runs
+from deepsquare_chain.executors import local, orphaned_processes, procfs, rundir
 from deepsquare_chain.executors.base import (
     ExecutorError,
     ExecutorUnavailableError,
@@ -450,7 +450,7 @@ async def test_walltime_is_kept_without_a_supervisor_that_hangs(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_continue(monkeypatch)
-    monkeypatch.setattr(runs, "HUNG", -1.5)
+    monkeypatch.setattr(local, "HUNG", -1.5)
     durations = naps(2)
     script = "setsid env -i sleep {} & kill -STOP $PPID; sleep {}".format(*durations)
     with gone_at_the_end(durations):

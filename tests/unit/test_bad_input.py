@@ -29,8 +29,8 @@ from deepsquare_chain.chain.rpc.endpoint import CheckedProvider
 from deepsquare_chain.chain.rpc.responses import InvalidResultError, checked
 from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.errors import EndpointError, GridError, JobFileError, UsageError
+from deepsquare_chain.executors.local import Runs
 from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.executors.runs import Runs
 from deepsquare_chain.indexer.queries import decode_cursor, encode_cursor
 from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store

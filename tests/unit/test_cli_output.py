@@ -14,7 +14,7 @@ import pytest
 from deepsquare_chain.cli import job as job_commands
 from deepsquare_chain.cli import provider as provider_commands
 from deepsquare_chain.cli import submit as submit_commands
-from deepsquare_chain.cli import tx as tx_commands
+from deepsquare_chain.cli import wallet as wallet_commands
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability.redaction import plain
@@ -135,7 +135,7 @@ LISTS = {
         ),
     ),
     "tx list": (
-        tx_commands._LIST,
+        wallet_commands._TRANSACTIONS,
         (
             *(17, 1_204, "pending", "submit 20 jobs", 1_700_000_000, 2, 10**9, None),
             "0x" + "ab" * 32,

@@ -13,8 +13,8 @@ from deepsquare_chain.executors.launch import (
     free_devices,
     make_run,
 )
+from deepsquare_chain.executors.local import Runs
 from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.executors.runs import Runs
 from deepsquare_chain.job import Resources
 
 pytestmark = pytest.mark.unit
