@@ -139,7 +139,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class StoredSegment:
     """A part of a file stored as one object; `start` and `size` in bytes."""
 
     start: int
@@ -244,14 +244,14 @@ class GatewayRecords:
         self._add_to_totals(space, 0, new_files=True)
         return StoredFile(int(file_id), space.key, name, 0, False)
 
-    def segments(self, file: StoredFile) -> list[Segment]:
+    def segments(self, file: StoredFile) -> list[StoredSegment]:
         """Return the segments of a file in order."""
         query = select(_segments).where(_segments.c.file == file.id).order_by(_segments.c.start)
         with self._store.read() as connection:
-            return [Segment(row.start, row.size) for row in connection.execute(query)]
+            return [StoredSegment(row.start, row.size) for row in connection.execute(query)]
 
     def put_segment(
-        self, space: JobSpace, file: StoredFile, segment: Segment, *, complete: bool
+        self, space: JobSpace, file: StoredFile, segment: StoredSegment, *, complete: bool
     ) -> StoredFile:
         """Record the last segment of a file, after its object is written.
 
@@ -509,7 +509,7 @@ class Objects:
             while len(self._segment_cache) > _MAX_CACHED_SEGMENTS:
                 self._segment_cache.popitem(last=False)
             file = self._records.put_segment(
-                space, file, Segment(start, len(body)), complete=complete
+                space, file, StoredSegment(start, len(body)), complete=complete
             )
         elif complete:
             file = self._records.finish(file)
@@ -572,7 +572,9 @@ class Objects:
         last = segments[-1]
         return last.start, await self._range(file, last, 0, last.size)
 
-    async def _range(self, file: StoredFile, segment: Segment, start: int, length: int) -> bytes:
+    async def _range(
+        self, file: StoredFile, segment: StoredSegment, start: int, length: int
+    ) -> bytes:
         try:
             data = await obstore.get_range_async(
                 self._store, _segment(file, segment.start), start=start, length=length
