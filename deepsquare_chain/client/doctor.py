@@ -361,7 +361,7 @@ def _approval(provider: Provider, now: int) -> Check:
 def _offer(provider: Provider) -> Check:
     """Check the offer; compared with this machine only for a provider of one node."""
     offer = provider.offer
-    text = f"{offer.cpus} cpus, {offer.memory} MB, {offer.gpus} gpus"
+    text = f"{offer.cpus} CPUs, {offer.memory} MB, {offer.gpus} GPUs"
     this_machine = machine()
     cpus, memory = this_machine.cpus_per_node, this_machine.mem_per_node
     if provider.hardware.nodes == 1 and (offer.cpus > cpus or offer.memory > memory):
@@ -369,7 +369,7 @@ def _offer(provider: Provider) -> Check:
             "offer",
             setting="follow_offer",
             ok=False,
-            text=f"{text}; this machine has {cpus} cpus and {memory} MB",
+            text=f"{text}; this machine has {cpus} CPUs and {memory} MB",
             hint="Offer less with `deepsquare provider offer`, or run the daemon on the machine that has them.",
         )
     empty = not offer.cpus

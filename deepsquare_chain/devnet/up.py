@@ -235,7 +235,7 @@ def _role_note(role: str) -> str:
         return "customer without coin" if role == CUSTOMER_WITHOUT_COIN else "customer"
     if role in PROVIDERS:
         hardware = PROVIDERS[role].hardware
-        return f"provider of {hardware.nodes * hardware.cpus_per_node} cpus"
+        return f"provider of {hardware.nodes * hardware.cpus_per_node} CPUs"
     notes = {
         "admin": "administrator, approver, minter",
         "scheduler": "meta-scheduler",

@@ -234,8 +234,8 @@ def _free_text(view: ProviderView, free: Amounts) -> str:
     """Return the free part of a provider's offer, as text."""
     offer = view.provider.offer
     cpus, memory, gpus = (max(amount, 0) for amount in free)
-    gpu = f" and {gpus} of {offer.gpus} gpus" if offer.gpus else ""
-    return f"free are {cpus} of {offer.cpus} cpus, {memory} of {offer.memory} MB{gpu}"
+    gpu = f", {gpus} of {offer.gpus} GPUs" if offer.gpus else ""
+    return f"free: {cpus} of {offer.cpus} CPUs, {memory} of {offer.memory} MB{gpu}"
 
 
 def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> str:
@@ -363,8 +363,8 @@ def _resources_text(resources: Resources) -> str:
 
 
 def _size_text(cpus: int, memory: int, gpus: int) -> str:
-    gpu = f" and {gpus} gpus" if gpus else ""
-    return f"{cpus} cpus with {memory} MB{gpu}"
+    gpu = f" and {gpus} GPUs" if gpus else ""
+    return f"{cpus} CPUs with {memory} MB{gpu}"
 
 
 def _provider_names(ids: Sequence[int]) -> str:

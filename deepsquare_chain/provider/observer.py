@@ -103,8 +103,8 @@ class DefinitionCache:
 
 
 def _describe_resources(wanted: Resources) -> str:
-    size = f"{wanted.tasks} x {wanted.cpus_per_task} cpus, {wanted.mem_per_cpu} MB per cpu"
-    return f"{size}, {wanted.gpus} gpus"
+    size = f"{wanted.tasks} x {wanted.cpus_per_task} CPUs, {wanted.mem_per_cpu} MB per CPU"
+    return f"{size}, {wanted.gpus} GPUs"
 
 
 _log = get_logger(__name__)

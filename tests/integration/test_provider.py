@@ -201,7 +201,7 @@ async def test_definitions_that_can_not_run(host: Bench):
     await host.until(ids[:2])
     await host.definitions.put(tardy.to_bytes())
     await host.until([*ids, late])
-    words = ["requires 1 x 2 cpus", "missing", "does not match its digest", "is not in the store"]
+    words = ["requires 1 x 2 CPUs", "missing", "does not match its digest", "is not in the store"]
     blocks = []
     for job_id, word in zip(ids, words, strict=True):
         job = await host.job(job_id)

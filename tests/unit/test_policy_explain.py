@@ -67,9 +67,9 @@ def test_affinities_that_cannot_be_read() -> None:
 
 def test_too_large_for_all() -> None:
     explained = why(waiting(cpus=64, gpus=4), [provider()])
-    assert "no provider offers 64 cpus with 6400 MB and 4 gpus, node by node" in explained.text
+    assert "no provider offers 64 CPUs with 6400 MB and 4 GPUs, node by node" in explained.text
     assert explained.verdicts[0].text == (
-        "provider 1 offers 8 cpus with 8000 MB and 2 gpus: too little"
+        "provider 1 offers 8 CPUs with 8000 MB and 2 GPUs: too little"
     )
 
 
@@ -115,7 +115,7 @@ def test_waits_for_free_capacity() -> None:
     )
     assert explained.verdicts[0].text == (
         "provider 1 is eligible at 0.0000000000036 credits per hour; "
-        "free are 0 of 8 cpus, 7200 of 8000 MB and 2 of 2 gpus"
+        "free: 0 of 8 CPUs, 7200 of 8000 MB, 2 of 2 GPUs"
     )
 
 

@@ -146,7 +146,7 @@ class TestMaterials:
         cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
         found = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
         assert found.state is DefinitionState.INVALID
-        assert "1 x 1 cpus" in found.reason
+        assert "1 x 1 CPUs" in found.reason
         assert (await cache.fetch(job())).state is DefinitionState.READY
 
     async def test_missing_data_is_requested_again(self):

@@ -139,7 +139,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
         "NotRegistered": lambda f: f"{f['account']} is not registered as a provider",
         "ProviderBanned": lambda f: f"The provider {f['provider']} is banned",
         "NotApproved": lambda f: f"The provider {f['provider']} was never approved",
-        "InvalidHardware": lambda _: "Hardware needs nodes, cpus and memory, within the bounds",
+        "InvalidHardware": lambda _: "Hardware needs nodes, CPUs and memory, within the bounds",
         "OfferTooLarge": lambda f: (
             f"An offer of {f['cpus']} CPUs, {f['memory_mb']} MB and {f['gpus']} GPUs is more than "
             "the approved hardware"
