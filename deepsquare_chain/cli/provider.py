@@ -127,8 +127,9 @@ async def init(
     context.printer.note(
         f"Next: put the grid's record into {folder / 'deployment.json'}, make the wallet with "
         f"`deepsquare wallet new {folder / 'provider.json'}` and the file {folder / 'password'} with "
-        "its password (chmod 600), set `store` to the folder that the grid's customers write "
-        "definitions to, read the other settings, then `deepsquare provider register`."
+        "its password (chmod 600), set `gateway` to that of the grid, or `store` to the folder in "
+        "which its customers store definitions, read the other settings, then "
+        "`deepsquare provider register`."
     )
 
 
