@@ -453,7 +453,7 @@ def list_exceptions(
     paging: Paging,
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(ANOMALY_KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
-    """Anomalies by the rules of `audit verify`, latest first: lawful, but worth a look."""
+    """Anomalies by the rules of `audit verify`, latest first: allowed but unusual."""
     return source.index().anomalies(*paging, kind=kind)
 
 

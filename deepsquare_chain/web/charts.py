@@ -43,7 +43,7 @@ class LegendEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class ChartSegment:
     """A part of the drawing's width, with its tooltip and CSS class."""
 
     x: float
@@ -59,7 +59,7 @@ class Chart:
     summary: str
     shapes: tuple[Shape, ...]
     legend: tuple[LegendEntry, ...]
-    tooltips: tuple[Segment, ...]
+    tooltips: tuple[ChartSegment, ...]
     ticks: tuple[str, ...]
     times: tuple[str, ...]
     columns: tuple[str, ...]
@@ -125,7 +125,7 @@ def time_chart(
             if curve.values[index]
         ]
         text = f"{labels[index]}: {', '.join(texts) or 'nothing'}"
-        tooltips.append(Segment(x, round(max(end - x, 1.0), 1), text))
+        tooltips.append(ChartSegment(x, round(max(end - x, 1.0), 1), text))
     step = max(1, -(-len(times) // _ROWS))
     picked = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
     return Chart(
@@ -213,7 +213,7 @@ def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...
 
 def timeline(
     segments: Sequence[tuple[str, int, str]], minimum: float = 14.0
-) -> tuple[Segment, ...]:
+) -> tuple[ChartSegment, ...]:
     """Return a strip of (class, seconds, text) segments, wide enough to be visible."""
     total = sum(max(0, seconds) for _, seconds, _ in segments)
     free_width = WIDTH - minimum * len(segments)
@@ -221,7 +221,7 @@ def timeline(
     for css, seconds, text in segments:
         share = max(0, seconds) / total if total else 1 / len(segments)
         width = minimum + free_width * share
-        spans.append(Segment(round(x, 1), round(width, 1), text, css))
+        spans.append(ChartSegment(round(x, 1), round(width, 1), text, css))
         x += width
     return tuple(spans)
 

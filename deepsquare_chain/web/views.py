@@ -74,7 +74,7 @@ def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-def timeline(stages: Sequence[Stage]) -> tuple[charts.Segment, ...]:
+def timeline(stages: Sequence[Stage]) -> tuple[charts.ChartSegment, ...]:
     """Return the timeline of a job's live statuses as a strip."""
     return charts.timeline(
         [

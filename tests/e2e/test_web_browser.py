@@ -149,8 +149,10 @@ def test_the_handbooks_pictures_are_made_here(
             made = page.screenshot(path=folder / name)
         assert size_of(made) == size_of((PROJECT / "docs" / "images" / name).read_bytes()), name
         assert len(made) > 20_000, name
-    told = "".join(p.read_text() for p in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")))
-    assert set(re.findall(r"images/(explorer-[\w-]+\.png)", told)) == set(shots(explorer))
+    documents = "".join(
+        p.read_text() for p in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))
+    )
+    assert set(re.findall(r"images/(explorer-[\w-]+\.png)", documents)) == set(shots(explorer))
 
 
 def axe() -> str:

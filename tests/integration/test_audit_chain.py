@@ -128,9 +128,9 @@ async def test_a_chain_that_is_replaced_is_read_again(
         return answers
 
     monkeypatch.setattr(grid.w3.provider, "make_batch_request", replaced)
-    found = await read_history(grid.w3, grid.deployment)
+    history = await read_history(grid.w3, grid.deployment)
     assert wrong == 0
-    assert found.events
+    assert history.events
     wrong = 10**6
     with pytest.raises(EndpointError, match="was reorganised while it was read"):
         await read_history(grid.w3, grid.deployment)

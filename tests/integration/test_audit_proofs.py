@@ -68,10 +68,10 @@ def everywhere(lie: Lie) -> Change:
 async def proven(grid: LiveGrid, change: Change) -> list[str]:
     """Messages of what a proof finds at a liar."""
     liar: Any = Liar(grid.w3, change)
-    told = LogDigests()
+    node_logs = LogDigests()
     last = int(await grid.w3.eth.block_number)
-    await read_history(liar, grid.deployment, to_block=last, sink=told)
-    return [f.message for f in await prove(liar, grid.deployment, told, last)]
+    await read_history(liar, grid.deployment, to_block=last, sink=node_logs)
+    return [f.message for f in await prove(liar, grid.deployment, node_logs, last)]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ lived: set[str] = set()
 
 
 async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     digests = LogDigests()
     found = await read_history(used.w3, used.deployment, sink=digests)
     findings = await prove(
@@ -101,10 +101,10 @@ async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
         used.deployment,
         digests,
         found.to_block,
-        progress=lambda at, last: told.append((at, last)),
+        progress=lambda at, last: progress.append((at, last)),
     )
     assert findings == []
-    assert told[-1] == (found.to_block, found.to_block)
+    assert progress[-1] == (found.to_block, found.to_block)
     assert len(digests.digests) > 10
 
 
@@ -165,9 +165,9 @@ async def test_a_changed_header_has_another_hash(
         return result
 
     liar: Any = Liar(used.w3, change)
-    told = LogDigests()
-    found = await read_history(used.w3, used.deployment, to_block=int(last, 16), sink=told)
-    [finding] = await prove(liar, used.deployment, told, found.to_block)
+    node_logs = LogDigests()
+    found = await read_history(used.w3, used.deployment, to_block=int(last, 16), sink=node_logs)
+    [finding] = await prove(liar, used.deployment, node_logs, found.to_block)
     assert "its header" in finding.message
 
 
@@ -182,9 +182,9 @@ async def test_a_forged_block_does_not_fit_its_child(used: LiveGrid) -> None:
         return result
 
     liar: Any = Liar(used.w3, change)
-    told = LogDigests()
-    await read_history(used.w3, used.deployment, to_block=last, sink=told)
-    found = await prove(liar, used.deployment, told, last)
+    node_logs = LogDigests()
+    await read_history(used.w3, used.deployment, to_block=last, sink=node_logs)
+    found = await prove(liar, used.deployment, node_logs, last)
     assert any(f.block == last and "its parent is" in f.message for f in found)
 
 
@@ -207,22 +207,22 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
         return await ask(batch)
 
     node: Any = SimpleNamespace(provider=SimpleNamespace(make_batch_request=old), eth=used.w3.eth)
-    told = LogDigests()
-    found = await read_history(node, used.deployment, sink=told)
-    assert await prove(node, used.deployment, told, found.to_block) == []
+    node_logs = LogDigests()
+    found = await read_history(node, used.deployment, sink=node_logs)
+    assert await prove(node, used.deployment, node_logs, found.to_block) == []
     assert "eth_getTransactionReceipt" in asked
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
 async def test_a_second_endpoint_reveals_the_difference(used: LiveGrid, lie: Lie) -> None:
-    told = LogDigests()
-    found = await read_history(used.w3, used.deployment, sink=told)
-    place = (used.deployment, told, found.to_block, found.block_hash)
-    assert await compare_endpoints(used.w3, *place) == []
+    node_logs = LogDigests()
+    found = await read_history(used.w3, used.deployment, sink=node_logs)
+    prover_arguments = (used.deployment, node_logs, found.to_block, found.block_hash)
+    assert await compare_endpoints(used.w3, *prover_arguments) == []
     liar: Any = Liar(used.w3, about_logs(lie))
-    [finding] = await compare_endpoints(liar, *place)
+    [finding] = await compare_endpoints(liar, *prover_arguments)
     assert finding.code == "endpoint"
-    [other] = await compare_endpoints(used.w3, *place[:3], "0x" + "ab" * 32)
+    [other] = await compare_endpoints(used.w3, *prover_arguments[:3], "0x" + "ab" * 32)
     assert "there" in other.message
 
 

@@ -382,17 +382,17 @@ def test_audit_adds_up(web: httpx2.Client) -> None:
 def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx2.Client) -> None:
     """Page, API and `audit exceptions` tell the same, each in its own form."""
     report = explorer.run(audit_grid(explorer.grid.contracts))
-    told: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     options: dict[str, Any] = {"limit": 200}
     while True:
         page = web.get("/api/v1/exceptions", params=options).json()
-        told += page["items"]
+        received += page["items"]
         if page["next"] is None:
             break
         options["cursor"] = page["next"]
     assert [
         (row["code"], row["severity"], row["message"], row["at"]["tx_hash"])
-        for row in reversed(told)
+        for row in reversed(received)
     ] == [
         (row.code, row.severity, row.message, row.tx_hash)
         for row in report.anomalies
@@ -672,13 +672,13 @@ def test_the_stream_reports_changes(explorer: BusyExplorer, web: httpx2.Client) 
     with web.stream("GET", "/live", params={"since": change}) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         ids = explorer.run(explorer.busy.submit(1))
-        told = ""
+        received = ""
         for part in stream.iter_text():
-            told += part
-            found = re.findall(r"data: (.*)\n", told)
+            received += part
+            found = re.findall(r"data: (.*)\n", received)
             if any(ids[0] in json.loads(each)["jobs"] for each in found):
                 break
-    assert "event: change" in told
+    assert "event: change" in received
 
 
 def test_an_unknown_past_means_read_everything(web: httpx2.Client) -> None:

@@ -46,8 +46,8 @@ def test_an_honest_story_has_no_findings(ledger: Ledger) -> None:
 
 
 def test_the_story_holds_every_status(ledger: Ledger, jobs: Mapping[str, int]) -> None:
-    told = {name: ledger.jobs[job_id].status.name for name, job_id in jobs.items()}
-    assert told == {
+    recorded = {name: ledger.jobs[job_id].status.name for name, job_id in jobs.items()}
+    assert recorded == {
         "finished": "FINISHED",
         "failed": "FAILED",
         "failed at once": "FAILED",
@@ -72,16 +72,16 @@ def test_replay_equals_storage(grid: RecordedGrid, ledger: Ledger) -> None:
 
 
 def test_storage_that_says_otherwise_is_found(grid: RecordedGrid, ledger: Ledger) -> None:
-    held = grid.storage(ledger)
-    job = held.jobs[2]
+    storage = grid.storage(ledger)
+    job = storage.jobs[2]
     for changed in (
-        dataclasses.replace(held, supply=held.supply + 1),
-        dataclasses.replace(held, jobs=held.jobs[:-1]),
-        dataclasses.replace(held, jobs=[dataclasses.replace(job, escrow=job.escrow - 1)]),
-        dataclasses.replace(held, jobs=[dataclasses.replace(job, since=job.since - 1)]),
-        dataclasses.replace(held, balances={**held.balances, ledger.accounts[1]: 5}),
-        dataclasses.replace(held, parked={ledger.accounts[1]: 5}),
-        dataclasses.replace(held, loads={account: Load(1, 2, 3) for account in held.loads}),
+        dataclasses.replace(storage, supply=storage.supply + 1),
+        dataclasses.replace(storage, jobs=storage.jobs[:-1]),
+        dataclasses.replace(storage, jobs=[dataclasses.replace(job, escrow=job.escrow - 1)]),
+        dataclasses.replace(storage, jobs=[dataclasses.replace(job, since=job.since - 1)]),
+        dataclasses.replace(storage, balances={**storage.balances, ledger.accounts[1]: 5}),
+        dataclasses.replace(storage, parked={ledger.accounts[1]: 5}),
+        dataclasses.replace(storage, loads={account: Load(1, 2, 3) for account in storage.loads}),
     ):
         audit = verify(ledger, changed)
         assert {finding.code for finding in audit.findings} == {"storage"}
@@ -196,7 +196,7 @@ def test_an_empty_chain_balances(grid: RecordedGrid) -> None:
 def test_each_line_of_a_statement_names_the_log_that_caused_it(
     grid: RecordedGrid, ledger: Ledger
 ) -> None:
-    told = {(event.block_number, event.log_index): event for event in grid.events}
+    recorded = {(event.block_number, event.log_index): event for event in grid.events}
     causes = {
         MovementKind.MINT: {"Transfer"},
         MovementKind.BURN: {"Transfer"},
@@ -209,7 +209,7 @@ def test_each_line_of_a_statement_names_the_log_that_caused_it(
     }
     rows = [row for account in ledger.accounts for row in ledger.statement(account)]
     for row in rows:
-        event = told[row.block, row.log_index]
+        event = recorded[row.block, row.log_index]
         assert event.tx_hash == row.tx_hash
         assert type(event).__name__ in causes[row.kind]
         if row.job_id:

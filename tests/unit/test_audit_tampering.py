@@ -177,16 +177,16 @@ MONEY = {
 
 def test_money_needs_no_storage_to_be_found_out(story: Story, payments: Story) -> None:
     tried: Counter[str] = Counter()
-    for told in (story, payments):
-        for at, event in enumerate(told.events):
+    for recorded in (story, payments):
+        for at, event in enumerate(recorded.events):
             for name in MONEY.get(type(event), ()):
                 for changed in other(getattr(event, name)):
                     tried[type(event).__name__] += 1
-                    codes = told.codes(told.changed(at, **{name: changed}))
+                    codes = recorded.codes(recorded.changed(at, **{name: changed}))
                     assert codes, f"{event} with {name}={changed} was not noticed"
             if isinstance(event, ev.JobSubmitted):
                 terms = dataclasses.replace(event.terms, amount=event.terms.amount - 1)
-                assert "escrow" in told.codes(told.changed(at, terms=terms))
+                assert "escrow" in recorded.codes(recorded.changed(at, terms=terms))
     assert set(tried) == {kind.__name__ for kind in MONEY}
 
 
@@ -235,22 +235,22 @@ def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
 
 def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
     """A whole bill for other seconds: settlement and transfers agree with each other."""
-    told = next(e for e in story.events if isinstance(e, ev.JobSettled) and e.job_id == job_id)
+    recorded = next(e for e in story.events if isinstance(e, ev.JobSettled) and e.job_id == job_id)
     job = story.grid.ledger().jobs[job_id]
     cost = seconds * job.rate
     share = cost * job.fee_bps // 10_000
     ledger = story.grid.ledger()
     moved = {
-        told.provider: cost - share - told.paid,
-        ledger.deployment.treasury: share - told.fee,
-        told.customer: job.funded - cost - told.refunded,
+        recorded.provider: cost - share - recorded.paid,
+        ledger.deployment.treasury: share - recorded.fee,
+        recorded.customer: job.funded - cost - recorded.refunded,
     }
     bill = {"paid": cost - share, "fee": share, "refunded": job.funded - cost}
 
     def forge(event: ev.Event) -> ev.Event:
-        if event is told:
+        if event is recorded:
             return dataclasses.replace(event, billed_seconds=seconds, **bill)
-        if event.tx_hash == told.tx_hash and isinstance(event, ev.Transfer):
+        if event.tx_hash == recorded.tx_hash and isinstance(event, ev.Transfer):
             return dataclasses.replace(event, amount=event.amount + moved[event.recipient])
         return event
 
@@ -301,32 +301,32 @@ class TestParked:
             and event.recipient in ledger.providers
         )
         place = {"block_number": payment.block_number, "tx_hash": payment.tx_hash}
-        told = ev.PaymentParked(
+        recorded = ev.PaymentParked(
             payment.recipient,
             payment.amount,
             **place,
             log_index=payment.log_index,
             address=scheduler,
         )
-        return [told if n == at else event for n, event in enumerate(story.events)]
+        return [recorded if n == at else event for n, event in enumerate(story.events)]
 
     def withdrawal(self, parked: list[ev.Event], story: Story, **changes: Any) -> list[ev.Event]:
-        told = next(event for event in parked if isinstance(event, ev.PaymentParked))
+        recorded = next(event for event in parked if isinstance(event, ev.PaymentParked))
         last = parked[-1]
         place = {"block_number": last.block_number, "tx_hash": "0xabc"}
         taken = ev.PaymentWithdrawn(
-            told.recipient,
+            recorded.recipient,
             STRANGER,
-            told.amount,
+            recorded.amount,
             **place,
             log_index=last.log_index + 1,
-            address=told.address,
+            address=recorded.address,
         )
         credit = story.grid.ledger().deployment.credit
         paid = ev.Transfer(
-            told.address,
+            recorded.address,
             STRANGER,
-            told.amount,
+            recorded.amount,
             **place,
             log_index=last.log_index + 2,
             address=credit,
@@ -335,13 +335,15 @@ class TestParked:
 
     def test_parked_credits_stay_in_the_books(self, story: Story, parked: list[ev.Event]) -> None:
         ledger = story.grid.ledger(parked)
-        told = next(event for event in parked if isinstance(event, ev.PaymentParked))
+        recorded = next(event for event in parked if isinstance(event, ev.PaymentParked))
         assert ledger.findings == []
-        assert ledger.parked == {told.recipient: told.amount}
-        assert ledger.totals.parked == told.amount
+        assert ledger.parked == {recorded.recipient: recorded.amount}
+        assert ledger.totals.parked == recorded.amount
         assert ledger.totals.difference == 0
-        rows = [row for row in ledger.statement(told.recipient) if row.kind is MovementKind.PARKED]
-        assert [row.amount for row in rows] == [-told.amount]
+        rows = [
+            row for row in ledger.statement(recorded.recipient) if row.kind is MovementKind.PARKED
+        ]
+        assert [row.amount for row in rows] == [-recorded.amount]
 
     def test_they_are_taken_out(self, story: Story, parked: list[ev.Event]) -> None:
         ledger = story.grid.ledger(self.withdrawal(parked, story))
@@ -372,10 +374,10 @@ class TestRulesOfPayments:
 
     def replayed(self, payments: Story, **times: int) -> set[str]:
         """Codes of the findings if the deployment had other times."""
-        told = payments.grid.deployment
-        changed = {**told.timeouts, **times}
+        recorded = payments.grid.deployment
+        changed = {**recorded.timeouts, **times}
         arguments = {"MetaScheduler": {"timeouts": list(changed.values())}}
-        deployment = dataclasses.replace(told, constructor_args=arguments)
+        deployment = dataclasses.replace(recorded, constructor_args=arguments)
         found = Ledger.replay(payments.events, deployment, payments.grid.chain.block_times)
         return {finding.code for finding in found.findings}
 
@@ -385,12 +387,12 @@ class TestRulesOfPayments:
         assert self.replayed(payments, collect_interval=interval + 1) == {"interim"}
 
     def test_an_interim_payment_that_the_customer_forbids(self, payments: Story) -> None:
-        at, told = next(
+        at, recorded = next(
             (at, each)
             for at, each in enumerate(payments.events)
             if isinstance(each, ev.JobSubmitted) and each.job_id == payments.jobs["signed"]
         )
-        terms = dataclasses.replace(told.terms, flags=JobFlags.NO_SELF_SCHEDULING)
+        terms = dataclasses.replace(recorded.terms, flags=JobFlags.NO_SELF_SCHEDULING)
         assert payments.codes(payments.changed(at, terms=terms)) == {"interim"}
 
     def test_an_interim_payment_after_the_allotment(self, payments: Story) -> None:
@@ -408,8 +410,8 @@ class TestRulesOfPayments:
 
         signed = payments.jobs["signed"]
         found = payments.grid.ledger([forge(event) for event in payments.events]).findings
-        told = {finding.message for finding in found if finding.job_id == signed}
-        assert any("when its" in message and "were used up" in message for message in told)
+        recorded = {finding.message for finding in found if finding.job_id == signed}
+        assert any("when its" in message and "were used up" in message for message in recorded)
 
     def test_a_move_that_did_not_answer(self, payments: Story) -> None:
         answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
@@ -427,12 +429,12 @@ class TestRulesOfPayments:
         assert codes == {"party", "billing"}
 
     def test_a_refund_where_retries_were_left(self, story: Story) -> None:
-        at, told = next(
+        at, recorded = next(
             (at, each)
             for at, each in enumerate(story.events)
             if isinstance(each, ev.JobSubmitted) and each.job_id == story.jobs["queued"]
         )
-        terms = dataclasses.replace(told.terms, retries=1)
+        terms = dataclasses.replace(recorded.terms, retries=1)
         assert story.codes(story.changed(at, terms=terms)) == {"retry"}
 
     def test_a_job_that_the_forwarder_pays(self, payments: Story) -> None:
@@ -479,7 +481,7 @@ class TestUnlawfulAssignments:
             if isinstance(each, ev.JobTransition) and each.after is JobStatus.META_SCHEDULED
         ][-1]
         wide = [dataclasses.replace(each, log_index=10 * each.log_index) for each in story.events]
-        told = dataclasses.replace(
+        recorded = dataclasses.replace(
             event,
             provider=assignment.provider,
             block_number=assignment.block_number,
@@ -487,7 +489,7 @@ class TestUnlawfulAssignments:
             log_index=wide[at].log_index - 5,
             address=story.grid.ledger().deployment.registry,
         )
-        return [*wide[:at], told, *wide[at:]], assignment
+        return [*wide[:at], recorded, *wide[at:]], assignment
 
     def hardware(self, story: Story) -> tuple[Hardware, int]:
         [approved, *_] = [e for e in story.events if isinstance(e, ev.ProviderApproved)]
@@ -548,5 +550,5 @@ class TestUnlawfulAssignments:
         last = story.events[-1]
         scheduler = story.grid.ledger().deployment.scheduler
         place = {"block_number": last.block_number, "log_index": last.log_index + 1}
-        told = ev.FeeChanged(bps, **place, tx_hash="0xfeed", address=scheduler)
-        assert (story.codes([*story.events, told]) == set()) is lawful
+        recorded = ev.FeeChanged(bps, **place, tx_hash="0xfeed", address=scheduler)
+        assert (story.codes([*story.events, recorded]) == set()) is lawful

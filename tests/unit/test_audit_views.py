@@ -38,7 +38,7 @@ from tests.support.recorded import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class RecordedAudit:
     grid: RecordedGrid
     ledger: Ledger
     jobs: Mapping[str, int]
@@ -60,39 +60,39 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
+def recorded() -> RecordedAudit:
     grid = recorded_grid()
     jobs = tell_a_story(grid)
-    return Told(grid, grid.ledger(), jobs)
+    return RecordedAudit(grid, grid.ledger(), jobs)
 
 
 @pytest.fixture(scope="module")
-def paid() -> Told:
+def paid() -> RecordedAudit:
     grid = recorded_grid()
     jobs = tell_of_payments(grid)
-    return Told(grid, grid.ledger(), jobs)
+    return RecordedAudit(grid, grid.ledger(), jobs)
 
 
-def sums(told: Told, **changes: Any) -> list[ConservationCheck]:
-    ledger = told.ledger
+def sums(recorded: RecordedAudit, **changes: Any) -> list[ConservationCheck]:
+    ledger = recorded.ledger
     totals = dataclasses.replace(ledger.totals, **changes)
     live = [job.id for job in ledger.jobs.values() if job.status.is_live]
     return conservation(
         totals,
         ledger.deployment,
         ledger.block,
-        supply=told.grid.credit.totalSupply(),
-        scheduler_balance=told.grid.balance(told.grid.scheduler.address),
+        supply=recorded.grid.credit.totalSupply(),
+        scheduler_balance=recorded.grid.balance(recorded.grid.scheduler.address),
         live=live,
-        parked=[told.grid.alice],
+        parked=[recorded.grid.alice],
     )
 
 
-def test_the_sums_agree_on_both_sides(told: Told) -> None:
-    checks = sums(told)
+def test_the_sums_agree_on_both_sides(recorded: RecordedAudit) -> None:
+    checks = sums(recorded)
     assert [check.difference for check in checks] == [0, 0, 0, 0]
     assert all(check.ok and check.requests for check in checks)
-    assert checks[0].left.amount == told.ledger.totals.supply > 0
+    assert checks[0].left.amount == recorded.ledger.totals.supply > 0
     assert ("sent to it by mistake", 11) in checks[1].right.terms
 
 
@@ -107,70 +107,75 @@ def test_the_sums_agree_on_both_sides(told: Told) -> None:
         ({"parked": 5}, [1, 3]),
     ],
 )
-def test_each_number_counts(told: Told, changes: dict[str, int], wrong: list[int]) -> None:
-    assert [n for n, check in enumerate(sums(told, **changes)) if not check.ok] == wrong
+def test_each_number_counts(
+    recorded: RecordedAudit, changes: dict[str, int], wrong: list[int]
+) -> None:
+    assert [n for n, check in enumerate(sums(recorded, **changes)) if not check.ok] == wrong
 
 
-def test_calls_repeat_the_numbers_by_hand(told: Told) -> None:
-    calls = {r.description.split("(")[0]: r for check in sums(told) for r in check.requests}
-    supply = told.ask(calls["Credit.totalSupply"])
-    assert int.from_bytes(supply, "big") == told.ledger.totals.supply
-    held = told.ask(calls["Credit.balanceOf"])
-    assert int.from_bytes(held, "big") == told.ledger.totals.scheduler_balance
+def test_calls_repeat_the_numbers_by_hand(recorded: RecordedAudit) -> None:
+    calls = {r.description.split("(")[0]: r for check in sums(recorded) for r in check.requests}
+    supply = recorded.ask(calls["Credit.totalSupply"])
+    assert int.from_bytes(supply, "big") == recorded.ledger.totals.supply
+    balance = recorded.ask(calls["Credit.balanceOf"])
+    assert int.from_bytes(balance, "big") == recorded.ledger.totals.scheduler_balance
     function = interface("MetaScheduler").function("getJobs")
-    (records,) = function.decode(told.ask(calls["MetaScheduler.getJobs"]))
+    (records,) = function.decode(recorded.ask(calls["MetaScheduler.getJobs"]))
     names = [part["name"] for part in function.outputs[0]["components"]]
-    assert sum(record[names.index("escrow")] for record in records) == told.ledger.totals.escrow
-    assert told.ask(calls["MetaScheduler.parkedOf"]) == bytes(32)
+    assert sum(record[names.index("escrow")] for record in records) == recorded.ledger.totals.escrow
+    assert recorded.ask(calls["MetaScheduler.parkedOf"]) == bytes(32)
 
 
-def test_log_queries_find_the_numbers_by_hand(told: Told) -> None:
+def test_log_queries_find_the_numbers_by_hand(recorded: RecordedAudit) -> None:
     """The filters of the requests, applied to raw logs, add up to the sums that they stand by."""
-    first, second = sums(told)[:2]
+    first, second = sums(recorded)[:2]
 
     def total(repeat: NodeRequest) -> int:
         query = json.loads(repeat.body)["params"][0]
-        assert query["toBlock"] == hex(told.ledger.block)
+        assert query["toBlock"] == hex(recorded.ledger.block)
         wanted = [None if t is None else bytes.fromhex(t[2:]) for t in query["topics"]]
         return sum(
             int.from_bytes(log["data"], "big")
-            for log in told.grid.chain.logs
+            for log in recorded.grid.chain.logs
             if to_checksum_address(log["address"]) == query["address"]
             and all(w is None or w == t for w, t in zip(wanted, log["topics"], strict=False))
         )
 
     mints, burns, _ = first.requests
-    assert (total(mints), total(burns)) == (told.ledger.totals.minted, told.ledger.totals.burned)
+    assert (total(mints), total(burns)) == (
+        recorded.ledger.totals.minted,
+        recorded.ledger.totals.burned,
+    )
     into, out_of = second.requests[:2]
-    assert total(into) - total(out_of) == told.ledger.totals.scheduler_balance
+    assert total(into) - total(out_of) == recorded.ledger.totals.scheduler_balance
     assert "cast logs --address" in into.cast
 
 
-def test_every_job_keeps_the_second_invariant(told: Told, paid: Told) -> None:
-    for job in (*told.ledger.jobs.values(), *paid.ledger.jobs.values()):
-        check = job_conservation(job, told.ledger.deployment, told.ledger.block)
+def test_every_job_keeps_the_second_invariant(recorded: RecordedAudit, paid: RecordedAudit) -> None:
+    for job in (*recorded.ledger.jobs.values(), *paid.ledger.jobs.values()):
+        check = job_conservation(job, recorded.ledger.deployment, recorded.ledger.block)
         assert (check.difference, check.job_id) == (0, job.id)
         assert ("while live" in check.name) is job.status.is_live
         assert check.left.amount > 0
         for field in ("funded", "escrow"):
             wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
-            assert not job_conservation(wrong, told.ledger.deployment, told.ledger.block).ok
-    finished = told.job("finished")
+            assert not job_conservation(wrong, recorded.ledger.deployment, recorded.ledger.block).ok
+    finished = recorded.job("finished")
     assert not job_conservation(
-        dataclasses.replace(finished, refunded=0), told.ledger.deployment, 1
+        dataclasses.replace(finished, refunded=0), recorded.ledger.deployment, 1
     ).ok
 
 
 class TestBill:
-    def test_every_bill_is_right(self, told: Told, paid: Told) -> None:
-        for job in (*told.ledger.jobs.values(), *paid.ledger.jobs.values()):
+    def test_every_bill_is_right(self, recorded: RecordedAudit, paid: RecordedAudit) -> None:
+        for job in (*recorded.ledger.jobs.values(), *paid.ledger.jobs.values()):
             bill = recompute_bill(job)
             assert bill.ok, bill
             assert bill.settled is job.status.is_final
             total = sum(line.expected for line in bill.lines) - bill.collected
             assert total in {0, bill.escrow, bill.cost} or not bill.settled
 
-    def test_interim_payments_are_billed_once(self, paid: Told) -> None:
+    def test_interim_payments_are_billed_once(self, paid: RecordedAudit) -> None:
         job = paid.job("signed")
         bill = recompute_bill(job, reported=5)
         assert (bill.seconds, bill.collected_seconds, bill.billed_seconds) == (5, 294, 299)
@@ -184,76 +189,76 @@ class TestBill:
             wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
             assert not recompute_bill(wrong, reported=5).ok
 
-    def test_its_inputs_are_shown(self, told: Told) -> None:
-        bill = recompute_bill(told.job("finished"), reported=30)
+    def test_its_inputs_are_shown(self, recorded: RecordedAudit) -> None:
+        bill = recompute_bill(recorded.job("finished"), reported=30)
         assert (bill.elapsed, bill.seconds, bill.reported, bill.rate) == (37, 30, 30, RATE)
         assert bill.allotment == TERMS["timeLimit"]
         assert bill.cost == 30 * RATE
         assert {line.name for line in bill.lines} == {"paid", "fee", "refunded", "carried_out"}
 
-    def test_more_than_reported_is_found(self, told: Told) -> None:
-        assert not recompute_bill(told.job("finished"), reported=29).ok
+    def test_more_than_reported_is_found(self, recorded: RecordedAudit) -> None:
+        assert not recompute_bill(recorded.job("finished"), reported=29).ok
         # Nobody pays for more than passed on chain, whatever is reported.
-        assert recompute_bill(told.job("spent"), reported=10**6).ok
+        assert recompute_bill(recorded.job("spent"), reported=10**6).ok
 
     @pytest.mark.parametrize("field", ["paid", "fee", "refunded"])
     @pytest.mark.parametrize("name", ["finished", "spent", "cancelled"])
-    def test_a_wrong_sum_is_found(self, told: Told, name: str, field: str) -> None:
-        job = told.job(name)
+    def test_a_wrong_sum_is_found(self, recorded: RecordedAudit, name: str, field: str) -> None:
+        job = recorded.job(name)
         wrong = dataclasses.replace(job, **{field: getattr(job, field) + 1})
         bill = recompute_bill(wrong)
         assert not bill.ok
         assert [line.name for line in bill.lines if line.difference] == [field]
 
     @pytest.mark.parametrize("name", ["finished", "cancelled", "spent"])
-    def test_too_many_seconds_are_found(self, told: Told, name: str) -> None:
-        job = told.job(name)
+    def test_too_many_seconds_are_found(self, recorded: RecordedAudit, name: str) -> None:
+        job = recorded.job(name)
         bill = recompute_bill(dataclasses.replace(job, billed_seconds=10**6))
         assert not bill.ok
         assert bill.maximum < 10**6
 
-    def test_runs_and_losses(self, told: Told) -> None:
-        assert recompute_bill(told.job("rescued")).seconds == 0
-        lost = recompute_bill(told.job("lost"))
-        assert (lost.cost, lost.escrow) == (0, told.job("lost").carried_out)
-        running = told.job("until_spent")
+    def test_runs_and_losses(self, recorded: RecordedAudit) -> None:
+        assert recompute_bill(recorded.job("rescued")).seconds == 0
+        lost = recompute_bill(recorded.job("lost"))
+        assert (lost.cost, lost.escrow) == (0, recorded.job("lost").carried_out)
+        running = recorded.job("until_spent")
         bill = recompute_bill(running, now=running.started_at + 9)
         assert (bill.settled, bill.seconds, bill.cost) == (False, 9, 9 * running.rate)
         assert recompute_bill(running, now=10**10).seconds == running.allotment
-        assert recompute_bill(told.job("pending")).cost == 0
+        assert recompute_bill(recorded.job("pending")).cost == 0
 
 
 class TestExceptions:
-    def test_an_honest_story_has_exceptions_and_no_findings(self, told: Told) -> None:
-        assert told.ledger.findings == []
-        codes = {row.code for row in told.ledger.anomalies}
+    def test_an_honest_story_has_exceptions_and_no_findings(self, recorded: RecordedAudit) -> None:
+        assert recorded.ledger.findings == []
+        codes = {row.code for row in recorded.ledger.anomalies}
         unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM, Code.EXPIRED}
         assert codes == set(Code) - unseen
 
-    def test_each_names_place_and_cause(self, told: Told) -> None:
-        places = {(e.block_number, e.tx_hash) for e in told.grid.events}
-        for row in told.ledger.anomalies:
+    def test_each_names_place_and_cause(self, recorded: RecordedAudit) -> None:
+        places = {(e.block_number, e.tx_hash) for e in recorded.grid.events}
+        for row in recorded.ledger.anomalies:
             assert row.message
-            assert row.time == told.grid.chain.block_times[row.block]
+            assert row.time == recorded.grid.chain.block_times[row.block]
             assert not row.tx_hash or (row.block, row.tx_hash) in places
 
-    def test_runs_past_their_allotment(self, told: Told) -> None:
-        found = told.of(Code.OVERRUN)
-        assert told.jobs["spent"] in found
-        assert told.jobs["finished"] not in found
-        assert told.jobs["cancelled"] not in found
-        spent = told.job("spent")
+    def test_runs_past_their_allotment(self, recorded: RecordedAudit) -> None:
+        found = recorded.of(Code.OVERRUN)
+        assert recorded.jobs["spent"] in found
+        assert recorded.jobs["finished"] not in found
+        assert recorded.jobs["cancelled"] not in found
+        spent = recorded.job("spent")
         over = spent.ended_at - spent.started_at - TERMS["timeLimit"]
         assert f"ran {over} s past its {TERMS['timeLimit']} s" in found[spent.id].message
         assert found[spent.id].severity is Severity.NOTICE
 
-    def test_a_run_that_continues_past_its_allotment(self, told: Told) -> None:
-        running = told.job("until_spent")
+    def test_a_run_that_continues_past_its_allotment(self, recorded: RecordedAudit) -> None:
+        running = recorded.job("until_spent")
         late = running.started_at + running.allotment + 1
 
         def at(now: int) -> Ledger:
-            times = told.grid.chain.block_times
-            return Ledger.replay(told.grid.events, told.grid.deployment, times, now=now)
+            times = recorded.grid.chain.block_times
+            return Ledger.replay(recorded.grid.events, recorded.grid.deployment, times, now=now)
 
         ledger = at(late)
         codes = {(row.job_id, row.code) for row in at(late - 1).anomalies}
@@ -261,42 +266,42 @@ class TestExceptions:
         [row] = [r for r in ledger.anomalies if r.job_id == running.id and r.code is Code.OVERRUN]
         assert "runs 1 s past" in row.message
         assert row.tx_hash == ""
-        assert running.id not in told.of(Code.OVERRUN)
+        assert running.id not in recorded.of(Code.OVERRUN)
         # Asking twice tells the same.
         assert ledger.anomalies == ledger.anomalies
 
-    def test_requeues_and_panics(self, told: Told) -> None:
-        queued = told.of(Code.REQUEUE)[told.jobs["queued"]]
+    def test_requeues_and_panics(self, recorded: RecordedAudit) -> None:
+        queued = recorded.of(Code.REQUEUE)[recorded.jobs["queued"]]
         assert "was refused by" in queued.message
         assert queued.message.endswith(": no room")
         assert queued.severity is Severity.NOTICE
-        panics = told.of(Code.PANIC)
-        assert set(panics) == {told.jobs["lost"], told.jobs["queued"]}
-        lost = panics[told.jobs["lost"]]
-        assert f"its escrow moved to job {told.jobs['successor']}" in lost.message
-        assert lost.account == told.job("lost").provider
+        panics = recorded.of(Code.PANIC)
+        assert set(panics) == {recorded.jobs["lost"], recorded.jobs["queued"]}
+        lost = panics[recorded.jobs["lost"]]
+        assert f"its escrow moved to job {recorded.jobs['successor']}" in lost.message
+        assert lost.account == recorded.job("lost").provider
 
-    def test_self_scheduling_is_found_by_the_sender(self, told: Told) -> None:
-        row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
+    def test_self_scheduling_is_found_by_the_sender(self, recorded: RecordedAudit) -> None:
+        row = recorded.of(Code.LATE_ASSIGNMENT)[recorded.jobs["early"]]
         assert f"waited {TIMES['pendingTimeout']} s" in row.message
-        rows = told.ledger.anomalies
+        rows = recorded.ledger.anomalies
         named = name_self_scheduled(rows, {row.tx_hash: row.account})
         [own] = [each for each in named if each.code is Code.SELF_SCHEDULED]
         assert own.job_id == row.job_id
         assert own.message.endswith("its provider took it itself")
-        assert name_self_scheduled(rows, {row.tx_hash: told.grid.admin}) == rows
+        assert name_self_scheduled(rows, {row.tx_hash: recorded.grid.admin}) == rows
 
-    async def test_the_sender_is_read_from_the_node_once(self, told: Told) -> None:
-        row = told.of(Code.LATE_ASSIGNMENT)[told.jobs["early"]]
+    async def test_the_sender_is_read_from_the_node_once(self, recorded: RecordedAudit) -> None:
+        row = recorded.of(Code.LATE_ASSIGNMENT)[recorded.jobs["early"]]
         asked: list[str] = []
 
         async def get_transaction(tx_hash: bytes) -> dict[str, Any]:
             asked.append("0x" + tx_hash.hex())
-            return {"from": row.account, "input": told.grid.chain.sent[asked[-1]][2]}
+            return {"from": row.account, "input": recorded.grid.chain.sent[asked[-1]][2]}
 
         node: Any = SimpleNamespace(w3=SimpleNamespace(eth=SimpleNamespace()))
         node.w3.eth.get_transaction = get_transaction
-        honest = auditing._report(told.ledger, None, [], "", proven=False)
+        honest = auditing._report(recorded.ledger, None, [], "", proven=False)
         report = await auditing._with_senders(node, honest)
         named = report.anomalies
         assert asked.count(row.tx_hash) == 1
@@ -305,7 +310,7 @@ class TestExceptions:
         assert report.ok
 
         # The same assignment of a job whose customer forbids it.
-        forbidden = told.grid.ledger(
+        forbidden = recorded.grid.ledger(
             [
                 dataclasses.replace(
                     event,
@@ -313,7 +318,7 @@ class TestExceptions:
                 )
                 if isinstance(event, ev.JobSubmitted) and event.job_id == row.job_id
                 else event
-                for event in told.grid.events
+                for event in recorded.grid.events
             ]
         )
         report = await auditing._with_senders(
@@ -325,42 +330,46 @@ class TestExceptions:
         [late] = [each for each in forbidden.anomalies if each.tx_hash == row.tx_hash]
         assert late.message.endswith("s")
 
-    def test_administrators_and_money(self, told: Told) -> None:
-        said = {row.code: row.message for row in told.ledger.anomalies}
+    def test_administrators_and_money(self, recorded: RecordedAudit) -> None:
+        said = {row.code: row.message for row in recorded.ledger.anomalies}
         assert said[Code.FEE] == "the fee became 700 basis points"
         assert said[Code.BAN].endswith("was banned: enough")
         assert "sent to the scheduler without a job" in said[Code.GIFT]
         # What pays for a job is no gift.
-        assert [row.code for row in told.ledger.anomalies].count(Code.GIFT) == 1
-        assert any("APPROVER_ROLE" in row.message for row in told.ledger.anomalies)
-        assert any("role administrator of Credit" in row.message for row in told.ledger.anomalies)
-        warned = {r.code for r in told.ledger.anomalies if r.severity is Severity.WARNING}
+        assert [row.code for row in recorded.ledger.anomalies].count(Code.GIFT) == 1
+        assert any("APPROVER_ROLE" in row.message for row in recorded.ledger.anomalies)
+        assert any(
+            "role administrator of Credit" in row.message for row in recorded.ledger.anomalies
+        )
+        warned = {r.code for r in recorded.ledger.anomalies if r.severity is Severity.WARNING}
         assert {Code.BAN, Code.GIFT, Code.PANIC, Code.LATE_ANSWER} <= warned
 
-    def test_a_challenge_without_an_answer(self, told: Told) -> None:
-        silent = [e for e in told.grid.events if not isinstance(e, ev.ProviderAnswered)]
-        ledger = told.grid.ledger(silent)
+    def test_a_challenge_without_an_answer(self, recorded: RecordedAudit) -> None:
+        silent = [e for e in recorded.grid.events if not isinstance(e, ev.ProviderAnswered)]
+        ledger = recorded.grid.ledger(silent)
         [row] = [each for each in ledger.anomalies if each.code is Code.UNANSWERED]
         assert "has not answered a challenge" in row.message
         assert Code.LATE_ANSWER not in {each.code for each in ledger.anomalies}
 
-    def test_an_answer_in_time_is_nothing_special(self, told: Told) -> None:
+    def test_an_answer_in_time_is_nothing_special(self, recorded: RecordedAudit) -> None:
         patient = [
             dataclasses.replace(event, answer_by=2**40)
             if isinstance(event, ev.ProviderChallenged)
             else event
-            for event in told.grid.events
+            for event in recorded.grid.events
         ]
-        codes = {row.code for row in told.grid.ledger(patient).anomalies}
+        codes = {row.code for row in recorded.grid.ledger(patient).anomalies}
         assert not codes & {Code.LATE_ANSWER, Code.UNANSWERED}
-        assert told.of(Code.LATE_ANSWER)
+        assert recorded.of(Code.LATE_ANSWER)
 
-    def test_jobs_that_anyone_could_cancel(self, paid: Told) -> None:
+    def test_jobs_that_anyone_could_cancel(self, paid: RecordedAudit) -> None:
         [row] = [each for each in paid.ledger.anomalies if each.code is Code.EXPIRED]
         assert row.job_id == paid.jobs["expired"]
         assert f"after {TIMES['pendingExpiry']} s without a provider" in row.message
 
-    def test_a_run_with_interim_payments_is_late_by_its_whole_time(self, paid: Told) -> None:
+    def test_a_run_with_interim_payments_is_late_by_its_whole_time(
+        self, paid: RecordedAudit
+    ) -> None:
         running = paid.job("paid on")
         [row] = [each for each in paid.ledger.anomalies if each.code is Code.OVERRUN]
         over = paid.ledger.time - running.started_at - TERMS["timeLimit"]
@@ -370,18 +379,18 @@ class TestExceptions:
     def test_claims_that_lie_idle(self) -> None:
         grid = recorded_grid()
         host = grid.provider("provider")
-        started, held, given_back = (grid.submit() for _ in range(3))
-        grid.assign(host, started, held, given_back)
-        grid.scheduler.claim([started, held, given_back], sender=host.account)
+        started, balance, given_back = (grid.submit() for _ in range(3))
+        grid.assign(host, started, balance, given_back)
+        grid.scheduler.claim([started, balance, given_back], sender=host.account)
         limit = TIMES["claimTimeout"]
         grid.chain.advance(limit + 1)
         grid.scheduler.start([started], sender=host.account)
         grid.scheduler.requeue([given_back], "", sender=grid.alice)
         rows = {row.job_id: row for row in grid.ledger().anomalies if row.code is Code.IDLE_CLAIM}
-        assert set(rows) == {started, held, given_back}
+        assert set(rows) == {started, balance, given_back}
         assert f"became RUNNING {limit + 1} s later" in rows[started].message
-        assert "has not started" in rows[held].message
-        assert rows[held].severity is Severity.WARNING
+        assert "has not started" in rows[balance].message
+        assert rows[balance].severity is Severity.WARNING
         [taken] = [row for row in grid.ledger().anomalies if row.code is Code.REQUEUE]
         assert taken.severity is Severity.WARNING
         patient = dataclasses.replace(
@@ -390,52 +399,54 @@ class TestExceptions:
         calm = Ledger.replay(grid.events, patient, grid.chain.block_times)
         assert Code.IDLE_CLAIM not in {row.code for row in calm.anomalies}
 
-    def test_a_payment_that_had_to_be_parked(self, told: Told) -> None:
-        last = told.grid.events[-1]
+    def test_a_payment_that_had_to_be_parked(self, recorded: RecordedAudit) -> None:
+        last = recorded.grid.events[-1]
         place = {"block_number": last.block_number, "log_index": last.log_index + 1}
         parked = ev.PaymentParked(
-            told.grid.stranger,
+            recorded.grid.stranger,
             10**18,
             **place,
             tx_hash="0xfeed",
-            address=told.ledger.deployment.scheduler,
+            address=recorded.ledger.deployment.scheduler,
         )
-        ledger = told.grid.ledger([*told.grid.events, parked])
+        ledger = recorded.grid.ledger([*recorded.grid.events, parked])
         [row] = [each for each in ledger.anomalies if each.code is Code.PARKED]
-        assert (row.account, row.severity) == (told.grid.stranger, Severity.WARNING)
+        assert (row.account, row.severity) == (recorded.grid.stranger, Severity.WARNING)
         assert row.message.startswith("1 credit for")
 
 
 class TestStatement:
-    def test_a_range_opens_and_closes(self, told: Told) -> None:
-        alice = to_checksum_address(told.grid.alice)
-        whole = statement(told.ledger, alice)
-        assert (whole.opening, whole.closing) == (0, told.grid.balance(alice))
+    def test_a_range_opens_and_closes(self, recorded: RecordedAudit) -> None:
+        alice = to_checksum_address(recorded.grid.alice)
+        whole = statement(recorded.ledger, alice)
+        assert (whole.opening, whole.closing) == (0, recorded.grid.balance(alice))
         blocks = sorted({row.block for row in whole.rows})
         middle = blocks[len(blocks) // 2]
-        early = statement(told.ledger, alice, 0, middle - 1)
-        late = statement(told.ledger, alice.lower(), middle)
+        early = statement(recorded.ledger, alice, 0, middle - 1)
+        late = statement(recorded.ledger, alice.lower(), middle)
         assert early.rows + late.rows == whole.rows
         assert early.closing == late.opening != 0
         assert late.closing == late.opening + late.credits - late.debits == whole.closing
 
-    def test_nothing_happened(self, told: Told) -> None:
-        alice = to_checksum_address(told.grid.alice)
-        after = statement(told.ledger, alice, told.ledger.block + 1, told.ledger.block + 9)
+    def test_nothing_happened(self, recorded: RecordedAudit) -> None:
+        alice = to_checksum_address(recorded.grid.alice)
+        after = statement(
+            recorded.ledger, alice, recorded.ledger.block + 1, recorded.ledger.block + 9
+        )
         assert after.rows == ()
-        assert after.opening == after.closing == told.grid.balance(alice)
+        assert after.opening == after.closing == recorded.grid.balance(alice)
 
-    def test_it_must_end_at_the_balance(self, told: Told) -> None:
-        whole = statement(told.ledger, told.grid.alice)
-        check = closing_check(told.ledger, whole, told.grid.balance(told.grid.alice))
+    def test_it_must_end_at_the_balance(self, recorded: RecordedAudit) -> None:
+        whole = statement(recorded.ledger, recorded.grid.alice)
+        check = closing_check(recorded.ledger, whole, recorded.grid.balance(recorded.grid.alice))
         assert check.ok
         assert "Credit.balanceOf" in check.requests[0].description
-        assert int.from_bytes(told.ask(check.requests[0]), "big") == whole.closing
-        assert not closing_check(told.ledger, whole, whole.closing + 1).ok
+        assert int.from_bytes(recorded.ask(check.requests[0]), "big") == whole.closing
+        assert not closing_check(recorded.ledger, whole, whole.closing + 1).ok
 
 
-def test_status_names_are_in_bills(told: Told) -> None:
-    assert recompute_bill(told.job("spent")).status is JobStatus.OUT_OF_CREDITS
+def test_status_names_are_in_bills(recorded: RecordedAudit) -> None:
+    assert recompute_bill(recorded.job("spent")).status is JobStatus.OUT_OF_CREDITS
 
 
 def test_the_handbook_names_the_events_as_they_are() -> None:

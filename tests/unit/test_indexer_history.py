@@ -69,13 +69,13 @@ def check_series(index: Index, ledger: Ledger) -> None:
     points = index.jobs_by_status_over_time(13)
     assert points[-1].jobs == overview.jobs
     for point in points:
-        told = Counter(
+        expected = Counter(
             status
             for job in ledger.jobs.values()
             for status in [[s for t, s, _ in job.transitions if t <= point.time][-1:]]
             for status in status
         )
-        assert {each: count for each, count in point.jobs.items() if count} == told
+        assert {each: count for each, count in point.jobs.items() if count} == expected
     escrow = index.escrow_over_time(7)
     assert (escrow[-1].paid, escrow[-1].fees) == (ledger.totals.paid, ledger.totals.fees)
     assert escrow[-1].escrow == 0 < max(point.escrow for point in escrow)

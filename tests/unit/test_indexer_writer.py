@@ -1,4 +1,4 @@
-"""The index's tables: the same from any way of reading, and the same as the audit's books."""
+"""The index's tables are the same however they were read, and agree with the audit's ledgers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_any_batches_make_the_same_tables(grid: RecordedGrid, whole: Indexed, si
 def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) -> None:
     found, steady = open_index(grid), open_index(grid)
     found.read_all()
-    wanted = dump(whole.database)
+    expected = dump(whole.database)
     blocks = sorted({event.block_number for event in grid.events})
     paid = {each.block_number for each in grid.events if isinstance(each, ev.JobCollected)}
     for at, number in reversed(list(enumerate(blocks))):
@@ -92,7 +92,7 @@ def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) 
         if at % 5 == 4:
             steady.roll_back(blocks[at - 3])
             steady.read(blocks[at - 3] + 1, number)
-    assert dump(steady.database) == wanted
+    assert dump(steady.database) == expected
     found.close()
     steady.close()
 
@@ -116,8 +116,8 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
             *("collected_paid", "collected_fee", "collected_seconds", "allotment", "billed_until"),
         ):
             assert getattr(detail, name) == getattr(entry, name), name
-        told = [(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions]
-        assert told == entry.transitions
+        listed = [(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions]
+        assert listed == entry.transitions
         assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
         interim = [each for each in detail.payments if each.interim]
         assert sum(each.paid for each in interim) == entry.collected_paid
@@ -185,11 +185,11 @@ def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> N
                 break
         second = whole.index.statement(account, 2, 7, oldest_first=True)
         assert list(second.items) == rows[7:14]
-        told = [
+        listed = [
             (row.at.block, row.at.time, row.kind, row.amount, row.job_id or 0, row.balance)
             for row in rows
         ]
-        assert told == [
+        assert listed == [
             (row.block, row.time, row.kind.value, row.amount, row.job_id, row.balance)
             for row in ledger.statement(account)
         ]
@@ -232,7 +232,7 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
         assert figures.cpus_busy == sum(job.terms.resources.cpus for job in running)
 
 
-def told_by(index: Index) -> list[tuple[Any, ...]]:
+def listed_anomalies(index: Index) -> list[tuple[Any, ...]]:
     """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
     found: list[AnomalyRow] = []
     cursor: str | None = None
@@ -248,7 +248,7 @@ def told_by(index: Index) -> list[tuple[Any, ...]]:
     ]
 
 
-def told_of(
+def ledger_anomalies(
     ledger: Ledger, sent: Mapping[str, tuple[str, str, bytes]] | None = None
 ) -> list[tuple[Any, ...]]:
     senders = {key: to_checksum_address(who) for key, (who, *_) in (sent or {}).items()}
@@ -262,7 +262,7 @@ def told_of(
 
 
 def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
-    assert told_by(whole.index) == told_of(ledger, grid.chain.sent)
+    assert listed_anomalies(whole.index) == ledger_anomalies(ledger, grid.chain.sent)
     assert {row.code for row in whole.index.anomalies(limit=200).items} >= {"panic", "requeue"}
     for row in whole.index.anomalies(limit=200).items:
         assert row.subject == SUBJECTS[Code(row.code)]
@@ -302,8 +302,8 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
         found.pass_time(now)
         block, times = found.index.status().block, grid.chain.block_times
         ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
-        told, wanted = told_by(found.index), told_of(ledger)
-        assert sorted(told, key=itemgetter(2)) == sorted(wanted, key=itemgetter(2))
+        listed, expected = listed_anomalies(found.index), ledger_anomalies(ledger)
+        assert sorted(listed, key=itemgetter(2)) == sorted(expected, key=itemgetter(2))
         seen = {row.code for row in found.index.open_anomalies().items}
         assert seen <= codes
         found.close()
@@ -370,9 +370,9 @@ def test_changes_only_grow(grid: RecordedGrid) -> None:
     numbers: list[int] = []
     for size in (found.last // 2, found.last):
         found.read(0 if not numbers else found.last // 2 + 1, size)
-        told = found.index.changes(numbers[-1] if numbers else 0)
-        assert not told.missed
-        numbers += [change.number for change in told.items]
+        listed = found.index.changes(numbers[-1] if numbers else 0)
+        assert not listed.missed
+        numbers += [change.number for change in listed.items]
     found.roll_back(3)
     (last,) = found.index.changes(numbers[-1]).items
     assert (last.kind, last.first_block) == ("reorg", 4)
@@ -386,8 +386,8 @@ def test_an_older_index_is_brought_up_and_read_again(
     grid: RecordedGrid, whole: Indexed, tmp_path: Path
 ) -> None:
     where = tmp_path / "index.db"
-    told = (grid.deployment, grid.events, grid.chain.block_times, where)
-    old = Indexed(*told, sent=grid.chain.sent)
+    listed = (grid.deployment, grid.events, grid.chain.block_times, where)
+    old = Indexed(*listed, sent=grid.chain.sent)
     old.read_all()
     built = old.index.status().built_since
     with old.database.begin() as connection:
@@ -405,7 +405,7 @@ def test_an_older_index_is_brought_up_and_read_again(
     with pytest.raises(UsageError, match="has version 0001"):
         IndexDatabase.open(where, grid.deployment)
     IndexDatabase.open(where, grid.deployment, writer=True).close()
-    found = Indexed(*told, sent=grid.chain.sent)
+    found = Indexed(*listed, sent=grid.chain.sent)
     assert not any(dump(found.database).values())
     assert found.database.recent_blocks(CURSOR) == []
     assert found.index.status().built_since > built

@@ -132,11 +132,11 @@ async def test_amounts_are_texts_with_their_decimals(
 ) -> None:
     rows = whole.index.jobs(limit=200).items
     job = next(row for row in rows if row.paid and row.retry_of is None)
-    told = (await ask.get(f"/jobs/{job.id}")).json()
-    assert told["row"]["paid"] == str(job.paid)
-    assert parse_credits(told["row"]["paid_credits"]) == job.paid
-    assert told["row"]["status"] == job.status.name
-    submitted = next(each for each in told["events"] if each["name"] == "JobSubmitted")
+    content = (await ask.get(f"/jobs/{job.id}")).json()
+    assert content["row"]["paid"] == str(job.paid)
+    assert parse_credits(content["row"]["paid_credits"]) == job.paid
+    assert content["row"]["status"] == job.status.name
+    submitted = next(each for each in content["events"] if each["name"] == "JobSubmitted")
     assert submitted["values"]["terms"]["amount"].isdigit()
 
 

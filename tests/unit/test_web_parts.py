@@ -462,8 +462,8 @@ def test_signed_requests_are_read_back() -> None:
 
 def test_outcomes_of_signed_requests() -> None:
     calls = [ForwardedCall(who, HOST, 0, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
-    told = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
-    assert told == [True, False, False]
+    actual = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
+    assert actual == [True, False, False]
     assert [ok for _, ok in outcomes(calls, [(HOST, True), (ALICE, True)])] == [False, True, True]
     assert [ok for _, ok in outcomes(calls, [])] == [False, False, False]
 
@@ -719,8 +719,8 @@ def provider(**labels: str) -> ProviderRow:
 
 
 def test_load_is_shown_against_the_offer() -> None:
-    told = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
-    assert told == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
+    actual = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
+    assert actual == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 
 
 def test_labels_are_judged_after_the_contract() -> None:
@@ -869,6 +869,6 @@ def test_charts_are_made_once_for_all_readers_of_a_moment() -> None:
         return f"{name} {len(made)}"
 
     for name, moment in (("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1)):
-        told = site.cached(name, (moment, 7), partial(make, name))
-        assert told.startswith(name)
+        actual = site.cached(name, (moment, 7), partial(make, name))
+        assert actual.startswith(name)
     assert made == ["a", "b", "a", "a"]
