@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,13 @@ from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.checks import StartTime
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, from_document
-from deepsquare_chain.workflow.schema import JobFileDocument, NotifySection, RunSection, StepSection
+from deepsquare_chain.workflow.schema import (
+    ContainerSection,
+    JobFileDocument,
+    NotifySection,
+    RunSection,
+    StepSection,
+)
 from deepsquare_chain.workflow.validation import (
     Problem,
     broken_rules,
@@ -371,7 +377,9 @@ steps:
 """
 
 
+#: Keys that belong under `run`, and not on a step; and under `container`, and not under `run`.
 _RUN_KEYS: Final = frozenset(keys_of(RunSection)) - frozenset(keys_of(StepSection))
+_CONTAINER_KEYS: Final = frozenset(keys_of(ContainerSection)) - frozenset(keys_of(RunSection))
 
 
 def convert(tree: Any) -> list[str]:
@@ -433,14 +441,15 @@ def _steps_of(steps: Any, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, An
 
 
 def _convert_step(path: KeyPath, step: dict[str, Any]) -> Iterator[str]:
-    moved = [key for key in step if key in _RUN_KEYS]
-    run = step.setdefault("run", {}) if moved and "command" in moved else step.get("run")
+    if "command" in step:
+        step.setdefault("run", {})
+    run = step.get("run")
     if not isinstance(run, dict):
         return
-    for key in moved:
-        if key not in run:
-            run[key] = step.pop(key)
-            yield f"{format_path((*path, key))} is now {format_path((*path, 'run', key))}"
+    yield from _move(path, step, _RUN_KEYS, "run")
+    if "image" in run:
+        run.setdefault("container", {})
+    yield from _move((*path, "run"), run, _CONTAINER_KEYS, "container")
     if run.get("mapRoot") is True and "mapUid" not in run:
         del run["mapRoot"]
         run["mapUid"] = run["mapGid"] = 0
@@ -450,6 +459,22 @@ def _convert_step(path: KeyPath, step: dict[str, Any]) -> Iterator[str]:
         yield from _convert_bore(
             (*path, "run", "customNetworkInterfaces", index, "bore"), interface
         )
+
+
+def _move(
+    path: KeyPath, section: dict[str, Any], keys: Collection[str], name: str
+) -> Iterator[str]:
+    """Move keys of a section into its section `name`, which does not have them."""
+    target = section.get(name)
+    if not isinstance(target, dict):
+        return
+    for key in [key for key in section if key in keys]:
+        if key not in target:
+            target[key] = section.pop(key)
+            yield f"{format_path((*path, key))} is now {format_path((*path, name, key))}"
+        elif section[key] is None:
+            del section[key]
+            yield f"{format_path((*path, key))} is removed; it has no value"
 
 
 def _convert_bore(path: KeyPath, interface: Any) -> Iterator[str]:

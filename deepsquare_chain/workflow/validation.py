@@ -400,7 +400,7 @@ class _Rules:
             yield (*path, "dns"), "needs network: slirp4netns or pasta"
         for index, interface in enumerate(run.custom_network_interfaces):
             interface_path = (*path, "customNetworkInterfaces", index)
-            yield from self._interface(interface_path, interface, run)
+            yield from self._interface(interface_path, interface)
         if container:
             yield from _container_rules(path, run, container)
 
@@ -426,9 +426,7 @@ class _Rules:
                 f"ask for {tasks * (resources.gpus_per_task or 0):,} GPUs; the job has {job.gpus:,}",
             )
 
-    def _interface(
-        self, path: KeyPath, interface: InterfaceSection, run: RunSection
-    ) -> Iterator[Problem]:
+    def _interface(self, path: KeyPath, interface: InterfaceSection) -> Iterator[Problem]:
         sections = [
             section
             for section in (interface.wireguard, interface.bore, interface.vnet)
@@ -441,8 +439,6 @@ class _Rules:
             yield (*path, "bore"), "needs boreAddress, the host:port of the server"
         if bore and bore.bore_address and (bore.address or bore.port):
             yield (*path, "bore"), "has boreAddress and the deprecated address or port; keep one"
-        if interface.wireguard and run.map_uid != 0:
-            yield (*path, "wireguard"), "needs mapUid: 0 in the same run"
         vnet = interface.vnet
         if vnet and vnet.name not in self._networks:
             known = ", ".join(self._networks) or "none"

@@ -214,7 +214,6 @@ steps:
 steps:
 - run:
     network: pasta
-    mapUid: 0
     customNetworkInterfaces:
     - wireguard:
         address: [10.9.0.3/32]

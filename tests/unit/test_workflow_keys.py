@@ -278,7 +278,6 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("network: pasta, customNetworkInterfaces: [{}]"), "must be one of wireguard, bore, vnet"),
         (with_run("network: pasta, customNetworkInterfaces: [{bore: {targetPort: 1}}]"), "needs boreAddress"),
         (with_run("network: pasta, customNetworkInterfaces: [{bore: {boreAddress: 'a:70000', targetPort: 1}}]"), "boreAddress must be host:port"),
-        (with_run("network: pasta, customNetworkInterfaces: [{wireguard: {privateKey: a}}]"), "needs mapUid: 0"),
         (with_run("network: pasta, customNetworkInterfaces: [{vnet: {name: a, address: 10.0.0.1/8}}]"), "is not one of virtualNetworks (none)"),
         (with_run(VNET.format("10.8.0.2/24"), top=NETWORK), "vnet.address is not in the network 10.7.0.0/24"),
         (with_run(VNET.format("10.7.0.1/24"), top=NETWORK), "is the address of the network's gateway, 10.7.0.1"),
@@ -420,7 +419,8 @@ def test_older_keys_are_converted() -> None:
         "steps:\n- name: flat\n  command: nvidia-smi\n  container: {image: a}\n"
         "- run: {command: x, mapRoot: true, network: pasta, customNetworkInterfaces: "
         "[{bore: {address: b, port: 1, targetPort: 2}}]}\n"
-        "- network: pasta\n  run: {command: y}\n"
+        "- network: pasta\n  resources:\n  run: {command: y, resources: {tasks: 2}}\n"
+        "- run: {command: z, x11: true, image: b, apptainer: true}\n"
     )
     new = (
         "resources: {tasks: 2, memPerCpu: 10, gpus: 4}\n"
@@ -428,11 +428,12 @@ def test_older_keys_are_converted() -> None:
         "steps:\n- name: flat\n  run: {command: nvidia-smi, container: {image: a}}\n"
         "- run: {command: x, mapUid: 0, mapGid: 0, network: pasta, customNetworkInterfaces: "
         "[{bore: {boreAddress: 'b:1', targetPort: 2}}]}\n"
-        "- run: {command: y, network: pasta}\n"
+        "- run: {command: y, network: pasta, resources: {tasks: 2}}\n"
+        "- run: {command: z, container: {x11: true, image: b, apptainer: true}}\n"
     )
     parsed, changes = converted(old)
     assert parsed.definition == parse(new).definition
-    assert len(changes) == 7
+    assert len(changes) == 11
     assert (
         converted(EVERY_KEY.replace("address: bore.example, port: 2200", "boreAddress: 'b:1'"))[1]
         == []
