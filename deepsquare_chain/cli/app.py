@@ -32,12 +32,12 @@ COMMANDS: Final = {
         "Run a whole grid on this machine, from submission to audit; under 90 seconds.",
         "root_app",
     ),
-    "init": _Part("jobfile", "Write an example job file in which every key is explained."),
-    "validate": _Part("jobfile", "Check a job file without sending anything."),
+    "init": _Part("submit", "Write an example job file in which every key is explained."),
+    "validate": _Part("submit", "Check a job file without sending anything."),
     "convert": _Part(
-        "jobfile", "Rewrite older keys of a job file; the result is checked and printed."
+        "submit", "Rewrite older keys of a job file; the result is checked and printed."
     ),
-    "schema": _Part("jobfile", "Print the JSON schema of job files, for editors."),
+    "schema": _Part("submit", "Print the JSON schema of job files, for editors."),
     "quote": _Part(
         "submit",
         "Show what a job would cost at each provider, how long it could run, and when it may start.",

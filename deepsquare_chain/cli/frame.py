@@ -31,8 +31,8 @@ P = ParamSpec("P")
 _UNSIGNED_HELP: Final = "Send nothing; print the calldata for this account, such as a Safe."
 _PANEL: Final = "Common options"
 #: Seconds until the first message about a pending transaction, and between further messages.
-_TELL_FIRST: Final = 3.0
-_TELL_EVERY: Final = 15.0
+_FIRST_MESSAGE_AFTER: Final = 3.0
+_MESSAGE_INTERVAL: Final = 15.0
 
 #: Flags that override a setting: type, help, whether `--help` lists it. A test checks that none is missing.
 SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
@@ -247,8 +247,8 @@ class CommandContext:
             for entry in wallet.sender.pending():
                 tx_hash = entry.latest.tx_hash
                 waited = now - first_seen.setdefault(tx_hash, now)
-                if waited >= next_message.setdefault(tx_hash, _TELL_FIRST):
-                    next_message[tx_hash] = waited + _TELL_EVERY
+                if waited >= next_message.setdefault(tx_hash, _FIRST_MESSAGE_AFTER):
+                    next_message[tx_hash] = waited + _MESSAGE_INTERVAL
                     self.printer.note(
                         f"{entry.call.label!r} was sent ({tx_hash}) and waits for a block: "
                         f"{waited:.0f} s."

@@ -32,7 +32,7 @@ _PLAN: Final = (
 _MAX_LOAD: Final = 3.0
 _MAX_BLOCK: Final = 600.0
 _MAX_PATIENCE: Final = 100.0
-_WISHES: Final = ("MIXED", "COST", "TIME", "ENERGY")
+_OBJECTIVES: Final = ("MIXED", "COST", "TIME", "ENERGY")
 _TABLE: Final = tuple(
     Column(key, title, kind)
     for key, title, kind in (
@@ -135,10 +135,10 @@ def _number(text: str, most: float, allowed: str, *, above: float) -> float:
     return value
 
 
-def _wish(text: str) -> str:
+def _objective(text: str) -> str:
     objective = str(text).strip().upper()
-    if objective not in _WISHES:
-        raise typer.BadParameter(f"{str(text)[:80]!r} is none of {', '.join(_WISHES)}")
+    if objective not in _OBJECTIVES:
+        raise typer.BadParameter(f"{str(text)[:80]!r} is none of {', '.join(_OBJECTIVES)}")
     return objective
 
 
@@ -169,7 +169,7 @@ async def simulate(
     want: Annotated[
         list[str] | None,
         typer.Option(
-            parser=_wish,
+            parser=_objective,
             metavar="OBJECTIVE",
             help="Objective of the jobs: COST, TIME, ENERGY, or MIXED for a third each, which is the "
             "default; again for more.",

@@ -26,7 +26,7 @@ _PERIOD: Final = 100_000
 _PREFIX: Final = "deepsquare-"
 #: Seconds for which an empty group may be a new one of a starting supervisor.
 _NEW: Final = 60.0
-_PATIENCE: Final = 5.0
+_REMOVE_TIMEOUT: Final = 5.0
 _PAUSE: Final = 0.01
 
 
@@ -127,7 +127,7 @@ class JobCgroup:
         Raises:
             OSError: A process can't be killed, or a group can't be removed.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _REMOVE_TIMEOUT
         for folder in self._distinct:
             while True:
                 for pid in _members(folder):

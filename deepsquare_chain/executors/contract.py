@@ -27,7 +27,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.rundir import OUTPUT_LIMIT
 from deepsquare_chain.job import Resources
 
-_LOOK: Final = 0.1
+_POLL_INTERVAL: Final = 0.1
 T = TypeVar("T")
 
 
@@ -63,7 +63,7 @@ class Harness:
         deadline = time.monotonic() + self.timeout
         while not (result := await condition()):
             assert time.monotonic() < deadline, "it did not happen in time"
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
         return result
 
     async def end(self, executor: Executor, key: str) -> Exit:

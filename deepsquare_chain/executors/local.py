@@ -68,10 +68,10 @@ from deepsquare_chain.observability.metrics import Check
 
 HUNG: Final = 8.0  # seconds beyond the grace after which a supervisor counts as hung
 _STALE: Final = 3600.0  # seconds after which an incomplete folder counts as abandoned
-_START_PATIENCE: Final = 60.0  # seconds for a supervisor to claim its run on a busy machine
+_START_TIMEOUT: Final = 60.0  # seconds for a supervisor to claim its run on a busy machine
 #: Minimum and maximum seconds between two checks whether a supervisor claimed its run.
-_MOMENT: Final = 0.01
-_LISTEN: Final = 1.0
+_MIN_CHECK_INTERVAL: Final = 0.01
+_MAX_CHECK_INTERVAL: Final = 1.0
 T = TypeVar("T")
 _log = get_logger(__name__)
 
@@ -475,11 +475,11 @@ class LocalExecutor(Executor):
 
     async def _start(self, spec: RunSpec) -> str:
         claimed = await self._call(self._runs.begin, spec, device_names(self.offer.gpus))
-        deadline = time.monotonic() + _START_PATIENCE
+        deadline = time.monotonic() + _START_TIMEOUT
         while not claimed:
             if time.monotonic() > deadline:
                 raise ExecutorUnavailableError(
-                    f"Run {spec.key} did not start in {_START_PATIENCE:.0f} seconds",
+                    f"Run {spec.key} did not start in {_START_TIMEOUT:.0f} seconds",
                     hint="The machine is overloaded; the run is submitted again later.",
                 )
             await self._wait_for_report(spec.key)
@@ -487,8 +487,8 @@ class LocalExecutor(Executor):
         return spec.key
 
     async def _wait_for_report(self, key: str) -> None:
-        """Wait until a starting supervisor reports something, at most `_LISTEN` seconds."""
-        await asyncio.sleep(_MOMENT)
+        """Wait until a starting supervisor reports something, at most `_MAX_CHECK_INTERVAL` seconds."""
+        await asyncio.sleep(_MIN_CHECK_INTERVAL)
         report_pipe = self._runs.report_pipe(key)
         if report_pipe is None:
             return
@@ -499,7 +499,7 @@ class LocalExecutor(Executor):
             return  # another submission of this key has read it and closed the descriptor
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(readable.wait(), _LISTEN)
+                await asyncio.wait_for(readable.wait(), _MAX_CHECK_INTERVAL)
         finally:
             loop.remove_reader(report_pipe)
 

@@ -15,7 +15,7 @@ from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.procfs import Identity
 from deepsquare_chain.executors.rundir import MARK, FolderClaim, RunFolder, exit_record, last_write
 
-PATIENCE: Final = 10.0  # seconds to wait for killed processes to exit
+EXIT_TIMEOUT: Final = 10.0  # seconds to wait for killed processes to exit
 SUPERVISOR_MODULE: Final = "deepsquare_chain.executors.supervisor"
 _PAUSE: Final = 0.02
 
@@ -172,7 +172,7 @@ def _mark(token: str) -> bytes:
 
 
 def _kill_until_gone(find: Callable[[], set[int]]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + EXIT_TIMEOUT
     while pids := find():
         procfs.signal_trees(pids, signal.SIGKILL)
         if time.monotonic() > deadline:
@@ -181,7 +181,7 @@ def _kill_until_gone(find: Callable[[], set[int]]) -> None:
 
 
 def _wait_gone(identity: Identity) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + EXIT_TIMEOUT
     while procfs.find(identity) is not None:
         if time.monotonic() > deadline:
             raise UnkillableError(f"process {identity.pid} can't be ended")

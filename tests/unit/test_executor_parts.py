@@ -404,7 +404,7 @@ def test_time_of_a_lost_run_ends_with_its_last_sign_of_life(tmp_path: Path) -> N
 
 
 def test_processes_that_do_not_go_away_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphaned_processes, "PATIENCE", -1.0)
+    monkeypatch.setattr(orphaned_processes, "EXIT_TIMEOUT", -1.0)
     monkeypatch.setattr(procfs, "signal_trees", lambda *_: None)
     with pytest.raises(orphaned_processes.UnkillableError):
         orphaned_processes._kill_until_gone(lambda: {1})

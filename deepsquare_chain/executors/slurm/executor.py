@@ -61,8 +61,8 @@ WRAPPER: Final = Path(__file__).with_name("wrapper.sh")
 SRUN: Final = Path(__file__).with_name("srun.sh")
 #: Seconds past its walltime after which a run is killed, because its wrapper does not react.
 _OVERDUE: Final = 30.0
-_CANCEL_PATIENCE: Final = 30.0
-_CANCEL_LOOK: Final = 0.3
+_CANCEL_TIMEOUT: Final = 30.0
+_CANCEL_POLL_INTERVAL: Final = 0.3
 #: Minimum seconds between two polls of accounting, and maximum job names in one command.
 _ACCOUNTING_INTERVAL: Final = 5.0
 _NAMES_AT_ONCE: Final = 200
@@ -650,13 +650,13 @@ class SlurmExecutor(Executor):
         for job in jobs:
             await self._signal(job.id)
         while jobs:
-            if time.monotonic() - started_at > _CANCEL_PATIENCE:
+            if time.monotonic() - started_at > _CANCEL_TIMEOUT:
                 raise ExecutorUnavailableError(
                     f"Slurm job {jobs[0].id} of run {key} does not end",
                     hint="Check its node; the cancellation is retried.",
                 )
-            await asyncio.sleep(_CANCEL_LOOK)
-            jobs = await self._live(key, max_age=_CANCEL_LOOK / 2)
+            await asyncio.sleep(_CANCEL_POLL_INTERVAL)
+            jobs = await self._live(key, max_age=_CANCEL_POLL_INTERVAL / 2)
             if not killed and time.monotonic() - started_at > GRACE:
                 killed = True
                 for job in jobs:
