@@ -1004,11 +1004,14 @@ class _Round:
         """Return free capacity by class and provider, as `_left_over` does, with ties broken."""
         largest = self._providers.largest
         shares = self._free / np.array(largest)[:, None] + self._tie_break
-        left_over: Floats = shares[[class_answers.dominant(largest) for class_answers in answers]]
+        rows = [class_answers.dominant(largest) for class_answers in answers]
         if self._providers.has_gpus:
-            left_over[[not class_answers.size[2] for class_answers in answers]] += (
-                IDLE_GPUS * shares[2]
-            )
+            shares = np.concatenate([shares, shares + IDLE_GPUS * shares[2]])
+            rows = [
+                row if class_answers.size[2] else row + 3
+                for row, class_answers in zip(rows, answers, strict=True)
+            ]
+        left_over: Floats = shares[rows]
         return left_over
 
     def _fitting(self, answers: Answers) -> Flags:
@@ -1023,13 +1026,15 @@ class _Round:
         """Return the best of all providers for a job's budget and latest end, or None."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
-        rates = answers.rates[fits]
-        if len(rates):
+        places = fits.nonzero()[0]
+        rates = answers.rates[places]
+        if len(places):
             shortlist.cheapest = int(rates.min())
         if shortlist.cheapest > ceiling:
             return None
-        self._keep_affordable(fits, answers, ceiling)
-        return self._pick(cls, answers, fits, end)
+        if answers.dearest > ceiling:
+            places = places[rates <= ceiling]
+        return self._pick(cls, answers, places, end)
 
     def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int, int] | None:
         """Return the best provider for a job with its own exclusions or without a fixed end."""
@@ -1046,7 +1051,8 @@ class _Round:
         bias: Any = 0.0
         if job_conditions is not None and job_conditions.placement is not None:
             bias = self._bias(job_conditions.placement, waiting.job.customer)
-        return self._pick(cls, answers, fits, self._ends(row, answers, waiting.job), bias)
+        ends = self._ends(row, answers, waiting.job)
+        return self._pick(cls, answers, fits.nonzero()[0], ends, bias)
 
     def _bias(self, placement: Placement, customer: str) -> Floats:
         """Return, by provider, the cost added for the customer's other jobs there."""
@@ -1066,13 +1072,18 @@ class _Round:
         return bias
 
     def _pick(
-        self, cls: int, answers: Answers, fits: Flags, end: Any, bias: Any = 0.0
+        self, cls: int, answers: Answers, places: Ints, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
-        for place in self._reserved:
-            place_end = end[place] if isinstance(end, np.ndarray) else end
-            if fits[place] and not self._respects_reservation(place, answers, place_end):
-                fits[place] = False
-        places = fits.nonzero()[0]
+        """Return the best of some providers for a job that leaves reserved jobs their capacity."""
+        blocked = [
+            place
+            for place in self._reserved
+            if not self._respects_reservation(
+                place, answers, end[place] if isinstance(end, np.ndarray) else end
+            )
+        ]
+        for place in blocked:
+            places = places[places != place]
         if not len(places):
             return None
         score = (self._costs_of_one(cls) + bias)[places] + self._left_over(answers, places)
