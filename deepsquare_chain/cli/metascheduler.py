@@ -243,7 +243,7 @@ async def simulate(
         grid=read_grid(providers),
         loads=tuple(dict.fromkeys(load or [0.9])),
         seeds=seeds,
-        wishes=tuple(dict.fromkeys(want or ["MIXED"])),
+        mixes=tuple(dict.fromkeys(want or ["MIXED"])),
         baselines=BASELINES if baselines else (),
         blocks=tuple(dict.fromkeys(block or [0.0])),
         rules=Rules() if rules is None else read_rules(rules),
@@ -286,7 +286,7 @@ def _print(context: CommandContext, trace: str, rows: list[ResultRow]) -> None:
             (
                 trace,
                 row.scheduler.value,
-                row.wish or None,
+                row.mix or None,
                 f"{row.load:g}",
                 f"{row.block:g}",
                 number(row.slowdown),
@@ -309,7 +309,7 @@ def _document(trace: str, row: ResultRow) -> dict[str, Any]:
     return {
         "trace": trace,
         "scheduler": row.scheduler.value,
-        "objective": row.wish or None,
+        "objective": row.mix or None,
         "load": row.load,
         "block_seconds": row.block,
         "seeds": row.seeds,

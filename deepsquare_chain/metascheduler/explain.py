@@ -213,7 +213,7 @@ def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> st
 
 
 def explain_suspension(view: ProviderView) -> str:
-    """Explain why a provider rests (gets no new jobs), and until when."""
+    """Explain why a provider is suspended (gets no new jobs), and until when."""
     return (
         f"is suspended until {chain_time(view.suspended_until)}: {view.strikes} times within a day it left "
         "jobs unclaimed, or lost or did not report a run"
@@ -329,11 +329,11 @@ def _waits_for_capacity(
         )
     overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
     late = " (it is overdue, but other jobs are longer overdue)" if overdue else ""
-    room = available_capacity(snapshot.providers, snapshot.assigned)
+    free = available_capacity(snapshot.providers, snapshot.assigned)
     free_now = [
         verdict.provider_id
         for verdict in possible
-        if within(amounts(job.resources), room[verdict.provider_id])
+        if within(amounts(job.resources), free[verdict.provider_id])
     ]
     if free_now:
         reserved = [each.job_id for i, each in decided.reservations.items() if i in free_now]

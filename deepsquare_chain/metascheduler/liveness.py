@@ -204,21 +204,21 @@ def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
     )
 
 
-def _last_sign(held: Watched, jobs: Sequence[Job]) -> int:
+def _last_sign(watched: Watched, jobs: Sequence[Job]) -> int:
     """Return the time of the last sign: a claim, start, collection or answer by the provider."""
     acts = [
         job.since
         for job in jobs
-        if job.provider_id == held.provider.id
+        if job.provider_id == watched.provider.id
         and job.status in {JobStatus.SCHEDULED, JobStatus.RUNNING}
     ]
-    return max([held.last_sign, held.clock.answered_at, *acts])
+    return max([watched.last_sign, watched.clock.answered_at, *acts])
 
 
 def _reason(
-    job: Job, held: Watched, last_sign: int, block_context: BlockContext, watch: Watch
+    job: Job, watched: Watched, last_sign: int, block_context: BlockContext, watch: Watch
 ) -> str:
-    now, answered = block_context.now, held.clock.answered_at
+    now, answered = block_context.now, watched.clock.answered_at
     if job.status == JobStatus.META_SCHEDULED:
         since = job.since + int(watch.claim_fraction * block_context.times.claim_timeout)
         # Challenge once for the same job: an answer proves liveness, not progress.

@@ -54,14 +54,14 @@ class ClusterSnapshot:
         return Snapshot(self.block_context.now, self.views, waiting, self.assigned)
 
 
-def view_of(held: Watched, block_context: BlockContext, watch: Watch) -> ProviderView:
+def view_of(watched: Watched, block_context: BlockContext, watch: Watch) -> ProviderView:
     """Return the planner's view of a provider."""
     return ProviderView(
-        held.provider,
-        silent=is_silent(held.clock, block_context),
-        challenged=held.clock.challenged_at != 0,
-        suspended_until=suspended_until(held.strikes, block_context.now, watch),
-        strikes=len(struck(held.strikes, block_context.now, watch)),
+        watched.provider,
+        silent=is_silent(watched.clock, block_context),
+        challenged=watched.clock.challenged_at != 0,
+        suspended_until=suspended_until(watched.strikes, block_context.now, watch),
+        strikes=len(struck(watched.strikes, block_context.now, watch)),
     )
 
 

@@ -1,9 +1,9 @@
 """How well the starts of past jobs would have been forecast when they were submitted.
 
 The grid at a past block is reconstructed from events: which jobs waited and which were at providers.
-The forecast for a job that was submitted in that block is compared with its actual start. Everybody
-who has read the same events can repeat it, without a record of earlier forecasts. Two things are
-those of today: the providers' records, and the estimates of run times.
+The forecast for a job that was submitted in that block is compared with its actual start. This needs
+no record of earlier forecasts: all readers of the same events can repeat it. The providers' records
+and the estimates of run times are those of today.
 
 Only jobs that had to wait are judged, so that prompt starts do not embellish the figures. The work
 is bounded: the latest such starts are judged, each once.

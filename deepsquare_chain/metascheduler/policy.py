@@ -11,7 +11,7 @@ job's limit in seconds. u is the expected used part of the limit and h the expec
 reservation each: a provider, and the time by which running jobs will have released enough there.
 That time is an upper bound: it follows from time limits, not from estimates. A provider has at most
 one reservation. Backfill: later jobs may still use the provider if they end before that time, or
-fit beside the reserved job.
+fit next to the reserved job.
 
 **Aging.** A job that has waited longer than `Rules.overdue_after` + `Rules.overdue_factor` x its
 limit is overdue and precedes all others, the largest ratio of wait to limit first. The first
@@ -60,9 +60,9 @@ from deepsquare_chain.metascheduler.tables import (
     KEPT_CLASSES,
     LONGEST_RUN,
     Answers,
+    AssignedTable,
     Flags,
     Floats,
-    HeldTable,
     Ints,
     ProviderTable,
     QueueTable,
@@ -275,7 +275,7 @@ class Planner:
     def __init__(self) -> None:
         self._providers = ProviderTable()
         self._queue = QueueTable()
-        self._held = HeldTable()
+        self._assigned = AssignedTable()
         self._classes = _ClassTable()
         self._shares: Mapping[str, float] = {}
         self._shared: RunHistory | None = None
@@ -290,13 +290,13 @@ class Planner:
         reservations that no job could violate now, and free capacity. Simulations use this.
         """
         replaced = self._providers.update(snapshot.providers, snapshot.now)
-        self._held.update(snapshot.assigned, self._providers, replaced=replaced)
+        self._assigned.update(snapshot.assigned, self._providers, replaced=replaced)
         self._queue.update(snapshot.waiting, self._providers, priced=True)
         self._queue.learn(history)
         if not self._providers.views:
             return Plan()
         self._classes.update(self._providers, self._queue, rules)
-        tables = _Tables(self._providers, self._queue, self._held, self._classes)
+        tables = _Tables(self._providers, self._queue, self._assigned, self._classes)
         if rules.fair_share and (history is not self._shared or history.payments != self._paid):
             self._shares = history.shares()
             self._shared, self._paid = history, history.payments
@@ -359,7 +359,7 @@ class _ClassTable:
 class _Tables:
     providers: ProviderTable
     queue: QueueTable
-    held: HeldTable
+    assigned: AssignedTable
     classes: _ClassTable
 
 
@@ -422,7 +422,7 @@ class _Round:
     ) -> None:
         self._providers = providers = tables.providers
         self._queue = tables.queue
-        self._held = tables.held
+        self._assigned = tables.assigned
         self._now = now
         self._rules = rules
         self._history = history
@@ -431,10 +431,10 @@ class _Round:
         # Number of jobs at providers by customer; counted only if `max_running` limits it.
         self._busy: Counter[str] = Counter()
         if rules.max_running:
-            self._busy.update(job.customer for job in tables.held.jobs)
+            self._busy.update(job.customer for job in tables.assigned.jobs)
         self._earliest = now + rules.start_margin
         # Free capacity by provider, and its rows as plain Python reads and writes them fastest.
-        self._free: Ints = providers.offer - tables.held.load
+        self._free: Ints = providers.offer - tables.assigned.load
         self._free_cpus: memoryview[int] = memoryview(self._free[0])
         self._free_memory: memoryview[int] = memoryview(self._free[1])
         self._free_gpus: memoryview[int] = memoryview(self._free[2])
@@ -1058,7 +1058,7 @@ class _Round:
         """Return, by provider, the cost added for the customer's other jobs there."""
         if self._jobs_at is None:
             self._jobs_at = defaultdict(Counter)
-            for job in self._held.jobs:
+            for job in self._assigned.jobs:
                 place = self._providers.rows.get(job.provider_id)
                 if place is not None:
                     self._jobs_at[job.customer][place] += 1
@@ -1202,7 +1202,7 @@ class _Round:
         """Return the releases of each provider in any order, for few providers."""
         if self._by_place is None:
             self._by_place = [[] for _ in self._providers.views]
-            places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
+            places, ends, amounts = self._assigned.releases(self._now, self._rules.start_margin)
             for place, end, *released in zip(
                 places.tolist(), ends.tolist(), *amounts.tolist(), strict=True
             ):
@@ -1215,7 +1215,7 @@ class _Round:
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
         """Return releases by provider and time, with the provider's free capacity from then on."""
         if self._releases is None:
-            places, ends, amounts = self._held.releases(self._now, self._rules.start_margin)
+            places, ends, amounts = self._assigned.releases(self._now, self._rules.start_margin)
             known = places >= 0
             self._releases = np.stack([places, ends, *amounts])[:, known]
         new = self._new_releases()

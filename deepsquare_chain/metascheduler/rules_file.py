@@ -62,7 +62,7 @@ def read_rules(path: Path) -> Rules:
     Raises:
         UsageError: The file can't be read or is invalid; the message names the error.
     """
-    rules_file = read_yaml(path, _RulesFile, what="The rules", hint=_HINT)
+    rules_file = read_yaml(path, _RulesFile, content="The rules", hint=_HINT)
     values = rules_file.model_dump()
     values["weights"] = Weights(**values["weights"])
     values["priorities"] = {
@@ -71,13 +71,13 @@ def read_rules(path: Path) -> Rules:
     return Rules(**values)
 
 
-def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Model:
+def read_yaml(path: Path, model: type[_Model], *, content: str, hint: str) -> _Model:
     """Read a YAML file of at most a megabyte.
 
     Args:
         path: The file.
         model: Model that validates the content.
-        what: Name of the content, for messages.
+        content: Name of the content, for messages.
         hint: Reference to a valid example, for messages.
 
     Raises:
@@ -87,16 +87,20 @@ def read_yaml(path: Path, model: type[_Model], *, what: str, hint: str) -> _Mode
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
-            raise UsageError(f"{what} {path}: more than {_MAX_BYTES} bytes", hint=hint)
+            raise UsageError(f"{content} {path}: more than {_MAX_BYTES} bytes", hint=hint)
         document: Any = yaml.safe_load(text.decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{what} {path} can't be read: {str(error)[:300]}", hint=hint) from error
+        raise UsageError(
+            f"{content} {path} can't be read: {str(error)[:300]}", hint=hint
+        ) from error
     try:
         return model.model_validate(document)
     except ValidationError as error:
         first_error = error.errors()[0]
         location = ".".join(map(str, first_error["loc"])) or "the document"
-        raise UsageError(f"{what} {path}: {location}: {first_error['msg']}", hint=hint) from error
+        raise UsageError(
+            f"{content} {path}: {location}: {first_error['msg']}", hint=hint
+        ) from error
 
 
 def _customer(name: str) -> str:

@@ -527,7 +527,7 @@ def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
     return min(longest, LONGEST_RUN)
 
 
-class HeldTable(_Columns):
+class AssignedTable(_Columns):
     """Jobs at providers, and the load that they cause.
 
     `place` is the row of the provider in `ProviderTable`, -1 if it is unknown. `end` is the chain

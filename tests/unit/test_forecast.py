@@ -21,8 +21,8 @@ WIDE = waiting(1, cpus=8, time_limit=500)
 
 
 def test_without_runs_it_is_the_end_by_limits() -> None:
-    held = [running(9, cpus=8, time_limit=300), running(8, 2, cpus=8, time_limit=400)]
-    snapshot = Snapshot(NOW, [provider(1), provider(2)], [WIDE], held)
+    load = [running(9, cpus=8, time_limit=300), running(8, 2, cpus=8, time_limit=400)]
+    snapshot = Snapshot(NOW, [provider(1), provider(2)], [WIDE], load)
     assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 300)
 
 
@@ -47,8 +47,8 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
     history = RunHistory()
     for _ in range(200):
         history.record(FinishedRun(address(10**6), 8, 0, 300, 1.0))
-    held = running(9, cpus=8, time_limit=300, since=NOW - 100)
-    found = forecast(Snapshot(NOW, [provider()], [WIDE], [held]), RULES, history, 1)
+    load = running(9, cpus=8, time_limit=300, since=NOW - 100)
+    found = forecast(Snapshot(NOW, [provider()], [WIDE], [load]), RULES, history, 1)
     assert found == Forecast(1, 1, NOW + 100)
 
 
@@ -98,8 +98,8 @@ def test_a_patient_job_starts_when_it_accepts_the_price() -> None:
     cheap = provider(1, prices=Prices(10, 1, 0))
     dear = provider(2, prices=Prices(20, 1, 0))
     patient = waiting(1, cpus=8, time_limit=500, uses="deepsquare.patience=1000")
-    held = [running(9, cpus=8, time_limit=10**5)]
-    found = forecast(Snapshot(NOW, [cheap, dear], [patient], held), RULES, RunHistory(), 1)
+    load = [running(9, cpus=8, time_limit=10**5)]
+    found = forecast(Snapshot(NOW, [cheap, dear], [patient], load), RULES, RunHistory(), 1)
     assert found is not None
     assert found.provider_id == 2
     assert NOW + 700 <= found.at <= NOW + 1_100

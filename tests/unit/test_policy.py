@@ -1,4 +1,4 @@
-"""Which job goes where, and which room is kept for whom."""
+"""Which job goes where, and which capacity is reserved for which job."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ class TestRoom:
 
     def test_free_is_the_offer_minus_what_is_assigned(self) -> None:
         for status in (JobStatus.META_SCHEDULED, JobStatus.SCHEDULED, JobStatus.RUNNING):
-            held = running(1, cpus=6, status=status)
-            assert places(decide([waiting(2, cpus=2)], [provider()], [held])) == {2: 1}
-            assert places(decide([waiting(2, cpus=3)], [provider()], [held])) == {}
+            load = running(1, cpus=6, status=status)
+            assert places(decide([waiting(2, cpus=2)], [provider()], [load])) == {2: 1}
+            assert places(decide([waiting(2, cpus=3)], [provider()], [load])) == {}
 
     @pytest.mark.parametrize(
-        "held", [{"cpus": 8}, {"mem_per_cpu": 8_000}, {"gpus": 2}], ids=["cpus", "memory", "gpus"]
+        "load", [{"cpus": 8}, {"mem_per_cpu": 8_000}, {"gpus": 2}], ids=["cpus", "memory", "gpus"]
     )
-    def test_each_kind_of_capacity_counts(self, held: dict[str, int]) -> None:
+    def test_each_kind_of_capacity_counts(self, load: dict[str, int]) -> None:
         wanted = waiting(2, gpus=1)
-        assert places(decide([wanted], [provider()], [running(1, **held)])) == {}
+        assert places(decide([wanted], [provider()], [running(1, **load)])) == {}
         assert places(decide([wanted], [provider()])) == {2: 1}
 
     def test_one_plan_never_assigns_the_same_capacity_twice(self) -> None:
@@ -176,67 +176,67 @@ class TestOrder:
 
 class TestReservation:
     big = waiting(1, cpus=8, queued_at=NOW - 1_000)
-    held = running(9, cpus=4, time_limit=300)
+    load = running(9, cpus=4, time_limit=300)
 
     def test_capacity_is_reserved_from_the_end_of_running_jobs(self) -> None:
-        decided = decide([self.big], [provider()], [self.held], OVERDUE)
+        decided = decide([self.big], [provider()], [self.load], OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 300)]
         assert places(decided) == {}
 
     @pytest.mark.parametrize(("limit", "goes"), [(300, True), (301, False)])
     def test_others_go_there_if_they_end_before(self, limit: int, goes: bool) -> None:
         other = waiting(2, cpus=1, time_limit=limit)
-        decided = decide([self.big, other], [provider()], [self.held], LATE)
+        decided = decide([self.big, other], [provider()], [self.load], LATE)
         assert places(decided) == ({2: 1} if goes else {})
 
     def test_the_time_until_the_start_counts(self) -> None:
         rules = dataclasses.replace(LATE, start_margin=20)
         for limit, goes in ((280, True), (281, False)):
             other = waiting(2, time_limit=limit)
-            assert bool(places(decide([self.big, other], [provider()], [self.held], rules))) is goes
+            assert bool(places(decide([self.big, other], [provider()], [self.load], rules))) is goes
 
     def test_all_that_ends_by_then_counts_as_free(self) -> None:
         five = waiting(1, cpus=5, queued_at=NOW - 1_000)
-        held = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
+        load = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
         # The first to end makes room enough; the other ends at once, so that three are left.
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
-        decided = decide([five, *others], [provider()], held, LATE)
+        decided = decide([five, *others], [provider()], load, LATE)
         assert places(decided) == {2: 1, 3: 1}
 
     def test_capacity_is_free_once_enough_jobs_have_ended(self) -> None:
-        held = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
+        load = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
-        decided = decide([six], [provider()], held, OVERDUE)
+        decided = decide([six], [provider()], load, OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 300)]
 
     def test_other_jobs_go_there_if_they_fit_next_to_the_reservation(self) -> None:
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
         # Two cpus are left beside the six; the third job would take of theirs.
-        decided = decide([six, *others], [provider()], [self.held], LATE)
+        decided = decide([six, *others], [provider()], [self.load], LATE)
         assert places(decided) == {2: 1, 3: 1}
 
     def test_other_providers_are_free_for_all(self) -> None:
         small = provider(2, cpus=4)
         other = waiting(2, cpus=4, time_limit=10_000)
-        decided = decide([self.big, other], [provider(), small], [self.held], LATE)
+        decided = decide([self.big, other], [provider(), small], [self.load], LATE)
         assert places(decided) == {2: 2}
         assert list(decided.reservations) == [1]
 
     def test_the_first_free_capacity_is_reserved(self) -> None:
-        held = [self.held, running(8, 2, cpus=1, time_limit=100)]
-        decided = decide([self.big], [provider(1), provider(2)], held, OVERDUE)
+        load = [self.load, running(8, 2, cpus=1, time_limit=100)]
+        decided = decide([self.big], [provider(1), provider(2)], load, OVERDUE)
         assert kept(decided) == [(1, 2, NOW + 100)]
 
     def test_what_does_not_run_yet_may_start_late(self) -> None:
-        held = dataclasses.replace(self.held, status=JobStatus.SCHEDULED, since=NOW - 200)
+        load = dataclasses.replace(self.load, status=JobStatus.SCHEDULED, since=NOW - 200)
         rules = dataclasses.replace(OVERDUE, start_margin=15)
-        decided = decide([self.big], [provider()], [held], rules)
+        decided = decide([self.big], [provider()], [load], rules)
         assert kept(decided) == [(1, 1, NOW + 315)]
 
     def test_what_is_past_its_end_may_be_reported_any_moment(self) -> None:
-        held = dataclasses.replace(self.held, since=NOW - 900)
-        decided = decide([self.big], [provider()], [held], OVERDUE)
+        load = dataclasses.replace(self.load, since=NOW - 900)
+        decided = decide([self.big], [provider()], [load], OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 1)]
 
     def test_a_job_that_can_run_nowhere_reserves_no_capacity(self) -> None:
@@ -253,7 +253,7 @@ class TestReservation:
 
     def test_only_one_overdue_job_holds_a_reservation(self) -> None:
         queue = [self.big, waiting(2, cpus=8, queued_at=NOW - 999)]
-        decided = decide(queue, [provider(1), provider(2)], [self.held, running(8, 2)], OVERDUE)
+        decided = decide(queue, [provider(1), provider(2)], [self.load, running(8, 2)], OVERDUE)
         assert kept(decided) == [(1, 2, NOW + 60)]
 
     def test_all_aged_jobs_are_served_in_order_of_age(self) -> None:
@@ -264,17 +264,17 @@ class TestReservation:
 
     def test_the_first_without_capacity_have_reservations_at_different_providers(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
-        held = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2)]
+        load = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2)]
         rules = dataclasses.replace(PLAIN, reservations=4)
-        decided = decide(queue, [provider(1), provider(2)], held, rules)
+        decided = decide(queue, [provider(1), provider(2)], load, rules)
         assert kept(decided) == [(1, 1, NOW + 100), (2, 2, NOW + 200)]
 
     def test_only_as_many_as_the_rules_say(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
-        held = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2, 3)]
+        load = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2, 3)]
         grid = [provider(1), provider(2), provider(3)]
         for count in (1, 2):
-            decided = decide(queue, grid, held, dataclasses.replace(PLAIN, reservations=count))
+            decided = decide(queue, grid, load, dataclasses.replace(PLAIN, reservations=count))
             assert len(decided.reservations) == count
 
 
@@ -469,13 +469,13 @@ class TestCustomers:
     def test_a_customer_has_no_more_jobs_at_providers_than_allowed(self, rules: Rules) -> None:
         queue = [waiting(n, customer=self.heavy, queued_at=NOW - n) for n in range(1, 5)]
         other = waiting(9, customer=self.light, time_limit=900)
-        held = [running(20, customer=self.heavy)]
+        load = [running(20, customer=self.heavy)]
         limited = dataclasses.replace(rules, max_running=3)
-        decided = decide([*queue, other], [provider()], held, limited)
+        decided = decide([*queue, other], [provider()], load, limited)
         customers = [d.waiting.job.customer for d in decided.decisions]
         assert sorted(customers) == [self.heavy, self.heavy, self.light]
         # What may not start holds no reservation either.
-        full = [*held, running(21, customer=self.heavy), running(22, customer=self.heavy, cpus=6)]
+        full = [*load, running(21, customer=self.heavy), running(22, customer=self.heavy, cpus=6)]
         assert kept(decide(queue, [provider()], full, limited)) == []
 
 
@@ -528,18 +528,18 @@ class TestWishes:
         # Provider 1 is full and half as dear: 1.1 + 90 / 100 times its price is accepted after 90 s.
         grid = [provider(1, price=10), provider(2, price=20)]
         job = waiting(7, uses="deepsquare.patience=100", queued_at=NOW - waited)
-        held = [running(1, cpus=8)]
-        assert places(decide([job], grid, held)) == chosen
-        assert places(decide([waiting(7)], grid, held)) == {7: 2}
+        load = [running(1, cpus=8)]
+        assert places(decide([job], grid, load)) == chosen
+        assert places(decide([waiting(7)], grid, load)) == {7: 2}
 
     def test_placement_counts_the_customer_s_jobs(self) -> None:
         grid = [provider(n, price=n) for n in (1, 2, 3)]
-        held = [running(9, 1, customer=address(7)), running(8, 2, customer=address(8))]
+        load = [running(9, 1, customer=address(7)), running(8, 2, customer=address(8))]
 
         def spread(placement: str) -> list[int]:
             uses = f"deepsquare.placement={placement}"
             queue = [waiting(n, uses=uses, customer=address(7)) for n in (1, 2, 3, 4)]
-            return [d.provider_id for d in decide(queue, grid, held).decisions]
+            return [d.provider_id for d in decide(queue, grid, load).decisions]
 
         assert spread("spread") == [2, 3, 1, 2]
         assert spread("pack") == [1, 1, 1, 1]

@@ -264,7 +264,7 @@ class _Simulation:
         self._planner = Planner()
         self._history = RunHistory()
         self._waiting: dict[int, Waiting] = {}
-        self._held: dict[int, Job] = {}
+        self._assigned: dict[int, Job] = {}
         self._events: list[tuple[float, int, int]] = [
             (self._seen_at(job.at), _ARRIVAL, job.id) for job in jobs
         ]
@@ -297,14 +297,14 @@ class _Simulation:
         if kind == _ARRIVAL:
             self._waiting[job_id] = _waiting(self._jobs[job_id])
         elif kind == _BEGIN:
-            self._held[job_id] = replace(
-                self._held[job_id], status=JobStatus.RUNNING, since=math.floor(now)
+            self._assigned[job_id] = replace(
+                self._assigned[job_id], status=JobStatus.RUNNING, since=math.floor(now)
             )
             return False
         elif kind == _HOLD_ENDS:
             self._hold_end = math.inf
         else:
-            del self._held[job_id]
+            del self._assigned[job_id]
             self._record(job_id)
         return True
 
@@ -317,7 +317,10 @@ class _Simulation:
 
     def _plan(self, now: float) -> None:
         snapshot = Snapshot(
-            math.floor(now), self._views, tuple(self._waiting.values()), tuple(self._held.values())
+            math.floor(now),
+            self._views,
+            tuple(self._waiting.values()),
+            tuple(self._assigned.values()),
         )
         decided = self._planner.plan(snapshot, self._rules, self._history, complete=False)
         for decision in decided.decisions:
@@ -335,7 +338,7 @@ class _Simulation:
         del self._waiting[job.id]
         self._outcomes[job.id] = SimulatedRun(job, index, begin, end)
         status = JobStatus.META_SCHEDULED if self._block > 0 else JobStatus.RUNNING
-        self._held[job.id] = replace(
+        self._assigned[job.id] = replace(
             record, status=status, since=math.floor(now), provider_id=provider_id, rate=rate
         )
         if self._block > 0:

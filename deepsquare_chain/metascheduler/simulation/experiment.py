@@ -70,7 +70,7 @@ class Case:
     scheduler: Scheduler
     load: float
     seed: int
-    wish: str = ""
+    mix: str = ""
     block: float = 0.0
 
 
@@ -119,7 +119,7 @@ class ResultRow:
     """A scheduler's measures as means over seeds; ratios are None without their baseline."""
 
     scheduler: Scheduler
-    wish: str
+    mix: str
     load: float
     block: float
     seeds: int
@@ -158,7 +158,7 @@ class Experiment:
     grid: SimulatedGrid
     loads: Sequence[float]
     seeds: int
-    wishes: Sequence[str]
+    mixes: Sequence[str]
     baselines: Sequence[Scheduler] = BASELINES
     blocks: Sequence[float] = (0.0,)
     rules: Rules = field(default_factory=Rules)
@@ -172,10 +172,10 @@ class Experiment:
     def cases(self) -> list[Case]:
         """Return all cases, those that take longest first."""
         policy = [
-            Case(Scheduler.POLICY, load, seed, wish, block)
+            Case(Scheduler.POLICY, load, seed, mix, block)
             for load in sorted(self.loads, reverse=True)
             for block in self.blocks
-            for wish in self.wishes
+            for mix in self.mixes
             for seed in range(self.seeds)
         ]
         return policy + [
@@ -232,7 +232,7 @@ def run_case(experiment: Experiment, case: Case) -> Measures:
     trace = scaled(experiment.trace, experiment.width, grid.memory_per_cpu)
     jobs = fold(trace, capacity=grid.capacity, load=case.load, seed=case.seed)
     if case.scheduler is Scheduler.POLICY:
-        jobs = with_objectives(jobs, case.wish, case.seed)
+        jobs = with_objectives(jobs, case.mix, case.seed)
         if experiment.patience:
             jobs = with_patience(jobs, experiment.patience)
         outcomes = run_policy(jobs, grid.views(), grid.speeds, experiment.rules, block=case.block)
@@ -384,7 +384,7 @@ def summarise(measures: Sequence[Measures]) -> list[ResultRow]:
     groups: dict[tuple[Scheduler, str, float, float], list[Measures]] = {}
     for result in measures:
         case = result.case
-        groups.setdefault((case.scheduler, case.wish, case.load, case.block), []).append(result)
+        groups.setdefault((case.scheduler, case.mix, case.load, case.block), []).append(result)
     rows = [_row(key, group, by_case) for key, group in groups.items()]
     order = list(Scheduler)
     return sorted(rows, key=lambda row: (row.load, row.block, order.index(row.scheduler)))
@@ -395,7 +395,7 @@ def _row(
     group: Sequence[Measures],
     by_case: Mapping[Case, Measures],
 ) -> ResultRow:
-    scheduler, wish, load, block = key
+    scheduler, mix, load, block = key
 
     def ratios(
         baseline: Scheduler, value: Callable[[Measures], float], *, inverse: bool = False
@@ -415,7 +415,7 @@ def _row(
     vs_saf = ratios(Scheduler.MERGED_SAF, lambda m: m.slowdown)
     return ResultRow(
         scheduler=scheduler,
-        wish=wish,
+        mix=mix,
         load=load,
         block=block,
         seeds=len(group),

@@ -109,7 +109,7 @@ def read_grid(path: Path) -> SimulatedGrid:
     Raises:
         UsageError: The file can't be read or is invalid; the message names the error.
     """
-    return SimulatedGrid(read_yaml(path, _GridFile, what="the grid", hint=_HINT).providers)
+    return SimulatedGrid(read_yaml(path, _GridFile, content="the grid", hint=_HINT).providers)
 
 
 def _view(number: int, cluster: SimulatedProvider) -> ProviderView:

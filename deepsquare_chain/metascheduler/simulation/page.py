@@ -42,7 +42,7 @@ _PLOTS: Final[tuple[tuple[str, Callable[[ResultSeries], Sequence[float]]], ...]]
 #: Title of a column, and its text.
 COLUMNS: Final[tuple[tuple[str, Callable[[ResultRow], str]], ...]] = (
     ("scheduler", lambda row: row.scheduler.value),
-    ("objective", lambda row: row.wish or "-"),
+    ("objective", lambda row: row.mix or "-"),
     ("load", lambda row: f"{row.load:g}"),
     ("block s", lambda row: f"{row.block:g}"),
     ("slowdown", lambda row: f"{row.slowdown:.2f}"),
@@ -103,8 +103,8 @@ def render(experiment: Experiment, rows: Sequence[ResultRow], measures: Sequence
 
 def _name(measures: Measures) -> str:
     case = measures.case
-    wish = f", {case.wish}" if case.wish else ""
-    return f"{case.scheduler.value}{wish}" + (f", {case.block:g} s blocks" if case.block else "")
+    mix = f", {case.mix}" if case.mix else ""
+    return f"{case.scheduler.value}{mix}" + (f", {case.block:g} s blocks" if case.block else "")
 
 
 def _table(rows: Sequence[ResultRow]) -> str:

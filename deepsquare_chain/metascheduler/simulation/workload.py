@@ -197,7 +197,7 @@ def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[Trace
 
 
 #: Objectives from which the one of each job is drawn at random, by name of the mix.
-WISHES: Final[dict[str, tuple[Objective, ...]]] = {
+MIXES: Final[dict[str, tuple[Objective, ...]]] = {
     "COST": (Objective.COST,),
     "TIME": (Objective.TIME,),
     "ENERGY": (Objective.ENERGY,),
@@ -205,10 +205,10 @@ WISHES: Final[dict[str, tuple[Objective, ...]]] = {
 }
 
 
-def with_objectives(jobs: Sequence[TraceJob], wish: str, seed: int) -> list[TraceJob]:
+def with_objectives(jobs: Sequence[TraceJob], mix: str, seed: int) -> list[TraceJob]:
     """Return the jobs with objectives; MIXED draws COST, ENERGY and TIME with equal probability."""
     rng = random.Random(f"objectives {seed}")  # noqa: S311
-    choices = WISHES[wish]
+    choices = MIXES[mix]
     return [replace(job, objective=rng.choice(choices)) for job in jobs]
 
 
