@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from eth_account import Account
 
 from deepsquare_chain import errors
 from tests.support.cli import run
+from tests.support.local_devnet import commands_in
 from tests.support.mutate import bent_bytes
 from tests.unit.test_bad_input import CONFIG, RECORD
 from tests.unit.test_workflow_hostile import VALID
@@ -38,15 +41,23 @@ SAMPLES: dict[str, tuple[bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_bent_files(tmp_path: Path, name: str) -> None:
+def test_bent_files(
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first of them by the program itself, the others in this process."""
     whole, command = SAMPLES[name]
     dice = random.Random(name)
-    for _ in range(5):
+    call = commands_in(tmp_path, monkeypatch, capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    for number in range(5):
         (tmp_path / name).write_bytes(bent_bytes(whole, dice))
-        found = run(command, tmp_path, timeout=120)
-        assert found.code in CODES, found
-        assert "Traceback" not in found.err + found.out, found
-        assert "\x1b[31m" not in found.err, "a file can't paint the terminal"
-        if found.code:
-            assert "Error: " in found.err, found
-            assert found.out == "", found
+        outcome = call(*command) if number else run(command, tmp_path)
+        assert outcome.code in CODES, outcome
+        assert "Traceback" not in outcome.err + outcome.out, outcome
+        assert "\x1b[31m" not in outcome.err, "a file can't paint the terminal"
+        if outcome.code:
+            assert "Error: " in outcome.err, outcome
+            assert outcome.out == "", outcome

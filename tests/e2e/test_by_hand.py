@@ -23,17 +23,18 @@ from deepsquare_chain.chain.wallet import unlock
 from deepsquare_chain.demo.runner import processes_of
 from tests.support.browser import open_browser
 from tests.support.cli import EXAMPLES, Outcome, clean_environment, devnet, run, running
+from tests.support.local_devnet import Cli, LocalDevnet
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def local_devnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDevnet]:
     """A devnet with its explorer, a meta-scheduler and a provider; each from a folder of its own."""
     folder = tmp_path_factory.mktemp("by-hand")
     with devnet(folder, "--explorer-port", "0"), ExitStack() as stack:
         for name, verb in (("scheduler", "metascheduler"), ("alpine", "provider")):
             home = folder / ".deepsquare" / name
             stack.enter_context(running([verb, "run"], home, name))
-        yield folder
+        yield LocalDevnet(folder)
     assert processes_of(folder) == []
 
 
@@ -42,13 +43,15 @@ def data(outcome: Outcome) -> Any:
     return json.loads(outcome.out)
 
 
-def test_one_job_from_end_to_end(place: Path) -> None:
+def test_one_job_from_end_to_end(cli: Cli, local_devnet: LocalDevnet) -> None:
     hello = str(EXAMPLES / "hello.yaml")
-    before = data(run(["credit", "balance", "-o", "json"], place))
-    offers = data(run(["quote", hello, "-o", "json"], place))
+    before = data(cli("credit", "balance", "-o", "json"))
+    offers = data(cli("quote", hello, "-o", "json"))
     assert [offer["provider_id"] for offer in offers if offer["eligible"]] == [1, 2]
 
-    sent = run(["submit", hello, "--wait", "--wait-timeout", "200", "-o", "json"], place, 240)
+    sent = run(
+        ["submit", hello, "--wait", "--wait-timeout", "200", "-o", "json"], local_devnet.folder, 240
+    )
     (job,) = data(sent)
     assert "Escrowing 1 of 1000 credits" in sent.err
     for status in ("RUNNING at provider 1", "FINISHED at provider 1"):
@@ -56,30 +59,32 @@ def test_one_job_from_end_to_end(place: Path) -> None:
 
     assert (job["name"], job["status"], job["exit_code"]) == ("hello", "FINISHED", 0)
     assert int(job["funded"]) == int(job["paid"]) + int(job["fee"]) + int(job["refunded"])
-    after = data(run(["credit", "balance", "-o", "json"], place))
+    after = data(cli("credit", "balance", "-o", "json"))
     assert int(before["balance"]) - int(after["balance"]) == int(job["paid"]) + int(job["fee"])
     assert (before["allowance"], after["allowance"]) == ("0", "0")
 
-    logs = run(["job", "logs", "1"], place)
+    logs = cli("job", "logs", "1")
     assert logs.out.splitlines()[0] == "Hello from the grid, reader"
     assert "line 3 of job 1" in logs.out
-    left = data(run(["job", "results", "1", "--to", "got", "-o", "json"], place))
+    left = data(cli("job", "results", "1", "--to", "got", "-o", "json"))
     assert [(each["name"], each["on_chain"]) for each in left] == [("output", True)]
-    assert (place / "got" / "output").read_text() == logs.out
-    assert "job 1 ended FINISHED at provider 1" in run(["job", "why", "1"], place).out
+    assert (local_devnet.folder / "got" / "output").read_text() == logs.out
+    assert "job 1 ended FINISHED at provider 1" in cli("job", "why", "1").out
 
 
-def test_submit_wait_ends_with_the_jobs_own_code(place: Path) -> None:
-    found = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], place, 240)
+def test_submit_wait_ends_with_the_jobs_own_code(local_devnet: LocalDevnet) -> None:
+    found = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], local_devnet.folder, 240)
     assert found.code == 3
     assert "FAILED" in found.err
 
 
-def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(place: Path) -> None:
+def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(
+    local_devnet: LocalDevnet,
+) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "sdk.py"],
-        cwd=place,
-        env=clean_environment(place),
+        cwd=local_devnet.folder,
+        env=clean_environment(local_devnet.folder),
         capture_output=True,
         text=True,
         timeout=240,
@@ -168,16 +173,18 @@ steps:
 """
 
 
-def test_a_job_file_goes_from_the_browser_to_its_live_page(place: Path) -> None:
+def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDevnet) -> None:
     """The definition is uploaded by the page, and only the wallet that signed in sees the output."""
-    told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
+    told = re.search(
+        r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
+    )
     assert told is not None
     with open_browser() as browser:
         page = browser.new_page()
         page.set_default_timeout(60_000)
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
-        wallet = BrowserWallet(page, place / ".deepsquare" / "alice")
+        wallet = BrowserWallet(page, local_devnet.folder / ".deepsquare" / "alice")
         page.goto(f"{told[1]}/submit")
         page.get_by_label("Job file", exact=True).check()
         page.locator("[name=file]").fill(FROM_BROWSER)
@@ -200,56 +207,60 @@ def test_a_job_file_goes_from_the_browser_to_its_live_page(place: Path) -> None:
         assert "private words" not in stranger.content()
 
 
-def test_books_add_up(place: Path) -> None:
-    found = data(run(["audit", "verify", "-o", "json"], place))
+def test_books_add_up(cli: Cli) -> None:
+    found = data(cli("audit", "verify", "-o", "json"))
     assert (found["ok"], found["difference"]) == (True, "0")
 
 
-def test_one_jobs_credits_are_audited_by_hand(place: Path) -> None:
+def test_one_jobs_credits_are_audited_by_hand(cli: Cli) -> None:
     deep = ["audit", "verify", "--proofs", "-o", "json"]
-    found = data(run(deep, place))
+    found = data(cli(*deep))
     assert (found["ok"], found["proven"], found["findings"]) == (True, True, [])
     assert {check["difference"] for check in found["checks"]} == {"0"}
     assert all(check["how_to_repeat"] for check in found["checks"])
     assert {"fee-change", "role-change", "mint"} <= {row["code"] for row in found["exceptions"]}
 
-    job = data(run(["audit", "job", "1", "-o", "json"], place))
+    job = data(cli("audit", "job", "1", "-o", "json"))
     assert (job["status"], job["bill"]["ok"]) == ("FINISHED", True)
     assert job["bill"]["reported"] is not None
     assert [line["difference"] for line in job["bill"]["lines"]] == ["0"] * 4
 
-    block = data(run(["audit", "verify", "--block", "0", "--events-only", "-o", "json"], place))
+    block = data(cli("audit", "verify", "--block", "0", "--events-only", "-o", "json"))
     assert (block["block"], block["jobs"], block["supply"]) == (0, 0, "0")
-    none = run(["audit", "statement", "--from", "0", "--to", "0", "-o", "json"], place)
+    none = cli("audit", "statement", "--from", "0", "--to", "0", "-o", "json")
     assert data(none) == []
     assert "Opening balance 0, closing balance 0; blocks 0 to 0." in none.err
-    rows = data(run(["audit", "statement", "-o", "json"], place))
+    rows = data(cli("audit", "statement", "-o", "json"))
     kinds = [row["kind"] for row in rows]
     assert kinds[0] == "mint"
     assert kinds.count("escrow") == kinds.count("refund") == len(kinds[1:]) // 2 >= 1
 
 
-def test_an_export_is_replayed_and_a_tampered_one_is_found(place: Path) -> None:
-    done = data(run(["audit", "export", "books", "-o", "json"], place))
+def test_an_export_is_replayed_and_a_tampered_one_is_found(
+    cli: Cli, local_devnet: LocalDevnet
+) -> None:
+    done = data(cli("audit", "export", "books", "-o", "json"))
     assert done["logs"] > 30
-    assert run(["audit", "verify", "books"], place).code == 0
-    assert run(["audit", "verify", "books/manifest.json", "--offline"], place).code == 0
-    assert run(["audit", "verify", "--offline"], place).code == 2
+    assert cli("audit", "verify", "books").code == 0
+    assert cli("audit", "verify", "books/manifest.json", "--offline").code == 0
+    assert cli("audit", "verify", "--offline").code == 2
 
-    logs = place / "books" / "logs.jsonl"
+    logs = local_devnet.folder / "books" / "logs.jsonl"
     logs.write_bytes(b"".join(logs.read_bytes().splitlines(keepends=True)[:-1]))
-    found = run(["audit", "verify", "books", "-o", "json"], place)
+    found = cli("audit", "verify", "books", "-o", "json")
     assert found.code == 10
     codes = {finding["code"] for finding in json.loads(found.out)["findings"]}
     assert {"file", "chain", "storage"} <= codes
-    assert run(["audit", "verify", "books", "--offline"], place).code == 10
+    assert cli("audit", "verify", "books", "--offline").code == 10
 
 
-def test_the_devnet_prints_the_url_of_its_explorer(place: Path) -> None:
+def test_the_devnet_prints_the_url_of_its_explorer(cli: Cli, local_devnet: LocalDevnet) -> None:
     """The address that `devnet up` prints has the jobs of this grid on its pages."""
-    told = re.search(r"^explorer +(http://\S+)$", (place / "devnet.log").read_text(), re.MULTILINE)
+    told = re.search(
+        r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
+    )
     assert told is not None
-    listed = data(run(["job", "list", "--all", "-o", "json"], place))
+    listed = data(cli("job", "list", "--all", "-o", "json"))
     with httpx2.Client(base_url=told[1], trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 180
         while (status := web.get("/api/v1/status").json())["lag"]:
@@ -260,10 +271,10 @@ def test_the_devnet_prints_the_url_of_its_explorer(place: Path) -> None:
         assert "hello" in web.get("/jobs/1").text
 
 
-def test_sources_are_written_for_other_explorers(place: Path) -> None:
-    done = run(["contracts", "verify", "--write", "tree"], place)
+def test_sources_are_written_for_other_explorers(cli: Cli, local_devnet: LocalDevnet) -> None:
+    done = cli("contracts", "verify", "--write", "tree")
     assert done.code == 0
-    assert len(list((place / "tree").rglob("metadata.json"))) == 4
-    refused = run(["contracts", "verify", "--sourcify", "http://127.0.0.1:1"], place)
+    assert len(list((local_devnet.folder / "tree").rglob("metadata.json"))) == 4
+    refused = cli("contracts", "verify", "--sourcify", "http://127.0.0.1:1")
     assert refused.code == 7
     assert "can't be reached" in refused.err

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Outcome, devnet, run, running
+from tests.support.local_devnet import commands_in
 from tests.support.slurm import LocalSlurm
 
 JOB = """\
@@ -44,7 +45,12 @@ def data(outcome: Outcome) -> Any:
     return json.loads(outcome.out)
 
 
-def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path) -> None:
+def test_from_a_cluster_to_the_first_credit(
+    cluster: LocalSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     scheduler = ["metascheduler", "run", "--keystore", ".deepsquare/wallets/scheduler.json"]
     with devnet(tmp_path), ExitStack() as stack:
         stack.enter_context(running(scheduler, tmp_path, "scheduler"))
@@ -52,6 +58,8 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
         grid = settings.read_text()
         own = tmp_path / "provider"
         own.mkdir()
+        customer = commands_in(tmp_path, monkeypatch, capsys)
+        provider = commands_in(own, monkeypatch, capsys)
         options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
         home = tmp_path / ".deepsquare/alice"
         settings_of_alice = grid.replace(str(home), str(own))
@@ -62,20 +70,20 @@ def test_from_a_cluster_to_the_first_credit(cluster: LocalSlurm, tmp_path: Path)
             shutil.copy(home / name, own / name)
 
         wallet = ["wallet", "new", "provider.json", "--password-file", "password", "-o", "json"]
-        address = data(run(wallet, own))["address"]
-        assert run(["credit", "faucet", address], own).code == 0
+        address = data(provider(*wallet))["address"]
+        assert provider("credit", "faucet", address).code == 0
         prices = ["--cpu-price", "0.05", "--mem-price", "0.00001", "--label", "site=here"]
-        assert run(["provider", "register", "--from-slurm", "--nodes", "3", *prices], own).code == 2
-        registered = run(["provider", "register", "--from-slurm", *prices], own)
+        assert provider("provider", "register", "--from-slurm", "--nodes", "3", *prices).code == 2
+        registered = provider("provider", "register", "--from-slurm", *prices)
         assert registered.code == 0, registered
         assert "Slurm has 2 nodes with 4 CPUs, 2048 MB and 1 GPU each." in registered.err
         admin = ["admin", "approve", address, "--keystore", ".deepsquare/wallets/admin.json"]
-        assert run(admin, tmp_path).code == 0
+        assert customer(*admin).code == 0
         stack.enter_context(running(["provider", "run"], own, "provider"))
 
         (tmp_path / "job.yaml").write_text(JOB)
         (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 300))
         assert (job["status"], job["exit_code"]) == ("FINISHED", 0)
-        assert run(["job", "logs", "1"], tmp_path).out == "hello from 8 tasks\n"
-        (earned,) = data(run(["provider", "earnings", "-o", "json"], own))
+        assert customer("job", "logs", "1").out == "hello from 8 tasks\n"
+        (earned,) = data(provider("provider", "earnings", "-o", "json"))
         assert (earned["jobs"], earned["paid"]) == (1, job["paid"])

@@ -19,7 +19,7 @@ from deepsquare_chain.cli.output import Printer
 from deepsquare_chain.client import registration
 from deepsquare_chain.errors import GridError
 from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
-from tests.support.place import Cli, Place
+from tests.support.local_devnet import Cli, LocalDevnet
 
 HELLO = str(EXAMPLES / "hello.yaml")
 
@@ -51,14 +51,16 @@ def nobody() -> str:
 # ----------------------------------------------------------------- exit codes
 
 
-def test_every_documented_exit_code_is_reached(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_every_documented_exit_code_is_reached(
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
+) -> None:
     """By a command of its own; what a service or a script is told to rely on."""
     text = (PROJECT / "docs" / "cli.md").read_text()
     documented = {int(number) for number in re.findall(r"\| (\d{1,2}) \| [a-z]", text)}
     bad, record = tmp_path / "bad.yaml", tmp_path / "deployment.json"
     bad.write_text("nmae: x\n")
-    record.write_text(json.dumps(place.record | {"treasury": "0x" + "12" * 20}))
-    alpine = ["--keystore", str(place.wallets / "alpine.json")]
+    record.write_text(json.dumps(local_devnet.record | {"treasury": "0x" + "12" * 20}))
+    alpine = ["--keystore", str(local_devnet.wallets / "alpine.json")]
     job = str(json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)[0]["id"])
     commands = {
         0: ["job", "get", job],
@@ -139,7 +141,7 @@ def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:
     assert worth(cli) == before
 
 
-def test_no_gas(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_no_gas(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
     wallet = str(tmp_path / "poor.json")
     made = json.loads(cli("wallet", "new", wallet, "-o", "json").out)
     refused(cli("submit", HELLO, "--keystore", wallet), 5, "has 0 credits")
@@ -161,14 +163,14 @@ def test_wrong_password(cli: Cli, tmp_path: Path) -> None:
     refused(cli("submit", HELLO, "--password-file", str(tmp_path / "none")), 4, "none")
 
 
-def test_no_terminal_to_ask_for_the_password(place: Place, tmp_path: Path) -> None:
+def test_no_terminal_to_ask_for_the_password(local_devnet: LocalDevnet, tmp_path: Path) -> None:
     for name in ("alice.json", "password"):
-        shutil.copy(place.wallets / name, tmp_path / name)
-    record = place.folder / ".deepsquare" / "deployment.json"
+        shutil.copy(local_devnet.wallets / name, tmp_path / name)
+    record = local_devnet.folder / ".deepsquare" / "deployment.json"
     found = run(
         ["submit", HELLO, "--keystore", "alice.json", "--deployment", str(record)],
         tmp_path,
-        DEEPSQUARE_ENDPOINT=place.record["extra"]["endpoint"],
+        DEEPSQUARE_ENDPOINT=local_devnet.record["extra"]["endpoint"],
     )
     refused(found, 8, "needs its password", "DEEPSQUARE_PASSWORD_FILE")
 
@@ -200,9 +202,9 @@ def test_endpoint_down(cli: Cli) -> None:
         refused(cli(*arguments, "--endpoint", url), 7, "can't be reached", "devnet up")
 
 
-def test_a_service_waits_for_its_endpoint_and_says_so(place: Place) -> None:
+def test_a_service_waits_for_its_endpoint_and_says_so(local_devnet: LocalDevnet) -> None:
     service = ["provider", "run", "--endpoint", nobody(), "--log-format", "console"]
-    with running(service, place.folder, "waiting") as daemon:
+    with running(service, local_devnet.folder, "waiting") as daemon:
         daemon.wait_for("endpoint unavailable")
         assert daemon.end(signal.SIGTERM) == 0
     said = daemon.log.read_text()
@@ -211,22 +213,22 @@ def test_a_service_waits_for_its_endpoint_and_says_so(place: Place) -> None:
     assert "Traceback" not in said
 
 
-def test_endpoint_that_is_no_node(cli: Cli, place: Place) -> None:
-    faucet = place.record["extra"]["faucet"]
+def test_endpoint_that_is_no_node(cli: Cli, local_devnet: LocalDevnet) -> None:
+    faucet = local_devnet.record["extra"]["faucet"]
     refused(cli("job", "list", "--endpoint", faucet), 7, "responded with HTTP status")
     refused(cli("job", "list", "--endpoint", "ftp://host"), 2, "endpoint")
 
 
-def test_wrong_chain_id(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_wrong_chain_id(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
     refused(cli("job", "list", "--chain-id", "5"), 2, "chain 1337", "chain 5")
     other = tmp_path / "deployment.json"
-    other.write_text(json.dumps(place.record | {"chain_id": 5}))
+    other.write_text(json.dumps(local_devnet.record | {"chain_id": 5}))
     refused(cli("job", "list", "--deployment", str(other)), 7, "serves chain 1337, not chain 5")
 
 
-def test_no_contract_at_the_address(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_no_contract_at_the_address(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
     other = tmp_path / "deployment.json"
-    other.write_text(json.dumps(place.record | {"scheduler": "0x" + "12" * 20}))
+    other.write_text(json.dumps(local_devnet.record | {"scheduler": "0x" + "12" * 20}))
     found = cli("job", "list", "--deployment", str(other))
     refused(found, 7, "no contract at 0x1212121212121212121212121212121212121212")
 
@@ -258,7 +260,7 @@ def test_unknown_job_id_is_exit_4(cli: Cli, arguments: list[str]) -> None:
     refused(cli("job", *arguments), 4, "Job 999 does not exist")
 
 
-def test_a_job_that_no_provider_runs(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_a_job_that_no_provider_runs(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
     """A job of one's own, on a grid without scheduler and providers."""
     sent = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
     job = str(sent[0]["id"])
@@ -266,7 +268,7 @@ def test_a_job_that_no_provider_runs(cli: Cli, place: Place, tmp_path: Path) -> 
     refused(cli("job", "logs", job), 4, "No gateway has a log of job")
     refused(cli("job", "retry", job), 6, "has not ended")
     refused(cli("job", "topup", job, "5000"), 5, "has 99", "5000")
-    bob = str(place.wallets / "bob.json")
+    bob = str(local_devnet.wallets / "bob.json")
     refused(cli("job", "cancel", job, "--keystore", bob), 8, "belongs to another customer")
     assert cli("job", "topup", job, "0.5").code == 0
     record = json.loads(cli("job", "get", job, "-o", "json").out)
@@ -288,7 +290,7 @@ def test_status_that_is_none(cli: Cli) -> None:
 # ---------------------------------------------------------------------- roles
 
 
-def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
+def test_only_roles_and_providers_may(cli: Cli, local_devnet: LocalDevnet) -> None:
     alpine = json.loads(cli("provider", "status", "--all", "-o", "json").out)[0]["account"]
     refused(cli("admin", "approve", alpine), 8, "does not have APPROVER_ROLE")
     refused(cli("admin", "ban", alpine, "--yes"), 8, "does not have APPROVER_ROLE")
@@ -298,14 +300,16 @@ def test_only_roles_and_providers_may(cli: Cli, place: Place) -> None:
     refused(cli("provider", "run"), 4, "not registered", "provider register")
     refused(cli("provider", "status"), 4, "not registered")
     refused(cli("metascheduler", "run"), 8, "METASCHEDULER_ROLE")
-    keystore = ["--keystore", str(place.wallets / "alpine.json")]
+    keystore = ["--keystore", str(local_devnet.wallets / "alpine.json")]
     found = cli("provider", "offer", "--cpus", "99", "--memory", "1", *keystore)
     refused(found, 6, "more than the approved hardware")
 
 
-def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: Path) -> None:
+def test_a_provider_from_its_wallet_to_a_ban(
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
+) -> None:
     own = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
-    admin = ["--keystore", str(place.wallets / "admin.json"), "-o", "json"]
+    admin = ["--keystore", str(local_devnet.wallets / "admin.json"), "-o", "json"]
     account = json.loads(cli("wallet", "new", own[1], "-o", "json").out)["address"]
     assert cli("credit", "faucet", account).code == 0
     hardware = ["--nodes", "2", "--cpus-per-node", "8", "--mem-per-node", "16000"]
@@ -380,8 +384,8 @@ def test_a_provider_from_its_wallet_to_a_ban(cli: Cli, place: Place, tmp_path: P
     assert (jobs.code, jobs.out) == (0, "")
 
 
-def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
-    admin = ["--keystore", str(place.wallets / "admin.json"), "-o", "json"]
+def test_roles_fee_mint_and_handover(cli: Cli, local_devnet: LocalDevnet) -> None:
+    admin = ["--keystore", str(local_devnet.wallets / "admin.json"), "-o", "json"]
     alice = json.loads(cli("wallet", "show", "-o", "json").out)["address"]
     owner = json.loads(cli("wallet", "show", *admin).out)["address"]
 
@@ -421,11 +425,11 @@ def test_roles_fee_mint_and_handover(cli: Cli, place: Place) -> None:
 
 
 def test_a_new_version_continues_with_the_old_credit_and_registry(
-    cli: Cli, place: Place, tmp_path: Path
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
     record = str(tmp_path / "new.json")
-    new = ["--keystore", str(place.wallets / "admin.json"), "--deployment", record]
-    old = place.record
+    new = ["--keystore", str(local_devnet.wallets / "admin.json"), "--deployment", record]
+    old = local_devnet.record
     wrong = ["--credit", old["registry"], "--registry", old["registry"]]
     refused(cli("contracts", "deploy", *wrong, *new), 2, "is not this package's Credit")
     kept = ["--credit", old["credit"], "--registry", old["registry"]]
@@ -443,8 +447,8 @@ def test_a_new_version_continues_with_the_old_credit_and_registry(
     assert [each["status"] for each in json.loads(providers.out)][:2] == ["ACTIVE", "ACTIVE"]
 
 
-def test_closed_submissions(cli: Cli, place: Place) -> None:
-    admin = ["--keystore", str(place.wallets / "admin.json")]
+def test_closed_submissions(cli: Cli, local_devnet: LocalDevnet) -> None:
+    admin = ["--keystore", str(local_devnet.wallets / "admin.json")]
     assert cli("admin", "close", *admin).code == 0
     refused(cli("submit", HELLO), 6, "does not accept new jobs")
     assert json.loads(cli("admin", "params", "-o", "json").out)["submissions_open"] is False
@@ -470,7 +474,7 @@ def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
 
 
 def test_waiting_for_a_job_prints_why_it_makes_no_progress(
-    cli: Cli, place: Place, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, local_devnet: LocalDevnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
 
@@ -478,7 +482,7 @@ def test_waiting_for_a_job_prints_why_it_makes_no_progress(
         notes.append(text)
         if "too expensive" in text:  # what the customer does about it ends the waiting
             job = text.split()[1]
-            assert run(["job", "cancel", job], place.folder).code == 0
+            assert run(["job", "cancel", job], local_devnet.folder).code == 0
 
     monkeypatch.setattr(Printer, "note", note)
     asked = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
@@ -506,13 +510,13 @@ def test_words_that_are_no_address_or_label(cli: Cli) -> None:
 # ---------------------------------------------------------------------- ports
 
 
-def test_port_in_use_and_folder_in_use(place: Place, tmp_path: Path) -> None:
-    port = place.record["extra"]["endpoint"].rpartition(":")[2]
+def test_port_in_use_and_folder_in_use(local_devnet: LocalDevnet, tmp_path: Path) -> None:
+    port = local_devnet.record["extra"]["endpoint"].rpartition(":")[2]
     others = ["--faucet-port", "0", "--relay-port", "0", "--no-explorer"]
     found = run(["devnet", "up", "--port", port, *others], tmp_path)
     assert f"Error: Port {port} on 127.0.0.1 is in use." in found.err
     assert (found.code, "Traceback" in found.err) == (2, False)
-    found = run(["devnet", "up", "--port", "0", *others], place.folder)
+    found = run(["devnet", "up", "--port", "0", *others], local_devnet.folder)
     refused(found, 2, "A devnet is already running in")
 
 
@@ -524,14 +528,14 @@ def test_faucet_pays_a_new_wallet(cli: Cli, tmp_path: Path) -> None:
     assert (found["balance_credits"], found["gas_coin"]) == ("1000", "10")
 
 
-def test_a_faucet_that_is_down(cli: Cli, place: Place, tmp_path: Path) -> None:
-    record = {**place.record, "extra": {**place.record["extra"], "faucet": nobody()}}
+def test_a_faucet_that_is_down(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
+    record = {**local_devnet.record, "extra": {**local_devnet.record["extra"], "faucet": nobody()}}
     (tmp_path / "deployment.json").write_text(json.dumps(record))
     found = cli("credit", "faucet", "--deployment", str(tmp_path / "deployment.json"))
     refused(found, 7, "no connection", "deepsquare devnet up")
 
 
-def test_doctor_finds_what_is_wrong(cli: Cli, place: Place) -> None:
+def test_doctor_finds_what_is_wrong(cli: Cli, local_devnet: LocalDevnet) -> None:
     found = cli("doctor", "-o", "json")
     assert found.code == 0
     assert all(check["ok"] for check in json.loads(found.out))
@@ -578,16 +582,16 @@ def test_contracts_on_chain_are_this_build(cli: Cli) -> None:
 
 
 def test_deploying_anew_writes_a_record_that_verifies(
-    cli: Cli, place: Place, tmp_path: Path
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
     record = tmp_path / "deployment.json"
     options = ["--deployment", str(record), "-o", "json"]
-    admin = ["--keystore", str(place.wallets / "admin.json"), *options]
+    admin = ["--keystore", str(local_devnet.wallets / "admin.json"), *options]
     refused(cli("contracts", "deploy", "--treasury", "0x12", *admin), 2, "treasury")
     assert not record.exists()
     found = cli("contracts", "deploy", "--demo-timeouts", *admin)
     assert found.code == 0, found
-    assert json.loads(found.out)["scheduler"] != place.record["scheduler"]
+    assert json.loads(found.out)["scheduler"] != local_devnet.record["scheduler"]
     verified = cli("contracts", "verify", *options)
     assert verified.code == 0, verified
     assert [path.name for path in tmp_path.iterdir()] == ["deployment.json"]

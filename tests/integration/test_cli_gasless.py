@@ -12,7 +12,7 @@ import pytest
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.faults import VARIABLE
 from tests.support.cli import EXAMPLES, Outcome, run
-from tests.support.place import Cli, Place
+from tests.support.local_devnet import Cli, LocalDevnet
 
 HELLO = str(EXAMPLES / "hello.yaml")
 
@@ -23,9 +23,9 @@ def data(found: Outcome) -> Any:
 
 
 @pytest.fixture
-def bob(place: Place) -> tuple[str, ...]:
+def bob(local_devnet: LocalDevnet) -> tuple[str, ...]:
     """Flags of the customer that holds credits and no coin."""
-    return ("--keystore", str(place.wallets / "bob.json"))
+    return ("--keystore", str(local_devnet.wallets / "bob.json"))
 
 
 def balance(cli: Cli, bob: tuple[str, ...]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def balance(cli: Cli, bob: tuple[str, ...]) -> dict[str, Any]:
 
 
 def test_a_wallet_without_coin_does_what_a_customer_does(
-    cli: Cli, place: Place, bob: tuple[str, ...]
+    cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...]
 ) -> None:
     before = balance(cli, bob)
     assert before["gas"] == "0"
@@ -66,8 +66,8 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     assert len({each["transaction"] for each in listed}) == 5
 
     async def sent() -> int:
-        account = json.loads((place.wallets / "bob.json").read_text())["address"]
-        async with connected(place.endpoint) as w3:
+        account = json.loads((local_devnet.wallets / "bob.json").read_text())["address"]
+        async with connected(local_devnet.endpoint) as w3:
             return int(await w3.eth.get_transaction_count(w3.to_checksum_address(account)))
 
     assert asyncio.run(sent()) == 0
@@ -86,13 +86,13 @@ def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize("crash_at", ["gasless.recorded", "gasless.handed"])
 def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
-    cli: Cli, place: Place, bob: tuple[str, ...], crash_at: str
+    cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...], crash_at: str
 ) -> None:
     """What was signed before the kill is handed over again, and nothing is signed twice."""
     before = balance(cli, bob)
     signed = len(data(cli("relay", "requests", "-o", "json", *bob)))
     words = ("submit", HELLO, "--gasless", "--yes", "--key", f"killed at {crash_at}", "-o", "json")
-    killed = run([*words, *bob], place.folder, 120, **{VARIABLE: crash_at})
+    killed = run([*words, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL, killed
     (made,) = data(cli(*words, *bob))
     assert data(cli(*words, *bob)) == [made]
@@ -114,11 +114,11 @@ def test_a_key_is_one_submission_with_and_without_a_relay(cli: Cli, bob: tuple[s
 
 
 def test_a_relay_returns_its_terms_and_one_that_is_down_is_reported(
-    cli: Cli, place: Place, bob: tuple[str, ...]
+    cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...]
 ) -> None:
     shown = data(cli("relay", "show", "-o", "json"))
     assert shown["open"] is True
-    assert shown["url"] == place.record["extra"]["relay"]
+    assert shown["url"] == local_devnet.record["extra"]["relay"]
     assert "submitJobs" in shown["functions"]
     away = ("--relay", "http://127.0.0.1:1")
     found = cli("submit", HELLO, "--gasless", "--yes", *away, *bob)

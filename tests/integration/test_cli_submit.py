@@ -22,7 +22,7 @@ from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.outbox import OutboxTables
 from tests.support.cli import EXAMPLES, Outcome, run
-from tests.support.place import Cli, Place
+from tests.support.local_devnet import Cli, LocalDevnet
 from tests.support.signer import ReferenceSigner, serving
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -42,29 +42,29 @@ def jobs(cli: Cli) -> list[int]:
     return [each["id"] for each in data(cli("job", "list", "-o", "json"))]
 
 
-async def nonce(place: Place) -> int:
+async def nonce(local_devnet: LocalDevnet) -> int:
     """Transactions that alice's wallet has sent."""
-    wallet = json.loads((place.wallets / "alice.json").read_text())
-    async with connected(place.endpoint) as w3:
+    wallet = json.loads((local_devnet.wallets / "alice.json").read_text())
+    async with connected(local_devnet.endpoint) as w3:
         return int(await w3.eth.get_transaction_count(w3.to_checksum_address(wallet["address"])))
 
 
 @pytest.fixture
-def sent(place: Place) -> Any:
+def sent(local_devnet: LocalDevnet) -> Any:
     """How many transactions were sent since the last call."""
-    last = asyncio.run(nonce(place))
+    last = asyncio.run(nonce(local_devnet))
 
     def count() -> int:
         nonlocal last
-        before, last = last, asyncio.run(nonce(place))
+        before, last = last, asyncio.run(nonce(local_devnet))
         return last - before
 
     return count
 
 
-def test_a_job_with_a_start_time_waits_for_it(cli: Cli, place: Place) -> None:
+def test_a_job_with_a_start_time_waits_for_it(cli: Cli, local_devnet: LocalDevnet) -> None:
     wishes = "startAfter: 2h\nstartBefore: 3h\npatience: 10m\npreferences: [region=ch]\n"
-    (place.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
+    (local_devnet.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
     [job] = [each["id"] for each in data(cli("submit", "later.yaml", "-o", "json"))]
     assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
     # A wallet's own name of a submission means the same job each time, so its times are dates.
@@ -73,9 +73,9 @@ def test_a_job_with_a_start_time_waits_for_it(cli: Cli, place: Place) -> None:
     assert cli("job", "cancel", str(job)).code == 0
 
 
-def test_a_job_that_missed_its_start_is_refunded(cli: Cli, place: Place) -> None:
+def test_a_job_that_missed_its_start_is_refunded(cli: Cli, local_devnet: LocalDevnet) -> None:
     before = credits(cli)
-    (place.folder / "soon.yaml").write_text(Path(HELLO).read_text() + "startBefore: 1s\n")
+    (local_devnet.folder / "soon.yaml").write_text(Path(HELLO).read_text() + "startBefore: 1s\n")
     [job] = [each["id"] for each in data(cli("submit", "soon.yaml", "-o", "json"))]
     assert credits(cli) == before - 10**18
     time.sleep(1.5)  # the next block, with the next transaction, comes after the deadline
@@ -109,23 +109,25 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any
 
 
 @pytest.mark.parametrize("more", [(), ("--permit",), ("--array", "2")])
-def test_submissions_at_once_succeed_all(cli: Cli, place: Place, more: tuple[str, ...]) -> None:
+def test_submissions_at_once_succeed_all(
+    cli: Cli, local_devnet: LocalDevnet, more: tuple[str, ...]
+) -> None:
     """From one wallet, each a process of its own: an allowance is used by the one that set it."""
     before, known = credits(cli), set(jobs(cli))
     with ThreadPoolExecutor(3) as pool:
         arguments = ("submit", HELLO, *more, "-o", "json")
-        found = list(pool.map(lambda _: run(arguments, place.folder), range(3)))
+        found = list(pool.map(lambda _: run(arguments, local_devnet.folder), range(3)))
     ids = [each["id"] for done in found for each in data(done)]
     each = 2 if "--array" in more else 1
     assert len(set(ids) - known) == len(ids) == 3 * each
     assert credits(cli) == before - 3 * each * 10**18
 
 
-def test_submissions_and_a_top_up_at_once(cli: Cli, place: Place) -> None:
+def test_submissions_and_a_top_up_at_once(cli: Cli, local_devnet: LocalDevnet) -> None:
     [first] = [each["id"] for each in data(cli("submit", HELLO, "-o", "json"))]
     lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda line: run(line, place.folder), lines))
+        found = list(pool.map(lambda line: run(line, local_devnet.folder), lines))
     assert [each.code for each in found] == [0, 0, 0], found
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
@@ -205,28 +207,32 @@ def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
     assert "max runtime" in cli("quote", HELLO).out
 
 
-def test_a_first_job_file_is_valid_and_never_overwritten(cli: Cli, place: Place) -> None:
+def test_a_first_job_file_is_valid_and_never_overwritten(
+    cli: Cli, local_devnet: LocalDevnet
+) -> None:
     found = cli("init", "mine.yaml", "-o", "json")
     assert data(found) == {"path": "mine.yaml"}
-    text = (place.folder / "mine.yaml").read_text()
+    text = (local_devnet.folder / "mine.yaml").read_text()
     checked = data(cli("validate", "mine.yaml", "-o", "json"))
     assert (checked["name"], checked["time_limit"], checked["steps"]) == ("my-job", 600, 1)
     again = cli("init", "mine.yaml")
     assert again.code == 2
     assert "mine.yaml already exists" in again.err
-    assert (place.folder / "mine.yaml").read_text() == text
+    assert (local_devnet.folder / "mine.yaml").read_text() == text
     assert cli("init", "no/such/folder/x.yaml").code == 2
 
 
-def test_an_older_job_file_is_converted_and_the_schema_printed(cli: Cli, place: Place) -> None:
-    (place.folder / "old.json").write_text(
+def test_an_older_job_file_is_converted_and_the_schema_printed(
+    cli: Cli, local_devnet: LocalDevnet
+) -> None:
+    (local_devnet.folder / "old.json").write_text(
         '{"resources": {"tasks": 2, "gpusPerTask": 1, "memPerCpu": 100},'
         ' "steps": [{"run": {"command": "true"}}]}'
     )
     shown = cli("convert", "old.json")
     assert "resources.gpusPerTask is now resources.gpus: 2" in shown.err
     assert cli("convert", "old.json", "--to", "new.yaml").code == 0
-    assert (place.folder / "new.yaml").read_text() == shown.out
+    assert (local_devnet.folder / "new.yaml").read_text() == shown.out
     assert data(cli("validate", "new.yaml", "-o", "json"))["gpus"] == 2
     again = cli("convert", "old.json", "--to", "new.yaml")
     assert (again.code, again.out) == (2, "")
@@ -272,8 +278,8 @@ def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
     assert f"Job {second} is CANCELLED already" in again.err
 
 
-def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
-    own = ("--keystore", str(place.wallets / "alpine.json"), "-o", "json")
+def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, local_devnet: LocalDevnet) -> None:
+    own = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
     checks = {each["check"]: each for each in json.loads(cli("provider", "doctor", *own).out)}
     # The tests' machine may be smaller than the offer, without a sandbox, and theirs may be root.
     machine = {"offer", "isolation", "user"}
@@ -292,7 +298,9 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, place: Place) -> None:
     assert (checks["status"]["ok"], checks["status"]["text"]) == (False, "DRAINING")
     assert "provider resume" in checks["status"]["hint"]
     assert cli("provider", "resume", *own).code == 0
-    nobody = cli("provider", "doctor", "--keystore", str(place.folder / "none.json"), "-o", "json")
+    nobody = cli(
+        "provider", "doctor", "--keystore", str(local_devnet.folder / "none.json"), "-o", "json"
+    )
     checks = {each["check"]: each for each in json.loads(nobody.out)}
     assert (nobody.code, checks["registration"]["ok"], checks["executor"]["ok"]) == (1, False, True)
     stranger = cli("provider", "doctor", "-o", "json")
@@ -335,11 +343,11 @@ def test_of_two_commands_of_one_key_at_once_one_pays(
     ],
 )
 def test_a_command_killed_anywhere_pays_once_when_repeated(
-    place: Place, cli: Cli, crash_at: str, more: tuple[str, ...]
+    local_devnet: LocalDevnet, cli: Cli, crash_at: str, more: tuple[str, ...]
 ) -> None:
     before, known = credits(cli), set(jobs(cli))
     words = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
-    killed = run(words, place.folder, 120, **{VARIABLE: crash_at})
+    killed = run(words, local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL
     assert f"killed at {crash_at}" in killed.err
 
@@ -351,9 +359,9 @@ def test_a_command_killed_anywhere_pays_once_when_repeated(
 
 
 @pytest.mark.parametrize("clef", [False, True])
-def test_an_external_signer_holds_the_key(cli: Cli, place: Place, clef: bool) -> None:
+def test_an_external_signer_holds_the_key(cli: Cli, local_devnet: LocalDevnet, clef: bool) -> None:
     """Approval, permit, submission and cancellation, with the keystore out of reach."""
-    account = load_account(place.wallets / "alice.json", place.wallets / "password")
+    account = load_account(local_devnet.wallets / "alice.json", local_devnet.wallets / "password")
     signer = ReferenceSigner(account, clef=clef)
     with serving(signer) as url:
         own = ["--signer", f"{'clef+' if clef else ''}{url}", "--keystore", "/nowhere"]
@@ -373,15 +381,21 @@ def test_an_external_signer_holds_the_key(cli: Cli, place: Place, clef: bool) ->
     assert "does not answer" in away.err
 
 
-def test_unsigned_calls_are_printed_for_a_safe(cli: Cli, place: Place, sent: Any) -> None:
-    admin = load_account(place.wallets / "admin.json", place.wallets / "password").address
-    alice = load_account(place.wallets / "alice.json", place.wallets / "password").address
+def test_unsigned_calls_are_printed_for_a_safe(
+    cli: Cli, local_devnet: LocalDevnet, sent: Any
+) -> None:
+    admin = load_account(
+        local_devnet.wallets / "admin.json", local_devnet.wallets / "password"
+    ).address
+    alice = load_account(
+        local_devnet.wallets / "alice.json", local_devnet.wallets / "password"
+    ).address
     before = credits(cli)
     batch = data(cli("submit", HELLO, "--array", "1-2", "--unsigned", alice, "-o", "json"))
-    assert (batch["version"], batch["chainId"]) == ("1.0", str(place.record["chain_id"]))
+    assert (batch["version"], batch["chainId"]) == ("1.0", str(local_devnet.record["chain_id"]))
     assert [each["to"] for each in batch["transactions"]] == [
-        place.record["credit"],
-        place.record["scheduler"],
+        local_devnet.record["credit"],
+        local_devnet.record["scheduler"],
     ]
     assert (credits(cli), sent()) == (before, 0)
     # What the Safe could not do either is refused before anybody signs.
@@ -389,12 +403,12 @@ def test_unsigned_calls_are_printed_for_a_safe(cli: Cli, place: Place, sent: Any
     assert (refused.code, refused.out) == (8, "")
     shown = cli("admin", "fee", "1", "--unsigned", admin)
     assert "set the fee to 1 basis points" in shown.out
-    call = MetaSchedulerContract(None, place.record["scheduler"]).set_fee(1)  # type: ignore[arg-type]
+    call = MetaSchedulerContract(None, local_devnet.record["scheduler"]).set_fee(1)  # type: ignore[arg-type]
     assert shown.out.splitlines()[-1] == f"0x{call.data.hex()}"
 
 
 def test_statements_by_date_and_an_invoice_as_a_page(
-    cli: Cli, place: Place, tmp_path: Path
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
     [sent] = data(cli("submit", HELLO, "-o", "json"))
     assert cli("job", "cancel", str(sent["id"])).code == 0

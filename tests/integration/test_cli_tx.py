@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.support.cli import EXAMPLES, Outcome, devnet, run
-from tests.support.place import Cli, Place
+from tests.support.local_devnet import Cli, LocalDevnet
 
 HELLO = str(EXAMPLES / "hello.yaml")
 
@@ -60,19 +60,19 @@ class Halted:
     """A devnet on a real node that makes a block only when it is told to."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = Place(folder, {})
+        self.local_devnet = LocalDevnet(folder)
         self.rpc("evm_setIntervalMining", 0)
         self.rpc("evm_setAutomine", False)
 
     def rpc(self, method: str, *params: Any) -> Any:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return httpx2.post(self.place.endpoint, json=body, timeout=20).json()["result"]
+        return httpx2.post(self.local_devnet.endpoint, json=body, timeout=20).json()["result"]
 
     def mine(self) -> None:
         self.rpc("evm_mine")
 
     def run(self, *arguments: str) -> Outcome:
-        return run(arguments, self.place.folder)
+        return run(arguments, self.local_devnet.folder)
 
     def newest(self) -> Any:
         return data(self.run("tx", "list", "--limit", "1", "-o", "json"))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ Cli = Callable[..., Outcome]
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalDevnet:
     """A devnet, and the working folder of commands that use it."""
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:
@@ -36,23 +36,36 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def local_devnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDevnet]:
     folder = tmp_path_factory.mktemp("devnet")
     with devnet(folder):
         record = json.loads((folder / ".deepsquare" / "deployment.json").read_text())
-        yield Place(folder, record)
+        yield LocalDevnet(folder, record)
 
 
-@pytest.fixture
-def cli(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs commands in this process, which is ten times faster than a separate process."""
-    monkeypatch.chdir(place.folder)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.folder))
+def commands_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """Return a function that runs commands in a folder and in this process.
+
+    That takes a tenth of the CPU time of a process. An exception that a process would print as a
+    traceback is raised.
+    """
 
     def call(*arguments: str) -> Outcome:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
         with pytest.raises(SystemExit) as exit_info:
             main(arguments)
         output = capsys.readouterr()
         return Outcome(int(exit_info.value.code or 0), output.out, output.err)
 
     return call
+
+
+@pytest.fixture
+def cli(
+    local_devnet: LocalDevnet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """Runs commands in the devnet's folder and in this process."""
+    return commands_in(local_devnet.folder, monkeypatch, capsys)
