@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Outcome, devnet, run, running
-from tests.support.local_devnet import commands_in
+from tests.support.local_devnet import commands_in, make_light
 from tests.support.slurm import LocalSlurm
 
 JOB = """\
@@ -71,6 +71,7 @@ def test_from_a_cluster_to_the_first_credit(
 
         wallet = ["wallet", "new", "provider.json", "--password-file", "password", "-o", "json"]
         address = data(provider(*wallet))["address"]
+        make_light(own / "provider.json", own / "password")
         assert provider("credit", "faucet", address).code == 0
         prices = ["--cpu-price", "0.05", "--mem-price", "0.00001", "--label", "site=here"]
         assert provider("provider", "register", "--from-slurm", "--nodes", "3", *prices).code == 2

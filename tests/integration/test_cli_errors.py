@@ -19,7 +19,7 @@ from deepsquare_chain.cli.output import Printer
 from deepsquare_chain.client import registration
 from deepsquare_chain.errors import GridError
 from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
-from tests.support.local_devnet import Cli, LocalDevnet
+from tests.support.local_devnet import Cli, LocalDevnet, make_light
 
 HELLO = str(EXAMPLES / "hello.yaml")
 
@@ -311,6 +311,7 @@ def test_a_provider_from_its_wallet_to_a_ban(
     own = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
     admin = ["--keystore", str(local_devnet.wallets / "admin.json"), "-o", "json"]
     account = json.loads(cli("wallet", "new", own[1], "-o", "json").out)["address"]
+    make_light(Path(own[1]), local_devnet.password_file)
     assert cli("credit", "faucet", account).code == 0
     hardware = ["--nodes", "2", "--cpus-per-node", "8", "--mem-per-node", "16000"]
     prices = ["--cpu-price", "3.6", "--mem-price", "0.0036"]

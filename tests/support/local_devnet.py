@@ -11,10 +11,22 @@ from typing import Any
 
 import pytest
 
+from deepsquare_chain.chain.wallet import import_key, unlock
 from deepsquare_chain.cli import main
 from tests.support.cli import Outcome, devnet
 
 Cli = Callable[..., Outcome]
+
+
+def make_light(keystore: Path, password_file: Path) -> None:
+    """Encrypt a wallet again with the light scrypt parameters: decrypting takes milliseconds.
+
+    With the strong ones each command that signs takes a second of CPU time.
+    """
+    password = password_file.read_text().strip()
+    key = bytes(unlock(keystore, password).key)
+    keystore.unlink()
+    import_key(keystore, key, password, light=True)
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,11 @@ class LocalDevnet:
         """URL of the devnet's node."""
         settings = tomllib.loads((self.folder / ".deepsquare.toml").read_text())
         return str(settings["endpoint"])
+
+    @property
+    def password_file(self) -> Path:
+        """Password file of the customer, whose settings are those of the folder."""
+        return self.folder / ".deepsquare" / "alice" / "password"
 
     @property
     def wallets(self) -> Path:
