@@ -40,8 +40,9 @@ setup-dev: $(DEV) $(NODE)
 demo: $(RUNTIME)
 	$(BIN)/deepsquare demo $(ARGS)
 
+# Hundreds of processes start: compiled modules are kept, whatever the environment says.
 test: $(DEV) $(NODE)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(DEV)
 	$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.transactions import sender as sender_module
 from deepsquare_chain.chain.transactions.outbox import TxState
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.devnet.node.base import dev_accounts
+from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.store.database import Store
@@ -42,6 +42,13 @@ from tests.support.proxy import (
 
 NOBODY = "0x" + "51" * 20
 SEND = "eth_sendRawTransaction"
+
+
+@pytest.fixture(scope="module")
+def shared_node(shared_nodes: Any) -> Node:
+    """The proxy makes the errors: one kind of node behind it is enough."""
+    node: Node = shared_nodes.node("anvil")
+    return node
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from deepsquare_chain.client.gasless import (
 from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError, StoreError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.relay.rules import RelayRules
@@ -37,6 +38,13 @@ from deepsquare_chain.store.outbox import RecordedRequest, RequestState
 from tests.support.livegrid import LiveGrid, digest, terms
 from tests.support.proxy import RANGE_REFUSALS, Proxy, few_blocks
 from tests.support.relay import Shown, coinless, relay_on, relayed, sign
+
+
+@pytest.fixture(scope="module")
+def shared_node(shared_nodes: Any) -> Node:
+    """The demo and the gasless commands use the relay on the embedded chain."""
+    node: Node = shared_nodes.node("anvil")
+    return node
 
 
 @pytest.fixture
