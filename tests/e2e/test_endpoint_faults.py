@@ -20,11 +20,10 @@ from web3.exceptions import BlockNotFound, TransactionNotFound
 
 from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
 from deepsquare_chain.chain.rpc.pool import connect, connected
-from deepsquare_chain.devnet.node.base import Anvil, Node, dev_accounts, find_anvil
+from deepsquare_chain.devnet.node.base import Anvil, Node, dev_accounts
 from deepsquare_chain.devnet.node.embedded import ChainProcess
-from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.job import JobStatus
-from tests.support.anvil import start_anvil
+from tests.support.anvil import has_anvil, start_anvil
 from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers, Wish
 from tests.support.killing import life
 from tests.support.proxy import MIXED, Proxy, Wire, mixed
@@ -38,18 +37,14 @@ ROUNDS = int(os.environ.get("DEEPSQUARE_FAULT_ROUNDS", "3"))
 REFUSED = sorted(set(MIXED) - {"stale"})
 
 
-def a_node() -> Node:
-    """The quicker of the nodes that are here, with blocks by the clock."""
-    try:
-        find_anvil()
-    except NotFoundError:
-        return ChainProcess(block_time=1)
-    return Anvil(block_time=1)
+def quick_node() -> Node:
+    """Return the quicker of the installed nodes, with blocks by the clock."""
+    return Anvil(block_time=1) if has_anvil() else ChainProcess(block_time=1)
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with a_node() as found:
+    async with quick_node() as found:
         yield found
 
 
@@ -155,7 +150,7 @@ async def has_room(customers: Customers) -> bool:
 @pytest.mark.timeout(600 + 20 * ROUNDS)
 async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
     async with (
-        a_node() as node,
+        quick_node() as node,
         Proxy(node.url, seed=SEED, hang=0.5) as proxy,
         life(node, tmp_path, url=proxy.url) as found,
     ):

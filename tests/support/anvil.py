@@ -14,6 +14,15 @@ from deepsquare_chain.errors import NotFoundError
 REQUIRE_REAL = "DEEPSQUARE_REQUIRE_REAL"
 
 
+def has_anvil() -> bool:
+    """Whether anvil is installed. It is quicker than the embedded chain."""
+    try:
+        find_anvil()
+    except NotFoundError:
+        return False
+    return True
+
+
 def require_anvil() -> Path:
     """Return anvil's path; without anvil, skip the test, or fail if real parts are required."""
     try:

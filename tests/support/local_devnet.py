@@ -13,6 +13,7 @@ import pytest
 
 from deepsquare_chain.chain.wallet import import_key, unlock
 from deepsquare_chain.cli import main
+from tests.support.anvil import has_anvil
 from tests.support.cli import Outcome, devnet
 
 Cli = Callable[..., Outcome]
@@ -54,8 +55,9 @@ class LocalDevnet:
 
 @pytest.fixture(scope="module")
 def local_devnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDevnet]:
+    """A devnet on anvil where it is installed: the embedded chain takes more CPU time."""
     folder = tmp_path_factory.mktemp("devnet")
-    with devnet(folder):
+    with devnet(folder, "--no-explorer", "--chain", "anvil" if has_anvil() else "embedded"):
         record = json.loads((folder / ".deepsquare" / "deployment.json").read_text())
         yield LocalDevnet(folder, record)
 
