@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from grid_measures import Blocks, Story, latency, loads, node_limit, read_story
-from grid_yard import Yard
+from grid_measurements import Blocks, JobTimings, latency, loads, node_limit, read_timings
+from process_grid import ProcessGrid
 from rich.console import Console
 from rich.progress import Progress
 
@@ -32,33 +32,35 @@ from deepsquare_chain.job import JobStatus
 BATCH: Final = 50
 
 
-async def work_off(yard: Yard, jobs: int, told: Callable[[int], None]) -> dict[str, Any]:
+async def work_off(
+    grid: ProcessGrid, jobs: int, on_progress: Callable[[int], None]
+) -> dict[str, Any]:
     """Submit all jobs as fast as possible, and wait until the last one has ended."""
     began, ids = time.monotonic(), list[int]()
     while len(ids) < jobs:
-        ids += await yard.submit(min(BATCH, jobs - len(ids)))
+        ids += await grid.submit(min(BATCH, jobs - len(ids)))
     submitted = time.monotonic() - began
     waiting = set(ids)
     while waiting:
         batch = sorted(waiting)[: 8 * BATCH]
-        jobs_read = await yard.contracts.scheduler.get_jobs(batch)
+        jobs_read = await grid.contracts.scheduler.get_jobs(batch)
         waiting -= {job.id for job in jobs_read if job.status.is_final}
-        told(jobs - len(waiting))
+        on_progress(jobs - len(waiting))
         await asyncio.sleep(0.25)
     return {"submitted": submitted, "seconds": time.monotonic() - began, "ids": ids}
 
 
-async def catch_up(yard: Yard, role: str) -> float:
+async def catch_up(grid: ProcessGrid, role: str) -> float:
     """Return the seconds from the start of a daemon with empty state to its first good cycle."""
     began = time.monotonic()
-    await yard.start(role)
-    await yard.ready(role)
+    await grid.start(role)
+    await grid.ready(role)
     seconds = time.monotonic() - began
-    await yard.services.pop(role).end()
+    await grid.services.pop(role).end()
     return round(seconds, 2)
 
 
-async def history(yard: Yard, jobs: int, told: Callable[[int], None]) -> None:
+async def history(grid: ProcessGrid, jobs: int, on_progress: Callable[[int], None]) -> None:
     """Create events without runs: submit and cancel jobs, eight batches at a time."""
     sizes = [min(BATCH, jobs - done) for done in range(0, jobs, BATCH)]
     gate, done = asyncio.Semaphore(8), 0
@@ -66,10 +68,10 @@ async def history(yard: Yard, jobs: int, told: Callable[[int], None]) -> None:
     async def one(size: int) -> None:
         nonlocal done
         async with gate:
-            ids = await yard.submit(size)
-            await yard.send("customer", yard.contracts.scheduler.cancel(ids))
+            ids = await grid.submit(size)
+            await grid.send("customer", grid.contracts.scheduler.cancel(ids))
         done += size
-        told(done)
+        on_progress(done)
 
     await asyncio.gather(*(one(size) for size in sizes))
 
@@ -78,47 +80,49 @@ async def bench(options: argparse.Namespace, progress: Progress) -> dict[str, An
     """Run all measurements; values are in seconds unless their name has another unit."""
     with tempfile.TemporaryDirectory(prefix="deepsquare-bench-") as temporary:
         folder = Path(options.keep or temporary)
-        async with Yard(
+        async with ProcessGrid(
             folder,
             options.providers,
             options.confirmations,
             options.poll,
             options.cpus,
             options.log_level,
-        ) as yard:
-            return await _bench(yard, options, progress)
+        ) as grid:
+            return await _bench(grid, options, progress)
 
 
-async def _bench(yard: Yard, options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+async def _bench(
+    grid: ProcessGrid, options: argparse.Namespace, progress: Progress
+) -> dict[str, Any]:
     jobs: int = options.jobs
     bar = progress.add_task("the node alone", total=None)
-    limit = await node_limit(yard.node)
+    limit = await node_limit(grid.node)
     progress.update(bar, description="starting daemons")
-    fresh = {"scheduler": await catch_up(yard, "scheduler@empty")}
-    fresh["provider"] = await catch_up(yard, "p0@empty")
-    for role in ["scheduler", *yard.provider_roles]:
-        await yard.start(role)
-    await asyncio.gather(*(yard.ready(role) for role in list(yard.services)))
+    fresh = {"scheduler": await catch_up(grid, "scheduler@empty")}
+    fresh["provider"] = await catch_up(grid, "p0@empty")
+    for role in ["scheduler", *grid.provider_roles]:
+        await grid.start(role)
+    await asyncio.gather(*(grid.ready(role) for role in list(grid.services)))
     progress.update(bar, description="idle")
-    _, idle = await loads(yard, lambda: asyncio.sleep(options.idle))
+    _, idle = await loads(grid, lambda: asyncio.sleep(options.idle))
     progress.update(bar, description="working off", total=jobs, completed=0)
-    first = int(await yard.w3.eth.block_number) + 1
-    async with Blocks(yard.w3).watching() as blocks:
+    first = int(await grid.w3.eth.block_number) + 1
+    async with Blocks(grid.w3).watching() as blocks:
         done, busy = await loads(
-            yard,
-            lambda: work_off(yard, jobs, lambda count: progress.update(bar, completed=count)),
+            grid,
+            lambda: work_off(grid, jobs, lambda count: progress.update(bar, completed=count)),
         )
-    story = await read_story(yard, first)
-    ends = Counter(max(story.steps[job_id]).name for job_id in done["ids"])
-    for role in list(yard.services):
-        await yard.services.pop(role).end()
+    timings = await read_timings(grid, first)
+    ends = Counter(max(timings.steps[job_id]).name for job_id in done["ids"])
+    for role in list(grid.services):
+        await grid.services.pop(role).end()
     if options.history:
         progress.update(bar, description="history", total=options.history, completed=0)
-        await history(yard, options.history, lambda count: progress.update(bar, completed=count))
+        await history(grid, options.history, lambda count: progress.update(bar, completed=count))
     progress.update(bar, description="catching up", total=None)
-    late = {"scheduler": await catch_up(yard, "scheduler@late")}
-    late["provider"] = await catch_up(yard, "p0@late")
-    return _report(yard, options, limit, done, story, blocks) | {
+    late = {"scheduler": await catch_up(grid, "scheduler@late")}
+    late["provider"] = await catch_up(grid, "p0@late")
+    return _report(grid, options, limit, done, timings, blocks) | {
         "ends": dict(ends),
         "idle": idle,
         "busy": busy,
@@ -131,15 +135,15 @@ async def _bench(yard: Yard, options: argparse.Namespace, progress: Progress) ->
 
 
 def _report(  # noqa: PLR0917
-    yard: Yard,
+    grid: ProcessGrid,
     options: argparse.Namespace,
     limit: Mapping[str, float],
     done: Mapping[str, Any],
-    story: Story,
+    timings: JobTimings,
     blocks: Blocks,
 ) -> dict[str, Any]:
     jobs, seconds = options.jobs, done["seconds"]
-    rate = story.sent.total() / seconds
+    rate = timings.sent.total() / seconds
     status = JobStatus
     return {
         "machine": {
@@ -148,32 +152,34 @@ def _report(  # noqa: PLR0917
             "python": platform.python_version(),
         },
         "jobs": jobs,
-        "providers": yard.providers,
-        "confirmations": yard.confirmations,
+        "providers": grid.providers,
+        "confirmations": grid.confirmations,
         "seconds": round(seconds, 1),
         "seconds_of_submission": round(done["submitted"], 1),
         "jobs_per_minute": round(60 * jobs / seconds, 1),
         "latency": {
-            "submitted_to_claim": latency(story, blocks, status.PENDING, status.SCHEDULED),
-            "submitted_to_assigned": latency(story, blocks, status.PENDING, status.META_SCHEDULED),
-            "assigned_to_claim": latency(story, blocks, status.META_SCHEDULED, status.SCHEDULED),
-            "claim_to_start": latency(story, blocks, status.SCHEDULED, status.RUNNING),
-            "start_to_end": latency(story, blocks, status.RUNNING, status.FINISHED),
+            "submitted_to_claim": latency(timings, blocks, status.PENDING, status.SCHEDULED),
+            "submitted_to_assigned": latency(
+                timings, blocks, status.PENDING, status.META_SCHEDULED
+            ),
+            "assigned_to_claim": latency(timings, blocks, status.META_SCHEDULED, status.SCHEDULED),
+            "claim_to_start": latency(timings, blocks, status.SCHEDULED, status.RUNNING),
+            "start_to_end": latency(timings, blocks, status.RUNNING, status.FINISHED),
         },
         "transactions_per_job": {
-            **{role: round(count / jobs, 3) for role, count in story.sent.items()},
-            "all": round(story.sent.total() / jobs, 3),
+            **{role: round(count / jobs, 3) for role, count in timings.sent.items()},
+            "all": round(timings.sent.total() / jobs, 3),
         },
         "gas_per_job": {
-            **{role: round(count / jobs) for role, count in story.gas.items()},
-            "all": round(story.gas.total() / jobs),
+            **{role: round(count / jobs) for role, count in timings.gas.items()},
+            "all": round(timings.gas.total() / jobs),
         },
         "node": {
             **limit,
             "grid_transactions_per_second": round(rate, 2),
             "share_of_its_limit": round(rate / limit["transactions_per_second"], 4),
             "share_of_block_gas": round(
-                story.gas.total() / (60e6 * (story.last - story.first + 1)), 4
+                timings.gas.total() / (60e6 * (timings.last - timings.first + 1)), 4
             ),
         },
     }

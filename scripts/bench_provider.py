@@ -30,8 +30,8 @@ from typing import Any, Final
 
 import psutil
 from bench_grid import flat, work_off
-from grid_measures import Blocks, between, cpu_seconds, latency, load_of, read_story
-from grid_yard import Yard
+from grid_measurements import Blocks, between, cpu_seconds, latency, load_of, read_timings
+from process_grid import ProcessGrid
 
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import RunSpec
@@ -102,29 +102,29 @@ def slurm_cluster(cpus: int) -> Iterator[Cluster]:
         subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
-async def idle(yard: Yard, seconds: float) -> dict[str, float]:
+async def idle(grid: ProcessGrid, seconds: float) -> dict[str, float]:
     """Measure CPU (percent of one core) and memory (MB) of the idle provider."""
-    child = yard.services[ROLE]
+    child = grid.services[ROLE]
     before = load_of(child)
     await asyncio.sleep(seconds)
     return between(before, load_of(child))
 
 
-async def busy(yard: Yard, jobs: int) -> dict[str, Any]:
+async def busy(grid: ProcessGrid, jobs: int) -> dict[str, Any]:
     """Measure throughput and cost per job with jobs that do nothing, all submitted at once."""
-    child = yard.services[ROLE]
-    before, cpu_before = load_of(child), cpu_seconds(yard)
-    first = int(await yard.w3.eth.block_number) + 1
-    async with Blocks(yard.w3).watching() as blocks:
-        done = await work_off(yard, jobs, lambda _: None)
+    child = grid.services[ROLE]
+    before, cpu_before = load_of(child), cpu_seconds(grid)
+    first = int(await grid.w3.eth.block_number) + 1
+    async with Blocks(grid.w3).watching() as blocks:
+        done = await work_off(grid, jobs, lambda _: None)
     await asyncio.sleep(1)  # for the last supervisors to end
-    load, after = between(before, load_of(child)), cpu_seconds(yard)
-    story = await read_story(yard, first)
+    load, after = between(before, load_of(child)), cpu_seconds(grid)
+    timings = await read_timings(grid, first)
     return {
         "jobs": jobs,
-        "ends": dict(Counter(max(story.steps[job_id]).name for job_id in done["ids"])),
+        "ends": dict(Counter(max(timings.steps[job_id]).name for job_id in done["ids"])),
         "latency": {
-            f"{before.name}_to_{after.name}".lower(): latency(story, blocks, before, after)
+            f"{before.name}_to_{after.name}".lower(): latency(timings, blocks, before, after)
             for before, after in pairwise(STEPS)
         },
         "seconds": round(done["seconds"], 1),
@@ -214,18 +214,20 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
     """Measure with `jobs` jobs in Slurm's queue, behind a job that occupies the whole cluster."""
     cluster.run("sbatch", "--exclusive", "--output=/dev/null", "--wrap=sleep 86400")
     with tempfile.TemporaryDirectory(prefix="bench-provider-") as temporary:
-        yard = Yard(Path(temporary), 1, confirmations, cpus=2 * jobs, settings=cluster.settings)
-        async with yard:
-            await start(yard)
-            child = yard.services[ROLE]
-            before, cpu_before, began = load_of(child), cpu_seconds(yard), time.monotonic()
+        grid = ProcessGrid(
+            Path(temporary), 1, confirmations, cpus=2 * jobs, settings=cluster.settings
+        )
+        async with grid:
+            await start(grid)
+            child = grid.services[ROLE]
+            before, cpu_before, began = load_of(child), cpu_seconds(grid), time.monotonic()
             ids: list[int] = []
             while len(ids) < jobs:
-                ids += await yard.submit(min(BATCH, jobs - len(ids)))
+                ids += await grid.submit(min(BATCH, jobs - len(ids)))
             await filled(cluster, jobs)
             seconds = time.monotonic() - began
-            filling, after = between(before, load_of(child)), cpu_seconds(yard)
-            steady = await idle(yard, 20)
+            filling, after = between(before, load_of(child)), cpu_seconds(grid)
+            steady = await idle(grid, 20)
             return {
                 "jobs": jobs,
                 "seconds_until_all_are_queued": round(seconds, 1),
@@ -253,19 +255,19 @@ async def filled(cluster: Cluster, jobs: int) -> None:
         await asyncio.sleep(5)
 
 
-async def start(yard: Yard) -> None:
+async def start(grid: ProcessGrid) -> None:
     """Start the daemons, and wait until they are ready."""
     for role in ("scheduler", ROLE):
-        await yard.start(role)
+        await grid.start(role)
     for role in ("scheduler", ROLE):
-        await yard.ready(role)
+        await grid.ready(role)
 
 
 async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[str, Any]:
     """Measure one executor, idle and busy."""
     settings = cluster.settings if cluster else {}
     with tempfile.TemporaryDirectory(prefix="bench-provider-") as temporary:
-        yard = Yard(
+        grid = ProcessGrid(
             Path(temporary),
             1,
             options.confirmations,
@@ -273,12 +275,12 @@ async def measure(options: argparse.Namespace, cluster: Cluster | None) -> dict[
             cpus=options.cpus,
             settings=settings,
         )
-        async with yard:
-            await start(yard)
+        async with grid:
+            await start(grid)
             await asyncio.sleep(3)  # for the rest of the start-up work
             return {
-                "idle": await idle(yard, options.idle),
-                "busy": await busy(yard, options.jobs),
+                "idle": await idle(grid, options.idle),
+                "busy": await busy(grid, options.jobs),
             }
 
 

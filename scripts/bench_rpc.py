@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench_grid import flat
-from grid_measures import Blocks, latency, read_story
-from grid_yard import Yard
+from grid_measurements import Blocks, latency, read_timings
+from process_grid import ProcessGrid
 
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobStatus
@@ -63,11 +63,11 @@ class Sample:
         }
 
 
-async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[str, Any]:
+async def idle(grid: ProcessGrid, proxies: Mapping[str, Proxy], blocks: int) -> dict[str, Any]:
     """Measure idle services for this number of blocks, second by second."""
 
     async def head() -> int:
-        return int(await yard.w3.eth.block_number)
+        return int(await grid.w3.eth.block_number)
 
     began = first = await head()
     for _ in range(36_000):
@@ -98,52 +98,54 @@ async def idle(yard: Yard, proxies: Mapping[str, Proxy], blocks: int) -> dict[st
     return results | {"blocks": now - first, "seconds_without_block": seconds}
 
 
-async def work(yard: Yard, proxies: Mapping[str, Proxy], jobs: int) -> dict[str, Any]:
+async def work(grid: ProcessGrid, proxies: Mapping[str, Proxy], jobs: int) -> dict[str, Any]:
     """Measure jobs that are submitted one by one, each after the end of the previous one."""
     start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
-    first, ids = int(await yard.w3.eth.block_number) + 1, list[int]()
-    async with Blocks(yard.w3).watching() as blocks:
+    first, ids = int(await grid.w3.eth.block_number) + 1, list[int]()
+    async with Blocks(grid.w3).watching() as blocks:
         for _ in range(jobs):
-            ids += await yard.submit(1)
+            ids += await grid.submit(1)
             while True:
-                (job,) = await yard.contracts.scheduler.get_jobs(ids[-1:])
+                (job,) = await grid.contracts.scheduler.get_jobs(ids[-1:])
                 if job.status.is_final:
                     break
                 await asyncio.sleep(0.1)
-    story = await read_story(yard, first)
+    timings = await read_timings(grid, first)
     results: dict[str, Any] = {
         name: (Sample.of(proxy) - start[name]).per(jobs, "job") for name, proxy in proxies.items()
     }
     return results | {
         "jobs": jobs,
-        "blocks_per_job": round((story.last - first + 1) / jobs, 2),
-        "assigned_to_claim": latency(story, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED),
-        "submitted_to_claim": latency(story, blocks, JobStatus.PENDING, JobStatus.SCHEDULED),
+        "blocks_per_job": round((timings.last - first + 1) / jobs, 2),
+        "assigned_to_claim": latency(
+            timings, blocks, JobStatus.META_SCHEDULED, JobStatus.SCHEDULED
+        ),
+        "submitted_to_claim": latency(timings, blocks, JobStatus.PENDING, JobStatus.SCHEDULED),
     }
 
 
 async def measure(options: argparse.Namespace, folder: Path, *, websocket: bool) -> dict[str, Any]:
     """Measure one grid: idle with a block per second, with jobs, and idle with slow blocks."""
     async with AsyncExitStack() as parts:
-        yard = await parts.enter_async_context(
-            Yard(folder, 1, poll_interval=options.poll, websocket=websocket)
+        grid = await parts.enter_async_context(
+            ProcessGrid(folder, 1, poll_interval=options.poll, websocket=websocket)
         )
         proxies = {
-            name: await parts.enter_async_context(Proxy(yard.node.url, replacement_rule=False))
+            name: await parts.enter_async_context(Proxy(grid.node.url, replacement_rule=False))
             for name in ROLES
         }
-        yard.endpoints = {role: proxies[name].url for name, role in ROLES.items()}
+        grid.endpoints = {role: proxies[name].url for name, role in ROLES.items()}
         for role in ROLES.values():
-            await yard.start(role)
-        await asyncio.gather(*(yard.ready(role) for role in ROLES.values()))
-        results = {"idle": await idle(yard, proxies, options.blocks)}
-        results["per_job"] = await work(yard, proxies, options.jobs)
+            await grid.start(role)
+        await asyncio.gather(*(grid.ready(role) for role in ROLES.values()))
+        results = {"idle": await idle(grid, proxies, options.blocks)}
+        results["per_job"] = await work(grid, proxies, options.jobs)
         if options.slow_blocks:
-            await yard.node.rpc("evm_setIntervalMining", options.slow_seconds)
-            results["idle_slow_blocks"] = await idle(yard, proxies, options.slow_blocks)
+            await grid.node.rpc("evm_setIntervalMining", options.slow_seconds)
+            results["idle_slow_blocks"] = await idle(grid, proxies, options.slow_blocks)
             results["idle_slow_blocks"]["seconds_per_block"] = options.slow_seconds
         for role in ROLES.values():
-            await yard.services.pop(role).end()
+            await grid.services.pop(role).end()
         return results
 
 

@@ -27,18 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deepsquare_chain.devnet.node.base import Anvil
 from deepsquare_chain.observability import configure_logging
-from tests.support.gridlife import PARAMS
-from tests.support.killing import (
+from tests.support.crash_scenarios import (
     ROUGH_PARAMS,
     Kill,
     as_rows,
     calm,
+    daemon_grid,
     in_order,
-    life,
     points,
     rough,
     shared,
 )
+from tests.support.customers import PARAMS
 
 #: Required number of kills in each scenario.
 WANTED: Final = 60
@@ -68,7 +68,7 @@ async def one_life(kind: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as temporary:
         async with (
             Anvil(block_time=1) as node,
-            life(
+            daemon_grid(
                 node,
                 Path(temporary),
                 ROUGH_PARAMS if is_rough else PARAMS,

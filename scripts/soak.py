@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from grid_yard import PRICES, SMALL, Yard
+from process_grid import PRICES, SMALL, ProcessGrid
 
 from deepsquare_chain.chain.bindings.events import decode_logs
 from deepsquare_chain.credits import CREDIT, job_rate
@@ -36,7 +36,7 @@ from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
-from tests.support.gridlife import is_settled
+from tests.support.customers import is_settled
 from tests.support.oracle import check_executions, check_ledger, check_provider, replay
 from tests.support.rundaemon import until
 
@@ -56,15 +56,15 @@ ENDS: Final = {
 class Soak:
     """One run: customers, kills, samples and findings."""
 
-    def __init__(self, yard: Yard, options: argparse.Namespace) -> None:
-        self.yard = yard
+    def __init__(self, grid: ProcessGrid, options: argparse.Namespace) -> None:
+        self.grid = grid
         self.dice = random.Random(options.seed)  # noqa: S311
         self.seconds = 60.0 * options.minutes
         self.kill_every: float = options.kill_every
-        self.tally = yard.folder / "tally"
+        self.tally = grid.folder / "tally"
         self.tally.mkdir()
         # Jobs record their executions in this folder; their sandbox makes it writable.
-        yard.settings["DEEPSQUARE_EXECUTOR_OPTIONS"] = f"writable={self.tally}"
+        grid.settings["DEEPSQUARE_EXECUTOR_OPTIONS"] = f"writable={self.tally}"
         self.expected: dict[int, JobStatus] = {}
         self.surprises: dict[int, str] = {}
         self.kills: Counter[str] = Counter()
@@ -75,7 +75,7 @@ class Soak:
     @property
     def steady(self) -> str:
         """The daemon that is never killed."""
-        return self.yard.provider_roles[-1]
+        return self.grid.provider_roles[-1]
 
     @property
     def passed(self) -> float:
@@ -89,34 +89,34 @@ class Soak:
             limit = 5 if ending is JobStatus.OUT_OF_CREDITS else 600
             mark = f'echo ran >> "{self.tally}/$DEEPSQUARE_JOB_ID"; {command}'
             amount = max(CREDIT // 100, 700 * job_rate(PRICES, SMALL))
-            ids = await self.yard.submit(
+            ids = await self.grid.submit(
                 self.dice.randint(1, 4), mark, time_limit=limit, amount=amount
             )
             self.expected |= dict.fromkeys(ids, ending)
             await asyncio.sleep(self.dice.uniform(1, 4))
             if ending is JobStatus.CANCELLED:
-                await self.yard.send("customer", self.yard.contracts.scheduler.cancel(ids))
+                await self.grid.send("customer", self.grid.contracts.scheduler.cancel(ids))
 
     async def killer(self) -> None:
         """Kill random daemons, and restart each some seconds later."""
-        victims = [role for role in self.yard.services if role != self.steady]
+        victims = [role for role in self.grid.services if role != self.steady]
         while True:
             pause = self.kill_every * self.dice.uniform(0.8, 1.2)
             if self.passed + pause > self.seconds - 10:
                 return
             await asyncio.sleep(pause)
             role = self.dice.choice(victims)
-            child = self.yard.services[role]
+            child = self.grid.services[role]
             psutil.Process(child.pid).kill()
             await child.end()
             self.kills[role] += 1
             await asyncio.sleep(self.dice.uniform(0, 5))
-            await self.yard.start(role)
+            await self.grid.start(role)
 
     async def watch(self) -> None:
         """Sample memory and file descriptors of all daemons."""
         while True:
-            for role, child in list(self.yard.services.items()):
+            for role, child in list(self.grid.services.items()):
                 try:
                     process = psutil.Process(child.pid)
                     rss, files = process.memory_info().rss, process.num_fds()
@@ -129,17 +129,17 @@ class Soak:
         """Wait for the last jobs, stop the daemons gracefully, and compare all records."""
         waiting, deadline = set(self.expected), time.monotonic() + 180
         while waiting and time.monotonic() < deadline:
-            jobs = await self.yard.contracts.scheduler.get_jobs(sorted(waiting)[:400])
+            jobs = await self.grid.contracts.scheduler.get_jobs(sorted(waiting)[:400])
             waiting -= {job.id for job in jobs if job.status.is_final}
             await asyncio.sleep(0.5)
         if waiting:
             self.findings.append(f"jobs without an end: {sorted(waiting)[:20]}")
         try:
-            head = await self.yard.w3.eth.block_number
+            head = await self.grid.w3.eth.block_number
             await until(lambda: self._all_applied(head), timeout=120)
         except AssertionError:
             self.findings.append("a provider did not apply the last events")
-        for role, child in self.yard.services.items():
+        for role, child in self.grid.services.items():
             if child.returncode is not None:
                 self.findings.append(f"{role} ended by itself with {child.returncode}")
             await child.end(grace=20)
@@ -149,26 +149,26 @@ class Soak:
             await self.compare()
         except AssertionError as error:
             self.findings.append(f"the books disagree: {error}")
-        self.findings += [f"left over: {line}" for line in leftovers(self.yard.folder)]
+        self.findings += [f"left over: {line}" for line in remaining_processes(self.grid.folder)]
 
     def _open_table(self, role: str) -> tuple[RunTable, Store]:
-        yard = self.yard
-        grid_key = {"chain_id": yard.node.chain_id, "contract": yard.deployment.scheduler}
-        account = yard.accounts[role].address
-        store = Store.open(yard.state(role) / "provider.db", account=account, **grid_key)
+        grid = self.grid
+        grid_key = {"chain_id": grid.node.chain_id, "contract": grid.deployment.scheduler}
+        account = grid.accounts[role].address
+        store = Store.open(grid.state(role) / "provider.db", account=account, **grid_key)
         return RunTable(store, account, **grid_key), store
 
     def _all_applied(self, block: int) -> bool:
-        return all(is_settled(*self._open_table(role), block) for role in self.yard.provider_roles)
+        return all(is_settled(*self._open_table(role), block) for role in self.grid.provider_roles)
 
     async def compare(self) -> None:
         """Compare events, storage, databases and executions."""
-        yard = self.yard
-        logs = await yard.w3.eth.get_logs(
-            {"address": yard.deployment.scheduler, "fromBlock": hex(yard.deployment.block)}
+        grid = self.grid
+        logs = await grid.w3.eth.get_logs(
+            {"address": grid.deployment.scheduler, "fromBlock": hex(grid.deployment.block)}
         )
         ledger = replay(decode_logs(logs))
-        jobs = await yard.contracts.scheduler.get_jobs(list(ledger))
+        jobs = await grid.contracts.scheduler.get_jobs(list(ledger))
         by_id = {job.id: job for job in jobs}
         # A job that was cancelled late, or whose provider was down for long, may end differently.
         self.surprises = {
@@ -181,10 +181,10 @@ class Soak:
             ledger,
             {int(mark.name): len(mark.read_text().splitlines()) for mark in self.tally.iterdir()},
         )
-        for role in yard.provider_roles:
+        for role in grid.provider_roles:
             table, store = self._open_table(role)
             with store:
-                account = yard.accounts[role].address
+                account = grid.accounts[role].address
                 check_provider(account, ledger, by_id, table.all(), table.earned())
 
     def report(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Soak:
         }
 
 
-def leftovers(folder: Path) -> list[str]:
+def remaining_processes(folder: Path) -> list[str]:
     """Return the command lines of processes that still use this folder."""
     command_lines = []
     for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
@@ -253,11 +253,11 @@ def leftovers(folder: Path) -> list[str]:
 async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Run the whole soak test."""
     with tempfile.TemporaryDirectory(prefix="deepsquare-soak-") as temporary:
-        async with Yard(Path(temporary), options.providers) as yard:
-            run = Soak(yard, options)
-            for role in ["scheduler", *yard.provider_roles]:
-                await yard.start(role)
-            await asyncio.gather(*(yard.ready(role) for role in list(yard.services)))
+        async with ProcessGrid(Path(temporary), options.providers) as grid:
+            run = Soak(grid, options)
+            for role in ["scheduler", *grid.provider_roles]:
+                await grid.start(role)
+            await asyncio.gather(*(grid.ready(role) for role in list(grid.services)))
             run.began = time.monotonic()
             bar = progress.add_task("soaking", total=run.seconds)
             background_tasks = [asyncio.create_task(run.watch()), asyncio.create_task(run.killer())]

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deepsquare_chain.errors import GridError
-from tests.support.nodes import CANDIDATES, Candidate, play
+from tests.support.nodes import CANDIDATES, Candidate, run_on_node
 
 
 def tried(candidate: Candidate) -> tuple[bool, str]:
@@ -24,7 +24,7 @@ def tried(candidate: Candidate) -> tuple[bool, str]:
     print(f"{candidate.name} ...", file=sys.stderr)
     try:
         with tempfile.TemporaryDirectory(prefix="node-") as folder:
-            outcome = asyncio.run(play(candidate, Path(folder)))
+            outcome = asyncio.run(run_on_node(candidate, Path(folder)))
     except (GridError, AssertionError) as error:
         message = getattr(error, "message", None) or str(error)
         print(f"  {message}", file=sys.stderr)

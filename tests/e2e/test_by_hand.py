@@ -66,16 +66,16 @@ def test_one_job_from_end_to_end(cli: Cli, local_devnet: LocalDevnet) -> None:
     logs = cli("job", "logs", "1")
     assert logs.out.splitlines()[0] == "Hello from the grid, reader"
     assert "line 3 of job 1" in logs.out
-    left = data(cli("job", "results", "1", "--to", "got", "-o", "json"))
-    assert [(each["name"], each["on_chain"]) for each in left] == [("output", True)]
+    results = data(cli("job", "results", "1", "--to", "got", "-o", "json"))
+    assert [(each["name"], each["on_chain"]) for each in results] == [("output", True)]
     assert (local_devnet.folder / "got" / "output").read_text() == logs.out
     assert "job 1 ended FINISHED at provider 1" in cli("job", "why", "1").out
 
 
 def test_submit_wait_ends_with_the_jobs_own_code(local_devnet: LocalDevnet) -> None:
-    found = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], local_devnet.folder, 240)
-    assert found.code == 3
-    assert "FAILED" in found.err
+    result = run(["submit", str(EXAMPLES / "exits-3.yaml"), "--wait"], local_devnet.folder, 240)
+    assert result.code == 3
+    assert "FAILED" in result.err
 
 
 def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(
@@ -109,7 +109,7 @@ class BrowserWallet:
         settings = tomllib.loads((home / ".deepsquare.toml").read_text())
         password = (home / "password").read_text().strip()
         self.account = unlock(home / "wallet.json", password)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._node = settings["endpoint"]
         page.expose_function("walletAsked", self._answer)
         page.add_init_script(
@@ -123,7 +123,7 @@ class BrowserWallet:
     def _answer(self, text: str) -> str:
         body = json.loads(text)
         method, params = body["method"], body.get("params") or []
-        self.asked.append(method)
+        self.requests.append(method)
         match method:
             case "eth_requestAccounts":
                 result: Any = [self.account.address.lower()]
@@ -139,15 +139,15 @@ class BrowserWallet:
                 return json.dumps(self._rpc(method, params))
         return json.dumps({"result": result})
 
-    def _send(self, asked: dict[str, Any]) -> str:
+    def _send(self, transaction: dict[str, Any]) -> str:
         number = self._rpc("eth_getTransactionCount", [self.account.address, "latest"])["result"]
         price = int(self._rpc("eth_gasPrice", [])["result"], 16)
         signed = self.account.sign_transaction(
             {
-                "to": to_checksum_address(asked["to"]),
-                "data": asked["data"],
-                "value": int(asked["value"], 16),
-                "chainId": int(asked["chainId"], 16),
+                "to": to_checksum_address(transaction["to"]),
+                "data": transaction["data"],
+                "value": int(transaction["value"], 16),
+                "chainId": int(transaction["chainId"], 16),
                 "nonce": int(number, 16),
                 "gas": 1_000_000,
                 "maxFeePerGas": 2 * price,
@@ -175,23 +175,23 @@ steps:
 
 def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDevnet) -> None:
     """The definition is uploaded by the page, and only the wallet that signed in sees the output."""
-    told = re.search(
+    match = re.search(
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
     )
-    assert told is not None
+    assert match is not None
     with open_browser() as browser:
         page = browser.new_page()
         page.set_default_timeout(60_000)
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         wallet = BrowserWallet(page, local_devnet.folder / ".deepsquare" / "alice")
-        page.goto(f"{told[1]}/submit")
+        page.goto(f"{match[1]}/submit")
         page.get_by_label("Job file", exact=True).check()
         page.locator("[name=file]").fill(FROM_BROWSER)
         page.locator("#submit-job").click()
         page.locator("dialog").get_by_role("button", name="Submit").click()
         page.wait_for_url(re.compile(r"/jobs/\d+$"))
-        assert "personal_sign" in wallet.asked
+        assert "personal_sign" in wallet.requests
         output = page.locator("#output")
         expect(output.locator("pre")).to_contain_text("private words", timeout=60_000)
         expect(output.locator("pre")).to_contain_text("the end", timeout=60_000)
@@ -199,7 +199,7 @@ def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDe
         with page.expect_download() as downloading:
             output.get_by_role("button", name="work/kept.txt").click()
         assert Path(downloading.value.path()).read_text() == "kept\n"
-        assert wallet.asked.count("personal_sign") == 1
+        assert wallet.requests.count("personal_sign") == 1
         assert faults == []
         stranger = browser.new_page()
         stranger.goto(page.url)
@@ -208,17 +208,17 @@ def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDe
 
 
 def test_books_add_up(cli: Cli) -> None:
-    found = data(cli("audit", "verify", "-o", "json"))
-    assert (found["ok"], found["difference"]) == (True, "0")
+    result = data(cli("audit", "verify", "-o", "json"))
+    assert (result["ok"], result["difference"]) == (True, "0")
 
 
 def test_one_jobs_credits_are_audited_by_hand(cli: Cli) -> None:
     deep = ["audit", "verify", "--proofs", "-o", "json"]
-    found = data(cli(*deep))
-    assert (found["ok"], found["proven"], found["findings"]) == (True, True, [])
-    assert {check["difference"] for check in found["checks"]} == {"0"}
-    assert all(check["how_to_repeat"] for check in found["checks"])
-    assert {"fee-change", "role-change", "mint"} <= {row["code"] for row in found["exceptions"]}
+    result = data(cli(*deep))
+    assert (result["ok"], result["proven"], result["findings"]) == (True, True, [])
+    assert {check["difference"] for check in result["checks"]} == {"0"}
+    assert all(check["how_to_repeat"] for check in result["checks"])
+    assert {"fee-change", "role-change", "mint"} <= {row["code"] for row in result["exceptions"]}
 
     job = data(cli("audit", "job", "1", "-o", "json"))
     assert (job["status"], job["bill"]["ok"]) == ("FINISHED", True)
@@ -227,9 +227,9 @@ def test_one_jobs_credits_are_audited_by_hand(cli: Cli) -> None:
 
     block = data(cli("audit", "verify", "--block", "0", "--events-only", "-o", "json"))
     assert (block["block"], block["jobs"], block["supply"]) == (0, 0, "0")
-    none = cli("audit", "statement", "--from", "0", "--to", "0", "-o", "json")
-    assert data(none) == []
-    assert "Opening balance 0, closing balance 0; blocks 0 to 0." in none.err
+    empty = cli("audit", "statement", "--from", "0", "--to", "0", "-o", "json")
+    assert data(empty) == []
+    assert "Opening balance 0, closing balance 0; blocks 0 to 0." in empty.err
     rows = data(cli("audit", "statement", "-o", "json"))
     kinds = [row["kind"] for row in rows]
     assert kinds[0] == "mint"
@@ -247,21 +247,21 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(
 
     logs = local_devnet.folder / "books" / "logs.jsonl"
     logs.write_bytes(b"".join(logs.read_bytes().splitlines(keepends=True)[:-1]))
-    found = cli("audit", "verify", "books", "-o", "json")
-    assert found.code == 10
-    codes = {finding["code"] for finding in json.loads(found.out)["findings"]}
+    result = cli("audit", "verify", "books", "-o", "json")
+    assert result.code == 10
+    codes = {finding["code"] for finding in json.loads(result.out)["findings"]}
     assert {"file", "chain", "storage"} <= codes
     assert cli("audit", "verify", "books", "--offline").code == 10
 
 
 def test_the_devnet_prints_the_url_of_its_explorer(cli: Cli, local_devnet: LocalDevnet) -> None:
     """The address that `devnet up` prints has the jobs of this grid on its pages."""
-    told = re.search(
+    match = re.search(
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
     )
-    assert told is not None
+    assert match is not None
     listed = data(cli("job", "list", "--all", "-o", "json"))
-    with httpx2.Client(base_url=told[1], trust_env=False, timeout=30) as web:
+    with httpx2.Client(base_url=match[1], trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 180
         while (status := web.get("/api/v1/status").json())["lag"]:
             assert time.monotonic() < deadline, status

@@ -102,9 +102,9 @@ def run_and_browse(arguments: list[str], folder: Path) -> Outcome:
         guard.start()
         for line in process.stderr:
             err += line
-            if found := re.search(r"Explorer: (http://\S+)", line):
+            if match := re.search(r"Explorer: (http://\S+)", line):
                 try:
-                    keep_pages(found[1], folder)
+                    save_pages(match[1], folder)
                 finally:
                     process.send_signal(signal.SIGINT)
         code = process.wait(120)
@@ -112,7 +112,7 @@ def run_and_browse(arguments: list[str], folder: Path) -> Outcome:
     return Outcome(code, (folder / "out.json").read_text(), err)
 
 
-def keep_pages(url: str, folder: Path) -> None:
+def save_pages(url: str, folder: Path) -> None:
     """What the explorer says once it has read everything."""
     with httpx2.Client(base_url=url, trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 180
@@ -126,27 +126,27 @@ def keep_pages(url: str, folder: Path) -> None:
         (folder / "audit.html").write_text(web.get("/audit").text)
 
 
-def test_every_job_ends_as_the_story_says(demo: DemoRun) -> None:
+def test_every_job_ends_as_planned(demo: DemoRun) -> None:
     jobs = demo.document["jobs"]
     assert all(set(job) == FIELDS for job in jobs)
     assert [job["id"] for job in jobs] == list(range(1, len(jobs) + 1))
     for name, ends in ENDS.items():
         assert [job["status"] for job in jobs if job["name"] == name] == ends
-    lost, found = (job for job in jobs if job["name"] == "survives")
-    assert (lost["retry_of"], found["retry_of"]) == (None, lost["id"])
-    assert lost["provider"] != found["provider"]
+    lost, successor = (job for job in jobs if job["name"] == "survives")
+    assert (lost["retry_of"], successor["retry_of"]) == (None, lost["id"])
+    assert lost["provider"] != successor["provider"]
     assert len({job["customer"] for job in jobs}) == 2
 
 
 def test_every_wei_is_accounted_for(demo: DemoRun) -> None:
-    found = demo.document
-    assert found["audit"] == {"difference": "0", "ok": True}
+    document = demo.document
+    assert document["audit"] == {"difference": "0", "ok": True}
     sums = {
-        key: sum(int(job[key]) for job in found["jobs"])
+        key: sum(int(job[key]) for job in document["jobs"])
         for key in ("funded", "paid", "fee", "refunded")
     }
     assert sums["funded"] == sums["paid"] + sums["fee"] + sums["refunded"]
-    for job in found["jobs"]:
+    for job in document["jobs"]:
         amounts = [job[key] for key in sums]
         assert all(isinstance(amount, str) and int(amount) >= 0 for amount in amounts)
         # The fee is five percent of what was consumed, floored.
@@ -163,18 +163,18 @@ def test_every_wei_is_accounted_for(demo: DemoRun) -> None:
 def test_a_long_run_is_paid_while_it_continues(demo: DemoRun) -> None:
     """Providers of the demo have no queue: they claim and start in one transaction."""
     outcome, folder = demo.outcome, demo.folder
-    lost, found = (job for job in demo.document["jobs"] if job["name"] == "survives")
-    assert re.search(rf"collects 0\.\d+ credits for \d+ s of job {found['id']}, ", outcome.err)
+    lost, successor = (job for job in demo.document["jobs"] if job["name"] == "survives")
+    assert re.search(rf"collects 0\.\d+ credits for \d+ s of job {successor['id']}, ", outcome.err)
     logs = "".join(log.read_text() for log in (folder / "logs").iterdir())
-    for job in (lost, found):
+    for job in (lost, successor):
         assert re.search(rf"claimAndStart job {job['id']}\b|claimAndStart \d+ jobs", logs)
 
 
 def test_the_second_customer_holds_no_coin(demo: DemoRun) -> None:
-    found = demo.document
-    gasless = found["gasless"]
+    document = demo.document
+    gasless = document["gasless"]
     assert (gasless["coin_wei"], gasless["requests"]) == ("0", 2)
-    theirs = [job for job in found["jobs"] if job["customer"] == gasless["customer"]]
+    theirs = [job for job in document["jobs"] if job["customer"] == gasless["customer"]]
     assert {job["name"] for job in theirs} == {"hello", "exits-3", "outlives", "cancelled", "pi"}
 
 
@@ -242,12 +242,12 @@ def short_folder() -> Iterator[Path]:
 
 def slurm_daemons(folder: Path) -> list[psutil.Process]:
     """Daemons of Slurm clusters below a folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("LOCAL_SLURM", "").startswith(str(folder)):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.mark.parametrize(("chain", "executor"), [("anvil", "local"), ("embedded", "slurm")])

@@ -24,8 +24,8 @@ from deepsquare_chain.devnet.node.base import Anvil, Node, dev_accounts
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import has_anvil, start_anvil
-from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers, Wish
-from tests.support.killing import life
+from tests.support.crash_scenarios import daemon_grid
+from tests.support.customers import FAILS, FINISHES, IS_CANCELLED, RUNS_OUT, Customers, PlannedJob
 from tests.support.proxy import MIXED, Proxy, Wire, mixed
 from tests.support.rundaemon import DaemonProcess, until
 
@@ -134,16 +134,16 @@ async def test_a_deeply_nested_response_crashes_nothing(node: Node):
 ROUND = [FINISHES] * 8 + [FAILS] * 2 + [RUNS_OUT, IS_CANCELLED]
 
 
-async def live(customers: Customers, rounds: int) -> None:
+async def submit_rounds(customers: Customers, rounds: int) -> None:
     """Rounds of jobs for each provider in turn, few enough that none is given back for its age."""
     for number in range(rounds):
-        await until(lambda: has_room(customers), timeout=120)
-        *_, doomed = await customers.submit(*ROUND, place=f"p{number % 2}")
+        await until(lambda: is_below_limit(customers), timeout=120)
+        *_, to_cancel = await customers.submit(*ROUND, provider=f"p{number % 2}")
         await asyncio.sleep(1)
-        await customers.cancel([doomed])
+        await customers.cancel([to_cancel])
 
 
-async def has_room(customers: Customers) -> bool:
+async def is_below_limit(customers: Customers) -> bool:
     return len(await customers.live_jobs()) <= 24
 
 
@@ -152,16 +152,16 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
     async with (
         quick_node() as node,
         Proxy(node.url, seed=SEED, hang=0.5) as proxy,
-        life(node, tmp_path, url=proxy.url) as found,
+        daemon_grid(node, tmp_path, url=proxy.url) as found,
     ):
         daemons = found.daemons.values()
         for daemon in daemons:
             daemon.start()
         # Who can't look at the endpoint when it starts says so and ends: no part of this.
-        await until(lambda: all(said(daemon, "service started") for daemon in daemons))
+        await until(lambda: all(logged(daemon, "service started") for daemon in daemons))
         proxy.rates, proxy.counts = mixed(RATE), Counter()
-        await live(found.customers, ROUNDS)
-        await found.end(patience=300 + 10 * ROUNDS)
+        await submit_rounds(found.customers, ROUNDS)
+        await found.end(timeout=300 + 10 * ROUNDS)
         print(f"{12 * ROUNDS} jobs, {proxy.counts['requests']} requests, {proxy.counts}")
         assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
         assert all(proxy.counts[fault] for fault in MIXED), proxy.counts
@@ -173,31 +173,31 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
         start_anvil(block_time=1) as node,
         Proxy(node.url) as first,
         Wire(node.url) as wire,
-        life(node, tmp_path, url=f"{first.url},{node.url}", websocket=wire.url) as found,
+        daemon_grid(node, tmp_path, url=f"{first.url},{node.url}", websocket=wire.url) as found,
     ):
         daemons = found.daemons.values()
         for daemon in daemons:
             daemon.start()
-        await until(lambda: all(said(daemon, "websocket subscribed") for daemon in daemons))
-        outlives = Wish("sleep 4", JobStatus.FINISHED)
-        for place in ("p0", "p1"):
-            await found.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, place=place)
+        await until(lambda: all(logged(daemon, "websocket subscribed") for daemon in daemons))
+        outlives = PlannedJob("sleep 4", JobStatus.FINISHED)
+        for provider in ("p0", "p1"):
+            await found.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, provider=provider)
         await until(lambda: is_running(found.customers, 2))
         await found.customers.submit(FINISHES, FINISHES)
         sent = first.methods["eth_sendRawTransaction"]
         await first.die()
         await wire.die()
         assert sent >= 3, "the first one served until its end"
-        *_, doomed = await found.customers.submit(*ROUND)
-        await until(lambda: all(said(daemon, "endpoint changed") for daemon in daemons))
-        await until(lambda: all(said(daemon, "websocket lost") for daemon in daemons))
+        *_, to_cancel = await found.customers.submit(*ROUND)
+        await until(lambda: all(logged(daemon, "endpoint changed") for daemon in daemons))
+        await until(lambda: all(logged(daemon, "websocket lost") for daemon in daemons))
         found.daemons["p0"].kill()
         found.daemons["p0"].start()
-        await found.customers.cancel([doomed])
+        await found.customers.cancel([to_cancel])
         await found.end()
 
 
-def said(daemon: DaemonProcess, words: str) -> bool:
+def logged(daemon: DaemonProcess, words: str) -> bool:
     return daemon.log.exists() and words in daemon.log.read_text()
 
 

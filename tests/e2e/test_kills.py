@@ -14,27 +14,27 @@ import pytest
 
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from tests.support.anvil import start_anvil
-from tests.support.gridlife import PARAMS
-from tests.support.killing import (
+from tests.support.crash_scenarios import (
     LABELS,
     NEVER,
     PACKAGE,
     ROUGH_PARAMS,
     calm,
+    daemon_grid,
     in_order,
-    life,
     points,
     rough,
     shared,
 )
+from tests.support.customers import PARAMS
 
 SEED = 20_261
 #: Parts that these daemons do not use: relay, Slurm and gasless commands are killed by integration tests of their own.
 ELSEWHERE = {"client", "relay", "slurm"}
 
 
-def test_every_label_in_the_source_has_a_life_that_passes_it():
-    found = {
+def test_every_label_in_the_source_is_reached_in_a_scenario():
+    labels = {
         label
         for service in ("provider", "metascheduler")
         for is_rough in (True, False)
@@ -48,15 +48,15 @@ def test_every_label_in_the_source_has_a_life_that_passes_it():
                 label = line.split('"')[1]
                 for service in LABELS.values():
                     start = label.replace("{self._service}", service).split("{", 1)[0]
-                    assert any(each.startswith(start) for each in found), line
+                    assert any(known.startswith(start) for known in labels), line
     assert not NEVER["provider"]
     calm_points = [*points("provider", rough=False), *points("metascheduler", rough=False)]
     assert 2 * len(calm_points) >= 60, "each at its first and its second passage"
-    assert len(found) > len(set(calm_points))
+    assert len(labels) > len(set(calm_points))
 
 
 @pytest.mark.timeout(900)
-async def test_kills_in_a_calm_life(tmp_path: Path):
+async def test_kills_in_the_calm_scenario(tmp_path: Path):
     """On the embedded chain, which needs no other program."""
     dice = random.Random(SEED)
     provider = in_order(points("provider", rough=False), dice)
@@ -66,15 +66,15 @@ async def test_kills_in_a_calm_life(tmp_path: Path):
     orders = {**shared(always + some), "scheduler": scheduler[:8]}
     async with (
         ChainProcess(block_time=1) as node,
-        life(node, tmp_path, PARAMS, queueing=["p0"]) as found,
+        daemon_grid(node, tmp_path, PARAMS, queueing=["p0"]) as scenario,
     ):
-        kills = await calm(found, orders)
+        kills = await calm(scenario, orders)
     assert [kill for kill in kills if not kill.reached] == []
     assert len(kills) == sum(map(len, orders.values()))
 
 
 @pytest.mark.timeout(900)
-async def test_kills_in_a_rough_life(tmp_path: Path):
+async def test_kills_in_the_rough_scenario(tmp_path: Path):
     """Lost runs with successors, requeues, challenges, top-ups, dear gas, replaced blocks."""
     dice = random.Random(SEED)
     only = set(points("provider", rough=True)) - set(points("provider", rough=False))
@@ -82,7 +82,10 @@ async def test_kills_in_a_rough_life(tmp_path: Path):
         "p0": in_order(sorted(only), dice)[:6],
         "scheduler": in_order(points("metascheduler", rough=True), dice)[:5],
     }
-    async with start_anvil(block_time=1) as node, life(node, tmp_path, ROUGH_PARAMS) as found:
-        kills = await rough(found, orders)
+    async with (
+        start_anvil(block_time=1) as node,
+        daemon_grid(node, tmp_path, ROUGH_PARAMS) as scenario,
+    ):
+        kills = await rough(scenario, orders)
     assert [kill for kill in kills if not kill.reached] == []
     assert len(kills) == sum(map(len, orders.values()))

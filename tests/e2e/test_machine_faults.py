@@ -18,8 +18,8 @@ import pytest
 
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.job import JobStatus
-from tests.support.gridlife import FAILS, FINISHES, IS_CANCELLED, PARAMS, RUNS_OUT, Wish
-from tests.support.killing import Life, life
+from tests.support.crash_scenarios import DaemonGrid, daemon_grid
+from tests.support.customers import FAILS, FINISHES, IS_CANCELLED, PARAMS, RUNS_OUT, PlannedJob
 from tests.support.rundaemon import DaemonProcess, until
 
 MEGABYTE = 2**20
@@ -27,11 +27,11 @@ DAYS = 3 * 86_400
 
 
 @contextmanager
-def small_disk(place: Path, megabytes: int) -> Iterator[None]:
+def small_disk(mount_point: Path, megabytes: int) -> Iterator[None]:
     """A file system of its own at a folder; only the machine's administrator can make one."""
-    place.mkdir()
+    mount_point.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mount_point)],
         capture_output=True,
         text=True,
         check=False,
@@ -41,7 +41,7 @@ def small_disk(place: Path, megabytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=False)
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=False)
 
 
 def fill(file: Path) -> None:
@@ -55,23 +55,23 @@ def fill(file: Path) -> None:
                 continue
 
 
-def begun(daemon: DaemonProcess) -> bool:
+def has_started(daemon: DaemonProcess) -> bool:
     return daemon.log.exists() and "service started" in daemon.log.read_text()
 
 
-async def begin(found: Life) -> None:
-    for daemon in found.daemons.values():
+async def start_daemons(scenario: DaemonGrid) -> None:
+    for daemon in scenario.daemons.values():
         daemon.start()
-    await until(lambda: all(begun(daemon) for daemon in found.daemons.values()))
+    await until(lambda: all(has_started(daemon) for daemon in scenario.daemons.values()))
 
 
-async def statuses(found: Life, digests: list[bytes]) -> list[JobStatus]:
-    lines = await found.customers.lines()
+async def statuses(scenario: DaemonGrid, digests: list[bytes]) -> list[JobStatus]:
+    lines = await scenario.customers.lines()
     return [lines[digest][-1].status for digest in digests]
 
 
-async def all_running(found: Life, digests: list[bytes]) -> bool:
-    return set(await statuses(found, digests)) == {JobStatus.RUNNING}
+async def all_running(scenario: DaemonGrid, digests: list[bytes]) -> bool:
+    return set(await statuses(scenario, digests)) == {JobStatus.RUNNING}
 
 
 async def test_a_full_disk_loses_nothing(tmp_path: Path):
@@ -79,65 +79,72 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path):
     with small_disk(tmp_path / "p0", 24):
         async with (
             ChainProcess(block_time=1) as node,
-            life(node, tmp_path, min_free=4) as found,
+            daemon_grid(node, tmp_path, min_free=4) as scenario,
         ):
-            await begin(found)
-            provider, ballast = found.daemons["p0"], tmp_path / "p0" / "ballast"
-            runs = await found.customers.submit(Wish("sleep 6", JobStatus.FINISHED), place="p0")
-            await until(lambda: all_running(found, runs))
-            await until(lambda: len(found.customers.executions()) == 1)
+            await start_daemons(scenario)
+            provider, ballast = scenario.daemons["p0"], tmp_path / "p0" / "ballast"
+            runs = await scenario.customers.submit(
+                PlannedJob("sleep 6", JobStatus.FINISHED), provider="p0"
+            )
+            await until(lambda: all_running(scenario, runs))
+            await until(lambda: len(scenario.customers.executions()) == 1)
             fill(ballast)
-            waits = await found.customers.submit(FINISHES, FAILS, place="p0")
+            waits = await scenario.customers.submit(FINISHES, FAILS, provider="p0")
             await asyncio.sleep(10)
             assert provider.alive, "a full disk passes"
-            assert not set(await statuses(found, waits)) & {JobStatus.SCHEDULED, JobStatus.RUNNING}
+            assert not set(await statuses(scenario, waits)) & {
+                JobStatus.SCHEDULED,
+                JobStatus.RUNNING,
+            }
             ballast.unlink()
-            await found.end()
+            await scenario.end()
 
 
 async def test_no_descriptor_left_loses_nothing(tmp_path: Path):
     # Jobs that a provider gives back go to it again after multiples of the claim timeout.
     params = replace(PARAMS, timeouts=replace(PARAMS.timeouts, claim_timeout=10))
-    async with ChainProcess(block_time=1) as node, life(node, tmp_path, params) as found:
-        await begin(found)
-        provider = found.daemons["p0"]
-        runs = await found.customers.submit(Wish("sleep 5", JobStatus.FINISHED), place="p0")
-        await until(lambda: all_running(found, runs))
+    async with ChainProcess(block_time=1) as node, daemon_grid(node, tmp_path, params) as scenario:
+        await start_daemons(scenario)
+        provider = scenario.daemons["p0"]
+        runs = await scenario.customers.submit(
+            PlannedJob("sleep 5", JobStatus.FINISHED), provider="p0"
+        )
+        await until(lambda: all_running(scenario, runs))
         process = psutil.Process(provider.pid)
         before = resource.prlimit(provider.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(
             provider.pid, resource.RLIMIT_NOFILE, (max(3, process.num_fds() - 2), before[1])
         )
-        await found.customers.submit(FINISHES, FAILS, place="p0")
+        await scenario.customers.submit(FINISHES, FAILS, provider="p0")
         await asyncio.sleep(8)
         assert provider.alive, "a lack of descriptors passes"
         resource.prlimit(provider.pid, resource.RLIMIT_NOFILE, before)
-        await found.end()
+        await scenario.end()
 
 
 async def test_a_wrong_clock_is_a_figure_and_nothing_else(tmp_path: Path):
     """Billed and judged is chain time; three days before or behind are seen in the metrics."""
     async with (
         ChainProcess(block_time=1) as node,
-        life(
+        daemon_grid(
             node, tmp_path, clocks={"p0": DAYS, "p1": -DAYS, "scheduler": DAYS}, health_port=0
-        ) as found,
+        ) as scenario,
     ):
-        await begin(found)
+        await start_daemons(scenario)
         to_cancel = []
-        for place in ("p0", "p1"):
-            digests = await found.customers.submit(
-                FINISHES, FAILS, RUNS_OUT, IS_CANCELLED, place=place
+        for provider in ("p0", "p1"):
+            digests = await scenario.customers.submit(
+                FINISHES, FAILS, RUNS_OUT, IS_CANCELLED, provider=provider
             )
             to_cancel.append(digests[-1])
-        await until(lambda: all_running(found, to_cancel))
-        await found.customers.cancel(to_cancel)
+        await until(lambda: all_running(scenario, to_cancel))
+        await scenario.customers.cancel(to_cancel)
         for name, wrong in (("p0", DAYS), ("p1", -DAYS)):
-            assert abs(await skew(found.daemons[name]) - wrong) < 600, name
-        await found.end()
+            assert abs(await clock_skew(scenario.daemons[name]) - wrong) < 600, name
+        await scenario.end()
 
 
-async def skew(daemon: DaemonProcess) -> float:
+async def clock_skew(daemon: DaemonProcess) -> float:
     """What a provider's figures say of its clock, in seconds."""
     url = re.findall(
         r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health server started")[1]

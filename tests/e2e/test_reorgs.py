@@ -19,8 +19,8 @@ from deepsquare_chain.chain.deploying import GridParams
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import start_anvil
-from tests.support.gridlife import Wish, open_table
-from tests.support.killing import Life, life, replace_blocks
+from tests.support.crash_scenarios import DaemonGrid, daemon_grid, replace_blocks
+from tests.support.customers import PlannedJob, open_table
 from tests.support.rundaemon import until
 
 # Long, for a job waits for as many blocks as it takes to be believed.
@@ -37,10 +37,10 @@ PARAMS = GridParams(
     ),
 )
 LONG = 20_000
-WISHES = (
-    Wish("sleep 1", JobStatus.FINISHED, limit=LONG),
-    Wish("exit 3", JobStatus.FAILED, limit=LONG),
-    Wish("sleep 900", JobStatus.CANCELLED, limit=LONG),
+PLANNED_JOBS = (
+    PlannedJob("sleep 1", JobStatus.FINISHED, limit=LONG),
+    PlannedJob("exit 3", JobStatus.FAILED, limit=LONG),
+    PlannedJob("sleep 900", JobStatus.CANCELLED, limit=LONG),
 )
 TIMES = 3
 WHOLE = os.environ.get("DEEPSQUARE_REORGS") == "all"
@@ -53,11 +53,11 @@ class Miner:
     """Makes blocks at a steady pace; nobody else does, so that it can be made to wait."""
 
     def __init__(self, node: Node, pace: float) -> None:
-        self.node, self.pace, self.turn = node, pace, asyncio.Lock()
+        self.node, self.pace, self.lock = node, pace, asyncio.Lock()
 
     async def run(self) -> None:
         while True:
-            async with self.turn:
+            async with self.lock:
                 await self.node.mine()
             await asyncio.sleep(self.pace)
 
@@ -72,19 +72,19 @@ class Miner:
 
 
 @asynccontextmanager
-async def mined_life(
+async def grid_with_miner(
     folder: Path, confirmations: int, pace: float
-) -> AsyncIterator[tuple[Life, Miner]]:
+) -> AsyncIterator[tuple[DaemonGrid, Miner]]:
     """A grid whose customers believe as slowly as its daemons."""
     async with start_anvil(options=("--no-mining",)) as node:
         miner = Miner(node, pace)
         mining = asyncio.create_task(miner.run())
         try:
-            async with life(node, folder, PARAMS, confirmations=confirmations) as found:
-                for account in found.grid.customers:
-                    found.grid.sender(account, confirmations=confirmations)
+            async with daemon_grid(node, folder, PARAMS, confirmations=confirmations) as scenario:
+                for account in scenario.grid.customers:
+                    scenario.grid.sender(account, confirmations=confirmations)
                 await miner.blocks(confirmations + 2)
-                yield found, miner
+                yield scenario, miner
         finally:
             mining.cancel()
             await asyncio.gather(mining, return_exceptions=True)
@@ -94,56 +94,59 @@ async def mined_life(
 @pytest.mark.parametrize(("depth", "keep"), CASES if WHOLE else SHORT)
 async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: bool):
     pace = 0.25 if depth < 10 else 0.1
-    async with mined_life(tmp_path, depth, pace) as (found, miner):
-        for daemon in found.daemons.values():
+    async with grid_with_miner(tmp_path, depth, pace) as (scenario, miner):
+        for daemon in scenario.daemons.values():
             daemon.start()
         over = asyncio.Event()
-        working = asyncio.create_task(work(found, over))
+        working = asyncio.create_task(submit_jobs(scenario, over))
         taken = 0
         for _ in range(TIMES):
             await miner.blocks(depth + 12)
-            taken += await replace_something(found, miner, depth, keep)
+            taken += await replace_something(scenario, miner, depth, keep)
         over.set()
         await working
         assert taken >= TIMES
-        await found.end(redated=True)
+        await scenario.end(timestamps_changed=True)
         rolled_back = sum(
-            daemon.log.read_text().count("chain reorganised") for daemon in found.daemons.values()
+            daemon.log.read_text().count("chain reorganised")
+            for daemon in scenario.daemons.values()
         )
-        jobs = len(await found.customers.jobs())
+        jobs = len(await scenario.customers.jobs())
         print(f"depth {depth}, kept {keep}: {taken} transactions taken back, {jobs} jobs")
         assert rolled_back, "nobody noticed"
 
 
-async def replace_something(found: Life, miner: Miner, depth: int, keep: bool) -> int:
+async def replace_something(scenario: DaemonGrid, miner: Miner, depth: int, keep: bool) -> int:
     """Replace blocks in which something happened; no block comes between the look and the act."""
     for _ in range(600):
-        async with miner.turn:
+        async with miner.lock:
             if await recent_transactions(miner, depth):
-                await somebody_has_read(found, await miner.head())
+                await wait_until_read(scenario, await miner.head())
                 return await replace_blocks(miner.node, depth, keep=keep)
         await asyncio.sleep(miner.pace / 2)
     raise AssertionError("nothing happens")
 
 
-async def somebody_has_read(found: Life, number: int) -> None:
+async def wait_until_read(scenario: DaemonGrid, number: int) -> None:
     """Wait until a provider knows a block; not for long, for all may be waiting for the next."""
     for _ in range(40):
-        for provider in range(len(found.grid.providers)):
-            _, store = open_table(found.grid, found.folder, provider)
+        for provider in range(len(scenario.grid.providers)):
+            _, store = open_table(scenario.grid, scenario.folder, provider)
             with store:
                 if any(block.number >= number for block in store.recent_blocks("main")[:1]):
                     return
         await asyncio.sleep(0.05)
 
 
-async def work(found: Life, over: asyncio.Event) -> None:
+async def submit_jobs(scenario: DaemonGrid, over: asyncio.Event) -> None:
     number = 0
     while not over.is_set():
-        if len(await found.customers.live_jobs()) < 12:
-            *_, doomed = await found.customers.submit(*WISHES, place=f"p{number % 2}")
+        if len(await scenario.customers.live_jobs()) < 12:
+            *_, to_cancel = await scenario.customers.submit(
+                *PLANNED_JOBS, provider=f"p{number % 2}"
+            )
             await asyncio.sleep(1)
-            await found.customers.cancel([doomed])
+            await scenario.customers.cancel([to_cancel])
             number += 1
         await asyncio.sleep(0.3)
 
@@ -164,17 +167,17 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
     A person who looks into it and begins with an empty database, as the message says, loses
     nothing: the run is found by its folder and reported again.
     """
-    async with mined_life(tmp_path, 2, 0.25) as (found, miner):
-        provider = found.daemons["p0"]
-        for daemon in found.daemons.values():
+    async with grid_with_miner(tmp_path, 2, 0.25) as (scenario, miner):
+        provider = scenario.daemons["p0"]
+        for daemon in scenario.daemons.values():
             daemon.start()
-        wish = Wish("sleep 4", JobStatus.FINISHED, limit=LONG)
-        await found.customers.submit(wish, place="p0")
-        await until(found.customers.all_final)
+        planned_job = PlannedJob("sleep 4", JobStatus.FINISHED, limit=LONG)
+        await scenario.customers.submit(planned_job, provider="p0")
+        await until(scenario.customers.all_final)
         await miner.blocks(4)  # the report is believed
-        async with miner.turn:
+        async with miner.lock:
             await replace_blocks(miner.node, 7, keep=False)
-        for name, daemon in found.daemons.items():
+        for name, daemon in scenario.daemons.items():
             await until(lambda daemon=daemon: not daemon.alive)
             words = daemon.log.read_text()
             assert "service failed" in words, name
@@ -183,17 +186,17 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
             assert "Traceback" not in words, name
         provider.start()
         await until(lambda: not provider.alive)
-        for daemon in found.daemons.values():
+        for daemon in scenario.daemons.values():
             for file in daemon.folder.glob("*.db*"):
                 file.unlink()
             before = daemon.log.read_text().count("service started")
             daemon.start()
             await until(lambda d=daemon, n=before: d.log.read_text().count("service started") > n)
-        await until(lambda: knows_a_job(found))
-        await found.end(emptied=True)
+        await until(lambda: has_run_records(scenario))
+        await scenario.end(database_reset=True)
 
 
-def knows_a_job(found: Life) -> bool:
-    table, store = open_table(found.grid, found.folder, 0)
+def has_run_records(scenario: DaemonGrid) -> bool:
+    table, store = open_table(scenario.grid, scenario.folder, 0)
     with store:
         return bool(table.all())

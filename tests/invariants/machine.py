@@ -221,11 +221,13 @@ class GridMachine(RuleBasedStateMachine):
             "definition": job.definition,
             "retryOf": job.retry_of,
         }
-        told = self.replay.jobs[job_id]
+        replayed = self.replay.jobs[job_id]
         self.check(14, not self.replay.differences(job_id, record), "events tell another record")
-        kept = told.paid_out + told.carried_out + (record.escrow if job.status.is_live else 0)
-        assert told.used == job.paid + job.fee
-        self.check(2, told.funded + told.carried_in == kept, f"money of job {job_id}")
+        kept = (
+            replayed.paid_out + replayed.carried_out + (record.escrow if job.status.is_live else 0)
+        )
+        assert replayed.used == job.paid + job.fee
+        self.check(2, replayed.funded + replayed.carried_in == kept, f"money of job {job_id}")
 
     # --------------------------------------------------------------- invariants
 
@@ -320,16 +322,16 @@ class GridMachine(RuleBasedStateMachine):
     def check_load(self) -> None:
         for provider in self.ghost.providers.values():
             if provider.id:
-                counted, told = self.ghost.load(provider.id), self.storage.load(provider.id)
-                self.check(16, counted == told, f"{counted} at {provider.id}, not {told}")
+                counted, replayed = self.ghost.load(provider.id), self.storage.load(provider.id)
+                self.check(16, counted == replayed, f"{counted} at {provider.id}, not {replayed}")
 
     def check_money(self, receipt: Receipt, jobs: dict[int, GhostJob]) -> None:
         for event in receipt.named("JobSettled", "JobCollected"):
-            told = self.replay.jobs[event.jobId]
+            replayed = self.replay.jobs[event.jobId]
             # All that was ever billed, interim payments included.
-            elapsed = self.ghost.now - told.started if told.started else 0
-            self.check(6, told.used <= jobs[event.jobId].rate * elapsed, event)
-            self.check(6, told.used <= told.funded + told.carried_in, event)
+            elapsed = self.ghost.now - replayed.started if replayed.started else 0
+            self.check(6, replayed.used <= jobs[event.jobId].rate * elapsed, event)
+            self.check(6, replayed.used <= replayed.funded + replayed.carried_in, event)
         self.seen["collected"] += len(receipt.named("JobCollected"))
         for event in receipt.named("JobSettled"):
             job = jobs[event.jobId]
@@ -377,8 +379,8 @@ class GridMachine(RuleBasedStateMachine):
         for job_id in self.ghost.jobs:
             self.compare_record(job_id)
         for account in self.accounts:
-            told = self.replay.balances[account]
-            self.check(14, told == self.storage.balance(account), f"balance of {account}")
+            replayed = self.replay.balances[account]
+            self.check(14, replayed == self.storage.balance(account), f"balance of {account}")
             parked = self.grid.scheduler.parkedOf(account)
             self.check(14, self.replay.parked[account] == parked, f"parked for {account}")
             assert self.ghost.parked[account] == parked

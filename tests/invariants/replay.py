@@ -134,7 +134,7 @@ class Replay:
         """Fields in which a record in storage is not what the events told."""
         job = self.jobs[job_id]
         terms = job.terms
-        told = {
+        replayed = {
             "customer": job.customer,
             "status": job.status,
             "since": job.since,
@@ -152,9 +152,9 @@ class Replay:
             "definition": job.definition,
             "retryOf": job.retryOf,
         }
-        assert set(told) == set(record._fields)
+        assert set(replayed) == set(record._fields)
         return [
             f"job {job_id}: {name} is {getattr(record, name)!r}, events say {value!r}"
-            for name, value in told.items()
+            for name, value in replayed.items()
             if getattr(record, name) != value
         ]

@@ -36,7 +36,7 @@ from deepsquare_chain.devnet.node.base import (
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability.serving import HOST
-from scripts.grid_yard import Yard
+from scripts.process_grid import ProcessGrid
 from tests.support.cli import Outcome, run
 
 FOLDER: Final = Path(__file__).parents[1] / "nodes"
@@ -263,7 +263,7 @@ CANDIDATES: Final = (
 
 
 @dataclass(frozen=True)
-class Played:
+class NodeResult:
     """The result of a scenario: `steps` in order, each with its outcome."""
 
     version: str
@@ -271,7 +271,7 @@ class Played:
     seconds: float
 
 
-async def play(candidate: Candidate, folder: Path) -> Played:
+async def run_on_node(candidate: Candidate, folder: Path) -> NodeResult:
     """Deploy a grid, run five jobs with two daemons, audit with proofs, export and replay.
 
     Raises:
@@ -290,46 +290,46 @@ async def play(candidate: Candidate, folder: Path) -> Played:
             except UsageError as error:
                 steps["deploy"] = f"refused: {error.message}"
             assert steps, "deployment was not refused"
-        return Played(version, steps, time.monotonic() - began)
-    yard = Yard(folder, 1, confirmations=candidate.confirmations, node=node)
-    async with yard:
+        return NodeResult(version, steps, time.monotonic() - began)
+    grid = ProcessGrid(folder, 1, confirmations=candidate.confirmations, node=node)
+    async with grid:
         version = str(await node.rpc("web3_clientVersion"))
         steps["deploy"] = "ok"
-        for role in ("scheduler", *yard.provider_roles):
-            await yard.start(role)
-        ids = await yard.submit(JOBS, "echo hello")
+        for role in ("scheduler", *grid.provider_roles):
+            await grid.start(role)
+        ids = await grid.submit(JOBS, "echo hello")
         deadline = time.monotonic() + _PATIENCE
         while True:
-            jobs = await yard.contracts.scheduler.get_jobs(ids)
+            jobs = await grid.contracts.scheduler.get_jobs(ids)
             if all(job.status.is_final for job in jobs):
                 break
             assert time.monotonic() < deadline, [job.status.name for job in jobs]
             await asyncio.sleep(0.5)
         assert [job.status for job in jobs] == [JobStatus.FINISHED] * JOBS
         steps["jobs"] = f"{JOBS} finished"
-        for role in list(yard.services):
-            await yard.services.pop(role).end()
+        for role in list(grid.services):
+            await grid.services.pop(role).end()
         for step, command in (
             ("doctor", ["doctor"]),
             ("audit with proofs", ["audit", "verify", "--proofs"]),
             ("export", ["audit", "export", "export"]),
             ("replay", ["audit", "verify", "export"]),
         ):
-            outcome = await asyncio.to_thread(_run, yard, command)
+            outcome = await asyncio.to_thread(_run, grid, command)
             assert outcome.code == 0, f"{step}: {outcome}"
             steps[step] = "ok"
-    return Played(version, steps, time.monotonic() - began)
+    return NodeResult(version, steps, time.monotonic() - began)
 
 
-def _run(yard: Yard, words: list[str]) -> Outcome:
+def _run(grid: ProcessGrid, words: list[str]) -> Outcome:
     return run(
         words,
-        yard.folder,
+        grid.folder,
         timeout=_PATIENCE,
-        DEEPSQUARE_ENDPOINT=yard.node.url,
-        DEEPSQUARE_DEPLOYMENT=str(yard.folder / "deployment.json"),
-        DEEPSQUARE_CONFIRMATIONS=str(yard.confirmations),
-        DEEPSQUARE_STORE=str(yard.folder / "definitions"),
-        DEEPSQUARE_KEYSTORE=str(yard.keystore("customer")),
-        DEEPSQUARE_PASSWORD_FILE=str(yard.password_file),
+        DEEPSQUARE_ENDPOINT=grid.node.url,
+        DEEPSQUARE_DEPLOYMENT=str(grid.folder / "deployment.json"),
+        DEEPSQUARE_CONFIRMATIONS=str(grid.confirmations),
+        DEEPSQUARE_STORE=str(grid.folder / "definitions"),
+        DEEPSQUARE_KEYSTORE=str(grid.keystore("customer")),
+        DEEPSQUARE_PASSWORD_FILE=str(grid.password_file),
     )

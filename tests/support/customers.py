@@ -45,22 +45,22 @@ PARAMS = GridParams(
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlannedJob:
     """A job to submit: its command, and the expected status of its last successor."""
 
     command: str
     ending: JobStatus
     limit: int = 60
     resources: Resources = SMALL
-    asked: Resources | None = None  # resources in the definition, if different
+    definition_resources: Resources | None = None  # resources in the definition, if different
     flags: JobFlags = JobFlags.NONE
 
 
-FINISHES = Wish("true", JobStatus.FINISHED)
-FAILS = Wish("exit 3", JobStatus.FAILED)
-RUNS_OUT = Wish("sleep 600", JobStatus.OUT_OF_CREDITS, limit=3)
-IS_COLLECTED = Wish("sleep 17", JobStatus.FINISHED, flags=JobFlags.INTERIM_PAYMENTS)
-IS_CANCELLED = Wish("sleep 500", JobStatus.CANCELLED, limit=600)
+FINISHES = PlannedJob("true", JobStatus.FINISHED)
+FAILS = PlannedJob("exit 3", JobStatus.FAILED)
+RUNS_OUT = PlannedJob("sleep 600", JobStatus.OUT_OF_CREDITS, limit=3)
+IS_COLLECTED = PlannedJob("sleep 17", JobStatus.FINISHED, flags=JobFlags.INTERIM_PAYMENTS)
+IS_CANCELLED = PlannedJob("sleep 500", JobStatus.CANCELLED, limit=600)
 
 
 class Customers:
@@ -71,43 +71,50 @@ class Customers:
 
     def __init__(self, grid: LiveGrid, folder: Path) -> None:
         self.grid = grid
-        self.place = folder / "definitions"
-        self.store = FolderDefinitionStore(self.place)
+        self.definitions_folder = folder / "definitions"
+        self.store = FolderDefinitionStore(self.definitions_folder)
         self.expected: dict[bytes, JobStatus] = {}
         self._numbers = itertools.count()
         self._tally = folder / "tally"
         self._tally.mkdir()
 
     async def submit(
-        self, *wishes: Wish, place: str = "", customer: int | None = None, **changes: Any
+        self,
+        *planned_jobs: PlannedJob,
+        provider: str = "",
+        customer: int | None = None,
+        **changes: Any,
     ) -> list[bytes]:
         """Submit jobs in one transaction, and return the digests of their definitions.
 
-        If `place` is given, only the provider with this label is eligible.
+        If `provider` is given, only the provider with this label is eligible.
         """
         orders, digests = [], []
-        for wish in wishes:
+        for planned_job in planned_jobs:
             # A counter, because concurrent submissions must not share a definition.
-            mark = self._tally / str(next(self._numbers))
-            command = f'echo "$DEEPSQUARE_JOB_ID" >> "{mark}"; {wish.command}'
-            resources = wish.asked or wish.resources
+            run_file = self._tally / str(next(self._numbers))
+            command = f'echo "$DEEPSQUARE_JOB_ID" >> "{run_file}"; {planned_job.command}'
+            resources = planned_job.definition_resources or planned_job.resources
             definition = Definition(
                 resources=resources, env={}, steps=(Step.simple("only", command),)
             )
             digests.append(await self.store.put(definition.to_bytes()))
             defaults = {
-                "time_limit": wish.limit,
-                "uses": f"place={place}" if place else "",
-                "flags": wish.flags,
+                "time_limit": planned_job.limit,
+                "uses": f"place={provider}" if provider else "",
+                "flags": planned_job.flags,
             }
-            job_terms = terms(resources=wish.resources, **(defaults | changes))
+            job_terms = terms(resources=planned_job.resources, **(defaults | changes))
             orders.append((job_terms, [digests[-1]]))
-        assert self.expected.keys().isdisjoint(digests), "two wishes share a definition"
-        self.expected |= {digest: wish.ending for digest, wish in zip(digests, wishes, strict=True)}
+        assert self.expected.keys().isdisjoint(digests), "two jobs share a definition"
+        self.expected |= {
+            digest: planned_job.ending
+            for digest, planned_job in zip(digests, planned_jobs, strict=True)
+        }
         index = len(self.expected) % 2 if customer is None else customer
         call = self.grid.contracts.scheduler.submit_jobs(orders)
         key = digests[0].hex()  # idempotency key: a retry does not pay twice
-        await patiently(lambda: self.grid.send(self.grid.customers[index], call, key=key))
+        await with_retries(lambda: self.grid.send(self.grid.customers[index], call, key=key))
         return digests
 
     async def jobs(self) -> list[Job]:
@@ -117,7 +124,7 @@ class Customers:
         async def read() -> list[Job]:
             return await contract.get_jobs(list(range(1, await contract.job_count() + 1)))
 
-        return await patiently(read)
+        return await with_retries(read)
 
     async def lines(self) -> dict[bytes, list[Job]]:
         """Return the jobs of each definition, successors last."""
@@ -136,7 +143,7 @@ class Customers:
                 call = self.grid.contracts.scheduler.cancel(job_ids)
                 # After a reorganisation an earlier cancel may be sent again before this one.
                 with contextlib.suppress(InvalidTransition):
-                    await patiently(lambda a=account, c=call: self.grid.send(a, c))
+                    await with_retries(lambda a=account, c=call: self.grid.send(a, c))
 
     async def live_jobs(self) -> list[Job]:
         """Return the jobs that have not ended."""
@@ -154,16 +161,16 @@ class Customers:
     def executions(self) -> dict[int, int]:
         """Return how often each job was executed."""
         counts: Counter[int] = Counter()
-        for mark in self._tally.iterdir():
-            counts.update(int(line) for line in mark.read_text().splitlines())
+        for run_file in self._tally.iterdir():
+            counts.update(int(line) for line in run_file.read_text().splitlines())
         return dict(counts)
 
 
-async def patiently(act: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
+async def with_retries(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
     """Retry after node errors, which occur during reorgs."""
     for attempts_left in reversed(range(attempts)):
         try:
-            return await act()
+            return await call()
         except EndpointError:
             if not attempts_left:
                 raise
@@ -171,33 +178,39 @@ async def patiently(act: Callable[[], Awaitable[T]], attempts: int = 5) -> T:
     raise AssertionError("no attempt at all")
 
 
-async def in_turn(
+async def submit_in_turns(
     customers: Customers, busy: Callable[[], bool], *, most: int = 14, pause: float = 1.5
 ) -> None:
     """Submit jobs with all final statuses to each provider in turn, while `busy` returns True."""
-    number, doomed = 0, []
+    number, to_cancel = 0, []
     while busy():
         if len(await customers.live_jobs()) < most:
-            wishes = [FINISHES, IS_COLLECTED, FAILS, IS_CANCELLED] + [RUNS_OUT] * (number % 4 < 2)
-            digests = await customers.submit(*wishes, place=f"p{number % 2}")
-            doomed.append(digests[3])
+            planned_jobs = [FINISHES, IS_COLLECTED, FAILS, IS_CANCELLED] + [RUNS_OUT] * (
+                number % 4 < 2
+            )
+            digests = await customers.submit(*planned_jobs, provider=f"p{number % 2}")
+            to_cancel.append(digests[3])
             number += 1
         await asyncio.sleep(pause)
-        if len(doomed) > 3:  # by then, the oldest of them is running
-            await customers.cancel([doomed.pop(0)])
-    await customers.cancel(doomed)
+        if len(to_cancel) > 3:  # by then, the oldest of them is running
+            await customers.cancel([to_cancel.pop(0)])
+    await customers.cancel(to_cancel)
 
 
 # ---------------------------------------------------------------------------- final checks
 
 
-async def judge(
-    customers: Customers, folder: Path, *, emptied: bool = False, redated: bool = False
+async def check_all_ledgers(
+    customers: Customers,
+    folder: Path,
+    *,
+    database_reset: bool = False,
+    timestamps_changed: bool = False,
 ) -> Mapping[int, Line]:
     """Check that events, storage, databases, balances and executions agree; return the ledger.
 
-    A database that was `emptied` has recovered the earnings, but not the ends of runs. If blocks
-    were `redated`, less chain time may lie between start and report than when it was sent.
+    A database that was `database_reset` has recovered the earnings, but not the ends of runs. If blocks
+    were `timestamps_changed`, less chain time may lie between start and report than when it was sent.
     """
     grid = customers.grid
     events = await all_events(grid)
@@ -213,12 +226,12 @@ async def judge(
     }
     assert not wrong, f"ended, should have ended: {wrong}"
     check_ledger(ledger, jobs)
-    elapsed = await seconds_on_chain(grid, events) if redated else None
+    elapsed = await seconds_on_chain(grid, events) if timestamps_changed else None
     check_executions(ledger, customers.executions())
     for number, account in enumerate(grid.providers):
         table, store = open_table(grid, folder, number)
         with store:
-            rows = [] if emptied else table.all()
+            rows = [] if database_reset else table.all()
             check_provider(account.address, ledger, by_id, rows, table.earned(), elapsed)
     await check_balances(grid, ledger)
     return ledger
@@ -298,7 +311,7 @@ def is_settled(table: RunTable, store: Store, block: int) -> bool:
         return bool(applied) and applied[0].number >= block and not table.open()
 
 
-def leftovers(folder: Path) -> list[str]:
+def kill_remaining_processes(folder: Path) -> list[str]:
     """Kill the processes that still use this test's folders; return their command lines."""
     killed = []
     for process in psutil.process_iter(["cmdline", "cwd"]):

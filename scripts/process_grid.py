@@ -38,7 +38,7 @@ PASSWORD: Final = "a bench has no secrets"  # noqa: S105 - keys without value
 
 
 @dataclass
-class Yard:
+class ProcessGrid:
     """A grid in a folder: a node, contracts, a customer, one scheduler and several providers."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Yard:
     def provider_roles(self) -> list[str]:
         return [f"p{number}" for number in range(self.providers)]
 
-    async def __aenter__(self) -> Yard:
+    async def __aenter__(self) -> ProcessGrid:
         try:
             await self._build()
         except BaseException:

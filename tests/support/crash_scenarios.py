@@ -23,7 +23,7 @@ from deepsquare_chain.credits import job_rate
 from deepsquare_chain.devnet.node.base import Node, dev_accounts
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.job import JobFlags, JobStatus, Resources
-from tests.support.gridlife import (
+from tests.support.customers import (
     FAILS,
     FINISHES,
     IS_CANCELLED,
@@ -32,12 +32,12 @@ from tests.support.gridlife import (
     RUNS_OUT,
     SMALL,
     Customers,
-    Wish,
+    PlannedJob,
     all_applied,
-    in_turn,
-    judge,
-    leftovers,
+    check_all_ledgers,
+    kill_remaining_processes,
     open_table,
+    submit_in_turns,
 )
 from tests.support.livegrid import CHEAP, HARDWARE, LiveGrid, deploy, live_grid
 from tests.support.rundaemon import DaemonProcess, until
@@ -51,7 +51,7 @@ KINDS = {
     ),
     "metascheduler": ("assign", "requeue", "challenge", "panic", "cancel"),
 }
-ROOMS = {
+SERVICE_PACKAGES = {
     "provider": ("provider", "executors", "chain", "daemon"),
     "metascheduler": ("metascheduler", "chain", "daemon"),
 }
@@ -98,8 +98,8 @@ class Kill:
 def points(service: str, *, rough: bool) -> list[str]:
     """Return all labels in the source code that a service reaches in this scenario."""
     labels: set[str] = set()
-    for room in ROOMS[service]:
-        for file in (PACKAGE / room).rglob("*.py"):
+    for package in SERVICE_PACKAGES[service]:
+        for file in (PACKAGE / package).rglob("*.py"):
             if file.parent.name == "slurm":
                 continue  # these services run jobs with the local executor
             for label in re.findall(r'crash_point\(f?"([^"]+)"\)', file.read_text()):
@@ -140,17 +140,17 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
     return first + others + last
 
 
-async def torment(
-    role: str, daemon: DaemonProcess, orders: Sequence[str], awaited: dict[str, str]
+async def kill_at_each_point(
+    role: str, daemon: DaemonProcess, orders: Sequence[str], current_points: dict[str, str]
 ) -> list[Kill]:
     """Start and kill a daemon at each crash point in turn, then restart it without one.
 
-    `awaited` is updated with the current crash point of the role.
+    `current_points` is updated with the current crash point of the role.
     """
     kills = []
     for point in orders:
         kill, began = Kill(role, point), time.monotonic()
-        awaited[role] = point
+        current_points[role] = point
         dead = _supervisors(daemon) if point.startswith("supervisor.") else daemon.died
         daemon.start(point)
         while not kill.reached and time.monotonic() < began + SECONDS_TO_REACH:
@@ -159,7 +159,7 @@ async def torment(
         kill.seconds = round(time.monotonic() - began, 1)
         kills.append(kill)
         daemon.kill()
-    awaited.pop(role, None)
+    current_points.pop(role, None)
     daemon.start()
     return kills
 
@@ -179,7 +179,7 @@ def _supervisors(daemon: DaemonProcess) -> Callable[[], bool]:
 
 
 @dataclass
-class Life:
+class DaemonGrid:
     """A grid with the daemons of two providers and a scheduler as processes."""
 
     node: Node
@@ -188,29 +188,38 @@ class Life:
     folder: Path
     daemons: dict[str, DaemonProcess]
     #: The current crash point of each role.
-    awaited: dict[str, str] = field(default_factory=dict)
+    current_points: dict[str, str] = field(default_factory=dict)
 
-    def who_awaits(self, label: str) -> list[str]:
+    def roles_at(self, label: str) -> list[str]:
         """Return the roles whose current crash point begins with `label`."""
-        return [role for role, point in self.awaited.items() if point.startswith(label)]
+        return [role for role, point in self.current_points.items() if point.startswith(label)]
 
     async def end(
-        self, patience: float = 300, *, emptied: bool = False, redated: bool = False
+        self,
+        timeout: float = 300,
+        *,
+        database_reset: bool = False,
+        timestamps_changed: bool = False,
     ) -> None:
-        """Wait at most `patience` seconds until all jobs end, stop the daemons, check the ledgers."""
+        """Wait at most `timeout` seconds until all jobs end, stop the daemons, check the ledgers."""
         for name, daemon in self.daemons.items():
             assert daemon.alive, f"{name} ended by itself: {daemon.log.read_text()[-2_000:]}"
-        await until(self.customers.all_final, timeout=patience)
+        await until(self.customers.all_final, timeout=timeout)
         head = await self.grid.w3.eth.block_number
         await until(lambda: all_applied(self.grid, self.folder, head), timeout=180)
         for daemon in self.daemons.values():
             assert await daemon.stop() == 0
             assert "Traceback" not in daemon.log.read_text(), daemon.log
-        await judge(self.customers, self.folder, emptied=emptied, redated=redated)
+        await check_all_ledgers(
+            self.customers,
+            self.folder,
+            database_reset=database_reset,
+            timestamps_changed=timestamps_changed,
+        )
 
 
 @asynccontextmanager
-async def life(
+async def daemon_grid(
     node: Node,
     folder: Path,
     params: GridParams = PARAMS,
@@ -218,7 +227,7 @@ async def life(
     clocks: Mapping[str, float] | None = None,
     queueing: Collection[str] = (),
     **options: Any,
-) -> AsyncIterator[Life]:
+) -> AsyncIterator[DaemonGrid]:
     """Provide a grid on a running node; no process of it remains afterwards.
 
     Providers in `queueing` have an executor with a queue. `clocks` holds offsets of the daemons'
@@ -229,7 +238,7 @@ async def life(
     confirmations = options.setdefault("confirmations", 1)
     async with live_grid(node, await deploy(node, params)) as grid:
         customers = Customers(grid, folder)
-        provider_options = {"definitions": str(customers.place), **options}
+        provider_options = {"definitions": str(customers.definitions_folder), **options}
         daemons = {
             name: DaemonProcess(
                 grid,
@@ -253,56 +262,60 @@ async def life(
             ),
         }
         try:
-            yield Life(node, grid, customers, folder, daemons)
+            yield DaemonGrid(node, grid, customers, folder, daemons)
         finally:
             for daemon in daemons.values():
                 daemon.kill()
-            remaining = leftovers(folder)
+            remaining = kill_remaining_processes(folder)
         assert remaining == []
 
 
-async def calm(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
+async def calm(daemon_grid: DaemonGrid, orders: dict[str, Sequence[str]]) -> list[Kill]:
     """Run jobs with all final statuses, without other disturbances."""
-    return await _live(life, orders, lambda busy: [in_turn(life.customers, busy)])
-
-
-async def rough(life: Life, orders: dict[str, Sequence[str]]) -> list[Kill]:
-    """Run with lost runs and retries, requeues, challenges, top-ups, fee spikes and reorgs."""
-    trouble = Trouble(life)
-    await trouble.begin()
-    return await _live(
-        life,
-        orders,
-        lambda busy: [
-            _again(busy, act, pause, lambda brings=brings: bool(life.who_awaits(brings)))
-            for act, pause, brings in (
-                (trouble.ordinary, 0.0, "provider.cancel."),
-                (trouble.topped_up, 1.0, "provider.extend."),
-                (trouble.misfits, 0.0, "provider.requeue."),
-                (trouble.challenge, 5.0, "provider.answer."),
-                (trouble.spike, 15.0, "sender.replaced"),
-                (trouble.replace_head, 11.0, "follower.rolled_back"),
-                (trouble.ghost, 1.0, "scheduler."),
-                (trouble.forgotten, 15.0, "scheduler.cancel."),
-            )
-        ],
-        redated=True,
+    return await _run_scenario(
+        daemon_grid, orders, lambda busy: [submit_in_turns(daemon_grid.customers, busy)]
     )
 
 
-async def _live(
-    life: Life,
+async def rough(daemon_grid: DaemonGrid, orders: dict[str, Sequence[str]]) -> list[Kill]:
+    """Run with lost runs and retries, requeues, challenges, top-ups, fee spikes and reorgs."""
+    disturbances = Disturbances(daemon_grid)
+    await disturbances.begin()
+    return await _run_scenario(
+        daemon_grid,
+        orders,
+        lambda busy: [
+            _repeat(busy, act, pause, lambda brings=brings: bool(daemon_grid.roles_at(brings)))
+            for act, pause, brings in (
+                (disturbances.ordinary, 0.0, "provider.cancel."),
+                (disturbances.topped_up, 1.0, "provider.extend."),
+                (disturbances.unfit_jobs, 0.0, "provider.requeue."),
+                (disturbances.challenge, 5.0, "provider.answer."),
+                (disturbances.raise_base_fee, 15.0, "sender.replaced"),
+                (disturbances.replace_head, 11.0, "follower.rolled_back"),
+                (disturbances.unclaimed, 1.0, "scheduler."),
+                (disturbances.expiring, 15.0, "scheduler.cancel."),
+            )
+        ],
+        timestamps_changed=True,
+    )
+
+
+async def _run_scenario(
+    daemon_grid: DaemonGrid,
     orders: dict[str, Sequence[str]],
     work: Callable[[Callable[[], bool]], Sequence[Awaitable[None]]],
     *,
-    redated: bool = False,
+    timestamps_changed: bool = False,
 ) -> list[Kill]:
     """Kill the daemons repeatedly during the work, and check the ledgers."""
-    for name, daemon in life.daemons.items():
+    for name, daemon in daemon_grid.daemons.items():
         if not orders.get(name):
             daemon.start()
     tasks = [
-        asyncio.create_task(torment(name, life.daemons[name], points, life.awaited))
+        asyncio.create_task(
+            kill_at_each_point(name, daemon_grid.daemons[name], points, daemon_grid.current_points)
+        )
         for name, points in orders.items()
         if points
     ]
@@ -314,11 +327,11 @@ async def _live(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.sleep(1)
-    await life.end(redated=redated)
+    await daemon_grid.end(timestamps_changed=timestamps_changed)
     return kills
 
 
-async def _again(
+async def _repeat(
     busy: Callable[[], bool],
     act: Callable[[], Awaitable[None]],
     pause: float,
@@ -327,21 +340,25 @@ async def _again(
     """Repeat an action with pauses, but without pause while a crash point depends on it."""
     while busy():
         await act()
-        await _soon(lambda: not busy() or wanted(), patience=pause)
+        await _wait_briefly(lambda: not busy() or wanted(), timeout=pause)
 
 
-async def _soon(done: Callable[[], Any], patience: float = 5.0) -> None:
-    """Wait until `done()` returns True, at most `patience` seconds; a timeout is not an error."""
+async def _wait_briefly(done: Callable[[], Any], timeout: float = 5.0) -> None:
+    """Wait until `done()` returns True, at most `timeout` seconds; a timeout is not an error."""
     with suppress(AssertionError):
-        await until(done, timeout=patience)
+        await until(done, timeout=timeout)
 
 
-class Trouble:
+class Disturbances:
     """The disturbances of the rough scenario."""
 
-    def __init__(self, life: Life) -> None:
-        self.life, self.grid, self.customers = life, life.grid, life.customers
-        self.contract = life.grid.contracts.scheduler
+    def __init__(self, daemon_grid: DaemonGrid) -> None:
+        self.daemon_grid, self.grid, self.customers = (
+            daemon_grid,
+            daemon_grid.grid,
+            daemon_grid.customers,
+        )
+        self.contract = daemon_grid.grid.contracts.scheduler
         self.silent, self.challenger = dev_accounts()[6:8]
         self._mining = asyncio.Lock()
 
@@ -355,11 +372,11 @@ class Trouble:
 
     async def ordinary(self) -> None:
         """Submit jobs with all final statuses; cancel the last of them when it runs."""
-        wishes = [FINISHES, FAILS, RUNS_OUT, IS_COLLECTED, IS_CANCELLED]
-        place = "p0" if self.life.who_awaits("provider.cancel.") else ""
-        *_, doomed = await self.customers.submit(*wishes, place=place, retries=3)
-        await _soon(lambda: self._runs(doomed), patience=15)
-        await self.customers.cancel([doomed])
+        planned_jobs = [FINISHES, FAILS, RUNS_OUT, IS_COLLECTED, IS_CANCELLED]
+        provider = "p0" if self.daemon_grid.roles_at("provider.cancel.") else ""
+        *_, to_cancel = await self.customers.submit(*planned_jobs, provider=provider, retries=3)
+        await _wait_briefly(lambda: self._runs(to_cancel), timeout=15)
+        await self.customers.cancel([to_cancel])
         await asyncio.sleep(2)
 
     async def _runs(self, digest: bytes) -> bool:
@@ -370,10 +387,15 @@ class Trouble:
     async def topped_up(self) -> None:
         """Top up a running job that runs until its credits are spent."""
         rate = job_rate(CHEAP, SMALL)
-        wish = Wish("sleep 8", JobStatus.FINISHED)
-        place = "p0" if self.life.who_awaits("provider.extend.") else ""
+        planned_job = PlannedJob("sleep 8", JobStatus.FINISHED)
+        provider = "p0" if self.daemon_grid.roles_at("provider.extend.") else ""
         [digest] = await self.customers.submit(
-            wish, place=place, amount=rate * 180, flags=JobFlags.UNTIL_SPENT, retries=3, customer=0
+            planned_job,
+            provider=provider,
+            amount=rate * 180,
+            flags=JobFlags.UNTIL_SPENT,
+            retries=3,
+            customer=0,
         )
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
@@ -385,16 +407,16 @@ class Trouble:
                 return
             await asyncio.sleep(0.3)
 
-    async def misfits(self) -> None:
+    async def unfit_jobs(self) -> None:
         """Submit a job whose definition has other resources, and one that is too large."""
         other = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=64, gpus=0)
         large = Resources(tasks=12, cpus_per_task=1, mem_per_cpu=64, gpus=0)
-        misfit = Wish("true", JobStatus.PANICKED, asked=other)
+        mismatched = PlannedJob("true", JobStatus.PANICKED, definition_resources=other)
         await self.customers.submit(
-            misfit, place="p0", retries=0
+            mismatched, provider="p0", retries=0
         )  # a successor would never be claimed
-        big = Wish("true", JobStatus.CANCELLED, resources=large)
-        digests = await self.customers.submit(big, place="p0")
+        oversized = PlannedJob("true", JobStatus.CANCELLED, resources=large)
+        digests = await self.customers.submit(oversized, provider="p0")
         deadline, was_assigned = time.monotonic() + 60, False
         while time.monotonic() < deadline:
             [job] = (await self.customers.lines())[digests[0]]
@@ -415,10 +437,12 @@ class Trouble:
         if assigned_jobs:
             await self._try(self.challenger, self.contract.challenge(assigned_jobs[0].id))
 
-    async def ghost(self) -> None:
+    async def unclaimed(self) -> None:
         """Submit a job that is never claimed and one that never runs; the scheduler handles both."""
-        wish = Wish("true", JobStatus.CANCELLED)
-        digests = await self.customers.submit(wish, wish, place="nowhere", retries=1)
+        planned_job = PlannedJob("true", JobStatus.CANCELLED)
+        digests = await self.customers.submit(
+            planned_job, planned_job, provider="nowhere", retries=1
+        )
         deadline, started = time.monotonic() + 120, False
         while time.monotonic() < deadline:
             first = (await self.customers.lines())[digests[0]][0]
@@ -431,56 +455,58 @@ class Trouble:
         await self.customers.cancel(digests)
         await self._try(self.silent, self.contract.answer())
 
-    async def forgotten(self) -> None:
+    async def expiring(self) -> None:
         """Submit a job without eligible providers that is not cancelled: it expires."""
-        await self.customers.submit(Wish("true", JobStatus.CANCELLED), place="elsewhere")
+        await self.customers.submit(PlannedJob("true", JobStatus.CANCELLED), provider="elsewhere")
 
-    async def spike(self) -> None:
+    async def raise_base_fee(self) -> None:
         """Raise the base fee, so that pending transactions can't pay it for some blocks."""
         while await self._base_fee() * 6 < 100 * 10**9:
-            await _soon(self._somebody_waits)
+            await _wait_briefly(self._has_pending_transaction)
             async with self._no_block():
-                if not await self._somebody_waits():
+                if not await self._has_pending_transaction():
                     continue  # mined in the meantime
                 fee = max(8 * 10**9, 6 * await self._base_fee())
-                await self.life.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
-            await _soon(lambda: not self.life.who_awaits("sender.replaced"), patience=15)
+                await self.daemon_grid.node.rpc("anvil_setNextBlockBaseFeePerGas", hex(fee))
+            await _wait_briefly(
+                lambda: not self.daemon_grid.roles_at("sender.replaced"), timeout=15
+            )
             return
 
     async def replace_head(self) -> None:
         """Replace the latest block by another one with the same transactions."""
         async with self._no_block():
-            if self.life.who_awaits("follower.rolled_back"):
-                await _soon(self._p0_saw_the_head)
-            await replace_blocks(self.life.node, 1, keep=True)
+            if self.daemon_grid.roles_at("follower.rolled_back"):
+                await _wait_briefly(self._p0_has_read_the_head)
+            await replace_blocks(self.daemon_grid.node, 1, keep=True)
         await asyncio.sleep(1)
 
     @asynccontextmanager
     async def _no_block(self) -> AsyncIterator[None]:
         """Pause mining within the block."""
         async with self._mining:
-            await self.life.node.rpc("anvil_setIntervalMining", 0)
+            await self.daemon_grid.node.rpc("anvil_setIntervalMining", 0)
             try:
                 yield
             finally:
-                await self.life.node.rpc("anvil_setIntervalMining", 1)
+                await self.daemon_grid.node.rpc("anvil_setIntervalMining", 1)
 
     async def _base_fee(self) -> int:
-        block = await self.life.node.rpc("eth_getBlockByNumber", "latest", False)
+        block = await self.daemon_grid.node.rpc("eth_getBlockByNumber", "latest", False)
         return int(block["baseFeePerGas"], 16)
 
-    async def _somebody_waits(self) -> bool:
+    async def _has_pending_transaction(self) -> bool:
         """Whether a transaction is pending: of roles that are to replace it, or else of any account."""
-        pool = await self.life.node.rpc("txpool_content")
+        pool = await self.daemon_grid.node.rpc("txpool_content")
         senders = {sender.lower() for sender in pool["pending"]}
         accounts = {"p0": self.grid.providers[0], "scheduler": self.grid.scheduler}
-        roles = self.life.who_awaits("sender.replaced")
+        roles = self.daemon_grid.roles_at("sender.replaced")
         wanted = {accounts[role].address.lower() for role in roles}
         return bool(senders & wanted if wanted else senders)
 
-    async def _p0_saw_the_head(self) -> bool:
-        head = int(await self.life.node.rpc("eth_blockNumber"), 16)
-        _, store = open_table(self.grid, self.life.folder, 0)
+    async def _p0_has_read_the_head(self) -> bool:
+        head = int(await self.daemon_grid.node.rpc("eth_blockNumber"), 16)
+        _, store = open_table(self.grid, self.daemon_grid.folder, 0)
         with store:
             return any(block.number == head for block in store.recent_blocks("main")[:1])
 

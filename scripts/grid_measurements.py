@@ -17,7 +17,7 @@ import httpx2
 import psutil
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from grid_yard import Yard
+from process_grid import ProcessGrid
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.events import JobTransition, decode_logs
@@ -72,17 +72,17 @@ def between(before: Load, after: Load) -> dict[str, float]:
     return {"cpu_percent": round(100 * share, 1), "memory_mb": after.memory}
 
 
-async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+async def loads(grid: ProcessGrid, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     """Run `work`; return its result, the load of the daemons, and CPU seconds by consumer."""
-    cpu_used = cpu_seconds(yard)
-    before = {role: load_of(child) for role, child in yard.services.items()}
+    cpu_used = cpu_seconds(grid)
+    before = {role: load_of(child) for role, child in grid.services.items()}
     result = await work()
     cpu_used = {
         consumer: round(after - cpu_used[consumer], 1)
-        for consumer, after in cpu_seconds(yard).items()
+        for consumer, after in cpu_seconds(grid).items()
     }
-    role_loads = {role: between(before[role], load_of(yard.services[role])) for role in before}
-    providers = [role_loads[role] for role in yard.provider_roles if role in role_loads]
+    role_loads = {role: between(before[role], load_of(grid.services[role])) for role in before}
+    providers = [role_loads[role] for role in grid.provider_roles if role in role_loads]
     mean = {
         key: round(statistics.fmean(load[key] for load in providers), 1)
         for key in ("cpu_percent", "memory_mb")
@@ -94,14 +94,14 @@ async def loads(yard: Yard, work: Callable[[], Any]) -> tuple[Any, dict[str, Any
     }
 
 
-def cpu_seconds(yard: Yard) -> dict[str, float]:
+def cpu_seconds(grid: ProcessGrid) -> dict[str, float]:
     """Return the CPU seconds used on this machine so far, by consumer.
 
     `jobs` are the providers' fork servers with all their ended children: supervisors, shells and
     commands. `others` is the rest of the machine's CPU time, `idle` its unused time.
     """
     seconds_used = dict.fromkeys(("scheduler", "providers", "jobs"), 0.0)
-    for role, child in yard.services.items():
+    for role, child in grid.services.items():
         process = psutil.Process(child.pid)
         times = process.cpu_times()
         consumer = "scheduler" if role.startswith("scheduler") else "providers"
@@ -110,7 +110,7 @@ def cpu_seconds(yard: Yard) -> dict[str, float]:
         for server in process.children():
             with contextlib.suppress(psutil.Error):
                 seconds_used["jobs"] += sum(server.cpu_times()[:4])
-    for consumer, pid in (("node", yard.node.pid), ("bench", os.getpid())):
+    for consumer, pid in (("node", grid.node.pid), ("bench", os.getpid())):
         times = psutil.Process(pid).cpu_times()
         seconds_used[consumer] = times.user + times.system
     machine = psutil.cpu_times()
@@ -155,7 +155,7 @@ def _request(raw: str) -> dict[str, Any]:
 
 
 @dataclass
-class Story:
+class JobTimings:
     """Data of jobs from the chain: block of each step, transactions and gas by sender."""
 
     steps: dict[int, dict[JobStatus, int]]
@@ -165,26 +165,26 @@ class Story:
     last: int
 
 
-async def read_story(yard: Yard, first: int) -> Story:
+async def read_timings(grid: ProcessGrid, first: int) -> JobTimings:
     """Read all events and receipts from a block on."""
-    last = int(await yard.w3.eth.block_number)
-    logs = await yard.w3.eth.get_logs(
-        {"address": yard.deployment.scheduler, "fromBlock": hex(first), "toBlock": hex(last)}
+    last = int(await grid.w3.eth.block_number)
+    logs = await grid.w3.eth.get_logs(
+        {"address": grid.deployment.scheduler, "fromBlock": hex(first), "toBlock": hex(last)}
     )
     steps: dict[int, dict[JobStatus, int]] = defaultdict(dict)
     for event in decode_logs(logs):
         if isinstance(event, JobTransition):
             steps[event.job_id][event.after] = event.block_number
-    names = {account.address.lower(): role for role, account in yard.accounts.items()}
+    names = {account.address.lower(): role for role, account in grid.accounts.items()}
     sent: Counter[str] = Counter()
     gas: Counter[str] = Counter()
     for number in range(first, last + 1):
-        for receipt in await yard.node.rpc("eth_getBlockReceipts", hex(number)):
+        for receipt in await grid.node.rpc("eth_getBlockReceipts", hex(number)):
             role = names.get(receipt["from"], "others")
             kind = "providers" if role.startswith("p") else role
             sent[kind] += 1
             gas[kind] += int(receipt["gasUsed"], 16)
-    return Story(dict(steps), sent, gas, first, last)
+    return JobTimings(dict(steps), sent, gas, first, last)
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -197,12 +197,12 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def latency(
-    story: Story, blocks: Blocks, before: JobStatus, after: JobStatus
+    timings: JobTimings, blocks: Blocks, before: JobStatus, after: JobStatus
 ) -> dict[str, dict[str, float]]:
     """Return the latency between two steps, in blocks and in milliseconds between their arrivals."""
     pairs = [
         (steps[before], steps[after])
-        for steps in story.steps.values()
+        for steps in timings.steps.values()
         if before in steps and after in steps
     ]
     arrivals = [
