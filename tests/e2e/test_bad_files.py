@@ -1,4 +1,4 @@
-"""The program itself with bent files: an exit code from the list, plain words, no traceback."""
+"""Commands with corrupted files: a documented exit code, a plain error message, no traceback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CODES = {0} | {
 }
 KEYSTORE = json.dumps(Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2))
 NOWHERE = ["--endpoint", "http://127.0.0.1:9"]
-#: The file, what it holds when it is right, and the command that reads it.
+#: File name, valid content, and the command that reads it.
 SAMPLES: dict[str, tuple[bytes, list[str]]] = {
     "job.yaml": (VALID, ["validate", "job.yaml"]),
     ".deepsquare.toml": (CONFIG, ["config", "show"]),
@@ -41,13 +41,13 @@ SAMPLES: dict[str, tuple[bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_bent_files(
+def test_corrupted_files(
     tmp_path: Path,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first of them by the program itself, the others in this process."""
+    """The first corruption is read by a process, the others in this one."""
     whole, command = SAMPLES[name]
     dice = random.Random(name)
     call = commands_in(tmp_path, monkeypatch, capsys)

@@ -1,4 +1,4 @@
-"""The way of the README by hand: each part in a process of its own, one job from end to end."""
+"""The steps of the README by hand: each service is a process, and jobs run from end to end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.local_devnet import Cli, LocalDevnet
 
 @pytest.fixture(scope="module")
 def local_devnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDevnet]:
-    """A devnet with its explorer, a meta-scheduler and a provider; each from a folder of its own."""
+    """A devnet with its explorer, a meta-scheduler and a provider, each in its own folder."""
     folder = tmp_path_factory.mktemp("by-hand")
     with devnet(folder, "--explorer-port", "0"), ExitStack() as stack:
         for name, verb in (("scheduler", "metascheduler"), ("alpine", "provider")):
@@ -103,7 +103,7 @@ def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(
 
 
 class BrowserWallet:
-    """A wallet in a page (EIP-1193) whose key this test holds; addresses in small letters."""
+    """A browser wallet (EIP-1193) that signs with a key of this test; addresses in lower case."""
 
     def __init__(self, page: Page, home: Path) -> None:
         settings = tomllib.loads((home / ".deepsquare.toml").read_text())
@@ -174,7 +174,7 @@ steps:
 
 
 def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDevnet) -> None:
-    """The definition is uploaded by the page, and only the wallet that signed in sees the output."""
+    """The page uploads the definition; only the wallet that signed in sees the output."""
     match = re.search(
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
     )
@@ -255,7 +255,7 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(
 
 
 def test_the_devnet_prints_the_url_of_its_explorer(cli: Cli, local_devnet: LocalDevnet) -> None:
-    """The address that `devnet up` prints has the jobs of this grid on its pages."""
+    """The explorer at this URL shows the jobs of this grid."""
     match = re.search(
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""`deepsquare demo` as a user runs it: the document, the exit code, and nothing left behind."""
+"""`deepsquare demo` as a user runs it: its document, its exit code, and no process left."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def run_and_browse(arguments: list[str], folder: Path) -> Outcome:
 
 
 def save_pages(url: str, folder: Path) -> None:
-    """What the explorer says once it has read everything."""
+    """Save pages of the explorer once its index is complete."""
     with httpx2.Client(base_url=url, trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 180
         while not web.get("/api/v1/jobs", params={"limit": 1}).json()["items"]:
@@ -233,7 +233,7 @@ def test_nothing_is_left_running(demo: DemoRun) -> None:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder with a short path, as sockets need it, that every user may pass."""
+    """A folder with a short path, because paths of sockets are limited; all users may traverse it."""
     folder = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
     folder.chmod(0o711)
     yield folder
@@ -241,7 +241,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def slurm_daemons(folder: Path) -> list[psutil.Process]:
-    """Daemons of Slurm clusters below a folder."""
+    """Return the daemons of Slurm clusters below a folder."""
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -254,7 +254,7 @@ def slurm_daemons(folder: Path) -> list[psutil.Process]:
 def test_interrupted_it_ends_everything(
     tmp_path: Path, short_folder: Path, chain: str, executor: str
 ) -> None:
-    """Ctrl-C while jobs run, twice, since people do that."""
+    """Ctrl-C twice while jobs run, as users do."""
     if executor == "slurm":
         require_slurm()
     if chain == "anvil":

@@ -1,4 +1,4 @@
-"""Endpoints that misbehave: what each fault becomes, and a grid that works through all of them.
+"""Faulty endpoints: the error that each fault raises, and a grid that works in spite of all of them.
 
 Thirty of a hundred answers are wrong, late, lost or from a node that is behind, and yet nothing is
 lost and nothing is run or billed twice: events, contract storage, databases, balances and real
@@ -33,7 +33,7 @@ SEED = 20_262
 RATE = 0.3
 #: Twelve jobs each; 84 make the thousand of the long run.
 ROUNDS = int(os.environ.get("DEEPSQUARE_FAULT_ROUNDS", "3"))
-# Everything that is no proper answer; "stale" may be one.
+# Faults that a read must report; a "stale" response may be correct.
 REFUSED = sorted(set(MIXED) - {"stale"})
 
 
@@ -74,7 +74,7 @@ async def test_the_latest_block_is_never_missing(node: Node):
         proxy.rates = {"null": 1.0}
         with pytest.raises(TransientEndpointError, match="empty result for eth_getBlockByNumber"):
             await w3.eth.get_block("latest")
-        # A block, a transaction or a receipt by number or hash may well be unknown.
+        # Unlike the latest block, a block or receipt by number or hash may be unknown.
         with pytest.raises(BlockNotFound):
             await w3.eth.get_block(10**9)
         with pytest.raises(TransactionNotFound):
@@ -103,7 +103,7 @@ async def test_a_send_is_never_repeated_by_the_connection(node: Node, fault: str
         assert proxy.methods["eth_sendRawTransaction"] == 1
 
 
-#: As it is where the embedded EVM is imported: py_ecc raises the limit for the whole process.
+#: The recursion limit is that of a process which imports the embedded EVM: py_ecc raises it.
 DEEP = """
 import asyncio, sys
 sys.setrecursionlimit(100_000)
@@ -130,12 +130,12 @@ async def test_a_deeply_nested_response_crashes_nothing(node: Node):
 # --------------------------------------------------------------------------- a whole grid
 
 
-#: Twelve jobs of every end.
+#: Twelve jobs with all final statuses.
 ROUND = [FINISHES] * 8 + [FAILS] * 2 + [RUNS_OUT, IS_CANCELLED]
 
 
 async def submit_rounds(customers: Customers, rounds: int) -> None:
-    """Rounds of jobs for each provider in turn, few enough that none is given back for its age."""
+    """Submit rounds of jobs to the providers in turn; few at a time, so that no claim times out."""
     for number in range(rounds):
         await until(lambda: is_below_limit(customers), timeout=120)
         *_, to_cancel = await customers.submit(*ROUND, provider=f"p{number % 2}")
@@ -157,7 +157,7 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
         daemons = found.daemons.values()
         for daemon in daemons:
             daemon.start()
-        # Who can't look at the endpoint when it starts says so and ends: no part of this.
+        # A daemon that can't reach its endpoint at the start ends; that is not tested here.
         await until(lambda: all(logged(daemon, "service started") for daemon in daemons))
         proxy.rates, proxy.counts = mixed(RATE), Counter()
         await submit_rounds(found.customers, ROUNDS)
@@ -168,7 +168,7 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
 
 
 async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(tmp_path: Path):
-    """Each job is at another step when they do; a daemon that comes back later begins without."""
+    """Jobs are at different steps when both fail; a provider is also restarted without them."""
     async with (
         start_anvil(block_time=1) as node,
         Proxy(node.url) as first,
@@ -202,6 +202,6 @@ def logged(daemon: DaemonProcess, words: str) -> bool:
 
 
 async def is_running(customers: Customers, count: int) -> bool:
-    """Whether so many jobs run, by the chain and in truth."""
+    """Whether `count` jobs run, on chain and as processes."""
     running = [job.id for job in await customers.live_jobs() if job.status is JobStatus.RUNNING]
     return len(customers.executions().keys() & set(running)) >= count

@@ -1,4 +1,4 @@
-"""Daemons killed at labelled steps while a grid works: nothing lost, nothing run or billed twice.
+"""Daemons are killed at crash points while a grid works: no job is lost, run twice or billed twice.
 
 Events, contract storage, databases, balances and the real executions must agree to the wei. This
 is a seeded part of all points; `make kills` takes every one of them.
@@ -75,7 +75,7 @@ async def test_kills_in_the_calm_scenario(tmp_path: Path):
 
 @pytest.mark.timeout(900)
 async def test_kills_in_the_rough_scenario(tmp_path: Path):
-    """Lost runs with successors, requeues, challenges, top-ups, dear gas, replaced blocks."""
+    """With lost runs and successors, requeues, challenges, top-ups, a high base fee, and reorgs."""
     dice = random.Random(SEED)
     only = set(points("provider", rough=True)) - set(points("provider", rough=False))
     orders = {

@@ -1,4 +1,4 @@
-"""A machine in trouble: disk full, no descriptor left, a wrong clock. Judged by the books."""
+"""Faults of a machine: a full disk, no file descriptor left, a wrong clock. The ledgers must agree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DAYS = 3 * 86_400
 
 @contextmanager
 def small_disk(mount_point: Path, megabytes: int) -> Iterator[None]:
-    """A file system of its own at a folder; only the machine's administrator can make one."""
+    """Mount a small file system at a new folder; skips the test if this user may not mount."""
     mount_point.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mount_point)],
@@ -45,7 +45,7 @@ def small_disk(mount_point: Path, megabytes: int) -> Iterator[None]:
 
 
 def fill(file: Path) -> None:
-    """Take every byte that is left."""
+    """Fill a file system to its last byte."""
     with file.open("wb", buffering=0) as stream:
         for size in (MEGABYTE, 4096, 1):
             try:
@@ -75,7 +75,7 @@ async def all_running(scenario: DaemonGrid, digests: list[bytes]) -> bool:
 
 
 async def test_a_full_disk_loses_nothing(tmp_path: Path):
-    """What runs ends and is told later; nothing new is claimed; room brings everything back."""
+    """A run ends and is reported later; no job is claimed until there is free space again."""
     with small_disk(tmp_path / "p0", 24):
         async with (
             ChainProcess(block_time=1) as node,
@@ -91,7 +91,7 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path):
             fill(ballast)
             waits = await scenario.customers.submit(FINISHES, FAILS, provider="p0")
             await asyncio.sleep(10)
-            assert provider.alive, "a full disk passes"
+            assert provider.alive, "the provider ended on a full disk"
             assert not set(await statuses(scenario, waits)) & {
                 JobStatus.SCHEDULED,
                 JobStatus.RUNNING,
@@ -117,13 +117,13 @@ async def test_no_descriptor_left_loses_nothing(tmp_path: Path):
         )
         await scenario.customers.submit(FINISHES, FAILS, provider="p0")
         await asyncio.sleep(8)
-        assert provider.alive, "a lack of descriptors passes"
+        assert provider.alive, "the provider ended without descriptors"
         resource.prlimit(provider.pid, resource.RLIMIT_NOFILE, before)
         await scenario.end()
 
 
-async def test_a_wrong_clock_is_a_figure_and_nothing_else(tmp_path: Path):
-    """Billed and judged is chain time; three days before or behind are seen in the metrics."""
+async def test_a_wrong_clock_changes_only_a_metric(tmp_path: Path):
+    """Bills and timeouts use chain time; clocks that are three days off only appear in the metrics."""
     async with (
         ChainProcess(block_time=1) as node,
         daemon_grid(
@@ -145,7 +145,7 @@ async def test_a_wrong_clock_is_a_figure_and_nothing_else(tmp_path: Path):
 
 
 async def clock_skew(daemon: DaemonProcess) -> float:
-    """What a provider's figures say of its clock, in seconds."""
+    """Return the clock skew in a provider's metrics, in seconds."""
     url = re.findall(
         r"http://127\.0\.0\.1:\d+", daemon.log.read_text().split("health server started")[1]
     )
@@ -156,7 +156,7 @@ async def clock_skew(daemon: DaemonProcess) -> float:
 
 
 def test_the_disk_is_small_and_full(tmp_path: Path):
-    """What the first test stands on."""
+    """Check the helpers of the first test."""
     with small_disk(tmp_path / "disk", 1):
         fill(tmp_path / "disk" / "ballast")
         with pytest.raises(OSError, match="No space left"):

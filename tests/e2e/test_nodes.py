@@ -1,4 +1,4 @@
-"""A grid on a node of another maker; `make test-nodes` tries all that npm has."""
+"""A grid on Hardhat; `make test-nodes` tries all kinds of nodes that npm has."""
 
 from __future__ import annotations
 

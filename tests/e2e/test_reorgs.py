@@ -1,7 +1,7 @@
-"""Blocks are replaced under whole daemons: rolled back and done again, or halted where too deep.
+"""Reorgs under real daemons: events are rolled back and applied again; too deep a reorg halts them.
 
-Transactions that vanish are offered again by those who sent them. Two depths here, all of them in
-`make reorgs`. Blocks come several times a second; replaced ones get another time than they had.
+Senders send vanished transactions again. Two depths are tested here, all of them in
+`make reorgs`. Several blocks are mined per second; replaced ones get other timestamps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.crash_scenarios import DaemonGrid, daemon_grid, replace_block
 from tests.support.customers import PlannedJob, open_table
 from tests.support.rundaemon import until
 
-# Long, for a job waits for as many blocks as it takes to be believed.
+# Long timeouts, because each step of a job waits for its confirmations.
 PARAMS = GridParams(
     admin_delay=0,
     timeouts=Timeouts(
@@ -50,7 +50,7 @@ SHORT = [(2, True), (7, False)]
 
 
 class Miner:
-    """Makes blocks at a steady pace; nobody else does, so that it can be made to wait."""
+    """The only miner of the node: one block per `pace` seconds, paused while `lock` is held."""
 
     def __init__(self, node: Node, pace: float) -> None:
         self.node, self.pace, self.lock = node, pace, asyncio.Lock()
@@ -62,7 +62,7 @@ class Miner:
             await asyncio.sleep(self.pace)
 
     async def blocks(self, count: int) -> None:
-        """Wait for so many more."""
+        """Wait for `count` more blocks."""
         until_number = await self.head() + count
         while await self.head() < until_number:  # noqa: ASYNC110 - another process
             await asyncio.sleep(self.pace)
@@ -75,7 +75,7 @@ class Miner:
 async def grid_with_miner(
     folder: Path, confirmations: int, pace: float
 ) -> AsyncIterator[tuple[DaemonGrid, Miner]]:
-    """A grid whose customers believe as slowly as its daemons."""
+    """Provide a grid whose customers require the same confirmations as its daemons."""
     async with start_anvil(options=("--no-mining",)) as node:
         miner = Miner(node, pace)
         mining = asyncio.create_task(miner.run())
@@ -113,22 +113,22 @@ async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: 
         )
         jobs = len(await scenario.customers.jobs())
         print(f"depth {depth}, kept {keep}: {taken} transactions taken back, {jobs} jobs")
-        assert rolled_back, "nobody noticed"
+        assert rolled_back, "no daemon noticed a reorg"
 
 
 async def replace_something(scenario: DaemonGrid, miner: Miner, depth: int, keep: bool) -> int:
-    """Replace blocks in which something happened; no block comes between the look and the act."""
+    """Replace recent blocks that contain transactions; returns how many. No block is mined meanwhile."""
     for _ in range(600):
         async with miner.lock:
             if await recent_transactions(miner, depth):
                 await wait_until_read(scenario, await miner.head())
                 return await replace_blocks(miner.node, depth, keep=keep)
         await asyncio.sleep(miner.pace / 2)
-    raise AssertionError("nothing happens")
+    raise AssertionError("no block with a transaction")
 
 
 async def wait_until_read(scenario: DaemonGrid, number: int) -> None:
-    """Wait until a provider knows a block; not for long, for all may be waiting for the next."""
+    """Wait at most two seconds until a provider has read a block; it may be waiting for the next one."""
     for _ in range(40):
         for provider in range(len(scenario.grid.providers)):
             _, store = open_table(scenario.grid, scenario.folder, provider)
@@ -152,7 +152,7 @@ async def submit_jobs(scenario: DaemonGrid, over: asyncio.Event) -> None:
 
 
 async def recent_transactions(miner: Miner, depth: int) -> bool:
-    """Whether something happened in the blocks that are to be replaced."""
+    """Whether the last `depth` blocks contain transactions."""
     head = await miner.head()
     for number in range(head - depth + 1, head + 1):
         block = await miner.node.rpc("eth_getBlockByNumber", hex(number), False)
@@ -162,10 +162,10 @@ async def recent_transactions(miner: Miner, depth: int) -> bool:
 
 
 async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_path: Path):
-    """A report that was believed is taken back: the provider stops and says why, every time.
+    """A confirmed report is reverted: the provider stops and logs the reason, after each start.
 
-    A person who looks into it and begins with an empty database, as the message says, loses
-    nothing: the run is found by its folder and reported again.
+    An operator who then starts it with an empty database, as the message says, loses nothing: the
+    run is recovered from its folder and reported again.
     """
     async with grid_with_miner(tmp_path, 2, 0.25) as (scenario, miner):
         provider = scenario.daemons["p0"]
@@ -174,7 +174,7 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
         planned_job = PlannedJob("sleep 4", JobStatus.FINISHED, limit=LONG)
         await scenario.customers.submit(planned_job, provider="p0")
         await until(scenario.customers.all_final)
-        await miner.blocks(4)  # the report is believed
+        await miner.blocks(4)  # until the report is confirmed
         async with miner.lock:
             await replace_blocks(miner.node, 7, keep=False)
         for name, daemon in scenario.daemons.items():

@@ -1,4 +1,4 @@
-"""The way of docs/provider.md by hand: from a running Slurm cluster to the first credit earned."""
+"""The steps of docs/provider.md by hand: from a Slurm cluster to the first earned credit."""
 
 from __future__ import annotations
 

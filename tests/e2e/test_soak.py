@@ -1,4 +1,4 @@
-"""A minute and a half of the soak: daemons are killed and come back, nothing is lost, nothing leaks."""
+"""The soak test for a minute and a half: daemons are killed and restarted, without loss or leak."""
 
 from __future__ import annotations
 
