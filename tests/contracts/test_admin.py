@@ -77,8 +77,8 @@ def test_no_function_of_an_administrator_moves_escrow(grid: Grid, host: Host) ->
     for role in ("METASCHEDULER_ROLE",):
         grid.scheduler.grantRole(getattr(grid.scheduler, role)(), grid.admin, sender=grid.admin)
     ids = [grid.in_status(s, host) for s in JobStatus if s.is_live]
-    held = grid.balance(grid.scheduler.address)
-    assert held == 4 * TERMS["amount"]
+    escrow = grid.balance(grid.scheduler.address)
+    assert escrow == 4 * TERMS["amount"]
     grid.chain.advance(50)
     for job_id in ids:
         for attempt in (
@@ -97,7 +97,7 @@ def test_no_function_of_an_administrator_moves_escrow(grid: Grid, host: Host) ->
         grid.scheduler.withdraw(grid.admin, sender=grid.admin)
     with reverts("ERC20InsufficientAllowance"):
         grid.credit.burnFrom(grid.scheduler.address, 1, sender=grid.admin)
-    assert grid.balance(grid.scheduler.address) == held
+    assert grid.balance(grid.scheduler.address) == escrow
 
 
 def test_a_revoked_scheduler_assigns_nothing(grid: Grid, host: Host) -> None:

@@ -109,13 +109,13 @@ def test_deployed_code_is_the_artifacts_but_for_immutables(grid: Grid) -> None:
     ):
         artifact = load_artifact(name)
         expected = bytearray.fromhex(artifact["deployedBytecode"][2:])
-        found = bytearray(grid.chain.state.get_code(bytes.fromhex(contract.address[2:])))
+        code = bytearray(grid.chain.state.get_code(bytes.fromhex(contract.address[2:])))
         for places in artifact["immutableReferences"].values():
             for place in places:
                 cut = slice(place["start"], place["start"] + place["length"])
                 assert not any(expected[cut])
-                found[cut] = bytes(place["length"])
-        assert found == expected
+                code[cut] = bytes(place["length"])
+        assert code == expected
 
 
 def test_a_missing_compiler_fails_where_real_parts_are_demanded(

@@ -238,8 +238,8 @@ def test_an_expired_or_draining_provider_ends_what_it_has(grid: Grid, host: Host
 
 
 def test_a_silent_provider_gets_nothing_until_it_answers(grid: Grid, host: Host) -> None:
-    held, job_id = grid.assigned(host), grid.submit()
-    grid.silence(host, held)
+    assigned, job_id = grid.assigned(host), grid.submit()
+    grid.silence(host, assigned)
     assert agreed(grid, host, job_id) == "ProviderSilent"
     grid.scheduler.answer(sender=host.account)
     assert agreed(grid, host, job_id) == ""

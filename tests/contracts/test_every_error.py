@@ -276,10 +276,10 @@ def abi_errors() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_list_is_that_of_the_abi() -> None:
-    found = {(contract, entry["name"]) for contract, entry in abi_errors()}
+    in_abis = {(contract, entry["name"]) for contract, entry in abi_errors()}
     listed = {(c, name) for c, names in PROVOCATIONS.items() for name in names}
     listed |= {("MetaScheduler", name) for name in WITH_TOKEN} | set(UNREACHABLE)
-    assert listed == found
+    assert listed == in_abis
 
 
 @pytest.mark.parametrize(

@@ -200,14 +200,14 @@ class Robot:
     @property
     def outcomes(self) -> list[str]:
         """Of each step: the name of the error, or empty."""
-        found = []
+        names = []
         for index in range(self.contract.count()):
             if self.contract.successes(index):
-                found.append("")
+                names.append("")
             else:
                 data = self.contract.answers(index)
-                found.append(self.grid.chain.error(data, Exception()).name)
-        return found
+                names.append(self.grid.chain.error(data, Exception()).name)
+        return names
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from tests.support.grid import TERMS, TIMES, Grid, Host
 
 pytestmark = pytest.mark.contracts
 TIMEOUT = TIMES["claimTimeout"]
-HELD = [JobStatus.META_SCHEDULED, JobStatus.SCHEDULED]
-held = pytest.mark.parametrize("status", HELD)
+ASSIGNED = [JobStatus.META_SCHEDULED, JobStatus.SCHEDULED]
+in_each_assigned_status = pytest.mark.parametrize("status", ASSIGNED)
 
 
 def requeue(grid: Grid, job_id: int, sender: str, reason: str = "") -> object:
     return grid.scheduler.requeue([job_id], reason, sender=sender)
 
 
-@held
+@in_each_assigned_status
 def test_the_provider_may_at_any_time(grid: Grid, host: Host, status: JobStatus) -> None:
     job_id = grid.in_status(status, host)
     was = grid.job(job_id)
@@ -106,7 +106,7 @@ def test_anyone_may_take_claimed_work_from_a_banned_provider(grid: Grid, host: H
 
 def test_other_statuses_stay(grid: Grid, host: Host) -> None:
     for status in JobStatus:
-        if status in HELD:
+        if status in ASSIGNED:
             continue
         job_id = grid.in_status(status, host)
         grid.chain.advance(10**5)

@@ -540,7 +540,7 @@ class Games(GridMachine):
         account = dice.choice(everyone)
         value = account not in self.ghost.blocked
         self.grid.credit.setBlocked(account, value, sender=self.grid.admin)
-        self.tell()
+        self.note_call()
         (self.ghost.blocked.add if value else self.ghost.blocked.discard)(account)
 
     def withdraw(self, dice: Dice) -> None:

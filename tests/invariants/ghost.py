@@ -35,9 +35,9 @@ from tests.support.evm import ZERO
 from tests.support.grid import APPROVAL_PERIOD, TIMES
 
 
-def exceeds(asked: Prices, named: Prices) -> bool:
+def exceeds(prices: Prices, limits: Prices) -> bool:
     """Whether any price is above the one that an assignment names."""
-    return asked.cpu > named.cpu or asked.gpu > named.gpu or asked.mem > named.mem
+    return prices.cpu > limits.cpu or prices.gpu > limits.gpu or prices.mem > limits.mem
 
 
 class Ghost:
@@ -69,8 +69,8 @@ class Ghost:
         return self.by_id(job.provider)
 
     def by_id(self, provider_id: int) -> GhostProvider:
-        found = (p for p in self.providers.values() if p.id == provider_id and provider_id)
-        return next(found, GhostProvider(ZERO))
+        matches = (p for p in self.providers.values() if p.id == provider_id and provider_id)
+        return next(matches, GhostProvider(ZERO))
 
     def unanswered(self, provider: GhostProvider, timeout: str) -> bool:
         return (
@@ -95,18 +95,18 @@ class Ghost:
         own = (job.load for job in self.jobs.values() if job.provider == provider_id)
         return sum(own, start=Load())
 
-    def held(self) -> int:
-        """What the scheduler's balance must be."""
+    def escrowed(self) -> int:
+        """Return the credits that the scheduler must hold, in credit-wei."""
         live = sum(job.escrow for job in self.jobs.values() if job.status.is_live)
         return live + sum(self.parked.values()) + self.gifts
 
     def line(self, job: GhostJob) -> list[GhostJob]:
-        """Predecessors, the latest first."""
-        found = []
+        """Return the predecessors of a job, latest first."""
+        predecessors = []
         while job.retry_of:
             job = self.jobs[job.retry_of]
-            found.append(job)
-        return found
+            predecessors.append(job)
+        return predecessors
 
     def why_not_active(self, provider: GhostProvider) -> str:
         if provider.status is not ProviderStatus.ACTIVE or provider.approved_until < self.now:
@@ -248,18 +248,18 @@ class Ghost:
         return job if job and to in ARROWS.get(job.status, set()) else None
 
     def assign(self, choices: Sequence[tuple[int, int, Prices | None]], mover: str = "") -> Outcome:
-        """`choices` of job id, provider id and the prices named; without prices, by the provider itself."""
+        """`choices` of job id, provider id and the maximum prices; without prices, by the provider itself."""
 
         def step(choice: tuple[int, int, Prices | None], outcome: Outcome) -> str:
-            job_id, provider_id, named = choice
+            job_id, provider_id, limits = choice
             job = self.movable(job_id, S.META_SCHEDULED)
             if job is None:
                 return "InvalidTransition"
             provider = self.by_id(provider_id)
             refusal = self.why_not_active(provider)
-            if not refusal and named is not None and exceeds(provider.prices, named):
+            if not refusal and limits is not None and exceeds(provider.prices, limits):
                 refusal = "PriceRaised"
-            if not refusal and named is None:
+            if not refusal and limits is None:
                 if JobFlags.NO_SELF_SCHEDULING in job.flags:
                     refusal = "SelfSchedulingForbidden"
                 elif self.now < job.since + TIMES["pendingTimeout"]:

@@ -75,9 +75,9 @@ class GridMachine(RuleBasedStateMachine):
             outcome, refusal = model() or Outcome(), ""
         except Refused as refused:
             outcome, refusal = Outcome(), str(refused)
-        receipt, met = self.attempt(real)
-        self.tell(met)
-        assert met == refusal, f"{met or 'success'} instead of {refusal or 'success'}"
+        receipt, error = self.attempt(real)
+        self.note_call(error)
+        assert error == refusal, f"{error or 'success'} instead of {refusal or 'success'}"
         self.seen[refusal or "done"] += 1
         for event in receipt.events:
             self.replay.feed(event, self.chain.now)
@@ -92,13 +92,13 @@ class GridMachine(RuleBasedStateMachine):
             self.check(12, one_by_one == self.state(), "a batch is not the sequence of its items")
         self.broken = False
 
-    def tell(self, met: str = "") -> None:
+    def note_call(self, error: str = "") -> None:
         """Print the last call of a failing game as a line of a test; see `reverts`."""
         contract, name, values, sender = self.chain.last_call
         line = f"{contract.address}.{name}({', '.join(map(repr, values))}, sender={sender!r})"
         for account, words in self.names.items():
             line = line.replace(f"'{account}'", words).replace(account, words)
-        note(f'with reverts("{met}"): {line}' if met else line)
+        note(f'with reverts("{error}"): {line}' if error else line)
 
     def wait_for(self, seconds: int, blocks: int | None = None) -> None:
         self.chain.advance(seconds, blocks)
@@ -120,15 +120,15 @@ class GridMachine(RuleBasedStateMachine):
         after = self.state()
         self.chain.revert(before)
         request = grid.signed_request(sender, name, *values)
-        relayed, met = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
+        relayed, error = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
         if refusal:
-            self.check(17, met == "FailedCall", f"{met or 'success'} instead of {refusal}")
+            self.check(17, error == "FailedCall", f"{error or 'success'} instead of {refusal}")
             raise Reverted(refusal, (), b"")
         events = [event for event in relayed.events if event.name != "ExecutedForwardRequest"]
         self.check(17, list(map(repr, events)) == list(map(repr, own.events)), "other events")
         self.check(17, self.state() == after, f"{name} by a signature did something else")
-        _, met = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
-        self.check(17, met == "ERC2771ForwarderInvalidSigner", "a signature was used twice")
+        _, error = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
+        self.check(17, error == "ERC2771ForwarderInvalidSigner", "a signature was used twice")
         return Receipt(own.value, events, relayed.gas)
 
     def balances(self) -> dict[str, int]:
@@ -194,7 +194,7 @@ class GridMachine(RuleBasedStateMachine):
             expected = self.ghost.balances[account]
             assert self.storage.balance(account) == expected, f"balance of {account}"
         self.check(
-            1, self.storage.balance(self.grid.scheduler.address) == self.ghost.held(), "escrow"
+            1, self.storage.balance(self.grid.scheduler.address) == self.ghost.escrowed(), "escrow"
         )
         self.check(
             3, self.storage.supply() == self.ghost.supply, "supply changed without mint or burn"
@@ -222,7 +222,9 @@ class GridMachine(RuleBasedStateMachine):
             "retryOf": job.retry_of,
         }
         replayed = self.replay.jobs[job_id]
-        self.check(14, not self.replay.differences(job_id, record), "events tell another record")
+        self.check(
+            14, not self.replay.differences(job_id, record), "the events give another record"
+        )
         kept = (
             replayed.paid_out + replayed.carried_out + (record.escrow if job.status.is_live else 0)
         )
@@ -303,8 +305,8 @@ class GridMachine(RuleBasedStateMachine):
             and not self.ghost.is_silent(provider)
         )
         self.check(10, good, f"job {job.id} went to a provider out of standing")
-        held = [j.load for j in current.values() if j.provider == moved.provider]
-        offer, needed = provider.offer, sum(held, start=Load.of(job.resources))
+        loads = [j.load for j in current.values() if j.provider == moved.provider]
+        offer, needed = provider.offer, sum(loads, start=Load.of(job.resources))
         within = (
             needed.cpus <= offer.cpus
             and needed.memory <= offer.memory

@@ -15,7 +15,7 @@ S = JobStatus
 
 @dataclass
 class Entry:
-    """A record as events tell it, under the names of the contract's own."""
+    """A record rebuilt from events, with the field names of the contract."""
 
     customer: str
     definition: bytes
@@ -131,7 +131,7 @@ class Replay:
         old.carried_out = event.escrow
 
     def differences(self, job_id: int, record: Any) -> list[str]:
-        """Fields in which a record in storage is not what the events told."""
+        """Return the fields in which a record in storage differs from the events."""
         job = self.jobs[job_id]
         terms = job.terms
         replayed = {
