@@ -76,7 +76,7 @@ def make(key: str, script: str, **changes: Any) -> RunSpec:
     return RunSpec(key=key, script=script.encode(), **values)
 
 
-async def until(look: Callable[[], Awaitable[T]], seconds: float = 220.0) -> T:
+async def until(look: Callable[[], Awaitable[T]], seconds: float = 420.0) -> T:
     deadline = time.monotonic() + seconds
     while not (found := await look()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -527,7 +527,7 @@ async def test_mpi_program_on_two_nodes(
     )
     wide = Resources(tasks=4, cpus_per_task=2, mem_per_cpu=100, gpus=0)
     # Waiting ranks spin, which takes its time on a busy machine.
-    await executor.submit(make(f"mpi-{build}", script, resources=wide, walltime=200))
+    await executor.submit(make(f"mpi-{build}", script, resources=wide, walltime=400))
     end = await ended(executor, f"mpi-{build}")
     lines = (await executor.output(f"mpi-{build}")).decode().splitlines()
     assert end.code == 0, lines
