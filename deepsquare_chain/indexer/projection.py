@@ -182,6 +182,9 @@ class Projection:
         self._provider_figures: dict[str, ProviderTotals] = {}
         self._last_lines: dict[str, tuple[int, int]] = {}
         self._result = ProjectedRows(positions=stored.positions)
+        #: Position and block time of the current event, and providers that the block concerns.
+        self._location: dict[str, int] = {}
+        self._active: set[str] = set()
 
     def project(self, events: Iterable[ev.Event]) -> ProjectedRows:
         """Return the rows for events, which must be in chain order."""
@@ -195,7 +198,7 @@ class Projection:
         anomalies: list[tuple[int, Anomaly]] = []
         count = 0
         changed_jobs: set[int | None] = set()
-        active: set[str] = set()
+        self._active = set()
         for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
             transaction = self._block_data.transactions[tx_hash]
             transaction_events = list(group)
@@ -211,39 +214,44 @@ class Projection:
             anomalies += ((transaction.position, row) for row in named)
             self._transaction(transaction, len(transaction_events))
             for event in transaction_events:
-                self._event(event, transaction.position, header.time, active)
+                self._location = {
+                    "block": number,
+                    "log_index": event.log_index,
+                    "position": transaction.position,
+                    "time": header.time,
+                }
+                self._event(event)
                 changed_jobs.add(_job_id(event))
                 if isinstance(event, ev.JobRetried):
                     changed_jobs.add(event.successor)
             count += 1
-        self._header(number, count)
+        self._add(schema.headers, header, all_transactions=header.transactions, transactions=count)
         self._movements(entries)
         self._result.rows[schema.anomalies] += (
             anomaly_values(row, block=number, number=index, position=position)
             for index, (position, row) in enumerate(anomalies)
         )
-        self._write_totals(number, header.time, changed_jobs, active)
+        self._write_totals(number, header.time, changed_jobs)
 
-    def _header(self, number: int, count: int) -> None:
-        header = self._block_data.headers[number]
-        self._result.rows[schema.headers].append(
-            row_values(
-                header, schema.headers, all_transactions=header.transactions, transactions=count
-            )
-        )
+    def _add(self, table: Table, record: Any, /, **values: Any) -> None:
+        """Add a row: `values`, and attributes of the record by the names of the columns."""
+        self._result.rows[table].append(row_values(record, table, **values))
+
+    def _add_event(self, table: Table, event: ev.Event, /, **values: Any) -> None:
+        """Add a row with the position of the current event, and the time if the table has it."""
+        location = {name: number for name, number in self._location.items() if name in table.c}
+        self._add(table, event, **location, **values)
 
     def _transaction(self, sent: Transaction, events: int) -> None:
         contract = self._names.get(sent.to or "", "")
         selector = "0x" + sent.input[:4].hex() if sent.to and len(sent.input) >= 4 else ""
-        self._result.rows[schema.transactions].append(
-            row_values(
-                sent,
-                schema.transactions,
-                contract=contract,
-                selector=selector,
-                method=methods()[contract].get(selector, "") if contract else "",
-                events=events,
-            )
+        self._add(
+            schema.transactions,
+            sent,
+            contract=contract,
+            selector=selector,
+            method=methods()[contract].get(selector, "") if contract else "",
+            events=events,
         )
         # Other contracts can imitate the forwarder, so only calls to our own are decoded.
         if contract != FORWARDER:
@@ -251,128 +259,103 @@ class Projection:
         for number, (call, ok) in enumerate(sent.forwarded):
             target = self._names.get(call.to, "")
             selector = "0x" + call.data[:4].hex()
-            self._result.rows[schema.forwarded].append(
-                {
-                    "block": sent.block,
-                    "position": sent.position,
-                    "number": number,
-                    "signer": call.sender,
-                    "to": call.to,
-                    "contract": target,
-                    "method": methods()[target].get(selector, "") if target else "",
-                    "ok": ok and sent.ok,
-                }
+            self._add(
+                schema.forwarded,
+                sent,
+                number=number,
+                signer=call.sender,
+                to=call.to,
+                contract=target,
+                method=methods()[target].get(selector, "") if target else "",
+                ok=ok and sent.ok,
             )
 
     # -- events
 
-    def _event(self, event: ev.Event, position: int, time: int, active: set[str]) -> None:
+    def _event(self, event: ev.Event) -> None:
         account, contract = _account(event), self._names[event.address]
-        location = {"block": event.block_number, "log_index": event.log_index, "position": position}
-        self._result.rows[schema.events].append(
-            {
-                **location,
-                "contract": contract,
-                "name": type(event).__name__,
-                "job_id": _job_id(event),
-                "account": account,
-                "body": event_values(event),
-            }
+        self._add_event(
+            schema.events,
+            event,
+            contract=contract,
+            name=type(event).__name__,
+            job_id=_job_id(event),
+            account=account,
+            body=event_values(event),
         )
         if account is not None:
             self._result.providers[account] = self._ledgers.registry.of(account)
-            self._provider_totals(account, time, active).offer(self._ledgers.registry.of(account))
+            self._provider_totals(account).offer(self._ledgers.registry.of(account))
         match event:
             case ev.JobTransition():
-                self._transition(event, {**location, "time": time}, active)
+                self._transition(event)
             case ev.JobSettled():
-                self._settlement(event, {**location, "time": time}, active, event.refunded)
+                self._settlement(event, event.refunded)
             case ev.JobCollected():
-                self._settlement(event, {**location, "time": time}, active, 0)
-                self._result.positions[event.job_id] = event.block_number, position, event.log_index
+                self._settlement(event, 0)
+                self._set_position(event.job_id)
             case ev.PaymentParked():
-                self._parking(event.recipient, event.amount, location)
+                self._parking(event, event.amount)
             case ev.PaymentWithdrawn():
-                self._parking(event.recipient, -event.amount, location)
+                self._parking(event, -event.amount)
             case ev.RoleGranted() | ev.RoleRevoked():
-                self._result.rows[schema.roles].append(
-                    row_values(
-                        event,
-                        schema.roles,
-                        **location,
-                        contract=contract,
-                        role="0x" + event.role.hex(),
-                        granted=isinstance(event, ev.RoleGranted),
-                        by=event.sender,
-                    )
+                self._add_event(
+                    schema.roles,
+                    event,
+                    contract=contract,
+                    role="0x" + event.role.hex(),
+                    granted=isinstance(event, ev.RoleGranted),
+                    by=event.sender,
                 )
             case ev.FeeChanged():
-                self._parameter("fee_bps", str(event.fee_bps), location)
+                self._parameter(event, "fee_bps", str(event.fee_bps))
             case ev.SubmissionsChanged():
-                self._parameter("submissions_open", str(event.open).lower(), location)
+                self._parameter(event, "submissions_open", str(event.open).lower())
             case _:
                 pass
 
-    def _transition(
-        self, event: ev.JobTransition, location: dict[str, int], active: set[str]
-    ) -> None:
-        self._result.rows[schema.transitions].append(
-            row_values(
-                event, schema.transitions, **location, provider=account_or_none(event.provider)
-            )
-        )
-        self._result.positions[event.job_id] = (
-            location["block"],
-            location["position"],
-            location["log_index"],
-        )
+    def _set_position(self, job_id: int) -> None:
+        location = self._location
+        position = (location["block"], location["position"], location["log_index"])
+        self._result.positions[job_id] = position
+
+    def _transition(self, event: ev.JobTransition) -> None:
+        account = account_or_none(event.provider)
+        self._add_event(schema.transitions, event, provider=account)
+        self._set_position(event.job_id)
         for status, sign in ((event.before, -1), (event.after, 1)):
             if status:
                 name = _STATUS_COLUMNS[status]
                 self._totals[name] = self._totals.get(name, 0) + sign
         job = self._ledgers.jobs.jobs.get(event.job_id)
-        if job is not None and (account := account_or_none(event.provider)) is not None:
-            provider_totals = self._provider_totals(account, location["time"], active)
-            provider_totals.move(event.before, event.after, job.terms.resources)
+        if job is not None and account is not None:
+            self._provider_totals(account).move(event.before, event.after, job.terms.resources)
 
-    def _settlement(
-        self,
-        event: ev.JobSettled | ev.JobCollected,
-        location: dict[str, int],
-        active: set[str],
-        refunded: int,
-    ) -> None:
+    def _settlement(self, event: ev.JobSettled | ev.JobCollected, refunded: int) -> None:
         job = self._ledgers.jobs.jobs.get(event.job_id)
         status = job.status if job is not None else JobStatus.NONE
         provider = account_or_none(event.provider)
-        self._result.rows[schema.settlements].append(
-            row_values(
-                event,
-                schema.settlements,
-                **location,
-                status=status,
-                provider=provider,
-                refunded=refunded,
-            )
+        self._add_event(
+            schema.settlements, event, status=status, provider=provider, refunded=refunded
         )
         if provider is not None:
-            provider_totals = self._provider_totals(provider, location["time"], active)
-            provider_totals.settle(event.billed_seconds, event.paid)
+            self._provider_totals(provider).settle(event.billed_seconds, event.paid)
 
-    def _parking(self, recipient: str, amount: int, location: dict[str, int]) -> None:
-        self._parked[recipient] = parked = self._parked.get(recipient, 0) + amount
-        row = {**location, "recipient": recipient, "amount": amount, "held": parked}
-        self._result.rows[schema.parkings].append(row)
+    def _parking(self, event: ev.PaymentParked | ev.PaymentWithdrawn, amount: int) -> None:
+        parked = self._parked.get(event.recipient, 0) + amount
+        self._parked[event.recipient] = parked
+        self._add_event(schema.parkings, event, amount=amount, held=parked)
         self._totals["parked"] = self._totals.get("parked", 0) + amount
 
-    def _parameter(self, name: str, value: str, location: dict[str, int]) -> None:
-        self._result.rows[schema.parameters].append({**location, "name": name, "value": value})
+    def _parameter(self, event: ev.Event, name: str, value: str) -> None:
+        self._add_event(schema.parameters, event, name=name, value=value)
 
-    # -- sums
+    # -- totals
 
-    def _provider_totals(self, account: str, time: int, active: set[str]) -> ProviderTotals:
-        """Return a provider's running totals, advanced to a time."""
-        active.add(account)
+    def _provider_totals(self, account: str) -> ProviderTotals:
+        """Return a provider's running totals, advanced to the time of the current event."""
+        time = self._location["time"]
+        self._active.add(account)
         if account not in self._provider_figures:
             provider_totals = self._stored.figures(account)
             provider_totals.time = provider_totals.time or time
@@ -385,26 +368,20 @@ class Projection:
             if entry.account not in self._last_lines:
                 self._last_lines[entry.account] = self._stored.last_line(entry.account)
             line_number, balance = self._last_lines[entry.account]
-            self._last_lines[entry.account] = line_number, balance = (
-                line_number + 1,
-                balance + entry.amount,
-            )
-            self._result.rows[schema.movements].append(
-                row_values(
-                    entry,
-                    schema.movements,
-                    number=number,
-                    position=position,
-                    kind=entry.kind.value,
-                    job_id=entry.job_id or None,
-                    balance=balance,
-                    line=line_number,
-                )
+            line_number, balance = line_number + 1, balance + entry.amount
+            self._last_lines[entry.account] = line_number, balance
+            self._add(
+                schema.movements,
+                entry,
+                number=number,
+                position=position,
+                kind=entry.kind.value,
+                job_id=entry.job_id or None,
+                balance=balance,
+                line=line_number,
             )
 
-    def _write_totals(
-        self, number: int, time: int, changed_jobs: Iterable[int | None], active: set[str]
-    ) -> None:
+    def _write_totals(self, number: int, time: int, changed_jobs: Iterable[int | None]) -> None:
         """Write the totals after a block."""
         for job_id in changed_jobs:
             job = self._ledgers.jobs.jobs.get(job_id) if job_id is not None else None
@@ -428,7 +405,7 @@ class Projection:
                 account=account,
                 block=number,
             )
-            for account in sorted(active)
+            for account in sorted(self._active)
         )
 
 
