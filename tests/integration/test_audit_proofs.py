@@ -112,7 +112,7 @@ async def test_places_of_logs_follow_from_the_trie(used: LiveGrid) -> None:
     """EthereumJS numbers the logs of eth_getBlockReceipts wrongly; a wrong eth_getLogs is a lie."""
 
     def misnumber(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**each, "logIndex": hex(int(each["logIndex"], 16) + 3)} for each in logs]
+        return [{**log, "logIndex": hex(int(log["logIndex"], 16) + 3)} for log in logs]
 
     def receipts(method: str, _: list[Any], result: Any) -> Any:
         if method == "eth_getBlockReceipts":

@@ -83,7 +83,7 @@ async def test_the_same_tables_whatever_happened(own: LiveGrid, place: Place) ->
         await reorganise(own, 5)
         await service.cycle()
         assert metrics.value("index_reorganisations_total") == 1
-        assert [service.index.job(each).row.status for each in ids] == [
+        assert [service.index.job(job_id).row.status for job_id in ids] == [
             *[JobStatus.META_SCHEDULED] * 3,
             JobStatus.PENDING,
         ]
@@ -147,7 +147,7 @@ async def test_facts_of_transactions_and_blocks(own: LiveGrid) -> None:
         head = await own.w3.eth.get_block(row.at.block)
         assert block.row.hash == "0x" + bytes(head["hash"]).hex()
         assert block.row.base_fee == head["baseFeePerGas"]
-        assert [each.at.tx_hash for each in block.transactions] == [row.at.tx_hash]
+        assert [transaction.at.tx_hash for transaction in block.transactions] == [row.at.tx_hash]
         assert service.index.block(block.row.hash) == block
 
 

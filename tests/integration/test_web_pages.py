@@ -227,7 +227,7 @@ def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
         scheduler = explorer.grid.contracts.scheduler
         ids = list(range(1, await scheduler.job_count() + 1))
         jobs = await scheduler.get_jobs(ids)
-        return {each.status: each.id for each in jobs if each.allows_interim_payments}
+        return {job.status: job.id for job in jobs if job.allows_interim_payments}
 
     return explorer.run(find())
 
@@ -254,8 +254,8 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
     assert statement.count(",interim-payment,") == 4
     body = web.get(f"/api/v1/jobs/{ended}").json()
     assert body["row"]["flags"] == ["NO_SELF_SCHEDULING", "INTERIM_PAYMENTS"]
-    assert [each["interim"] for each in body["payments"]] == [True, True, False]
-    total = sum(int(each["paid"]) for each in body["payments"])
+    assert [payment["interim"] for payment in body["payments"]] == [True, True, False]
+    total = sum(int(payment["paid"]) for payment in body["payments"])
     assert str(total) == body["row"]["paid"]
 
 
@@ -268,11 +268,11 @@ def test_a_signed_request_shows_its_signer_and_its_call(
     assert row["sender"] == explorer.grid.stranger.address
     detail = web.get(f"/api/v1/transactions/{row['at']['tx_hash']}").json()
     # The same request twice: its nonce is used up with the first.
-    assert [(each["method"], each["ok"]) for each in detail["forwarded"]] == [
+    assert [(request["method"], request["ok"]) for request in detail["forwarded"]] == [
         ("submitJobs", True),
         ("submitJobs", False),
     ]
-    assert {each["signer"] for each in detail["forwarded"]} == {explorer.bob}
+    assert {request["signer"] for request in detail["forwarded"]} == {explorer.bob}
     text = web.get(f"/transactions/{row['at']['tx_hash']}").text
     assert text.count("signed by") == 2
     assert text.count("not executed") == 1

@@ -112,16 +112,16 @@ def other(value: Any) -> Iterator[Any]:
     elif isinstance(value, Mapping):
         yield {**value, "more": "labels"}
     elif dataclasses.is_dataclass(value):
-        for each in dataclasses.fields(value):
-            for changed in other(getattr(value, each.name)):
-                yield dataclasses.replace(value, **{each.name: changed})
+        for field in dataclasses.fields(value):
+            for changed in other(getattr(value, field.name)):
+                yield dataclasses.replace(value, **{field.name: changed})
     else:
         raise AssertionError(f"no other value for {value!r}")
 
 
 def own_fields(event: ev.Event) -> list[str]:
-    common = {each.name for each in dataclasses.fields(ev.Event)}
-    return [each.name for each in dataclasses.fields(event) if each.name not in common]
+    common = {field.name for field in dataclasses.fields(ev.Event)}
+    return [field.name for field in dataclasses.fields(event) if field.name not in common]
 
 
 def tamperings(event: ev.Event) -> Iterator[tuple[str, Any]]:
@@ -416,7 +416,7 @@ class TestRulesOfPayments:
     def test_a_move_that_did_not_answer(self, payments: Story) -> None:
         answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
         assert len(answers) == 1
-        rest = [each for each in payments.events if each not in answers]
+        rest = [event for event in payments.events if event not in answers]
         found = payments.grid.ledger(rest).findings
         assert {finding.code for finding in found} == {"challenge"}
         assert "did not answer its open challenge" in found[0].message
@@ -537,7 +537,7 @@ class TestUnlawfulAssignments:
         def forge(event: ev.Event) -> ev.Event:
             if getattr(event, "job_id", 0) != successor.id:
                 return event
-            names = {each.name for each in dataclasses.fields(event)}
+            names = {field.name for field in dataclasses.fields(event)}
             if "provider" in names and getattr(event, "provider", "") == winner:
                 return dataclasses.replace(event, provider=loser)
             return event

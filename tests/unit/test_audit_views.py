@@ -327,7 +327,7 @@ class TestExceptions:
         [finding] = report.audit.findings
         assert (finding.code, finding.job_id) == ("flags", row.job_id)
         assert "its customer forbids" in finding.message
-        [late] = [each for each in forbidden.anomalies if each.tx_hash == row.tx_hash]
+        [late] = [anomaly for anomaly in forbidden.anomalies if anomaly.tx_hash == row.tx_hash]
         assert late.message.endswith("s")
 
     def test_administrators_and_money(self, recorded: RecordedAudit) -> None:
@@ -347,9 +347,9 @@ class TestExceptions:
     def test_a_challenge_without_an_answer(self, recorded: RecordedAudit) -> None:
         silent = [e for e in recorded.grid.events if not isinstance(e, ev.ProviderAnswered)]
         ledger = recorded.grid.ledger(silent)
-        [row] = [each for each in ledger.anomalies if each.code is Code.UNANSWERED]
+        [row] = [anomaly for anomaly in ledger.anomalies if anomaly.code is Code.UNANSWERED]
         assert "has not answered a challenge" in row.message
-        assert Code.LATE_ANSWER not in {each.code for each in ledger.anomalies}
+        assert Code.LATE_ANSWER not in {anomaly.code for anomaly in ledger.anomalies}
 
     def test_an_answer_in_time_is_nothing_special(self, recorded: RecordedAudit) -> None:
         patient = [
@@ -363,7 +363,7 @@ class TestExceptions:
         assert recorded.of(Code.LATE_ANSWER)
 
     def test_jobs_that_anyone_could_cancel(self, paid: RecordedAudit) -> None:
-        [row] = [each for each in paid.ledger.anomalies if each.code is Code.EXPIRED]
+        [row] = [anomaly for anomaly in paid.ledger.anomalies if anomaly.code is Code.EXPIRED]
         assert row.job_id == paid.jobs["expired"]
         assert f"after {TIMES['pendingExpiry']} s without a provider" in row.message
 
@@ -371,7 +371,7 @@ class TestExceptions:
         self, paid: RecordedAudit
     ) -> None:
         running = paid.job("paid on")
-        [row] = [each for each in paid.ledger.anomalies if each.code is Code.OVERRUN]
+        [row] = [anomaly for anomaly in paid.ledger.anomalies if anomaly.code is Code.OVERRUN]
         over = paid.ledger.time - running.started_at - TERMS["timeLimit"]
         assert f"runs {over} s past its {TERMS['timeLimit']} s" in row.message
         assert row.job_id == running.id
@@ -410,7 +410,7 @@ class TestExceptions:
             address=recorded.ledger.deployment.scheduler,
         )
         ledger = recorded.grid.ledger([*recorded.grid.events, parked])
-        [row] = [each for each in ledger.anomalies if each.code is Code.PARKED]
+        [row] = [anomaly for anomaly in ledger.anomalies if anomaly.code is Code.PARKED]
         assert (row.account, row.severity) == (recorded.grid.stranger, Severity.WARNING)
         assert row.message.startswith("1 credit for")
 

@@ -28,7 +28,7 @@ def test_the_audit_finds_nothing_wrong_in_it() -> None:
     ledger = ledger_of(blocks)
     assert verify(ledger).ok
     ends = Counter(job.status for job in ledger.jobs.values())
-    assert set(ends) == {each for each in JobStatus if each.is_final}
+    assert set(ends) == {status for status in JobStatus if status.is_final}
     assert any(job.successor for job in ledger.jobs.values())
     assert any(job.time_limit > job.terms.time_limit for job in ledger.jobs.values())
     assert any(job.collected_seconds > 0 for job in ledger.jobs.values())

@@ -116,12 +116,15 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
             *("collected_paid", "collected_fee", "collected_seconds", "allotment", "billed_until"),
         ):
             assert getattr(detail, name) == getattr(entry, name), name
-        listed = [(each.at.time, each.after, each.at.tx_hash) for each in detail.transitions]
+        listed = [
+            (transition.at.time, transition.after, transition.at.tx_hash)
+            for transition in detail.transitions
+        ]
         assert listed == entry.transitions
         assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
-        interim = [each for each in detail.payments if each.interim]
+        interim = [payment for payment in detail.payments if payment.interim]
         assert sum(each.paid for each in interim) == entry.collected_paid
-        assert sum(each.billed_seconds for each in detail.payments) == entry.billed_seconds
+        assert sum(payment.billed_seconds for payment in detail.payments) == entry.billed_seconds
         assert len(detail.payments) - len(interim) == entry.settled
         if not (detail.carried_in or detail.carried_out):
             # What its customer and others put in and nobody got back is held, or was consumed.
@@ -170,7 +173,7 @@ def test_lists_can_be_cut_to_a_period(whole: Indexed) -> None:
     late = whole.index.statement(
         account, 1, 200, period=TimeRange(moment, None), kind="escrow"
     ).items
-    assert late == tuple(each for each in lines if each.at.time >= moment and each.kind == "escrow")
+    assert late == tuple(line for line in lines if line.at.time >= moment and line.kind == "escrow")
     assert 0 < len(late) < len(lines)
 
 
@@ -286,14 +289,14 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
     grid: RecordedGrid, end: str, codes: set[str]
 ) -> None:
     """A run past its allotment, an idle claim, a challenge without an answer: from the tables."""
-    events = [each for each in grid.events if not isinstance(each, ev.ProviderAnswered)]
+    events = [event for event in grid.events if not isinstance(event, ev.ProviderAnswered)]
     if end == "claimed":
-        moves = [each for each in events if isinstance(each, ev.JobTransition)]
-        heir = next(each.successor for each in events if isinstance(each, ev.JobRetried))
+        moves = [event for event in events if isinstance(event, ev.JobTransition)]
+        heir = next(event.successor for event in events if isinstance(event, ev.JobRetried))
         start = next(
             each for each in moves if (each.job_id, each.after) == (heir, JobStatus.RUNNING)
         )
-        events = [each for each in events if each.position < start.position]
+        events = [event for event in events if event.position < start.position]
     seen: set[str] = set()
     for late in (0, 400, 10**9):
         found = Indexed(grid.deployment, events, grid.chain.block_times)

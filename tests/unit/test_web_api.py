@@ -136,7 +136,7 @@ async def test_amounts_are_texts_with_their_decimals(
     assert content["row"]["paid"] == str(job.paid)
     assert parse_credits(content["row"]["paid_credits"]) == job.paid
     assert content["row"]["status"] == job.status.name
-    submitted = next(each for each in content["events"] if each["name"] == "JobSubmitted")
+    submitted = next(event for event in content["events"] if event["name"] == "JobSubmitted")
     assert submitted["values"]["terms"]["amount"].isdigit()
 
 

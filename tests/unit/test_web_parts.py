@@ -670,7 +670,7 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
         )
     ]
     lines, challenges = views.provider_history(found)
-    assert [each.title for each in challenges] == ["Challenged"]
+    assert [challenge.title for challenge in challenges] == ["Challenged"]
     shown = {value.path: value.value for line in lines for value in line.values}
     assert shown["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
     assert shown["offer"] == "8\u00a0CPU, 4\u00a0GB, 1\u00a0GPU"
