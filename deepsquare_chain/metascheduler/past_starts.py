@@ -35,6 +35,8 @@ PROMPT_BLOCKS: Final = 5
 #: Most ended jobs that are remembered, and times of blocks.
 _MAX_ENDED: Final = 2_000
 _MAX_TIMES: Final = 10_000
+#: Most jobs, live ones and recently ended ones, with which starts are judged.
+_MAX_JOBS: Final = 5_000
 #: Largest product of the queue's length and the number of providers for which a start is judged.
 _MAX_WORK: Final = 20_000
 
@@ -208,6 +210,8 @@ class PastStarts:
         self._errors = {i: error for i, error in self._errors.items() if i in self._starts}
 
     def _unjudged(self) -> list[_PastJob]:
+        if len(self._jobs) > _MAX_JOBS:
+            return []
         known_from = 2**62 if self._known_from is None else self._known_from
         started = (self._jobs[i] for i in self._starts if i in self._jobs)
         return [

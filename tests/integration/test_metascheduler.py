@@ -35,6 +35,7 @@ from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot
+from deepsquare_chain.metascheduler.past_starts import PROMPT_BLOCKS
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.workflow import parse_job_file
@@ -763,6 +764,20 @@ async def test_an_idle_scheduler_asks_twice_a_block(
         one.service.heads.hint()  # in vain
         await one.service.cycle()
         assert len(requests) <= 1, requests
+
+
+async def test_job_why_shows_how_far_past_forecasts_would_have_been_off(grid: LiveGrid) -> None:
+    """The first job ends long before its limit, so that the second one starts early."""
+    scheduler, provider = grid.contracts.scheduler, grid.providers[0]
+    await grid.send(grid.providers[1], grid.contracts.registry.set_draining(True))
+    first, second, third = await grid.submit(3, resources=WHOLE, time_limit=600)
+    await grid.run([first])
+    assert "had to wait" not in str((await explain(grid.contracts, third)).details)
+    await grid.node.mine(PROMPT_BLOCKS)
+    await grid.send(provider, scheduler.finish([Report(first, 1, 0, bytes(32), "")]))
+    await grid.run([second])
+    details = str((await explain(grid.contracts, third)).details)
+    assert re.search(r"for the last job that had to wait, .* off by [1-9][0-9]* s \(", details)
 
 
 async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) -> None:

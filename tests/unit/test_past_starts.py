@@ -9,6 +9,7 @@ import pytest
 from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.job import JobFlags, JobStatus, Objective, Resources, Terms
+from deepsquare_chain.metascheduler import past_starts
 from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy
 from deepsquare_chain.metascheduler.history import RunHistory
 from deepsquare_chain.metascheduler.past_starts import MAX_STARTS, PROMPT_BLOCKS, PastStarts
@@ -135,13 +136,9 @@ def _without_earlier_jobs() -> list[ev.Event]:
     return [event for event in one_after_the_other(3) if getattr(event, "job_id", 0) != 1]
 
 
-def _too_wide() -> list[ev.Event]:
-    return [submitted(1, 1), *(submitted(1, n) for n in range(2, 20_003)), *run(1, 10, 20)]
-
-
 @pytest.mark.parametrize(
     "events",
-    [_prompt, _returned, _retried, _after_another, _without_earlier_jobs, _too_wide],
+    [_prompt, _returned, _retried, _after_another, _without_earlier_jobs],
     ids=lambda events: events.__name__,
 )
 def test_starts_that_are_not_judged(events: Callable[[], list[ev.Event]]) -> None:
@@ -174,3 +171,14 @@ def test_a_reorganisation_removes_its_starts() -> None:
     feed(past, [event for event in events if event.block_number > 17])
     past.judge([provider()], RULES, RunHistory())
     assert past.accuracy == StartAccuracy(2, 20, 20, 20 / 80)
+
+
+@pytest.mark.parametrize("limit", ["_MAX_JOBS", "_MAX_WORK"])
+def test_the_work_is_bounded(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past_starts, limit, 1)
+    events = [*one_after_the_other(2), submitted(1, 4)]
+    past = judged(events)
+    assert past.accuracy is None
+    assert not past.undated()
+    monkeypatch.undo()
+    assert judged(events).accuracy is not None
