@@ -22,7 +22,14 @@ from deepsquare_chain.workflow.abilities import needed_abilities, requirements
 from deepsquare_chain.workflow.definition import MAX_BYTES, Definition, definition_of
 from deepsquare_chain.workflow.jobfile import JobFile, read_job_tree
 from deepsquare_chain.workflow.schema import ModuleDocument
-from deepsquare_chain.workflow.validation import job_file_error, problems_of, walk, with_line
+from deepsquare_chain.workflow.validation import (
+    format_path,
+    job_file_error,
+    problems_of,
+    walk,
+    with_line,
+)
+from deepsquare_chain.workflow.yamltree import KeyPath
 
 #: Maximum nesting of modules that use modules.
 _MAX_DEPTH: Final = 8
@@ -67,7 +74,7 @@ def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
     if not uses_modules(job.definition):
         return job
     document = job.definition.document()
-    _resolve(document["steps"], job.definition.resources, fetch, 0)
+    _resolve(document["steps"], job.source, job.definition.resources, fetch, 0)
     definition = definition_of(document, job.source)
     if len(definition.to_bytes()) > MAX_BYTES:
         raise JobFileError(
@@ -79,31 +86,44 @@ def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
     return replace(job, definition=definition, uses=",".join(dict.fromkeys([*uses, *needed])))
 
 
-def _resolve(steps: Sequence[dict[str, Any]], job: Resources, fetch: Fetch, depth: int) -> None:
+def _resolve(
+    steps: Sequence[dict[str, Any]], source: str, job: Resources, fetch: Fetch, depth: int
+) -> None:
+    """Resolve the modules of steps in place. `source` names the file of the steps in messages."""
     if depth > _MAX_DEPTH:
         raise JobFileError(
             f"Modules use modules deeper than {_MAX_DEPTH} levels",
             hint="Check for a module that uses itself.",
         )
-    for step in _uses(steps):
+    for path, step in _uses(steps, ("steps",)):
         use = step["use"]
         if "module" in use:
             continue
         # Resolve these steps first: the module includes them, if it takes steps.
-        _resolve(use.get("steps", []), job, fetch, depth + 1)
-        module, commit = _module(use, job, fetch)
-        _resolve(module["steps"], job, fetch, depth + 1)
+        _resolve(use.get("steps", []), source, job, fetch, depth + 1)
+        try:
+            module, commit = _module(use, job, fetch)
+        except JobFileError as error:
+            user = f"{source}: {format_path((*path, 'use'))} uses this module"
+            raise JobFileError(f"{error}\n{user}", hint=error.hint) from None
+        _resolve(module["steps"], f"module {use['source']}", job, fetch, depth + 1)
         use.pop("steps", None)
         use["commit"], use["module"] = commit, module
 
 
-def _uses(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for step in steps:
+def _uses(
+    steps: Sequence[dict[str, Any]], path: KeyPath
+) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    for index, step in enumerate(steps):
+        step_path = (*path, index)
         if "use" in step:
-            yield step
-        for holder in (step, step.get("for", {}), step.get("launch", {})):
+            yield step_path, step
+        for name in ("", "for", "launch"):
+            holder, holder_path = (
+                (step.get(name, {}), (*step_path, name)) if name else (step, step_path)
+            )
             for key in ("steps", "catch", "finally"):
-                yield from _uses(holder.get(key, []))
+                yield from _uses(holder.get(key, []), (*holder_path, key))
 
 
 def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[str, Any], str]:

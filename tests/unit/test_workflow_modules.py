@@ -129,6 +129,19 @@ def test_modules_that_do_not_fit_are_refused(use: str, module: bytes, words: str
         resolved(job(use), {"./m": module})
     assert words in str(caught.value)
     assert caught.value.hint
+    if "deeper" not in words:
+        assert str(caught.value).endswith("\njob.yaml: steps[0].use uses this module")
+
+
+def test_the_step_that_uses_an_invalid_module_is_named() -> None:
+    outer = GREET.replace(b"{{- .Step", b"- use: {source: ./inner}\n      {{- .Step")
+    text = "resources: {memPerCpu: 10}\nsteps:\n- launch: {steps: [{use: {source: ./m}}]}\n"
+    with pytest.raises(JobFileError, match="inner") as caught:
+        resolved(text, {"./m": outer, "./inner": b"steps: []"})
+    assert str(caught.value).endswith("module ./m: steps[0].steps[1].use uses this module")
+    with pytest.raises(JobFileError) as caught:
+        resolved(text, {"./m": b"steps: []"})
+    assert str(caught.value).endswith("job.yaml: steps[0].launch.steps[0].use uses this module")
 
 
 def test_a_job_can_not_be_submitted_before_its_modules_are_fetched() -> None:
