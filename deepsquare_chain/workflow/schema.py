@@ -513,7 +513,8 @@ class JobFileDocument(Runnable):
         None, description="Not after: a time, or a duration in which it must have started."
     )
     patience: Duration | None = Field(
-        None, description="Wait for a better price: after so long, twice the lowest is accepted."
+        None,
+        description="Wait for a lower price: 1.1 times the lowest is accepted at once, 2.1 times after this time.",
     )
     preferences: Annotated[
         list[Annotated[str, _text(checks.affinity)]], Field(max_length=MAX_PREFERENCES)
