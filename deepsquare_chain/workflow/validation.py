@@ -51,6 +51,24 @@ _REPLACED: Final[Mapping[tuple[str, str], str]] = {
     ("ContainerSection", "pyxis"): "is an option of an older version; enroot is the default",
 }
 
+#: Words of other workflow formats and schedulers in lower case, with the key of the same meaning.
+_SYNONYMS: Final[Mapping[str, str]] = {
+    "affinities": "requirements",
+    "constraint": "requirements",
+    "cmd": "command",
+    "cpus": "cpusPerTask",
+    "cwd": "workDir",
+    "mem": "memPerCpu",
+    "memory": "memPerCpu",
+    "mempertask": "memPerCpu",
+    "needs": "dependsOn",
+    "script": "command",
+    "volumes": "mounts",
+    "walltime": "timeLimit",
+    "when": "if",
+    "workingdir": "workDir",
+}
+
 #: The message for `resources.gpusPerTask` next to the current key.
 _GPUS_TWICE: Final = (
     "is a key from before November 2023; remove it: resources.gpus counts the GPUs of the whole job"
@@ -159,9 +177,12 @@ def _unknown_key_message(path: KeyPath, root: type[BaseModel], tree: Any) -> str
         return f"is an unknown key here; it belongs under {format_path((*path[:-1], *below))}"
     known = keys_of(section)
     by_lower = {name.lower().replace("_", ""): name for name in known}
-    close = difflib.get_close_matches(key.lower().replace("_", "")[:60], by_lower, n=1)
-    if close:
-        return f"is an unknown key; did you mean {by_lower[close[0]]}?"
+    written = key.lower().replace("_", "")[:60]
+    synonym = _SYNONYMS.get(written)
+    close = difflib.get_close_matches(written, by_lower, n=1)
+    if synonym in known or close:
+        meant = synonym if synonym in known else by_lower[close[0]]
+        return f"is an unknown key; did you mean {meant}?"
     elsewhere = _nearest_section(path, root)
     if elsewhere:
         return f"is an unknown key here; it belongs under {elsewhere}"

@@ -355,6 +355,21 @@ def test_a_loop_without_iterations_is_reported(loop: str, words: str) -> None:
     assert parse(text).warnings == (words,)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("resources: {cpus: 4, memPerCpu: 1}\nsteps: [{run: {command: x}}]", "cpusPerTask"),
+        ("resources: {memory: 4}\nsteps: [{run: {command: x}}]", "memPerCpu"),
+        (with_step("needs: [a], run: {command: x}"), "dependsOn"),
+        (with_run("script: y"), "command"),
+        (with_run("container: {image: a, volumes: ['/a:/b']}"), "mounts"),
+        (with_run("env: {}", top="walltime: 1h"), "timeLimit"),
+    ],
+)
+def test_words_of_other_formats_are_understood(text: str, key: str) -> None:
+    assert f"is an unknown key; did you mean {key}?" in refused(text)
+
+
 @pytest.mark.parametrize("word", ["true", "True", "TRUE"])
 def test_booleans_of_the_core_schema(word: str) -> None:
     assert parse(with_run(f"disableCpuBinding: {word}")).definition.steps[0].run == (
