@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(document, indent=2))
     for finding in document["findings"]:
         if not finding["ok"]:
-            print(f"error: {finding['what']}: {finding['detail']}", file=sys.stderr)
+            print(f"error: {finding['subject']}: {finding['detail']}", file=sys.stderr)
     return 0 if document["ok"] else AuditError.exit_code
 
 
