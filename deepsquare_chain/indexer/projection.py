@@ -32,8 +32,6 @@ from deepsquare_chain.job import JobStatus, Resources
 
 # -- running totals of a provider, updated with each event
 
-_FINAL_COLUMNS: Final = {status: status.name.lower() for status in JobStatus if status.is_final}
-
 
 @dataclass(slots=True)
 class ProviderTotals:
@@ -88,7 +86,7 @@ class ProviderTotals:
         elif after is JobStatus.PENDING:
             self.returned += 1
         elif after.is_final:
-            name = _FINAL_COLUMNS[after]
+            name = schema.STATUS_COLUMNS[after]
             setattr(self, name, getattr(self, name) + 1)
 
     def _load(self, sign: int, resources: Resources) -> None:
@@ -108,8 +106,6 @@ class ProviderTotals:
         self.cpus_offered = entry.offer.cpus if approved else 0
 
 
-_MAX_ID: Final = 2**63 - 1
-_STATUS_COLUMNS: Final = {status: status.name.lower() for status in JobStatus if status}
 _FLOWS: Final = ("escrow", "paid", "fee", "refunded")
 
 
@@ -158,7 +154,7 @@ def affected(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
             accounts.add(account)
         if isinstance(event, ev.PaymentParked | ev.PaymentWithdrawn):
             recipients.add(event.recipient)
-    return {job_id for job_id in job_ids if job_id <= _MAX_ID}, accounts, recipients
+    return {job_id for job_id in job_ids if job_id <= schema.MAX_INT}, accounts, recipients
 
 
 class Projection:
@@ -325,7 +321,7 @@ class Projection:
         self._set_position(event.job_id)
         for status, sign in ((event.before, -1), (event.after, 1)):
             if status:
-                name = _STATUS_COLUMNS[status]
+                name = schema.STATUS_COLUMNS[status]
                 self._totals[name] = self._totals.get(name, 0) + sign
         job = self._ledgers.jobs.jobs.get(event.job_id)
         if job is not None and account is not None:
@@ -415,7 +411,7 @@ def _flow(job: JobEntry) -> tuple[int, int, int, int]:
 
 def _job_id(event: ev.Event) -> int | None:
     job_id: int | None = getattr(event, "job_id", None)
-    if job_id is None or job_id > _MAX_ID:
+    if job_id is None or job_id > schema.MAX_INT:
         return None
     if isinstance(event, ev.TransitionSkipped) and event.status is JobStatus.NONE:
         return None  # anyone's batch may name jobs that do not exist yet

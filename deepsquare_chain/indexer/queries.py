@@ -57,6 +57,9 @@ from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer import read_models as rm
 from deepsquare_chain.indexer.records import event_of, job_entry, offering
 from deepsquare_chain.indexer.schema import (
+    MAX_INT,
+    MAX_KEYS,
+    STATUS_COLUMNS,
     Int,
     anomalies,
     changes,
@@ -87,7 +90,6 @@ DEFAULT_LIMIT: Final = 50
 MAX_PAGE: Final = 10_000
 #: Rows of each kind that a detail view includes; more rows require pagination.
 MAX_DETAIL_ROWS: Final = 200
-_MAX_INT: Final = 2**63 - 1
 
 T = TypeVar("T")
 
@@ -238,7 +240,7 @@ def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
         padded = cursor + "=" * (-len(cursor) % 4)
         parts = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
         matches = isinstance(parts, list) and parts[0] == kind and len(parts) == size + 1
-        if matches and all(type(number) is int and abs(number) <= _MAX_INT for number in parts[1:]):
+        if matches and all(type(number) is int and abs(number) <= MAX_INT for number in parts[1:]):
             return list(parts[1:])
     except (ValueError, binascii.Error, IndexError):
         pass
@@ -415,7 +417,6 @@ CHANGE_KINDS: Final[Mapping[str, str]] = {
     "ProviderChallenged": "challenged",
     "ProviderAnswered": "answered",
 }
-_SLICE: Final = 5_000
 _NO_FIGURES: Final = rm.ProviderFigures(*[0] * 15)
 
 
@@ -575,7 +576,7 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
     # Rows are selected separately from their keys: in a single query, both databases compute the
     # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
     # table for an IN list of keys.
-    for some_keys in chunks(row_keys, _SLICE):
+    for some_keys in chunks(row_keys, MAX_KEYS):
         keys = values(column("account", String), column("block", Int), name="keys")
         key_table = keys.data(some_keys).cte()
         same_key = (table.c.account == key_table.c.account) & (table.c.block == key_table.c.block)
@@ -632,7 +633,6 @@ SORTS: Final[Mapping[str, Sequence[ColumnElement[Any]]]] = {
     "cost": (func.length(jobs.c.paid), jobs.c.paid),
     "changed": (jobs.c.block, jobs.c.log_index),
 }
-_MAX_ID: Final = 2**63 - 1
 #: Maximum length of a chain of retries. A job has at most five retries; a longer chain is forged.
 _MAX_CHAIN: Final = 16
 
@@ -717,7 +717,7 @@ class JobQueries(Reader):
         """
         with self._read() as (connection, snapshot):
             row = None
-            if 0 < job_id <= _MAX_ID:
+            if 0 < job_id <= MAX_INT:
                 row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
             if row is None:
                 raise NotFoundError(
@@ -743,7 +743,7 @@ class JobQueries(Reader):
         """Return contract events, latest first, filtered by job or by event names."""
         query = with_position(events)
         if job_id is not None:
-            if not 0 < job_id <= _MAX_ID:
+            if not 0 < job_id <= MAX_INT:
                 raise UsageError(f"{job_id} is not a job ID")
             query = query.where(events.c.job_id == job_id)
         if names:
@@ -848,7 +848,6 @@ _USE_COLUMNS: Final = tuple(
         *("cpus_offered", "offered_seconds"),
     )
 )
-_STATUSES: Final = {status: status.name.lower() for status in JobStatus if status}
 
 
 class SeriesQueries(Reader):
@@ -1006,7 +1005,7 @@ def _figures_at(
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
-    return {status: _number(row, column) for status, column in _STATUSES.items()}
+    return {status: _number(row, column) for status, column in STATUS_COLUMNS.items()}
 
 
 def _number(row: Row[Any] | None, column: str) -> int:
@@ -1041,7 +1040,6 @@ def _utilisation(
 
 # -- anomalies, by the rules of the audit
 
-_NO_BLOCK: Final = 2**63 - 1
 ANOMALY_KINDS: Final = (*(subject.value for subject in Subject), *(code.value for code in Code))
 
 
@@ -1079,7 +1077,7 @@ class AnomalyQueries(Reader):
             query = query.where(column == kind)
         if setup is not None:
             first_job_block = select(
-                func.coalesce(func.min(transitions.c.block), _NO_BLOCK)
+                func.coalesce(func.min(transitions.c.block), MAX_INT)
             ).scalar_subquery()
             is_setup = and_(
                 anomalies.c.subject == Subject.ADMINISTRATION, anomalies.c.block < first_job_block
@@ -1158,7 +1156,6 @@ def _candidates(snapshot: IndexSnapshot) -> Select[Any]:
 #: Patterns of hashes and numbers in a search; the group contains only the digits.
 HASH: Final = re.compile(r"(?:0x)?([0-9a-f]{64})")
 NUMBER: Final = re.compile(r"#?([0-9]{1,18})")
-_MAX_BLOCK: Final = 2**63 - 1
 #: Maximum number of jobs in a search result.
 MAX_HITS: Final = 20
 _TRANSACTIONS: Final = select(transactions, headers.c.time).join(
@@ -1186,7 +1183,7 @@ class BlockQueries(Reader):
             NotFoundError: The block does not exist, or has no events of the grid.
         """
         if isinstance(number_or_hash, int):
-            key = headers.c.number == min(number_or_hash, _MAX_BLOCK)
+            key = headers.c.number == min(number_or_hash, MAX_INT)
         else:
             key = headers.c.hash == number_or_hash.lower()
         with self._read() as (connection, snapshot):
@@ -1229,7 +1226,7 @@ class BlockQueries(Reader):
             )
             query = query.where(signed_requests.exists())
         if block is not None:
-            query = query.where(transactions.c.block == min(block, _MAX_BLOCK))
+            query = query.where(transactions.c.block == min(block, MAX_INT))
         return self._page(transactions, query, _transaction, cursor, limit)
 
     def transaction(self, tx_hash: str) -> rm.TransactionDetail:

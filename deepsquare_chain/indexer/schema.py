@@ -30,6 +30,13 @@ from deepsquare_chain.store.base import Amount
 
 metadata: Final = MetaData()
 
+#: Largest number of an `Int` column.
+MAX_INT: Final = 2**63 - 1
+#: Keys per IN list, far below the limits of SQLite and PostgreSQL.
+MAX_KEYS: Final = 5_000
+#: Columns of `totals` that count jobs, by status.
+STATUS_COLUMNS: Final = {status: status.name.lower() for status in JobStatus if status}
+
 #: Block numbers, IDs and times need 64 bits, which SQLite's INTEGER provides.
 Int: Final = BigInteger().with_variant(Integer, "sqlite")
 
@@ -289,7 +296,7 @@ totals: Final = Table(
     "totals",
     metadata,
     _key("block"),
-    *_ints("time", *(status.name.lower() for status in JobStatus if status)),
+    *_ints("time", *STATUS_COLUMNS.values()),
     *_amounts("minted", "burned", "escrow", "parked", "donated", "paid", "fees", "refunded"),
 )
 _index(totals, "time", "time", "block")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from sqlalchemy import Connection, func, insert, select
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
 
+from deepsquare_chain.audit.reader import Progress
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import TIMES, Deployment
 from deepsquare_chain.chain.follower import KEPT_BLOCKS, Batch, Follower
@@ -37,9 +38,6 @@ MAX_RANGE: Final = 2_000
 DATABASE: Final = "explorer.db"
 _CONSTANTS: Final = (*TIMES, *("credit", "registry", "treasury", "forwarder"))
 _log = get_logger(__name__)
-
-#: Called with the last block that was read and the last block to read.
-Progress = Callable[[int, int], None]
 
 
 def index_location(settings: Settings) -> str | Path:

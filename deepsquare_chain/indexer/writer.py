@@ -37,8 +37,6 @@ from deepsquare_chain.indexer.records import (
 #: Number of changes that are kept for live pages.
 KEPT_CHANGES: Final = 1_000
 _LISTED_JOBS: Final = 100
-#: Values per IN list, far below the limits of SQLite and PostgreSQL.
-_SLICE: Final = 5_000
 #: Tables whose rows belong to one block and are never updated.
 _BY_BLOCK: Final = (
     schema.transactions,
@@ -123,7 +121,7 @@ class IndexWriter:
             (schema.jobs, "id", chain),
             (schema.providers, "account", accounts),
         ):
-            for key_batch in chunks(sorted(keys - {None}), _SLICE):
+            for key_batch in chunks(sorted(keys - {None}), schema.MAX_KEYS):
                 connection.execute(delete(table).where(table.c[key].in_(key_batch)))
         _insert(connection, schema.jobs, _job_rows(restored))
         _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
@@ -227,10 +225,10 @@ def put_state(connection: Connection, **values: Any) -> None:
 def _write(connection: Connection, projected: ProjectedRows) -> None:
     for table, rows in projected.rows.items():
         _insert(connection, table, rows)
-    for job_ids in chunks(sorted(projected.jobs), _SLICE):
+    for job_ids in chunks(sorted(projected.jobs), schema.MAX_KEYS):
         connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(job_ids)))
     _insert(connection, schema.jobs, _job_rows(projected))
-    for accounts in chunks(sorted(projected.providers), _SLICE):
+    for accounts in chunks(sorted(projected.providers), schema.MAX_KEYS):
         connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(accounts)))
     _insert(connection, schema.providers, map(provider_values, projected.providers.values()))
 
@@ -278,6 +276,6 @@ def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:
 def _rows(connection: Connection, table: Any, key: str, keys: Iterable[Any]) -> list[Any]:
     return [
         row
-        for key_batch in chunks(sorted(keys), _SLICE)
+        for key_batch in chunks(sorted(keys), schema.MAX_KEYS)
         for row in connection.execute(select(table).where(table.c[key].in_(key_batch)))
     ]

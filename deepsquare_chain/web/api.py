@@ -34,6 +34,7 @@ from deepsquare_chain.indexer.queries import (
     MAX_LIMIT,
     Index,
 )
+from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.serving import RateLimit
@@ -44,7 +45,6 @@ PROBLEM: Final = "application/problem+json"
 RATE: Final = 10.0
 BURST: Final = 100
 _MAX_TEXT: Final = 500
-_MAX_INT: Final = 2**63 - 1
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _RETRY_SECONDS: Final = 5
 _DESCRIPTION: Final = """\
@@ -200,7 +200,7 @@ class _Between:
     """Validates an integer of plain digits within bounds."""
 
     minimum: int = 0
-    maximum: int = _MAX_INT
+    maximum: int = MAX_INT
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

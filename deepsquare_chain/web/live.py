@@ -18,11 +18,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.read_models import Changes
+from deepsquare_chain.indexer.schema import MAX_INT
 
 #: Seconds between heartbeats of an idle stream: proxies close idle connections.
 HEARTBEAT: Final = 15.0
 MAX_STREAMS: Final = 500
-_MAX_NUMBER: Final = 2**63 - 1
 
 
 class Feed:
@@ -126,7 +126,7 @@ async def live(request: Request) -> Response:
     cursor = request.headers.get("last-event-id") or request.query_params.get("since", "")
     since = int(cursor[:19]) if cursor.isascii() and cursor.isdigit() else 0
     return StreamingResponse(
-        feed.stream(min(since, _MAX_NUMBER)),
+        feed.stream(min(since, MAX_INT)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

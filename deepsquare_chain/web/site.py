@@ -23,6 +23,7 @@ from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.indexer.queries import Index, TimeRange
 from deepsquare_chain.indexer.read_models import ProviderRow, Status
+from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import DAY, HOUR, JobStatus, Terms
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
 from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy, prospect_of
@@ -383,7 +384,6 @@ class Renderer:
 
 # -- requests: site, query parameters, queries of the index, rendering
 
-MAX_NUMBER: Final = 2**63 - 1
 #: Time ranges of charts by link text, in seconds; zero is unlimited.
 RANGES: Final = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "all": 0}
 
@@ -446,7 +446,7 @@ def number_of(text: str, noun: str) -> int:
     Raises:
         NotFoundError: It is not a valid number of an object.
     """
-    if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_NUMBER:
+    if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_INT:
         raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
     return int(text[:20])
 

@@ -35,12 +35,13 @@ from deepsquare_chain.errors import (
     NotFoundError,
     UsageError,
 )
+from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.formats import amount, count, duration, exact, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import client_address, is_same_origin
-from deepsquare_chain.web.site import MAX_NUMBER, Name, Site, render_page, run_query, site_of
+from deepsquare_chain.web.site import Name, Site, render_page, run_query, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
 
@@ -683,7 +684,7 @@ def _account(payload: Mapping[str, Any]) -> str:
 
 def _job(payload: Mapping[str, Any]) -> int:
     job_id = payload.get("job")
-    if type(job_id) is not int or not 0 < job_id <= MAX_NUMBER:
+    if type(job_id) is not int or not 0 < job_id <= MAX_INT:
         raise UsageError("A job is given by its number")
     return job_id
 
