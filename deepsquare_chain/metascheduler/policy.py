@@ -367,7 +367,7 @@ class _Tables:
 class _Shortlist:
     """Providers that fit a class of jobs, best first, as of the comparison with all providers.
 
-    `places` are the rows of the providers to try next, from index `next` on, and `rates` their
+    `provider_rows` are the rows of the providers to try next, from index `next` on, and `rates` their
     rates. `rest` are the rows that come after these by `scores`, in any order. `choices` counts all
     providers that could start a job of the class. `cheapest` is a lower bound, in credit-wei per
     second, of the rates of those that still can. `refused` are price ceilings and latest ends of
@@ -377,7 +377,7 @@ class _Shortlist:
 
     choices: int
     size: tuple[int, int, int]
-    places: list[int]
+    provider_rows: list[int]
     rates: list[int]
     scores: Floats
     rest: Ints
@@ -409,7 +409,7 @@ _Entry: TypeAlias = tuple[int, int, int, int, int]
 
 
 class _Round:
-    """The computation of one plan. A `place` is the row of a provider in `ProviderTable`."""
+    """The computation of one plan. A `provider_row` is the row of a provider in `ProviderTable`."""
 
     def __init__(
         self,
@@ -451,7 +451,7 @@ class _Round:
         # Releases of assigned jobs, with those of the first `_released` jobs in `_taken`.
         self._releases: Ints | None = None
         self._released = 0
-        self._by_place: list[list[Release]] | None = None
+        self._releases_by_row: list[list[Release]] | None = None
         self._is_small = len(providers.views) <= _MAX_PLAIN_PROVIDERS
         self._tie_break = np.arange(len(providers.views)) * (
             _TIE_BREAK / max(1, len(providers.views))
@@ -539,9 +539,9 @@ class _Round:
             frugal = self._tables.frugal[cls] = _Frugal(eligible.tobytes(), cheapest)
         return frugal
 
-    def _is_held(self, row: int, cls: int, place: int) -> bool:
+    def _is_held(self, row: int, cls: int, provider_row: int) -> bool:
         """Return whether a hold keeps a job from a provider."""
-        return bool(self._hold_ends[row]) and not self._frugal(cls).flags[place]
+        return bool(self._hold_ends[row]) and not self._frugal(cls).flags[provider_row]
 
     def _holds(self) -> dict[int, int]:
         """Return the ends of the holds of the jobs that this plan does not start, by id."""
@@ -672,34 +672,40 @@ class _Round:
             is_refused = shortlist is not None and shortlist.refuses(ceiling, earliest + seconds)
             if shortlist is not None and not is_refused:
                 cpus, memory, gpus = shortlist.size
-                places, rates = shortlist.places, shortlist.rates
+                provider_rows, rates = shortlist.provider_rows, shortlist.rates
                 index = shortlist.next
-                for place in places[index:]:
+                for provider_row in provider_rows[index:]:
                     if (
-                        cpus <= free_cpus[place]
-                        and memory <= free_memory[place]
-                        and gpus <= free_gpus[place]
+                        cpus <= free_cpus[provider_row]
+                        and memory <= free_memory[provider_row]
+                        and gpus <= free_gpus[provider_row]
                     ):
                         break
                     # Free capacity only shrinks within a plan: it never fits again.
                     index += 1
                 else:
-                    place = -1
+                    provider_row = -1
                 shortlist.next = first = index
-                if place >= 0 and rates[index] > ceiling:
+                if provider_row >= 0 and rates[index] > ceiling:
                     index = self._affordable(shortlist, ceiling)
-                    place = places[index] if index >= 0 else -1
-                if place >= 0 and hold_ends[row] and self._is_held(row, cls, place):
+                    provider_row = provider_rows[index] if index >= 0 else -1
+                if provider_row >= 0 and hold_ends[row] and self._is_held(row, cls, provider_row):
                     if index == first:
                         without_frugal.add(cls)
                     continue
-                if place >= 0 and place not in reserved:
-                    free_cpus[place] -= cpus
-                    free_memory[place] -= memory
-                    free_gpus[place] -= gpus
-                    taken((place, earliest + seconds, cpus, memory, gpus))
+                if provider_row >= 0 and provider_row not in reserved:
+                    free_cpus[provider_row] -= cpus
+                    free_memory[provider_row] -= memory
+                    free_gpus[provider_row] -= gpus
+                    taken((provider_row, earliest + seconds, cpus, memory, gpus))
                     hold_ends[row] = 0
-                    chosen = (waiting[row], ids[place], rates[index], False, shortlist.choices)
+                    chosen = (
+                        waiting[row],
+                        ids[provider_row],
+                        rates[index],
+                        False,
+                        shortlist.choices,
+                    )
                     decide(new(Decision, chosen))
                     continue
             is_refused = is_refused or cls in full or not self._start(row, cls, seconds)
@@ -710,14 +716,14 @@ class _Round:
     def _affordable(self, shortlist: _Shortlist, ceiling: int) -> int:
         """Return the index of the best provider that fits and costs at most `ceiling`, or -1."""
         cpus, memory, gpus = shortlist.size
-        places, rates = shortlist.places, shortlist.rates
-        for index in range(shortlist.next, len(places)):
-            place = places[index]
+        provider_rows, rates = shortlist.provider_rows, shortlist.rates
+        for index in range(shortlist.next, len(provider_rows)):
+            provider_row = provider_rows[index]
             if (
                 rates[index] <= ceiling
-                and cpus <= self._free_cpus[place]
-                and memory <= self._free_memory[place]
-                and gpus <= self._free_gpus[place]
+                and cpus <= self._free_cpus[provider_row]
+                and memory <= self._free_memory[provider_row]
+                and gpus <= self._free_gpus[provider_row]
             ):
                 return index
         return -1
@@ -739,16 +745,18 @@ class _Round:
         latest = np.zeros(len(self._queue.sizes), dtype=np.int64)
         requested = np.zeros(len(latest), dtype=np.bool_)
         requested[class_sizes[classes]] = True
-        places = list(self._reserved)
+        provider_rows = list(self._reserved)
         reserved_at = np.array(list(self._reserved.values()), dtype=np.int64)
-        spare = np.array([self._spare[place] for place in places], dtype=np.int64).T
+        spare = np.array(
+            [self._spare[provider_row] for provider_row in provider_rows], dtype=np.int64
+        ).T
         free = np.where(self._open, self._free, -1)
         for chunk, need in self._in_chunks(requested.nonzero()[0]):
             fits = _all_within(need, free)
             ends = np.where(_all_within(need, spare), _NEVER, reserved_at)
-            ends[~fits[:, places]] = 0
+            ends[~fits[:, provider_rows]] = 0
             latest[chunk] = ends.max(axis=1)
-            fits[:, places] = False
+            fits[:, provider_rows] = False
             latest[chunk[fits.any(axis=1)]] = _NEVER
         by_class: Ints = latest[class_sizes]
         return by_class
@@ -823,8 +831,8 @@ class _Round:
         job = waiting.job
         self._keep_affordable(eligible, answers, job.escrow // max(job.time_limit, 1))
         for provider_id in waiting.excluded:
-            if (place := self._providers.rows.get(provider_id)) is not None:
-                eligible[place] = False
+            if (provider_row := self._providers.rows.get(provider_id)) is not None:
+                eligible[provider_row] = False
         job_conditions = conditions(waiting.uses)
         if job_conditions is not None and job_conditions.patience:
             costs = answers.costs[waiting.objective]
@@ -851,20 +859,20 @@ class _Round:
             choice = self._choose_again(cls, waiting.job, self._earliest + seconds)
         if choice is None:
             return False
-        place, rate, choices = choice
-        if not overdue and self._is_held(row, cls, place):
+        provider_row, rate, choices = choice
+        if not overdue and self._is_held(row, cls, provider_row):
             return True
         if special and waiting.job.until_spent:
             seconds = min(waiting.job.escrow // rate, LONGEST_RUN)
-        self._take(place, self._answer(cls), self._earliest + seconds)
+        self._take(provider_row, self._answer(cls), self._earliest + seconds)
         self._settled.add(row)
         self._hold_ends[row] = 0
         if self._jobs_at is not None:
-            self._jobs_at[waiting.job.customer][place] += 1
+            self._jobs_at[waiting.job.customer][provider_row] += 1
         if self._rules.max_running:
             self._busy[waiting.job.customer] += 1
         self._decisions.append(
-            Decision(waiting, self._providers.ids[place], rate, overdue, choices)
+            Decision(waiting, self._providers.ids[provider_row], rate, overdue, choices)
         )
         return True
 
@@ -879,9 +887,9 @@ class _Round:
             return None
         answers = self._answer(cls)
         choice = self._first(shortlist, answers, ceiling, end)
-        while choice is None and shortlist.next >= len(shortlist.places):
+        while choice is None and shortlist.next >= len(shortlist.provider_rows):
             self._refill(shortlist, answers)
-            if not shortlist.places:
+            if not shortlist.provider_rows:
                 self._full_classes.add(cls)
                 return None
             choice = self._first(shortlist, answers, ceiling, end)
@@ -898,31 +906,38 @@ class _Round:
         """Return the first provider of a shortlist that can start a job; see `_choose_again`."""
         cpus, memory, gpus = answers.size
         free_cpus, free_memory, free_gpus = self._free_cpus, self._free_memory, self._free_gpus
-        places, rates, reserved = shortlist.places, shortlist.rates, self._reserved
-        for index in range(shortlist.next, len(places)):
-            place = places[index]
-            if cpus > free_cpus[place] or memory > free_memory[place] or gpus > free_gpus[place]:
+        provider_rows, rates, reserved = shortlist.provider_rows, shortlist.rates, self._reserved
+        for index in range(shortlist.next, len(provider_rows)):
+            provider_row = provider_rows[index]
+            if (
+                cpus > free_cpus[provider_row]
+                or memory > free_memory[provider_row]
+                or gpus > free_gpus[provider_row]
+            ):
                 # Free capacity only shrinks within a plan: this provider never fits again.
                 if index == shortlist.next:
                     shortlist.next += 1
             elif rates[index] <= ceiling and (
-                place not in reserved or self._respects_reservation(place, answers, end)
+                provider_row not in reserved
+                or self._respects_reservation(provider_row, answers, end)
             ):
-                return place, rates[index], shortlist.choices
+                return provider_row, rates[index], shortlist.choices
         return None
 
     def _refill(self, shortlist: _Shortlist, answers: Answers) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
         rest = shortlist.rest
         rest = rest[self._fitting(answers)[rest]]
-        places, shortlist.rest = _lowest(shortlist.scores, rest, _NEXT_SHORTLIST)
-        shortlist.places = places.tolist()
-        shortlist.rates = answers.rates[places].tolist()
+        provider_rows, shortlist.rest = _lowest(shortlist.scores, rest, _NEXT_SHORTLIST)
+        shortlist.provider_rows = provider_rows.tolist()
+        shortlist.rates = answers.rates[provider_rows].tolist()
         shortlist.next = 0
 
-    def _respects_reservation(self, place: int, answers: Answers, end: int) -> bool:
+    def _respects_reservation(self, provider_row: int, answers: Answers, end: int) -> bool:
         """Return whether a job leaves the reserved job of a provider its capacity."""
-        return end <= self._reserved[place] or within(answers.size, self._spare[place])
+        return end <= self._reserved[provider_row] or within(
+            answers.size, self._spare[provider_row]
+        )
 
     def _compare(self, cls: int) -> _Shortlist | None:
         """Compare all providers that fit a class now; return None if there is none.
@@ -949,13 +964,13 @@ class _Round:
         for upcoming, class_answers, class_fits, class_scores in zip(
             classes, answers, fits, scores, strict=True
         ):
-            places = class_fits.nonzero()[0]
-            if not len(places):
+            provider_rows = class_fits.nonzero()[0]
+            if not len(provider_rows):
                 self._full_classes.add(upcoming)
                 continue
-            first, rest = _lowest(class_scores, places, _FIRST_SHORTLIST)
+            first, rest = _lowest(class_scores, provider_rows, _FIRST_SHORTLIST)
             known[upcoming] = _Shortlist(
-                len(places),
+                len(provider_rows),
                 class_answers.size,
                 first.tolist(),
                 class_answers.rates[first].tolist(),
@@ -975,25 +990,25 @@ class _Round:
         costs = self._costs_of_one(cls).tolist()
         flags = zip(answers.eligible.tolist(), self._open.tolist(), strict=True)
         scored = []
-        for place, (free, (eligible, is_open)) in enumerate(
+        for provider_row, (free, (eligible, is_open)) in enumerate(
             zip(self._free.T.tolist(), flags, strict=True)
         ):
             if eligible and is_open and cpus <= free[0] and memory <= free[1] and gpus <= free[2]:
-                tie_break = self._tie_break[place]
-                score = costs[place] + (free[dominant] / largest[dominant] + tie_break)
+                tie_break = self._tie_break[provider_row]
+                score = costs[provider_row] + (free[dominant] / largest[dominant] + tie_break)
                 if idle_gpus:
                     score += idle_gpus * (free[2] / largest[2] + tie_break)
-                scored.append((score, place))
+                scored.append((score, provider_row))
         if not scored:
             self._full_classes.add(cls)
             return None
-        places = [place for _, place in sorted(scored)]
+        provider_rows = [provider_row for _, provider_row in sorted(scored)]
         rates = answers.rates.tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
-            len(places),
+            len(provider_rows),
             size,
-            places,
-            [rates[place] for place in places],
+            provider_rows,
+            [rates[provider_row] for provider_row in provider_rows],
             _NO_SCORES,
             _NO_PLACES,
             answers.cheapest,
@@ -1026,15 +1041,15 @@ class _Round:
         """Return the best of all providers for a job's budget and latest end, or None."""
         answers = self._answer(cls)
         fits = self._fitting(answers)
-        places = fits.nonzero()[0]
-        rates = answers.rates[places]
-        if len(places):
+        provider_rows = fits.nonzero()[0]
+        rates = answers.rates[provider_rows]
+        if len(provider_rows):
             shortlist.cheapest = int(rates.min())
         if shortlist.cheapest > ceiling:
             return None
         if answers.dearest > ceiling:
-            places = places[rates <= ceiling]
-        return self._pick(cls, answers, places, end)
+            provider_rows = provider_rows[rates <= ceiling]
+        return self._pick(cls, answers, provider_rows, end)
 
     def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int, int] | None:
         """Return the best provider for a job with its own exclusions or without a fixed end."""
@@ -1045,8 +1060,11 @@ class _Round:
             return None
         self._narrow(fits, answers, waiting)
         for provider_id, until in waiting.avoided.items():
-            if until > self._now and (place := self._providers.rows.get(provider_id)) is not None:
-                fits[place] = False
+            if (
+                until > self._now
+                and (provider_row := self._providers.rows.get(provider_id)) is not None
+            ):
+                fits[provider_row] = False
         job_conditions = conditions(waiting.uses)
         bias: Any = 0.0
         if job_conditions is not None and job_conditions.placement is not None:
@@ -1059,36 +1077,38 @@ class _Round:
         if self._jobs_at is None:
             self._jobs_at = defaultdict(Counter)
             for job in self._assigned.jobs:
-                place = self._providers.rows.get(job.provider_id)
-                if place is not None:
-                    self._jobs_at[job.customer][place] += 1
+                provider_row = self._providers.rows.get(job.provider_id)
+                if provider_row is not None:
+                    self._jobs_at[job.customer][provider_row] += 1
             for decision in self._decisions:
-                place = self._providers.rows[decision.provider_id]
-                self._jobs_at[decision.waiting.job.customer][place] += 1
+                provider_row = self._providers.rows[decision.provider_id]
+                self._jobs_at[decision.waiting.job.customer][provider_row] += 1
         step = _SPREAD if placement is Placement.SPREAD else -_SPREAD
         bias = np.zeros(len(self._providers.views))
-        for place, count in self._jobs_at[customer].items():
-            bias[place] = step * min(count, _MAX_SPREAD_JOBS)
+        for provider_row, count in self._jobs_at[customer].items():
+            bias[provider_row] = step * min(count, _MAX_SPREAD_JOBS)
         return bias
 
     def _pick(
-        self, cls: int, answers: Answers, places: Ints, end: Any, bias: Any = 0.0
+        self, cls: int, answers: Answers, provider_rows: Ints, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
         """Return the best of some providers for a job that leaves reserved jobs their capacity."""
         blocked = [
-            place
-            for place in self._reserved
+            provider_row
+            for provider_row in self._reserved
             if not self._respects_reservation(
-                place, answers, end[place] if isinstance(end, np.ndarray) else end
+                provider_row, answers, end[provider_row] if isinstance(end, np.ndarray) else end
             )
         ]
-        for place in blocked:
-            places = places[places != place]
-        if not len(places):
+        for provider_row in blocked:
+            provider_rows = provider_rows[provider_rows != provider_row]
+        if not len(provider_rows):
             return None
-        score = (self._costs_of_one(cls) + bias)[places] + self._left_over(answers, places)
-        best = int(places[score.argmin()])
-        return best, int(answers.rates[best]), len(places)
+        score = (self._costs_of_one(cls) + bias)[provider_rows] + self._left_over(
+            answers, provider_rows
+        )
+        best = int(provider_rows[score.argmin()])
+        return best, int(answers.rates[best]), len(provider_rows)
 
     def _ends(self, row: int, answers: Answers, job: Job) -> Any:
         """Return the latest end of a job; an array by provider if the job runs until spent."""
@@ -1099,23 +1119,23 @@ class _Round:
             [self._earliest + min(job.escrow // int(rate), LONGEST_RUN) for rate in rates]
         )
 
-    def _left_over(self, answers: Answers, places: Ints) -> Floats:
+    def _left_over(self, answers: Answers, provider_rows: Ints) -> Floats:
         """Return free capacity in a job's dominant dimension, plus weighted GPUs if unused."""
         largest = self._providers.largest
         dominant = answers.dominant(largest)
-        left: Floats = self._free[dominant][places] / largest[dominant]
+        left: Floats = self._free[dominant][provider_rows] / largest[dominant]
         if not answers.size[2] and self._providers.has_gpus:
-            left += (IDLE_GPUS / largest[2]) * self._free[2][places]
+            left += (IDLE_GPUS / largest[2]) * self._free[2][provider_rows]
         return left
 
-    def _take(self, place: int, answers: Answers, end: int) -> None:
+    def _take(self, provider_row: int, answers: Answers, end: int) -> None:
         cpus, memory, gpus = answers.size
-        self._free_cpus[place] -= cpus
-        self._free_memory[place] -= memory
-        self._free_gpus[place] -= gpus
-        if end > self._reserved.get(place, _NEVER):
-            self._spare[place] = less(self._spare[place], answers.size)
-        self._taken.append((place, end, cpus, memory, gpus))
+        self._free_cpus[provider_row] -= cpus
+        self._free_memory[provider_row] -= memory
+        self._free_gpus[provider_row] -= gpus
+        if end > self._reserved.get(provider_row, _NEVER):
+            self._spare[provider_row] = less(self._spare[provider_row], answers.size)
+        self._taken.append((provider_row, end, cpus, memory, gpus))
 
     # -- reservations
 
@@ -1151,21 +1171,21 @@ class _Round:
         need = self._answer(cls).need
         starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
         starts[_all_within(need, self._free)] = self._now
-        places, ends, free_after = self._sorted_releases()
+        provider_rows, ends, free_after = self._sorted_releases()
         enough = _all_within(need, free_after).nonzero()[0]
         # Releases are in order of time at each provider. Assigned in reverse, the earliest wins.
         enough = enough[::-1]
-        starts[places[enough]] = np.minimum(ends[enough], starts[places[enough]])
+        starts[provider_rows[enough]] = np.minimum(ends[enough], starts[provider_rows[enough]])
         for provider_id, until in waiting.avoided.items():
-            if (place := self._providers.rows.get(provider_id)) is not None:
-                starts[place] = max(int(starts[place]), until)
+            if (provider_row := self._providers.rows.get(provider_id)) is not None:
+                starts[provider_row] = max(int(starts[provider_row]), until)
         starts[~eligible] = _NEVER
         start = int(starts.min())
         if start == _NEVER:
             return None
         earliest = (starts == start).nonzero()[0]
         best = int(earliest[self._costs_of_one(cls)[earliest].argmin()])
-        own_releases = ((places == best) & (ends <= start)).nonzero()[0]
+        own_releases = ((provider_rows == best) & (ends <= start)).nonzero()[0]
         free = free_after[:, own_releases[-1]] if len(own_releases) else self._free[:, best]
         return best, start, free.tolist()
 
@@ -1176,17 +1196,17 @@ class _Round:
         size = self._answer(cls).size
         avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
         costs = self._costs_of_one(cls).tolist()
-        free_now, releases = self._free.T.tolist(), self._releases_by_place()
+        free_now, releases = self._free.T.tolist(), self._releases_by_provider()
         options = []
-        for place in eligible.nonzero()[0].tolist():
-            fitting = fits_from(size, free_now[place], releases[place], self._now)
+        for provider_row in eligible.nonzero()[0].tolist():
+            fitting = fits_from(size, free_now[provider_row], releases[provider_row], self._now)
             if fitting is not None:
                 start, free = fitting
-                until = avoided.get(place, 0)
+                until = avoided.get(provider_row, 0)
                 if until > start:
                     start = until
-                    free = capacity_at(free_now[place], releases[place], until)
-                options.append((start, costs[place], place, free))
+                    free = capacity_at(free_now[provider_row], releases[provider_row], until)
+                options.append((start, costs[provider_row], provider_row, free))
         if not options:
             return None
         start, _, best, free = min(options)
@@ -1198,26 +1218,30 @@ class _Round:
         self._released = len(self._taken)
         return new
 
-    def _releases_by_place(self) -> list[list[Release]]:
+    def _releases_by_provider(self) -> list[list[Release]]:
         """Return the releases of each provider in any order, for few providers."""
-        if self._by_place is None:
-            self._by_place = [[] for _ in self._providers.views]
-            places, ends, amounts = self._assigned.releases(self._now, self._rules.start_margin)
-            for place, end, *released in zip(
-                places.tolist(), ends.tolist(), *amounts.tolist(), strict=True
+        if self._releases_by_row is None:
+            self._releases_by_row = [[] for _ in self._providers.views]
+            provider_rows, ends, amounts = self._assigned.releases(
+                self._now, self._rules.start_margin
+            )
+            for provider_row, end, *released in zip(
+                provider_rows.tolist(), ends.tolist(), *amounts.tolist(), strict=True
             ):
-                if place >= 0:
-                    self._by_place[place].append((end, released))
-        for place, end, *released in self._new_releases():
-            self._by_place[place].append((end, released))
-        return self._by_place
+                if provider_row >= 0:
+                    self._releases_by_row[provider_row].append((end, released))
+        for provider_row, end, *released in self._new_releases():
+            self._releases_by_row[provider_row].append((end, released))
+        return self._releases_by_row
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
         """Return releases by provider and time, with the provider's free capacity from then on."""
         if self._releases is None:
-            places, ends, amounts = self._assigned.releases(self._now, self._rules.start_margin)
-            known = places >= 0
-            self._releases = np.stack([places, ends, *amounts])[:, known]
+            provider_rows, ends, amounts = self._assigned.releases(
+                self._now, self._rules.start_margin
+            )
+            known = provider_rows >= 0
+            self._releases = np.stack([provider_rows, ends, *amounts])[:, known]
         new = self._new_releases()
         if new or not self._released:
             releases = np.concatenate(
@@ -1228,29 +1252,29 @@ class _Round:
             delays = np.clip(releases[1] - self._now, 0, _FAR_END - 1)
             order = (releases[0] * _FAR_END + delays).argsort(kind="stable")
             self._releases = releases[:, order]
-        places, ends = self._releases[0], self._releases[1]
+        provider_rows, ends = self._releases[0], self._releases[1]
         # Cumulative sums restart at each provider, from its free capacity now.
         free_after = self._releases[2:].cumsum(axis=1)
-        counts = np.bincount(places, minlength=len(self._open))
+        counts = np.bincount(provider_rows, minlength=len(self._open))
         before = counts.cumsum() - counts
-        start = np.zeros((3, len(places) + 1), dtype=np.int64)
+        start = np.zeros((3, len(provider_rows) + 1), dtype=np.int64)
         start[:, 1:] = free_after
-        free_after += (self._free - start[:, before])[:, places]
-        return places, ends, free_after
+        free_after += (self._free - start[:, before])[:, provider_rows]
+        return provider_rows, ends, free_after
 
 
 _NO_SCORES: Final[Floats] = np.zeros(0)
 _NO_PLACES: Final[Ints] = np.zeros(0, dtype=np.int64)
 
 
-def _lowest(scores: Floats, places: Ints, count: int) -> tuple[Ints, Ints]:
-    """Return the `count` of `places` with the lowest scores in order, and the others in any order."""
-    if len(places) > count:
-        parts = scores[places].argpartition(count)
-        places, rest = places[parts[:count]], places[parts[count:]]
+def _lowest(scores: Floats, provider_rows: Ints, count: int) -> tuple[Ints, Ints]:
+    """Return the `count` of `provider_rows` with the lowest scores in order, and the others in any order."""
+    if len(provider_rows) > count:
+        parts = scores[provider_rows].argpartition(count)
+        provider_rows, rest = provider_rows[parts[:count]], provider_rows[parts[count:]]
     else:
         rest = _NO_PLACES
-    return places[scores[places].argsort()], rest
+    return provider_rows[scores[provider_rows].argsort()], rest
 
 
 def _all_within(need: Ints, amounts: Ints) -> Flags:

@@ -530,12 +530,12 @@ def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
 class AssignedTable(_Columns):
     """Jobs at providers, and the load that they cause.
 
-    `place` is the row of the provider in `ProviderTable`, -1 if it is unknown. `end` is the chain
+    `provider_row` is the row of the provider in `ProviderTable`, -1 if it is unknown. `end` is the chain
     time at which a running job ends at the latest. For a job that does not run yet (`queued` is
     set), it is the number of seconds that the job may run.
     """
 
-    place: Ints
+    provider_row: Ints
     end: Ints
     queued: Flags
     cpus: Ints
@@ -545,7 +545,7 @@ class AssignedTable(_Columns):
     def __init__(self) -> None:
         whole = np.int64
         super().__init__(
-            place=whole, end=whole, queued=np.bool_, cpus=whole, memory=whole, gpus=whole
+            provider_row=whole, end=whole, queued=np.bool_, cpus=whole, memory=whole, gpus=whole
         )
         self.jobs: list[Job] = []
         self.load: Ints = np.zeros((3, 0), dtype=np.int64)
@@ -573,21 +573,25 @@ class AssignedTable(_Columns):
     def _add(self, job: Job, providers: ProviderTable) -> None:
         row = self._take_row(job.id)
         self.jobs.append(job)
-        place = providers.rows.get(job.provider_id, -1)
+        provider_row = providers.rows.get(job.provider_id, -1)
         resources = job.resources
         amounts = resources.cpus, resources.memory, resources.gpus
-        self.place[row] = place
+        self.provider_row[row] = provider_row
         self.cpus[row], self.memory[row], self.gpus[row] = amounts
         allotted = min(run_time(job, job.rate), LONGEST_RUN)
         self.queued[row] = job.status != JobStatus.RUNNING
         self.end[row] = allotted + (0 if self.queued[row] else job.since)
-        if place >= 0:
-            self.load[:, place] += amounts
+        if provider_row >= 0:
+            self.load[:, provider_row] += amounts
 
     def _remove(self, job_id: int) -> None:
         row = self.rows[job_id]
-        if self.place[row] >= 0:
-            self.load[:, self.place[row]] -= (self.cpus[row], self.memory[row], self.gpus[row])
+        if self.provider_row[row] >= 0:
+            self.load[:, self.provider_row[row]] -= (
+                self.cpus[row],
+                self.memory[row],
+                self.gpus[row],
+            )
         self._drop_row(job_id, self.jobs, self.jobs[-1].id)
 
     def releases(self, now: int, start_margin: int) -> tuple[Ints, Ints, Ints]:
@@ -597,4 +601,4 @@ class AssignedTable(_Columns):
             self.queued[:n], self.end[:n] + (now + start_margin), np.maximum(self.end[:n], now + 1)
         )
         amounts = np.stack([self.cpus[:n], self.memory[:n], self.gpus[:n]])
-        return self.place[:n], end, amounts
+        return self.provider_row[:n], end, amounts
