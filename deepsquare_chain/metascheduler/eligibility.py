@@ -41,7 +41,7 @@ class Refusal(StrEnum):
     EXPIRED = "expired"
     SILENT = "silent"
     CHALLENGED = "challenged"
-    SUSPENDED = "resting"
+    SUSPENDED = "suspended"
     COOLDOWN = "cooldown"
     EXCLUDED = "excluded"
     TOO_LARGE = "too-large"

@@ -367,8 +367,8 @@ class _Tables:
 class _Shortlist:
     """Providers that fit a class of jobs, best first, as of the comparison with all providers.
 
-    `provider_rows` are the rows of the providers to try next, from index `next` on, and `rates` their
-    rates. `rest` are the rows that come after these by `scores`, in any order. `choices` counts all
+    `provider_rows` are the rows of the providers to try next, from index `next` on, and `rates`
+    their rates. `rest` are the rows that come after these by `scores`, in any order. `choices` counts all
     providers that could start a job of the class. `cheapest` is a lower bound, in credit-wei per
     second, of the rates of those that still can. `refused` are price ceilings and latest ends of
     jobs that found no provider: in the same plan, a job that offers no more and ends no earlier
@@ -444,7 +444,7 @@ class _Round:
         # Provider's row, end and amounts of each job assigned in this plan.
         self._taken: list[tuple[int, int, int, int, int]] = []
         self._reservations: dict[int, Reservation] = {}
-        # By row of a provider with a reservation: when it starts, and the capacity that is left next
+        # By row of a provider with a reservation: its start, and the capacity that is left next
         # to the reserved job then.
         self._reserved: dict[int, int] = {}
         self._spare: dict[int, Amounts] = {}
@@ -1268,7 +1268,7 @@ _NO_PLACES: Final[Ints] = np.zeros(0, dtype=np.int64)
 
 
 def _lowest(scores: Floats, provider_rows: Ints, count: int) -> tuple[Ints, Ints]:
-    """Return the `count` of `provider_rows` with the lowest scores in order, and the others in any order."""
+    """Return the `count` rows with the lowest scores in order, and the others in any order."""
     if len(provider_rows) > count:
         parts = scores[provider_rows].argpartition(count)
         provider_rows, rest = provider_rows[parts[:count]], provider_rows[parts[count:]]

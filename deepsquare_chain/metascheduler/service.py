@@ -245,16 +245,16 @@ class SchedulerService:
         self._balance_checked_at = now
 
     def _log_suspensions(self, cluster: ClusterSnapshot) -> None:
-        """Log the providers that begin or end a rest period."""
-        resting = {
+        """Log the beginnings and ends of suspensions."""
+        suspended = {
             v.provider.id: v for v in cluster.views if v.suspended_until > cluster.block_context.now
         }
-        for provider_id in resting.keys() - self._suspended:
-            reason = explain_suspension(resting[provider_id])
+        for provider_id in suspended.keys() - self._suspended:
+            reason = explain_suspension(suspended[provider_id])
             _log.warning("provider cooldown started", provider=provider_id, reason=f"it {reason}")
-        for provider_id in self._suspended - resting.keys():
+        for provider_id in self._suspended - suspended.keys():
             _log.info("provider cooldown ended", provider=provider_id)
-        self._suspended = frozenset(resting)
+        self._suspended = frozenset(suspended)
 
     async def _check_liveness(self, cluster: ClusterSnapshot) -> int:
         """Requeue, challenge and panic. The next cycle assigns the capacity that this frees."""

@@ -85,8 +85,8 @@ def test_it_reports_how_good_estimates_were() -> None:
 
 
 def test_without_running_jobs_it_is_when_a_provider_is_back() -> None:
-    resting = dataclasses.replace(provider(), suspended_until=NOW + 60)
-    snapshot = Snapshot(NOW, [resting], [WIDE], [])
+    suspended = dataclasses.replace(provider(), suspended_until=NOW + 60)
+    snapshot = Snapshot(NOW, [suspended], [WIDE], [])
     assert forecast(snapshot, RULES, RunHistory(), 1) == Forecast(1, 1, NOW + 60)
     avoiding = waiting(1, cpus=8, time_limit=500, avoided={1: NOW + 70})
     assert forecast(Snapshot(NOW, [provider()], [avoiding], []), RULES, RunHistory(), 1) == (

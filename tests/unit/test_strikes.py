@@ -174,24 +174,24 @@ class TestRest:
 class TestPolicy:
     def test_a_resting_provider_gets_nothing_and_no_reservation(self) -> None:
         cheap = provider(1, price=1)
-        resting = type(cheap)(cheap.provider, suspended_until=NOW + 1, strikes=3)
+        suspended = type(cheap)(cheap.provider, suspended_until=NOW + 1, strikes=3)
         dear = provider(2, price=50, cpus=2)
-        assert standing(resting, NOW) is Refusal.SUSPENDED
-        assert standing(resting, NOW + 1) is None
+        assert standing(suspended, NOW) is Refusal.SUSPENDED
+        assert standing(suspended, NOW + 1) is None
         small = waiting(1)
-        assert plan(Snapshot(NOW, [resting, dear], [small], [])).by_provider() == {2: [1]}
-        assert plan(Snapshot(NOW + 1, [resting, dear], [small], [])).by_provider() == {1: [1]}
+        assert plan(Snapshot(NOW, [suspended, dear], [small], [])).by_provider() == {2: [1]}
+        assert plan(Snapshot(NOW + 1, [suspended, dear], [small], [])).by_provider() == {1: [1]}
         # An overdue job waits for no place that is closed to it.
         large = waiting(2, cpus=8, queued_at=NOW - 10**6)
-        found = plan(Snapshot(NOW, [resting, dear], [large], []), Rules())
+        found = plan(Snapshot(NOW, [suspended, dear], [large], []), Rules())
         assert (found.decisions, found.reservations) == ((), {})
 
     def test_why_and_how_long(self) -> None:
         view = provider(1)
-        resting = type(view)(view.provider, suspended_until=1_700_000_000 + DAY, strikes=4)
+        suspended = type(view)(view.provider, suspended_until=1_700_000_000 + DAY, strikes=4)
         wait = waiting()
-        assert refusal(wait, resting, 1_700_000_000) is Refusal.SUSPENDED
-        snapshot = Snapshot(1_700_000_000, [resting], [wait], [])
+        assert refusal(wait, suspended, 1_700_000_000) is Refusal.SUSPENDED
+        snapshot = Snapshot(1_700_000_000, [suspended], [wait], [])
         found = explain_wait(wait, snapshot, plan(snapshot))
         assert found.verdicts[0].text == (
             "provider 1 is suspended until 2023-11-15 22:13:20 UTC: 4 times within a day it left jobs "
