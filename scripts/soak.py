@@ -148,8 +148,10 @@ class Soak:
         try:
             await self.compare()
         except AssertionError as error:
-            self.findings.append(f"the books disagree: {error}")
-        self.findings += [f"left over: {line}" for line in remaining_processes(self.grid.folder)]
+            self.findings.append(f"the ledgers disagree: {error}")
+        self.findings += [
+            f"process still runs: {line}" for line in remaining_processes(self.grid.folder)
+        ]
 
     def _open_table(self, role: str) -> tuple[RunTable, Store]:
         grid = self.grid
@@ -272,7 +274,9 @@ async def soak(options: argparse.Namespace, progress: Progress) -> dict[str, Any
             await work
             await background_tasks[1]
             background_tasks[0].cancel()
-            progress.update(bar, description="the last jobs, and the books", total=None)
+            progress.update(
+                bar, description="waiting for the last jobs, comparing the ledgers", total=None
+            )
             await run.finish()
             return run.report()
 

@@ -374,7 +374,7 @@ def test_an_external_signer_holds_the_key(cli: Cli, local_devnet: LocalDevnet, c
     prefix = "account_sign" if clef else "eth_sign"
     # The message is the sign-in at the gateway.
     assert {"Transaction", "TypedData", "Data" if clef else ""} == {
-        each.removeprefix(prefix) for each in signer.asked if each.startswith(prefix)
+        each.removeprefix(prefix) for each in signer.methods if each.startswith(prefix)
     }
     away = cli("submit", HELLO, *own)
     assert (away.code, away.out) == (7, "")

@@ -20,9 +20,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: A wallet (EIP-1193, announced by EIP-6963) that forwards its requests to `walletAsked`.
 _WALLET = """(() => {
   const ask = async ({ method, params }) => {
-    const told = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
-    if (told.error) throw Object.assign(new Error(told.error.message), { code: told.error.code });
-    return told.result;
+    const response = JSON.parse(await window.walletAsked(NAME, JSON.stringify({ method, params })));
+    if (response.error) throw Object.assign(new Error(response.error.message), { code: response.error.code });
+    return response.result;
   };
   const info = { uuid: NAME, name: NAME, icon: "data:,", rdns: "example.wallet" };
   const detail = Object.freeze({ info, provider: { request: ask, on() {} } });
@@ -88,7 +88,9 @@ def watch(context: BrowserContext, base: str) -> Watched:
     page.on("pageerror", lambda error: note("error", error))
     page.on(
         "console",
-        lambda said: note("console", said.text) if said.type in {"error", "warning"} else None,
+        lambda message: (
+            note("console", message.text) if message.type in {"error", "warning"} else None
+        ),
     )
 
     def refuse(dialog: Any) -> None:
@@ -98,6 +100,8 @@ def watch(context: BrowserContext, base: str) -> Watched:
     page.on("dialog", refuse)
     page.on(
         "request",
-        lambda asked: None if asked.url.startswith((base, "data:")) else note("request", asked.url),
+        lambda request: (
+            None if request.url.startswith((base, "data:")) else note("request", request.url)
+        ),
     )
     return watched

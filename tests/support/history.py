@@ -372,14 +372,14 @@ class History:
             for offset in range(0, len(provider_reports), 50):
                 self._report(provider, provider_reports[offset : offset + 50])
 
-    def _report(self, provider: str, found: list[tuple[Live, JobStatus, int]]) -> None:
+    def _report(self, provider: str, runs: list[tuple[Live, JobStatus, int]]) -> None:
         events: list[ev.Event] = []
-        for job, status, seconds in found:
+        for job, status, seconds in runs:
             code = 1 if status is JobStatus.FAILED else 0
             events.append(self._move(job, JobStatus.RUNNING, status))
             events.append(self._event(ev.JobResult, job.id, code, bytes(32), ""))
             events.append(self._settle(job, seconds))
-        self._send(provider, DEPLOYMENT.scheduler, [*events, *self._payments()], 160 * len(found))
+        self._send(provider, DEPLOYMENT.scheduler, [*events, *self._payments()], 160 * len(runs))
 
     def _settle(self, job: Live, seconds: int) -> ev.Event:
         cost = job.rate * seconds

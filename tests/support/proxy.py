@@ -224,15 +224,15 @@ def hosted(habits: Habits) -> Profile:
         few_blocks(habits.blocks, *habits.range_refusal),
         few_calls(habits.calls, *habits.batch_refusal),
     )
-    asked = 0
+    requests = 0
 
     def profile(question: Any) -> tuple[str, Any] | None:
-        nonlocal asked
-        asked += 1
-        if asked % habits.every == 0:
+        nonlocal requests
+        requests += 1
+        if requests % habits.every == 0:
             line, code, message = habits.rate_refusal
             return line, _errors(question, {"code": code, "message": message})
-        return next((found for limit in limits if (found := limit(question))), None)
+        return next((refusal for limit in limits if (refusal := limit(question))), None)
 
     return profile
 
@@ -358,10 +358,10 @@ class Proxy:
         return self._bent(question, results, fault)
 
     async def _spoilt(
-        self, question: Any, asked: list[dict[str, Any]], fault: str | Spoil
+        self, question: Any, calls: list[dict[str, Any]], fault: str | Spoil
     ) -> tuple[bytes, bool]:
         """Return an ordered fault, after the node has processed the request."""
-        results = [await self._forward(call, 0) for call in asked]
+        results = [await self._forward(call, 0) for call in calls]
         if callable(fault):
             line, body = fault(question, results if isinstance(question, list) else results[0])
             self.counts["ordered"] += 1
@@ -384,18 +384,22 @@ class Proxy:
         return (_PLAIN[fault], True) if fault in _PLAIN else None
 
     @staticmethod
-    def _bent(question: Any, found: list[dict[str, Any]], fault: str | None) -> tuple[bytes, bool]:
+    def _bent(
+        question: Any, responses: list[dict[str, Any]], fault: str | None
+    ) -> tuple[bytes, bool]:
         """Return the node's response, altered by a fault."""
         if fault == "lost":
             return b"", False
         if fault == "disowned":
             error = {"code": -32603, "message": "Internal error"}
-            found = [{"jsonrpc": "2.0", "id": response["id"], "error": error} for response in found]
+            responses = [
+                {"jsonrpc": "2.0", "id": response["id"], "error": error} for response in responses
+            ]
         if fault == "wrong_id":
-            found[0]["id"] = (found[0].get("id") or 0) + 1
+            responses[0]["id"] = (responses[0].get("id") or 0) + 1
         if fault == "null":
-            found[0] = {"jsonrpc": "2.0", "id": found[0]["id"], "result": None}
-        text = json.dumps(found if isinstance(question, list) else found[0]).encode()
+            responses[0] = {"jsonrpc": "2.0", "id": responses[0]["id"], "result": None}
+        text = json.dumps(responses if isinstance(question, list) else responses[0]).encode()
         if fault == "half":
             text = text[: len(text) // 2]
         whole = _http(text)

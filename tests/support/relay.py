@@ -120,7 +120,7 @@ async def sign(
     call: Call,
     *,
     signer: LocalAccount | None = None,
-    domain: Callable[[Any], Any] = lambda found: found,
+    domain: Callable[[Any], Any] = lambda domain: domain,
     lead: int = 300,
     **changes: Any,
 ) -> SignedRequest:

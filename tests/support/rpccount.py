@@ -21,9 +21,9 @@ def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     post = CheckedProvider._post
 
     async def counting(self: CheckedProvider, body: bytes) -> Any:
-        asked = json.loads(body)
+        document = json.loads(body)
         requests.append(
-            [each["method"] for each in (asked if isinstance(asked, list) else [asked])]
+            [each["method"] for each in (document if isinstance(document, list) else [document])]
         )
         return await post(self, body)
 

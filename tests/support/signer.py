@@ -25,11 +25,11 @@ _TRANSACTION = (
 
 
 class ReferenceSigner:
-    """Answers JSON-RPC requests with one key; `asked` lists the called methods."""
+    """Answers JSON-RPC requests with one key; `methods` lists the called methods."""
 
     def __init__(self, account: LocalAccount, *, clef: bool = False) -> None:
         self.account = account
-        self.asked: list[str] = []
+        self.methods: list[str] = []
         #: Modifies results, to simulate a broken or malicious signer.
         self.bend: Callable[[str, Any], Any] = lambda _method, answer: answer
         web3signer_methods: dict[str, Callable[..., Any]] = {
@@ -51,7 +51,7 @@ class ReferenceSigner:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the response to one JSON-RPC request."""
         method = request["method"]
-        self.asked.append(method)
+        self.methods.append(method)
         body = {"jsonrpc": "2.0", "id": request["id"]}
         if method not in self._methods:
             return {**body, "error": {"code": -32601, "message": f"no method {method}"}}

@@ -44,7 +44,7 @@ class LocalSlurm:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.conf = self.folder / "slurm.conf"
         try:
-            self.said = self.script("up", *options)
+            self.script("up", *options)
             daemons = (self.folder / "daemons").read_text().split()
             self.nodes = [name for name in daemons if name.startswith("n")]
         except BaseException:
