@@ -30,15 +30,15 @@ expect.set_options(timeout=30_000)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with open_browser() as found:
-        yield found
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
 def explorer(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]:
     """Several hundred jobs of all endings."""
-    with busy_explorer(tmp_path_factory.mktemp("explorer"), jobs=70) as found:
-        yield found
+    with busy_explorer(tmp_path_factory.mktemp("explorer"), jobs=70) as explorer:
+        yield explorer
 
 
 def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Iterator[Watched]:

@@ -95,16 +95,16 @@ lived: set[str] = set()
 async def test_honest_nodes_prove_all_their_logs(used: LiveGrid) -> None:
     progress: list[tuple[int, int]] = []
     digests = LogDigests()
-    found = await read_history(used.w3, used.deployment, sink=digests)
+    history = await read_history(used.w3, used.deployment, sink=digests)
     findings = await prove(
         used.w3,
         used.deployment,
         digests,
-        found.to_block,
+        history.to_block,
         progress=lambda at, last: progress.append((at, last)),
     )
     assert findings == []
-    assert progress[-1] == (found.to_block, found.to_block)
+    assert progress[-1] == (history.to_block, history.to_block)
     assert len(digests.digests) > 10
 
 
@@ -166,8 +166,8 @@ async def test_a_changed_header_has_another_hash(
 
     liar: Any = Liar(used.w3, change)
     node_logs = LogDigests()
-    found = await read_history(used.w3, used.deployment, to_block=int(last, 16), sink=node_logs)
-    [finding] = await prove(liar, used.deployment, node_logs, found.to_block)
+    history = await read_history(used.w3, used.deployment, to_block=int(last, 16), sink=node_logs)
+    [finding] = await prove(liar, used.deployment, node_logs, history.to_block)
     assert "its header" in finding.message
 
 
@@ -184,8 +184,8 @@ async def test_a_forged_block_does_not_fit_its_child(used: LiveGrid) -> None:
     liar: Any = Liar(used.w3, change)
     node_logs = LogDigests()
     await read_history(used.w3, used.deployment, to_block=last, sink=node_logs)
-    found = await prove(liar, used.deployment, node_logs, last)
-    assert any(f.block == last and "its parent is" in f.message for f in found)
+    findings = await prove(liar, used.deployment, node_logs, last)
+    assert any(f.block == last and "its parent is" in f.message for f in findings)
 
 
 async def test_a_hidden_block_without_a_trace(used: LiveGrid) -> None:
@@ -208,16 +208,16 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
 
     node: Any = SimpleNamespace(provider=SimpleNamespace(make_batch_request=old), eth=used.w3.eth)
     node_logs = LogDigests()
-    found = await read_history(node, used.deployment, sink=node_logs)
-    assert await prove(node, used.deployment, node_logs, found.to_block) == []
+    history = await read_history(node, used.deployment, sink=node_logs)
+    assert await prove(node, used.deployment, node_logs, history.to_block) == []
     assert "eth_getTransactionReceipt" in asked
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
 async def test_a_second_endpoint_reveals_the_difference(used: LiveGrid, lie: Lie) -> None:
     node_logs = LogDigests()
-    found = await read_history(used.w3, used.deployment, sink=node_logs)
-    prover_arguments = (used.deployment, node_logs, found.to_block, found.block_hash)
+    history = await read_history(used.w3, used.deployment, sink=node_logs)
+    prover_arguments = (used.deployment, node_logs, history.to_block, history.block_hash)
     assert await compare_endpoints(used.w3, *prover_arguments) == []
     liar: Any = Liar(used.w3, about_logs(lie))
     [finding] = await compare_endpoints(liar, *prover_arguments)

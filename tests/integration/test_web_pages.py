@@ -41,8 +41,8 @@ FORM: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]:
-    with busy_explorer(tmp_path_factory.mktemp("explorer")) as found:
-        yield found
+    with busy_explorer(tmp_path_factory.mktemp("explorer")) as explorer:
+        yield explorer
 
 
 @pytest.fixture(scope="module")
@@ -310,16 +310,16 @@ def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx2.Client)
 
 
 def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx2.Client) -> None:
-    found = web.post("/wallet/quote", json={**FORM, "credits": "900"}).json()
-    assert found["problems"] == []
-    assert "could run it; the whole time limit costs" in found["verdict"]
-    names = {row["provider"] for row in found["offers"]}
+    body = web.post("/wallet/quote", json={**FORM, "credits": "900"}).json()
+    assert body["problems"] == []
+    assert "could run it; the whole time limit costs" in body["verdict"]
+    names = {row["provider"] for row in body["offers"]}
     assert names == {"provider 1 \u00b7 alpine", "provider 2 \u00b7 jura"}
-    costs = [float(row["cost"]) for row in found["offers"] if not row["refusal"]]
+    costs = [float(row["cost"]) for row in body["offers"] if not row["refusal"]]
     assert costs == sorted(costs)
-    file = found["file"]
+    file = body["file"]
     again = web.post("/wallet/quote", json={"mode": "file", "file": file}).json()
-    assert again["offers"] == found["offers"]
+    assert again["offers"] == body["offers"]
     wrong = web.post("/wallet/quote", json={"mode": "file", "file": file + "retires: 1\n"}).json()
     assert [each["line"] for each in wrong["problems"]] == [len(file.splitlines()) + 1]
     form = web.post("/wallet/quote", json={**FORM, "credits": "abc", "time_limit": "soon"}).json()
@@ -476,9 +476,9 @@ def test_a_refused_transaction_reports_why(explorer: BusyExplorer, web: httpx2.C
     assert "refused" in text
     assert "cancel(uint256[])" in text or "cancel(uint64[])" in text
     assert "Job 1" in text
-    found = web.get(f"/wallet/outcome/{tx_hash}").json()
-    assert found["state"] == "refused"
-    assert "Job 1" in found["reason"]
+    body = web.get(f"/wallet/outcome/{tx_hash}").json()
+    assert body["state"] == "refused"
+    assert "Job 1" in body["reason"]
 
 
 def test_blocks_and_transactions_without_events_are_the_nodes(
@@ -675,8 +675,8 @@ def test_the_stream_reports_changes(explorer: BusyExplorer, web: httpx2.Client) 
         received = ""
         for part in stream.iter_text():
             received += part
-            found = re.findall(r"data: (.*)\n", received)
-            if any(ids[0] in json.loads(each)["jobs"] for each in found):
+            matches = re.findall(r"data: (.*)\n", received)
+            if any(ids[0] in json.loads(each)["jobs"] for each in matches):
                 break
     assert "event: change" in received
 

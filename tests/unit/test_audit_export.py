@@ -44,9 +44,9 @@ from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
-    found = recorded_grid()
-    tell_a_story(found)
-    return found
+    grid = recorded_grid()
+    tell_a_story(grid)
+    return grid
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +229,8 @@ async def test_rows_of_what_follows_are_found(folder: Path, how: str, name: str)
     rewrite(folder / name, ROWS[how])
     assert "file" in codes(replay_export(folder).findings)
     seal(folder)
-    found = codes(replay_export(folder).findings)
-    assert found & {"table", "block", "order"}
+    findings = codes(replay_export(folder).findings)
+    assert findings & {"table", "block", "order"}
     if name == BLOCKS and how == "emptied":
         with pytest.raises(AuditError, match="can't be replayed"):
             await audit_export(None, folder)
@@ -337,9 +337,9 @@ async def test_a_node_that_lies_is_found_by_an_honest_export(
 
 async def test_another_deployment_is_found(grid: RecordedGrid, original: Path) -> None:
     other = dataclasses.replace(grid.deployment, credit="0x" + "42" * 20)
-    found = await against_chain(RecordedNode(grid, other), original)
-    assert codes(found) == {"manifest"}
-    assert "says credit" in found[0].message
+    findings = await against_chain(RecordedNode(grid, other), original)
+    assert codes(findings) == {"manifest"}
+    assert "says credit" in findings[0].message
 
 
 @pytest.mark.parametrize(

@@ -269,8 +269,8 @@ def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
     ],
 )
 def test_a_bill_for_other_seconds_is_found(story: Story, name: str, seconds: int, why: str) -> None:
-    found = story.grid.ledger(forged(story, story.jobs[name], seconds)).findings
-    assert any(why in finding.message for finding in found)
+    findings = story.grid.ledger(forged(story, story.jobs[name], seconds)).findings
+    assert any(why in finding.message for finding in findings)
     honest = story.grid.ledger().jobs[story.jobs[name]].billed_seconds
     assert story.grid.ledger(forged(story, story.jobs[name], honest)).findings == []
 
@@ -378,8 +378,8 @@ class TestRulesOfPayments:
         changed = {**recorded.timeouts, **times}
         arguments = {"MetaScheduler": {"timeouts": list(changed.values())}}
         deployment = dataclasses.replace(recorded, constructor_args=arguments)
-        found = Ledger.replay(payments.events, deployment, payments.grid.chain.block_times)
-        return {finding.code for finding in found.findings}
+        ledger = Ledger.replay(payments.events, deployment, payments.grid.chain.block_times)
+        return {finding.code for finding in ledger.findings}
 
     def test_an_interim_payment_that_came_too_early(self, payments: Story) -> None:
         interval = payments.grid.deployment.timeouts["collect_interval"]
@@ -409,17 +409,17 @@ class TestRulesOfPayments:
             return event
 
         signed = payments.jobs["signed"]
-        found = payments.grid.ledger([forge(event) for event in payments.events]).findings
-        recorded = {finding.message for finding in found if finding.job_id == signed}
+        findings = payments.grid.ledger([forge(event) for event in payments.events]).findings
+        recorded = {finding.message for finding in findings if finding.job_id == signed}
         assert any("when its" in message and "were used up" in message for message in recorded)
 
     def test_a_move_that_did_not_answer(self, payments: Story) -> None:
         answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
         assert len(answers) == 1
         rest = [event for event in payments.events if event not in answers]
-        found = payments.grid.ledger(rest).findings
-        assert {finding.code for finding in found} == {"challenge"}
-        assert "did not answer its open challenge" in found[0].message
+        findings = payments.grid.ledger(rest).findings
+        assert {finding.code for finding in findings} == {"challenge"}
+        assert "did not answer its open challenge" in findings[0].message
 
     def test_who_is_silent_is_not_yet_gone(self, story: Story) -> None:
         times = story.grid.deployment.timeouts

@@ -37,24 +37,24 @@ def test_the_audit_finds_nothing_wrong_in_it() -> None:
 def test_series_add_up() -> None:
     blocks = list(History(200, providers=3, customers=5, seed=5).blocks())
     times = {made.header.number: made.header.time for made in blocks}
-    found = Indexed(DEPLOYMENT, [event for made in blocks for event in made.events], times)
-    found.read_all(11)
+    indexed = Indexed(DEPLOYMENT, [event for made in blocks for event in made.events], times)
+    indexed.read_all(11)
     ledger = ledger_of(blocks)
-    check_series(found.index, ledger)
+    check_series(indexed.index, ledger)
     finished = {
         job.id: (job.provider, job.billed_seconds)
         for job in ledger.jobs.values()
         if job.status is JobStatus.FINISHED
     }
-    runs = found.index.measured_runs()
+    runs = indexed.index.measured_runs()
     assert sorted((run.provider, run.seconds) for run in runs) == sorted(finished.values())
     assert len({run.kind for run in runs}) > 1
     halfway = blocks[len(blocks) // 2].header.number
-    found.roll_back(halfway)
-    part = Indexed(DEPLOYMENT, found.events, times)
+    indexed.roll_back(halfway)
+    part = Indexed(DEPLOYMENT, indexed.events, times)
     part.read(0, halfway)
-    assert dump(found.database) == dump(part.database)
-    found.close()
+    assert dump(indexed.database) == dump(part.database)
+    indexed.close()
     part.close()
 
 

@@ -33,10 +33,10 @@ from tests.support.recorded import (
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
-    found = recorded_grid()
-    tell_a_story(found)
-    tell_of_payments(found)
-    return found
+    grid = recorded_grid()
+    tell_a_story(grid)
+    tell_of_payments(grid)
+    return grid
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def open_index(grid: RecordedGrid) -> Indexed:
 
 @pytest.fixture(scope="module")
 def whole(grid: RecordedGrid) -> Iterator[Indexed]:
-    found = open_index(grid)
-    found.read_all()
-    yield found
-    found.close()
+    indexed = open_index(grid)
+    indexed.read_all()
+    yield indexed
+    indexed.close()
 
 
 def test_every_table_is_filled(whole: Indexed) -> None:
@@ -65,10 +65,10 @@ def test_every_table_is_filled(whole: Indexed) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
 def test_any_batches_make_the_same_tables(grid: RecordedGrid, whole: Indexed, size: int) -> None:
-    found = open_index(grid)
-    found.read_all(size)
-    assert dump(found.database) == dump(whole.database)
-    found.close()
+    indexed = open_index(grid)
+    indexed.read_all(size)
+    assert dump(indexed.database) == dump(whole.database)
+    indexed.close()
 
 
 def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) -> None:
@@ -299,31 +299,33 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
         events = [event for event in events if event.position < start.position]
     seen: set[str] = set()
     for late in (0, 400, 10**9):
-        found = Indexed(grid.deployment, events, grid.chain.block_times)
-        found.read_all(3)
-        now = found.index.status().time + late
-        found.pass_time(now)
-        block, times = found.index.status().block, grid.chain.block_times
+        indexed = Indexed(grid.deployment, events, grid.chain.block_times)
+        indexed.read_all(3)
+        now = indexed.index.status().time + late
+        indexed.pass_time(now)
+        block, times = indexed.index.status().block, grid.chain.block_times
         ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
-        listed, expected = listed_anomalies(found.index), ledger_anomalies(ledger)
+        listed, expected = listed_anomalies(indexed.index), ledger_anomalies(ledger)
         assert sorted(listed, key=itemgetter(2)) == sorted(expected, key=itemgetter(2))
-        seen = {row.code for row in found.index.open_anomalies().items}
+        seen = {row.code for row in indexed.index.open_anomalies().items}
         assert seen <= codes
-        found.close()
+        indexed.close()
     assert seen == codes
 
 
 def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> None:
     late = whole.index.anomalies(kind="late-assignment").items[0]
-    found = Indexed(grid.deployment, grid.events, grid.chain.block_times, sender=late.account or "")
-    found.read_all()
-    own = found.index.anomalies(kind="self-scheduled").items
+    indexed = Indexed(
+        grid.deployment, grid.events, grid.chain.block_times, sender=late.account or ""
+    )
+    indexed.read_all()
+    own = indexed.index.anomalies(kind="self-scheduled").items
     assert late.job_id in {each.job_id for each in own}
     assert all(each.account == late.account for each in own)
     assert all(each.message.endswith("its provider took it itself") for each in own)
-    rest = found.index.anomalies(kind="late-assignment").items
+    rest = indexed.index.anomalies(kind="late-assignment").items
     assert late.account not in {each.account for each in rest}
-    found.close()
+    indexed.close()
 
 
 def test_migrations_make_the_tables_that_are_declared(whole: Indexed) -> None:
@@ -369,20 +371,20 @@ def test_kinds_are_the_ledgers(whole: Indexed) -> None:
 
 
 def test_changes_only_grow(grid: RecordedGrid) -> None:
-    found = open_index(grid)
+    indexed = open_index(grid)
     numbers: list[int] = []
-    for size in (found.last // 2, found.last):
-        found.read(0 if not numbers else found.last // 2 + 1, size)
-        listed = found.index.changes(numbers[-1] if numbers else 0)
+    for size in (indexed.last // 2, indexed.last):
+        indexed.read(0 if not numbers else indexed.last // 2 + 1, size)
+        listed = indexed.index.changes(numbers[-1] if numbers else 0)
         assert not listed.missed
         numbers += [change.number for change in listed.items]
-    found.roll_back(3)
-    (last,) = found.index.changes(numbers[-1]).items
+    indexed.roll_back(3)
+    (last,) = indexed.index.changes(numbers[-1]).items
     assert (last.kind, last.first_block) == ("reorg", 4)
     assert [*numbers, last.number] == list(range(1, len(numbers) + 2))
-    assert found.index.changes(last.number).items == ()
-    assert found.index.changes(10**6).missed
-    found.close()
+    assert indexed.index.changes(last.number).items == ()
+    assert indexed.index.changes(10**6).missed
+    indexed.close()
 
 
 def test_an_older_index_is_brought_up_and_read_again(
@@ -408,10 +410,10 @@ def test_an_older_index_is_brought_up_and_read_again(
     with pytest.raises(UsageError, match="has version 0001"):
         IndexDatabase.open(where, grid.deployment)
     IndexDatabase.open(where, grid.deployment, writer=True).close()
-    found = Indexed(*listed, sent=grid.chain.sent)
-    assert not any(dump(found.database).values())
-    assert found.database.recent_blocks(CURSOR) == []
-    assert found.index.status().built_since > built
-    found.read_all()
-    assert dump(found.database) == dump(whole.database)
-    found.close()
+    indexed = Indexed(*listed, sent=grid.chain.sent)
+    assert not any(dump(indexed.database).values())
+    assert indexed.database.recent_blocks(CURSOR) == []
+    assert indexed.index.status().built_since > built
+    indexed.read_all()
+    assert dump(indexed.database) == dump(whole.database)
+    indexed.close()

@@ -31,10 +31,10 @@ from tests.support.recorded import (
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
-    found = recorded_grid()
-    tell_a_story(found)
-    tell_of_payments(found)
-    return found
+    grid = recorded_grid()
+    tell_a_story(grid)
+    tell_of_payments(grid)
+    return grid
 
 
 def open_index(grid: RecordedGrid) -> Indexed:
@@ -44,20 +44,20 @@ def open_index(grid: RecordedGrid) -> Indexed:
 
 @pytest.fixture(scope="module")
 def whole(grid: RecordedGrid) -> Iterator[Indexed]:
-    found = open_index(grid)
-    found.read_all()
-    yield found
-    found.close()
+    indexed = open_index(grid)
+    indexed.read_all()
+    yield indexed
+    indexed.close()
 
 
 @pytest.fixture
 def own(grid: RecordedGrid) -> Iterator[Indexed]:
     """An index that the test may change; the last blocks are not read yet."""
-    found = open_index(grid)
+    indexed = open_index(grid)
     blocks = sorted({event.block_number for event in grid.events})
-    found.read(0, blocks[-8])
-    yield found
-    found.close()
+    indexed.read(0, blocks[-8])
+    yield indexed
+    indexed.close()
 
 
 def client(index: Any, **options: Any) -> httpx2.AsyncClient:

@@ -201,9 +201,9 @@ def test_a_waterfall_ends_where_it_should() -> None:
 
 
 def test_a_strip_leaves_nothing_out() -> None:
-    found = charts.timeline([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
-    assert all(span.width >= 14 for span in found)
-    assert abs(found[-1].x + found[-1].width - charts.WIDTH) < 1
+    segments = charts.timeline([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
+    assert all(span.width >= 14 for span in segments)
+    assert abs(segments[-1].x + segments[-1].width - charts.WIDTH) < 1
     assert charts.timeline([]) == ()
 
 
@@ -282,11 +282,11 @@ def detail(**changes: Any) -> JobDetail:
 
 
 def test_a_right_bill_agrees() -> None:
-    found = views.bill(detail())
-    assert found is not None
-    assert found.cost == 40_000
-    assert [line.expected for line in found.lines] == [38_000, 2_000, 60_000, 0]
-    assert found.ok
+    bill = views.bill(detail())
+    assert bill is not None
+    assert bill.cost == 40_000
+    assert [line.expected for line in bill.lines] == [38_000, 2_000, 60_000, 0]
+    assert bill.ok
 
 
 @pytest.mark.parametrize(
@@ -302,17 +302,17 @@ def test_a_right_bill_agrees() -> None:
     ],
 )
 def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
-    found = views.bill(detail(**change))
-    assert found is not None
-    assert not found.ok
+    bill = views.bill(detail(**change))
+    assert bill is not None
+    assert not bill.ok
 
 
 def test_a_bill_comes_with_the_end_and_counts_what_was_carried_on() -> None:
     assert views.bill(detail(status=S.RUNNING)) is None
     gone = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
-    found = views.bill(detail(status=S.PANICKED, carried_out=100_000, **gone))
-    assert found is not None
-    assert found.ok
+    bill = views.bill(detail(status=S.PANICKED, carried_out=100_000, **gone))
+    assert bill is not None
+    assert bill.ok
 
 
 def test_a_running_job_is_billed_up_to_its_allotment() -> None:
@@ -328,9 +328,9 @@ def test_interim_payments_are_not_accrued_again() -> None:
     assert (running.billed_until, running.deadline) == (125, 170)
     assert views.accrued(running, 130) == 5_000
     assert views.accrued(running, 10_000) == 45_000
-    found = views.bill(detail(time_limit=45, **sums))
-    assert found is not None
-    assert (found.seconds, found.collected_seconds, found.ok) == (25, 15, True)
+    bill = views.bill(detail(time_limit=45, **sums))
+    assert bill is not None
+    assert (bill.seconds, bill.collected_seconds, bill.ok) == (25, 15, True)
 
 
 def test_flags_are_described_in_words() -> None:
@@ -359,7 +359,7 @@ def test_stages_last_until_the_next() -> None:
 
 
 def test_values_are_known_by_their_names() -> None:
-    found = views.fields(
+    fields = views.fields(
         {
             "job_id": 3,
             "terms": {"amount": 5, "name": "x"},
@@ -372,7 +372,7 @@ def test_values_are_known_by_their_names() -> None:
             "empty": "",
         }
     )
-    assert {each.path: each.kind for each in found} == {
+    assert {each.path: each.kind for each in fields} == {
         "job_id": "job",
         "terms.amount": "amount",
         "terms.name": "text",
@@ -384,7 +384,7 @@ def test_values_are_known_by_their_names() -> None:
         "hash": "hash",
         "empty": "text",
     }
-    assert next(each.value for each in found if each.path == "role") == "DEFAULT_ADMIN_ROLE"
+    assert next(each.value for each in fields if each.path == "role") == "DEFAULT_ADMIN_ROLE"
 
 
 def test_endless_values_are_cut() -> None:
@@ -680,9 +680,9 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
 
 def test_an_invoice_comes_with_the_end_of_a_job() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
-    found = views.invoice(detail(), grid, 7)
-    assert found.ok
-    assert found.row()[9:12] == (40_000, 38_000, 2_000)
+    invoice = views.invoice(detail(), grid, 7)
+    assert invoice.ok
+    assert invoice.row()[9:12] == (40_000, 38_000, 2_000)
     with pytest.raises(UsageError, match="has not ended"):
         views.invoice(detail(status=S.RUNNING), grid, 7)
 
@@ -690,8 +690,8 @@ def test_an_invoice_comes_with_the_end_of_a_job() -> None:
 def test_a_provider_that_is_its_own_customer_is_listed_as_the_customer() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
     escrow = MovementRow(place(), ALICE, "escrow", 1, HOST, 100_000, 0, 0)
-    found = views.invoice(detail(provider=ALICE, movements=(escrow,)), grid, 7)
-    assert [(line.description, line.amount) for line in found.lines] == [
+    invoice = views.invoice(detail(provider=ALICE, movements=(escrow,)), grid, 7)
+    assert [(line.description, line.amount) for line in invoice.lines] == [
         ("escrow (customer)", -100_000)
     ]
 
