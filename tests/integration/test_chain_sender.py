@@ -142,11 +142,13 @@ async def test_a_dropped_transaction_is_sent_again(own_anvil: Node) -> None:
         target = account_of("dropped").address
         task = asyncio.create_task(sender.send(grid.contracts.credit.transfer(target, 1)))
         await _until_waiting(own_anvil)
-        await own_anvil.rpc("anvil_dropTransaction", sender.pending()[0].latest.tx_hash)
-        await own_anvil.mine()
-        assert not task.done()
-        await _until_waiting(own_anvil)  # it has seen the block and sent again
-        await own_anvil.mine()
+        tx_hash = sender.pending()[0].latest.tx_hash
+        assert await own_anvil.rpc("anvil_dropTransaction", tx_hash) == tx_hash
+        # It is sent again when a block has passed without it.
+        async with asyncio.timeout(60):
+            while not task.done():
+                await own_anvil.mine()
+                await asyncio.sleep(0.1)
         await task
         assert await grid.contracts.credit.balance_of(target) == 1
 
