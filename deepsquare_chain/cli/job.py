@@ -214,7 +214,7 @@ async def wait_for_all(
     it: to stdout with the table format, otherwise to stderr. With a wallet, jobs whose
     dependencies can no longer be met are cancelled.
     """
-    from deepsquare_chain.cli.outputs import LogPrinter
+    from deepsquare_chain.cli.job_output import LogPrinter
 
     deadline = None if timeout is None else time.monotonic() + timeout
     ended_jobs = []
@@ -302,7 +302,7 @@ async def logs(
 
     If no gateway is set, it is read from the run folder of a provider on this machine.
     """
-    from deepsquare_chain.cli.outputs import stream
+    from deepsquare_chain.cli.job_output import stream
     from deepsquare_chain.client.network import open_grid
 
     async with open_grid(context.settings) as contracts:

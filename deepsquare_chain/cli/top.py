@@ -29,7 +29,7 @@ async def top(
 ) -> None:
     """Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit."""
     require("top", "top")
-    from deepsquare_chain.cli.outputs import log_of
+    from deepsquare_chain.cli.job_output import log_of
     from deepsquare_chain.cli.top_screen import Actions, TopApp
     from deepsquare_chain.client.accounts import top_up
     from deepsquare_chain.client.network import open_grid, open_wallet, own_address

@@ -27,7 +27,7 @@ NO_COMMANDS = {
     "app",
     "frame",
     "output",
-    "outputs",
+    "job_output",
     "services",
     "top_screen",
     "types",
