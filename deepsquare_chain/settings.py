@@ -570,7 +570,7 @@ def _context_layers(name: str, files: Sequence[_File], origin: str) -> list[Laye
     if name in READY_CONTEXTS:
         layers.append(Layer(f"context {name} of this program", READY_CONTEXTS[name]))
     if not layers:
-        known = sorted({*READY_CONTEXTS, *(each for file in files for each in file.contexts)})
+        known = sorted({*READY_CONTEXTS, *(name for file in files for name in file.contexts)})
         raise UsageError(
             f"There is no context {name[:60]!r}, which is set by {origin}",
             hint=f"Contexts: {', '.join(known)}; or write a table "

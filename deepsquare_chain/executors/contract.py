@@ -130,7 +130,7 @@ class ExecutorContract:
         assert await harness.end(harness.make(), "once") == end
         assert (harness.scratch / "once").read_text() == "ran\n"
 
-    async def test_what_ends_while_the_daemon_is_away_is_told_with_its_seconds(
+    async def test_run_that_ends_without_the_daemon_is_reported_with_its_seconds(
         self, harness: Harness
     ) -> None:
         done_file = harness.scratch / "done"

@@ -246,10 +246,10 @@ def _reason(why: Refusal, waiting: Waiting, view: ProviderView, rate: int) -> st
         return f"{name} {_PROVIDER_STATES[why]}; it is eligible again from {chain_time(view.cooldown_until)}"
     if why in _PROVIDER_STATES:
         return f"{name} {_PROVIDER_STATES[why]}"
-    asked = format_credits(cost(rate, waiting.job.time_limit))
+    price = format_credits(cost(rate, waiting.job.time_limit))
     words = {
         Refusal.TOO_LARGE: f"offers {_size_text(offer.cpus, offer.memory, offer.gpus)}: too little",
-        Refusal.BUDGET: f"costs {asked} credits, more than the escrow",
+        Refusal.BUDGET: f"costs {price} credits, more than the escrow",
         Refusal.RATE: "has prices that give no valid rate",
         Refusal.LABELS: f"does not have the labels {_quoted(waiting.uses)}",
         Refusal.UNREADABLE_USES: f"can't read the affinities {_quoted(waiting.uses)}",
@@ -289,12 +289,12 @@ def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) 
 
 def _too_expensive(job: Job, verdicts: Sequence[Verdict]) -> str:
     cheapest = min(verdicts, key=lambda verdict: (verdict.rate, verdict.provider_id))
-    asked = cost(cheapest.rate, job.time_limit)
+    price = cost(cheapest.rate, job.time_limit)
     return (
         f"too expensive at every provider that could run it; the cheapest, provider "
-        f"{cheapest.provider_id}, asks {format_credits(asked)} credits for {job.time_limit} s "
+        f"{cheapest.provider_id}, asks {format_credits(price)} credits for {job.time_limit} s "
         f"and the escrow is {format_credits(job.escrow)}; top it up by at least "
-        f"{format_credits(asked - job.escrow)}"
+        f"{format_credits(price - job.escrow)}"
     )
 
 
@@ -321,7 +321,9 @@ def _waits_for_capacity(
             f"those whose energy for its work is within {rules.frugal_within - 1:.0%} of the "
             f"lowest, then {names}"
         )
-    assigned_count = sum(each.customer == job.customer for each in snapshot.assigned)
+    assigned_count = sum(
+        assigned_job.customer == job.customer for assigned_job in snapshot.assigned
+    )
     if rules.max_running and assigned_count >= rules.max_running:
         return (
             f"job {job.id} waits: its customer has {assigned_count} jobs at providers, and this "

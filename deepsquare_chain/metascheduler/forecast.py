@@ -149,7 +149,8 @@ def prospect(
     starts: StartAccuracy | None = None,
 ) -> Prospect:
     """Return the prospect of a job of an unknown customer; conditions of the job are ignored."""
-    known = [each.job.id for each in snapshot.waiting] + [each.id for each in snapshot.assigned]
+    known = [waiting.job.id for waiting in snapshot.waiting]
+    known += [assigned_job.id for assigned_job in snapshot.assigned]
     job = pending_job(1 + max(known, default=0), "", terms, snapshot.now)
     added = Waiting(job, terms.objective, terms.uses, snapshot.now)
     snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])

@@ -173,9 +173,9 @@ class GridObserver:
             records, providers = await asyncio.gather(
                 self._records(known, count, head.number), self._registered(head.number)
             )
-            missing = [each.id for each in providers if each.id not in clocks]
+            missing = [provider.id for provider in providers if provider.id not in clocks]
             missing_clocks = await asyncio.gather(
-                *(self._clock(each, head.number) for each in missing)
+                *(self._clock(provider_id, head.number) for provider_id in missing)
             )
         clocks |= zip(missing, missing_clocks, strict=True)
         return _BlockState(head.hash, events, records, providers, clocks)

@@ -955,9 +955,9 @@ class _Round:
             upcoming = coming.pop()
             if upcoming != cls and upcoming not in known and upcoming not in self._full_classes:
                 classes.append(upcoming)
-        answers = [self._answer(each) for each in classes]
-        need = np.array([each.size for each in answers], dtype=np.int64).T[:, :, None]
-        fits = np.array([each.eligible for each in answers])
+        answers = [self._answer(job_class) for job_class in classes]
+        need = np.array([answer.size for answer in answers], dtype=np.int64).T[:, :, None]
+        fits = np.array([answer.eligible for answer in answers])
         fits &= _all_within(need, np.where(self._open, self._free, -1))
         scores = self._costs_of(classes)
         scores += self._left_over_of(answers)

@@ -65,7 +65,7 @@ class SchedulerMetrics:
         self._silent = metrics.gauge("silent_providers", "Providers with an unanswered challenge.")
         self._strikes = metrics.gauge("strikes_in_a_day", "Strikes of all providers in a day.")
         self._suspended = metrics.gauge(
-            "resting_providers", "Providers that are suspended because of strikes."
+            "suspended_providers", "Providers that are suspended because of strikes."
         )
         self._share_error = metrics.gauge(
             "fair_share_error_ratio",

@@ -176,7 +176,9 @@ class ProviderTable:
         self._hour = now // HOUR
         self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
         self.has_energy = bool(self._energy.any())
-        self.thrift = _thrift(self._energy, [watts_of(each) is not None for each in labels])
+        self.thrift = _thrift(
+            self._energy, [watts_of(provider_labels) is not None for provider_labels in labels]
+        )
         self._labelled: dict[str, Flags] = {}
         self._answers.clear()
 

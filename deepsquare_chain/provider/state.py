@@ -230,7 +230,7 @@ _ONE: Final = select(runs).where(runs.c.job_id == bindparam("number"))
 _CHANGE: Final = (
     update(runs)
     .where(runs.c.job_id == bindparam("number"))
-    .values({each.name: bindparam(each.name) for each in runs.c if not each.primary_key})
+    .values({column.name: bindparam(column.name) for column in runs.c if not column.primary_key})
 )
 _NEW: Final = insert(runs)
 

@@ -477,7 +477,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         [told] = [each for each in logs if each["event"] == "provider cooldown started"]
         assert (told["provider"], "it is suspended until" in told["reason"]) == (1, True)
         metrics = one.service.metrics.metrics
-        assert (metrics.value("strikes_in_a_day"), metrics.value("resting_providers")) == (3, 1)
+        assert (metrics.value("strikes_in_a_day"), metrics.value("suspended_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
         await one.cycle()
         assert "waits for free capacity at provider 2" in one.waits(large)

@@ -41,7 +41,7 @@ class Timeouts:
 
 
 #: Names of the timeouts in the order of MetaScheduler's constructor.
-TIMES: Final = tuple(each.name for each in dataclasses.fields(Timeouts))
+TIMES: Final = tuple(field.name for field in dataclasses.fields(Timeouts))
 
 
 @dataclass(frozen=True)

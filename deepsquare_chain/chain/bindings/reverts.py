@@ -292,7 +292,7 @@ def _build() -> dict[bytes, type[ContractError]]:
 
 #: All custom errors by their selector.
 ERRORS: Final[Mapping[bytes, type[ContractError]]] = _build()
-_BY_NAME: Final = {each.__name__: each for each in ERRORS.values()}
+_BY_NAME: Final = {error.__name__: error for error in ERRORS.values()}
 
 
 def __getattr__(name: str) -> type[ContractError]:

@@ -60,7 +60,7 @@ class Scheduler(StrEnum):
     EARLIEST_COMPLETION = "earliest completion"
 
 
-BASELINES: Final = tuple(each for each in Scheduler if each is not Scheduler.POLICY)
+BASELINES: Final = tuple(scheduler for scheduler in Scheduler if scheduler is not Scheduler.POLICY)
 
 
 @dataclass(frozen=True, slots=True)
