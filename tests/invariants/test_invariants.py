@@ -34,7 +34,7 @@ def profile() -> settings:
     if LONG:
         examples = int(os.environ.get("DEEPSQUARE_EXAMPLES", "4000"))
         return settings(max_examples=examples, stateful_step_count=150, derandomize=False, **shared)
-    return settings(max_examples=40, stateful_step_count=90, derandomize=True, **shared)
+    return settings(max_examples=60, stateful_step_count=90, derandomize=True, **shared)
 
 
 @pytest.mark.timeout(0 if LONG else 600)
