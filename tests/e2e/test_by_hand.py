@@ -173,6 +173,16 @@ steps:
 """
 
 
+#: Makes the page wait for each quote longer than it waits after the last key.
+SLOW_QUOTES = """(() => {
+  const { fetch } = window;
+  window.fetch = async (path, ...rest) => {
+    if (path === "/wallet/quote") await new Promise((resolve) => setTimeout(resolve, 1500));
+    return fetch(path, ...rest);
+  };
+})();"""
+
+
 def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDevnet) -> None:
     """The page uploads the definition; only the wallet that signed in sees the output."""
     match = re.search(
@@ -185,10 +195,13 @@ def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDe
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         wallet = BrowserWallet(page, local_devnet.folder / ".deepsquare" / "alice")
+        page.add_init_script(SLOW_QUOTES)
         page.goto(f"{match[1]}/submit")
         page.get_by_label("Job file", exact=True).check()
         page.locator("[name=file]").fill(FROM_BROWSER)
         page.locator("#submit-job").click()
+        # Another quote is requested before the one of the click is answered.
+        page.locator("[name=file]").dispatch_event("input")
         page.locator("dialog").get_by_role("button", name="Submit").click()
         page.wait_for_url(re.compile(r"/jobs/\d+$"))
         assert "personal_sign" in wallet.requests

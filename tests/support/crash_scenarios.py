@@ -477,7 +477,8 @@ class Disturbances:
         """Replace the latest block by another one with the same transactions."""
         async with self._no_block():
             if self.daemon_grid.roles_at("follower.rolled_back"):
-                await _wait_briefly(self._p0_has_read_the_head)
+                # A longer pause looks like a chain that mines on demand, whose head is final.
+                await _wait_briefly(self._p0_has_read_the_head, timeout=2.0)
             await replace_blocks(self.daemon_grid.node, 1, keep=True)
         await asyncio.sleep(1)
 

@@ -198,6 +198,9 @@ _IDLE_FACTOR: Final = 4
 #: Share of blocks that may be empty on a chain that mines on demand. Anvil 1.x makes an empty block
 #: after a full one if two transactions arrive at once: 57 of 2,001 blocks in a trial.
 _MAX_EMPTY_SHARE: Final = 1 / 4
+#: Gaps between blocks, and the share of equal ones, from which blocks seem to follow a schedule.
+_MIN_STEPS: Final = 8
+_STEADY_SHARE: Final = 3 / 4
 #: Maximum seconds between such an empty block and the one before it.
 _MAX_EMPTY_DELAY: Final = 1
 _log = structlog.get_logger(__name__)
@@ -242,7 +245,8 @@ class OnDemandDetector:
         """Return whether the chain mines on demand, given the seconds without a new block.
 
         A chain with a block schedule makes empty blocks too, or many blocks. It does not pause for
-        several times the shortest time between two blocks.
+        several times the shortest time between two blocks. If most blocks came in equal steps, a
+        schedule with full blocks is likely, and only a long pause counts.
         """
         blocks = sorted(self._blocks)
         if len(blocks) < 2 or sum(empty for _, _, empty in blocks) > _MAX_EMPTY_SHARE * len(blocks):
@@ -252,7 +256,12 @@ class OnDemandDetector:
             gaps.append((next_time - block_time) / (next_number - number))
             if empty and gaps[-1] > _MAX_EMPTY_DELAY:
                 return False
-        return seconds >= min(_MAX_IDLE, max(_MIN_IDLE, _IDLE_FACTOR * min(gaps)))
+        step = min(gaps)
+        in_step = sum(gap == step for gap in gaps) / len(gaps)
+        is_steady = in_step >= _STEADY_SHARE and max(gaps) < _IDLE_FACTOR * step
+        if is_steady and len(gaps) >= _MIN_STEPS:
+            return seconds >= _MAX_IDLE
+        return seconds >= min(_MAX_IDLE, max(_MIN_IDLE, _IDLE_FACTOR * step))
 
     def warn_once(self, seconds: float) -> None:
         """Log once that the chain mines on demand."""

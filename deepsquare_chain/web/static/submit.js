@@ -7,7 +7,6 @@ const form = document.getElementById("job-form");
 const file = form?.elements.namedItem("file");
 let editor = null;
 let requests = 0;
-let latest = null;
 
 const values = () => Object.fromEntries(new FormData(form));
 const mode = () => form.elements.namedItem("mode").value;
@@ -20,9 +19,8 @@ async function requestQuote() {
   } catch (error) {
     quote = { problems: [], verdict: `The price is not known now. ${error.message}`, offers: [], failed: true };
   }
-  if (number !== requests) return latest;
-  latest = quote;
-  showQuote(quote);
+  // A later request shows its own answer; the caller still needs the answer for its values.
+  if (number === requests) showQuote(quote);
   return quote;
 }
 
