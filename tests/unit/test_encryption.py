@@ -131,7 +131,9 @@ def test_recipients_are_part_of_the_definition() -> None:
     assert Definition.from_bytes(made.to_bytes()) == made
     assert plain.encrypted_to(TO * 2) == made
     assert b"recipients" not in plain.to_bytes()
-    for wrong in (f"{TO[0][:-1]}q", str(KEY), "ssh-ed25519 AAAA", "age1"):
+    # The last character is part of the checksum.
+    last = "p" if TO[0].endswith("q") else "q"
+    for wrong in (f"{TO[0][:-1]}{last}", str(KEY), "ssh-ed25519 AAAA", "age1"):
         with pytest.raises(JobFileError, match="public key of age"):
             plain.encrypted_to([wrong])
 
