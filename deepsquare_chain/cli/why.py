@@ -21,6 +21,7 @@ from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_wait,
 )
+from deepsquare_chain.metascheduler.forecast import Prospect
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService
 from deepsquare_chain.observability import get_logger
@@ -123,7 +124,7 @@ class ExplainingScheduler(DryRunScheduler):
             )
         details = (
             *reason.details,
-            *_expected_start(service, job, reason),
+            *_expected_start(self.known_prospect(job.id), reason),
             *expiry_line,
             *on_demand,
         )
@@ -131,11 +132,10 @@ class ExplainingScheduler(DryRunScheduler):
         return JobSituation(job, reason.text, details, _advice(reason), cause, unmet)
 
 
-def _expected_start(service: SchedulerService, job: Job, reason: Reason) -> tuple[str, ...]:
+def _expected_start(expected: Prospect | None, reason: Reason) -> tuple[str, ...]:
     """Return lines with the expected start of a job that can't be assigned now, if it is known."""
     if reason.hold is not None or reason.provider_id is not None:
         return ()
-    expected = DryRunScheduler.known_prospect(service, job.id)
     if expected is None or expected.forecast is None:
         return ()
     start = expected.forecast

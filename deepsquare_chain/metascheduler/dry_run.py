@@ -9,7 +9,8 @@ from typing import Final, Self
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.rpc.batching import merged
 from deepsquare_chain.job import Terms
-from deepsquare_chain.metascheduler.forecast import Prospect, prospect, prospect_of
+from deepsquare_chain.metascheduler.forecast import Prospect, StartAccuracy, prospect, prospect_of
+from deepsquare_chain.metascheduler.past_starts import PastStarts
 from deepsquare_chain.metascheduler.policy import Rules
 from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
 from deepsquare_chain.store.database import Store
@@ -31,6 +32,7 @@ class DryRunScheduler:
             state_dir=Path(), confirmations=0, rules=rules or Rules()
         )
         self._service = SchedulerService(contracts, None, self._store, settings=self._settings)
+        self._past_starts = self._service.state.past_starts = PastStarts()
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +54,11 @@ class DryRunScheduler:
             await asyncio.sleep(self._settings.poll_interval)
         return self._service
 
+    @property
+    def start_accuracy(self) -> StartAccuracy | None:
+        """The accuracy of forecasts of the starts that were judged; None without one."""
+        return self._past_starts.accuracy
+
     async def judge_starts(self) -> None:
         """Compare the latest starts with forecasts, for `Prospect.starts`; after `look`.
 
@@ -60,7 +67,7 @@ class DryRunScheduler:
         Raises:
             EndpointError: The node does not answer.
         """
-        cluster, past_starts = self._service.cluster, self._service.state.past_starts
+        cluster, past_starts = self._service.cluster, self._past_starts
         if cluster is None:
             return
         blocks = past_starts.undated()
@@ -83,14 +90,8 @@ class DryRunScheduler:
         if cluster is None:
             return None
         await self.judge_starts()
-        state = service.state
-        return prospect(
-            cluster.snapshot,
-            service.rules,
-            state.history(),
-            terms,
-            starts=state.past_starts.accuracy,
-        )
+        history = service.state.history()
+        return prospect(cluster.snapshot, service.rules, history, terms, starts=self.start_accuracy)
 
     async def prospect_of(self, job_id: int) -> Prospect | None:
         """Forecast a PENDING job; None if it is not in the queue, or the grid can't be read.
@@ -98,24 +99,19 @@ class DryRunScheduler:
         Raises:
             EndpointError: The node does not answer.
         """
-        service = await self.look()
-        if service.cluster is None:
-            return None
+        await self.look()
         await self.judge_starts()
-        return self.known_prospect(service, job_id)
+        return self.known_prospect(job_id)
 
-    @staticmethod
-    def known_prospect(service: SchedulerService, job_id: int) -> Prospect | None:
+    def known_prospect(self, job_id: int) -> Prospect | None:
         """Forecast a PENDING job from what was read; None if it is not in the queue."""
+        service = self._service
         if service.cluster is None:
             return None
-        snapshot = service.cluster.snapshot
+        snapshot, history = service.cluster.snapshot, service.state.history()
         if all(waiting.job.id != job_id for waiting in snapshot.waiting):
             return None
-        state = service.state
-        return prospect_of(
-            snapshot, service.rules, state.history(), job_id, starts=state.past_starts.accuracy
-        )
+        return prospect_of(snapshot, service.rules, history, job_id, starts=self.start_accuracy)
 
     def _forget(self) -> None:
         """Discard the cluster of an earlier read, so that it is not mistaken for the current one."""

@@ -254,8 +254,8 @@ class SchedulerState:
         self._store = store
         self.strikes = Strikes(store)
         self.runs = ObservedRuns(store)
-        #: Kept in memory only: a scheduler that starts anew knows later starts only.
-        self.past_starts = PastStarts()
+        #: Set by a reader that shows forecasts; a scheduler does not spend time and memory on it.
+        self.past_starts: PastStarts | None = None
         #: Set by registry events; cleared by the reader of the provider records.
         self.registry_changed = True
         #: Jobs whose records changed, and whether any record may have; cleared by their reader.
@@ -290,7 +290,8 @@ class SchedulerState:
         effects.write(connection)
         self.strikes.apply(batch, connection)
         self.runs.apply(batch, connection)
-        self.past_starts.apply(batch)
+        if self.past_starts is not None:
+            self.past_starts.apply(batch)
 
     def live(self) -> Mapping[int, Known]:
         """Return all jobs that have not ended, by id."""

@@ -92,7 +92,7 @@ class Forecasts:
             self._read_at = time.monotonic()
         if service.cluster is None:
             return
-        history, starts = service.state.history(), service.state.past_starts.accuracy
+        history, starts = service.state.history(), self._dry_run.start_accuracy
         version = (history.version, history.payments)
         previous = self._state
         copy = (
