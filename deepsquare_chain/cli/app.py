@@ -49,8 +49,9 @@ COMMANDS: Final = {
         "root_app",
     ),
     "top": _Part(
-        "top",
+        "job",
         "Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit.",
+        "root_app",
     ),
     "doctor": _Part(
         "config",

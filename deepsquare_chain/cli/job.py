@@ -1,9 +1,9 @@
-"""Commands for jobs: list, show, watch, print output, cancel, top up, retry."""
+"""Commands for jobs: list, show, watch, print output, cancel, top up, retry; and the live view."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deepsquare_chain.cli.frame import CommandContext, command, open_sending
+from deepsquare_chain.cli.frame import CommandContext, command, open_sending, require
 from deepsquare_chain.cli.output import Column, Format, Kind
 from deepsquare_chain.cli.types import (
     CreditsArgument,
@@ -37,6 +37,8 @@ app = typer.Typer(
     help="List, show, watch, cancel, top up and retry jobs; logs, results, challenges.",
     no_args_is_help=True,
 )
+#: The command `deepsquare top`, which belongs to no group.
+root_app = typer.Typer()
 
 _LIST: Final = (
     Column("id", "job", Kind.NUMBER),
@@ -594,3 +596,60 @@ def _job_row(job: Job, history: History) -> tuple[Any, ...]:
         history.successor,
         job.definition.hex(),
     )
+
+
+@command(root_app)
+async def top(
+    context: CommandContext,
+    everybody: Annotated[bool, typer.Option("--all", help="List jobs of all customers.")] = False,
+    read_only: Annotated[
+        bool,
+        typer.Option(
+            "--read-only", help="Do not open a wallet: jobs can't be cancelled or topped up."
+        ),
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.5, max=3_600, metavar="SECONDS", help="Poll interval.")
+    ] = 2.0,
+) -> None:
+    """Show your jobs, the queue and providers live; keys: logs, cancel, top up, quit."""
+    require("top", "top")
+    from deepsquare_chain.cli.job_output import log_of
+    from deepsquare_chain.cli.top_screen import Actions, TopApp
+    from deepsquare_chain.client.accounts import top_up
+    from deepsquare_chain.client.network import open_grid, open_wallet, own_address
+    from deepsquare_chain.client.offers import OverviewReader
+
+    settings = context.settings
+    has_wallet = settings.keystore is not None or bool(settings.signer)
+    async with AsyncExitStack() as stack:
+        if has_wallet and not read_only:
+            # Opened before the full-screen view starts, since it may prompt for the password.
+            wallet = await stack.enter_async_context(open_wallet(settings))
+            contracts, customer = wallet.contracts, wallet.address
+        else:
+            wallet = None
+            contracts = await stack.enter_async_context(open_grid(settings))
+            customer = own_address(settings, None) if has_wallet else ""
+
+        def logs(job_id: int) -> AsyncIterator[bytes]:
+            return log_of(settings, contracts, job_id, follow=True)
+
+        async def cancel(job_id: int) -> None:
+            assert wallet is not None  # noqa: S101 - offered with a wallet only
+            await wallet.send(contracts.scheduler.cancel([job_id]))
+
+        async def pay(job_id: int, amount: int) -> None:
+            assert wallet is not None  # noqa: S101 - offered with a wallet only
+            await top_up(wallet, job_id, amount)
+
+        can_send = wallet is not None
+        actions = Actions(logs, cancel if can_send else None, pay if can_send else None)
+        reader = OverviewReader(contracts, None if everybody or not customer else customer)
+        await TopApp(
+            reader.read,
+            actions,
+            interval=interval,
+            chain_id=contracts.deployment.chain_id,
+            customer=customer,
+        ).run_async()

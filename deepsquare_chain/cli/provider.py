@@ -338,7 +338,7 @@ async def drain(
     Jobs that have not started return to the grid's queue. The daemon must keep running.
     The signal SIGUSR1 to the daemon has the same effect, and SIGUSR2 that of `resume`.
     """
-    from deepsquare_chain.client.provider_jobs import wait_until_empty
+    from deepsquare_chain.client.jobs import wait_until_empty
     from deepsquare_chain.job import ProviderStatus
 
     async with context.wallet() as wallet:
@@ -414,9 +414,9 @@ async def earnings(
     The last row covers RUNNING jobs: the amount since their start or last interim payment, and
     the largest part of it that the loss of one run would forfeit now.
     """
+    from deepsquare_chain.client.jobs import accrued_now, earnings_by
     from deepsquare_chain.client.network import open_grid, own_address
     from deepsquare_chain.client.periods import Period, blocks_of, parse_period
-    from deepsquare_chain.client.provider_jobs import accrued_now, earnings_by
 
     period = parse_period(month, first, last)
     address = own_address(context.settings, account)

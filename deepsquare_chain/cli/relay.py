@@ -136,8 +136,8 @@ async def serve(
 async def show(context: CommandContext) -> None:
     """Show the terms of the relay in the settings, and whether it accepts requests now."""
     from deepsquare_chain.chain.bindings.deployment import Deployment
+    from deepsquare_chain.client.gasless import RelayClient, relay_url
     from deepsquare_chain.client.network import transport_of
-    from deepsquare_chain.client.relay_client import RelayClient, relay_url
 
     url = relay_url(context.settings, Deployment.load(context.settings.deployment))
     async with RelayClient(url, transport_of(context.settings)) as relay:

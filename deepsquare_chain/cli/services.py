@@ -131,8 +131,7 @@ async def relay(
 
     `more` are further arguments of `run_relay`, whose errors it raises.
     """
-    from deepsquare_chain.relay.runner import run_relay
-    from deepsquare_chain.relay.service import RelaySettings
+    from deepsquare_chain.relay.service import RelaySettings, run_relay
 
     deployment = Deployment.load(settings.deployment)
     account = await open_account(settings)
@@ -252,7 +251,7 @@ async def serve_gateway_and_relay(
         stop: Stops both services when set.
     """
     from deepsquare_chain.observability.serving import DeferredApp
-    from deepsquare_chain.relay.runner import PATHS
+    from deepsquare_chain.relay.service import PATHS
 
     relay_app, stopping = DeferredApp("relay"), stop or asyncio.Event()
 
@@ -293,7 +292,7 @@ async def explore(
 
     Raises the errors of `run_explorer`.
     """
-    from deepsquare_chain.client.relay_client import known_relay
+    from deepsquare_chain.client.gasless import known_relay
     from deepsquare_chain.daemon.service import ServiceSettings
     from deepsquare_chain.indexer.service import index_location
     from deepsquare_chain.web.server import Address, run_explorer

@@ -15,7 +15,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client import accounts
 from deepsquare_chain.client.accounts import Balances
-from deepsquare_chain.client.gasless import GaslessWallet, gasless_wallet
+from deepsquare_chain.client.gasless import GaslessWallet, RelayClient, gasless_wallet, relay_url
 from deepsquare_chain.client.gateways import (
     Result,
     gateways_of,
@@ -32,7 +32,6 @@ from deepsquare_chain.client.network import (
     transport_of,
 )
 from deepsquare_chain.client.offers import PricedOffer, offers
-from deepsquare_chain.client.relay_client import RelayClient, relay_url
 from deepsquare_chain.client.submission import (
     SubmissionQueue,
     parse_depends,

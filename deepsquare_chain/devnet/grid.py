@@ -32,8 +32,7 @@ from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_gri
 from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.chain.wallet import import_key
-from deepsquare_chain.client.gasless import Confirm, RelayedSender
-from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.client.gasless import Confirm, RelayClient, RelayedSender
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Anvil, ChildProcess, Node, StartedContext
 from deepsquare_chain.devnet.node.embedded import ChainProcess

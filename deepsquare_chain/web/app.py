@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from deepsquare_chain.client.relay_client import RelayRefusedError
+from deepsquare_chain.client.gasless import RelayRefusedError
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,

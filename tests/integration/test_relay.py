@@ -23,9 +23,10 @@ from deepsquare_chain.client.gasless import (
     GaslessWallet,
     NotConfirmedError,
     RefusedButExecutedError,
+    RelayClient,
+    RelayRefusedError,
     RequestReplacedError,
 )
-from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError
 from deepsquare_chain.client.submission import Request, submit
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node

@@ -16,7 +16,7 @@ import pytest
 
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
-from deepsquare_chain.client.relay_client import RelayClient
+from deepsquare_chain.client.gasless import RelayClient
 from deepsquare_chain.errors import EndpointError
 
 pytestmark = pytest.mark.integration

@@ -18,14 +18,12 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.rpc.pool import chain_time
-from deepsquare_chain.client.gasless import Confirm, GaslessWallet, gasless_wallet
+from deepsquare_chain.client.gasless import Confirm, GaslessWallet, RelayClient, gasless_wallet
 from deepsquare_chain.client.network import WalletConnection
-from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.client.transactions import Preview
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.relay.rules import RelayRules
-from deepsquare_chain.relay.runner import run_relay
-from deepsquare_chain.relay.service import RelaySettings
+from deepsquare_chain.relay.service import RelaySettings, run_relay
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid
 

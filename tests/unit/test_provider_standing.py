@@ -8,7 +8,7 @@ import pytest
 
 from deepsquare_chain.chain.bindings.events import JobCollected, JobSettled
 from deepsquare_chain.client.doctor import standing
-from deepsquare_chain.client.provider_jobs import Accrued, accrued, by_period
+from deepsquare_chain.client.jobs import Accrued, accrued, by_period
 from deepsquare_chain.job import Offer, Prices, Provider, ProviderStatus
 from tests.support.workloads import NOW, running
 from tests.unit.test_client import PROVIDER

@@ -17,7 +17,7 @@ from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRe
 from deepsquare_chain.chain.bindings.records import request_values
 from deepsquare_chain.cli.frame import CommandContext, confirmation_prompt
 from deepsquare_chain.cli.output import Format, Printer
-from deepsquare_chain.client.relay_client import RelayClient, RelayRefusedError, relay_url
+from deepsquare_chain.client.gasless import RelayClient, RelayRefusedError, relay_url
 from deepsquare_chain.client.transactions import Preview, describe_call
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError

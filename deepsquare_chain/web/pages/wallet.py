@@ -22,9 +22,8 @@ from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequ
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.rpc.responses import node_message
-from deepsquare_chain.client.gasless import DEADLINE_SECONDS, own_domain
+from deepsquare_chain.client.gasless import DEADLINE_SECONDS, RelayClient, own_domain
 from deepsquare_chain.client.offers import PricedOffer
-from deepsquare_chain.client.relay_client import RelayClient
 from deepsquare_chain.client.submission import parse_depends, request_of, submission_time
 from deepsquare_chain.credits import CREDIT, credit_count, format_credits, parse_credits
 from deepsquare_chain.errors import (
