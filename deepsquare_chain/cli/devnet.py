@@ -67,7 +67,7 @@ async def up(
 ) -> None:
     """Run a chain, contracts, wallets, faucet, gateway, relay and explorer until Ctrl-C."""
     require("devnet", "devnet up")
-    from deepsquare_chain.devnet.up import run_devnet
+    from deepsquare_chain.devnet.grid import run_devnet
 
     context.quiet_libraries()
     if relay_port is None:

@@ -32,8 +32,7 @@ _GWEI: Final = 10**9
 
 async def provide(settings: Settings) -> None:
     """Run a provider's daemon until a signal. Raises the errors of `run_provider`."""
-    from deepsquare_chain.provider.runner import run_provider
-    from deepsquare_chain.provider.service import ProviderSettings
+    from deepsquare_chain.provider.service import ProviderSettings, run_provider
 
     deployment = Deployment.load(settings.deployment)
     account = await open_account(settings)

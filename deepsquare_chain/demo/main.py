@@ -27,8 +27,7 @@ from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.runner import audit_grid
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
-from deepsquare_chain.demo.runner import DemoRunner, end_processes_of
-from deepsquare_chain.demo.tracker import DemoDisplay, DemoTracker, Gas
+from deepsquare_chain.demo.runner import DemoDisplay, DemoRunner, DemoTracker, Gas, end_processes_of
 from deepsquare_chain.devnet.grid import CUSTOMER_WITHOUT_COIN, ChainKind, LocalGrid
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.executors.isolation import machine_isolation

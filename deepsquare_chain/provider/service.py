@@ -7,9 +7,10 @@ restart and catch-up are ordinary cycles.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
@@ -20,6 +21,7 @@ from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import (
     JobCollected,
     JobSettled,
@@ -29,13 +31,31 @@ from deepsquare_chain.chain.bindings.events import (
 from deepsquare_chain.chain.follower import Follower
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.heads import Head, HeadMetrics, HeadSource
+from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.credits import CREDIT, format_credits, unbilled_revenue
+from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.batcher import BatchMetrics
-from deepsquare_chain.daemon.service import ServiceSettings
-from deepsquare_chain.errors import UsageError
-from deepsquare_chain.executors.base import Executor, ExecutorUnavailableError, RunState
+from deepsquare_chain.daemon.loop import BackgroundTasks
+from deepsquare_chain.daemon.service import (
+    ServiceSettings,
+    open_contracts,
+    open_daemon,
+    open_sender,
+    open_store,
+    serve,
+)
+from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.executors.base import (
+    Executor,
+    ExecutorContext,
+    ExecutorUnavailableError,
+    RunState,
+    Stored,
+)
+from deepsquare_chain.executors.local import LocalExecutor
+from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import DAY, MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
@@ -50,6 +70,7 @@ from deepsquare_chain.provider.model import (
     Situation,
     Start,
     View,
+    parse_key,
 )
 from deepsquare_chain.provider.observer import DefinitionCache, RunObserver, free_megabytes
 from deepsquare_chain.provider.offering import (
@@ -60,7 +81,6 @@ from deepsquare_chain.provider.offering import (
     total_capacity,
 )
 from deepsquare_chain.provider.planner import plan
-from deepsquare_chain.provider.retention import Limits, Retention
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.provider.uploads import OutputUploader
 from deepsquare_chain.store.database import Store
@@ -68,6 +88,7 @@ from deepsquare_chain.store.definitions import DefinitionStore, FolderDefinition
 from deepsquare_chain.store.encryption import ensure_result_key, secrets_labels
 from deepsquare_chain.store.gateway_client import GatewayClient
 
+_log = get_logger(__name__)
 KINDS: Final = (
     *("claim", "claim_and_start", "start", "collect", "finish", "requeue", "panic", "answer"),
 )
@@ -144,7 +165,6 @@ class ProviderMetrics:
             self._gpus.set(free.gpus)
 
 
-_log = get_logger(__name__)
 #: Seconds for which a cycle waits for transactions of an earlier process or cycle.
 _RECOVER_SECONDS: Final = 2.0
 #: Seconds between two slow checks, of what rarely changes.
@@ -363,7 +383,7 @@ class ProviderService:
             self.table,
             chain_id=deployment.chain_id,
             contract=contracts.scheduler.address,
-            limits=Limits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
+            limits=RetentionLimits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
             show=self.metrics.set_kept,
         )
         self._jobs = 0
@@ -642,3 +662,270 @@ class ProviderService:
 def _is_due(last: float | None) -> bool:
     """Return whether a slow check is due; `last` is the monotonic time of the last one."""
     return last is None or time.monotonic() - last >= _SLOW_CHECK_SECONDS
+
+
+#: Seconds between two checks of the retention.
+_RETENTION_SECONDS: Final = 600.0
+#: Seconds for which a folder is always kept, so that its results can be fetched.
+MIN_FOLDER_AGE: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionLimits:
+    """Maximum age of folders in seconds, and their maximum total size in bytes; 0 for no limit."""
+
+    age: float
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """The folder of a run whose job is settled; `ended_at` in seconds since the epoch."""
+
+    key: str
+    ended_at: float
+    size: int
+
+
+def expired_runs(kept: Collection[KeptRun], limits: RetentionLimits, now: float) -> list[KeptRun]:
+    """Return the folders to remove, oldest first: those above the age or the total size.
+
+    Nothing younger than `MIN_FOLDER_AGE` is removed.
+    """
+    to_remove = []
+    remaining_size = sum(run.size for run in kept)
+    for run in sorted(kept, key=lambda run: (run.ended_at, run.key)):
+        age = now - run.ended_at
+        too_much = limits.size and remaining_size > limits.size
+        if age > MIN_FOLDER_AGE and (age > limits.age or too_much):
+            to_remove.append(run)
+            remaining_size -= run.size
+    return to_remove
+
+
+class Retention:
+    """Removes the folders of closed runs in the background.
+
+    Only runs of this grid whose job is settled or assigned anew are removed: runs of another
+    chain or contract stay until the operator removes them.
+
+    Args:
+        executor: Executor that owns the folders.
+        table: Run records of this provider.
+        chain_id: Chain ID of the grid.
+        contract: Address of the MetaScheduler.
+        limits: Maximum age and size.
+        show: Called with the number of kept folders and their bytes.
+        interval: Minimum seconds between two checks.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        table: RunTable,
+        *,
+        chain_id: int,
+        contract: str,
+        limits: RetentionLimits,
+        show: Callable[[int, int], None],
+        interval: float = _RETENTION_SECONDS,
+    ) -> None:
+        self._executor = executor
+        self._table = table
+        self._grid = (chain_id, contract)
+        self._limits = limits
+        self._show = show
+        self._interval = interval
+        self._checked_at = float("-inf")
+        # The folder of a settled run is final, so its size is measured once.
+        self._measured: dict[str, Stored] = {}
+        self._tasks = BackgroundTasks()
+
+    def check(self) -> None:
+        """Begin to remove expired folders, if a check is due."""
+        self._tasks.collect()
+        now = time.monotonic()
+        if self._tasks or now - self._checked_at < self._interval:
+            return
+        self._checked_at = now
+        self._tasks.begin(self.clean(), [])
+
+    async def close(self) -> None:
+        """Cancel the removal; a partly removed folder is removed at the next start."""
+        self._tasks.cancel_all()
+
+    async def clean(self) -> int:
+        """Remove expired folders; returns the number of folders removed."""
+        try:
+            kept = await self._kept()
+        except GridError as error:
+            _log.warning("kept runs not measured", error=error.message)
+            return 0
+        removed: list[KeptRun] = []
+        for run in expired_runs(kept, self._limits, time.time()):
+            try:
+                await self._executor.forget(run.key)
+            except GridError as error:
+                _log.warning("run not removed", run=run.key, error=error.message, hint=error.hint)
+                continue
+            self._measured.pop(run.key, None)
+            removed.append(run)
+        if removed:
+            freed = sum(run.size for run in removed)
+            _log.info("ended runs removed", runs=len(removed), bytes=freed)
+        remaining = set(kept) - set(removed)
+        self._show(len(remaining), sum(run.size for run in remaining))
+        return len(removed)
+
+    async def _kept(self) -> list[KeptRun]:
+        kept_runs = []
+        for key in await self._executor.keys():
+            parsed = parse_key(*self._grid, key)
+            run = None if parsed is None else self._table.get(parsed[0])
+            if parsed is None or run is None:
+                continue
+            if run.attempt == parsed[1] and run.phase is not Phase.CLOSED:
+                continue
+            stored = self._measured.get(key) or await self._executor.stored(key)
+            if stored is None:
+                continue
+            self._measured[key] = stored
+            ended = run.exit.ended_at if run.exit and run.attempt == parsed[1] else None
+            kept_runs.append(KeptRun(key, ended or stored.changed_at, stored.size))
+        return kept_runs
+
+
+NAME: Final = "provider"
+_MAINTENANCE: Final = ((signal.SIGUSR1, True), (signal.SIGUSR2, False))
+
+
+async def run_provider(
+    url: str,
+    deployment: Deployment,
+    account: Signer,
+    definitions: DefinitionStore,
+    settings: ProviderSettings,
+    *,
+    executor: Executor | None = None,
+    gateways: Sequence[GatewayClient] = (),
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a provider until SIGINT, SIGTERM or `stop`; its runs continue without it.
+
+    Args:
+        url: JSON-RPC endpoint, or several, separated by commas.
+        deployment: Deployment of the grid.
+        account: Signer of the registered provider's account.
+        definitions: Store of job definitions.
+        settings: Settings of the provider.
+        executor: Executor that runs the jobs; by default the one named in the settings.
+        gateways: Gateways to which output is delivered; none where customers share the machine.
+        stop: Ends it when set.
+
+    Raises:
+        NotFoundError: The account is not registered as a provider.
+        UsageError: The database belongs to another account or is in use; the executor does not
+            exist, or one of its options is invalid; jobs would run as root or without isolation,
+            and the settings do not allow that.
+        WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
+            down is retried.
+        ReorgTooDeepError: A reorg is deeper than the blocks that are considered final.
+    """
+
+    async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
+        metrics = Metrics(NAME)
+        contracts = await open_contracts(parts, url, deployment, settings, metrics)
+        standing = await look_up(contracts, account.address)
+        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        runs_on = executor or create_executor(
+            settings.executor,
+            ExecutorContext(
+                state_dir=settings.state_dir,
+                capacity=settings.capacity or standing.hardware,
+                min_free=settings.min_free,
+                owner=account.address,
+                options=settings.executor_options,
+                allow_unisolated=settings.allow_unisolated,
+                allow_root=settings.allow_root,
+                private=settings.private_paths,
+            ),
+        )
+        service = ProviderService(
+            contracts,
+            await open_sender(
+                parts, contracts, account, store=store, settings=settings, metrics=metrics
+            ),
+            store,
+            executor=runs_on,
+            definitions=definitions,
+            settings=settings,
+            standing=standing,
+            metrics=metrics,
+            on_hardware=None if settings.capacity else _follow_hardware(runs_on),
+            gateways=gateways,
+        )
+        daemon = await open_daemon(
+            NAME,
+            service.cycle,
+            settings,
+            chain_id=deployment.chain_id,
+            metrics=metrics,
+            stop=stop,
+            heads=service.heads,
+        )
+        daemon.details = service.details
+        daemon.unready = service.metrics.head.problem
+        maintenance.serve(service)
+        daemon.on_close("starts", service.close)
+        return daemon
+
+    maintenance = _MaintenanceSignals()
+    with maintenance:
+        await serve(NAME, open_once, stop)
+
+
+class _MaintenanceSignals:
+    """SIGUSR1 begins the maintenance of a provider, SIGUSR2 ends it.
+
+    Each sends a transaction, as the commands do, so that the change is stored on chain. A signal
+    that arrives before the service is open, e.g. while it waits for its endpoint, takes effect
+    once it is.
+    """
+
+    def __init__(self) -> None:
+        self._service: ProviderService | None = None
+        self._requested: bool | None = None
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, draining in _MAINTENANCE:
+            with suppress(RuntimeError, ValueError):  # only the main thread can handle signals
+                loop.add_signal_handler(number, self._ask, draining)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number, _draining in _MAINTENANCE:
+            loop.remove_signal_handler(number)
+
+    def serve(self, service: ProviderService) -> None:
+        """Set the open service, and apply a signal that arrived before."""
+        self._service = service
+        if self._requested is not None:
+            service.drain(self._requested)
+
+    def _ask(self, draining: bool) -> None:
+        if self._service is None:
+            self._requested = draining
+        else:
+            self._service.drain(draining)
+
+
+def _follow_hardware(executor: Executor) -> Callable[[Offer], None] | None:
+    """Return a callback that sets a local executor's capacity to the registered hardware."""
+    if not isinstance(executor, LocalExecutor):
+        return None
+
+    def follow(offer: Offer) -> None:
+        executor.offer = offer
+
+    return follow

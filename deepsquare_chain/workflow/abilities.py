@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from deepsquare_chain.workflow.containers import uses_entrypoint
 from deepsquare_chain.workflow.definition import Definition
-from deepsquare_chain.workflow.networks import has_network
 from deepsquare_chain.workflow.schema import ContainerSection, RunSection
+from deepsquare_chain.workflow.steps import has_network, uses_entrypoint
 from deepsquare_chain.workflow.validation import walk
 
 #: Prefix of the labels of abilities, such as `ability.podman=yes`.

@@ -13,14 +13,7 @@ from typing import Final
 
 from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow.abilities import RUNTIMES, required_runtime
-from deepsquare_chain.workflow.containers import container_lines
 from deepsquare_chain.workflow.definition import Definition, Step
-from deepsquare_chain.workflow.networks import (
-    NETWORK_LIBRARY,
-    VirtualNetworks,
-    has_network,
-    network_lines,
-)
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
     ForSection,
@@ -30,7 +23,17 @@ from deepsquare_chain.workflow.schema import (
     TransferSection,
     UseSection,
 )
-from deepsquare_chain.workflow.shell import LIBRARIES, command_argument, exports, quote
+from deepsquare_chain.workflow.steps import (
+    LIBRARIES,
+    NETWORK_LIBRARY,
+    VirtualNetworks,
+    command_argument,
+    container_lines,
+    exports,
+    has_network,
+    network_lines,
+    quote,
+)
 from deepsquare_chain.workflow.validation import handle, walk
 
 _HEADER: Final = """\

@@ -20,8 +20,6 @@ from pydantic_core import ErrorDetails
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.workflow import checks
 from deepsquare_chain.workflow.checks import show
-from deepsquare_chain.workflow.containers import uses_entrypoint
-from deepsquare_chain.workflow.networks import has_network
 from deepsquare_chain.workflow.schema import (
     ContainerSection,
     ForSection,
@@ -32,6 +30,7 @@ from deepsquare_chain.workflow.schema import (
     StepSection,
     TransferSection,
 )
+from deepsquare_chain.workflow.steps import has_network, uses_entrypoint
 from deepsquare_chain.workflow.yamltree import KeyPath
 
 MAX_SHOWN_PROBLEMS: Final = 5

@@ -21,8 +21,7 @@ from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCErr
 
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.node.core import Core, PooledTransaction, TransactionPool
-from deepsquare_chain.devnet.node.embedded import ChainProcess, EmbeddedChain
-from deepsquare_chain.devnet.node.methods import MAX_BODY
+from deepsquare_chain.devnet.node.embedded import MAX_BODY, ChainProcess, EmbeddedChain
 from deepsquare_chain.devnet.node.wire import CallRequest, reverted
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.serving import open_listener

@@ -23,7 +23,7 @@ from deepsquare_chain.executors.sandbox import SandboxOptions, bubblewrap_argume
 from deepsquare_chain.job import Offer
 from deepsquare_chain.provider.offering import probe_abilities
 from deepsquare_chain.workflow import ExecutionSite, parse_job_file, render_script
-from deepsquare_chain.workflow.networks import NETWORK_LIBRARY
+from deepsquare_chain.workflow.steps import NETWORK_LIBRARY
 from tests.support.anvil import REQUIRE_REAL
 
 #: Programs of this machine, as jobs find them.

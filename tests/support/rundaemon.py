@@ -28,8 +28,7 @@ from deepsquare_chain.metascheduler.liveness import Watch
 from deepsquare_chain.metascheduler.runner import run_scheduler
 from deepsquare_chain.metascheduler.service import SchedulerSettings
 from deepsquare_chain.observability import configure_logging
-from deepsquare_chain.provider.runner import run_provider
-from deepsquare_chain.provider.service import ProviderSettings
+from deepsquare_chain.provider.service import ProviderSettings, run_provider
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from tests.support.isolation import ALLOWED
 from tests.support.livegrid import LiveGrid

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from deepsquare_chain.client.jobs import History
 from deepsquare_chain.demo import main
+from deepsquare_chain.demo.runner import DemoDisplay, Row
 from deepsquare_chain.demo.scenario import SCENARIO, ScenarioJob, job_chains, problems
-from deepsquare_chain.demo.tracker import DemoDisplay, Row
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.workflow import load_job_file
 

@@ -46,8 +46,12 @@ from deepsquare_chain.provider.actions import ExecutorActions, ProviderBatches
 from deepsquare_chain.provider.model import DefinitionState, Lookup, Phase, Run, View
 from deepsquare_chain.provider.observer import DefinitionCache, RunObserver
 from deepsquare_chain.provider.outputs import find_run, has_ended, read_output
-from deepsquare_chain.provider.runner import _MaintenanceSignals
-from deepsquare_chain.provider.service import ProviderMetrics, ProviderService, ProviderSettings
+from deepsquare_chain.provider.service import (
+    ProviderMetrics,
+    ProviderService,
+    ProviderSettings,
+    _MaintenanceSignals,
+)
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch

@@ -12,7 +12,13 @@ import pytest
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import ExecutorError, Exit, Stored, stored_in
 from deepsquare_chain.provider.model import Phase, Run, run_key
-from deepsquare_chain.provider.retention import MIN_AGE, KeptRun, Limits, Retention, expired
+from deepsquare_chain.provider.service import (
+    MIN_FOLDER_AGE,
+    KeptRun,
+    Retention,
+    RetentionLimits,
+    expired_runs,
+)
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 
@@ -30,23 +36,31 @@ def kept(key: str, age: float, size: int = 10) -> KeptRun:
 @pytest.mark.parametrize(
     ("runs", "limits", "removed"),
     [
-        ([kept("a", 3 * DAY), kept("b", DAY)], Limits(2 * DAY), ["a"]),
-        ([kept("a", 3 * DAY), kept("b", DAY)], Limits(9 * DAY), []),
+        ([kept("a", 3 * DAY), kept("b", DAY)], RetentionLimits(2 * DAY), ["a"]),
+        ([kept("a", 3 * DAY), kept("b", DAY)], RetentionLimits(9 * DAY), []),
         # Oldest first until the rest is small enough.
-        ([kept("b", DAY), kept("a", 2 * DAY), kept("c", DAY / 2)], Limits(9 * DAY, 20), ["a"]),
-        ([kept("b", DAY), kept("a", 2 * DAY), kept("c", DAY / 2)], Limits(9 * DAY, 19), ["a", "b"]),
-        ([kept("b", DAY), kept("a", 2 * DAY)], Limits(9 * DAY, 20), []),
+        (
+            [kept("b", DAY), kept("a", 2 * DAY), kept("c", DAY / 2)],
+            RetentionLimits(9 * DAY, 20),
+            ["a"],
+        ),
+        (
+            [kept("b", DAY), kept("a", 2 * DAY), kept("c", DAY / 2)],
+            RetentionLimits(9 * DAY, 19),
+            ["a", "b"],
+        ),
+        ([kept("b", DAY), kept("a", 2 * DAY)], RetentionLimits(9 * DAY, 20), []),
         # What went by its age counts as freed.
-        ([kept("a", 3 * DAY), kept("b", DAY)], Limits(2 * DAY, 10), ["a"]),
+        ([kept("a", 3 * DAY), kept("b", DAY)], RetentionLimits(2 * DAY, 10), ["a"]),
         # Results can be fetched for an hour, however short the limits are.
-        ([kept("a", MIN_AGE - 1, 99)], Limits(1, 1), []),
-        ([kept("a", MIN_AGE + 1, 99)], Limits(1), ["a"]),
+        ([kept("a", MIN_FOLDER_AGE - 1, 99)], RetentionLimits(1, 1), []),
+        ([kept("a", MIN_FOLDER_AGE + 1, 99)], RetentionLimits(1), ["a"]),
     ],
 )
 def test_what_is_too_old_or_too_much(
-    runs: list[KeptRun], limits: Limits, removed: list[str]
+    runs: list[KeptRun], limits: RetentionLimits, removed: list[str]
 ) -> None:
-    assert [run.key for run in expired(runs, limits, NOW)] == removed
+    assert [run.key for run in expired_runs(runs, limits, NOW)] == removed
 
 
 class Folders:
@@ -70,7 +84,7 @@ class Folders:
         self.has_tokens.remove(key)
 
 
-def retention(executor: Any, *runs: Run, limits: Limits) -> tuple[Retention, list[Any]]:
+def retention(executor: Any, *runs: Run, limits: RetentionLimits) -> tuple[Retention, list[Any]]:
     store = Store.open(None, chain_id=CHAIN, contract=CONTRACT, account=ME)
     table = RunTable(store, ME, chain_id=CHAIN, contract=CONTRACT)
     table.put(*runs)
@@ -104,7 +118,7 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
         row(4, Phase.CLOSED),  # cancelled without an end: its folder's own age counts
         # 5 has no row: nobody knows what it is.
     ]
-    cleaner, shown = retention(folders, *rows, limits=Limits(DAY))
+    cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 2
     assert folders.has_tokens == [key[2], key[3], key[5], foreign, "somebody-elses"]
     assert shown == [(1, 10)]
@@ -115,7 +129,7 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
 async def test_the_folder_of_an_earlier_assignment_is_removed_while_the_job_runs_again() -> None:
     first, second = (run_key(CHAIN, CONTRACT, 1, attempt) for attempt in (0, 1))
     folders = Folders(first, second)
-    cleaner, _ = retention(folders, row(1, Phase.SUBMITTED, attempt=1), limits=Limits(DAY))
+    cleaner, _ = retention(folders, row(1, Phase.SUBMITTED, attempt=1), limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 1
     assert folders.has_tokens == [second]
 
@@ -125,7 +139,7 @@ async def test_what_can_not_be_removed_holds_up_nothing_else() -> None:
     keys = [run_key(CHAIN, CONTRACT, number, 0) for number in (1, 2)]
     folders = Folders(*keys, stubborn=keys[0])
     rows = [row(number, Phase.CLOSED, old) for number in (1, 2)]
-    cleaner, shown = retention(folders, *rows, limits=Limits(DAY))
+    cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 1
     assert (folders.has_tokens, shown) == ([keys[0]], [(1, 10)])
 

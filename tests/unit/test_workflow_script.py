@@ -19,9 +19,9 @@ from deepsquare_chain.executors.base import MAX_SCRIPT_BYTES
 from deepsquare_chain.job import Resources
 from deepsquare_chain.workflow import Definition, ExecutionSite, Step, load_job_file, render_script
 from deepsquare_chain.workflow.abilities import RUNTIMES
-from deepsquare_chain.workflow.containers import image_name
 from deepsquare_chain.workflow.definition import definition_of
 from deepsquare_chain.workflow.schema import ContainerSection
+from deepsquare_chain.workflow.steps import image_name
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BASH = shutil.which("bash") or "/bin/bash"
