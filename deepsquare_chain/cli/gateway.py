@@ -199,7 +199,7 @@ async def serve(
     from deepsquare_chain.cli.services import serve_gateway, serve_gateway_and_relay
     from deepsquare_chain.gateway.access import GatewayRules
     from deepsquare_chain.job import DAY, MEGABYTE
-    from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
+    from deepsquare_chain.relay.requests import MIN_AMOUNT, RelayRules
 
     rules = GatewayRules(
         max_log=max_log_mb * MEGABYTE,

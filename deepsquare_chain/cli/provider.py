@@ -115,7 +115,7 @@ async def init(
     """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
     from deepsquare_chain.client.registration import write_provider_files
     from deepsquare_chain.errors import UsageError
-    from deepsquare_chain.executors.registry import executor_names
+    from deepsquare_chain.executors.base import executor_names
 
     if kind not in executor_names():
         raise UsageError(
@@ -441,8 +441,7 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
     from deepsquare_chain.errors import GridError
-    from deepsquare_chain.executors.base import ExecutorContext
-    from deepsquare_chain.executors.registry import examine_executor
+    from deepsquare_chain.executors.base import ExecutorContext, examine_executor
     from deepsquare_chain.job import Offer
     from deepsquare_chain.observability.metrics import Check
 

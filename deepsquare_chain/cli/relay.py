@@ -112,7 +112,7 @@ async def serve(
 ) -> None:
     """Relay customers' signed requests from this wallet, which pays the gas; until Ctrl-C."""
     from deepsquare_chain.cli.services import relay
-    from deepsquare_chain.relay.rules import MIN_AMOUNT, RelayRules
+    from deepsquare_chain.relay.requests import MIN_AMOUNT, RelayRules
 
     rules = RelayRules(
         min_amount=min_credits if min_credits is not None else MIN_AMOUNT,

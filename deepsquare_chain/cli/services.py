@@ -25,7 +25,7 @@ from deepsquare_chain.store.gateway_client import (
 
 if TYPE_CHECKING:
     from deepsquare_chain.gateway.access import GatewayRules
-    from deepsquare_chain.relay.rules import RelayRules
+    from deepsquare_chain.relay.requests import RelayRules
 
 _GWEI: Final = 10**9
 

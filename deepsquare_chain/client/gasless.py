@@ -41,8 +41,7 @@ from deepsquare_chain.chain.bindings.forwarder import (
 from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.signers import Signer, sign_and_record
-from deepsquare_chain.chain.transactions.outbox import Entry
-from deepsquare_chain.chain.transactions.receipts import TxReceipt, hash_of, to_hex
+from deepsquare_chain.chain.transactions.outbox import Entry, TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
 from deepsquare_chain.client.transactions import Preview, describe_call

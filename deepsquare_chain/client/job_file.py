@@ -28,7 +28,7 @@ from deepsquare_chain.store.encryption import (
     secrets_labels,
 )
 from deepsquare_chain.workflow import Definition, JobFile, load_job_file
-from deepsquare_chain.workflow.modules import FetchedModule, resolve_modules
+from deepsquare_chain.workflow.jobfile import FetchedModule, resolve_modules
 
 _MODULE_FILE: Final = "module.yaml"
 _MAX_MODULE_BYTES: Final = 1_000_000

@@ -16,8 +16,7 @@ from web3.exceptions import TransactionNotFound
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.calls import Call, checked_address, plural
 from deepsquare_chain.chain.bindings.records import read_terms
-from deepsquare_chain.chain.transactions.outbox import Entry, TxState
-from deepsquare_chain.chain.transactions.receipts import fee_of
+from deepsquare_chain.chain.transactions.outbox import Entry, TxState, fee_of
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.client.network import WalletConnection, open_grid
 from deepsquare_chain.credits import credit_count

@@ -1,18 +1,21 @@
-"""The executor protocol, and its data types and errors."""
+"""The executor protocol, its data types and errors, and executors by name (entry points)."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-from deepsquare_chain.errors import GridError
+from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.job import Offer, Resources
+from deepsquare_chain.observability.metrics import Check
 
 MAX_SCRIPT_BYTES: Final = 4 * 1024 * 1024
 MAX_ENV_BYTES: Final = 1024 * 1024
@@ -297,3 +300,77 @@ def _env_problem(env: Mapping[str, str]) -> str:
     return (
         f"its environment is larger than {MAX_ENV_BYTES:,} bytes" if total > MAX_ENV_BYTES else ""
     )
+
+
+#: Group of the entry points of executors.
+GROUP: Final = "deepsquare.executors"
+_ROOT: Final = "Give the daemon a user of its own, or accept the risk with --allow-root."
+
+
+def executor_names() -> list[str]:
+    """Return the names of the installed executors."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def create_executor(name: str, context: ExecutorContext) -> Executor:
+    """Create an executor by name; its entry point is a function that takes the context.
+
+    Raises:
+        UsageError: The executor is not installed or can't be loaded; an option is invalid; jobs
+            would run as root or without isolation, and the context does not allow it.
+        ExecutorUnavailableError: The executor can't be used now.
+    """
+    refuse_root(context)
+    return cast("Callable[[ExecutorContext], Executor]", _load(name))(context)
+
+
+async def examine_executor(name: str, context: ExecutorContext) -> list[Check]:
+    """Return an executor's checks of the machine or cluster; read-only.
+
+    The module of an executor may define a coroutine function `examine(context)` that returns
+    checks.
+    """
+    try:
+        module = sys.modules[_load(name).__module__]
+        examine = getattr(module, "examine", None)
+        checks = [] if examine is None else list(await examine(context))
+    except GridError as error:
+        setting = "executor, executor_options"
+        return [Check("executor", False, error.message, error.hint, setting)]
+    if all(check.name != "executor" for check in checks):
+        checks.insert(0, Check("executor", True, f"{name} is installed", "", "executor"))
+    return [*checks, user_check()]
+
+
+def refuse_root(context: ExecutorContext) -> None:
+    """Refuse to run jobs as root unless that is allowed.
+
+    Raises:
+        UsageError: This process runs as root.
+    """
+    if os.geteuid() == 0 and not context.allow_root:
+        raise UsageError("A provider must not run as root: its jobs would run as root", hint=_ROOT)
+
+
+def user_check() -> Check:
+    """Check that the daemon does not run as root."""
+    if os.geteuid() == 0:
+        return Check("user", False, "root: jobs would run as root", _ROOT, "allow_root")
+    return Check("user", True, f"user {os.geteuid()}, not root", "", "allow_root")
+
+
+def _load(name: str) -> Any:
+    points = list(entry_points(group=GROUP, name=name))
+    if not points:
+        installed = ", ".join(executor_names()) or "none"
+        raise UsageError(
+            f"There is no executor {name[:60]!r}",
+            hint=f"Installed executors: {installed}. After an upgrade, install the package again.",
+        )
+    try:
+        return points[0].load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"The executor {name} can't be loaded from {points[0].value}: {error}",
+            hint="Install the package that provides it again.",
+        ) from error

@@ -27,22 +27,11 @@ _INSTALL: Final = (
     "Install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap) where jobs run and let users "
     "make namespaces, or accept the risk with --allow-unisolated."
 )
-_ROOT: Final = "Give the daemon a user of its own, or accept the risk with --allow-root."
 _DELEGATE: Final = (
     "Missing limits are enforced by measurements several times per second; CPUs are then not limited. With systemd, "
     "set Delegate=yes and DelegateSubgroup=daemon."
 )
 _log = get_logger(__name__)
-
-
-def refuse_root(context: ExecutorContext) -> None:
-    """Refuse to run jobs as root unless that is allowed.
-
-    Raises:
-        UsageError: This process runs as root.
-    """
-    if os.geteuid() == 0 and not context.allow_root:
-        raise UsageError("A provider must not run as root: its jobs would run as root", hint=_ROOT)
 
 
 def refuse_unisolated(context: ExecutorContext, reason: str) -> None:
@@ -166,13 +155,6 @@ def local_checks(options: LocalOptions, context: ExecutorContext) -> list[Check]
     text = f"lack {', '.join(missing)}" if missing else "memory, cpu and processes"
     hint = _DELEGATE if missing else ""
     return [isolation, Check("control groups", True, text, hint)]
-
-
-def user_check() -> Check:
-    """Check that the daemon does not run as root."""
-    if os.geteuid() == 0:
-        return Check("user", False, "root: jobs would run as root", _ROOT, "allow_root")
-    return Check("user", True, f"user {os.geteuid()}, not root", "", "allow_root")
 
 
 def _sentence(reason: str) -> str:

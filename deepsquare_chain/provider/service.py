@@ -53,9 +53,9 @@ from deepsquare_chain.executors.base import (
     ExecutorUnavailableError,
     RunState,
     Stored,
+    create_executor,
 )
 from deepsquare_chain.executors.local import LocalExecutor
-from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import DAY, MEGABYTE, JobStatus, Offer, ProviderStatus
 from deepsquare_chain.observability import get_logger
@@ -205,7 +205,7 @@ class ProviderSettings(ServiceSettings):
         follow_offer: Keep the offer on chain at the capacity that the cluster's own users leave
             free.
         publish_abilities: Test the abilities of jobs here, and publish them on chain as labels.
-        executor: Name of the executor; see `executors.registry`.
+        executor: Name of the executor; see `executors.base`.
         executor_options: Options of the executor, which validates them.
         allow_unisolated: Run jobs without isolation from the daemon.
         allow_root: Run jobs as root.

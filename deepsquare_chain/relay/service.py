@@ -64,10 +64,13 @@ from deepsquare_chain.observability.serving import (
     read_body,
     sends_json,
 )
-from deepsquare_chain.relay.records import PENDING, RelayedRequest, Requests, State
-from deepsquare_chain.relay.rules import (
+from deepsquare_chain.relay.requests import (
     FUNCTIONS,
+    PENDING,
+    RelayedRequest,
     RelayRules,
+    Requests,
+    State,
     check,
     check_deadline,
     gas_of,

@@ -28,7 +28,7 @@ from deepsquare_chain.errors import NotAuthorisedError, StoreError
 from deepsquare_chain.gateway import access
 from deepsquare_chain.gateway.access import GatewayRules
 from deepsquare_chain.job import JobStatus as S
-from deepsquare_chain.relay.rules import RelayRules
+from deepsquare_chain.relay.requests import RelayRules
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.encryption import encrypt_secrets, ensure_result_key
 from deepsquare_chain.store.gateway_client import (

@@ -32,7 +32,7 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.errors import EndpointError, StoreError, WaitTimeoutError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.relay.rules import RelayRules
+from deepsquare_chain.relay.requests import RelayRules
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.outbox import RecordedRequest, RequestState

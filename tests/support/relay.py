@@ -22,7 +22,7 @@ from deepsquare_chain.client.gasless import Confirm, GaslessWallet, RelayClient,
 from deepsquare_chain.client.network import WalletConnection
 from deepsquare_chain.client.transactions import Preview
 from deepsquare_chain.credits import CREDIT
-from deepsquare_chain.relay.rules import RelayRules
+from deepsquare_chain.relay.requests import RelayRules
 from deepsquare_chain.relay.service import RelaySettings, run_relay
 from deepsquare_chain.store.database import Store
 from tests.support.livegrid import LiveGrid

@@ -9,9 +9,8 @@ import pytest
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors import isolation, local
-from deepsquare_chain.executors.base import ExecutorContext
+from deepsquare_chain.executors.base import ExecutorContext, create_executor
 from deepsquare_chain.executors.cgroups import CgroupParent, JobCgroup, find_cgroups
-from deepsquare_chain.executors.registry import create_executor
 from deepsquare_chain.executors.sandbox import (
     EtcCopy,
     Sandbox,

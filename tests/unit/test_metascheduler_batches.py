@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.events import TransitionSkipped
-from deepsquare_chain.chain.transactions.receipts import TxReceipt
+from deepsquare_chain.chain.transactions.outbox import TxReceipt
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,

@@ -23,8 +23,14 @@ from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import EndpointError, NotFoundError, UsageError
 from deepsquare_chain.job import JobFlags, Objective, Resources, Terms
 from deepsquare_chain.observability.serving import RequestRefusedError
-from deepsquare_chain.relay.records import Requests, State
-from deepsquare_chain.relay.rules import RelayRules, check, check_deadline, gas_of
+from deepsquare_chain.relay.requests import (
+    RelayRules,
+    Requests,
+    State,
+    check,
+    check_deadline,
+    gas_of,
+)
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.outbox import RequestState

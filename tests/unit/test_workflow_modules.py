@@ -13,7 +13,7 @@ import pytest
 from deepsquare_chain.client.job_file import fetch_module, load_job
 from deepsquare_chain.errors import JobFileError
 from deepsquare_chain.workflow import Definition, parse_job_file, render_script
-from deepsquare_chain.workflow.modules import FetchedModule, resolve_modules
+from deepsquare_chain.workflow.jobfile import FetchedModule, resolve_modules
 
 GREET = b"""\
 name: greet

@@ -29,8 +29,15 @@ from deepsquare_chain.chain.rpc.responses import (
 )
 from deepsquare_chain.chain.signers import Signer, sign_and_record, signed_by
 from deepsquare_chain.chain.transactions.fees import GWEI, Fees, Preflight, market
-from deepsquare_chain.chain.transactions.outbox import Attempt, Entry, Outbox, TxState
-from deepsquare_chain.chain.transactions.receipts import fee_of, hash_of, to_hex
+from deepsquare_chain.chain.transactions.outbox import (
+    Attempt,
+    Entry,
+    Outbox,
+    TxState,
+    fee_of,
+    hash_of,
+    to_hex,
+)
 from deepsquare_chain.errors import (
     EndpointError,
     InsufficientFundsError,

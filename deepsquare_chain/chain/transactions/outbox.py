@@ -1,4 +1,4 @@
-"""Interface of the outbox: the durable record of a sender's transactions.
+"""Interface of the outbox, the durable record of a sender's transactions; and their receipts.
 
 The outbox makes sending crash-safe: no transaction is repeated or lost. It is implemented in the
 package `store`.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.events import Event, decode_logs
 
 
 class TxState(StrEnum):
@@ -111,3 +112,55 @@ class Outbox(Protocol):
 
     def entries_from(self, nonce: int) -> Sequence[Entry]:
         """Return all entries from a nonce on except ABANDONED ones, ordered by nonce."""
+
+
+@dataclass(frozen=True, slots=True)
+class TxReceipt:
+    """A mined transaction; `fee_wei` is its cost in wei of the chain's native coin."""
+
+    hash: str
+    block_number: int
+    block_hash: str
+    gas_used: int
+    fee_wei: int
+    events: tuple[Event, ...] = field(repr=False)
+    label: str = ""
+    contract: str = ""  # address of a contract that this deployed
+
+
+def read_receipt(entry: Entry, receipt: Any) -> TxReceipt:
+    """Convert a node's receipt."""
+    return TxReceipt(
+        hash=hash_of(receipt),
+        block_number=int(receipt["blockNumber"]),
+        block_hash=to_hex(receipt["blockHash"]),
+        gas_used=int(receipt["gasUsed"]),
+        fee_wei=fee_of(receipt),
+        events=tuple(decode_logs(receipt["logs"])),
+        label=entry.call.label,
+        contract=str(receipt.get("contractAddress") or ""),
+    )
+
+
+def hash_of(receipt: Any) -> str:
+    """Return the transaction hash of a receipt as 0x-prefixed hex."""
+    return to_hex(receipt["transactionHash"])
+
+
+def to_hex(value: Any) -> str:
+    """Return bytes as 0x-prefixed hex."""
+    return "0x" + bytes(value).hex()
+
+
+def fee_of(receipt: Any) -> int:
+    """Return the cost of a mined transaction in wei of the chain's native coin."""
+    price = int(receipt.get("effectiveGasPrice") or 0)
+    return int(receipt["gasUsed"]) * price + _rollup_fee(receipt)
+
+
+def _rollup_fee(receipt: Any) -> int:
+    """Return the fee in wei that a rollup adds for publishing data on its parent chain."""
+    fee = receipt.get("l1Fee")
+    if fee is None:
+        return 0
+    return int(fee, 16) if isinstance(fee, str) else int(fee)

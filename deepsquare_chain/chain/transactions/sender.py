@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from eth_utils.address import to_checksum_address
 from web3 import AsyncWeb3
-from web3.exceptions import Web3Exception
+from web3.exceptions import ContractLogicError, Web3Exception, Web3RPCError
 
 from deepsquare_chain.chain.bindings.calls import Call
+from deepsquare_chain.chain.bindings.reverts import UnknownRevertError, decode_revert
 from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.heads import block_time_of
 from deepsquare_chain.chain.signers import Signer
-from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor, Preflight
+from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor, Preflight, request
 from deepsquare_chain.chain.transactions.nonce_manager import (
     NonceManager,
     Spender,
@@ -32,15 +33,21 @@ from deepsquare_chain.chain.transactions.nonce_manager import (
     find_spender,
     outcome_of,
 )
-from deepsquare_chain.chain.transactions.outbox import Entry, Outbox, TxState
-from deepsquare_chain.chain.transactions.receipts import (
-    OutOfGasError,
+from deepsquare_chain.chain.transactions.outbox import (
+    Entry,
+    Outbox,
     TxReceipt,
+    TxState,
     hash_of,
     read_receipt,
-    revert_reason,
 )
-from deepsquare_chain.errors import EndpointError, GridError, StoreError, WaitTimeoutError
+from deepsquare_chain.errors import (
+    EndpointError,
+    GridError,
+    RevertedError,
+    StoreError,
+    WaitTimeoutError,
+)
 from deepsquare_chain.faults import crash_point
 
 __all__ = [
@@ -67,6 +74,10 @@ if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
+
+
+class OutOfGasError(RevertedError):
+    """The gas limit was too low: the state changed between the estimate and the block."""
 
 
 class NonceTakenError(GridError):
@@ -381,7 +392,7 @@ class Sender:
                 f"({hash_of(receipt)} used its nonce {entry.nonce})"
             )
         if receipt["status"] != 1:
-            raise await revert_reason(self.w3, self.address, entry, receipt)
+            raise await _revert_reason(self.w3, self.address, entry, receipt)
         return read_receipt(entry, receipt)
 
     async def _check_receipt(self, entry: Entry, poll_state: _PollState) -> Any | None:
@@ -515,3 +526,22 @@ class Sender:
                     *await self._nonce_manager.head_and_nonce(), time.monotonic()
                 )
             return self._last_poll
+
+
+async def _revert_reason(
+    w3: AsyncWeb3[Any], sender: str, entry: Entry, receipt: Any
+) -> RevertedError:
+    """Return the reason of a failed transaction, by repeating the call on its block's state."""
+    tx_hash = hash_of(receipt)
+    if int(receipt["gasUsed"]) >= entry.gas:
+        return OutOfGasError(f"{entry.call.label!r} ran out of gas ({tx_hash})")
+    try:
+        await w3.eth.call(request(sender, entry.call), receipt["blockNumber"])
+    except ContractLogicError as error:
+        return decode_revert(error)
+    except (Web3RPCError, EndpointError):
+        pass
+    return UnknownRevertError(
+        f"{entry.call.label!r} was rejected by the contract ({tx_hash})",
+        hint="The state may have changed meanwhile; check it and try again.",
+    )
