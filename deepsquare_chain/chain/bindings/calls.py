@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from eth_typing import ChecksumAddress
 from eth_utils.address import (
@@ -23,6 +24,8 @@ from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError, UsageError
 
 LATEST: Final[BlockIdentifier] = "latest"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +79,27 @@ class ContractBase:
     async def _view(
         self, name: str, *arguments: Any, block: BlockIdentifier = LATEST
     ) -> tuple[Any, ...]:
-        """Call a view.
+        """Call a view, and return its decoded values; raises the errors of `_decoded_view`."""
+        decode = self._interface.function(name).decode
+        return await self._decoded_view(name, *arguments, block=block, decode=decode)
+
+    async def _decoded_view(
+        self,
+        name: str,
+        *arguments: Any,
+        block: BlockIdentifier,
+        decode: Callable[[bytes], T],
+    ) -> T:
+        """Call a view, and decode its result with a function that may raise `AbiError`.
 
         Raises:
             RevertedError: The contract reverted; raised as the matching subclass.
             EndpointError: The node did not answer, or the response is not of this contract.
         """
-        function = self._interface.function(name)
-        data = HexBytes(function.encode(*arguments))
+        data = HexBytes(self._interface.function(name).encode(*arguments))
         try:
             result = await self.w3.eth.call({"to": self.address, "data": data}, block)
-            return function.decode(bytes(result))
+            return decode(bytes(result))
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from web3 import AsyncWeb3
@@ -24,10 +25,10 @@ from deepsquare_chain.chain.bindings.deployment import (
 from deepsquare_chain.chain.bindings.forwarder import ForwarderContract
 from deepsquare_chain.chain.bindings.records import (
     Clock,
+    JobDecoder,
     Parameters,
     Report,
     parse_labels,
-    read_job,
     request_values,
     short,
     to_word,
@@ -339,6 +340,10 @@ class MetaSchedulerContract(ContractBase):
 
     artifact = "MetaScheduler"
 
+    def __init__(self, w3: AsyncWeb3[Any], address: str) -> None:
+        super().__init__(w3, address)
+        self._job_decoder = JobDecoder()
+
     async def job_count(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
         """Return the number of jobs ever submitted."""
         return int(await self._one("jobCount", block=block_identifier))
@@ -371,18 +376,19 @@ class MetaSchedulerContract(ContractBase):
         self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
     ) -> list[Job]:
         """Return job records in the order of the IDs; unknown jobs have the status NONE."""
-        id_chunks = chunks(list(job_ids), READ_CHUNK)
-        record_chunks = await asyncio.gather(
+        self._job_decoder.reserve(len(job_ids))
+        job_chunks = await asyncio.gather(
             *(
-                self._one("getJobs", list(id_chunk), block=block_identifier)
-                for id_chunk in id_chunks
+                self._decoded_view(
+                    "getJobs",
+                    list(id_chunk),
+                    block=block_identifier,
+                    decode=partial(self._job_decoder.decode, id_chunk),
+                )
+                for id_chunk in chunks(list(job_ids), READ_CHUNK)
             )
         )
-        return [
-            read_job(number, record)
-            for id_chunk, records in zip(id_chunks, record_chunks, strict=True)
-            for number, record in zip(id_chunk, records, strict=True)
-        ]
+        return [job for job_chunk in job_chunks for job in job_chunk]
 
     async def allotment(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> int:
         """Return the seconds that a job may run from its start; 0 until it is assigned."""
