@@ -542,10 +542,16 @@ async def open_sending(
         yes: Whether to sign without confirmation.
 
     Raises:
+        UsageError: Both --gasless and --unsigned were given.
         GridError: See `open_wallet` and `open_gasless`.
     """
     import asyncio
 
+    if gasless and context.unsigned is not None:
+        raise UsageError(
+            "--gasless signs a request, and --unsigned signs nothing",
+            hint="Leave out one of the two.",
+        )
     if gasless:
         from deepsquare_chain.client.gasless import open_gasless
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -383,7 +383,7 @@ async def submit(
 ) -> int | None:
     """Pay for a job and submit it to the grid's queue."""
     from deepsquare_chain.cli.job import wait_for_all
-    from deepsquare_chain.client.gateways import definitions_of, request_notifications
+    from deepsquare_chain.client.gateways import request_notifications
     from deepsquare_chain.client.submission import (
         bill,
         earlier_submission,
@@ -395,10 +395,11 @@ async def submit(
         submit,
     )
     from deepsquare_chain.job import spell_ids
-    from deepsquare_chain.store.definitions import FolderDefinitionStore
     from deepsquare_chain.store.gateway_client import GatewayDefinitionStore
     from deepsquare_chain.workflow import digest
 
+    if context.unsigned is not None:
+        _refuse_with_unsigned(permit=permit, wait=wait, key=key is not None)
     indices = None if array is None else parse_array(array)
     job_file, terms = _read(context, file, credits, time_limit, lenient)
     definition = _encrypted(
@@ -407,10 +408,7 @@ async def submit(
     )
     async with (
         open_sending(context, gasless=gasless, yes=yes) as wallet,
-        # With --unsigned there is no key to sign in to a gateway with.
-        nullcontext(FolderDefinitionStore(context.settings.store))
-        if context.unsigned
-        else definitions_of(context.settings, wallet.contracts.deployment, wallet.account) as store,
+        _definition_store(context, wallet) as store,
     ):
         gateways = store.gateways if isinstance(store, GatewayDefinitionStore) else ()
         if not gasless:
@@ -501,6 +499,52 @@ async def submit(
             # The jobs are paid for: print their IDs even if the wait fails or is interrupted.
             context.printer.rows(_SUBMITTED, submitted)
             raise
+
+
+def _refuse_with_unsigned(**given: bool) -> None:
+    """Refuse options that need the account's key, or a submission by this command.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    from deepsquare_chain.errors import UsageError
+
+    reasons = {
+        "permit": "a permit needs the key of the account",
+        "wait": "this command submits nothing; use `deepsquare job watch` after the submission",
+        "key": "only submissions of this command are recorded under their key",
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"--{name} does not work with --unsigned: {reasons[name]}",
+                hint=f"Leave out --{name}.",
+            )
+
+
+@asynccontextmanager
+async def _definition_store(
+    context: CommandContext, wallet: WalletConnection | GaslessWallet
+) -> AsyncIterator[DefinitionStore]:
+    """Open the store of definitions; with --unsigned, the settings' wallet signs in to gateways."""
+    from deepsquare_chain.client.gateways import definitions_of
+    from deepsquare_chain.client.network import open_account
+    from deepsquare_chain.store.definitions import FolderDefinitionStore
+    from deepsquare_chain.store.gateway_client import gateway_urls
+
+    settings, deployment, account = context.settings, wallet.contracts.deployment, wallet.account
+    if context.unsigned is not None and gateway_urls(settings, deployment):
+        if settings.keystore is None and settings.signer is None:
+            context.printer.note(
+                "Warning: no gateway gets the definition, because no wallet is set that can sign in. "
+                "Set the keystore of any wallet with credits."
+            )
+            yield FolderDefinitionStore(settings.store)
+            return
+        account = await open_account(settings)
+        context.printer.note(f"{account.address} signs in to the gateway to upload the definition.")
+    async with definitions_of(settings, deployment, account) as store:
+        yield store
 
 
 async def _warn(

@@ -8,6 +8,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,11 +24,13 @@ from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan, RelayedSe
 from deepsquare_chain.client.gateways import definitions_of
 from deepsquare_chain.client.jobs import histories, select
 from deepsquare_chain.client.network import WalletConnection
+from deepsquare_chain.client.transactions import AddressOnly
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.errors import InsufficientFundsError, RevertedError, StoreError, UsageError
 from deepsquare_chain.job import Conditions, Dependency, JobFlags, Terms
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.definitions import DefinitionStore
+from deepsquare_chain.store.gateway_client import gateway_urls
 from deepsquare_chain.store.outbox import RequestTables
 from deepsquare_chain.workflow import Definition, digest
 from deepsquare_chain.workflow.checks import MAX_USES_BYTES
@@ -602,7 +605,16 @@ async def resubmit(
         name=history.name,
         uses=history.uses,
     )
-    async with definitions_of(settings, wallet.contracts.deployment, wallet.account) as store:
+    async with AsyncExitStack() as stack:
+        deployment = wallet.contracts.deployment
+        store: DefinitionStore
+        if isinstance(wallet.account, AddressOnly) and gateway_urls(settings, deployment):
+            # No key can sign in to read the definition, and the gateway has it already.
+            store = _StoredDefinition(job.definition)
+        else:
+            store = await stack.enter_async_context(
+                definitions_of(settings, deployment, wallet.account)
+            )
         data = await store.get(job.definition, job_id)
         return await submit(
             wallet.contracts,
@@ -611,3 +623,18 @@ async def resubmit(
             [Request(terms, (data,))],
             timeout=settings.timeout,
         )
+
+
+class _StoredDefinition:
+    """A definition that a gateway has from an earlier job; its content is not read."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    async def put(self, data: bytes) -> bytes:  # noqa: ARG002
+        """Return the digest without an upload."""
+        return self._key
+
+    async def get(self, digest: bytes, job_id: int | None = None) -> bytes:  # noqa: ARG002
+        """Return no bytes: a submission needs only the digest."""
+        return b""

@@ -759,10 +759,15 @@ def _overview(grid: LocalGrid, settings: Path | None) -> list[str]:
     lines += ["", "In other terminals, one folder each:"]
     lines += [f"  cd {homes['scheduler']} && deepsquare metascheduler run"]
     lines += [f"  cd {homes[role]} && deepsquare provider run" for role in PROVIDERS]
-    lines += ["", "In this terminal, as alice:", "  deepsquare submit examples/hello.yaml --wait"]
+    lines += ["", "In another one, in this folder, as alice:"]
+    job = Path("examples/hello.yaml")
+    if not job.is_file():  # not in a checkout
+        job = Path("job.yaml")
+        lines += [f"  deepsquare init {job}"] * (not job.exists())
+    lines += [f"  deepsquare submit {job} --wait"]
     if grid.relay_url:
         wallet = f"--keystore {homes[CUSTOMER_WITHOUT_COIN]}/wallet.json"
-        lines += [f"  deepsquare submit examples/hello.yaml --gasless {wallet}"]
+        lines += [f"  deepsquare submit {job} --gasless {wallet}"]
     lines += ["", "Stop it with Ctrl-C."]
     return lines
 

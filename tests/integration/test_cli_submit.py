@@ -407,6 +407,29 @@ def test_unsigned_calls_are_printed_for_a_safe(
     assert shown.out.splitlines()[-1] == f"0x{call.data.hex()}"
 
 
+def test_an_account_without_its_key_submits_and_retries(
+    cli: Cli, local_devnet: LocalDevnet, sent: Any
+) -> None:
+    keystore = local_devnet.wallets / "bob.json"
+    bob = load_account(keystore, local_devnet.wallets / "password").address
+    signed = ("--gasless", "--yes", "--keystore", str(keystore))
+    [ended] = data(cli("submit", HELLO, *signed, "-o", "json"))
+    assert cli("job", "cancel", str(ended["id"]), *signed).code == 0
+    # The wallet of the settings must not pay instead.
+    for option in ("--gasless", "--permit", "--wait", "--key=k"):
+        refused = cli("submit", HELLO, option, "--yes", "--unsigned", bob)
+        assert (refused.code, refused.out) == (2, ""), option
+        assert option.partition("=")[0] in refused.err, option
+    shown = cli("submit", HELLO, "--env", "UNSIGNED=1", "--unsigned", bob, "-o", "json")
+    assert "signs in to the gateway to upload the definition" in shown.err
+    digest = data(shown)["transactions"][-1]["data"][-64:]
+    assert list(local_devnet.folder.rglob(f"{digest}*")), "no gateway has the definition"
+    # Only the customer could read the definition again, and a retry does not need to.
+    retried = data(cli("job", "retry", str(ended["id"]), "--unsigned", bob, "-o", "json"))
+    assert retried["transactions"][-1]["data"].endswith(ended["definition"])
+    assert sent() == 0
+
+
 def test_statements_by_date_and_an_invoice_as_a_page(
     cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
