@@ -46,13 +46,12 @@ from deepsquare_chain.audit.anomalies import (
     ReplayContext,
     Subject,
 )
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, from_attributes
+from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, from_attributes
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.chain.bindings.events import ProviderChallenged
 from deepsquare_chain.chain.rpc.batching import chunks
-from deepsquare_chain.credits import allotment
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.indexer import read_models as rm
 from deepsquare_chain.indexer.records import event_of, job_entry, offering
@@ -80,7 +79,7 @@ from deepsquare_chain.indexer.schema import (
     transactions,
     transitions,
 )
-from deepsquare_chain.job import HOUR, NO_LOAD, JobFlags, JobStatus, Load, ProviderStatus, Resources
+from deepsquare_chain.job import HOUR, NO_LOAD, JobStatus, Load, ProviderStatus, Resources
 from deepsquare_chain.metascheduler.provider_labels import MeasuredRun
 from deepsquare_chain.store.base import Amount, Database, blocks
 
@@ -716,15 +715,16 @@ class JobQueries(Reader):
             NotFoundError: The index does not contain the job.
         """
         with self._read() as (connection, snapshot):
-            row = None
-            if 0 < job_id <= MAX_INT:
-                row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
-            if row is None:
-                raise NotFoundError(
-                    f"Job {job_id} does not exist up to block {snapshot.number('block')}",
-                    hint="The index may still be catching up.",
-                )
-            return self._detail(connection, row, snapshot)
+            return _job_detail(connection, _stored_job(connection, job_id, snapshot), snapshot)
+
+    def job_entry(self, job_id: int) -> JobEntry:
+        """Return a job as the job ledger of an audit holds it. Raises the errors of `job`."""
+        with self._read() as (connection, snapshot):
+            entry = job_entry(_stored_job(connection, job_id, snapshot))
+            query = with_position(transitions).where(transitions.c.job_id == job_id)
+            rows, _ = first_rows(connection, query, *transitions.primary_key)
+        entry.transitions += [(row.time, row.after, row.hash) for row in rows]
+        return entry
 
     def transitions(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
@@ -759,33 +759,42 @@ class JobQueries(Reader):
             query = query.where(settlements.c.provider == address(provider))
         return self._page(settlements, query, _settlement_row, cursor, limit)
 
-    def _detail(
-        self, connection: Connection, row: Row[Any], snapshot: IndexSnapshot
-    ) -> rm.JobDetail:
-        def rows_of(table: Table, query: Select[Any]) -> tuple[Sequence[Row[Any]], bool]:
-            own_rows = query.where(table.c.job_id == row.id)
-            return first_rows(connection, own_rows, *table.primary_key)
 
-        event_rows, more_events = rows_of(events, with_position(events))
-        transition_rows, _ = rows_of(transitions, with_position(transitions))
-        movement_rows, _ = rows_of(movements, with_position(movements))
-        payment_rows, _ = rows_of(settlements, _SETTLEMENTS)
-        until_spent = JobFlags.UNTIL_SPENT in row.flags
-        return from_attributes(
-            rm.JobDetail,
-            row,
-            row=job_row(row, snapshot),
-            allotment=allotment(row.time_limit, until_spent, _last_escrow(row), row.rate),
-            transitions=tuple(
-                _transition_row(transition, snapshot) for transition in transition_rows
-            ),
-            payments=tuple(_settlement_row(payment, snapshot) for payment in payment_rows),
-            movements=tuple(movement_row(movement, snapshot) for movement in movement_rows),
-            events=tuple(event_row(event, snapshot) for event in event_rows),
-            more_events=more_events,
-            line=_retry_chain(connection, row),
-            challenge=_challenge(connection, row, snapshot),
-        )
+def _stored_job(connection: Connection, job_id: int, snapshot: IndexSnapshot) -> Row[Any]:
+    """Return the row of a job. Raises NotFoundError if the index does not contain it."""
+    if 0 < job_id <= MAX_INT:
+        row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
+        if row is not None:
+            return row
+    raise NotFoundError(
+        f"Job {job_id} does not exist up to block {snapshot.number('block')}",
+        hint="The index may still be catching up.",
+    )
+
+
+def _job_detail(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> rm.JobDetail:
+    def rows_of(
+        table: Table, query: Select[Any], make: Callable[[Row[Any], IndexSnapshot], T]
+    ) -> tuple[tuple[T, ...], bool]:
+        own_rows = query.where(table.c.job_id == row.id)
+        rows, more = first_rows(connection, own_rows, *table.primary_key)
+        return tuple(make(own_row, snapshot) for own_row in rows), more
+
+    job_events, more_events = rows_of(events, with_position(events), event_row)
+    challenged = row.provider is not None and row.status.is_assigned
+    return from_attributes(
+        rm.JobDetail,
+        row,
+        row=job_row(row, snapshot),
+        allotment=job_entry(row).allotment,
+        transitions=rows_of(transitions, with_position(transitions), _transition_row)[0],
+        payments=rows_of(settlements, _SETTLEMENTS, _settlement_row)[0],
+        movements=rows_of(movements, with_position(movements), movement_row)[0],
+        events=job_events,
+        more_events=more_events,
+        line=_retry_chain(connection, row),
+        challenge=open_challenge(connection, row.provider, snapshot) if challenged else None,
+    )
 
 
 def _order(sort: str) -> list[ColumnElement[Any]]:
@@ -802,17 +811,6 @@ def _order(sort: str) -> list[ColumnElement[Any]]:
             f"{sort[:40]!r} is not a sort key of jobs", hint=f"There are {', '.join(SORTS)}."
         )
     return [column.desc() if sort.startswith("-") else column.asc() for column in columns]
-
-
-def _last_escrow(row: Row[Any]) -> int:
-    """Return the escrow in credit-wei after interim payments, but before the settlement."""
-    return int(row.funded + row.carried_in - row.collected_paid - row.collected_fee)
-
-
-def _challenge(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) -> Any:
-    if row.provider is None or not row.status.is_assigned:
-        return None
-    return open_challenge(connection, row.provider, snapshot)
 
 
 def _retry_chain(connection: Connection, row: Row[Any]) -> tuple[rm.LineRow, ...]:

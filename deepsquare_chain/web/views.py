@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
-from deepsquare_chain.audit.bill import Invoice, InvoiceLine, JobBill, make_invoice, recompute_bill
+from deepsquare_chain.audit.bill import Invoice, InvoiceLine, make_invoice, recompute_bill
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.client.transactions import FLAG_TEXTS
-from deepsquare_chain.credits import cost
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.read_models import (
     EscrowPoint,
     JobDetail,
+    MovementRow,
     Place,
     ProviderChange,
     ProviderRow,
@@ -25,7 +24,7 @@ from deepsquare_chain.indexer.read_models import (
     UsePoint,
     Utilisation,
 )
-from deepsquare_chain.job import HOUR, Hardware, JobFlags, JobStatus, Offer, Terms
+from deepsquare_chain.job import HOUR, Hardware, JobFlags, JobStatus, Offer
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import (
     capacity,
@@ -47,10 +46,6 @@ ENDS: Final = (
     JobStatus.PANICKED,
 )
 _CREDIT: Final = 10**18
-#: Fields of a ledger entry that a read model has under the same name.
-_ENTRY_FIELDS: Final = frozenset(field.name for field in dataclass_fields(JobEntry)) - {
-    *("definition", "terms", "provider", "result", "retry_of", "successor", "transitions")
-}
 _LINE_CLASSES: Final = ("line", "line-2", "line-3", "line-4")
 
 
@@ -106,77 +101,24 @@ def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
     return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, maximum))
 
 
-def bill(detail: JobDetail) -> JobBill | None:
-    """Recompute the bill of a job, to compare it with the payment; None before the settlement."""
-    return recompute_bill(_entry(detail)) if detail.row.status.is_final else None
-
-
-def terms_of(detail: JobDetail) -> Terms:
-    """Return the terms of a job, with its current credits and time limit."""
-    row = detail.row
-    return Terms(
-        amount=row.funded + detail.carried_in,
-        time_limit=row.time_limit,
-        resources=row.resources,
-        retries=detail.retries_left,
-        flags=row.flags,
-        objective=row.objective,
-        name=row.name,
-        uses=detail.uses,
-    )
-
-
-def invoice(detail: JobDetail, deployment: Deployment, block: int) -> Invoice:
-    """Return the invoice of a job that has ended.
-
-    Args:
-        detail: The job.
-        deployment: The contracts that settled it.
-        block: The last indexed block.
+def invoice(
+    job: JobEntry, movements: Iterable[MovementRow], deployment: Deployment, block: int
+) -> Invoice:
+    """Return the invoice of an ended job; `block` is the last indexed one.
 
     Raises:
         UsageError: The job has not ended.
     """
-    job_bill = bill(detail)
-    if job_bill is None:
+    if not job.status.is_final:
         raise UsageError(
-            f"Job {detail.row.id} has not ended, so that there is no invoice yet",
-            hint=f"See /jobs/{detail.row.id} for what it has cost so far.",
+            f"Job {job.id} has not ended, so that there is no invoice yet",
+            hint=f"See /jobs/{job.id} for what it has cost so far.",
         )
-    movements = (
+    lines = (
         (row.account, InvoiceLine(row.at.time, row.kind, row.amount, row.at.tx_hash))
-        for row in detail.movements
+        for row in movements
     )
-    return make_invoice(_entry(detail), job_bill, deployment, block, movements)
-
-
-def _entry(detail: JobDetail) -> JobEntry:
-    """Return the job as the job ledger of an audit holds it."""
-    row = detail.row
-    values = {
-        name: getattr(source, name)
-        for source in (detail, row)
-        for name in _ENTRY_FIELDS
-        if hasattr(source, name)
-    }
-    return JobEntry(
-        definition=bytes.fromhex(detail.definition.removeprefix("0x")),
-        terms=terms_of(detail),
-        provider=row.provider or ZERO_ADDRESS,
-        transitions=[(row.at.time, row.after, row.at.tx_hash) for row in detail.transitions],
-        **values,
-    )
-
-
-def accrued(detail: JobDetail, now: int) -> int:
-    """Return the credit-wei that a RUNNING job would be billed if it ended now; zero for others.
-
-    Seconds that interim payments have already billed are not included.
-    """
-    row = detail.row
-    if row.status is not JobStatus.RUNNING:
-        return 0
-    return cost(row.rate, min(max(0, now - detail.billed_until), detail.allotment))
+    return make_invoice(job, recompute_bill(job), deployment, block, lines)
 
 
 def flags_in_words(flags: JobFlags) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from deepsquare_chain.audit.bill import STYLE, render_html
+from deepsquare_chain.audit.bill import STYLE, recompute_bill, render_html
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.reverts import HINTS
 from deepsquare_chain.errors import GridError, UsageError
@@ -86,13 +86,16 @@ def _filters(counts: Any) -> list[tuple[str, str, int]]:
 async def job(request: Request) -> Response:
     """The page of one job."""
     site = site_of(request)
-    detail = await run_query(site.index.job, number_of(request.path_params["job"], "job ID"))
+    job_id = number_of(request.path_params["job"], "job ID")
+    detail = await run_query(site.index.job, job_id)
+    entry = await run_query(site.index.job_entry, job_id)
     providers = await run_query(site.index.providers)
     provider_eligibility = await eligibility(site.contracts, detail, providers)
     now = site.now(await run_query(site.index.status))
     stages = views.stages(detail.transitions, now)
     definition, text = await _definition(site, detail)
     is_pending = detail.row.status is JobStatus.PENDING
+    bill = recompute_bill(entry, now=now)
     return await render_page(
         request,
         "job.html",
@@ -101,8 +104,9 @@ async def job(request: Request) -> Response:
         stages=stages,
         timeline=views.timeline(stages),
         flows=views.flows(detail),
-        bill=views.bill(detail),
-        accrued=views.accrued(detail, now),
+        bill=bill if bill.settled else None,
+        # Seconds that interim payments have already billed are not included.
+        accrued=bill.cost,
         flags=views.flags_in_words(detail.row.flags),
         prospect=await site.forecasts.of(detail.row.id) if is_pending else None,
         is_pending=is_pending,
@@ -120,9 +124,11 @@ async def job(request: Request) -> Response:
 async def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
-    detail = await run_query(site.index.job, number_of(request.path_params["job"], "job ID"))
+    job_id = number_of(request.path_params["job"], "job ID")
+    detail = await run_query(site.index.job, job_id)
+    entry = await run_query(site.index.job_entry, job_id)
     status = await run_query(site.index.status)
-    data = views.invoice(detail, site.contracts.deployment, status.block)
+    data = views.invoice(entry, detail.movements, site.contracts.deployment, status.block)
     page = await run_query(render_html, data)
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
