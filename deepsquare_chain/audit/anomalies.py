@@ -12,7 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from deepsquare_chain.audit.entries import MIN_REPORT_GRACE, ZERO_ADDRESS, JobEntry
+from deepsquare_chain.audit.entries import (
+    MIN_REPORT_GRACE,
+    ZERO_ADDRESS,
+    JobEntry,
+    TransactionContext,
+)
 from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.chain.bindings.deployment import ADMIN_ROLE, Deployment, Timeouts, role_name
 from deepsquare_chain.credits import CREDIT, credit_count
@@ -99,15 +104,6 @@ class Anomaly:
     tx_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayContext:
-    """A transaction, or the end of a replay: block, chain time in seconds, transaction hash."""
-
-    block: int
-    time: int
-    tx_hash: str = ""
-
-
 def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> list[Anomaly]:
     """Mark the late assignments that providers made themselves.
 
@@ -142,7 +138,7 @@ class AnomalyRules:
 
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[Anomaly] = []
-        self._context = ReplayContext(0, 0)
+        self._context = TransactionContext(0, 0)
         self._scheduler = deployment.scheduler
         names = ("Credit", "ProviderRegistry", "MetaScheduler")
         self._names = dict(zip(deployment.addresses, names, strict=True))
@@ -180,7 +176,7 @@ class AnomalyRules:
         return anomalies
 
     def read(
-        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: ReplayContext
+        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: TransactionContext
     ) -> None:
         """Examine one transaction. The ledgers must already include it."""
         self._context = context
@@ -206,7 +202,9 @@ class AnomalyRules:
                 case _:
                     self._administrative(event)
 
-    def all_anomalies(self, jobs: Mapping[int, JobEntry], context: ReplayContext) -> list[Anomaly]:
+    def all_anomalies(
+        self, jobs: Mapping[int, JobEntry], context: TransactionContext
+    ) -> list[Anomaly]:
         """Return all anomalies, including the conditions that are open at a block; oldest first."""
         recorded, self.rows, self._context = self.rows, list(self.rows), context
         for job_id, account in sorted(self._running.items()):

@@ -193,22 +193,23 @@ def transfers(
     topics: list[str | None] = [event_topics(Transfer)[0], _topic(sender), _topic(recipient)]
     while topics[-1] is None:
         topics.pop()
-    query = {
-        "fromBlock": hex(deployment.block),
-        "toBlock": hex(block),
-        "address": deployment.credit,
-        "topics": topics,
-    }
     names = (("from", sender), ("to", recipient))
     filters = "".join(f" {word} {account}" for word, account in names if account)
     topics_text = " ".join("null" if topic is None else topic for topic in topics)
     return NodeRequest(
         f"Transfer events of the credit{filters}, blocks {deployment.block} to {block}",
         "eth_getLogs",
-        (query,),
+        (_log_query(deployment, deployment.credit, block, topics),),
         f"cast logs --address {deployment.credit} --from-block {deployment.block} "
         f"--to-block {block} {topics_text}",
     )
+
+
+def _log_query(
+    deployment: Deployment, address: str, block: int, topics: list[str | None]
+) -> dict[str, Any]:
+    blocks = {"fromBlock": hex(deployment.block), "toBlock": hex(block)}
+    return {**blocks, "address": address, "topics": topics}
 
 
 def _topic(account: str) -> str | None:
@@ -243,7 +244,7 @@ def conservation(
     incoming = transfers(deployment, block, recipient=scheduler)
     outgoing = transfers(deployment, block, sender=scheduler)
     created = Side("mints - burns", (("minted", totals.minted), ("burned", -totals.burned)))
-    owed = _owed(totals)
+    owed = Side("escrows + withdrawable", owed_terms(totals.escrow, totals.parked, totals.donated))
     balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
     records = [
         call(
@@ -285,11 +286,10 @@ def conservation(
     return checks
 
 
-def _owed(totals: Totals) -> Side:
-    terms = [("escrow of live jobs", totals.escrow), ("withdrawable", totals.parked)]
-    if totals.donated:
-        terms.append(("sent to it by mistake", totals.donated))
-    return Side("escrows + withdrawable", tuple(terms))
+def owed_terms(escrow: int, parked: int, donated: int) -> tuple[tuple[str, int], ...]:
+    """Return what the MetaScheduler must hold, by reason, in credit-wei."""
+    terms = (("escrow of live jobs", escrow), ("withdrawable", parked))
+    return (*terms, ("sent to it by mistake", donated)) if donated else terms
 
 
 def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> ConservationCheck:
@@ -325,13 +325,7 @@ def job_logs(deployment: Deployment, block: int, job_id: int) -> NodeRequest:
 
     The job ID is the first indexed field of these events.
     """
-    topic = f"0x{job_id:064x}"
-    query = {
-        "fromBlock": hex(deployment.block),
-        "toBlock": hex(block),
-        "address": deployment.scheduler,
-        "topics": [None, topic],
-    }
+    query = _log_query(deployment, deployment.scheduler, block, [None, f"0x{job_id:064x}"])
     return NodeRequest(
         f"events of job {job_id}, blocks {deployment.block} to {block}",
         "eth_getLogs",

@@ -272,7 +272,7 @@ class Totals:
 
 @dataclass(slots=True)
 class TransactionContext:
-    """The context of one transaction during a replay.
+    """The context of one transaction, or of the end of a replay, which has no hash.
 
     Attributes:
         owed_in: Credit-wei that each account must pay to the scheduler. At the end of the
@@ -289,9 +289,9 @@ class TransactionContext:
 
     block: int
     time: int
-    tx_hash: str
-    findings: list[AuditFinding]
-    entries: list[LedgerEntry]
+    tx_hash: str = ""
+    findings: list[AuditFinding] = field(default_factory=list)
+    entries: list[LedgerEntry] = field(default_factory=list)
     owed_in: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     owed_out: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ended: dict[int, int] = field(default_factory=dict)

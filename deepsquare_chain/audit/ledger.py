@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Final, TypeAlias
 
 from eth_utils.address import to_checksum_address
 
-from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, ReplayContext
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules
 from deepsquare_chain.audit.entries import (
     MIN_COLLECT_INTERVAL,
     MIN_REPORT_GRACE,
@@ -93,11 +93,9 @@ class Ledger:
                 raise AuditError(f"The time of block {block} is missing")
             time = block_times[block]
             transaction_events = list(group)
-            ledger._ledgers.read(
-                TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries),
-                transaction_events,
-            )
-            ledger._rules.read(transaction_events, ledger.jobs, ReplayContext(block, time, tx_hash))
+            context = TransactionContext(block, time, tx_hash, ledger.findings, ledger._entries)
+            ledger._ledgers.read(context, transaction_events)
+            ledger._rules.read(transaction_events, ledger.jobs, context)
             ledger.block, ledger.time = block, time
         ledger.block = ledger.block if to_block is None else to_block
         ledger.time = ledger.time if now is None else now
@@ -139,40 +137,38 @@ class Ledger:
     @property
     def anomalies(self) -> list[Anomaly]:
         """Anomalies (allowed but unusual), oldest first."""
-        return self._rules.all_anomalies(self.jobs, ReplayContext(self.block, self.time))
+        return self._rules.all_anomalies(self.jobs, TransactionContext(self.block, self.time))
 
     @property
     def totals(self) -> Totals:
         """Totals of the whole ledger."""
         jobs = self.jobs.values()
-        scheduler_balance = self._ledgers.tokens.balances.get(self.deployment.scheduler, 0)
+        tokens = self._ledgers.tokens
+        scheduler_balance = tokens.balances.get(self.deployment.scheduler, 0)
         escrow = sum(job.escrow for job in jobs)
-        parked = sum(self._ledgers.tokens.parked.values())
-        return Totals(
-            jobs=len(self.jobs),
-            minted=self._ledgers.tokens.minted,
-            burned=self._ledgers.tokens.burned,
-            supply=self._ledgers.tokens.supply,
+        parked = sum(tokens.parked.values())
+        return from_attributes(
+            Totals,
+            tokens,  # minted, burned, supply and donated
+            jobs=len(jobs),
             scheduler_balance=scheduler_balance,
             escrow=escrow,
             parked=parked,
-            donated=self._ledgers.tokens.donated,
-            balances=sum(self.balances.values()),
+            balances=sum(tokens.balances.values()),
             paid=sum(job.paid for job in jobs),
             fees=sum(job.fee for job in jobs),
             refunded=sum(job.refunded for job in jobs),
-            difference=scheduler_balance - escrow - parked - self._ledgers.tokens.donated,
+            difference=scheduler_balance - escrow - parked - tokens.donated,
         )
 
     def statement(self, account: str) -> list[StatementRow]:
         """Return all movements of an account, oldest first, with the balance after each."""
-        return list(self._rows(to_checksum_address(account)))
-
-    def _rows(self, account: str) -> Iterator[StatementRow]:
-        balance = 0
-        for entry in self._entries_by_account.get(account, ()):
-            balance += entry.amount
-            yield from_attributes(StatementRow, entry, balance=balance)
+        entries = self._entries_by_account.get(to_checksum_address(account), ())
+        balances = accumulate(entry.amount for entry in entries)
+        return [
+            from_attributes(StatementRow, entry, balance=balance)
+            for entry, balance in zip(entries, balances, strict=True)
+        ]
 
     def _check_duplicates(self, events: list[ev.Event]) -> None:
         for previous, event in pairwise(events):
@@ -197,12 +193,9 @@ class Ledger:
                 f"{totals.difference} apart from escrow, parked and donated"
             )
             self.findings.append(AuditFinding("conservation", message, self.block, ""))
-        if sum(self.balances.values()) != totals.supply:
+        if totals.balances != totals.supply:
             message = "the balances do not add up to the supply"
             self.findings.append(AuditFinding("supply", message, self.block, ""))
-        self._check_statements()
-
-    def _check_statements(self) -> None:
         for account in sorted({*self._entries_by_account, *self.balances}):
             total = sum(entry.amount for entry in self._entries_by_account.get(account, ()))
             if total != self.balances.get(account, 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -295,7 +296,7 @@ async def explore(
     from deepsquare_chain.daemon.service import ServiceSettings
     from deepsquare_chain.indexer.service import index_location
     from deepsquare_chain.web.server import Address, run_explorer
-    from deepsquare_chain.web.site import Link
+    from deepsquare_chain.web.site import Link, Site
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="explorer")
@@ -309,10 +310,13 @@ async def explore(
         index_location(settings),
         ServiceSettings(**common),
         address=Address(host, port, names),
-        store=folder,
-        gateway=gateways[0] if gateways else "",
-        relay=known_relay(settings, deployment),
-        submissions=submissions,
-        links=Link.parse(settings.explorer_links),
+        site_of=partial(
+            Site,
+            store=folder,
+            gateway=gateways[0] if gateways else "",
+            relay=known_relay(settings, deployment),
+            submissions=submissions,
+            links=Link.parse(settings.explorer_links),
+        ),
         ready=ready,
     )

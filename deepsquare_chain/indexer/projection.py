@@ -14,12 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Table
 
-from deepsquare_chain.audit.anomalies import (
-    Anomaly,
-    AnomalyRules,
-    ReplayContext,
-    name_self_scheduled,
-)
+from deepsquare_chain.audit.anomalies import Anomaly, AnomalyRules, name_self_scheduled
 from deepsquare_chain.audit.entries import JobEntry, LedgerEntry, ProviderEntry, TransactionContext
 from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.chain.bindings import events as ev
@@ -198,14 +193,10 @@ class Projection:
         for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
             transaction = self._block_data.transactions[tx_hash]
             transaction_events = list(group)
-            context = TransactionContext(number, header.time, tx_hash, [], [])
+            context = TransactionContext(number, header.time, tx_hash)
             self._ledgers.read(context, transaction_events)
             entries += ((transaction.position, entry) for entry in context.entries)
-            self._anomalies.read(
-                transaction_events,
-                self._ledgers.jobs.jobs,
-                ReplayContext(number, header.time, tx_hash),
-            )
+            self._anomalies.read(transaction_events, self._ledgers.jobs.jobs, context)
             named = name_self_scheduled(self._anomalies.take(), {tx_hash: transaction.sender})
             anomalies += ((transaction.position, row) for row in named)
             self._transaction(transaction, len(transaction_events))

@@ -43,10 +43,14 @@ from deepsquare_chain.audit.anomalies import (
     Anomaly,
     AnomalyRules,
     Code,
-    ReplayContext,
     Subject,
 )
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, from_attributes
+from deepsquare_chain.audit.entries import (
+    ZERO_ADDRESS,
+    JobEntry,
+    TransactionContext,
+    from_attributes,
+)
 from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
@@ -310,7 +314,7 @@ def first_rows(
 
 # -- accounts
 
-_LIVE = [status for status in JobStatus if status.is_live]
+LIVE: Final = tuple(status for status in JobStatus if status.is_live)
 
 
 class AccountQueries(Reader):
@@ -337,7 +341,7 @@ class AccountQueries(Reader):
                 balance=last_line.balance if last_line is not None else 0,
                 parked=parked_of(connection, key),
                 jobs=_count(connection, submitted),
-                jobs_live=_count(connection, submitted & jobs.c.status.in_(_LIVE)),
+                jobs_live=_count(connection, submitted & jobs.c.status.in_(LIVE)),
                 movements=last_line.line if last_line is not None else 0,
                 provider_id=connection.execute(
                     select(providers.c.id).where(providers.c.account == key)
@@ -396,9 +400,8 @@ def parked_of(connection: Connection, account: str) -> int:
     return parked or 0
 
 
-def _count(connection: Connection, condition: object) -> int:
-    query = select(func.count()).select_from(jobs).where(condition)  # type: ignore[arg-type]
-    return int(connection.execute(query).scalar_one())
+def _count(connection: Connection, condition: ColumnElement[bool]) -> int:
+    return connection.execute(select(func.count()).select_from(jobs).where(condition)).scalar_one()
 
 
 # -- providers, roles and parameters
@@ -1003,17 +1006,13 @@ def _figures_at(
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
-    return {status: _number(row, column) for status, column in STATUS_COLUMNS.items()}
-
-
-def _number(row: Row[Any] | None, column: str) -> int:
-    return 0 if row is None else int(getattr(row, column))
+    return {status: int(getattr(row, name, 0)) for status, name in STATUS_COLUMNS.items()}
 
 
 def _amounts(row: Row[Any] | None) -> dict[str, int]:
     """Return the amounts of a row of `totals` and the supply, in credit-wei."""
     names = [column.name for column in totals.c if isinstance(column.type, Amount)]
-    sums = {name: _number(row, name) for name in names}
+    sums = {name: int(getattr(row, name, 0)) for name in names}
     return {**sums, "supply": sums["minted"] - sums["burned"]}
 
 
@@ -1094,7 +1093,7 @@ class AnomalyQueries(Reader):
             challenges = [last_challenge(connection, account) for account in accounts]
         rules = AnomalyRules(normalised(self.deployment))
         rules.resume(entries.values(), challenges)
-        context = ReplayContext(snapshot.number("block"), snapshot.number("time", 0))
+        context = TransactionContext(snapshot.number("block"), snapshot.number("time", 0))
         anomalies = rules.all_anomalies(entries, context)
         anomalies.sort(key=lambda row: -row.job_id)
         at = snapshot.at(context.block, context.time, "", None)
@@ -1252,17 +1251,16 @@ class BlockQueries(Reader):
                 return _address_hits(connection, address(query.lower()))
             if match := HASH.fullmatch(query.lower()):
                 return _hash_hits(connection, match[1])
-            return (*_number_hits(connection, query), *_name_hits(connection, query))
+            same_name = jobs.c.name_key.contains(query.casefold(), autoescape=True)
+            return (*_number_hits(connection, query), *_job_hits(connection, same_name))
 
 
 def _address_hits(connection: Connection, account: str) -> tuple[rm.Hit, ...]:
-    row = connection.execute(
-        select(providers.c.id).where(providers.c.account == account)
-    ).one_or_none()
-    hits = [rm.Hit("account", account, account)]
-    if row is not None:
-        hits.insert(0, rm.Hit("provider", account, f"provider {row.id or account}"))
-    return tuple(hits)
+    ids = connection.execute(select(providers.c.id).where(providers.c.account == account))
+    hits = [
+        rm.Hit("provider", account, f"provider {number or account}") for number in ids.scalars()
+    ]
+    return (*hits, rm.Hit("account", account, account))
 
 
 def _hash_hits(connection: Connection, digits: str) -> tuple[rm.Hit, ...]:
@@ -1272,37 +1270,26 @@ def _hash_hits(connection: Connection, digits: str) -> tuple[rm.Hit, ...]:
         hits.append(rm.Hit("block", key, key))
     if connection.execute(select(transactions.c.block).where(transactions.c.hash == key)).first():
         hits.append(rm.Hit("transaction", key, key))
-    query = select(jobs.c.id, jobs.c.name).where(jobs.c.definition == digits)
-    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
-    return (*hits, *(rm.Hit("job", str(row.id), row.name) for row in rows))
+    return (*hits, *_job_hits(connection, jobs.c.definition == digits))
 
 
 def _number_hits(connection: Connection, query: str) -> list[rm.Hit]:
     match = NUMBER.fullmatch(query)
     if match is None:
         return []
-    number, hits = int(match[1]), []
-    job = connection.execute(select(jobs.c.name).where(jobs.c.id == number)).one_or_none()
-    if job is not None:
-        hits.append(rm.Hit("job", str(number), job.name))
+    number = int(match[1])
+    hits = _job_hits(connection, jobs.c.id == number)
     if connection.execute(select(headers.c.number).where(headers.c.number == number)).first():
         hits.append(rm.Hit("block", str(number), f"block {number}"))
-    row = connection.execute(
-        select(providers.c.account).where(providers.c.id == number)
-    ).one_or_none()
-    if row is not None:
-        hits.append(rm.Hit("provider", row.account, f"provider {number}"))
+    accounts = connection.execute(select(providers.c.account).where(providers.c.id == number))
+    hits += [rm.Hit("provider", account, f"provider {number}") for account in accounts.scalars()]
     return hits
 
 
-def _name_hits(connection: Connection, text: str) -> list[rm.Hit]:
-    query = (
-        select(jobs.c.id, jobs.c.name)
-        .where(jobs.c.name_key.contains(text.casefold(), autoescape=True))
-        .order_by(jobs.c.id.desc())
-        .limit(MAX_HITS)
-    )
-    return [rm.Hit("job", str(row.id), row.name) for row in connection.execute(query)]
+def _job_hits(connection: Connection, condition: ColumnElement[bool]) -> list[rm.Hit]:
+    query = select(jobs.c.id, jobs.c.name).where(condition)
+    rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(MAX_HITS))
+    return [rm.Hit("job", str(row.id), row.name) for row in rows]
 
 
 def _block(row: Row[Any], snapshot: IndexSnapshot) -> rm.BlockRow:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Column, Connection, Table, delete, func, insert, select, update
 
 from deepsquare_chain.audit.entries import JobEntry, TransactionContext, from_attributes
 from deepsquare_chain.audit.ledger import GridLedgers, normalised
@@ -111,20 +111,13 @@ class IndexWriter:
         job_ids = set(_column(connection, schema.events.c.job_id, undone))
         undone_transitions = schema.transitions.c.block > number
         job_ids |= set(_column(connection, schema.transitions.c.job_id, undone_transitions))
-        accounts = set(_column(connection, schema.events.c.account, undone))
+        accounts = set(_column(connection, schema.events.c.account, undone)) - {None}
         chain = _with_predecessors(connection, job_ids - {None})
         for table in _BY_BLOCK:
             connection.execute(delete(table).where(table.c.block > number))
         connection.execute(delete(schema.headers).where(schema.headers.c.number > number))
-        restored = self._replay(connection, chain, accounts - {None})
-        for table, key, keys in (
-            (schema.jobs, "id", chain),
-            (schema.providers, "account", accounts),
-        ):
-            for key_batch in chunks(sorted(keys - {None}), schema.MAX_KEYS):
-                connection.execute(delete(table).where(table.c[key].in_(key_batch)))
-        _insert(connection, schema.jobs, _job_rows(restored))
-        _insert(connection, schema.providers, map(provider_values, restored.providers.values()))
+        restored = self._replay(connection, chain, accounts)
+        _replace_entries(connection, restored, chain, accounts)
         last_time = connection.execute(select(func.max(schema.headers.c.time))).scalar() or 0
         record_change(connection, "reorg", number + 1, number + 1, sorted(chain))
         put_state(connection, block=number, time=last_time)
@@ -143,9 +136,7 @@ class IndexWriter:
         ordered = [rows[position] for position in sorted(rows)]
         for _, group in groupby(ordered, key=lambda row: (row.block, row.position)):
             transaction_rows = list(group)
-            context = TransactionContext(
-                transaction_rows[0].block, transaction_rows[0].time, "", [], []
-            )
+            context = TransactionContext(transaction_rows[0].block, transaction_rows[0].time)
             events = [self._event(row) for row in transaction_rows]
             ledgers.read(context, events)
             for row, event in zip(transaction_rows, events, strict=True):
@@ -225,19 +216,26 @@ def put_state(connection: Connection, **values: Any) -> None:
 def _write(connection: Connection, projected: ProjectedRows) -> None:
     for table, rows in projected.rows.items():
         _insert(connection, table, rows)
-    for job_ids in chunks(sorted(projected.jobs), schema.MAX_KEYS):
-        connection.execute(delete(schema.jobs).where(schema.jobs.c.id.in_(job_ids)))
-    _insert(connection, schema.jobs, _job_rows(projected))
-    for accounts in chunks(sorted(projected.providers), schema.MAX_KEYS):
-        connection.execute(delete(schema.providers).where(schema.providers.c.account.in_(accounts)))
-    _insert(connection, schema.providers, map(provider_values, projected.providers.values()))
+    _replace_entries(connection, projected, set(projected.jobs), set(projected.providers))
 
 
-def _job_rows(projected: ProjectedRows) -> Iterator[dict[str, Any]]:
-    return (
+def _replace_entries(
+    connection: Connection, projected: ProjectedRows, job_ids: set[int], accounts: set[str]
+) -> None:
+    """Replace the rows of jobs and providers by those of the projection that have them."""
+    _delete(connection, schema.jobs.c.id, job_ids)
+    _delete(connection, schema.providers.c.account, accounts)
+    job_rows = (
         job_values(job, projected.positions.get(job.id, _NO_POSITION))
         for job in projected.jobs.values()
     )
+    _insert(connection, schema.jobs, job_rows)
+    _insert(connection, schema.providers, map(provider_values, projected.providers.values()))
+
+
+def _delete(connection: Connection, key: Column[Any], keys: Iterable[Any]) -> None:
+    for some_keys in chunks(sorted(keys), schema.MAX_KEYS):
+        connection.execute(delete(key.table).where(key.in_(some_keys)))
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:

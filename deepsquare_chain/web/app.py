@@ -33,7 +33,7 @@ from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.live import Feed, live
 from deepsquare_chain.web.pages import accounts, chain, grid, jobs, wallet
 from deepsquare_chain.web.security import SecurityHeaders
-from deepsquare_chain.web.site import FOLDER, Renderer, Site, environment
+from deepsquare_chain.web.site import FOLDER, TEMPLATES, Site
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 #: POST requests per minute of one client.
@@ -125,7 +125,6 @@ def explorer_app(
         exception_handlers={GridError: _on_error, HTTPException: _on_error, Exception: _on_error},
     )
     app.state.site = site
-    app.state.render = Renderer(site)
     app.state.feed = Feed(site.index)
     app.state.post_limit = RateLimit(POSTS_PER_MINUTE / 60, POSTS_PER_MINUTE)
     return app
@@ -182,16 +181,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
         body = {"status": code, "title": title, "detail": message, "hint": hint}
         return JSONResponse(body, status_code=code)
     page = await run_in_threadpool(
-        _ERRORS.get_template("error.html").render,
+        TEMPLATES.get_template("error.html").render,
         code=code,
         title=title,
         message=message,
         hint=hint,
     )
     return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-cache"})
-
-
-_ERRORS: Final = environment()
 
 
 def _unknown(request: Request, error: Exception, code: int) -> str:

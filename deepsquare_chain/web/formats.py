@@ -39,11 +39,6 @@ def amount(wei: int) -> tuple[str, str]:
     return ("\u2212" if wei < 0 else "") + grouped(whole), f".{visible_part}"
 
 
-def exact(wei: int) -> str:
-    """Format the exact amount in credits, for titles and for copying."""
-    return format_credits(wei)
-
-
 def plain_amount(wei: int) -> str:
     """Format an amount as one string, for sentences and titles."""
     return "".join(amount(wei))
@@ -107,22 +102,21 @@ def ago(seconds: int, now: int) -> str:
     elapsed = now - seconds
     if abs(elapsed) < 2:
         return "now"
-    text = _one_unit(abs(elapsed))
+    text = duration(abs(elapsed), units=1)
     return f"{text} ago" if elapsed > 0 else f"in {text}"
 
 
-def duration(seconds: int) -> str:
-    """Format a duration in its two largest units: `2 h 5 min`."""
+def duration(seconds: int, units: int = 2) -> str:
+    """Format a duration in its largest unit and the next ones: `2 h 5 min`."""
     if seconds < 0:
-        return "\u2212" + duration(-seconds)
-    for index, (size, unit) in enumerate(_UNITS):
-        if seconds >= size:
-            count, remainder = divmod(seconds, size)
-            text = f"{grouped(count)}\u00a0{unit}"
-            if index + 1 < len(_UNITS) and (more := remainder // _UNITS[index + 1][0]):
-                text += f" {more}\u00a0{_UNITS[index + 1][1]}"
-            return text
-    return "0\u00a0s"
+        return "\u2212" + duration(-seconds, units)
+    first = next((index for index, (size, _) in enumerate(_UNITS) if seconds >= size), -1)
+    parts: list[str] = []
+    for size, unit in _UNITS[first:][:units]:
+        count, seconds = divmod(seconds, size)
+        if count or not parts:
+            parts.append(f"{grouped(count)}\u00a0{unit}")
+    return " ".join(parts)
 
 
 def memory(megabytes: int) -> str:
@@ -214,13 +208,6 @@ def _is_harmless(char: str) -> bool:
     return not (control or turns or code == 0xFEFF or 0xD800 <= code <= 0xDFFF)
 
 
-def _one_unit(seconds: int) -> str:
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{grouped(seconds // size)}\u00a0{unit}"
-    return "0\u00a0s"
-
-
 def _utc(seconds: int) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC)
@@ -232,8 +219,8 @@ def _utc(seconds: int) -> datetime | None:
 FILTERS: Final[dict[str, Any]] = {
     function.__name__: function
     for function in (
-        *(grouped, amount, exact, plain_amount, per_hour, gwei, coin, short, iso),
+        *(grouped, amount, plain_amount, per_hour, gwei, coin, short, iso),
         *(clock, duration, memory, size_of, hardware, capacity, percent, words),
         *(visible, code, with_code),
     )
-}
+} | {"exact": format_credits}

@@ -1,4 +1,4 @@
-"""Reads blocks and transactions without events from the node, and decodes calldata."""
+"""Reads blocks and transactions that are not indexed, and decodes calldata and event values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
 
+from deepsquare_chain.audit.entries import ZERO_ADDRESS
 from deepsquare_chain.chain.bindings.abi import Abi, Function, interface, signature_of, type_of
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.deployment import Deployment
+from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
@@ -285,3 +286,77 @@ def _from_text(kind: str, text: str) -> Any:
     if kind.startswith(("uint", "int")):
         return int(text, 0)
     return text
+
+
+# -- values of events and calls
+
+#: Kinds of numbers by the names of their fields in events and in the contracts.
+_NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
+    (frozenset({"amount", "escrow", "paid", "fee", "refunded", "value", "funded"}), "amount"),
+    (frozenset({"rate", "cpu", "gpu", "mem"}), "rate"),
+    (frozenset({"answer_by", "approved_until", "deadline", "approvedUntil", "since"}), "time"),
+    (frozenset({"time_limit", "timeLimit", "billed_seconds", "secondsUsed"}), "seconds"),
+    (frozenset({"job_id", "jobId", "job_ids", "jobIds", "successor"}), "job"),
+)
+
+
+_HEX: Final = re.compile(r"0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
+
+
+_ADDRESS: Final = re.compile(r"\b(0x[0-9a-fA-F]{40})\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value of a nested structure, with its path.
+
+    `kind` is amount, rate, time, seconds, account, nobody, hash, job, number, flag or text.
+    """
+
+    path: str
+    kind: str
+    value: Any
+
+
+def link_addresses(text: str) -> tuple[Field, ...]:
+    """Split a sentence into texts and addresses, so that pages can link the accounts."""
+    parts = _ADDRESS.split(text)
+    return tuple(
+        Field("", "account" if index % 2 else "text", part)
+        for index, part in enumerate(parts)
+        if part
+    )
+
+
+def fields(values: Any, path: str = "", maximum: int = 120) -> tuple[Field, ...]:
+    """Return the first `maximum` values of a nested structure, in order."""
+    result: list[Field] = []
+    _collect(values, path, "", result, maximum)
+    return tuple(result)
+
+
+def _collect(value: Any, path: str, name: str, collected: list[Field], maximum: int) -> None:
+    if len(collected) >= maximum:
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _collect(item, f"{path}.{key}" if path else str(key), str(key), collected, maximum)
+    elif isinstance(value, list | tuple) and value:
+        for index, item in enumerate(value):
+            _collect(item, f"{path}[{index}]", name, collected, maximum)
+    elif isinstance(value, list | tuple):
+        collected.append(Field(path, "text", "none"))
+    elif name == "role" and value in ROLE_NAMES:
+        collected.append(Field(path, "text", ROLE_NAMES[value]))
+    else:
+        collected.append(Field(path, _kind(name, value), value))
+
+
+def _kind(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, int):
+        return next((kind for names, kind in _NUMBERS if name in names), "number")
+    if isinstance(value, str) and (match := _HEX.fullmatch(value)):
+        return "nobody" if value == ZERO_ADDRESS else {40: "account", 64: "hash"}[len(match[1])]
+    return "text"

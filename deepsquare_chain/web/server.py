@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.daemon.loop import Daemon
 from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon, serve
 from deepsquare_chain.errors import UsageError
+from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.service import index_service
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.observability.serving import HOST, LoopbackServer
-from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web.api import api_routes
 from deepsquare_chain.web.app import LOOPBACK, explorer_app
-from deepsquare_chain.web.site import Link, Site
+from deepsquare_chain.web.site import Site
 
 NAME: Final = "explorer"
 PORT: Final = 8547
@@ -79,11 +80,7 @@ async def run_explorer(
     settings: ServiceSettings,
     *,
     address: Address | None = None,
-    store: DefinitionStore | None = None,
-    links: Sequence[Link] = (),
-    gateway: str = "",
-    relay: str = "",
-    submissions: bool = True,
+    site_of: Callable[[Index, Contracts], Site] = Site,
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -95,11 +92,7 @@ async def run_explorer(
         where: Database of the index, as for `IndexDatabase.open`.
         settings: Settings of the indexer.
         address: Host, port and host names of the pages.
-        store: Store of the definitions of jobs that are submitted in the browser; None for none.
-        links: Other explorers to link to.
-        gateway: URL of the gateway where browsers upload definitions and read output, or empty.
-        relay: URL of the relay that pays the gas of customers, or empty.
-        submissions: Whether jobs can be submitted in the browser.
+        site_of: Returns the site of an index and contracts: `Site` with settings.
         ready: Called with the URL of the pages when the server is ready.
         stop: Stops the service when set.
 
@@ -122,7 +115,7 @@ async def run_explorer(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
         app = explorer_app(
-            Site(service.index, contracts, store, tuple(links), gateway, relay, submissions),
+            site_of(service.index, contracts),
             hosts=hosts,
             more_routes=api_routes(service.index),
             probe=daemon.health,

@@ -312,6 +312,9 @@ def environment() -> Environment:
     return templates
 
 
+TEMPLATES: Final = environment()
+
+
 class PageContext:
     """The context of every page besides its own data; `page` in templates."""
 
@@ -365,23 +368,6 @@ class PageContext:
         return formats.ago(seconds, self.now)
 
 
-class Renderer:
-    """Renders templates for one site."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._environment = environment()
-
-    def __call__(
-        self, request: Request, template: str, *, status_code: int = 200, **context: Any
-    ) -> HTMLResponse:
-        """Render a page; `context` holds the template's variables besides `page`."""
-        page = PageContext(self._site, request)
-        body = self._environment.get_template(template).render(page=page, **context)
-        # Browsers revalidate the page, but may keep it for the back button.
-        return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})
-
-
 # -- requests: site, query parameters, queries of the index, rendering
 
 #: Time ranges of charts by link text, in seconds; zero is unlimited.
@@ -402,9 +388,16 @@ async def run_query(query: Callable[..., T], *arguments: Any, **options: Any) ->
 async def render_page(
     request: Request, template: str, *, status_code: int = 200, **context: Any
 ) -> Response:
-    """Render a page in a thread: templates query the index for names."""
-    render: Renderer = request.app.state.render
-    return await run_in_threadpool(render, request, template, status_code=status_code, **context)
+    """Render a template; `context` holds its variables besides `page`."""
+
+    def render() -> str:
+        page = PageContext(site_of(request), request)
+        return TEMPLATES.get_template(template).render(page=page, **context)
+
+    # In a thread, because templates query the index for names.
+    body = await run_in_threadpool(render)
+    # Browsers revalidate the page, but may keep it for the back button.
+    return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})
 
 
 def page_of(request: Request) -> int:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.job import JobFlags, Resources
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.web.server import Address, run_explorer
-from deepsquare_chain.web.site import Link
+from deepsquare_chain.web.site import Link, Site
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.anvil import start_anvil
 from tests.support.busygrid import HOSTILE, BusyGrid, some_terms
@@ -99,8 +100,9 @@ async def _opened(
                 folder / "index.db",
                 ServiceSettings(state_dir=folder, confirmations=0, poll_interval=0.2),
                 address=Address(port=0),
-                store=store,
-                links=Link.parse("Otter.tx=https://otter.example/tx/{}"),
+                site_of=partial(
+                    Site, store=store, links=Link.parse("Otter.tx=https://otter.example/tx/{}")
+                ),
                 ready=pages.put_nowait,
                 stop=stop,
             )

@@ -27,7 +27,7 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwardedCall
 from deepsquare_chain.client.offers import OVER_BUDGET, PricedOffer
-from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.credits import CREDIT, format_credits
 from deepsquare_chain.errors import JobFileError, UsageError
 from deepsquare_chain.indexer.block_data import outcomes
 from deepsquare_chain.indexer.read_models import (
@@ -55,13 +55,16 @@ from deepsquare_chain.job import (
     Resources,
     Terms,
 )
-from deepsquare_chain.web import charts, formats, views
+from deepsquare_chain.web import charts, formats, lookup
 from deepsquare_chain.web.lookup import (
     decode_call,
     find_view,
     read_argument,
     signed_requests,
 )
+from deepsquare_chain.web.pages import accounts as accounts_page
+from deepsquare_chain.web.pages import grid as grid_page
+from deepsquare_chain.web.pages import jobs as jobs_page
 from deepsquare_chain.web.pages.accounts import CombinedMovements, combine_movements
 from deepsquare_chain.web.pages.jobs import eligibility_of
 from deepsquare_chain.web.pages.wallet import (
@@ -104,7 +107,7 @@ def test_amounts_are_grouped_and_cut_but_never_rounded(wei: int, whole: str, par
 def test_a_shown_amount_begins_like_the_exact_one(wei: int) -> None:
     whole, part = formats.amount(wei)
     shown = (whole + part).replace("\u2009", "").replace("\u2212", "-")
-    exact = formats.exact(wei)
+    exact = format_credits(wei)
     exact = exact if "." in exact else exact + "."
     assert shown.rstrip("0").startswith(exact[: len(shown.rstrip("0"))].rstrip("0"))
 
@@ -356,18 +359,18 @@ def test_interim_payments_are_not_accrued_again() -> None:
 
 
 def test_flags_are_described_in_words() -> None:
-    assert views.flags_in_words(JobFlags.NONE) == ()
-    assert views.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
+    assert jobs_page.flags_in_words(JobFlags.NONE) == ()
+    assert jobs_page.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
         "its provider may collect interim payments while it runs",
     )
     everything = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
-    assert len(views.flags_in_words(everything)) == 3
+    assert len(jobs_page.flags_in_words(everything)) == 3
 
 
 def test_flows_end_at_what_is_held() -> None:
-    names = [step.name for step in views.flows(detail())]
+    names = [step.name for step in jobs_page.flows(detail())]
     assert names == ["funded", "paid", "fee", "refunded", "in escrow"]
-    live = views.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
+    live = jobs_page.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
     assert (live[-1].name, live[-1].amount, live[-1].width) == ("in escrow", 100_000, 1_000)
 
 
@@ -376,12 +379,12 @@ def test_stages_last_until_the_next() -> None:
         TransitionRow(place(1, 100), 1, S.NONE, S.PENDING, ALICE, None),
         TransitionRow(place(2, 130), 1, S.PENDING, S.META_SCHEDULED, ALICE, HOST),
     ]
-    first, second = views.stages(rows, 150)
+    first, second = jobs_page.stages(rows, 150)
     assert (first.seconds, first.ongoing, second.seconds, second.ongoing) == (30, False, 20, True)
 
 
 def test_values_are_known_by_their_names() -> None:
-    fields = views.fields(
+    fields = lookup.fields(
         {
             "job_id": 3,
             "terms": {"amount": 5, "name": "x"},
@@ -410,23 +413,23 @@ def test_values_are_known_by_their_names() -> None:
 
 
 def test_endless_values_are_cut() -> None:
-    assert len(views.fields({"ids": list(range(10_000))}, maximum=50)) == 50
+    assert len(lookup.fields({"ids": list(range(10_000))}, maximum=50)) == 50
 
 
 def test_charts_of_an_empty_grid_are_drawn() -> None:
-    assert views.status_chart(()).shapes == ()
-    assert views.escrow_chart(()).rows == ()
-    assert views.utilisation_chart((), {}).shapes == ()
-    assert views.price_chart((), 5) is None
+    assert grid_page.status_chart(()).shapes == ()
+    assert grid_page.escrow_chart(()).rows == ()
+    assert grid_page.utilisation_chart((), {}).shapes == ()
+    assert accounts_page.price_chart((), 5) is None
     points = [StatusPoint(5, dict.fromkeys(S, 0))]
-    assert views.ends_chart(points).summary.endswith("0 jobs so far.")
+    assert grid_page.ends_chart(points).summary.endswith("0 jobs so far.")
 
 
 def test_the_busiest_provider_comes_first() -> None:
     def use(account: str, used: int) -> Utilisation:
         return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
 
-    bars = views.utilisation_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
+    bars = grid_page.utilisation_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
     assert [(bar.name, bar.text) for bar in bars] == [("provider 2", "25%"), ("a", "5%")]
 
 
@@ -691,7 +694,7 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
             ("offer", {"offer": {"cpus": 8, "memory": 4_096, "gpus": 1}}),
         )
     ]
-    lines, challenges = views.provider_history(found)
+    lines, challenges = accounts_page.provider_history(found)
     assert [challenge.title for challenge in challenges] == ["Challenged"]
     shown = {value.path: value.value for line in lines for value in line.values}
     assert shown["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
@@ -702,17 +705,17 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
 
 def test_an_invoice_comes_with_the_end_of_a_job() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
-    invoice = views.invoice(entry(), (), grid, 7)
+    invoice = jobs_page.job_invoice(entry(), (), grid, 7)
     assert invoice.ok
     assert invoice.row()[9:12] == (40_000, 38_000, 2_000)
     with pytest.raises(UsageError, match="has not ended"):
-        views.invoice(entry(status=S.RUNNING), (), grid, 7)
+        jobs_page.job_invoice(entry(status=S.RUNNING), (), grid, 7)
 
 
 def test_a_provider_that_is_its_own_customer_is_listed_as_the_customer() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
     escrow = MovementRow(place(), ALICE, "escrow", 1, HOST, 100_000, 0, 0)
-    invoice = views.invoice(entry(provider=ALICE), (escrow,), grid, 7)
+    invoice = jobs_page.job_invoice(entry(provider=ALICE), (escrow,), grid, 7)
     assert [(line.description, line.amount) for line in invoice.lines] == [
         ("escrow (customer)", -100_000)
     ]
@@ -741,7 +744,7 @@ def provider(**labels: str) -> ProviderRow:
 
 
 def test_load_is_shown_against_the_offer() -> None:
-    actual = [(bar.name, bar.share, bar.text) for bar in views.load_bars(provider())]
+    actual = [(bar.name, bar.share, bar.text) for bar in accounts_page.load_bars(provider())]
     assert actual == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -12,16 +13,20 @@ from starlette.responses import Response, StreamingResponse
 
 from deepsquare_chain.audit.entries import STATEMENT_COLUMNS, MovementKind, from_attributes
 from deepsquare_chain.audit.export import csv_header, csv_line
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index, TimeRange
-from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderRow
+from deepsquare_chain.indexer.read_models import MovementRow, Place, ProviderChange, ProviderRow
+from deepsquare_chain.job import HOUR, Hardware, Offer
 from deepsquare_chain.metascheduler.provider_labels import (
     SpeedEvidence,
     relative_speeds,
     speed_evidence,
 )
-from deepsquare_chain.web import views
-from deepsquare_chain.web.formats import clock
+from deepsquare_chain.web import charts
+from deepsquare_chain.web.formats import capacity, clock, count, grouped, hardware, memory, words
+from deepsquare_chain.web.lookup import Field, fields
+from deepsquare_chain.web.pages.grid import utilisation_chart
 from deepsquare_chain.web.site import (
     RANGES,
     number_of,
@@ -200,7 +205,7 @@ async def provider(request: Request) -> Response:
     utilisation = await run_query(index.utilisation, _POINTS, account=row.account, since=since)
     jobs = await run_query(index.jobs, limit=_ROWS, provider=row.account)
     settlements = await run_query(index.settlements, limit=_ROWS, provider=row.account)
-    history, challenges = views.provider_history(detail.history)
+    history, challenges = provider_history(detail.history)
     evidence = await run_query(
         site_of(request).cached, "speeds", status.change, partial(_speed_evidence, index)
     )
@@ -210,11 +215,11 @@ async def provider(request: Request) -> Response:
         detail=detail,
         row=row,
         figures=row.figures,
-        load_bars=views.load_bars(row),
-        utilisation_chart=views.utilisation_chart(utilisation, {row.account: "in use"})
+        load_bars=load_bars(row),
+        utilisation_chart=utilisation_chart(utilisation, {row.account: "in use"})
         if utilisation
         else None,
-        price_chart=views.price_chart(detail.history, status.time),
+        price_chart=price_chart(detail.history, status.time),
         jobs=jobs.items,
         more_jobs=jobs.next is not None,
         settlements=settlements.items,
@@ -232,3 +237,104 @@ def _speed_evidence(index: Index) -> Mapping[str, SpeedEvidence]:
     speeds = relative_speeds([row.labels for row in rows])
     claimed = {row.account: speed for row, speed in zip(rows, speeds, strict=True)}
     return speed_evidence(index.measured_runs(), claimed)
+
+
+# -- load, prices and history of a provider
+
+
+def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
+    """Return the shares of a provider's offer that its live assigned jobs use."""
+    load, offer = row.load, row.offer
+    return tuple(
+        charts.Bar(
+            name,
+            min(1.0, assigned / offered) if offered else 0.0,
+            f"{write(assigned)} of {write(offered)}",
+            "",
+        )
+        for name, assigned, offered, write in (
+            ("CPUs", load.cpus, offer.cpus, grouped),
+            ("Memory", load.memory, offer.memory, memory),
+            ("GPUs", load.gpus, offer.gpus, grouped),
+        )
+        if offered or assigned
+    )
+
+
+def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | None:
+    """Return a chart of CPU and GPU prices in credits per hour; None before the first price."""
+    price_changes = [change for change in reversed(history) if change.kind == "prices"]
+    if not price_changes:
+        return None
+    rows = [(change.at.time, change.values["prices"]) for change in price_changes]
+    rows.append((max(now, rows[-1][0]), rows[-1][1]))
+    series = [
+        charts.Series(
+            f"1 {name.upper()}", css, [prices[name] * HOUR / CREDIT for _, prices in rows]
+        )
+        for name, css in (("cpu", "line"), ("gpu", "line-2"))
+    ]
+    if not any(series[1].values):
+        series.pop()
+    changes = count(len(price_changes) - 1, "change")
+    times = [time for time, _ in rows]
+    return charts.time_chart(
+        f"Prices in credits per hour: {changes}.", times, series, "{:.4g}".format
+    )
+
+
+_CHALLENGES: Final = frozenset({"challenged", "answered"})
+
+
+_CHANGES: Final[Mapping[str, str]] = {
+    "registered": "Registered",
+    "hardware": "Proposed its hardware",
+    "approved": "Hardware approved",
+    "offer": "Changed its offer",
+    "prices": "Changed its prices",
+    "labels": "Changed its labels",
+    "draining": "Draining",
+    "ban": "Ban",
+    "challenged": "Challenged",
+    "answered": "Answered a challenge",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderHistoryLine:
+    """A change of a provider, with the new values by name."""
+
+    at: Place
+    title: str
+    values: tuple[Field, ...]
+
+
+def provider_history(
+    changes: Sequence[ProviderChange],
+) -> tuple[tuple[ProviderHistoryLine, ...], tuple[ProviderHistoryLine, ...]]:
+    """Return a provider's changes, and separately its challenges and answers."""
+    lines: tuple[list[ProviderHistoryLine], list[ProviderHistoryLine]] = ([], [])
+    for change in changes:
+        title = _CHANGES.get(change.kind, words(change.kind).capitalize())
+        line = ProviderHistoryLine(change.at, title, tuple(_named_values(change.values)))
+        lines[change.kind in _CHALLENGES].append(line)
+    return tuple(lines[0]), tuple(lines[1])
+
+
+def _named_values(values: Mapping[str, Any]) -> Iterator[Field]:
+    for key, value in values.items():
+        match key, value:
+            case "hardware", Mapping():
+                yield Field("hardware", "text", hardware(Hardware(**value)))
+            case "offer", Mapping():
+                yield Field("offer", "text", capacity(Offer(**value)))
+            case "prices", Mapping():
+                yield Field("per CPU-hour", "rate", value["cpu"])
+                yield Field("per GB-hour", "rate", value["mem"] * 1_024)
+                yield Field("per GPU-hour", "rate", value["gpu"])
+            case "labels", Mapping():
+                yield from (Field(str(name), "text", text) for name, text in value.items())
+            case _:
+                yield from (
+                    replace(field, path=words(field.path)) for field in fields({key: value})
+                )

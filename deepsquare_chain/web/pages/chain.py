@@ -25,10 +25,11 @@ from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
 from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
-from deepsquare_chain.web import views
 from deepsquare_chain.web.lookup import (
+    Field,
     changes,
     decode_call,
+    fields,
     find_view,
     named_values,
     names_of,
@@ -36,8 +37,8 @@ from deepsquare_chain.web.lookup import (
     read_block,
     read_transaction,
     signed_requests,
+    views,
 )
-from deepsquare_chain.web.lookup import views as view_functions
 from deepsquare_chain.web.site import Site, number_of, page_of, render_page, run_query, site_of
 
 
@@ -57,9 +58,7 @@ async def transaction(request: Request) -> Response:
         unindexed = await read_transaction(site.contracts, tx_hash)
         if unindexed is None:
             raise error from None
-        return await render_page(
-            request, "unindexed.html", transaction=unindexed, fields=views.fields
-        )
+        return await render_page(request, "unindexed.html", transaction=unindexed, fields=fields)
     row = detail.row
     names = names_of(site.contracts.deployment)
     return await render_page(
@@ -70,7 +69,7 @@ async def transaction(request: Request) -> Response:
         call=decode_call(row.contract, detail.input) if row.contract else None,
         # The index holds the same requests with their results.
         requests=list(zip(signed_requests(detail.input, names), detail.forwarded, strict=False)),
-        fields=views.fields,
+        fields=fields,
     )
 
 
@@ -168,7 +167,7 @@ async def contract(request: Request) -> Response:
         address=address,
         purpose=PURPOSES[name],
         verified=await verified(site.contracts, name, address),
-        views=view_functions(name),
+        views=views(name),
         changes=changes(name),
         events=interface(name).entries("event"),
         errors=interface(name).entries("error"),
@@ -178,7 +177,7 @@ async def contract(request: Request) -> Response:
         arguments=request.query_params,
         answer=answer,
         problem=problem,
-        fields=views.fields,
+        fields=fields,
         status_code=400 if problem else 200,
     )
 
@@ -222,7 +221,7 @@ def _contract_address(grid: Contracts, name: str) -> tuple[str, str]:
 
 async def _call_view(
     grid: Contracts, name: str, function_name: str, texts: Mapping[str, str]
-) -> tuple[views.Field, ...]:
+) -> tuple[Field, ...]:
     view = find_view(name, function_name)
     if view is None:
         raise NotFoundError(f"{name} has no function {function_name[:60]!r} that is read-only")
@@ -232,7 +231,7 @@ async def _call_view(
         for index, parameter in enumerate(entry["inputs"])
     ]
     values = await _call(grid, grid.deployment.contracts[name], function, arguments)
-    return views.fields(named_values(function.outputs, values))
+    return fields(named_values(function.outputs, values))
 
 
 async def _call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,14 +12,24 @@ from starlette.responses import RedirectResponse, Response
 from web3.exceptions import Web3Exception
 
 from deepsquare_chain.audit.anomalies import Subject
-from deepsquare_chain.audit.conservation import NodeRequest, Side, call
+from deepsquare_chain.audit.conservation import NodeRequest, Side, call, owed_terms
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError
-from deepsquare_chain.indexer.queries import HASH, MAX_HITS, NUMBER
-from deepsquare_chain.indexer.read_models import Hit, Overview
-from deepsquare_chain.web import views
-from deepsquare_chain.web.lookup import read_block, read_transaction
+from deepsquare_chain.indexer.queries import HASH, LIVE, MAX_HITS, NUMBER
+from deepsquare_chain.indexer.read_models import (
+    EscrowPoint,
+    Hit,
+    Overview,
+    StatusPoint,
+    UsePoint,
+    Utilisation,
+)
+from deepsquare_chain.job import JobStatus
+from deepsquare_chain.web import charts
+from deepsquare_chain.web.formats import count, plain_amount
+from deepsquare_chain.web.lookup import link_addresses, read_block, read_transaction
 from deepsquare_chain.web.site import (
     RANGES,
     Site,
@@ -76,11 +87,11 @@ def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
     use = index.utilisation(_POINTS // 2, since=since)
     points = index.jobs_by_status_over_time(_POINTS, since=since)
     return {
-        "live_chart": views.status_chart(points),
-        "ends_chart": views.ends_chart(points),
-        "escrow_chart": views.escrow_chart(index.escrow_over_time(_POINTS, since=since)),
-        "utilisation_chart": views.utilisation_chart(use, names),
-        "utilisation_bars": views.utilisation_bars(use, names),
+        "live_chart": status_chart(points),
+        "ends_chart": ends_chart(points),
+        "escrow_chart": escrow_chart(index.escrow_over_time(_POINTS, since=since)),
+        "utilisation_chart": utilisation_chart(use, names),
+        "utilisation_bars": utilisation_bars(use, names),
     }
 
 
@@ -146,7 +157,7 @@ async def audit(request: Request) -> Response:
         setup=setup.items if setup is not None else (),
         chosen=chosen,
         kinds=[_ALL, *Subject],
-        link_addresses=views.link_addresses,
+        link_addresses=link_addresses,
     )
 
 
@@ -170,26 +181,24 @@ class Equation:
 
 async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
     """Compare the supply and the scheduler's balance with the events, at the overview's block."""
-    supply = Side("events", (("minted", overview.minted), ("burned", -overview.burned)))
-    owed = [("in escrow", overview.escrow), ("withdrawable", overview.parked)]
-    if overview.donated:
-        owed.append(("sent to it by mistake", overview.donated))
+    supply = (("minted", overview.minted), ("burned", -overview.burned))
+    owed = owed_terms(overview.escrow, overview.parked, overview.donated)
     block, scheduler = max(overview.block, 0), contracts.scheduler.address
     return (
         await _equation(contracts, "Supply of credits", supply, block, "totalSupply"),
         await _equation(
-            contracts,
-            "Balance of the MetaScheduler",
-            Side("events", tuple(owed)),
-            block,
-            "balanceOf",
-            scheduler,
+            contracts, "Balance of the MetaScheduler", owed, block, "balanceOf", scheduler
         ),
     )
 
 
 async def _equation(
-    contracts: Contracts, title: str, expected: Side, block: int, name: str, *arguments: Any
+    contracts: Contracts,
+    title: str,
+    expected: tuple[tuple[str, int], ...],
+    block: int,
+    name: str,
+    *arguments: Any,
 ) -> Equation:
     repeat = call(contracts.deployment, "Credit", block, name, *arguments)
     function = interface("Credit").function(name)
@@ -198,4 +207,98 @@ async def _equation(
         (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
     except (GridError, Web3Exception, AbiError):
         value = None
-    return Equation(title, expected, value, repeat)
+    return Equation(title, Side("events", expected), value, repeat)
+
+
+# -- charts of the whole grid
+
+ENDS: Final = (
+    JobStatus.FINISHED,
+    JobStatus.FAILED,
+    JobStatus.OUT_OF_CREDITS,
+    JobStatus.CANCELLED,
+    JobStatus.PANICKED,
+)
+
+
+_LINE_CLASSES: Final = ("line", "line-2", "line-3", "line-4")
+
+
+def status_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Return a chart of live jobs by status."""
+    counts = [sum(point.jobs[status] for status in LIVE) for point in points]
+    summary = f"{counts[-1] if counts else 0} now, {max(counts, default=0)} at most"
+    return _job_layers(f"Live jobs by status: {summary}.", points, LIVE[::-1])
+
+
+def ends_chart(points: Sequence[StatusPoint]) -> charts.Chart:
+    """Return a chart of all ended jobs by final status."""
+    now = sum(points[-1].jobs[status] for status in ENDS) if points else 0
+    return _job_layers(f"Ended jobs by result: {count(now, 'job')} so far.", points, ENDS)
+
+
+def _job_layers(
+    summary: str, points: Sequence[StatusPoint], statuses: Sequence[JobStatus]
+) -> charts.Chart:
+    series = [
+        charts.Series(status.name, f"f-{status.name}", [point.jobs[status] for point in points])
+        for status in statuses
+    ]
+    times = [point.time for point in points]
+    return charts.time_chart(summary, times, series, _whole, stacked=True)
+
+
+def _whole(value: float) -> str:
+    """Format a count; empty for fractions, because an axis has no mark at half a job."""
+    return f"{value:.0f}" if value == int(value) else ""
+
+
+def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
+    """Return a chart of the credits in escrow."""
+    values = [point.escrow / CREDIT for point in points]
+    now = plain_amount(points[-1].escrow) if points else "0"
+    series = [charts.Series("in escrow", "line", values)]
+    times = [point.time for point in points]
+    return charts.time_chart(f"Credits in escrow: {now} now.", times, series, "{:.4g}".format)
+
+
+def utilisation_chart(
+    utilisations: Sequence[Utilisation], names: Mapping[str, str]
+) -> charts.Chart:
+    """Return a chart of the share of offered CPUs in use, for the busiest providers."""
+    busiest = sorted(utilisations, key=lambda usage: -_share(usage.points))[: len(_LINE_CLASSES)]
+    series = [
+        charts.Series(
+            names.get(usage.account, usage.account), css, [p.share * 100 for p in usage.points]
+        )
+        for usage, css in zip(busiest, _LINE_CLASSES, strict=False)
+    ]
+    total = _share([point for usage in utilisations for point in usage.points])
+    return charts.time_chart(
+        f"Offered CPUs in use: {total:.0%} of the time shown.",
+        [point.time for point in busiest[0].points] if busiest else [],
+        series,
+        "{:.0f}\u2009%".format,
+        minimum=100.0,
+    )
+
+
+def _share(points: Sequence[UsePoint]) -> float:
+    offered = sum(point.offered_seconds for point in points)
+    return sum(point.cpu_seconds for point in points) / offered if offered else 0.0
+
+
+def utilisation_bars(
+    utilisations: Sequence[Utilisation], names: Mapping[str, str]
+) -> tuple[charts.Bar, ...]:
+    """Return the utilisation of providers over the time shown, the busiest first."""
+    bars = [
+        charts.Bar(
+            names.get(utilisation.account, utilisation.account),
+            _share(utilisation.points),
+            f"{_share(utilisation.points):.0%}",
+            f"/providers/{utilisation.account}",
+        )
+        for utilisation in utilisations
+    ]
+    return tuple(sorted(bars, key=lambda bar: -bar.share))

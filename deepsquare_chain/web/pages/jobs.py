@@ -5,20 +5,33 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from deepsquare_chain.audit.bill import STYLE, recompute_bill, render_html
+from deepsquare_chain.audit.bill import (
+    STYLE,
+    Invoice,
+    InvoiceLine,
+    make_invoice,
+    recompute_bill,
+    render_html,
+)
+from deepsquare_chain.audit.entries import JobEntry
 from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.reverts import HINTS
+from deepsquare_chain.client.transactions import FLAG_TEXTS
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.indexer.read_models import JobDetail, ProviderRow
-from deepsquare_chain.job import Affinity, JobStatus, matches, parse_uses
-from deepsquare_chain.web import views
+from deepsquare_chain.indexer.queries import LIVE
+from deepsquare_chain.indexer.read_models import JobDetail, MovementRow, ProviderRow, TransitionRow
+from deepsquare_chain.job import Affinity, JobFlags, JobStatus, matches, parse_uses
+from deepsquare_chain.web import charts
+from deepsquare_chain.web.formats import duration
+from deepsquare_chain.web.lookup import fields
 from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
 from deepsquare_chain.web.site import (
     Site,
@@ -35,7 +48,7 @@ from deepsquare_chain.workflow import Definition
 #: Filters of the list: link text, and the statuses that it selects.
 FILTERS: dict[str, tuple[JobStatus, ...]] = {
     "all": (),
-    "live": views.LIVE,
+    "live": LIVE,
     **{status.name.lower(): (status,) for status in JobStatus if status},
 }
 
@@ -92,7 +105,7 @@ async def job(request: Request) -> Response:
     providers = await run_query(site.index.providers)
     provider_eligibility = await eligibility(site.contracts, detail, providers)
     now = site.now(await run_query(site.index.status))
-    stages = views.stages(detail.transitions, now)
+    job_stages = stages(detail.transitions, now)
     definition, text = await _definition(site, detail)
     is_pending = detail.row.status is JobStatus.PENDING
     bill = recompute_bill(entry, now=now)
@@ -101,13 +114,13 @@ async def job(request: Request) -> Response:
         "job.html",
         detail=detail,
         row=detail.row,
-        stages=stages,
-        timeline=views.timeline(stages),
-        flows=views.flows(detail),
+        stages=job_stages,
+        timeline=timeline(job_stages),
+        flows=flows(detail),
         bill=bill if bill.settled else None,
         # Seconds that interim payments have already billed are not included.
         accrued=bill.cost,
-        flags=views.flags_in_words(detail.row.flags),
+        flags=flags_in_words(detail.row.flags),
         prospect=await site.forecasts.of(detail.row.id) if is_pending else None,
         is_pending=is_pending,
         accounts={row.id: row.account for row in providers},
@@ -117,7 +130,7 @@ async def job(request: Request) -> Response:
         definition_note=text,
         lines=sum(text.count("\n") + 1 for _, text in definition.commands()) if definition else 0,
         gateway=site.gateway,
-        fields=views.fields,
+        fields=fields,
     )
 
 
@@ -128,7 +141,7 @@ async def invoice(request: Request) -> Response:
     detail = await run_query(site.index.job, job_id)
     entry = await run_query(site.index.job_entry, job_id)
     status = await run_query(site.index.status)
-    data = views.invoice(entry, detail.movements, site.contracts.deployment, status.block)
+    data = job_invoice(entry, detail.movements, site.contracts.deployment, status.block)
     page = await run_query(render_html, data)
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
@@ -220,3 +233,83 @@ def requirements_of(uses: str) -> tuple[Affinity, ...]:
         return parse_uses(uses)
     except ValueError:
         return ()
+
+
+# -- what the page of a job shows: timeline, credits, invoice, options
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A status change, and the seconds in that status; `ongoing` for the current live status."""
+
+    row: TransitionRow
+    seconds: int
+    ongoing: bool
+
+
+def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
+    """Return a job's status changes with durations; the last one is counted until `now`."""
+    result = []
+    for index, row in enumerate(rows):
+        last = index + 1 == len(rows)
+        ongoing = last and not row.after.is_final
+        until = now if last else rows[index + 1].at.time
+        result.append(Stage(row, max(0, until - row.at.time), ongoing))
+    return tuple(result)
+
+
+def timeline(stages: Sequence[Stage]) -> tuple[charts.ChartSegment, ...]:
+    """Return the timeline of a job's live statuses as a strip."""
+    return charts.timeline(
+        [
+            (f"f-{stage.row.after.name}", stage.seconds, f"{stage.row.after.name} {_long(stage)}")
+            for stage in stages
+            if stage.row.after.is_live
+        ]
+    )
+
+
+def _long(stage: Stage) -> str:
+    return duration(stage.seconds) + (" so far" if stage.ongoing else "")
+
+
+def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
+    """Return the credits into and out of the escrow as a waterfall, ending at its current value."""
+    row = detail.row
+    parts = [
+        ("funded", "in", row.funded),
+        ("carried in", "carried", detail.carried_in),
+        ("paid", "paid", -row.paid),
+        ("fee", "fee", -row.fee),
+        ("refunded", "back", -row.refunded),
+        ("carried out", "carried", -detail.carried_out),
+    ]
+    steps = charts.waterfall([part for part in parts if part[2]])
+    maximum = steps[0].maximum if steps else 0
+    # The remaining escrow is a sum: its bar starts at zero.
+    return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, maximum))
+
+
+def job_invoice(
+    job: JobEntry, movements: Iterable[MovementRow], deployment: Deployment, block: int
+) -> Invoice:
+    """Return the invoice of an ended job; `block` is the last indexed one.
+
+    Raises:
+        UsageError: The job has not ended.
+    """
+    if not job.status.is_final:
+        raise UsageError(
+            f"Job {job.id} has not ended, so that there is no invoice yet",
+            hint=f"See /jobs/{job.id} for what it has cost so far.",
+        )
+    lines = (
+        (row.account, InvoiceLine(row.at.time, row.kind, row.amount, row.at.tx_hash))
+        for row in movements
+    )
+    return make_invoice(job, recompute_bill(job), deployment, block, lines)
+
+
+def flags_in_words(flags: JobFlags) -> tuple[str, ...]:
+    """Return the descriptions of a job's flags."""
+    return tuple(words for flag, words in FLAG_TEXTS.items() if flag in flags)

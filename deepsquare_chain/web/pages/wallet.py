@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pydantic_core
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
 
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
-from deepsquare_chain.chain.bindings.contracts import Contracts, Permit
+from deepsquare_chain.chain.bindings.contracts import Permit
 from deepsquare_chain.chain.bindings.events import JobSubmitted, decode_logs
 from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.bindings.reverts import decode_revert
@@ -25,7 +25,7 @@ from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.client.gasless import DEADLINE_SECONDS, RelayClient, own_domain
 from deepsquare_chain.client.offers import PricedOffer
 from deepsquare_chain.client.submission import parse_depends, request_of, submission_time
-from deepsquare_chain.credits import CREDIT, credit_count, format_credits, parse_credits
+from deepsquare_chain.credits import credit_count, format_credits, parse_credits
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -37,10 +37,10 @@ from deepsquare_chain.errors import (
 from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.web.formats import amount, count, duration, exact, size_of, visible
+from deepsquare_chain.web.formats import amount, count, duration, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import client_address, is_same_origin
-from deepsquare_chain.web.site import Name, Site, render_page, run_query, site_of
+from deepsquare_chain.web.site import Site, render_page, run_query, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
 
@@ -109,142 +109,121 @@ class Payer:
 
 
 class CallPlanner:
-    """Plans calls of one deployment.
+    """Plans the call that the body of a POST request asks for.
+
+    Its plans raise UsageError if a member of the body is invalid, InsufficientFundsError if the
+    account has too few credits or no coin for gas, and RevertedError if the contract would revert.
 
     Args:
-        contracts: The deployment.
-        relay: URL of the relay, or empty. It pays the gas on request, or if there is no coin.
+        site: The grid, and its relay, which pays the gas on request or if there is no coin.
+        payload: Body of the request: the `account` that pays and signs, the `payment` (permit,
+            approve or relay), and the signed `permit`, if any.
     """
 
-    def __init__(self, contracts: Contracts, relay: str = "") -> None:
-        self._contracts = contracts
-        self._relay = relay
+    def __init__(self, site: Site, payload: Mapping[str, Any]) -> None:
+        self._contracts = site.contracts
+        self._relay = site.relay
+        self._payload = payload
 
     async def submit(
-        self,
-        account: str,
-        terms: Terms,
-        definition: bytes,
-        offers: Sequence[PricedOffer],
-        payload: Mapping[str, Any],
+        self, terms: Terms, definition: bytes, offers: Sequence[PricedOffer]
     ) -> CallPlan:
-        """Plan the submission of one job.
-
-        Args:
-            account: The account that pays and signs.
-            terms: Terms of the job.
-            definition: SHA-256 of the job's definition.
-            offers: Each provider's offer for the job.
-            payload: The `payment` (permit, approve or relay), and the signed `permit`, if any.
-
-        Raises:
-            UsageError: `account` is not an address, or the permit is not valid for this call.
-            InsufficientFundsError: The account has too few credits, or no coin for gas.
-            RevertedError: The contract would revert the call.
-        """
+        """Plan the submission of one job; `definition` is the SHA-256 of its definition."""
         scheduler = self._contracts.scheduler
-        payer = await self._payer(account, "submit", terms.amount, payload)
+        payer = await self._payer("submit", terms.amount)
         rows = [(terms, [definition])]
         effects = (
-            *_escrow_effects(payer, terms.amount),
+            _escrow_effect(payer, terms.amount),
             f"One job, {size_of(terms.resources)}, {runtime(terms)}.",
             *_flag_effects(terms),
             offers_in_words(offers),
             "Unused credits are refunded in the transaction that ends it.",
         )
-        permit = _permit_of(payload, terms.amount)
+        permit = self._permit(terms.amount)
         call = scheduler.submit_jobs(rows)
         if permit is not None:
             call = scheduler.submit_jobs_with_permit(rows, permit)
-        title = f"Submit {terms.name or 'a job'}"
-        amount = terms.amount
-        return await self._plan(
-            title,
-            "Submit",
-            effects,
-            call,
-            payer=payer,
-            amount=amount,
-            payload=payload,
-            permit=permit,
-        )
+        plan = CallPlan(f"Submit {terms.name or 'a job'}", "Submit", effects)
+        return await self._next_step(plan, call, payer, terms.amount, permit)
 
-    async def top_up(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
-        """Plan a top-up of a live job.
-
-        Raises the errors of `submit`, and NotFoundError if there is no such job.
-        """
-        amount = _amount(payload.get("credits"))
+    async def top_up(self) -> CallPlan:
+        """Plan a top-up of a live job. Raises NotFoundError if there is no such job."""
+        job_id, amount = self._job_id(), _amount(self._payload.get("credits"))
         scheduler = self._contracts.scheduler
         job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "topup", amount, payload)
+        payer = await self._payer("topup", amount)
         effects = (
-            *_escrow_effects(payer, amount),
+            _escrow_effect(payer, amount),
             f"The escrow of job {job_id} grows to {credit_count(job.escrow + amount)}.",
             _runtime_gain(job, amount, own=payer.account == job.customer),
             "Unused credits are refunded to the customer, also if another account paid.",
         )
-        permit = _permit_of(payload, amount)
+        permit = self._permit(amount)
         call = scheduler.top_up(job_id, job.customer, amount)
         if permit is not None:
             call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
-        title = f"Top up job {job_id}"
-        return await self._plan(
-            title,
-            "Top up",
-            effects,
-            call,
-            payer=payer,
-            amount=amount,
-            payload=payload,
-            permit=permit,
-        )
+        plan = CallPlan(f"Top up job {job_id}", "Top up", effects)
+        return await self._next_step(plan, call, payer, amount, permit)
 
-    async def cancel(self, account: str, job_id: int, payload: Mapping[str, Any]) -> CallPlan:
+    async def cancel(self) -> CallPlan:
         """Plan the cancellation of the account's own job. Raises the errors of `top_up`."""
-        scheduler = self._contracts.scheduler
-        job = await scheduler.get_job(job_id)
-        payer = await self._payer(account, "cancel", 0, payload)
-        call = scheduler.cancel([job_id])
+        job_id = self._job_id()
+        job = await self._contracts.scheduler.get_job(job_id)
+        payer = await self._payer("cancel", 0)
         effects = (f"Job {job_id} ends as CANCELLED; that can't be undone.", _refund_effect(job))
-        title = f"Cancel job {job_id}"
-        return await self._plan(
-            title, "Cancel the job", effects, call, payer=payer, payload=payload
-        )
+        plan = CallPlan(f"Cancel job {job_id}", "Cancel the job", effects)
+        return await self._next_step(plan, self._contracts.scheduler.cancel([job_id]), payer)
 
-    async def _plan(
+    async def _next_step(
         self,
-        title: str,
-        action: str,
-        effects: tuple[str, ...],
+        plan: CallPlan,
         call: Call,
-        *,
         payer: Payer,
-        payload: Mapping[str, Any],
         amount: int = 0,
         permit: Permit | None = None,
     ) -> CallPlan:
+        """Return the plan with the next thing to sign, and its effects."""
+        effects = plan.effects
         if payer.relayed:
-            effects = (
-                *effects,
-                "A relay pays the gas: your wallet signs a request and needs no coin.",
-            )
+            effects += ("A relay pays the gas: your wallet signs a request and needs no coin.",)
         if permit is not None or payer.allowance >= amount:
             if payer.relayed:
                 request = await self._request(payer.account, call)
-                return CallPlan(title, action, effects, request=request)
+                return replace(plan, effects=effects, request=request)
             await self._simulate(payer.account, call)
-            return CallPlan(title, action, effects, call=call)
-        if payload.get("payment") == "approve" and not payer.relayed:
+            return replace(plan, effects=effects, call=call)
+        if self._payload.get("payment") == "approve" and not payer.relayed:
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
-            return CallPlan(title, action, (*effects, first_step), approval=approval)
+            return replace(plan, effects=(*effects, first_step), approval=approval)
         first_step = (
             f"First your signature under a permit of exactly {credit_count(amount)}, "
             f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
         )
         data = await self._permit_data(payer.account, amount)
-        return CallPlan(title, action, (*effects, first_step), permit=data)
+        return replace(plan, effects=(*effects, first_step), permit=data)
+
+    def _job_id(self) -> int:
+        job_id = self._payload.get("job")
+        if type(job_id) is not int or not 0 < job_id <= MAX_INT:
+            raise UsageError("A job is given by its number")
+        return job_id
+
+    def _permit(self, amount: int) -> Permit | None:
+        """Return the permit that the wallet signed; None if there is none."""
+        body = self._payload.get("permit")
+        if not body:
+            return None
+        raw = signature_of(body.get("signature") if isinstance(body, Mapping) else "")
+        try:
+            value, deadline = int(str(body.get("value"))), int(str(body.get("deadline")))
+        except ValueError:
+            raise UsageError("The permit's value and deadline must be numbers") from None
+        if value != amount or not 0 <= deadline < 2**64:
+            raise UsageError(
+                "The permit was signed for another amount or contract", hint="Start again."
+            )
+        return Permit(value, deadline, raw[64], raw[:32], raw[32:64])
 
     async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
         deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
@@ -284,10 +263,8 @@ class CallPlanner:
         }
         return {**data, "message": message}
 
-    async def _payer(
-        self, account: str, kind: str, amount: int, payload: Mapping[str, Any]
-    ) -> Payer:
-        address = checked_address(account)
+    async def _payer(self, kind: str, amount: int) -> Payer:
+        address = checked_address(_account(self._payload))
         credit, w3 = self._contracts.credit, self._contracts.w3
         balance, allowance, coin, price = await asyncio.gather(
             credit.balance_of(address),
@@ -296,7 +273,7 @@ class CallPlanner:
             w3.eth.gas_price,
         )
         gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
-        relayed = bool(self._relay) and (payload.get("payment") == "relay" or coin < gas)
+        relayed = bool(self._relay) and (self._payload.get("payment") == "relay" or coin < gas)
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
@@ -323,22 +300,19 @@ class CallPlanner:
             ) from None
 
 
-def _escrow_effects(payer: Payer, amount: int) -> tuple[str, ...]:
+def _escrow_effect(payer: Payer, amount: int) -> str:
     remaining = format_credits(payer.balance - amount)
     transfer = f"{credit_count(amount)} go from your wallet into escrow at the MetaScheduler"
-    return (f"{transfer}; {remaining} stay in the wallet.",)
+    return f"{transfer}; {remaining} stay in the wallet."
 
 
 def offers_in_words(offers: Sequence[PricedOffer]) -> str:
     """Describe in a sentence or two who could run a job, and for how much."""
     eligible = [offer for offer in offers if offer.eligible]
     if eligible:
-        soonest = min(
-            (offer for offer in eligible if offer.starts_in is not None),
-            key=_seconds_to_start,
-            default=None,
-        )
-        start = f" It could start {soonest.start}." if soonest is not None else ""
+        starting = [offer for offer in eligible if offer.starts_in is not None]
+        starting.sort(key=lambda offer: offer.starts_in or 0)
+        start = f" It could start {starting[0].start}." if starting else ""
         return (
             f"{count(len(eligible), 'provider')} could run it; the whole time limit costs "
             f"{credit_count(eligible[0].cost)} at the cheapest.{start}"
@@ -358,10 +332,6 @@ def runtime(terms: Terms) -> str:
     if terms.until_spent:
         return f"until its credits are spent, which must buy {limit}"
     return f"for at most {limit}"
-
-
-def _seconds_to_start(offer: PricedOffer) -> int:
-    return offer.starts_in or 0
 
 
 def _flag_effects(terms: Terms) -> Iterator[str]:
@@ -402,37 +372,12 @@ def _amount(text: Any) -> int:
 
 
 def signature_of(text: Any) -> bytes:
-    """Parse a wallet's signature: r, s and v, 65 bytes.
-
-    Raises:
-        UsageError: It is malformed.
-    """
+    """Parse a wallet's signature: r, s and v, 65 bytes. Raises UsageError if it is malformed."""
     if not _SIGNATURE.fullmatch(str(text)):
         raise UsageError("The wallet's signature has an invalid format")
     raw = bytes.fromhex(str(text)[2:])
     # Some wallets return a recovery ID of 0 or 1 instead of 27 or 28.
     return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
-
-
-def _permit_of(payload: Mapping[str, Any], amount: int) -> Permit | None:
-    """Parse the permit that the wallet signed; None if there is none.
-
-    Raises:
-        UsageError: It is malformed, or signed for another amount.
-    """
-    body = payload.get("permit")
-    if not body:
-        return None
-    raw = signature_of(body.get("signature") if isinstance(body, Mapping) else "")
-    try:
-        value, deadline = int(str(body.get("value"))), int(str(body.get("deadline")))
-    except ValueError:
-        raise UsageError("The permit's value and deadline must be numbers") from None
-    if value != amount or not 0 <= deadline < 2**64:
-        raise UsageError(
-            "The permit was signed for another amount or contract", hint="Start again."
-        )
-    return Permit(value, deadline, raw[64], raw[:32], raw[32:64])
 
 
 MAX_BODY: Final = 160_000
@@ -492,13 +437,13 @@ async def quote(request: Request) -> Response:
         mistakes = [{"line": line, "text": text} for line, text in problems(error)]
         return JSONResponse({"problems": mistakes, "hint": error.hint, **file})
     offers = await site.offers(terms)
-    names = await run_query(_names, site)
+    names = await run_query(lambda: site.names(site.index.status().change))
     return JSONResponse(
         {
             "problems": [],
             "warnings": list(job_file.warnings),
             "summary": f"{size_of(terms.resources)}, {runtime(terms)}, "
-            f"{exact(terms.amount)} {'credit' if terms.amount == CREDIT else 'credits'} at most.",
+            f"{credit_count(terms.amount)} at most.",
             "verdict": offers_in_words(offers),
             "offers": [
                 {
@@ -515,10 +460,6 @@ async def quote(request: Request) -> Response:
             **file,
         }
     )
-
-
-def _names(site: Site) -> Mapping[str, Name]:
-    return site.names(site.index.status().change)
 
 
 async def submit(request: Request) -> Response:
@@ -544,7 +485,7 @@ async def submit(request: Request) -> Response:
     terms = jobs.terms
     data, digest = job_file.definition.to_bytes(), job_file.definition.digest
     offers = await site.offers(terms)
-    plan = await _planner(site).submit(account, terms, digest, offers, payload)
+    plan = await CallPlanner(site, payload).submit(terms, digest, offers)
     if site.store is not None:
         if plan.is_payable:
             await site.store.put(data)
@@ -555,24 +496,22 @@ async def submit(request: Request) -> Response:
 async def top_up(request: Request) -> Response:
     """Plan a top-up."""
     site, payload = await _read_post(request)
-    return _plan_response(
-        site, await _planner(site).top_up(_account(payload), _job(payload), payload)
-    )
+    return _plan_response(site, await CallPlanner(site, payload).top_up())
 
 
 async def cancel(request: Request) -> Response:
     """Plan a cancellation."""
     site, payload = await _read_post(request)
-    return _plan_response(
-        site, await _planner(site).cancel(_account(payload), _job(payload), payload)
-    )
+    return _plan_response(site, await CallPlanner(site, payload).cancel())
 
 
 async def relay(request: Request) -> Response:
     """Send a signed request to the relay; the returned `digest` identifies it."""
     site, payload = await _read_post(request)
-    signature = signature_of(payload.get("signature"))
-    signed = SignedRequest.from_wire({**_mapping(payload.get("message")), "signature": "0x"})
+    signature, message = signature_of(payload.get("signature")), payload.get("message")
+    if not isinstance(message, Mapping):
+        raise UsageError("The request is not a JSON object")
+    signed = SignedRequest.from_wire({**message, "signature": "0x"})
     signed = SignedRequest(signed.request, signature)
     domain = await own_domain(site.contracts)
     signed.check_signer(domain)
@@ -595,16 +534,6 @@ def _relay(site: Site) -> RelayClient:
     if not site.relay:
         raise NotFoundError("This explorer has no relay")
     return RelayClient(site.relay)
-
-
-def _planner(site: Site) -> CallPlanner:
-    return CallPlanner(site.contracts, site.relay)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError("The request is not a JSON object")
-    return value
 
 
 async def outcome(request: Request) -> Response:
@@ -681,13 +610,6 @@ def _account(payload: Mapping[str, Any]) -> str:
     return str(payload.get("account", ""))
 
 
-def _job(payload: Mapping[str, Any]) -> int:
-    job_id = payload.get("job")
-    if type(job_id) is not int or not 0 < job_id <= MAX_INT:
-        raise UsageError("A job is given by its number")
-    return job_id
-
-
 # -- the job form: converts its fields to a job file, which is validated as usual
 
 #: Largest definition in bytes; larger ones are submitted with the command line.
@@ -718,7 +640,7 @@ def read_job(payload: Mapping[str, Any]) -> JobFile:
     Raises:
         JobFileError: The job is invalid; the message uses the labels of the form.
     """
-    file = _has_file(payload)
+    file = payload.get("mode") == "file" or ("mode" not in payload and bool(payload.get("file")))
     text = str(payload.get("file") or "") if file else form_as_file(payload)
     if len(text.encode("utf-8", "replace")) > MAX_DEFINITION:
         raise JobFileError(
@@ -748,10 +670,6 @@ def problems(error: JobFileError) -> list[tuple[int | None, str]]:
         if text:
             result.append((int(match[2]) if match and match[2] else None, text))
     return result
-
-
-def _has_file(payload: Mapping[str, Any]) -> bool:
-    return payload.get("mode") == "file" or ("mode" not in payload and bool(payload.get("file")))
 
 
 class _Dumper(yaml.SafeDumper):
