@@ -194,8 +194,9 @@ innodb-buffer-pool-size=128M
 innodb-log-file-size=8M
 innodb-lock-wait-timeout=900
 END
-        # One statement a line.
-        printf '%s;\n' "CREATE USER IF NOT EXISTS slurm IDENTIFIED BY '$password'" \
+        # One statement per line. With the client library of MariaDB 11.8, slurmdbd can't create the database.
+        printf '%s;\n' "CREATE DATABASE IF NOT EXISTS slurm" \
+            "CREATE USER IF NOT EXISTS slurm IDENTIFIED BY '$password'" \
             "GRANT ALL ON slurm.* TO slurm" >"$dir/database.sql"
         cat >"$dir/slurmdbd.conf" <<END
 AuthType=auth/munge
@@ -221,7 +222,7 @@ END
 pid_of() {
     local pid
     pid=$(cat "$1/$2.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && [[ -d /proc/$pid ]] &&
-        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "LOCAL_SLURM=$1" && echo "$pid"
+        tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qxF "LOCAL_SLURM=$1" && echo "$pid"
 }
 
 start() {

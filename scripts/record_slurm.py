@@ -3,13 +3,14 @@
 
 Starts a cluster with `scripts/local_slurm.sh`, submits jobs of many kinds, and writes the outputs of
 the executor's commands to OUT. `--root` is a folder with a system that has another version, made by
-`debootstrap --include=slurm-wlm,munge,procps,hostname SUITE FOLDER`, with /proc and /dev mounted; this
-requires root.
+`debootstrap --include=slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname SUITE FOLDER`, with /proc
+and /dev mounted and this machine's name in /etc/hosts; this requires root.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import socket
 import subprocess
@@ -67,12 +68,9 @@ class Recorder:
 
     def write(self, name: str, text: str) -> None:
         """Write an output, with the names of this machine replaced."""
-        for real, replacement in (
-            (self._folder, "/cluster"),
-            (socket.gethostname(), "controller"),
-            (socket.gethostname().split(".", maxsplit=1)[0], "controller"),
-        ):
-            text = text.replace(real, replacement)
+        text = text.replace(self._folder, "/cluster")
+        host = re.escape(socket.gethostname().split(".", maxsplit=1)[0])
+        text = re.sub(rf"\b{host}\b(\.[\w.-]+)?", "controller", text)
         (self._out / f"{name}.txt").write_text(text)
 
     def submit(

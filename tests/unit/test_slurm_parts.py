@@ -277,8 +277,9 @@ def test_accounting() -> None:
     assert (running.ended_at, node.started_at, node.exit_code) == (None, None, 1)
 
 
-def test_recorded_accounting() -> None:
-    found = parsing.accounting(recorded("22.05", "sacct"))
+@of_each_version
+def test_recorded_accounting(version: str) -> None:
+    found = parsing.accounting(recorded(version, "sacct"))
     jobs = {job.name.removeprefix(PREFIX): job for job in found}
     assert {name: job.state for name, job in jobs.items()} == STATES
     assert (jobs["1"].exit_code, jobs["4"].cancelled_by) == (3, 0)
@@ -310,8 +311,7 @@ def test_recorded_nodes_partitions_and_configuration(version: str) -> None:
     assert parsing.partition_limits(partitions, default_only=True) == main
     config = parsing.config(recorded(version, "scontrol_config"))
     assert config["SlurmUser"] == "root(0)"
-    keeps = (RECORDED / version / "sacct.txt").exists()
-    assert (config["AccountingStorageType"] == "accounting_storage/slurmdbd") is keeps
+    assert config["AccountingStorageType"] == "accounting_storage/slurmdbd"
     assert config["JobCompType"] == "jobcomp/filetxt"
 
 

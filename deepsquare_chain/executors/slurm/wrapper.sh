@@ -241,14 +241,14 @@ for name in ntasks nodes cpus-per-task ntasks-per-node ntasks-per-core ntasks-pe
     mem-bind gpu-bind hint time wait relative job-name mpi threads-per-core chdir export; do
     TAKES[$name]=value
 done
-for name in label unbuffered exclusive exact overlap overcommit oversubscribe no-kill quiet verbose spread-job \
+for name in label unbuffered exclusive exact overlap oversubscribe no-kill quiet verbose spread-job \
     use-min-nodes whole contiguous kill-on-bad-exit; do
     TAKES[$name]=nothing
 done
 readonly TAKES
 readonly -A SHORT=([n]=ntasks [N]=nodes [c]=cpus-per-task [w]=nodelist [x]=exclude [m]=distribution [t]=time
     [W]=wait [r]=relative [J]=job-name [G]=gpus [D]=chdir [l]=label [u]=unbuffered [k]=no-kill [Q]=quiet
-    [v]=verbose [O]=overcommit [s]=oversubscribe [K]=kill-on-bad-exit)
+    [v]=verbose [s]=oversubscribe [K]=kill-on-bad-exit)
 
 # Splits a call into srun options and program; refuses other options with a message on stderr.
 read_options() {
@@ -298,49 +298,75 @@ has_program() {
 
 refuse_option() { echo "srun: a job in the sandbox can't use the option $1 with this value" >&2; }
 
-# Runs the step of one call, with the pipes of its slot; ends it when its caller is gone.
-run_step() {
-    local pipes=$folder/steps/$1 step=$2 count entry words=() directory="" options program step_pid watcher
-    exec 7<"$pipes.call"
-    IFS= read -r -d '' -u 7 count
-    [[ $count =~ ^[0-9]{1,6}$ ]] || return
+# Steps of a job at a time, and characters of a call's environment: its file is not part of the disk quota.
+readonly MAX_STEPS=16 MAX_ENVIRONMENT=4000000
+
+# Reads a call into `words` and `directory`, and its environment into a file. Descriptor 7 stays open.
+read_call() {
+    local count entry size=0
+    # A pipe that is also open for writing can be opened even if the caller has ended.
+    exec 8<>"$pipes.call" 7<"$pipes.call"
+    IFS= read -r -d '' -t 60 -u 8 count && [[ $count =~ ^[0-9]{1,5}$ ]] || return
+    exec 8<&-
     while ((count--)) && IFS= read -r -d '' -u 7 entry; do words+=("$entry"); done
     IFS= read -r -d '' -u 7 directory
     while IFS= read -r -d '' -u 7 entry && [[ -n $entry ]]; do
+        (((size += ${#entry}) <= MAX_ENVIRONMENT)) || return
         printf '%s\0' "$entry"
     done >"$folder/steps/$step.env"
+}
+
+# Runs the step of one call; ends it when its caller has ended, which closes the pipe of descriptor 7.
+run_step() {
+    local pipes=$folder/steps/$1 step=$2 own=$BASHPID step_pid="" ended=0 code=2
+    local words=() directory="" options program watcher
+    trap 'rm -f "$pipes".* "$folder/steps/$step.env"' EXIT
+    read_call || exit
+    # TERM also ends this process while it waits for the caller to open another pipe.
+    { IFS= read -r -d '' -u 7; kill -TERM "$own"; } <&- >&- 2>&- &
+    watcher=$!
+    exec 7<&-
     {
         if read_options "${words[@]}" && has_program; then
+            trap 'ended=1; kill -TERM "$step_pid" 2>/dev/null' TERM
             srun "${options[@]}" /bin/bash "$folder/steps/wrapper" "$folder" "$step" "$directory" \
-                "${program[@]}" <&0 7<&- &
+                "${program[@]}" <&0 &
             step_pid=$!
-            { IFS= read -r -d '' -u 7 && :; kill -TERM "$step_pid"; } <&- >&- 2>&- &
-            watcher=$!
-            wait "$step_pid"
-            code=$?
-            kill "$watcher"
-            # Until its end it could read a byte of the next call in this slot.
-            wait "$watcher" 2>/dev/null
-        else
-            code=2
+            if ((ended)); then kill -TERM "$step_pid"; fi
+            while :; do
+                wait "$step_pid"
+                code=$?
+                kill -0 "$step_pid" 2>/dev/null || break
+            done
+            trap - TERM
         fi
     } <"$pipes.in" >"$pipes.out" 2>"$pipes.err"
-    echo "$code" >"$pipes.code"
-    rm -f "$folder/steps/$step.env"
+    if ((!ended)); then echo "$code" >"$pipes.code"; fi
+    kill "$watcher" 2>/dev/null
 }
 
 # Serves calls of srun, in its own process group, so that it is killed as a whole.
 serve_steps() {
-    local slot step=0
+    local call pid step=0 running=() live
     trap - TERM HUP INT XCPU USR1 USR2
     export GRID_RUN=$MARK
     unset SLURM_EXPORT_ENV
-    while read -r -u 6 slot; do
-        [[ $slot =~ ^[0-9]{1,2}$ ]] || continue
+    while IFS= read -r -n 64 -u 6 call; do
+        [[ $call =~ ^[0-9a-f-]{36}$ && ! -e $folder/steps/$call.call ]] || continue
+        # The processes of a step are outside of the sandbox, where the job's limit does not count them.
+        while :; do
+            live=()
+            for pid in "${running[@]}"; do
+                if kill -0 "$pid" 2>/dev/null; then live+=("$pid"); fi
+            done
+            if ((${#live[@]} < MAX_STEPS)); then break; fi
+            sleep 0.1
+        done
         # The nodes execute this file for each task; Slurm's own copy exists only on the first node.
         if ((step++ == 0)); then cp "${BASH_SOURCE[0]}" "$folder/steps/wrapper"; fi
-        if [[ ! -p $folder/steps/$slot.code ]]; then mkfifo "$folder/steps/$slot".{call,in,out,err,code}; fi
-        run_step "$slot" "$step" &
+        mkfifo "$folder/steps/$call".{call,in,out,err,code}
+        run_step "$call" "$step" &
+        running=("${live[@]}" "$!")
     done 6<>"$folder/steps/calls"
 }
 
