@@ -249,7 +249,7 @@ async def test_srun_does_not_leave_the_sandbox(cluster: LocalSlurm, tmp_path: Pa
     two = Resources(tasks=2, cpus_per_task=1, mem_per_cpu=128, gpus=0)
     script = f"""
         srun -l cat {wallet} {state}/runs/attack/script
-        for option in --prolog=/home/job/x --jobid=1 -o/home/job/x -i{wallet} --nodelist={wallet} --export=A; do
+        for option in --prolog=/home/job/x --jobid=1 -o/home/job/x -i{wallet} --nodelist={wallet} --export=A --overcommit; do
             srun -n1 $option cat {wallet} 2>/dev/null; echo $option $?
         done
         export LD_PRELOAD=/home/job/x BASH_ENV=/home/job/y
@@ -259,18 +259,61 @@ async def test_srun_does_not_leave_the_sandbox(cluster: LocalSlurm, tmp_path: Pa
         echo $SLURM_JOB_ID > id; printf 'read\nwritten\n' | srun -n1 tail -n1 | tee copy
         srun -n1 bash -c 'exit 5'; echo "code $?"
         timeout 1 srun sleep 25; echo "code $?"
+        srun -n1 bash -c 'exit 6'; echo "next $?"
     """
     end, output = await isolated.run(script, resources=two)
     assert (end.code, SECRET in output) == (0, False), output
     refused = ["--prolog=/home/job/x", "--jobid=1", "-o/home/job/x", f"-i{wallet}"]
-    refused += [f"--nodelist={wallet}", "--export=A"]
+    refused += [f"--nodelist={wallet}", "--export=A", "--overcommit"]
     assert [line for line in output.splitlines() if line.endswith(" 2")] == [
         f"{option} 2" for option in refused
     ]
     assert not (tmp_path / "escaped").exists()
-    for line in ("0: cat: ", "1: cat: ", "\nwritten\n", "code 5", "code 124"):
+    for line in ("0: cat: ", "1: cat: ", "\nwritten\n", "code 5", "code 124", "next 6"):
         assert line in output
     # Each task is counted, on whatever node.
     forks = f"srun -n1 python3 -c '{FORKS}'"
     end, _ = await isolated.run(forks, "forks", resources=two)
     assert end.reason in {"processes", "memory"}
+
+
+CALLS = """
+import os, time, uuid
+steps = "/run/job/steps"
+
+def begin():
+    call = str(uuid.uuid4())
+    with open(f"{steps}/calls", "w") as calls:
+        calls.write(call + "\\n")
+    return f"{steps}/{call}"
+
+endless = begin()
+while not os.path.exists(f"{endless}.code"):
+    time.sleep(0.05)
+try:
+    with open(f"{endless}.call", "wb", buffering=0) as call:
+        call.write(b"1\\0true\\0/\\0")
+        while True:
+            call.write(b"x=1\\0" * 1000)
+except BrokenPipeError:
+    print("refused", flush=True)
+for _ in range(100):
+    begin()
+
+def waiting():
+    return sum(name.endswith(".code") for name in os.listdir(steps))
+
+while waiting() < 16:
+    time.sleep(0.05)
+time.sleep(1)
+print("waiting", waiting(), flush=True)
+"""
+
+
+async def test_calls_of_srun_use_bounded_resources(cluster: LocalSlurm, tmp_path: Path) -> None:
+    """What the wrapper starts and writes for calls is outside of the sandbox: it limits both."""
+    require_sandbox(**LIMITS)
+    state, options = tmp_path / "state", {"isolation": "sandbox", **LIMITS}
+    executor = cluster.executor(state, owner=tmp_path.name, **options)
+    end, output = await IsolatedExecutor("slurm", executor, state).run(f"python3 -c '{CALLS}'")
+    assert (end.code, output) == (0, "refused\nwaiting 16\n")

@@ -299,7 +299,7 @@ has_program() {
 refuse_option() { echo "srun: a job in the sandbox can't use the option $1 with this value" >&2; }
 
 # Steps of a job at a time, and characters of a call's environment: its file is not part of the disk quota.
-readonly MAX_STEPS=16 MAX_ENVIRONMENT=4000000
+readonly MAX_STEPS=16 MAX_ENVIRONMENT=1000000
 
 # Reads a call into `words` and `directory`, and its environment into a file. Descriptor 7 stays open.
 read_call() {
