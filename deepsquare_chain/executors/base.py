@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import entry_points
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.executors.rundir import BLOCK_BYTES, disk_usage
 from deepsquare_chain.job import Offer, Resources
 from deepsquare_chain.observability.metrics import Check
 
 MAX_SCRIPT_BYTES: Final = 4 * 1024 * 1024
 MAX_ENV_BYTES: Final = 1024 * 1024
-#: Bytes per block of `st_blocks`.
-_BLOCK: Final = 512
 MAX_WALLTIME: Final = 2**31  # seconds; far above the 24 bits of a time limit on chain
 # The kernel refuses one `NAME=value` of 32 pages or more, NUL included.
 _MAX_ENV_STRING: Final = 128 * 1024 - 1
@@ -125,12 +123,7 @@ def stored_in(folder: Path) -> Stored | None:
         status = folder.lstat()
     except FileNotFoundError:
         return None
-    size = status.st_blocks * _BLOCK
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            with suppress(OSError):
-                size += os.lstat(os.path.join(parent, name)).st_blocks * _BLOCK
-    return Stored(size, status.st_mtime)
+    return Stored(status.st_blocks * BLOCK_BYTES + disk_usage(str(folder)), status.st_mtime)
 
 
 class Executor(Protocol):

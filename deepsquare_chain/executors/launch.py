@@ -334,19 +334,26 @@ def _is_readable(handle: int, seconds: float) -> bool:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and everything in it, ignoring errors."""
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
     if path.exists():
-        # A job may have removed its owner's permissions on folders.
-        for parent, folders, _ in os.walk(path):
-            for name in folders:
-                with contextlib.suppress(OSError, NotImplementedError):
-                    _open_up(Path(parent, name))
+        # A job may have nested folders without end, or removed its owner's permissions on them.
+        _flatten(path)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _open_up(path: Path) -> None:
-    if not path.is_symlink():
-        path.chmod(0o700)
+def _flatten(top: Path) -> None:
+    """Move all folders in a tree directly into its top folder, with the owner's permissions."""
+    folders = [top]
+    while folders:
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError):
+            entries = [*os.scandir(folders.pop())]
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).chmod(0o700)
+                    folders.append(Path(entry.path).rename(top / f".{unique()}"))
 
 
 class StartProbe:

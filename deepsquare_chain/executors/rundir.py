@@ -38,6 +38,10 @@ GRACE: Final = 2.0
 #: Home and working folder of a job in a sandbox, and the path of its script there.
 SANDBOX_HOME: Final = "/home/job"
 SANDBOX_SCRIPT: Final = "/run/job/script"
+#: Bytes per block of `st_blocks`.
+BLOCK_BYTES: Final = 512
+#: Minimum bytes that a file or folder counts, for its inode.
+_INODE: Final = 1024
 _RECORD_LIMIT: Final = 8 * 1024 * 1024
 _EXIT_BYTES: Final = 512
 _NESTING: Final = 8
@@ -442,3 +446,48 @@ def _size(file: Path) -> int:
         return file.lstat().st_size
     except FileNotFoundError:
         return 0
+
+
+# -- disk usage
+
+
+def disk_usage(folder: str, limit: int | None = None) -> int:
+    """Return the disk usage of a folder in bytes; stops counting above `limit`.
+
+    Holes of sparse files do not count; each hard link counts. Links are not followed. A path that is
+    too long for the kernel counts as above the limit, because files below it could not be counted.
+    """
+    used = 0
+    folders = [folder]
+    while folders:
+        try:
+            for entry in _entries(folders.pop()):
+                try:
+                    state = entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                except FileNotFoundError:
+                    continue  # removed meanwhile
+                used += state.st_blocks * BLOCK_BYTES + _INODE
+                if limit is not None and used > limit:
+                    return used
+        except OSError as error:
+            if limit is not None and error.errno == errno.ENAMETOOLONG:
+                return limit + 1
+    return used
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """List a folder; restores the owner's permissions if the job removed them."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(folder, flags)
+        try:
+            os.chmod(f"/proc/self/fd/{handle}", 0o700)
+        finally:
+            os.close(handle)
+        with os.scandir(folder) as entries:
+            return list(entries)

@@ -31,6 +31,7 @@ from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.orphaned_processes import SUPERVISOR_MODULE
 from deepsquare_chain.executors.procfs import SHARED, MemoryMeter
 from deepsquare_chain.executors.rundir import (
+    BLOCK_BYTES,
     GRACE,
     MARK,
     OUTPUT_LIMIT,
@@ -38,15 +39,13 @@ from deepsquare_chain.executors.rundir import (
     SANDBOX_SCRIPT,
     OutputWriter,
     RunFolder,
+    disk_usage,
     exit_record,
     unique,
 )
 from deepsquare_chain.faults import VARIABLE, crash_point
 from deepsquare_chain.job import MEGABYTE
 
-_BLOCK: Final = 512
-#: Minimum bytes that a file or folder counts, for its inode.
-_INODE: Final = 1024
 #: Minimum seconds between two measurements of the disk, and the minimum ratio of pause to
 #: measurement: a job with millions of files must not cost the provider a CPU.
 _DISK_PAUSE: Final = 0.5
@@ -204,46 +203,6 @@ class Confinement:
         return used
 
 
-def disk_usage(folder: str, limit: int) -> int:
-    """Return the disk usage of a folder in bytes; stops counting above `limit`.
-
-    Holes of sparse files do not count; each hard link counts. Links are not followed.
-    """
-    used = 0
-    folders = [folder]
-    while folders:
-        for entry in _entries(folders.pop()):
-            try:
-                state = entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-            except OSError:
-                continue
-            used += state.st_blocks * _BLOCK + _INODE
-            if used > limit:
-                return used
-    return used
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """List a folder; restores the owner's permissions if the job removed them."""
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    for _ in range(2):
-        try:
-            with os.scandir(folder) as entries:
-                return list(entries)
-        except PermissionError:
-            with contextlib.suppress(OSError):
-                handle = os.open(folder, flags)
-                try:
-                    os.chmod(f"/proc/self/fd/{handle}", 0o700)
-                finally:
-                    os.close(handle)
-        except OSError:
-            break  # removed meanwhile
-    return []
-
-
 def _deleted_files(pids: Iterable[int], device: int) -> int:
     """Return the bytes of deleted files on a device that processes hold open."""
     sizes: dict[int, int] = {}
@@ -253,7 +212,7 @@ def _deleted_files(pids: Iterable[int], device: int) -> int:
                 with contextlib.suppress(OSError):
                     state = os.stat(f"{procfs.PROC}/{pid}/fd/{name}")
                     if not state.st_nlink and state.st_dev == device and S_ISREG(state.st_mode):
-                        sizes[state.st_ino] = state.st_blocks * _BLOCK
+                        sizes[state.st_ino] = state.st_blocks * BLOCK_BYTES
     return sum(sizes.values())
 
 

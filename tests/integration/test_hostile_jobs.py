@@ -137,7 +137,24 @@ async def test_neither_the_node_nor_the_metadata_service_is_reached(
     assert "unreachable" in output
 
 
-@pytest.mark.parametrize("how", ["many files", "one file", "deleted file"])
+DEEP = """
+import os
+for _ in range(60):
+    os.mkdir("d" * 99)
+    os.chdir("d" * 99)
+for number in range(6):
+    open(str(number), "wb").write(bytes(10**7))
+"""
+EMPTY = """
+import itertools
+for number in itertools.count():
+    open(str(number), "x").close()
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["many files", "one file", "deleted file", "deep folder", "empty files"]
+)
 async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> None:
     """The folders are measured; the kernel's limit of a file's size stops a single large one."""
     scripts = {
@@ -145,11 +162,15 @@ async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> 
         "one file": "exec head -c 500M /dev/zero > /tmp/one",
         "deleted file": "exec 3> a; rm a; exec 4> b; rm b; for i in 1 2 3 4 5 6 7 8 9; do "
         "head -c 4M /dev/zero >&3; head -c 4M /dev/zero >&4; sleep 0.2; done; sleep 80",
+        "deep folder": f"python3 -c '{DEEP}'; sleep 80",
+        "empty files": f"python3 -c '{EMPTY}'",
     }
     end, _ = await isolated.run(scripts[how])
     assert end.reason == "disk"
     assert end.code != 0
     assert end.seconds < 75
+    await isolated.executor.forget("attack")
+    assert not list((isolated.state / "runs").iterdir())
 
 
 FORKS = """
@@ -176,6 +197,22 @@ async def test_forks_without_end_are_stopped(isolated: IsolatedExecutor) -> None
         assert 10 < int(output.split()[1]) < LIMITS["processes"]
     else:
         assert end.reason in {"processes", "memory"}
+
+
+THREADS = """
+import threading, time
+for _ in range(100):
+    threading.Thread(target=time.sleep, args=(80,), daemon=True).start()
+print("made", flush=True)
+time.sleep(80)
+"""
+
+
+async def test_threads_without_end_are_stopped(isolated: IsolatedExecutor) -> None:
+    """As processes: the pids controller refuses them, or they are counted."""
+    end, output = await isolated.run(f"python3 -c '{THREADS}'")
+    assert "made" not in output or end.reason == "processes"
+    assert end.code != 0
 
 
 async def test_processes_that_detach_end_with_the_job(isolated: IsolatedExecutor) -> None:

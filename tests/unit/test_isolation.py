@@ -9,8 +9,10 @@ import pytest
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors import isolation, local
-from deepsquare_chain.executors.base import ExecutorContext, create_executor
+from deepsquare_chain.executors.base import ExecutorContext, create_executor, stored_in
 from deepsquare_chain.executors.cgroups import CgroupParent, JobCgroup, find_cgroups
+from deepsquare_chain.executors.launch import remove_tree
+from deepsquare_chain.executors.rundir import disk_usage
 from deepsquare_chain.executors.sandbox import (
     EtcCopy,
     Sandbox,
@@ -23,7 +25,6 @@ from deepsquare_chain.executors.sandbox import (
 from deepsquare_chain.executors.slurm.executor import create as create_slurm
 from deepsquare_chain.executors.slurm.executor import isolation_checks
 from deepsquare_chain.executors.slurm.options import parse_options as parse_slurm_options
-from deepsquare_chain.executors.supervisor import disk_usage
 from deepsquare_chain.job import Offer
 
 MISSING = SandboxProbe(None, "bubblewrap is not installed")
@@ -294,3 +295,20 @@ def test_disk_usage_sees_closed_folders_and_no_links(tmp_path: Path) -> None:
     used = disk_usage(str(tmp_path), 10**9)
     assert 100_000 <= used < 130_000
     assert disk_usage(str(tmp_path), 50_000) > 50_000
+
+
+@pytest.mark.parametrize(("name", "depth"), [("d", 1_200), ("d" * 99, 60)])
+def test_folders_nested_without_end_are_measured_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, depth: int
+) -> None:
+    """Paths are longer than the kernel accepts, or deeper than Python's recursion limit."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(depth):
+        Path(name).mkdir()
+        os.chdir(name)
+    Path("data").write_bytes(bytes(10_000_000))
+    os.chdir(tmp_path)
+    assert disk_usage(str(tmp_path), 5_000_000) > 5_000_000
+    assert stored_in(tmp_path / name) is not None
+    remove_tree(tmp_path / name)
+    assert not list(tmp_path.iterdir())

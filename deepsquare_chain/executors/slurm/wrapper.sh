@@ -57,14 +57,14 @@ find_init() {
 # Returns whether the init process is alive; its pid may have been reused by another process.
 has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
 
-# Returns whether the sandbox has more processes than the provider allows.
+# Returns whether the sandbox has more processes and threads than the provider allows.
 has_too_many() {
-    local others
+    local threads
     find_init
     # During its set-up, the sandbox still has the root of the node.
     ((processes)) && has_init && [[ ! /proc/$init/root/proc -ef /proc ]] || return
-    others=(/proc/"$init"/root/proc/[0-9]*)
-    ((${#others[@]} > processes + 1))
+    threads=(/proc/"$init"/root/proc/[0-9]*/task/[0-9]*)
+    ((${#threads[@]} > processes + 1))
 }
 
 # -- a task of a step
@@ -429,14 +429,24 @@ deleted_files() {
     echo "$total"
 }
 
+# Prints the size in KB of the job's files, of which each counts at least 1 KB for its inode.
+files_on_disk() {
+    local folders=("$folder/work" "$folder/tmp") used inodes
+    if ! used=$(du -skc "${folders[@]}"); then
+        # The job may have removed its owner's permissions on folders.
+        find "${folders[@]}" -type d ! -perm -u=rwx -execdir chmod u+rwx {} \;
+        used=$(du -skc "${folders[@]}")
+    fi
+    inodes=$(du -sc --inodes "${folders[@]}")
+    used=${used##*$'\n'} inodes=${inodes##*$'\n'}
+    echo $((${used%%[!0-9]*} + ${inodes%%[!0-9]*}))
+} 2>/dev/null
+
 next_measurement=0
 check_limits() {
-    local used
     if has_too_many || [[ -e $folder/steps/processes ]]; then reason=processes; fi
     if ((disk && now >= next_measurement)); then
-        used=$(du -skc "$folder/work" "$folder/tmp" 2>/dev/null | tail -n 1)
-        used=${used%%[!0-9]*}
-        if ((${used:-0} + $(deleted_files) > disk)); then reason=disk; fi
+        if (($(files_on_disk) + $(deleted_files) > disk)); then reason=disk; fi
         local began=$now
         clock
         # A job with very many files must not cost the node a CPU.
