@@ -81,7 +81,7 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
 
         following = asyncio.create_task(follow())
         await asyncio.gather(*(host.until([job]) for host, job in zip(hosts, jobs, strict=True)))
-        await asyncio.wait_for(following, 20)
+        await asyncio.wait_for(following, 120)
         printed = b"line 1 of alice\nline 2 of alice\nline 3 of alice\n"
         assert b"".join(live) == printed
         assert len(live) > 1  # it came while the job ran
@@ -138,7 +138,7 @@ async def test_runs_continue_without_the_gateway_and_catch_up(
         assert (await host.job(job_id)).status is S.FINISHED
         again = await started(grid, tmp_path / "gateway", port)
         stack.callback(again.end)
-        await asyncio.wait_for(following, 30)
+        await asyncio.wait_for(following, 120)
         assert b"".join(live) == b"".join(b"line %d\n" % n for n in (1, 2, 3, 4))
         assert troubles == [True, False]
         [output] = await job_results(grid.contracts, tmp_path, job_id, gateways=[alice])

@@ -96,8 +96,12 @@ class Bench:
         return run.phase if run else None
 
     async def drive(self, done: Callable[[], Any], *, timeout: float = 120.0) -> None:
-        """Run cycles until `done()`, which may be a coroutine function, returns True."""
+        """Run cycles until `done()`, which may be a coroutine function, returns True.
+
+        Chain time passes like the clock's: a run of some seconds is reported only after as many.
+        """
         deadline = time.monotonic() + timeout
+        next_block = time.monotonic() + 1
         while True:
             self.service.heads.hint()  # other accounts may have mined new blocks
             moved = await self.service.cycle()
@@ -105,6 +109,9 @@ class Bench:
             if await result if asyncio.iscoroutine(result) else result:
                 return
             assert time.monotonic() < deadline, [str(run) for run in self.service.table.all()]
+            if time.monotonic() >= next_block:
+                next_block = time.monotonic() + 1
+                await self.grid.node.rpc("evm_mine")
             await asyncio.sleep(0.0 if moved else 0.15)
 
     async def until(self, ids: list[int], *statuses: JobStatus, timeout: float = 120.0) -> None:
