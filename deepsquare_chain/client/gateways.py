@@ -57,8 +57,9 @@ from deepsquare_chain.workflow import parse_duration
 #: Poll interval in seconds, and shortest and longest backoff after a lost connection.
 _POLL_SECONDS: Final = 1.0
 _PAUSES: Final = (0.5, 10.0)
-#: Seconds to wait for the rest of a log after its job has ended.
-_LOG_TIMEOUT: Final = 20.0
+#: Seconds to wait for the rest of a log after its job has ended: after an outage of the gateway, the
+#: provider retries within 30 seconds.
+_LOG_TIMEOUT: Final = 40.0
 #: Seconds to wait for the results of an ended job: they are uploaded after its report on chain.
 _DELIVERY_SECONDS: Final = 15.0
 #: Maximum number of consecutive failures of a download without progress.
