@@ -220,16 +220,18 @@ def fits_from(
     """
     if within(requested, free):
         return now, (free[0], free[1], free[2])
-    available = list(free)
+    needed_cpus, needed_memory, needed_gpus = requested
+    cpus, memory, gpus = free
     at: int | None = None
     for time, released in sorted(releases):
         if at is not None and time > at:
             break
-        for i, amount in enumerate(released):
-            available[i] += amount
-        if at is None and within(requested, available):
+        cpus += released[0]
+        memory += released[1]
+        gpus += released[2]
+        if at is None and cpus >= needed_cpus and memory >= needed_memory and gpus >= needed_gpus:
             at = time
-    return None if at is None else (at, (available[0], available[1], available[2]))
+    return None if at is None else (at, (cpus, memory, gpus))
 
 
 def capacity_at(free: Sequence[int], releases: Iterable[Release], at: int) -> Amounts:

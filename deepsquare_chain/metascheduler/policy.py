@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import gc
 import math
+from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,13 +80,12 @@ _FIRST_SHORTLIST: Final = 48
 _NEXT_SHORTLIST: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
+#: The same for small grids: classes x providers.
+_CHUNK_CELLS: Final = 32_000
 #: Most providers for which plain Python is faster than arrays; results are the same.
 _MAX_PLAIN_PROVIDERS: Final = 32
 #: Number of classes compared so far per upcoming class that is compared in advance.
 _PREFETCH_FACTOR: Final = 4
-#: Largest amount that the index of a provider adds to its score. It breaks ties, so that every
-#: machine sorts providers alike.
-_TIE_BREAK: Final = 1e-4
 #: Added to the cost of a provider for an unmet preference; exceeds any difference of costs.
 _PREFERRED: Final = 1e8
 #: Added for each other job of a customer that spreads its jobs, and the most jobs that count.
@@ -335,11 +335,13 @@ class _ClassTable:
     """Answers, and weighted costs without recent faults, by class of jobs.
 
     They depend on the provider records, the numbering of the classes and the weights only, and are
-    kept until one of these changes. `frugal` depends on the standing of the providers too.
+    kept until one of these changes. `usable`, the providers that may get jobs and are eligible, and
+    `frugal` depend on the standing of the providers too.
     """
 
     answers: dict[int, Answers] = field(default_factory=dict)
     costs: dict[int, Floats] = field(default_factory=dict)
+    usable: dict[int, Flags] = field(default_factory=dict)
     frugal: dict[int, _Frugal] = field(default_factory=dict)
     version: tuple[int, int, Weights] | None = None
     frugal_version: tuple[int, float] | None = None
@@ -352,7 +354,7 @@ class _ClassTable:
             self.answers, self.costs, self.version = {}, {}, version
             self.frugal_version = None
         if self.frugal_version != frugal_version:
-            self.frugal, self.frugal_version = {}, frugal_version
+            self.usable, self.frugal, self.frugal_version = {}, {}, frugal_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,9 +455,7 @@ class _Round:
         self._released = 0
         self._releases_by_row: list[list[Release]] | None = None
         self._is_small = len(providers.views) <= _MAX_PLAIN_PROVIDERS
-        self._tie_break = np.arange(len(providers.views)) * (
-            _TIE_BREAK / max(1, len(providers.views))
-        )
+        self._tie_break = providers.tie_break
         # Number of assigned jobs by customer and provider's row; built when a job first needs it.
         self._jobs_at: defaultdict[str, Counter[int]] | None = None
         # Upcoming classes, in reverse of the order in which they are first served.
@@ -463,8 +463,6 @@ class _Round:
         self._shortlists: dict[int, _Shortlist] = {}
         # Classes that no provider has the free capacity for.
         self._full_classes: set[int] = set()
-        # Classes that no provider could run even if it were empty.
-        self._unplaceable: set[int] = set()
         self._tables = tables.classes
         # By row of the queue: the end of its hold; 0 for none, and for jobs that this plan starts.
         self._hold_ends: list[int] = []
@@ -518,10 +516,12 @@ class _Round:
         rows = (queue.may_hold[:n] & (ends > self._now)).nonzero()[0]
         if not len(rows):
             return
-        classes, kind = np.unique(queue.cls[rows], return_inverse=True)
+        cls_of = queue.cls[rows]
         # A job that can pay no frugal provider need not wait for one.
-        cheapest = [self._frugal(cls).cheapest or _NEVER for cls in classes.tolist()]
-        rows = rows[np.array(cheapest, dtype=object)[kind] <= queue.ceiling[rows]]
+        cheapest = np.zeros(len(queue.class_keys), dtype=object)
+        for cls in set(cls_of.tolist()):
+            cheapest[cls] = self._frugal(cls).cheapest or _NEVER
+        rows = rows[cheapest[cls_of] <= queue.ceiling[rows]]
         held: Ints = np.zeros(n, dtype=np.int64)
         held[rows] = ends[rows]
         self._hold_ends = held.tolist()
@@ -594,7 +594,7 @@ class _Round:
                 continue
             cls, seconds = int(self._queue.cls[row]), int(self._queue.seconds[row])
             started = cls not in self._full_classes and self._start(row, cls, seconds, overdue=True)
-            if started or not self._reserve(row, overdue=True):
+            if started or not self._reserve(row, cls, overdue=True):
                 continue
             remaining -= 1
             if remaining <= 0:
@@ -619,8 +619,7 @@ class _Round:
                 return
             position, row, cls = refused
             served = position + 1
-            if self._can_run(row, cls):
-                self._reserve(row)
+            if self._reserve(row, cls):
                 remaining -= 1
         if served < last:
             self._backfill(order[served:last], possible)
@@ -729,19 +728,18 @@ class _Round:
         return -1
 
     def _possible(self) -> Flags:
-        """Return the classes with jobs for which some provider has the free capacity."""
+        """Return, of the classes with jobs, those for which some provider has free capacity."""
         queue = self._queue
         fits = np.zeros(len(queue.sizes), dtype=np.bool_)
         free = np.where(self._open, self._free, -1)
-        for chunk, need in self._in_chunks(np.arange(len(queue.sizes))):
+        for chunk, need in self._in_chunks(queue.live_sizes()):
             fits[chunk] = _all_within(need, free).any(axis=1)
         possible: Flags = fits[queue.class_sizes]
-        possible &= np.array(queue.members) > 0
         return possible
 
     def _latest_ends(self, classes: Ints) -> Ints:
         """Return, by class, the latest end that reservations allow at any provider; 0 for none."""
-        class_sizes = np.array(self._queue.class_sizes)
+        class_sizes = self._queue.class_sizes
         latest = np.zeros(len(self._queue.sizes), dtype=np.int64)
         requested = np.zeros(len(latest), dtype=np.bool_)
         requested[class_sizes[classes]] = True
@@ -763,9 +761,10 @@ class _Round:
 
     def _in_chunks(self, numbers: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Yield chunks of sizes by number, shaped for comparison with all providers."""
-        sizes = np.array(self._queue.sizes, dtype=np.int64)[numbers]
-        for first in range(0, len(numbers), _CHUNK):
-            yield numbers[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
+        sizes = self._queue.sizes[numbers]
+        step = max(_CHUNK, _CHUNK_CELLS // len(self._open))
+        for first in range(0, len(numbers), step):
+            yield numbers[first : first + step], sizes[first : first + step].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
         answers = self._tables.answers.get(cls)
@@ -814,17 +813,12 @@ class _Round:
             ]
         )
 
-    def _can_run(self, row: int, cls: int) -> bool:
-        """Return whether any provider could run a job if the provider were empty."""
-        if cls in self._unplaceable:
-            return False
-        answers = self._answer(cls)
-        eligible = answers.eligible & self._open
-        if not eligible.any():
-            self._unplaceable.add(cls)
-            return False
-        self._narrow(eligible, answers, self._queue.waiting[row])
-        return bool(eligible.any())
+    def _usable(self, cls: int) -> Flags:
+        """Return the providers that could run a class if they were empty; must not be changed."""
+        usable = self._tables.usable.get(cls)
+        if usable is None:
+            usable = self._tables.usable[cls] = self._answer(cls).eligible & self._open
+        return usable
 
     def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
         """Clear providers in `eligible` that the job's budget, exclusions or patience rule out."""
@@ -987,14 +981,16 @@ class _Round:
         largest = self._providers.largest
         dominant = answers.dominant(largest)
         idle_gpus = IDLE_GPUS if not gpus and self._providers.has_gpus else 0.0
-        costs = self._costs_of_one(cls).tolist()
-        flags = zip(answers.eligible.tolist(), self._open.tolist(), strict=True)
+        costs, tie_breaks = self._costs_of_one(cls).tolist(), self._tie_break.tolist()
         scored = []
-        for provider_row, (free, (eligible, is_open)) in enumerate(
-            zip(self._free.T.tolist(), flags, strict=True)
-        ):
-            if eligible and is_open and cpus <= free[0] and memory <= free[1] and gpus <= free[2]:
-                tie_break = self._tie_break[provider_row]
+        for provider_row in self._usable(cls).nonzero()[0].tolist():
+            free = (
+                self._free_cpus[provider_row],
+                self._free_memory[provider_row],
+                self._free_gpus[provider_row],
+            )
+            if cpus <= free[0] and memory <= free[1] and gpus <= free[2]:
+                tie_break = tie_breaks[provider_row]
                 score = costs[provider_row] + (free[dominant] / largest[dominant] + tie_break)
                 if idle_gpus:
                     score += idle_gpus * (free[2] / largest[2] + tie_break)
@@ -1139,15 +1135,15 @@ class _Round:
 
     # -- reservations
 
-    def _reserve(self, row: int, *, overdue: bool = False) -> bool:
+    def _reserve(self, row: int, cls: int, *, overdue: bool = False) -> bool:
         """Reserve the capacity that frees earliest for a job; return False if it can run nowhere.
 
         A job whose providers all have a reservation already holds none, and counts as served.
         """
-        waiting = self._queue.waiting[row]
-        cls = int(self._queue.cls[row])
-        answers = self._answer(cls)
-        eligible = answers.eligible & self._open
+        usable = self._usable(cls)
+        if not usable.any():
+            return False
+        waiting, answers, eligible = self._queue.waiting[row], self._answer(cls), usable.copy()
         self._narrow(eligible, answers, waiting)
         if not eligible.any():
             return False
@@ -1219,19 +1215,24 @@ class _Round:
         return new
 
     def _releases_by_provider(self) -> list[list[Release]]:
-        """Return the releases of each provider in any order, for few providers."""
+        """Return the releases of each provider, sorted by time, for few providers."""
         if self._releases_by_row is None:
             self._releases_by_row = [[] for _ in self._providers.views]
             provider_rows, ends, amounts = self._assigned.releases(
                 self._now, self._rules.start_margin
             )
-            for provider_row, end, *released in zip(
-                provider_rows.tolist(), ends.tolist(), *amounts.tolist(), strict=True
+            for provider_row, end, released in zip(
+                provider_rows.tolist(),
+                ends.tolist(),
+                zip(*amounts.tolist(), strict=True),
+                strict=True,
             ):
                 if provider_row >= 0:
                     self._releases_by_row[provider_row].append((end, released))
-        for provider_row, end, *released in self._new_releases():
-            self._releases_by_row[provider_row].append((end, released))
+            for releases in self._releases_by_row:
+                releases.sort()
+        for provider_row, end, cpus, memory, gpus in self._new_releases():
+            insort(self._releases_by_row[provider_row], (end, (cpus, memory, gpus)))
         return self._releases_by_row
 
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:

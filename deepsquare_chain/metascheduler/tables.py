@@ -53,6 +53,8 @@ LONGEST_RUN: Final = 2**60
 #: Classes of jobs for which `Answers` are cached.
 KEPT_CLASSES: Final = 2_000
 _START: Final = 64
+#: Largest amount that the index of a provider adds to its score. It breaks ties.
+TIE_BREAK: Final = 1e-4
 _MOST_THRIFT: Final = 2.0
 
 
@@ -154,6 +156,9 @@ class ProviderTable:
         self.rows = {provider_id: row for row, provider_id in enumerate(self.ids)}
         offers = [(p.offer.cpus, p.offer.memory, p.offer.gpus) for p in providers]
         self.offer: Ints = np.array(offers, dtype=np.int64).reshape(-1, 3).T.copy()
+        #: Added to scores by provider's row, so that every machine sorts providers alike.
+        self.tie_break: Floats = np.arange(len(providers), dtype=np.float64)
+        self.tie_break *= TIE_BREAK / max(1, len(providers))
         self.largest = [float(max(values.tolist(), default=0)) or 1.0 for values in self.offer]
         self.has_gpus = bool(self.offer[2].any())
         self.totals = [float(values.sum()) or 1.0 for values in self.offer]
@@ -256,12 +261,18 @@ def _thrift(energy: Floats, known: Sequence[bool]) -> Floats:
     return thrift
 
 
+def _doubled(array: Any) -> Any:
+    """Return an array of twice as many rows, the new ones zero."""
+    return np.concatenate([array, np.zeros_like(array)])
+
+
 class _Columns:
     """Columns of equal length that grow together. The last row replaces a removed one."""
 
     def __init__(self, **kinds: Any) -> None:
         self.count = 0
         self.rows: dict[int, int] = {}
+        self._items: Sequence[Any] = ()
         self._seen: dict[int, Any] = {}
         self._names = tuple(kinds)
         for name, kind in kinds.items():
@@ -270,14 +281,23 @@ class _Columns:
     def _changes(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
         """Return the objects added and those dropped since the items of the last call.
 
-        Compares identities, so that unchanged items need no Python-level comparison.
+        Compares identities, so that unchanged items need no Python-level comparison, and an
+        unchanged sequence needs none at all.
         """
-        seen = self._seen
+        if items is self._items and isinstance(items, tuple):
+            return [], []
+        self._items, seen = items, self._seen
         ids = set(map(id, items))
         new = ids.difference(seen)
         unchanged = len(ids) - len(new) == len(seen)
         dropped = [] if unchanged else [seen.pop(key) for key in seen.keys() - ids]
-        added = [item for item in items if id(item) in new] if new else []
+        added: list[T] = []
+        for item in reversed(items):  # new items usually come last
+            if len(added) == len(new):
+                break
+            if id(item) in new:
+                added.append(item)
+        added.reverse()
         seen.update(zip(map(id, added), added, strict=True))
         return added, dropped
 
@@ -285,10 +305,7 @@ class _Columns:
         row = self.count
         if row == len(getattr(self, self._names[0])):
             for name in self._names:
-                old = getattr(self, name)
-                grown = np.zeros(2 * len(old), dtype=old.dtype)
-                grown[: len(old)] = old
-                setattr(self, name, grown)
+                setattr(self, name, _doubled(getattr(self, name)))
         self.count += 1
         self.rows[job_id] = row
         return row
@@ -350,11 +367,12 @@ class QueueTable(_Columns):
         self.waiting: list[Waiting] = []
         self.classes: dict[tuple[Resources, str, Objective], int] = {}
         self.class_keys: list[tuple[Resources, str, Objective]] = []
-        #: CPUs, MB and GPUs of the classes, each combination once, and its number by class.
-        self.sizes: list[tuple[int, int, int]] = []
-        self.class_sizes: list[int] = []
+        #: By number of a class: its jobs, and the number of its size. Longer than `class_keys`.
+        self.members: Ints = np.zeros(_START, dtype=np.int64)
+        self.class_sizes: Ints = np.zeros(_START, dtype=np.int64)
+        #: CPUs, MB and GPUs of the classes, each combination once.
+        self.sizes: Ints = np.zeros((_START, 3), dtype=np.int64)
         self._size_numbers: dict[tuple[int, int, int], int] = {}
-        self.members: list[int] = []
         #: A number that grows with each renumbering of the classes.
         self.numbering = 0
         self.customers: list[str] = []
@@ -411,8 +429,9 @@ class QueueTable(_Columns):
         if cls is None:
             cls = self.classes[key] = len(self.class_keys)
             self.class_keys.append(key)
-            self.class_sizes.append(self._size_number(resources))
-            self.members.append(0)
+            if cls >= len(self.members):
+                self.members, self.class_sizes = _doubled(self.members), _doubled(self.class_sizes)
+            self.members[cls], self.class_sizes[cls] = 0, self._size_number(resources)
         self.cls[row] = cls
         self.members[cls] += 1
         customer = self._customer_rows.setdefault(job.customer, len(self.customers))
@@ -442,7 +461,7 @@ class QueueTable(_Columns):
 
     def _remove(self, job_id: int) -> None:
         row = self.rows[job_id]
-        self.members[int(self.cls[row])] -= 1
+        self.members[self.cls[row]] -= 1
         self.open_ended.discard(job_id)
         last = self.count - 1
         row = self._drop_row(job_id, self.waiting, int(self.ids[last]))
@@ -453,22 +472,32 @@ class QueueTable(_Columns):
 
     def _size_number(self, resources: Resources) -> int:
         size = (resources.cpus, resources.memory, resources.gpus)
-        number = self._size_numbers.setdefault(size, len(self.sizes))
-        if number == len(self.sizes):
-            self.sizes.append(size)
+        number = self._size_numbers.get(size)
+        if number is None:
+            number = self._size_numbers[size] = len(self._size_numbers)
+            if number >= len(self.sizes):
+                self.sizes = _doubled(self.sizes)
+            self.sizes[number] = size
         return number
+
+    def live_sizes(self) -> Ints:
+        """Return the numbers of the sizes of jobs in the queue."""
+        with_jobs = self.class_sizes[self.members > 0]
+        return np.flatnonzero(np.bincount(with_jobs))
 
     def _compact(self) -> None:
         """Renumber the classes and drop those without jobs."""
         self.numbering += 1
-        live = [cls for cls, count in enumerate(self.members) if count]
+        live = self.members.nonzero()[0].tolist()
         numbers = np.zeros(len(self.class_keys), dtype=np.int64)
         numbers[live] = np.arange(len(live))
         self.cls[: self.count] = numbers[self.cls[: self.count]]
         self.class_keys = [self.class_keys[cls] for cls in live]
-        self.sizes, self._size_numbers = [], {}
-        self.class_sizes = [self._size_number(resources) for resources, _, _ in self.class_keys]
-        self.members = [self.members[cls] for cls in live]
+        self._size_numbers = {}
+        for cls, (resources, _, _) in enumerate(self.class_keys):
+            self.class_sizes[cls] = self._size_number(resources)
+        self.members[: len(live)] = self.members[live]
+        self.members[len(live) :] = 0
         self.classes = {key: cls for cls, key in enumerate(self.class_keys)}
 
     def _renumber_customers(self) -> None:

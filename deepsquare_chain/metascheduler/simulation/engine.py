@@ -265,6 +265,9 @@ class _Simulation:
         self._history = RunHistory()
         self._waiting: dict[int, Waiting] = {}
         self._assigned: dict[int, Job] = {}
+        # The same as tuples; None after a change. The planner skips a tuple that it has seen.
+        self._waiting_seen: tuple[Waiting, ...] | None = None
+        self._assigned_seen: tuple[Job, ...] | None = None
         self._events: list[tuple[float, int, int]] = [
             (self._seen_at(job.at), _ARRIVAL, job.id) for job in jobs
         ]
@@ -296,15 +299,18 @@ class _Simulation:
         """Apply an event; return whether a plan should follow."""
         if kind == _ARRIVAL:
             self._waiting[job_id] = _waiting(self._jobs[job_id])
+            self._waiting_seen = None
         elif kind == _BEGIN:
             self._assigned[job_id] = replace(
                 self._assigned[job_id], status=JobStatus.RUNNING, since=math.floor(now)
             )
+            self._assigned_seen = None
             return False
         elif kind == _HOLD_ENDS:
             self._hold_end = math.inf
         else:
             del self._assigned[job_id]
+            self._assigned_seen = None
             self._record(job_id)
         return True
 
@@ -316,13 +322,14 @@ class _Simulation:
         self._history.record(FinishedRun(job.customer, job.cpus, 0, job.limit, seconds, paid))
 
     def _plan(self, now: float) -> None:
-        snapshot = Snapshot(
-            math.floor(now),
-            self._views,
-            tuple(self._waiting.values()),
-            tuple(self._assigned.values()),
-        )
+        if self._waiting_seen is None:
+            self._waiting_seen = tuple(self._waiting.values())
+        if self._assigned_seen is None:
+            self._assigned_seen = tuple(self._assigned.values())
+        snapshot = Snapshot(math.floor(now), self._views, self._waiting_seen, self._assigned_seen)
         decided = self._planner.plan(snapshot, self._rules, self._history, complete=False)
+        if decided.decisions:
+            self._waiting_seen = self._assigned_seen = None
         for decision in decided.decisions:
             self._start(decision.waiting.job, decision.provider_id, decision.rate, now)
         hold_end = min(decided.holds.values(), default=math.inf)
