@@ -80,8 +80,6 @@ _FIRST_SHORTLIST: Final = 48
 _NEXT_SHORTLIST: Final = 128
 #: Classes compared with all providers at once: few enough for the arrays to fit the CPU cache.
 _CHUNK: Final = 32
-#: The same for small grids: classes x providers.
-_CHUNK_CELLS: Final = 32_000
 #: Most providers for which plain Python is faster than arrays; results are the same.
 _MAX_PLAIN_PROVIDERS: Final = 32
 #: Number of classes compared so far per upcoming class that is compared in advance.
@@ -511,6 +509,8 @@ class _Round:
         self._hold_ends = [0] * n
         if not (self._rules.energy_hold and self._providers.has_energy):
             return
+        if not queue.may_hold[:n].any():
+            return
         holds = np.minimum(self._rules.energy_hold / inverse, self._rules.longest_hold)
         ends = queue.queued_at[:n] + np.ceil(holds).astype(np.int64)
         rows = (queue.may_hold[:n] & (ends > self._now)).nonzero()[0]
@@ -732,8 +732,15 @@ class _Round:
         queue = self._queue
         fits = np.zeros(len(queue.sizes), dtype=np.bool_)
         free = np.where(self._open, self._free, -1)
-        for chunk, need in self._in_chunks(queue.live_sizes()):
-            fits[chunk] = _all_within(need, free).any(axis=1)
+        if self._is_small:
+            amounts = list(set(zip(*free.tolist(), strict=True)))
+            most_cpus = max(cpus for cpus, _, _ in amounts)
+            for number, size in queue.live_sizes().items():
+                if size[0] <= most_cpus:
+                    fits[number] = any(within(size, available) for available in amounts)
+        else:
+            for chunk, need in self._in_chunks(np.array([*queue.live_sizes()], dtype=np.int64)):
+                fits[chunk] = _all_within(need, free).any(axis=1)
         possible: Flags = fits[queue.class_sizes]
         return possible
 
@@ -762,9 +769,8 @@ class _Round:
     def _in_chunks(self, numbers: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Yield chunks of sizes by number, shaped for comparison with all providers."""
         sizes = self._queue.sizes[numbers]
-        step = max(_CHUNK, _CHUNK_CELLS // len(self._open))
-        for first in range(0, len(numbers), step):
-            yield numbers[first : first + step], sizes[first : first + step].T[:, :, None]
+        for first in range(0, len(numbers), _CHUNK):
+            yield numbers[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
     def _answer(self, cls: int) -> Answers:
         answers = self._tables.answers.get(cls)

@@ -7,7 +7,7 @@ tables that are built from scratch give the same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -373,6 +373,7 @@ class QueueTable(_Columns):
         #: CPUs, MB and GPUs of the classes, each combination once.
         self.sizes: Ints = np.zeros((_START, 3), dtype=np.int64)
         self._size_numbers: dict[tuple[int, int, int], int] = {}
+        self._live_sizes: dict[int, tuple[int, int, int]] | None = None
         #: A number that grows with each renumbering of the classes.
         self.numbering = 0
         self.customers: list[str] = []
@@ -434,6 +435,8 @@ class QueueTable(_Columns):
             self.members[cls], self.class_sizes[cls] = 0, self._size_number(resources)
         self.cls[row] = cls
         self.members[cls] += 1
+        if self.members[cls] == 1:
+            self._live_sizes = None
         customer = self._customer_rows.setdefault(job.customer, len(self.customers))
         if customer == len(self.customers):
             self.customers.append(job.customer)
@@ -461,7 +464,10 @@ class QueueTable(_Columns):
 
     def _remove(self, job_id: int) -> None:
         row = self.rows[job_id]
-        self.members[self.cls[row]] -= 1
+        cls = self.cls[row]
+        self.members[cls] -= 1
+        if not self.members[cls]:
+            self._live_sizes = None
         self.open_ended.discard(job_id)
         last = self.count - 1
         row = self._drop_row(job_id, self.waiting, int(self.ids[last]))
@@ -480,10 +486,14 @@ class QueueTable(_Columns):
             self.sizes[number] = size
         return number
 
-    def live_sizes(self) -> Ints:
-        """Return the numbers of the sizes of jobs in the queue."""
-        with_jobs = self.class_sizes[self.members > 0]
-        return np.flatnonzero(np.bincount(with_jobs))
+    def live_sizes(self) -> Mapping[int, tuple[int, int, int]]:
+        """Return the sizes of the jobs in the queue, by number."""
+        if self._live_sizes is None:
+            live = set(self.class_sizes[self.members > 0].tolist())
+            self._live_sizes = {
+                number: size for size, number in self._size_numbers.items() if number in live
+            }
+        return self._live_sizes
 
     def _compact(self) -> None:
         """Renumber the classes and drop those without jobs."""
@@ -493,7 +503,7 @@ class QueueTable(_Columns):
         numbers[live] = np.arange(len(live))
         self.cls[: self.count] = numbers[self.cls[: self.count]]
         self.class_keys = [self.class_keys[cls] for cls in live]
-        self._size_numbers = {}
+        self._size_numbers, self._live_sizes = {}, None
         for cls, (resources, _, _) in enumerate(self.class_keys):
             self.class_sizes[cls] = self._size_number(resources)
         self.members[: len(live)] = self.members[live]

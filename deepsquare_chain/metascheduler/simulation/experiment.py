@@ -168,6 +168,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.width:
             object.__setattr__(self, "width", default_width(self.trace, self.grid))
+        trace = scaled(self.trace, self.width, self.grid.memory_per_cpu)
+        object.__setattr__(self, "trace", trace)
 
     def cases(self) -> list[Case]:
         """Return all cases, those that take longest first."""
@@ -229,8 +231,7 @@ def _run_in_worker(case: Case) -> Measures:
 def run_case(experiment: Experiment, case: Case) -> Measures:
     """Simulate one case."""
     grid = experiment.grid
-    trace = scaled(experiment.trace, experiment.width, grid.memory_per_cpu)
-    jobs = fold(trace, capacity=grid.capacity, load=case.load, seed=case.seed)
+    jobs = fold(experiment.trace, capacity=grid.capacity, load=case.load, seed=case.seed)
     if case.scheduler is Scheduler.POLICY:
         jobs = with_objectives(jobs, case.mix, case.seed)
         if experiment.patience:

@@ -186,14 +186,14 @@ def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[Trace
     length = trace.work / (capacity * load)
     days = max(1, int(length // DAY))
     shifts: dict[int, float] = {}
-    jobs = []
+    folded: list[tuple[float, int, TraceJob]] = []
     for job in trace.jobs:
         piece = int(job.at // length)
         if piece not in shifts:
             shifts[piece] = rng.randrange(days) * DAY if days > 1 else rng.random() * length
-        jobs.append(replace(job, at=(job.at - piece * length + shifts[piece]) % length))
-    jobs.sort(key=lambda job: (job.at, job.id))
-    return [replace(job, id=i) for i, job in enumerate(jobs, 1)]
+        folded.append(((job.at - piece * length + shifts[piece]) % length, job.id, job))
+    folded.sort(key=lambda entry: entry[:2])
+    return [replace(job, id=i, at=at) for i, (at, _, job) in enumerate(folded, 1)]
 
 
 #: Objectives from which the one of each job is drawn at random, by name of the mix.
