@@ -26,8 +26,8 @@ SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD036
 
 @pytest.fixture
 def account() -> LocalAccount:
-    found: LocalAccount = Account.from_key(private_key("alice").to_bytes())
-    return found
+    result: LocalAccount = Account.from_key(private_key("alice").to_bytes())
+    return result
 
 
 @pytest.fixture
@@ -129,14 +129,14 @@ def test_calls_are_read_back_from_a_transaction(
         for nonce in range(3)
     ]
     batch = forwarder.function("executeBatch").encode(
-        [each.values() for each in signed], account.address
+        [request.values() for request in signed], account.address
     )
-    found = forwarded_calls(batch)
-    assert [(each.sender, each.gas, each.data) for each in found] == [
+    calls = forwarded_calls(batch)
+    assert [(call.sender, call.gas, call.data) for call in calls] == [
         (account.address, nonce + 1, request_.data) for nonce in range(3)
     ]
     (single,) = forwarded_calls(forwarder.function("execute").encode(signed[0].values()))
-    assert single == found[0]
+    assert single == calls[0]
     for other in (forwarder.function("verify").encode(signed[0].values()), batch[:100], b""):
         with pytest.raises(AbiError):
             forwarded_calls(other)

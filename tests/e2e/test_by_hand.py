@@ -67,7 +67,7 @@ def test_one_job_from_end_to_end(cli: Cli, local_devnet: LocalDevnet) -> None:
     assert logs.out.splitlines()[0] == "Hello from the grid, reader"
     assert "line 3 of job 1" in logs.out
     results = data(cli("job", "results", "1", "--to", "got", "-o", "json"))
-    assert [(each["name"], each["on_chain"]) for each in results] == [("output", True)]
+    assert [(item["name"], item["on_chain"]) for item in results] == [("output", True)]
     assert (local_devnet.folder / "got" / "output").read_text() == logs.out
     assert "job 1 ended FINISHED at provider 1" in cli("job", "why", "1").out
 

@@ -44,8 +44,8 @@ def quick_node() -> Node:
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with quick_node() as found:
-        yield found
+    async with quick_node() as result:
+        yield result
 
 
 async def test_each_fault_is_reported_in_plain_words_and_passes(node: Node):
@@ -152,16 +152,16 @@ async def test_a_grid_works_through_thirty_percent_of_faults(tmp_path: Path):
     async with (
         quick_node() as node,
         Proxy(node.url, seed=SEED, hang=0.5) as proxy,
-        daemon_grid(node, tmp_path, url=proxy.url) as found,
+        daemon_grid(node, tmp_path, url=proxy.url) as grid,
     ):
-        daemons = found.daemons.values()
+        daemons = grid.daemons.values()
         for daemon in daemons:
             daemon.start()
         # A daemon that can't reach its endpoint at the start ends; that is not tested here.
         await until(lambda: all(logged(daemon, "service started") for daemon in daemons))
         proxy.rates, proxy.counts = mixed(RATE), Counter()
-        await submit_rounds(found.customers, ROUNDS)
-        await found.end(timeout=300 + 10 * ROUNDS)
+        await submit_rounds(grid.customers, ROUNDS)
+        await grid.end(timeout=300 + 10 * ROUNDS)
         print(f"{12 * ROUNDS} jobs, {proxy.counts['requests']} requests, {proxy.counts}")
         assert proxy.faults > RATE * 0.8 * (proxy.faults + proxy.counts["fair"])
         assert all(proxy.counts[fault] for fault in MIXED), proxy.counts
@@ -173,28 +173,28 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
         start_anvil(block_time=1) as node,
         Proxy(node.url) as first,
         Wire(node.url) as wire,
-        daemon_grid(node, tmp_path, url=f"{first.url},{node.url}", websocket=wire.url) as found,
+        daemon_grid(node, tmp_path, url=f"{first.url},{node.url}", websocket=wire.url) as grid,
     ):
-        daemons = found.daemons.values()
+        daemons = grid.daemons.values()
         for daemon in daemons:
             daemon.start()
         await until(lambda: all(logged(daemon, "websocket subscribed") for daemon in daemons))
         outlives = PlannedJob("sleep 4", JobStatus.FINISHED)
         for provider in ("p0", "p1"):
-            await found.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, provider=provider)
-        await until(lambda: is_running(found.customers, 2))
-        await found.customers.submit(FINISHES, FINISHES)
+            await grid.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, provider=provider)
+        await until(lambda: is_running(grid.customers, 2))
+        await grid.customers.submit(FINISHES, FINISHES)
         sent = first.methods["eth_sendRawTransaction"]
         await first.die()
         await wire.die()
         assert sent >= 3, "the first one served until its end"
-        *_, to_cancel = await found.customers.submit(*ROUND)
+        *_, to_cancel = await grid.customers.submit(*ROUND)
         await until(lambda: all(logged(daemon, "endpoint changed") for daemon in daemons))
         await until(lambda: all(logged(daemon, "websocket lost") for daemon in daemons))
-        found.daemons["p0"].kill()
-        found.daemons["p0"].start()
-        await found.customers.cancel([to_cancel])
-        await found.end()
+        grid.daemons["p0"].kill()
+        grid.daemons["p0"].start()
+        await grid.customers.cancel([to_cancel])
+        await grid.end()
 
 
 def logged(daemon: DaemonProcess, words: str) -> bool:

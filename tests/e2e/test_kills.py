@@ -61,8 +61,8 @@ async def test_kills_in_the_calm_scenario(tmp_path: Path):
     dice = random.Random(SEED)
     provider = in_order(points("provider", rough=False), dice)
     scheduler = in_order(points("metascheduler", rough=False), dice)
-    always = [each for each in provider if re.match(r"provider\.(claim|collect)", each)]
-    some = [each for each in provider if each not in always][: 18 - len(always)]
+    always = [item for item in provider if re.match(r"provider\.(claim|collect)", item)]
+    some = [item for item in provider if item not in always][: 18 - len(always)]
     orders = {**shared(always + some), "scheduler": scheduler[:8]}
     async with (
         ChainProcess(block_time=1) as node,

@@ -151,7 +151,7 @@ async def clock_skew(daemon: DaemonProcess) -> float:
     )
     async with httpx2.AsyncClient(trust_env=False) as client:
         text = (await client.get(f"{url[0]}/metrics")).text
-    [line] = [each for each in text.splitlines() if "skew" in each and not each.startswith("#")]
+    [line] = [line for line in text.splitlines() if "skew" in line and not line.startswith("#")]
     return float(line.split()[-1])
 
 

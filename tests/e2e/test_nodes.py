@@ -13,7 +13,7 @@ from tests.support.nodes import CANDIDATES, JOBS, run_on_node
 
 
 async def test_a_grid_on_hardhat(tmp_path: Path) -> None:
-    (candidate,) = [each for each in CANDIDATES if each.name == "hardhat 3"]
+    (candidate,) = [candidate for candidate in CANDIDATES if candidate.name == "hardhat 3"]
     try:
         result = await run_on_node(candidate, tmp_path)
     except NotFoundError as error:

@@ -23,9 +23,9 @@ async def test_a_short_soak(tmp_path: Path):
     out, words = await run.communicate()
     assert run.returncode is not None
     assert out, words.decode(errors="replace")[-2_000:]
-    found = json.loads(out)
-    assert found["findings"] == []
+    document = json.loads(out)
+    assert document["findings"] == []
     assert run.returncode == 0
-    assert sum(found["kills"].values()) >= 3
-    assert found["jobs"] >= 20
-    assert "growth_percent" in found["watched"], "long enough to see it grow"
+    assert sum(document["kills"].values()) >= 3
+    assert document["jobs"] >= 20
+    assert "growth_percent" in document["watched"], "long enough to see it grow"

@@ -42,9 +42,9 @@ class Background:
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
     """The session's own loop."""
-    found = Background()
-    yield found
-    found.close()
+    result = Background()
+    yield result
+    result.close()
 
 
 class SharedNodes:
@@ -102,19 +102,19 @@ def deployment(shared_node: Node, shared_nodes: SharedNodes) -> Deployment:
 @pytest.fixture
 async def node(shared_node: Node) -> AsyncIterator[Node]:
     """The shared node for one test. A test that moves time or blocks starts its own."""
-    async with BorrowedNode(shared_node.url, shared_node.chain_id) as found:
-        yield found
+    async with BorrowedNode(shared_node.url, shared_node.chain_id) as result:
+        yield result
 
 
 @pytest.fixture
 async def grid(node: Node, deployment: Deployment) -> AsyncIterator[LiveGrid]:
     """The deployed grid: `w3`, `contracts`, `deployment`, accounts and their senders."""
-    async with live_grid(node, deployment) as found:
-        yield found
+    async with live_grid(node, deployment) as result:
+        yield result
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
     """A PostgreSQL server of this session; `database()` gives the URL of a new database."""
-    with postgres() as found:
-        yield found
+    with postgres() as result:
+        yield result

@@ -30,8 +30,8 @@ ON_DEMAND = "this chain mines on demand"
 
 @pytest.fixture
 async def grid() -> AsyncIterator[LiveGrid]:
-    async with start_anvil() as node, live_grid(node) as found:
-        yield found
+    async with start_anvil() as node, live_grid(node) as result:
+        yield result
 
 
 async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_path: Path) -> None:
@@ -40,13 +40,15 @@ async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_pa
     digest = await store.put(definition("echo hi").to_bytes())
     call = grid.contracts.scheduler.submit_jobs([(terms(resources=SMALL), [digest])])
     receipt = await grid.send(grid.customers[0], call)
-    [job_id] = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+    [job_id] = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
 
     async def status() -> JobStatus:
         return (await grid.contracts.scheduler.get_job(job_id)).status
 
     async def explained() -> bool:
-        return any(ON_DEMAND in each for each in (await explain(grid.contracts, job_id)).details)
+        return any(
+            ON_DEMAND in detail for detail in (await explain(grid.contracts, job_id)).details
+        )
 
     async def ended() -> bool:
         return (await status()).is_final
@@ -57,8 +59,8 @@ async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_pa
     async with scheduler, provider:
         await until(ended)
     assert await status() is JobStatus.FINISHED
-    for each in (scheduler, provider):
-        assert "on-demand chain detected" in each.log.read_text()
+    for value in (scheduler, provider):
+        assert "on-demand chain detected" in value.log.read_text()
 
 
 async def test_what_is_signed_after_a_long_silence_is_not_expired(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ async def test_leftovers_of_killed_supervisors_are_found_in_one_look(
     monkeypatch.setattr(
         procfs, "environment_entries", lambda prefix: looks.append(1) or entries(prefix)
     )
-    found = await executor.poll(scripts)
-    assert [each.state for each in found.values()] == [RunState.ENDED] * 3
-    assert [each.exit.reason for each in found.values()] == ["lost", "lost", "exited"]
+    statuses = await executor.poll(scripts)
+    assert [status.state for status in statuses.values()] == [RunState.ENDED] * 3
+    assert [status.exit.reason for status in statuses.values()] == ["lost", "lost", "exited"]
     assert all(_ended(pid) for pid in left)
     assert len(looks) == 1
 

@@ -100,9 +100,9 @@ async def end_of(folder: Path, script: str, name: Path) -> Exit:
     command = f"{sys.executable} -S {folder / 'script.py'}".encode()
     await executor.submit(RunSpec("run", command, Resources(1, 1, LIMIT, 0), 20, {}))
     for _ in range(1_000):
-        found = (await executor.poll(["run"]))["run"].exit
-        if found is not None:
-            return found
+        result = (await executor.poll(["run"]))["run"].exit
+        if result is not None:
+            return result
         await asyncio.sleep(0.02)
     raise AssertionError("the run did not end")
 
@@ -118,8 +118,8 @@ async def test_what_processes_share_counts_once(tmp_path: Path, name: Path, scri
     ids=["forked and written", "file", "in a folder", "deleted", "memory file"],
 )
 async def test_what_a_run_really_holds_counts(tmp_path: Path, name: Path, script: str) -> None:
-    found = await end_of(tmp_path, script, name)
-    assert (found.reason, found.code) == ("memory", 143)
+    end = await end_of(tmp_path, script, name)
+    assert (end.reason, end.code) == ("memory", 143)
 
 
 async def test_what_a_run_leaves_in_shared_memory_is_removed(tmp_path: Path, name: Path) -> None:

@@ -242,9 +242,9 @@ async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(
 
 async def ended(executor: LocalExecutor, key: str) -> Exit:
     async with asyncio.timeout(90):
-        while (found := (await executor.poll([key]))[key].exit) is None:  # noqa: ASYNC110
+        while (result := (await executor.poll([key]))[key].exit) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    return found
+    return result
 
 
 def counting(key: str, tally: Path, more: str = "") -> RunSpec:

@@ -89,12 +89,14 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
         for number, (host, job_id) in enumerate(zip(hosts, jobs, strict=True)):
             assert (await host.job(job_id)).status is S.FINISHED
             to = tmp_path / f"got-{number}"
-            found = await job_results(grid.contracts, tmp_path, job_id, to, gateways=[own[number]])
-            assert [(each.name, each.on_chain, each.problem) for each in found] == [
+            results = await job_results(
+                grid.contracts, tmp_path, job_id, to, gateways=[own[number]]
+            )
+            assert [(file.name, file.on_chain, file.problem) for file in results] == [
                 ("output", True, ""),
                 ("work/kept.txt", None, ""),
             ]
-            assert found[0].digest == hashlib.sha256((to / "output").read_bytes()).hexdigest()
+            assert results[0].digest == hashlib.sha256((to / "output").read_bytes()).hexdigest()
             assert (to / "work" / "kept.txt").read_text() == ("alice\n", "bob\n")[number]
             # Nobody else reads any of it.
             others = [own[1 - number], hosts[1 - number].service._uploader._gateways[0]]
@@ -151,10 +153,10 @@ async def until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = Tr
         while True:
             try:
                 await ask()
-                found = True
+                result = True
             except WrongAccountError:
-                found = False
-            if found is allowed:
+                result = False
+            if result is allowed:
                 return
             await asyncio.sleep(0.1)
 
@@ -167,14 +169,14 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
     made = definition("echo hello")
     scheduler = grid.contracts.scheduler
     registry = grid.contracts.registry
-    first, second = [await registry.id_of(each.address) for each in grid.providers[:2]]
+    first, second = [await registry.id_of(provider.address) for provider in grid.providers[:2]]
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(grid, tmp_path / "gateway"))
 
         async def opened(account: LocalAccount, **options: Any) -> GatewayClient:
             return await stack.enter_async_context(client(grid, url, account, **options))
 
-        owner, one, two = [await opened(each) for each in (alice, *grid.providers[:2])]
+        owner, one, two = [await opened(value) for value in (alice, *grid.providers[:2])]
         await owner.put_definition(made.to_bytes())
         requests = [(terms(resources=made.resources), [made.digest] * 2)]
         receipt = await grid.send(alice, scheduler.submit_jobs(requests))
@@ -280,18 +282,18 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         assert b"".join(live) == printed
 
         to, said = tmp_path / "got", list[str]()
-        found = await job_results(
+        results = await job_results(
             *(grid.contracts, tmp_path, job_id, to),
             gateways=[alice],
             key_file=key.path,
             report=said.append,
         )
-        assert [(each.name, each.on_chain, each.problem) for each in found] == [
+        assert [(file.name, file.on_chain, file.problem) for file in results] == [
             ("output", True, ""),
             ("work/private/empty", None, ""),
             ("work/private/model.bin", None, ""),
         ]
-        assert any(str(key.path) in each for each in said)
+        assert any(str(key.path) in item for item in said)
         assert (to / "output").read_bytes() == printed
         assert (to / "work/private/model.bin").read_bytes() == bytes(3_000_000)
         for wrong in (None, stranger.path):
@@ -387,8 +389,8 @@ class Line:
     async def cut(self) -> None:
         assert self._server is not None
         self._server.close()
-        for each in self._open:
-            each.transport.abort()
+        for connection in self._open:
+            connection.transport.abort()
 
     async def _carry(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         far, there = await asyncio.open_connection("127.0.0.1", self._to)
@@ -456,8 +458,8 @@ async def test_objects_in_s3_through_a_break_of_it(
         log = read_log(grid.contracts, [alice], job_id, follow=False)
         assert await _joined(log) == b"line 1\nline 2\nline 3\n"
         to = tmp_path / "got"
-        found = await job_results(grid.contracts, tmp_path, job_id, to, gateways=[alice])
-        assert [(each.name, each.on_chain, each.problem) for each in found] == [
+        results = await job_results(grid.contracts, tmp_path, job_id, to, gateways=[alice])
+        assert [(file.name, file.on_chain, file.problem) for file in results] == [
             ("output", True, ""),
             ("work/numbers", None, ""),
         ]
@@ -475,7 +477,7 @@ async def test_objects_in_s3_through_a_break_of_it(
             return set(re.findall("<Key>(.*?)</Key>", text))
 
         assert len(await keys()) >= 5
-        assert all(each.startswith("deep/") for each in await keys())
+        assert all(item.startswith("deep/") for item in await keys())
         await gone.aclose()
         place["rules"] = GatewayRules(keep_seconds=-1)
         await stack.enter_async_context(served(grid, tmp_path / "gateway", **place))
@@ -484,7 +486,7 @@ async def test_objects_in_s3_through_a_break_of_it(
 
 
 async def _joined(pieces: AsyncIterator[bytes]) -> bytes:
-    return b"".join([each async for each in pieces])
+    return b"".join([piece async for piece in pieces])
 
 
 async def test_a_definition_that_no_gateway_has_costs_nothing(

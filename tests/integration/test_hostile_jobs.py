@@ -63,9 +63,9 @@ class IsolatedExecutor:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
-    found = LocalSlurm("--nodes", "1", "--constrain-cores")
-    yield found
-    found.close()
+    local_slurm = LocalSlurm("--nodes", "1", "--constrain-cores")
+    yield local_slurm
+    local_slurm.close()
 
 
 @pytest.fixture(params=["local", "slurm"])

@@ -59,15 +59,15 @@ def executor(state: Path) -> LocalExecutor:
 
 def alive_in(state: Path) -> list[psutil.Process]:
     """Processes of jobs of this state folder, and their supervisors."""
-    found = []
+    result = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
             env = process.environ()
             if env.get(MARK) == str(state) or any(str(state) in part for part in process.cmdline()):
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 def make(state: Path, key: str, script: str | bytes, **options: Any) -> RunSpec:
@@ -211,13 +211,13 @@ def naps(count: int) -> list[str]:
 
 
 def sleeping(durations: list[str]) -> list[psutil.Process]:
-    found = []
+    result = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if len(line) == 2 and line[1] in durations and process.status() != "zombie":
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 @contextlib.contextmanager
@@ -574,7 +574,7 @@ async def test_run_that_removes_its_claim_is_never_begun_again(
         await executor.submit(spec)
         await until(lambda: not (state / "runs/run/supervisor.json").exists())
     assert mark.read_text() == "x\n"
-    assert len([each for each in alive_in(state) if "supervisor" in " ".join(each.cmdline())]) == 1
+    assert len([item for item in alive_in(state) if "supervisor" in " ".join(item.cmdline())]) == 1
 
 
 async def test_run_that_removes_its_folder_and_ends_was_begun(

@@ -59,9 +59,9 @@ def _definitions() -> Iterator[tuple[str, str, str]]:
 
 def samples() -> set[str]:
     """Names under which Prometheus knows them."""
-    found = {f"deepsquare_{name}{end}" for kind, name, _ in defined() for end in SAMPLES[kind]}
-    assert len(found) > 40, "the metrics were not found in the source"
-    return found
+    result = {f"deepsquare_{name}{end}" for kind, name, _ in defined() for end in SAMPLES[kind]}
+    assert len(result) > 40, "the metrics were not found in the source"
+    return result
 
 
 def used(expression: str) -> set[str]:
@@ -70,8 +70,8 @@ def used(expression: str) -> set[str]:
 
 
 def rules() -> list[dict[str, Any]]:
-    found = yaml.safe_load((SHIPPED / "alerts.yml").read_text())
-    return [rule for group in found["groups"] for rule in group["rules"]]
+    document = yaml.safe_load((SHIPPED / "alerts.yml").read_text())
+    return [rule for group in document["groups"] for rule in group["rules"]]
 
 
 def test_all_metrics_follow_the_naming_conventions() -> None:
@@ -93,8 +93,8 @@ def test_alert_rules_are_valid_and_fire_when_they_should() -> None:
     cases = yaml.safe_load(RULE_TESTS.read_text())["tests"]
     outcomes: dict[str, set[bool]] = {}
     for case in cases:
-        for each in case["alert_rule_test"]:
-            outcomes.setdefault(each["alertname"], set()).add(bool(each.get("exp_alerts")))
+        for item in case["alert_rule_test"]:
+            outcomes.setdefault(item["alertname"], set()).add(bool(item.get("exp_alerts")))
     assert outcomes == {rule["alert"]: {True, False} for rule in rules()}
 
 
@@ -102,11 +102,11 @@ def test_alerts_and_dashboard_use_only_metrics_that_exist() -> None:
     known = samples()
     dashboard = json.loads((SHIPPED / "dashboard.json").read_text())
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    variables = [str(each["query"]) for each in dashboard["templating"]["list"]]
+    variables = [str(item["query"]) for item in dashboard["templating"]["list"]]
     for expression in (*panels, *variables, *(rule["expr"] for rule in rules())):
         assert used(expression) <= known, expression
     assert len(panels) > 20
-    assert all(used(each) or "up{" in each for each in panels)
+    assert all(used(panel) or "up{" in panel for panel in panels)
 
 
 def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ S = JobStatus
 @pytest.fixture(scope="module")
 def ticking(background) -> Iterator[Node]:
     """A chain whose time is the wall clock's."""
-    found = ChainProcess(block_time=1)
-    background.run(found.__aenter__())
-    yield found
-    background.run(found.close())
+    chain_process = ChainProcess(block_time=1)
+    background.run(chain_process.__aenter__())
+    yield chain_process
+    background.run(chain_process.close())
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def grid_record(ticking: Node, background) -> Deployment:
 @pytest.fixture
 async def grid(ticking: Node, grid_record: Deployment) -> AsyncIterator[LiveGrid]:
     node = BorrowedNode(ticking.url, ticking.chain_id)
-    async with node, live_grid(node, grid_record) as found:
-        yield found
+    async with node, live_grid(node, grid_record) as result:
+        yield result
 
 
 @pytest.fixture
 async def host(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(grid, tmp_path) as found:
-        yield found
+    async with bench(grid, tmp_path) as result:
+        yield result
 
 
 async def test_whole_life(grid: LiveGrid, tmp_path: Path):
@@ -131,9 +131,9 @@ async def test_all_ways_to_end_together(host: Bench):
     claim = RunFolder(host.folder / "runs" / host.row(lost).key).taken()
     assert claim is not None
     os.kill(claim.owner.pid, signal.SIGKILL)
-    await host.drive(lambda: all(host.phase(each) is Phase.CLOSED for each in ids))
+    await host.drive(lambda: all(host.phase(job_id) is Phase.CLOSED for job_id in ids))
 
-    statuses = {each: (await host.job(each)).status for each in ids}
+    statuses = {job_id: (await host.job(job_id)).status for job_id in ids}
     assert statuses == {
         three: S.FAILED,
         killed: S.FAILED,
@@ -142,7 +142,7 @@ async def test_all_ways_to_end_together(host: Bench):
         stopped: S.CANCELLED,
         lost: S.PANICKED,
     }
-    results = {each: await host.result(each) for each in ids[:4]}
+    results = {job_id: await host.result(job_id) for job_id in ids[:4]}
     assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
     assert results[killed].reason == "exited with code 137"
     assert results[hungry].reason == "memory limit of 64 MB exceeded"
@@ -150,8 +150,8 @@ async def test_all_ways_to_end_together(host: Bench):
     assert (await host.settled(late)).billed_seconds == 5
     assert (await host.settled(three)).billed_seconds <= 3
     assert 1 <= (await host.settled(stopped)).billed_seconds < 60
-    for each in ids:
-        assert host.row(each).exit is not None or await _is_over(host, each)
+    for job_id in ids:
+        assert host.row(job_id).exit is not None or await _is_over(host, job_id)
     [retried] = await host.events(JobRetried, lost)
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
@@ -184,7 +184,7 @@ async def test_one_slow_transaction_delays_no_other(
             late.set()
         await host.until([slow])
         assert sorted(sent) == sorted(
-            f"{what} job {each}" for what in ("claimAndStart", "finish") for each in (slow, quick)
+            f"{what} job {value}" for what in ("claimAndStart", "finish") for value in (slow, quick)
         )
 
 
@@ -349,7 +349,7 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
         assert settled.billed_seconds == 0
         assert sent("provider_jobs_total", kind="answer") == 1
         await host.drive(lambda: host.phase(job_id) is Phase.CLOSED)
-        earned = {each.job_id: each for each in host.service.table.earned()}[job_id]
+        earned = {earning.job_id: earning for earning in host.service.table.earned()}[job_id]
         assert (earned.paid, earned.billed_seconds) == (collected.paid, collected.billed_seconds)
         assert collected.paid + collected.fee + settled.refunded == CREDIT
 

@@ -116,9 +116,9 @@ class BusyGrid:
 
     async def _assign(self) -> None:
         scheduler = self.grid.contracts.scheduler
-        selected = [each for each in self.waiting if self.chance.random() < 0.85]
+        selected = [job for job in self.waiting if self.chance.random() < 0.85]
         plan: dict[int, list[int]] = {1: [], 2: []}
-        free = {p: CPUS[p] - sum(self._cpus[each] for each in self.running[p]) for p in CPUS}
+        free = {p: CPUS[p] - sum(self._cpus[item] for item in self.running[p]) for p in CPUS}
         for job_id in selected:
             cpus = self._cpus[job_id]
             fitting = [
@@ -138,7 +138,7 @@ class BusyGrid:
             await self._advance(5)
             await self.grid.send(account, scheduler.start(ids))
             self.running[provider] += ids
-            self.waiting = [each for each in self.waiting if each not in ids]
+            self.waiting = [job for job in self.waiting if job not in ids]
 
     async def _end(self) -> None:
         """End running jobs: some finish, fail, reach their time limit, or are cancelled."""

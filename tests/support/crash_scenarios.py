@@ -106,7 +106,7 @@ def points(service: str, *, rough: bool) -> list[str]:
                 expanded = label.replace("{self._service}", LABELS[service])
                 labels |= {expanded.replace("{batch.kind}", kind) for kind in KINDS[service]}
     excluded = QUEUED if rough else ROUGH
-    return sorted(each for each in labels - NEVER[service] if not excluded.match(each))
+    return sorted(label for label in labels - NEVER[service] if not excluded.match(label))
 
 
 def shared(labels: Sequence[str]) -> dict[str, list[str]]:

@@ -221,7 +221,9 @@ class FakeChain:
             return {"result": shown}
         assert method == "eth_getLogs"
         if "blockHash" in params[0]:
-            numbers = [each.number for each in self.blocks if each.hash == params[0]["blockHash"]]
+            numbers = [
+                block.number for block in self.blocks if block.hash == params[0]["blockHash"]
+            ]
             if not numbers:
                 return {"error": {"code": -32000, "message": "unknown block"}}
             first = last = numbers[0]

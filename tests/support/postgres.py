@@ -25,7 +25,7 @@ _START_SECONDS = 60.0
 
 def require_postgres() -> Path:
     """Return the folder of PostgreSQL's programs; without it, skip the test, or fail if required."""
-    candidates = sorted(_FOLDERS.glob("*/bin/initdb"), key=lambda each: int(each.parts[-3]))
+    candidates = sorted(_FOLDERS.glob("*/bin/initdb"), key=lambda item: int(item.parts[-3]))
     if candidates:
         return candidates[-1].parent
     if initdb := shutil.which("initdb"):

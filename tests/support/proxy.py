@@ -556,7 +556,7 @@ def _http(body: bytes, status: str = "200 OK", kind: str = "application/json") -
 
 def _errors(question: Any, error: Mapping[str, Any]) -> Any:
     if isinstance(question, list):
-        return [_errors(each, error) for each in question]
+        return [_errors(request, error) for request in question]
     return {"jsonrpc": "2.0", "id": question["id"], "error": error}
 
 

@@ -23,7 +23,7 @@ def counted_requests(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     async def counting(self: CheckedProvider, body: bytes) -> Any:
         document = json.loads(body)
         requests.append(
-            [each["method"] for each in (document if isinstance(document, list) else [document])]
+            [item["method"] for item in (document if isinstance(document, list) else [document])]
         )
         return await post(self, body)
 

@@ -135,8 +135,8 @@ def test_definitions() -> None:
 
 def valid_definition() -> bytes:
     path = Path(__file__).parents[2] / "examples"
-    found = next(iter(sorted(path.glob("*.y*ml"))))
-    return load_job_file(found).definition.to_bytes()
+    result = next(iter(sorted(path.glob("*.y*ml"))))
+    return load_job_file(result).definition.to_bytes()
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_configuration_files(tmp_path: Path) -> None:
             path.write_bytes(bent_bytes(CONFIG, dice))
         else:
             key = dice.choice(list(Settings.model_fields))
-            value = json.dumps(dice.choice([each for each in STRANGERS if each is not None]))
+            value = json.dumps(dice.choice([item for item in STRANGERS if item is not None]))
             path.write_text(f"{key} = {value}\n", errors="replace")
         refused(
             lambda: load_settings(project_dir=tmp_path, user_config=tmp_path / "none"),
@@ -168,7 +168,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(CASES["environment"]):
         variable = f"DEEPSQUARE_{dice.choice(list(Settings.model_fields)).upper()}"
         value = dice.choice(
-            [str(each) for each in STRANGERS] + [each.decode("latin1") for each in WORDS]
+            [str(item) for item in STRANGERS] + [item.decode("latin1") for item in WORDS]
         )
         monkeypatch.setenv(variable, value.replace("\x00", "").encode("utf-8", "replace").decode())
         refused(
@@ -336,8 +336,8 @@ async def test_node_answers() -> None:
 def test_logs() -> None:
     dice, read = dice_of("log"), 0
     for number in range(CASES["log"]):
-        found = decode_log(bent_tree(LOG, dice))
-        read += found is not None
+        result = decode_log(bent_tree(LOG, dice))
+        read += result is not None
         if number % 8 == 0:
             decode_logs([LOG, bent_tree(LOG, dice), LOG])
     assert 20 < read < CASES["log"] // 2
@@ -354,13 +354,13 @@ class Gossip(FakeChain):
         if self.dice is None or self.dice.random() < 0.3:
             return answers
         bent = []
-        for (method, _), each in zip(asked, answers, strict=True):
-            result = bent_tree(each.get("result"), self.dice)
+        for (method, _), item in zip(asked, answers, strict=True):
+            result = bent_tree(item.get("result"), self.dice)
             try:
                 result = checked(method, result)  # as the connection does
             except InvalidResultError:
                 raise EndpointError(f"an invalid response to {method}") from None
-            bent.append({**each, "result": result} if "result" in each else each)
+            bent.append({**item, "result": result} if "result" in item else item)
         return bent
 
 
@@ -370,7 +370,7 @@ async def test_a_follower_loses_no_event() -> None:
 
     def apply(batch: Batch, _: Connection) -> None:
         if batch.rolled_back_to is not None:
-            seen[:] = [each for each in seen if each.block_number <= batch.rolled_back_to]
+            seen[:] = [event for event in seen if event.block_number <= batch.rolled_back_to]
         seen.extend(batch.events)
 
     with Store.open(None, **IDENTITY) as store:
@@ -384,7 +384,7 @@ async def test_a_follower_loses_no_event() -> None:
                 pass
             finally:
                 chain.dice = None
-    amounts = [each.amount for each in seen]  # type: ignore[attr-defined]
+    amounts = [event.amount for event in seen]  # type: ignore[attr-defined]
     assert amounts == sorted(set(amounts)), "in order, each once"
     assert len(amounts) > CASES["follower"] // 2
 

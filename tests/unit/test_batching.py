@@ -38,13 +38,13 @@ class Endpoint(CheckedProvider):
         self.requests.append(batch_requests)
         if len(batch_requests) > self.down_above:
             raise EndpointError("down")
-        found = [
+        result = [
             {"error": {"code": 3, "message": "execution reverted"}}
             if params[0] in self.refused
             else {"result": params[0]}
             for _, params in batch_requests
         ]
-        return SplitResponses(found) if self.split else found
+        return SplitResponses(result) if self.split else result
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ async def one(w3: Any, what: str) -> Any:
 
 async def several(w3: Any, *what: str) -> Any:
     """Readers below readers, as an observer is below a cycle."""
-    return await asyncio.gather(*(one(w3, each) for each in what))
+    return await asyncio.gather(*(one(w3, item) for item in what))
 
 
 def sizes(endpoint: Endpoint) -> list[int]:
-    return [len(each) for each in endpoint.requests]
+    return [len(request) for request in endpoint.requests]
 
 
 async def ask(w3: Any) -> list[Any]:
@@ -114,7 +114,7 @@ async def test_no_more_than_the_endpoint_takes_and_no_reader_is_cut(
 
 async def test_a_cancelled_reader_delays_no_other(w3: Any, endpoint: Endpoint) -> None:
     with merged(w3):
-        first, second = (asyncio.ensure_future(one(w3, each)) for each in "ab")
+        first, second = (asyncio.ensure_future(one(w3, item)) for item in "ab")
         await asyncio.sleep(0)
         first.cancel()
         assert await second == "b"

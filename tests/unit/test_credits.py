@@ -206,7 +206,7 @@ def test_a_settlement_splits_the_escrow(
     if not spent:
         # The contract assigns only where the escrow buys the limit.
         escrow = max(escrow, rate * limit)
-    found = settle(
+    result = settle(
         escrow=escrow,
         rate=rate,
         fee_bps=bps,
@@ -215,12 +215,12 @@ def test_a_settlement_splits_the_escrow(
         reported=reported,
         elapsed=elapsed,
     )
-    assert found.paid + found.fee + found.refunded == escrow
-    assert min(found.paid, found.fee, found.refunded) >= 0
-    assert found.paid + found.fee == rate * found.billed_seconds
-    assert found.billed_seconds <= min(reported, elapsed)
-    exact = Fraction(rate * found.billed_seconds * bps, 10_000)
-    assert exact - 1 < found.fee <= exact
+    assert result.paid + result.fee + result.refunded == escrow
+    assert min(result.paid, result.fee, result.refunded) >= 0
+    assert result.paid + result.fee == rate * result.billed_seconds
+    assert result.billed_seconds <= min(reported, elapsed)
+    exact = Fraction(rate * result.billed_seconds * bps, 10_000)
+    assert exact - 1 < result.fee <= exact
 
 
 SMALL_CLUSTER = Hardware(nodes=2, cpus_per_node=8, mem_per_node=1_000, gpus_per_node=2)

@@ -78,9 +78,9 @@ def test_the_story_holds_every_end_that_the_grid_has() -> None:
 
 @pytest.mark.parametrize("scenario_job", SCENARIO, ids=lambda scenario_job: scenario_job.name)
 def test_every_part_has_its_job_file(scenario_job: ScenarioJob) -> None:
-    found = load_job_file(EXAMPLES / scenario_job.file)
-    assert found.name == scenario_job.name
-    assert found.retries == len(scenario_job.ends) - 1
+    job_file = load_job_file(EXAMPLES / scenario_job.file)
+    assert job_file.name == scenario_job.name
+    assert job_file.retries == len(scenario_job.ends) - 1
 
 
 ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9)

@@ -68,8 +68,8 @@ def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
 def test_the_first_key_of_a_file_is_encrypted_to_and_all_decrypt(key_file: Path) -> None:
     key = load_result_key(key_file)
     assert key.recipient == TO[0]
-    for each in (KEY, OTHER):
-        assert key.decrypt(encrypt(b"x", [str(each.to_public())])) == b"x"
+    for value in (KEY, OTHER):
+        assert key.decrypt(encrypt(b"x", [str(value.to_public())])) == b"x"
 
 
 @pytest.mark.parametrize("text", ["", "# a comment\n", "AGE-SECRET-KEY-1XYZ\n", "age1abc\n"])
@@ -187,8 +187,8 @@ class Grid:
 
     async def quotes(self, _contracts: object, _terms: object) -> list[object]:
         return [
-            SimpleNamespace(provider=SimpleNamespace(labels=each), eligible=True)
-            for each in self._labels
+            SimpleNamespace(provider=SimpleNamespace(labels=label), eligible=True)
+            for label in self._labels
         ]
 
 
@@ -237,7 +237,7 @@ def test_secrets_come_from_the_environment_or_a_file(
 
 def decoded(key_file: Path | None, *pieces: bytes, job_id: int = 7) -> bytes:
     decoder = LogDecoder(job_id, key_file)
-    return b"".join([*(decoder.feed(each) for each in pieces), decoder.finish()])
+    return b"".join([*(decoder.feed(piece) for piece in pieces), decoder.finish()])
 
 
 def log_of(*parts: tuple[int, int, bytes], job_id: int = 7) -> list[bytes]:
@@ -269,7 +269,7 @@ def test_a_log_is_the_same_however_it_is_cut(
     "text", [b"", b"d", b"deepsquare-encrypted-log", b"hello\n", b"deepsquare-encrypted-log/2\n"]
 )
 def test_a_log_that_is_not_encrypted_passes_through(text: bytes) -> None:
-    assert decoded(None, *(bytes([each]) for each in text)) == text
+    assert decoded(None, *(bytes([item]) for item in text)) == text
 
 
 def test_a_log_without_its_end_is_refused_unless_it_still_grows(key_file: Path) -> None:
@@ -299,8 +299,8 @@ def test_a_log_resumes_at_the_position_of_the_gateway(
     size: int, encrypted: bool, position: int, offset: int
 ) -> None:
     upload = Upload("key", 7, "handle", position=50, offset=100)
-    found = _resume_position(upload, size, encrypted=encrypted)
-    assert (found.position, found.offset) == (position, offset)
+    resume_position = _resume_position(upload, size, encrypted=encrypted)
+    assert (resume_position.position, resume_position.offset) == (position, offset)
 
 
 def test_a_note_of_what_was_left_out_is_shown(key_file: Path) -> None:

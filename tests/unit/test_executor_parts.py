@@ -107,11 +107,11 @@ def kept(tmp_path: Path, limit: int, pieces: list[bytes]) -> bytes:
 
 def follow(path: Path, position: int = 0) -> tuple[bytes, int]:
     """Everything from a position on, as somebody who follows a run reads it."""
-    found = b""
+    result = b""
     while (part := read_output(path, position, 100)).data:
-        found += part.data
+        result += part.data
         position = part.position
-    return found, position
+    return result, position
 
 
 @given(pieces=st.lists(st.binary(max_size=400), max_size=20), limit=st.integers(200, 2000))
@@ -320,9 +320,9 @@ def test_replace_leaves_the_old_record_when_it_fails(
 
 def test_identity_is_more_than_a_pid() -> None:
     me = procfs.identify(os.getpid())
-    found = procfs.find(me)
-    assert found is not None
-    assert found.parent == os.getppid()
+    result = procfs.find(me)
+    assert result is not None
+    assert result.parent == os.getppid()
     assert procfs.find(me._replace(ticks=me.ticks + 1)) is None
     assert procfs.find(me._replace(boot="another")) is None
     assert procfs.find(me._replace(pid=0)) is None

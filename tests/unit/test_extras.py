@@ -43,27 +43,27 @@ def declared() -> dict[str, set[str]]:
     parts = {"": project["dependencies"], **project["optional-dependencies"]}
 
     def names(part: str) -> set[str]:
-        found: set[str] = set()
+        results: set[str] = set()
         for text in parts[part]:
             name, extras = re.match(r"([A-Za-z0-9-]+)(?:\[([^\]]+)\])?", text).groups()  # type: ignore[union-attr]
             if name == "deepsquare-chain":
-                found.update(*(names(each) for each in extras.split(",")))
+                results.update(*(names(part) for part in extras.split(",")))
             else:
-                found.add(name.lower())
-        return found
+                results.add(name.lower())
+        return results
 
     return {part: names(part) for part in parts}
 
 
 def imports(path: Path) -> set[str]:
     """Top-level names of third-party modules that a file imports, wherever it does."""
-    found: set[str] = set()
+    results: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {each.name.partition(".")[0] for each in node.names}
+            results |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found - set(sys.stdlib_module_names) - {"deepsquare_chain", "__future__"}
+            results.add(node.module.partition(".")[0])
+    return results - set(sys.stdlib_module_names) - {"deepsquare_chain", "__future__"}
 
 
 def part_of(path: Path) -> str:
@@ -76,7 +76,7 @@ def test_imports_are_declared_and_declarations_are_used() -> None:
     for path in set(PACKAGE.rglob("*.py")) - {PROGRAM}:
         allowed = declared()[""] | declared().get(part_of(path), set())
         for module in imports(path):
-            distributions = {each.lower().replace("_", "-") for each in names.get(module, [module])}
+            distributions = {item.lower().replace("_", "-") for item in names.get(module, [module])}
             assert distributions & allowed, f"{path} imports {module}, which is not declared"
             used |= distributions
     wanted = set().union(*(declared()[part] for part in ("", *EXTRAS)))
@@ -111,8 +111,8 @@ def test_a_command_names_the_part_that_is_missing(
         return None if name == missing else real(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 2
-    assert f"pip install 'deepsquare-chain[{extra}]'" in found.output
-    assert missing in found.output
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert f"pip install 'deepsquare-chain[{extra}]'" in result.output
+    assert missing in result.output
     assert not list(tmp_path.iterdir()), "nothing was begun"

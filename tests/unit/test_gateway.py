@@ -116,9 +116,9 @@ class World:
     def client(self, account: LocalAccount | None, **options: Any) -> GatewayClient:
         """The gateway as an account reaches it."""
         given = {"chain_id": CHAIN, "contract": CONTRACT, **options}
-        found = GatewayClient(URL, account, transport=self.transport, **given)
-        self.clients.append(found)
-        return found
+        gateway_client = GatewayClient(URL, account, transport=self.transport, **given)
+        self.clients.append(gateway_client)
+        return gateway_client
 
     def change(self, job_id: int, **changes: Any) -> None:
         """Something happens on chain, and the gateway looks again."""
@@ -142,14 +142,14 @@ async def make(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
 
 @pytest.fixture
 async def world(make: Callable[..., World]) -> World:
-    found = make()
-    await found.client(ALICE).put_definition(DATA)
-    return found
+    result = make()
+    await result.client(ALICE).put_definition(DATA)
+    return result
 
 
 def files_in(folder: Path) -> list[Path]:
     """All files below a folder."""
-    return [each for each in folder.rglob("*") if each.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 # -- who gets what
@@ -361,7 +361,7 @@ async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> No
 async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that_is_down(
     world: World, make: Callable[..., World]
 ) -> None:
-    [path] = [each for each in world.folder.rglob("*") if each.name == JOB.definition.hex()]
+    [path] = [path for path in world.folder.rglob("*") if path.name == JOB.definition.hex()]
     host = world.client(HOST)
     store = GatewayDefinitionStore([host])
     path.write_bytes(DATA.replace(b"hello", b"evil!"))
@@ -519,7 +519,7 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
                 answer = await web.send(request)
             assert answer.status_code in {204, 307, 400, 404, 405}
             made = files_in(Path(folder))
-            inside = [each for each in made if "jobs/7-" in str(each)]
+            inside = [item for item in made if "jobs/7-" in str(item)]
             assert len(made) == 1 + len(inside)  # the definition
             assert len(inside) == (answer.status_code == 204)
             for client in world.clients:
@@ -604,7 +604,7 @@ async def test_refused_requests_are_bounded(make: Callable[..., World]) -> None:
     """Accounts cost nothing, and each refusal asks the chain; readers are not slowed down."""
     world = make(refusals=0.001, refusal_burst=3)
     await world.client(ALICE).put_definition(DATA)
-    stranger, alice = (Session(each.address, None, 9e9) for each in (STRANGER, ALICE))
+    stranger, alice = (Session(value.address, None, 9e9) for value in (STRANGER, ALICE))
     codes = []
     for number in range(5):
         with pytest.raises(RequestRefusedError) as refused:
@@ -656,9 +656,9 @@ async def test_results_are_reported_once_all_of_them_are_there(world: World) -> 
         with pytest.raises(GatewayRefusedError):
             await host.put_results(7, [listed | wrong])
     await host.put_results(7, [listed, {"name": "work/p", "size": 0, "problem": "a pipe"}])
-    found = await alice.results(7)
-    assert found is not None
-    assert [each["name"] for each in found] == ["work/a", "work/p"]
+    results = await alice.results(7)
+    assert results is not None
+    assert [item["name"] for item in results] == ["work/a", "work/p"]
 
 
 async def test_files_are_removed_after_their_time(make: Callable[..., World]) -> None:
@@ -710,7 +710,7 @@ async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(world: Wo
     await host.append(7, "log", 5, b"second")
     assert await asyncio.wait_for(coming, 5) == (b"second", 11)
     world.now = 2_001.0
-    assert [each async for each in stream] == []  # without an end: the reader comes back
+    assert [item async for item in stream] == []  # without an end: the reader comes back
     await host.append(7, "log", 11, b"", complete=True)
 
 

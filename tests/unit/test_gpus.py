@@ -72,9 +72,9 @@ def test_each_driver_gets_its_own_variables(
 ) -> None:
     for file in files:
         (tmp_path / file).touch()
-    found = device_environment(["1", "3"], tmp_path)
-    assert {name for name in found if name != "CUDA_DEVICE_ORDER"} == names
-    assert {found[name] for name in names} == {"1,3"}
+    environment = device_environment(["1", "3"], tmp_path)
+    assert {name for name in environment if name != "CUDA_DEVICE_ORDER"} == names
+    assert {environment[name] for name in names} == {"1,3"}
     hidden = device_environment([], tmp_path)
     assert names <= set(hidden)
     assert set(hidden.values()) == {"-1", "void"}

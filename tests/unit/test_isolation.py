@@ -95,8 +95,8 @@ def test_the_doctor_names_what_a_cluster_lacks() -> None:
     good |= {"PrivateData": "jobs,usage"}
     assert all(check.ok for check in isolation_checks(parse_slurm_options({}), good))
     bad = good | {"TaskPlugin": "task/none"}
-    found = isolation_checks(parse_slurm_options({"isolation": "none"}), bad)
-    assert [check.name for check in found if not check.ok] == ["isolation", "TaskPlugin"]
+    checks = isolation_checks(parse_slurm_options({"isolation": "none"}), bad)
+    assert [check.name for check in checks if not check.ok] == ["isolation", "TaskPlugin"]
 
 
 def test_a_start_removes_groups_that_nothing_is_left_of(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(heads_module, "time", found)
-    return found
+    result = Clock()
+    monkeypatch.setattr(heads_module, "time", result)
+    return result
 
 
 def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
@@ -84,9 +84,9 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     ],
 )
 def test_kinds_of_chains(blocks: list[dict[str, Any]], seconds: float, on_demand: bool) -> None:
-    found = OnDemandDetector()
-    found.record_headers(blocks)
-    assert found.is_on_demand(seconds) is on_demand
+    on_demand_detector = OnDemandDetector()
+    on_demand_detector.record_headers(blocks)
+    assert on_demand_detector.is_on_demand(seconds) is on_demand
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def quiet(clock: Clock) -> FakeChain:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, **IDENTITY) as found:
-        yield found
+    with Store.open(None, **IDENTITY) as result:
+        yield result
 
 
 async def test_it_counts_as_idle_only_after_a_while(quiet: FakeChain, clock: Clock) -> None:

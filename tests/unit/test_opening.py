@@ -50,7 +50,7 @@ async def test_an_endpoint_that_is_away_is_waited_for() -> None:
             assert (parts.opened, parts.closed) == (5, 4)
     assert parts.closed == 5
     # Each reason once, however often it is met.
-    assert [(each["event"].split(" and ")[0], each.get("message")) for each in logs] == [
+    assert [(log["event"].split(" and ")[0], log.get("message")) for log in logs] == [
         ("endpoint unavailable", "The endpoint x can't be reached"),
         ("endpoint unavailable", "403"),
         ("endpoint answered", None),

@@ -38,8 +38,8 @@ def load(folder: Path, text: str) -> Settings:
 
 def test_the_configuration_loads_and_says_the_truth_about_every_setting(tmp_path: Path) -> None:
     text = configuration("slurm")
-    found = load(tmp_path, text)
-    assert (found.executor, found.keystore) == ("slurm", tmp_path / "provider.json")
+    result = load(tmp_path, text)
+    assert (result.executor, result.keystore) == ("slurm", tmp_path / "provider.json")
     # Without their comment signs, lines give the defaults, or the examples of what has none.
     plain = load(tmp_path, re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
     defaults = Settings()

@@ -132,9 +132,9 @@ class TestMaterials:
         ],
     )
     async def test_answers(self, answer, state, word):
-        found = await DefinitionCache(Shelf(answer), timeout=0.05).fetch(job())
-        assert found.state is state
-        assert word in found.reason
+        result = await DefinitionCache(Shelf(answer), timeout=0.05).fetch(job())
+        assert result.state is state
+        assert word in result.reason
 
     async def test_invalid_for_ever(self):
         data = b'{"version":1}'
@@ -148,9 +148,9 @@ class TestMaterials:
 
     async def test_asks_for_more_than_the_chain_says(self):
         cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
-        found = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
-        assert found.state is DefinitionState.INVALID
-        assert "1 x 1 CPUs" in found.reason
+        result = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
+        assert result.state is DefinitionState.INVALID
+        assert "1 x 1 CPUs" in result.reason
         assert (await cache.fetch(job())).state is DefinitionState.READY
 
     async def test_missing_data_is_requested_again(self):
@@ -375,7 +375,7 @@ class FakeExecutor:
 
     async def poll(self, handles: list[str]) -> dict[str, RunStatus]:
         self.note("poll", *handles)
-        return {each: self.statuses[each] for each in handles if each in self.statuses}
+        return {handle: self.statuses[handle] for handle in handles if handle in self.statuses}
 
     async def cancel(self, handle: str) -> None:
         self.note("cancel", handle)
@@ -492,7 +492,7 @@ class FakeScheduler:
     """Records by block."""
 
     def __init__(self, *records: Job) -> None:
-        self.now = {each.id: each for each in records}
+        self.now = {record.id: record for record in records}
         self.before = dict(self.now)
         self.blocks: list[Any] = []
         self.asked: list[list[int]] = []
@@ -501,7 +501,7 @@ class FakeScheduler:
         self.blocks.append(block_identifier)
         self.asked.append(list(ids))
         past = block_identifier < 20
-        return [(self.before if past else self.now)[each] for each in ids]
+        return [(self.before if past else self.now)[job_id] for job_id in ids]
 
 
 class TestObserver:
@@ -517,8 +517,8 @@ class TestObserver:
         )
 
     async def look(self, observer: RunObserver, block: bytes = b"a") -> View:
-        [found] = await observer.views(Head(20, 1_000, block))
-        return found
+        [result] = await observer.views(Head(20, 1_000, block))
+        return result
 
     async def test_asks_for_a_record_once_a_block(self, executor, table):
         scheduler = FakeScheduler(job(1), job(2))
@@ -528,8 +528,8 @@ class TestObserver:
         await self.look(observer, b"a")
         assert sorted(scheduler.blocks) == [19, 20]
         table.watch(2)
-        found = await observer.views(Head(20, 1_000, b"a"))
-        assert [each.job.id for each in found] == [1, 2]
+        views = await observer.views(Head(20, 1_000, b"a"))
+        assert [item.job.id for item in views] == [1, 2]
         assert scheduler.asked[2:] == [[2], [2]]
         await observer.views(Head(20, 1_000, b"b"))
         assert scheduler.asked[4:] == [[1, 2], [1, 2]]
@@ -547,8 +547,8 @@ class TestObserver:
         assert (await self.look(observer, b"b")).lookup == Lookup("31337-5fbdb231-1")
         table.put(SUBMITTED)
         executor.statuses["h1"] = LIVE
-        found = await self.look(observer, b"b")
-        assert (found.lookup, found.status) == (None, LIVE)
+        result = await self.look(observer, b"b")
+        assert (result.lookup, result.status) == (None, LIVE)
 
     async def test_a_start_that_the_executor_counts_is_placed(self, executor, table):
         observer = self.make(FakeScheduler(job()), executor, table)
@@ -577,8 +577,8 @@ class TestObserver:
         observer = self.make(FakeScheduler(job()), executor, table)
         table.put(SUBMITTED)
         executor.error = ExecutorUnavailableError("down")
-        found = await self.look(observer)
-        assert (found.status, found.lookup, found.misses) == (None, None, 0)
+        result = await self.look(observer)
+        assert (result.status, result.lookup, result.misses) == (None, None, 0)
         assert await observer.free() is None
 
     async def test_settled_once_confirmed_blocks_agree(self, executor, table):
@@ -603,8 +603,8 @@ class TestObserver:
     async def test_other_peoples_jobs_need_no_definition(self, executor, table):
         table.watch(1)
         observer = self.make(FakeScheduler(job(provider_id=2)), executor, table)
-        found = await self.look(observer)
-        assert (found.mine, found.cached_definition.state) == (False, DefinitionState.PENDING)
+        result = await self.look(observer)
+        assert (result.mine, result.cached_definition.state) == (False, DefinitionState.PENDING)
 
 
 # ---------------------------------------------------------------------------- outputs
@@ -617,19 +617,19 @@ def test_output_of_the_latest_run_is_found_below_several_providers(tmp_path: Pat
     other = tmp_path / "b" / "runs" / "31337-5fbdb231-44"
     for path in (first, later, other):
         path.mkdir(parents=True)
-    found = find_run(tmp_path, 31337, CONTRACT, 4)
-    assert found == later
+    run = find_run(tmp_path, 31337, CONTRACT, 4)
+    assert run == later
     assert find_run(tmp_path / "a", 31337, CONTRACT, 4) == first
-    assert read_output(found) == (b"", 0)
-    assert not has_ended(found)
-    (found / "output").write_bytes(b"0123456789")
-    (found / "exit.json").write_text("{}")
-    assert read_output(found, 3, 4) == (b"3456", 7)
-    assert has_ended(found)
-    (found / "output").unlink()
-    (found / "output").symlink_to("/etc/hostname")
+    assert read_output(run) == (b"", 0)
+    assert not has_ended(run)
+    (run / "output").write_bytes(b"0123456789")
+    (run / "exit.json").write_text("{}")
+    assert read_output(run, 3, 4) == (b"3456", 7)
+    assert has_ended(run)
+    (run / "output").unlink()
+    (run / "output").symlink_to("/etc/hostname")
     with pytest.raises(NotFoundError):
-        read_output(found)
+        read_output(run)
 
 
 SCHEDULER = "0x" + "Ab" * 20
@@ -784,7 +784,7 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
     # 900 s of the first less its fee, and all of the second.
     assert service.metrics.metrics.value("revenue_accrued_credits") == pytest.approx(8.1 + 5)
     assert service.metrics.metrics.value("revenue_at_risk_credits") == pytest.approx(8.1)
-    assert [(each["job"], each["credits"]) for each in logs] == [(1, "8.1")]
+    assert [(log["job"], log["credits"]) for log in logs] == [(1, "8.1")]
     service._check_revenue([], Head(1, 1_000, b""))
     assert service.metrics.metrics.value("revenue_accrued_credits") == 0
 

@@ -27,8 +27,8 @@ ENDED = Exit(3, "exited", 7, 1.5, 8.25)
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, chain_id=31337, contract=CONTRACT, account=ME) as found:
-        yield found
+    with Store.open(None, chain_id=31337, contract=CONTRACT, account=ME) as result:
+        yield result
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_earnings_follow_the_chain_back(store: Store, table: RunTable):
     apply(store, table, settled(1, block=5), settled(2, block=8), settled(3, 8, OTHER))
     assert table.earned() == [Earning(1, 7, 10**30, 5), Earning(2, 7, 10**30, 5)]
     apply(store, table, back_to=6)
-    assert [each.job_id for each in table.earned()] == [1]
+    assert [earning.job_id for earning in table.earned()] == [1]
     apply(store, table, settled(2, block=9, paid=1))
     assert table.earned()[1].paid == 1
     apply(store, table, settled(2, block=9, paid=1))

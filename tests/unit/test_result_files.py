@@ -31,13 +31,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_output_comes_first_and_then_the_files_by_name(run: Path) -> None:
-    found = result_files(run)
-    assert [(each.name, each.size) for each in found] == [
+    files = result_files(run)
+    assert [(file.name, file.size) for file in files] == [
         ("output", 8),
         ("work/b.txt", 1),
         ("work/deep/a.bin", 2560),
     ]
-    assert found[0].digest == hashlib.sha256(b"printed\n").hexdigest()
+    assert files[0].digest == hashlib.sha256(b"printed\n").hexdigest()
 
 
 def test_files_of_the_script_itself_are_no_results(run: Path) -> None:
@@ -47,7 +47,9 @@ def test_files_of_the_script_itself_are_no_results(run: Path) -> None:
     assert result_files(run) == before
     (run / "work/deep/.deepsquare").mkdir()
     (run / "work/deep/.deepsquare/mine").write_text("x")
-    assert [each.name for each in result_files(run)][-2] == "work/deep/.deepsquare/mine"
+    assert [result_file.name for result_file in result_files(run)][
+        -2
+    ] == "work/deep/.deepsquare/mine"
 
 
 def test_copies_are_the_same_bytes_in_a_new_folder(run: Path, tmp_path: Path) -> None:
@@ -71,16 +73,16 @@ def test_links_pipes_and_sockets_are_named_and_not_copied(run: Path, tmp_path: P
     (work / "round").symlink_to(".")
     os.mkfifo(work / "pipe")
     os.mknod(work / "socket", stat.S_IFSOCK | 0o600)
-    found = result_files(run, to)
+    files = result_files(run, to)
     links = ["work/dangling", "work/folder", "work/loop", "work/outside", "work/round"]
-    assert {each.name: each.problem for each in found if each.special} == {
+    assert {file.name: file.problem for file in files if file.special} == {
         **dict.fromkeys(links, "a symbolic link, not copied"),
         "work/pipe": "a named pipe, not copied",
         "work/socket": "a socket, not copied",
     }
-    taken = [each.name for each in found if not each.special]
+    taken = [file.name for file in files if not file.special]
     assert taken == ["output", "work/b.txt", "work/deep/a.bin"]
-    assert sorted(each.name for each in (to / "work").iterdir()) == ["b.txt", "deep"]
+    assert sorted(path.name for path in (to / "work").iterdir()) == ["b.txt", "deep"]
 
 
 def test_a_working_folder_that_became_a_link_is_not_followed(run: Path, tmp_path: Path) -> None:
@@ -88,12 +90,12 @@ def test_a_working_folder_that_became_a_link_is_not_followed(run: Path, tmp_path
     (tmp_path / "home" / "key").write_text("private")
     (run / "work").rename(run / "moved")
     (run / "work").symlink_to(tmp_path / "home")
-    found = result_files(run, tmp_path / "copy")
-    assert [(each.name, each.problem, each.special) for each in found] == [
+    files = result_files(run, tmp_path / "copy")
+    assert [(file.name, file.problem, file.special) for file in files] == [
         ("output", "", False),
         ("work", "a symbolic link, not copied", True),
     ]
-    assert [each.name for each in (tmp_path / "copy").iterdir()] == ["output"]
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["output"]
 
 
 def test_folders_of_other_users_hide_no_run(
@@ -131,7 +133,7 @@ def test_an_output_that_became_a_link_is_reported_and_the_rest_copied(
     output, *others = result_files(run, tmp_path / "copy")
     assert (output.name, output.digest) == ("output", "")
     assert output.problem.startswith("can't be read: ")
-    assert [each.problem for each in others] == ["", ""]
+    assert [other.problem for other in others] == ["", ""]
     assert not (tmp_path / "copy" / "output").exists()
 
 
@@ -172,16 +174,16 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_what_can_not_be_read_is_named_and_costs_no_other(
     run: Path, tmp_path: Path, closed: set[str], name: str, problem: tuple[str, int]
 ) -> None:
-    whole = {each.name: each for each in result_files(run)}
+    whole = {result_file.name: result_file for result_file in result_files(run)}
     closed.add(name)
-    found = {each.name: each for each in result_files(run, tmp_path / "copy")}
-    bad = found.pop(problem[0])
+    result = {result_file.name: result_file for result_file in result_files(run, tmp_path / "copy")}
+    bad = result.pop(problem[0])
     assert (bad.size, bad.digest) == (problem[1], "")
     assert bad.problem == "can't be read: Permission denied"
-    assert found
-    assert found.items() <= whole.items()
-    for each in found:
-        assert (tmp_path / "copy" / each).is_file()
+    assert result
+    assert result.items() <= whole.items()
+    for item in result:
+        assert (tmp_path / "copy" / item).is_file()
 
 
 def test_a_full_disk_is_the_copys_problem(
@@ -193,7 +195,7 @@ def test_a_full_disk_is_the_copys_problem(
     monkeypatch.setattr(outputs, "_copy", full)
     output, *others = result_files(run, tmp_path / "copy")
     assert output.problem == ""
-    assert {each.problem for each in others} == {"can't be copied: No space left on device"}
+    assert {other.problem for other in others} == {"can't be copied: No space left on device"}
     assert [path.name for path in (tmp_path / "copy").rglob("*") if path.is_file()] == ["output"]
 
 
@@ -208,29 +210,38 @@ def test_holes_stay_holes(run: Path, tmp_path: Path, data: dict[int, bytes]) -> 
             file.seek(at)
             file.write(part)
         file.truncate(size)
-    found = {each.name: each for each in result_files(run, tmp_path / "copy")}["work/sparse"]
+    result = {
+        result_file.name: result_file for result_file in result_files(run, tmp_path / "copy")
+    }["work/sparse"]
     copy = tmp_path / "copy" / "work" / "sparse"
     assert copy.read_bytes() == path.read_bytes()
-    assert (found.size, found.digest) == (size, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert (result.size, result.digest) == (size, hashlib.sha256(path.read_bytes()).hexdigest())
     assert copy.stat().st_blocks <= path.stat().st_blocks + 16
 
 
 def test_a_file_of_nothing_but_holes_is_not_read_for_ever(run: Path, tmp_path: Path) -> None:
     with (run / "work" / "vast").open("wb") as file:
         file.truncate(2**40)
-    found = {each.name: each for each in result_files(run, tmp_path / "copy")}["work/vast"]
-    assert (found.size, found.digest) == (2**40, "")
-    assert "are holes" in found.problem
+    result = {
+        result_file.name: result_file for result_file in result_files(run, tmp_path / "copy")
+    }["work/vast"]
+    assert (result.size, result.digest) == (2**40, "")
+    assert "are holes" in result.problem
     assert (tmp_path / "copy" / "work" / "vast").stat().st_size == 2**40
 
 
 def test_names_that_are_no_text_are_copied(run: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     (run / "work" / name).write_text("x")
-    assert f"work/{name}" in [each.name for each in result_files(run, tmp_path / "copy")]
+    assert f"work/{name}" in [
+        result_file.name for result_file in result_files(run, tmp_path / "copy")
+    ]
     assert (tmp_path / "copy" / "work" / name).read_text() == "x"
 
 
 def test_a_run_that_printed_nothing_has_its_files(run: Path) -> None:
     (run / "output").unlink()
-    assert [each.name for each in result_files(run)] == ["work/b.txt", "work/deep/a.bin"]
+    assert [result_file.name for result_file in result_files(run)] == [
+        "work/b.txt",
+        "work/deep/a.bin",
+    ]

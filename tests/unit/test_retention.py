@@ -157,8 +157,8 @@ def test_the_size_of_a_folder_counts_what_it_holds_and_follows_no_link(tmp_path:
     (outside / "large").write_bytes(os.urandom(1_000_000))
     (folder / "deep" / "data").write_bytes(os.urandom(300_000))
     (folder / "link").symlink_to(outside)
-    found = stored_in(folder)
-    assert found is not None
-    assert 300_000 <= found.size < 400_000
-    assert abs(found.changed_at - time.time()) < 60
+    stored = stored_in(folder)
+    assert stored is not None
+    assert 300_000 <= stored.size < 400_000
+    assert abs(stored.changed_at - time.time()) < 60
     assert stored_in(tmp_path / "missing") is None

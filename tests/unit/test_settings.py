@@ -52,11 +52,11 @@ def load(project: Path, user: Path, **flags: object) -> Settings:
 
 
 def test_defaults(project: Path, user: Path) -> None:
-    found = load(project, user)
-    assert found.endpoint == "http://127.0.0.1:8545"
-    assert found.state_dir == Path(".deepsquare")
-    assert found.keystore is None
-    assert found.log_level == "info"
+    result = load(project, user)
+    assert result.endpoint == "http://127.0.0.1:8545"
+    assert result.state_dir == Path(".deepsquare")
+    assert result.keystore is None
+    assert result.log_level == "info"
 
 
 def test_each_layer_wins_over_the_next(
@@ -82,17 +82,17 @@ def test_an_empty_variable_says_nothing(
 def test_paths_in_a_file_are_relative_to_it(project: Path, user: Path) -> None:
     write(project / ".deepsquare.toml", 'keystore = "keys/me.json"\nstore = "/abs"')
     write(user, 'deployment = "~/d.json"')
-    found = load(project, user, state_dir=Path("here"))
-    assert found.keystore == project / "keys/me.json"
-    assert found.store == Path("/abs")
-    assert found.deployment == Path.home() / "d.json"
-    assert found.state_dir == Path("here")
+    result = load(project, user, state_dir=Path("here"))
+    assert result.keystore == project / "keys/me.json"
+    assert result.store == Path("/abs")
+    assert result.deployment == Path.home() / "d.json"
+    assert result.state_dir == Path("here")
 
 
 def test_settings_can_not_be_changed(project: Path, user: Path) -> None:
-    found = load(project, user)
+    result = load(project, user)
     with pytest.raises(ValueError, match="frozen"):
-        found.endpoint = "http://other:1"  # type: ignore[misc]
+        result.endpoint = "http://other:1"  # type: ignore[misc]
 
 
 def test_user_config_path_follows_the_base_directory() -> None:
@@ -119,8 +119,8 @@ def test_without_a_home_there_is_no_user_configuration(
 def test_a_byte_order_mark_is_passed_over(project: Path, user: Path) -> None:
     write(project / ".deepsquare.toml", "\ufeffchain_id = 5")
     write(user, '\ufeffcontext = "far"\n[contexts.far]\nconfirmations = 3')
-    found = load(project, user)
-    assert (found.chain_id, found.confirmations) == (5, 3)
+    result = load(project, user)
+    assert (result.chain_id, result.confirmations) == (5, 3)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_several_endpoints_of_flags_and_the_environment(
 ) -> None:
     monkeypatch.setenv("DEEPSQUARE_ENDPOINT", ", ".join(TWO))
     assert split_urls(load(project, user).endpoint) == TWO
-    found = load(project, user, endpoint=["http://flag:1", "http://flag:2", "http://flag:1"])
-    assert split_urls(found.endpoint) == ("http://flag:1", "http://flag:2")
+    result = load(project, user, endpoint=["http://flag:1", "http://flag:2", "http://flag:1"])
+    assert split_urls(result.endpoint) == ("http://flag:1", "http://flag:2")
     # No flag was given.
     assert split_urls(load(project, user, endpoint=[]).endpoint) == TWO
 
@@ -269,9 +269,9 @@ def test_a_context_chosen_by_a_flag_wins_over_both_files(
     write(user, f'endpoint = "http://user:1"\ntimeout = 7\n{CONTEXTS}')
     write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
     assert load(project, user).endpoint == "http://project:1"
-    found = load(project, user, context="test")
-    assert (found.context, found.endpoint, found.timeout) == ("test", "http://test:1", 7)
-    assert found.deployment == user.parent / "test.json"
+    result = load(project, user, context="test")
+    assert (result.context, result.endpoint, result.timeout) == ("test", "http://test:1", 7)
+    assert result.deployment == user.parent / "test.json"
     assert load(project, user, context="main").endpoint == "http://main:1,http://main:2"
     flags = {"context": "test", "endpoint": "http://flag:1"}
     assert load(project, user, **flags).endpoint == "http://flag:1"
@@ -286,8 +286,8 @@ def test_a_context_chosen_by_a_file_ranks_just_above_that_file(project: Path, us
     write(user, f'context = "test"\nendpoint = "http://user:1"\n{CONTEXTS}')
     assert load(project, user).endpoint == "http://test:1"
     write(project / ".deepsquare.toml", 'endpoint = "http://project:1"')
-    found = load(project, user)
-    assert (found.endpoint, found.deployment.name) == ("http://project:1", "test.json")
+    result = load(project, user)
+    assert (result.endpoint, result.deployment.name) == ("http://project:1", "test.json")
     write(project / ".deepsquare.toml", 'context = "main"\nendpoint = "http://project:1"')
     assert load(project, user).endpoint == "http://main:1,http://main:2"
 
@@ -295,8 +295,8 @@ def test_a_context_chosen_by_a_file_ranks_just_above_that_file(project: Path, us
 def test_both_files_define_one_context_and_the_project_wins(project: Path, user: Path) -> None:
     write(user, CONTEXTS)
     write(project / ".deepsquare.toml", '[contexts.test]\nendpoint = "http://own:1"')
-    found = load(project, user, context="test")
-    assert (found.endpoint, found.deployment) == ("http://own:1", user.parent / "test.json")
+    result = load(project, user, context="test")
+    assert (result.endpoint, result.deployment) == ("http://own:1", user.parent / "test.json")
 
 
 def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user: Path) -> None:
@@ -336,14 +336,14 @@ def test_each_value_has_its_source(
     write(project / ".deepsquare.toml", "confirmations = 3")
     monkeypatch.setenv("DEEPSQUARE_CHAIN_ID", "5")
     flags = {"context": "test", "log_level": "debug"}
-    found = find_sources(flags, project_dir=project, user_config=user)
-    assert found.origin("log_level") == "the command line"
-    assert found.origin("chain_id") == "the environment (DEEPSQUARE_CHAIN_ID)"
-    assert found.origin("endpoint") == f"context test of {user}"
-    assert found.origin("confirmations") == str(project / ".deepsquare.toml")
-    assert found.origin("timeout") == str(user)
-    assert found.origin("keystore") == "the defaults"
-    assert set(found.contexts) - set(READY_CONTEXTS) == {"test", "main"}
+    sources = find_sources(flags, project_dir=project, user_config=user)
+    assert sources.origin("log_level") == "the command line"
+    assert sources.origin("chain_id") == "the environment (DEEPSQUARE_CHAIN_ID)"
+    assert sources.origin("endpoint") == f"context test of {user}"
+    assert sources.origin("confirmations") == str(project / ".deepsquare.toml")
+    assert sources.origin("timeout") == str(user)
+    assert sources.origin("keystore") == "the defaults"
+    assert set(sources.contexts) - set(READY_CONTEXTS) == {"test", "main"}
 
 
 def test_a_shown_value_hides_what_addresses_carry() -> None:
@@ -379,8 +379,8 @@ def test_a_user_configuration_that_may_not_be_read_is_named(
 def test_ready_contexts_hold_valid_settings_which_a_file_may_change(
     project: Path, user: Path, name: str
 ) -> None:
-    found = load(project, user, context=name)
-    assert found.chain_id == READY_CONTEXTS[name]["chain_id"]
-    assert Link.parse(found.explorer_links)[0].urls.keys() == {"tx", "address", "block"}
+    result = load(project, user, context=name)
+    assert result.chain_id == READY_CONTEXTS[name]["chain_id"]
+    assert Link.parse(result.explorer_links)[0].urls.keys() == {"tx", "address", "block"}
     write(user, f"[contexts.{name}]\nconfirmations = 7")
     assert load(project, user, context=name).confirmations == 7

@@ -28,8 +28,8 @@ class Machine:
         return await self.gates.setdefault(view.job.id, asyncio.Future())
 
     def release(self, *ids: int, got: bool = True) -> None:
-        for each in ids:
-            self.gates.setdefault(each, asyncio.Future()).set_result(got)
+        for job_id in ids:
+            self.gates.setdefault(job_id, asyncio.Future()).set_result(got)
 
 
 def jobs(ids: Iterable[int]) -> list[tuple[View, Submit]]:

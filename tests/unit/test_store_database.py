@@ -200,9 +200,9 @@ def test_entries_and_their_states(path: Path) -> None:
         assert store.entry(entry.id).attempts == (attempt(0), attempt(0, 1), attempt(0, 2))
         store.set_state(entry.id, TxState.MINED, mined_hash="0x12", note="n" * 5_000)
     with Store.open(path, **IDENTITY) as store:
-        found = store.by_key("k")
-        assert found is not None
-        assert (found.state, found.mined_hash, len(found.note)) == (TxState.MINED, "0x12", 1_000)
+        result = store.by_key("k")
+        assert result is not None
+        assert (result.state, result.mined_hash, len(result.note)) == (TxState.MINED, "0x12", 1_000)
         assert store.open_entries() == []
         with pytest.raises(NotFoundError):
             store.entry(99)
@@ -307,5 +307,5 @@ async def test_two_state_folders_of_one_wallet_spend_one_after_the_other(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / "wallet.db"))
     async with first.spending(5), second.spending(5):
         pass
-    for each in (first, second, elsewhere):
-        each.close()
+    for value in (first, second, elsewhere):
+        value.close()

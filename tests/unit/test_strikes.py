@@ -28,8 +28,8 @@ WATCH = Watch()
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, chain_id=1, contract=address(9), account=address(8)) as found:
-        yield found
+    with Store.open(None, chain_id=1, contract=address(9), account=address(8)) as result:
+        yield result
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ class TestRest:
         ],
     )
     def test_what_comes_together_is_one(self, times: list[int], counted: list[int]) -> None:
-        found = struck([NOW - 600 + at for at in times], NOW, WATCH)
-        assert found == [NOW - 600 + at for at in counted]
+        result = struck([NOW - 600 + at for at in times], NOW, WATCH)
+        assert result == [NOW - 600 + at for at in counted]
 
     def test_the_third_within_a_day(self) -> None:
         two = [NOW - 2_000, NOW - 1_000]
@@ -183,8 +183,8 @@ class TestPolicy:
         assert plan(Snapshot(NOW + 1, [suspended, dear], [small], [])).by_provider() == {1: [1]}
         # An overdue job waits for no place that is closed to it.
         large = waiting(2, cpus=8, queued_at=NOW - 10**6)
-        found = plan(Snapshot(NOW, [suspended, dear], [large], []), Rules())
-        assert (found.decisions, found.reservations) == ((), {})
+        result = plan(Snapshot(NOW, [suspended, dear], [large], []), Rules())
+        assert (result.decisions, result.reservations) == ((), {})
 
     def test_why_and_how_long(self) -> None:
         view = provider(1)
@@ -192,9 +192,9 @@ class TestPolicy:
         wait = waiting()
         assert refusal(wait, suspended, 1_700_000_000) is Refusal.SUSPENDED
         snapshot = Snapshot(1_700_000_000, [suspended], [wait], [])
-        found = explain_wait(wait, snapshot, plan(snapshot))
-        assert found.verdicts[0].text == (
+        result = explain_wait(wait, snapshot, plan(snapshot))
+        assert result.verdicts[0].text == (
             "provider 1 is suspended until 2023-11-15 22:13:20 UTC: 4 times within a day it left jobs "
             "unclaimed, or lost or did not report a run"
         )
-        assert found.text == f"job 1 can't start at any provider now: {found.verdicts[0].text}"
+        assert result.text == f"job 1 can't start at any provider now: {result.verdicts[0].text}"

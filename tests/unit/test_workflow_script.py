@@ -208,7 +208,7 @@ def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, l
     def outline(text: str, line: str) -> tuple[int, list[str]]:
         lines = render_script(everything(text, line), {}, site).decode()
         return lines.count("\n"), [
-            re.sub(r"[^a-zA-Z_({}=].*", "", each) for each in lines.split("\n")
+            re.sub(r"[^a-zA-Z_({}=].*", "", part) for part in lines.split("\n")
         ]
 
     assert outline(text, line) == outline("'", "'")
