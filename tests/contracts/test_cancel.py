@@ -123,9 +123,9 @@ def test_a_batch_refunds_and_pays_each_recipient_once(grid: Grid, host: Host, ot
 
 
 def test_batches_apply_what_they_can(grid: Grid, host: Host) -> None:
-    own, foreign = grid.submit(), grid.submit(grid.bob)
+    own, of_other = grid.submit(), grid.submit(grid.bob)
     done = grid.in_status(JobStatus.FINISHED, host)
-    receipt = grid.scheduler.cancel([foreign, own, own, done, 0], sender=grid.alice)
+    receipt = grid.scheduler.cancel([of_other, own, own, done, 0], sender=grid.alice)
     assert [grid.chain.error_name(e.reason) for e in receipt.named("TransitionSkipped")] == [
         "NotCustomer",
         "InvalidTransition",
@@ -133,8 +133,8 @@ def test_batches_apply_what_they_can(grid: Grid, host: Host) -> None:
         "InvalidTransition",
     ]
     assert receipt.one("Transfer").value == ESCROW
-    assert grid.status(foreign) is JobStatus.PENDING
-    with reverts("NotCustomer", foreign):
-        grid.scheduler.cancel([foreign, own], sender=grid.alice)
+    assert grid.status(of_other) is JobStatus.PENDING
+    with reverts("NotCustomer", of_other):
+        grid.scheduler.cancel([of_other, own], sender=grid.alice)
     with reverts("EmptyBatch"):
         grid.scheduler.cancel([], sender=grid.alice)

@@ -63,25 +63,25 @@ def test_only_from_the_status_before(
 def test_batches_apply_what_they_can(
     grid: Grid, host: Host, other: Host, name: str, before: JobStatus, after: JobStatus
 ) -> None:
-    own, foreign, pending = (
+    own, of_other, pending = (
         grid.in_status(before, host),
         grid.in_status(before, other),
         grid.submit(),
     )
-    receipt = getattr(grid.scheduler, name)([foreign, own, pending, own, 0], sender=host.account)
+    receipt = getattr(grid.scheduler, name)([of_other, own, pending, own, 0], sender=host.account)
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (foreign, before, "NotAssignedProvider"),
+        (of_other, before, "NotAssignedProvider"),
         (pending, JobStatus.PENDING, "InvalidTransition"),
         (own, after, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
     assert grid.status(own) is after
-    assert grid.status(foreign) is before
-    with reverts("NotAssignedProvider", foreign):
-        getattr(grid.scheduler, name)([foreign, own], sender=host.account)
+    assert grid.status(of_other) is before
+    with reverts("NotAssignedProvider", of_other):
+        getattr(grid.scheduler, name)([of_other, own], sender=host.account)
     with reverts("EmptyBatch"):
         getattr(grid.scheduler, name)([], sender=host.account)
 

@@ -111,7 +111,7 @@ def test_only_running_jobs_end_so(grid: Grid, host: Host, exit_code: int) -> Non
 
 
 def test_a_batch_pays_each_recipient_once(grid: Grid, host: Host) -> None:
-    ids = [grid.running(host, customer=who) for who in (grid.alice, grid.bob, grid.alice)]
+    ids = [grid.running(host, customer=customer) for customer in (grid.alice, grid.bob, grid.alice)]
     grid.chain.advance(10)
     receipt = grid.scheduler.finish(
         [grid.report(job_id, seconds) for job_id, seconds in zip(ids, (3, 5, 10), strict=True)],
@@ -129,22 +129,22 @@ def test_a_batch_pays_each_recipient_once(grid: Grid, host: Host) -> None:
 
 
 def test_batches_apply_what_they_can(grid: Grid, host: Host, other: Host) -> None:
-    own, foreign, claimed = grid.running(host), grid.running(other), grid.claimed(host)
+    own, of_other, claimed = grid.running(host), grid.running(other), grid.claimed(host)
     grid.chain.advance(10)
-    reports = [grid.report(job_id, 10) for job_id in (foreign, own, claimed, own, 0)]
+    reports = [grid.report(job_id, 10) for job_id in (of_other, own, claimed, own, 0)]
     receipt = grid.scheduler.finish(reports, sender=host.account)
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (foreign, JobStatus.RUNNING, "NotAssignedProvider"),
+        (of_other, JobStatus.RUNNING, "NotAssignedProvider"),
         (claimed, JobStatus.SCHEDULED, "InvalidTransition"),
         (own, JobStatus.FINISHED, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
     assert grid.balance(host.account) == 10 * RATE - fee_of(10 * RATE)
     assert grid.balance(grid.scheduler.address) == 2 * ESCROW
-    with reverts("NotAssignedProvider", foreign):
+    with reverts("NotAssignedProvider", of_other):
         grid.scheduler.finish(reports[:1], sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.finish([], sender=host.account)

@@ -239,9 +239,9 @@ def test_a_mixed_batch_moves_each_job_on_its_own_terms(grid: Grid, host: Host, o
     carried = grid.running(host)
     refunded = grid.running(host, retries=0)
     unstarted = grid.claimed(host, customer=grid.bob, retries=0)
-    foreign = grid.running(other)
+    of_other = grid.running(other)
     receipt = grid.scheduler.panic(
-        [carried, foreign, refunded, unstarted, carried, 0], "", sender=host.account
+        [carried, of_other, refunded, unstarted, carried, 0], "", sender=host.account
     )
     assert [grid.chain.error_name(e.reason) for e in receipt.named("TransitionSkipped")] == [
         "NotLost",
@@ -253,8 +253,8 @@ def test_a_mixed_batch_moves_each_job_on_its_own_terms(grid: Grid, host: Host, o
         grid.alice: ESCROW,
         grid.bob: ESCROW,
     }
-    assert grid.status(foreign) is JobStatus.RUNNING
-    with reverts("NotLost", foreign):
-        grid.scheduler.panic([foreign], "", sender=host.account)
+    assert grid.status(of_other) is JobStatus.RUNNING
+    with reverts("NotLost", of_other):
+        grid.scheduler.panic([of_other], "", sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.panic([], "", sender=host.account)

@@ -148,18 +148,18 @@ def test_the_job_can_be_assigned_again_at_another_price(
 
 
 def test_batches_apply_what_they_can(grid: Grid, host: Host, other: Host) -> None:
-    own, foreign, pending = grid.assigned(host), grid.assigned(other), grid.submit()
-    receipt = grid.scheduler.requeue([foreign, own, pending, own, 0], "", sender=host.account)
+    own, of_other, pending = grid.assigned(host), grid.assigned(other), grid.submit()
+    receipt = grid.scheduler.requeue([of_other, own, pending, own, 0], "", sender=host.account)
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (foreign, JobStatus.META_SCHEDULED, "TooEarly"),
+        (of_other, JobStatus.META_SCHEDULED, "TooEarly"),
         (pending, JobStatus.PENDING, "InvalidTransition"),
         (own, JobStatus.PENDING, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
-    with reverts("TooEarly", foreign):
-        grid.scheduler.requeue([foreign, pending], "", sender=host.account)
+    with reverts("TooEarly", of_other):
+        grid.scheduler.requeue([of_other, pending], "", sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.requeue([], "", sender=host.account)

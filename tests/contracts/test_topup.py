@@ -135,18 +135,18 @@ def test_what_a_record_cannot_hold_is_refused(grid: Grid, host: Host) -> None:
     full = grid.submit(amount=2**96 - 1)
     with reverts("TopUpTooLarge", full):
         top_up(grid, full, 1)
-    room = grid.submit(amount=2**96 - 2)
-    top_up(grid, room, 1)
-    assert grid.job(room).escrow == 2**96 - 1
-    assert grid.job(room).timeLimit == LIMIT
+    job_id = grid.submit(amount=2**96 - 2)
+    top_up(grid, job_id, 1)
+    assert grid.job(job_id).escrow == 2**96 - 1
+    assert grid.job(job_id).timeLimit == LIMIT
 
 
 def test_a_limit_that_a_record_cannot_hold_is_refused(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
-    room = 2**24 - 1 - LIMIT
+    seconds_left = 2**24 - 1 - LIMIT
     with reverts("TopUpTooLarge", job_id):
-        top_up(grid, job_id, (room + 1) * RATE)
-    top_up(grid, job_id, (room + 1) * RATE - 1)
+        top_up(grid, job_id, (seconds_left + 1) * RATE)
+    top_up(grid, job_id, (seconds_left + 1) * RATE - 1)
     job = grid.job(job_id)
     assert (job.timeLimit, job.tasks, job.rate) == (2**24 - 1, 2, RATE)
 

@@ -129,25 +129,25 @@ class TestNode:
 
 async def _story(node: Node) -> list[Any]:
     """Contracts made and called, as far as it must not depend on the node."""
-    told: list[Any] = []
+    results: list[Any] = []
     addresses = []
     for nonce, runtime in enumerate((RUNTIME, CLEARER, "00" * 5_000)):
         receipt = await _send(node, nonce, data=_init_code(runtime), gas=3_000_000)
         addresses.append(receipt["contractAddress"])
-        told.append(_essence(receipt))
+        results.append(_essence(receipt))
     for nonce, (contract, value) in enumerate([(0, 0), (0, 7), (0, 8), (0, 0), (1, 1)], start=3):
         data = f"0x{value:064x}"
         receipt = await _send(node, nonce, to=addresses[contract], data=data, gas=100_000)
-        told.append(_essence(receipt))
+        results.append(_essence(receipt))
         block = await node.rpc("eth_getBlockByHash", receipt["blockHash"], False)
-        told.append((block["receiptsRoot"], block["transactionsRoot"], block["logsBloom"]))
-    told.append(await node.rpc("eth_getStorageAt", addresses[0], "0x0", "latest"))
-    told.append(await node.rpc("eth_getTransactionCount", dev_accounts()[0].address, "latest"))
+        results.append((block["receiptsRoot"], block["transactionsRoot"], block["logsBloom"]))
+    results.append(await node.rpc("eth_getStorageAt", addresses[0], "0x0", "latest"))
+    results.append(await node.rpc("eth_getTransactionCount", dev_accounts()[0].address, "latest"))
     with pytest.raises(EndpointError, match="execution reverted"):
         await node.rpc("eth_call", {"to": addresses[1]}, "latest")
     with pytest.raises(EndpointError, match="nonce too low"):
         await node.rpc("eth_sendRawTransaction", _sign(node, 1, to=addresses[0]))
-    return told
+    return results
 
 
 def _essence(receipt: dict[str, Any]) -> dict[str, Any]:

@@ -822,8 +822,8 @@ class TestHttp:
 
     async def test_notifications_have_no_answer(self, client: Client) -> None:
         body = {"jsonrpc": "2.0", "method": "eth_chainId", "params": []}
-        for asked in (body, [body, body]):
-            answer = await client.http.post("/", json=asked)
+        for body_sent in (body, [body, body]):
+            answer = await client.http.post("/", json=body_sent)
             assert (answer.status_code, answer.content) == (204, b"")
 
     async def test_what_http_refuses(self, client: Client) -> None:
@@ -832,8 +832,8 @@ class TestHttp:
         assert large.status_code == 413
         assert (await client.http.get("/")).status_code == 405
         assert (await client.http.post("/", content=b"{}")).status_code == 415
-        foreign = await client.http.post("/", json={}, headers={"host": "evil.example"})
-        assert foreign.status_code == 400
+        refused = await client.http.post("/", json={}, headers={"host": "evil.example"})
+        assert refused.status_code == 400
 
 
 class TestLife:

@@ -30,10 +30,10 @@ async def test_leftovers_of_killed_supervisors_are_found_in_one_look(
     for key, script in scripts.items():
         await executor.submit(RunSpec(key, script, SMALL, 300, {}))
     folders = [RunFolder(tmp_path / "runs" / key) for key in scripts]
-    places = [folder.work / name for folder in folders[:2] for name in ("own", "away")]
-    await until(lambda: all(place.exists() and place.read_text().strip() for place in places))
+    files = [folder.work / name for folder in folders[:2] for name in ("own", "away")]
+    await until(lambda: all(file.exists() and file.read_text().strip() for file in files))
     await until(lambda: folders[2].exit() is not None)
-    left = [int(place.read_text()) for place in places]
+    left = [int(file.read_text()) for file in files]
     for folder in folders[:2]:
         claim = folder.taken()
         assert claim is not None

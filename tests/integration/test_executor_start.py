@@ -304,7 +304,7 @@ async def test_lost_answer_of_the_fork_server_starts_nothing_twice(
     assert await executor.fault() == ""
     ask, lost = ForkServer._ask, []
 
-    def asked(server: ForkServer, *arguments: Any) -> tuple[int, int] | None:
+    def ask_and_lose(server: ForkServer, *arguments: Any) -> tuple[int, int] | None:
         answer = ask(server, *arguments)
         if lost or answer is None:
             return answer
@@ -313,7 +313,7 @@ async def test_lost_answer_of_the_fork_server_starts_nothing_twice(
         server._end_server()
         return None
 
-    monkeypatch.setattr(ForkServer, "_ask", asked)
+    monkeypatch.setattr(ForkServer, "_ask", ask_and_lose)
     await executor.submit(counting("once", tally, "sleep 0.3"))
     assert len(lost) == 1
     assert (await ended(executor, "once")).code == 0

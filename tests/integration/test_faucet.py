@@ -109,6 +109,6 @@ async def test_refuses_what_is_no_request(http: httpx2.AsyncClient, recorder: Re
     form = {"content-type": "text/plain"}
     plain = await http.post("/", content=b'{"address":"' + SOMEBODY.encode() + b'"}', headers=form)
     assert plain.status_code == 400
-    foreign = await http.post("/", json={"address": SOMEBODY}, headers={"host": "evil.example"})
-    assert foreign.status_code == 400
+    refused = await http.post("/", json={"address": SOMEBODY}, headers={"host": "evil.example"})
+    assert refused.status_code == 400
     assert recorder.calls == []

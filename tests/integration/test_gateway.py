@@ -281,19 +281,19 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         printed = b"".join(b"secret %d\n" % n for n in (1, 2, 3, 4))
         assert b"".join(live) == printed
 
-        to, said = tmp_path / "got", list[str]()
+        to, printed = tmp_path / "got", list[str]()
         results = await job_results(
             *(grid.contracts, tmp_path, job_id, to),
             gateways=[alice],
             key_file=key.path,
-            report=said.append,
+            report=printed.append,
         )
         assert [(file.name, file.on_chain, file.problem) for file in results] == [
             ("output", True, ""),
             ("work/private/empty", None, ""),
             ("work/private/model.bin", None, ""),
         ]
-        assert any(str(key.path) in item for item in said)
+        assert any(str(key.path) in item for item in printed)
         assert (to / "output").read_bytes() == printed
         assert (to / "work/private/model.bin").read_bytes() == bytes(3_000_000)
         for wrong in (None, stranger.path):
@@ -435,8 +435,8 @@ async def test_objects_in_s3_through_a_break_of_it(
         assert (await web.put(s3)).is_success
 
         gone = await stack.enter_async_context(AsyncExitStack())
-        place: dict[str, Any] = {"objects": "s3://grid/deep"}
-        url = await gone.enter_async_context(served(grid, tmp_path / "gateway", **place))
+        settings: dict[str, Any] = {"objects": "s3://grid/deep"}
+        url = await gone.enter_async_context(served(grid, tmp_path / "gateway", **settings))
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
         program = "for i in 1 2 3; do echo line $i; sleep 0.5; done; seq 1000000 > numbers"
         job_id = await submit(host, url, 0, program)
@@ -479,8 +479,8 @@ async def test_objects_in_s3_through_a_break_of_it(
         assert len(await keys()) >= 5
         assert all(item.startswith("deep/") for item in await keys())
         await gone.aclose()
-        place["rules"] = GatewayRules(keep_seconds=-1)
-        await stack.enter_async_context(served(grid, tmp_path / "gateway", **place))
+        settings["rules"] = GatewayRules(keep_seconds=-1)
+        await stack.enter_async_context(served(grid, tmp_path / "gateway", **settings))
         while await keys() != {"deep/check"}:  # noqa: ASYNC110 - the server tells nothing by itself
             await asyncio.sleep(0.1)
 

@@ -319,9 +319,9 @@ def test_a_bucket_that_refuses_fails_the_job_without_its_secrets(tmp_path: Path)
     wrapper.write_text(f'#!/bin/sh\nexec {TOOLS}/s5cmd --retry-count 0 "$@"\n')
     wrapper.chmod(0o755)
     text = f"input: {refused.section('/x')}\nsteps: [{{run: {{command: echo never}}}}]\n"
-    with contextlib.closing(start(text, tmp_path, fast).stdout) as said:  # type: ignore[type-var]
-        assert said is not None
-        output = said.read()
+    with contextlib.closing(start(text, tmp_path, fast).stdout) as printed:  # type: ignore[type-var]
+        assert printed is not None
+        output = printed.read()
     assert "never" not in output
     assert "ERROR" in output
     assert SECRET not in output

@@ -161,8 +161,8 @@ async def test_runs_of_one_gpu_each_get_different_ones(state: Path) -> None:
         resources = Resources(1, 1, 64, 0 if key == "none" else 1)
         script = "echo $CUDA_VISIBLE_DEVICES $ROCR_VISIBLE_DEVICES; sleep 60"
         await executor.submit(make(state, key, script, resources=resources))
-    told = [await printed(executor, key, b"\n") for key in ("one", "two", "none")]
-    assert told == [b"0 0\n", b"1 1\n", b"-1 -1\n"]
+    outputs = [await printed(executor, key, b"\n") for key in ("one", "two", "none")]
+    assert outputs == [b"0 0\n", b"1 1\n", b"-1 -1\n"]
     assert (await executor.capacity()).gpus == 0
     for key in ("one", "two", "none"):
         await executor.cancel(key)
@@ -563,13 +563,13 @@ async def test_run_that_removes_its_own_folder_can_be_cancelled(
     assert alive_in(state) == []
 
 
-@pytest.mark.parametrize("what", ['"${HOME%/work}"', '"${HOME%/work}/supervisor.json"'])
+@pytest.mark.parametrize("name", ['"${HOME%/work}"', '"${HOME%/work}/supervisor.json"'])
 async def test_run_that_removes_its_claim_is_never_begun_again(
-    executor: LocalExecutor, state: Path, what: str
+    executor: LocalExecutor, state: Path, name: str
 ) -> None:
     """It began, whatever it left of the proof: a submit again under its key changes nothing."""
     mark = state.parent / "began"
-    spec = make(state, "run", f"echo x >> {mark}; until rm -rf {what}; do :; done; sleep 300")
+    spec = make(state, "run", f"echo x >> {mark}; until rm -rf {name}; do :; done; sleep 300")
     for _ in range(2):
         await executor.submit(spec)
         await until(lambda: not (state / "runs/run/supervisor.json").exists())

@@ -184,7 +184,9 @@ async def test_one_slow_transaction_delays_no_other(
             late.set()
         await host.until([slow])
         assert sorted(sent) == sorted(
-            f"{what} job {value}" for what in ("claimAndStart", "finish") for value in (slow, quick)
+            f"{method} job {value}"
+            for method in ("claimAndStart", "finish")
+            for value in (slow, quick)
         )
 
 

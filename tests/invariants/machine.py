@@ -51,10 +51,10 @@ class GridMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ one call
 
-    def check(self, number: int, holds: bool, what: object) -> None:
+    def check(self, number: int, holds: bool, detail: object) -> None:
         """One of the numbered invariants of the protocol."""
         self.checks[number] += 1
-        assert holds, f"invariant {number}: {what}"
+        assert holds, f"invariant {number}: {detail}"
 
     def call(
         self,

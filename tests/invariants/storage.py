@@ -44,16 +44,16 @@ class Storage:
         return self.grid.chain.state.get_storage(bytes.fromhex(address[2:]), slot)
 
     @staticmethod
-    def _place(key: int, slot: int) -> int:
+    def _mapping_slot(key: int, slot: int) -> int:
         return int.from_bytes(keccak(key.to_bytes(32, "big") + slot.to_bytes(32, "big")), "big")
 
     def _find(self, address: str, key: int, is_it: Callable[[int], bool]) -> int:
-        return next(s for s in range(32) if is_it(self._word(address, self._place(key, s))))
+        return next(s for s in range(32) if is_it(self._word(address, self._mapping_slot(key, s))))
 
     def record(self, job_id: int) -> tuple[int, int, int]:
-        place = self._place(job_id, self._records)
+        first_slot = self._mapping_slot(job_id, self._records)
         first, second, third = (
-            self._word(self.grid.scheduler.address, place + offset) for offset in range(3)
+            self._word(self.grid.scheduler.address, first_slot + offset) for offset in range(3)
         )
         return first, second, third
 
@@ -61,14 +61,18 @@ class Storage:
         return self._word(self.grid.scheduler.address, self._count) % 2**64
 
     def load(self, provider_id: int) -> Load:
-        word = self._word(self.grid.scheduler.address, self._place(provider_id, self._loads))
+        word = self._word(self.grid.scheduler.address, self._mapping_slot(provider_id, self._loads))
         return Load(word % 2**32, (word >> 32) % 2**48, word >> 80)
 
     def parked(self, account: str) -> int:
-        return self._word(self.grid.scheduler.address, self._place(int(account, 16), self._parked))
+        return self._word(
+            self.grid.scheduler.address, self._mapping_slot(int(account, 16), self._parked)
+        )
 
     def supply(self) -> int:
         return self._word(self.grid.credit.address, self._supply)
 
     def balance(self, account: str) -> int:
-        return self._word(self.grid.credit.address, self._place(int(account, 16), self._balances))
+        return self._word(
+            self.grid.credit.address, self._mapping_slot(int(account, 16), self._balances)
+        )

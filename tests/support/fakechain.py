@@ -238,8 +238,8 @@ class FakeChain:
             for block in self.blocks[first : last + 1]
             for log in block.logs
             if all(
-                each is None or topic in each
-                for each, topic in zip(topics_filter, log["topics"], strict=False)
+                accepted is None or topic in accepted
+                for accepted, topic in zip(topics_filter, log["topics"], strict=False)
             )
         ]
         return {"result": found_logs}

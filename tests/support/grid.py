@@ -143,15 +143,15 @@ class Grid:
             load_artifact("MetaScheduler"), *arguments.values(), fee_bps, times, sender=self.admin
         )
 
-    def _grant(self, contract: Contract, role: str, who: str) -> None:
-        contract.grantRole(getattr(contract, role)(), who, sender=self.admin)
+    def _grant(self, contract: Contract, role: str, account: str) -> None:
+        contract.grantRole(getattr(contract, role)(), account, sender=self.admin)
 
     # ---------------------------------------------------------------- customers
 
-    def fund(self, who: str, amount: int = WEALTH) -> None:
+    def fund(self, account: str, amount: int = WEALTH) -> None:
         """Give an account credits and an unlimited allowance for the scheduler."""
-        self.credit.mint(who, amount, sender=self.admin)
-        self.credit.approve(self.scheduler.address, 2**256 - 1, sender=who)
+        self.credit.mint(account, amount, sender=self.admin)
+        self.credit.approve(self.scheduler.address, 2**256 - 1, sender=account)
 
     def request(self, count: int = 1, **changes: Any) -> dict[str, Any]:
         assert set(changes) <= set(TERMS)
@@ -165,8 +165,8 @@ class Grid:
         job_id: int = receipt.value
         return job_id
 
-    def balance(self, who: str) -> int:
-        amount: int = self.credit.balanceOf(who)
+    def balance(self, account: str) -> int:
+        amount: int = self.credit.balanceOf(account)
         return amount
 
     def permit(

@@ -292,10 +292,10 @@ class Liar(CheckedProvider):
     dice = dice_of("node answer")
 
     async def _post(self, body: bytes) -> Any:
-        asked = json.loads(body)
-        single = asked[0] if isinstance(asked, list) else asked
+        sent = json.loads(body)
+        single = sent[0] if isinstance(sent, list) else sent
         answer = {"jsonrpc": "2.0", "id": single["id"], "result": self.result}
-        answer = [answer] if isinstance(asked, list) else answer
+        answer = [answer] if isinstance(sent, list) else answer
         if self.dice.random() < 0.2:
             answer = bent_tree(answer, self.dice)
         return answer
@@ -315,7 +315,7 @@ async def test_node_answers() -> None:
         provider.dice.random = lambda: 1.0  # type: ignore[method-assign]
         await ask(w3)
     provider.dice = dice_of("node answer")
-    fair, told = 0, list[str]()
+    fair, messages = 0, list[str]()
     for number in range(CASES["node answer"]):
         sample, ask = QUESTIONS[number % len(QUESTIONS)]
         provider.result = bent_tree(sample, provider.dice)
@@ -325,12 +325,12 @@ async def test_node_answers() -> None:
             await ask(w3)
             fair += 1
         except EndpointError as error:
-            told.append(error.message)
+            messages.append(error.message)
         except (BlockNotFound, TransactionNotFound, Web3RPCError):
             pass  # what callers are ready for
     assert fair > 50
-    assert len(told) > CASES["node answer"] // 2
-    assert all("127.0.0.1:1" in words and len(words) < 1_000 for words in told)
+    assert len(messages) > CASES["node answer"] // 2
+    assert all("127.0.0.1:1" in words and len(words) < 1_000 for words in messages)
 
 
 def test_logs() -> None:
@@ -349,12 +349,12 @@ class Gossip(FakeChain):
 
     dice: random.Random | None = None
 
-    async def make_batch_request(self, asked: list[Any]) -> Any:
-        answers = await super().make_batch_request(asked)
+    async def make_batch_request(self, sent: list[Any]) -> Any:
+        answers = await super().make_batch_request(sent)
         if self.dice is None or self.dice.random() < 0.3:
             return answers
         bent = []
-        for (method, _), item in zip(asked, answers, strict=True):
+        for (method, _), item in zip(sent, answers, strict=True):
             result = bent_tree(item.get("result"), self.dice)
             try:
                 result = checked(method, result)  # as the connection does

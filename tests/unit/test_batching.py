@@ -57,14 +57,14 @@ def w3(endpoint: Endpoint) -> Any:
     return AsyncWeb3(Pool([endpoint]))
 
 
-async def one(w3: Any, what: str) -> Any:
-    answer = await w3.provider.make_request("eth_call", [what])
+async def one(w3: Any, params: str) -> Any:
+    answer = await w3.provider.make_request("eth_call", [params])
     return answer.get("result", "refused")
 
 
-async def several(w3: Any, *what: str) -> Any:
+async def several(w3: Any, *params: str) -> Any:
     """Readers below readers, as an observer is below a cycle."""
-    return await asyncio.gather(*(one(w3, item) for item in what))
+    return await asyncio.gather(*(one(w3, item) for item in params))
 
 
 def sizes(endpoint: Endpoint) -> list[int]:

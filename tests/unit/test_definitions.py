@@ -60,10 +60,10 @@ async def test_what_is_no_digest_finds_nothing(store: FolderDefinitionStore, key
         await store.get(key)
 
 
-@pytest.mark.parametrize("found", [b"", DATA[:-1], DATA + b"\n", b"x" * 2_000_000])
-async def test_other_bytes_are_never_returned(store: FolderDefinitionStore, found: bytes) -> None:
+@pytest.mark.parametrize("stored", [b"", DATA[:-1], DATA + b"\n", b"x" * 2_000_000])
+async def test_other_bytes_are_never_returned(store: FolderDefinitionStore, stored: bytes) -> None:
     key = await store.put(DATA)
-    file_of(store).write_bytes(found)
+    file_of(store).write_bytes(stored)
     with pytest.raises(DefinitionMismatch, match="does not contain the definition") as caught:
         await store.get(key)
     assert caught.value.hint

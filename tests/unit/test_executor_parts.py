@@ -251,16 +251,16 @@ def test_exit_record_uses_the_blocks_laid_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = folder(tmp_path)
-    place = run.reserve_exit()
+    reserved = run.reserve_exit()
     assert run.exit() is None
-    inode = place.stat().st_ino
+    inode = reserved.stat().st_ino
     record = exit_record(3, "exited", 7, 1.5, 8.25)
 
     def no_new_file(*_: object) -> None:
         raise OSError("no space")
 
     monkeypatch.setattr(rundir, "write_new", no_new_file)
-    run.set_exit(record, place)
+    run.set_exit(record, reserved)
     assert run.exit() == record
     assert (run.path / "exit.json").stat().st_ino == inode
 

@@ -68,7 +68,7 @@ def imports(path: Path) -> set[str]:
 
 def part_of(path: Path) -> str:
     name = path.relative_to(PACKAGE).as_posix()
-    return next((part for place, part in PARTS.items() if name.startswith(place)), "")
+    return next((part for prefix, part in PARTS.items() if name.startswith(prefix)), "")
 
 
 def test_imports_are_declared_and_declarations_are_used() -> None:

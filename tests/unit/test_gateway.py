@@ -67,7 +67,7 @@ JOB = Job(
 )
 
 
-class World:
+class GatewayBench:
     """A gateway with a chain of this test's making."""
 
     def __init__(self, folder: Path, **rules: Any) -> None:
@@ -127,21 +127,21 @@ class World:
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Callable[..., World]]:
-    made: list[World] = []
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., GatewayBench]]:
+    benches: list[GatewayBench] = []
 
-    def one(**rules: Any) -> World:
-        made.append(World(tmp_path / str(len(made)), **rules))
-        return made[-1]
+    def one(**rules: Any) -> GatewayBench:
+        benches.append(GatewayBench(tmp_path / str(len(benches)), **rules))
+        return benches[-1]
 
     yield one
-    for world in made:
-        for client in world.clients:
+    for bench in benches:
+        for client in bench.clients:
             await client.close()
 
 
 @pytest.fixture
-async def world(make: Callable[..., World]) -> World:
+async def bench(make: Callable[..., GatewayBench]) -> GatewayBench:
     result = make()
     await result.client(ALICE).put_definition(DATA)
     return result
@@ -155,45 +155,49 @@ def files_in(folder: Path) -> list[Path]:
 # -- who gets what
 
 
-async def test_the_customer_and_the_assigned_provider_read_the_definition(world: World) -> None:
+async def test_the_customer_and_the_assigned_provider_read_the_definition(
+    bench: GatewayBench,
+) -> None:
     for account in (ALICE, HOST):
-        assert await world.client(account).definition(7, JOB.definition) == DATA
+        assert await bench.client(account).definition(7, JOB.definition) == DATA
     for account in (BOB, FORMER, STRANGER):
         with pytest.raises(WrongAccountError, match="may not read the definition of job 7"):
-            await world.client(account).definition(7, JOB.definition)
+            await bench.client(account).definition(7, JOB.definition)
     # The same definition is not read for another's job, nor for none.
     with pytest.raises(WrongAccountError):
-        await world.client(ALICE).definition(8, JOB.definition)
+        await bench.client(ALICE).definition(8, JOB.definition)
     with pytest.raises(WrongAccountError):
-        await world.client(ALICE).definition(9, JOB.definition)
+        await bench.client(ALICE).definition(9, JOB.definition)
 
 
-async def test_an_ended_job_takes_what_is_late_for_a_while(make: Callable[..., World]) -> None:
-    world = make(catch_up_seconds=500)
-    await world.client(ALICE).put_definition(DATA)
-    world.change(7, status=JobStatus.FINISHED, since=1_050)
-    host = world.client(HOST)
+async def test_an_ended_job_takes_what_is_late_for_a_while(
+    make: Callable[..., GatewayBench],
+) -> None:
+    bench = make(catch_up_seconds=500)
+    await bench.client(ALICE).put_definition(DATA)
+    bench.change(7, status=JobStatus.FINISHED, since=1_050)
+    host = bench.client(HOST)
     assert (await host.append(7, "log", 0, b"late\n", complete=True)).complete
     with pytest.raises(WrongAccountError):
         await host.definition(7, JOB.definition)
-    world.now = 1_551
-    host = world.client(HOST)
+    bench.now = 1_551
+    host = bench.client(HOST)
     with pytest.raises(WrongAccountError):
         await host.append(7, "work/x", 0, b"later")
 
 
-async def test_a_new_assignment_is_seen_at_once(world: World) -> None:
-    former = world.client(FORMER)
+async def test_a_new_assignment_is_seen_at_once(bench: GatewayBench) -> None:
+    former = bench.client(FORMER)
     with pytest.raises(WrongAccountError):
         await former.definition(7, JOB.definition)
-    world.access._jobs[7] = (world.access._jobs[7][0] - 0.5, world.access._jobs[7][1])
-    world.jobs[7] = replace(JOB, provider_id=2)
+    bench.access._jobs[7] = (bench.access._jobs[7][0] - 0.5, bench.access._jobs[7][1])
+    bench.jobs[7] = replace(JOB, provider_id=2)
     assert await former.definition(7, JOB.definition) == DATA
 
 
-async def test_a_customer_shares_a_job_until_a_date(world: World) -> None:
-    await world.client(HOST).append(7, "log", 0, b"hello\n", complete=True)
-    bob, alice = world.client(BOB), world.client(ALICE)
+async def test_a_customer_shares_a_job_until_a_date(bench: GatewayBench) -> None:
+    await bench.client(HOST).append(7, "log", 0, b"hello\n", complete=True)
+    bob, alice = bench.client(BOB), bench.client(ALICE)
     with pytest.raises(WrongAccountError):
         await bob.size(7, "log")
     with pytest.raises(WrongAccountError):
@@ -204,14 +208,14 @@ async def test_a_customer_shares_a_job_until_a_date(world: World) -> None:
         await bob.definition(7, JOB.definition)
     with pytest.raises(WrongAccountError):
         await bob.append(7, "log", 6, b"forged")
-    world.now = 2_001.0
+    bench.now = 2_001.0
     with pytest.raises(WrongAccountError):
-        await world.client(BOB).size(7, "log")
+        await bench.client(BOB).size(7, "log")
 
 
-async def test_a_share_is_for_one_job_reader_and_time(world: World) -> None:
-    world.change(8, customer=ALICE.address)
-    alice = world.client(ALICE)
+async def test_a_share_is_for_one_job_reader_and_time(bench: GatewayBench) -> None:
+    bench.change(8, customer=ALICE.address)
+    alice = bench.client(ALICE)
     taken: list[dict[str, Any]] = []
 
     async def record(method: str, path: str, **request: Any) -> Any:
@@ -232,43 +236,43 @@ async def test_a_share_is_for_one_job_reader_and_time(world: World) -> None:
     await ask("PUT", "/v1/jobs/7/shares", json=body)
 
 
-async def test_definitions_are_taken_from_who_can_pay(world: World) -> None:
+async def test_definitions_are_taken_from_who_can_pay(bench: GatewayBench) -> None:
     with pytest.raises(WrongAccountError, match="has no credits"):
-        await world.client(STRANGER).put_definition(DATA)
-    world.credits.clear()
-    await world.client(ALICE).put_definition(DATA)  # it keeps one already
+        await bench.client(STRANGER).put_definition(DATA)
+    bench.credits.clear()
+    await bench.client(ALICE).put_definition(DATA)  # it keeps one already
 
 
 # -- sign-in
 
 
-def message(world: World, account: LocalAccount = ALICE, **changes: Any) -> SignInMessage:
+def message(bench: GatewayBench, account: LocalAccount = ALICE, **changes: Any) -> SignInMessage:
     """A message that is good, but for what is changed."""
     fields: dict[str, Any] = {
         "domain": "gateway.test",
         "address": account.address,
         "uri": f"{URL}/v1/sign-in",
         "chain_id": CHAIN,
-        "nonce": world.access.challenge()["nonce"],
-        "issued_at": rfc3339(world.now),
-        "expiration_time": rfc3339(world.now + 600),
+        "nonce": bench.access.challenge()["nonce"],
+        "issued_at": rfc3339(bench.now),
+        "expiration_time": rfc3339(bench.now + 600),
         "resources": (contract_resource(CHAIN, CONTRACT), f"{URL}/v1/jobs"),
     }
     return SignInMessage(**(fields | changes))
 
 
-async def sign_in(world: World, made: SignInMessage, signer: LocalAccount = ALICE) -> Any:
+async def sign_in(bench: GatewayBench, benches: SignInMessage, signer: LocalAccount = ALICE) -> Any:
     """The answer to a sign-in."""
-    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
-        body = {"message": made.text(), "signature": "0x" + made.sign(signer).hex()}
+    async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
+        body = {"message": benches.text(), "signature": "0x" + benches.sign(signer).hex()}
         answer = await web.post("/v1/sign-in", json=body)
         return answer.status_code, answer.json()
 
 
-async def test_a_good_message_gives_a_token(world: World) -> None:
-    status, body = await sign_in(world, message(world))
+async def test_a_good_message_gives_a_token(bench: GatewayBench) -> None:
+    status, body = await sign_in(bench, message(bench))
     assert (status, body["account"], body["expires"]) == (200, ALICE.address, 1_700)
-    status, _ = await sign_in(world, message(world, domain="explorer.test"))
+    status, _ = await sign_in(bench, message(bench, domain="explorer.test"))
     assert status == 200
 
 
@@ -294,42 +298,42 @@ async def test_a_good_message_gives_a_token(world: World) -> None:
     ],
 )
 async def test_every_wrong_message_is_refused(
-    world: World, changes: dict[str, Any], code: str
+    bench: GatewayBench, changes: dict[str, Any], code: str
 ) -> None:
-    status, body = await sign_in(world, message(world, **changes))
+    status, body = await sign_in(bench, message(bench, **changes))
     assert (status, body["code"]) == (401, code)
 
 
 async def test_a_nonce_of_an_earlier_process_is_unknown(
-    world: World, make: Callable[..., World]
+    bench: GatewayBench, make: Callable[..., GatewayBench]
 ) -> None:
-    status, body = await sign_in(make(), message(world))
+    status, body = await sign_in(make(), message(bench))
     assert (status, body["code"]) == (401, "unknown-nonce")
 
 
-async def test_a_token_expires_and_the_client_signs_in_again(world: World) -> None:
-    client = world.client(ALICE)
+async def test_a_token_expires_and_the_client_signs_in_again(bench: GatewayBench) -> None:
+    client = bench.client(ALICE)
     assert await client.definition(7, JOB.definition) == DATA
     old = client._token
-    world.now += 1_000
+    bench.now += 1_000
     assert await client.definition(7, JOB.definition) == DATA
     assert client._token != old
     for token in ("", "nonsense", old):
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
+        async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
             answer = await web.get("/v1/jobs/7/definition", headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (401, "signed-out")
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("field", ["nonce", "issued_at", "expiration_time"])
-async def test_a_gateway_does_not_choose_what_is_signed(world: World, field: str) -> None:
+async def test_a_gateway_does_not_choose_what_is_signed(bench: GatewayBench, field: str) -> None:
     """A gateway that answers with more than a nonce or a time gets no signature."""
     signed: list[str] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path.endswith("nonce"):
-            body = world.access.challenge()
+            body = bench.access.challenge()
             body[field] += "\nResources:\n- https://elsewhere.test"
             return httpx2.Response(200, json=body)
         signed.append(request.url.path)
@@ -347,8 +351,8 @@ async def test_a_gateway_does_not_choose_what_is_signed(world: World, field: str
 # -- definitions
 
 
-async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> None:
-    client = world.client(ALICE)
+async def test_other_bytes_than_the_digest_says_are_not_kept(bench: GatewayBench) -> None:
+    client = bench.client(ALICE)
     for data in (DATA + b" ", b"{}", b""):
         with pytest.raises(GatewayRefusedError):
             await client._ask("PUT", f"/v1/definitions/{JOB.definition.hex()}", content=data)
@@ -359,10 +363,10 @@ async def test_other_bytes_than_the_digest_says_are_not_kept(world: World) -> No
 
 
 async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that_is_down(
-    world: World, make: Callable[..., World]
+    bench: GatewayBench, make: Callable[..., GatewayBench]
 ) -> None:
-    [path] = [path for path in world.folder.rglob("*") if path.name == JOB.definition.hex()]
-    host = world.client(HOST)
+    [path] = [path for path in bench.folder.rglob("*") if path.name == JOB.definition.hex()]
+    host = bench.client(HOST)
     store = GatewayDefinitionStore([host])
     path.write_bytes(DATA.replace(b"hello", b"evil!"))
     with pytest.raises(NotFoundError, match="altered"):
@@ -379,7 +383,7 @@ async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that
     other.access._jobs.clear()
     with pytest.raises(EndpointError):
         await both.get(JOB.definition, 7)
-    mine = GatewayDefinitionStore([world.client(ALICE), other.client(ALICE)])
+    mine = GatewayDefinitionStore([bench.client(ALICE), other.client(ALICE)])
     assert await mine.put(DATA) == JOB.definition  # one that is down is no obstacle
 
 
@@ -401,20 +405,20 @@ async def test_a_gateway_that_lies_is_found_out() -> None:
 # -- files
 
 
-async def test_an_upload_continues_where_it_was_cut_off(world: World) -> None:
-    host = world.client(HOST)
+async def test_an_upload_continues_where_it_was_cut_off(bench: GatewayBench) -> None:
+    host = bench.client(HOST)
     assert (await host.size(7, "work/a")).size == 0  # type: ignore[union-attr]
     assert (await host.append(7, "work/a", 0, b"0123")).size == 4
     assert (await host.append(7, "work/a", 0, b"0123")).size == 4  # sent twice, kept once
     assert (await host.append(7, "work/a", 2, b"2345")).size == 6
-    with pytest.raises(GatewayRefusedError) as told:
+    with pytest.raises(GatewayRefusedError) as refusal:
         await host.append(7, "work/a", 7, b"8")
-    assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
+    assert (refusal.value.code, refusal.value.offset) == ("wrong-offset", 6)
     # What can't be made twice is taken at the very end alone.
     for offset in (4, 7):
-        with pytest.raises(GatewayRefusedError) as told:
+        with pytest.raises(GatewayRefusedError) as refusal:
             await host.append(7, "work/a", offset, b"8", exact=True)
-        assert (told.value.code, told.value.offset) == ("wrong-offset", 6)
+        assert (refusal.value.code, refusal.value.offset) == ("wrong-offset", 6)
     assert (await host.append(7, "work/a", 6, b"67", complete=True, exact=True)).complete
     with pytest.raises(GatewayRefusedError, match="complete"):
         await host.append(7, "work/a", 8, b"9")
@@ -433,9 +437,9 @@ def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two:
 
     async def check() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            world = World(Path(folder))
-            await world.client(ALICE).put_definition(DATA)
-            host, whole = world.client(HOST), b""
+            bench = GatewayBench(Path(folder))
+            await bench.client(ALICE).put_definition(DATA)
+            host, whole = bench.client(HOST), b""
             for part in parts:
                 await host.append(7, "work/x", len(whole), part)
                 whole += part
@@ -443,7 +447,7 @@ def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two:
             start, end = sorted((one, two))
             answer = None
             try:
-                answer = await world.client(ALICE)._ask(
+                answer = await bench.client(ALICE)._ask(
                     "GET", "/v1/jobs/7/files/work/x", headers={"Range": f"bytes={start}-{end}"}
                 )
             except EndpointError:
@@ -451,7 +455,7 @@ def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two:
             if answer is not None:
                 assert answer.content == whole[start : end + 1]
                 assert answer.headers["content-range"].endswith(f"/{len(whole)}")
-            for client in world.clients:
+            for client in bench.clients:
                 await client.close()
 
     asyncio.run(check())
@@ -508,21 +512,21 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
 
     async def check() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            world = World(Path(folder) / "objects")
-            await world.client(ALICE).put_definition(DATA)
-            host = world.client(HOST)
+            bench = GatewayBench(Path(folder) / "objects")
+            await bench.client(ALICE).put_definition(DATA)
+            host = bench.client(HOST)
             headers = {"Upload-Offset": "0", **await host._authorisation()}
-            async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
+            async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
                 request = web.build_request("PATCH", URL, headers=headers, content=b"x")
                 raw = f"/v1/jobs/7/files/{path}".encode()
                 request.url = request.url.copy_with(raw_path=raw)
                 answer = await web.send(request)
             assert answer.status_code in {204, 307, 400, 404, 405}
-            made = files_in(Path(folder))
-            inside = [item for item in made if "jobs/7-" in str(item)]
-            assert len(made) == 1 + len(inside)  # the definition
+            benches = files_in(Path(folder))
+            inside = [item for item in benches if "jobs/7-" in str(item)]
+            assert len(benches) == 1 + len(inside)  # the definition
             assert len(inside) == (answer.status_code == 204)
-            for client in world.clients:
+            for client in bench.clients:
                 await client.close()
 
     asyncio.run(check())
@@ -536,9 +540,9 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
         *("/v1/jobs/99999999999999999999/definition", "/v1/definitions/../x", "/v1/jobs//log"),
     ],
 )
-async def test_paths_that_are_none_find_nothing(world: World, path: str) -> None:
-    headers = await world.client(ALICE)._authorisation()
-    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
+async def test_paths_that_are_none_find_nothing(bench: GatewayBench, path: str) -> None:
+    headers = await bench.client(ALICE)._authorisation()
+    async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
         answer = await web.get(path, headers=headers)
     assert answer.status_code in {403, 404, 405}
 
@@ -553,24 +557,28 @@ async def test_paths_that_are_none_find_nothing(world: World, path: str) -> None
         {"Upload-Offset": "9" * 40},
     ],
 )
-async def test_headers_that_are_none_are_refused(world: World, headers: dict[str, str]) -> None:
-    host = world.client(HOST)
+async def test_headers_that_are_none_are_refused(
+    bench: GatewayBench, headers: dict[str, str]
+) -> None:
+    host = bench.client(HOST)
     given = {key: text.encode() for key, text in (headers | await host._authorisation()).items()}
-    async with httpx2.AsyncClient(transport=world.transport, base_url=URL) as web:
+    async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
         answer = await web.patch("/v1/jobs/7/files/log", headers=given, content=b"x")
     assert answer.status_code == 400
 
 
-async def test_sizes_are_bounded_for_a_job_and_its_customer(make: Callable[..., World]) -> None:
-    world = make(max_part=8, max_log=10, max_job=20, max_account=25, max_files=3)
-    world.change(8, customer=ALICE.address)
-    await world.client(ALICE).put_definition(DATA)
-    host = world.client(HOST)
+async def test_sizes_are_bounded_for_a_job_and_its_customer(
+    make: Callable[..., GatewayBench],
+) -> None:
+    bench = make(max_part=8, max_log=10, max_job=20, max_account=25, max_files=3)
+    bench.change(8, customer=ALICE.address)
+    await bench.client(ALICE).put_definition(DATA)
+    host = bench.client(HOST)
 
     async def refused(job_id: int, name: str, size: int, offset: int = 0) -> str:
-        with pytest.raises(GatewayRefusedError) as told:
+        with pytest.raises(GatewayRefusedError) as refusal:
             await host.append(job_id, name, offset, b"x" * size)
-        return told.value.code
+        return refusal.value.code
 
     assert await refused(7, "work/a", 9) == "too-large"
     await host.append(7, "log", 0, b"x" * 8)
@@ -583,60 +591,62 @@ async def test_sizes_are_bounded_for_a_job_and_its_customer(make: Callable[..., 
     await host.append(8, "work/a", 0, b"x" * 8)
     assert await refused(8, "work/b", 1) == "quota"
     # What is counted meanwhile is what a sum of all of them gives.
-    space = await world.access.job(Session(HOST.address, None, 9e9), 7, Permission.WRITE)
-    records = world.service._records
+    space = await bench.access.job(Session(HOST.address, None, 9e9), 7, Permission.WRITE)
+    records = bench.service._records
     anew = GatewayRecords(records._store)
     assert records.job_usage(space) == anew.job_usage(space) == (17, 3)
     assert records.customer_usage(ALICE.address) == anew.customer_usage(ALICE.address) == (25, 4)
 
 
-async def test_small_definitions_count_for_a_block(make: Callable[..., World]) -> None:
-    world = make(max_definitions=2 * 4_096)
-    alice = world.client(ALICE)
-    made = [DATA.replace(b"hello", b"hello%d" % number) for number in range(3)]
-    for data in (made[0], made[1], made[0]):
+async def test_small_definitions_count_for_a_block(make: Callable[..., GatewayBench]) -> None:
+    bench = make(max_definitions=2 * 4_096)
+    alice = bench.client(ALICE)
+    benches = [DATA.replace(b"hello", b"hello%d" % number) for number in range(3)]
+    for data in (benches[0], benches[1], benches[0]):
         await alice.put_definition(data)
     with pytest.raises(GatewayRefusedError, match="quota of definitions"):
-        await alice.put_definition(made[2])
+        await alice.put_definition(benches[2])
 
 
-async def test_refused_requests_are_bounded(make: Callable[..., World]) -> None:
+async def test_refused_requests_are_bounded(make: Callable[..., GatewayBench]) -> None:
     """Accounts cost nothing, and each refusal asks the chain; readers are not slowed down."""
-    world = make(refusals=0.001, refusal_burst=3)
-    await world.client(ALICE).put_definition(DATA)
+    bench = make(refusals=0.001, refusal_burst=3)
+    await bench.client(ALICE).put_definition(DATA)
     stranger, alice = (Session(value.address, None, 9e9) for value in (STRANGER, ALICE))
     codes = []
     for number in range(5):
         with pytest.raises(RequestRefusedError) as refused:
-            await world.access.job(stranger, 7 + number % 2, Permission.READ)
+            await bench.access.job(stranger, 7 + number % 2, Permission.READ)
         codes.append(refused.value.code)
     assert codes == ["not-authorised"] * 3 + ["too-many-refused"] * 2
     for _ in range(5):
         with pytest.raises(RequestRefusedError, match="no file of this name"):
-            await world.service.readable_file(
+            await bench.service.readable_file(
                 alice, 7, "log"
             )  # asks first whether it is the writer
 
 
-async def test_one_account_does_not_take_all_places_for_uploads(world: World) -> None:
+async def test_one_account_does_not_take_all_places_for_uploads(bench: GatewayBench) -> None:
     """Bodies that come slowly hold a few places, and leave the others free."""
     release = asyncio.Event()
 
     async def slow() -> None:
-        async with world.service.uploads.slot(HOST.address):
+        async with bench.service.uploads.slot(HOST.address):
             await release.wait()
 
     holding = [asyncio.create_task(slow()) for _ in range(100)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(60), world.service.uploads.slot(FORMER.address):
+    async with asyncio.timeout(60), bench.service.uploads.slot(FORMER.address):
         pass
     release.set()
     await asyncio.gather(*holding)
 
 
-async def test_a_customer_shares_a_bounded_number_of_jobs(make: Callable[..., World]) -> None:
-    world = make(max_shares=1)
-    alice = world.client(ALICE)
+async def test_a_customer_shares_a_bounded_number_of_jobs(
+    make: Callable[..., GatewayBench],
+) -> None:
+    bench = make(max_shares=1)
+    alice = bench.client(ALICE)
     await alice.share(7, BOB.address, 2_000)
     with pytest.raises(GatewayRefusedError, match="limit of shares"):
         await alice.share(7, STRANGER.address, 2_000)
@@ -645,8 +655,8 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(make: Callable[..., Wo
     await alice.share(7, STRANGER.address, 2_000)
 
 
-async def test_results_are_reported_once_all_of_them_are_there(world: World) -> None:
-    host, alice = world.client(HOST), world.client(ALICE)
+async def test_results_are_reported_once_all_of_them_are_there(bench: GatewayBench) -> None:
+    host, alice = bench.client(HOST), bench.client(ALICE)
     listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
     assert await alice.results(7) is None
     with pytest.raises(GatewayRefusedError, match="not uploaded completely"):
@@ -661,32 +671,32 @@ async def test_results_are_reported_once_all_of_them_are_there(world: World) -> 
     assert [item["name"] for item in results] == ["work/a", "work/p"]
 
 
-async def test_files_are_removed_after_their_time(make: Callable[..., World]) -> None:
-    world = make(keep_seconds=-1)
-    await world.client(ALICE).put_definition(DATA)
-    await world.client(HOST).append(7, "log", 0, b"hello\n")
-    assert len(files_in(world.folder)) == 2
+async def test_files_are_removed_after_their_time(make: Callable[..., GatewayBench]) -> None:
+    bench = make(keep_seconds=-1)
+    await bench.client(ALICE).put_definition(DATA)
+    await bench.client(HOST).append(7, "log", 0, b"hello\n")
+    assert len(files_in(bench.folder)) == 2
     with pytest.MonkeyPatch.context() as broken:
 
         async def fail(_digest: str) -> None:
             raise StoreError("the object store is down")
 
-        broken.setattr(world.service.objects, "drop_definition", fail)
+        broken.setattr(bench.service.objects, "drop_definition", fail)
         with pytest.raises(StoreError):
-            await world.service.clean()
-    assert len(files_in(world.folder)) == 1
-    await world.service.clean()  # which takes up what is left
-    assert files_in(world.folder) == []
+            await bench.service.clean()
+    assert len(files_in(bench.folder)) == 1
+    await bench.service.clean()  # which takes up what is left
+    assert files_in(bench.folder) == []
     with pytest.raises(NotFoundError):
-        await world.client(ALICE).definition(7, JOB.definition)
+        await bench.client(ALICE).definition(7, JOB.definition)
 
 
 # -- the log as it grows
 
 
-async def test_a_log_is_followed_by_byte_offsets(world: World) -> None:
+async def test_a_log_is_followed_by_byte_offsets(bench: GatewayBench) -> None:
     """Pieces have no gap and no repeat, from any offset, whatever bytes are in them."""
-    host, alice = world.client(HOST), world.client(ALICE)
+    host, alice = bench.client(HOST), bench.client(ALICE)
     text = bytes(range(256)) * 3 + "zwölf\r\n\n: data: x\n".encode()
     await host.append(7, "log", 0, text[:300])
     await host.append(7, "log", 300, text[300:], complete=True)
@@ -696,11 +706,11 @@ async def test_a_log_is_followed_by_byte_offsets(world: World) -> None:
         assert parts[-1] == LogPart(b"", len(text), end=True)
 
 
-async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(world: World) -> None:
-    host, alice = world.client(HOST), world.client(ALICE)
+async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(bench: GatewayBench) -> None:
+    host, alice = bench.client(HOST), bench.client(ALICE)
     token = (await alice._authorisation())["Authorization"].removeprefix("Bearer ")
-    session = world.access.session(token)
-    stream = world.service.open_stream(session, 7, 0)
+    session = bench.access.session(token)
+    stream = bench.service.open_stream(session, 7, 0)
     coming = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     await host.append(7, "log", 0, b"first")
@@ -709,60 +719,62 @@ async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(world: Wo
     await asyncio.sleep(0.01)
     await host.append(7, "log", 5, b"second")
     assert await asyncio.wait_for(coming, 5) == (b"second", 11)
-    world.now = 2_001.0
+    bench.now = 2_001.0
     assert [item async for item in stream] == []  # without an end: the reader comes back
     await host.append(7, "log", 11, b"", complete=True)
 
 
-async def test_open_streams_of_an_account_are_bounded(make: Callable[..., World]) -> None:
+async def test_open_streams_of_an_account_are_bounded(make: Callable[..., GatewayBench]) -> None:
     """Also those opened at the same time: the stream too many ends, and its client reconnects."""
-    world = make(max_streams=2)
-    await world.client(ALICE).put_definition(DATA)
-    await world.client(HOST).append(7, "log", 0, b"one")
+    bench = make(max_streams=2)
+    await bench.client(ALICE).put_definition(DATA)
+    await bench.client(HOST).append(7, "log", 0, b"one")
     alice, bob = (Session(account.address, None, 9e9) for account in (ALICE, BOB))
-    streams = [world.service.open_stream(alice, 7, 0) for _ in range(3)]
+    streams = [bench.service.open_stream(alice, 7, 0) for _ in range(3)]
     assert [await anext(stream) for stream in streams[:2]] == [(b"one", 3)] * 2
     assert [part async for part in streams[2]] == []
     with pytest.raises(RequestRefusedError, match="Too many log streams"):
-        world.service.open_stream(alice, 7, 0)
-    world.service.open_stream(bob, 8, 0)
+        bench.service.open_stream(alice, 7, 0)
+    bench.service.open_stream(bob, 8, 0)
     for stream in streams[:2]:
         await cast("AsyncGenerator[Any]", stream).aclose()
-    assert await anext(world.service.open_stream(alice, 7, 0)) == (b"one", 3)
+    assert await anext(bench.service.open_stream(alice, 7, 0)) == (b"one", 3)
 
 
-async def test_a_store_that_fails_is_no_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    host = world.client(HOST)
+async def test_a_store_that_fails_is_no_end(
+    bench: GatewayBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = bench.client(HOST)
     await host.append(7, "log", 0, b"one")
 
     async def fail(_path: str, _data: bytes) -> None:
         raise StoreError("gone")
 
-    monkeypatch.setattr(world.objects, "_put", fail)
-    with pytest.raises(GatewayRefusedError, match="its store") as told:
+    monkeypatch.setattr(bench.objects, "_put", fail)
+    with pytest.raises(GatewayRefusedError, match="its store") as refusal:
         await host.append(7, "log", 3, b"two")
-    assert told.value.code == "unavailable"
+    assert refusal.value.code == "unavailable"
     monkeypatch.undo()
     assert (await host.append(7, "log", 3, b"two")).size == 6
 
 
-async def test_what_others_may_see_of_the_inside(world: World) -> None:
+async def test_what_others_may_see_of_the_inside(bench: GatewayBench) -> None:
     """Errors of the inside are one sentence; nothing of a file is ever shown as a page."""
-    world.down = True
-    world.access._jobs.clear()
+    bench.down = True
+    bench.access._jobs.clear()
     with pytest.raises(GatewayRefusedError, match="can't reach the chain"):
-        await world.client(ALICE).definition(7, JOB.definition)
-    world.down = False
-    await world.client(HOST).append(7, "output", 0, b"<script>", complete=True)
-    answer = await world.client(ALICE)._ask("GET", "/v1/jobs/7/files/output")
+        await bench.client(ALICE).definition(7, JOB.definition)
+    bench.down = False
+    await bench.client(HOST).append(7, "output", 0, b"<script>", complete=True)
+    answer = await bench.client(ALICE)._ask("GET", "/v1/jobs/7/files/output")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"] == "attachment"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
 
 
-async def test_notifications_are_off_unless_the_operator_allows_them(world: World) -> None:
-    alice = world.client(ALICE)
+async def test_notifications_are_off_unless_the_operator_allows_them(bench: GatewayBench) -> None:
+    alice = bench.client(ALICE)
     with pytest.raises(NotFoundError, match="sends no notifications"):
         await alice.register_notifications(["ab" * 32], [Notify(("me@example.org",))], "")
     with pytest.raises(NotFoundError, match="sends no notifications"):

@@ -39,7 +39,7 @@ def test_names_are_numbers_or_the_owners(
 
 
 @pytest.mark.parametrize(
-    ("held", "wanted", "found"),
+    ("in_use", "wanted", "expected"),
     [
         ([], 1, ["0"]),
         ([["0"]], 1, ["1"]),
@@ -52,9 +52,9 @@ def test_names_are_numbers_or_the_owners(
     ],
 )
 def test_no_gpu_is_given_twice(
-    held: list[list[str] | int], wanted: int, found: list[str] | None
+    in_use: list[list[str] | int], wanted: int, expected: list[str] | None
 ) -> None:
-    assert free_devices(["0", "1", "2"], held, wanted) == found
+    assert free_devices(["0", "1", "2"], in_use, wanted) == expected
 
 
 @pytest.mark.parametrize(

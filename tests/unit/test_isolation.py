@@ -195,10 +195,10 @@ def test_what_is_private_is_hidden_below_folders_that_are_shown(tmp_path: Path) 
     (tmp_path / "state").mkdir()
     (tmp_path / "key").write_text("secret")
     private = (tmp_path / "state", tmp_path / "key", Path("/elsewhere"))
-    said = arguments(SandboxOptions(readable=(tmp_path,)), private=private)
-    assert f"--tmpfs {tmp_path}/state --remount-ro {tmp_path}/state" in said
-    assert f"--ro-bind /dev/null {tmp_path}/key" in said
-    assert "/elsewhere" not in said
+    options = arguments(SandboxOptions(readable=(tmp_path,)), private=private)
+    assert f"--tmpfs {tmp_path}/state --remount-ro {tmp_path}/state" in options
+    assert f"--ro-bind /dev/null {tmp_path}/key" in options
+    assert "/elsewhere" not in options
 
 
 def test_only_a_newer_bubblewrap_forbids_user_namespaces() -> None:

@@ -11,10 +11,10 @@ HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
 
 
 def test_what_is_free_and_what_the_grids_jobs_hold() -> None:
-    free, held = Offer(10, 1000, 1), Offer(6, 600, 0)
-    assert target_offer(HARDWARE, free, held) == Offer(16, 1600, 1)
+    free, in_use = Offer(10, 1000, 1), Offer(6, 600, 0)
+    assert target_offer(HARDWARE, free, in_use) == Offer(16, 1600, 1)
     # Never more than is registered, whatever the cluster has.
-    assert target_offer(HARDWARE, Offer(100, 9000, 9), held) == HARDWARE
+    assert target_offer(HARDWARE, Offer(100, 9000, 9), in_use) == HARDWARE
     assert target_offer(HARDWARE, Offer(0, 0, 0), Offer(0, 0, 0)) == Offer(0, 0, 0)
 
 

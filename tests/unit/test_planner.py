@@ -73,8 +73,10 @@ def job(status: JobStatus = JobStatus.RUNNING, **changes) -> Job:
 
 def row(phase: Phase = Phase.WATCHED, **changes) -> Run:
     handle = "h1" if phase in {Phase.SUBMITTED, Phase.ENDED} else None
-    told = 60 if phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED} else 0
-    base = Run(job_id=7, key="31337-5fbdb231-7", phase=phase, handle=handle, allotment=told)
+    last_allotment = 60 if phase in {Phase.SUBMITTING, Phase.SUBMITTED, Phase.ENDED} else 0
+    base = Run(
+        job_id=7, key="31337-5fbdb231-7", phase=phase, handle=handle, allotment=last_allotment
+    )
     return dataclasses.replace(base, **changes)
 
 

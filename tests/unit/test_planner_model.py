@@ -51,7 +51,7 @@ class Process:
 
 
 @dataclass
-class World:
+class SimulatedRun:
     """Chain, executor and the daemon's database, for one job."""
 
     queues: bool
@@ -287,44 +287,44 @@ class Provider(RuleBasedStateMachine):
             definition=b"\x01" * 32,
             retry_of=0,
         )
-        self.world = World(queues, record)
+        self.simulation = SimulatedRun(queues, record)
 
     @rule(kill_after=st.sampled_from([0, 1, 2, 9, 9, 9, 9]))
     def daemon(self, kill_after: int) -> None:
-        self.world.step(kill_after)
+        self.simulation.step(kill_after)
 
     @rule(cycles=st.integers(2, 6), seconds=st.integers(1, 4))
     def daemon_for_a_while(self, cycles: int, seconds: int) -> None:
         for _ in range(cycles):
-            self.world.step(9)
-            self.world.tick(seconds)
+            self.simulation.step(9)
+            self.simulation.tick(seconds)
 
     @rule(cycles=st.integers(2, 5), kill_after=st.integers(0, 2))
     def daemon_until_a_kill(self, cycles: int, kill_after: int) -> None:
         for _ in range(cycles):
-            self.world.step(9)
-            self.world.tick(1)
-        self.world.step(kill_after)
+            self.simulation.step(9)
+            self.simulation.tick(1)
+        self.simulation.step(kill_after)
 
     @rule(seconds=st.integers(1, 15))
     def time(self, seconds: int) -> None:
-        self.world.tick(seconds)
+        self.simulation.tick(seconds)
 
     @rule(seconds=st.integers(1, 9))
     def chain_stands_still(self, seconds: int) -> None:
-        settled = self.world.settled
-        self.world.tick(seconds)
-        self.world.lag += seconds
-        self.world.settled = settled
+        settled = self.simulation.settled
+        self.simulation.tick(seconds)
+        self.simulation.lag += seconds
+        self.simulation.settled = settled
 
     @rule(provider=st.sampled_from([ME, ME, ME, OTHER]))
     def assign(self, provider: int) -> None:
-        if self.world.job.status is S.PENDING:
+        if self.simulation.job.status is S.PENDING:
             self.assign_to(provider)
 
     def assign_to(self, provider: int) -> None:
-        self.world.move(S.META_SCHEDULED, provider)
-        self.world.assignment += provider == ME
+        self.simulation.move(S.META_SCHEDULED, provider)
+        self.simulation.assignment += provider == ME
 
     @rule(
         who=st.sampled_from(
@@ -345,83 +345,83 @@ class Provider(RuleBasedStateMachine):
         to=st.sampled_from([S.SCHEDULED, S.RUNNING, S.PENDING, S.FINISHED]),
     )
     def somebody_acts(self, who: str, to: JobStatus) -> None:
-        world, status = self.world, self.world.job.status
+        simulation, status = self.simulation, self.simulation.job.status
         if who in {"timeout", "bounce"} and status in {S.META_SCHEDULED, S.SCHEDULED}:
-            world.move(S.PENDING, 0)
+            simulation.move(S.PENDING, 0)
             if who == "bounce":
                 self.assign_to(ME)
-        elif who == "other" and world.job.provider_id == OTHER and can_transition(status, to):
-            world.move(to, 0 if to is S.PENDING else None)
+        elif who == "other" and simulation.job.provider_id == OTHER and can_transition(status, to):
+            simulation.move(to, 0 if to is S.PENDING else None)
         elif who == "top_up" and status.is_live:
             self.top_up()
         elif who == "mood":
-            world.online = not world.online
+            simulation.online = not simulation.online
         elif who == "queue":
             self.queue_moves()
-        elif who == "replaced" and status is S.RUNNING and not world.settled:
+        elif who == "replaced" and status is S.RUNNING and not simulation.settled:
             # Of a job that was claimed and started at once, both are undone.
-            before = S.SCHEDULED if world.queues else S.META_SCHEDULED
-            world.job = dataclasses.replace(world.job, status=before)
+            before = S.SCHEDULED if simulation.queues else S.META_SCHEDULED
+            simulation.job = dataclasses.replace(simulation.job, status=before)
         elif who == "database":
             self.database_is_lost()
         elif who == "customer" and status.is_live:
-            world.move(S.CANCELLED)
+            simulation.move(S.CANCELLED)
         elif who == "stranger" and status is S.RUNNING:
-            world.move(S.PANICKED)
+            simulation.move(S.PANICKED)
 
     def top_up(self) -> None:
-        job = self.world.job
+        job = self.simulation.job
         more = 0 if job.until_spent else 7
-        self.world.job = dataclasses.replace(
+        self.simulation.job = dataclasses.replace(
             job, escrow=job.escrow + 7, time_limit=job.time_limit + more
         )
 
     @rule(code=st.sampled_from([0, 0, 3]), reason=st.sampled_from(["exited", "memory", "lost"]))
     def run_ends(self, code: int, reason: str) -> None:
-        for process in self.world.runs.values():
+        for process in self.simulation.runs.values():
             if process.exit is None and not process.queued:
-                self.world.finish(process, reason, code if reason == "exited" else 137)
+                self.simulation.finish(process, reason, code if reason == "exited" else 137)
 
     def queue_moves(self) -> None:
-        for process in self.world.runs.values():
+        for process in self.simulation.runs.values():
             if process.queued and process.exit is None:
-                process.queued, process.began = False, self.world.wall
+                process.queued, process.began = False, self.simulation.wall
 
     def database_is_lost(self) -> None:
-        world = self.world
-        attempts = [int(key.partition(".")[2] or 0) for key in world.runs]
+        simulation = self.simulation
+        attempts = [int(key.partition(".")[2] or 0) for key in simulation.runs]
         newest = max(attempts, default=0)
-        world.run = Run(1, f"c-1.{newest}" if newest else "c-1", attempt=newest)
+        simulation.run = Run(1, f"c-1.{newest}" if newest else "c-1", attempt=newest)
 
     @invariant()
     def at_most_one_submit_for_an_assignment(self) -> None:
-        assert all(count == 1 for count in self.world.submits.values())
+        assert all(count == 1 for count in self.simulation.submits.values())
 
     @invariant()
     def one_live_run_at_most(self) -> None:
-        assert sum(process.exit is None for process in self.world.runs.values()) <= 1
+        assert sum(process.exit is None for process in self.simulation.runs.values()) <= 1
 
     def teardown(self) -> None:
         """The world calms down: nothing is left running, nothing is left undone."""
-        world = getattr(self, "world", None)
-        if world is None:
+        simulation = getattr(self, "world", None)
+        if simulation is None:
             return
-        world.online = True
-        foreign = not world.mine
+        simulation.online = True
+        reassigned = not simulation.mine
         for _ in range(5):
-            world.tick(1)
-            world.step(9)
-        if foreign:
-            assert all(process.exit is not None for process in world.runs.values())
+            simulation.tick(1)
+            simulation.step(9)
+        if reassigned:
+            assert all(process.exit is not None for process in simulation.runs.values())
         for _ in range(200):
-            world.tick(3)
+            simulation.tick(3)
             self.queue_moves()
-            world.step(9)
-        if world.mine:
-            raise AssertionError(f"{world.job.status.name} stays for ever with {world.run}")
-        assert all(process.exit is not None for process in world.runs.values())
-        if world.job.status.is_final:
-            assert world.run.phase is Phase.CLOSED
+            simulation.step(9)
+        if simulation.mine:
+            raise AssertionError(f"{simulation.job.status.name} stays for ever with {simulation.run}")
+        assert all(process.exit is not None for process in simulation.runs.values())
+        if simulation.job.status.is_final:
+            assert simulation.run.phase is Phase.CLOSED
 
 
 TestProvider = Provider.TestCase

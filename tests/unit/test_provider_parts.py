@@ -103,10 +103,10 @@ class Shelf:
 
     def __init__(self, answer: bytes | Exception | None) -> None:
         self.answer = answer
-        self.asked = 0
+        self.calls = 0
 
     async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
-        self.asked += 1
+        self.calls += 1
         if self.answer is None:
             await asyncio.sleep(60)
         if isinstance(self.answer, Exception):
@@ -143,7 +143,7 @@ class TestMaterials:
         cache = DefinitionCache(shelf)
         for _ in range(2):
             assert (await cache.fetch(record)).state is DefinitionState.INVALID
-        assert shelf.asked == 1
+        assert shelf.calls == 1
         assert cache.definition(record) is None
 
     async def test_asks_for_more_than_the_chain_says(self):
@@ -349,14 +349,14 @@ class FakeExecutor:
 
     def __init__(self, table: RunTable | None = None) -> None:
         self.table = table
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.printed = b"0123456789" * 10_000
         self.known: set[str] = set()
         self.statuses: dict[str, RunStatus] = {}
 
-    def note(self, *what: Any) -> None:
-        self.asked.append(what)
+    def note(self, *call: Any) -> None:
+        self.calls.append(call)
         if self.error is not None:
             raise self.error
 
@@ -450,7 +450,7 @@ class TestHandlers:
 
     async def test_extend(self, handlers, executor, table):
         await handlers.carry_out([(view(run=SUBMITTED), model.Extend(88, 90))])
-        assert executor.asked == [("extend", "h1", 88)]
+        assert executor.calls == [("extend", "h1", 88)]
         assert table.get(1).allotment == 90
         executor.error = NotFoundError("gone")
         assert await handlers.carry_out([(view(run=SUBMITTED), model.Extend(98, 100))]) == 0
@@ -460,15 +460,15 @@ class TestHandlers:
     async def test_nothing_of_an_unknown_run_is_left(self, handlers, executor, table, action):
         unknown = RunStatus(RunState.UNKNOWN)
         await handlers.carry_out([(view(run=SUBMITTED, status=unknown), action)])
-        assert executor.asked == [("cancel", "h1")]
-        executor.asked.clear()
+        assert executor.calls == [("cancel", "h1")]
+        executor.calls.clear()
         cut_off = Run(1, "31337-5fbdb231-1", Phase.SUBMITTING)
         await handlers.carry_out([(view(run=cut_off), action)])
-        assert executor.asked == [("cancel", "31337-5fbdb231-1")]
-        executor.asked.clear()
+        assert executor.calls == [("cancel", "31337-5fbdb231-1")]
+        executor.calls.clear()
         over = RunStatus(RunState.ENDED, ENDED)
         await handlers.carry_out([(view(run=SUBMITTED, status=over), action)])
-        assert executor.asked == []
+        assert executor.calls == []
 
     async def test_release_gives_another_key(self, handlers, executor, table):
         ended = replace(SUBMITTED, phase=Phase.ENDED, exit=ENDED)
@@ -477,12 +477,12 @@ class TestHandlers:
 
     async def test_cancel(self, handlers, executor):
         await handlers.carry_out([(view(run=SUBMITTED), model.Cancel("x"))])
-        assert executor.asked == [("cancel", "h1")]
+        assert executor.calls == [("cancel", "h1")]
 
     async def test_transactions_are_not_its_business(self, handlers, executor):
         for action in (model.Claim(), model.Wait(""), model.Panic("x"), model.RunReport(1, 0, "")):
             assert await handlers.carry_out([(view(), action)]) == 0
-        assert executor.asked == []
+        assert executor.calls == []
 
 
 # -------------------------------------------------------------------------- observer
@@ -495,11 +495,11 @@ class FakeScheduler:
         self.now = {record.id: record for record in records}
         self.before = dict(self.now)
         self.blocks: list[Any] = []
-        self.asked: list[list[int]] = []
+        self.calls: list[list[int]] = []
 
     async def get_jobs(self, ids, *, block_identifier):
         self.blocks.append(block_identifier)
-        self.asked.append(list(ids))
+        self.calls.append(list(ids))
         past = block_identifier < 20
         return [(self.before if past else self.now)[job_id] for job_id in ids]
 
@@ -530,9 +530,9 @@ class TestObserver:
         table.watch(2)
         views = await observer.views(Head(20, 1_000, b"a"))
         assert [item.job.id for item in views] == [1, 2]
-        assert scheduler.asked[2:] == [[2], [2]]
+        assert scheduler.calls[2:] == [[2], [2]]
         await observer.views(Head(20, 1_000, b"b"))
-        assert scheduler.asked[4:] == [[1, 2], [1, 2]]
+        assert scheduler.calls[4:] == [[1, 2], [1, 2]]
 
     async def test_asks_for_a_key_only_where_the_answer_decides(self, executor, table):
         scheduler = FakeScheduler(job(status=JobStatus.META_SCHEDULED))
@@ -833,15 +833,15 @@ def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, ends: b
 
 
 async def test_signals_begin_and_end_maintenance_also_before_the_service_is_open() -> None:
-    asked: list[bool] = []
-    service: Any = SimpleNamespace(drain=asked.append)
+    calls: list[bool] = []
+    service: Any = SimpleNamespace(drain=calls.append)
     signals = _MaintenanceSignals()
     with signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         await asyncio.sleep(0.01)
-        assert asked == []
+        assert calls == []
         signals.serve(service)
-        assert asked == [True]
+        assert calls == [True]
         os.kill(os.getpid(), signal.SIGUSR2)
         await asyncio.sleep(0.01)
-        assert asked == [True, False]
+        assert calls == [True, False]

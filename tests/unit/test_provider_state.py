@@ -41,13 +41,13 @@ def moved(job_id: int, after: JobStatus, provider: str = ME, block: int = 5) -> 
 
 
 def settled(job_id: int, block: int, provider: str = ME, paid: int = 10**30) -> JobSettled:
-    place = {"block_number": block, "log_index": job_id}
-    return JobSettled(job_id, provider, CUSTOMER, 7, paid, 5, 0, **place)
+    position = {"block_number": block, "log_index": job_id}
+    return JobSettled(job_id, provider, CUSTOMER, 7, paid, 5, 0, **position)
 
 
 def collected(job_id: int, block: int, provider: str = ME, seconds: int = 60) -> JobCollected:
-    place = {"block_number": block, "log_index": job_id}
-    return JobCollected(job_id, provider, CUSTOMER, seconds, 100, 1, 10**18, 500, **place)
+    position = {"block_number": block, "log_index": job_id}
+    return JobCollected(job_id, provider, CUSTOMER, seconds, 100, 1, 10**18, 500, **position)
 
 
 def apply(store: Store, table: RunTable, *events, back_to: int | None = None) -> None:
@@ -107,12 +107,12 @@ def test_interim_payments_count_as_earned_and_are_known_as_such(store: Store, ta
 
 
 def test_survives_a_restart(tmp_path: Path):
-    place = {"chain_id": 31337, "contract": CONTRACT}
+    position = {"chain_id": 31337, "contract": CONTRACT}
     run = Run(1, "k", Phase.ENDED, 2, "h", 2**90, 3, ENDED, b"\x07" * 32, "a note")
-    with Store.open(tmp_path / "p.db", account=ME, **place) as first:
-        RunTable(first, ME, **place).put(run)
-    with Store.open(tmp_path / "p.db", account=ME, **place) as second:
-        assert RunTable(second, ME, **place).get(1) == run
+    with Store.open(tmp_path / "p.db", account=ME, **position) as first:
+        RunTable(first, ME, **position).put(run)
+    with Store.open(tmp_path / "p.db", account=ME, **position) as second:
+        assert RunTable(second, ME, **position).get(1) == run
 
 
 @given(

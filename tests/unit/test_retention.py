@@ -109,8 +109,8 @@ def row(job_id: int, phase: Phase, ended_at: float | None = None, attempt: int =
 async def test_only_settled_runs_of_this_grid_are_removed() -> None:
     now = time.time()
     key = [run_key(CHAIN, CONTRACT, number, 0) for number in range(6)]
-    foreign = run_key(CHAIN + 1, CONTRACT, 1, 0)
-    folders = Folders(*key[1:], foreign, "somebody-elses")
+    other_chain = run_key(CHAIN + 1, CONTRACT, 1, 0)
+    folders = Folders(*key[1:], other_chain, "somebody-elses")
     rows = [
         row(1, Phase.CLOSED, now - 3 * DAY),
         row(2, Phase.CLOSED, now - 60),  # too young
@@ -120,7 +120,7 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
     ]
     cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 2
-    assert folders.has_tokens == [key[2], key[3], key[5], foreign, "somebody-elses"]
+    assert folders.has_tokens == [key[2], key[3], key[5], other_chain, "somebody-elses"]
     assert shown == [(1, 10)]
     assert await cleaner.clean() == 0
     assert folders.measured == [key[1], key[2], key[4]]  # each once

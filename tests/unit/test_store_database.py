@@ -87,9 +87,9 @@ def test_a_service_has_it_for_itself(path: Path) -> None:
     Store.open(path, **IDENTITY, exclusive=True).close()
 
 
-@pytest.mark.parametrize("place", [None, ":memory:"])
-def test_memory(place: str | None) -> None:
-    with Store.open(place, **IDENTITY) as store:
+@pytest.mark.parametrize("location", [None, ":memory:"])
+def test_memory(location: str | None) -> None:
+    with Store.open(location, **IDENTITY) as store:
         add(store)
         assert len(store.open_entries()) == 1
 
@@ -103,8 +103,8 @@ def test_memory_is_taken_in_turns() -> None:
         def work(_: int) -> int:
             for _ in range(20):
                 with store.begin() as connection:
-                    held = connection.execute(select(wealth.c.amount)).scalar_one()
-                    connection.execute(update(wealth).values(amount=held + 1))
+                    amount = connection.execute(select(wealth.c.amount)).scalar_one()
+                    connection.execute(update(wealth).values(amount=amount + 1))
                 with store.read() as connection:
                     connection.execute(select(wealth)).all()
             return 20

@@ -54,9 +54,9 @@ def panicked(by: str, before: S = S.RUNNING, job_id: int = 1, block: int = 50) -
 def apply(
     store: Store, table: Strikes, events: Sequence[Any] = (), *, time: int = NOW, **more: Any
 ) -> None:
-    place = {"from_block": 50, "to_block": 50} | more
+    blocks = {"from_block": 50, "to_block": 50} | more
     with store.begin() as connection:
-        table.apply(Batch(tuple(events), time=time, **place), connection)
+        table.apply(Batch(tuple(events), time=time, **blocks), connection)
 
 
 class TestWhatCounts:
