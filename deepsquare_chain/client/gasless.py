@@ -143,7 +143,7 @@ class RelayClient(ServiceClient):
 
     Args:
         url: URL of the relay.
-        way: Certificates and headers for remote addresses.
+        transport_settings: Certificates and headers for remote addresses.
         transport: HTTP transport instead of the network, for tests.
 
     Raises:

@@ -52,15 +52,6 @@ def label_of(ability: str) -> tuple[str, str]:
     return f"{LABEL_PREFIX}{ability}", _YES
 
 
-def abilities_in(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return the abilities that a provider's labels state."""
-    return frozenset(
-        key.removeprefix(LABEL_PREFIX)
-        for key, value in labels.items()
-        if key.startswith(LABEL_PREFIX) and value == _YES
-    )
-
-
 def needed_abilities(definition: Definition) -> tuple[str, ...]:
     """Return the abilities that a definition needs, in alphabetical order."""
     return tuple(sorted(set(_needed(definition))))

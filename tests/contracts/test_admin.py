@@ -1,4 +1,4 @@
-"""What an administrator can change, what it cannot, and the two steps of a hand-over."""
+"""Powers of an administrator, their limits, and the two steps of a handover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed artifacts are what the committed sources compile to, from any folder."""
+"""The committed artifacts equal those compiled from the committed sources, in any folder."""
 
 from __future__ import annotations
 

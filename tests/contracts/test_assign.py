@@ -1,4 +1,4 @@
-"""metaSchedule, selfSchedule and isEligible: one test decides where a job may go."""
+"""metaSchedule, selfSchedule and isEligible apply the same rules of eligibility."""
 
 from __future__ import annotations
 

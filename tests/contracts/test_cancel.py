@@ -122,7 +122,7 @@ def test_a_batch_refunds_and_pays_each_recipient_once(grid: Grid, host: Host, ot
     )
 
 
-def test_batches_apply_what_they_can(grid: Grid, host: Host) -> None:
+def test_batches_skip_refused_jobs(grid: Grid, host: Host) -> None:
     own, of_other = grid.submit(), grid.submit(grid.bob)
     done = grid.in_status(JobStatus.FINISHED, host)
     receipt = grid.scheduler.cancel([of_other, own, own, done, 0], sender=grid.alice)

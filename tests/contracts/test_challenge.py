@@ -1,4 +1,4 @@
-"""challenge and answer: when a provider counts as silent, and when it does not."""
+"""challenge and answer: when a provider counts as unresponsive."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_only_from_the_status_before(
 
 
 @steps
-def test_batches_apply_what_they_can(
+def test_batches_skip_refused_jobs(
     grid: Grid, host: Host, other: Host, name: str, before: JobStatus, after: JobStatus
 ) -> None:
     own, of_other, pending = (

@@ -1,4 +1,4 @@
-"""What a deployment fixes for ever, and the bounds that it is checked against."""
+"""Values that a deployment fixes permanently, and their bounds."""
 
 from __future__ import annotations
 

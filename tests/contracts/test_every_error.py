@@ -1,4 +1,4 @@
-"""Every custom error of every ABI is met once, or stands here with the reason why none can meet it."""
+"""Every custom error of every ABI occurs in a test, or is listed here with the reason why it can not."""
 
 # ruff: noqa: ARG005 - the entries of a table have one signature
 

@@ -1,4 +1,4 @@
-"""finish: what is billed, what the end is called, and who gets what."""
+"""finish: the bill, the final status, and the payments."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_batch_pays_each_recipient_once(grid: Grid, host: Host) -> None:
     assert len(receipt.named("Transfer")) == 4
 
 
-def test_batches_apply_what_they_can(grid: Grid, host: Host, other: Host) -> None:
+def test_batches_skip_refused_jobs(grid: Grid, host: Host, other: Host) -> None:
     own, of_other, claimed = grid.running(host), grid.running(other), grid.claimed(host)
     grid.chain.advance(10)
     reports = [grid.report(job_id, 10) for job_id in (of_other, own, claimed, own, 0)]

@@ -1,4 +1,4 @@
-"""What the binding of the forwarder signs and reads is what the contract checks and was given."""
+"""The binding of the forwarder signs and reads the contract's own format."""
 
 from __future__ import annotations
 

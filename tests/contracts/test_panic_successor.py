@@ -1,4 +1,4 @@
-"""panic: work given up or lost, refunded in full or carried on by a successor."""
+"""panic: a job given up or lost is refunded in full or continued by a successor."""
 
 from __future__ import annotations
 

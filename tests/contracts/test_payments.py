@@ -1,4 +1,4 @@
-"""Payments that fail, parked credits, and tokens that misbehave."""
+"""Failed payments, withdrawable credits, and misbehaving tokens."""
 
 from __future__ import annotations
 

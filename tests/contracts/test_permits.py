@@ -1,4 +1,4 @@
-"""Permits: one transaction instead of two, and no way to be stopped by somebody else's use of it."""
+"""Permits: one transaction instead of two; use of a permit by another account does not block it."""
 
 from __future__ import annotations
 

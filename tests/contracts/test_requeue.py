@@ -1,4 +1,4 @@
-"""requeue: the provider gives a job back, or others take it away after a timeout."""
+"""requeue: by the provider, or by other accounts after a timeout."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_the_job_can_be_assigned_again_at_another_price(
     assert (job.rate, job.feeBps, job.providerId) == (6 + 1 + 600, 7, other.id)
 
 
-def test_batches_apply_what_they_can(grid: Grid, host: Host, other: Host) -> None:
+def test_batches_skip_refused_jobs(grid: Grid, host: Host, other: Host) -> None:
     own, of_other, pending = grid.assigned(host), grid.assigned(other), grid.submit()
     receipt = grid.scheduler.requeue([of_other, own, pending, own, 0], "", sender=host.account)
     assert [

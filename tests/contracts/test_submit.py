@@ -1,4 +1,4 @@
-"""submitJobs: what a customer may ask for, what it costs, and what stands in the record."""
+"""submitJobs: accepted terms, the escrow, and the stored record."""
 
 from __future__ import annotations
 

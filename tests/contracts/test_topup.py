@@ -1,4 +1,4 @@
-"""topUp: who pays, what it extends, and when it is too late."""
+"""topUp: the payer, the extension, and the deadline."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_no_notice_before_the_start(grid: Grid, host: Host) -> None:
     assert grid.job(job_id).timeLimit == 61
 
 
-def test_what_a_record_cannot_hold_is_refused(grid: Grid, host: Host) -> None:
+def test_an_escrow_that_a_record_cannot_hold_is_refused(grid: Grid, host: Host) -> None:
     grid.credit.mint(grid.alice, 2**97, sender=grid.admin)
     full = grid.submit(amount=2**96 - 1)
     with reverts("TopUpTooLarge", full):

@@ -1,4 +1,4 @@
-"""Views: what explorers and daemons are told, in every status."""
+"""Views for explorers and daemons, in every status."""
 
 from __future__ import annotations
 

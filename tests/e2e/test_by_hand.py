@@ -183,7 +183,7 @@ SLOW_QUOTES = """(() => {
 })();"""
 
 
-def test_a_job_file_goes_from_the_browser_to_its_live_page(local_devnet: LocalDevnet) -> None:
+def test_a_job_submitted_in_the_browser_has_a_live_page(local_devnet: LocalDevnet) -> None:
     """The page uploads the definition; only the wallet that signed in sees the output."""
     match = re.search(
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE

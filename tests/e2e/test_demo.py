@@ -302,18 +302,14 @@ async def test_unknown_executor_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-async def test_without_slurm_it_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missing_slurm_gives_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_main, "_SYSTEM_PATH", "/nowhere")
     error = await refusal(tmp_path / "x", executor="slurm")
     assert "slurmctld" in error.message
     assert "apt-get install slurm-wlm" in str(error.hint)
 
 
-async def test_without_anvil_it_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missing_anvil_gives_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPSQUARE_ANVIL", "/nowhere")
     error = await refusal(tmp_path / "x", chain="anvil")
     assert (error.exit_code, "/nowhere" in error.message) == (2, True)

@@ -1,4 +1,4 @@
-"""anvil behind the same interface as the embedded chain, and the two compared."""
+"""anvil behind the interface of the embedded chain, and a comparison of the two."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestFinding:
         monkeypatch.setattr(node_base, "_IN_ANVIL_PACKAGE", Path("nowhere/anvil"))
         assert find_anvil() == on_path
 
-    async def test_without_it_says_how_to_get_it(
+    async def test_missing_anvil_gives_an_installation_hint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv(ANVIL_VARIABLE, raising=False)
@@ -83,7 +83,7 @@ class TestFinding:
 
 @pytest.mark.usefixtures("anvil_binary")
 class TestNode:
-    async def test_lives_funds_and_ends(self) -> None:
+    async def test_starts_funds_accounts_and_stops(self) -> None:
         async with Anvil(block_time=None, chain_id=77) as node:
             assert await node.rpc("eth_chainId") == hex(77)
             assert "anvil" in await node.rpc("web3_clientVersion")

@@ -1,4 +1,4 @@
-"""Daemons in processes of their own, on a chain that makes a block only when somebody sends."""
+"""Daemons as separate processes, on a chain that mines on demand."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_pa
         assert "on-demand chain detected" in value.log.read_text()
 
 
-async def test_what_is_signed_after_a_long_silence_is_not_expired(tmp_path: Path) -> None:
+async def test_transaction_signed_after_an_idle_period_is_not_expired(tmp_path: Path) -> None:
     """The latest block is an hour old: a deadline that counts from it has passed long ago."""
     an_hour_ago = ("--timestamp", str(int(time.time()) - 3_600))
     store = FolderDefinitionStore(tmp_path / "definitions")

@@ -499,7 +499,7 @@ class TestCore:
     def send(self, core: Core, nonce: int, **fields: Any) -> None:
         core.send_raw(_raw(sign(nonce, **fields)))
 
-    def test_pending_counts_what_waits(self, core: Core) -> None:
+    def test_pending_block_counts_pending_transactions(self, core: Core) -> None:
         sender = _raw(dev_accounts()[0].address)
         receiver = "0x" + "77" * 20
         for nonce in range(3):
@@ -684,7 +684,7 @@ class TestTime:
         refusal = await client.refusal("evm_setNextBlockTimestamp", start)
         assert "not later" in refusal["message"]
 
-    async def test_what_was_executed_sees_the_new_time(self, client: Client) -> None:
+    async def test_executed_call_uses_the_new_time(self, client: Client) -> None:
         address = await client.deploy(0, STAMPER)
         await client.send(1, to=address)
         pending = await client.get("eth_getBlockByNumber", "pending", False)
@@ -807,14 +807,14 @@ class TestHttp:
         many = [{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}] * 1_001
         assert (await client.post(many))["error"]["code"] == -32600
 
-    async def test_what_is_not_json(self, client: Client) -> None:
+    async def test_invalid_json_is_refused(self, client: Client) -> None:
         headers = {"content-type": "application/json"}
         for body in (b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"a":NaN'):
             answer = (await client.http.post("/", content=body, headers=headers)).json()
             assert answer["error"]["code"] == -32700
             assert answer["id"] is None
 
-    async def test_what_makes_no_sense(self, client: Client) -> None:
+    async def test_invalid_requests_are_refused(self, client: Client) -> None:
         for body, code in NONSENSE:
             answer = await client.post(body)
             assert answer["error"]["code"] == code, (body, answer)
@@ -826,7 +826,7 @@ class TestHttp:
             answer = await client.http.post("/", json=body_sent)
             assert (answer.status_code, answer.content) == (204, b"")
 
-    async def test_what_http_refuses(self, client: Client) -> None:
+    async def test_invalid_http_requests_are_refused(self, client: Client) -> None:
         headers = {"content-type": "application/json"}
         large = await client.http.post("/", content=b" " * (MAX_BODY + 1), headers=headers)
         assert large.status_code == 413
@@ -848,7 +848,7 @@ class TestLife:
         with pytest.raises(UsageError):
             await EmbeddedChain(port=70_000).start()
 
-    def test_answers_are_not_held_back(self) -> None:
+    def test_responses_are_not_delayed(self) -> None:
         # asyncio sets TCP_NODELAY only on sockets that say they are TCP; else 40 ms an answer.
         with open_listener(0) as listener:
             assert listener.proto == socket.IPPROTO_TCP
@@ -862,7 +862,7 @@ class TestLife:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
 
-    async def test_a_chain_that_broke_says_so(
+    async def test_a_broken_chain_reports_the_error(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         core = client.node._worker.core  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Many runs that ended at once are looked at together, and no leftover slips through."""
+"""Runs that ended together are checked in one scan, which finds every orphaned process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = Resources(tasks=1, cpus_per_task=1, mem_per_cpu=64, gpus=0)
 STAYS = b"#!/bin/bash\nsetsid sleep 300 & echo $! > away\necho $$ > own\nwait\n"
 
 
-async def test_leftovers_of_killed_supervisors_are_found_in_one_look(
+async def test_orphaned_processes_of_killed_supervisors_are_found_in_one_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     executor = LocalExecutor(tmp_path, Offer(cpus=16, memory=4096, gpus=0))

@@ -1,4 +1,4 @@
-"""Memory as a run really holds it: shared pages once, shared memory files wherever they are."""
+"""Measured memory of runs: shared pages count once, and shared memory files count."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def end_of(folder: Path, script: str, name: Path) -> Exit:
 
 
 @pytest.mark.parametrize("script", [FORKED, MAPPED_BY_ALL], ids=["forked", "mapped by all"])
-async def test_what_processes_share_counts_once(tmp_path: Path, name: Path, script: str) -> None:
+async def test_shared_memory_counts_once(tmp_path: Path, name: Path, script: str) -> None:
     assert (await end_of(tmp_path, script, name)).reason == "exited"
 
 
@@ -117,12 +117,12 @@ async def test_what_processes_share_counts_once(tmp_path: Path, name: Path, scri
     [FORKED_AND_WRITTEN, FILE, IN_A_FOLDER, DELETED, MEMORY_FILE],
     ids=["forked and written", "file", "in a folder", "deleted", "memory file"],
 )
-async def test_what_a_run_really_holds_counts(tmp_path: Path, name: Path, script: str) -> None:
+async def test_resident_memory_of_a_run_counts(tmp_path: Path, name: Path, script: str) -> None:
     end = await end_of(tmp_path, script, name)
     assert (end.reason, end.code) == ("memory", 143)
 
 
-async def test_what_a_run_leaves_in_shared_memory_is_removed(tmp_path: Path, name: Path) -> None:
+async def test_files_of_a_run_in_shared_memory_are_removed(tmp_path: Path, name: Path) -> None:
     other = name.with_name(f"{name.name}-other")
     other.write_text("of another program")
     try:

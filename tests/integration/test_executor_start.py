@@ -1,4 +1,4 @@
-"""Machines on which nothing can be started: told apart from jobs that fail, and found out early."""
+"""Machines that can start nothing: the fault is detected early, and no job is blamed for it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(folder: Path, script: bytes, change: str = "", **spec: Any) -> tuple[dic
 
 
 @pytest.mark.parametrize("kind", ["missing", "closed", "no program", "does nothing", "lacks parts"])
-def test_what_no_shell_executed_is_no_failure_of_the_job(tmp_path: Path, kind: str) -> None:
+def test_script_that_no_shell_executed_is_no_failure_of_the_job(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "shell"
     if kind == "closed":
         shell(path, "#!/bin/sh\n", 0o600)
@@ -136,7 +136,9 @@ def test_a_script_sees_no_trace_of_how_it_is_begun(tmp_path: Path) -> None:
         (b"if", 2),
     ],
 )
-def test_what_the_job_itself_lacks_is_its_failure(tmp_path: Path, script: bytes, code: int) -> None:
+def test_an_invalid_script_is_a_failure_of_the_job(
+    tmp_path: Path, script: bytes, code: int
+) -> None:
     record, _ = run(tmp_path / "run", script)
     assert record["reason"] == "exited"
     assert record["code"] in {code, 127}
@@ -178,7 +180,7 @@ def spoil(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     "kind", ["no process", "full disk", "no python", "broken python", "broken shell"]
 )
-async def test_a_machine_that_starts_nothing_says_so_and_tries_again(
+async def test_a_machine_that_starts_nothing_reports_a_fault_and_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     now = [1_000.0]

@@ -1,4 +1,4 @@
-"""The faucet over HTTP, on a sender that only writes down what it was asked."""
+"""The faucet over HTTP, with a sender that only records transactions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_failed_payment_is_completed_and_no_part_is_paid_twice(
     assert sorted(call.label.split()[0] for call in recorder.calls) == ["gas", "mint"]
 
 
-async def test_refuses_what_is_no_request(http: httpx2.AsyncClient, recorder: Recorder) -> None:
+async def test_invalid_requests_are_refused(http: httpx2.AsyncClient, recorder: Recorder) -> None:
     for body in (5, {}, {"address": 5}, {"address": "0x12"}, {"address": SOMEBODY[:-1] + "Z"}):
         assert (await http.post("/", json=body)).status_code == 400, body
     json_type = {"content-type": "application/json"}

@@ -1,4 +1,4 @@
-"""Two customers and two providers, who share nothing but a chain and a gateway."""
+"""Two customers and two providers that share only a chain and a gateway."""
 
 from __future__ import annotations
 

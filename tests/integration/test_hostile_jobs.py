@@ -1,4 +1,4 @@
-"""Jobs that attack: each is stopped, on this machine and on a Slurm cluster, by what its test names."""
+"""Hostile jobs: each attack is stopped, by the local executor and on a Slurm cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps in containers, for real: Podman and Charliecloud, images from a registry, a folder, an archive."""
+"""Steps in containers with Podman and Charliecloud: images from a registry, a folder, an archive."""
 
 from __future__ import annotations
 

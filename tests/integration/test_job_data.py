@@ -1,4 +1,4 @@
-"""Input and output for real: an HTTP server and an S3 server on loopback, curl and s5cmd."""
+"""Input and output with curl and s5cmd: an HTTP server and an S3 server on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local executor keeps the contract of executors, with jobs in the sandbox."""
+"""The local executor passes the test suite of executors, with jobs in the sandbox."""
 
 from __future__ import annotations
 

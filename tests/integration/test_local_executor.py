@@ -1,4 +1,4 @@
-"""The local executor with real processes, beyond what test_local_contract.py shows."""
+"""The local executor with real processes, in addition to test_local_contract.py."""
 
 from __future__ import annotations
 

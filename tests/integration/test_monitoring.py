@@ -1,4 +1,4 @@
-"""Metrics by Prometheus' conventions, and alert rules and a dashboard that use only what exists."""
+"""Metrics follow Prometheus' conventions; alert rules and the dashboard use only existing metrics."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+def test_an_alert_describes_the_remedy(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"]["summary"]
     assert rule["annotations"]["description"].endswith(".")

@@ -45,7 +45,7 @@ async def test_pages_show_health_and_metrics() -> None:
             await client.get(url + "/live")
 
 
-async def test_port_in_use_and_foreign_hosts_are_refused() -> None:
+async def test_port_in_use_and_unknown_host_names_are_refused() -> None:
     app = health_app(lambda: Health(live=True, ready=True))
     server = health_server(app)
     await server.start()

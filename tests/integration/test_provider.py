@@ -1,4 +1,4 @@
-"""A provider's service with real contracts and real processes: jobs side by side, a second a block."""
+"""The provider's service with real contracts and real processes, on blocks of one second."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
             assert status.exit.reason == "cancelled"
 
 
-async def test_killed_daemon_comes_back_to_its_run(grid: LiveGrid, tmp_path: Path):
+async def test_restarted_daemon_finds_its_run(grid: LiveGrid, tmp_path: Path):
     """SIGKILL while a job is RUNNING: adopted, run once, billed for its own seconds."""
     tally = tmp_path / "tally" / "ran"
     tally.parent.mkdir()

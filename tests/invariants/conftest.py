@@ -1,4 +1,4 @@
-"""The asserts of the machine say what they compared, as those of a test module do."""
+"""Assertions of the state machine show the compared values, as those of test modules do."""
 
 from __future__ import annotations
 

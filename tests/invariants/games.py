@@ -1,4 +1,4 @@
-"""The rules of the games: who may try what, and how often."""
+"""Rules of the state machine: which calls are made by whom, and how often."""
 
 from __future__ import annotations
 

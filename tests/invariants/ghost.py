@@ -1,4 +1,4 @@
-"""A model of the grid in plain Python: what every call must do, by the protocol's page.
+"""A model of the grid in plain Python: the expected effect of every call, from the protocol.
 
 It shares nothing with the contracts but the arithmetic of `deepsquare_chain.credits`, and says for
 every call which items are refused and why, who is paid, and what each record holds afterwards.

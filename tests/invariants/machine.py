@@ -1,4 +1,4 @@
-"""What every step of the stateful test does: call the contract, ask the model, check the promises."""
+"""Steps of the stateful test: call the contract, ask the model, check the invariants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model remembers: records, providers, and what a call must have done."""
+"""Records of the model: jobs, providers, and the expected effects of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger rebuilt from events alone: no call, no storage, no knowledge of who did what."""
+"""The ledger rebuilt from events alone, without calls and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records, loads and balances read where they lie, which is quicker than any call."""
+"""Reads records, loads and balances from contract storage, which is faster than calls."""
 
 from __future__ import annotations
 

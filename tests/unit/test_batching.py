@@ -1,4 +1,4 @@
-"""Requests of one moment go out as one; what goes wrong there is asked as if there were no merging."""
+"""Concurrent requests are merged into one RPC batch; after a failure they are sent one by one."""
 
 from __future__ import annotations
 

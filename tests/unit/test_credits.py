@@ -74,7 +74,7 @@ def test_amounts_are_read_to_the_wei(text: str, wei: int) -> None:
         "1\x00",
     ],
 )
-def test_what_is_no_amount_is_refused(text: str) -> None:
+def test_invalid_amounts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a valid amount"):
         parse_credits(text)
 
@@ -102,7 +102,7 @@ def test_amounts_are_written_exactly(wei: int, text: str) -> None:
 
 
 @given(st.integers(0, 2**256 - 1))
-def test_what_is_written_is_read_again(wei: int) -> None:
+def test_formatted_amounts_are_parsed_again(wei: int) -> None:
     assert parse_credits(format_credits(wei)) == wei
 
 
@@ -253,7 +253,7 @@ def test_jobs_fit_node_by_node(resources: Resources, expected: bool) -> None:
 @pytest.mark.parametrize(
     "offer", [Offer(3, 2_000, 4), Offer(16, 399, 4), Offer(16, 2_000, 1), Offer(0, 0, 0)]
 )
-def test_a_smaller_offer_refuses_what_the_hardware_could(offer: Offer) -> None:
+def test_a_smaller_offer_limits_eligibility(offer: Offer) -> None:
     resources = Resources(tasks=4, cpus_per_task=1, mem_per_cpu=100, gpus=2)
     assert fits(SMALL_CLUSTER, WHOLE_OFFER, resources)
     assert not fits(SMALL_CLUSTER, offer, resources)

@@ -56,7 +56,7 @@ async def run(daemon: Daemon) -> None:
         await daemon.run()
 
 
-async def test_cycles_run_until_the_stop_and_ready_comes_with_the_first() -> None:
+async def test_cycles_run_until_the_stop_and_ready_follows_the_first() -> None:
     service = Service(None, None, None)
     daemon = make(service)
     assert not daemon.ready.is_set()
@@ -336,7 +336,7 @@ async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch
     assert daemon.health().details["name"] == "test"
 
 
-async def test_a_service_says_why_it_is_not_ready() -> None:
+async def test_a_service_reports_why_it_is_not_ready() -> None:
     reason = ""
     seen: list[tuple[bool, bool, str]] = []
     service = Service(None, None, None)

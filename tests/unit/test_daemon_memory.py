@@ -1,4 +1,4 @@
-"""A service's memory grows neither with its threads nor with tables that are made anew."""
+"""A service's memory grows neither with its threads nor with rewritten tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a daemon's status says to other processes, such as `doctor`."""
+"""A daemon's status file, as other processes such as `doctor` read it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(root: Path, **changes: Any) -> Path:
     return folder
 
 
-async def test_doctors_say_what_a_daemon_can_not_start(tmp_path: Path) -> None:
+async def test_status_reports_why_runs_can_not_start(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path)
     folder = write(tmp_path, fault="no shell")
     with pytest.raises(GridError, match=f"{folder.name} can't start jobs: no shell") as error:
@@ -43,7 +43,7 @@ async def test_doctors_say_what_a_daemon_can_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"state": "stopped"}, {"pid": 2**22 + 1}, {"pid": "x"}, {"pid": None}]
 )
-async def test_a_daemon_that_ended_says_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+async def test_an_ended_daemon_is_not_running(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = write(tmp_path, fault="no shell", **changes)
     assert list(running_services(tmp_path, "provider")) == []
     assert await _providers(Settings(state_dir=tmp_path)) == "none is running"

@@ -1,4 +1,4 @@
-"""The folder of definitions: whole files, checked digests, plain refusals."""
+"""The folder of definitions: complete files, verified digests, clear errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def file_of(store: FolderDefinitionStore, data: bytes = DATA) -> Path:
     return store.path / f"{digest(data).hex()}.json"
 
 
-async def test_what_is_put_is_got(store: DefinitionStore) -> None:
+async def test_stored_definitions_are_returned(store: DefinitionStore) -> None:
     key = await store.put(DATA)
     assert key == digest(DATA)
     assert await store.get(key) == DATA
@@ -55,7 +55,7 @@ async def test_a_missing_definition(store: FolderDefinitionStore) -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 31, b"../../etc/passwd"])
-async def test_what_is_no_digest_finds_nothing(store: FolderDefinitionStore, key: bytes) -> None:
+async def test_invalid_digests_are_not_found(store: FolderDefinitionStore, key: bytes) -> None:
     with pytest.raises(NotFoundError, match="32 bytes"):
         await store.get(key)
 

@@ -1,4 +1,4 @@
-"""The demo's story can tell a good end from a bad one."""
+"""The demo detects jobs that end differently than its scenario expects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_bad_end_is_reported() -> None:
     assert "same provider" in judged(jobs, histories)[0]
 
 
-def test_the_story_holds_every_end_that_the_grid_has() -> None:
+def test_the_scenario_has_every_final_status() -> None:
     ends = {status for scenario_job in SCENARIO for status in scenario_job.ends}
     assert ends == {status for status in JobStatus if status.is_final}
 

@@ -73,7 +73,7 @@ def test_the_first_key_of_a_file_is_encrypted_to_and_all_decrypt(key_file: Path)
 
 
 @pytest.mark.parametrize("text", ["", "# a comment\n", "AGE-SECRET-KEY-1XYZ\n", "age1abc\n"])
-def test_what_is_no_key_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+def test_an_invalid_key_file_is_refused_and_not_replaced(tmp_path: Path, text: str) -> None:
     path = tmp_path / "key"
     path.write_text(text)
     path.chmod(0o600)
@@ -281,7 +281,7 @@ def test_a_log_without_its_end_is_refused_unless_it_still_grows(key_file: Path) 
         decoder.finish()
 
 
-def test_what_is_sent_again_is_shown_once(key_file: Path) -> None:
+def test_repeated_parts_are_shown_once(key_file: Path) -> None:
     """A gateway that lost the end of a log gets all of it again, in other parts."""
     parts = log_of((0, 4, b"abcd"), (4, 6, b"ef"), (0, 5, b"abcde"), (5, 9, b"fghi"))
     assert decoded(key_file, *parts) == b"abcdefghi"
@@ -303,12 +303,12 @@ def test_a_log_resumes_at_the_position_of_the_gateway(
     assert (resume_position.position, resume_position.offset) == (position, offset)
 
 
-def test_a_note_of_what_was_left_out_is_shown(key_file: Path) -> None:
+def test_a_note_about_missing_output_is_shown(key_file: Path) -> None:
     parts = log_of((0, 4, b"abcd"), (4, 90, b"[... 86 bytes left out ...]"), (90, 91, b"z"))
     assert decoded(key_file, *parts) == b"abcd[... 86 bytes left out ...]z"
 
 
-def test_an_altered_log_is_found_out(tmp_path: Path, key_file: Path) -> None:
+def test_an_altered_log_is_detected(tmp_path: Path, key_file: Path) -> None:
     first, second, third = log_of((0, 2, b"ab"), (2, 4, b"cd"), (4, 6, b"ef"))
     other = log_of((0, 2, b"xy"), job_id=8)[0]
     flipped = first[:-1] + bytes([first[-1] ^ 1])

@@ -145,7 +145,7 @@ def test_output_flows_while_it_is_written(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 5
 
 
-def test_a_slow_reader_is_told_what_was_skipped(tmp_path: Path) -> None:
+def test_a_slow_reader_gets_a_note_about_skipped_output(tmp_path: Path) -> None:
     path = tmp_path / "output"
     writer = OutputWriter(path, 1000)
     writer.take(b"a" * 300)
@@ -403,7 +403,7 @@ def test_time_of_a_lost_run_ends_with_its_last_sign_of_life(tmp_path: Path) -> N
     assert orphaned_processes._lost(run)["code"] == 137
 
 
-def test_processes_that_do_not_go_away_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_can_not_be_killed_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orphaned_processes, "EXIT_TIMEOUT", -1.0)
     monkeypatch.setattr(procfs, "signal_trees", lambda *_: None)
     with pytest.raises(orphaned_processes.UnkillableError):

@@ -1,4 +1,4 @@
-"""What is imported is declared, and optional parts are named where they are missing."""
+"""Imported packages are declared as dependencies; a missing optional part is named in the error."""
 
 from __future__ import annotations
 

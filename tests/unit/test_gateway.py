@@ -1,4 +1,4 @@
-"""The gateway's rules over HTTP, without any network: who gets what, in which sizes, and when."""
+"""The gateway's rules over HTTP, without a network: access, sizes and times."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_the_customer_and_the_assigned_provider_read_the_definition(
         await bench.client(ALICE).definition(9, JOB.definition)
 
 
-async def test_an_ended_job_takes_what_is_late_for_a_while(
+async def test_an_ended_job_accepts_late_output_for_a_while(
     make: Callable[..., GatewayBench],
 ) -> None:
     bench = make(catch_up_seconds=500)
@@ -236,7 +236,7 @@ async def test_a_share_is_for_one_job_reader_and_time(bench: GatewayBench) -> No
     await ask("PUT", "/v1/jobs/7/shares", json=body)
 
 
-async def test_definitions_are_taken_from_who_can_pay(bench: GatewayBench) -> None:
+async def test_definitions_are_accepted_from_accounts_with_credits(bench: GatewayBench) -> None:
     with pytest.raises(WrongAccountError, match="has no credits"):
         await bench.client(STRANGER).put_definition(DATA)
     bench.credits.clear()
@@ -327,7 +327,7 @@ async def test_a_token_expires_and_the_client_signs_in_again(bench: GatewayBench
 
 
 @pytest.mark.parametrize("field", ["nonce", "issued_at", "expiration_time"])
-async def test_a_gateway_does_not_choose_what_is_signed(bench: GatewayBench, field: str) -> None:
+async def test_a_gateway_does_not_choose_the_signed_text(bench: GatewayBench, field: str) -> None:
     """A gateway that answers with more than a nonce or a time gets no signature."""
     signed: list[str] = []
 
@@ -351,7 +351,7 @@ async def test_a_gateway_does_not_choose_what_is_signed(bench: GatewayBench, fie
 # -- definitions
 
 
-async def test_other_bytes_than_the_digest_says_are_not_kept(bench: GatewayBench) -> None:
+async def test_bytes_with_another_digest_are_not_stored(bench: GatewayBench) -> None:
     client = bench.client(ALICE)
     for data in (DATA + b" ", b"{}", b""):
         with pytest.raises(GatewayRefusedError):
@@ -387,7 +387,7 @@ async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that
     assert await mine.put(DATA) == JOB.definition  # one that is down is no obstacle
 
 
-async def test_a_gateway_that_lies_is_found_out() -> None:
+async def test_a_gateway_with_altered_data_is_detected() -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path.startswith("/v1/sign-in"):
             times = {"issued_at": rfc3339(1), "expiration_time": rfc3339(2)}
@@ -706,7 +706,7 @@ async def test_a_log_is_followed_by_byte_offsets(bench: GatewayBench) -> None:
         assert parts[-1] == LogPart(b"", len(text), end=True)
 
 
-async def test_a_stream_waits_for_what_comes_and_ends_with_its_session(bench: GatewayBench) -> None:
+async def test_a_stream_follows_new_output_and_ends_with_its_session(bench: GatewayBench) -> None:
     host, alice = bench.client(HOST), bench.client(ALICE)
     token = (await alice._authorisation())["Authorization"].removeprefix("Bearer ")
     session = bench.access.session(token)
@@ -758,7 +758,7 @@ async def test_a_store_that_fails_is_no_end(
     assert (await host.append(7, "log", 3, b"two")).size == 6
 
 
-async def test_what_others_may_see_of_the_inside(bench: GatewayBench) -> None:
+async def test_internal_errors_are_not_disclosed(bench: GatewayBench) -> None:
     """Errors of the inside are one sentence; nothing of a file is ever shown as a page."""
     bench.down = True
     bench.access._jobs.clear()

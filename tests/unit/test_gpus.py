@@ -1,4 +1,4 @@
-"""GPUs are numbered and handed out: each live run has its own, and the others see none."""
+"""GPU allocation: each live run has its own GPUs and does not see those of others."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_live_runs_of_an_earlier_daemon_keep_their_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"gpus": "x"}', "{}", "spoilt", '{"devices": 5, "gpus": 1}'])
-def test_a_run_that_does_not_say_what_it_holds_keeps_all_back(tmp_path: Path, text: str) -> None:
+def test_a_run_without_a_record_of_its_gpus_blocks_all(tmp_path: Path, text: str) -> None:
     make_run(tmp_path, spec("a", 1), ["0"])
     (tmp_path / "a" / "spec.json").write_text(text)
     with pytest.raises(OSError, match=r"holds no record|does not record"):

@@ -1,4 +1,4 @@
-"""The rule of isolation, bubblewrap's arguments and control groups, on folders that stand for them."""
+"""Rules of isolation, arguments of bubblewrap, and control groups in temporary folders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_options_that_show_the_daemons_folders_are_refused(tmp_path: Path, name:
             parse_options("local", SandboxOptions, {name: [path]})
 
 
-def test_the_doctor_names_what_a_cluster_lacks() -> None:
+def test_the_doctor_names_missing_features_of_a_cluster() -> None:
     good = {"ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/affinity,task/cgroup"}
     good |= {"PrivateData": "jobs,usage"}
     assert all(check.ok for check in isolation_checks(parse_slurm_options({}), good))
@@ -146,7 +146,7 @@ def etc_with(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_the_copy_of_etc_holds_only_what_jobs_may_read(tmp_path: Path) -> None:
+def test_the_copy_of_etc_has_only_files_that_jobs_may_read(tmp_path: Path) -> None:
     source = etc_with(tmp_path / "etc", passwd="root", shadow="secret", elsewhere="zone")
     (source / "localtime").symlink_to("elsewhere")
     (source / "ssl" / "private").mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_an_etc_that_is_too_large_to_copy_is_bound_file_by_file(
     assert EtcCopy(tmp_path / "file", source).current() is None
 
 
-def test_what_is_private_is_hidden_below_folders_that_are_shown(tmp_path: Path) -> None:
+def test_private_paths_are_hidden_below_readable_folders(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "key").write_text("secret")
     private = (tmp_path / "state", tmp_path / "key", Path("/elsewhere"))
@@ -206,7 +206,7 @@ def test_only_a_newer_bubblewrap_forbids_user_namespaces() -> None:
     assert Sandbox("bwrap", (0, 4)).command(["x"]) == ["bwrap", "x"]
 
 
-def test_namespaces_are_allowed_where_the_provider_says_so() -> None:
+def test_namespaces_are_allowed_by_an_option() -> None:
     given = SandboxOptions(namespaces=True)
     assert Sandbox("bwrap", (0, 8)).command(["x"], namespaces=given.namespaces) == ["bwrap", "x"]
     assert "/dev/net/tun" not in arguments(SandboxOptions())

@@ -1,4 +1,4 @@
-"""The vocabulary: statuses, the transition table, affinities."""
+"""The vocabulary of jobs: statuses, the transition table, affinities."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_uses_are_read(text: str, expected: list[tuple[str, str, str]]) -> None:
         "ä=b",
     ],
 )
-def test_what_is_no_affinity_is_refused(text: str) -> None:
+def test_invalid_affinities_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no affinity"):
         parse_uses(text)
 

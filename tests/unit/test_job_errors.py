@@ -1,4 +1,4 @@
-"""Errors for people keep their words, hints and exit codes."""
+"""Errors keep their messages, hints and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs without secrets, metrics that are there from the start."""
+"""Logs without secrets; metrics exist from the start."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_standard_logging_uses_the_same_format(fmt: str) -> None:
     assert "chatter" not in text
 
 
-def test_foreign_text_can_not_forge_lines_or_drive_a_terminal() -> None:
+def test_untrusted_text_can_not_forge_lines_or_control_a_terminal() -> None:
     nasty = "ok\n2026-01-01 [error] forged\r\x1b[2J\x1b]0;title\x07\u202egnp.exe\x9b"
     for fmt in ("json", "console"):
         text = logged(fmt, label=nasty)

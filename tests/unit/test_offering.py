@@ -1,4 +1,4 @@
-"""When a provider's offer follows its cluster, and when a change is not worth its gas."""
+"""A provider's offer follows its cluster when the change is worth its gas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deepsquare_chain.provider.offering import is_worth_a_change, target_offer
 HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
 
 
-def test_what_is_free_and_what_the_grids_jobs_hold() -> None:
+def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
     free, in_use = Offer(10, 1000, 1), Offer(6, 600, 0)
     assert target_offer(HARDWARE, free, in_use) == Offer(16, 1600, 1)
     # Never more than is registered, whatever the cluster has.

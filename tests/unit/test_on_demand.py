@@ -1,4 +1,4 @@
-"""Chains that make a block only when somebody sends, told from those that make them by themselves."""
+"""Detection of chains that mine on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner's table: chain status x row x executor, one expected action each."""
+"""The planner's table: chain status x run record x executor state, with one expected action each."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ class TestRunning:
         gone = act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=3)
         assert gone == Panic("the run vanished")
 
-    def test_top_up_extends_by_what_is_left(self):
+    def test_top_up_extends_by_the_remaining_time(self):
         run = row(Phase.SUBMITTED, lead=2)
         record = job(time_limit=90)
         assert act(S.RUNNING, run, status=LIVE, job=record) == Extend(88, 90)
@@ -346,7 +346,7 @@ class TestCollect:
         dear = dataclasses.replace(self.WHEN, collecting=Collecting(600, 570 * RATE + 1))
         assert self.act(dear) == Wait("runs")
 
-    def test_the_end_bills_what_is_left_of_a_run_that_is_nearly_over(self):
+    def test_the_end_bills_the_rest_of_a_run_that_is_nearly_over(self):
         assert self.act(dataclasses.replace(self.WHEN, now=T0 + 984)) == Collect()
         assert self.act(dataclasses.replace(self.WHEN, now=T0 + 985)) == Wait("runs")
 
@@ -354,7 +354,7 @@ class TestCollect:
     def test_never_for_a_run_that_is_not_known_to_be_alive(self, word):
         assert not isinstance(self.act(word=word), Collect)
 
-    def test_not_before_what_it_follows_from_is_confirmed(self):
+    def test_not_before_its_cause_is_confirmed(self):
         assert self.act(settled=False) == Wait("runs")
         assert isinstance(self.act(collected=None), Wait)
 
@@ -390,7 +390,7 @@ class TestEnd:
         assert isinstance(self.end(ended(), elapsed=4), Wait)
 
     @pytest.mark.parametrize("reason", ["lost", "cancelled", "unstarted", "full"])
-    def test_gives_up_what_the_customer_must_not_pay_for(self, reason):
+    def test_gives_up_runs_that_the_customer_must_not_pay_for(self, reason):
         assert isinstance(self.end(ended(reason, 137), elapsed=9), Panic)
 
     def test_walltime_bills_the_whole_allotment_and_waits_for_it(self):
@@ -416,7 +416,9 @@ class TestEnd:
     @pytest.mark.parametrize(
         ("seconds", "collected", "reported"), [(25, 20, 5), (20, 20, 0), (18, 20, 0), (25, 0, 25)]
     )
-    def test_what_interim_payments_billed_is_not_reported_again(self, seconds, collected, reported):
+    def test_seconds_billed_by_interim_payments_are_not_reported_again(
+        self, seconds, collected, reported
+    ):
         """A run of 80 s in all; `since` is the last interim payment."""
         run = row(Phase.ENDED, exit=ended(seconds=seconds), allotment=80)
         record = job(time_limit=80 - collected)
@@ -452,7 +454,7 @@ class TestAdmission:
     def kinds(self, views, situation):
         return {v.job.id: type(action) for v, action in plan(views, situation)}
 
-    def test_claims_only_what_fits_next_to_claimed_jobs(self):
+    def test_claims_only_jobs_that_fit_next_to_claimed_ones(self):
         situation = dataclasses.replace(LOCAL, free=Offer(4, 4096, 0))
         views = self.views(S.META_SCHEDULED, S.META_SCHEDULED, S.META_SCHEDULED)
         assert self.kinds(views, situation) == {1: ClaimAndStart, 2: ClaimAndStart, 3: Wait}
@@ -488,12 +490,12 @@ class TestAdmission:
         assert act(S.SCHEDULED, row(), short) == Start()
 
     @pytest.mark.parametrize("status", [S.META_SCHEDULED, S.SCHEDULED])
-    def test_what_can_not_be_started_here_goes_back_at_once(self, status):
+    def test_jobs_that_can_not_be_started_are_requeued_at_once(self, status):
         faulty = dataclasses.replace(LOCAL, fault="no process left")
         action = act(status, row(), faulty)
         assert action == Requeue("the provider can't start jobs: no process left")
 
-    def test_what_runs_is_not_touched_by_a_machine_that_starts_nothing_more(self):
+    def test_runs_continue_on_a_machine_that_can_not_start_more(self):
         faulty = dataclasses.replace(LOCAL, fault="no process left")
         began = row(Phase.SUBMITTED, handle="h1", allotment=60)
         assert isinstance(act(S.RUNNING, began, faulty, status=LIVE), Wait)
@@ -506,7 +508,7 @@ class TestAdmission:
 
 
 class TestWords:
-    def test_reasons_are_clipped_to_what_the_contract_takes(self):
+    def test_reasons_are_clipped_to_the_limit_of_the_contract(self):
         assert clip("a\nb\x1b[0m") == "a b [0m"
         assert len(clip("é" * 300).encode()) <= 256
         cached_definition = CachedDefinition(DefinitionState.INVALID, "ü\n" * 400)
@@ -565,7 +567,7 @@ def test_every_combination_has_an_answer():
         (QUEUE, JobStatus.SCHEDULED, Phase.SUBMITTING, False),
     ],
 )
-def test_maintenance_gives_back_what_has_not_begun(situation, status, phase, given_back):
+def test_maintenance_requeues_jobs_that_have_not_begun(situation, status, phase, given_back):
     seen = {"status": QUEUED, "lookup": NOWHERE}
     before = act(status, row(phase), situation, **seen)
     after = act(status, row(phase), dataclasses.replace(situation, draining=True), **seen)

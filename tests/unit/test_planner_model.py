@@ -418,7 +418,9 @@ class Provider(RuleBasedStateMachine):
             self.queue_moves()
             simulation.step(9)
         if simulation.mine:
-            raise AssertionError(f"{simulation.job.status.name} stays for ever with {simulation.run}")
+            raise AssertionError(
+                f"{simulation.job.status.name} stays for ever with {simulation.run}"
+            )
         assert all(process.exit is not None for process in simulation.runs.values())
         if simulation.job.status.is_final:
             assert simulation.run.phase is Phase.CLOSED

@@ -36,7 +36,7 @@ def load(folder: Path, text: str) -> Settings:
     return load_settings(project_dir=folder, user_config=folder / "none.toml")
 
 
-def test_the_configuration_loads_and_says_the_truth_about_every_setting(tmp_path: Path) -> None:
+def test_the_written_configuration_loads_and_describes_every_setting(tmp_path: Path) -> None:
     text = configuration("slurm")
     result = load(tmp_path, text)
     assert (result.executor, result.keystore) == ("slurm", tmp_path / "provider.json")

@@ -1,4 +1,4 @@
-"""Parts of the provider's service with a chain, an executor and a store that misbehave on order."""
+"""Parts of the provider's service with a fake chain, executor and store that fail on request."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TestMaterials:
         assert shelf.calls == 1
         assert cache.definition(record) is None
 
-    async def test_asks_for_more_than_the_chain_says(self):
+    async def test_a_definition_that_requires_more_than_the_record_is_invalid(self):
         cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
         result = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
         assert result.state is DefinitionState.INVALID
@@ -267,7 +267,7 @@ class TestBatches:
         assert await work.send([(view(3), model.Claim())]) == 2
         assert work.jobs == frozenset()
 
-    async def test_closing_cuts_off_what_does_not_end(self, counted):
+    async def test_closing_cancels_transactions_that_do_not_end(self, counted):
         sender = FakeSender()
         work = self.make(sender, counted)
         sender.gates["finish job 2"] = asyncio.Event()
@@ -290,7 +290,7 @@ class TestBatches:
         await work.send([(view(number), model.Claim()) for number in range(1, 6)])
         assert sender.labels == ["claim 2 jobs", "claim 2 jobs", "claim job 5"]
 
-    async def test_a_skipped_job_is_left_alone_for_a_while(self, counted, monkeypatch):
+    async def test_a_skipped_job_has_a_backoff(self, counted, monkeypatch):
         clock = [0.0]
         monkeypatch.setattr(actions_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
         sender = FakeSender(skipped={2: next(iter(ERRORS))})
@@ -789,11 +789,11 @@ def test_unbilled_revenue_is_shown_and_warned_of_once(tmp_path: Path):
     assert service.metrics.metrics.value("revenue_accrued_credits") == 0
 
 
-async def test_what_is_mined_during_the_look_is_no_lag():
+async def test_transactions_mined_during_the_poll_cause_no_lag():
     mined = [0]
 
     async def reconcile() -> dict[str, Any]:
-        mined[0] = 6  # a transaction beside this cycle
+        mined[0] = 6  # a transaction of a background task
         return {"number": "0x5", "timestamp": hex(1_000), "hash": "0x05"}
 
     figures: Any = SimpleNamespace(

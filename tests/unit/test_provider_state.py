@@ -1,4 +1,4 @@
-"""The provider's database: what it learns from events, and that rows come back as they went in."""
+"""The provider's database: effects of events, and records that are read as they were written."""
 
 from __future__ import annotations
 

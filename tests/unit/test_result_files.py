@@ -1,4 +1,4 @@
-"""What a run left is taken as data: no link is followed, nothing is overwritten."""
+"""Files of an ended run are untrusted data: no link is followed, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         ("a.bin", ("work/deep/a.bin", 2560)),
     ],
 )
-def test_what_can_not_be_read_is_named_and_costs_no_other(
+def test_unreadable_files_are_named_and_affect_no_other(
     run: Path, tmp_path: Path, closed: set[str], name: str, problem: tuple[str, int]
 ) -> None:
     whole = {result_file.name: result_file for result_file in result_files(run)}

@@ -1,4 +1,4 @@
-"""Which folders of ended runs are removed, and that nothing else is."""
+"""Retention removes the expired folders of ended runs, and nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def kept(key: str, age: float, size: int = 10) -> KeptRun:
         ([kept("a", MIN_FOLDER_AGE + 1, 99)], RetentionLimits(1), ["a"]),
     ],
 )
-def test_what_is_too_old_or_too_much(
+def test_folders_above_the_age_or_the_total_size_expire(
     runs: list[KeptRun], limits: RetentionLimits, removed: list[str]
 ) -> None:
     assert [run.key for run in expired_runs(runs, limits, NOW)] == removed
@@ -134,7 +134,7 @@ async def test_the_folder_of_an_earlier_assignment_is_removed_while_the_job_runs
     assert folders.has_tokens == [second]
 
 
-async def test_what_can_not_be_removed_holds_up_nothing_else() -> None:
+async def test_a_folder_that_can_not_be_removed_affects_no_other() -> None:
     old = time.time() - 3 * DAY
     keys = [run_key(CHAIN, CONTRACT, number, 0) for number in (1, 2)]
     folders = Folders(*keys, stubborn=keys[0])
@@ -150,7 +150,7 @@ async def test_what_can_not_be_removed_holds_up_nothing_else() -> None:
     assert await cleaner.clean() == 0
 
 
-def test_the_size_of_a_folder_counts_what_it_holds_and_follows_no_link(tmp_path: Path) -> None:
+def test_the_size_of_a_folder_follows_no_link(tmp_path: Path) -> None:
     folder, outside = tmp_path / "run", tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     outside.mkdir()

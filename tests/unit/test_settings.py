@@ -1,4 +1,4 @@
-"""Layers of settings, and refusals that name the layer."""
+"""Layers of settings, and errors that name the layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_layer_wins_over_the_next(
     assert load(project, user, endpoint=None).endpoint == "http://environment:1"
 
 
-def test_an_empty_variable_says_nothing(
+def test_an_empty_variable_is_ignored(
     project: Path, user: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "")
@@ -346,7 +346,7 @@ def test_each_value_has_its_source(
     assert set(sources.contexts) - set(READY_CONTEXTS) == {"test", "main"}
 
 
-def test_a_shown_value_hides_what_addresses_carry() -> None:
+def test_a_displayed_value_hides_secrets_in_urls() -> None:
     assert shown("https://me:secret@node/key") == "https://node/..."
     assert shown("postgresql+psycopg://me:secret@host/name") == "postgresql+psycopg://host/..."
     assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")

@@ -1,4 +1,4 @@
-"""The database: identity, transactions, and the outbox's promises."""
+"""The database: identity, transactions, and the guarantees of the outbox."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_genesis_may_be_learned_later(path: Path) -> None:
         Store.open(path, **IDENTITY, genesis="0x02")
 
 
-def test_what_is_no_database(path: Path) -> None:
+def test_files_that_are_no_database_are_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(UsageError, match="not a usable database"):

@@ -1,4 +1,4 @@
-"""What counts as a strike, how many make a provider rest, and for how long."""
+"""Strikes of a provider: which events count, how many suspend it, and for how long."""
 
 from __future__ import annotations
 

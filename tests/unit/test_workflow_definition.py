@@ -1,4 +1,4 @@
-"""Definitions: canonical bytes, digests, and bytes from strangers."""
+"""Definitions: canonical bytes, digests, and untrusted bytes."""
 
 from __future__ import annotations
 

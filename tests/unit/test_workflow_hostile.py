@@ -1,4 +1,4 @@
-"""Thousands of hostile job files: each is valid or refused, quickly and in few words."""
+"""Thousands of hostile job files: each is accepted or refused, quickly and with a short error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job files: what is accepted, what it means, and the words of each refusal."""
+"""Job files: accepted input, its meaning, and the text of each error."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_terms_that_no_contract_holds(arguments: dict[str, int], words: str) -> 
         parse(SMALL).terms(**arguments)
 
 
-def test_the_largest_terms_are_held() -> None:
+def test_the_largest_terms_are_stored() -> None:
     terms = parse(SMALL).terms(credits=2**96 - 1, time_limit=2**24 - 1)
     assert (terms.amount, terms.time_limit) == (2**96 - 1, 2**24 - 1)
 
@@ -202,7 +202,7 @@ def test_the_largest_terms_are_held() -> None:
         ),
     ],
 )  # fmt: skip
-def test_refusals_say_what_is_wrong(text: bytes, words: str) -> None:
+def test_refusals_name_the_cause(text: bytes, words: str) -> None:
     assert words in refused(text)
 
 
@@ -351,7 +351,7 @@ def test_durations(text: str, seconds: int) -> None:
     ["", " ", "0", "0s", "00:00", "-5", "1.5h", "1h1d", "5 s", "s", "h", "1h30", "1:2:3", "10:60",
      "00:60:00", "1:00:00:00", ":30", "16777216", "9" * 30, "1m1h", "\u0665s", "5s\x00"],
 )  # fmt: skip
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         parse_duration(text)
 
@@ -395,6 +395,6 @@ def test_the_examples_are_valid_and_whole(path: Path) -> None:
     assert Definition.from_bytes(parsed.definition.to_bytes()) == parsed.definition
 
 
-def test_there_are_examples_for_each_end() -> None:
+def test_there_are_examples_of_each_final_status() -> None:
     names: set[Any] = {path.stem for path in EXAMPLES}
     assert names >= {"hello", "exits-3", "outlives", "cancelled", "survives", "pi"}

@@ -308,7 +308,7 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("env: {A: 1}", top="uses: [a=b]\nrequirements: [c=d]"), "another name of requirements"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_key_and_what_to_do(text: str, words: str) -> None:
+def test_refusals_name_the_key_and_the_remedy(text: str, words: str) -> None:
     assert words in refused(text)
 
 
@@ -408,7 +408,7 @@ def test_anchors_repeat_and_later_ones_replace() -> None:
     ]  # fmt: skip
 
 
-def test_lenient_leaves_out_unknown_keys_and_says_so() -> None:
+def test_lenient_parsing_skips_unknown_keys_and_reports_them() -> None:
     text = with_step("network: host, run: {command: x, zz: {a: b}}") + "extra: 1\n"
     parsed = parse(text, lenient=True)
     assert parsed.definition == parse(with_step("run: {command: x}")).definition

@@ -1,4 +1,4 @@
-"""Modules: taken into the definition, checked against the job, and run with their inputs and outputs."""
+"""Modules: copied into the definition, checked against the job, and run with inputs and outputs."""
 
 from __future__ import annotations
 

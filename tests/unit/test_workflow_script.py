@@ -1,4 +1,4 @@
-"""The script of a job, run by a real bash."""
+"""The script of a job, executed by bash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the steps of a job mean, run by a real bash: order, conditions, failures, loops, variables."""
+"""Semantics of steps, executed by bash: order, conditions, failures, loops, variables."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ steps:
     assert run(text, tmp_path) == (0, ["once"])
 
 
-def test_what_was_launched_is_awaited(tmp_path: Path) -> None:
+def test_launched_commands_are_awaited(tmp_path: Path) -> None:
     text = """
 steps:
 - launch: {steps: [{run: {command: 'sleep 0.5; echo launched; exit %d'}}]}
@@ -168,7 +168,7 @@ steps:
 
 
 @pytest.mark.parametrize("parallel", ["true", "false"])
-def test_each_round_waits_for_what_it_launched_itself(tmp_path: Path, parallel: str) -> None:
+def test_each_round_waits_for_its_own_commands(tmp_path: Path, parallel: str) -> None:
     text = f"""
 steps:
 - launch: {{handleName: outer, steps: [{{run: {{command: 'sleep 0.3; touch outer'}}}}]}}
@@ -204,7 +204,7 @@ steps:
     assert run(text, tmp_path) == (code, ["work"])
 
 
-def test_a_failed_step_ends_what_was_launched(tmp_path: Path) -> None:
+def test_a_failed_step_ends_launched_commands(tmp_path: Path) -> None:
     text = """
 steps:
 - launch: {signalOnParentStepExit: 0, steps: [{run: {command: sleep 600}, finally: [{run: {command: echo cleaned}}]}]}

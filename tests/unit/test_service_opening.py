@@ -1,4 +1,4 @@
-"""Opening a service whose endpoint is away at first."""
+"""Opening a service while its endpoint is unreachable."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_service, "_PAUSES", (0.001, 0.002))
 
 
-async def test_an_endpoint_that_is_away_is_waited_for() -> None:
+async def test_an_unreachable_endpoint_is_retried() -> None:
     away = TransientEndpointError("The endpoint x can't be reached", hint="Is it up?")
     parts = Parts(away, EndpointError("403"), away, away)
     with capture_logs() as logs:
@@ -59,7 +59,7 @@ async def test_an_endpoint_that_is_away_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("error", [WrongEndpointError("chain 5"), NotAuthorisedError("no role")])
-async def test_what_waiting_does_not_mend_ends_it(error: GridError) -> None:
+async def test_permanent_errors_end_the_opening(error: GridError) -> None:
     parts = Parts(error)
     async with AsyncExitStack() as stack:
         with pytest.raises(type(error)):
@@ -109,7 +109,7 @@ async def test_a_signal_ends_the_waiting_as_it_ends_a_service(
     assert signal.getsignal(number) is before
 
 
-async def test_what_was_opened_runs_until_the_stop_and_is_closed() -> None:
+async def test_an_opened_service_runs_until_the_stop_and_is_closed() -> None:
     seen = list[str]()
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:

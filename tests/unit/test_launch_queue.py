@@ -1,4 +1,4 @@
-"""Starts of runs go on beside the cycles that began them."""
+"""Launches of runs continue in the background after their cycle."""
 
 from __future__ import annotations
 
