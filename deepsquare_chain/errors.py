@@ -85,3 +85,41 @@ class AuditError(GridError):
     """The audit found that the ledgers do not balance."""
 
     exit_code = 10
+
+
+def number_problem(
+    value: object,
+    *,
+    whole: bool,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    example: float | None = None,
+) -> str:
+    """Return the message for a value that is no number, or not in the allowed range.
+
+    Args:
+        value: The value, as it was given.
+        whole: Whether only whole numbers are allowed.
+        low: Smallest allowed number; None for no limit.
+        high: Largest allowed number; None for no limit.
+        above: A number that must be exceeded, instead of `low`.
+        example: An allowed number; `low` if there is none.
+    """
+    allowed = ""
+    if above is not None:
+        allowed = f" above {_decimal(above)}"
+        allowed += "" if high is None else f", at most {_decimal(high)}"
+    elif low is not None:
+        allowed = f" of {_decimal(low)} or more"
+        allowed = allowed if high is None else f" from {_decimal(low)} to {_decimal(high)}"
+    elif high is not None:
+        allowed = f" of at most {_decimal(high)}"
+    given = repr(str(value).strip()[:80])
+    shown = low if example is None else example
+    hint = "" if shown is None else f", such as {_decimal(shown)}"
+    return f"{given} is not a {'whole ' * whole}number{allowed}{hint}"
+
+
+def _decimal(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -28,9 +28,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import UsageError, number_problem
 from deepsquare_chain.job import DAY
 from deepsquare_chain.notification import is_url, parse_occasions, parse_targets
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
@@ -495,11 +498,36 @@ def resolve(sources: Sources) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"Setting {name} of {sources.origin(name)}: {reason}",
+            f"Setting {name} of {sources.origin(name)}: {_reason(name, first)}",
             hint=f"Correct it there, or give --{name.replace('_', '-')}.",
         ) from None
+
+
+def _reason(name: str, error: ErrorDetails) -> str:
+    """Return what is wrong with the value of a setting, and what is allowed."""
+    field = Settings.model_fields[name]
+    kinds = {field.annotation, *get_args(field.annotation)} & {int, float}
+    if not kinds:
+        given = repr(str(error["input"]).strip()[:80])
+        match error["type"]:
+            case "bool_parsing" | "bool_type":
+                return f"{given} is neither true nor false"
+            case "literal_error":
+                return f"{given} is not one of {error['ctx']['expected']}"
+            case "path_type" | "string_type":
+                return f"{given} is not text in quotes"
+            case _:
+                return error["msg"].removeprefix("Value error, ")
+    limits = {key: getattr(item, key) for item in field.metadata for key in item.__slots__}
+    return number_problem(
+        error["input"],
+        whole=int in kinds,
+        low=limits.get("ge"),
+        high=limits.get("le"),
+        above=limits.get("gt"),
+        example=field.default,
+    )
 
 
 def _links(explorer: str) -> str:

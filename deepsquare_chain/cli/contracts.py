@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Kind, iso_time
 from deepsquare_chain.cli.types import AgreeOption, whole_number
 from deepsquare_chain.job import ProviderStatus
 
 if TYPE_CHECKING:
-    from deepsquare_chain.chain.bindings.calls import ContractBase
+    from deepsquare_chain.chain.bindings.calls import Call, ContractBase
     from deepsquare_chain.chain.bindings.contracts import Contracts
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.chain.deploying import GridParams
@@ -396,7 +396,7 @@ async def grant(context: CommandContext, role: RoleArgument, account: HolderArgu
     async with context.wallet() as wallet:
         contract, identifier = _role(wallet.contracts, role)
         if await contract.has_role(identifier, account):
-            context.unchanged(f"{account} already is {role}.")
+            context.unchanged(f"{account} already has the role {role}.")
             return
         context.receipt(await wallet.send(contract.grant_role(identifier, account)))
 
@@ -414,17 +414,17 @@ async def revoke(
     async with context.wallet() as wallet:
         contract, identifier = _role(wallet.contracts, role)
         if not await contract.has_role(identifier, account):
-            context.unchanged(f"{account} is not {role}.")
+            context.unchanged(f"{account} does not have the role {role}.")
             return
         holders = (await role_holders(wallet.contracts.w3, wallet.contracts.deployment)).get(
             contract.address, {}
         )
         remaining = len(holders.get(identifier, set())) - 1
-        doubt = f"{account} will no longer be {role}"
+        doubt = f"{account} will no longer have the role {role}"
         doubt += (
-            f"; {remaining} other{'s have' if remaining > 1 else ' has'} the role."
+            f"; {remaining} other{'s have' if remaining > 1 else ' has'} it."
             if remaining > 0
-            else (", and no other account has the role.")
+            else ", and no other account has it."
         )
         if context.confirm_all([doubt], yes=yes):
             context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
@@ -482,17 +482,21 @@ async def handover(
     async with context.wallet() as wallet:
         contracts = wallet.contracts
         now = await chain_time(contracts.w3)
+        following = None if account is None else checked_address(account)
         calls = []
         for contract in (contracts.credit, contracts.registry, contracts.scheduler):
-            named, schedule = await contract.pending_admin()
-            if cancel and named:
-                calls.append(contract.cancel_handover())
-            elif accept and named == wallet.address and schedule < now:
-                calls.append(contract.accept_handover())
-            elif account is not None and named != checked_address(account):
-                calls.append(contract.begin_handover(account))
+            if following is not None:
+                step = await _begin(contract, following)
+            elif accept:
+                step = await _accept(contract, wallet.address, now)
+            else:
+                step = await _cancel(contract)
+            if isinstance(step, str):
+                context.printer.note(step)
+            else:
+                calls.append(step)
         if not calls:
-            context.unchanged("There is nothing to do, or the delay has not passed yet.")
+            context.printer.note("Nothing was sent.")
         elif context.confirm_all(
             [f"{account} is going to be administrator of all contracts."] if account else [],
             yes=yes,
@@ -501,6 +505,34 @@ async def handover(
                 await wallet.send(call)
         if not context.unsigned:
             await _print_handover(context, contracts)
+
+
+async def _begin(contract: ContractBase, following: str) -> Call | str:
+    """Return the call that names the next administrator of a contract, or why there is none."""
+    named, _ = await contract.pending_admin()
+    if following == named:
+        return f"The handover of {contract.artifact} to {following} is pending."
+    if following == await contract.default_admin():
+        return f"{following} is the administrator of {contract.artifact} already."
+    return contract.begin_handover(following)
+
+
+async def _accept(contract: ContractBase, account: str, now: int) -> Call | str:
+    """Return the call that accepts the handover of a contract, or why there is none."""
+    named, schedule = await contract.pending_admin()
+    if named != account:
+        return f"No handover of {contract.artifact} to {account} is pending."
+    if schedule >= now:
+        return f"{contract.artifact} can be accepted after {iso_time(schedule)} UTC."
+    return contract.accept_handover()
+
+
+async def _cancel(contract: ContractBase) -> Call | str:
+    """Return the call that cancels the handover of a contract, or why there is none."""
+    named, _ = await contract.pending_admin()
+    if not named:
+        return f"No handover of {contract.artifact} is pending."
+    return contract.cancel_handover()
 
 
 async def _print_handover(context: CommandContext, contracts: Contracts) -> None:

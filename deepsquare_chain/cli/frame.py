@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from deepsquare_chain.cli.output import Column, Format, Kind, Printer
-from deepsquare_chain.errors import GridError, UsageError
+from deepsquare_chain.errors import GridError, UsageError, number_problem
 from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
@@ -92,6 +93,25 @@ SETTING_FLAGS: Final[Mapping[str, tuple[type, str, bool]]] = {
     "log_format": (str, "auto, console or json.", False),
 }
 
+
+#: What `--help` shows for the value of a setting's flag, by its type and for some by its name.
+_METAVARS: Final[Mapping[Any, str]] = {
+    str: "TEXT",
+    list[str]: "TEXT",
+    int: "N",
+    float: "N",
+    Path: "PATH",
+    "context": "NAME",
+    "endpoint": "URL",
+    "gateway": "URL",
+    "relay": "URL",
+    "websocket": "URL",
+    "signer": "URL",
+    "signer_account": "ADDRESS",
+    "executor_options": "KEY=VALUE",
+    "gateway_options": "KEY=VALUE",
+    "relay_options": "KEY=VALUE",
+}
 
 #: Names of the parameters that all commands share.
 _COMMON_NAMES: Final = frozenset({*SETTING_FLAGS, "output", "wide", "debug", "help"})
@@ -324,6 +344,52 @@ def require(extra: str, feature: str) -> None:
         )
 
 
+class GridCommand(TyperCommand):
+    """A command whose messages about bad values name the value, what is allowed, and an example."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments.
+
+        Raises:
+            typer.BadParameter: A value is invalid.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            message = _value_problem(error)
+            if message is None:
+                raise
+            raise typer.BadParameter(message, ctx=error.ctx, param=error.param) from None
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters; `--help` shows no type for flags, and one name for arguments."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_bool_flag", False):
+                parameter.metavar = ""
+            elif isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
+        return parameters
+
+
+def _value_problem(error: typer.BadParameter) -> str | None:
+    """Return the message for a value that pydantic refused; None for other errors."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is None:
+        return None
+    first, parameter = details()[0], cast("Any", error.param)
+    kind = parameter.type_descriptor.annotation
+    if kind not in (int, float):
+        return str(first["msg"]).removeprefix("Value error, ")
+    return number_problem(
+        first["input"],
+        whole=kind is int,
+        low=parameter.min,
+        high=parameter.max,
+        example=parameter.default,
+    )
+
+
 def command(
     app: typer.Typer,
     name: str | None = None,
@@ -373,7 +439,7 @@ def command(
 
         call = cast("Callable[..., Awaitable[int | None]]", func)
         _describe(run, func, service=service, sends=sends, reads_table=bool(table))
-        app.command(name, **options)(run)
+        app.command(name, cls=GridCommand, **options)(run)
         return func
 
     return register
@@ -452,8 +518,12 @@ def _common(*, service: bool) -> list[inspect.Parameter]:
     ]
     for name, (kind, text, listed) in SETTING_FLAGS.items():
         flag = f"--{name.replace('_', '-')}"
+        # Numbers stay text: the settings check their range.
+        option_kind: Any = str if kind in (int, float) else kind
+        metavar = _METAVARS.get(name, _METAVARS.get(kind))
+        hidden = not (listed or service)
         parameters.append(
-            _option(name, kind | None, None, text, flag, hidden=not (listed or service))
+            _option(name, option_kind | None, None, text, flag, hidden=hidden, metavar=metavar)
         )
     return parameters
 

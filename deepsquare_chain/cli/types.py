@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from deepsquare_chain.credits import parse_credits
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import UsageError, number_problem
 
 #: The contract counts jobs in 64 bits.
 MAX_JOB_ID: Final = 2**64 - 1
@@ -31,15 +31,13 @@ def whole_number(
         high: Largest number; None for no limit.
         example: Typical number for the error message; `low` by default.
     """
-    allowed = f"from {low} to {high}" if high is not None else f"of {low} or more"
 
     def number(text: str) -> int:
         stripped = str(text).strip()
         value = int(stripped) if re.fullmatch(r"[+-]?[0-9]{1,30}", stripped) else None
         if value is None or value < low or (high is not None and value > high):
             raise typer.BadParameter(
-                f"{stripped[:80]!r} is not a whole number {allowed}, such as "
-                f"{low if example is None else example}"
+                number_problem(stripped, whole=True, low=low, high=high, example=example)
             )
         return value
 

@@ -418,10 +418,14 @@ def test_roles_fee_mint_and_handover(cli: Cli, local_devnet: LocalDevnet) -> Non
 
     named = cli("admin", "handover", alice, "--yes", *admin)
     assert [each["next"] for each in json.loads(named.out)] == [alice] * 3
+    again = cli("admin", "handover", alice, "--yes", *admin)
+    assert f"The handover of Credit to {alice} is pending." in again.err
     withdrawn = cli("admin", "handover", "--cancel", *admin)
     assert [each["next"] for each in json.loads(withdrawn.out)] == [None] * 3
     nothing = cli("admin", "handover", "--accept", "-o", "json")
-    assert "nothing to do" in nothing.err
+    assert f"No handover of MetaScheduler to {alice} is pending." in nothing.err
+    same = cli("admin", "handover", owner, "--yes", *admin)
+    assert f"{owner} is the administrator of Credit already." in same.err
     assert {each["admin"] for each in json.loads(nothing.out)} == {owner}
 
 

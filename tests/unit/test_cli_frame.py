@@ -161,7 +161,10 @@ def test_options_of_a_service_may_be_settings(
     assert seen == [(7, CREDIT // 2, ["a", "b"], True), (8, CREDIT // 2, ["c"], True)]
     monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", "quiet=no most=9")
     assert (run().exit_code, seen[-1]) == (0, (9, None, None, False))
-    for value, words in (("most=0", "greater than or equal to 1"), ("more=1", "no option 'more'")):
+    for value, words in (
+        ("most=0", "'0' is not a whole number of 1 or more"),
+        ("more=1", "no option 'more'"),
+    ):
         monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", value)
         refused = run()
         assert refused.exit_code == 2
@@ -210,6 +213,24 @@ def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
     assert found.exit_code == 2
     assert "Traceback" not in found.output
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("job list -o xml", "'xml' is not one of 'table', 'json', 'csv'"),
+        ("gateway serve --max-files x", "'x' is not a whole number of 1 or more, such as 10000"),
+        ("gateway serve --port 70000", "'70000' is not a whole number from 0 to 65535, such as"),
+        ("relay serve --collect 9", "'9' is not a number from 0 to 5, such as"),
+        ("job list --confirmations 1.5", "'1.5' is not a whole number from 0 to 10000, such as 1"),
+        ("job list --timeout 0", "'0' is not a number above 0, at most 86400, such as 60"),
+        ("job list --log-level loud", "'loud' is not one of 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(line: str, words: str) -> None:
+    found = runner.invoke(real_app, line.split(), terminal_width=300)
+    assert found.exit_code == 2
+    assert words in " ".join(found.stderr.replace("│", " ").split())
 
 
 def test_version() -> None:

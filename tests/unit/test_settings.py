@@ -164,6 +164,12 @@ def test_the_layer_of_a_wrong_value_is_named(
         load(project, user)
     with pytest.raises(UsageError, match="log_level of the command line"):
         load(project, user, log_level="louder")
+    write(user, "follow_offer = 'perhaps'")
+    with pytest.raises(UsageError, match="'perhaps' is neither true nor false"):
+        load(project, user, log_level="info")
+    write(user, "store = 3")
+    with pytest.raises(UsageError, match="store of .*: '3' is not text in quotes"):
+        load(project, user, log_level="info")
 
 
 def test_credentials_of_a_wrong_endpoint_are_not_repeated(project: Path, user: Path) -> None:
