@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -150,6 +150,7 @@ async def _read_once(
     """Read all events from the deployment to a block; None if a reorg happened meanwhile."""
     anchor = await _header(w3, last)
     events: list[Event] = []
+    hashes: dict[int, str] = {}  # of every block with a log, also of events that the audit ignores
     first = deployment.block
     if sink is not None:
         sink.begin()
@@ -161,20 +162,20 @@ async def _read_once(
                 f"The node does not have all blocks up to {last} yet", hint="Try again."
             )
         events += decode_logs(chunk.logs)
+        hashes |= {int(log["blockNumber"], 16): log["blockHash"] for log in chunk.logs}
         if sink is not None:
             sink.take(sorted(chunk.logs, key=_position))
         first = chunk.last + 1
         if progress is not None:
             progress(chunk.last, last)
-    times = await _times(w3, events)
+    times = await _times(w3, hashes)
     if times is None or (await _header(w3, last))["hash"] != anchor["hash"]:
         return None
     return EventHistory(tuple(events), times, last, anchor["hash"], int(anchor["timestamp"], 16))
 
 
-async def _times(w3: AsyncWeb3[Any], events: Iterable[Event]) -> dict[int, int] | None:
-    """Return the time of each block with events; None if a block was replaced."""
-    hashes = {event.block_number: event.block_hash for event in events}
+async def _times(w3: AsyncWeb3[Any], hashes: Mapping[int, str]) -> dict[int, int] | None:
+    """Return the time of each block of these hashes by number; None if a block was replaced."""
     times: dict[int, int] = {}
     try:
         async for number, header in block_headers(w3, sorted(hashes)):

@@ -126,6 +126,18 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
     assert await against_chain(node, tmp_path / "past") == []
 
 
+async def test_an_export_with_a_handover_holds(tmp_path: Path) -> None:
+    """The audit has no use for the events of a handover, but their logs and blocks are exported."""
+    grid = recorded_grid()
+    grid.chain.advance(1)  # to a block of its own
+    grid.credit.beginDefaultAdminTransfer(grid.treasury, sender=grid.admin)
+    node: Any = RecordedNode(grid)
+    manifest, _ = await export(node, tmp_path / "handover")
+    assert manifest.last_block == int(node.logs[-1]["blockNumber"], 16)
+    assert replay_export(tmp_path / "handover").findings == ()
+    assert await against_chain(node, tmp_path / "handover") == []
+
+
 def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
     body = json.loads((original / MANIFEST).read_text())
     assert body["schema"] == "deepsquare-audit/4"

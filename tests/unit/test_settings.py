@@ -168,7 +168,7 @@ def test_the_layer_of_a_wrong_value_is_named(
     with pytest.raises(UsageError, match="'perhaps' is neither true nor false"):
         load(project, user, log_level="info")
     write(user, "store = 3")
-    with pytest.raises(UsageError, match="store of .*: '3' is not text in quotes"):
+    with pytest.raises(UsageError, match=r"store of .*: '3' is not text in quotes"):
         load(project, user, log_level="info")
 
 
