@@ -368,8 +368,12 @@ class GridCommand(TyperCommand):
             if getattr(parameter, "is_bool_flag", False):
                 parameter.metavar = ""
             elif isinstance(parameter, TyperArgument):
-                parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
+                parameter.display_type_rich = _no_type  # type: ignore[method-assign]
         return parameters
+
+
+def _no_type(ctx: Any) -> None:
+    """Return no type, for the help text of an argument."""
 
 
 def _value_problem(error: typer.BadParameter) -> str | None:

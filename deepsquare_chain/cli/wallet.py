@@ -185,28 +185,38 @@ async def list_wallets(
             (keystore.address or None, str(keystore.path), book.contains(keystore.path))
             for keystore in keystores
         ),
-        empty=f"No wallets in {directory}.",
+        empty=f"No wallets in {directory}; `deepsquare wallet list FOLDER` lists another folder.",
     )
 
 
 @command(app)
-async def show(context: CommandContext) -> None:
-    """Show the address of the wallet that commands use; its key is never shown."""
+async def show(
+    context: CommandContext,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Keystore; that of the settings by default."),
+    ] = None,
+) -> None:
+    """Show the address of a wallet, by default of the one that commands use; its key is never shown."""
     from deepsquare_chain.chain.wallet import stated_address
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.errors import NotAuthorisedError
 
+    settings = context.settings
+    if file is not None:
+        settings = settings.model_copy(update={"keystore": file, "signer": None})
     try:
-        address = own_address(context.settings, None)
+        address = own_address(settings, None)
     except NotAuthorisedError as error:
         # This command only displays the address, so an unverified one is acceptable.
-        address = stated_address(context.settings.keystore) if context.settings.keystore else ""
+        address = stated_address(settings.keystore) if settings.keystore else ""
         if not address:
             raise
         context.printer.note(
             f"This address is recorded in the file; it was not compared with the key: {error.message}."
         )
-    context.printer.record(_WALLET, (address, str(context.settings.keystore)))
+    keystore = None if settings.signer or settings.keystore is None else str(settings.keystore)
+    context.printer.record(_WALLET, (address, keystore))
 
 
 @command(app, "result-key")

@@ -67,10 +67,15 @@ async def blocks_of(w3: AsyncWeb3[Any], period: Period, lowest: int) -> tuple[in
         lowest: First block of the search: the block of the deployment.
 
     Raises:
-        UsageError: The period contains no block.
+        UsageError: The period contains no block, or a bound is a block that does not exist.
         EndpointError: The endpoint does not answer.
     """
     newest = int(await w3.eth.block_number)
+    missing = max(period.first_block or 0, period.last_block or 0)
+    if missing > newest:
+        raise UsageError(
+            f"Block {missing} does not exist yet", hint=f"The newest block is {newest}."
+        )
     first = period.first_block if period.first_block is not None else 0
     last = period.last_block
     if period.start is not None:

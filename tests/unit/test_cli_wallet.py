@@ -126,6 +126,9 @@ def test_show_without_the_password_says_that_the_address_is_a_statement(
     assert "not compared with the key" in found.output
     assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,False")
     monkeypatch.setenv(wallet.PASSWORD_FILE_VARIABLE, "password")
+    other = wallet.import_key(folder / "other.json", b"\1" * 32, SECRET, light=True)
+    assert other.address in show("show", "other.json", "--keystore", "w.json").output
+    (folder / "other.json").unlink()
     assert "not compared" not in show("show", "--keystore", "w.json").output
     assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,True")
 

@@ -98,3 +98,10 @@ async def test_periods_without_a_block_are_refused(start: int | None, end: int |
         return
     with pytest.raises(UsageError, match="No block"):
         await blocks_of(chain(), found, 3)
+
+
+@pytest.mark.parametrize("period", [Period(last_block=9), Period(first_block=9)])
+async def test_a_bound_that_is_a_future_block_is_refused(period: Period) -> None:
+    with pytest.raises(UsageError, match="Block 9 does not exist yet") as caught:
+        await blocks_of(chain(), period, 3)
+    assert "newest block is 8" in caught.value.hint
