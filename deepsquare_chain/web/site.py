@@ -307,7 +307,10 @@ def environment() -> Environment:
     )
     templates.filters.update(formats.FILTERS)
     templates.globals.update(
-        ago=formats.ago, count=formats.count, page_numbers=formats.page_numbers, JobStatus=JobStatus
+        count=formats.count,
+        page_numbers=formats.page_numbers,
+        JobStatus=JobStatus,
+        sections=SECTIONS,
     )
     return templates
 
@@ -332,11 +335,6 @@ class PageContext:
     def now(self) -> int:
         """See `Site.now`."""
         return self.site.now(self.status)
-
-    @cached_property
-    def sections(self) -> list[tuple[str, str, bool]]:
-        """Menu entries: path, text, and whether the page is below it."""
-        return [(href, text, self.path.startswith(href)) for href, text in SECTIONS]
 
     def link(self, **changes: object) -> str:
         """Return the URL of this page with changed query parameters; None removes one.

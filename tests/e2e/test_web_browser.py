@@ -277,6 +277,20 @@ def test_a_job_is_checked_and_priced_before_there_is_a_wallet(
     tab.check()
 
 
+def test_without_a_wallet_no_job_is_topped_up_or_cancelled(
+    tab: Watched, explorer: BusyExplorer
+) -> None:
+    jobs = httpx2.get(
+        f"{explorer.url}/api/v1/jobs", params={"status": "PENDING"}, trust_env=False, timeout=60
+    ).json()["items"]
+    page = tab.page
+    page.goto(f"{explorer.url}/jobs/{jobs[-1]['id']}")
+    expect(page.locator("#live")).to_have_class(re.compile("on"))
+    for action in ("topup", "cancel"):
+        expect(page.locator(f"#{action}")).to_have_count(1)
+        expect(page.locator(f"#{action}")).to_be_hidden()
+
+
 def test_a_job_file_is_written_with_the_schemas_help(tab: Watched, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(f"{explorer.url}/submit")
