@@ -295,9 +295,11 @@ class Projection:
                     by=event.sender,
                 )
             case ev.FeeChanged():
-                self._parameter(event, "fee_bps", str(event.fee_bps))
+                fee = str(event.fee_bps)
+                self._add_event(schema.parameters, event, name="fee_bps", value=fee)
             case ev.SubmissionsChanged():
-                self._parameter(event, "submissions_open", str(event.open).lower())
+                is_open = str(event.open).lower()
+                self._add_event(schema.parameters, event, name="submissions_open", value=is_open)
             case _:
                 pass
 
@@ -333,9 +335,6 @@ class Projection:
         self._parked[event.recipient] = parked
         self._add_event(schema.parkings, event, amount=amount, held=parked)
         self._totals["parked"] = self._totals.get("parked", 0) + amount
-
-    def _parameter(self, event: ev.Event, name: str, value: str) -> None:
-        self._add_event(schema.parameters, event, name=name, value=value)
 
     # -- totals
 

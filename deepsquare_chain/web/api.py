@@ -289,24 +289,22 @@ def _check_parameter_names(request: Request) -> None:
 # -- conditional requests
 
 
-class ConditionalIndex:
-    """Access to the index for one request, with 304 if the client's response is still valid."""
+@dataclass(frozen=True, slots=True)
+class _Revalidated:
+    """Dependency: the index, unless the client's response is still valid (304).
 
-    def __init__(self, request: Request, response: Response) -> None:
-        self._request = request
-        self._response = response
+    The ETag covers the tables of the index, and the given members of its status.
+    """
 
-    def index(self, *status_members: str) -> Index:
-        """Return the index; the ETag covers its tables and the members of its status in `status_members`."""
-        index: Index = self._request.app.state.index
+    status_members: tuple[str, ...] = ()
+
+    def __call__(self, request: Request, response: Response) -> Index:
+        index: Index = request.app.state.index
         # The ETag is computed before the query: at worst, the next request is answered in full.
         status = index.status()
-        version = [
-            status.built_since,
-            status.change,
-            *(getattr(status, name) for name in status_members),
-        ]
-        self._response.headers.update(_etag_headers(self._request, version))
+        members = (getattr(status, name) for name in self.status_members)
+        version = [status.built_since, status.change, *members]
+        response.headers.update(_etag_headers(request, version))
         return index
 
 
@@ -326,10 +324,11 @@ def _etag_headers(request: Request, version: Any) -> dict[str, str]:
     return headers
 
 
-#: Members of the index status that a response depends on, besides the tables.
-BLOCK: Final = ("block",)
-HEAD: Final = ("block", "head", "finalized")
-Indexed: TypeAlias = Annotated[ConditionalIndex, Depends()]
+#: The index for responses that depend on its tables alone.
+Tables: TypeAlias = Annotated[Index, Depends(_Revalidated())]
+#: The index for responses that also depend on its last block, or on the head of the chain.
+AtBlock: TypeAlias = Annotated[Index, Depends(_Revalidated(("block",)))]
+AtHead: TypeAlias = Annotated[Index, Depends(_Revalidated(("block", "head", "finalized")))]
 
 
 def _camel_case(route: APIRoute) -> str:
@@ -388,20 +387,20 @@ def describe(request: Request) -> Response:
 
 
 @router.get("/status")
-def get_status(source: Indexed) -> rm.Status:
+def get_status(index: AtHead) -> rm.Status:
     """The state of the index, and its grid."""
-    return source.index(*HEAD).status()
+    return index.status()
 
 
 @router.get("/overview")
-def get_overview(source: Indexed) -> rm.Overview:
+def get_overview(index: AtBlock) -> rm.Overview:
     """Summary of the grid."""
-    return source.index(*BLOCK).overview()
+    return index.overview()
 
 
 @router.get("/jobs")
 def list_jobs(
-    source: Indexed,
+    index: Tables,
     paging: Paging,
     *,
     status: Annotated[list[_Status], Query(description="Any of these; may be repeated.")] = [],  # noqa: B006
@@ -413,7 +412,7 @@ def list_jobs(
     ] = None,
 ) -> rm.Page[rm.JobRow]:
     """Jobs, latest first."""
-    return source.index().jobs(
+    return index.jobs(
         *paging,
         statuses=[JobStatus[status_name] for status_name in status],
         customer=customer,
@@ -424,70 +423,70 @@ def list_jobs(
 
 
 @router.get("/jobs/{job}")
-def get_job(source: Indexed, job: JobId) -> rm.JobDetail:
+def get_job(index: Tables, job: JobId) -> rm.JobDetail:
     """A job with all its details."""
-    return source.index().job(job)
+    return index.job(job)
 
 
 @router.get("/jobs/{job}/events")
-def list_events_of_job(source: Indexed, job: JobId, paging: Paging) -> rm.Page[rm.EventRow]:
+def list_events_of_job(index: Tables, job: JobId, paging: Paging) -> rm.Page[rm.EventRow]:
     """Events of a job, latest first."""
-    return source.index().events(*paging, job_id=job)
+    return index.events(*paging, job_id=job)
 
 
 @router.get("/transitions")
-def list_transitions(source: Indexed, paging: Paging) -> rm.Page[rm.TransitionRow]:
+def list_transitions(index: Tables, paging: Paging) -> rm.Page[rm.TransitionRow]:
     """Status changes of all jobs, latest first."""
-    return source.index().transitions(*paging)
+    return index.transitions(*paging)
 
 
 @router.get("/events")
-def list_events(source: Indexed, paging: Paging) -> rm.Page[rm.EventRow]:
+def list_events(index: Tables, paging: Paging) -> rm.Page[rm.EventRow]:
     """Events as the contracts emitted them, latest first."""
-    return source.index().events(*paging)
+    return index.events(*paging)
 
 
 @router.get("/exceptions")
 def list_exceptions(
-    source: Indexed,
+    index: Tables,
     paging: Paging,
     kind: Annotated[_Text | None, Query(description=f"One of {', '.join(ANOMALY_KINDS)}.")] = None,
 ) -> rm.Page[rm.AnomalyRow]:
     """Anomalies by the rules of `audit verify`, latest first: allowed but unusual."""
-    return source.index().anomalies(*paging, kind=kind)
+    return index.anomalies(*paging, kind=kind)
 
 
 @router.get("/exceptions/open")
-def list_open_exceptions(source: Indexed) -> rm.OpenAnomalies:
+def list_open_exceptions(index: AtBlock) -> rm.OpenAnomalies:
     """Open anomalies that no transaction caused: overrun, idle and unanswered."""
-    return source.index(*BLOCK).open_anomalies()
+    return index.open_anomalies()
 
 
 @router.get("/settlements")
 def list_settlements(
-    source: Indexed,
+    index: Tables,
     paging: Paging,
     provider: Annotated[_Text | None, Query(description="Account of the paid provider.")] = None,
 ) -> rm.Page[rm.SettlementRow]:
     """Settlements of escrows, interim payments included, latest first."""
-    return source.index().settlements(*paging, provider=provider)
+    return index.settlements(*paging, provider=provider)
 
 
 @router.get("/movements")
-def list_movements(source: Indexed, paging: Paging) -> rm.Page[rm.MovementRow]:
+def list_movements(index: Tables, paging: Paging) -> rm.Page[rm.MovementRow]:
     """Movements of all accounts, latest first."""
-    return source.index().movements(*paging)
+    return index.movements(*paging)
 
 
 @router.get("/accounts/{account}")
-def get_account(source: Indexed, account: Account) -> rm.AccountRow:
+def get_account(index: Tables, account: Account) -> rm.AccountRow:
     """An account: its balances and roles on the grid."""
-    return source.index().account(account)
+    return index.account(account)
 
 
 @router.get("/accounts/{account}/statement")
 def list_statement(
-    source: Indexed,
+    index: Tables,
     account: Account,
     paging: Paging,
     oldest_first: Annotated[
@@ -495,37 +494,37 @@ def list_statement(
     ] = False,
 ) -> rm.Page[rm.MovementRow]:
     """Payments of an account in both directions, with the balance after each."""
-    return source.index().statement(account, *paging, oldest_first=oldest_first)
+    return index.statement(account, *paging, oldest_first=oldest_first)
 
 
 @router.get("/providers")
-def list_providers(source: Indexed) -> tuple[rm.ProviderRow, ...]:
+def list_providers(index: AtBlock) -> tuple[rm.ProviderRow, ...]:
     """All providers."""
-    return source.index(*BLOCK).providers()
+    return index.providers()
 
 
 @router.get("/providers/{provider}")
 def get_provider(
-    source: Indexed, provider: Annotated[_Text, Path(description="Its account or ID.")]
+    index: AtBlock, provider: Annotated[_Text, Path(description="Its account or ID.")]
 ) -> rm.ProviderDetail:
     """A provider with its history."""
-    return source.index(*BLOCK).provider(_number_or_text(provider))
+    return index.provider(_number_or_text(provider))
 
 
 @router.get("/providers/{account}/history")
 def list_provider_history(
-    source: Indexed,
+    index: Tables,
     account: Account,
     paging: Paging,
     kind: Annotated[_Text | None, Query(description="One kind of change, such as prices.")] = None,
 ) -> rm.Page[rm.ProviderChange]:
     """Changes of a provider, latest first."""
-    return source.index().provider_history(account, *paging, kind=kind)
+    return index.provider_history(account, *paging, kind=kind)
 
 
 @router.get("/transactions")
 def list_transactions(
-    source: Indexed,
+    index: Tables,
     paging: Paging,
     *,
     sender: Annotated[
@@ -537,83 +536,81 @@ def list_transactions(
     block: Annotated[_Number | None, Query(description="Number of their block.")] = None,
 ) -> rm.Page[rm.TransactionRow]:
     """Transactions that emitted events of this grid, latest first."""
-    return source.index().transactions(*paging, sender=sender, signer=signer, block=block)
+    return index.transactions(*paging, sender=sender, signer=signer, block=block)
 
 
 @router.get("/transactions/{hash}")
 def get_transaction(
-    source: Indexed, tx_hash: Annotated[_Text, Path(alias="hash", description="Its hash.")]
+    index: Tables, tx_hash: Annotated[_Text, Path(alias="hash", description="Its hash.")]
 ) -> rm.TransactionDetail:
     """A transaction with its effects."""
-    return source.index().transaction(tx_hash)
+    return index.transaction(tx_hash)
 
 
 @router.get("/blocks")
-def list_blocks(source: Indexed, paging: Paging) -> rm.Page[rm.BlockRow]:
+def list_blocks(index: Tables, paging: Paging) -> rm.Page[rm.BlockRow]:
     """Blocks with events of this grid, latest first."""
-    return source.index().blocks(*paging)
+    return index.blocks(*paging)
 
 
 @router.get("/blocks/{block}")
 def get_block(
-    source: Indexed, block: Annotated[_Text, Path(description="Its number or hash.")]
+    index: Tables, block: Annotated[_Text, Path(description="Its number or hash.")]
 ) -> rm.BlockDetail:
     """A block with its transactions."""
-    return source.index().block(_number_or_text(block))
+    return index.block(_number_or_text(block))
 
 
 @router.get("/search")
 def search(
-    source: Indexed,
+    index: Tables,
     q: Annotated[_Text, Query(description="ID, name, address, hash or number.")] = "",
 ) -> tuple[rm.Hit, ...]:
     """Objects that a text can refer to."""
-    return source.index().search(q)
+    return index.search(q)
 
 
 @router.get("/parameters")
-def get_parameters(source: Indexed) -> rm.ParameterHistory:
+def get_parameters(index: Tables) -> rm.ParameterHistory:
     """Fee, timeouts and addresses, with the history of the changeable ones."""
-    return source.index().parameters()
+    return index.parameters()
 
 
 @router.get("/roles")
-def get_roles(source: Indexed) -> rm.Roles:
+def get_roles(index: Tables) -> rm.Roles:
     """Role grants in force, and the history of all grants and revocations."""
-    return source.index().roles()
+    return index.roles()
 
 
 @router.get("/series/jobs")
-def get_jobs_over_time(source: Indexed, intervals: Intervals) -> tuple[rm.StatusPoint, ...]:
+def get_jobs_over_time(index: AtBlock, intervals: Intervals) -> tuple[rm.StatusPoint, ...]:
     """Jobs by status over time."""
-    index = source.index(*BLOCK)
     return index.jobs_by_status_over_time(**intervals)
 
 
 @router.get("/series/escrow")
-def get_escrow_over_time(source: Indexed, intervals: Intervals) -> tuple[rm.EscrowPoint, ...]:
+def get_escrow_over_time(index: AtBlock, intervals: Intervals) -> tuple[rm.EscrowPoint, ...]:
     """Totals of credits over time."""
-    return source.index(*BLOCK).escrow_over_time(**intervals)
+    return index.escrow_over_time(**intervals)
 
 
 @router.get("/series/utilisation")
 def get_utilisation(
-    source: Indexed,
+    index: AtBlock,
     intervals: Intervals,
     account: Annotated[_Text | None, Query(description="One provider alone.")] = None,
 ) -> tuple[rm.Utilisation, ...]:
     """CPU-seconds used and offered over time, by provider."""
-    index = source.index(*BLOCK)
     return index.utilisation(account=account, **intervals)
 
 
 @router.get("/changes")
 def list_changes(
-    source: Indexed,
+    index: Tables,
     since: Annotated[_Number, Query(description="Number of the last known change.")] = 0,
 ) -> rm.Changes:
     """Changes after the given change number."""
-    return source.index().changes(since)
+    return index.changes(since)
 
 
 def _number_or_text(text: str) -> int | str:
