@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -29,11 +28,11 @@ from starlette.routing import Route
 from web3 import AsyncWeb3
 
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
-from deepsquare_chain.chain.bindings.contracts import Contracts
+from deepsquare_chain.chain.bindings.contracts import Contracts, CreditContract
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
 from deepsquare_chain.chain.rpc.pool import close, connect
-from deepsquare_chain.chain.transactions.sender import Sender
+from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import import_key
 from deepsquare_chain.client.gasless import Confirm, RelayClient, RelayedSender
 from deepsquare_chain.credits import CREDIT
@@ -425,25 +424,6 @@ def _with(deployment: Deployment, **extra: str) -> Deployment:
     return dataclasses.replace(deployment, extra={**deployment.extra, **extra})
 
 
-class Receipt(Protocol):
-    """The fields of a transaction receipt that the faucet reads."""
-
-    @property
-    def hash(self) -> str: ...
-
-
-class CallSender(Protocol):
-    """A sender whose account has the minter role."""
-
-    async def send(self, call: Call, *, key: str) -> Receipt: ...
-
-
-class Minter(Protocol):
-    """The mint function of the credit contract."""
-
-    def mint(self, to: str, amount: int) -> Call: ...
-
-
 class FaucetLimitError(GridError):
     """The address was paid within the interval."""
 
@@ -476,8 +456,8 @@ class Faucet:
 
     def __init__(
         self,
-        sender: CallSender,
-        credit: Minter,
+        sender: Sender,
+        credit: CreditContract,
         *,
         gas_wei: int = GAS_WEI,
         credit_wei: int = CREDIT_WEI,
@@ -501,7 +481,7 @@ class Faucet:
         """
         receiver = checked_address(address)
         self._check_interval(receiver)
-        payment = self._incomplete.setdefault(receiver, token_hex(8))
+        payment = self._incomplete.setdefault(receiver, secrets.token_hex(8))
         gas = Call(receiver, b"", f"gas for {receiver}", self._gas_wei)
         mint = self._credit.mint(receiver, self._credit_wei)
         try:
@@ -533,7 +513,7 @@ class Faucet:
         self._paid[receiver] = now
 
 
-def _receipt(result: Receipt | BaseException) -> Receipt:
+def _receipt(result: TxReceipt | BaseException) -> TxReceipt:
     if isinstance(result, BaseException):
         raise result
     return result
@@ -603,7 +583,7 @@ async def run_devnet(
             a real deployment.
     """
     path = _absolute(folder)
-    with _alone(path), stopped_by_signals() as stop:
+    with _locked(path), stopped_by_signals() as stop:
         _archive_old_files(path)
         grid = LocalGrid(
             path,
@@ -638,7 +618,7 @@ def _absolute(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder for this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -664,11 +644,11 @@ def _archive_old_files(folder: Path) -> None:
             f"{record} is the record of a deployment that is not a devnet",
             hint="Give another --folder, to keep this record.",
         )
-    leftovers = [folder / name for name in _GRID_FILES if (folder / name).exists()]
-    if leftovers:
+    old_files = [folder / name for name in _GRID_FILES if (folder / name).exists()]
+    if old_files:
         archive = folder / f"ended-{time.strftime('%Y%m%d-%H%M%S')}"
         archive.mkdir(exist_ok=True)
-        for path in leftovers:
+        for path in old_files:
             shutil.move(path, archive / path.name)
 
 

@@ -119,7 +119,7 @@ def gateway_app(
     for path, other in (more or {}).items():
         app.router.routes.append(Route(path, other, include_in_schema=False))
     for kind in (GridError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _answered)
+        app.add_exception_handler(kind, _error_response)
     # Browsers never send tokens automatically, unlike cookies, so any origin is allowed.
     app.add_middleware(
         CORSMiddleware,
@@ -140,12 +140,12 @@ def _gateway(request: Request) -> GatewayService:
 def _signed_in(request: Request) -> Session:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     session = _gateway(request).access.session(token if scheme.lower() == "bearer" else "")
-    _heed(request.app.state.requests.wait(session.account.lower()))
+    _refuse_excess(request.app.state.requests.wait(session.account.lower()))
     return session
 
 
-def _unknown(request: Request) -> None:
-    _heed(request.app.state.sign_ins.wait(request.client.host if request.client else "?"))
+def _check_sign_in_rate(request: Request) -> None:
+    _refuse_excess(request.app.state.sign_ins.wait(request.client.host if request.client else "?"))
 
 
 Gateway = Annotated[GatewayService, Depends(_gateway)]
@@ -161,13 +161,13 @@ async def terms(gateway: Gateway) -> dict[str, Any]:
     return gateway.terms()
 
 
-@router.post("/v1/sign-in/nonce", dependencies=[Depends(_unknown)])
+@router.post("/v1/sign-in/nonce", dependencies=[Depends(_check_sign_in_rate)])
 async def nonce(gateway: Gateway) -> Response:
     """Return a nonce for one sign-in."""
     return JSONResponse(gateway.access.challenge(), headers=_SAFE)
 
 
-@router.post("/v1/sign-in", dependencies=[Depends(_unknown)])
+@router.post("/v1/sign-in", dependencies=[Depends(_check_sign_in_rate)])
 async def sign_in(gateway: Gateway, request: Request) -> Response:
     """Return a token for a signed message: `{"message": TEXT, "signature": "0x..."}`."""
     body = await _json(request)
@@ -343,7 +343,8 @@ def _notifications(gateway: GatewayService) -> GatewayNotifications:
     return gateway.notifications
 
 
-def _heed(wait: float) -> None:
+def _refuse_excess(wait: float) -> None:
+    """Refuse a request over its rate limit, which is allowed again in `wait` seconds; 0 for now."""
     if wait:
         raise RequestRefusedError(
             "Too many requests",
@@ -354,7 +355,7 @@ def _heed(wait: float) -> None:
         )
 
 
-async def _answered(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         return problem(HTTPStatus.NOT_FOUND, "There is no resource at this path")
     return failure_response(error, "gateway", request.url.path)

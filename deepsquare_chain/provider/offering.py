@@ -298,14 +298,14 @@ class AbilityPublisher:
         self._next_test_at = float("-inf")
         self._tasks = BackgroundTasks()
         #: Every ability with `yes` or a reason; empty until the first test has ended.
-        self.found: dict[str, str] = {}
+        self.results: dict[str, str] = {}
 
     @property
     def usable(self) -> frozenset[str] | None:
         """Abilities that the last test found; None before the first one has ended."""
-        if not self.found:
+        if not self.results:
             return None
-        return frozenset(name for name, state in self.found.items() if state == _YES)
+        return frozenset(name for name, state in self.results.items() if state == _YES)
 
     def follow(self) -> None:
         """Begin a test in the background, if one is due."""
@@ -323,7 +323,7 @@ class AbilityPublisher:
 
     async def _test(self) -> int:
         try:
-            self.found = await probe_abilities(self._executor)
+            self.results = await probe_abilities(self._executor)
             _log.info("abilities tested", found=",".join(sorted(self.usable or ())))
             await self._publish()
         except GridError as error:
@@ -335,7 +335,9 @@ class AbilityPublisher:
     async def _publish(self) -> None:
         registry = self._contracts.registry
         provider = await registry.provider_of(self._sender.address)
-        labels = labels_with(provider.labels, self.found, await asyncio.to_thread(self._own_labels))
+        labels = labels_with(
+            provider.labels, self.results, await asyncio.to_thread(self._own_labels)
+        )
         if labels == dict(provider.labels):
             return
         receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)

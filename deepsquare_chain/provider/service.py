@@ -235,7 +235,7 @@ class ProviderSettings(ServiceSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class GridRegistration:
     """The registration of an account on a grid, and the grid's parameters; times in seconds."""
 
     provider_id: int
@@ -245,7 +245,7 @@ class Standing:
     hardware: Offer
 
 
-async def look_up(contracts: Contracts, account: str) -> Standing:
+async def look_up_provider(contracts: Contracts, account: str) -> GridRegistration:
     """Return the provider of this account, with the parameters of the grid.
 
     Raises:
@@ -257,7 +257,7 @@ async def look_up(contracts: Contracts, account: str) -> Standing:
     _log.info(
         "provider identified", id=provider.id, account=provider.account, status=provider.status.name
     )
-    return Standing(
+    return GridRegistration(
         provider.id,
         parameters.claim_timeout,
         parameters.response_timeout,
@@ -276,7 +276,7 @@ class ProviderService:
         executor: Executor that runs the jobs.
         definitions: Store of job definitions.
         settings: Settings of the provider.
-        standing: Registration of the account; see `look_up`.
+        registration: Registration of the account; see `look_up_provider`.
         metrics: Registry of the metrics.
         on_hardware: Called with the total of the registered hardware, at every refresh.
         gateways: Gateways to which output is delivered.
@@ -291,13 +291,13 @@ class ProviderService:
         executor: Executor,
         definitions: DefinitionStore,
         settings: ProviderSettings,
-        standing: Standing,
+        registration: GridRegistration,
         metrics: Metrics | None = None,
         on_hardware: Callable[[Offer], None] | None = None,
         gateways: Sequence[GatewayClient] = (),
     ) -> None:
         deployment = contracts.deployment
-        self.provider_id = standing.provider_id
+        self.provider_id = registration.provider_id
         self.table = RunTable(
             store,
             sender.address,
@@ -313,9 +313,9 @@ class ProviderService:
         self._executor = executor
         self._definitions = definitions
         self._settings = settings
-        self._standing = standing
+        self._registration = registration
         self._assignment_timeout = settings.assignment_timeout or max(
-            1, standing.claim_timeout // 2
+            1, registration.claim_timeout // 2
         )
         self._on_hardware = on_hardware
         definition_cache = DefinitionCache(definitions)
@@ -324,7 +324,7 @@ class ProviderService:
             executor,
             self.table,
             definition_cache,
-            provider_id=standing.provider_id,
+            provider_id=registration.provider_id,
             confirmations=settings.confirmations,
             first_block=deployment.block,
         )
@@ -415,7 +415,7 @@ class ProviderService:
     def details(self) -> dict[str, Any]:
         """Return the fields of the status file in addition to the daemon's own state."""
         return {
-            "abilities": self._abilities.found,
+            "abilities": self._abilities.results,
             "fault": self._fault,
             "draining": self._maintenance.draining,
             "jobs": self._jobs,
@@ -505,7 +505,7 @@ class ProviderService:
         if not self._challenged_at:
             return False
         waited = head.time - self._challenged_at
-        if waited * 2 >= self._standing.response_timeout or self._exceeds_fee_ceiling(head):
+        if waited * 2 >= self._registration.response_timeout or self._exceeds_fee_ceiling(head):
             return True
         return not self._batches.jobs and not self._batches.would_send(planned)
 
@@ -610,7 +610,7 @@ class ProviderService:
 
     def _collecting(self, head: Head) -> Collecting | None:
         """Return when interim payments are worth their gas at this base fee; None for never."""
-        settings, grid = self._settings, self._standing.collect_interval
+        settings, grid = self._settings, self._registration.collect_interval
         interval = grid if settings.collect_interval is None else settings.collect_interval
         if interval == 0:
             return None
@@ -835,13 +835,13 @@ async def run_provider(
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
         metrics = Metrics(NAME)
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
-        standing = await look_up(contracts, account.address)
+        registration = await look_up_provider(contracts, account.address)
         store = parts.enter_context(await open_store(NAME, contracts, account, settings))
         runs_on = executor or create_executor(
             settings.executor,
             ExecutorContext(
                 state_dir=settings.state_dir,
-                capacity=settings.capacity or standing.hardware,
+                capacity=settings.capacity or registration.hardware,
                 min_free=settings.min_free,
                 owner=account.address,
                 options=settings.executor_options,
@@ -859,7 +859,7 @@ async def run_provider(
             executor=runs_on,
             definitions=definitions,
             settings=settings,
-            standing=standing,
+            registration=registration,
             metrics=metrics,
             on_hardware=None if settings.capacity else _follow_hardware(runs_on),
             gateways=gateways,
@@ -900,7 +900,7 @@ class _MaintenanceSignals:
         loop = asyncio.get_running_loop()
         for number, draining in _MAINTENANCE:
             with suppress(RuntimeError, ValueError):  # only the main thread can handle signals
-                loop.add_signal_handler(number, self._ask, draining)
+                loop.add_signal_handler(number, self._on_signal, draining)
 
     def __exit__(self, *_: object) -> None:
         loop = asyncio.get_running_loop()
@@ -913,7 +913,7 @@ class _MaintenanceSignals:
         if self._requested is not None:
             service.drain(self._requested)
 
-    def _ask(self, draining: bool) -> None:
+    def _on_signal(self, draining: bool) -> None:
         if self._service is None:
             self._requested = draining
         else:

@@ -682,7 +682,7 @@ class GatewayDefinitionStore:
         if key in self._put:
             return key
         results = await asyncio.gather(
-            *(result.put_definition(data) for result in self.gateways), return_exceptions=True
+            *(gateway.put_definition(data) for gateway in self.gateways), return_exceptions=True
         )
         failures = [result for result in results if isinstance(result, BaseException)]
         if len(failures) == len(results):

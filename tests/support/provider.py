@@ -21,7 +21,7 @@ from deepsquare_chain.executors.base import Executor
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from deepsquare_chain.provider.model import Phase, Run
-from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up
+from deepsquare_chain.provider.service import ProviderService, ProviderSettings, look_up_provider
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.gateway_client import GatewayDefinitionStore, open_gateways
 from deepsquare_chain.workflow import Definition, Step
@@ -177,7 +177,7 @@ async def bench(
             executor=executor,
             definitions=GatewayDefinitionStore(clients) if clients else definition_store,
             settings=ProviderSettings(state_dir=folder, **options),
-            standing=await look_up(grid.contracts, account.address),
+            registration=await look_up_provider(grid.contracts, account.address),
             gateways=clients,
         )
         try:
