@@ -139,24 +139,25 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def name(value: Any) -> str:
-    """Check the name of a job, as stored on chain."""
-    checked = text(value)
-    if len(checked.encode()) > MAX_NAME_BYTES:
-        raise problem(f"is longer than {MAX_NAME_BYTES} bytes")
-    if not checked.isprintable():
-        raise problem("contains characters that can't be printed")
-    return checked
+def _up_to(limit: int, advice: str = "", *, printable: bool = False) -> Callable[[Any], str]:
+    """Return a check for texts of at most `limit` bytes."""
+
+    def check(value: Any) -> str:
+        checked = text(value)
+        if len(checked.encode()) > limit:
+            raise problem(f"is longer than {limit:,} bytes{advice}")
+        if printable and not checked.isprintable():
+            raise problem("contains characters that can't be printed")
+        return checked
+
+    return check
 
 
-def step_name(value: Any) -> str:
-    """Check the name of a step, which is shown in the output."""
-    checked = text(value)
-    if len(checked.encode()) > MAX_STEP_NAME_BYTES:
-        raise problem(f"is longer than {MAX_STEP_NAME_BYTES} bytes")
-    if not checked.isprintable():
-        raise problem("contains characters that can't be printed")
-    return checked
+#: The name of a job, as stored on chain, and of a step, which is shown in the output.
+name = _up_to(MAX_NAME_BYTES, printable=True)
+step_name = _up_to(MAX_STEP_NAME_BYTES, printable=True)
+command = _up_to(MAX_COMMAND_BYTES, "; put it in several steps")
+env_value = _up_to(MAX_ENV_VALUE_BYTES)
 
 
 def boolean(value: Any) -> bool:
@@ -281,24 +282,22 @@ def web_url(value: Any) -> str:
     return checked
 
 
-def ip_address(value: Any) -> str:
-    """Check an IP address."""
-    checked = line(value)
-    try:
-        ipaddress.ip_address(checked)
-    except ValueError:
-        raise problem(f"must be an IP address, not {show(checked)}") from None
-    return checked
+def _parsed_by(parse: Callable[[str], object], words: str) -> Callable[[Any], str]:
+    """Return a check for lines that `parse` accepts without a ValueError."""
+
+    def check(value: Any) -> str:
+        checked = line(value)
+        try:
+            parse(checked)
+        except ValueError:
+            raise problem(f"must be {words}, not {show(checked)}") from None
+        return checked
+
+    return check
 
 
-def cidr(value: Any) -> str:
-    """Check an IP address with a prefix length."""
-    checked = line(value)
-    try:
-        ipaddress.ip_interface(checked)
-    except ValueError:
-        raise problem(f"must be an address such as 10.0.0.2/24, not {show(checked)}") from None
-    return checked
+ip_address = _parsed_by(ipaddress.ip_address, "an IP address")
+cidr = _parsed_by(ipaddress.ip_interface, "an address such as 10.0.0.2/24")
 
 
 def file_mode(value: Any) -> int:
@@ -371,14 +370,6 @@ def env_list(value: Any) -> Any:
     return variables
 
 
-def command(value: Any) -> str:
-    """Check the command of a step."""
-    checked = text(value)
-    if len(checked.encode()) > MAX_COMMAND_BYTES:
-        raise problem(f"is longer than {MAX_COMMAND_BYTES:,} bytes; put it in several steps")
-    return checked
-
-
 def env_name(value: Any) -> str:
     """Check the name of an environment variable that a shell can export."""
     checked = text(value)
@@ -394,14 +385,6 @@ def env_name(value: Any) -> str:
         raise problem(f"can't be set here: set it in the command, as in export {checked}=...")
     if checked in _READONLY_IN_BASH:
         raise problem("can't be set: bash reserves this variable")
-    return checked
-
-
-def env_value(value: Any) -> str:
-    """Check the value of an environment variable."""
-    checked = text(value)
-    if len(checked.encode()) > MAX_ENV_VALUE_BYTES:
-        raise problem(f"is longer than {MAX_ENV_VALUE_BYTES:,} bytes")
     return checked
 
 

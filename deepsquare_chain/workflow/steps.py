@@ -126,7 +126,7 @@ def _container_command(run: RunSection) -> str:
     """Return the command of a container: a shell with the step's command, or entrypoint arguments."""
     if run.shell == "ENTRYPOINT" or not run.command.strip():
         # Split into words like a shell, without expansion.
-        return " ".join(quote(word) for word in split_words(run.command))
+        return " ".join(quote(word) for word in shlex.split(run.command))
     shell = run.shell or "/bin/sh"
     command = command_argument(run.command)
     if run.work_dir is None:
@@ -135,29 +135,13 @@ def _container_command(run: RunSection) -> str:
     return f"{shell} -c {quote(enter)} enter {quote(run.work_dir)} {shell} -c {command}"
 
 
-def split_words(text: str) -> list[str]:
-    """Split a text into arguments, with the quoting rules of a shell.
-
-    Raises:
-        ValueError: A quote is not closed.
-    """
-    return shlex.split(text)
-
-
 def uses_entrypoint(run: RunSection) -> bool:
     """Whether a step runs the entrypoint of its image instead of a shell."""
     return run.shell == "ENTRYPOINT" or not run.command.strip()
 
 
 def _podman(run: RunSection, container: ContainerSection) -> list[str]:
-    options = [
-        "run",
-        "--rm",
-        "--quiet",
-        "--log-driver=none",
-        "--security-opt",
-        "label=disable",
-    ]
+    options = ["run", "--rm", "--quiet", "--log-driver=none", "--security-opt", "label=disable"]
     # Podman 4.3 has no pasta; for a step, slirp4netns is equivalent.
     options += [f"--network={'host' if run.network in {None, 'host'} else 'slirp4netns'}"]
     options += [f"--dns={address}" for address in run.dns]
@@ -169,12 +153,11 @@ def _podman(run: RunSection, container: ContainerSection) -> list[str]:
     options += ["--read-only"] if container.read_only_root_fs else []
     if run.map_uid is not None or run.map_gid is not None:
         options += [f"--user={run.map_uid or 0}:{run.map_gid or 0}"]
-    if uses_entrypoint(run):
-        options += [f"--workdir={quote(run.work_dir)}"] if run.work_dir else []
-        command = _container_command(run)
-    else:
+    if not uses_entrypoint(run):
         options += ["--entrypoint="]
-        command = _container_command(run)
+    elif run.work_dir:
+        options += [f"--workdir={quote(run.work_dir)}"]
+    command = _container_command(run)
     call = f'exec "$@" podman {" ".join(options)} "${{DEEPSQUARE_OPTIONS[@]}}" {command}'.rstrip()
     return [
         "mapfile -t DEEPSQUARE_OPTIONS < <(podman_limits && container_variables | sed 's/^/--env=/')",

@@ -711,7 +711,7 @@ class Challenged:
         service._batches = batches
         service._challenged_at = self.challenged_at
         service._settings = SimpleNamespace(max_fee_per_gas=100)
-        service._standing = SimpleNamespace(response_timeout=60)
+        service._registration = SimpleNamespace(response_timeout=60)
         await service._send(Head(1, self.now, b"", base_fee=self.base_fee), self.planned)
         return self.sent
 
@@ -766,7 +766,7 @@ def test_when_interim_payments_are_collected(tmp_path: Path, changes, expected):
     """The gas of one alone, at 10 wei, may cost a twentieth of it."""
     service: Any = object.__new__(ProviderService)
     service._settings = ProviderSettings(state_dir=tmp_path, **changes)
-    service._standing = SimpleNamespace(collect_interval=600)
+    service._registration = SimpleNamespace(collect_interval=600)
     assert service._collecting(Head(1, 1, b"", base_fee=10)) == expected
 
 
