@@ -94,7 +94,7 @@ class ExplainingScheduler(DryRunScheduler):
         Raises:
             EndpointError: The node does not answer.
         """
-        service = await self.look()
+        service = await self.read()
         cluster = service.cluster
         on_demand = await _on_demand(self._contracts)
         if cluster is not None and job.status is not JobStatus.PENDING:
@@ -259,7 +259,7 @@ async def reasons(contracts: Contracts, rules: Rules | None = None) -> tuple[lis
         EndpointError: The node does not answer.
     """
     with DryRunScheduler(contracts, rules) as dry_run:
-        service = await dry_run.look()
+        service = await dry_run.read()
         return list(_reasons(service)), service.state.history().share_error()
 
 
@@ -270,7 +270,7 @@ async def unmet_jobs(contracts: Contracts, customer: str) -> list[int]:
         EndpointError: The node does not answer.
     """
     with DryRunScheduler(contracts) as dry_run:
-        cluster = (await dry_run.look()).cluster
+        cluster = (await dry_run.read()).cluster
     if cluster is None:
         return []
     waiting_jobs = {

@@ -40,7 +40,7 @@ class DryRunScheduler:
     def __exit__(self, *_: object) -> None:
         self._store.close()
 
-    async def look(self) -> SchedulerService:
+    async def read(self) -> SchedulerService:
         """Read the current state of the grid, and return the scheduler service.
 
         Raises:
@@ -60,7 +60,7 @@ class DryRunScheduler:
         return self._past_starts.accuracy
 
     async def judge_starts(self) -> None:
-        """Compare the latest starts with forecasts, for `Prospect.starts`; after `look`.
+        """Compare the latest starts with forecasts, for `Prospect.starts`; after `read`.
 
         Reads the headers of at most two blocks for each start that was not judged before.
 
@@ -85,7 +85,7 @@ class DryRunScheduler:
         Raises:
             EndpointError: The node does not answer.
         """
-        service = await self.look()
+        service = await self.read()
         cluster = service.cluster
         if cluster is None:
             return None
@@ -99,7 +99,7 @@ class DryRunScheduler:
         Raises:
             EndpointError: The node does not answer.
         """
-        await self.look()
+        await self.read()
         await self.judge_starts()
         return self.known_prospect(job_id)
 

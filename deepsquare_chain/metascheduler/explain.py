@@ -338,7 +338,11 @@ def _waits_for_capacity(
         if within(amounts(job.resources), free[verdict.provider_id])
     ]
     if free_now:
-        reserved = [each.job_id for i, each in decided.reservations.items() if i in free_now]
+        reserved = [
+            reservation.job_id
+            for provider_id, reservation in decided.reservations.items()
+            if provider_id in free_now
+        ]
         others = "jobs before it in the queue"
         if reserved:
             others += f", or is reserved for job {' and '.join(map(str, sorted(reserved)))}"

@@ -114,7 +114,7 @@ class GridObserver:
         }
         self._prefetched = (head.hash, count, clocks_by_id)
 
-    async def look(self, head: Head, *, events: int) -> ClusterSnapshot:
+    async def read(self, head: Head, *, events: int) -> ClusterSnapshot:
         """Return the cluster snapshot at a block. Each block is read only once.
 
         Args:
@@ -139,7 +139,7 @@ class GridObserver:
             if len(cache) > _MAX_CACHED:
                 cache.clear()
         if block_data is None or (block_data.block, block_data.events) != (head.hash, events):
-            block_data = self._block_state = await self._read(head, live_jobs, events)
+            block_data = self._block_state = await self._read_block(head, live_jobs, events)
         watched = await self._watched(block_data.providers, block_data.clocks, block_context)
         assigned = [job for job in block_data.records if job.status.is_assigned]
         pending = [
@@ -165,7 +165,7 @@ class GridObserver:
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
 
-    async def _read(self, head: Head, known: Mapping[int, Known], events: int) -> _BlockState:
+    async def _read_block(self, head: Head, known: Mapping[int, Known], events: int) -> _BlockState:
         if self._prefetched[0] != head.hash:
             await self.prepare(head)
         _, count, clocks = self._prefetched

@@ -60,8 +60,8 @@ from deepsquare_chain.metascheduler.history import SHORTEST_RUN, Estimate, RunHi
 from deepsquare_chain.metascheduler.tables import (
     KEPT_CLASSES,
     LONGEST_RUN,
-    Answers,
     AssignedTable,
+    ClassOptions,
     Flags,
     Floats,
     Ints,
@@ -330,14 +330,14 @@ class _Frugal(NamedTuple):
 
 @dataclass(slots=True)
 class _ClassTable:
-    """Answers, and weighted costs without recent faults, by class of jobs.
+    """Options, and weighted costs without recent faults, by class of jobs.
 
     They depend on the provider records, the numbering of the classes and the weights only, and are
     kept until one of these changes. `usable`, the providers that may get jobs and are eligible, and
     `frugal` depend on the standing of the providers too.
     """
 
-    answers: dict[int, Answers] = field(default_factory=dict)
+    options: dict[int, ClassOptions] = field(default_factory=dict)
     costs: dict[int, Floats] = field(default_factory=dict)
     usable: dict[int, Flags] = field(default_factory=dict)
     frugal: dict[int, _Frugal] = field(default_factory=dict)
@@ -348,8 +348,8 @@ class _ClassTable:
         """Drop what is outdated, and everything if there is too much of it."""
         version = (providers.version, queue.numbering, rules.weights)
         frugal_version = (providers.standings, rules.frugal_within)
-        if self.version != version or len(self.answers) > KEPT_CLASSES:
-            self.answers, self.costs, self.version = {}, {}, version
+        if self.version != version or len(self.options) > KEPT_CLASSES:
+            self.options, self.costs, self.version = {}, {}, version
             self.frugal_version = None
         if self.frugal_version != frugal_version:
             self.usable, self.frugal, self.frugal_version = {}, {}, frugal_version
@@ -522,20 +522,20 @@ class _Round:
         for cls in set(cls_of.tolist()):
             cheapest[cls] = self._frugal(cls).cheapest or _NEVER
         rows = rows[cheapest[cls_of] <= queue.ceiling[rows]]
-        held: Ints = np.zeros(n, dtype=np.int64)
-        held[rows] = ends[rows]
-        self._hold_ends = held.tolist()
+        hold_ends: Ints = np.zeros(n, dtype=np.int64)
+        hold_ends[rows] = ends[rows]
+        self._hold_ends = hold_ends.tolist()
 
     def _frugal(self, cls: int) -> _Frugal:
         """Return which providers a held job of a class accepts."""
         frugal = self._tables.frugal.get(cls)
         if frugal is None:
-            answers = self._answer(cls)
-            costs = answers.costs[Objective.ENERGY]
-            eligible = answers.eligible & self._open
+            options = self._options_of(cls)
+            costs = options.costs[Objective.ENERGY]
+            eligible = options.eligible & self._open
             lowest = costs[eligible].min(initial=np.inf)
             eligible &= costs <= lowest + math.log(self._rules.frugal_within)
-            cheapest = min(answers.rates[eligible].tolist(), default=0)
+            cheapest = min(options.rates[eligible].tolist(), default=0)
             frugal = self._tables.frugal[cls] = _Frugal(eligible.tobytes(), cheapest)
         return frugal
 
@@ -772,20 +772,20 @@ class _Round:
         for first in range(0, len(numbers), _CHUNK):
             yield numbers[first : first + _CHUNK], sizes[first : first + _CHUNK].T[:, :, None]
 
-    def _answer(self, cls: int) -> Answers:
-        answers = self._tables.answers.get(cls)
-        if answers is None:
+    def _options_of(self, cls: int) -> ClassOptions:
+        options = self._tables.options.get(cls)
+        if options is None:
             resources, uses, objective = self._queue.class_keys[cls]
-            answers = self._tables.answers[cls] = self._providers.answers(resources, uses)
+            options = self._tables.options[cls] = self._providers.options(resources, uses)
             weights = self._rules.weights
-            costs = weights.of(objective) * answers.costs[objective]
+            costs = weights.of(objective) * options.costs[objective]
             if objective is Objective.TIME:
                 costs -= weights.leave_frugal * self._providers.thrift
             job_conditions = conditions(uses)
             if job_conditions is not None and job_conditions.preferences:
                 costs += self._unpreferred(job_conditions.preferences)
             self._tables.costs[cls] = costs
-        return answers
+        return options
 
     def _costs_of(self, classes: Sequence[int]) -> Floats:
         """Return weighted costs by class and provider, with those of recent faults."""
@@ -823,31 +823,31 @@ class _Round:
         """Return the providers that could run a class if they were empty; must not be changed."""
         usable = self._tables.usable.get(cls)
         if usable is None:
-            usable = self._tables.usable[cls] = self._answer(cls).eligible & self._open
+            usable = self._tables.usable[cls] = self._options_of(cls).eligible & self._open
         return usable
 
-    def _narrow(self, eligible: Flags, answers: Answers, waiting: Waiting) -> None:
+    def _narrow(self, eligible: Flags, options: ClassOptions, waiting: Waiting) -> None:
         """Clear providers in `eligible` that the job's budget, exclusions or patience rule out."""
         job = waiting.job
-        self._keep_affordable(eligible, answers, job.escrow // max(job.time_limit, 1))
+        self._keep_affordable(eligible, options, job.escrow // max(job.time_limit, 1))
         for provider_id in waiting.excluded:
             if (provider_row := self._providers.rows.get(provider_id)) is not None:
                 eligible[provider_row] = False
         job_conditions = conditions(waiting.uses)
         if job_conditions is not None and job_conditions.patience:
-            costs = answers.costs[waiting.objective]
-            possible = answers.eligible & self._open
-            self._keep_affordable(possible, answers, job.escrow // max(job.time_limit, 1))
+            costs = options.costs[waiting.objective]
+            possible = options.eligible & self._open
+            self._keep_affordable(possible, options, job.escrow // max(job.time_limit, 1))
             lowest = costs[possible].min(initial=np.inf)
             accepted = job_conditions.accepted_cost(max(0, self._now - waiting.queued_at))
             eligible &= costs <= lowest + math.log(accepted)
 
     @staticmethod
-    def _keep_affordable(eligible: Flags, answers: Answers, ceiling: int) -> None:
-        if answers.dearest > ceiling:
+    def _keep_affordable(eligible: Flags, options: ClassOptions, ceiling: int) -> None:
+        if options.dearest > ceiling:
             # Rates wider than 64 bits are an object array. Otherwise a ceiling wider than 64 bits
             # never gets here.
-            eligible &= answers.rates <= ceiling
+            eligible &= options.rates <= ceiling
 
     def _start(self, row: int, cls: int, seconds: int, *, overdue: bool = False) -> bool:
         """Assign a job if a provider can start it now, unless it holds. Return whether one can."""
@@ -864,7 +864,7 @@ class _Round:
             return True
         if special and waiting.job.until_spent:
             seconds = min(waiting.job.escrow // rate, LONGEST_RUN)
-        self._take(provider_row, self._answer(cls), self._earliest + seconds)
+        self._take(provider_row, self._options_of(cls), self._earliest + seconds)
         self._settled.add(row)
         self._hold_ends[row] = 0
         if self._jobs_at is not None:
@@ -885,14 +885,14 @@ class _Round:
         ceiling = job.escrow // max(job.time_limit, 1)
         if shortlist is None or shortlist.refuses(ceiling, end):
             return None
-        answers = self._answer(cls)
-        choice = self._first(shortlist, answers, ceiling, end)
+        options = self._options_of(cls)
+        choice = self._first(shortlist, options, ceiling, end)
         while choice is None and shortlist.next >= len(shortlist.provider_rows):
-            self._refill(shortlist, answers)
+            self._refill(shortlist, options)
             if not shortlist.provider_rows:
                 self._full_classes.add(cls)
                 return None
-            choice = self._first(shortlist, answers, ceiling, end)
+            choice = self._first(shortlist, options, ceiling, end)
         if choice is None:
             if len(shortlist.rest):
                 choice = self._choose_for(cls, shortlist, ceiling, end)
@@ -901,10 +901,10 @@ class _Round:
         return choice
 
     def _first(
-        self, shortlist: _Shortlist, answers: Answers, ceiling: int, end: int
+        self, shortlist: _Shortlist, options: ClassOptions, ceiling: int, end: int
     ) -> tuple[int, int, int] | None:
         """Return the first provider of a shortlist that can start a job; see `_choose_again`."""
-        cpus, memory, gpus = answers.size
+        cpus, memory, gpus = options.size
         free_cpus, free_memory, free_gpus = self._free_cpus, self._free_memory, self._free_gpus
         provider_rows, rates, reserved = shortlist.provider_rows, shortlist.rates, self._reserved
         for index in range(shortlist.next, len(provider_rows)):
@@ -919,24 +919,24 @@ class _Round:
                     shortlist.next += 1
             elif rates[index] <= ceiling and (
                 provider_row not in reserved
-                or self._respects_reservation(provider_row, answers, end)
+                or self._respects_reservation(provider_row, options, end)
             ):
                 return provider_row, rates[index], shortlist.choices
         return None
 
-    def _refill(self, shortlist: _Shortlist, answers: Answers) -> None:
+    def _refill(self, shortlist: _Shortlist, options: ClassOptions) -> None:
         """Refill a shortlist with the next providers in order that still fit."""
         rest = shortlist.rest
-        rest = rest[self._fitting(answers)[rest]]
+        rest = rest[self._fitting(options)[rest]]
         provider_rows, shortlist.rest = _lowest(shortlist.scores, rest, _NEXT_SHORTLIST)
         shortlist.provider_rows = provider_rows.tolist()
-        shortlist.rates = answers.rates[provider_rows].tolist()
+        shortlist.rates = options.rates[provider_rows].tolist()
         shortlist.next = 0
 
-    def _respects_reservation(self, provider_row: int, answers: Answers, end: int) -> bool:
+    def _respects_reservation(self, provider_row: int, options: ClassOptions, end: int) -> bool:
         """Return whether a job leaves the reserved job of a provider its capacity."""
         return end <= self._reserved[provider_row] or within(
-            answers.size, self._spare[provider_row]
+            options.size, self._spare[provider_row]
         )
 
     def _compare(self, cls: int) -> _Shortlist | None:
@@ -955,14 +955,16 @@ class _Round:
             upcoming = coming.pop()
             if upcoming != cls and upcoming not in known and upcoming not in self._full_classes:
                 classes.append(upcoming)
-        answers = [self._answer(job_class) for job_class in classes]
-        need = np.array([answer.size for answer in answers], dtype=np.int64).T[:, :, None]
-        fits = np.array([answer.eligible for answer in answers])
+        options = [self._options_of(job_class) for job_class in classes]
+        need = np.array([class_options.size for class_options in options], dtype=np.int64).T[
+            :, :, None
+        ]
+        fits = np.array([class_options.eligible for class_options in options])
         fits &= _all_within(need, np.where(self._open, self._free, -1))
         scores = self._costs_of(classes)
-        scores += self._left_over_of(answers)
-        for upcoming, class_answers, class_fits, class_scores in zip(
-            classes, answers, fits, scores, strict=True
+        scores += self._left_over_of(options)
+        for upcoming, class_options, class_fits, class_scores in zip(
+            classes, options, fits, scores, strict=True
         ):
             provider_rows = class_fits.nonzero()[0]
             if not len(provider_rows):
@@ -971,21 +973,21 @@ class _Round:
             first, rest = _lowest(class_scores, provider_rows, _FIRST_SHORTLIST)
             known[upcoming] = _Shortlist(
                 len(provider_rows),
-                class_answers.size,
+                class_options.size,
                 first.tolist(),
-                class_answers.rates[first].tolist(),
+                class_options.rates[first].tolist(),
                 class_scores,
                 rest,
-                class_answers.cheapest,
+                class_options.cheapest,
             )
         return known.get(cls)
 
     def _compare_few(self, cls: int) -> _Shortlist | None:
         """Compare all providers of a small grid that fit a class now; like `_compare`."""
-        answers = self._answer(cls)
-        cpus, memory, gpus = size = answers.size
+        options = self._options_of(cls)
+        cpus, memory, gpus = size = options.size
         largest = self._providers.largest
-        dominant = answers.dominant(largest)
+        dominant = options.dominant(largest)
         idle_gpus = IDLE_GPUS if not gpus and self._providers.has_gpus else 0.0
         costs, tie_breaks = self._costs_of_one(cls).tolist(), self._tie_break.tolist()
         scored = []
@@ -1005,35 +1007,35 @@ class _Round:
             self._full_classes.add(cls)
             return None
         provider_rows = [provider_row for _, provider_row in sorted(scored)]
-        rates = answers.rates.tolist()
+        rates = options.rates.tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
             len(provider_rows),
             size,
             provider_rows,
             [rates[provider_row] for provider_row in provider_rows],
             _NO_SCORES,
-            _NO_PLACES,
-            answers.cheapest,
+            _NO_ROWS,
+            options.cheapest,
         )
         return shortlist
 
-    def _left_over_of(self, answers: Sequence[Answers]) -> Floats:
+    def _left_over_of(self, options: Sequence[ClassOptions]) -> Floats:
         """Return free capacity by class and provider, as `_left_over` does, with ties broken."""
         largest = self._providers.largest
         shares = self._free / np.array(largest)[:, None] + self._tie_break
-        rows = [class_answers.dominant(largest) for class_answers in answers]
+        rows = [class_options.dominant(largest) for class_options in options]
         if self._providers.has_gpus:
             shares = np.concatenate([shares, shares + IDLE_GPUS * shares[2]])
             rows = [
-                row if class_answers.size[2] else row + 3
-                for row, class_answers in zip(rows, answers, strict=True)
+                row if class_options.size[2] else row + 3
+                for row, class_options in zip(rows, options, strict=True)
             ]
         left_over: Floats = shares[rows]
         return left_over
 
-    def _fitting(self, answers: Answers) -> Flags:
-        fits = _all_within(answers.need, self._free)
-        fits &= answers.eligible
+    def _fitting(self, options: ClassOptions) -> Flags:
+        fits = _all_within(options.need, self._free)
+        fits &= options.eligible
         fits &= self._open
         return fits
 
@@ -1041,26 +1043,26 @@ class _Round:
         self, cls: int, shortlist: _Shortlist, ceiling: int, end: int
     ) -> tuple[int, int, int] | None:
         """Return the best of all providers for a job's budget and latest end, or None."""
-        answers = self._answer(cls)
-        fits = self._fitting(answers)
+        options = self._options_of(cls)
+        fits = self._fitting(options)
         provider_rows = fits.nonzero()[0]
-        rates = answers.rates[provider_rows]
+        rates = options.rates[provider_rows]
         if len(provider_rows):
             shortlist.cheapest = int(rates.min())
         if shortlist.cheapest > ceiling:
             return None
-        if answers.dearest > ceiling:
+        if options.dearest > ceiling:
             provider_rows = provider_rows[rates <= ceiling]
-        return self._pick(cls, answers, provider_rows, end)
+        return self._pick(cls, options, provider_rows, end)
 
     def _choose(self, row: int, cls: int, waiting: Waiting) -> tuple[int, int, int] | None:
         """Return the best provider for a job with its own exclusions or without a fixed end."""
-        answers = self._answer(cls)
-        fits = self._fitting(answers)
+        options = self._options_of(cls)
+        fits = self._fitting(options)
         if not fits.any():
             self._full_classes.add(cls)
             return None
-        self._narrow(fits, answers, waiting)
+        self._narrow(fits, options, waiting)
         for provider_id, until in waiting.avoided.items():
             if (
                 until > self._now
@@ -1071,8 +1073,8 @@ class _Round:
         bias: Any = 0.0
         if job_conditions is not None and job_conditions.placement is not None:
             bias = self._bias(job_conditions.placement, waiting.job.customer)
-        ends = self._ends(row, answers, waiting.job)
-        return self._pick(cls, answers, fits.nonzero()[0], ends, bias)
+        ends = self._ends(row, options, waiting.job)
+        return self._pick(cls, options, fits.nonzero()[0], ends, bias)
 
     def _bias(self, placement: Placement, customer: str) -> Floats:
         """Return, by provider, the cost added for the customer's other jobs there."""
@@ -1092,14 +1094,14 @@ class _Round:
         return bias
 
     def _pick(
-        self, cls: int, answers: Answers, provider_rows: Ints, end: Any, bias: Any = 0.0
+        self, cls: int, options: ClassOptions, provider_rows: Ints, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
         """Return the best of some providers for a job that leaves reserved jobs their capacity."""
         blocked = [
             provider_row
             for provider_row in self._reserved
             if not self._respects_reservation(
-                provider_row, answers, end[provider_row] if isinstance(end, np.ndarray) else end
+                provider_row, options, end[provider_row] if isinstance(end, np.ndarray) else end
             )
         ]
         for provider_row in blocked:
@@ -1107,36 +1109,36 @@ class _Round:
         if not len(provider_rows):
             return None
         score = (self._costs_of_one(cls) + bias)[provider_rows] + self._left_over(
-            answers, provider_rows
+            options, provider_rows
         )
         best = int(provider_rows[score.argmin()])
-        return best, int(answers.rates[best]), len(provider_rows)
+        return best, int(options.rates[best]), len(provider_rows)
 
-    def _ends(self, row: int, answers: Answers, job: Job) -> Any:
+    def _ends(self, row: int, options: ClassOptions, job: Job) -> Any:
         """Return the latest end of a job; an array by provider if the job runs until spent."""
         if not job.until_spent:
             return self._earliest + int(self._queue.seconds[row])
-        rates = np.maximum(answers.rates, 1)
+        rates = np.maximum(options.rates, 1)
         return np.array(
             [self._earliest + min(job.escrow // int(rate), LONGEST_RUN) for rate in rates]
         )
 
-    def _left_over(self, answers: Answers, provider_rows: Ints) -> Floats:
+    def _left_over(self, options: ClassOptions, provider_rows: Ints) -> Floats:
         """Return free capacity in a job's dominant dimension, plus weighted GPUs if unused."""
         largest = self._providers.largest
-        dominant = answers.dominant(largest)
+        dominant = options.dominant(largest)
         left: Floats = self._free[dominant][provider_rows] / largest[dominant]
-        if not answers.size[2] and self._providers.has_gpus:
+        if not options.size[2] and self._providers.has_gpus:
             left += (IDLE_GPUS / largest[2]) * self._free[2][provider_rows]
         return left
 
-    def _take(self, provider_row: int, answers: Answers, end: int) -> None:
-        cpus, memory, gpus = answers.size
+    def _take(self, provider_row: int, options: ClassOptions, end: int) -> None:
+        cpus, memory, gpus = options.size
         self._free_cpus[provider_row] -= cpus
         self._free_memory[provider_row] -= memory
         self._free_gpus[provider_row] -= gpus
         if end > self._reserved.get(provider_row, _NEVER):
-            self._spare[provider_row] = less(self._spare[provider_row], answers.size)
+            self._spare[provider_row] = less(self._spare[provider_row], options.size)
         self._taken.append((provider_row, end, cpus, memory, gpus))
 
     # -- reservations
@@ -1149,8 +1151,8 @@ class _Round:
         usable = self._usable(cls)
         if not usable.any():
             return False
-        waiting, answers, eligible = self._queue.waiting[row], self._answer(cls), usable.copy()
-        self._narrow(eligible, answers, waiting)
+        waiting, options, eligible = self._queue.waiting[row], self._options_of(cls), usable.copy()
+        self._narrow(eligible, options, waiting)
         if not eligible.any():
             return False
         eligible[list(self._reserved)] = False
@@ -1159,7 +1161,7 @@ class _Round:
         if reserved is None:
             return True
         best, start, free = reserved
-        self._spare[best] = less(free, answers.size)
+        self._spare[best] = less(free, options.size)
         self._reserved[best] = start
         provider_id = self._providers.ids[best]
         self._reservations[provider_id] = Reservation(waiting.job.id, provider_id, start, overdue)
@@ -1170,7 +1172,7 @@ class _Round:
         self, eligible: Flags, waiting: Waiting, cls: int
     ) -> tuple[int, int, Sequence[int]] | None:
         """Return the row of the provider that fits a job earliest, when, and what is free then."""
-        need = self._answer(cls).need
+        need = self._options_of(cls).need
         starts: Ints = np.full(len(eligible), _NEVER, dtype=np.int64)
         starts[_all_within(need, self._free)] = self._now
         provider_rows, ends, free_after = self._sorted_releases()
@@ -1195,11 +1197,11 @@ class _Round:
         self, eligible: Flags, waiting: Waiting, cls: int
     ) -> tuple[int, int, Sequence[int]] | None:
         """Do what `_reserve_any` does, for few providers."""
-        size = self._answer(cls).size
+        size = self._options_of(cls).size
         avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
         costs = self._costs_of_one(cls).tolist()
         free_now, releases = self._free.T.tolist(), self._releases_by_provider()
-        options = []
+        candidates = []
         for provider_row in eligible.nonzero()[0].tolist():
             fitting = fits_from(size, free_now[provider_row], releases[provider_row], self._now)
             if fitting is not None:
@@ -1208,10 +1210,10 @@ class _Round:
                 if until > start:
                     start = until
                     free = capacity_at(free_now[provider_row], releases[provider_row], until)
-                options.append((start, costs[provider_row], provider_row, free))
-        if not options:
+                candidates.append((start, costs[provider_row], provider_row, free))
+        if not candidates:
             return None
-        start, _, best, free = min(options)
+        start, _, best, free = min(candidates)
         return best, start, free
 
     def _new_releases(self) -> list[tuple[int, int, int, int, int]]:
@@ -1271,7 +1273,7 @@ class _Round:
 
 
 _NO_SCORES: Final[Floats] = np.zeros(0)
-_NO_PLACES: Final[Ints] = np.zeros(0, dtype=np.int64)
+_NO_ROWS: Final[Ints] = np.zeros(0, dtype=np.int64)
 
 
 def _lowest(scores: Floats, provider_rows: Ints, count: int) -> tuple[Ints, Ints]:
@@ -1280,7 +1282,7 @@ def _lowest(scores: Floats, provider_rows: Ints, count: int) -> tuple[Ints, Ints
         parts = scores[provider_rows].argpartition(count)
         provider_rows, rest = provider_rows[parts[:count]], provider_rows[parts[count:]]
     else:
-        rest = _NO_PLACES
+        rest = _NO_ROWS
     return provider_rows[scores[provider_rows].argsort()], rest
 
 

@@ -234,7 +234,7 @@ class SchedulerService:
 
     async def _cluster_at(self, head: Head) -> ClusterSnapshot:
         """Return the cluster snapshot at a block."""
-        return await self.observer.look(head, events=self._follower.position)
+        return await self.observer.read(head, events=self._follower.position)
 
     async def _check_balance(self) -> None:
         last_read, now = self._balance_checked_at, time.monotonic()

@@ -50,7 +50,7 @@ _WIDE: Final = 2**62
 _FOREVER: Final = 2**62
 #: Runs of more seconds (some 36 billion years) count as this long, so that ends fit 64 bits.
 LONGEST_RUN: Final = 2**60
-#: Classes of jobs for which `Answers` are cached.
+#: Classes of jobs for which `ClassOptions` are cached.
 KEPT_CLASSES: Final = 2_000
 _START: Final = 64
 #: Largest amount that the index of a provider adds to its score. It breaks ties.
@@ -64,7 +64,7 @@ def _exact(values: Sequence[int]) -> Any:
     return np.array(values, dtype=object if wide else np.int64)
 
 
-class Answers:
+class ClassOptions:
     """Eligibility, rates and costs of all providers for a class of jobs.
 
     The jobs of a class have equal resources and requirements.
@@ -114,7 +114,7 @@ class ProviderTable:
         self._stands: tuple[int, int] = (0, -1)
         self.rows: dict[int, int] = {}
         self.open: Flags = np.zeros(0, dtype=np.bool_)
-        self._answers: dict[tuple[Resources, str], Answers] = {}
+        self._options: dict[tuple[Resources, str], ClassOptions] = {}
         # Whether carbon depends on the time of day, and the hour for which costs were computed.
         self._changes_daily = False
         self._hour = 0
@@ -185,19 +185,19 @@ class ProviderTable:
             self._energy, [watts_of(provider_labels) is not None for provider_labels in labels]
         )
         self._labelled: dict[str, Flags] = {}
-        self._answers.clear()
+        self._options.clear()
 
-    def answers(self, resources: Resources, uses: str) -> Answers:
-        """Return the `Answers` for a class of jobs, cached."""
+    def options(self, resources: Resources, uses: str) -> ClassOptions:
+        """Return the `ClassOptions` for a class of jobs, cached."""
         key = (resources, uses)
-        answers = self._answers.get(key)
-        if answers is None:
-            if len(self._answers) >= KEPT_CLASSES:
-                del self._answers[next(iter(self._answers))]
-            answers = self._answers[key] = self._compute_answers(resources, uses)
-        return answers
+        options = self._options.get(key)
+        if options is None:
+            if len(self._options) >= KEPT_CLASSES:
+                del self._options[next(iter(self._options))]
+            options = self._options[key] = self._compute_options(resources, uses)
+        return options
 
-    def _compute_answers(self, resources: Resources, uses: str) -> Answers:
+    def _compute_options(self, resources: Resources, uses: str) -> ClassOptions:
         need = np.array([[resources.cpus], [resources.memory], [resources.gpus]], dtype=np.int64)
         rates = self._rates(resources)
         eligible = self._fitting(resources, need) & self._with_labels(uses)
@@ -207,7 +207,7 @@ class ProviderTable:
         # A millionth of the price breaks ties.
         energy = self._energy + 1e-6 * price if self.has_energy else price
         costs = [price, -self._log_speeds + 1e-6 * price, energy]
-        return Answers(need, eligible, rates, costs)
+        return ClassOptions(need, eligible, rates, costs)
 
     def _rates(self, resources: Resources) -> Any:
         amounts = (resources.cpus, resources.gpus, resources.memory)
@@ -562,8 +562,8 @@ class QueueTable(_Columns):
 
 def _longest(job: Job, waiting: Waiting, providers: ProviderTable) -> int:
     """Return the longest run time of a job that runs until its credits are spent."""
-    answers = providers.answers(job.resources, waiting.uses)
-    rates = [int(rate) for rate in answers.rates[answers.eligible & providers.open]]
+    options = providers.options(job.resources, waiting.uses)
+    rates = [int(rate) for rate in options.rates[options.eligible & providers.open]]
     longest = max([job.time_limit, *(job.escrow // rate for rate in rates)])
     return min(longest, LONGEST_RUN)
 

@@ -81,7 +81,7 @@ class Forecasts:
     async def _read(self) -> None:
         try:
             self._dry_run = self._dry_run or DryRunScheduler(self._contracts)
-            service = await self._dry_run.look()
+            service = await self._dry_run.read()
             await self._dry_run.judge_starts()
         except GridError as error:
             # The events read so far may be of blocks that were replaced: the next read starts anew.

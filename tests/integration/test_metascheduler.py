@@ -321,18 +321,18 @@ async def see(service: SchedulerService) -> ClusterSnapshot:
 @asynccontextmanager
 async def in_front(one: CommandContext, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
     """Something happens after the scheduler has looked at the grid, and before it assigns."""
-    look = one.service.observer.look
+    read = one.service.observer.read
 
     async def looked(head: Head, *, events: int) -> Any:
-        cluster = await look(head, events=events)
+        cluster = await read(head, events=events)
         await act()
         return cluster
 
-    one.service.observer.look = looked  # type: ignore[method-assign]
+    one.service.observer.read = looked  # type: ignore[method-assign]
     try:
         yield
     finally:
-        one.service.observer.look = look  # type: ignore[method-assign]
+        one.service.observer.read = read  # type: ignore[method-assign]
 
 
 async def test_a_price_raised_in_front_of_an_assignment(one: CommandContext) -> None:

@@ -189,7 +189,7 @@ def observer(chain: FakeContracts, state: SchedulerState) -> GridObserver:
 async def look(observer: GridObserver) -> ClusterSnapshot:
     """A look at the next block, of the same time."""
     number = next(_BLOCKS)
-    return await observer.look(Head(100, NOW, number.to_bytes(32, "big")), events=number)
+    return await observer.read(Head(100, NOW, number.to_bytes(32, "big")), events=number)
 
 
 class TestObserver:

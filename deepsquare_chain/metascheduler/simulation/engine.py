@@ -254,7 +254,7 @@ class _Simulation:
     ) -> None:
         self._jobs = {job.id: job for job in jobs}
         self._views = tuple(views)
-        self._places = {view.provider.id: place for place, view in enumerate(views)}
+        self._indexes = {view.provider.id: index for index, view in enumerate(views)}
         self._speeds = speeds
         self._prices = [view.provider.prices.cpu / CREDIT for view in views]
         self._relative = relative_speeds([view.provider.labels for view in views])
@@ -338,7 +338,7 @@ class _Simulation:
             heapq.heappush(self._events, (self._seen_at(hold_end), _HOLD_ENDS, 0))
 
     def _start(self, record: Job, provider_id: int, rate: int, now: float) -> None:
-        index = self._places[provider_id]
+        index = self._indexes[provider_id]
         job = self._jobs[record.id]
         begin = now + _BLOCKS_TO_START * self._block
         end = begin + job.run_at(self._speeds[index])
