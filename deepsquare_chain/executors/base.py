@@ -204,7 +204,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorContext:
-    """Settings to create an executor; see `registry.create_executor`.
+    """Settings to create an executor; see `create_executor`.
 
     Attributes:
         state_dir: State folder of the daemon.

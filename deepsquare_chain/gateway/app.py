@@ -58,7 +58,7 @@ from deepsquare_chain.observability.serving import (
     RateLimit,
     RequestRefusedError,
     failure_response,
-    probe_response,
+    probe_routes,
     problem,
     read_body,
     sends_json,
@@ -107,15 +107,7 @@ def gateway_app(
     app.state.requests = RateLimit(rules.rate, rules.burst)
     app.state.sign_ins = RateLimit(rules.sign_in_rate, rules.sign_in_burst)
     app.include_router(router)
-
-    async def live() -> Response:
-        return probe_response(probe().live)
-
-    async def ready() -> Response:
-        return probe_response(probe().ready)
-
-    app.add_api_route("/live", live, include_in_schema=False)
-    app.add_api_route("/ready", ready, include_in_schema=False)
+    app.router.routes.extend(probe_routes(probe))
     for path, other in (more or {}).items():
         app.router.routes.append(Route(path, other, include_in_schema=False))
     for kind in (GridError, HTTPException, RequestValidationError, Exception):

@@ -87,9 +87,7 @@ class UploadSlots:
     @asynccontextmanager
     async def slot(self, account: str) -> AsyncIterator[None]:
         """Hold a slot for one body; waits for a slot of the account, then for one of all slots."""
-        account_slots = self._by_account.get(account)
-        if account_slots is None:
-            account_slots = self._by_account[account] = asyncio.Semaphore(_ACCOUNT_UPLOADS)
+        account_slots = self._by_account.setdefault(account, asyncio.Semaphore(_ACCOUNT_UPLOADS))
         async with account_slots, self._all:
             yield
 
@@ -470,10 +468,7 @@ class GatewayService:
 
     def _definition_lock(self, digest: str) -> asyncio.Lock:
         """Return the lock of a definition: it is not removed while it is uploaded again."""
-        lock = self._definition_locks.get(digest)
-        if lock is None:
-            lock = self._definition_locks[digest] = asyncio.Lock()
-        return lock
+        return self._definition_locks.setdefault(digest, asyncio.Lock())
 
     # -- limits
 
@@ -509,19 +504,19 @@ def _has_no_log(space: JobSpace, file: StoredFile | None) -> bool:
     return file is None and status.is_final and not (space.provider_id and space.job.rate)
 
 
-def _entry(given: Any) -> dict[str, Any]:
+def _entry(item: Any) -> dict[str, Any]:
     """Return a validated entry of a list of results.
 
     Raises:
         RequestRefusedError: The entry is invalid.
     """
-    if isinstance(given, dict):
+    if isinstance(item, dict):
         entry = {
-            "name": given.get("name"),
-            "size": given.get("size"),
-            "digest": given.get("digest", ""),
-            "problem": given.get("problem", ""),
-            "special": given.get("special", False),
+            "name": item.get("name"),
+            "size": item.get("size"),
+            "digest": item.get("digest", ""),
+            "problem": item.get("problem", ""),
+            "special": item.get("special", False),
         }
         texts = all(isinstance(entry[key], str) for key in ("name", "digest", "problem"))
         if texts and type(entry["size"]) is int and type(entry["special"]) is bool:

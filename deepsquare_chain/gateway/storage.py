@@ -486,11 +486,7 @@ class Objects:
 
     def lock(self, space: JobSpace, name: str) -> asyncio.Lock:
         """Return the lock of a file; a writer holds it from the offset check until the write."""
-        key = f"{space.key}/{name}"
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-        return lock
+        return self._locks.setdefault(f"{space.key}/{name}", asyncio.Lock())
 
     async def append(
         self, space: JobSpace, file: StoredFile, data: bytes, *, complete: bool
@@ -548,10 +544,7 @@ class Objects:
 
     def growth_of(self, space: JobSpace) -> asyncio.Condition:
         """Return a condition that is notified when a file of a job grows."""
-        condition = self._growth_conditions.get(space.key)
-        if condition is None:
-            condition = self._growth_conditions[space.key] = asyncio.Condition()
-        return condition
+        return self._growth_conditions.setdefault(space.key, asyncio.Condition())
 
     async def _notify(self, space: JobSpace) -> None:
         condition = self._growth_conditions.get(space.key)

@@ -218,9 +218,19 @@ class DeferredApp:
         await response(scope, receive, send)
 
 
-def probe_response(ok: bool) -> Response:
-    """Return the response of `/live` and `/ready`."""
-    return JSONResponse({"ok": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+def probe_routes(probe: Callable[[], Health]) -> list[Route]:
+    """Return the routes `/live` and `/ready`, which respond with 200 or 503."""
+
+    def answer(ok: bool) -> Response:
+        return JSONResponse({"ok": ok}, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def live(_: Request) -> Response:
+        return answer(probe().live)
+
+    async def ready(_: Request) -> Response:
+        return answer(probe().ready)
+
+    return [Route("/live", live), Route("/ready", ready)]
 
 
 def sends_json(request: Request) -> bool:
@@ -357,15 +367,6 @@ def network_of(client: str) -> str:
 def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> Starlette:
     """Return the ASGI application with the health endpoints of one service."""
 
-    def answer(ok: bool) -> JSONResponse:
-        return JSONResponse({"ok": ok}, status_code=200 if ok else 503)
-
-    async def live(_: Request) -> Response:
-        return answer(probe().live)
-
-    async def ready(_: Request) -> Response:
-        return answer(probe().ready)
-
     async def status(_: Request) -> Response:
         health = probe()
         return JSONResponse({"live": health.live, "ready": health.ready, **health.details})
@@ -375,12 +376,11 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
             return JSONResponse({"ok": False}, status_code=404)
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    # Checks the Host header to prevent DNS rebinding: a foreign site could otherwise resolve its
+    # Checks the Host header to prevent DNS rebinding: another site could otherwise resolve its
     # own name to loopback and read these endpoints.
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     routes = [
-        Route("/live", live),
-        Route("/ready", ready),
+        *probe_routes(probe),
         Route("/status", status),
         Route("/metrics", metrics_page),
     ]

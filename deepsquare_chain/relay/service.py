@@ -59,7 +59,7 @@ from deepsquare_chain.observability.serving import (
     LoopbackServer,
     RequestRefusedError,
     failure_response,
-    probe_response,
+    probe_routes,
     problem,
     read_body,
     sends_json,
@@ -574,19 +574,12 @@ def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
             return problem(HTTPStatus.NOT_FOUND, "This relay has not accepted this request")
         return JSONResponse(_wire(relay, relayed))
 
-    async def live(_: Request) -> Response:
-        return probe_response(probe().live)
-
-    async def ready(_: Request) -> Response:
-        return probe_response(probe().ready)
-
     return Starlette(
         routes=[
             Route(PATHS[0], guarded(terms)),
             Route(PATHS[1], guarded(take), methods=["POST"]),
             Route(PATHS[2], guarded(find)),
-            Route("/live", live),
-            Route("/ready", ready),
+            *probe_routes(probe),
         ],
         exception_handlers={HTTPException: _http_problem},
     )

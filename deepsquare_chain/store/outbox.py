@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -85,18 +85,8 @@ class OutboxTables(Database):
         with self.begin() as connection:
             nonce, created = _free_nonce(connection, floor), int(time.time())
             attempt = sign(nonce)
-            values = {
-                "nonce": nonce,
-                "key": key,
-                "to": call.to,
-                "data": call.data,
-                "value": call.value,
-                "label": call.label,
-                "gas": gas,
-                "state": TxState.OPEN.value,
-                "created": created,
-            }
-            query = insert(outbox).values(values).returning(outbox.c.id)
+            values = {"nonce": nonce, "key": key, "gas": gas, "created": created, **asdict(call)}
+            query = insert(outbox).values(state=TxState.OPEN.value, **values).returning(outbox.c.id)
             entry_id = int(connection.execute(query).scalar_one())
             _insert_attempt(connection, entry_id, 0, attempt)
         return Entry(entry_id, nonce, call, gas, TxState.OPEN, (attempt,), key=key, created=created)
@@ -206,18 +196,7 @@ def _free_nonce(connection: Connection, floor: int) -> int:
 
 
 def _insert_attempt(connection: Connection, entry_id: int, number: int, attempt: Attempt) -> None:
-    connection.execute(
-        insert(attempts).values(
-            tx_hash=attempt.tx_hash,
-            entry_id=entry_id,
-            number=number,
-            raw=attempt.raw,
-            max_fee=attempt.max_fee,
-            priority_fee=attempt.priority_fee,
-            sent_block=attempt.sent_block,
-            cancels=attempt.cancels,
-        )
-    )
+    connection.execute(insert(attempts).values(entry_id=entry_id, number=number, **asdict(attempt)))
 
 
 def _forget(connection: Connection, entry_id: int) -> None:
@@ -372,19 +351,13 @@ class RequestTables(Database):
                 if candidate not in used_nonces
             )
             digest, signed = sign(nonce)
-            request, created = signed.request, int(time.time())
+            created = int(time.time())
             # A refused request that is signed again within the same second has the same digest.
             connection.execute(delete(table).where(table.c.digest == digest))
             connection.execute(
                 insert(table).values(
                     digest=digest,
-                    sender=request.sender,
-                    nonce=nonce,
-                    to=request.to,
-                    value=request.value,
-                    gas=request.gas,
-                    deadline=request.deadline,
-                    data=request.data,
+                    **asdict(signed.request),
                     signature=signed.signature,
                     label=label,
                     key=key,

@@ -281,19 +281,19 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         printed = b"".join(b"secret %d\n" % n for n in (1, 2, 3, 4))
         assert b"".join(live) == printed
 
-        to, printed = tmp_path / "got", list[str]()
+        to, messages = tmp_path / "got", list[str]()
         results = await job_results(
             *(grid.contracts, tmp_path, job_id, to),
             gateways=[alice],
             key_file=key.path,
-            report=printed.append,
+            report=messages.append,
         )
         assert [(file.name, file.on_chain, file.problem) for file in results] == [
             ("output", True, ""),
             ("work/private/empty", None, ""),
             ("work/private/model.bin", None, ""),
         ]
-        assert any(str(key.path) in item for item in printed)
+        assert any(str(key.path) in message for message in messages)
         assert (to / "output").read_bytes() == printed
         assert (to / "work/private/model.bin").read_bytes() == bytes(3_000_000)
         for wrong in (None, stranger.path):

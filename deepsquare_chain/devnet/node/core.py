@@ -411,7 +411,6 @@ MAX_INITCODE = 2 * 24_576
 MAX_POOLED = 8_192
 MAX_POOLED_PER_SENDER = 1_024
 BUMP_PERCENT = 10
-_DECODED_TYPES = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import psutil
 from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -552,22 +553,12 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _orphan_check(parent: int) -> Callable[[], bool]:
-    """Return a function that tells whether the process ``parent`` (0: none) has ended."""
+    """Return a function that returns whether the process ``parent`` (0: none) has ended."""
     if not parent:
         return lambda: False
     if os.getppid() == parent:  # also correct while the parent is a zombie
         return lambda: os.getppid() != parent
-    return lambda: not _exists(parent)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return lambda: not psutil.pid_exists(parent)
 
 
 def _block_time(text: str) -> int | None:
