@@ -35,9 +35,9 @@ steps:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
-    found = LocalSlurm()
-    yield found
-    found.close()
+    local_slurm = LocalSlurm()
+    yield local_slurm
+    local_slurm.close()
 
 
 def data(outcome: Outcome) -> Any:

@@ -179,15 +179,15 @@ def test_pages_are_accessible(browser: Browser, explorer: BusyExplorer, scheme: 
             watched.page.evaluate(script)
             # Drawings have their names and tables, and rows are alike: all would take minutes.
             context = {"include": [["body"]], "exclude": [["svg"], ["tbody tr:nth-child(n + 10)"]]}
-            found = watched.page.evaluate("([c, r]) => axe.run(c, r)", [context, rules])
+            evaluate = watched.page.evaluate("([c, r]) => axe.run(c, r)", [context, rules])
             faults += [
                 (
                     path,
-                    each["id"],
-                    each["nodes"][0]["html"][:160],
-                    each["nodes"][0]["failureSummary"],
+                    violation["id"],
+                    violation["nodes"][0]["html"][:160],
+                    violation["nodes"][0]["failureSummary"],
                 )
-                for each in found["violations"]
+                for violation in evaluate["violations"]
             ]
     assert faults == []
 

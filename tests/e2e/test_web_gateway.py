@@ -126,7 +126,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         page.reload()
         expect(page.locator("#output pre")).to_have_text(OUTPUT)
         expect(page.locator("#output li")).to_contain_text("as its provider reported on chain")
-        signatures = [each for each in wallet.asked if "sign" in each]
+        signatures = [request for request in wallet.asked if "sign" in request]
         assert signatures == ["personal_sign", "eth_signTypedData_v4", "eth_signTypedData_v4"]
         assert served.run(coin_of(grid)) == 0
         # Who did not sign in sees none of it.

@@ -116,7 +116,7 @@ async def test_places_of_logs_follow_from_the_trie(used: LiveGrid) -> None:
 
     def receipts(method: str, _: list[Any], result: Any) -> Any:
         if method == "eth_getBlockReceipts":
-            return [{**each, "logs": misnumber(each["logs"])} for each in result]
+            return [{**item, "logs": misnumber(item["logs"])} for item in result]
         return result
 
     assert await proven(used, receipts) == []

@@ -49,7 +49,7 @@ async def test_a_whole_life(grid: LiveGrid) -> None:
     receipt = await grid.send(
         provider, scheduler.finish([Report(job_id, 5, 3, digest("out"), "exited with é")])
     )
-    kinds = {type(each): each for each in receipt.events}
+    kinds = {type(event): event for event in receipt.events}
     assert kinds[JobTransition].after is JobStatus.FAILED
     assert (kinds[JobResult].exit_code, kinds[JobResult].reason) == (3, "exited with é")
     settled = kinds[JobSettled]
@@ -103,12 +103,12 @@ async def test_permit_instead_of_an_allowance(grid: LiveGrid) -> None:
     permit = await credit.sign_permit(person, scheduler.address, CREDIT, until)
     call = scheduler.submit_jobs_with_permit([(terms(), [digest("permit")])], permit)
     receipt = await grid.send(person, call)
-    assert any(isinstance(each, Approval) for each in receipt.events)
-    (job_id,) = {each.job_id for each in receipt.events if isinstance(each, JobTransition)}
+    assert any(isinstance(event, Approval) for event in receipt.events)
+    (job_id,) = {event.job_id for event in receipt.events if isinstance(event, JobTransition)}
     permit = await credit.sign_permit(person, scheduler.address, CREDIT, until)
     call = scheduler.top_up_with_permit(job_id, person.address, CREDIT, permit)
     receipt = await grid.send(person, call)
-    (topped,) = (each for each in receipt.events if isinstance(each, JobToppedUp))
+    (topped,) = (event for event in receipt.events if isinstance(event, JobToppedUp))
     assert (topped.payer, topped.escrow) == (person.address, 2 * CREDIT)
     await grid.send(person, scheduler.cancel([job_id]))
     await grid.send(person, credit.transfer(grid.admin.address, 3 * CREDIT))
@@ -145,10 +145,10 @@ async def test_a_batch_leaves_out_what_has_moved_on(grid: LiveGrid) -> None:
     ids = await grid.submit(count=3)
     await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
     receipt = await grid.assign({1: ids})
-    (skipped,) = (each for each in receipt.events if isinstance(each, TransitionSkipped))
+    (skipped,) = (event for event in receipt.events if isinstance(event, TransitionSkipped))
     assert (skipped.job_id, skipped.status) == (ids[1], JobStatus.CANCELLED)
     assert skipped.reason_name == "InvalidTransition"
-    assert len([each for each in receipt.events if isinstance(each, JobPriced)]) == 2
+    assert len([event for event in receipt.events if isinstance(event, JobPriced)]) == 2
 
 
 async def test_why_a_provider_is_not_eligible(grid: LiveGrid) -> None:
@@ -159,11 +159,15 @@ async def test_why_a_provider_is_not_eligible(grid: LiveGrid) -> None:
 
 async def test_parameters_and_clocks(grid: LiveGrid) -> None:
     scheduler = grid.contracts.scheduler
-    found = await scheduler.parameters()
-    assert (found.claim_timeout, found.report_grace, found.fee_bps) == (10, 3_600, 500)
-    assert found.submissions_open
-    assert (found.credit, found.registry) == grid.deployment.addresses[:2]
-    assert found.treasury == grid.deployment.treasury
+    parameters = await scheduler.parameters()
+    assert (parameters.claim_timeout, parameters.report_grace, parameters.fee_bps) == (
+        10,
+        3_600,
+        500,
+    )
+    assert parameters.submissions_open
+    assert (parameters.credit, parameters.registry) == grid.deployment.addresses[:2]
+    assert parameters.treasury == grid.deployment.treasury
     assert (await scheduler.clock_of(9)).challenged_at == 0
     assert not await scheduler.is_silent(1)
     assert await scheduler.parked_of(grid.stranger.address) == 0
@@ -182,7 +186,7 @@ async def test_the_administrator(grid: LiveGrid) -> None:
 
 async def test_a_deployment_verifies(grid: LiveGrid) -> None:
     findings = await verify_deployment(grid.w3, grid.deployment)
-    assert [each for each in findings if not each.ok] == []
+    assert [finding for finding in findings if not finding.ok] == []
     assert len(findings) >= 15
     holders = await role_holders(grid.w3, grid.deployment)
     held = {

@@ -141,7 +141,7 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
     assert len(document["deployment"]["transactions"]) == 7
     folder = shell.folder / ".deepsquare"
     # Beside the record only what is known of the wallet's file; nothing of the outbox is left.
-    assert sorted(each.name for each in folder.iterdir()) == ["deployment.json", "wallets"]
+    assert sorted(path.name for path in folder.iterdir()) == ["deployment.json", "wallets"]
     code, _, errors = await shell.deploy()
     assert code == 2
     assert "never overwritten" in errors
@@ -211,8 +211,8 @@ async def test_refusals(shell: Shell) -> None:
         (2, "is not a valid address of a role holder", (*_WALLET, "--scheduler", "me")),
     ]
     results = [await shell.run(*options) for _, _, options in cases]
-    for (code, words, _), (found, document, errors) in zip(cases, results, strict=True):
-        assert (found, document) == (code, None), errors
+    for (code, words, _), (result, document, errors) in zip(cases, results, strict=True):
+        assert (result, document) == (code, None), errors
         assert words in errors
         assert "Traceback" not in errors
 

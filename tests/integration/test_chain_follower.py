@@ -50,12 +50,12 @@ async def truth(grid: LiveGrid) -> list[Event]:
 
 
 async def test_events_replay_to_the_records(grid: LiveGrid) -> None:
-    memory, found = Memory(), follower(grid)
+    memory, reader = Memory(), follower(grid)
     ids = await grid.submit(count=3)
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     await grid.run(ids[:2])
     await grid.send(grid.customers[0], grid.contracts.scheduler.cancel(ids[1:]))
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     assert memory.events == await truth(grid)
     last: dict[int, JobStatus] = {}
     for event in memory.events:
@@ -64,7 +64,7 @@ async def test_events_replay_to_the_records(grid: LiveGrid) -> None:
             last[event.job_id] = event.after
     jobs = await grid.contracts.scheduler.get_jobs(sorted(last))
     assert {job.id: job.status for job in jobs} == last
-    assert [last[each] for each in ids] == [JobStatus.RUNNING, *[JobStatus.CANCELLED] * 2]
+    assert [last[job_id] for job_id in ids] == [JobStatus.RUNNING, *[JobStatus.CANCELLED] * 2]
 
 
 async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
@@ -72,7 +72,7 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
     memory = Memory()
     spoilt = ["busy", "lost", "half", "page"]
     async with Proxy(grid.node.url) as proxy, connected(proxy.url) as w3:
-        found = Follower(
+        reader = Follower(
             w3,
             grid.contracts.addresses,
             grid.store(grid.admin),
@@ -82,8 +82,8 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
         )
         for _ in range(8):
             proxy.orders = list(spoilt[:3])
-            await found.poll(memory.apply)
-            if found.position == await grid.w3.eth.block_number:
+            await reader.poll(memory.apply)
+            if reader.position == await grid.w3.eth.block_number:
                 break
     assert memory.events == await truth(grid)
 
@@ -91,26 +91,26 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
 @pytest.fixture
 async def own_grid() -> AsyncIterator[LiveGrid]:
     """A grid on an anvil of its own."""
-    async with start_anvil() as node, live_grid(node) as found:
-        yield found
+    async with start_anvil() as node, live_grid(node) as grid:
+        yield grid
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 32, 64])
 async def test_a_reorganisation_is_rolled_back(own_grid: LiveGrid, depth: int) -> None:
     grid, node = own_grid, own_grid.node
-    memory, found = Memory(), follower(own_grid)
+    memory, reader = Memory(), follower(own_grid)
     await grid.submit()
     for number in range(66):
         if number % 8 == 0:
             await grid.submit()
         else:
             await node.mine()
-        await found.poll(memory.apply)
+        await reader.poll(memory.apply)
     assert memory.events == await truth(grid)
     count = len(memory.events)
     await node.rpc("anvil_reorg", depth, [])
     await node.mine()
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     assert len(memory.rolled_back) == 1
     assert memory.events == await truth(grid)
     if depth > 8:
@@ -119,22 +119,22 @@ async def test_a_reorganisation_is_rolled_back(own_grid: LiveGrid, depth: int) -
     await grid.sender(grid.customers[0]).reconcile()
     await grid.submit()
     await asyncio.sleep(0.2)
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     assert memory.events == await truth(grid)
     assert await grid.contracts.scheduler.job_count() == 11
 
 
 async def test_a_snapshot_taken_back_is_waited_for_and_replaced(own_grid: LiveGrid) -> None:
     grid, node = own_grid, own_grid.node
-    memory, found = Memory(), follower(own_grid)
+    memory, reader = Memory(), follower(own_grid)
     snapshot = await node.rpc("evm_snapshot")
     await grid.submit(name="lost")
     await node.mine(3)
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     await node.rpc("evm_revert", snapshot)
-    assert await found.poll(memory.apply) == 0
+    assert await reader.poll(memory.apply) == 0
     grid.senders.clear()
     await grid.submit(name="kept")
     await node.mine(6)
-    await found.poll(memory.apply)
+    await reader.poll(memory.apply)
     assert memory.events == await truth(grid)

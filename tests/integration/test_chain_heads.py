@@ -58,14 +58,14 @@ async def test_a_real_node_wakes_at_each_block() -> None:
     async with start_anvil() as node, connected(node.url) as w3:
         url = node.url.replace("http", "ws")
         async with listening(url, ear, node.chain_id):
-            await ear.until(lambda found: found.on_change == [True])
+            await ear.until(lambda value: value.on_change == [True])
             for number in range(1, 4):
                 await w3.provider.make_request("evm_mine", [])
                 await ear.until(lambda found, number=number: found.wakes > number)
         port = int(url.rpartition(":")[2])
     async with listening(f"ws://127.0.0.1:{port}", ear):
         # The node has gone: it is told, and tried again.
-        await ear.until(lambda found: found.on_change.count(False) >= 2)
+        await ear.until(lambda value: value.on_change.count(False) >= 2)
 
 
 @asynccontextmanager
@@ -79,8 +79,8 @@ async def server(*bodies: Any, chain: Any = "0x7") -> AsyncIterator[str]:
         for body in bodies:
             await socket.send(body if isinstance(body, str | bytes) else json.dumps(body))
 
-    async with serve(talk, "127.0.0.1", 0) as found:
-        yield f"ws://127.0.0.1:{found.sockets[0].getsockname()[1]}"
+    async with serve(talk, "127.0.0.1", 0) as outcome:
+        yield f"ws://127.0.0.1:{outcome.sockets[0].getsockname()[1]}"
 
 
 HEAD = {"method": "eth_subscription", "params": {"subscription": "0xabc", "result": {}}}
@@ -90,7 +90,7 @@ async def test_it_comes_back_by_itself() -> None:
     ear = Ear()
     async with server(HEAD, HEAD) as url, listening(url, ear):
         # Two heads and the wake-up after a connection, three times over.
-        await ear.until(lambda found: found.wakes >= 9)
+        await ear.until(lambda value: value.wakes >= 9)
     assert ear.on_change[:4] == [True, False, True, False]
 
 
@@ -102,14 +102,14 @@ async def test_it_comes_back_by_itself() -> None:
 async def test_nonsense_ends_a_connection_and_nothing_else(body: Any) -> None:
     ear = Ear()
     async with server(body) as url, listening(url, ear):
-        await ear.until(lambda found: found.on_change.count(False) >= 2)
+        await ear.until(lambda value: value.on_change.count(False) >= 2)
 
 
 async def test_messages_of_other_subscriptions_wake_no_service() -> None:
     ear = Ear()
     other = {"method": "eth_subscription", "params": {"subscription": "0xdef", "result": {}}}
     async with server(other, {"params": []}, {}) as url, listening(url, ear):
-        await ear.until(lambda found: found.on_change == [True, False, True])
+        await ear.until(lambda value: value.on_change == [True, False, True])
         assert ear.wakes == ear.on_change.count(True)  # by connections alone
 
 
@@ -117,7 +117,7 @@ async def test_messages_of_other_subscriptions_wake_no_service() -> None:
 async def test_another_chain_wakes_no_service(chain: Any) -> None:
     ear = Ear()
     async with server(HEAD, chain=chain) as url, listening(url, ear):
-        await ear.until(lambda found: len(found.on_change) >= 2)
+        await ear.until(lambda value: len(value.on_change) >= 2)
     assert (ear.wakes, set(ear.on_change)) == (0, {False})
 
 

@@ -27,8 +27,8 @@ from tests.support.proxy import Proxy, Spoil, refusal, status
 
 @pytest.fixture
 async def proxy(node: Node) -> AsyncIterator[Proxy]:
-    async with Proxy(node.url) as found:
-        yield found
+    async with Proxy(node.url) as result:
+        yield result
 
 
 async def test_no_endpoint_is_there() -> None:
@@ -179,10 +179,10 @@ def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
 
     def spoil(_: Any, answer: Any) -> tuple[str, bytes]:
         many = answer if isinstance(answer, list) else [answer]
-        for each in many:
-            change(each)
-        found = many[::-1] if isinstance(answer, list) else answer
-        return "200 OK", json.dumps(found).encode()
+        for item in many:
+            change(item)
+        result = many[::-1] if isinstance(answer, list) else answer
+        return "200 OK", json.dumps(result).encode()
 
     return spoil
 
@@ -190,10 +190,10 @@ def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda each: each.pop("jsonrpc"),
-        lambda each: each.update(jsonrpc="1.0", error=None),
-        lambda each: each.update(id=str(each["id"])),
-        lambda each: each.update(id=float(each["id"]), took="3 ms"),
+        lambda item: item.pop("jsonrpc"),
+        lambda item: item.update(jsonrpc="1.0", error=None),
+        lambda item: item.update(id=str(item["id"])),
+        lambda item: item.update(id=float(item["id"]), took="3 ms"),
     ],
 )
 async def test_what_gateways_rewrite_changes_nothing(
@@ -215,8 +215,8 @@ async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int)
     """Ids are missing, or answers are."""
 
     def nameless(_: Any, answer: Any) -> tuple[str, bytes]:
-        found = [{k: v for k, v in each.items() if k != "id"} for each in answer[cut:]]
-        return "200 OK", json.dumps(found).encode()
+        result = [{k: v for k, v in item.items() if k != "id"} for item in answer[cut:]]
+        return "200 OK", json.dumps(result).encode()
 
     async with connected(proxy.url, attempts=1) as w3:
         proxy.orders = [nameless]
@@ -238,10 +238,14 @@ async def test_an_odd_error_refuses_a_range_as_any_other(
         asked = question if isinstance(question, list) else [question]
         if alone and len(asked) > 1:
             return "200 OK", {"error": error, "id": None, "jsonrpc": "2.0"}
-        wide = [each for each in asked if each["method"] == "eth_getLogs" and _blocks(each) > 4]
+        wide = [
+            request
+            for request in asked
+            if request["method"] == "eth_getLogs" and _blocks(request) > 4
+        ]
         if not wide:
             return None
-        answers = [{"jsonrpc": "2.0", "id": each["id"], "error": error} for each in asked]
+        answers = [{"jsonrpc": "2.0", "id": request["id"], "error": error} for request in asked]
         return "200 OK", answers if isinstance(question, list) else answers[0]
 
     async with connected(proxy.url, attempts=1) as w3:

@@ -53,13 +53,13 @@ async def test_killed_at_each_label_it_acts_once(grid: LiveGrid, tmp_path: Path)
     )
     output, _ = await asyncio.wait_for(process.communicate(), 120)
     results = [json.loads(line) for line in output.splitlines()]
-    assert [each["label"] for each in results] == list(LABELS)
-    for each in results:
-        assert each["first"] == -signal.SIGKILL, each
-        assert each["second"] == 0, each
+    assert [item["label"] for item in results] == list(LABELS)
+    for item in results:
+        assert item["first"] == -signal.SIGKILL, item
+        assert item["second"] == 0, item
         # One transfer, one nonce, one row: neither repeated nor lost.
-        assert (each["received"], each["nonce"], each["counted"], each["open"]) == (1, 1, 1, 0), (
-            each
+        assert (item["received"], item["nonce"], item["counted"], item["open"]) == (1, 1, 1, 0), (
+            item
         )
 
 
@@ -86,8 +86,8 @@ async def test_missing_coin_for_gas_is_reported_plainly(grid: LiveGrid) -> None:
 @pytest.fixture
 async def own_anvil() -> AsyncIterator[Node]:
     """A node of one test, whose blocks it makes itself after the deployment."""
-    async with start_anvil() as found:
-        yield found
+    async with start_anvil() as anvil:
+        yield anvil
 
 
 async def test_a_stuck_transaction_is_replaced(own_anvil: Node) -> None:

@@ -29,8 +29,8 @@ def bob(local_devnet: LocalDevnet) -> tuple[str, ...]:
 
 
 def balance(cli: Cli, bob: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = data(cli("credit", "balance", "-o", "json", *bob))
-    return found
+    results: dict[str, Any] = data(cli("credit", "balance", "-o", "json", *bob))
+    return results
 
 
 def test_a_wallet_without_coin_does_what_a_customer_does(
@@ -39,7 +39,7 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     before = balance(cli, bob)
     assert before["gas"] == "0"
     made = cli("submit", HELLO, "--array", "2", "--gasless", "--yes", "-o", "json", *bob)
-    first, second = (str(each["id"]) for each in data(made))
+    first, second = (str(item["id"]) for item in data(made))
     for words in (
         "function",
         "submitJobs",
@@ -62,8 +62,8 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
     assert "no parked credits" in parked.err
     assert balance(cli, bob) == before
     listed = data(cli("relay", "requests", "-o", "json", *bob))
-    assert [each["state"] for each in listed] == ["executed"] * 5
-    assert len({each["transaction"] for each in listed}) == 5
+    assert [item["state"] for item in listed] == ["executed"] * 5
+    assert len({item["transaction"] for item in listed}) == 5
 
     async def sent() -> int:
         account = json.loads((local_devnet.wallets / "bob.json").read_text())["address"]
@@ -75,10 +75,10 @@ def test_a_wallet_without_coin_does_what_a_customer_does(
 
 def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None:
     before = balance(cli, bob)
-    found = cli("submit", HELLO, "--gasless", *bob)
-    assert (found.code, found.out) == (2, "")
-    assert "To be signed:" in found.err
-    assert "--yes" in found.err
+    result = cli("submit", HELLO, "--gasless", *bob)
+    assert (result.code, result.out) == (2, "")
+    assert "To be signed:" in result.err
+    assert "--yes" in result.err
     dry = cli("submit", HELLO, "--gasless", "--dry-run", "-o", "json", *bob)
     assert data(dry)["gas"] == "0"
     assert balance(cli, bob) == before
@@ -121,8 +121,8 @@ def test_a_relay_returns_its_terms_and_one_that_is_down_is_reported(
     assert shown["url"] == local_devnet.record["extra"]["relay"]
     assert "submitJobs" in shown["functions"]
     away = ("--relay", "http://127.0.0.1:1")
-    found = cli("submit", HELLO, "--gasless", "--yes", *away, *bob)
-    assert found.code == 7
-    assert "The relay at http://127.0.0.1:1 can't be reached" in found.err
-    assert "without --gasless" in found.err
+    result = cli("submit", HELLO, "--gasless", "--yes", *away, *bob)
+    assert result.code == 7
+    assert "The relay at http://127.0.0.1:1 can't be reached" in result.err
+    assert "without --gasless" in result.err
     assert cli("relay", "show", "--relay", "ftp://x").code == 2

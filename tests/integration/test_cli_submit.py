@@ -39,7 +39,7 @@ def credits(cli: Cli) -> int:
 
 
 def jobs(cli: Cli) -> list[int]:
-    return [each["id"] for each in data(cli("job", "list", "-o", "json"))]
+    return [item["id"] for item in data(cli("job", "list", "-o", "json"))]
 
 
 async def nonce(local_devnet: LocalDevnet) -> int:
@@ -65,7 +65,7 @@ def sent(local_devnet: LocalDevnet) -> Any:
 def test_a_job_with_a_start_time_waits_for_it(cli: Cli, local_devnet: LocalDevnet) -> None:
     wishes = "startAfter: 2h\nstartBefore: 3h\npatience: 10m\npreferences: [region=ch]\n"
     (local_devnet.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
-    [job] = [each["id"] for each in data(cli("submit", "later.yaml", "-o", "json"))]
+    [job] = [item["id"] for item in data(cli("submit", "later.yaml", "-o", "json"))]
     assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
     # A wallet's own name of a submission means the same job each time, so its times are dates.
     again = cli("submit", "later.yaml", "--key", "later")
@@ -76,7 +76,7 @@ def test_a_job_with_a_start_time_waits_for_it(cli: Cli, local_devnet: LocalDevne
 def test_a_job_that_missed_its_start_is_refunded(cli: Cli, local_devnet: LocalDevnet) -> None:
     before = credits(cli)
     (local_devnet.folder / "soon.yaml").write_text(Path(HELLO).read_text() + "startBefore: 1s\n")
-    [job] = [each["id"] for each in data(cli("submit", "soon.yaml", "-o", "json"))]
+    [job] = [item["id"] for item in data(cli("submit", "soon.yaml", "-o", "json"))]
     assert credits(cli) == before - 10**18
     time.sleep(1.5)  # the next block, with the next transaction, comes after the deadline
     assert cli("submit", HELLO).code == 0
@@ -89,9 +89,9 @@ def test_a_job_that_missed_its_start_is_refunded(cli: Cli, local_devnet: LocalDe
 
 def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
     before = credits(cli)
-    found = cli("submit", HELLO, "--dry-run")
-    assert (found.code, found.out) == (0, "")
-    assert "Dry run: nothing was sent." in found.err
+    result = cli("submit", HELLO, "--dry-run")
+    assert (result.code, result.out) == (0, "")
+    assert "Dry run: nothing was sent." in result.err
     assert (credits(cli), sent()) == (before, 0)
     told = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
     assert (told["jobs"], told["total"], told["total_credits"]) == (2, str(2 * 10**18), "2")
@@ -116,19 +116,19 @@ def test_submissions_at_once_succeed_all(
     before, known = credits(cli), set(jobs(cli))
     with ThreadPoolExecutor(3) as pool:
         arguments = ("submit", HELLO, *more, "-o", "json")
-        found = list(pool.map(lambda _: run(arguments, local_devnet.folder), range(3)))
-    ids = [each["id"] for done in found for each in data(done)]
-    each = 2 if "--array" in more else 1
-    assert len(set(ids) - known) == len(ids) == 3 * each
-    assert credits(cli) == before - 3 * each * 10**18
+        result = list(pool.map(lambda _: run(arguments, local_devnet.folder), range(3)))
+    ids = [item["id"] for done in result for item in data(done)]
+    item = 2 if "--array" in more else 1
+    assert len(set(ids) - known) == len(ids) == 3 * item
+    assert credits(cli) == before - 3 * item * 10**18
 
 
 def test_submissions_and_a_top_up_at_once(cli: Cli, local_devnet: LocalDevnet) -> None:
-    [first] = [each["id"] for each in data(cli("submit", HELLO, "-o", "json"))]
+    [first] = [item["id"] for item in data(cli("submit", HELLO, "-o", "json"))]
     lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda line: run(line, local_devnet.folder), lines))
-    assert [each.code for each in found] == [0, 0, 0], found
+        result = list(pool.map(lambda line: run(line, local_devnet.folder), lines))
+    assert [item.code for item in result] == [0, 0, 0], result
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
@@ -136,7 +136,7 @@ def test_gathered_submissions_are_one_transaction(cli: Cli, sent: Any) -> None:
     async def gather() -> list[int]:
         async with Grid.open() as grid:
             made = await asyncio.gather(*(grid.submit(HELLO) for _ in range(5)))
-        return [job_id for each in made for job_id in each.job_ids]
+        return [job_id for item in made for job_id in item.job_ids]
 
     before = credits(cli)
     ids = asyncio.run(gather())
@@ -148,21 +148,21 @@ def test_gathered_submissions_are_one_transaction(cli: Cli, sent: Any) -> None:
 def test_a_wait_without_a_result_is_reported_anyway(cli: Cli) -> None:
     """It is paid for: people and programs must know which jobs they are."""
     waiting = ("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
-    found = cli(*waiting)
+    result = cli(*waiting)
     second, first = jobs(cli)[:2]
-    assert found.code == 9
-    assert f"Submitted and paid for: jobs {first}-{second} (sub-" in found.err
-    assert f"Job {first} is still PENDING" in found.err
-    assert (str(first) in found.out, str(second) in found.out) == (True, True)
-    found = cli(*waiting, "-o", "json")
+    assert result.code == 9
+    assert f"Submitted and paid for: jobs {first}-{second} (sub-" in result.err
+    assert f"Job {first} is still PENDING" in result.err
+    assert (str(first) in result.out, str(second) in result.out) == (True, True)
+    result = cli(*waiting, "-o", "json")
     second, first = jobs(cli)[:2]
-    assert (found.code, [each["id"] for each in json.loads(found.out)]) == (9, [first, second])
+    assert (result.code, [item["id"] for item in json.loads(result.out)]) == (9, [first, second])
 
 
 def test_an_array_is_one_submission(cli: Cli, sent: Any) -> None:
     before = credits(cli)
     made = data(cli("submit", HELLO, "--array", "3", "--permit", "-o", "json"))
-    assert len({each["id"] for each in made}) == 3
+    assert len({item["id"] for item in made}) == 3
     assert (before - credits(cli), sent()) == (3 * 10**18, 1)
 
 
@@ -174,9 +174,9 @@ def test_a_repeated_key_pays_once(cli: Cli, sent: Any, more: tuple[str, ...]) ->
     sent()
     # Another way of allowing the credits is still the same submission.
     for again in (more, (), ("--permit",), ("--dry-run",)):
-        found = cli("submit", HELLO, "--array", "2", "--key", key, *again, "-o", "json")
-        assert data(found) == first
-        assert "nothing more is paid" in found.err
+        result = cli("submit", HELLO, "--array", "2", "--key", key, *again, "-o", "json")
+        assert data(result) == first
+        assert "nothing more is paid" in result.err
     assert (credits(cli), len(jobs(cli)), sent()) == (paid, count, 0)
 
 
@@ -184,34 +184,34 @@ def test_a_key_for_other_jobs_is_refused_by_name(cli: Cli, sent: Any) -> None:
     cli("submit", HELLO, "--key", "once")
     sent()
     for other in ((PI,), (HELLO, "--array", "2"), (HELLO, "--credits", "2")):
-        found = cli("submit", *other, "--key", "once")
-        assert found.code == 2
-        assert "The key 'once' was used for another submission" in found.err
+        result = cli("submit", *other, "--key", "once")
+        assert result.code == 2
+        assert "The key 'once' was used for another submission" in result.err
     for wrong in ("", "x" * 121, "a\nb"):
         assert cli("submit", HELLO, "--key", wrong).code == 2
     assert sent() == 0
 
 
 def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
-    found = data(cli("quote", HELLO, "-o", "json"))
-    assert [each["provider_id"] for each in found] == [1, 2]
-    cheap = found[0]
+    result = data(cli("quote", HELLO, "-o", "json"))
+    assert [item["provider_id"] for item in result] == [1, 2]
+    cheap = result[0]
     assert cheap["eligible"] is True
     assert (cheap["start"], cheap["starts_in"]) == ("now", 0)
     # Nothing else waits: the job would be the first, and start at one of the providers at once.
-    assert [each["expected_in"] for each in found].count(None) == 1
+    assert [item["expected_in"] for item in result].count(None) == 1
     assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
     poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
-    assert all(not each["eligible"] and "over budget" in each["reason"] for each in poor)
-    assert all(each["starts_in"] is None for each in poor)
+    assert all(not item["eligible"] and "over budget" in item["reason"] for item in poor)
+    assert all(item["starts_in"] is None for item in poor)
     assert "max runtime" in cli("quote", HELLO).out
 
 
 def test_a_first_job_file_is_valid_and_never_overwritten(
     cli: Cli, local_devnet: LocalDevnet
 ) -> None:
-    found = cli("init", "mine.yaml", "-o", "json")
-    assert data(found) == {"path": "mine.yaml"}
+    result = cli("init", "mine.yaml", "-o", "json")
+    assert data(result) == {"path": "mine.yaml"}
     text = (local_devnet.folder / "mine.yaml").read_text()
     checked = data(cli("validate", "mine.yaml", "-o", "json"))
     assert (checked["name"], checked["time_limit"], checked["steps"]) == ("my-job", 600, 1)
@@ -237,35 +237,35 @@ def test_an_older_job_file_is_converted_and_the_schema_printed(
     again = cli("convert", "old.json", "--to", "new.yaml")
     assert (again.code, again.out) == (2, "")
     assert "new.yaml already exists" in again.err
-    found = json.loads(cli("schema").out)
-    assert {"resources", "steps", "name"} <= set(found["properties"])
+    document = json.loads(cli("schema").out)
+    assert {"resources", "steps", "name"} <= set(document["properties"])
 
 
 def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
-    found = data(cli("metascheduler", "explain", str(made), "-o", "json"))
-    assert [each["job"] for each in found] == [made]
+    result = data(cli("metascheduler", "explain", str(made), "-o", "json"))
+    assert [item["job"] for item in result] == [made]
     # Nobody claims here, so that earlier tests' jobs take the room that there is.
-    assert (found[0]["provider_id"] is None) == ("waits" in found[0]["text"])
+    assert (result[0]["provider_id"] is None) == ("waits" in result[0]["text"])
     every = data(cli("metascheduler", "explain", "-o", "json"))
-    assert made in [each["job"] for each in every]
+    assert made in [item["job"] for item in every]
     assert cli("metascheduler", "explain", "999999").code == 4
 
 
 def test_a_job_that_never_ran_has_no_results(cli: Cli) -> None:
     made = str(data(cli("submit", HELLO, "-o", "json"))[0]["id"])
-    found = cli("job", "results", made)
-    assert (found.code, found.out) == (2, "")
-    assert f"Job {made} has not ended: it is PENDING" in found.err
+    result = cli("job", "results", made)
+    assert (result.code, result.out) == (2, "")
+    assert f"Job {made} has not ended: it is PENDING" in result.err
     assert cli("job", "cancel", made).code == 0
-    found = cli("job", "results", made)
-    assert (found.code, found.out) == (4, "")
-    assert "It ended before a provider ran it." in found.err
+    result = cli("job", "results", made)
+    assert (result.code, result.out) == (4, "")
+    assert "It ended before a provider ran it." in result.err
 
 
 def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "--array", "2", "--permit", "-o", "json"))
-    first, second = (str(each["id"]) for each in made)
+    first, second = (str(item["id"]) for item in made)
     assert cli("job", "cancel", first).code == 0
     both = cli("job", "cancel", first, second, "-o", "json")
     assert both.code == 0
@@ -280,7 +280,7 @@ def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
 
 def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, local_devnet: LocalDevnet) -> None:
     own = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
-    checks = {each["check"]: each for each in json.loads(cli("provider", "doctor", *own).out)}
+    checks = {item["check"]: item for item in json.loads(cli("provider", "doctor", *own).out)}
     # The tests' machine may be smaller than the offer, without a sandbox, and theirs may be root.
     machine = {"offer", "isolation", "user"}
     assert {name for name, each in checks.items() if not each["ok"]} <= machine
@@ -294,18 +294,18 @@ def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, local_devnet: LocalDevne
     assert cli("provider", "drain", *own).code == 0
     drained = cli("provider", "doctor", *own)
     assert drained.code == 1
-    checks = {each["check"]: each for each in json.loads(drained.out)}
+    checks = {item["check"]: item for item in json.loads(drained.out)}
     assert (checks["status"]["ok"], checks["status"]["text"]) == (False, "DRAINING")
     assert "provider resume" in checks["status"]["hint"]
     assert cli("provider", "resume", *own).code == 0
     nobody = cli(
         "provider", "doctor", "--keystore", str(local_devnet.folder / "none.json"), "-o", "json"
     )
-    checks = {each["check"]: each for each in json.loads(nobody.out)}
+    checks = {item["check"]: item for item in json.loads(nobody.out)}
     assert (nobody.code, checks["registration"]["ok"], checks["executor"]["ok"]) == (1, False, True)
     stranger = cli("provider", "doctor", "-o", "json")
     assert stranger.code == 1
-    checks = {each["check"]: each for each in json.loads(stranger.out)}
+    checks = {item["check"]: item for item in json.loads(stranger.out)}
     assert (checks["registration"]["ok"], checks["registration"]["setting"]) == (False, "keystore")
 
 
@@ -369,12 +369,12 @@ def test_an_external_signer_holds_the_key(cli: Cli, local_devnet: LocalDevnet, c
         [second] = data(cli("submit", HELLO, "--permit", *own, "-o", "json"))
         assert cli("job", "cancel", str(first["id"]), str(second["id"]), *own).code == 0
         listed = data(cli("job", "list", "--limit", "2", *own, "-o", "json"))
-        assert [each["status"] for each in listed] == ["CANCELLED", "CANCELLED"]
+        assert [item["status"] for item in listed] == ["CANCELLED", "CANCELLED"]
         assert listed[0]["customer"] == account.address
     prefix = "account_sign" if clef else "eth_sign"
     # The message is the sign-in at the gateway.
     assert {"Transaction", "TypedData", "Data" if clef else ""} == {
-        each.removeprefix(prefix) for each in signer.methods if each.startswith(prefix)
+        method.removeprefix(prefix) for method in signer.methods if method.startswith(prefix)
     }
     away = cli("submit", HELLO, *own)
     assert (away.code, away.out) == (7, "")
@@ -393,7 +393,7 @@ def test_unsigned_calls_are_printed_for_a_safe(
     before = credits(cli)
     batch = data(cli("submit", HELLO, "--array", "1-2", "--unsigned", alice, "-o", "json"))
     assert (batch["version"], batch["chainId"]) == ("1.0", str(local_devnet.record["chain_id"]))
-    assert [each["to"] for each in batch["transactions"]] == [
+    assert [transaction["to"] for transaction in batch["transactions"]] == [
         local_devnet.record["credit"],
         local_devnet.record["scheduler"],
     ]
@@ -436,17 +436,17 @@ def test_statements_by_date_and_an_invoice_as_a_page(
     [sent] = data(cli("submit", HELLO, "-o", "json"))
     assert cli("job", "cancel", str(sent["id"])).code == 0
     [row] = [
-        each
-        for each in data(cli("audit", "statement", "--month", month(), "-o", "json"))
-        if (each["job_id"], each["kind"]) == (sent["id"], "refund")
+        item
+        for item in data(cli("audit", "statement", "--month", month(), "-o", "json"))
+        if (item["job_id"], item["kind"]) == (sent["id"], "refund")
     ]
     assert row["job_name"] == "hello"
     later = cli("audit", "statement", "--from", "2999-01-01")
     assert (later.code, later.out) == (2, "")
     page = tmp_path / "invoice.html"
-    found = data(cli("audit", "invoice", str(sent["id"]), "--html", str(page), "-o", "json"))
-    assert (found["status"], found["cost"], found["refunded"]) == ("CANCELLED", "0", str(10**18))
-    assert found["ok"] is True
+    result = data(cli("audit", "invoice", str(sent["id"]), "--html", str(page), "-o", "json"))
+    assert (result["status"], result["cost"], result["refunded"]) == ("CANCELLED", "0", str(10**18))
+    assert result["ok"] is True
     text = page.read_text()
     assert text.startswith("<!doctype html>")
     assert row["transaction"] in text

@@ -31,7 +31,7 @@ def test_what_was_sent_is_listed_and_shown(cli: Cli) -> None:
         shown = data(cli("tx", "show", which, "-o", "json"))
         assert (shown["id"], shown["key"]) == (newest["id"], "submit:told")
         assert shown["succeeded"] is True
-        assert [each["transaction"] for each in shown["attempts"]] == [newest["transaction"]]
+        assert [attempt["transaction"] for attempt in shown["attempts"]] == [newest["transaction"]]
     assert "submit 1 job" in cli("tx", "list").out
 
 
@@ -39,9 +39,9 @@ def test_what_was_sent_is_listed_and_shown(cli: Cli) -> None:
 def test_what_is_mined_can_not_be_replaced(cli: Cli, verb: str) -> None:
     data(cli("submit", HELLO, "--permit", "-o", "json"))
     number = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]["id"]
-    found = cli("tx", verb, str(number))
-    assert (found.code, found.out) == (2, "")
-    assert "is mined: there is nothing to replace" in found.err
+    result = cli("tx", verb, str(number))
+    assert (result.code, result.out) == (2, "")
+    assert "is mined: there is nothing to replace" in result.err
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_what_is_mined_can_not_be_replaced(cli: Cli, verb: str) -> None:
 )
 def test_what_was_never_sent_is_refused(cli: Cli, which: str, code: int) -> None:
     for verb in ("show", "speed-up", "cancel"):
-        found = cli("tx", verb, "--", which)
-        assert (found.code, found.out) == (code, "")
-        assert "Traceback" not in found.err
-        assert "deepsquare tx list" in found.err
+        result = cli("tx", verb, "--", which)
+        assert (result.code, result.out) == (code, "")
+        assert "Traceback" not in result.err
+        assert "deepsquare tx list" in result.err
 
 
 class Halted:
@@ -100,11 +100,11 @@ def stuck(halted: Halted) -> Any:
 
 def test_a_stuck_transaction_is_outbid_by_an_eighth_and_mined(halted: Halted) -> None:
     before = stuck(halted)
-    found = data(halted.run("tx", "speed-up", str(before["id"]), "-o", "json"))
-    first, second = found["attempts"][-2:]
+    result = data(halted.run("tx", "speed-up", str(before["id"]), "-o", "json"))
+    first, second = result["attempts"][-2:]
     for fee in ("max_fee_wei", "priority_fee_wei"):
         assert int(second[fee]) * 8 >= int(first[fee]) * 9
-    assert (found["nonce"], found["state"]) == (before["nonce"], "open")
+    assert (result["nonce"], result["state"]) == (before["nonce"], "open")
     halted.mine()
     mined = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
     assert (mined["state"], mined["transaction"]) == ("mined", second["transaction"])
@@ -113,9 +113,9 @@ def test_a_stuck_transaction_is_outbid_by_an_eighth_and_mined(halted: Halted) ->
 def test_a_stuck_transaction_is_taken_back_and_has_no_effect(halted: Halted) -> None:
     balance = data(halted.run("credit", "balance", "-o", "json"))["balance"]
     before = stuck(halted)
-    found = halted.run("tx", "cancel", str(before["id"]), "-o", "json")
-    assert "may still be mined first" in found.err
-    assert data(found)["attempts"][-1]["cancels"] is True
+    result = halted.run("tx", "cancel", str(before["id"]), "-o", "json")
+    assert "may still be mined first" in result.err
+    assert data(result)["attempts"][-1]["cancels"] is True
     halted.mine()
     ended = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
     assert (ended["state"], ended["nonce"]) == ("cancelled", before["nonce"])

@@ -58,16 +58,16 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def proxy(grid: LiveGrid) -> AsyncIterator[Proxy]:
-    async with Proxy(grid.node.url) as found:
-        yield found
+    async with Proxy(grid.node.url) as result:
+        yield result
 
 
 async def logs(w3: Any, grid: LiveGrid) -> list[Any]:
     # Of few blocks: other tests of this grid add any number of them, and once in 64 answers twice the range is tried.
     first = grid.deployment.block
     last = min(first + 60, int(await grid.w3.eth.block_number))
-    found = await read_logs(w3, grid.deployment.addresses, [], first, last)
-    return [(each["blockHash"], each["logIndex"]) for each in found]
+    result = await read_logs(w3, grid.deployment.addresses, [], first, last)
+    return [(item["blockHash"], item["logIndex"]) for item in result]
 
 
 @pytest.mark.parametrize("kind", RANGE_REFUSALS)
@@ -129,7 +129,9 @@ async def test_hosted_endpoints_are_read_and_written_within_their_limits(
         with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
             await sender.send(credit.transfer(target, 1))
-            assert [each.state for each in store.recent_entries()] == [TxState.MINED]
+            assert [recent_entry.state for recent_entry in store.recent_entries()] == [
+                TxState.MINED
+            ]
     assert proxy.counts["refused"] > 2
     assert await credit.balance_of(target) == 1
 
@@ -216,7 +218,9 @@ async def test_what_was_sent_is_waited_for_through_errors(
             proxy.profile = after_the_send
             receipt = await sender.send(credit.transfer(target, 1))
             assert receipt.events
-            assert [each.state for each in store.recent_entries()] == [TxState.MINED]
+            assert [recent_entry.state for recent_entry in store.recent_entries()] == [
+                TxState.MINED
+            ]
     assert proxy.counts["refused"] == 3
     assert await credit.balance_of(target) == before + 1
 
@@ -283,4 +287,6 @@ async def test_a_chain_that_is_begun_anew_gets_nothing_of_the_old_one() -> None:
                         await work
                 assert await there.eth.get_transaction_count(account.address) == 0
             assert proxy.methods[SEND] == 2
-            assert {each.state for each in store.recent_entries()} == {TxState.MINED}
+            assert {recent_entry.state for recent_entry in store.recent_entries()} == {
+                TxState.MINED
+            }

@@ -32,8 +32,8 @@ Place = Callable[[], Any]
 async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
     """A grid on a node of the test's own, whose blocks it may replace."""
     deployment = await deploy(anvil)
-    async with live_grid(anvil, deployment) as found:
-        yield found
+    async with live_grid(anvil, deployment) as grid:
+        yield grid
 
 
 @pytest.fixture(params=["file", "server"])

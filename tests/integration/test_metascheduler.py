@@ -52,17 +52,17 @@ WHOLE = Resources(tasks=4, cpus_per_task=16, mem_per_cpu=100, gpus=0)
 @pytest.fixture(scope="module")
 def chain(background: Any) -> Iterator[Node]:
     """A chain that makes a block for each transaction, whose time the tests move."""
-    found = ChainProcess(block_time=0)
-    background.run(found.__aenter__())
-    yield found
-    background.run(found.close())
+    chain_process = ChainProcess(block_time=0)
+    background.run(chain_process.__aenter__())
+    yield chain_process
+    background.run(chain_process.close())
 
 
 @pytest.fixture
 async def grid(chain: Node) -> AsyncIterator[LiveGrid]:
     """A grid of its own for each test: two providers, the second three times as dear."""
-    async with BorrowedNode(chain.url, chain.chain_id) as node, live_grid(node) as found:
-        yield found
+    async with BorrowedNode(chain.url, chain.chain_id) as node, live_grid(node) as result:
+        yield result
 
 
 @dataclass
@@ -110,8 +110,8 @@ async def context(
 
 @pytest.fixture
 async def one(grid: LiveGrid) -> AsyncIterator[CommandContext]:
-    async with context(grid) as found:
-        yield found
+    async with context(grid) as result:
+        yield result
 
 
 async def test_assigns_what_fits_and_settles_down(one: CommandContext) -> None:
@@ -285,7 +285,7 @@ async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(
     await one.cycle()
     assert await one.places(fresh) == [2]
     receipt = await grid.send(host, scheduler.finish([Report(job_id, 10, 0)]))
-    [settled] = [each for each in receipt.events if isinstance(each, JobSettled)]
+    [settled] = [event for event in receipt.events if isinstance(event, JobSettled)]
     assert settled.billed_seconds == 10
     assert (await one.clock()).challenged_at == 0  # the report has answered the challenge
 
@@ -414,9 +414,9 @@ async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -
     rest = "credits: '1'\nsteps:\n  - name: only\n    run: {command: echo}\n"
     picky = parse_job_file(f"{small}uses: [gpu.model=h100]\n{rest}".encode(), "picky.yaml")
     plain = parse_job_file(f"{small}{rest}".encode(), "plain.yaml")
-    requests = [(each.terms(), [each.definition.digest]) for each in (picky, plain)]
+    requests = [(value.terms(), [value.definition.digest]) for value in (picky, plain)]
     receipt = await grid.send(grid.customers[0], scheduler.submit_jobs(requests))
-    first, second = [each.job_id for each in receipt.events if isinstance(each, JobSubmitted)]
+    first, second = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
     with pytest.raises(reverts.TooEarly):
         await grid.send(host, scheduler.self_schedule([second]))
     await grid.node.increase_time(31)  # PENDING for the pending timeout
@@ -474,7 +474,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
             await one.cycle()
         # The dearer one gets it, and everybody can see why.
         assert await one.places(job_id) == [2]
-        [told] = [each for each in logs if each["event"] == "provider cooldown started"]
+        [told] = [log for log in logs if log["event"] == "provider cooldown started"]
         assert (told["provider"], "it is suspended until" in told["reason"]) == (1, True)
         metrics = one.service.metrics.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("suspended_providers")) == (3, 1)
@@ -493,9 +493,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         await grid.node.increase_time(86_400)
         with capture_logs() as logs:
             await fresh.cycle()
-        assert [
-            each["provider"] for each in logs if each["event"] == "provider cooldown ended"
-        ] == [1]
+        assert [log["provider"] for log in logs if log["event"] == "provider cooldown ended"] == [1]
     async with context(grid) as again:
         await again.cycle()
         assert await again.places(large) == [1]
@@ -541,7 +539,7 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
         )
         ids = await grid.submit(2, resources=WHOLE)
         # Both have looked before either acts.
-        worlds = [await see(each) for each in (first.service, rival)]
+        worlds = [await see(value) for value in (first.service, rival)]
         assert await first.service._assign(worlds[0]) == 2
         assert await rival._assign(worlds[1]) == 0
         assert await first.statuses(*ids) == [S.META_SCHEDULED] * 2
@@ -554,7 +552,7 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
     stop = asyncio.Event()
     async with start_anvil() as node, live_grid(node) as grid:
         accounts = [grid.scheduler, await _second_scheduler(grid)]
-        folders = [tmp_path / each.address for each in accounts]
+        folders = [tmp_path / account.address for account in accounts]
         with capture_logs() as logs:
             daemons = [
                 asyncio.create_task(
@@ -568,23 +566,21 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
                 )
                 for account, folder in zip(accounts, folders, strict=True)
             ]
-            await until(lambda: all((each / "metascheduler.json").exists() for each in folders))
+            await until(lambda: all((folder / "metascheduler.json").exists() for folder in folders))
             ids = [*await _contested(grid, 27), *await _contested(grid, 3)]
-            await until(
-                lambda: len([each for each in logs if each["event"] == "batch refused"]) == 2
-            )
+            await until(lambda: len([log for log in logs if log["event"] == "batch refused"]) == 2)
             stop.set()
             await asyncio.gather(*daemons)
         jobs = await grid.contracts.scheduler.get_jobs(ids)
         assert {job.status for job in jobs} == {S.META_SCHEDULED}
-        moves = [each for each in await all_events(grid) if isinstance(each, JobTransition)]
-        assigned = [each.job_id for each in moves if each.after is S.META_SCHEDULED]
+        moves = [event for event in await all_events(grid) if isinstance(event, JobTransition)]
+        assigned = [move.job_id for move in moves if move.after is S.META_SCHEDULED]
         assert sorted(assigned) == ids
         held = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
         assert held == sum(job.escrow for job in jobs) == 30 * CREDIT
-    assert [each for each in logs if each["log_level"] == "error"] == []
-    lost = [each for each in logs if each["event"] == "batch refused"]
-    assert [each["label"] for each in lost] == ["assign 27 jobs", "assign 3 jobs"]
+    assert [log for log in logs if log["log_level"] == "error"] == []
+    lost = [log for log in logs if log["event"] == "batch refused"]
+    assert [item["label"] for item in lost] == ["assign 27 jobs", "assign 3 jobs"]
 
 
 async def _contested(grid: LiveGrid, count: int) -> list[int]:
@@ -702,7 +698,7 @@ async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> N
         daemon = asyncio.create_task(
             run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
         )
-        await until(lambda: [each for each in logs if each["event"] == "batch simulated"])
+        await until(lambda: [log for log in logs if log["event"] == "batch simulated"])
         stop.set()
         await daemon
     assert (await grid.contracts.scheduler.get_job(job_id)).status is S.PENDING
@@ -717,8 +713,8 @@ async def test_the_daemon_serves_its_metrics_at_the_given_port(
         daemon = asyncio.create_task(
             run_scheduler(grid.node.url, grid.deployment, None, settings, stop=stop)
         )
-        await until(lambda: [each for each in logs if each["event"] == "health server started"])
-        url = next(each["url"] for each in logs if each["event"] == "health server started")
+        await until(lambda: [log for log in logs if log["event"] == "health server started"])
+        url = next(log["url"] for log in logs if log["event"] == "health server started")
         async with httpx2.AsyncClient(base_url=url) as client:
 
             async def ready() -> bool:

@@ -91,33 +91,33 @@ class Mails:
 
 @pytest.fixture
 async def hooks() -> AsyncIterator[Hooks]:
-    found, app = Hooks(), web.Application()
-    app.router.add_post("/hook", found.take)
+    result, app = Hooks(), web.Application()
+    app.router.add_post("/hook", result.take)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    yield found
+    result.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield result
     await runner.cleanup()
 
 
 @pytest.fixture
 async def mails() -> AsyncIterator[Mails]:
-    found = Mails()
+    result = Mails()
 
     def make() -> SMTP:
         return SMTP(
-            found,
+            result,
             hostname="localhost",
             auth_require_tls=False,
             auth_required=True,
-            authenticator=found.authenticate,
+            authenticator=result.authenticate,
         )
 
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
-    found.url = f"smtp://grid@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield found
+    result.url = f"smtp://grid@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield result
     server.close()
 
 
@@ -162,10 +162,10 @@ class Place:
             assert crashes or task.exception() is None
 
     def states(self, job_id: int) -> Counter[tuple[str, str]]:
-        found = sent(self.folder, self.grid.deployment, self.customer, 1_000)
+        result = sent(self.folder, self.grid.deployment, self.customer, 1_000)
         return Counter(
             (each.target.partition(":")[0], each.state.value)
-            for event, each in found
+            for event, each in result
             if event.job_id == job_id
         )
 
@@ -219,8 +219,8 @@ async def test_each_event_arrives_once_whatever_happens(
     wanted = [
         f"Job {number} ({name}): CANCELLED" for number in (first, second, third, proxied, fourth)
     ]
-    assert [str(each["Subject"]) for each in mails.taken] == wanted
-    assert {str(each["To"]) for each in mails.taken} == {"me@example.org"}
+    assert [str(item["Subject"]) for item in mails.taken] == wanted
+    assert {str(item["To"]) for item in mails.taken} == {"me@example.org"}
 
 
 async def test_job_files_choose_their_own_occasions(

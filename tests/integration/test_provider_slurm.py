@@ -27,18 +27,18 @@ S = JobStatus
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
-    found = LocalSlurm("--min-job-age", "2")
-    yield found
-    found.close()
+    local_slurm = LocalSlurm("--min-job-age", "2")
+    yield local_slurm
+    local_slurm.close()
 
 
 @pytest.fixture(scope="module")
 def ticking(cluster: LocalSlurm, background) -> Iterator[Node]:
     """A chain whose time is the wall clock's."""
-    found = start_anvil(block_time=1)
-    background.run(found.__aenter__())
-    yield found
-    background.run(found.close())
+    anvil = start_anvil(block_time=1)
+    background.run(anvil.__aenter__())
+    yield anvil
+    background.run(anvil.close())
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def grid_record(ticking: Node, background) -> Deployment:
 @pytest.fixture
 async def grid(ticking: Node, grid_record: Deployment) -> AsyncIterator[LiveGrid]:
     node = BorrowedNode(ticking.url, ticking.chain_id)
-    async with node, live_grid(node, grid_record) as found:
-        yield found
+    async with node, live_grid(node, grid_record) as result:
+        yield result
 
 
 @pytest.fixture
 async def host(grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Bench]:
     executor = cluster.executor(tmp_path, owner=grid.providers[0].address)
-    async with bench(grid, tmp_path, executor=executor) as found:
-        yield found
+    async with bench(grid, tmp_path, executor=executor) as result:
+        yield result
 
 
 async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
@@ -69,7 +69,9 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
     command = "echo hello $DEEPSQUARE_JOB_ID; srun printenv SLURMD_NODENAME | sort -u; sleep 1"
     [job_id] = await host.submit(command, resources=wide)
     [unwanted] = await host.submit("true", customer=1)
-    await host.drive(lambda: {host.phase(each) for each in (job_id, unwanted)} == {Phase.SUBMITTED})
+    await host.drive(
+        lambda: {host.phase(value) for value in (job_id, unwanted)} == {Phase.SUBMITTED}
+    )
     host.service.heads.hint()
     await host.service.cycle()
     assert (await host.job(job_id)).status is S.SCHEDULED
@@ -137,9 +139,9 @@ async def test_all_ways_to_end_together(host: Bench, cluster: LocalSlurm):
     # An administrator ends a job: the provider's loss.
     name = f"--name=deepsquare-{host.row(lost).key}"
     cluster.run("scancel", *cluster.run("squeue", "-h", "-o", "%i", name).split())
-    await host.drive(lambda: all(host.phase(each) is Phase.CLOSED for each in ids), timeout=60)
+    await host.drive(lambda: all(host.phase(job_id) is Phase.CLOSED for job_id in ids), timeout=60)
 
-    statuses = {each: (await host.job(each)).status for each in ids}
+    statuses = {job_id: (await host.job(job_id)).status for job_id in ids}
     assert statuses == {
         three: S.FAILED,
         hungry: S.FAILED,
@@ -148,7 +150,7 @@ async def test_all_ways_to_end_together(host: Bench, cluster: LocalSlurm):
         stopped: S.CANCELLED,
         lost: S.PANICKED,
     }
-    results = {each: await host.result(each) for each in (three, hungry, late)}
+    results = {value: await host.result(value) for value in (three, hungry, late)}
     assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
     if cluster.has_cgroups:
         assert results[hungry].reason == "memory limit of 64 MB exceeded"
@@ -249,7 +251,7 @@ async def test_cluster_that_loses_a_node_and_its_controller(
             assert time.monotonic() < deadline, "Slurm still knows the job"
             await asyncio.sleep(0.2)
         await host.until([steady, queued], timeout=60)
-        assert {(await host.job(each)).status for each in (steady, queued)} == {S.FINISHED}
+        assert {(await host.job(value)).status for value in (steady, queued)} == {S.FINISHED}
         assert 13 <= (await host.settled(steady)).billed_seconds <= 15
         host.service.drain(False)
         await host.drive(lambda: not host.service.details()["draining"])

@@ -62,17 +62,17 @@ async def web(relay: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 async def settled(web: httpx2.AsyncClient, path: str) -> dict[str, Any]:
     """What the relay says of a request once it has ended."""
-    while (found := (await web.get(path)).json())["state"] in {"queued", "sent"}:  # noqa: ASYNC110
+    while (document := (await web.get(path)).json())["state"] in {"queued", "sent"}:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    return dict(found)
+    return dict(document)
 
 
 async def taken(store: Store, web: httpx2.AsyncClient) -> RecordedRequest:
     """A wallet's open request, as soon as the relay has taken it."""
     while True:
-        for found in store.open_requests():
-            if (await web.get(f"/v1/requests/{found.digest}")).is_success:
-                return found
+        for request in store.open_requests():
+            if (await web.get(f"/v1/requests/{request.digest}")).is_success:
+                return request
         await asyncio.sleep(0.02)
 
 
@@ -163,13 +163,13 @@ async def test_requests_of_one_moment_share_a_transaction(grid: LiveGrid, tmp_pa
 
     async with relay_on(grid, tmp_path / "relay", collect_seconds=3.0) as url:
         receipts = await asyncio.gather(
-            *(one(url, *each) for each in zip(accounts, stores, strict=True))
+            *(one(url, *item) for item in zip(accounts, stores, strict=True))
         )
     assert len({receipt.hash for receipt in receipts}) == 1
     for account, receipt in zip(accounts, receipts, strict=True):
         # Each customer sees its own events, and not those of the others in the batch.
         for kind in (JobSubmitted, JobTransition):
-            own = [each.customer for each in receipt.events if isinstance(each, kind)]
+            own = [event.customer for event in receipt.events if isinstance(event, kind)]
             assert own == [account.address]
 
 
@@ -268,10 +268,10 @@ async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
     assert {answer.status_code for answer in answers} <= {200, 202}
     assert len({answer.json()["digest"] for answer in answers}) == 1
     path = answers[0].headers["location"]
-    found = await settled(web, path)
-    assert found["state"] == "executed"
+    result = await settled(web, path)
+    assert result["state"] == "executed"
     again = await web.post("/v1/requests", json=signed.to_wire())
-    assert (again.status_code, again.json()) == (200, found)
+    assert (again.status_code, again.json()) == (200, result)
     assert await forwarder.nonce_of(account.address) == signed.request.nonce + 1
     # Whatever is signed for the used nonce comes too late.
     other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("once more")])])
@@ -367,9 +367,9 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
         receipt = await sending
         assert receipt.hash == first.hash
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
-        found = await settled(web, f"/v1/requests/{recorded.digest}")
-        assert found["state"] == "dropped"
-        assert "nonce" in found["detail"]
+        result = await settled(web, f"/v1/requests/{recorded.digest}")
+        assert result["state"] == "dropped"
+        assert "nonce" in result["detail"]
 
 
 # -- relays that fail their customers
@@ -383,8 +383,8 @@ class Between(httpx2.AsyncBaseTransport):
         self._spoil = spoil
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        found = await self._spoil(request, self._real)
-        return found or await self._real.handle_async_request(request)
+        spoil = await self._spoil(request, self._real)
+        return spoil or await self._real.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._real.aclose()
@@ -430,7 +430,9 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     async with relayed(grid, relay, account, store=store) as wallet:
         first = await submit_hello(wallet, tmp_path, key="the one")
         assert await submit_hello(wallet, tmp_path, key="the one") == first
-    assert [each.digest for each in store.recent_requests()] == [recorded.digest]
+    assert [recent_request.digest for recent_request in store.recent_requests()] == [
+        recorded.digest
+    ]
     assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
 
 
@@ -451,7 +453,9 @@ async def test_what_was_left_open_is_handed_over_before_the_next(
     async with relayed(grid, relay, account, store=store) as wallet:
         await wallet.send(scheduler.submit_jobs([(terms(), [digest("next")])]))
         await wallet.sender.reconcile()
-    assert {each.state for each in store.recent_requests()} == {RequestState.EXECUTED}
+    assert {recent_request.state for recent_request in store.recent_requests()} == {
+        RequestState.EXECUTED
+    }
     assert await forwarder.nonce_of(account.address) == left.request.nonce + 2
 
 
@@ -508,9 +512,9 @@ async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str
         await wallet.send(call)
     # Signed within the same second it is the same request, recorded once.
     last, *earlier = store.recent_requests()
-    states = {each.state for each in (last, *earlier)}
+    states = {value.state for value in (last, *earlier)}
     assert RequestState.EXECUTED in states <= {RequestState.EXECUTED, RequestState.REFUSED}
-    assert len({each.signed.request.nonce for each in (last, *earlier)}) == 1
+    assert len({value.signed.request.nonce for value in (last, *earlier)}) == 1
 
 
 async def test_an_expired_request_is_reported_to_have_no_effect(grid: LiveGrid, relay: str) -> None:
@@ -554,7 +558,9 @@ async def test_a_question_that_is_refused_says_nothing_of_the_request(
     ):
         assert len(await submit_hello(wallet, tmp_path)) == 1
     assert asked
-    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+    assert [recent_request.state for recent_request in store.recent_requests()] == [
+        RequestState.EXECUTED
+    ]
 
 
 async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
@@ -599,7 +605,9 @@ async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
         else:
             assert len(await submit_hello(wallet, tmp_path, key=key)) == 1
         assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
-        assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+        assert [recent_request.state for recent_request in store.recent_requests()] == [
+            RequestState.EXECUTED
+        ]
         assert len(await submit_hello(wallet, tmp_path, key="another")) == 1
 
 
@@ -625,7 +633,9 @@ async def test_a_request_is_found_where_ranges_of_logs_are_refused(
         await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
         await wallet.sender.reconcile()
         assert proxy.counts["refused"] > 0
-    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+    assert [recent_request.state for recent_request in store.recent_requests()] == [
+        RequestState.EXECUTED
+    ]
 
 
 async def test_a_full_disk_hides_no_payment(
@@ -643,9 +653,13 @@ async def test_a_full_disk_hides_no_payment(
             patch.setattr(store, "settle_request", refuse)
             ids = await submit_hello(wallet, tmp_path, key="full")
         assert len(ids) == 1
-        assert [each.state for each in store.recent_requests()] == [RequestState.OPEN]
+        assert [recent_request.state for recent_request in store.recent_requests()] == [
+            RequestState.OPEN
+        ]
         assert await submit_hello(wallet, tmp_path, key="full") == ids
-    assert [each.state for each in store.recent_requests()] == [RequestState.EXECUTED]
+    assert [recent_request.state for recent_request in store.recent_requests()] == [
+        RequestState.EXECUTED
+    ]
 
 
 async def test_a_used_nonce_without_its_event_is_no_expiry(

@@ -21,8 +21,8 @@ LABELS = ("relay.taken", "relay.assigned", "sender.broadcast", "relay.mined")
 
 @pytest.fixture
 async def grid(anvil_binary: Path) -> AsyncIterator[LiveGrid]:
-    async with start_anvil() as node, live_grid(node) as found:
-        yield found
+    async with start_anvil() as node, live_grid(node) as result:
+        yield result
 
 
 def wallet_of(grid: LiveGrid, folder: Path) -> None:
@@ -54,7 +54,9 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
         # Handed over once more, it is answered with the transaction that the chain has.
         (recorded,) = (
-            each for each in wallet.store.recent_requests() if each.call.data == call.data
+            recent_request
+            for recent_request in wallet.store.recent_requests()
+            if recent_request.call.data == call.data
         )
         async with httpx2.AsyncClient(base_url=relay.url, trust_env=False, timeout=30) as web:
             while True:

@@ -13,9 +13,9 @@ from tests.support.slurm import LocalSlurm
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalSlurm]:
-    found = LocalSlurm()
-    yield found
-    found.close()
+    local_slurm = LocalSlurm()
+    yield local_slurm
+    local_slurm.close()
 
 
 class TestSlurmExecutor(ExecutorContract):

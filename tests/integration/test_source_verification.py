@@ -61,18 +61,18 @@ async def test_a_verifier_on_loopback_gets_what_its_schema_asks_for(kind: str) -
     stub = Stub()
     with served(stub) as url:
         if kind == "sourcify":
-            found = await submit_sourcify(f"{url}/server", GRID, pause=0.01)
+            result = await submit_sourcify(f"{url}/server", GRID, pause=0.01)
         else:
-            found = await submit_blockscout(url, GRID, pause=0.01)
-    assert [(each.name, each.ok, each.detail) for each in found if not each.ok] == []
-    assert len(found) == len(CONTRACTS)
+            result = await submit_blockscout(url, GRID, pause=0.01)
+    assert [(item.name, item.ok, item.detail) for item in result if not item.ok] == []
+    assert len(result) == len(CONTRACTS)
     assert sum(request.method == "POST" for request in stub.asked) == len(CONTRACTS)
 
 
 async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Path) -> None:
     await asyncio.to_thread(write_tree, grid.deployment, tmp_path)
     root = tmp_path / "contracts" / "full_match" / str(grid.deployment.chain_id)
-    found = set()
+    result = set()
     for folder in root.iterdir():
         code = bytes(await grid.w3.eth.get_code(folder.name))  # type: ignore[arg-type]
         metadata = (folder / "metadata.json").read_bytes()
@@ -81,8 +81,8 @@ async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Pa
         sent = await grid.w3.eth.get_transaction((folder / "creator-tx-hash.txt").read_text())  # type: ignore[arg-type]
         arguments = (folder / "constructor-args.txt").read_text().removeprefix("0x")
         assert bytes(sent["input"]).hex().endswith(arguments)
-        found.add(folder.name)
-    assert found == set(grid.deployment.contracts.values())
+        result.add(folder.name)
+    assert result == set(grid.deployment.contracts.values())
     looked_at = await verify_deployment(grid.w3, grid.deployment)
-    assert [each for each in looked_at if each.subject.startswith("metadata of") and each.ok] != []
-    assert all(each.ok for each in looked_at)
+    assert [item for item in looked_at if item.subject.startswith("metadata of") and item.ok] != []
+    assert all(item.ok for item in looked_at)

@@ -74,7 +74,7 @@ def serve() -> Iterator[Serve]:
 
 def _answers(asked: Any) -> Any:
     if isinstance(asked, list):
-        return [_answers(each) for each in asked]
+        return [_answers(request) for request in asked]
     block = {"number": "0x1", "hash": "0x" + "11" * 32, "timestamp": "0x1"}
     result: Any = "0x5" if asked["method"] == "eth_chainId" else block
     if asked["method"] == "eth_blockNumber":
@@ -186,8 +186,8 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(
 async def test_keys_go_in_headers_to_their_endpoint_alone(serve: Serve) -> None:
     node, other = serve(), serve()
     headers = {f"localhost:{node.port}": {"X-Api-Key": "abc"}}
-    for each in (node, other):
-        assert await chain_of(each.url, transport=Transport(headers=headers)) == 5
-    assert {each.get("X-Api-Key") for _, each in node.seen} == {"abc"}
-    assert {each.get("X-Api-Key") for _, each in other.seen} == {None}
-    assert {each["Content-Type"] for _, each in node.seen} == {"application/json"}
+    for value in (node, other):
+        assert await chain_of(value.url, transport=Transport(headers=headers)) == 5
+    assert {value.get("X-Api-Key") for _, value in node.seen} == {"abc"}
+    assert {value.get("X-Api-Key") for _, value in other.seen} == {None}
+    assert {value["Content-Type"] for _, value in node.seen} == {"application/json"}

@@ -126,9 +126,9 @@ def test_nothing_comes_from_elsewhere(pages: dict[str, Tags]) -> None:
     for path, page in pages.items():
         for tag, attributes in page.tags:
             for name in ("src", "href", "action"):
-                found = str(attributes.get(name) or "")
-                if found.startswith("http"):
-                    assert (tag, name) == ("a", "href"), (path, found)
+                result = str(attributes.get(name) or "")
+                if result.startswith("http"):
+                    assert (tag, name) == ("a", "href"), (path, result)
                     assert "noopener" in str(attributes.get("rel"))
 
 
@@ -198,12 +198,12 @@ def job_of(explorer: BusyExplorer, status: JobStatus) -> int:
     async def find() -> int:
         scheduler = explorer.grid.contracts.scheduler
         ids = list(range(1, await scheduler.job_count() + 1))
-        return next(each.id for each in await scheduler.get_jobs(ids) if each.status is status)
+        return next(job.id for job in await scheduler.get_jobs(ids) if job.status is status)
 
     return explorer.run(find())
 
 
-@pytest.mark.parametrize("status", [each for each in JobStatus if each], ids=lambda s: s.name)
+@pytest.mark.parametrize("status", [item for item in JobStatus if item], ids=lambda s: s.name)
 def test_a_job_of_every_status_has_its_page(
     explorer: BusyExplorer, web: httpx2.Client, status: JobStatus
 ) -> None:
@@ -233,8 +233,8 @@ def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
 
 
 def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    found = paid_while_running(explorer)
-    ended, running = found[JobStatus.FINISHED], found[JobStatus.RUNNING]
+    result = paid_while_running(explorer)
+    ended, running = result[JobStatus.FINISHED], result[JobStatus.RUNNING]
     for number in (ended, running):
         text = web.get(f"/jobs/{number}").text
         assert "Interim payments" in text
@@ -262,8 +262,8 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
 def test_a_signed_request_shows_its_signer_and_its_call(
     explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
-    found = web.get("/api/v1/transactions", params={"signer": explorer.bob}).json()["items"]
-    [row] = found
+    items = web.get("/api/v1/transactions", params={"signer": explorer.bob}).json()["items"]
+    [row] = items
     assert (row["contract"], row["method"]) == ("ERC2771Forwarder", "executeBatch")
     assert row["sender"] == explorer.grid.stranger.address
     detail = web.get(f"/api/v1/transactions/{row['at']['tx_hash']}").json()
@@ -321,7 +321,7 @@ def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx2
     again = web.post("/wallet/quote", json={"mode": "file", "file": file}).json()
     assert again["offers"] == body["offers"]
     wrong = web.post("/wallet/quote", json={"mode": "file", "file": file + "retires: 1\n"}).json()
-    assert [each["line"] for each in wrong["problems"]] == [len(file.splitlines()) + 1]
+    assert [problem["line"] for problem in wrong["problems"]] == [len(file.splitlines()) + 1]
     form = web.post("/wallet/quote", json={**FORM, "credits": "abc", "time_limit": "soon"}).json()
     assert len(form["problems"]) == 2
     schema = web.get("/submit/schema.json").json()
@@ -423,7 +423,7 @@ def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx2.Client)
 def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: httpx2.Client) -> None:
     def ids(**query: object) -> list[int]:
         text = web.get("/jobs", params={key: str(value) for key, value in query.items()}).text
-        return [int(each) for each in re.findall(r'<tr data-row="(\d+)"', text)]
+        return [int(match) for match in re.findall(r'<tr data-row="(\d+)"', text)]
 
     customer = web.get("/api/v1/jobs", params={"customer": explorer.alice, "limit": 200}).json()
     own = [row["id"] for row in customer["items"]]
@@ -552,7 +552,7 @@ def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: http
     assert plan["call"]["value"] == "0"
     assert plan["effects"][0].startswith("1.5 credits go from your wallet into escrow")
     kept = [json.loads(path.read_bytes()) for path in explorer.definitions.glob("*.json")]
-    commands = [step["run"]["command"] for each in kept for step in each["steps"]]
+    commands = [step["run"]["command"] for item in kept for step in item["steps"]]
     assert "echo hello\necho again" in commands
 
 
@@ -676,7 +676,7 @@ def test_the_stream_reports_changes(explorer: BusyExplorer, web: httpx2.Client) 
         for part in stream.iter_text():
             received += part
             matches = re.findall(r"data: (.*)\n", received)
-            if any(ids[0] in json.loads(each)["jobs"] for each in matches):
+            if any(ids[0] in json.loads(match)["jobs"] for match in matches):
                 break
     assert "event: change" in received
 

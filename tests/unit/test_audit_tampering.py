@@ -64,8 +64,8 @@ def payments() -> Story:
 
 @pytest.fixture(params=["story", "payments"])
 def any_story(request: pytest.FixtureRequest) -> Story:
-    found: Story = request.getfixturevalue(request.param)
-    return found
+    result: Story = request.getfixturevalue(request.param)
+    return result
 
 
 # What no balance, no record and no rule can contradict: words, digests of results, allowances,
@@ -96,9 +96,9 @@ def other(value: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, IntEnum):
-        yield from (each for each in type(value) if each is not value)
+        yield from (item for item in type(value) if item is not value)
     elif isinstance(value, JobFlags):
-        yield from (value ^ each for each in (1, 2, 4))
+        yield from (value ^ number for number in (1, 2, 4))
     elif isinstance(value, int):
         yield value + 1
         if value:
@@ -480,7 +480,9 @@ class TestUnlawfulAssignments:
             for n, each in enumerate(story.events)
             if isinstance(each, ev.JobTransition) and each.after is JobStatus.META_SCHEDULED
         ][-1]
-        wide = [dataclasses.replace(each, log_index=10 * each.log_index) for each in story.events]
+        wide = [
+            dataclasses.replace(event, log_index=10 * event.log_index) for event in story.events
+        ]
         recorded = dataclasses.replace(
             event,
             provider=assignment.provider,

@@ -243,14 +243,14 @@ class TestExceptions:
             assert not row.tx_hash or (row.block, row.tx_hash) in places
 
     def test_runs_past_their_allotment(self, recorded: RecordedAudit) -> None:
-        found = recorded.of(Code.OVERRUN)
-        assert recorded.jobs["spent"] in found
-        assert recorded.jobs["finished"] not in found
-        assert recorded.jobs["cancelled"] not in found
+        result = recorded.of(Code.OVERRUN)
+        assert recorded.jobs["spent"] in result
+        assert recorded.jobs["finished"] not in result
+        assert recorded.jobs["cancelled"] not in result
         spent = recorded.job("spent")
         over = spent.ended_at - spent.started_at - TERMS["timeLimit"]
-        assert f"ran {over} s past its {TERMS['timeLimit']} s" in found[spent.id].message
-        assert found[spent.id].severity is Severity.NOTICE
+        assert f"ran {over} s past its {TERMS['timeLimit']} s" in result[spent.id].message
+        assert result[spent.id].severity is Severity.NOTICE
 
     def test_a_run_that_continues_past_its_allotment(self, recorded: RecordedAudit) -> None:
         running = recorded.job("until_spent")
@@ -286,7 +286,7 @@ class TestExceptions:
         assert f"waited {TIMES['pendingTimeout']} s" in row.message
         rows = recorded.ledger.anomalies
         named = name_self_scheduled(rows, {row.tx_hash: row.account})
-        [own] = [each for each in named if each.code is Code.SELF_SCHEDULED]
+        [own] = [item for item in named if item.code is Code.SELF_SCHEDULED]
         assert own.job_id == row.job_id
         assert own.message.endswith("its provider took it itself")
         assert name_self_scheduled(rows, {row.tx_hash: recorded.grid.admin}) == rows

@@ -51,9 +51,9 @@ def test_blocks_that_are_never_empty_must_be_seen_to_keep_time() -> None:
 
 
 def test_what_is_seen_to_be_faster_overrules_chain_time() -> None:
-    found = headers(*(12 * number for number in range(8)))
-    assert block_time(found, [(number, 3.0 * number) for number in range(8)]) == 3
-    assert block_time(found, [(number, 40.0 * number) for number in range(8)]) == 12
+    result = headers(*(12 * number for number in range(8)))
+    assert block_time(result, [(number, 3.0 * number) for number in range(8)]) == 3
+    assert block_time(result, [(number, 40.0 * number) for number in range(8)]) == 12
 
 
 def test_looks_that_come_too_early_grow_rarer() -> None:
@@ -81,13 +81,13 @@ def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 12.0])
 def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
     looks = watch(seconds, 100, poll=0.25)
-    settled = [each for each in looks if each >= 20 * seconds]
+    settled = [look for look in looks if look >= 20 * seconds]
     assert 80 <= len(settled) <= 160
     # Blocks are seen soon after they arrive, too.
-    found: dict[int, float] = {}
-    for each in settled:
-        found.setdefault(int((each + 0.37 * seconds) // seconds), each)
-    late = [(each + 0.37 * seconds) % seconds for each in found.values()]
+    results: dict[int, float] = {}
+    for item in settled:
+        results.setdefault(int((item + 0.37 * seconds) // seconds), item)
+    late = [(item + 0.37 * seconds) % seconds for item in results.values()]
     assert max(late[1:]) <= min(0.5, seconds / 10) + 0.01
 
 
@@ -122,7 +122,7 @@ def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None
 async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = OnDemandDetector()
+    on_demand_detector = OnDemandDetector()
     moment = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(heads_module, "time", moment)
     monkeypatch.setattr(heads_module, "time", moment)
@@ -132,13 +132,13 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
         nonlocal asked
         asked += 1
         header = {"number": hex(block), "timestamp": hex(block), "hash": "0x0" + str(block)}
-        found.record_head(block, header)
+        on_demand_detector.record_head(block, header)
         return header
 
     figures: Any = SimpleNamespace(
         record_head=lambda *_, **__: None, record_lag=lambda _blocks: None
     )
-    w3: Any = SimpleNamespace(provider=SimpleNamespace(on_demand=found))
+    w3: Any = SimpleNamespace(provider=SimpleNamespace(on_demand=on_demand_detector))
     heads = HeadSource(w3, reconcile, figures, poll=2.0)
 
     async def number() -> int | None:
@@ -148,7 +148,7 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     assert (await number(), await number(), asked) == (5, 5, 1)
     now = 102.0
     assert (await number(), await number(), asked) == (5, 5, 2)
-    found.block_time.record_head(
+    on_demand_detector.block_time.record_head(
         6, now
     )  # by somebody else of this connection, at another node of it
     assert heads.pause() == 0

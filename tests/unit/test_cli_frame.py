@@ -55,8 +55,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_result_of_a_command_is_its_exit_code() -> None:
     for code in (0, 3, 137):
-        found = runner.invoke(app_of(lambda _d, _w, code=code: code), ["act"])
-        assert found.exit_code == code
+        result = runner.invoke(app_of(lambda _d, _w, code=code: code), ["act"])
+        assert result.exit_code == code
     assert runner.invoke(app_of(lambda _d, _w: None), ["act"]).exit_code == 0
 
 
@@ -70,10 +70,10 @@ def test_errors_become_words_and_their_exit_code(kind: type[GridError]) -> None:
     def fail(_desk: CommandContext, _word: str) -> None:
         raise kind("It is broken\x1b[2J", hint="Mend it.")
 
-    found = runner.invoke(app_of(fail), ["act"])
-    assert found.exit_code == kind.exit_code
-    assert found.stderr == "Error: It is broken\\x1b[2J\nHint: Mend it.\n"
-    assert found.stdout == ""
+    result = runner.invoke(app_of(fail), ["act"])
+    assert result.exit_code == kind.exit_code
+    assert result.stderr == "Error: It is broken\\x1b[2J\nHint: Mend it.\n"
+    assert result.stdout == ""
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
@@ -96,10 +96,10 @@ def test_unexpected_errors_are_one_line_without_a_traceback() -> None:
     def fail(_desk: CommandContext, _word: str) -> None:
         raise RuntimeError("first line\nsecond line")
 
-    found = runner.invoke(app_of(fail), ["act"])
-    assert found.exit_code == 1
-    assert found.stderr.startswith("Error: unexpected RuntimeError: first line\nHint: ")
-    assert "Traceback" not in found.output
+    result = runner.invoke(app_of(fail), ["act"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: unexpected RuntimeError: first line\nHint: ")
+    assert "Traceback" not in result.output
     assert "Traceback" in runner.invoke(app_of(fail), ["act", "--debug"]).stderr
 
 
@@ -175,12 +175,12 @@ def test_options_of_a_service_may_be_settings(
 
 def test_wrong_settings_are_refused_with_their_place() -> None:
     app = app_of(lambda context, _w: context.settings and None)
-    found = runner.invoke(app, ["act", "--endpoint", "nonsense"])
-    assert found.exit_code == 2
-    assert "Setting endpoint of the command line" in found.stderr
-    found = runner.invoke(app, ["act", "--timeout", "soon"])
-    assert found.exit_code == 2
-    assert "--timeout" in found.stderr
+    result = runner.invoke(app, ["act", "--endpoint", "nonsense"])
+    assert result.exit_code == 2
+    assert "Setting endpoint of the command line" in result.stderr
+    result = runner.invoke(app, ["act", "--timeout", "soon"])
+    assert result.exit_code == 2
+    assert "--timeout" in result.stderr
 
 
 def test_every_setting_has_its_flag() -> None:
@@ -209,10 +209,10 @@ def test_every_setting_has_its_flag() -> None:
     ids=" ".join,
 )
 def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
-    found = runner.invoke(real_app, arguments)
-    assert found.exit_code == 2
-    assert "Traceback" not in found.output
-    assert found.stdout == ""
+    result = runner.invoke(real_app, arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -228,22 +228,22 @@ def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(line: str, words: str) -> None:
-    found = runner.invoke(real_app, line.split(), terminal_width=300)
-    assert found.exit_code == 2
-    assert words in " ".join(found.stderr.replace("│", " ").split())
+    result = runner.invoke(real_app, line.split(), terminal_width=300)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_version() -> None:
-    found = runner.invoke(real_app, ["--version"])
-    assert re.fullmatch(r"deepsquare \d+\.\d+\.\d+\n", found.stdout)
+    result = runner.invoke(real_app, ["--version"])
+    assert re.fullmatch(r"deepsquare \d+\.\d+\.\d+\n", result.stdout)
 
 
 def test_config_show_hides_the_key_in_an_endpoint() -> None:
     arguments = ["config", "show", "-o", "json", "--endpoint", "https://u:p@host/v3/secret"]
-    found = runner.invoke(real_app, arguments)
-    values = {row["setting"]: row["value"] for row in json.loads(found.stdout)}
+    result = runner.invoke(real_app, arguments)
+    values = {row["setting"]: row["value"] for row in json.loads(result.stdout)}
     assert values["endpoint"] == "https://host/..."
-    assert "secret" not in found.output
+    assert "secret" not in result.output
 
 
 def test_amounts_prices_and_labels() -> None:

@@ -105,7 +105,7 @@ def test_every_group_lists_what_it_has(name: str) -> None:
     done = CliRunner().invoke(app, [*([name] if name else []), "--help"])
     assert done.exit_code == 0
     own = [path[-1] for path in TREE if path[:-1] == ((name,) if name else ())]
-    assert all(each in done.output for each in (*own, *([] if name else GROUPS)))
+    assert all(value in done.output for value in (*own, *([] if name else GROUPS)))
 
 
 @pytest.mark.parametrize("words", [["jbo"], ["job", "gte"], ["job", "get", "--nonsense"]])

@@ -43,13 +43,13 @@ def take(*arguments: str) -> Result:
 @pytest.mark.parametrize("text", [KEY, f"0x{KEY}", f"{KEY}\n", f" {KEY} \r\n"])
 def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
     write(folder / "key", text)
-    found = take("--key-file", "key")
-    assert found.exit_code == 0, found.output
+    result = take("--key-file", "key")
+    assert result.exit_code == 0, result.output
     account = wallet.load_account(folder / "new.json", folder / "password")
     assert account.key == bytes.fromhex(KEY)
     assert account.address == Account.from_key(KEY).address
-    assert account.address in found.output
-    assert KEY not in found.output
+    assert account.address in result.output
+    assert KEY not in result.output
 
 
 @pytest.mark.parametrize(
@@ -65,34 +65,34 @@ def test_what_is_no_safe_key_file_is_refused_without_quoting_it(
     folder: Path, text: str | bytes, mode: int, code: int, words: str
 ) -> None:
     write(folder / "key", text, mode)
-    found = take("--key-file", "key")
-    assert (found.exit_code, words in found.output) == (code, True), found.output
-    assert KEY[:20] not in found.output
+    result = take("--key-file", "key")
+    assert (result.exit_code, words in result.output) == (code, True), result.output
+    assert KEY[:20] not in result.output
     assert not (folder / "new.json").exists()
 
 
 def test_a_missing_key_file_is_named(folder: Path) -> None:
-    found = take("--key-file", "nowhere")
-    assert found.exit_code == 4
-    assert "There is no key file nowhere" in found.output
+    result = take("--key-file", "nowhere")
+    assert result.exit_code == 4
+    assert "There is no key file nowhere" in result.output
 
 
 def test_two_sources_are_one_too_many(folder: Path) -> None:
     write(folder / "key", KEY)
-    found = take("--key-file", "key", "--from", "other.json")
-    assert found.exit_code == 2
-    assert "--from, --key-file and --mnemonic" in found.output
+    result = take("--key-file", "key", "--from", "other.json")
+    assert result.exit_code == 2
+    assert "--from, --key-file and --mnemonic" in result.output
 
 
 def test_without_a_terminal_the_ways_in_are_named() -> None:
-    found = take()
-    assert found.exit_code == 8
-    assert "--key-file" in found.output
+    result = take()
+    assert result.exit_code == 8
+    assert "--key-file" in result.output
 
 
 def test_no_option_takes_a_key() -> None:
-    found = take("--key", KEY)
-    assert found.exit_code == 2
+    result = take("--key", KEY)
+    assert result.exit_code == 2
     assert not Path("new.json").exists()
 
 
@@ -121,9 +121,9 @@ def test_show_without_the_password_says_that_the_address_is_a_statement(
 ) -> None:
     account = wallet.import_key(folder / "w.json", KEY, SECRET, light=True)
     monkeypatch.delenv(wallet.PASSWORD_FILE_VARIABLE)
-    found = show("show", "--keystore", "w.json")
-    assert (found.exit_code, account.address in found.output) == (0, True), found.output
-    assert "not compared with the key" in found.output
+    result = show("show", "--keystore", "w.json")
+    assert (result.exit_code, account.address in result.output) == (0, True), result.output
+    assert "not compared with the key" in result.output
     assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,False")
     monkeypatch.setenv(wallet.PASSWORD_FILE_VARIABLE, "password")
     other = wallet.import_key(folder / "other.json", b"\1" * 32, SECRET, light=True)
@@ -139,5 +139,5 @@ def test_the_address_of_a_wallet_made_here_is_known_without_its_password(
     write(folder / "key", KEY)
     assert take("--key-file", "key").exit_code == 0
     monkeypatch.delenv(wallet.PASSWORD_FILE_VARIABLE)
-    found = show("show", "--keystore", "new.json")
-    assert (found.exit_code, "not compared" in found.output) == (0, False), found.output
+    result = show("show", "--keystore", "new.json")
+    assert (result.exit_code, "not compared" in result.output) == (0, False), result.output

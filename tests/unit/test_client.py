@@ -122,10 +122,10 @@ def test_a_bill_that_lacks_a_wei_is_refused_with_a_hint(short: dict[str, int]) -
 
 
 def test_quote_prices_the_limit_and_the_escrow() -> None:
-    found = quote(PROVIDER, TERMS, now=0)
-    assert (found.rate, found.cost) == (4 * CREDIT // 1_000, 400 * CREDIT // 1_000)
-    assert found.seconds == 250
-    assert found.eligible
+    result = quote(PROVIDER, TERMS, now=0)
+    assert (result.rate, result.cost) == (4 * CREDIT // 1_000, 400 * CREDIT // 1_000)
+    assert result.seconds == 250
+    assert result.eligible
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
 def test_quote_says_why_not(
     provider: dict[str, Any], terms: dict[str, Any], now: int, silent: bool, words: str
 ) -> None:
-    found = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
-    assert words in found.refusal
-    assert not found.eligible
+    result = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
+    assert words in result.refusal
+    assert not result.eligible
 
 
 def test_cheapest_passes_over_those_that_refuse() -> None:
@@ -181,10 +181,10 @@ def lost_and_continued() -> list[Event]:
 
 
 def test_history_of_a_chain_of_retries_follows_from_its_events() -> None:
-    found = {1: History(1), 2: History(2)}
-    replay(found, lost_and_continued())
-    inherit(found)
-    first, second = found[1], found[2]
+    result = {1: History(1), 2: History(2)}
+    replay(result, lost_and_continued())
+    inherit(result)
+    first, second = result[1], result[2]
     assert (first.funded, first.carried_in, first.successor) == (CREDIT + 5, 0, 2)
     assert (first.provider, first.reason, first.exit_code) == (ALPINE, "gone", None)
     assert (second.funded, second.carried_in, second.retry_of) == (0, CREDIT + 5, 1)
@@ -196,9 +196,9 @@ def test_history_of_a_chain_of_retries_follows_from_its_events() -> None:
 
 
 def test_events_of_other_jobs_change_nothing() -> None:
-    found = {9: History(9)}
-    replay(found, lost_and_continued())
-    assert found == {9: History(9)}
+    result = {9: History(9)}
+    replay(result, lost_and_continued())
+    assert result == {9: History(9)}
 
 
 # ---------------------------------------------------------------- waiting
@@ -265,13 +265,13 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(client_jobs, "histories", histories)
     seen: list[tuple[int, JobStatus]] = []
-    found = await watch(
+    result = await watch(
         FakeContracts(*records),  # type: ignore[arg-type]
         1,
         interval=0,
         on_change=lambda job: seen.append((job.id, job.status)),
     )
-    assert (found.job.id, found.exit_code) == (2, 0)
+    assert (result.job.id, result.exit_code) == (2, 0)
     assert seen == [(record.id, record.status) for record in records]
 
 
@@ -315,10 +315,10 @@ async def test_watch_continues_while_the_endpoint_fails(
     told: list[str] = []
 
     async def get_job(_job_id: int) -> Job:
-        found = answers.pop(0)
-        if isinstance(found, EndpointError):
-            raise found
-        return found  # type: ignore[no-any-return]
+        result = answers.pop(0)
+        if isinstance(result, EndpointError):
+            raise result
+        return result  # type: ignore[no-any-return]
 
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
         if failures:
@@ -329,13 +329,13 @@ async def test_watch_continues_while_the_endpoint_fails(
     monkeypatch.setattr(client_jobs, "histories", histories)
     monkeypatch.setattr(client_jobs, "_PAUSES", (0.001, 0.002))
     contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
-    found = await watch(
+    result = await watch(
         contracts,
         1,
         interval=0,
-        on_outage=lambda each: told.append("back" if each is None else each.message),
+        on_outage=lambda item: told.append("back" if item is None else item.message),
     )
-    assert found.exit_code == 0
+    assert result.exit_code == 0
     assert told == [error.message, "back"] * 3
 
 
@@ -383,8 +383,8 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     records = [replace(JOB, id=n, customer=ALICE if n % 2 else JURA) for n in range(1, 8)]
     contracts: Any = FakeContracts(*records)
     everything = set(JobStatus)
-    found = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
-    assert [(job.id, told.name) for job, told in found] == [
+    result = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
+    assert [(job.id, told.name) for job, told in result] == [
         (7, "job 7"),
         (5, "job 5"),
         (3, "job 3"),

@@ -24,8 +24,8 @@ def held(since: int, *, status: JobStatus = JobStatus.RUNNING, provider: int = 1
 
 
 def starts_in(live: list[Job], wanted: Resources = SMALL) -> int | None:
-    found = quote(PROVIDER, replace(TERMS, resources=wanted), now=NOW)
-    return _offer(found, wanted, TERMS.time_limit, live, NOW).starts_in
+    result = quote(PROVIDER, replace(TERMS, resources=wanted), now=NOW)
+    return _offer(result, wanted, TERMS.time_limit, live, NOW).starts_in
 
 
 def test_an_empty_provider_starts_now() -> None:
@@ -54,9 +54,9 @@ def test_jobs_of_other_customers_use_no_quota() -> None:
 
 def test_what_is_refused_has_no_start() -> None:
     banned = replace(PROVIDER, offer=Offer(2, 800, 0))
-    found = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
-    assert not found.eligible
-    offer = _offer(found, SMALL, TERMS.time_limit, [], NOW)
+    result = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
+    assert not result.eligible
+    offer = _offer(result, SMALL, TERMS.time_limit, [], NOW)
     assert (offer.starts_in, offer.start) == (None, "-")
     assert offer.refusal
 
@@ -65,6 +65,6 @@ def test_what_is_refused_has_no_start() -> None:
 def test_more_jobs_never_start_one_earlier(begun: list[int]) -> None:
     jobs = [held(since) for since in begun]
     times = [starts_in(jobs[:count]) for count in range(len(jobs) + 1)]
-    assert all(each is not None for each in times[:3])
-    known = [each for each in times if each is not None]
+    assert all(time is not None for time in times[:3])
+    known = [time for time in times if time is not None]
     assert known == sorted(known)

@@ -58,14 +58,14 @@ async def fetch(chain: Any, root: Path, to: Path | None = None) -> list[Result]:
 async def test_the_output_is_compared_with_the_reported_digest(
     chain: Any, run: Path, tmp_path: Path
 ) -> None:
-    found = await fetch(chain, tmp_path, tmp_path / "got")
-    assert [(each.name, each.size, each.on_chain) for each in found] == [
+    result = await fetch(chain, tmp_path, tmp_path / "got")
+    assert [(item.name, item.size, item.on_chain) for item in result] == [
         ("output", len(PRINTED), True),
         ("work/b.txt", 1, None),
     ]
-    assert found[0].digest == DIGEST
+    assert result[0].digest == DIGEST
     assert (tmp_path / "got" / "output").read_bytes() == PRINTED
-    assert found == await fetch(chain, tmp_path)
+    assert result == await fetch(chain, tmp_path)
 
 
 @pytest.mark.parametrize("forged", [b"other\n", None])
@@ -85,7 +85,7 @@ async def test_another_output_is_named_and_not_copied(
 
 async def test_without_a_report_nothing_is_claimed(chain: Any, run: Path, tmp_path: Path) -> None:
     chain.digest = ""
-    assert {each.on_chain for each in await fetch(chain, tmp_path)} == {None}
+    assert {item.on_chain for item in await fetch(chain, tmp_path)} == {None}
 
 
 async def test_a_run_that_continues_gives_nothing_yet(

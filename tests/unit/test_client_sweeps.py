@@ -55,14 +55,14 @@ def test_what_is_no_array(text: str) -> None:
 
 def test_the_jobs_of_an_array_share_terms_and_differ_in_their_index() -> None:
     terms = FILE.terms()
-    found = request_of(
+    request = request_of(
         FILE.definition, terms, array=ArraySpec((2, 5), 1), submission="sub-1f3a9c04"
     )
-    assert found.terms == replace(
+    assert request.terms == replace(
         terms, uses="deepsquare.array=sub-1f3a9c04%1", flags=JobFlags.NO_SELF_SCHEDULING
     )
-    read = [Definition.from_bytes(data).array for data in found.definitions]
-    assert [(each.index, each.size) for each in read if each] == [(2, 2), (5, 2)]
+    read = [Definition.from_bytes(data).array for data in request.definitions]
+    assert [(item.index, item.size) for item in read if item] == [(2, 2), (5, 2)]
     # A throttle that never binds is left out; a single job is as it was.
     loose = request_of(
         FILE.definition, terms, array=ArraySpec((1, 2), 2), submission="sub-1f3a9c04"
@@ -125,10 +125,10 @@ JOBS = (
 
 @pytest.fixture
 def contracts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    found, histories = grid(*JOBS, successors={4: 5})
+    result, histories = grid(*JOBS, successors={4: 5})
     monkeypatch.setattr(jobs, "histories", histories)
     monkeypatch.setattr(submission, "histories", histories)
-    return found
+    return result
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_one_line_is_changed(tmp_path: Path, before: str, after: str) -> None:
     choose_context(path, "main")
     assert path.read_text() == after
     assert path.stat().st_mode & 0o777 == (0o640 if before else 0o600)
-    assert [each.name for each in path.parent.iterdir()] == ["config.toml"]
+    assert [item.name for item in path.parent.iterdir()] == ["config.toml"]
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a.b c"])
@@ -82,7 +82,7 @@ def test_the_command_chooses_and_says_what_goes_before_it(
     path.write_text('context = "gone"\n[contexts.test]\n[contexts.main]\n')
     done = CliRunner().invoke(app, ["config", "use", "main", "-o", "json"])
     assert done.exit_code == 0
-    used = {each["name"]: each["used"] for each in json.loads(done.stdout)}
+    used = {item["name"]: item["used"] for item in json.loads(done.stdout)}
     assert {name for name, is_used in used.items() if is_used} == {"main"}
     assert {"test", "sepolia", "base-sepolia", "arbitrum-sepolia"} <= set(used)
     assert tomllib.loads(path.read_text())["context"] == "main"

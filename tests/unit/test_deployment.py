@@ -35,7 +35,7 @@ def test_a_record_survives_the_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "deployment.json"
     RECORD.save(path)
     assert Deployment.load(path) == RECORD
-    assert [each.name for each in path.parent.iterdir()] == ["deployment.json"]
+    assert [item.name for item in path.parent.iterdir()] == ["deployment.json"]
     RECORD.save(path)  # and again
     assert Deployment.load(path).addresses == (A, A, A)
 

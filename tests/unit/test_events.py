@@ -116,7 +116,9 @@ UNREAD = {
 
 
 def abi_events() -> dict[str, Any]:
-    return {entry["name"]: entry for each in interfaces() for entry in each.entries("event")}
+    return {
+        entry["name"]: entry for interface in interfaces() for entry in interface.entries("event")
+    }
 
 
 def raw_log(name: str, values: tuple[Any, ...], **place: Any) -> dict[str, Any]:
@@ -143,18 +145,18 @@ def raw_log(name: str, values: tuple[Any, ...], **place: Any) -> dict[str, Any]:
 
 def test_every_event_of_the_contracts_is_known() -> None:
     assert set(CASES) | UNREAD == set(abi_events())
-    assert {each.__name__ for each in EVENT_CLASSES.values()} == set(CASES)
+    assert {event_class.__name__ for event_class in EVENT_CLASSES.values()} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_event(name: str) -> None:
     values, wanted = CASES[name]
-    found = decode_log(raw_log(name, values))
-    assert found is not None
+    log = decode_log(raw_log(name, values))
+    assert log is not None
     where = {"block_number": 16, "log_index": 2, "address": A}
     hashes = {"block_hash": "0x" + "aa" * 32, "tx_hash": "0x" + "bb" * 32}
-    assert found == dataclasses.replace(wanted, **where, **hashes)
-    assert found.position == (16, 2)
+    assert log == dataclasses.replace(wanted, **where, **hashes)
+    assert log.position == (16, 2)
 
 
 def test_logs_of_web3_and_of_json_are_alike() -> None:
@@ -173,9 +175,9 @@ def test_logs_of_web3_and_of_json_are_alike() -> None:
 def test_text_that_is_not_utf8_is_read_anyway() -> None:
     raw = raw_log("LabelsChanged", (A, ["a=bc"]))
     raw["data"] = raw["data"].replace(b"a=bc".hex(), b"a=\xff\xfe".hex())
-    found = decode_log(raw)
-    assert isinstance(found, events.LabelsChanged)
-    assert found.labels == {"a": "\ufffd\ufffd"}
+    log = decode_log(raw)
+    assert isinstance(log, events.LabelsChanged)
+    assert log.labels == {"a": "\ufffd\ufffd"}
     word = decode_log(raw_log("JobResult", (1, 0, WORD, b"\xff" * 32)))
     assert isinstance(word, events.JobResult)
     assert word.reason == "\ufffd" * 32
@@ -221,8 +223,8 @@ def test_an_unknown_status_is_none() -> None:
 def test_no_bytes_crash_it(topics: list[bytes], data: bytes, known: bytes) -> None:
     for first in (topics, [known, *topics]):
         log = raw_log("FeeChanged", (1,)) | {"topics": first, "data": data}
-        found = decode_log(log)
-        assert found is None or isinstance(found, Event)
+        result = decode_log(log)
+        assert result is None or isinstance(result, Event)
 
 
 def test_logs_come_in_the_order_of_the_chain() -> None:
@@ -232,7 +234,7 @@ def test_logs_come_in_the_order_of_the_chain() -> None:
         raw_log("FeeChanged", (3,), blockNumber="0x1", logIndex="0xa"),
         raw_log("FeeChanged", (4,)) | {"topics": []},
     ]
-    assert [each.fee_bps for each in decode_logs(logs)] == [2, 3, 1]  # type: ignore[attr-defined]
+    assert [log.fee_bps for log in decode_logs(logs)] == [2, 3, 1]  # type: ignore[attr-defined]
 
 
 def test_topics_for_a_filter() -> None:

@@ -39,7 +39,7 @@ def log(amount: int, payer: bytes = PERSON) -> dict[str, Any]:
     topic = keccak(text="Transfer(address,address,uint256)")
     return {
         "address": CREDIT,
-        "topics": ["0x" + each.hex() for each in (topic, payer, PERSON)],
+        "topics": ["0x" + value.hex() for value in (topic, payer, PERSON)],
         "data": "0x" + amount.to_bytes(32, "big").hex(),
     }
 
@@ -74,7 +74,7 @@ def truth(chain: FakeChain, confirmations: int = 0, start: int = 1) -> list[int]
     """What the chain says by itself."""
     last = chain.head - confirmations
     blocks = [block for block in chain.blocks if start <= block.number <= last]
-    return [int(each["data"], 16) for block in blocks for each in block.logs]
+    return [int(item["data"], 16) for block in blocks for item in block.logs]
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def chain() -> FakeChain:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, **IDENTITY) as found:
-        yield found
+    with Store.open(None, **IDENTITY) as result:
+        yield result
 
 
 @pytest.fixture
@@ -101,11 +101,11 @@ def follower(chain: FakeChain, store: Store, **options: Any) -> Follower[Connect
 async def test_each_event_once_and_in_order(chain: FakeChain, store: Store, book: Book) -> None:
     for number in range(5):
         chain.mine([log(2 * number), log(2 * number + 1)])
-    found = follower(chain, store)
-    assert found.position == 0
-    assert await found.poll(book.apply) == 10
-    assert (found.position, found.head) == (5, 5)
-    assert await found.poll(book.apply) == 0
+    result = follower(chain, store)
+    assert result.position == 0
+    assert await result.poll(book.apply) == 10
+    assert (result.position, result.head) == (5, 5)
+    assert await result.poll(book.apply) == 0
     chain.mine([log(10**30)])
     # A restart is the same as going on.
     assert await follower(chain, store).poll(book.apply) == 1
@@ -114,12 +114,12 @@ async def test_each_event_once_and_in_order(chain: FakeChain, store: Store, book
 
 
 async def test_only_confirmed_blocks_are_read(chain: FakeChain, store: Store, book: Book) -> None:
-    found = follower(chain, store, confirmations=3)
+    result = follower(chain, store, confirmations=3)
     for number in range(3):
         chain.mine([log(number)])
-        assert await found.poll(book.apply) == 0
+        assert await result.poll(book.apply) == 0
     chain.mine()
-    assert await found.poll(book.apply) == 1
+    assert await result.poll(book.apply) == 1
     assert book.amounts() == [0]
 
 
@@ -136,69 +136,69 @@ async def test_effects_and_cursor_go_together(chain: FakeChain, store: Store, bo
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 32, 64])
 async def test_reorganisations(chain: FakeChain, store: Store, book: Book, depth: int) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     for number in range(100):
         chain.mine([log(number)])
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     chain.reorg(depth)
-    assert await found.poll(book.apply) == 0
+    assert await result.poll(book.apply) == 0
     assert book.amounts() == truth(chain) == list(range(100 - depth))
     (rolled,) = [batch for batch in book.batches if batch.rolled_back_to is not None]
     assert rolled.rolled_back_to == 100 - depth
     assert rolled.events == ()
     chain.mine([log(10**9)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert book.amounts() == truth(chain)
 
 
 async def test_a_branch_of_the_same_height_is_seen(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     chain.mine([log(1)])
     chain.mine([log(2)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     chain.reorg(1, keep=True)
     chain.mine([log(3)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert book.amounts() == [1, 3]
 
 
 async def test_a_shorter_chain_is_waited_for(chain: FakeChain, store: Store, book: Book) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     for number in range(4):
         chain.mine([log(number)])
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     chain.reorg(2, keep=True)
-    assert await found.poll(book.apply) == 0  # a node that lags looks the same
+    assert await result.poll(book.apply) == 0  # a node that lags looks the same
     assert book.amounts() == [0, 1, 2, 3]
     for number in range(3):
         chain.mine([log(100 + number)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert book.amounts() == [0, 1, 100, 101, 102]
 
 
 async def test_everything_replaced(chain: FakeChain, store: Store, book: Book) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     for number in range(3):
         chain.mine([log(number)])
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     chain.reorg(3, keep=True)
     for number in range(4):
         chain.mine([log(50 + number)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert book.amounts() == [50, 51, 52, 53]
 
 
 async def test_too_deep_a_reorganisation_halts(chain: FakeChain, store: Store, book: Book) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     for number in range(KEPT_BLOCKS + 10):
         chain.mine([log(number)])
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     before = book.amounts()
     chain.reorg(KEPT_BLOCKS + 5)
     with pytest.raises(ReorgTooDeepError, match="replaced block"):
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     assert book.amounts() == before
 
 
@@ -234,13 +234,13 @@ async def test_what_is_settled_is_never_undone(
 
 
 async def test_memory_is_bounded(chain: FakeChain, store: Store, book: Book) -> None:
-    found = follower(chain, store)
+    result = follower(chain, store)
     for number in range(KEPT_BLOCKS + 20):
         chain.mine([log(number)])
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     for number in range(20):
         chain.mine([log(number)])
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     known = store.recent_blocks("main")
     assert len(known) == KEPT_BLOCKS
     assert known[0].number == chain.head
@@ -250,15 +250,15 @@ async def test_ranges_are_halved_and_grow_again(chain: FakeChain, store: Store, 
     for number in range(100):
         chain.mine([log(number)])
     chain.log_limit = 10
-    found = follower(chain, store)
-    assert await found.poll(book.apply) == 100
+    result = follower(chain, store)
+    assert await result.poll(book.apply) == 100
     assert book.amounts() == list(range(100))
     assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) <= 10
     chain.log_limit = None
     for number in range(200):
         chain.mine([log(number)])
     book.batches.clear()
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) > 10
 
 
@@ -295,22 +295,22 @@ async def test_a_lagging_node_is_not_believed(chain: FakeChain, store: Store, bo
             hidden.append(chain.blocks.pop())
 
     chain.before_batch = lag
-    found = follower(chain, store)
-    assert await found.poll(book.apply) == 0
+    result = follower(chain, store)
+    assert await result.poll(book.apply) == 0
     chain.before_batch = None
     chain.blocks.append(hidden[0])
-    assert await found.poll(book.apply) == 3
+    assert await result.poll(book.apply) == 3
     # Words that say the same are no reason for alarm either.
     chain.mine([log(3)])
     chain.log_limit, chain.log_words = 0, "header not found"
-    assert await found.poll(book.apply) == 0
+    assert await result.poll(book.apply) == 0
     chain.log_limit = None
-    assert await found.poll(book.apply) == 1
+    assert await result.poll(book.apply) == 1
 
 
 async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, book: Book) -> None:
     metrics = Metrics("test")
-    found = follower(chain, store, metrics=metrics, max_range=4, confirmations=1)
+    result = follower(chain, store, metrics=metrics, max_range=4, confirmations=1)
     for _ in range(10):
         chain.mine([log(1)])
     seen: list[float | None] = []
@@ -319,7 +319,7 @@ async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, b
         seen.append(metrics.value("follower_lag_blocks"))
         book.apply(batch, connection)
 
-    await found.poll(apply)
+    await result.poll(apply)
     # Nine of the ten blocks are believed.
     assert seen == [9, 5, 1]
     assert metrics.value("follower_lag_blocks") == 0
@@ -327,7 +327,7 @@ async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, b
     chain.mine()
     chain.log_limit = 0
     with pytest.raises(EndpointError):
-        await found.poll(apply)
+        await result.poll(apply)
     assert metrics.value("follower_lag_blocks") == 2
 
 
@@ -341,12 +341,12 @@ async def test_several_filters_are_one_story_in_order(
         event_filter(Transfer, sender="0x" + person[12:].hex(), recipient="0x" + PERSON[12:].hex())
         for person in people[:2]
     ]
-    found = follower(chain, store, filters=filters)
-    assert await found.poll(book.apply) == len(book.amounts()) == 15
-    assert book.amounts() == [each for each in truth(chain) if each % 30 != 20]
+    result = follower(chain, store, filters=filters)
+    assert await result.poll(book.apply) == len(book.amounts()) == 15
+    assert book.amounts() == [item for item in truth(chain) if item % 30 != 20]
     chain.reorg(3)
-    await found.poll(book.apply)
-    assert book.amounts() == [each for each in truth(chain) if each % 30 != 20]
+    await result.poll(book.apply)
+    assert book.amounts() == [item for item in truth(chain) if item % 30 != 20]
     assert len(book.amounts()) == 10
 
 
@@ -359,17 +359,17 @@ async def test_a_change_while_reading_is_noticed(
     answer = chain._answer
 
     def moving(method: str, params: list[Any]) -> dict[str, Any]:
-        found = answer(method, params)
+        result = answer(method, params)
         if method == "eth_getLogs":
             chain._answer = answer  # type: ignore[method-assign]
             chain.reorg(2)
-        return found
+        return result
 
     chain._answer = moving  # type: ignore[method-assign]
-    found = follower(chain, store)
-    assert await found.poll(book.apply) == 0
+    result = follower(chain, store)
+    assert await result.poll(book.apply) == 0
     assert book.amounts() == []
-    await found.poll(book.apply)
+    await result.poll(book.apply)
     assert book.amounts() == truth(chain) == []
 
 
@@ -449,13 +449,13 @@ async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
     chain.make_batch_request = split  # type: ignore[method-assign]
     if remembered:
         chain.batch_size = 1  # type: ignore[attr-defined]
-    found = follower(chain, store)
-    assert await found.poll(book.apply) == len(chain.blocks) - 1 - behind
-    assert await found.poll(book.apply) == 0
+    result = follower(chain, store)
+    assert await result.poll(book.apply) == len(chain.blocks) - 1 - behind
+    assert await result.poll(book.apply) == 0
     behind = 0
-    assert await found.poll(book.apply) == 5
+    assert await result.poll(book.apply) == 5
     assert book.amounts() == truth(chain)
-    ranges = [each for each in asked if isinstance(each, dict) and "fromBlock" in each]
+    ranges = [request for request in asked if isinstance(request, dict) and "fromBlock" in request]
     if remembered:
         assert len(ranges) == 1, "deep blocks are read as one range all the same"
 
@@ -473,13 +473,13 @@ async def test_a_header_that_a_split_batch_lacks_is_waited_for(
         return answer(method, params)
 
     chain._answer = refusing  # type: ignore[method-assign]
-    found = follower(chain, store)
-    assert await found.poll(book.apply) == 0
+    result = follower(chain, store)
+    assert await result.poll(book.apply) == 0
     words = "no"
     with pytest.raises(EndpointError, match="rejected a request for logs: no"):
-        await found.poll(book.apply)
+        await result.poll(book.apply)
     words = ""
-    assert await found.poll(book.apply) == 1
+    assert await result.poll(book.apply) == 1
 
 
 steps = st.lists(
@@ -503,7 +503,7 @@ async def test_any_history_ends_in_the_truth(
     chain = FakeChain()
     with Store.open(None, **IDENTITY) as store:
         book = Book(store)
-        found = follower(chain, store, confirmations=confirmations)
+        result = follower(chain, store, confirmations=confirmations)
         count = 0
         for what, number in [*steps, ("mine", 1), ("mine", 0), ("poll", 0)]:
             if what == "mine":
@@ -515,13 +515,13 @@ async def test_any_history_ends_in_the_truth(
             elif what == "limit":
                 chain.log_limit = number
             elif what == "restart":
-                found = follower(chain, store, confirmations=confirmations)
+                result = follower(chain, store, confirmations=confirmations)
             else:
-                await found.poll(book.apply)
+                await result.poll(book.apply)
         # A chain that is shorter than what was read is waited for.
-        while chain.head - confirmations < found.position:
+        while chain.head - confirmations < result.position:
             chain.mine()
-        await found.poll(book.apply)
+        await result.poll(book.apply)
         assert book.amounts() == truth(chain, confirmations)
 
 
@@ -550,9 +550,9 @@ async def test_more_is_read_before_a_batch_is_applied(
         prepared.append(batch)
         return answers.pop(0)
 
-    found = follower(chain, store)
-    assert await found.poll(book.apply, prepare=prepare) == 0
-    assert (book.amounts(), found.position) == ([], 0)
-    assert await found.poll(book.apply, prepare=prepare) == 1
+    result = follower(chain, store)
+    assert await result.poll(book.apply, prepare=prepare) == 0
+    assert (book.amounts(), result.position) == ([], 0)
+    assert await result.poll(book.apply, prepare=prepare) == 1
     assert book.amounts() == [1]
     assert prepared[0] == prepared[1] == book.batches[0]

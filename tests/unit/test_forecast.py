@@ -31,9 +31,9 @@ def test_finished_runs_bring_it_forward() -> None:
     for _ in range(40):
         history.record(FinishedRun(address(10**6), 8, 0, 300, 30.0))
     snapshot = Snapshot(NOW, [provider()], [WIDE], [running(9, cpus=8, time_limit=300)])
-    found = forecast(snapshot, RULES, history, 1)
-    assert found is not None
-    assert NOW + 30 <= found.at <= NOW + 45
+    result = forecast(snapshot, RULES, history, 1)
+    assert result is not None
+    assert NOW + 30 <= result.at <= NOW + 45
 
 
 def test_jobs_before_it_run_first() -> None:
@@ -48,17 +48,17 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
     for _ in range(200):
         history.record(FinishedRun(address(10**6), 8, 0, 300, 1.0))
     load = running(9, cpus=8, time_limit=300, since=NOW - 100)
-    found = forecast(Snapshot(NOW, [provider()], [WIDE], [load]), RULES, history, 1)
-    assert found == Forecast(1, 1, NOW + 100)
+    result = forecast(Snapshot(NOW, [provider()], [WIDE], [load]), RULES, history, 1)
+    assert result == Forecast(1, 1, NOW + 100)
 
 
 def test_a_job_before_its_submission_has_a_place_and_a_start() -> None:
     small = waiting(2, cpus=8, time_limit=100)
     snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
     terms = Terms(10**18, 200, Resources(8, 1, 100, 0), 0, JobFlags.NONE, Objective.COST, "", "")
-    found = prospect(snapshot, RULES, RunHistory(), terms)
-    assert (found.place, found.length, found.starts_in) == (2, 3, {1: 400})
-    assert found.text == (
+    result = prospect(snapshot, RULES, RunHistory(), terms)
+    assert (result.place, result.length, result.starts_in) == (2, 3, {1: 400})
+    assert result.text == (
         "Now it would be number 2 of 3 in the queue, and is expected to start in about 400 s at "
         "provider 1, if no other job is submitted meanwhile. No finished run shows yet how "
         "accurate such estimates are."
@@ -78,8 +78,8 @@ def test_a_job_before_its_submission_has_a_place_and_a_start() -> None:
 def test_it_reports_how_good_estimates_were() -> None:
     history = RunHistory()
     history.record(FinishedRun(address(10**6), 8, 0, 300, 100.0))
-    found = prospect_of(Snapshot(NOW, [provider()], [WIDE], []), RULES, history, 1)
-    assert found.text.endswith(
+    result = prospect_of(Snapshot(NOW, [provider()], [WIDE], []), RULES, history, 1)
+    assert result.text.endswith(
         "Estimates of recent run times were off by a factor of 3.0 on average."
     )
 
@@ -99,10 +99,10 @@ def test_a_patient_job_starts_when_it_accepts_the_price() -> None:
     dear = provider(2, prices=Prices(20, 1, 0))
     patient = waiting(1, cpus=8, time_limit=500, uses="deepsquare.patience=1000")
     load = [running(9, cpus=8, time_limit=10**5)]
-    found = forecast(Snapshot(NOW, [cheap, dear], [patient], load), RULES, RunHistory(), 1)
-    assert found is not None
-    assert found.provider_id == 2
-    assert NOW + 700 <= found.at <= NOW + 1_100
+    result = forecast(Snapshot(NOW, [cheap, dear], [patient], load), RULES, RunHistory(), 1)
+    assert result is not None
+    assert result.provider_id == 2
+    assert NOW + 700 <= result.at <= NOW + 1_100
 
 
 def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_energy_and_carbon_of_a_job(
         ("300/100", 11, 2, 200.0),  # an hour of each half of the day
         ("300/100", 23, 2, 200.0),
         ("300/100", 18, 30, 180.0),  # a whole day, then six hours of the second half
-        ("/".join(str(10 + each) for each in range(24)), 23, 1, 33.0),
+        ("/".join(str(10 + number) for number in range(24)), 23, 1, 33.0),
         ("300/100/1/2/3", 0, 1, None),  # five parts of a day are no whole hours
         ("300/", 0, 1, None),
         ("300/much", 0, 1, None),
@@ -146,5 +146,5 @@ def test_energy_and_carbon_of_a_job(
 def test_carbon_by_the_time_of_day(label: str, hour: int, hours: int, grams: float | None) -> None:
     labels = {"energy.watts_per_cpu": "1000", "energy.grams_per_kwh": label}
     begin = NOW - NOW % 86_400 + 3_600 * hour
-    _, found = energy_use(labels, 1, 3_600 * hours, begin)
-    assert found == (None if grams is None else pytest.approx(grams * hours))
+    _, result = energy_use(labels, 1, 3_600 * hours, begin)
+    assert result == (None if grams is None else pytest.approx(grams * hours))

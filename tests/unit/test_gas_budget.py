@@ -13,25 +13,25 @@ NOW = 1_800_000_000
 
 
 def test_nothing_sent_yet() -> None:
-    found = gas_budget(10**18, [], NOW)
-    assert (found.transactions, found.days, found.low) == (None, None, False)
-    assert found.describe() == "1 coin for gas"
+    budget = gas_budget(10**18, [], NOW)
+    assert (budget.transactions, budget.days, budget.low) == (None, None, False)
+    assert budget.describe() == "1 coin for gas"
     assert gas_budget(0, [], NOW).low
 
 
 def test_one_after_the_other_through_half_a_day() -> None:
     spent = [(NOW - hours * 3_600, 10) for hours in range(13)]
-    found = gas_budget(1_000, spent, NOW)
-    assert (found.per_transaction, found.transactions) == (10, 100)
-    assert found.per_day == 260
-    assert found.days == pytest.approx(1_000 / 260)
-    assert not found.low
-    assert "about 100 transactions, or 3.8 days" in found.describe()
+    budget = gas_budget(1_000, spent, NOW)
+    assert (budget.per_transaction, budget.transactions) == (10, 100)
+    assert budget.per_day == 260
+    assert budget.days == pytest.approx(1_000 / 260)
+    assert not budget.low
+    assert "about 100 transactions, or 3.8 days" in budget.describe()
 
 
 def test_older_than_a_day_says_nothing_of_a_day() -> None:
-    found = gas_budget(1_000, [(NOW - 2 * DAY, 1), (NOW - 3 * DAY, 3)], NOW)
-    assert (found.per_transaction, found.days) == (2, None)
+    budget = gas_budget(1_000, [(NOW - 2 * DAY, 1), (NOW - 3 * DAY, 3)], NOW)
+    assert (budget.per_transaction, budget.days) == (2, None)
     # A burst of a minute is no rate of a day either.
     assert gas_budget(1_000, [(NOW - 60, 1)] * 30, NOW).days is None
 
@@ -57,7 +57,7 @@ def test_when_it_is_low(found: GasBudget, low: bool) -> None:
     spent=st.lists(st.tuples(st.integers(0, NOW), st.integers(0, 2**80)), max_size=20),
 )
 def test_any_history_has_an_answer(balance: int, spent: list[tuple[int, int]]) -> None:
-    found = gas_budget(balance, spent, NOW)
-    assert found.describe()
-    if found.transactions is not None and found.per_transaction:
-        assert found.transactions * found.per_transaction <= balance
+    budget = gas_budget(balance, spent, NOW)
+    assert budget.describe()
+    if budget.transactions is not None and budget.per_transaction:
+        assert budget.transactions * budget.per_transaction <= balance

@@ -14,7 +14,7 @@ from deepsquare_chain.indexer.block_data import read_block_data
 
 pytestmark = pytest.mark.unit
 
-BLOCK_HASH, FIRST, SECOND = ("0x" + each * 32 for each in ("b1", "c1", "c2"))
+BLOCK_HASH, FIRST, SECOND = ("0x" + text * 32 for text in ("b1", "c1", "c2"))
 SENDER = "0x" + "22" * 20
 BLOCK = {
     "number": "0x5",
@@ -69,9 +69,9 @@ async def test_a_transaction_of_any_kind_is_read(
     for module in (block_data, batching):
         monkeypatch.setattr(module, "ask_all", ask_all)
     event: Any = SimpleNamespace(block_number=5, block_hash=BLOCK_HASH, tx_hash=SECOND)
-    found = await read_block_data(SimpleNamespace(), [event])  # type: ignore[arg-type]
-    assert found is not None
-    transaction = found.transactions[SECOND]
+    data = await read_block_data(SimpleNamespace(), [event])  # type: ignore[arg-type]
+    assert data is not None
+    transaction = data.transactions[SECOND]
     assert (transaction.position, transaction.nonce, transaction.gas_price) == (1, 7, price)
     assert transaction.ok
-    assert found.headers[5].transactions == 2
+    assert data.headers[5].transactions == 2

@@ -72,28 +72,28 @@ def test_any_batches_make_the_same_tables(grid: RecordedGrid, whole: Indexed, si
 
 
 def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) -> None:
-    found, steady = open_index(grid), open_index(grid)
-    found.read_all()
+    result, steady = open_index(grid), open_index(grid)
+    result.read_all()
     expected = dump(whole.database)
     blocks = sorted({event.block_number for event in grid.events})
-    paid = {each.block_number for each in grid.events if isinstance(each, ev.JobCollected)}
+    paid = {event.block_number for event in grid.events if isinstance(event, ev.JobCollected)}
     for at, number in reversed(list(enumerate(blocks))):
-        found.roll_back(number)
+        result.roll_back(number)
         # What is left is what a reader of that part alone would have.
         if at % 4 == 0 or number in paid:
             part = open_index(grid)
             part.read(0, number)
-            assert dump(found.database) == dump(part.database), f"back to block {number}"
+            assert dump(result.database) == dump(part.database), f"back to block {number}"
             part.close()
-    found.roll_back(0)
-    assert not any(dump(found.database).values())
+    result.roll_back(0)
+    assert not any(dump(result.database).values())
     for at, number in enumerate(blocks):
         steady.read(number, number)
         if at % 5 == 4:
             steady.roll_back(blocks[at - 3])
             steady.read(blocks[at - 3] + 1, number)
     assert dump(steady.database) == expected
-    found.close()
+    result.close()
     steady.close()
 
 
@@ -123,7 +123,7 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
         assert listed == entry.transitions
         assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
         interim = [payment for payment in detail.payments if payment.interim]
-        assert sum(each.paid for each in interim) == entry.collected_paid
+        assert sum(item.paid for item in interim) == entry.collected_paid
         assert sum(payment.billed_seconds for payment in detail.payments) == entry.billed_seconds
         assert len(detail.payments) - len(interim) == entry.settled
         if not (detail.carried_in or detail.carried_out):
@@ -165,8 +165,8 @@ def test_lists_can_be_cut_to_a_period(whole: Indexed) -> None:
     times = sorted({row.submitted_at for row in rows})
     start, end = times[len(times) // 3], times[2 * len(times) // 3]
     assert start < end
-    found = whole.index.jobs(1, 200, submitted=TimeRange(start, end))
-    assert found.items == tuple(row for row in rows if start <= row.submitted_at < end)
+    jobs = whole.index.jobs(1, 200, submitted=TimeRange(start, end))
+    assert jobs.items == tuple(row for row in rows if start <= row.submitted_at < end)
     account = rows[0].customer
     lines = whole.index.statement(account, limit=200).items
     moment = lines[len(lines) // 2].at.time
@@ -237,14 +237,14 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
 
 def listed_anomalies(index: Index) -> list[tuple[Any, ...]]:
     """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
-    found: list[AnomalyRow] = []
+    results: list[AnomalyRow] = []
     cursor: str | None = None
     while True:
         page = index.anomalies(cursor, 5)
-        found += page.items
+        results += page.items
         if (cursor := page.next) is None:
             break
-    rows = [*reversed(found), *index.open_anomalies().items]
+    rows = [*reversed(results), *index.open_anomalies().items]
     return [
         (row.code, row.severity, row.message, row.job_id, row.account, row.at.block, row.at.time)
         for row in rows
@@ -271,7 +271,7 @@ def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: L
         assert row.subject == SUBJECTS[Code(row.code)]
         same = whole.index.anomalies(limit=200, kind=row.code).items
         assert row in same
-        assert {each.code for each in same} == {row.code}
+        assert {item.code for item in same} == {row.code}
         assert row in whole.index.anomalies(limit=200, kind=row.subject).items
     with pytest.raises(UsageError, match="not a kind of anomaly"):
         whole.index.anomalies(kind="odd")
@@ -294,7 +294,7 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
         moves = [event for event in events if isinstance(event, ev.JobTransition)]
         heir = next(event.successor for event in events if isinstance(event, ev.JobRetried))
         start = next(
-            each for each in moves if (each.job_id, each.after) == (heir, JobStatus.RUNNING)
+            move for move in moves if (move.job_id, move.after) == (heir, JobStatus.RUNNING)
         )
         events = [event for event in events if event.position < start.position]
     seen: set[str] = set()
@@ -320,23 +320,27 @@ def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> N
     )
     indexed.read_all()
     own = indexed.index.anomalies(kind="self-scheduled").items
-    assert late.job_id in {each.job_id for each in own}
-    assert all(each.account == late.account for each in own)
-    assert all(each.message.endswith("its provider took it itself") for each in own)
+    assert late.job_id in {item.job_id for item in own}
+    assert all(item.account == late.account for item in own)
+    assert all(item.message.endswith("its provider took it itself") for item in own)
     rest = indexed.index.anomalies(kind="late-assignment").items
-    assert late.account not in {each.account for each in rest}
+    assert late.account not in {item.account for item in rest}
     indexed.close()
 
 
 def test_migrations_make_the_tables_that_are_declared(whole: Indexed) -> None:
     with whole.database.read() as connection:
-        found = inspect(connection)
+        result = inspect(connection)
         for table in metadata.sorted_tables:
-            columns = {each["name"]: each["nullable"] for each in found.get_columns(table.name)}
-            assert columns == {each.name: each.nullable for each in table.columns}
-            indexes = {each["name"]: each["column_names"] for each in found.get_indexes(table.name)}
+            columns = {
+                column["name"]: column["nullable"] for column in result.get_columns(table.name)
+            }
+            assert columns == {column.name: column.nullable for column in table.columns}
+            indexes = {
+                index["name"]: index["column_names"] for index in result.get_indexes(table.name)
+            }
             assert indexes == {
-                each.name: [column.name for column in each.columns] for each in table.indexes
+                index.name: [column.name for column in index.columns] for index in table.indexes
             }
 
 
@@ -344,7 +348,7 @@ def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: In
     relayed = [row for row in whole.index.transactions(limit=200).items if row.method == "execute"]
     assert {row.contract for row in relayed} == {"ERC2771Forwarder"}
     assert {row.sender for row in relayed} == {to_checksum_address(grid.stranger)}
-    found = {
+    result = {
         who: [
             call.method
             for row in whole.index.transactions(signer=account).items
@@ -352,7 +356,7 @@ def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: In
         ]
         for who, account in (("alice", grid.alice), ("bob", grid.bob), ("admin", grid.admin))
     }
-    assert found == {"alice": ["cancel"], "bob": ["topUp", "submitJobs"], "admin": []}
+    assert result == {"alice": ["cancel"], "bob": ["topUp", "submitJobs"], "admin": []}
     assert len(relayed) == 3
     for row in relayed:
         for call in whole.index.transaction(row.at.tx_hash).forwarded:

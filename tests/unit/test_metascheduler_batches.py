@@ -86,35 +86,35 @@ def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
 
 
 async def test_groups_are_cut_at_the_size() -> None:
-    found = bench(size=2)
-    assert await found.batches.assign({ONE: [1, 2, 3], TWO: [4, 5]}, NOW) == 5
-    assert found.sender.sent == [
+    result = bench(size=2)
+    assert await result.batches.assign({ONE: [1, 2, 3], TWO: [4, 5]}, NOW) == 5
+    assert result.sender.sent == [
         "assign {1: [1, 2]}",
         "assign {1: [3], 2: [4]}",
         "assign {2: [5]}",
     ]
-    assert found.counts == [("assign", 2, 0), ("assign", 2, 0), ("assign", 1, 0)]
-    assert found.batches.mined_at == 7
+    assert result.counts == [("assign", 2, 0), ("assign", 2, 0), ("assign", 1, 0)]
+    assert result.batches.mined_at == 7
 
 
 async def test_other_kinds_are_cut_too() -> None:
-    found = bench(size=2)
-    assert await found.batches.requeue([1, 2, 3], NOW) == 3
-    assert await found.batches.panic([4], NOW) == 1
-    assert await found.batches.challenge(9, NOW) == 1
-    assert found.sender.sent == ["requeue [1, 2]", "requeue [3]", "panic [4]", "challenge 9"]
+    result = bench(size=2)
+    assert await result.batches.requeue([1, 2, 3], NOW) == 3
+    assert await result.batches.panic([4], NOW) == 1
+    assert await result.batches.challenge(9, NOW) == 1
+    assert result.sender.sent == ["requeue [1, 2]", "requeue [3]", "panic [4]", "challenge 9"]
 
 
 async def test_expired_jobs_are_cancelled_one_transaction_a_cycle() -> None:
-    found = bench(size=2)
-    assert await found.batches.cancel([1, 2, 3], NOW) == 2
-    assert found.sender.sent == ["cancel [1, 2]"]
+    result = bench(size=2)
+    assert await result.batches.cancel([1, 2, 3], NOW) == 2
+    assert result.sender.sent == ["cancel [1, 2]"]
 
 
 @pytest.mark.parametrize("reason", [reverts.PriceRaised, reverts.DoesNotFit])
 async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: Any) -> None:
-    found = bench(FakeSender(skips={2, 3}, reason=reason))
-    batches, sender = found.batches, found.sender
+    result = bench(FakeSender(skips={2, 3}, reason=reason))
+    batches, sender = result.batches, result.sender
     assert await batches.assign({ONE: [1], TWO: [2, 3]}, NOW) == 1
     assert batches.due("assign", [2, 3], NOW) == [2, 3]
     assert (batches.cooldown_until(1), batches.cooldown_until(2)) == (0, NOW + 2)
@@ -135,42 +135,42 @@ async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: A
 
 
 async def test_a_refusal_for_the_job_is_no_fault_of_the_provider() -> None:
-    found = bench(FakeSender(skips={2}, reason=reverts.ProviderExcluded))
-    await found.batches.assign({ONE: [1, 2]}, NOW)
-    assert found.batches.cooldown_until(1) == 0
-    assert found.batches.due("assign", [1, 2], NOW) == [1]
-    found.sender.error = reverts.InvalidTransition("moved", fields={"job_id": 3})
-    await found.batches.assign({ONE: [3]}, NOW)
-    assert found.batches.due("assign", [3], NOW) == []
-    assert found.batches.refusals == 0
+    result = bench(FakeSender(skips={2}, reason=reverts.ProviderExcluded))
+    await result.batches.assign({ONE: [1, 2]}, NOW)
+    assert result.batches.cooldown_until(1) == 0
+    assert result.batches.due("assign", [1, 2], NOW) == [1]
+    result.sender.error = reverts.InvalidTransition("moved", fields={"job_id": 3})
+    await result.batches.assign({ONE: [3]}, NOW)
+    assert result.batches.due("assign", [3], NOW) == []
+    assert result.batches.refusals == 0
 
 
 async def test_nothing_to_do_sends_nothing() -> None:
-    found = bench()
-    assert await found.batches.assign({}, NOW) == 0
-    assert await found.batches.requeue([], NOW) == 0
-    assert found.sender.sent == []
+    result = bench()
+    assert await result.batches.assign({}, NOW) == 0
+    assert await result.batches.requeue([], NOW) == 0
+    assert result.sender.sent == []
 
 
 async def test_skipped_jobs_have_a_longer_backoff_each_time() -> None:
-    found = bench(FakeSender(skips={2}))
-    assert await found.batches.requeue([1, 2], NOW) == 1
-    assert found.counts == [("requeue", 1, 1)]
-    assert found.batches.due("requeue", [1, 2], NOW + 1) == [1]
-    assert found.batches.due("requeue", [1, 2], NOW + 2) == [1, 2]
+    result = bench(FakeSender(skips={2}))
+    assert await result.batches.requeue([1, 2], NOW) == 1
+    assert result.counts == [("requeue", 1, 1)]
+    assert result.batches.due("requeue", [1, 2], NOW + 1) == [1]
+    assert result.batches.due("requeue", [1, 2], NOW + 2) == [1, 2]
     # A pause of one kind is none of another.
-    assert found.batches.due("assign", [2], NOW) == [2]
-    await found.batches.requeue([2], NOW + 2)
-    assert found.batches.due("requeue", [2], NOW + 5) == []
-    assert found.batches.due("requeue", [2], NOW + 6) == [2]
+    assert result.batches.due("assign", [2], NOW) == [2]
+    await result.batches.requeue([2], NOW + 2)
+    assert result.batches.due("requeue", [2], NOW + 5) == []
+    assert result.batches.due("requeue", [2], NOW + 6) == [2]
     now = NOW + 6
     for pause in (8, 16, 32, 64, 128, 256, 512, 600, 600):
-        await found.batches.requeue([2], now)
-        assert found.batches.due("requeue", [2], now + pause - 1) == []
+        await result.batches.requeue([2], now)
+        assert result.batches.due("requeue", [2], now + pause - 1) == []
         now += pause
-    found.sender.skips = set()
-    await found.batches.requeue([2], now)
-    assert found.batches.due("requeue", [2], NOW) == [2]
+    result.sender.skips = set()
+    await result.batches.requeue([2], now)
+    assert result.batches.due("requeue", [2], NOW) == [2]
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ async def test_skipped_jobs_have_a_longer_backoff_each_time() -> None:
     ],
 )
 async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
-    found = bench(FakeSender(error=error))
+    result = bench(FakeSender(error=error))
     with capture_logs() as logs:
-        assert await found.batches.challenge(3, NOW) == 0
+        assert await result.batches.challenge(3, NOW) == 0
     assert [entry["message"] if "message" in entry else entry["error"] for entry in logs]
-    assert (found.batches.due("challenge", [3], NOW) == []) is rests
-    found.sender.sent.clear()
-    await found.batches.challenge(3, NOW)
-    assert bool(found.sender.sent) is not rests
+    assert (result.batches.due("challenge", [3], NOW) == []) is rests
+    result.sender.sent.clear()
+    await result.batches.challenge(3, NOW)
+    assert bool(result.sender.sent) is not rests
 
 
 async def test_a_dry_run_logs_once_what_it_would_do() -> None:

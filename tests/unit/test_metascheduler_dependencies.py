@@ -68,11 +68,11 @@ def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
         Dependency.AFTER_ANY: True,
         Dependency.AFTER_NOT_OK: end is not OK,
     }[kind]
-    found = held([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
-    assert (20 not in found) is met
+    result = held([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
+    assert (20 not in result) is met
     if not met:
-        assert found[20].final
-        assert f"{kind}:7, but job 7 ended {end.name}" in found[20].text
+        assert result[20].final
+        assert f"{kind}:7, but job 7 ended {end.name}" in result[20].text
 
 
 def test_a_job_waits_for_all_that_it_depends_on() -> None:

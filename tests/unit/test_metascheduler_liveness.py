@@ -94,7 +94,7 @@ def test_a_silent_provider_loses_no_run_before_the_lost_timeout(clock: Clock, go
 
 def test_pending_jobs_expire_oldest_first() -> None:
     queue = [job(1, since=NOW - 1_000), job(2, since=NOW - 999), job(3, since=NOW - 2_000)]
-    assert [each.id for each in expired([*queue, running(4, since=0)], MOMENT)] == [3, 1]
+    assert [item.id for item in expired([*queue, running(4, since=0)], MOMENT)] == [3, 1]
 
 
 @pytest.mark.parametrize(("since", "back"), [(NOW - 100, False), (NOW - 101, True)])
@@ -121,12 +121,12 @@ def test_stuck_is_claimed_long_ago_at_a_provider_in_good_standing(since: int, la
 
 class TestSuspicion:
     def why(self, work: Job, watched: dict[int, Watched], watch: Watch | None = None) -> str:
-        found = suspicions([work], watched, MOMENT, watch or Watch())
-        assert len(found) <= 1
-        if not found:
+        result = suspicions([work], watched, MOMENT, watch or Watch())
+        assert len(result) <= 1
+        if not result:
             return ""
-        assert (found[0].job_id, found[0].provider_id) == (work.id, 1)
-        return found[0].why
+        assert (result[0].job_id, result[0].provider_id) == (work.id, 1)
+        return result[0].why
 
     @pytest.mark.parametrize(("since", "asked"), [(NOW - 50, False), (NOW - 51, True)])
     def test_half_of_the_claim_timeout(self, since: int, asked: bool) -> None:
@@ -169,8 +169,8 @@ class TestSuspicion:
 
     def test_one_challenge_a_provider(self) -> None:
         jobs = [running(n, since=NOW - 900, time_limit=10_000) for n in (7, 5, 6)]
-        found = suspicions(jobs, held(last_sign=0), MOMENT, Watch())
-        assert [each.job_id for each in found] == [5]
+        result = suspicions(jobs, held(last_sign=0), MOMENT, Watch())
+        assert [item.job_id for item in result] == [5]
 
     def test_no_challenge_that_the_contract_refuses(self) -> None:
         late = assigned(NOW - 90)

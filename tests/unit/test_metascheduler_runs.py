@@ -67,8 +67,8 @@ def apply(store: Store, state: SchedulerState, block: int, *events: Any, **more:
 
 def known(*seconds: float, limit: int = 1_000, paid: int = 1) -> RunHistory:
     history = RunHistory()
-    for each in seconds:
-        history.record(FinishedRun(CUSTOMER, 8, 1, limit, each, paid / CREDIT))
+    for second in seconds:
+        history.record(FinishedRun(CUSTOMER, 8, 1, limit, second, paid / CREDIT))
         history.record_end(HOST, given_up=False)
     return history
 

@@ -30,8 +30,8 @@ _BLOCKS = itertools.count(1)
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, chain_id=1, contract=address(9), account=address(8)) as found:
-        yield found
+    with Store.open(None, chain_id=1, contract=address(9), account=address(8)) as result:
+        yield result
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ class TestObserver:
         apply(store, state, ev.JobToppedUp(3, address(7), 1, 1, 1))
         cluster = await look(observer)
         assert chain.scheduler.asked == [2, 3]
-        assert [each.id for each in cluster.assigned] == [2]
+        assert [item.id for item in cluster.assigned] == [2]
         # What providers hold is read in every cycle.
         await look(observer)
         assert chain.scheduler.asked == [2]
@@ -247,7 +247,7 @@ class TestObserver:
         chain.scheduler.records[3] = job(3, status=S.RUNNING, provider_id=2, rate=1)
         cluster = await look(observer)
         assert [waiting.job.id for waiting in cluster.waiting] == [1]
-        assert [each.id for each in cluster.assigned] == [3]
+        assert [item.id for item in cluster.assigned] == [3]
 
     async def test_age_is_that_of_the_line(
         self, store: Store, state: SchedulerState, observer: GridObserver

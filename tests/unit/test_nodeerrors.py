@@ -148,6 +148,6 @@ async def test_a_node_without_the_tip_method_gets_no_other_request(
     """web3's own property would warn on stderr, outside all logs."""
     chain = FakeChain()
     chain.tip_error = refusal("the method eth_maxPriorityFeePerGas does not exist/is not available")
-    found = await market(chain)  # type: ignore[arg-type]
-    assert found.fees == Fees(max_fee=3 * 10**9, priority_fee=10**9)
+    result = await market(chain)  # type: ignore[arg-type]
+    assert result.fees == Fees(max_fee=3 * 10**9, priority_fee=10**9)
     assert not list(recwarn)

@@ -66,8 +66,8 @@ def body(**changes: Any) -> str:
 
 @pytest.fixture
 def store() -> Any:
-    with Store.open(None, chain_id=1, contract="0x1", account="0x2") as found:
-        yield found
+    with Store.open(None, chain_id=1, contract="0x1", account="0x2") as result:
+        yield result
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_targets() -> None:
 
 def test_a_job_file_says_whom_to_notify_and_the_definition_does_not() -> None:
     text = JOB + "notify: {to: [me@example.org, 'https://example.org/hook'], on: [begin, fail]}\n"
-    found = parse_job_file(text.encode())
-    assert found.notify == Notify(
+    job_file = parse_job_file(text.encode())
+    assert job_file.notify == Notify(
         ("me@example.org", "https://example.org/hook"), (Occasion.BEGIN, Occasion.FAIL)
     )
-    assert b"example.org" not in found.definition.to_bytes()
-    assert found.definition.digest == parse_job_file(JOB.encode()).definition.digest
+    assert b"example.org" not in job_file.definition.to_bytes()
+    assert job_file.definition.digest == parse_job_file(JOB.encode()).definition.digest
     for wrong, words in (
         ("notify: {to: [nobody]}", "must be an e-mail address"),
         ("notify: {to: [desktop]}", "must be an e-mail address"),
@@ -131,8 +131,8 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     file = tmp_path / ".deepsquare.toml"
     file.write_text('notify_to = ["me@example.org"]\nsmtp = "smtp://me@mail.example.org"\n')
-    found = load_settings(project_dir=tmp_path)
-    assert (found.notify_to, found.notify_on) == ("me@example.org", "end")
+    settings = load_settings(project_dir=tmp_path)
+    assert (settings.notify_to, settings.notify_on) == ("me@example.org", "end")
     for line, words in (
         ('smtp = "smtp://me:secret@mail.example.org"', "must not contain a password"),
         ('smtp = "mail.example.org"', "must be a mail server"),
@@ -322,13 +322,13 @@ def test_notifications_beyond_a_customers_limit_are_recorded_and_not_sent(store:
         admits=lambda _customer: next(admitted),
     )
     planned = [service._planned(EVENT, "0x1", f"http://hook/{number}", "{}") for number in (1, 2)]
-    assert [each.state for each in planned] == [DeliveryState.DUE, DeliveryState.FAILED]
+    assert [action.state for action in planned] == [DeliveryState.DUE, DeliveryState.FAILED]
     assert planned[1].note == "too many notifications of this customer in a day"
     tables = NotificationTables(store)
     with store.begin() as transaction:
         tables.add(transaction, [EVENT])
     tables.plan(EVENT.id, planned)
-    assert [each.target for each in tables.due(2_000, 10)] == ["http://hook/1"]
+    assert [item.target for item in tables.due(2_000, 10)] == ["http://hook/1"]
 
 
 def test_old_notifications_are_dropped_once_they_are_settled(store: Any) -> None:

@@ -91,13 +91,13 @@ async def test_blocks_of_a_period(
 
 @pytest.mark.parametrize(("start", "end"), [(151, None), (111, 130), (None, 90)])
 async def test_periods_without_a_block_are_refused(start: int | None, end: int | None) -> None:
-    found = Period(start, end)
+    period = Period(start, end)
     if start is None:
         # Before the deployment no credits moved: an empty statement, from the first block on.
-        assert await blocks_of(chain(), found, 3) == (0, 2)
+        assert await blocks_of(chain(), period, 3) == (0, 2)
         return
     with pytest.raises(UsageError, match="No block"):
-        await blocks_of(chain(), found, 3)
+        await blocks_of(chain(), period, 3)
 
 
 @pytest.mark.parametrize("period", [Period(last_block=9), Period(first_block=9)])

@@ -57,7 +57,10 @@ def decide(
 def kept(decided: Plan) -> list[tuple[int, int, int]]:
     """Job, provider and time of each reservation."""
     assert all(each.provider_id == i for i, each in decided.reservations.items())
-    return [(each.job_id, each.provider_id, each.at) for each in decided.reservations.values()]
+    return [
+        (reservation.job_id, reservation.provider_id, reservation.at)
+        for reservation in decided.reservations.values()
+    ]
 
 
 def places(decided: Plan) -> dict[int, int]:
@@ -260,7 +263,7 @@ class TestReservation:
         queue = [waiting(n, cpus=4, queued_at=NOW - 100 * n) for n in (1, 2, 3)]
         decided = decide(queue, [provider()], rules=OVERDUE)
         assert [d.waiting.job.id for d in decided.decisions] == [3, 2]
-        assert [each.job_id for each in decided.reservations.values()] == [1]
+        assert [reservation.job_id for reservation in decided.reservations.values()] == [1]
 
     def test_the_first_without_capacity_have_reservations_at_different_providers(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]

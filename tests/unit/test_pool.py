@@ -46,8 +46,8 @@ class Node:
             "eth_blockNumber": hex(self.head),
         }
         if method == "eth_getBlockByNumber":
-            found = self.genesis if params[0] == "0x0" else self.blocks.get(params[0], "0xdd")
-            return {"result": None if found is None else {"hash": found}}
+            genesis = self.genesis if params[0] == "0x0" else self.blocks.get(params[0], "0xdd")
+            return {"result": None if genesis is None else {"hash": genesis}}
         return {"result": answers.get(method, self.display_url)}
 
     async def make_batch_request(self, batch: list[tuple[str, Any]]) -> Any:
@@ -71,9 +71,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(pool_module, "time", found)
-    return found
+    result = Clock()
+    monkeypatch.setattr(pool_module, "time", result)
+    return result
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def nodes() -> list[Node]:
 
 
 async def opened(nodes: list[Node], **options: Any) -> Pool:
-    found = Pool(nodes, **{"chain_id": 7, "attempts": 1, **options})  # type: ignore[arg-type]
-    await found.open()
+    pool = Pool(nodes, **{"chain_id": 7, "attempts": 1, **options})  # type: ignore[arg-type]
+    await pool.open()
     for node in nodes:
         node.asked.clear()
-    return found
+    return pool
 
 
 async def ask(pool: Pool, method: str = "eth_getLogs") -> str:
@@ -169,7 +169,7 @@ async def test_a_busy_endpoint_is_retried_after_its_retry_after(
     with pytest.raises(TransientEndpointError):
         await ask(pool)
     assert 0.5 <= time.monotonic() - began < 20.0, "the first that wants to be asked"
-    assert [each.cooldown_until - clock.now for each in pool.members] == [30.0, 2.0]
+    assert [member.cooldown_until - clock.now for member in pool.members] == [30.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ async def test_a_batch_is_answered_by_one(clock: Clock, nodes: list[Node]) -> No
         raise TransientEndpointError("half of it")
 
     nodes[0].make_batch_request = halfway  # type: ignore[method-assign]
-    found = await pool.make_batch_request([("x", []), ("y", [])])  # type: ignore[list-item]
+    batch_request = await pool.make_batch_request([("x", []), ("y", [])])  # type: ignore[list-item]
     assert calls == 1
-    assert [each["result"] for each in found] == [nodes[1].display_url] * 2  # type: ignore[index]
+    assert [item["result"] for item in batch_request] == [nodes[1].display_url] * 2  # type: ignore[index]
 
 
 async def test_who_is_behind_is_not_believed(clock: Clock, nodes: list[Node]) -> None:
@@ -222,7 +222,7 @@ async def test_who_is_behind_is_not_believed(clock: Clock, nodes: list[Node]) ->
     clock.now += 11
     await ask(pool)
     await settle(pool)
-    assert [each.lag for each in pool.members] == [4, 0, 3]
+    assert [member.lag for member in pool.members] == [4, 0, 3]
     assert await ask(pool) == "b"
     # Only the one that lags is left: no answer is better than one of the past.
     nodes[1].fail()

@@ -19,15 +19,15 @@ GOOD = replace(PROVIDER, offer=Offer(1, 1, 0), approved_until=100 * 86_400)
 
 
 def wrong(provider: Provider, *, silent: bool = False, now: int = 0) -> list[str]:
-    return [each.name for each in standing(provider, silent=silent, now=now) if not each.ok]
+    return [item.name for item in standing(provider, silent=silent, now=now) if not item.ok]
 
 
 def test_a_provider_in_order_has_no_complaint() -> None:
     assert wrong(GOOD) == []
-    assert all(each.text for each in standing(GOOD, silent=False, now=0))
+    assert all(item.text for item in standing(GOOD, silent=False, now=0))
 
 
-@pytest.mark.parametrize("status", [each for each in ProviderStatus if each.name != "ACTIVE"])
+@pytest.mark.parametrize("status", [item for item in ProviderStatus if item.name != "ACTIVE"])
 def test_every_other_status_keeps_jobs_away(status: ProviderStatus) -> None:
     assert "status" in wrong(replace(GOOD, status=status))
 
@@ -35,8 +35,8 @@ def test_every_other_status_keeps_jobs_away(status: ProviderStatus) -> None:
 def test_an_approval_that_ran_out_or_soon_will() -> None:
     assert wrong(GOOD, now=100 * 86_400) == ["approval"]
     assert wrong(GOOD, now=100 * 86_400 - 1) == []
-    (found,) = [e for e in standing(GOOD, silent=False, now=95 * 86_400) if e.name == "approval"]
-    assert (found.text, found.hint) == ("for 5 more days", "Ask the approver to renew it soon.")
+    (result,) = [e for e in standing(GOOD, silent=False, now=95 * 86_400) if e.name == "approval"]
+    assert (result.text, result.hint) == ("for 5 more days", "Ask the approver to renew it soon.")
 
 
 def test_silence_free_prices_and_too_large_offers_are_reported() -> None:
@@ -64,8 +64,8 @@ def test_earnings_are_summed_by_day_of_the_payment() -> None:
         *(settled(1, 4, 10, 3), collected(1, 1, 7), settled(2, 3, 1), collected(2, 2, 4, 2)),
         settled(3, 5, 0, 0),  # cancelled before its start
     ]
-    found = by_period(payments, times)
-    assert [(each.day, each.jobs, each.seconds, each.paid, each.sum) for each in found] == [
+    entry = by_period(payments, times)
+    assert [(item.day, item.jobs, item.seconds, item.paid, item.sum) for item in entry] == [
         ("1970-01-01", 2, 3, 11, 11),
         ("1970-01-02", 2, 4, 11, 22),
     ]
@@ -75,6 +75,6 @@ def test_earnings_are_summed_by_day_of_the_payment() -> None:
 def test_what_runs_have_earned_and_not_billed() -> None:
     short = running(1, since=NOW - 500, time_limit=60, rate=100, fee_bps=1_000)
     long = running(2, since=NOW - 500, time_limit=900, rate=10)
-    found = accrued([short, long], NOW)
-    assert found == Accrued(runs=2, amount=60 * 90 + 5_000, at_risk=60 * 90, job_id=1)
+    result = accrued([short, long], NOW)
+    assert result == Accrued(runs=2, amount=60 * 90 + 5_000, at_risk=60 * 90, job_id=1)
     assert accrued([], NOW) == Accrued()

@@ -55,7 +55,7 @@ def data(function: str, *values: Any) -> bytes:
 
 
 def submission(*amounts: int) -> bytes:
-    rows = [(dataclasses.replace(TERMS, amount=each), [bytes(32)]) for each in amounts]
+    rows = [(dataclasses.replace(TERMS, amount=amount), [bytes(32)]) for amount in amounts]
     return data("submitJobs", request_values(rows))
 
 
@@ -85,8 +85,8 @@ def signed(content: bytes, **changes: Any) -> SignedRequest:
     ],
 )
 def test_what_customers_do_is_allowed(content: bytes, function: str, amount: int) -> None:
-    found = check(signed(content), SCHEDULER, RelayRules())
-    assert (found.function, found.amount) == (function, amount)
+    result = check(signed(content), SCHEDULER, RelayRules())
+    assert (result.function, result.amount) == (function, amount)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ async def asked(answer: httpx2.Response | Exception) -> Any:
 
 async def test_answers_of_relays_are_checked() -> None:
     good = {"digest": "0xaa", "state": "sent", "transaction": "0x\x1b1", "detail": None}
-    found = await asked(httpx2.Response(202, json=good))
-    assert (found.state, found.transaction) == ("sent", "0x\\x1b1")
+    result = await asked(httpx2.Response(202, json=good))
+    assert (result.state, result.transaction) == ("sent", "0x\\x1b1")
     for wrong in (
         httpx2.Response(200, json={**good, "digest": "0xbb"}),
         httpx2.Response(200, json=[1]),
@@ -279,26 +279,26 @@ def deployment() -> Any:
 
 @pytest.fixture
 def store() -> Any:
-    with Store.open(None, chain_id=1, contract=SCHEDULER, account=ACCOUNT.address) as found:
-        yield found
+    with Store.open(None, chain_id=1, contract=SCHEDULER, account=ACCOUNT.address) as result:
+        yield result
 
 
 def append(store: Store, floor: int, key: str | None = None) -> Any:
     def sign(nonce: int) -> tuple[str, SignedRequest]:
-        found = signed(b"\1", nonce=nonce)
-        return found.request.digest(DOMAIN).hex(), found
+        result = signed(b"\1", nonce=nonce)
+        return result.request.digest(DOMAIN).hex(), result
 
     return store.append_request(floor, sign, label="a call", block=5, key=key)
 
 
 def test_a_wallets_nonces_are_given_out_once_and_come_back(store: Store) -> None:
     first, second, third = (append(store, 4) for _ in range(3))
-    assert [each.signed.request.nonce for each in (first, second, third)] == [4, 5, 6]
+    assert [value.signed.request.nonce for value in (first, second, third)] == [4, 5, 6]
     store.settle_request(second.digest, RequestState.REFUSED, note="no")
     assert append(store, 4).signed.request.nonce == 5
     store.settle_request(first.digest, RequestState.EXECUTED, tx_hash="0x1")
     assert append(store, 5).signed.request.nonce == 7
-    assert [each.signed.request.nonce for each in store.open_requests()] == [5, 6, 7]
+    assert [request.signed.request.nonce for request in store.open_requests()] == [5, 6, 7]
 
 
 def test_a_key_identifies_one_request_with_effect(store: Store) -> None:

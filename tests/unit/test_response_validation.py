@@ -58,11 +58,11 @@ UNUSED: dict[str, dict[str, Any]] = {
 def test_unread_fields_change_nothing(method: str, result: dict[str, Any], kind: str) -> None:
     bent = result | UNUSED[kind]
     many = method == "eth_getLogs"
-    found = checked(method, [bent] if many else bent)
-    found = found[0] if many else found
-    assert {name: found[name] for name in result} == result
+    outcome = checked(method, [bent] if many else bent)
+    outcome = outcome[0] if many else outcome
+    assert {name: outcome[name] for name in result} == result
     # What is left can't trip the library that formats it.
-    assert all(found.get(name) is None or name in result for name in ("v", "r", "accessList"))
+    assert all(outcome.get(name) is None or name in result for name in ("v", "r", "accessList"))
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_log_of_one_place_counts_once() -> None:
     # The same index of another block, as a reorganisation leaves it, is another log.
     elsewhere = LOG | {"blockHash": OTHER}
     assert checked("eth_getLogs", [LOG, elsewhere]) == [LOG, elsewhere]
-    found = checked("eth_getTransactionReceipt", RECEIPT | {"logs": [LOG, LOG, second]})
-    assert found["logs"] == [LOG, second]
+    result = checked("eth_getTransactionReceipt", RECEIPT | {"logs": [LOG, LOG, second]})
+    assert result["logs"] == [LOG, second]
 
 
 @pytest.mark.parametrize(

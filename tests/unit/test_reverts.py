@@ -36,23 +36,23 @@ SAMPLES = {"address": A, "bytes32": b"limit".ljust(32, b"\0"), "string": "long",
 def data_of(kind: type[ContractError]) -> bytes:
     """Bytes of an error with made-up values."""
     kinds = [type_of(part) for part in kind.inputs]
-    return kind.selector + encode(kinds, [SAMPLES.get(each, 5) for each in kinds])
+    return kind.selector + encode(kinds, [SAMPLES.get(kind, 5) for kind in kinds])
 
 
 @pytest.mark.parametrize("kind", ERRORS.values(), ids=lambda kind: kind.__name__)
 def test_every_error_of_the_contracts(kind: type[ContractError]) -> None:
-    found = decode_revert(data_of(kind))
-    assert type(found) is kind
-    assert isinstance(found, RevertedError)
-    assert found.message
+    revert = decode_revert(data_of(kind))
+    assert type(revert) is kind
+    assert isinstance(revert, RevertedError)
+    assert revert.message
     assert selector_name(kind.selector) == kind.__name__
-    for name, value in found.fields.items():
-        assert getattr(found, name) == value
-    assert "{" not in found.message
+    for name, value in revert.fields.items():
+        assert getattr(revert, name) == value
+    assert "{" not in revert.message
 
 
 def test_all_errors_are_there() -> None:
-    entries = {entry["name"] for each in interfaces() for entry in each.entries("error")}
+    entries = {entry["name"] for interface in interfaces() for entry in interface.entries("error")}
     names = {kind.__name__ for kind in ERRORS.values()}
     assert entries <= names
     assert names - entries == {"RegistryReasonTooLong"}  # a namesake with other fields
@@ -63,11 +63,11 @@ def test_all_errors_are_there() -> None:
 
 
 def test_words_and_fields() -> None:
-    found = decode_revert(
+    revert = decode_revert(
         reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 4, 5])
     )
-    assert found.message == "Job 7 is RUNNING and can't become CANCELLED"
-    assert (found.job_id, found.to) == (7, 5)  # type: ignore[attr-defined]
+    assert revert.message == "Job 7 is RUNNING and can't become CANCELLED"
+    assert (revert.job_id, revert.to) == (7, 5)  # type: ignore[attr-defined]
     again = decode_revert(
         reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 5, 5])
     )
@@ -97,11 +97,11 @@ def test_words_and_fields() -> None:
     ],
 )
 def test_a_missing_role_is_named(role: bytes, name: str) -> None:
-    found = decode_revert(
+    revert = decode_revert(
         reverts.AccessControlUnauthorizedAccount.selector
         + encode(["address", "bytes32"], [A, role])
     )
-    assert found.message == f"{A} does not have {name}, which this needs"
+    assert revert.message == f"{A} does not have {name}, which this needs"
 
 
 def test_kinds_decide_the_exit_code() -> None:
@@ -141,14 +141,14 @@ def wrapped(data: bytes) -> list[Any]:
 def test_every_wrapping_is_opened() -> None:
     for data in (data_of(reverts.TooEarly), data_of(reverts.OfferTooLarge)):
         for source in wrapped(data):
-            found = decode_revert(source)
-            assert type(found) is ERRORS[data[:4]], source
+            revert = decode_revert(source)
+            assert type(revert) is ERRORS[data[:4]], source
 
 
 def test_bytes_that_print_strangely_survive_eth_tester() -> None:
     data = reverts.TooEarly.selector + bytes([0] * 28 + [0x27, 0x22, 0x5C, 0x0A])
-    found = decode_revert(TransactionFailed(str(data)))
-    assert found.job_id == 0x27225C0A  # type: ignore[attr-defined]
+    revert = decode_revert(TransactionFailed(str(data)))
+    assert revert.job_id == 0x27225C0A  # type: ignore[attr-defined]
 
 
 def test_plain_reasons_panics_and_silence() -> None:
@@ -164,17 +164,17 @@ def test_plain_reasons_panics_and_silence() -> None:
 
 
 def test_cut_off_data_is_unknown_not_a_crash() -> None:
-    found = decode_revert(data_of(reverts.InvalidTransition)[:20])
-    assert isinstance(found, UnknownRevertError)
+    revert = decode_revert(data_of(reverts.InvalidTransition)[:20])
+    assert isinstance(revert, UnknownRevertError)
     assert selector_name(b"\1\2\3\4") == "0x01020304"
 
 
 def test_a_typed_error_stays_what_it_is() -> None:
-    found = decode_revert(data_of(reverts.TooEarly))
-    assert decode_revert(found) is found
-    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found)):  # noqa: S301 - our own
+    revert = decode_revert(data_of(reverts.TooEarly))
+    assert decode_revert(revert) is revert
+    for again in (pickle.loads(pickle.dumps(revert)), copy.copy(revert)):  # noqa: S301 - our own
         assert type(again) is reverts.TooEarly
-        assert (again.job_id, again.message, again.hint) == (5, found.message, found.hint)
+        assert (again.job_id, again.message, again.hint) == (5, revert.message, revert.hint)
 
 
 def test_there_is_no_error_of_another_name() -> None:

@@ -52,8 +52,8 @@ def chain() -> FakeChain:
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with Store.open(None, chain_id=1, contract=TARGET, account=ACCOUNT.address) as found:
-        yield found
+    with Store.open(None, chain_id=1, contract=TARGET, account=ACCOUNT.address) as result:
+        yield result
 
 
 @pytest.fixture
@@ -566,7 +566,7 @@ async def test_a_full_disk_ends_no_wait(
     chain.base_fee = 1
     chain.mine()
     assert (await task).label == "call 1"
-    assert len({bytes(each.hash) for each in chain.sent}) == 1
+    assert len({bytes(item.hash) for item in chain.sent}) == 1
 
 
 async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Sender) -> None:
@@ -599,8 +599,8 @@ async def test_what_is_sent_together_asks_once(chain: FakeChain, store: Store) -
     # One look of the dispatcher, and one that all share who wait.
     await until(lambda: len(sender.unattended()) == 0)
     assert len(chain.batches) <= 2
-    for each in tasks:
-        each.cancel()
+    for task in tasks:
+        task.cancel()
 
 
 async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
@@ -626,15 +626,15 @@ async def test_who_waits_for_what(chain: FakeChain, store: Store, sender: Sender
     chain.automine = False
     task = asyncio.create_task(sender.send(call(1), timeout=5))
     await until(lambda: chain.pool)
-    assert ([each.nonce for each in sender.pending()], sender.unattended()) == ([0], [])
+    assert ([item.nonce for item in sender.pending()], sender.unattended()) == ([0], [])
     assert await sender.recover(timeout=0) == []
     assert not task.done()
     with pytest.raises(WaitTimeoutError):
         await sender.send(call(2), timeout=0.02)
-    assert [each.nonce for each in sender.unattended()] == [1]
+    assert [item.nonce for item in sender.unattended()] == [1]
     task.cancel()
     await asyncio.wait([task])
-    assert [each.nonce for each in sender.unattended()] == [0, 1]
+    assert [item.nonce for item in sender.unattended()] == [0, 1]
     chain.mine()
     assert [receipt.label for receipt in await sender.recover()] == ["call 1", "call 2"]
     assert (sender.pending(), sender.unattended()) == ([], [])
@@ -651,7 +651,7 @@ async def test_a_failure_after_recording_ends_the_wait(
     with pytest.raises(EndpointError):
         await sender.send(call())
     chain.down = False
-    assert [each.nonce for each in sender.unattended()] == [0]
+    assert [item.nonce for item in sender.unattended()] == [0]
 
 
 async def test_an_endpoint_that_comes_back(chain: FakeChain, sender: Sender) -> None:
@@ -890,8 +890,8 @@ async def test_what_another_program_called_is_kept(
         await task
     if blocks is not None:
         blocks.cancel()
-    (found,) = sender.nonce_conflicts()
-    assert found.data == chain.mined()[0].data
+    (result,) = sender.nonce_conflicts()
+    assert result.data == chain.mined()[0].data
 
 
 async def test_transactions_from_before_the_start_are_no_conflict(
@@ -1030,10 +1030,10 @@ async def test_what_gas_costs_on_private_chains(
     chain: FakeChain, base_fee: int, tip: int, free: bool
 ) -> None:
     chain.base_fee, chain.tip = base_fee, tip
-    found = await market(chain)  # type: ignore[arg-type]
-    assert found.minimum >= base_fee
+    result = await market(chain)  # type: ignore[arg-type]
+    assert result.minimum >= base_fee
     if not base_fee:
-        assert found.fees == Fees(tip, tip)
+        assert result.fees == Fees(tip, tip)
     assert await is_gas_free(chain) is free  # type: ignore[arg-type]
 
 

@@ -50,18 +50,18 @@ Issued At: 2021-09-30T16:25:24Z"""
 
 
 def test_the_example_of_the_eip_is_read_and_written() -> None:
-    found = SignInMessage.parse(EXAMPLE)
-    assert found.text() == EXAMPLE
-    assert (found.domain, found.chain_id, found.nonce) == ("example.com", 1, "32891756")
-    assert found.statement.endswith("https://example.com/tos")
-    assert found.resources[1] == "https://example.com/my-web2-claim.json"
-    assert (found.expiration_time, found.request_id) == ("", None)
+    result = SignInMessage.parse(EXAMPLE)
+    assert result.text() == EXAMPLE
+    assert (result.domain, result.chain_id, result.nonce) == ("example.com", 1, "32891756")
+    assert result.statement.endswith("https://example.com/tos")
+    assert result.resources[1] == "https://example.com/my-web2-claim.json"
+    assert (result.expiration_time, result.request_id) == ("", None)
 
 
 def test_a_message_without_optional_parts() -> None:
-    found = SignInMessage.parse(BARE)
-    assert (found.scheme, found.domain, found.statement) == ("https", "example.com:3388", "")
-    assert found.text() == BARE
+    result = SignInMessage.parse(BARE)
+    assert (result.scheme, result.domain, result.statement) == ("https", "example.com:3388", "")
+    assert result.text() == BARE
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_what_differs_from_the_format_is_refused(old: str, new: str) -> None:
 def test_no_text_makes_it_crash(text: str) -> None:
     for candidate in (text, EXAMPLE + text, EXAMPLE.replace("Terms", text)):
         try:
-            found = SignInMessage.parse(candidate)
+            result = SignInMessage.parse(candidate)
         except UsageError:
             continue
-        assert found.text() == candidate  # what is checked is what was signed
+        assert result.text() == candidate  # what is checked is what was signed
 
 
 def test_times_are_read_with_their_zone() -> None:

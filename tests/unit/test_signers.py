@@ -70,16 +70,18 @@ def _transport(signer: ReferenceSigner) -> httpx2.MockTransport:
 
 def test_signatures_are_those_of_the_key(reference: Any) -> None:
     _, url = reference
-    found = ExternalSigner(url)
-    assert found.address == OWN.address
-    signed, own = found.sign_transaction(TRANSACTION), OWN.sign_transaction(TRANSACTION)
+    external_signer = ExternalSigner(url)
+    assert external_signer.address == OWN.address
+    signed, own = external_signer.sign_transaction(TRANSACTION), OWN.sign_transaction(TRANSACTION)
     assert (signed.raw_transaction, signed.hash) == (own.raw_transaction, own.hash)
     creation = {**TRANSACTION, "to": b""}
-    assert found.sign_transaction(creation).hash == OWN.sign_transaction(creation).hash
-    typed, own_typed = (each.sign_typed_data(full_message=TYPED) for each in (found, OWN))
+    assert external_signer.sign_transaction(creation).hash == OWN.sign_transaction(creation).hash
+    typed, own_typed = (
+        value.sign_typed_data(full_message=TYPED) for value in (external_signer, OWN)
+    )
     assert typed == own_typed
     text = encode_defunct(text="sign in")
-    assert found.sign_message(text) == OWN.sign_message(text)
+    assert external_signer.sign_message(text) == OWN.sign_message(text)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +108,11 @@ def test_another_transaction_than_requested_is_refused(
 def test_what_is_no_signature_of_the_account_is_refused(reference: Any, bent: Any) -> None:
     signer, url = reference
     signer.bend = lambda method, answer: bent if "sign" in method else answer
-    found = ExternalSigner(url)
+    external_signer = ExternalSigner(url)
     with pytest.raises(EndpointError):
-        found.sign_typed_data(full_message=TYPED)
+        external_signer.sign_typed_data(full_message=TYPED)
     with pytest.raises(EndpointError):
-        found.sign_transaction(TRANSACTION)
+        external_signer.sign_transaction(TRANSACTION)
 
 
 def test_another_account_s_signature_is_refused(reference: Any) -> None:

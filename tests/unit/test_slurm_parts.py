@@ -89,7 +89,7 @@ def test_configuration_becomes_arguments() -> None:
         "extra": "--nice=100 --reservation=grid",
     }
     asked = sbatch(**options)
-    added = [each for each in asked if each not in sbatch()]
+    added = [request for request in asked if request not in sbatch()]
     assert added == [
         "--partition=long,spare",
         "--account=grid",
@@ -182,8 +182,8 @@ def test_outputs_are_of_the_version_that_their_folder_names() -> None:
 
 @of_each_version
 def test_recorded_queue(version: str) -> None:
-    found = parsing.queue(recorded(version, "squeue"))
-    jobs = {job.name.removeprefix(PREFIX): job for job in found}
+    queue = parsing.queue(recorded(version, "squeue"))
+    jobs = {job.name.removeprefix(PREFIX): job for job in queue}
     assert {name: job.state for name, job in jobs.items()} == STATES
     assert {job.comment for job in jobs.values()} == {COMMENT}
     assert all(jobs[name].started_at for name in "12345")
@@ -219,13 +219,13 @@ def test_queue_of_other_versions(line: str) -> None:
 @of_each_version
 def test_recorded_job_details(version: str) -> None:
     lines = recorded(version, "scontrol_job").splitlines()
-    found = [job for line in lines if (job := parsing.job(line)) is not None]
-    jobs = dict(zip(STATES, found, strict=True))
+    result = [job for line in lines if (job := parsing.job(line)) is not None]
+    jobs = dict(zip(STATES, result, strict=True))
     assert {name: job.state for name, job in jobs.items()} == STATES
     assert (jobs["1"].exit_code, jobs["1"].exit_signal) == (3, 0)
     assert (jobs["4"].exit_code, jobs["4"].exit_signal) == (0, 15)
     assert jobs["5"].limit == 86_400
-    for job in found[:4]:
+    for job in result[:4]:
         assert job.started_at is not None
         assert job.ended_at is not None
         assert 0 <= job.ended_at - job.started_at < 60
@@ -279,8 +279,8 @@ def test_accounting() -> None:
 
 @of_each_version
 def test_recorded_accounting(version: str) -> None:
-    found = parsing.accounting(recorded(version, "sacct"))
-    jobs = {job.name.removeprefix(PREFIX): job for job in found}
+    accounting = parsing.accounting(recorded(version, "sacct"))
+    jobs = {job.name.removeprefix(PREFIX): job for job in accounting}
     assert {name: job.state for name, job in jobs.items()} == STATES
     assert (jobs["1"].exit_code, jobs["4"].cancelled_by) == (3, 0)
     assert (jobs["5"].ended_at, jobs["6"].started_at) == (None, None)
@@ -297,10 +297,10 @@ def test_recorded_file_of_completed_jobs(version: str) -> None:
 @of_each_version
 def test_recorded_nodes_partitions_and_configuration(version: str) -> None:
     def nodes(name: str) -> list[tuple[bool, int, int, int, int]]:
-        found = parsing.nodes(recorded(version, name), default_only=False)
+        result = parsing.nodes(recorded(version, name), default_only=False)
         return [
             (node.is_up, node.cpus, node.idle_cpus, node.gpus, node.allocated_gpus)
-            for node in found
+            for node in result
         ]
 
     assert nodes("sinfo_nodes") == [(True, 4, 4, 1, 0), (True, 4, 4, 1, 0)]
@@ -448,7 +448,7 @@ def conclude(state: str, end: EndRecord | None = None, **changes: Any) -> tuple[
     """Code and reason of a run that had started."""
     job = SlurmJob("7", state, started_at=100, ended_at=107, **changes.pop("job", {}))
     values = {"started_at": 100.0, "orders": Orders(), **changes}
-    found = records.conclude(
+    result = records.conclude(
         job if state else None,
         values["started_at"],
         end,
@@ -456,7 +456,7 @@ def conclude(state: str, end: EndRecord | None = None, **changes: Any) -> tuple[
         user_id=1000,
         now=200.0,
     )
-    return found.code, found.reason
+    return result.code, result.reason
 
 
 @pytest.mark.parametrize(
@@ -582,9 +582,9 @@ def test_hardware_to_register() -> None:
         "n4 main* down* 0/0/64/64 9000 0 gpu:8 gpu:0",
     ]
     nodes = parsing.nodes("\n".join(lines), default_only=False)
-    found = registered_hardware(nodes)
-    assert found.hardware == Hardware(2, 8, 1000, 2)
-    assert found.left_out == ("n3", "n4")
+    hardware = registered_hardware(nodes)
+    assert hardware.hardware == Hardware(2, 8, 1000, 2)
+    assert hardware.left_out == ("n3", "n4")
     with pytest.raises(UsageError, match="No node"):
         registered_hardware(parsing.nodes(lines[3], default_only=False))
 

@@ -73,10 +73,10 @@ class TestMetadata:
     @pytest.mark.parametrize("name", CONTRACTS)
     def test_the_code_ends_with_the_hash_of_the_metadata(self, name: str) -> None:
         artifact = load_artifact(name)
-        found = ipfs_hash(artifact.metadata.encode())
-        assert metadata_hash(artifact.deployed_bytecode) == found
-        assert found.startswith("Qm")
-        assert ipfs_hash(artifact.metadata.encode() + b" ") != found
+        result = ipfs_hash(artifact.metadata.encode())
+        assert metadata_hash(artifact.deployed_bytecode) == result
+        assert result.startswith("Qm")
+        assert ipfs_hash(artifact.metadata.encode() + b" ") != result
 
     def test_hashes_that_ipfs_itself_gives(self) -> None:
         # `ipfs add` of an empty file and of "hello world\n": known to everybody who uses it.
@@ -96,9 +96,9 @@ class TestMetadata:
     def test_every_source_is_the_one_that_was_compiled(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        found = sources_of(name)
+        result = sources_of(name)
         source = source_of(name)
-        assert source in found
+        assert source in result
         changed = json.loads(json.dumps(standard_input()))
         changed["sources"][source]["content"] += " "
         monkeypatch.setattr("deepsquare_chain.chain.bindings.abi.standard_input", lambda: changed)
@@ -133,7 +133,7 @@ class TestTree:
             recorded = ARGUMENTS[source.name]
             inputs = interface(source.name).entries("constructor")[0]["inputs"]
             values = [recorded[part["name"].rstrip("_")] for part in inputs]
-            given = [tuple(each) if isinstance(each, list) else each for each in values]
+            given = [tuple(item) if isinstance(item, list) else item for item in values]
             code = interface(source.name).creation_code(*given)
             assert load_artifact(source.name).bytecode + source.arguments == code
             assert len(source.arguments) >= 64
@@ -194,7 +194,9 @@ class Stub:
         assert body["contractIdentifier"] == f"{source_of(name)}:{name}"
         assert body["compilerVersion"] == "0.8.37+commit.f401782d"
         assert body["stdJsonInput"]["language"] == "Solidity"
-        assert all(set(each) == {"content"} for each in body["stdJsonInput"]["sources"].values())
+        assert all(
+            set(source) == {"content"} for source in body["stdJsonInput"]["sources"].values()
+        )
         assert body["creationTransactionHash"] == GRID.transactions[name]
         if self.fate == "known":
             return httpx2.Response(409, json={"customCode": "already_verified", "message": "known"})
@@ -221,7 +223,7 @@ class Stub:
         }
         assert form["compiler_version"] == b"v0.8.37+commit.f401782d"
         assert form["autodetect_constructor_args"] == b"false"
-        [source] = [each for each in sources(GRID) if each.name == name]
+        [source] = [source for source in sources(GRID) if source.name == name]
         assert bytes.fromhex(form["constructor_args"].decode()) == source.arguments
         assert json.loads(form["files[0]"]) == standard_input()
         if self.fate == "mismatch":
@@ -265,13 +267,13 @@ async def submitted(
 async def test_what_becomes_of_a_submission(
     monkeypatch: pytest.MonkeyPatch, kind: str, fate: str, ok: bool, detail: str
 ) -> None:
-    found = await submitted(Stub(fate), monkeypatch, kind)
-    assert [(each.name, each.address, each.ok) for each in found] == [
+    result = await submitted(Stub(fate), monkeypatch, kind)
+    assert [(item.name, item.address, item.ok) for item in result] == [
         (name, to_checksum_address(address), ok) for name, address in GRID.contracts.items()
     ]
-    for each in found:
-        assert each.verifier == kind
-        assert set(each.detail.split()) <= set(detail.split())
+    for item in result:
+        assert item.verifier == kind
+        assert set(item.detail.split()) <= set(detail.split())
 
 
 @pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
@@ -284,18 +286,18 @@ async def test_a_verifier_that_fails_is_reported(
 
 
 async def test_answers_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = await submitted(Stub("strange"), monkeypatch, "sourcify")
-    assert {(each.ok, each.detail) for each in found} == {(False, "HTTP status 200")}
+    result = await submitted(Stub("strange"), monkeypatch, "sourcify")
+    assert {(item.ok, item.detail) for item in result} == {(False, "HTTP status 200")}
     with pytest.raises(EndpointError, match="without a usable id"):
         await submitted(Stub("path"), monkeypatch, "sourcify")
 
 
 async def test_a_verifier_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "_LOOKS", 1)
-    found = await submitted(Stub(), monkeypatch, "sourcify")
-    assert (found[0].ok, found[0].detail) == (False, "it is still being verified")
-    found = await submitted(Stub("strange"), monkeypatch, "blockscout")
-    assert (found[0].ok, found[0].detail) == (False, "it is not shown as verified")
+    result = await submitted(Stub(), monkeypatch, "sourcify")
+    assert (result[0].ok, result[0].detail) == (False, "it is still being verified")
+    result = await submitted(Stub("strange"), monkeypatch, "blockscout")
+    assert (result[0].ok, result[0].detail) == (False, "it is not shown as verified")
 
 
 async def test_an_address_that_is_none() -> None:

@@ -32,24 +32,24 @@ class Chain:
     async def submit(
         self, _contracts: Any, _sender: Any, _store: Any, requests: Sequence[Request], **more: Any
     ) -> Submitted:
-        amounts = [each.terms.amount for each in requests]
+        amounts = [item.terms.amount for item in requests]
         self.calls.append((amounts, more["permit"] is not None))
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors.pop(0)
         if self.poor & set(amounts):
             raise InsufficientFundsError("too few credits")
-        count = sum(len(each.definitions) for each in requests)
+        count = sum(len(item.definitions) for item in requests)
         first, self._next = self._next, self._next + count
         return Submitted(tuple(range(first, first + count)), ())
 
 
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
-    found = Chain()
-    monkeypatch.setattr(submission, "submit", found.submit)
+    result = Chain()
+    monkeypatch.setattr(submission, "submit", result.submit)
     monkeypatch.setattr(submission, "_GATHER_SECONDS", 0.001)
-    return found
+    return result
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def request(amount: int, jobs: int = 1) -> Request:
 
 
 async def test_what_is_gathered_is_one_transaction(chain: Chain, queue: SubmissionQueue) -> None:
-    found = await asyncio.gather(*(queue.submit(request(n, jobs=n)) for n in (1, 2, 3)))
-    assert [each.job_ids for each in found] == [(1,), (2, 3), (4, 5, 6)]
+    result = await asyncio.gather(*(queue.submit(request(n, jobs=n)) for n in (1, 2, 3)))
+    assert [item.job_ids for item in result] == [(1,), (2, 3), (4, 5, 6)]
     assert chain.calls == [([1, 2, 3], False)]
     assert (await queue.submit(request(9))).job_ids == (7,)
 
@@ -76,9 +76,9 @@ async def test_permits_and_approvals_do_not_mix(chain: Chain, queue: SubmissionQ
 
 async def test_no_more_jobs_than_a_block_holds(chain: Chain, queue: SubmissionQueue) -> None:
     most = MAX_JOBS // 2
-    found = await asyncio.gather(*(queue.submit(request(n, jobs=most)) for n in range(3)))
+    result = await asyncio.gather(*(queue.submit(request(n, jobs=most)) for n in range(3)))
     assert [len(calls) for calls, _ in chain.calls] == [2, 1]
-    assert len({job_id for each in found for job_id in each.job_ids}) == 3 * most
+    assert len({job_id for item in result for job_id in item.job_ids}) == 3 * most
 
 
 @pytest.mark.parametrize("error", [InsufficientFundsError("x"), RevertedError("y")])
@@ -86,10 +86,10 @@ async def test_one_at_fault_spoils_no_other(
     chain: Chain, queue: SubmissionQueue, error: GridError
 ) -> None:
     chain.errors, chain.poor = [error], {2}
-    found = await asyncio.gather(
+    result = await asyncio.gather(
         *(queue.submit(request(n)) for n in (1, 2, 3)), return_exceptions=True
     )
-    assert [isinstance(each, InsufficientFundsError) for each in found] == [False, True, False]
+    assert [isinstance(item, InsufficientFundsError) for item in result] == [False, True, False]
     assert chain.calls == [([1, 2, 3], False), ([1], False), ([2], False), ([3], False)]
 
 
@@ -98,10 +98,10 @@ async def test_what_may_have_been_paid_is_not_tried_again(
     chain: Chain, queue: SubmissionQueue, error: GridError
 ) -> None:
     chain.errors = [error]
-    found = await asyncio.gather(
+    result = await asyncio.gather(
         *(queue.submit(request(n)) for n in (1, 2)), return_exceptions=True
     )
-    assert found == [error, error]
+    assert result == [error, error]
     assert len(chain.calls) == 1
 
 

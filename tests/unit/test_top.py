@@ -192,7 +192,10 @@ async def test_cancel_and_top_up_ask_first() -> None:
         await pilot.press("tab", "down")
         await answer("c", "y")
         assert world.did[-1] == ("cancel", 9)
-        assert any("It has ended Look again." in each.message for each in app._notifications)
+        assert any(
+            "It has ended Look again." in notification.message
+            for notification in app._notifications
+        )
 
 
 async def test_without_a_wallet_nothing_is_sent() -> None:
@@ -204,7 +207,7 @@ async def test_without_a_wallet_nothing_is_sent() -> None:
         await app.workers.wait_for_complete()
         await pilot.pause()
         assert not isinstance(app.screen, AskScreen)
-        assert {each.message for each in app._notifications} == {
+        assert {notification.message for notification in app._notifications} == {
             "No wallet is open, so nothing can be sent."
         }
         await pilot.press("q")

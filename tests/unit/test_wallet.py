@@ -83,8 +83,8 @@ def test_a_wallet_is_never_overwritten(wallet: Path) -> None:
 
 @pytest.mark.parametrize("key", [KEY, "0x" + KEY, f" {KEY}\n", bytes.fromhex(KEY)])
 def test_a_key_is_imported(tmp_path: Path, key: str | bytes) -> None:
-    found = import_key(tmp_path / "w.json", key, SECRET, light=True)
-    assert found.address == Account.from_key(bytes.fromhex(KEY)).address
+    result = import_key(tmp_path / "w.json", key, SECRET, light=True)
+    assert result.address == Account.from_key(bytes.fromhex(KEY)).address
 
 
 @pytest.mark.parametrize("key", ["", "12", "zz" * 32, "00" * 32, "ff" * 32, KEY + "00", b"short"])
@@ -354,8 +354,8 @@ def test_keystores_of_other_programs_are_listed(tmp_path: Path) -> None:
     del body["address"]  # as cast writes them
     (tmp_path / "deployer").write_text(json.dumps(body))
     (tmp_path / "password").write_text("pw")
-    found = {each.path.name: each.address for each in wallets.list_wallets(tmp_path)}
-    assert len(found) == 3
-    assert found["deployer"] == ""
-    assert set(found.values()) == {"", made.address}
+    result = {item.path.name: item.address for item in wallets.list_wallets(tmp_path)}
+    assert len(result) == 3
+    assert result["deployer"] == ""
+    assert set(result.values()) == {"", made.address}
     assert wallets.load_account(tmp_path / "deployer", None, lambda _: "pw").address == made.address

@@ -69,8 +69,8 @@ def client(index: Any, **options: Any) -> httpx2.AsyncClient:
 
 @pytest.fixture
 async def ask(whole: Indexed) -> AsyncIterator[httpx2.AsyncClient]:
-    async with client(whole.index) as found:
-        yield found
+    async with client(whole.index) as result:
+        yield result
 
 
 # -- the document
@@ -95,21 +95,23 @@ def examples(index: Index) -> dict[str, list[str]]:
     providers = [row.account for row in index.providers()]
     hashes = [row.at.tx_hash for row in index.transactions(limit=200).items]
     blocks = [str(row.number) for row in index.blocks(limit=20).items]
-    found = {
+    result = {
         "/jobs": ["/jobs", "/jobs?status=FINISHED&status=FAILED", "/jobs?name=job&limit=3"],
         "/jobs/{job}": [f"/jobs/{job}" for job in jobs],
         "/jobs/{job}/events": [f"/jobs/{job}/events" for job in jobs],
-        "/accounts/{account}": [f"/accounts/{each}" for each in (*accounts, *providers)],
-        "/accounts/{account}/statement": [f"/accounts/{each}/statement" for each in accounts],
-        "/providers/{provider}": [f"/providers/{each}" for each in (1, 2, *providers)],
-        "/providers/{account}/history": [f"/providers/{each}/history" for each in providers],
+        "/accounts/{account}": [f"/accounts/{value}" for value in (*accounts, *providers)],
+        "/accounts/{account}/statement": [f"/accounts/{account}/statement" for account in accounts],
+        "/providers/{provider}": [f"/providers/{value}" for value in (1, 2, *providers)],
+        "/providers/{account}/history": [
+            f"/providers/{provider}/history" for provider in providers
+        ],
         "/transactions": ["/transactions", f"/transactions?block={blocks[0]}"],
-        "/transactions/{hash}": [f"/transactions/{each}" for each in hashes],
-        "/blocks/{block}": [f"/blocks/{each}" for each in blocks],
+        "/transactions/{hash}": [f"/transactions/{item}" for item in hashes],
+        "/blocks/{block}": [f"/blocks/{block}" for block in blocks],
         "/exceptions": ["/exceptions", "/exceptions?kind=jobs", "/exceptions?kind=panic"],
         "/search": ["/search?q=1", f"/search?q={providers[0]}", f"/search?q={hashes[0]}"],
     }
-    return {path: found.get(path, [path]) for path in document()["paths"]}
+    return {path: result.get(path, [path]) for path in document()["paths"]}
 
 
 async def test_every_answer_is_what_the_document_says(
@@ -120,7 +122,7 @@ async def test_every_answer_is_what_the_document_says(
         operation = described["paths"][path]["get"]
         schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
         checker = jsonschema.Draft202012Validator({**schema, "components": described["components"]})
-        answers = [await ask.get(each) for each in asked]
+        answers = [await ask.get(request) for request in asked]
         for answer in answers:
             assert answer.status_code == 200, answer.text
             checker.validate(answer.json())
@@ -146,7 +148,7 @@ async def test_amounts_are_texts_with_their_decimals(
 LISTS = sorted(
     path
     for path, operations in document()["paths"].items()
-    if any(each["name"] == "cursor" for each in operations["get"].get("parameters", ()))
+    if any(parameter["name"] == "cursor" for parameter in operations["get"].get("parameters", ()))
 )
 
 
@@ -156,16 +158,16 @@ async def test_pages_show_every_row_once(
 ) -> None:
     asked = max(examples(whole.index)[path], key=len).partition("?")[0]
     everything = (await ask.get(asked, params={"limit": 200})).json()["items"]
-    found: list[Any] = []
+    results: list[Any] = []
     cursor: str | None = None
     while True:
         given = {"limit": 3, **({"cursor": cursor} if cursor else {})}
         page = (await ask.get(asked, params=given)).json()
-        found += page["items"]
+        results += page["items"]
         if (cursor := page["next"]) is None:
             break
-    assert found[: len(everything)] == everything
-    assert len({json.dumps(each, sort_keys=True) for each in found}) == len(found)
+    assert results[: len(everything)] == everything
+    assert len({json.dumps(item, sort_keys=True) for item in results}) == len(results)
 
 
 async def test_new_rows_and_vanished_ones_leave_cursors_valid(own: Indexed) -> None:

@@ -161,7 +161,7 @@ def test_an_axis_ends_above_and_not_far(most: float) -> None:
 
 
 def path_of(chart: charts.Chart, css: str) -> list[tuple[float, float]]:
-    shape = next(each for each in chart.shapes if each.css == css)
+    shape = next(shape for shape in chart.shapes if shape.css == css)
     points = shape.points.strip("MZ").split("L")
     return [(float(x), float(y)) for x, y in (point.split() for point in points)]
 
@@ -200,8 +200,8 @@ def test_drawings_stay_in_their_box(times: list[int], values: list[float]) -> No
 
 def test_a_waterfall_ends_where_it_should() -> None:
     steps = charts.waterfall([("in", "in", 100), ("paid", "paid", -30), ("back", "back", -70)])
-    assert [(each.start, each.end) for each in steps] == [(0, 100), (100, 70), (70, 0)]
-    assert [(each.x, each.width) for each in steps] == [(0, 1_000), (700, 300), (0, 700)]
+    assert [(step.start, step.end) for step in steps] == [(0, 100), (100, 70), (70, 0)]
+    assert [(step.x, step.width) for step in steps] == [(0, 1_000), (700, 300), (0, 700)]
     sliver = charts.waterfall([("in", "in", 10**18), ("fee", "fee", -1)])[1]
     assert sliver.width == 3.0
 
@@ -397,7 +397,7 @@ def test_values_are_known_by_their_names() -> None:
             "empty": "",
         }
     )
-    assert {each.path: each.kind for each in fields} == {
+    assert {field.path: field.kind for field in fields} == {
         "job_id": "job",
         "terms.amount": "amount",
         "terms.name": "text",
@@ -409,7 +409,7 @@ def test_values_are_known_by_their_names() -> None:
         "hash": "hash",
         "empty": "text",
     }
-    assert next(each.value for each in fields if each.path == "role") == "DEFAULT_ADMIN_ROLE"
+    assert next(field.value for field in fields if field.path == "role") == "DEFAULT_ADMIN_ROLE"
 
 
 def test_endless_values_are_cut() -> None:
@@ -438,10 +438,10 @@ def test_the_busiest_provider_comes_first() -> None:
 
 def test_calls_are_read_back() -> None:
     function = interface("Credit").function("transfer")
-    found = decode_call("Credit", "0x" + function.encode(ALICE, 7).hex())
-    assert found is not None
-    assert found.function == "transfer"
-    assert list(found.values.values())[1] == 7
+    result = decode_call("Credit", "0x" + function.encode(ALICE, 7).hex())
+    assert result is not None
+    assert result.function == "transfer"
+    assert list(result.values.values())[1] == 7
     assert decode_call("Credit", "0x12345678") is None
     assert decode_call("Credit", "0x" + function.selector.hex() + "00") is None
     assert decode_call("Credit", "0xzz") is None
@@ -458,9 +458,9 @@ def test_calls_are_read_back() -> None:
 def test_typed_arguments_are_read(
     contract: str, name: str, texts: list[str], values: list[Any] | None
 ) -> None:
-    found = find_view(contract, name)
-    assert found is not None
-    entry, function = found
+    view = find_view(contract, name)
+    assert view is not None
+    entry, function = view
     read = [read_argument(p, t) for p, t in zip(entry["inputs"], texts, strict=True)]
     assert values is None or read == values
     assert function.encode(*read)
@@ -473,12 +473,12 @@ def test_signed_requests_are_read_back() -> None:
     one = "0x" + forwarder.function("execute").encode(request).hex()
     two = forwarder.function("executeBatch").encode([request, (HOST, ALICE, *request[2:])], HOST)
     names = {to_checksum_address(HOST): "MetaScheduler"}
-    [found] = signed_requests(one, names)
-    assert (found.signer, found.contract) == (to_checksum_address(ALICE), "MetaScheduler")
-    assert found.call is not None
-    assert (found.call.function, found.call.values["jobIds"]) == ("cancel", [7])
+    [result] = signed_requests(one, names)
+    assert (result.signer, result.contract) == (to_checksum_address(ALICE), "MetaScheduler")
+    assert result.call is not None
+    assert (result.call.function, result.call.values["jobIds"]) == ("cancel", [7])
     first, second = signed_requests("0x" + two.hex(), names)
-    assert first == found
+    assert first == result
     assert (second.contract, second.call) == ("", None)
     # Whoever writes nonsense into a transaction breaks no page.
     for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
@@ -578,10 +578,10 @@ def test_mistakes_of_a_file_have_their_lines() -> None:
     text = form_as_file({**FORM, "uses": ""}) + "retires: 1\ncolour: red\n"
     with pytest.raises(JobFileError) as caught:
         read_job({**FORM, "mode": "file", "file": text})
-    found = problems(caught.value)
+    result = problems(caught.value)
     last = len(text.splitlines())
-    assert {line for line, _ in found} == {last - 1, last}
-    assert any(words.startswith("retires is an unknown key") for _, words in found)
+    assert {line for line, _ in result} == {last - 1, last}
+    assert any(words.startswith("retires is an unknown key") for _, words in result)
 
 
 @pytest.mark.parametrize("mode", ["form", "file"])
@@ -685,7 +685,7 @@ def test_alike_lines_of_a_statement_are_folded_with_their_sum() -> None:
 def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
     wide = {"nodes": 2, "cpus_per_node": 4, "mem_per_node": 2_048, "gpus_per_node": 0}
     prices = {"cpu": 10**15, "gpu": 0, "mem": 10**12}
-    found = [
+    provider_changes = [
         ProviderChange(place(), kind, values)
         for kind, values in (
             ("hardware", {"version": 1, "hardware": wide}),
@@ -694,7 +694,7 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
             ("offer", {"offer": {"cpus": 8, "memory": 4_096, "gpus": 1}}),
         )
     ]
-    lines, challenges = accounts_page.provider_history(found)
+    lines, challenges = accounts_page.provider_history(provider_changes)
     assert [challenge.title for challenge in challenges] == ["Challenged"]
     shown = {value.path: value.value for line in lines for value in line.values}
     assert shown["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
@@ -866,8 +866,8 @@ async def test_only_known_names_are_answered(
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
         for host in asked:
-            found = await client.get("/", headers={"Host": host})
-            assert found.status_code == (200 if answered else 400), host
+            result = await client.get("/", headers={"Host": host})
+            assert result.status_code == (200 if answered else 400), host
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ class FakeOnlooker:
     async def situation(self, _job: object) -> JobSituation:
         await asyncio.sleep(0)
         self.looked.set()
-        found = self.found.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        pop = self.found.pop(0)
+        if isinstance(pop, Exception):
+            raise pop
+        return pop
 
     def __exit__(self, *_: object) -> None:
         self.closed = True
@@ -99,12 +99,12 @@ async def test_after_a_failing_look_it_begins_anew(
     contracts: Any = None
     lines: list[str] = []
     async with asyncio.timeout(10), ReasonPrinter(contracts, lines.append) as teller:
-        for each in opened:
+        for item in opened:
             teller.start_explaining(JOB)
-            await each.looked.wait()
+            await item.looked.wait()
             await asyncio.sleep(0)
             assert teller.idle
-    assert (lines, [each.closed for each in opened]) == (["waits"], [True, True])
+    assert (lines, [item.closed for item in opened]) == (["waits"], [True, True])
 
 
 async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
 
 
 def test_words_are_the_reason_the_providers_and_the_next_step() -> None:
-    found = JobSituation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
-    assert found.words == "job 1 waits\n  provider 1 rests\nNext: nothing"
-    assert replace(found, details=(), advice="").words == "job 1 waits"
-    assert replace(JOB, status=JobStatus.PENDING) == found.job
+    job_situation = JobSituation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
+    assert job_situation.words == "job 1 waits\n  provider 1 rests\nNext: nothing"
+    assert replace(job_situation, details=(), advice="").words == "job 1 waits"
+    assert replace(JOB, status=JobStatus.PENDING) == job_situation.job
