@@ -199,12 +199,7 @@ async def register(
             # Only a warning: scripts may register from another machine, and an approver reviews it.
             missing += await _missing_hardware(context, hardware)
         if registered is not None:
-            doubts += [
-                *words.hardware_changes(registered, hardware),
-                *words.price_changes(registered.prices, prices),
-                *words.label_changes(registered.labels, pairs),
-            ]
-            if (registered.hardware, registered.prices, dict(registered.labels)) == (
+            if (registered.latest_hardware, registered.prices, dict(registered.labels)) == (
                 hardware,
                 prices,
                 pairs,
@@ -213,6 +208,16 @@ async def register(
                     "The provider already has this hardware, these prices and labels."
                 )
                 return
+            doubts += [
+                *words.hardware_changes(registered, hardware),
+                *words.price_changes(registered.prices, prices, large=True),
+                *words.label_changes(registered.labels, pairs),
+            ]
+            missing += words.price_changes(registered.prices, prices, large=False)
+            missing.append(
+                f"Provider {registered.id} is registered: the new registration replaces version "
+                f"{registered.pending_version} and needs an approval."
+            )
         doubts += words.price_warnings(prices)
         missing += words.free_gpus(hardware, prices)
         context.printer.note(words.price_example(prices))
@@ -271,8 +276,12 @@ async def set_price(
             context.unchanged("The prices are unchanged.")
             return
         context.printer.note(words.price_example(prices))
-        doubts = [*words.price_changes(provider.prices, prices), *words.price_warnings(prices)]
-        if context.confirm_all(doubts, yes=yes):
+        doubts = [
+            *words.price_changes(provider.prices, prices, large=True),
+            *words.price_warnings(prices),
+        ]
+        changes = list(words.price_changes(provider.prices, prices, large=False))
+        if context.confirm_all(doubts, yes=yes, warnings=changes):
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
 
@@ -528,8 +537,8 @@ async def _hardware(
     from deepsquare_chain.errors import UsageError
     from deepsquare_chain.job import Hardware
 
-    if registered is not None and registered.version:
-        base = registered.hardware
+    if registered is not None:
+        base = registered.latest_hardware
     elif context.settings.executor == "slurm" and None in given:
         base = await _slurm_hardware(context)
     else:

@@ -120,17 +120,28 @@ def price_per_second(credits_per_hour: int, text: str) -> int:
     return price
 
 
-def price_changes(now: Prices, wanted: Prices) -> Iterator[str]:
-    """Yield warnings about prices that become zero, or change so much that it may be a mistake."""
+def price_changes(now: Prices, wanted: Prices, *, large: bool) -> Iterator[str]:
+    """Yield a sentence about each changed price; the first price after zero is no change.
+
+    Args:
+        now: Prices in effect.
+        wanted: New prices.
+        large: Whether to yield prices that become zero or change so much that it may be a mistake;
+            otherwise the other changes.
+    """
     for name, word in _NAMES:
         before, after = getattr(now, name), getattr(wanted, name)
         if before == after or not before:
             continue
         words = f"The price per {word} goes from {_format_price(before)} to {_format_price(after)} credits per hour"
+        is_large = not after or max(before, after) >= _FACTOR * min(before, after)
+        if is_large is not large:
+            continue
         if not after:
-            yield f"{words}: it would be free."
-        elif max(before, after) >= _FACTOR * min(before, after):
-            yield f"{words}, {_ratio_text(before, after)}."
+            words += ": it would be free"
+        elif is_large:
+            words += f", {_ratio_text(before, after)}"
+        yield f"{words}."
 
 
 def price_warnings(wanted: Prices) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -305,8 +306,18 @@ def test_only_roles_and_providers_may(cli: Cli, local_devnet: LocalDevnet) -> No
     refused(found, 6, "more than the approved hardware")
 
 
+class _Declining(io.StringIO):
+    """A terminal on which every question gets the same answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, *_: Any) -> str:
+        return self.getvalue()
+
+
 def test_a_provider_from_its_wallet_to_a_ban(
-    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
+    cli: Cli, local_devnet: LocalDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
     admin = ["--keystore", str(local_devnet.wallets / "admin.json"), "-o", "json"]
@@ -318,14 +329,18 @@ def test_a_provider_from_its_wallet_to_a_ban(
     too_many = ["--cpus-per-node", "70000", "--yes"]
     refused(cli("provider", "register", *prices, *too_many, *own), 2)
     refused(cli("provider", "register", *own), 2, "needs a price", "--cpu-price and --mem-price")
-    warned = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
-    assert warned.code == 0, warned
-    assert "9999 CPUs per node would be registered, but this machine has" in warned.err
     free = ["--cpu-price", "0", "--mem-price", "0"]
     # Hardware that is not given is this machine's, and only a question stands before it is sent.
     unasked = cli("provider", "register", *free, *own)
     machine = registration.machine()
     assert f"This machine has {plural(machine.cpus_per_node, 'CPU')}, " in unasked.err
+    warned = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
+    assert warned.code == 0, warned
+    assert "9999 CPUs per node would be registered, but this machine has" in warned.err
+    # The same again changes nothing, although no version is approved yet.
+    same = cli("provider", "register", "--cpus-per-node", "9999", *own)
+    assert (same.code, same.out) == (0, "")
+    assert "Nothing was sent." in same.err
     unasked = cli("provider", "register", *hardware, *free, *own)
     refused(unasked, 2, "no terminal to ask on", "--yes")
     assert "All prices would be zero" in unasked.err
@@ -381,6 +396,15 @@ def test_a_provider_from_its_wallet_to_a_ban(
         assert (found.code, found.out) == (0, ""), found
         assert "Nothing was sent." in found.err
     refused(cli("admin", "ban", account, *admin), 2, "no terminal to ask on", "--yes")
+    monkeypatch.setattr("sys.stdin", _Declining("n\n"))
+    for words, arguments in (
+        ("from 3.6 to 3.7 credits", ["provider", "price", "--cpu-price", "3.7", *own]),
+        ("is registered: the new", ["provider", "register", "--cpus-per-node", "4", *own]),
+    ):
+        declined = cli(*arguments)
+        assert (declined.code, declined.out.strip()) == (0, "")
+        assert words in declined.err
+        assert "Nothing was changed." in declined.err
     jobs = cli("provider", "jobs", account)
     assert (jobs.code, jobs.out) == (0, "")
 

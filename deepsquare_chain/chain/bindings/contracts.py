@@ -314,7 +314,7 @@ def _labels(labels: Mapping[str, str]) -> list[str]:
 
 
 def _provider(record: tuple[Any, ...]) -> Provider:
-    number, account, status, until, version, pending, hardware, _, offer, prices, labels = record
+    number, account, status, until, version, pending, *hardware, offer, prices, labels = record
     return Provider(
         id=number,
         account=account,
@@ -322,10 +322,11 @@ def _provider(record: tuple[Any, ...]) -> Provider:
         approved_until=until,
         version=version,
         pending_version=pending,
-        hardware=Hardware(*hardware),
+        hardware=Hardware(*hardware[0]),
         offer=Offer(*offer),
         prices=Prices(*prices),
         labels=parse_labels(labels),
+        pending_hardware=Hardware(*hardware[1]),
     )
 
 
