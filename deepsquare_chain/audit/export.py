@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -29,7 +30,7 @@ from deepsquare_chain.audit.entries import (
     statement_cells,
 )
 from deepsquare_chain.audit.ledger import Ledger, normalised
-from deepsquare_chain.audit.reader import EventHistory, Progress, read_history
+from deepsquare_chain.audit.reader import Progress, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import Event, decode_log
@@ -342,15 +343,8 @@ def log_position(log: Mapping[str, Any]) -> tuple[int, int]:
 
 def first_difference(expected: Iterable[bytes], actual: Iterable[bytes]) -> int:
     """Return the number of the first line that differs, counted from one; zero if none does."""
-    left, right = iter(expected), iter(actual)
-    number = 0
-    while True:
-        number += 1
-        left_line, right_line = next(left, None), next(right, None)
-        if left_line != right_line:
-            return number
-        if left_line is None:
-            return 0
+    pairs = enumerate(zip_longest(expected, actual), 1)
+    return next((number for number, (left, right) in pairs if left != right), 0)
 
 
 # -- files of an export: written to a folder, and verified on their own and against a chain
@@ -418,45 +412,31 @@ async def export(
         EndpointError: The node does not answer.
     """
     _make_folder(folder)
+    deployment = audit_deployment(contracts.deployment)
     try:
-        return await _export(contracts, folder, to_block, style, progress)
+        logs = _Writer(folder / LOGS)
+        sink = _LogFile(logs)
+        history = await read_history(
+            contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
+        )
+        ledger = history.ledger(deployment)
+        block_lines = (
+            block_line(number, sink.hashes[number], time)
+            for number, time in sorted(history.block_times.items())
+        )
+        files = {LOGS: logs.close(), BLOCKS: _write(folder / BLOCKS, block_lines)}
+        for table in TABLES:
+            name = f"{table.name}.{style.value}"
+            files[name] = _write(folder / name, table.lines(ledger, style))
+        manifest = Manifest(
+            deployment, history.to_block, history.block_hash, history.time, style, files
+        )
+        (folder / MANIFEST).write_bytes(manifest.to_json())
     except OSError as error:
         raise UsageError(
             f"{folder} can't be written: {error.strerror}; the export is not complete",
             hint="Free disk space, remove the folder, and export again.",
         ) from None
-
-
-async def _export(
-    contracts: Contracts,
-    folder: Path,
-    to_block: int | None,
-    style: TableFormat,
-    progress: Progress | None,
-) -> tuple[Manifest, Ledger]:
-    """Write an export into a prepared folder; see `export`.
-
-    Raises:
-        OSError: A file can't be written.
-    """
-    deployment = audit_deployment(contracts.deployment)
-    logs = _Writer(folder / LOGS)
-    sink = _LogFile(logs)
-    history = await read_history(
-        contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
-    )
-    ledger = history.ledger(deployment)
-    files = {
-        LOGS: logs.close(),
-        BLOCKS: _write(folder / BLOCKS, _block_lines(history, sink.hashes)),
-    }
-    for table in TABLES:
-        name = f"{table.name}.{style.value}"
-        files[name] = _write(folder / name, table.lines(ledger, style))
-    manifest = Manifest(
-        deployment, history.to_block, history.block_hash, history.time, style, files
-    )
-    (folder / MANIFEST).write_bytes(manifest.to_json())
     return manifest, ledger
 
 
@@ -504,9 +484,10 @@ def _open_regular(path: Path) -> Iterator[IO[bytes]]:
         raise UsageError(f"{path} can't be read: {error.strerror}") from None
 
 
-def _block_lines(history: EventHistory, hashes: Mapping[int, str]) -> Iterator[bytes]:
-    for number, time in sorted(history.block_times.items()):
-        yield block_line(number, hashes[number], time)
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file of an export. Raises the errors of `_open_regular`."""
+    with _open_regular(path) as file:
+        yield from iter(lambda: file.readline(_MAX_LINE), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,10 +561,9 @@ class _Check:
         """Check number of lines and digest of a file against the manifest."""
         rows, digest = 0, hashlib.sha256()
         try:
-            with _open_regular(self._folder / name) as file:
-                while line := file.readline(_MAX_LINE):
-                    rows += 1
-                    digest.update(line)
+            for line in _lines(self._folder / name):
+                rows += 1
+                digest.update(line)
         except FileNotFoundError:
             self.broken = self.broken or name in {LOGS, BLOCKS}
             self.report("file", f"{name} is missing")
@@ -596,15 +576,18 @@ class _Check:
     def _parsed(self, name: str) -> Iterator[tuple[int, bytes, Any]]:
         if not (self._folder / name).exists():
             return
-        with _open_regular(self._folder / name) as file:
-            number = 0
-            while line := file.readline(_MAX_LINE):
-                number += 1
-                try:
-                    yield number, line, pydantic_core.from_json(line)
-                except ValueError:
-                    self.broken = True
-                    self.report("file", f"line {number} of {name} is not JSON")
+        for number, line in enumerate(_lines(self._folder / name), 1):
+            try:
+                body = pydantic_core.from_json(line)
+            except ValueError:
+                self._break(f"line {number} of {name} is not JSON")
+            else:
+                yield number, line, body
+
+    def _break(self, message: str) -> None:
+        """Report logs or blocks that can't be parsed, so that no ledger can be built."""
+        self.broken = True
+        self.report("file", message)
 
     def blocks(self) -> dict[int, tuple[str, int]]:
         """Return hash and chain time of each block with events."""
@@ -614,8 +597,7 @@ class _Check:
             try:
                 block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
             except (KeyError, TypeError, ValueError):
-                self.broken = True
-                self.report("file", f"line {number} of {BLOCKS} is not a block")
+                self._break(f"line {number} of {BLOCKS} is not a block")
                 continue
             if block <= previous or line != block_line(block, block_hash, time):
                 self.report("order", f"line {number} of {BLOCKS} is out of order or shape", block)
@@ -633,8 +615,7 @@ class _Check:
                 canonical = line == log_line(body)
                 address, block_hash = body["address"], body["blockHash"]
             except (KeyError, TypeError, ValueError, AttributeError):
-                self.broken = True
-                self.report("file", f"line {number} of {LOGS} is not a log")
+                self._break(f"line {number} of {LOGS} is not a log")
                 continue
             block = position[0]
             if position <= previous or not canonical:
@@ -672,11 +653,8 @@ class _Check:
             name = f"{table.name}.{style.value}"
             if not (self._folder / name).exists():
                 continue
-            with _open_regular(self._folder / name) as file:
-                different_line = first_difference(
-                    table.lines(ledger, style), iter(lambda: file.readline(_MAX_LINE), b"")
-                )
-            if different_line:
+            lines = table.lines(ledger, style), _lines(self._folder / name)
+            if different_line := first_difference(*lines):
                 self.report("table", f"line {different_line} of {name} does not match the logs")
 
 
@@ -689,13 +667,10 @@ class _Comparer:
 
     def begin(self) -> None:
         self.findings.clear()
-        self._export_lines = self._lines()
+        self._export_lines = (
+            (log_position(pydantic_core.from_json(line)), line) for line in _lines(self._path)
+        )
         self._next = next(self._export_lines, None)
-
-    def _lines(self) -> Iterator[tuple[tuple[int, int], bytes]]:
-        with _open_regular(self._path) as file:
-            while line := file.readline(_MAX_LINE):
-                yield log_position(pydantic_core.from_json(line)), line
 
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
         for log in logs:

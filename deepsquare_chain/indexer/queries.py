@@ -1336,17 +1336,13 @@ class Index(
         """Return the progress and the grid of the index."""
         blocks_query = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
         with self._read() as (connection, snapshot):
-            deployment = self.deployment
             query = blocks_query.order_by(blocks.c.number.desc()).limit(1)
             cursor = connection.execute(query).one_or_none()
-            return rm.Status(
-                chain_id=deployment.chain_id,
-                scheduler=deployment.scheduler,
-                registry=deployment.registry,
-                credit=deployment.credit,
-                treasury=deployment.treasury,
+            return from_attributes(
+                rm.Status,
+                self.deployment,
                 genesis=snapshot.values.get("genesis", ""),
-                start_block=deployment.block,
+                start_block=self.deployment.block,
                 block=snapshot.number("block"),
                 block_hash=cursor.hash if cursor is not None else "",
                 time=snapshot.number("time", 0),

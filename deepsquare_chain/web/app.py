@@ -174,9 +174,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
     title = _TITLES.get(code, "An unexpected error occurred")
     if code == 404 and isinstance(error, HTTPException):
         title = "Page not found"
-    typed = isinstance(error, GridError)
-    message = error.message if typed else _unknown(request, error, code)  # type: ignore[attr-defined]
-    hint = error.hint if typed else ""  # type: ignore[attr-defined]
+    if isinstance(error, GridError):
+        message, hint = error.message, error.hint
+    else:
+        message, hint = _unknown(request, error, code), ""
     if request.url.path.startswith(("/wallet/", "/api/")):
         body = {"status": code, "title": title, "detail": message, "hint": hint}
         return JSONResponse(body, status_code=code)
