@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from deepsquare_chain.credits import cost, fee
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
@@ -194,7 +195,7 @@ def _queued(view: View, situation: Situation) -> Action:
     ended = view.run.exit or (view.status.exit if view.status else None)
     if ended is not None and ended.reason in _LOST_REASONS:
         # A run that was lost before its billing started costs the customer nothing.
-        return Requeue(_lost_reason(ended))
+        return Requeue(_LOST_REASONS[ended.reason])
     if state in {RunState.UNKNOWN, RunState.QUEUED}:
         return Wait(f"the run is {state}")
     return Start()
@@ -295,7 +296,7 @@ def _submit(view: View, situation: Situation) -> Action:
 def _end(view: View, ended: Exit, situation: Situation) -> Action:
     """Report the end, once the chain time allows the contract to bill the seconds due."""
     if ended.reason in _LOST_REASONS:
-        return Panic(_lost_reason(ended))
+        return Panic(_LOST_REASONS[ended.reason])
     if view.collected is None:
         return Wait("the events of its interim payments have not been read yet")
     allotted = view.allotment
@@ -321,28 +322,26 @@ def _sent_allotment(view: View, ended: Exit, allotted: int) -> int:
     return allotted if ended.seconds * 2 >= allotted else 0
 
 
-_LOST_REASONS = frozenset({"lost", "cancelled", "unstarted", "full"})
-
-
-def _lost_reason(ended: Exit) -> str:
-    if ended.reason == "lost":
-        return "the run was lost before its end was known"
-    if ended.reason == "unstarted":
-        return "the provider's machine could not execute the script"
-    if ended.reason == "full":
-        return "the disk of the provider's machine was full"
-    return "the provider ended the run"
+#: Ends for which the customer pays nothing, with the reason that is reported.
+_LOST_REASONS: Final = {
+    "lost": "the run was lost before its end was known",
+    "cancelled": "the provider ended the run",
+    "unstarted": "the provider's machine could not execute the script",
+    "full": "the disk of the provider's machine was full",
+}
+#: Ends by a limit, with the reason that is reported.
+_LIMIT_REASONS: Final = {
+    "disk": "the provider's disk quota exceeded",
+    "processes": "the provider's limit of processes exceeded",
+    "walltime": "time limit reached",
+}
 
 
 def _reason(job: Job, ended: Exit) -> str:
     if ended.reason == "memory":
         return f"memory limit of {job.resources.memory} MB exceeded"
-    if ended.reason == "disk":
-        return "the provider's disk quota exceeded"
-    if ended.reason == "processes":
-        return "the provider's limit of processes exceeded"
-    if ended.reason == "walltime":
-        return "time limit reached"
+    if ended.reason in _LIMIT_REASONS:
+        return _LIMIT_REASONS[ended.reason]
     if ended.reason == "signalled":
         return f"ended by signal {ended.code - 128}"
     return f"exited with code {ended.code}" if ended.code else ""

@@ -237,15 +237,24 @@ def decrypt_secrets(text: str, customer: str, key: ResultKey) -> dict[str, str]:
         AuditError: The secrets were altered.
     """
     try:
-        body = json.loads(key.decrypt(base64.b64decode(text, validate=True)))
-    except (ValueError, RecursionError):
-        body = None
-    env = body.get("env") if isinstance(body, dict) else None
-    if not isinstance(body, dict) or not isinstance(env, dict):
+        body = _json_object(key.decrypt(base64.b64decode(text, validate=True)))
+    except ValueError:  # not base64
+        body = {}
+    env = body.get("env")
+    if not isinstance(env, dict):
         raise AuditError("The secrets of the job are not readable")
     if body.get("customer") != customer.lower():
         raise NotAuthorisedError("The secrets of the job belong to another customer")
     return {str(name): str(value) for name, value in env.items()}
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object; empty if the data is something else."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 # -- for customers
@@ -257,14 +266,10 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
     Raises:
         AuditError: The data is no manifest, or that of another job.
     """
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        body = None
-    files = body.get("files") if isinstance(body, dict) else None
+    body = _json_object(data)
+    files = body.get("files")
     if (
-        not isinstance(body, dict)
-        or body.get("version") != _VERSION
+        body.get("version") != _VERSION
         or body.get("job") != job_id
         or not isinstance(files, list)
         or not all(isinstance(file, dict) for file in files)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Column,
     Connection,
     Integer,
+    Row,
     String,
     Table,
     Text,
@@ -128,47 +129,21 @@ class NotificationTables:
     def add(self, transaction: Connection, job_events: Iterable[JobEvent]) -> None:
         """Store events; existing ones, e.g. from before a reorg, are not changed."""
         for event in job_events:
-            values = {
-                "id": event.id,
-                "job_id": event.job_id,
-                "before": int(event.before),
-                "after": int(event.after),
-                "block": event.block,
-                "time": event.time,
-                "is_open": 1,
-            }
-            transaction.execute(insert_or(events).values(**values).on_conflict_do_nothing())
+            values = insert_or(events).values(is_open=1, **asdict(event))
+            transaction.execute(values.on_conflict_do_nothing())
 
     def open_events(self) -> list[JobEvent]:
         """Return the events without planned deliveries, oldest first."""
         query = select(events).where(events.c.is_open == 1).order_by(events.c.block, events.c.id)
         with self._store.read() as connection:
-            return [
-                JobEvent(
-                    row.id,
-                    row.job_id,
-                    JobStatus(row.before),
-                    JobStatus(row.after),
-                    row.block,
-                    row.time,
-                )
-                for row in connection.execute(query)
-            ]
+            return [_event(row) for row in connection.execute(query)]
 
     def plan(self, event_id: str, planned: Sequence[Delivery]) -> None:
         """Store the deliveries of an event, and close the event."""
         with self._store.begin() as connection:
             for delivery in planned:
-                values = {
-                    "event_id": event_id,
-                    "target": delivery.target,
-                    "message": delivery.message,
-                    "state": delivery.state.value,
-                    "attempts": delivery.attempts,
-                    "due": delivery.due,
-                    "note": delivery.note,
-                }
-                connection.execute(insert_or(deliveries).values(**values).on_conflict_do_nothing())
+                values = insert_or(deliveries).values(asdict(delivery) | {"event_id": event_id})
+                connection.execute(values.on_conflict_do_nothing())
             connection.execute(update(events).where(events.c.id == event_id).values(is_open=0))
 
     def due(self, now: int, limit: int) -> list[Delivery]:
@@ -179,7 +154,8 @@ class NotificationTables:
             .order_by(deliveries.c.due, deliveries.c.event_id)
             .limit(limit)
         )
-        return self._deliveries(query)
+        with self._store.read() as connection:
+            return [_delivery(row) for row in connection.execute(query)]
 
     def latest(self, limit: int, customer: str = "") -> list[tuple[JobEvent, Delivery]]:
         """Return the latest events with their deliveries, newest first; of one customer if given."""
@@ -193,16 +169,7 @@ class NotificationTables:
             owner = func.json_extract(deliveries.c.message, "$.job.customer")
             query = query.where(func.lower(owner) == customer.lower())
         with self._store.read() as connection:
-            return [
-                (
-                    JobEvent(
-                        *(row.id, row.job_id, JobStatus(row.before), JobStatus(row.after)),
-                        *(row.block, row.time),
-                    ),
-                    _delivery(row),
-                )
-                for row in connection.execute(query)
-            ]
+            return [(_event(row), _delivery(row)) for row in connection.execute(query)]
 
     def counts(self) -> dict[DeliveryState, int]:
         """Return the number of deliveries by state."""
@@ -253,18 +220,12 @@ class NotificationTables:
                 .values(**values)
             )
 
-    def _deliveries(self, query: object) -> list[Delivery]:
-        with self._store.read() as connection:
-            return [_delivery(row) for row in connection.execute(query)]  # type: ignore[call-overload]
+
+def _event(row: Row[Any]) -> JobEvent:
+    before, after = JobStatus(row.before), JobStatus(row.after)
+    return JobEvent(row.id, row.job_id, before, after, row.block, row.time)
 
 
-def _delivery(row: object) -> Delivery:
-    return Delivery(
-        row.event_id,  # type: ignore[attr-defined]
-        row.target,  # type: ignore[attr-defined]
-        row.message,  # type: ignore[attr-defined]
-        DeliveryState(row.state),  # type: ignore[attr-defined]
-        row.attempts,  # type: ignore[attr-defined]
-        row.due,  # type: ignore[attr-defined]
-        row.note,  # type: ignore[attr-defined]
-    )
+def _delivery(row: Row[Any]) -> Delivery:
+    state = DeliveryState(row.state)
+    return Delivery(row.event_id, row.target, row.message, state, row.attempts, row.due, row.note)
