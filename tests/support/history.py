@@ -77,7 +77,7 @@ ADMIN, META = address(0, 5), address(0, 6)
 
 
 @dataclass(slots=True)
-class Submission:
+class GeneratedBlock:
     """A block with its transactions and events."""
 
     header: Header
@@ -123,7 +123,7 @@ class History:
         self._count = 0
         self._number = 0
         self._now = START
-        self._block: Submission | None = None
+        self._block: GeneratedBlock | None = None
         self._nonces: dict[str, int] = {}
         self._pending: deque[Live] = deque()
         self._assigned: deque[Live] = deque()
@@ -132,7 +132,7 @@ class History:
         self._lost_by: dict[int, set[str]] = {}
         self._paid: dict[str, int] = {}
 
-    def blocks(self) -> Iterator[Submission]:
+    def blocks(self) -> Iterator[GeneratedBlock]:
         """Yield all blocks, until the last job has ended."""
         yield self._deploy()
         submitted = 0
@@ -154,7 +154,7 @@ class History:
     def _begin(self) -> None:
         self._number += 1
         self._now += 2
-        self._block = Submission(
+        self._block = GeneratedBlock(
             Header(
                 number=self._number,
                 hash=self._hash("block", self._number),
@@ -200,7 +200,7 @@ class History:
             }
             block.events.append(replace(event, **location))
 
-    def _deploy(self) -> Submission:
+    def _deploy(self) -> GeneratedBlock:
         self._begin()
         credit, registry, scheduler = DEPLOYMENT.addresses
         roles = ((credit, MINTER_ROLE, ADMIN), (registry, APPROVER_ROLE, ADMIN))

@@ -11,11 +11,11 @@ from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.job import JobStatus
-from tests.support.history import DEPLOYMENT, History, Submission
+from tests.support.history import DEPLOYMENT, GeneratedBlock, History
 from tests.support.index import Indexed, dump
 
 
-def ledger_of(blocks: list[Submission]) -> Ledger:
+def ledger_of(blocks: list[GeneratedBlock]) -> Ledger:
     """Its books."""
     events = [event for made in blocks for event in made.events]
     return Ledger.replay(
