@@ -486,7 +486,7 @@ def test_a_wrong_network_is_refused_until_it_is_switched(
 
 
 @pytest.mark.parametrize("refused", ["eth_signTypedData_v4", "eth_sendTransaction"])
-def test_who_refuses_in_the_wallet_pays_nothing(
+def test_a_refusal_in_the_wallet_costs_nothing(
     tab: Watched, explorer: BusyExplorer, wallet: TestWallet, refused: str
 ) -> None:
     page = tab.page
@@ -534,7 +534,7 @@ def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
     assert all("status of 4" in fault for fault in tab.faults)
 
 
-def test_without_a_wallet_it_says_so(tab: Watched, explorer: BusyExplorer) -> None:
+def test_a_missing_wallet_is_reported(tab: Watched, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(explorer.url)
     page.locator("#wallet").click()
@@ -544,9 +544,7 @@ def test_without_a_wallet_it_says_so(tab: Watched, explorer: BusyExplorer) -> No
     tab.check()
 
 
-def test_what_a_reorganisation_undid_leaves_an_open_page(
-    tab: Watched, explorer: BusyExplorer
-) -> None:
+def test_rows_undone_by_a_reorg_leave_an_open_page(tab: Watched, explorer: BusyExplorer) -> None:
     """Comes last: it takes blocks away from everybody."""
     page = tab.page
     page.goto(f"{explorer.url}/jobs")

@@ -256,7 +256,7 @@ async def test_an_audit_of_everything(used: LiveGrid) -> None:
     assert not (await audit_grid(used.contracts, to_block=last, options=wrong)).ok
 
 
-async def test_a_bill_names_what_the_provider_reported(used: LiveGrid) -> None:
+async def test_a_bill_names_the_report_of_the_provider(used: LiveGrid) -> None:
     report = await audit_grid(used.contracts, options=AuditOptions(storage=False))
     finished = [job for job in report.ledger.jobs.values() if job.exit_code is not None]
     bills = [await job_bill(used.contracts, report.ledger, job.id) for job in finished]

@@ -140,7 +140,7 @@ async def test_refusals_are_typed(grid: LiveGrid) -> None:
         await grid.send(grid.providers[0], scheduler._call("panic", [job_id], "x" * 257))
 
 
-async def test_a_batch_leaves_out_what_has_moved_on(grid: LiveGrid) -> None:
+async def test_a_batch_skips_jobs_that_have_changed(grid: LiveGrid) -> None:
     scheduler = grid.contracts.scheduler
     ids = await grid.submit(count=3)
     await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))

@@ -99,7 +99,7 @@ async def test_it_comes_back_by_itself() -> None:
     ["no json", b"\x00\xff", "[]", "[" * 60_000, "x" * 70_000],
     ids=["text", "bytes", "list", "brackets", "long"],
 )
-async def test_nonsense_ends_a_connection_and_nothing_else(body: Any) -> None:
+async def test_an_invalid_message_ends_only_the_connection(body: Any) -> None:
     ear = Ear()
     async with server(body) as url, listening(url, ear):
         await ear.until(lambda value: value.on_change.count(False) >= 2)

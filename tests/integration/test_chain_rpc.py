@@ -196,7 +196,7 @@ def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
         lambda item: item.update(id=float(item["id"]), took="3 ms"),
     ],
 )
-async def test_what_gateways_rewrite_changes_nothing(
+async def test_rewritten_responses_of_gateways_are_accepted(
     proxy: Proxy, change: Callable[[dict[str, Any]], object]
 ) -> None:
     async with connected(proxy.url, attempts=1) as w3:

@@ -203,7 +203,7 @@ def test_endpoint_down(cli: Cli) -> None:
         refused(cli(*arguments, "--endpoint", url), 7, "can't be reached", "devnet up")
 
 
-def test_a_service_waits_for_its_endpoint_and_says_so(local_devnet: LocalDevnet) -> None:
+def test_a_service_logs_the_wait_for_its_endpoint(local_devnet: LocalDevnet) -> None:
     service = ["provider", "run", "--endpoint", nobody(), "--log-format", "console"]
     with running(service, local_devnet.folder, "waiting") as daemon:
         daemon.wait_for("endpoint unavailable")
@@ -564,7 +564,7 @@ def test_a_faucet_that_is_down(cli: Cli, local_devnet: LocalDevnet, tmp_path: Pa
     refused(found, 7, "no connection", "deepsquare devnet up")
 
 
-def test_doctor_finds_what_is_wrong(cli: Cli, local_devnet: LocalDevnet) -> None:
+def test_doctor_reports_problems(cli: Cli, local_devnet: LocalDevnet) -> None:
     found = cli("doctor", "-o", "json")
     assert found.code == 0
     assert all(check["ok"] for check in json.loads(found.out))

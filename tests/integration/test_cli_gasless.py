@@ -33,7 +33,7 @@ def balance(cli: Cli, bob: tuple[str, ...]) -> dict[str, Any]:
     return results
 
 
-def test_a_wallet_without_coin_does_what_a_customer_does(
+def test_a_wallet_without_coin_can_act_as_a_customer(
     cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...]
 ) -> None:
     before = balance(cli, bob)

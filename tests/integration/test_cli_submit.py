@@ -192,7 +192,7 @@ def test_a_key_for_other_jobs_is_refused_by_name(cli: Cli, sent: Any) -> None:
     assert sent() == 0
 
 
-def test_a_quote_says_price_longest_run_start_and_why_not(cli: Cli) -> None:
+def test_a_quote_has_price_longest_run_start_and_reasons(cli: Cli) -> None:
     result = data(cli("quote", HELLO, "-o", "json"))
     assert [item["provider_id"] for item in result] == [1, 2]
     cheap = result[0]
@@ -278,7 +278,7 @@ def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
     assert f"Job {second} is CANCELLED already" in again.err
 
 
-def test_a_provider_sees_what_keeps_jobs_away(cli: Cli, local_devnet: LocalDevnet) -> None:
+def test_a_provider_sees_why_jobs_are_not_assigned(cli: Cli, local_devnet: LocalDevnet) -> None:
     own = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
     checks = {item["check"]: item for item in json.loads(cli("provider", "doctor", *own).out)}
     # The tests' machine may be smaller than the offer, without a sandbox, and theirs may be root.

@@ -21,7 +21,7 @@ def data(found: Outcome) -> Any:
     return json.loads(found.out)
 
 
-def test_what_was_sent_is_listed_and_shown(cli: Cli) -> None:
+def test_sent_transactions_are_listed_and_shown(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "--permit", "--key", "told", "-o", "json"))
     newest = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]
     assert newest["transaction"] == made[0]["transaction"]
@@ -36,7 +36,7 @@ def test_what_was_sent_is_listed_and_shown(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("verb", ["speed-up", "cancel"])
-def test_what_is_mined_can_not_be_replaced(cli: Cli, verb: str) -> None:
+def test_mined_transactions_can_not_be_replaced(cli: Cli, verb: str) -> None:
     data(cli("submit", HELLO, "--permit", "-o", "json"))
     number = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]["id"]
     result = cli("tx", verb, str(number))
@@ -48,7 +48,7 @@ def test_what_is_mined_can_not_be_replaced(cli: Cli, verb: str) -> None:
     ("which", "code"),
     [("nonsense", 2), ("-1", 2), ("0x12", 2), ("999999", 4), ("0x" + "ab" * 32, 4)],
 )
-def test_what_was_never_sent_is_refused(cli: Cli, which: str, code: int) -> None:
+def test_unknown_transactions_are_refused(cli: Cli, which: str, code: int) -> None:
     for verb in ("show", "speed-up", "cancel"):
         result = cli("tx", verb, "--", which)
         assert (result.code, result.out) == (code, "")

@@ -190,7 +190,7 @@ async def test_a_method_that_one_endpoint_lacks_is_sent_to_the_other(
         assert w3.provider.members[0].failures == 0
 
 
-async def test_what_the_evm_says_is_an_answer(grid: LiveGrid, proxy: Proxy) -> None:
+async def test_errors_of_the_evm_are_responses(grid: LiveGrid, proxy: Proxy) -> None:
     async with connected(proxy.url) as w3:
         sender = Sender(w3, grid.stranger, Store.open(None, chain_id=1, contract="", account=""),
                         chain_id=grid.node.chain_id)  # fmt: skip
@@ -201,7 +201,7 @@ async def test_what_the_evm_says_is_an_answer(grid: LiveGrid, proxy: Proxy) -> N
 
 @pytest.mark.parametrize("kind", READ_ERRORS)
 @pytest.mark.parametrize("method", ["eth_getTransactionReceipt", "eth_blockNumber"])
-async def test_what_was_sent_is_waited_for_through_errors(
+async def test_sent_transactions_are_awaited_through_errors(
     grid: LiveGrid, proxy: Proxy, kind: str, method: str
 ) -> None:
     credit, account = grid.contracts.credit, grid.customers[0]

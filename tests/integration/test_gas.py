@@ -16,7 +16,7 @@ def committed() -> dict[str, object]:
     return table
 
 
-async def test_the_table_is_what_a_real_node_charges(committed: dict[str, object]) -> None:
+async def test_the_table_equals_the_gas_of_a_real_node(committed: dict[str, object]) -> None:
     require_anvil()
     measured = await gas_report.run()
     assert measured == committed, "run `scripts/gas_report.py --write` and look at the difference"

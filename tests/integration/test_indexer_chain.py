@@ -151,7 +151,7 @@ async def test_facts_of_transactions_and_blocks(own: LiveGrid) -> None:
         assert service.index.block(block.row.hash) == block
 
 
-async def test_what_is_final_is_marked(own: LiveGrid) -> None:
+async def test_final_blocks_are_marked(own: LiveGrid) -> None:
     [job_id] = await own.submit()
     async with opened(own, None) as service:
         await service.cycle()

@@ -114,7 +114,7 @@ async def one(grid: LiveGrid) -> AsyncIterator[CommandContext]:
         yield result
 
 
-async def test_assigns_what_fits_and_settles_down(one: CommandContext) -> None:
+async def test_assigns_jobs_that_fit_and_becomes_idle(one: CommandContext) -> None:
     ids = await one.grid.submit(3)
     assert await one.cycle() is True
     assert await one.statuses(*ids) == [S.META_SCHEDULED] * 3

@@ -162,7 +162,7 @@ async def test_all_ways_to_end_together(host: Bench, cluster: LocalSlurm):
     await host.grid.send(host.grid.customers[0], scheduler.cancel([retried.successor]))
 
 
-async def test_offer_follows_what_the_clusters_own_users_leave_free(
+async def test_offer_follows_the_capacity_left_free_by_the_clusters_own_users(
     grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path
 ):
     account = grid.providers[0]

@@ -87,7 +87,7 @@ async def submit_hello(
     return done.job_ids
 
 
-async def test_wallets_without_coin_do_what_customers_do(
+async def test_wallets_without_coin_can_act_as_customers(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
     accounts = [await coinless(grid), await coinless(grid)]
@@ -202,7 +202,7 @@ async def refused(web: httpx2.AsyncClient, signed: Any, status: int, code: str) 
     return body
 
 
-async def test_what_is_not_in_order_is_refused_by_name(
+async def test_requests_with_a_wrong_nonce_are_refused_with_the_reason(
     grid: LiveGrid, web: httpx2.AsyncClient
 ) -> None:
     account, other = await coinless(grid), await coinless(grid)
@@ -238,7 +238,7 @@ async def test_what_is_not_in_order_is_refused_by_name(
     assert await grid.w3.eth.get_transaction_count(grid.stranger.address) == before
 
 
-async def test_what_is_no_request_is_refused_by_name(web: httpx2.AsyncClient) -> None:
+async def test_invalid_requests_are_refused_with_the_reason(web: httpx2.AsyncClient) -> None:
     async def status(**given: Any) -> int:
         answer = await web.post("/v1/requests", **given)
         assert answer.headers["content-type"] == "application/problem+json"
@@ -436,9 +436,7 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
 
 
-async def test_what_was_left_open_is_handed_over_before_the_next(
-    grid: LiveGrid, relay: str
-) -> None:
+async def test_open_requests_are_sent_again_before_the_next(grid: LiveGrid, relay: str) -> None:
     """A process that died after signing left a nonce behind, without which nothing goes on."""
     account = grid.customers[0]
     store = grid.store(account)
@@ -538,7 +536,7 @@ def problem(status: int, words: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("status", [404, 429, 500])
-async def test_a_question_that_is_refused_says_nothing_of_the_request(
+async def test_a_refused_lookup_does_not_settle_the_request(
     grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     """The relay took it: gateways limit or fail what is asked of it afterwards."""
@@ -583,7 +581,7 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
 
 
 @pytest.mark.parametrize("key", ["mine", None])
-async def test_what_a_relay_refused_and_carried_out_is_not_paid_again(
+async def test_a_request_refused_but_executed_is_not_paid_again(
     grid: LiveGrid, relay: str, tmp_path: Path, key: str | None
 ) -> None:
     account = await coinless(grid)

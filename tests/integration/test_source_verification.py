@@ -57,7 +57,7 @@ def served(stub: Stub) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
-async def test_a_verifier_on_loopback_gets_what_its_schema_asks_for(kind: str) -> None:
+async def test_a_verifier_on_loopback_gets_the_fields_of_its_schema(kind: str) -> None:
     stub = Stub()
     with served(stub) as url:
         if kind == "sourcify":

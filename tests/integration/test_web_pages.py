@@ -282,7 +282,7 @@ def test_a_signed_request_shows_its_signer_and_its_call(
     assert (body["customer"], body["name"]) == (explorer.bob, "signed request")
 
 
-def test_load_is_what_the_contract_counts(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_load_equals_that_of_the_contract(explorer: BusyExplorer, web: httpx2.Client) -> None:
     for number, account in enumerate(explorer.grid.providers, start=1):
         load = explorer.run(explorer.grid.contracts.scheduler.load_of(number))
         body = web.get(f"/api/v1/providers/{number}").json()["row"]
@@ -337,7 +337,7 @@ def test_pages_are_compressed_and_can_be_gone_back_to(web: httpx2.Client) -> Non
         assert "content-encoding" not in stream.headers
 
 
-def test_a_waiting_job_says_why(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_a_waiting_job_shows_the_reason(explorer: BusyExplorer, web: httpx2.Client) -> None:
     ids = explorer.run(explorer.busy.submit(1, uses="gpu.model=b200"))
     wait_for_page(web, f"/jobs/{ids[0]}")
     text = web.get(f"/jobs/{ids[0]}").text

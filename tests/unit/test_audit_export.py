@@ -237,7 +237,7 @@ async def test_rows_of_logs_are_found(node: Any, folder: Path, how: str) -> None
 
 @pytest.mark.parametrize("how", ROWS)
 @pytest.mark.parametrize("name", ["jobs.csv", "statements.csv", "exceptions.csv", BLOCKS])
-async def test_rows_of_what_follows_are_found(folder: Path, how: str, name: str) -> None:
+async def test_rows_of_later_blocks_are_detected(folder: Path, how: str, name: str) -> None:
     rewrite(folder / name, ROWS[how])
     assert "file" in codes(replay_export(folder).findings)
     seal(folder)
@@ -267,7 +267,7 @@ def test_each_changed_cell_is_found(folder: Path, name: str) -> None:
     assert replay_export(folder).findings == ()
 
 
-async def test_the_time_and_hash_of_a_block_are_held_against_the_chain(
+async def test_time_and_hash_of_a_block_are_compared_with_the_chain(
     node: Any, folder: Path
 ) -> None:
     def later(lines: list[bytes]) -> list[bytes]:
@@ -406,7 +406,7 @@ async def test_where_nothing_can_be_written_or_read(
 
 @pytest.mark.parametrize("name", [MANIFEST, LOGS, BLOCKS, "jobs.csv"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_is_no_file_is_not_read_for_ever(folder: Path, name: str, kind: str) -> None:
+def test_special_files_are_not_read_endlessly(folder: Path, name: str, kind: str) -> None:
     (folder / name).unlink()
     if kind == "pipe":
         os.mkfifo(folder / name)

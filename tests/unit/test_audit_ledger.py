@@ -39,13 +39,13 @@ def ledger(grid: RecordedGrid, jobs: Mapping[str, int]) -> Ledger:
     return grid.ledger()
 
 
-def test_an_honest_story_has_no_findings(ledger: Ledger) -> None:
+def test_a_valid_history_has_no_findings(ledger: Ledger) -> None:
     assert ledger.findings == []
     assert verify(ledger).ok
     assert verify(ledger).ok
 
 
-def test_the_story_holds_every_status(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+def test_the_history_has_every_status(ledger: Ledger, jobs: Mapping[str, int]) -> None:
     recorded = {name: ledger.jobs[job_id].status.name for name, job_id in jobs.items()}
     assert recorded == {
         "finished": "FINISHED",
@@ -71,7 +71,7 @@ def test_replay_equals_storage(grid: RecordedGrid, ledger: Ledger) -> None:
     assert audit.difference == 0
 
 
-def test_storage_that_says_otherwise_is_found(grid: RecordedGrid, ledger: Ledger) -> None:
+def test_different_storage_is_detected(grid: RecordedGrid, ledger: Ledger) -> None:
     storage = grid.storage(ledger)
     job = storage.jobs[2]
     for changed in (

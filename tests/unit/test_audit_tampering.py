@@ -421,7 +421,7 @@ class TestRulesOfPayments:
         assert {finding.code for finding in findings} == {"challenge"}
         assert "did not answer its open challenge" in findings[0].message
 
-    def test_who_is_silent_is_not_yet_gone(self, story: Story) -> None:
+    def test_an_unresponsive_provider_is_not_lost_yet(self, story: Story) -> None:
         times = story.grid.deployment.timeouts
         assert self.replayed(story, lost_timeout=times["lost_timeout"]) == set()
         # The stranger's panic and the customer's free cancellation came too early then.
@@ -531,7 +531,7 @@ class TestUnlawfulAssignments:
         events, _ = self.with_event(story, ev.ProviderApproved("", 1, small, until))
         assert {f.code for f in story.grid.ledger(events).findings} == {"eligible"}
 
-    def test_back_to_who_lost_its_predecessor(self, story: Story) -> None:
+    def test_assignment_to_the_provider_that_lost_the_predecessor(self, story: Story) -> None:
         ledger = story.grid.ledger()
         successor = ledger.jobs[story.jobs["successor"]]
         loser, winner = ledger.jobs[successor.retry_of].provider, successor.provider

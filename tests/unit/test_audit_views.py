@@ -229,13 +229,13 @@ class TestBill:
 
 
 class TestExceptions:
-    def test_an_honest_story_has_exceptions_and_no_findings(self, recorded: RecordedAudit) -> None:
+    def test_a_valid_history_has_anomalies_and_no_findings(self, recorded: RecordedAudit) -> None:
         assert recorded.ledger.findings == []
         codes = {row.code for row in recorded.ledger.anomalies}
         unseen = {Code.PARKED, Code.UNANSWERED, Code.SELF_SCHEDULED, Code.IDLE_CLAIM, Code.EXPIRED}
         assert codes == set(Code) - unseen
 
-    def test_each_names_place_and_cause(self, recorded: RecordedAudit) -> None:
+    def test_each_names_position_and_cause(self, recorded: RecordedAudit) -> None:
         places = {(e.block_number, e.tx_hash) for e in recorded.grid.events}
         for row in recorded.ledger.anomalies:
             assert row.message

@@ -50,7 +50,7 @@ def test_blocks_that_are_never_empty_must_be_seen_to_keep_time() -> None:
     assert block_time(full, [(number, 5.0 * number) for number in range(8)]) == 0
 
 
-def test_what_is_seen_to_be_faster_overrules_chain_time() -> None:
+def test_faster_observed_blocks_override_chain_time() -> None:
     result = headers(*(12 * number for number in range(8)))
     assert block_time(result, [(number, 3.0 * number) for number in range(8)]) == 3
     assert block_time(result, [(number, 40.0 * number) for number in range(8)]) == 12

@@ -35,7 +35,7 @@ def test_a_mistyped_address_is_refused_before_anything_is_paid_to_it(text: str) 
 
 
 @pytest.mark.parametrize("text", ["", "0x12", "alice", BOB + "0"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a valid address"):
         checked_address(text)
 

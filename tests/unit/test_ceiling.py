@@ -22,7 +22,7 @@ def test_it_grows_until_it_is_refused() -> None:
     assert ceiling.size == 1_000
 
 
-def test_what_is_taken_is_remembered_and_probed_rarely() -> None:
+def test_an_accepted_size_is_remembered_and_probed_rarely() -> None:
     ceiling = Ceiling(1_000, 50_000)
     assert ask(ceiling, 500) == 1
     assert ceiling.size == 1_000, "that may have been chance"

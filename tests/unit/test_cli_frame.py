@@ -173,7 +173,7 @@ def test_options_of_a_service_may_be_settings(
     assert len(seen) == 3
 
 
-def test_wrong_settings_are_refused_with_their_place() -> None:
+def test_invalid_settings_are_refused_with_their_source() -> None:
     app = app_of(lambda context, _w: context.settings and None)
     result = runner.invoke(app, ["act", "--endpoint", "nonsense"])
     assert result.exit_code == 2
@@ -227,7 +227,7 @@ def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
         ("job list --log-level loud", "'loud' is not one of 'debug', 'info', 'warning' or 'error'"),
     ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(line: str, words: str) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(line: str, words: str) -> None:
     result = runner.invoke(real_app, line.split(), terminal_width=300)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.replace("│", " ").split())
@@ -274,7 +274,7 @@ def test_nothing_shows_a_traceback_unless_requested(
 
 
 @pytest.mark.parametrize("gasless", [False, True])
-async def test_an_interrupted_command_reports_what_was_sent(
+async def test_an_interrupted_command_reports_sent_transactions(
     monkeypatch: pytest.MonkeyPatch, gasless: bool
 ) -> None:
     lines: list[str] = []

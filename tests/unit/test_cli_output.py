@@ -103,7 +103,7 @@ def test_csv_leaves_numbers_alone() -> None:
     assert out.getvalue() == "sum,sum_credits\n-1000000000000000000,-1\n"
 
 
-def test_table_shows_people_what_they_read() -> None:
+def test_table_formats_values_for_people() -> None:
     to, out, _ = printer(Format.TABLE)
     to.rows(COLUMNS, [ROW, NOTHING])
     text = out.getvalue()
@@ -194,7 +194,7 @@ def test_durations_as_slurm_writes_them(text: int, shown: str) -> None:
     assert for_people(Column("t", "t", Kind.SECONDS), text) == shown
 
 
-def test_an_empty_table_says_so_next_to_the_data() -> None:
+def test_an_empty_table_prints_a_note() -> None:
     to, out, err = printer(Format.TABLE)
     to.rows(COLUMNS, [], empty="No jobs.")
     assert (out.getvalue(), err.getvalue()) == ("", "No jobs.\n")
@@ -246,7 +246,7 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
         ("\ud800", "\\ud800"),
     ],
 )
-def test_plain_writes_out_what_could_move_a_terminal(text: str, shown: str) -> None:
+def test_plain_escapes_terminal_control_codes(text: str, shown: str) -> None:
     assert plain(text) == shown
 
 

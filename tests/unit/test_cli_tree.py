@@ -101,7 +101,7 @@ def test_every_command_has_help_formats_and_settings(path: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize("name", ["", *GROUPS])
-def test_every_group_lists_what_it_has(name: str) -> None:
+def test_every_group_lists_its_commands(name: str) -> None:
     done = CliRunner().invoke(app, [*([name] if name else []), "--help"])
     assert done.exit_code == 0
     own = [path[-1] for path in TREE if path[:-1] == ((name,) if name else ())]
@@ -109,7 +109,7 @@ def test_every_group_lists_what_it_has(name: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["jbo"], ["job", "gte"], ["job", "get", "--nonsense"]])
-def test_what_is_no_command_is_refused_as_usage(words: list[str]) -> None:
+def test_unknown_commands_are_usage_errors(words: list[str]) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert "Traceback" not in done.output
@@ -186,7 +186,7 @@ def test_common_options_may_precede_the_verb(words: list[str], meant: list[str])
         (["jbo"], "Did you mean job"),
     ],
 )
-def test_short_forms_work_or_say_what_does(words: list[str], usage: str) -> None:
+def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> None:
     assert usage in " ".join(CliRunner().invoke(app, words).output.replace("│", " ").split())
 
 
@@ -201,7 +201,7 @@ def test_short_forms_work_or_say_what_does(words: list[str], usage: str) -> None
         (["credit", "transfer", "0xab", "much"], "'much' is not a valid amount of credits"),
     ],
 )
-def test_bad_values_are_named_with_what_is_allowed(words: list[str], told: str) -> None:
+def test_invalid_values_are_named_with_the_allowed_ones(words: list[str], told: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert told in " ".join(done.output.replace("│", " ").split())
@@ -216,6 +216,6 @@ def test_sizes(text: str, megabytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "1K", "-4G", "1.5G", "G"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a size"):
         size(text)

@@ -61,7 +61,7 @@ def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
         (b"\xff\xfe", 0o600, 2, "The key file key is not UTF-8 text"),
     ],
 )
-def test_what_is_no_safe_key_file_is_refused_without_quoting_it(
+def test_an_unsafe_key_file_is_refused_without_quoting_it(
     folder: Path, text: str | bytes, mode: int, code: int, words: str
 ) -> None:
     write(folder / "key", text, mode)
@@ -116,7 +116,7 @@ def show(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["wallet", *arguments])
 
 
-def test_show_without_the_password_says_that_the_address_is_a_statement(
+def test_show_without_the_password_marks_the_address_as_unverified(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = wallet.import_key(folder / "w.json", KEY, SECRET, light=True)

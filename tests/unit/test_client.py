@@ -143,7 +143,7 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
         ({}, {"amount": 400 * CREDIT // 1_000 - 1}, 0, False, "over budget"),
     ],
 )
-def test_quote_says_why_not(
+def test_quote_gives_the_reason(
     provider: dict[str, Any], terms: dict[str, Any], now: int, silent: bool, words: str
 ) -> None:
     result = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
@@ -416,7 +416,7 @@ async def test_an_allowance_that_another_folder_uses_up_is_given_again(
     assert done.count("pay") == lost + 1
 
 
-async def test_an_allowance_that_is_always_gone_is_reported(
+async def test_an_allowance_that_is_always_used_up_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))

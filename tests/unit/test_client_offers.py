@@ -43,7 +43,7 @@ def test_a_whole_provider_is_free_when_its_last_run_is_used_up() -> None:
     assert starts_in([held(450), held(480)], whole) == 80
 
 
-def test_what_has_not_started_takes_its_whole_time_from_now() -> None:
+def test_a_job_that_has_not_started_counts_with_its_full_time_limit() -> None:
     waiting = held(100, status=JobStatus.SCHEDULED)
     assert starts_in([waiting, waiting]) == 100
 
@@ -52,7 +52,7 @@ def test_jobs_of_other_customers_use_no_quota() -> None:
     assert starts_in([held(450, provider=2), held(450, provider=2)]) == 0
 
 
-def test_what_is_refused_has_no_start() -> None:
+def test_a_refused_job_has_no_start() -> None:
     banned = replace(PROVIDER, offer=Offer(2, 800, 0))
     result = quote(banned, replace(TERMS, resources=SMALL), now=NOW)
     assert not result.eligible

@@ -47,7 +47,7 @@ def test_arrays_as_slurm_writes_them(text: str, indices: tuple[int, ...], thrott
 @pytest.mark.parametrize(
     "text", ["", "0", "x", "5-1", "1-", "1,1", "1-3%0", "1-3%", "1-3:0", "-1", "1-999999999", "251"]
 )
-def test_what_is_no_array(text: str) -> None:
+def test_invalid_arrays_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_array(text)
     assert caught.value.hint
@@ -173,7 +173,7 @@ async def test_dependencies_as_slurm_writes_them(
 
 
 @pytest.mark.parametrize("words", [["afterok:2"], ["afternotok:1"], ["afterok:"], ["afterok:99"]])
-async def test_what_can_never_hold_is_refused_before_it_is_paid(
+async def test_impossible_dependencies_are_refused_before_payment(
     contracts: Any, words: list[str]
 ) -> None:
     with pytest.raises((NotFoundError, UsageError)):

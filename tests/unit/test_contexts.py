@@ -70,7 +70,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert real.read_text() == 'context = "main"\ntimeout = 5\n'
 
 
-def test_the_command_chooses_and_says_what_goes_before_it(
+def test_the_command_chooses_and_names_overriding_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,7 @@ def test_no_record(tmp_path: Path) -> None:
         ({"format": 2}, "format '2' is unknown"),
     ],
 )
-def test_wrong_records_say_what_is_wrong(
+def test_errors_of_invalid_records_name_the_cause(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     path = tmp_path / "deployment.json"

@@ -197,7 +197,7 @@ def test_text_that_is_not_utf8_is_read_anyway() -> None:
         {"removed": True},
     ],
 )
-def test_what_is_no_event_is_none(change: dict[str, Any]) -> None:
+def test_other_logs_are_no_events(change: dict[str, Any]) -> None:
     raw = raw_log("JobPriced", (7, A, 1, 2))
     assert decode_log(raw) is not None
     assert decode_log(raw | change) is None

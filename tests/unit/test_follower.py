@@ -204,7 +204,7 @@ async def test_too_deep_a_reorganisation_halts(chain: FakeChain, store: Store, b
 
 @pytest.mark.parametrize(("lag", "settled"), [(0, 3), (2, 3), (3, 3), (0, 1), (0, 0)])
 @pytest.mark.parametrize("gulp", [1, 4, 30])
-async def test_what_is_settled_is_never_undone(
+async def test_settled_blocks_are_never_rolled_back(
     chain: FakeChain, store: Store, book: Book, lag: int, settled: int, gulp: int
 ) -> None:
     """A follower that read block by block, or all at once, halts at the same depth."""
@@ -331,7 +331,7 @@ async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, b
     assert metrics.value("follower_lag_blocks") == 2
 
 
-async def test_several_filters_are_one_story_in_order(
+async def test_events_of_several_filters_are_merged_in_order(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
     people = [bytes(12) + bytes([number]) * 20 for number in range(3)]

@@ -52,7 +52,7 @@ def test_a_run_past_its_expected_end_takes_half_of_the_rest() -> None:
     assert result == Forecast(1, 1, NOW + 100)
 
 
-def test_a_job_before_its_submission_has_a_place_and_a_start() -> None:
+def test_a_job_before_its_submission_has_a_position_and_a_start() -> None:
     small = waiting(2, cpus=8, time_limit=100)
     snapshot = Snapshot(NOW, [provider()], [WIDE, small], [running(9, cpus=8, time_limit=300)])
     terms = Terms(10**18, 200, Resources(8, 1, 100, 0), 0, JobFlags.NONE, Objective.COST, "", "")

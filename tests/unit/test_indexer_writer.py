@@ -313,7 +313,9 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
     assert seen == codes
 
 
-def test_who_took_a_job_itself_is_named(grid: RecordedGrid, whole: Indexed) -> None:
+def test_a_provider_that_scheduled_a_job_itself_is_named(
+    grid: RecordedGrid, whole: Indexed
+) -> None:
     late = whole.index.anomalies(kind="late-assignment").items[0]
     indexed = Indexed(
         grid.deployment, grid.events, grid.chain.block_times, sender=late.account or ""

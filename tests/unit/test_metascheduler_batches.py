@@ -192,7 +192,7 @@ async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
     assert bool(result.sender.sent) is not rests
 
 
-async def test_a_dry_run_logs_once_what_it_would_do() -> None:
+async def test_a_dry_run_logs_each_planned_action_once() -> None:
     batches = SchedulerBatches(
         None,
         FakeContract(),  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_an_array_goes_out_no_faster_than_its_throttle() -> None:
     assert held([(job(6), "deepsquare.array=sub-00000001")] * 3, [], {}) == {}
 
 
-def test_jobs_that_wait_for_others_take_no_place_of_their_array() -> None:
+def test_jobs_with_unmet_dependencies_do_not_count_for_the_limit_of_their_array() -> None:
     uses = "deepsquare.array=sub-00000001%1"
     waiting = [(job(6), f"{uses},deepsquare.afterok=1"), (job(7), uses)]
     assert set(held(waiting, [], {})) == {6}
@@ -133,7 +133,7 @@ def test_a_job_does_not_start_after_its_deadline() -> None:
     assert held([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
 
 
-def test_a_job_that_may_not_start_takes_no_place_of_its_array() -> None:
+def test_a_job_that_may_not_start_does_not_count_for_the_limit_of_its_array() -> None:
     uses = "deepsquare.array=sub-00000001%1"
     waiting = [(job(6), f"{uses},deepsquare.begin=2000"), (job(7), uses)]
     assert set(held(waiting, [], {})) == {6}
@@ -210,6 +210,6 @@ def test_ids_and_ranges(text: str, numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3-", "5-3", "a", "1-10001", "1-10000,1", "-3"])
-def test_what_is_no_range_of_ids(text: str) -> None:
+def test_invalid_ranges_of_ids(text: str) -> None:
     with pytest.raises(ValueError, match="is not a number or a range"):
         parse_ids(text)

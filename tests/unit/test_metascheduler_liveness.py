@@ -186,6 +186,6 @@ class TestSuspicion:
         unreported = running(1, since=NOW - 190, time_limit=60)
         assert self.why(unreported, held(Clock("", 0, 0, NOW - 60))) == ""
 
-    def test_who_holds_nothing_is_left_alone(self) -> None:
+    def test_providers_without_jobs_are_not_challenged(self) -> None:
         assert suspicions([], held(last_sign=0), MOMENT, Watch()) == []
         assert suspicions([running(1, 9, since=0)], held(last_sign=0), MOMENT, Watch()) == []

@@ -73,7 +73,7 @@ def known(*seconds: float, limit: int = 1_000, paid: int = 1) -> RunHistory:
     return history
 
 
-def test_a_run_is_what_was_billed(store: Store, state: SchedulerState) -> None:
+def test_a_run_lasts_its_billed_time(store: Store, state: SchedulerState) -> None:
     apply(store, state, 1, submitted(1, 1))
     apply(store, state, 2, ev.JobCollected(1, HOST, CUSTOMER, 100, 1, 0, 1, 1, block_number=2))
     apply(store, state, 3, *ended(1, 3, 150))
@@ -94,7 +94,7 @@ def test_ends_that_do_not(store: Store, state: SchedulerState, after: JobStatus)
     assert len(state.history()) == 0
 
 
-def test_what_was_paid_for_a_stopped_run_counts_as_use(store: Store, state: SchedulerState) -> None:
+def test_payments_for_a_stopped_run_count_as_usage(store: Store, state: SchedulerState) -> None:
     apply(store, state, 1, submitted(1, 1), *ended(1, 1, 5, S.CANCELLED))
     assert state.history().shares() == {CUSTOMER: 1.0}
 
@@ -243,7 +243,7 @@ class TestSums:
         assert 0.15 < history.shares()[CUSTOMER] < 0.2
         assert math.isclose(sum(history.shares().values()), 2.0)
 
-    def test_faults_fade_with_what_a_provider_ends(self) -> None:
+    def test_faults_expire_with_later_runs_of_a_provider(self) -> None:
         history = RunHistory()
         for _ in range(3):
             history.record_end(HOST, given_up=True)
@@ -268,7 +268,7 @@ class TestSums:
         history = known(*[1 / 3 + n for n in range(20)])
         assert RunHistory.of_rows(history.rows()) == history
 
-    def test_copies_learn_what_has_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_copies_receive_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(learning, "_MAX_CHANGES", 8)
         history = known(5.0)
         version = history.version
@@ -283,7 +283,7 @@ class TestSums:
         assert history.changed_since(version) is None
 
 
-def test_the_fair_share_error_is_what_would_have_to_change_customers() -> None:
+def test_the_fair_share_error_is_the_usage_to_move_between_customers() -> None:
     history = RunHistory()
     assert history.share_error() == 0.0
     for customer, paid in (("a", 3.0), ("b", 1.0)):

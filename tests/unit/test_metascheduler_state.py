@@ -82,7 +82,9 @@ def test_returns_are_counted_by_provider(store: Store, state: SchedulerState) ->
     assert state.live()[1].returned == {HOST: (2, NOW + 9), OTHER: (1, NOW + 7)}
 
 
-def test_signs_are_what_only_the_provider_can_do(store: Store, state: SchedulerState) -> None:
+def test_only_actions_of_the_provider_are_signs_of_life(
+    store: Store, state: SchedulerState
+) -> None:
     apply(store, state, submitted(1))
     for after in (S.META_SCHEDULED, S.PENDING, S.CANCELLED, S.PANICKED):
         apply(store, state, moved(1, S.RUNNING, after))
@@ -258,7 +260,7 @@ class TestObserver:
         # The record's own time is exact; the event's is that of its batch.
         assert ages == {2: NOW - 900, 3: NOW - 30}
 
-    async def test_who_lost_a_predecessor_is_excluded(
+    async def test_the_provider_that_lost_a_predecessor_is_excluded(
         self, store: Store, state: SchedulerState, chain: FakeContracts, observer: GridObserver
     ) -> None:
         records = chain.scheduler.records

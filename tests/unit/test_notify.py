@@ -108,7 +108,7 @@ def test_targets() -> None:
         parse_occasions(["never"])
 
 
-def test_a_job_file_says_whom_to_notify_and_the_definition_does_not() -> None:
+def test_recipients_are_in_the_job_file_and_not_in_the_definition() -> None:
     text = JOB + "notify: {to: [me@example.org, 'https://example.org/hook'], on: [begin, fail]}\n"
     job_file = parse_job_file(text.encode())
     assert job_file.notify == Notify(
@@ -226,7 +226,7 @@ def test_an_email_is_plain_text_whatever_the_job_is_called() -> None:
         assert line in text.splitlines()
 
 
-def test_what_a_wallet_submitted_is_remembered_by_its_definition(store: Store) -> None:
+def test_requests_of_a_wallet_are_stored_by_definition(store: Store) -> None:
     wanted = Notify(("me@example.org",), (Occasion.ALL,))
     remember_notify(store, ["aa", "bb", "aa"], wanted)
     assert requested_notify(store, "aa") == requested_notify(store, "bb") == wanted

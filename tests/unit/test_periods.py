@@ -47,7 +47,7 @@ def test_periods(given: tuple[str | None, ...], period: Period) -> None:
         (None, None, "9999-12-31"),
     ],
 )
-def test_what_is_no_period(given: tuple[str | None, ...]) -> None:
+def test_invalid_periods_are_refused(given: tuple[str | None, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         parse_period(*given)
     assert caught.value.hint

@@ -73,7 +73,7 @@ class TestRoom:
         assert decided.by_provider() == {3: [7]}
         assert decided.decisions[0].rate == 1_000
 
-    def test_free_is_the_offer_minus_what_is_assigned(self) -> None:
+    def test_free_capacity_is_the_offer_minus_assigned_jobs(self) -> None:
         for status in (JobStatus.META_SCHEDULED, JobStatus.SCHEDULED, JobStatus.RUNNING):
             load = running(1, cpus=6, status=status)
             assert places(decide([waiting(2, cpus=2)], [provider()], [load])) == {2: 1}
@@ -92,7 +92,7 @@ class TestRoom:
         assert sorted(places(decided).values()) == [1, 1, 2, 2]
         assert decided.free == {1: Offer(2, 7_400, 2), 2: Offer(2, 7_400, 2)}
 
-    def test_an_offer_lowered_below_what_runs_takes_nothing(self) -> None:
+    def test_an_offer_below_the_running_jobs_gets_no_job(self) -> None:
         low = provider(offer=Offer(2, 8_000, 2))
         assert places(decide([waiting(2)], [low], [running(1, cpus=6)])) == {}
 
@@ -231,13 +231,13 @@ class TestReservation:
         decided = decide([self.big], [provider(1), provider(2)], load, OVERDUE)
         assert kept(decided) == [(1, 2, NOW + 100)]
 
-    def test_what_does_not_run_yet_may_start_late(self) -> None:
+    def test_jobs_that_do_not_run_yet_may_start_late(self) -> None:
         load = dataclasses.replace(self.load, status=JobStatus.SCHEDULED, since=NOW - 200)
         rules = dataclasses.replace(OVERDUE, start_margin=15)
         decided = decide([self.big], [provider()], [load], rules)
         assert kept(decided) == [(1, 1, NOW + 315)]
 
-    def test_what_is_past_its_end_may_be_reported_any_moment(self) -> None:
+    def test_overdue_runs_may_end_at_any_time(self) -> None:
         load = dataclasses.replace(self.load, since=NOW - 900)
         decided = decide([self.big], [provider()], [load], OVERDUE)
         assert kept(decided) == [(1, 1, NOW + 1)]
@@ -455,7 +455,7 @@ class TestCustomers:
         [decision] = plan(Snapshot(NOW, [provider()], queue, []), rules, self.history()).decisions
         return decision.waiting.job.id
 
-    def test_who_has_used_more_of_late_waits_longer(self) -> None:
+    def test_customers_with_more_recent_usage_wait_longer(self) -> None:
         assert self.first(PLAIN) == 1
         assert self.first(dataclasses.replace(PLAIN, fair_share=1.0)) == 2
         assert self.first(dataclasses.replace(PLAIN, fair_share=0.2)) == 1
@@ -556,7 +556,7 @@ class TestWishes:
         ]
         assert [d.provider_id for d in decide(queue, grid).decisions] == [1, 2, 1, 1, 3, 2]
 
-    def test_a_patient_job_compares_with_what_it_can_pay_and_use(self) -> None:
+    def test_a_patient_job_compares_with_eligible_and_affordable_providers(self) -> None:
         grid = [
             provider(1, price=10, labels={"region": "eu"}),
             provider(2, price=20, labels={"region": "ch"}),

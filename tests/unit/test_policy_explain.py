@@ -119,7 +119,7 @@ def test_waits_for_free_capacity() -> None:
     )
 
 
-def test_a_held_job_says_until_when_it_waits_for_a_frugal_provider() -> None:
+def test_a_delayed_job_shows_until_when_it_waits_for_a_frugal_provider() -> None:
     grid = [
         provider(1, labels={"energy.watts_per_cpu": "10"}),
         provider(2, labels={"energy.watts_per_cpu": "15"}),
@@ -176,7 +176,7 @@ def test_decisions(objective: Objective, word: str) -> None:
     )
 
 
-def test_a_decision_without_choice_for_who_is_overdue() -> None:
+def test_a_decision_without_choice_for_an_overdue_job() -> None:
     snapshot = Snapshot(NOW, [provider(1)], [waiting(queued_at=NOW - 500)], [])
     text = explain_decision(plan(snapshot, RULES).decisions[0])
     assert "the only eligible provider with free capacity" in text

@@ -227,7 +227,7 @@ class TestStarvation:
     def test_without_reservations_it_would_starve(self) -> None:
         assert self.wait_of_the_big_one(Rules(10**9, 0, reservations=0)) > 5_900
 
-    def test_an_overdue_job_waits_no_longer_than_what_runs(self) -> None:
+    def test_an_overdue_job_waits_no_longer_than_the_running_jobs(self) -> None:
         wait = self.wait_of_the_big_one(Rules(3_600, 10, reservations=0))
         # It is overdue after 3,600 + 10 x 20 s, then waits for what runs and for the next event.
         assert 3_800 < wait <= 3_800 + self.LIMIT + 7

@@ -214,7 +214,7 @@ async def test_a_batch_is_answered_by_one(clock: Clock, nodes: list[Node]) -> No
     assert [item["result"] for item in batch_request] == [nodes[1].display_url] * 2  # type: ignore[index]
 
 
-async def test_who_is_behind_is_not_believed(clock: Clock, nodes: list[Node]) -> None:
+async def test_a_lagging_endpoint_is_not_used(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes, max_lag_blocks=3)
     for node, head in zip(nodes, (103, 107, 104), strict=True):
         node.head = head
@@ -268,7 +268,7 @@ async def test_another_first_block_is_another_chain(clock: Clock, nodes: list[No
         await opened(nodes, chain_id=None)
 
 
-async def test_who_comes_back_as_another_chain_is_left_alone(
+async def test_an_endpoint_that_returns_with_another_chain_is_not_used(
     clock: Clock, nodes: list[Node]
 ) -> None:
     pool = await opened(nodes[:2])
@@ -359,7 +359,7 @@ async def test_a_young_chain_is_known_by_its_first_block_alone(
     assert SEND not in node.asked
 
 
-async def test_who_was_down_at_first_is_looked_at_before_it_is_used(
+async def test_an_endpoint_that_was_down_is_checked_before_use(
     clock: Clock, nodes: list[Node]
 ) -> None:
     nodes[0].fail()

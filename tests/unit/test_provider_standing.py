@@ -72,7 +72,7 @@ def test_earnings_are_summed_by_day_of_the_payment() -> None:
     assert by_period([], {}) == []
 
 
-def test_what_runs_have_earned_and_not_billed() -> None:
+def test_unbilled_revenue_of_runs() -> None:
     short = running(1, since=NOW - 500, time_limit=60, rate=100, fee_bps=1_000)
     long = running(2, since=NOW - 500, time_limit=900, rate=10)
     result = accrued([short, long], NOW)

@@ -84,7 +84,7 @@ def signed(content: bytes, **changes: Any) -> SignedRequest:
         (data("withdraw", ACCOUNT.address), "withdraw", 0),
     ],
 )
-def test_what_customers_do_is_allowed(content: bytes, function: str, amount: int) -> None:
+def test_functions_of_customers_are_allowed(content: bytes, function: str, amount: int) -> None:
     result = check(signed(content), SCHEDULER, RelayRules())
     assert (result.function, result.amount) == (function, amount)
 
@@ -182,7 +182,7 @@ def test_a_submission_is_shown_with_its_terms() -> None:
     assert several[-1] == ("amount", "3 credits into escrow")
 
 
-def test_the_other_calls_are_shown_by_what_they_do() -> None:
+def test_other_calls_are_described_by_their_effect() -> None:
     topped = dict(describe_call(Call(SCHEDULER, data("topUp", 7, SCHEDULER, CREDIT), "")))
     assert topped["job"] == f"7, of customer {SCHEDULER}"
     assert topped["amount"] == "1 credit into its escrow"
@@ -313,7 +313,7 @@ def test_a_key_identifies_one_request_with_effect(store: Store) -> None:
     assert store.request_by_key("night").tx_hash == "0x2"
 
 
-def test_a_relay_counts_and_keeps_what_it_took(store: Store) -> None:
+def test_a_relay_counts_and_records_accepted_requests(store: Store) -> None:
     requests = Requests(store)
     first = requests.add("0xaa", signed(b"\1"), "cancel")
     second = requests.add("0xbb", signed(b"\2", nonce=1), "cancel")

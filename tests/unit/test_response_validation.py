@@ -76,14 +76,14 @@ def test_unread_fields_change_nothing(method: str, result: dict[str, Any], kind:
     ],
 )
 @pytest.mark.parametrize("value", [None, "odd", 5, [], "0x"])
-def test_what_is_read_must_be_right(
+def test_read_values_must_be_valid(
     method: str, result: dict[str, Any], name: str, value: Any
 ) -> None:
     with pytest.raises(InvalidResultError):
         checked(method, result | {name: value})
 
 
-def test_a_log_of_one_place_counts_once() -> None:
+def test_a_log_of_one_position_counts_once() -> None:
     second = LOG | {"logIndex": "0x1"}
     assert checked("eth_getLogs", [LOG, second, LOG, second | {"extra": 1}]) == [LOG, second]
     assert checked("eth_getLogs", [LOG | {"removed": True}, second]) == [second]
@@ -97,7 +97,7 @@ def test_a_log_of_one_place_counts_once() -> None:
 @pytest.mark.parametrize(
     "change", [{"data": "0x02"}, {"topics": [OTHER]}, {"address": "0x" + "44" * 20}]
 )
-def test_two_stories_of_one_place_are_nonsense(change: dict[str, Any]) -> None:
+def test_two_logs_of_one_position_are_invalid(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidResultError, match="one place"):
         checked("eth_getLogs", [LOG, LOG | change])
 

@@ -169,7 +169,7 @@ def test_cut_off_data_is_unknown_not_a_crash() -> None:
     assert selector_name(b"\1\2\3\4") == "0x01020304"
 
 
-def test_a_typed_error_stays_what_it_is() -> None:
+def test_a_typed_error_is_not_converted() -> None:
     revert = decode_revert(data_of(reverts.TooEarly))
     assert decode_revert(revert) is revert
     for again in (pickle.loads(pickle.dumps(revert)), copy.copy(revert)):  # noqa: S301 - our own

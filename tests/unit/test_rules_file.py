@@ -25,7 +25,7 @@ def test_the_example_holds_the_defaults() -> None:
     assert all(f"\n{name}:" in EXAMPLE.read_text() for name in wanted)
 
 
-def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+def test_missing_keys_have_their_default(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("")
     assert read_rules(path) == Rules()

@@ -119,7 +119,7 @@ async def test_many_at_once_get_a_nonce_each(chain: FakeChain, sender: Sender) -
     assert len({tx.data for tx in chain.mined()}) == 20
 
 
-async def test_what_would_revert_is_not_signed(
+async def test_a_call_that_would_revert_is_not_signed(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     data = "0x" + (reverts.TooEarly.selector + (7).to_bytes(32, "big")).hex()
@@ -315,7 +315,7 @@ async def test_an_error_for_an_accepted_transaction(chain: FakeChain, sender: Se
     assert len(chain.sent) == len(chain.mined()) == 1
 
 
-async def test_what_no_node_takes_is_ended_by_a_known_transaction(
+async def test_a_transaction_that_no_node_accepts_is_replaced(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     """Words that nobody knows are no refusal; in the end the nonce is spent all the same."""
@@ -376,7 +376,7 @@ async def test_a_node_that_shows_no_transactions_gives_nothing_up(
     assert len(chain.mined()) == 1
 
 
-async def test_what_a_short_wait_has_seen_counts_for_the_next(
+async def test_observations_of_a_short_wait_count_for_the_next(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     """A service waits two seconds in each cycle: another's transaction is believed all the same."""
@@ -579,7 +579,7 @@ async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Send
     assert sender.pending() == []
 
 
-async def test_what_is_sent_together_asks_once(chain: FakeChain, store: Store) -> None:
+async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -> None:
     """Fees, coin, head and nonce are the same for transactions of one moment."""
     sender = make(chain, store, poll_interval=60)
     asked: Counter[str] = Counter()
@@ -621,7 +621,7 @@ async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
     assert asked == 1
 
 
-async def test_who_waits_for_what(chain: FakeChain, store: Store, sender: Sender) -> None:
+async def test_waits_of_concurrent_senders(chain: FakeChain, store: Store, sender: Sender) -> None:
     """Only what nobody waits for is a case for recovery."""
     chain.automine = False
     task = asyncio.create_task(sender.send(call(1), timeout=5))
@@ -789,7 +789,7 @@ async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
     assert sender.pending() == []
 
 
-async def test_what_another_keeper_sent_first_is_not_sent_twice(
+async def test_a_transaction_that_another_process_sent_is_not_sent_twice(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     """Between record and broadcast another process that shares the outbox resends it."""
@@ -855,7 +855,7 @@ async def test_a_nonce_conflict_is_logged(
 
 
 @pytest.mark.parametrize("moment", ["idle", "while one waits", "before its first broadcast"])
-async def test_what_another_program_called_is_kept(
+async def test_calls_of_another_program_are_recorded(
     chain: FakeChain, store: Store, moment: str
 ) -> None:
     """Whoever shares a wallet by mistake can be told by what it sends."""
@@ -1026,7 +1026,7 @@ async def test_gas_that_runs_out_is_reported_once(
 
 
 @pytest.mark.parametrize(("base_fee", "tip", "free"), [(0, 0, True), (0, 5, False), (7, 0, False)])
-async def test_what_gas_costs_on_private_chains(
+async def test_gas_prices_on_private_chains(
     chain: FakeChain, base_fee: int, tip: int, free: bool
 ) -> None:
     chain.base_fee, chain.tip = base_fee, tip

@@ -87,7 +87,7 @@ def test_a_message_without_optional_parts() -> None:
         ("Issued At: 2021-09-30T16:25:24Z", "Expiration Time: 2021-09-30T16:25:24Z"),
     ],
 )
-def test_what_differs_from_the_format_is_refused(old: str, new: str) -> None:
+def test_other_formats_are_refused(old: str, new: str) -> None:
     assert old in EXAMPLE
     with pytest.raises(UsageError):
         SignInMessage.parse(EXAMPLE.replace(old, new))

@@ -105,7 +105,7 @@ def test_another_transaction_than_requested_is_refused(
 
 
 @pytest.mark.parametrize("bent", ["0x", "nonsense", None, 5, "0x" + "11" * 65])
-def test_what_is_no_signature_of_the_account_is_refused(reference: Any, bent: Any) -> None:
+def test_signatures_of_other_accounts_are_refused(reference: Any, bent: Any) -> None:
     signer, url = reference
     signer.bend = lambda method, answer: bent if "sign" in method else answer
     external_signer = ExternalSigner(url)

@@ -111,7 +111,7 @@ class TestMetadata:
 
 
 class TestTree:
-    def test_it_is_what_sourcify_reads(self, tmp_path: Path) -> None:
+    def test_it_has_the_format_of_sourcify(self, tmp_path: Path) -> None:
         files = write_tree(GRID, tmp_path)
         assert files == sorted(path for path in tmp_path.rglob("*") if path.is_file())
         for name, address in GRID.contracts.items():
@@ -264,7 +264,7 @@ async def submitted(
         ("mismatch", False, "HTTP status 200: The bytecodes do not match 422: Invalid params"),
     ],
 )
-async def test_what_becomes_of_a_submission(
+async def test_results_of_a_submission(
     monkeypatch: pytest.MonkeyPatch, kind: str, fate: str, ok: bool, detail: str
 ) -> None:
     result = await submitted(Stub(fate), monkeypatch, kind)

@@ -62,7 +62,7 @@ def request(amount: int, jobs: int = 1) -> Request:
     return Request(terms(amount=amount), (b"definition",) * jobs)
 
 
-async def test_what_is_gathered_is_one_transaction(chain: Chain, queue: SubmissionQueue) -> None:
+async def test_gathered_jobs_are_one_transaction(chain: Chain, queue: SubmissionQueue) -> None:
     result = await asyncio.gather(*(queue.submit(request(n, jobs=n)) for n in (1, 2, 3)))
     assert [item.job_ids for item in result] == [(1,), (2, 3), (4, 5, 6)]
     assert chain.calls == [([1, 2, 3], False)]
@@ -94,7 +94,7 @@ async def test_one_at_fault_spoils_no_other(
 
 
 @pytest.mark.parametrize("error", [WaitTimeoutError("sent"), EndpointError("down")])
-async def test_what_may_have_been_paid_is_not_tried_again(
+async def test_a_submission_that_may_be_paid_is_not_retried(
     chain: Chain, queue: SubmissionQueue, error: GridError
 ) -> None:
     chain.errors = [error]
@@ -105,7 +105,7 @@ async def test_what_may_have_been_paid_is_not_tried_again(
     assert len(chain.calls) == 1
 
 
-async def test_who_gave_up_before_it_was_sent_pays_nothing(
+async def test_a_submission_cancelled_before_it_was_sent_costs_nothing(
     chain: Chain, queue: SubmissionQueue
 ) -> None:
     gone = asyncio.create_task(queue.submit(request(1)))

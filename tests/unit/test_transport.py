@@ -148,7 +148,7 @@ def test_headers_go_to_their_own_host_alone(tmp_path: Path, url: str, names: set
     ["x = 5", '["h"]\nx = 5', '["h"]\n"a b" = "x"', '["h"]\nx = "a\\nb"', '["h"]\nHost = "x"', "[",
      b"\xff"],
 )  # fmt: skip
-def test_what_are_no_headers_is_refused_without_quoting_it(
+def test_invalid_headers_are_refused_without_quoting_them(
     tmp_path: Path, text: str | bytes
 ) -> None:
     with pytest.raises(UsageError, match=r"headers.toml is not a headers file") as error:
@@ -164,7 +164,7 @@ def test_headers_that_others_can_read_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nx"])
-def test_what_holds_no_certificates_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_without_certificates_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "ca.pem").write_text(text)
     with pytest.raises(UsageError, match=r"ca.pem does not contain certificates"):
         Transport.read(tmp_path / "ca.pem", None)

@@ -88,7 +88,7 @@ def test_a_key_is_imported(tmp_path: Path, key: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "12", "zz" * 32, "00" * 32, "ff" * 32, KEY + "00", b"short"])
-def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path, key: str | bytes) -> None:
+def test_an_invalid_key_is_refused_without_quoting_it(tmp_path: Path, key: str | bytes) -> None:
     with pytest.raises(UsageError, match="not a private key") as error:
         import_key(tmp_path / "w.json", key, SECRET, light=True)
     assert not key or str(key) not in str(error.value.__dict__)
@@ -231,7 +231,7 @@ def test_a_keystore_that_would_take_all_memory_is_refused(
 @pytest.mark.parametrize(
     "text", ["", "[]", "5", "{}", '{"version": 3}', "[" * 5_000, "x" * 200_000]
 )
-def test_what_is_no_keystore(tmp_path: Path, text: str) -> None:
+def test_invalid_keystores_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "w.json"
     path.write_text(text)
     with pytest.raises(UsageError):
@@ -338,7 +338,9 @@ def test_a_mnemonic_gives_the_keys_that_other_wallets_show(tmp_path: Path) -> No
         ("test test test test test test test test test test test junk", "44/60"),
     ],
 )
-def test_what_is_no_mnemonic_is_refused_unquoted(tmp_path: Path, words: str, path: str) -> None:
+def test_an_invalid_mnemonic_is_refused_without_quoting_it(
+    tmp_path: Path, words: str, path: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         wallets.import_mnemonic(tmp_path / "a.json", words, "pw", derivation=path, light=True)
     assert "junk" not in caught.value.message

@@ -114,7 +114,7 @@ def examples(index: Index) -> dict[str, list[str]]:
     return {path: result.get(path, [path]) for path in document()["paths"]}
 
 
-async def test_every_answer_is_what_the_document_says(
+async def test_every_response_matches_the_openapi_document(
     whole: Indexed, ask: httpx2.AsyncClient
 ) -> None:
     described = document()

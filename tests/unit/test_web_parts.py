@@ -332,7 +332,7 @@ def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
     assert not recompute_bill(entry(**change)).ok
 
 
-def test_a_bill_comes_with_the_end_and_counts_what_was_carried_on() -> None:
+def test_a_bill_exists_at_the_end_and_includes_the_predecessor() -> None:
     assert not recompute_bill(entry(status=S.RUNNING)).settled
     gone = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
     bill = recompute_bill(entry(status=S.PANICKED, carried_out=100_000, **gone))
@@ -367,7 +367,7 @@ def test_flags_are_described_in_words() -> None:
     assert len(jobs_page.flags_in_words(everything)) == 3
 
 
-def test_flows_end_at_what_is_held() -> None:
+def test_flows_end_at_the_balance() -> None:
     names = [step.name for step in jobs_page.flows(detail())]
     assert names == ["funded", "paid", "fee", "refunded", "in escrow"]
     live = jobs_page.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
@@ -660,7 +660,7 @@ def test_a_signature_has_one_form() -> None:
         (9, 9, [1, None, 7, 8, 9]),
     ],
 )
-def test_a_pager_names_the_ends_and_what_is_near(
+def test_a_pager_shows_the_ends_and_the_nearest_pages(
     here: int, last: int, numbers: list[int | None]
 ) -> None:
     assert formats.page_numbers(here, last) == numbers
