@@ -1,4 +1,4 @@
-"""A node that lies about one log is found: by its headers, by a second node, by storage."""
+"""An altered log of a node is detected by block headers, by a second node, and by storage."""
 
 from __future__ import annotations
 

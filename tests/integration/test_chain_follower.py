@@ -1,4 +1,4 @@
-"""The follower on real chains: nothing missed, nothing twice, through real reorganisations."""
+"""The follower on real chains: every event once, through real reorgs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A websocket that wakes, loses its connection, and comes back: only delay, never more."""
+"""A websocket that loses its connection: blocks are delayed, never missed."""
 
 from __future__ import annotations
 

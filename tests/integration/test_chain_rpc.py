@@ -1,4 +1,4 @@
-"""A connection that believes nothing: endpoints that are down, wrong, or talk nonsense."""
+"""Endpoints that are down, serve another chain, or return invalid responses."""
 
 from __future__ import annotations
 

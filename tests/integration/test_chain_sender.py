@@ -1,4 +1,4 @@
-"""The sender on real chains: killed at each label, stuck, reorganised, and much at once."""
+"""The sender on real chains: killed at each crash point, stuck, reorganised, and many at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input gets a clear refusal, costs nothing, and never a traceback."""
+"""Invalid input gets a clear error, costs nothing, and gives no traceback."""
 
 from __future__ import annotations
 

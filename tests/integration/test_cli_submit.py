@@ -1,4 +1,4 @@
-"""Submitting from the command line: what is paid, in how many transactions, and never twice."""
+"""Submissions from the command line: the payment, the number of transactions, and retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions of a wallet from the command line: told, outbid, and taken back while they wait."""
+"""Transactions of a wallet from the command line: listed, replaced, and cancelled while pending."""
 
 from __future__ import annotations
 

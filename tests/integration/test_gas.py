@@ -1,4 +1,4 @@
-"""The committed gas table is what a real node charges, and the figures that must hold do."""
+"""The committed gas table equals the gas of a real node, and its limits hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of a live chain, in a file and on a server: reorganisations, restarts, rebuilding."""
+"""The index of a live chain, in SQLite and PostgreSQL: reorgs, restarts, rebuilding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meta-scheduler with real contracts: each test moves time and plays the providers itself."""
+"""The meta-scheduler with real contracts; each test advances time and acts as the providers."""
 
 from __future__ import annotations
 

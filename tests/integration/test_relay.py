@@ -1,4 +1,4 @@
-"""Wallets that hold credits and no coin, and the relay that pays their gas, on real nodes."""
+"""Wallets with credits but without coin, and the relay that pays their gas, on real nodes."""
 
 from __future__ import annotations
 

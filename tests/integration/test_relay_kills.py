@@ -1,4 +1,4 @@
-"""A relay killed at each of its steps: after its return the same request has the same transaction."""
+"""A relay killed at each crash point: after a restart the same request has the same transaction."""
 
 from __future__ import annotations
 

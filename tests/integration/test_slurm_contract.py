@@ -1,4 +1,4 @@
-"""The Slurm executor keeps the contract of executors, on a real cluster of two nodes."""
+"""The Slurm executor passes the test suite of executors, on a real cluster of two nodes."""
 
 from __future__ import annotations
 

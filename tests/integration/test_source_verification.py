@@ -1,4 +1,4 @@
-"""Sources of a live deployment: they hash to what its code says, and a verifier gets them whole."""
+"""Sources of a live deployment match its code, and a verifier receives all of them."""
 
 from __future__ import annotations
 

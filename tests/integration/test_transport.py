@@ -1,4 +1,4 @@
-"""Remote endpoints as they are in practice: TLS with certificates of all kinds, proxies, keys."""
+"""Remote endpoints in practice: TLS with several kinds of certificates, proxies, API keys."""
 
 from __future__ import annotations
 

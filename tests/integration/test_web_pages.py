@@ -1,4 +1,4 @@
-"""The explorer's pages over HTTP, on a grid with jobs of all endings and hostile texts."""
+"""The explorer's pages over HTTP, on a grid with all final statuses and hostile texts."""
 
 from __future__ import annotations
 

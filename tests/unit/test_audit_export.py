@@ -1,4 +1,4 @@
-"""Exports: the same bytes each time, and every tampering found by themselves or by the chain."""
+"""Exports: reproducible bytes, and detection of changes from the files or from the chain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger that events alone tell, against the storage of the contracts that emitted them."""
+"""The ledger rebuilt from events equals the storage of the contracts that emitted them."""
 
 from __future__ import annotations
 

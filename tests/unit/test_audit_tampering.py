@@ -1,4 +1,4 @@
-"""Books that were tampered with: every changed, dropped or added event is a finding."""
+"""Altered histories: every changed, dropped or added event is a finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What auditors look at: conservation with its calls, bills, exceptions and statements."""
+"""Views for auditors: conservation, bills, anomalies and statements."""
 
 from __future__ import annotations
 

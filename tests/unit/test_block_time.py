@@ -1,4 +1,4 @@
-"""When the next block is asked for: learned from those before, counted without a clock."""
+"""The time of the next block: learned from earlier blocks, without a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses as people type them, amounts that they give, and decoded records of jobs."""
+"""Parsing of addresses and amounts, and decoded records of jobs."""
 
 from __future__ import annotations
 

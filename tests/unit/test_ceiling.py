@@ -1,4 +1,4 @@
-"""How much an endpoint takes at once: found by refusals, remembered, probed rarely."""
+"""The largest batch of an endpoint: learned from refusals, remembered, probed rarely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print, in each format, whatever strangers put into it."""
+"""Output of commands in each format, with untrusted text."""
 
 from __future__ import annotations
 

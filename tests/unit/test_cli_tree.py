@@ -1,4 +1,4 @@
-"""The whole command tree: what the root's table says is what the modules hold, and all have help."""
+"""The command tree: the table of the root matches the modules, and every command has help."""
 
 from __future__ import annotations
 

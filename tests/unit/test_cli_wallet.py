@@ -1,4 +1,4 @@
-"""Taking in a private key: from a file of its owner alone, never quoted, never as a flag."""
+"""Import of a private key: from the owner's file only, never quoted, never as a flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What wallet owners do, without a chain: bills, quotes, histories, waiting."""
+"""Operations of wallet owners without a chain: bills, quotes, histories, waiting."""
 
 from __future__ import annotations
 

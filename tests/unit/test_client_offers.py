@@ -1,4 +1,4 @@
-"""When a provider has room for a job, from what its jobs may still use."""
+"""The time at which a provider has capacity for a job, from the limits of its running jobs."""
 
 from __future__ import annotations
 

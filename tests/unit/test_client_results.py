@@ -1,4 +1,4 @@
-"""Results of a job are what its provider reported, or nothing is handed over."""
+"""A job's results match the digest that its provider reported, or none are written."""
 
 from __future__ import annotations
 

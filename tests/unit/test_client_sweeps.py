@@ -1,4 +1,4 @@
-"""Arrays, dependencies and the jobs that people name, before anything is sent."""
+"""Job arrays, dependencies and selections of jobs, before anything is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shell completion, set up as the documentation says and asked by a real bash."""
+"""Shell completion, set up as documented and executed by bash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing a context for good changes one line of one file, and nothing else."""
+"""Choosing a default context changes one line of one file."""
 
 from __future__ import annotations
 

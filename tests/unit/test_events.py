@@ -1,4 +1,4 @@
-"""Every event of the ABIs becomes its dataclass; what can't be read becomes None, never an error."""
+"""Every event of the ABIs is decoded to its dataclass; undecodable logs give None, never an error."""
 
 from __future__ import annotations
 

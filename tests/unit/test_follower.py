@@ -1,4 +1,4 @@
-"""The follower: each event once and in order, whatever the chain and its node do."""
+"""The follower: every event once and in order, through reorgs and faulty nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a job is expected to start."""
+"""Forecasts of the start of a job."""
 
 from __future__ import annotations
 

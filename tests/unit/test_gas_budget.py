@@ -1,4 +1,4 @@
-"""How long the coin for gas lasts."""
+"""Estimates of how long a wallet's coin for gas lasts."""
 
 from __future__ import annotations
 

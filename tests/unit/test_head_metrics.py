@@ -1,4 +1,4 @@
-"""How fresh the chain is, as a service's figures tell it."""
+"""Metrics of a service's view of the latest block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks and transactions as the index reads them, of nodes that leave things out."""
+"""Blocks and transactions of the index, from nodes that omit fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The made-up history that figures are measured with is one that could have happened."""
+"""The generated history of benchmarks is valid."""
 
 from __future__ import annotations
 

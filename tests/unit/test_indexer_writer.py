@@ -1,4 +1,4 @@
-"""The index's tables are the same however they were read, and agree with the audit's ledgers."""
+"""The index has the same tables for every batch size, and agrees with the audit's ledgers."""
 
 from __future__ import annotations
 

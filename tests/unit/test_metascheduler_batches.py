@@ -1,4 +1,4 @@
-"""Transactions of a cycle: their size, refusals, pauses, and the run that sends nothing."""
+"""Transactions of a cycle: their size, refusals, backoff, and dry runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dependencies and throttled arrays: which waiting jobs the policy must not see."""
+"""Dependencies and array limits: pending jobs that the policy must not see."""
 
 from __future__ import annotations
 

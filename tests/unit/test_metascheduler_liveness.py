@@ -1,4 +1,4 @@
-"""When jobs are taken back, providers asked, and runs given up: to the second of the contract."""
+"""Time-outs, challenges and lost runs, to the second of the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What finished runs tell: from events, through reorganisations, bounded, and the same for all."""
+"""History of finished runs: from events, through reorgs, and bounded."""
 
 from __future__ import annotations
 

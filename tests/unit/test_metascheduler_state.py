@@ -1,4 +1,4 @@
-"""What the scheduler remembers of events, and forgets when the chain takes them back."""
+"""The scheduler's state from events, and its rollback after a reorg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nodes and hosted services really say, sorted; and what fees do."""
+"""Classification of the error texts of nodes and hosted services; transaction fees."""
 
 from __future__ import annotations
 

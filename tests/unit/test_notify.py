@@ -1,4 +1,4 @@
-"""Notifications: what job files and settings may say, what is sent, and that nothing is sent twice."""
+"""Notifications: job files and settings, their content, and delivery at most once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far forecasts of past starts would have been off."""
+"""Errors of forecasts, measured on past starts."""
 
 from __future__ import annotations
 

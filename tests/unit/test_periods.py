@@ -1,4 +1,4 @@
-"""Periods in UTC, and the blocks that lie in them."""
+"""Periods in UTC, and their blocks."""
 
 from __future__ import annotations
 

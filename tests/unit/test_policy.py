@@ -1,4 +1,4 @@
-"""Which job goes where, and which capacity is reserved for which job."""
+"""Assignments and reservations of the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy's test of eligibility against the contract's own, on the real bytecode."""
+"""The policy's eligibility equals that of the contract, on the real bytecode."""
 
 from __future__ import annotations
 

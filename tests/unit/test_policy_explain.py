@@ -1,4 +1,4 @@
-"""Words about decisions and waits."""
+"""Explanations of decisions and waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every plan and every run of the queue, whatever the grid looks like."""
+"""Properties of every plan and every run of the queue, for any grid."""
 
 from __future__ import annotations
 

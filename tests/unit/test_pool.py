@@ -1,4 +1,4 @@
-"""Several endpoints of one chain: which of them is asked, believed, rested, and never asked twice."""
+"""Several endpoints of one chain: selection, cooldown, and no repeated request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a provider's doctor says of its standing, and what it earned by day."""
+"""Checks of a registration by `provider doctor`, and earnings by day."""
 
 from __future__ import annotations
 

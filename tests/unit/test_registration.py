@@ -1,4 +1,4 @@
-"""What is asked before a provider's prices, labels or hardware are changed, and which prices are refused."""
+"""Confirmations before prices, labels or hardware change, and refused prices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a relay takes, what a customer is shown, and what either makes of nonsense; no network."""
+"""Rules of a relay, previews for customers, and invalid messages; without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Response validation: what is read must be right, and what nobody reads changes nothing."""
+"""Response validation: used fields must be valid, unused fields are ignored."""
 
 from __future__ import annotations
 

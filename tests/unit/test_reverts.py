@@ -1,4 +1,4 @@
-"""Refusals become typed exceptions with plain words, wherever they come from."""
+"""Reverts become typed exceptions with clear messages, from every kind of node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sender against a node that misbehaves on order: each effect once, no nonce lost."""
+"""The sender with a node that fails on request: each effect once, no nonce lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EIP-4361 messages: the EIP's own examples, what is no message, and signatures of contracts."""
+"""EIP-4361 messages: examples of the EIP, invalid messages, and signatures of contracts."""
 
 from __future__ import annotations
 

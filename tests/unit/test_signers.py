@@ -1,4 +1,4 @@
-"""External signers: what they sign is what was asked for, or it is refused."""
+"""External signers: a signature of anything but the requested data is refused."""
 
 from __future__ import annotations
 

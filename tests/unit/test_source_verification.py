@@ -1,4 +1,4 @@
-"""What other explorers get: the Sourcify tree, and requests to Sourcify and Blockscout."""
+"""Source verification: the Sourcify format, and requests to Sourcify and Blockscout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submissions that are made at the same time: one transaction where they can, each its own answer."""
+"""Concurrent submissions: one transaction where possible, and a result for each."""
 
 from __future__ import annotations
 

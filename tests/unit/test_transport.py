@@ -1,4 +1,4 @@
-"""How remote addresses are reached: proxies of the environment, headers, words for TLS errors."""
+"""Transport to remote addresses: proxies of the environment, headers, messages for TLS errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keystores: made, opened and refused; no password or key in any message."""
+"""Keystores: created, opened and refused; no password or key in any message."""
 
 from __future__ import annotations
 

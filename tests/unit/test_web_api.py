@@ -1,4 +1,4 @@
-"""The JSON API: its document is true, its pages are whole, its errors tell nothing else."""
+"""The JSON API: its document is correct, its pages are complete, its errors disclose nothing."""
 
 from __future__ import annotations
 

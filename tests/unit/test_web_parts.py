@@ -1,4 +1,4 @@
-"""The explorer's pure parts: how values are written, drawn, decoded, judged and guarded."""
+"""Pure parts of the explorer: formats, charts, decoding, findings and access checks."""
 
 from __future__ import annotations
 

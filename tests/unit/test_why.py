@@ -1,4 +1,4 @@
-"""Why a job does not move: told once for each cause, beside the waiting, with what to do next."""
+"""Reasons why a job is delayed: each printed once, with the next step."""
 
 from __future__ import annotations
 
