@@ -162,8 +162,15 @@ body { font: 10pt/1.45 system-ui, sans-serif; max-width: 180mm; margin: 2em auto
 h1 { font-size: 16pt } h2 { font-size: 11pt; margin-top: 1.6em }
 table { border-collapse: collapse; width: 100% } tr { break-inside: avoid }
 th, td { text-align: left; padding: .25em .6em .25em 0; border-bottom: 1px solid #ccc; vertical-align: top; overflow-wrap: anywhere }
-td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 small { color: #444 }
+@media screen and (max-width: 40em) {
+  .n { white-space: normal } .bill :is(th, td):not(.n) { overflow-wrap: normal }
+  .evidence thead { display: none }
+  .evidence tr { display: grid; grid-template-columns: 1fr auto; padding: .35em 0; border-bottom: 1px solid #ccc }
+  .evidence td { border: 0; padding: 0 }
+  .evidence td:nth-child(2) { order: -1 } .evidence td:nth-child(n + 3) { grid-column: 1 / -1; text-align: left }
+}
 """
 
 
