@@ -210,6 +210,7 @@ class ProviderEntry:
     labels: Mapping[str, str] = field(default_factory=dict)
     version: int = 0
     pending_version: int = 0
+    pending_hardware: Hardware = ZERO_HARDWARE
     approved_until: int = 0
     draining: bool = False
     banned: bool = False

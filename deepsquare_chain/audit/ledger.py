@@ -825,7 +825,7 @@ class RegistryLedger:
             "version",
             f"version {event.version} of {event.provider} is out of order",
         )
-        entry.pending_version = event.version
+        entry.pending_version, entry.pending_hardware = event.version, event.hardware
 
     def _approved(self, event: ev.ProviderApproved, context: TransactionContext) -> None:
         entry = self.of(event.provider)

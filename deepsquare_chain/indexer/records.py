@@ -11,7 +11,13 @@ from typing import Any, Final, get_type_hints
 
 from sqlalchemy import Row, Table
 
-from deepsquare_chain.audit.entries import ZERO_ADDRESS, JobEntry, ProviderEntry, from_attributes
+from deepsquare_chain.audit.entries import (
+    ZERO_ADDRESS,
+    ZERO_HARDWARE,
+    JobEntry,
+    ProviderEntry,
+    from_attributes,
+)
 from deepsquare_chain.chain.bindings import events
 from deepsquare_chain.chain.bindings.events import Event
 from deepsquare_chain.indexer.schema import jobs, providers
@@ -84,9 +90,18 @@ def provider_values(entry: ProviderEntry) -> dict[str, Any]:
 
 
 def provider_entry(row: Row[Any]) -> ProviderEntry:
-    """Return the ledger entry of a row of `providers`, without load and time of its challenge."""
+    """Return the ledger entry of a row of `providers`.
+
+    The index does not store its proposed hardware, its load and the time of its challenge.
+    """
     return from_attributes(
-        ProviderEntry, row, id=row.id or 0, **offering(row), challenged_at=0, load=NO_LOAD
+        ProviderEntry,
+        row,
+        id=row.id or 0,
+        **offering(row),
+        pending_hardware=ZERO_HARDWARE,
+        challenged_at=0,
+        load=NO_LOAD,
     )
 
 
