@@ -11,7 +11,13 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from deepsquare_chain.audit.entries import STATEMENT_COLUMNS, MovementKind, from_attributes
+from deepsquare_chain.audit.entries import (
+    STATEMENT_COLUMNS,
+    MovementKind,
+    StatementRow,
+    from_attributes,
+    statement_cells,
+)
 from deepsquare_chain.audit.export import csv_header, csv_line
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import UsageError
@@ -146,13 +152,17 @@ def _csv_lines(
         page = index.statement(account, cursor, _CHUNK, oldest_first=True, period=period, kind=kind)
         names = index.job_names({row.job_id for row in page.items if row.job_id is not None})
         for row in page.items:
-            values = (
-                *(row.at.block, row.at.time, row.kind, row.job_id, names.get(row.job_id or 0)),
-                *(row.debit or None, row.credit or None, row.balance),
-                *(row.counterparty, row.at.tx_hash, row.at.log_index),
-                *(clock(row.at.time), "yes" if row.at.finalized else "no"),
+            at, job_id = row.at, row.job_id or 0
+            entry = from_attributes(
+                StatementRow,
+                row,
+                **{name: getattr(at, name) for name in ("block", "time", "tx_hash", "log_index")},
+                kind=MovementKind(row.kind),
+                job_id=job_id,
             )
-            yield csv_line(COLUMNS, values)
+            cells = statement_cells(entry, names.get(job_id, ""))
+            final = "yes" if at.finalized else "no"
+            yield csv_line(COLUMNS, (*cells, clock(at.time), final))
         cursor = page.next
         if cursor is None:
             return
