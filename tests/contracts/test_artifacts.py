@@ -111,10 +111,10 @@ def test_deployed_code_is_the_artifacts_but_for_immutables(grid: Grid) -> None:
         expected = bytearray.fromhex(artifact["deployedBytecode"][2:])
         code = bytearray(grid.chain.state.get_code(bytes.fromhex(contract.address[2:])))
         for places in artifact["immutableReferences"].values():
-            for place in places:
-                cut = slice(place["start"], place["start"] + place["length"])
+            for reference in places:
+                cut = slice(reference["start"], reference["start"] + reference["length"])
                 assert not any(expected[cut])
-                code[cut] = bytes(place["length"])
+                code[cut] = bytes(reference["length"])
         assert code == expected
 
 

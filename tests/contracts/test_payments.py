@@ -33,27 +33,27 @@ def ran(grid: Grid, host: Host, **terms: Any) -> int:
     return job_id
 
 
-@pytest.mark.parametrize("who", ["provider", "treasury", "alice"])
-def test_a_recipient_that_cannot_be_paid_blocks_no_other(refusing: Grid, who: str) -> None:
+@pytest.mark.parametrize("customer", ["provider", "treasury", "alice"])
+def test_a_recipient_that_cannot_be_paid_blocks_no_other(refusing: Grid, customer: str) -> None:
     grid = refusing
     host = grid.provider()
     job_id = ran(grid, host)
     accounts = {"provider": host.account, "treasury": grid.treasury, "alice": grid.alice}
     due = {"provider": COST - FEE, "treasury": FEE, "alice": ESCROW - COST}
     before = {name: grid.balance(account) for name, account in accounts.items()}
-    block(grid, accounts[who])
+    block(grid, accounts[customer])
     receipt = grid.finish(host, job_id, 10)
 
     assert grid.status(job_id) is JobStatus.FINISHED
     assert receipt.one("PaymentParked").parameters == {
-        "recipient": accounts[who],
-        "amount": due[who],
+        "recipient": accounts[customer],
+        "amount": due[customer],
     }
     for name, account in accounts.items():
-        got = 0 if name == who else due[name]
+        got = 0 if name == customer else due[name]
         assert grid.balance(account) == before[name] + got
         assert grid.scheduler.parkedOf(account) == due[name] - got
-    assert grid.balance(grid.scheduler.address) == due[who]
+    assert grid.balance(grid.scheduler.address) == due[customer]
 
 
 def test_all_recipients_blocked_still_ends_the_job(refusing: Grid) -> None:
@@ -126,7 +126,8 @@ def test_one_blocked_customer_in_a_batch_parks_its_share_only(refusing: Grid) ->
     grid = refusing
     host = grid.provider()
     ids = [
-        grid.running(host, customer=who, retries=0) for who in (grid.alice, grid.bob, grid.alice)
+        grid.running(host, customer=customer, retries=0)
+        for customer in (grid.alice, grid.bob, grid.alice)
     ]
     block(grid, grid.alice)
     before = grid.balance(grid.bob)
@@ -167,7 +168,7 @@ def test_two_batches_of_one_transaction_pay_each_their_own(
         (grid.bob, [grid.running(p, customer=grid.bob, tasks=1) for p in (other, host, other)]),
     )
     grid.chain.advance(10)
-    requests = [grid.signed_request(who, "cancel", ids) for who, ids in batches]
+    requests = [grid.signed_request(customer, "cancel", ids) for customer, ids in batches]
     receipt = grid.forwarder.executeBatch(requests, ZERO, sender=grid.stranger)
     settled = receipt.named("JobSettled")
     assert len(settled) == 5

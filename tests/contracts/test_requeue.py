@@ -116,14 +116,15 @@ def test_other_statuses_stay(grid: Grid, host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "heard"), [("provider", True), ("alice", True), ("meta", False), ("stranger", False)]
+    ("caller_role", "heard"),
+    [("provider", True), ("alice", True), ("meta", False), ("stranger", False)],
 )
 def test_other_accounts_may_act_but_give_no_reason(
-    grid: Grid, host: Host, who: str, heard: bool
+    grid: Grid, host: Host, caller_role: str, heard: bool
 ) -> None:
     job_id = grid.assigned(host)
     grid.chain.advance(TIMEOUT + 1)
-    caller = host.account if who == "provider" else getattr(grid, who)
+    caller = host.account if caller_role == "provider" else getattr(grid, caller_role)
     receipt = grid.scheduler.requeue([job_id], "hear me", sender=caller)
     assert receipt.one("JobRequeued").reason == ("hear me" if heard else "")
 

@@ -80,8 +80,8 @@ def every_page(explorer: BusyExplorer) -> list[str]:
 
 def assert_fits(page: Page, path: str) -> None:
     """Nothing sticks out of the window; wide tables scroll in a box of their own."""
-    wide, room = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= room, path
+    wide, available = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= available, path
 
 
 def test_every_page_is_clean_at_a_desk_and_on_a_phone(

@@ -92,13 +92,13 @@ async def test_small_ranges_return_the_same(
 async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = await read_history(grid.w3, grid.deployment)
     ask, widest = grid.w3.provider.make_batch_request, 4
-    asked: list[int] = []
+    spans: list[int] = []
 
     async def narrow(batch: list[Any]) -> Any:
         for method, params in batch:
             if method == "eth_getLogs":
                 width = int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) + 1
-                asked.append(width)
+                spans.append(width)
                 if width > widest:
                     error = {"code": -32005, "message": "block range is too wide"}
                     return [{"id": 1, "jsonrpc": "2.0", "error": error}]
@@ -106,7 +106,7 @@ async def test_refused_ranges_are_halved(grid: LiveGrid, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(grid.w3.provider, "make_batch_request", narrow)
     assert await read_history(grid.w3, grid.deployment, to_block=whole.to_block) == whole
-    assert max(asked) > widest >= min(asked)
+    assert max(spans) > widest >= min(spans)
     widest = 0
     with pytest.raises(EndpointError, match="rejected a request for logs"):
         await read_history(grid.w3, grid.deployment)

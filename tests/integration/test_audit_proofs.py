@@ -196,11 +196,11 @@ async def test_a_hidden_block_without_a_trace(used: LiveGrid) -> None:
 
 
 async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) -> None:
-    asked: list[str] = []
+    methods: list[str] = []
     ask = used.w3.provider.make_batch_request
 
     async def old(batch: list[Any]) -> Any:
-        asked.extend(method for method, _ in batch)
+        methods.extend(method for method, _ in batch)
         if batch[0][0] == "eth_getBlockReceipts":
             error = {"code": -32601, "message": "the method does not exist"}
             return [{"jsonrpc": "2.0", "id": 1, "error": error}]
@@ -210,7 +210,7 @@ async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) 
     node_logs = LogDigests()
     history = await read_history(node, used.deployment, sink=node_logs)
     assert await prove(node, used.deployment, node_logs, history.to_block) == []
-    assert "eth_getTransactionReceipt" in asked
+    assert "eth_getTransactionReceipt" in methods
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))

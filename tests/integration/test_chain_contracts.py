@@ -189,14 +189,14 @@ async def test_a_deployment_verifies(grid: LiveGrid) -> None:
     assert [finding for finding in findings if not finding.ok] == []
     assert len(findings) >= 15
     holders = await role_holders(grid.w3, grid.deployment)
-    held = {
+    granted = {
         (address, account)
         for address, roles in holders.items()
         for accounts in roles.values()
         for account in accounts
     }
-    assert (grid.deployment.scheduler, grid.scheduler.address) in held
-    assert (grid.deployment.scheduler, grid.stranger.address) not in held
+    assert (grid.deployment.scheduler, grid.scheduler.address) in granted
+    assert (grid.deployment.scheduler, grid.stranger.address) not in granted
 
 
 async def test_an_allowance(grid: LiveGrid) -> None:

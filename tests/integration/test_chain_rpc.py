@@ -220,8 +220,8 @@ async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int)
 
     async with connected(proxy.url, attempts=1) as w3:
         proxy.orders = [nameless]
-        asked = [("eth_chainId", []), ("eth_getBlockByNumber", ["0x0", False])]
-        chain_id, block = await ask_all(w3, asked)
+        requests = [("eth_chainId", []), ("eth_getBlockByNumber", ["0x0", False])]
+        chain_id, block = await ask_all(w3, requests)
         assert (chain_id, block["number"]) == ("0x539", "0x0")
 
 
@@ -235,17 +235,17 @@ async def test_an_odd_error_refuses_a_range_as_any_other(
     truth = await read_logs(grid.w3, grid.deployment.addresses, [], 0)
 
     def refuse(question: Any) -> tuple[str, Any] | None:
-        asked = question if isinstance(question, list) else [question]
-        if alone and len(asked) > 1:
+        requests = question if isinstance(question, list) else [question]
+        if alone and len(requests) > 1:
             return "200 OK", {"error": error, "id": None, "jsonrpc": "2.0"}
         wide = [
             request
-            for request in asked
+            for request in requests
             if request["method"] == "eth_getLogs" and _blocks(request) > 4
         ]
         if not wide:
             return None
-        answers = [{"jsonrpc": "2.0", "id": request["id"], "error": error} for request in asked]
+        answers = [{"jsonrpc": "2.0", "id": request["id"], "error": error} for request in requests]
         return "200 OK", answers if isinstance(question, list) else answers[0]
 
     async with connected(proxy.url, attempts=1) as w3:

@@ -208,10 +208,10 @@ def test_a_service_logs_the_wait_for_its_endpoint(local_devnet: LocalDevnet) -> 
     with running(service, local_devnet.folder, "waiting") as daemon:
         daemon.wait_for("endpoint unavailable")
         assert daemon.end(signal.SIGTERM) == 0
-    said = daemon.log.read_text()
-    assert said.count("endpoint unavailable") == said.count("can't be reached") == 1
-    assert "devnet up" in said
-    assert "Traceback" not in said
+    log = daemon.log.read_text()
+    assert log.count("endpoint unavailable") == log.count("can't be reached") == 1
+    assert "devnet up" in log
+    assert "Traceback" not in log
 
 
 def test_endpoint_that_is_no_node(cli: Cli, local_devnet: LocalDevnet) -> None:
@@ -419,10 +419,10 @@ def test_roles_fee_mint_and_handover(cli: Cli, local_devnet: LocalDevnet) -> Non
         return {each["holder"] for each in rows if each["role"] == role}
 
     before = holders("METASCHEDULER_ROLE")
-    for verb, held in (("grant", before | {alice}), ("revoke", before)):
+    for verb, expected in (("grant", before | {alice}), ("revoke", before)):
         yes = ["--yes"] if verb == "revoke" else []
         assert cli("admin", verb, "scheduler", alice, *yes, *admin).code == 0
-        assert holders("METASCHEDULER_ROLE") == held
+        assert holders("METASCHEDULER_ROLE") == expected
         again = cli("admin", verb, "scheduler", alice, *yes, *admin)
         assert (again.code, again.out) == (0, "")
     refused(cli("admin", "grant", "minter", alice), 8, "DEFAULT_ADMIN_ROLE")
@@ -494,10 +494,10 @@ def test_a_job_that_fits_nowhere_is_warned_of_and_explained(cli: Cli) -> None:
     assert found.code == 0
     assert "too expensive" in found.out
     assert f"Next: `deepsquare job topup {job} CREDITS`" in found.out
-    told = json.loads(cli("job", "why", job, "-o", "json").out)
-    assert (told["id"], told["status"]) == (int(job), "PENDING")
-    assert told["why"] == found.out.splitlines()[0]
-    assert told["next"].startswith("`deepsquare job topup")
+    reported = json.loads(cli("job", "why", job, "-o", "json").out)
+    assert (reported["id"], reported["status"]) == (int(job), "PENDING")
+    assert reported["why"] == found.out.splitlines()[0]
+    assert reported["next"].startswith("`deepsquare job topup")
     assert cli("job", "cancel", job).code == 0
     assert "CANCELLED" in cli("job", "why", job).out
 
@@ -514,8 +514,8 @@ def test_waiting_for_a_job_prints_why_it_makes_no_progress(
             assert run(["job", "cancel", job], local_devnet.folder).code == 0
 
     monkeypatch.setattr(Printer, "note", note)
-    asked = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
-    found = cli("submit", *asked)
+    arguments = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
+    found = cli("submit", *arguments)
     assert (found.code, found.err) == (1, "")
     ended = json.loads(found.out)[0]
     assert ended["status"] == "CANCELLED"
@@ -586,8 +586,8 @@ def test_doctor_tries_the_password(cli: Cli, tmp_path: Path) -> None:
     assert wrong["hint"]
     assert "another one" not in found.out + found.err
     nobody = json.loads(cli("doctor", "-o", "json", "--keystore", str(other)).out)
-    told = {check["check"]: check["ok"] for check in nobody}
-    assert (told["wallet"], told["password file"]) == (False, True)
+    reported = {check["check"]: check["ok"] for check in nobody}
+    assert (reported["wallet"], reported["password file"]) == (False, True)
 
 
 @pytest.mark.parametrize("verb", [("submit", HELLO), ("quote", HELLO), ("job", "retry", "1")])

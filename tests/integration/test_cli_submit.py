@@ -80,9 +80,9 @@ def test_a_job_that_missed_its_start_is_refunded(cli: Cli, local_devnet: LocalDe
     assert credits(cli) == before - 10**18
     time.sleep(1.5)  # the next block, with the next transaction, comes after the deadline
     assert cli("submit", HELLO).code == 0
-    told = data(cli("job", "why", str(job), "-o", "json"))
-    assert "it had to start before" in told["why"]
-    assert "refunds all of its credits" in told["next"]
+    reported = data(cli("job", "why", str(job), "-o", "json"))
+    assert "it had to start before" in reported["why"]
+    assert "refunds all of its credits" in reported["next"]
     assert cli("job", "cancel", "--unmet").code == 0
     assert credits(cli) == before - 10**18  # the other one
 
@@ -93,10 +93,14 @@ def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
     assert (result.code, result.out) == (0, "")
     assert "Dry run: nothing was sent." in result.err
     assert (credits(cli), sent()) == (before, 0)
-    told = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
-    assert (told["jobs"], told["total"], told["total_credits"]) == (2, str(2 * 10**18), "2")
-    assert (told["balance"], told["approval"]) == (str(before), True)
-    assert int(told["gas"]) > 0
+    reported = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
+    assert (reported["jobs"], reported["total"], reported["total_credits"]) == (
+        2,
+        str(2 * 10**18),
+        "2",
+    )
+    assert (reported["balance"], reported["approval"]) == (str(before), True)
+    assert int(reported["gas"]) > 0
     assert (credits(cli), sent()) == (before, 0)
 
 

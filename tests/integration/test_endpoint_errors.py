@@ -99,17 +99,17 @@ async def test_a_range_that_is_refused_down_to_one_block_is_reported(
 
 @pytest.mark.parametrize("kind", BATCH_REFUSALS)
 async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: str) -> None:
-    asked: list[tuple[str, list[Any]]] = [
+    requests: list[tuple[str, list[Any]]] = [
         ("eth_getBlockByNumber", [hex(number), False]) for number in range(10)
     ]
-    truth = await ask_all(grid.w3, asked)
+    truth = await ask_all(grid.w3, requests)
     async with connected(proxy.url) as w3:
         most, line, code, words, shape = BATCH_REFUSALS[kind]
         proxy.profile = few_calls(most, line, code, words, shape=shape)
-        assert await ask_all(w3, asked) == truth
-        assert await ask_all(w3, asked) == truth, "once may have been chance"
+        assert await ask_all(w3, requests) == truth
+        assert await ask_all(w3, requests) == truth, "once may have been chance"
         proxy.counts.clear()
-        assert await ask_all(w3, asked) == truth
+        assert await ask_all(w3, requests) == truth
         assert proxy.counts["refused"] == 0, "what it takes is remembered"
         assert proxy.counts["requests"] <= 10
 
@@ -119,13 +119,13 @@ async def test_hosted_endpoints_are_read_and_written_within_their_limits(
     grid: LiveGrid, proxy: Proxy, name: str
 ) -> None:
     truth = await logs(grid.w3, grid)
-    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x1", False])] * 8
+    requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x1", False])] * 8
     credit, account = grid.contracts.credit, grid.customers[0]
     target = f"0x{list(HOSTED).index(name) + 0xB057:040x}"
     async with connected(proxy.url) as w3:
         proxy.profile = hosted(HOSTED[name])
         assert await logs(w3, grid) == truth
-        assert len(await ask_all(w3, asked)) == 8
+        assert len(await ask_all(w3, requests)) == 8
         with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
             await sender.send(credit.transfer(target, 1))
@@ -137,28 +137,28 @@ async def test_hosted_endpoints_are_read_and_written_within_their_limits(
 
 
 async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Proxy) -> None:
-    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 10
+    requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 10
     async with connected(proxy.url, attempts=1) as w3:
         proxy.profile = failing({"eth_getBlockByNumber"}, *READ_ERRORS["503"], times=100)
         with pytest.raises(TransientEndpointError):
-            await ask_all(w3, asked)
+            await ask_all(w3, requests)
         proxy.profile = None
-        await ask_all(w3, asked)
+        await ask_all(w3, requests)
         proxy.counts.clear()
-        await ask_all(w3, asked)
+        await ask_all(w3, requests)
         assert proxy.counts["requests"] == 1
 
 
 async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, proxy: Proxy) -> None:
     """One question after the other, each of which fails now and then."""
-    asked: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
+    requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
     async with connected(proxy.url, attempts=1) as w3:
         most, line, code, words, shape = BATCH_REFUSALS["none"]
         proxy.profile = few_calls(most, line, code, words, shape=shape)
-        await ask_all(w3, asked)
-        await ask_all(w3, asked)
+        await ask_all(w3, requests)
+        await ask_all(w3, requests)
         proxy.rates = {"internal": 0.1, "broken": 0.1, "wrong_id": 0.05}
-        assert len(await ask_all(w3, asked)) == 30
+        assert len(await ask_all(w3, requests)) == 30
         assert proxy.faults > 2
 
 

@@ -25,7 +25,7 @@ from tests.support.livegrid import LiveGrid, deploy, live_grid
 from tests.support.postgres import Server
 from tests.support.proxy import Proxy
 
-Place = Callable[[], Any]
+Location = Callable[[], Any]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
 
 
 @pytest.fixture(params=["file", "server"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """Makes places for databases of one kind."""
     if request.param == "file":
         made = iter(range(100))
@@ -69,8 +69,8 @@ async def reorganise(grid: LiveGrid, depth: int) -> None:
     grid.senders.clear()
 
 
-async def test_the_same_tables_whatever_happened(own: LiveGrid, place: Place) -> None:
-    where = place()
+async def test_the_same_tables_whatever_happened(own: LiveGrid, location: Location) -> None:
+    where = location()
     async with opened(own, where) as service:
         await service.cycle()
     ids = await live(own)
@@ -99,7 +99,7 @@ async def test_the_same_tables_whatever_happened(own: LiveGrid, place: Place) ->
         await service.cycle()
         tables = dump(service.database)
         await agrees_with_the_chain(own, service)
-    for fresh in (None, place()):
+    for fresh in (None, location()):
         async with opened(own, fresh) as service:
             await service.cycle()
             assert dump(service.database) == tables
@@ -117,11 +117,11 @@ async def agrees_with_the_chain(grid: LiveGrid, service: IndexService) -> None:
     for job in await contracts.scheduler.get_jobs(range(1, len(ledger.jobs) + 1)):
         row = index.job(job.id).row
         assert (row.status, row.customer, row.rate) == (job.status, job.customer, job.rate)
-        held = row.paid + row.fee if job.status.is_final else row.escrow
-        assert held == job.escrow
+        balance = row.paid + row.fee if job.status.is_final else row.escrow
+        assert balance == job.escrow
     for account in ledger.accounts:
-        held = await contracts.credit.balance_of(account)
-        assert index.account(account).balance == held
+        balance = await contracts.credit.balance_of(account)
+        assert index.account(account).balance == balance
     assert index.overview().supply == await contracts.credit.total_supply()
     head = await grid.w3.eth.get_block("latest")
     status = index.status()
@@ -178,8 +178,8 @@ async def test_only_confirmed_blocks(own: LiveGrid) -> None:
         assert service.index.job(job_id).row.id == job_id
 
 
-async def test_one_writer_at_a_time(own: LiveGrid, place: Place) -> None:
-    where = place()
+async def test_one_writer_at_a_time(own: LiveGrid, location: Location) -> None:
+    where = location()
     async with opened(own, where):
         with pytest.raises(UsageError, match="being written by another process"):
             async with opened(own, where):
@@ -188,8 +188,8 @@ async def test_one_writer_at_a_time(own: LiveGrid, place: Place) -> None:
         await service.cycle()
 
 
-async def test_another_grid_is_refused(own: LiveGrid, place: Place) -> None:
-    where = place()
+async def test_another_grid_is_refused(own: LiveGrid, location: Location) -> None:
+    where = location()
     async with opened(own, where) as service:
         await service.cycle()
     other = await deploy(own.node)

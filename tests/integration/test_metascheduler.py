@@ -306,8 +306,10 @@ async def test_the_expired_job_of_a_lost_key_is_cancelled(one: CommandContext) -
     await one.cycle()
     assert await one.statuses(*ids) == [S.CANCELLED] * 3
     assert one.sent("cancel") == 3
-    held = (await one.jobs(fitting))[0].escrow
-    assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held
+    held_credits = (await one.jobs(fitting))[0].escrow
+    assert (
+        await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held_credits
+    )
 
 
 async def see(service: SchedulerService) -> ClusterSnapshot:
@@ -397,11 +399,11 @@ async def test_a_provider_of_one_cpu_holds_one_job(one: CommandContext) -> None:
     await grid.send(grid.providers[0], grid.contracts.registry.set_offer(Offer(1, 1_000, 0)))
     ids = await grid.submit(50)
     await one.cycle(3)
-    [held] = [job for job in await one.jobs(*ids) if job.status is not S.PENDING]
-    assert held.status is S.META_SCHEDULED
+    [held_credits] = [job for job in await one.jobs(*ids) if job.status is not S.PENDING]
+    assert held_credits.status is S.META_SCHEDULED
     assert await scheduler.load_of(1) == Load(1, 100, 0)
     with pytest.raises(reverts.DoesNotFit):
-        await grid.assign({1: [job_id for job_id in ids if job_id != held.id]})
+        await grid.assign({1: [job_id for job_id in ids if job_id != held_credits.id]})
     await grid.node.increase_time(31)  # PENDING for the pending timeout
     with pytest.raises(reverts.DoesNotFit):
         await grid.send(grid.providers[0], scheduler.self_schedule([ids[-1]]))
@@ -474,8 +476,8 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
             await one.cycle()
         # The dearer one gets it, and everybody can see why.
         assert await one.places(job_id) == [2]
-        [told] = [log for log in logs if log["event"] == "provider cooldown started"]
-        assert (told["provider"], "it is suspended until" in told["reason"]) == (1, True)
+        [event] = [log for log in logs if log["event"] == "provider cooldown started"]
+        assert (event["provider"], "it is suspended until" in event["reason"]) == (1, True)
         metrics = one.service.metrics.metrics
         assert (metrics.value("strikes_in_a_day"), metrics.value("suspended_providers")) == (3, 1)
         [large] = await grid.submit(1, resources=WHOLE)
@@ -576,8 +578,8 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
         moves = [event for event in await all_events(grid) if isinstance(event, JobTransition)]
         assigned = [move.job_id for move in moves if move.after is S.META_SCHEDULED]
         assert sorted(assigned) == ids
-        held = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
-        assert held == sum(job.escrow for job in jobs) == 30 * CREDIT
+        held_credits = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
+        assert held_credits == sum(job.escrow for job in jobs) == 30 * CREDIT
     assert [log for log in logs if log["log_level"] == "error"] == []
     lost = [log for log in logs if log["event"] == "batch refused"]
     assert [item["label"] for item in lost] == ["assign 27 jobs", "assign 3 jobs"]
@@ -637,8 +639,8 @@ async def test_restart_continues(grid: LiveGrid, tmp_path: Path) -> None:
     async with context(grid, path=path) as before:
         await before.cycle()
     more = await grid.submit(1, resources=WHOLE, uses="place=p1")
-    for place in (path, None):
-        async with context(grid, path=place) as after:
+    for state_path in (path, None):
+        async with context(grid, path=state_path) as after:
             await after.cycle()
             assert await after.statuses(*first_ids) == [S.META_SCHEDULED] * 2
             assert "waits for free capacity at provider 2" in after.waits(more[0])
@@ -793,9 +795,9 @@ async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) 
     await grid.send(grid.providers[1], scheduler.finish([Report(successor, 1, 0, bytes(32), "")]))
     await one.cycle(2)
     assert await one.statuses(then, instead) == [S.META_SCHEDULED, S.PENDING]
-    told = await explain(grid.contracts, instead)
-    assert told.unmet
-    assert f"job {first} ended FINISHED" in told.text
+    event = await explain(grid.contracts, instead)
+    assert event.unmet
+    assert f"job {first} ended FINISHED" in event.text
     assert await unmet_jobs(grid.contracts, grid.customers[0].address) == [instead]
 
 

@@ -121,7 +121,7 @@ async def mails() -> AsyncIterator[Mails]:
     server.close()
 
 
-class Place:
+class NotifyBench:
     """One customer's service in a folder."""
 
     def __init__(self, grid: LiveGrid, folder: Path, deliverer: Deliverer, always: Notify) -> None:
@@ -181,29 +181,29 @@ async def test_each_event_arrives_once_whatever_happens(
 ) -> None:
     mail = MailServer(mails.url, "grid@example.org", PASSWORD)
     always = Notify((hooks.url, "me@example.org", "nobody@example.org"))
-    place = Place(grid, tmp_path, Deliverer(secret=SECRET, mail=mail), always)
-    old = await place.cancel()
-    async with place.running():
-        first = await place.cancel()
-        await until(lambda: len(place.states(first)) == 3)
-        await until(lambda: DeliveryState.DUE.value not in dict(place.states(first)))
+    bench = NotifyBench(grid, tmp_path, Deliverer(secret=SECRET, mail=mail), always)
+    old = await bench.cancel()
+    async with bench.running():
+        first = await bench.cancel()
+        await until(lambda: len(bench.states(first)) == 3)
+        await until(lambda: DeliveryState.DUE.value not in dict(bench.states(first)))
         await until(lambda: bool(mails.taken))
 
         # A refusal is tried again; a connection that is lost after the request never is.
         hooks.answers = [503, 429]
-        second = await place.cancel()
+        second = await bench.cancel()
         await until(lambda: len(hooks.seen(second)) == 3)
-        await until(lambda: place.states(second)["http", "sent"] == 1)
+        await until(lambda: bench.states(second)["http", "sent"] == 1)
         hooks.answers = [None]
-        third = await place.cancel()
-        await until(lambda: place.states(third)["http", "unknown"] == 1)
+        third = await bench.cancel()
+        await until(lambda: bench.states(third)["http", "unknown"] == 1)
         hooks.answers = [502]  # of a proxy, which may have reached the recipient
-        proxied = await place.cancel()
-        await until(lambda: place.states(proxied)["http", "unknown"] == 1)
+        proxied = await bench.cancel()
+        await until(lambda: bench.states(proxied)["http", "unknown"] == 1)
     # What happens meanwhile is sent by the next one; nothing else is.
-    fourth = await place.cancel()
-    async with place.running():
-        await until(lambda: place.states(fourth)["http", "sent"] == 1)
+    fourth = await bench.cancel()
+    async with bench.running():
+        await until(lambda: bench.states(fourth)["http", "sent"] == 1)
         await until(lambda: len(mails.taken) == 5)
 
     assert hooks.seen(old) == [], "before its first start"
@@ -212,7 +212,7 @@ async def test_each_event_arrives_once_whatever_happens(
     assert len({e["id"] for e in hooks.posted if e["job"]["id"] == second}) == 1
     assert hooks.seen(third) == [("job.cancelled", None)]
     assert hooks.seen(proxied) == [("job.cancelled", 502)]
-    assert place.states(first) == Counter(
+    assert bench.states(first) == Counter(
         {("http", "sent"): 1, ("me@example.org", "sent"): 1, ("nobody@example.org", "failed"): 1}
     )
     name = f"job {tmp_path.name}"
@@ -226,13 +226,13 @@ async def test_each_event_arrives_once_whatever_happens(
 async def test_job_files_choose_their_own_occasions(
     grid: LiveGrid, hooks: Hooks, tmp_path: Path
 ) -> None:
-    place = Place(grid, tmp_path, Deliverer(secret=SECRET), Notify())
-    asked = Notify((hooks.url,), (Occasion.BEGIN, Occasion.END))
-    async with place.running():
+    bench = NotifyBench(grid, tmp_path, Deliverer(secret=SECRET), Notify())
+    notify = Notify((hooks.url,), (Occasion.BEGIN, Occasion.END))
+    async with bench.running():
         [loud, silent] = await grid.submit(2, name=f"two {tmp_path.name}")
         definition = bytes((await grid.contracts.scheduler.get_job(loud)).definition).hex()
-        with await open_wallet_store(grid.w3, grid.deployment, place.customer, tmp_path) as wallet:
-            remember_notify(wallet, [definition], asked)
+        with await open_wallet_store(grid.w3, grid.deployment, bench.customer, tmp_path) as wallet:
+            remember_notify(wallet, [definition], notify)
         await grid.run([loud, silent])
         await until(lambda: bool(hooks.posted))
         await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([loud, silent]))
@@ -259,17 +259,17 @@ async def test_a_delivery_interrupted_by_a_crash_is_not_sent_again(
     grid: LiveGrid, hooks: Hooks, tmp_path: Path
 ) -> None:
     stuck = Stuck()
-    place = Place(grid, tmp_path, stuck, Notify((hooks.url,)))
-    async with place.running(crashes=True):
-        job_id = await place.cancel()
+    bench = NotifyBench(grid, tmp_path, stuck, Notify((hooks.url,)))
+    async with bench.running(crashes=True):
+        job_id = await bench.cancel()
         await until(lambda: stuck.begun == 1)
-        assert place.states(job_id) == Counter({("http", "sending"): 1})
+        assert bench.states(job_id) == Counter({("http", "sending"): 1})
 
-    place.deliverer = Deliverer(secret=SECRET)
-    async with place.running():
-        other = await place.cancel()
-        await until(lambda: place.states(other)["http", "sent"] == 1)
-    assert place.states(job_id) == Counter({("http", "unknown"): 1})
+    bench.deliverer = Deliverer(secret=SECRET)
+    async with bench.running():
+        other = await bench.cancel()
+        await until(lambda: bench.states(other)["http", "sent"] == 1)
+    assert bench.states(job_id) == Counter({("http", "unknown"): 1})
     assert hooks.seen(job_id) == []
 
 

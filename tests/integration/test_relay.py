@@ -116,12 +116,12 @@ async def test_wallets_without_coin_can_act_as_customers(
         assert await credit.allowance(account.address, scheduler.address) == 0
         assert await grid.w3.eth.get_balance(account.address) == 0
         assert await grid.w3.eth.get_transaction_count(account.address) == 0
-    told = dict(shown.previews[0].rows)
-    assert told["function"] == "submitJobs"
-    assert told["amount"] == "2 credits into escrow"
-    assert "permit for 2 credits" in told["allowance"]
-    assert grid.stranger.address in told["gas"]
-    assert "UTC" in told["valid until"]
+    refusal = dict(shown.previews[0].rows)
+    assert refusal["function"] == "submitJobs"
+    assert refusal["amount"] == "2 credits into escrow"
+    assert "permit for 2 credits" in refusal["allowance"]
+    assert grid.stranger.address in refusal["gas"]
+    assert "UTC" in refusal["valid until"]
 
 
 async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
@@ -423,9 +423,9 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     async with relayed(
         grid, relay, account, store=store, transport=transport, timeout=0.5
     ) as wallet:
-        with pytest.raises(WaitTimeoutError, match="no connection") as told:
+        with pytest.raises(WaitTimeoutError, match="no connection") as refusal:
             await submit_hello(wallet, tmp_path, key="the one")
-        assert "may still be executed until" in told.value.hint
+        assert "may still be executed until" in refusal.value.hint
     (recorded,) = store.open_requests()
     async with relayed(grid, relay, account, store=store) as wallet:
         first = await submit_hello(wallet, tmp_path, key="the one")
@@ -502,10 +502,10 @@ async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str
         return httpx2.Response(403, json=problem)
 
     async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
-        with pytest.raises(RelayRefusedError, match=r"no .*today") as told:
+        with pytest.raises(RelayRefusedError, match=r"no .*today") as refusal:
             await wallet.send(call)
-        assert "\x1b" not in told.value.message
-        assert "--relay" in told.value.hint
+        assert "\x1b" not in refusal.value.message
+        assert "--relay" in refusal.value.hint
     async with relayed(grid, relay, account, store=store) as wallet:
         await wallet.send(call)
     # Signed within the same second it is the same request, recorded once.
@@ -541,11 +541,11 @@ async def test_a_refused_lookup_does_not_settle_the_request(
 ) -> None:
     """The relay took it: gateways limit or fail what is asked of it afterwards."""
     monkeypatch.setattr("deepsquare_chain.client.gasless._POLL_SECONDS", 0.0)
-    account, asked = await coinless(grid), []
+    account, requests = await coinless(grid), []
 
     async def refuse(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
         if request.method == "GET" and request.url.path != "/v1/relay":
-            asked.append(request)
+            requests.append(request)
             return problem(status, "not now")
         return None
 
@@ -555,7 +555,7 @@ async def test_a_refused_lookup_does_not_settle_the_request(
         relayed(grid, slow, account, store=store, transport=Between(refuse)) as wallet,
     ):
         assert len(await submit_hello(wallet, tmp_path)) == 1
-    assert asked
+    assert requests
     assert [recent_request.state for recent_request in store.recent_requests()] == [
         RequestState.EXECUTED
     ]

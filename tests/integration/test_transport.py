@@ -47,8 +47,8 @@ def serve() -> Iterator[Serve]:
 
             def do_POST(self) -> None:
                 node.seen.append((self.path, dict(self.headers)))
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                body = json.dumps(_answers(asked)).encode()
+                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.dumps(_answers(question)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -72,14 +72,14 @@ def serve() -> Iterator[Serve]:
         server.server_close()
 
 
-def _answers(asked: Any) -> Any:
-    if isinstance(asked, list):
-        return [_answers(request) for request in asked]
+def _answers(question: Any) -> Any:
+    if isinstance(question, list):
+        return [_answers(request) for request in question]
     block = {"number": "0x1", "hash": "0x" + "11" * 32, "timestamp": "0x1"}
-    result: Any = "0x5" if asked["method"] == "eth_chainId" else block
-    if asked["method"] == "eth_blockNumber":
+    result: Any = "0x5" if question["method"] == "eth_chainId" else block
+    if question["method"] == "eth_blockNumber":
         result = "0x1"
-    return {"jsonrpc": "2.0", "id": asked["id"], "result": result}
+    return {"jsonrpc": "2.0", "id": question["id"], "result": result}
 
 
 @pytest.fixture

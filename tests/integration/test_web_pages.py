@@ -365,9 +365,9 @@ def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx2.C
         balance += int(row["credit"] or 0) - int(row["debit"] or 0)
         assert bool(row["job_id"]) is bool(row["job_name"])
         assert int(row["balance"]) == balance
-    held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
-    assert balance == held
-    assert f"{held / CREDIT:,.0f}"[:3].replace(",", "") in web.get(
+    balance_held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    assert balance == balance_held
+    assert f"{balance_held / CREDIT:,.0f}"[:3].replace(",", "") in web.get(
         f"/accounts/{explorer.alice}"
     ).text.replace("\u2009", "")
 
@@ -503,23 +503,23 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
         assert block_hash in text
         assert f'href="/blocks/{number - 1}"' in text
     assert "has no event of this grid" in web.get(f"/transactions/{tx_hash}").text
-    for text, place in (
+    for text, target in (
         (str(number), f"/blocks/{number}"),
         (block_hash, f"/blocks/{block_hash}"),
         (tx_hash, f"/transactions/{tx_hash}"),
     ):
-        assert web.get("/search", params={"q": text}).headers["location"] == place
+        assert web.get("/search", params={"q": text}).headers["location"] == target
     assert "Nothing found" in web.get("/search", params={"q": "9" * 18}).text
     assert "This block has no event of this grid" in web.get("/blocks/0").text
 
 
 def test_read_functions_answer(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    balance_held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
     page = Tags(
         web.get("/contracts/Credit", params={"call": "balanceOf", "a0": explorer.alice}).text
     )
     assert any(tag == "dl" for tag, _ in page.tags)
-    assert str(held)[:4] in page.text.replace("\u2009", "").replace(",", "")
+    assert str(balance_held)[:4] in page.text.replace("\u2009", "").replace(",", "")
     many = web.get("/contracts/MetaScheduler", params={"call": "getJobs", "a0": "[1, 2]"})
     assert many.status_code == 200
     assert explorer.alice[:8] in many.text or "alice" in many.text
@@ -566,14 +566,14 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
         await grid.send(grid.admin, credit.mint(grid.stranger.address, 5 * CREDIT))
 
     explorer.run(fund())
-    asked = {**FORM, "account": grid.stranger.address}
+    form = {**FORM, "account": grid.stranger.address}
     kept = len(list(explorer.definitions.glob("*.json")))
-    plan = web.post("/wallet/submit", json={**asked, "script": "true"}).json()
+    plan = web.post("/wallet/submit", json={**form, "script": "true"}).json()
     assert plan["call"] is None
     message = plan["permit"]["message"]
     assert message["value"] == str(3 * CREDIT // 2)
     assert message["spender"] == grid.contracts.scheduler.address
-    plan = web.post("/wallet/submit", json={**asked, "payment": "approve", "script": "true"}).json()
+    plan = web.post("/wallet/submit", json={**form, "payment": "approve", "script": "true"}).json()
     assert plan["approval"]["to"] == grid.contracts.credit.address
     # Nothing is kept for whoever has not shown that it can pay.
     assert len(list(explorer.definitions.glob("*.json"))) == kept
@@ -611,9 +611,9 @@ def test_an_invalid_submission_is_reported(
 def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2.Client) -> None:
     ended = job_of(explorer, JobStatus.FINISHED)
     file = web.post("/wallet/quote", json=FORM).json()["file"]
-    asked = {"mode": "file", "account": explorer.alice, "payment": "permit"}
+    form = {"mode": "file", "account": explorer.alice, "payment": "permit"}
     for depends, status in ((f"afterok:{ended}", 200), (f"afternotok:{ended}", 400)):
-        body = {**asked, "file": f"{file}dependsOn: [{depends!r}]\n"}
+        body = {**form, "file": f"{file}dependsOn: [{depends!r}]\n"}
         assert web.post("/wallet/quote", json=body).json()["problems"] == []
         answer = web.post("/wallet/submit", json=body)
         assert answer.status_code == status, answer.text
@@ -628,19 +628,19 @@ def test_a_false_permit_is_refused_before_a_payment(
         "deadline": str(2**40),
         "signature": "0x" + "11" * 64 + "1b",
     }
-    asked = {**FORM, "account": explorer.grid.stranger.address, "permit": body}
-    answer = web.post("/wallet/submit", json=asked)
+    form = {**FORM, "account": explorer.grid.stranger.address, "permit": body}
+    answer = web.post("/wallet/submit", json=form)
     assert answer.status_code == 409
     assert answer.json()["detail"]
 
 
 def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx2.Client) -> None:
     number = job_of(explorer, JobStatus.RUNNING)
-    asked = {"job": number, "account": explorer.grid.stranger.address}
-    answer = web.post("/wallet/cancel", json=asked)
+    form = {"job": number, "account": explorer.grid.stranger.address}
+    answer = web.post("/wallet/cancel", json=form)
     assert answer.status_code in {403, 409}
     assert "another customer" in answer.json()["detail"]
-    assert web.post("/wallet/cancel", json={**asked, "job": True}).status_code == 400
+    assert web.post("/wallet/cancel", json={**form, "job": True}).status_code == 400
 
 
 @pytest.mark.parametrize(

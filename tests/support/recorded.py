@@ -116,7 +116,7 @@ def recorded_grid(**options: Any) -> RecordedGrid:
         return RecordedGrid(**options)
 
 
-def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
+def record_history(grid: RecordedGrid) -> Mapping[str, int]:
     """Run jobs with all final statuses and most kinds of events; return job IDs by name."""
     chain, scheduler = grid.chain, grid.scheduler
     # Twice the usual size, for all the jobs that it runs at once.
@@ -181,10 +181,10 @@ def tell_a_story(grid: RecordedGrid) -> Mapping[str, int]:
     return jobs
 
 
-def tell_of_payments(grid: RecordedGrid) -> Mapping[str, int]:
+def record_payments(grid: RecordedGrid) -> Mapping[str, int]:
     """Add interim payments, load, signed requests and expiry; return job IDs by name.
 
-    Independent of `tell_a_story`; can follow it on the same grid.
+    Independent of `record_history`; can follow it on the same grid.
     """
     chain, scheduler, alice, bob = grid.chain, grid.scheduler, grid.alice, grid.bob
     third = grid.provider("third", labels=["gpu.model=h100"])

@@ -39,13 +39,13 @@ from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
 from tests.support.lyingnode import LIES, Lie, RecordedNode
-from tests.support.recorded import RecordedGrid, recorded_grid, tell_a_story
+from tests.support.recorded import RecordedGrid, record_history, recorded_grid
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
     grid = recorded_grid()
-    tell_a_story(grid)
+    record_history(grid)
     return grid
 
 

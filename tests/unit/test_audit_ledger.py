@@ -16,9 +16,9 @@ from deepsquare_chain.job import JobStatus, Load
 from tests.support.grid import RATE, TERMS, WEALTH, fee_of
 from tests.support.recorded import (
     RecordedGrid,
+    record_history,
+    record_payments,
     recorded_grid,
-    tell_a_story,
-    tell_of_payments,
 )
 
 ESCROW = TERMS["amount"]
@@ -31,7 +31,7 @@ def grid() -> RecordedGrid:
 
 @pytest.fixture(scope="module")
 def jobs(grid: RecordedGrid) -> Mapping[str, int]:
-    return tell_a_story(grid)
+    return record_history(grid)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_each_line_of_a_statement_names_the_log_that_caused_it(
 @pytest.fixture(scope="module")
 def payments() -> tuple[RecordedGrid, Mapping[str, int], Ledger]:
     grid = recorded_grid()
-    jobs = tell_of_payments(grid)
+    jobs = record_payments(grid)
     return grid, jobs, grid.ledger()
 
 

@@ -17,9 +17,9 @@ from deepsquare_chain.chain.bindings import events as ev
 from deepsquare_chain.job import Hardware, JobFlags, JobStatus, Offer, Prices, Terms
 from tests.support.recorded import (
     RecordedGrid,
+    record_history,
+    record_payments,
     recorded_grid,
-    tell_a_story,
-    tell_of_payments,
 )
 
 STRANGER = "0x" + "42" * 20
@@ -54,12 +54,12 @@ def told_by(tell: Callable[[RecordedGrid], Mapping[str, int]]) -> Story:
 
 @pytest.fixture(scope="module")
 def story() -> Story:
-    return told_by(tell_a_story)
+    return told_by(record_history)
 
 
 @pytest.fixture(scope="module")
 def payments() -> Story:
-    return told_by(tell_of_payments)
+    return told_by(record_payments)
 
 
 @pytest.fixture(params=["story", "payments"])
@@ -300,11 +300,11 @@ class TestParked:
             and event.sender == scheduler
             and event.recipient in ledger.providers
         )
-        place = {"block_number": payment.block_number, "tx_hash": payment.tx_hash}
+        position = {"block_number": payment.block_number, "tx_hash": payment.tx_hash}
         recorded = ev.PaymentParked(
             payment.recipient,
             payment.amount,
-            **place,
+            **position,
             log_index=payment.log_index,
             address=scheduler,
         )
@@ -313,12 +313,12 @@ class TestParked:
     def withdrawal(self, parked: list[ev.Event], story: Story, **changes: Any) -> list[ev.Event]:
         recorded = next(event for event in parked if isinstance(event, ev.PaymentParked))
         last = parked[-1]
-        place = {"block_number": last.block_number, "tx_hash": "0xabc"}
+        position = {"block_number": last.block_number, "tx_hash": "0xabc"}
         taken = ev.PaymentWithdrawn(
             recorded.recipient,
             STRANGER,
             recorded.amount,
-            **place,
+            **position,
             log_index=last.log_index + 1,
             address=recorded.address,
         )
@@ -327,7 +327,7 @@ class TestParked:
             recorded.address,
             STRANGER,
             recorded.amount,
-            **place,
+            **position,
             log_index=last.log_index + 2,
             address=credit,
         )
@@ -551,6 +551,6 @@ class TestUnlawfulAssignments:
     def test_the_highest_fee(self, story: Story, bps: int, lawful: bool) -> None:
         last = story.events[-1]
         scheduler = story.grid.ledger().deployment.scheduler
-        place = {"block_number": last.block_number, "log_index": last.log_index + 1}
-        recorded = ev.FeeChanged(bps, **place, tx_hash="0xfeed", address=scheduler)
+        position = {"block_number": last.block_number, "log_index": last.log_index + 1}
+        recorded = ev.FeeChanged(bps, **position, tx_hash="0xfeed", address=scheduler)
         assert (story.codes([*story.events, recorded]) == set()) is lawful

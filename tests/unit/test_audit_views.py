@@ -31,9 +31,9 @@ from deepsquare_chain.job import JobFlags, JobStatus
 from tests.support.grid import RATE, TERMS, TIMES
 from tests.support.recorded import (
     RecordedGrid,
+    record_history,
+    record_payments,
     recorded_grid,
-    tell_a_story,
-    tell_of_payments,
 )
 
 
@@ -62,14 +62,14 @@ class RecordedAudit:
 @pytest.fixture(scope="module")
 def recorded() -> RecordedAudit:
     grid = recorded_grid()
-    jobs = tell_a_story(grid)
+    jobs = record_history(grid)
     return RecordedAudit(grid, grid.ledger(), jobs)
 
 
 @pytest.fixture(scope="module")
 def paid() -> RecordedAudit:
     grid = recorded_grid()
-    jobs = tell_of_payments(grid)
+    jobs = record_payments(grid)
     return RecordedAudit(grid, grid.ledger(), jobs)
 
 
@@ -293,18 +293,18 @@ class TestExceptions:
 
     async def test_the_sender_is_read_from_the_node_once(self, recorded: RecordedAudit) -> None:
         row = recorded.of(Code.LATE_ASSIGNMENT)[recorded.jobs["early"]]
-        asked: list[str] = []
+        transactions: list[str] = []
 
         async def get_transaction(tx_hash: bytes) -> dict[str, Any]:
-            asked.append("0x" + tx_hash.hex())
-            return {"from": row.account, "input": recorded.grid.chain.sent[asked[-1]][2]}
+            transactions.append("0x" + tx_hash.hex())
+            return {"from": row.account, "input": recorded.grid.chain.sent[transactions[-1]][2]}
 
         node: Any = SimpleNamespace(w3=SimpleNamespace(eth=SimpleNamespace()))
         node.w3.eth.get_transaction = get_transaction
         honest = auditing._report(recorded.ledger, None, [], "", proven=False)
         report = await auditing._with_senders(node, honest)
         named = report.anomalies
-        assert asked.count(row.tx_hash) == 1
+        assert transactions.count(row.tx_hash) == 1
         assert row.job_id in {e.job_id for e in named if e.code is Code.SELF_SCHEDULED}
         assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
         assert report.ok
@@ -331,10 +331,10 @@ class TestExceptions:
         assert late.message.endswith("s")
 
     def test_administrators_and_money(self, recorded: RecordedAudit) -> None:
-        said = {row.code: row.message for row in recorded.ledger.anomalies}
-        assert said[Code.FEE] == "the fee became 700 basis points"
-        assert said[Code.BAN].endswith("was banned: enough")
-        assert "sent to the scheduler without a job" in said[Code.GIFT]
+        messages = {row.code: row.message for row in recorded.ledger.anomalies}
+        assert messages[Code.FEE] == "the fee became 700 basis points"
+        assert messages[Code.BAN].endswith("was banned: enough")
+        assert "sent to the scheduler without a job" in messages[Code.GIFT]
         # What pays for a job is no gift.
         assert [row.code for row in recorded.ledger.anomalies].count(Code.GIFT) == 1
         assert any("APPROVER_ROLE" in row.message for row in recorded.ledger.anomalies)
@@ -401,11 +401,11 @@ class TestExceptions:
 
     def test_a_payment_that_had_to_be_parked(self, recorded: RecordedAudit) -> None:
         last = recorded.grid.events[-1]
-        place = {"block_number": last.block_number, "log_index": last.log_index + 1}
+        position = {"block_number": last.block_number, "log_index": last.log_index + 1}
         parked = ev.PaymentParked(
             recorded.grid.stranger,
             10**18,
-            **place,
+            **position,
             tx_hash="0xfeed",
             address=recorded.ledger.deployment.scheduler,
         )

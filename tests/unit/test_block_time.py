@@ -126,11 +126,11 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
     moment = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(heads_module, "time", moment)
     monkeypatch.setattr(heads_module, "time", moment)
-    now, asked, block = 100.0, 0, 5
+    now, requests, block = 100.0, 0, 5
 
     async def reconcile() -> dict[str, str]:
-        nonlocal asked
-        asked += 1
+        nonlocal requests
+        requests += 1
         header = {"number": hex(block), "timestamp": hex(block), "hash": "0x0" + str(block)}
         on_demand_detector.record_head(block, header)
         return header
@@ -145,16 +145,16 @@ async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
         head = await heads.poll(lambda: 0)
         return None if head is None else head.number
 
-    assert (await number(), await number(), asked) == (5, 5, 1)
+    assert (await number(), await number(), requests) == (5, 5, 1)
     now = 102.0
-    assert (await number(), await number(), asked) == (5, 5, 2)
+    assert (await number(), await number(), requests) == (5, 5, 2)
     on_demand_detector.block_time.record_head(
         6, now
     )  # by somebody else of this connection, at another node of it
     assert heads.pause() == 0
-    assert (await number(), await number(), asked) == (5, 5, 3)  # once, for that node lags
+    assert (await number(), await number(), requests) == (5, 5, 3)  # once, for that node lags
     block = 6
     heads.hint()
-    assert (await number(), asked) == (6, 4)
+    assert (await number(), requests) == (6, 4)
     block, now = 4, 104.5
-    assert (await number(), asked) == (None, 5)
+    assert (await number(), requests) == (None, 5)

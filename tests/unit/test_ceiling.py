@@ -55,11 +55,11 @@ def test_one_that_refuses_everything_teaches_nothing() -> None:
 
 def test_errors_now_and_then_are_no_refusals() -> None:
     ceiling = Ceiling(64, 64)
-    for asked in (6, 64, 6, 12) * 5:
-        ceiling.refused(asked)
-        ceiling.worked(asked // 2)
+    for size in (6, 64, 6, 12) * 5:
+        ceiling.refused(size)
+        ceiling.worked(size // 2)
         assert ceiling.size == 64
-        ceiling.worked(asked)
+        ceiling.worked(size)
 
 
 def test_failures_count_once_there_are_several() -> None:

@@ -50,8 +50,8 @@ TREE = dict(walk())
 def test_every_file_of_commands_is_in_the_table() -> None:
     folder = Path(deepsquare_chain.cli.__file__).parent
     files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    told = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
-    assert files - NO_COMMANDS == told
+    listed = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
+    assert files - NO_COMMANDS == listed
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -148,14 +148,14 @@ print("asked")
 def test_no_help_loads_anything_heavy() -> None:
     """What takes long to import waits for the command that needs it."""
     paths = [[], *([name] for name in GROUPS), *map(list, TREE)]
-    asked = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", ASK_ALL],
         input=json.dumps(paths),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (asked.returncode, asked.stdout) == (0, "asked\n"), asked.stderr
+    assert (completed.returncode, completed.stdout) == (0, "asked\n"), completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "listed"),
     [
         (["job", "get", "abc"], "'abc' is not a whole number from 1 to"),
         (["job", "list", "--limit", "0"], "'0' is not a whole number of 1 or more, such as 50"),
@@ -201,10 +201,10 @@ def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> N
         (["credit", "transfer", "0xab", "much"], "'much' is not a valid amount of credits"),
     ],
 )
-def test_invalid_values_are_named_with_the_allowed_ones(words: list[str], told: str) -> None:
+def test_invalid_values_are_named_with_the_allowed_ones(words: list[str], listed: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
-    assert told in " ".join(done.output.replace("│", " ").split())
+    assert listed in " ".join(done.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -258,10 +258,10 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
         replace(JOB, id=2, retry_of=1),
         replace(JOB, id=2, retry_of=1, status=JobStatus.FINISHED),
     )
-    told = {1: History(1, successor=2), 2: History(2, exit_code=0)}
+    messages = {1: History(1, successor=2), 2: History(2, exit_code=0)}
 
     async def histories(_contracts: object, ids: list[int]) -> dict[int, History]:
-        return {number: told[number] for number in ids}
+        return {number: messages[number] for number in ids}
 
     monkeypatch.setattr(client_jobs, "histories", histories)
     seen: list[tuple[int, JobStatus]] = []
@@ -312,7 +312,7 @@ async def test_watch_continues_while_the_endpoint_fails(
 ) -> None:
     """Records and events alike; it is told once of each outage."""
     answers: list[Any] = [error, error, JOB, error, replace(JOB, status=JobStatus.FINISHED)]
-    told: list[str] = []
+    messages: list[str] = []
 
     async def get_job(_job_id: int) -> Job:
         result = answers.pop(0)
@@ -333,10 +333,10 @@ async def test_watch_continues_while_the_endpoint_fails(
         contracts,
         1,
         interval=0,
-        on_outage=lambda item: told.append("back" if item is None else item.message),
+        on_outage=lambda item: messages.append("back" if item is None else item.message),
     )
     assert result.exit_code == 0
-    assert told == [error.message, "back"] * 3
+    assert messages == [error.message, "back"] * 3
 
 
 async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     contracts: Any = FakeContracts(*records)
     everything = set(JobStatus)
     result = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
-    assert [(job.id, told.name) for job, told in result] == [
+    assert [(job.id, messages.name) for job, messages in result] == [
         (7, "job 7"),
         (5, "job 5"),
         (3, "job 3"),

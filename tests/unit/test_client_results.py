@@ -37,18 +37,18 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A deployment whose job has ended, and what its provider reported."""
-    told = SimpleNamespace(status=JobStatus.FINISHED, digest=DIGEST)
+    history = SimpleNamespace(status=JobStatus.FINISHED, digest=DIGEST)
 
     async def get_job(job_id: int) -> Any:
-        return SimpleNamespace(id=job_id, status=told.status)
+        return SimpleNamespace(id=job_id, status=history.status)
 
     async def reported(_contracts: Any, _job_id: int) -> str:
-        return str(told.digest)
+        return str(history.digest)
 
     monkeypatch.setattr(gateways, "reported_digest", reported)
-    told.scheduler = SimpleNamespace(address=CONTRACT, get_job=get_job)
-    told.deployment = SimpleNamespace(chain_id=1)
-    return told
+    history.scheduler = SimpleNamespace(address=CONTRACT, get_job=get_job)
+    history.deployment = SimpleNamespace(chain_id=1)
+    return history
 
 
 async def fetch(chain: Any, root: Path, to: Path | None = None) -> list[Result]:

@@ -121,7 +121,7 @@ def abi_events() -> dict[str, Any]:
     }
 
 
-def raw_log(name: str, values: tuple[Any, ...], **place: Any) -> dict[str, Any]:
+def raw_log(name: str, values: tuple[Any, ...], **position: Any) -> dict[str, Any]:
     """A log as JSON-RPC gives it."""
     entry = abi_events()[name]
     indexed = [i["indexed"] for i in entry["inputs"]]
@@ -139,7 +139,7 @@ def raw_log(name: str, values: tuple[Any, ...], **place: Any) -> dict[str, Any]:
         "blockHash": "0x" + "aa" * 32,
         "transactionHash": "0x" + "bb" * 32,
         "logIndex": "0x2",
-        **place,
+        **position,
     }
 
 

@@ -505,16 +505,16 @@ async def test_any_history_ends_in_the_truth(
         book = Book(store)
         result = follower(chain, store, confirmations=confirmations)
         count = 0
-        for what, number in [*steps, ("mine", 1), ("mine", 0), ("poll", 0)]:
-            if what == "mine":
+        for action, number in [*steps, ("mine", 1), ("mine", 0), ("poll", 0)]:
+            if action == "mine":
                 chain.mine([log(count := count + 1) for _ in range(number)])
-            elif what in ("reorg", "shorten"):
+            elif action in ("reorg", "shorten"):
                 depth = min(number, chain.head)
                 if depth:
-                    chain.reorg(depth, keep=what == "shorten")
-            elif what == "limit":
+                    chain.reorg(depth, keep=action == "shorten")
+            elif action == "limit":
                 chain.log_limit = number
-            elif what == "restart":
+            elif action == "restart":
                 result = follower(chain, store, confirmations=confirmations)
             else:
                 await result.poll(book.apply)

@@ -63,8 +63,8 @@ async def test_a_transaction_of_any_kind_is_read(
         "eth_getTransactionReceipt": RECEIPT | receipt,
     }
 
-    async def ask_all(_w3: Any, asked: list[tuple[str, list[Any]]]) -> list[Any]:
-        return [checked(method, answers[method]) for method, _ in asked]
+    async def ask_all(_w3: Any, requests: list[tuple[str, list[Any]]]) -> list[Any]:
+        return [checked(method, answers[method]) for method, _ in requests]
 
     for module in (block_data, batching):
         monkeypatch.setattr(module, "ask_all", ask_all)

@@ -25,17 +25,17 @@ from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
 from tests.support.recorded import (
     RecordedGrid,
+    record_history,
+    record_payments,
     recorded_grid,
-    tell_a_story,
-    tell_of_payments,
 )
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
     grid = recorded_grid()
-    tell_a_story(grid)
-    tell_of_payments(grid)
+    record_history(grid)
+    record_payments(grid)
     return grid
 
 
@@ -254,7 +254,7 @@ def listed_anomalies(index: Index) -> list[tuple[Any, ...]]:
 def ledger_anomalies(
     ledger: Ledger, sent: Mapping[str, tuple[str, str, bytes]] | None = None
 ) -> list[tuple[Any, ...]]:
-    senders = {key: to_checksum_address(who) for key, (who, *_) in (sent or {}).items()}
+    senders = {key: to_checksum_address(account) for key, (account, *_) in (sent or {}).items()}
     return [
         (
             *(row.code, row.severity, row.message),

@@ -174,22 +174,22 @@ async def test_skipped_jobs_have_a_longer_backoff_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "rests"),
+    ("error", "is_cooldown"),
     [
         (RevertedError("TooEarly"), True),
         (InsufficientFundsError("no gas"), True),
         (EndpointError("down"), False),
     ],
 )
-async def test_failures_end_no_cycle(error: GridError, rests: bool) -> None:
+async def test_failures_end_no_cycle(error: GridError, is_cooldown: bool) -> None:
     result = bench(FakeSender(error=error))
     with capture_logs() as logs:
         assert await result.batches.challenge(3, NOW) == 0
     assert [entry["message"] if "message" in entry else entry["error"] for entry in logs]
-    assert (result.batches.due("challenge", [3], NOW) == []) is rests
+    assert (result.batches.due("challenge", [3], NOW) == []) is is_cooldown
     result.sender.sent.clear()
     await result.batches.challenge(3, NOW)
-    assert bool(result.sender.sent) is not rests
+    assert bool(result.sender.sent) is not is_cooldown
 
 
 async def test_a_dry_run_logs_each_planned_action_once() -> None:

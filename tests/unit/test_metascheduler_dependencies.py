@@ -46,7 +46,7 @@ OK, BAD = JobStatus.FINISHED, JobStatus.FAILED
 ENDS = [status for status in JobStatus if status.is_final]
 
 
-def held(
+def array_job(
     waiting: list[tuple[Job, str]],
     assigned: list[tuple[Job, str]],
     ends: dict[int, JobStatus],
@@ -68,7 +68,7 @@ def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
         Dependency.AFTER_ANY: True,
         Dependency.AFTER_NOT_OK: end is not OK,
     }[kind]
-    result = held([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
+    result = array_job([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
     assert (20 not in result) is met
     if not met:
         assert result[20].final
@@ -78,65 +78,65 @@ def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
 def test_a_job_waits_for_all_that_it_depends_on() -> None:
     uses = "gpu=yes,deepsquare.afterok=7:9-10,deepsquare.afterany=3"
     assert dependencies([uses, "gpu=yes"]) == {3, 7, 9, 10}
-    hold = held([(JOB, uses)], [], {7: OK, 3: BAD})[20]
+    hold = array_job([(JOB, uses)], [], {7: OK, 3: BAD})[20]
     assert (hold.final, hold.text) == (False, "it waits for the end of jobs 9, 10")
-    assert held([(JOB, uses)], [], {7: OK, 9: OK, 10: OK, 3: BAD}) == {}
+    assert array_job([(JOB, uses)], [], {7: OK, 9: OK, 10: OK, 3: BAD}) == {}
     # One that can't hold decides, whatever else is still open.
-    assert held([(JOB, uses)], [], {10: BAD})[20].final
+    assert array_job([(JOB, uses)], [], {10: BAD})[20].final
 
 
 @pytest.mark.parametrize("number", [20, 21, 10**9])
 def test_a_job_can_t_wait_for_itself_or_a_later_one(number: int) -> None:
-    assert held([(JOB, f"deepsquare.afterany={number}")], [], {number: OK})[20].final
+    assert array_job([(JOB, f"deepsquare.afterany={number}")], [], {number: OK})[20].final
 
 
 def test_a_successor_keeps_the_dependencies_of_its_line() -> None:
     successor = replace(JOB, id=40, retry_of=20)
-    assert held([(successor, "deepsquare.afterok=7")], [], {7: OK}) == {}
-    assert held([(successor, "deepsquare.afterok=30")], [], {30: OK})[40].final
+    assert array_job([(successor, "deepsquare.afterok=7")], [], {7: OK}) == {}
+    assert array_job([(successor, "deepsquare.afterok=30")], [], {30: OK})[40].final
 
 
 def test_an_array_goes_out_no_faster_than_its_throttle() -> None:
     uses = "deepsquare.array=sub-00000001%2"
     waiting = [(job(number), uses) for number in (9, 8, 7, 6)]
-    assert set(held(waiting, [], {})) == {8, 9}
-    assert set(held(waiting, [(job(5), uses)], {})) == {7, 8, 9}
-    assert set(held(waiting, [(job(4), uses), (job(5), uses)], {})) == {6, 7, 8, 9}
+    assert set(array_job(waiting, [], {})) == {8, 9}
+    assert set(array_job(waiting, [(job(5), uses)], {})) == {7, 8, 9}
+    assert set(array_job(waiting, [(job(4), uses), (job(5), uses)], {})) == {6, 7, 8, 9}
     # Another customer's array of the same id, and jobs of none, count for themselves.
     others = [(job(4, BOB), uses), (job(5), "")]
-    assert set(held(waiting, others, {})) == {8, 9}
-    assert held([(job(6), "deepsquare.array=sub-00000001")] * 3, [], {}) == {}
+    assert set(array_job(waiting, others, {})) == {8, 9}
+    assert array_job([(job(6), "deepsquare.array=sub-00000001")] * 3, [], {}) == {}
 
 
 def test_jobs_with_unmet_dependencies_do_not_count_for_the_limit_of_their_array() -> None:
     uses = "deepsquare.array=sub-00000001%1"
     waiting = [(job(6), f"{uses},deepsquare.afterok=1"), (job(7), uses)]
-    assert set(held(waiting, [], {})) == {6}
+    assert set(array_job(waiting, [], {})) == {6}
 
 
 def test_a_job_starts_at_its_time() -> None:
     uses = "deepsquare.begin=2000"
-    hold = held([(JOB, uses)], [], {}, 1_999)[20]
+    hold = array_job([(JOB, uses)], [], {}, 1_999)[20]
     assert (hold.final, hold.text) == (
         False,
         "it starts at 1970-01-01 00:33:20 UTC at the earliest",
     )
-    assert held([(JOB, uses)], [], {}, 2_000) == {}
+    assert array_job([(JOB, uses)], [], {}, 2_000) == {}
 
 
 def test_a_job_does_not_start_after_its_deadline() -> None:
     uses = "deepsquare.deadline=2000"
-    assert held([(JOB, uses)], [], {}, 1_999) == {}
-    hold = held([(JOB, uses)], [], {}, 2_000)[20]
+    assert array_job([(JOB, uses)], [], {}, 1_999) == {}
+    hold = array_job([(JOB, uses)], [], {}, 2_000)[20]
     assert (hold.final, hold.text) == (True, "it had to start before 1970-01-01 00:33:20 UTC")
     # Its first run met the deadline; a retry goes on with what was paid.
-    assert held([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
+    assert array_job([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
 
 
 def test_a_job_that_may_not_start_does_not_count_for_the_limit_of_its_array() -> None:
     uses = "deepsquare.array=sub-00000001%1"
     waiting = [(job(6), f"{uses},deepsquare.begin=2000"), (job(7), uses)]
-    assert set(held(waiting, [], {})) == {6}
+    assert set(array_job(waiting, [], {})) == {6}
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_a_job_that_may_not_start_does_not_count_for_the_limit_of_its_array() ->
     ],
 )
 def test_conditions_that_can_t_be_read_never_hold(uses: str) -> None:
-    assert held([(JOB, uses)], [], {7: OK})[20].final
+    assert array_job([(JOB, uses)], [], {7: OK})[20].final
 
 
 def test_requirements_that_can_t_be_read_are_left_to_the_policy() -> None:
-    assert held([(JOB, "no affinity")], [], {7: OK}) == {}
+    assert array_job([(JOB, "no affinity")], [], {7: OK}) == {}
 
 
 def test_conditions_read_as_they_were_written() -> None:

@@ -128,15 +128,15 @@ class TestSuspicion:
         assert (result[0].job_id, result[0].provider_id) == (work.id, 1)
         return result[0].why
 
-    @pytest.mark.parametrize(("since", "asked"), [(NOW - 50, False), (NOW - 51, True)])
-    def test_half_of_the_claim_timeout(self, since: int, asked: bool) -> None:
-        words = "job 1 is unclaimed for 51 s" if asked else ""
+    @pytest.mark.parametrize(("since", "expected"), [(NOW - 50, False), (NOW - 51, True)])
+    def test_half_of_the_claim_timeout(self, since: int, expected: bool) -> None:
+        words = "job 1 is unclaimed for 51 s" if expected else ""
         assert self.why(assigned(since), held()) == words
 
-    @pytest.mark.parametrize(("since", "asked"), [(NOW - 120, False), (NOW - 121, True)])
-    def test_unreported_past_its_end(self, since: int, asked: bool) -> None:
+    @pytest.mark.parametrize(("since", "expected"), [(NOW - 120, False), (NOW - 121, True)])
+    def test_unreported_past_its_end(self, since: int, expected: bool) -> None:
         work = running(1, since=since, time_limit=60)
-        words = "job 1 is unreported 61 s after its end" if asked else ""
+        words = "job 1 is unreported 61 s after its end" if expected else ""
         assert self.why(work, held()) == words
 
     def test_the_slack_follows_short_grids(self) -> None:
@@ -148,12 +148,14 @@ class TestSuspicion:
         assert not suspicions([earlier], held(), block_context, Watch())
 
     @pytest.mark.parametrize("make", [claimed, lambda since: running(1, since=since)])
-    @pytest.mark.parametrize(("quiet", "asked"), [(200, False), (201, True)])
-    def test_no_sign_for_twice_the_claim_timeout(self, make: Any, quiet: int, asked: bool) -> None:
+    @pytest.mark.parametrize(("quiet", "expected"), [(200, False), (201, True)])
+    def test_no_sign_for_twice_the_claim_timeout(
+        self, make: Any, quiet: int, expected: bool
+    ) -> None:
         work = make(NOW - quiet)
         if work.status is JobStatus.RUNNING:
             work = running(1, since=NOW - quiet, time_limit=10_000)
-        words = f"no sign of it for {quiet} s while it has job 1" if asked else ""
+        words = f"no sign of it for {quiet} s while it has job 1" if expected else ""
         assert self.why(work, held(last_sign=0)) == words
         assert self.why(work, held(last_sign=NOW - 5)) == ""
         assert self.why(work, held(Clock("", 0, 0, NOW - 60))) == ""

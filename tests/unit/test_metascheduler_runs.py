@@ -128,11 +128,11 @@ def test_a_successor_is_of_the_same_kind(store: Store, state: SchedulerState) ->
 
 
 def test_runs_count_at_the_median_speed(store: Store, state: SchedulerState) -> None:
-    told = [
+    events = [
         ev.LabelsChanged(address(n), {"cpu.speed": speed}, block_number=1)
         for n, speed in ((1, "4"), (2, "2"), (3, "1"))
     ]
-    apply(store, state, 1, *told, submitted(1, 1), submitted(2, 1))
+    apply(store, state, 1, *events, submitted(1, 1), submitted(2, 1))
     apply(store, state, 2, *ended(1, 2, 100))
     slower = ev.LabelsChanged(HOST, {"cpu.speed": "1"}, block_number=3)
     # The labels of the moment count: of 1, 2 and 1 the median is 1.

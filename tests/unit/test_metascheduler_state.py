@@ -120,14 +120,14 @@ def test_the_same_batch_twice_changes_nothing(store: Store, state: SchedulerStat
 
 
 def test_registry_events_ask_for_a_fresh_look(store: Store, state: SchedulerState) -> None:
-    for told in (
+    for events in (
         ev.OfferChanged(HOST, Offer(1, 1, 1)),
         ev.DrainingChanged(HOST, True),
         ev.BanChanged(HOST, True, ""),
         ev.LabelsChanged(HOST, {}),
     ):
         state.registry_changed = False
-        apply(store, state, told)
+        apply(store, state, events)
         assert state.registry_changed
     state.registry_changed = False
     apply(store, state, submitted(1))

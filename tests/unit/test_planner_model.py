@@ -327,7 +327,7 @@ class Provider(RuleBasedStateMachine):
         self.simulation.assignment += provider == ME
 
     @rule(
-        who=st.sampled_from(
+        caller=st.sampled_from(
             [
                 *("timeout", "bounce", "bounce", "other", "other", "top_up", "top_up", "mood"),
                 *(
@@ -344,29 +344,31 @@ class Provider(RuleBasedStateMachine):
         ),
         to=st.sampled_from([S.SCHEDULED, S.RUNNING, S.PENDING, S.FINISHED]),
     )
-    def somebody_acts(self, who: str, to: JobStatus) -> None:
+    def somebody_acts(self, caller: str, to: JobStatus) -> None:
         simulation, status = self.simulation, self.simulation.job.status
-        if who in {"timeout", "bounce"} and status in {S.META_SCHEDULED, S.SCHEDULED}:
+        if caller in {"timeout", "bounce"} and status in {S.META_SCHEDULED, S.SCHEDULED}:
             simulation.move(S.PENDING, 0)
-            if who == "bounce":
+            if caller == "bounce":
                 self.assign_to(ME)
-        elif who == "other" and simulation.job.provider_id == OTHER and can_transition(status, to):
+        elif (
+            caller == "other" and simulation.job.provider_id == OTHER and can_transition(status, to)
+        ):
             simulation.move(to, 0 if to is S.PENDING else None)
-        elif who == "top_up" and status.is_live:
+        elif caller == "top_up" and status.is_live:
             self.top_up()
-        elif who == "mood":
+        elif caller == "mood":
             simulation.online = not simulation.online
-        elif who == "queue":
+        elif caller == "queue":
             self.queue_moves()
-        elif who == "replaced" and status is S.RUNNING and not simulation.settled:
+        elif caller == "replaced" and status is S.RUNNING and not simulation.settled:
             # Of a job that was claimed and started at once, both are undone.
             before = S.SCHEDULED if simulation.queues else S.META_SCHEDULED
             simulation.job = dataclasses.replace(simulation.job, status=before)
-        elif who == "database":
+        elif caller == "database":
             self.database_is_lost()
-        elif who == "customer" and status.is_live:
+        elif caller == "customer" and status.is_live:
             simulation.move(S.CANCELLED)
-        elif who == "stranger" and status is S.RUNNING:
+        elif caller == "stranger" and status is S.RUNNING:
             simulation.move(S.PANICKED)
 
     def top_up(self) -> None:

@@ -413,21 +413,21 @@ class TestObjective:
         ],
     )
     def test_more_speed_is_better(self, better: dict[str, str], worse: dict[str, str]) -> None:
-        told = [{"compute.gflops": "5", "cpu.speed": "1"}, better, worse]
-        speeds = relative_speeds(told)
+        labels = [{"compute.gflops": "5", "cpu.speed": "1"}, better, worse]
+        speeds = relative_speeds(labels)
         assert speeds[1] > speeds[2]
         grid = [provider(1, price=2, labels=better), provider(2, price=1, labels=worse)]
         assert places(decide([waiting(objective=Objective.TIME)], grid)) == {1: 1}
 
     @pytest.mark.parametrize("nonsense", ["nan", "-7", "inf", "1e999", "", "0", "9" * 16])
     def test_a_speed_that_is_no_number_counts_as_none(self, nonsense: str) -> None:
-        told = [{"cpu.speed": "2"}, {"cpu.speed": nonsense}, {"cpu.speed": "4"}, {}]
-        speeds = relative_speeds(told)
+        labels = [{"cpu.speed": "2"}, {"cpu.speed": nonsense}, {"cpu.speed": "4"}, {}]
+        speeds = relative_speeds(labels)
         assert speeds[1] == speeds[3] == min(speeds)
 
     def test_a_claimed_speed_counts_at_most_sixteen_medians(self) -> None:
-        told = [{"cpu.speed": "1"}, {"cpu.speed": "1"}, {"cpu.speed": "1000000"}]
-        assert relative_speeds(told) == [1.0, 1.0, 16.0]
+        labels = [{"cpu.speed": "1"}, {"cpu.speed": "1"}, {"cpu.speed": "1000000"}]
+        assert relative_speeds(labels) == [1.0, 1.0, 16.0]
 
     def test_less_power_is_better(self) -> None:
         low, high = {"energy.watts_per_cpu": "3"}, {"energy.watts_per_cpu": "20"}

@@ -107,8 +107,8 @@ def test_a_provider_that_gave_it_back() -> None:
 
 
 def test_waits_for_free_capacity() -> None:
-    held = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
-    explained = why(waiting(), [provider(1), provider(2)], held)
+    running_jobs = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
+    explained = why(waiting(), [provider(1), provider(2)], running_jobs)
     assert explained.text == (
         "job 1 waits for free capacity at provider 1 or 2, until about "
         f"{chain_time(NOW + 300)} at the latest"
@@ -133,19 +133,19 @@ def test_a_delayed_job_shows_until_when_it_waits_for_a_frugal_provider() -> None
 
 def test_many_providers_are_cut() -> None:
     grid = [provider(n) for n in range(1, 9)]
-    held = [running(10 + n, n, cpus=8) for n in range(1, 9)]
-    assert "1 or 2 or 3 or 4 or 5 or 3 others" in why(waiting(), grid, held).text
+    running_jobs = [running(10 + n, n, cpus=8) for n in range(1, 9)]
+    assert "1 or 2 or 3 or 4 or 5 or 3 others" in why(waiting(), grid, running_jobs).text
 
 
 def test_capacity_reserved_for_it_and_for_another() -> None:
     big = waiting(1, cpus=8, queued_at=NOW - 500)
     small = waiting(2, time_limit=900)
-    held = [running(9, cpus=4, time_limit=300)]
-    assert why(big, [provider()], held, [small]).text == (
+    running_jobs = [running(9, cpus=4, time_limit=300)]
+    assert why(big, [provider()], running_jobs, [small]).text == (
         "job 1 waits for free capacity at provider 1: it is overdue, and provider 1 is reserved for it, "
         f"from {chain_time(NOW + 300)} at the latest"
     )
-    assert why(small, [provider()], held, [big]).text == (
+    assert why(small, [provider()], running_jobs, [big]).text == (
         "job 2 waits for provider 1: the free capacity there is used by jobs before it in the queue, or "
         "is reserved for job 1"
     )
@@ -230,8 +230,8 @@ def test_use_priority_and_the_limit_of_a_customer_are_explained() -> None:
     history.record(FinishedRun(address(8), 1, 0, 60, None, 1.0))
     rules = dataclasses.replace(RULES, fair_share=0.5, priorities={address(7): 4.0}, max_running=1)
     wait = waiting(1, customer=address(7))
-    held = [running(9, customer=address(7))]
-    snapshot = Snapshot(NOW, [provider()], [wait], held)
+    running_jobs = [running(9, customer=address(7))]
+    snapshot = Snapshot(NOW, [provider()], [wait], running_jobs)
     explained = explain_wait(wait, snapshot, plan(snapshot, rules, history), rules)
     assert explained.text == (
         "job 1 waits: its customer has 1 jobs at providers, and this scheduler allows 1"

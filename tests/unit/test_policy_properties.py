@@ -86,10 +86,10 @@ def waits(draw: st.DrawFn, number: int) -> Waiting:
 def snapshots(draw: st.DrawFn) -> Snapshot:
     grid = [draw(views(number)) for number in range(1, draw(st.integers(1, 4)) + 1)]
     queue = [draw(waits(number)) for number in range(1, draw(st.integers(0, 12)) + 1)]
-    held = []
+    assigned_jobs = []
     for number in range(100, 100 + draw(st.integers(0, 5))):
         record = draw(waits(number)).job
-        held.append(
+        assigned_jobs.append(
             dataclasses.replace(
                 record,
                 status=draw(st.sampled_from([JobStatus.META_SCHEDULED, JobStatus.RUNNING])),
@@ -98,7 +98,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 rate=draw(st.integers(1, 500)),
             )
         )
-    return Snapshot(NOW, grid, queue, held)
+    return Snapshot(NOW, grid, queue, assigned_jobs)
 
 
 @st.composite
@@ -116,7 +116,7 @@ def rules(draw: st.DrawFn) -> Rules:
 def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
     decided = plan(snapshot, ruled)
     by_id = {view.provider.id: view for view in snapshot.providers}
-    room = available_capacity(snapshot.providers, snapshot.assigned)
+    available = available_capacity(snapshot.providers, snapshot.assigned)
     ids = [decision.waiting.job.id for decision in decided.decisions]
     assert len(ids) == len(set(ids))
     for decision in decided.decisions:
@@ -125,10 +125,14 @@ def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
         assert refusal(decision.waiting, view, NOW) is None
         assert decision.rate * job.time_limit <= job.escrow
         # Never over capacity, at any point of the plan.
-        assert within(amounts(job.resources), room[decision.provider_id])
-        free = room[decision.provider_id]
+        assert within(amounts(job.resources), available[decision.provider_id])
+        free = available[decision.provider_id]
         taken = amounts(job.resources)
-        room[decision.provider_id] = (free[0] - taken[0], free[1] - taken[1], free[2] - taken[2])
+        available[decision.provider_id] = (
+            free[0] - taken[0],
+            free[1] - taken[1],
+            free[2] - taken[2],
+        )
         assert str(job.id) in explain_decision(decision)
 
 
@@ -152,7 +156,7 @@ def test_no_provider_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) ->
     after = [running(d.waiting.job.id, d.provider_id, rate=d.rate) for d in decided.decisions]
     for job, decision in zip(after, decided.decisions, strict=True):
         object.__setattr__(job, "resources", decision.waiting.job.resources)
-    room = available_capacity(snapshot.providers, [*snapshot.assigned, *after])
+    available = available_capacity(snapshot.providers, [*snapshot.assigned, *after])
     for wait in snapshot.waiting:
         if wait.job.id in gone:
             continue
@@ -163,7 +167,7 @@ def test_no_provider_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) ->
         for view in snapshot.providers:
             if refusal(wait, view, NOW) is not None:
                 continue
-            fits = within(amounts(wait.job.resources), room[view.provider.id])
+            fits = within(amounts(wait.job.resources), available[view.provider.id])
             assert not fits or view.provider.id in decided.reservations
 
 
@@ -193,8 +197,10 @@ def test_a_reservation_is_never_pushed_back_by_the_same_plan(
     jobs = [*snapshot.assigned, *began]
     for provider_id, kept in decided.reservations.items():
         wanted = next(w for w in snapshot.waiting if w.job.id == kept.job_id)
-        room = available_capacity(snapshot.providers, [job for job in jobs if there(job, kept.at)])
-        assert within(amounts(wanted.job.resources), room[provider_id])
+        available = available_capacity(
+            snapshot.providers, [job for job in jobs if there(job, kept.at)]
+        )
+        assert within(amounts(wanted.job.resources), available[provider_id])
 
 
 @settings(max_examples=100)
@@ -242,8 +248,8 @@ class TestStarvation:
         assert len(outcomes) == len(jobs)
         assert all(outcome.wait >= 3 * block for outcome in outcomes)
         # In no order of arrivals does the grid give more than it has.
-        for place in (0, 1):
-            mine = [outcome for outcome in outcomes if outcome.provider == place]
+        for index in (0, 1):
+            mine = [outcome for outcome in outcomes if outcome.provider == index]
             for moment in {outcome.start for outcome in mine}:
                 used = sum(o.job.cpus for o in mine if o.start <= moment < o.end)
                 assert used <= 8

@@ -128,14 +128,14 @@ async def test_a_refusal_of_one_is_not_that_of_all(clock: Clock, nodes: list[Nod
 async def test_cooldowns_grow_with_failures(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes[:2])
     first = pool.members[0]
-    rests = []
+    cooldowns = []
     for _ in range(9):
         nodes[0].fail()
         pool._current = first
         clock.now = max(clock.now, first.cooldown_until)
         assert await ask(pool) == "b"
-        rests.append(first.cooldown_until - clock.now)
-    assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+        cooldowns.append(first.cooldown_until - clock.now)
+    assert cooldowns == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 async def test_endpoints_are_used_although_all_are_in_cooldown(

@@ -105,10 +105,10 @@ def test_functions_of_customers_are_allowed(content: bytes, function: str, amoun
     ],
 )
 def test_everything_else_is_refused(content: bytes, changes: dict[str, Any], code: str) -> None:
-    with pytest.raises(RequestRefusedError) as told:
+    with pytest.raises(RequestRefusedError) as refusal:
         check(signed(content, **changes), SCHEDULER, RelayRules())
-    assert told.value.code == code
-    assert told.value.hint
+    assert refusal.value.code == code
+    assert refusal.value.hint
 
 
 def test_the_least_amount_may_be_nothing() -> None:
@@ -120,9 +120,9 @@ def test_deadlines_have_bounds_in_chain_time() -> None:
     for now in (400, 985):
         check_deadline(request, now, rules)
     for now, code in ((399, "deadline-too-far"), (986, "expired"), (1_001, "expired")):
-        with pytest.raises(RequestRefusedError) as told:
+        with pytest.raises(RequestRefusedError) as refusal:
             check_deadline(request, now, rules)
-        assert told.value.code == code
+        assert refusal.value.code == code
 
 
 def test_gas_of_a_request_covers_its_call_and_its_calldata() -> None:
@@ -154,9 +154,9 @@ def test_gas_of_a_request_covers_its_call_and_its_calldata() -> None:
 )
 def test_a_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
     body = {**signed(b"\1").to_wire(), **changes}
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as refusal:
         SignedRequest.from_wire(body)
-    assert words in told.value.message
+    assert words in refusal.value.message
     with pytest.raises(UsageError):
         SignedRequest.from_wire("text")
 
@@ -201,15 +201,15 @@ def test_nothing_is_signed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no terminal"):
         confirmation_prompt(context, yes=False)(preview)
     assert confirmation_prompt(context, yes=True)(preview)
-    told = out.getvalue()
-    assert "function  cancel\\nforged\\x1b[31m" in told
-    assert "gas       paid by the relay" in told
+    refusal = out.getvalue()
+    assert "function  cancel\\nforged\\x1b[31m" in refusal
+    assert "gas       paid by the relay" in refusal
 
 
 # -- the customer's side of the wire
 
 
-async def asked(answer: httpx2.Response | Exception) -> Any:
+async def lookup(answer: httpx2.Response | Exception) -> Any:
     def handle(_: httpx2.Request) -> httpx2.Response:
         if isinstance(answer, Exception):
             raise answer
@@ -222,7 +222,7 @@ async def asked(answer: httpx2.Response | Exception) -> Any:
 
 async def test_answers_of_relays_are_checked() -> None:
     good = {"digest": "0xaa", "state": "sent", "transaction": "0x\x1b1", "detail": None}
-    result = await asked(httpx2.Response(202, json=good))
+    result = await lookup(httpx2.Response(202, json=good))
     assert (result.state, result.transaction) == ("sent", "0x\\x1b1")
     for wrong in (
         httpx2.Response(200, json={**good, "digest": "0xbb"}),
@@ -233,7 +233,7 @@ async def test_answers_of_relays_are_checked() -> None:
         httpx2.Response(200, content=b" " * 100_000),
     ):
         with pytest.raises(EndpointError, match="not a working relay"):
-            await asked(wrong)
+            await lookup(wrong)
 
 
 async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
@@ -242,21 +242,29 @@ async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
         (httpx2.ReadTimeout("x"), "no answer in time"),
         (httpx2.RemoteProtocolError("x"), "RemoteProtocolError"),
     ):
-        with pytest.raises(EndpointError, match=why) as told:
-            await asked(error)
-        assert "secret" not in told.value.message
-        assert "--relay" in told.value.hint
+        with pytest.raises(EndpointError, match=why) as refusal:
+            await lookup(error)
+        assert "secret" not in refusal.value.message
+        assert "--relay" in refusal.value.hint
 
 
 async def test_a_refusal_keeps_code_nonce_and_words() -> None:
     problem = {"detail": "no", "hint": "sign again", "code": "nonce", "next_nonce": 4}
-    with pytest.raises(RelayRefusedError) as told:
-        await asked(httpx2.Response(409, json=problem))
-    assert (told.value.code, told.value.next_nonce, told.value.temporary) == ("nonce", 4, False)
-    assert told.value.hint == "sign again"
-    with pytest.raises(RelayRefusedError) as told:
-        await asked(httpx2.Response(503, json={"detail": "later", "next_nonce": -1, "code": 7}))
-    assert (told.value.code, told.value.next_nonce, told.value.temporary) == ("", None, True)
+    with pytest.raises(RelayRefusedError) as refusal:
+        await lookup(httpx2.Response(409, json=problem))
+    assert (refusal.value.code, refusal.value.next_nonce, refusal.value.temporary) == (
+        "nonce",
+        4,
+        False,
+    )
+    assert refusal.value.hint == "sign again"
+    with pytest.raises(RelayRefusedError) as refusal:
+        await lookup(httpx2.Response(503, json={"detail": "later", "next_nonce": -1, "code": 7}))
+    assert (refusal.value.code, refusal.value.next_nonce, refusal.value.temporary) == (
+        "",
+        None,
+        True,
+    )
 
 
 def test_the_relay_is_the_settings_or_the_records(deployment: Any) -> None:

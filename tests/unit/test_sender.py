@@ -228,10 +228,10 @@ async def test_the_first_attempt_may_still_be_the_one(chain: FakeChain, sender: 
     while len(chain.sent) < 2:
         await asyncio.sleep(0.001)
         if chain.pool and not chain.mined():
-            held = dict(chain.pool)
+            pooled = dict(chain.pool)
             chain.pool.clear()
             chain.mine()
-            chain.pool.update(held)
+            chain.pool.update(pooled)
     first = chain.sent[0]
     chain.pool = {(first.sender, first.nonce): first}
     chain.mine()
@@ -582,19 +582,19 @@ async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Send
 async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -> None:
     """Fees, coin, head and nonce are the same for transactions of one moment."""
     sender = make(chain, store, poll_interval=60)
-    asked: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
     for name in ("get_balance", "get_block"):
         plain = getattr(chain.eth, name)
 
         async def counting(*words: Any, name: str = name, plain: Any = plain) -> Any:
-            asked[name] += 1
+            requests[name] += 1
             return await plain(*words)
 
         setattr(chain.eth, name, counting)
     chain.automine = False
     tasks = [asyncio.create_task(sender.send(call(number))) for number in range(3)]
     await until(lambda: len(chain.pool) == 3)
-    assert asked == {"get_balance": 1, "get_block": 1}
+    assert requests == {"get_balance": 1, "get_block": 1}
     assert sorted(tx.nonce for tx in chain.sent) == [0, 1, 2]
     # One look of the dispatcher, and one that all share who wait.
     await until(lambda: len(sender.unattended()) == 0)
@@ -608,17 +608,17 @@ async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
 ) -> None:
     """What was asked for counts from its answer on, however long that took."""
     sender = make(chain, store, poll_interval=0.5)
-    asked = 0
+    requests = 0
 
     async def slowly(*_: Any) -> int:
-        nonlocal asked
-        asked += 1
+        nonlocal requests
+        requests += 1
         await asyncio.sleep(0.6)
         return chain.balance
 
     chain.eth.get_balance = slowly  # type: ignore[method-assign]
     await asyncio.gather(*(sender.send(call(number)) for number in range(4)))
-    assert asked == 1
+    assert requests == 1
 
 
 async def test_waits_of_concurrent_senders(chain: FakeChain, store: Store, sender: Sender) -> None:
@@ -774,12 +774,12 @@ async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
     chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch, hidden: int
 ) -> None:
     """Whoever waits for an earlier one may have resent these bytes, and they are mined already."""
-    send, told = chain.eth.send_raw_transaction, []
+    send, sent = chain.eth.send_raw_transaction, []
 
     async def late(raw: bytes) -> Any:
         await send(raw)
-        if not told:
-            told.append(raw)
+        if not sent:
+            sent.append(raw)
             raise refusal("nonce too low")
 
     monkeypatch.setattr(chain.eth, "send_raw_transaction", late)
@@ -804,7 +804,7 @@ async def test_a_transaction_that_another_process_sent_is_not_sent_twice(
     assert states(store) == [TxState.MINED]
 
 
-def foreign(chain: FakeChain, nonce: int, data: bytes = b"other") -> Tx:
+def transaction_of_other(chain: FakeChain, nonce: int, data: bytes = b"other") -> Tx:
     """A transaction of the same wallet that some other program signed."""
     fields = {
         "type": 2, "chainId": 1, "nonce": nonce, "to": TARGET, "value": 0, "data": data,
@@ -823,9 +823,9 @@ async def test_an_account_that_sends_without_a_pause_starves_no_other(
 
     def again(_tx: Any) -> None:
         chain.mine()
-        foreign(chain, chain.nonce(ACCOUNT.address), b"more")
+        transaction_of_other(chain, chain.nonce(ACCOUNT.address), b"more")
 
-    foreign(chain, 0)
+    transaction_of_other(chain, 0)
     chain.faults = [again] * 5
     task = asyncio.create_task(sender.send(call(), timeout=10))
     await until(lambda: any(tx.data == call().data for tx in chain.pool.values()))
@@ -841,12 +841,12 @@ async def test_a_nonce_conflict_is_logged(
     sender = make(chain, store, metrics=metrics)
     await sender.send(call())
     await sender.reconcile()
-    tx = foreign(chain, 1)
+    tx = transaction_of_other(chain, 1)
     block = chain.mine()
     await sender.reconcile()
-    said = capsys.readouterr().out
-    assert said.count("nonce conflict detected") == 1
-    assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in said
+    logged = capsys.readouterr().out
+    assert logged.count("nonce conflict detected") == 1
+    assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in logged
     assert metrics.value("nonce_conflicts_total") == 1
     # Own ones are none, and the foreign one is told once.
     await sender.send(call(2))
@@ -867,21 +867,21 @@ async def test_calls_of_another_program_are_recorded(
     chain.automine = False
     blocks = None
     if moment == "idle":
-        foreign(chain, 0)
+        transaction_of_other(chain, 0)
         chain.mine()
         await sender.reconcile()
     elif moment == "while one waits":
         task = asyncio.create_task(sender.send(call()))
         await until(lambda: chain.pool)
         chain.pool.clear()
-        foreign(chain, 0)
+        transaction_of_other(chain, 0)
         blocks = asyncio.create_task(mining(chain, 0.005))
         with pytest.raises(NonceTakenError):
             await task
     else:
 
         def first(_tx: Tx) -> None:
-            foreign(chain, 0)
+            transaction_of_other(chain, 0)
             chain.mine()
 
         chain.faults = [first]
@@ -901,7 +901,7 @@ async def test_transactions_from_before_the_start_are_no_conflict(
     sender = make(chain, store)
     chain.automine = False
     await sender.reconcile()
-    foreign(chain, 0)
+    transaction_of_other(chain, 0)
     chain.mine()
     await sender.reconcile()
     assert sender.nonce_conflicts() == []
@@ -915,7 +915,7 @@ async def test_a_nonce_taken_while_waiting_names_the_transaction(
     task = asyncio.create_task(sender.send(call()))
     await until(lambda: chain.pool)
     chain.pool.clear()
-    tx = foreign(chain, 0)
+    tx = transaction_of_other(chain, 0)
     blocks = asyncio.create_task(mining(chain))
     with pytest.raises(NonceTakenError, match=f"used nonce 0 of .* 0x{tx.hash.hex()} of block 1"):
         await task
@@ -1020,9 +1020,9 @@ async def test_gas_that_runs_out_is_reported_once(
     assert metrics.value("gas_runway_transactions") == 49
     sender._gas_monitor._checked_at = None
     await sender.reconcile()
-    said = capsys.readouterr().out
-    assert said.count("gas ran low") == 1
-    assert "enough for about 49 transactions" in said
+    logged = capsys.readouterr().out
+    assert logged.count("gas ran low") == 1
+    assert "enough for about 49 transactions" in logged
 
 
 @pytest.mark.parametrize(("base_fee", "tip", "free"), [(0, 0, True), (0, 5, False), (7, 0, False)])

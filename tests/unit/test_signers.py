@@ -62,8 +62,8 @@ def reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _transport(signer: ReferenceSigner) -> httpx2.MockTransport:
-    def handle(asked: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(200, json=signer.answer(json.loads(asked.content)))
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=signer.answer(json.loads(request.content)))
 
     return httpx2.MockTransport(handle)
 

@@ -88,8 +88,8 @@ def test_configuration_becomes_arguments() -> None:
         "constraint": "[ib|opa]",
         "extra": "--nice=100 --reservation=grid",
     }
-    asked = sbatch(**options)
-    added = [request for request in asked if request not in sbatch()]
+    arguments = sbatch(**options)
+    added = [request for request in arguments if request not in sbatch()]
     assert added == [
         "--partition=long,spare",
         "--account=grid",
@@ -99,11 +99,14 @@ def test_configuration_becomes_arguments() -> None:
         "--reservation=grid",
     ]
     with_gpus = replace(SPEC, resources=replace(SPEC.resources, gpus=3))
-    asked = sbatch(with_gpus, gpu_type="h100", **options)
-    assert "--partition=gpu" in asked
-    assert "--gpus=h100:3" in asked
-    asked = sbatch(with_gpus, gpus="gres")
-    assert [a for a in asked if a.startswith(("--nodes", "--gr"))] == ["--nodes=1", "--gres=gpu:3"]
+    arguments = sbatch(with_gpus, gpu_type="h100", **options)
+    assert "--partition=gpu" in arguments
+    assert "--gpus=h100:3" in arguments
+    arguments = sbatch(with_gpus, gpus="gres")
+    assert [a for a in arguments if a.startswith(("--nodes", "--gr"))] == [
+        "--nodes=1",
+        "--gres=gpu:3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -403,11 +406,11 @@ def test_no_output_stops_the_daemon(parse: Callable[[str], object], text: str) -
 @of_each_version
 def test_recorded_errors(version: str) -> None:
     for number in range(4):
-        said = recorded(version, f"sbatch_error_{number}")
-        assert isinstance(failure("sbatch", said), CommandRefusedError), said
+        printed = recorded(version, f"sbatch_error_{number}")
+        assert isinstance(failure("sbatch", printed), CommandRefusedError), printed
     for name in ("scontrol_error", "scontrol_update_error"):
-        said = recorded(version, name)
-        assert isinstance(failure("scontrol", said), UnknownJobError), said
+        printed = recorded(version, name)
+        assert isinstance(failure("scontrol", printed), UnknownJobError), printed
     error = failure("squeue", recorded(version, "unreachable"))
     assert type(error) is ExecutorUnavailableError
     assert "Unable to contact slurm controller" in error.message

@@ -51,7 +51,7 @@ GRID = GridSnapshot(
 )
 
 
-class World:
+class FakeGrid:
     """What the screen asks for and does."""
 
     def __init__(self) -> None:
@@ -97,8 +97,8 @@ def screen_text(app: TopApp) -> list[str]:
 
 
 async def test_everything_fits_in_80_columns() -> None:
-    world = World()
-    app = world.app()
+    grid = FakeGrid()
+    app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause()
         await app.workers.wait_for_complete()
@@ -127,18 +127,18 @@ async def test_everything_fits_in_80_columns() -> None:
 
 
 async def test_the_cursor_stays_at_its_job() -> None:
-    world = World()
-    app = world.app()
+    grid = FakeGrid()
+    app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
         await app.workers.wait_for_complete()
         await pilot.press("down")
-        world.grid = replace(GRID, jobs=(line(10, S.RUNNING), *GRID.jobs))
+        grid.grid = replace(GRID, jobs=(line(10, S.RUNNING), *GRID.jobs))
         await pilot.press("r")
         await app.workers.wait_for_complete()
         await pilot.pause()
         assert len(rows(app, "jobs")) == 4
         assert app._job() == 9
-        world.grid = EndpointError("The endpoint does not answer")
+        grid.grid = EndpointError("The endpoint does not answer")
         await pilot.press("r")
         await app.workers.wait_for_complete()
         await pilot.pause()
@@ -147,15 +147,15 @@ async def test_the_cursor_stays_at_its_job() -> None:
 
 
 async def test_logs_are_shown_as_text() -> None:
-    world = World()
-    app = world.app()
+    grid = FakeGrid()
+    app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
         await app.workers.wait_for_complete()
         await pilot.press("l")
         await pilot.pause()
         assert isinstance(app.screen, LogScreen)
         async with asyncio.timeout(30):
-            while not world.did:
+            while not grid.did:
                 await pilot.pause(0.01)
         await pilot.pause()
         shown = [row.text.rstrip() for row in app.screen.query_one(RichLog).lines]
@@ -166,8 +166,8 @@ async def test_logs_are_shown_as_text() -> None:
 
 
 async def test_cancel_and_top_up_ask_first() -> None:
-    world = World()
-    app = world.app()
+    grid = FakeGrid()
+    app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
         await app.workers.wait_for_complete()
 
@@ -182,16 +182,16 @@ async def test_cancel_and_top_up_ask_first() -> None:
 
         await answer("c", "no")
         await answer("t", "much")
-        assert world.did == []
+        assert grid.did == []
         await answer("c", "yes")
         await answer("t", "1.5")
-        assert world.did == [("cancel", 7), ("top up", 7, 15 * CREDIT // 10)]
+        assert grid.did == [("cancel", 7), ("top up", 7, 15 * CREDIT // 10)]
         await pilot.press("c", "escape")
         await pilot.pause()
-        assert len(world.did) == 2
+        assert len(grid.did) == 2
         await pilot.press("tab", "down")
         await answer("c", "y")
-        assert world.did[-1] == ("cancel", 9)
+        assert grid.did[-1] == ("cancel", 9)
         assert any(
             "It has ended Look again." in notification.message
             for notification in app._notifications
@@ -199,8 +199,8 @@ async def test_cancel_and_top_up_ask_first() -> None:
 
 
 async def test_without_a_wallet_nothing_is_sent() -> None:
-    world = World()
-    app = world.app(wallet=False)
+    grid = FakeGrid()
+    app = grid.app(wallet=False)
     async with app.run_test(size=SIZE) as pilot:
         await app.workers.wait_for_complete()
         await pilot.press("c", "t")

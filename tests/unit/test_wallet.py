@@ -63,15 +63,15 @@ def test_a_new_wallet_opens_with_its_password(tmp_path: Path) -> None:
 def test_the_strong_derivation_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encrypt, asked = Account.encrypt, []
+    encrypt, prompts = Account.encrypt, []
 
     def light(key: bytes, password: str, **options: Any) -> Any:
-        asked.append(options)
+        prompts.append(options)
         return encrypt(key, password, **(options | {"iterations": 2}))
 
     monkeypatch.setattr(Account, "encrypt", light)  # the strong one takes a second
     create_wallet(tmp_path / "w.json", SECRET)
-    assert asked == [{"kdf": "scrypt", "iterations": 2**18}]
+    assert prompts == [{"kdf": "scrypt", "iterations": 2**18}]
 
 
 def test_a_wallet_is_never_overwritten(wallet: Path) -> None:
@@ -149,17 +149,17 @@ def test_without_a_terminal_there_is_no_prompt(wallet: Path) -> None:
 def test_on_a_terminal_the_prompt_names_the_wallet(
     wallet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def prompt(text: str) -> str:
-        asked.append(text)
+        prompts.append(text)
         return SECRET
 
     assert load_account(wallet, prompt=prompt).address == stated_address(wallet)
     monkeypatch.setattr("getpass.getpass", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     assert load_account(wallet).address == stated_address(wallet)
-    assert asked == [f"Password of {wallet}: "] * 2
+    assert prompts == [f"Password of {wallet}: "] * 2
 
 
 def test_a_missing_wallet() -> None:

@@ -23,17 +23,17 @@ from deepsquare_chain.web.api import PREFIX, api_routes, document
 from tests.support.index import Indexed
 from tests.support.recorded import (
     RecordedGrid,
+    record_history,
+    record_payments,
     recorded_grid,
-    tell_a_story,
-    tell_of_payments,
 )
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
     grid = recorded_grid()
-    tell_a_story(grid)
-    tell_of_payments(grid)
+    record_history(grid)
+    record_payments(grid)
     return grid
 
 
@@ -118,11 +118,11 @@ async def test_every_response_matches_the_openapi_document(
     whole: Indexed, ask: httpx2.AsyncClient
 ) -> None:
     described = document()
-    for path, asked in examples(whole.index).items():
+    for path, queries in examples(whole.index).items():
         operation = described["paths"][path]["get"]
         schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
         checker = jsonschema.Draft202012Validator({**schema, "components": described["components"]})
-        answers = [await ask.get(request) for request in asked]
+        answers = [await ask.get(request) for request in queries]
         for answer in answers:
             assert answer.status_code == 200, answer.text
             checker.validate(answer.json())
@@ -156,13 +156,13 @@ LISTS = sorted(
 async def test_pages_show_every_row_once(
     whole: Indexed, ask: httpx2.AsyncClient, path: str
 ) -> None:
-    asked = max(examples(whole.index)[path], key=len).partition("?")[0]
-    everything = (await ask.get(asked, params={"limit": 200})).json()["items"]
+    queries = max(examples(whole.index)[path], key=len).partition("?")[0]
+    everything = (await ask.get(queries, params={"limit": 200})).json()["items"]
     results: list[Any] = []
     cursor: str | None = None
     while True:
         given = {"limit": 3, **({"cursor": cursor} if cursor else {})}
-        page = (await ask.get(asked, params=given)).json()
+        page = (await ask.get(queries, params=given)).json()
         results += page["items"]
         if (cursor := page["next"]) is None:
             break

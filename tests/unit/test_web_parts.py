@@ -486,7 +486,7 @@ def test_signed_requests_are_read_back() -> None:
 
 
 def test_outcomes_of_signed_requests() -> None:
-    calls = [ForwardedCall(who, HOST, 0, 1, 1, b"") for who in (ALICE, HOST, ALICE)]
+    calls = [ForwardedCall(signer, HOST, 0, 1, 1, b"") for signer in (ALICE, HOST, ALICE)]
     actual = [ok for _, ok in outcomes(calls, [(ALICE, True), (ALICE, False)])]
     assert actual == [True, False, False]
     assert [ok for _, ok in outcomes(calls, [(HOST, True), (ALICE, True)])] == [False, True, True]
@@ -762,7 +762,7 @@ def test_labels_are_judged_after_the_contract() -> None:
 # -- guards
 
 
-def asked(**headers: str) -> Request:
+def request_with(**headers: str) -> Request:
     raw = [(key.replace("_", "-").encode(), text.encode()) for key, text in headers.items()]
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
 
@@ -782,7 +782,7 @@ def asked(**headers: str) -> Request:
     ],
 )
 def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
-    assert is_same_origin(asked(**headers)) is own
+    assert is_same_origin(request_with(**headers)) is own
 
 
 def test_links_are_templates() -> None:
@@ -841,7 +841,7 @@ def test_commands_in_hints_are_code(text: str, markup: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "asked", "answered"),
+    ("address", "hosts", "answered"),
     [
         (Address(), ["127.0.0.1:8547", "localhost", "[::1]:1"], True),
         (Address(), ["evil.example", "127.0.0.2", "localhost.evil.example", ""], False),
@@ -857,7 +857,7 @@ def test_commands_in_hints_are_code(text: str, markup: str) -> None:
     ],
 )
 async def test_only_known_names_are_answered(
-    address: Address, asked: list[str], answered: bool
+    address: Address, hosts: list[str], answered: bool
 ) -> None:
     app = Starlette(
         routes=[Route("/", lambda _: PlainTextResponse("here"))],
@@ -865,7 +865,7 @@ async def test_only_known_names_are_answered(
     )
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
-        for host in asked:
+        for host in hosts:
             result = await client.get("/", headers={"Host": host})
             assert result.status_code == (200 if answered else 400), host
 

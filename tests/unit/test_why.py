@@ -46,7 +46,9 @@ def at(text: str, cause: Hashable) -> JobSituation:
     return JobSituation(JOB, text, cause=cause)
 
 
-async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception) -> list[str]:
+async def printed_lines(
+    monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception
+) -> list[str]:
     """What is told in as many looks."""
     onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
@@ -66,7 +68,7 @@ async def told(monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception
 async def test_a_cause_is_reported_once_whatever_its_numbers_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = await told(
+    lines = await printed_lines(
         monkeypatch,
         at("waits for 1 s", "room"),
         at("waits for 2 s", "room"),
@@ -79,7 +81,7 @@ async def test_a_cause_is_reported_once_whatever_its_numbers_say(
 async def test_neither_a_failed_read_nor_an_unknown_reason_is_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = await told(
+    lines = await printed_lines(
         monkeypatch,
         EndpointError("The node does not answer"),
         at("job 1 is PENDING", None),
@@ -165,9 +167,9 @@ def test_a_waiting_job_comes_with_advice(reason: Reason, words: str) -> None:
 
 
 def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
-    held = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=3)
-    assert "if provider 3 does not claim it within 120 s" in why._claim_advice(held, 120)
-    assert why._claim_advice(replace(held, status=JobStatus.SCHEDULED), 120) == ""
+    assigned = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=3)
+    assert "if provider 3 does not claim it within 120 s" in why._claim_advice(assigned, 120)
+    assert why._claim_advice(replace(assigned, status=JobStatus.SCHEDULED), 120) == ""
 
 
 def test_words_are_the_reason_the_providers_and_the_next_step() -> None:
