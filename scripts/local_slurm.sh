@@ -76,9 +76,8 @@ write_config() {
     if ((cgroup)) && has_cgroup_v1; then
         tracking=proctrack/cgroup task=task/cgroup over=""
         cat >"$dir/cgroup.conf" <<END
-CgroupPlugin=cgroup/v1
+$(newer_than 21 8 && echo CgroupPlugin=cgroup/v1)
 CgroupMountpoint=/sys/fs/cgroup
-CgroupAutomount=yes
 ConstrainRAMSpace=yes
 ConstrainSwapSpace=no
 ConstrainCores=$( ((cores)) && echo yes || echo no )

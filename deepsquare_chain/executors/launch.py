@@ -344,6 +344,8 @@ def remove_tree(path: Path) -> None:
 
 def _flatten(top: Path) -> None:
     """Move all folders in a tree directly into its top folder, with the owner's permissions."""
+    with contextlib.suppress(OSError):
+        top.chmod(0o700)
     folders = [top]
     while folders:
         entries: list[os.DirEntry[str]] = []

@@ -164,6 +164,8 @@ class ExecutorActions:
         cpus = len(os.sched_getaffinity(0))
         at_once = _MAX_LAUNCHES if executor.queues else min(_MAX_LAUNCHES, cpus)
         self._launches = LaunchQueue(self._carry_out_logged, at_once=at_once)
+        #: Last error of each run that could not be extended, which every cycle tries again.
+        self._extend_errors: dict[str, str] = {}
 
     @property
     def launching(self) -> frozenset[int]:
@@ -274,7 +276,9 @@ class ExecutorActions:
         try:
             await self._executor.extend(_handle(view.run), action.walltime)
         except (NotFoundError, RunRefusedError) as error:
-            _log.warning("run not extended", job=view.job.id, error=str(error))
+            if self._extend_errors.get(view.run.key) != str(error):
+                self._extend_errors[view.run.key] = str(error)
+                _log.warning("run not extended", job=view.job.id, error=str(error))
             return False
         crash_point("provider.extend.done")
         self._table.put(view.run.extended(action.allotment))
@@ -298,6 +302,7 @@ class ExecutorActions:
         crash_point("provider.end.seen")
         result = await self._digest(_handle(view.run))
         self._table.put(view.run.ended(action.exit, result))
+        self._extend_errors.pop(view.run.key, None)
         crash_point("provider.end.recorded")
         ended = action.exit
         _log.info(

@@ -596,6 +596,12 @@ async def test_jobs_run_as_another_user(
     assert (await ended(executor, endless)).reason == "cancelled"
     await executor.forget(mapped)
     assert not list((state / "runs").glob(f"*{mapped}*"))
+    if isolation == "sandbox":
+        limited = cluster.executor(state, user="nobody", isolation=isolation, disk=20)
+        script = "mkdir -m 300 hidden; head -c 16M /dev/zero > hidden/a; "
+        script += "head -c 16M /dev/zero > hidden/c; sleep 55"
+        await limited.submit(make("hidden", script))
+        assert (await ended(limited, "hidden")).reason == "disk"
 
     options = {"conf": str(cluster.conf), "user": "nobody"}
     context = ExecutorContext(state, Offer(1, 1, 0), options=options, private=(wallet,))

@@ -308,6 +308,7 @@ def test_folders_nested_without_end_are_measured_and_removed(
         os.chdir(name)
     Path("data").write_bytes(bytes(10_000_000))
     os.chdir(tmp_path)
+    (tmp_path / name).chmod(0)
     assert disk_usage(str(tmp_path), 5_000_000) > 5_000_000
     assert stored_in(tmp_path / name) is not None
     remove_tree(tmp_path / name)
