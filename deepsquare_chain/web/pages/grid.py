@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -179,16 +180,14 @@ class Equation:
         return None if self.actual is None else self.actual - self.expected.amount
 
 
-async def equations(contracts: Contracts, overview: Overview) -> tuple[Equation, ...]:
+async def equations(contracts: Contracts, overview: Overview) -> Sequence[Equation]:
     """Compare the supply and the scheduler's balance with the events, at the overview's block."""
     supply = (("minted", overview.minted), ("burned", -overview.burned))
     owed = owed_terms(overview.escrow, overview.parked, overview.donated)
     block, scheduler = max(overview.block, 0), contracts.scheduler.address
-    return (
-        await _equation(contracts, "Supply of credits", supply, block, "totalSupply"),
-        await _equation(
-            contracts, "Balance of the MetaScheduler", owed, block, "balanceOf", scheduler
-        ),
+    return await asyncio.gather(
+        _equation(contracts, "Supply of credits", supply, block, "totalSupply"),
+        _equation(contracts, "Balance of the MetaScheduler", owed, block, "balanceOf", scheduler),
     )
 
 
