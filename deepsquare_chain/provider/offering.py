@@ -299,6 +299,7 @@ class AbilityPublisher:
         self._tasks = BackgroundTasks()
         #: Every ability with `yes` or a reason; empty until the first test has ended.
         self.results: dict[str, str] = {}
+        self._published: dict[str, str] = {}
 
     @property
     def usable(self) -> frozenset[str] | None:
@@ -316,28 +317,45 @@ class AbilityPublisher:
         self._next_test_at = now + _TEST_RETRY
         self._tasks.begin(self._test(), [])
 
+    def restore(self, labels: Mapping[str, str]) -> None:
+        """Publish again if labels that were published are missing, as after `provider labels`.
+
+        Args:
+            labels: Labels of the provider on chain.
+        """
+        if not self._tasks and self._published.items() - labels.items():
+            self._tasks.begin(self._try_to_publish(), [])
+
     async def close(self) -> None:
         """Cancel a test that is under way."""
         self._tasks.cancel_all()
         await self._tasks.wait()
 
-    async def _test(self) -> int:
+    async def _try_to_publish(self) -> int:
         try:
-            self.results = await probe_abilities(self._executor)
-            _log.info("abilities tested", found=",".join(sorted(self.usable or ())))
             await self._publish()
         except GridError as error:
             _log.warning("abilities not published", error=error.message, hint=error.hint)
             return 0
-        self._next_test_at = time.monotonic() + _TEST_INTERVAL
+        return 1
+
+    async def _test(self) -> int:
+        try:
+            self.results = await probe_abilities(self._executor)
+        except GridError as error:
+            _log.warning("abilities not published", error=error.message, hint=error.hint)
+            return 0
+        _log.info("abilities tested", found=",".join(sorted(self.usable or ())))
+        if await self._try_to_publish():
+            self._next_test_at = time.monotonic() + _TEST_INTERVAL
         return 1
 
     async def _publish(self) -> None:
         registry = self._contracts.registry
         provider = await registry.provider_of(self._sender.address)
-        labels = labels_with(
-            provider.labels, self.results, await asyncio.to_thread(self._own_labels)
-        )
+        own = await asyncio.to_thread(self._own_labels)
+        self._published = labels_with({}, self.results, own)
+        labels = labels_with(provider.labels, self.results, own)
         if labels == dict(provider.labels):
             return
         receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)

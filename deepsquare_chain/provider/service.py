@@ -537,6 +537,7 @@ class ProviderService:
             self._w3.eth.get_balance(self._sender.account.address, "latest"),
         )
         self._maintenance.apply_status(provider.status)
+        self._abilities.restore(provider.labels)
         self.metrics.active.set(provider.status is ProviderStatus.ACTIVE)
         self.metrics.approved_until.set(provider.approved_until)
         if self._on_hardware is not None:

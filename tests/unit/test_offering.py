@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from deepsquare_chain.job import Offer
-from deepsquare_chain.provider.offering import is_worth_a_change, target_offer
+from deepsquare_chain.provider import offering
+from deepsquare_chain.provider.offering import AbilityPublisher, is_worth_a_change, target_offer
 
 HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
 
@@ -40,3 +45,50 @@ def test_the_first_and_the_last_of_something_count_however_small() -> None:
     assert is_worth_a_change(nothing, little)
     assert is_worth_a_change(little, nothing)
     assert not is_worth_a_change(little, little)
+
+
+async def test_labels_of_abilities_that_were_replaced_are_published_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`provider labels` replaces all labels; the next test of abilities is hours away."""
+    published: list[dict[str, str]] = []
+    registered = SimpleNamespace(labels={"site": "here"})
+
+    async def provider_of(account: str) -> Any:
+        return registered
+
+    async def send(labels: dict[str, str], *, timeout: float) -> Any:
+        published.append(labels)
+        registered.labels = labels
+        return SimpleNamespace(block_number=1)
+
+    async def probe(executor: object) -> dict[str, str]:
+        return {"tasks": "yes", "container": "not installed"}
+
+    async def until_published(times: int) -> None:
+        async with asyncio.timeout(30):
+            while len(published) < times:
+                publisher.follow()
+                await asyncio.sleep(0.01)
+        publisher.follow()
+
+    monkeypatch.setattr(offering, "probe_abilities", probe)
+    registry = SimpleNamespace(provider_of=provider_of, set_labels=dict)
+    publisher = AbilityPublisher(
+        cast("Any", None),
+        cast("Any", SimpleNamespace(registry=registry)),
+        cast("Any", SimpleNamespace(address="0x01", send=send)),
+        timeout=1,
+        own=lambda: {"own": "label"},
+    )
+    publisher.restore({})  # nothing is known before the first test
+    await until_published(1)
+    assert published[0] == {"site": "here", "own": "label", "ability.tasks": "yes"}
+    publisher.restore(registered.labels)
+    await asyncio.sleep(0.05)
+    assert len(published) == 1
+    registered.labels = {"site": "there"}
+    publisher.restore(registered.labels)
+    await until_published(2)
+    assert published[1] == {"site": "there", "own": "label", "ability.tasks": "yes"}
+    await publisher.close()
