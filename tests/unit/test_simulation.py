@@ -84,6 +84,12 @@ class TestTraces:
         assert (second.at, second.limit, second.seconds) == (40, 100, 100.0)
         assert second.customer == "user 7"
 
+    def test_a_limit_fits_a_job_record(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.swf"
+        path.write_text(line(ran=10**15, limit=10**15))
+        (only,) = read_trace(path).jobs
+        assert (only.limit, only.seconds) == (2**24 - 1, 2.0**24 - 1)
+
     def test_packed_traces_are_the_same(self, tmp_path: Path) -> None:
         plain, packed = tmp_path / "a.swf", tmp_path / "b"
         plain.write_text(line())
@@ -228,6 +234,19 @@ class TestPolicyEngine:
         assert starts(outcomes) == {1: 0, 2: 205}
         without = run_policy(jobs, both.views(), both.speeds, Rules(energy_hold=0))
         assert starts(without) == {1: 0, 2: 5}
+
+    def test_a_job_that_can_run_nowhere_is_named(self) -> None:
+        grid = read_grid(GRID)
+        jobs = [job(1, 0, 4, 100), job(2, 5, 10_000, 100), job(3, 6, 20_000, 100)]
+        with pytest.raises(UsageError, match=r"2 of 3 jobs .* such as job 2 with 10000 CPUs"):
+            run_policy(jobs, grid.views(), grid.speeds, Rules())
+
+    def test_the_largest_limit_is_affordable_at_any_rate(self) -> None:
+        grid = read_grid(GRID)
+        dear = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=1_000_000)
+        one = SimulatedGrid((dear,))
+        (run,) = run_policy([job(1, 0, 4, 2**24 - 1, 60)], one.views(), one.speeds, Rules())
+        assert run.start == 0
 
     def test_patience_is_a_part_of_the_limit_for_who_wants_cost_or_energy(self) -> None:
         jobs = with_objectives([job(n, n, 1, 100 * n) for n in range(1, 30)], "MIXED", 1)

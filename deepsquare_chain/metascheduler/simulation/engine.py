@@ -20,12 +20,14 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import Conditions, Job, JobFlags, JobStatus, Resources
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
 from deepsquare_chain.metascheduler.provider_labels import relative_speeds
 from deepsquare_chain.metascheduler.simulation.workload import TraceJob
+from deepsquare_chain.workflow.checks import AMOUNT_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,8 @@ def run_clusters(
     return [outcomes[job.id] for job in jobs]
 
 
-_ESCROW: Final = 2**95
+#: The largest escrow of a job record, in credit-wei.
+_ESCROW: Final = AMOUNT_MAX
 _BLOCKS_TO_START: Final = 3
 _ARRIVAL, _BEGIN, _SEEN, _HOLD_ENDS = range(4)
 
@@ -237,6 +240,9 @@ def run_policy(
         rules: Rules of the policy.
         block: Seconds between blocks; 0 for no delay.
         progress: Called every 500 steps with the part of jobs that have started.
+
+    Raises:
+        UsageError: A job can run at no provider, because of its size or the prices.
     """
     return _Simulation(jobs, views, speeds, rules=rules, block=block, progress=progress).run()
 
@@ -287,6 +293,13 @@ class _Simulation:
             cycles += 1
             if self._progress is not None and cycles % 500 == 0:
                 self._progress(len(self._outcomes) / total)
+        if self._waiting:
+            job = next(iter(self._waiting.values())).job
+            raise UsageError(
+                f"{len(self._waiting)} of {total} jobs can run at no provider, such as job {job.id}"
+                f" with {job.resources.cpus} CPUs for {job.time_limit} s",
+                hint="Give the grid a cluster that can run it, at a price that its record can hold.",
+            )
         return [self._outcomes[job_id] for job_id in self._jobs]
 
     def _seen_at(self, at: float) -> float:

@@ -23,6 +23,7 @@ from typing import Final
 
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import DAY, Objective
+from deepsquare_chain.workflow.checks import UINT24_MAX
 
 _FIELDS: Final = 18
 #: Most bytes of a trace, after decompression.
@@ -70,7 +71,7 @@ def read_trace(path: Path) -> Trace:
     """Read a trace in the Standard Workload Format, as text or compressed by gzip.
 
     Jobs without processors or without a run time are left out. A job without a requested time gets
-    its run time as limit.
+    its run time as limit. A limit is at most the longest one of a job record, 194 days.
 
     Raises:
         UsageError: The file can't be read, has no job, or has an invalid line, which is named.
@@ -140,7 +141,7 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
     cpus = int(requested_cpus if requested_cpus > 0 else allocated)
     if cpus <= 0 or run_time <= 0:
         return None
-    limit = math.ceil(requested_time if requested_time > 0 else run_time)
+    limit = min(math.ceil(requested_time if requested_time > 0 else run_time), UINT24_MAX)
     return TraceJob(
         id=int(values[0]),
         at=submitted,
