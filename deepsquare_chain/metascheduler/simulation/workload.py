@@ -5,8 +5,8 @@ that begin with a semicolon are comments.
 
 Synthetic workloads have the properties that matter to a scheduler: customers submit bursts of
 similar jobs, sizes are mostly powers of two, limits are round and far above the run times, and the
-arrival rate follows the time of day. There are two styles: `mixed` has many customers and short
-jobs, `campaign` has few customers with wide, long jobs.
+arrival rate follows the time of day. `STYLES` has two that resemble recorded traces, and others
+that are extreme in one property each.
 """
 
 from __future__ import annotations
@@ -231,7 +231,8 @@ class Style:
     """Parameters of a workload; times in seconds.
 
     `burst` is the mean number of similar jobs in a row, `typical` the median run time, `spread` the
-    standard deviation of its logarithm among kinds of jobs.
+    standard deviation of its logarithm among kinds of jobs. `failed` is the part of jobs that end
+    within a minute.
     """
 
     customers: int
@@ -240,11 +241,23 @@ class Style:
     typical: float
     spread: float
     sizes: tuple[int, ...]
+    failed: float = 0.12
 
+
+_POWERS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 STYLES: Final[dict[str, Style]] = {
+    # Many customers with short jobs.
     "mixed": Style(40, 128, 4.0, 400.0, 1.9, (1, 1, 1, 2, 2, 4, 4, 8, 8, 16, 24, 32, 64)),
+    # Few customers with wide, long jobs.
     "campaign": Style(12, 128, 6.0, 2_400.0, 1.2, (4, 8, 8, 16, 16, 32, 32, 48, 64, 96)),
+    "bursts": Style(20, 128, 200.0, 600.0, 1.0, _POWERS[:-1]),
+    "small": Style(30, 128, 20.0, 40.0, 0.7, (1,)),
+    "wide": Style(10, 128, 4.0, 7_200.0, 0.8, (64, 96, 128)),
+    "heavy-tailed": Style(20, 128, 4.0, 300.0, 3.0, _POWERS),
+    "one-customer": Style(1, 128, 4.0, 1_200.0, 1.5, _POWERS),
+    # Three of four jobs end within a minute, and nothing that is known in advance tells which.
+    "unpredictable": Style(20, 128, 4.0, 20_000.0, 0.3, (1, 2, 4, 8), 0.75),
 }
 
 
@@ -261,7 +274,7 @@ def synthetic(style: str, count: int, seed: int) -> Trace:
             (limit_choice for limit_choice in _LIMITS if limit_choice >= requested), _LIMITS[-1]
         )
         for _ in range(1 + int(rng.expovariate(1.0 / parameters.burst))):
-            failed = rng.random() < 0.12
+            failed = rng.random() < parameters.failed
             run = rng.uniform(2.0, 60.0) if failed else typical * math.exp(rng.gauss(0.0, 0.35))
             shapes.append((customer, cpus, limit, max(1.0, min(run, float(limit)))))
     shapes = shapes[:count]
