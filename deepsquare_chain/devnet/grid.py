@@ -748,7 +748,8 @@ def _overview(grid: LocalGrid, settings: Path | None) -> list[str]:
     if grid.relay_url:
         wallet = f"--keystore {homes[CUSTOMER_WITHOUT_COIN]}/wallet.json"
         lines += [f"  deepsquare submit {job} --gasless {wallet}"]
-    lines += ["", "Stop it with Ctrl-C."]
+    # Programs that start a devnet wait for this line: it stays as it is.
+    lines += ["", "Ctrl-C ends it."]
     return lines
 
 

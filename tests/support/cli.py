@@ -100,5 +100,5 @@ def devnet(folder: Path, *more: str) -> Iterator[Running]:
     ports = ("--port", "0", "--faucet-port", "0", "--relay-port", "0")
     arguments = ["devnet", "up", *ports, *(more or ["--no-explorer"])]
     with running(arguments, folder, "devnet") as up:
-        up.wait_for("Stop it with Ctrl-C.")
+        up.wait_for("Ctrl-C ends it.")
         yield up
