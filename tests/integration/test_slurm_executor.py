@@ -46,9 +46,9 @@ T = TypeVar("T")
 def cluster() -> Iterator[LocalSlurm]:
     """A cluster that forgets ended jobs after two seconds."""
     require_slurm("slurmdbd", "mariadbd")
-    found = LocalSlurm("--min-job-age", "2", "--jobcomp", "--accounting")
-    yield found
-    found.close()
+    local_slurm = LocalSlurm("--min-job-age", "2", "--jobcomp", "--accounting")
+    yield local_slurm
+    local_slurm.close()
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def make(key: str, script: str, **changes: Any) -> RunSpec:
 
 async def until(look: Callable[[], Awaitable[T]], seconds: float = 420.0) -> T:
     deadline = time.monotonic() + seconds
-    while not (found := await look()):
+    while not (outcome := await look()):
         assert time.monotonic() < deadline, "waited in vain"
         await asyncio.sleep(0.1)
-    return found
+    return outcome
 
 
 async def state_of(executor: SlurmExecutor, key: str) -> RunState:
@@ -110,9 +110,9 @@ async def ended(executor: SlurmExecutor, key: str) -> Exit:
     async def look() -> Exit | None:
         return (await executor.poll([key]))[key].exit
 
-    found = await until(look)
-    assert found is not None
-    return found
+    result = await until(look)
+    assert result is not None
+    return result
 
 
 def ids(cluster: LocalSlurm, key: str) -> list[str]:
@@ -609,8 +609,8 @@ async def test_jobs_run_as_another_user(
         True
     }
     wallet.chmod(0o644)
-    [check] = [each for each in await examine(context) if each.name == "user of the jobs"]
+    [check] = [item for item in await examine(context) if item.name == "user of the jobs"]
     assert (check.ok, check.text) == (False, f"nobody can read {wallet}")
     os.chmod(state, 0o700)
-    [check] = [each for each in await examine(context) if each.name == "user of the jobs"]
+    [check] = [item for item in await examine(context) if item.name == "user of the jobs"]
     assert (check.ok, check.setting) == (False, "executor_options.run_dir")

@@ -70,9 +70,9 @@ def test_prices_within_bounds_are_rounded_down_to_the_wei() -> None:
 def test_a_price_that_becomes_zero_or_changes_tenfold_is_reported(
     wanted: Prices, words: list[str]
 ) -> None:
-    found = list(price_changes(NOW, wanted, large=True))
-    assert len(found) == len(words)
-    for text, pattern in zip(found, words, strict=True):
+    changes = list(price_changes(NOW, wanted, large=True))
+    assert len(changes) == len(words)
+    for text, pattern in zip(changes, words, strict=True):
         assert re.search(pattern, text), text
     assert list(price_changes(Prices(0, 0, 0), NOW, large=False)) == []  # no price before
     raised = list(price_changes(NOW, replace(NOW, cpu=9 * NOW.cpu), large=False))
