@@ -278,15 +278,6 @@ class Provider:
     offer: Offer
     prices: Prices
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    #: Hardware of `pending_version`; None if it was not read.
-    pending_hardware: Hardware | None = field(default=None, compare=False)
-
-    @property
-    def latest_hardware(self) -> Hardware:
-        """Return the hardware of the latest registration, whether it is approved or not."""
-        if self.pending_hardware is None or self.pending_version == self.version:
-            return self.hardware
-        return self.pending_hardware
 
 
 @dataclass(frozen=True, slots=True)

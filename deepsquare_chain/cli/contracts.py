@@ -192,6 +192,8 @@ async def deploy(
         )
     deployment = await run(context.settings, params)
     _print_written(context, deployment)
+    if not treasury:
+        _note_treasury(context, deployment)
 
 
 @command(app)
@@ -225,12 +227,20 @@ async def _print_plan(context: CommandContext, params: GridParams, account: str,
         note(f"{name} has the address {address}.")
     if not params.schedulers:
         note(f"No --scheduler was given: {made.account} gets the role of the scheduler.")
+    if not params.treasury:
+        _note_treasury(context, made.deployment)
     context.print_unsigned(made.deployment.chain_id, made.account, made.calls)
     if not made.calls:
         context.unchanged("All of this is already deployed.")
     note(
         "After its execution: `deepsquare contracts record "
         f"{made.deployment.scheduler}`, then `deepsquare contracts verify`."
+    )
+
+
+def _note_treasury(context: CommandContext, deployment: Deployment) -> None:
+    context.printer.note(
+        f"No --treasury was given: {deployment.treasury} receives the fees. This can't be changed."
     )
 
 

@@ -190,16 +190,17 @@ async def register(
             registered = await registry.provider_of(wallet.address)
         except NotFoundError:
             registered = None
+        latest = None if registered is None else await registry.registered_hardware(wallet.address)
         prices = _prices(registered, cpu_price, gpu_price, mem_price)
         pairs = dict(registered.labels) if registered and labels is None else _label_pairs(labels)
         if from_slurm:
             hardware = await _slurm_hardware(context)
         else:
-            hardware = await _hardware(context, registered, given)
+            hardware = await _hardware(context, latest, given)
             # Only a warning: scripts may register from another machine, and an approver reviews it.
             missing += await _missing_hardware(context, hardware)
         if registered is not None:
-            if (registered.latest_hardware, registered.prices, dict(registered.labels)) == (
+            if (latest, registered.prices, dict(registered.labels)) == (
                 hardware,
                 prices,
                 pairs,
@@ -525,7 +526,7 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
 
 
 async def _hardware(
-    context: CommandContext, registered: Provider | None, given: tuple[int | None, ...]
+    context: CommandContext, registered: Hardware | None, given: tuple[int | None, ...]
 ) -> Hardware:
     """Return the given hardware; what is not given is as registered, or read from where jobs run.
 
@@ -538,7 +539,7 @@ async def _hardware(
     from deepsquare_chain.job import Hardware
 
     if registered is not None:
-        base = registered.latest_hardware
+        base = registered
     elif context.settings.executor == "slurm" and None in given:
         base = await _slurm_hardware(context)
     else:

@@ -286,9 +286,10 @@ def _job_cells(line: JobLine) -> list[Text]:
         _name(line.name),
         Text(job.status.name, style=_COLOURS.get(job.status, "yellow")),
         _number(job.provider_id or "-"),
-        _number(duration(line.elapsed)),
+        # The time in a final status is no run time.
+        _number("-" if job.status.is_final else duration(line.elapsed)),
         _number("-" if line.left is None else duration(line.left)),
-        _number(format_credits(job.escrow)[:8]),
+        _number(format_credits(0 if job.status.is_final else job.escrow)[:8]),
         _number(job.resources.cpus),
     ]
 

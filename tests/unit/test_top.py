@@ -109,7 +109,7 @@ async def test_everything_fits_in_80_columns() -> None:
         assert rows(app, "jobs") == [
             ["7", "train", "RUNNING", "1", "00:01:05", "00:08:55", "5", "2"],
             ["9", "[red]not markup", "PENDING", "-", "00:01:05", "-", "5", "2"],
-            ["3", "train", "FINISHED", "-", "00:01:05", "-", "5", "2"],
+            ["3", "train", "FINISHED", "-", "-", "-", "0", "2"],
         ]
         assert [row[:3] for row in rows(app, "queue")] == [
             ["8", "somebody's", "PENDING"], ["9", "train", "PENDING"]

@@ -239,6 +239,16 @@ class RegistryContract(ContractBase):
             )
         return provider
 
+    async def registered_hardware(self, account: str) -> Hardware:
+        """Return the hardware of an account's latest registration, whether it is approved or not.
+
+        Raises:
+            EndpointError: The endpoint does not answer.
+        """
+        record = await self._one("getProvider", checked_address(account))
+        version, pending_version, approved, pending = record[4:8]
+        return Hardware(*(approved if version == pending_version else pending))
+
     async def providers(self, *, block_identifier: BlockIdentifier = LATEST) -> list[Provider]:
         """Return all providers that were ever approved, ordered by ID."""
         count = await self.provider_count(block_identifier=block_identifier)
@@ -314,7 +324,7 @@ def _labels(labels: Mapping[str, str]) -> list[str]:
 
 
 def _provider(record: tuple[Any, ...]) -> Provider:
-    number, account, status, until, version, pending, *hardware, offer, prices, labels = record
+    number, account, status, until, version, pending, hardware, _, offer, prices, labels = record
     return Provider(
         id=number,
         account=account,
@@ -322,11 +332,10 @@ def _provider(record: tuple[Any, ...]) -> Provider:
         approved_until=until,
         version=version,
         pending_version=pending,
-        hardware=Hardware(*hardware[0]),
+        hardware=Hardware(*hardware),
         offer=Offer(*offer),
         prices=Prices(*prices),
         labels=parse_labels(labels),
-        pending_hardware=Hardware(*hardware[1]),
     )
 
 
