@@ -51,11 +51,11 @@ _PROVIDER: Final = (
     Column("silent", "unresponsive", Kind.FLAG, detail=True),
 )
 _EARNINGS: Final = (
-    Column("day", "period (UTC)"),
+    Column("period", "period (UTC)"),
     Column("jobs", "jobs", Kind.NUMBER),
-    Column("seconds", "billed (s)", Kind.NUMBER),
+    Column("billed_seconds", "billed (s)", Kind.NUMBER),
     Column("paid", "earned", Kind.CREDITS),
-    Column("sum", "total", Kind.CREDITS),
+    Column("total", "total", Kind.CREDITS),
     Column("accrued", "accrued, not billed", Kind.CREDITS),
     Column("at_risk", "at risk in one run", Kind.CREDITS),
 )
