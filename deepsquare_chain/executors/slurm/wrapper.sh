@@ -72,21 +72,23 @@ has_too_many() {
 # Creates and locks the folder that is /dev/shm of this job's tasks on this node. The lock is shared and ends
 # with the process, so that a process with the exclusive lock may remove the folder.
 join_memory() {
-    local other
+    local other attempt
     for other in "/dev/shm/deepsquare-$UID-"*; do
         if [[ -d $other && ! -L $other && -O $other ]]; then leave_memory "$other"; fi
     done
     # Several clusters on one machine may use the same job IDs.
     read -r other _ < <(cksum <<<"$folder")
     memory=/dev/shm/deepsquare-$UID-$JOB-$other
-    while :; do
-        mkdir -m 0700 "$memory" 2>/dev/null
-        [[ -d $memory && ! -L $memory && -O $memory ]] || return
-        exec 8<"$memory" || return
-        flock --shared 8
-        if [[ /proc/self/fd/8 -ef $memory ]]; then return; fi
+    # Until the folder is locked, another task may find it unused and remove it.
+    for ((attempt = 0; attempt < 100; attempt++)); do
+        mkdir -m 0700 "$memory"
+        if [[ -d $memory && ! -L $memory && -O $memory ]] && exec 8<"$memory"; then
+            flock --shared 8
+            if [[ /proc/self/fd/8 -ef $memory ]]; then return; fi
+        fi
     done
-}
+    memory=""  # each task has a /dev/shm of its own then
+} 2>/dev/null
 
 # Removes such a folder if no task uses it any more.
 leave_memory() {
