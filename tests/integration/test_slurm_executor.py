@@ -472,15 +472,11 @@ MPI = """
 #include <mpi.h>
 #include <stdio.h>
 int main(int count, char **words) {
-    int rank, size, sum, round;
+    int rank, size, sum;
     MPI_Init(&count, &words);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    /* MPICH 4.0 may wait for ever in MPI_Finalize for a connection that is still being set up. */
-    for (round = 0; round < 20; round++) {
-        MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
-        MPI_Barrier(MPI_COMM_WORLD);
-    }
+    MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     printf("rank %d of %d: %d\\n", rank, size, sum);
     return MPI_Finalize();
 }
@@ -515,20 +511,31 @@ def compiled(compiler: str, folder: Path) -> Path:
     return folder / "sum"
 
 
-@pytest.mark.parametrize(("build", "interface"), [("mpich", "pmi2"), ("openmpi", "pmix")])
+@pytest.mark.parametrize(
+    ("build", "interface", "attempts"), [("mpich", "pmi2", 10), ("openmpi", "pmix", 1)]
+)
 async def test_mpi_program_on_two_nodes(
-    cluster: LocalSlurm, state: Path, tmp_path: Path, build: str, interface: str
+    cluster: LocalSlurm, state: Path, tmp_path: Path, build: str, interface: str, attempts: int
 ) -> None:
-    """Each task in a sandbox of its own, with the network by which they find each other."""
+    """Each task in a sandbox of its own, with the network by which they find each other.
+
+    MPICH 4.0.2 over TCP hangs in MPI_Finalize in a quarter of all runs: a rank waits there for others
+    that no longer answer. Such a step is ended, and tried again.
+    """
     require_sandbox()
     (tmp_path / "programs").mkdir()
     program = compiled(f"mpicc.{build}", tmp_path / "programs")
     executor = cluster.executor(
         state, isolation="sandbox", network=True, readable=str(program.parent)
     )
-    script = (
-        f"export MINE=shared; srun --mpi={interface} {program}; srun printenv MINE SLURMD_NODENAME"
-    )
+    script = f"""
+        export MINE=shared
+        for attempt in {{1..{attempts}}}; do
+            if timeout 30 srun --mpi={interface} {program} >ranks 2>ranks.err; then break; fi
+        done
+        cat ranks
+        srun printenv MINE SLURMD_NODENAME
+    """
     wide = Resources(tasks=4, cpus_per_task=2, mem_per_cpu=100, gpus=0)
     # Waiting ranks spin, which takes its time on a busy machine.
     await executor.submit(make(f"mpi-{build}", script, resources=wide, walltime=400))
