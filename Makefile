@@ -13,7 +13,7 @@ DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 # Most tests wait for real programs: twice as many workers as cores keep two cores busy.
-WORKERS = 5
+WORKERS = 4
 FORGE = node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
 help:
