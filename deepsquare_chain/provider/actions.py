@@ -303,6 +303,7 @@ class ExecutorActions:
         result = await self._digest(_handle(view.run))
         self._table.put(view.run.ended(action.exit, result))
         self._extend_errors.pop(view.run.key, None)
+        self._extend_errors.pop(view.run.key, None)
         crash_point("provider.end.recorded")
         ended = action.exit
         _log.info(

@@ -12,8 +12,8 @@ from deepsquare_chain.job import Job, JobFlags, JobStatus, Objective, Resources,
 
 MAX_REASON_BYTES: Final = 256
 _WORD: Final = 32
-#: Minimum number of decoded job records that are kept.
-_KEPT_RECORDS: Final = 1_000
+#: Minimum and maximum number of decoded job records that are kept.
+_KEPT_RECORDS: Final = (1_000, 20_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +128,19 @@ class JobDecoder:
     """Decodes results of `getJobs`, and each unchanged record only once.
 
     Daemons read the same jobs at every block, and decoding a record takes some 60 microseconds. The
-    most recently used records are kept: at least 1,000, or twice the size of the largest read.
+    most recently used records are kept: 1,000, or twice the size of the largest read up to 20,000, so
+    that an audit, which reads every job once, does not keep them all.
     """
 
     def __init__(self) -> None:
         self._parameters = interface("MetaScheduler").function("getJob").outputs
         self._size = _WORD * len(self._parameters[0]["components"])
-        self._limit = _KEPT_RECORDS
+        self._limit = _KEPT_RECORDS[0]
         self._jobs: dict[tuple[int, bytes], Job] = {}
 
     def reserve(self, count: int) -> None:
-        """Keep enough records for reads of `count` jobs at two blocks."""
-        self._limit = max(self._limit, 2 * count)
+        """Keep enough records for reads of `count` jobs at two blocks, up to the maximum."""
+        self._limit = min(max(self._limit, 2 * count), _KEPT_RECORDS[1])
 
     def decode(self, job_ids: Sequence[int], data: bytes) -> list[Job]:
         """Return the jobs of these IDs.
