@@ -720,14 +720,16 @@ class JobQueries(Reader):
         with self._read() as (connection, snapshot):
             return _job_detail(connection, _stored_job(connection, job_id, snapshot), snapshot)
 
-    def job_entry(self, job_id: int) -> JobEntry:
-        """Return a job as the job ledger of an audit holds it. Raises the errors of `job`."""
+    def job_with_entry(self, job_id: int) -> tuple[rm.JobDetail, JobEntry]:
+        """Return a job, and its entry in the job ledger of an audit. Raises the errors of `job`."""
         with self._read() as (connection, snapshot):
-            entry = job_entry(_stored_job(connection, job_id, snapshot))
-            query = with_position(transitions).where(transitions.c.job_id == job_id)
-            rows, _ = first_rows(connection, query, *transitions.primary_key)
-        entry.transitions += [(row.time, row.after, row.hash) for row in rows]
-        return entry
+            row = _stored_job(connection, job_id, snapshot)
+            detail = _job_detail(connection, row, snapshot)
+        entry = job_entry(row)
+        entry.transitions += [
+            (step.at.time, step.after, step.at.tx_hash) for step in detail.transitions
+        ]
+        return detail, entry
 
     def transitions(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT

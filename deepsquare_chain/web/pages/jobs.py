@@ -100,8 +100,7 @@ async def job(request: Request) -> Response:
     """The page of one job."""
     site = site_of(request)
     job_id = number_of(request.path_params["job"], "job ID")
-    detail = await run_query(site.index.job, job_id)
-    entry = await run_query(site.index.job_entry, job_id)
+    detail, entry = await run_query(site.index.job_with_entry, job_id)
     providers = await run_query(site.index.providers)
     provider_eligibility = await eligibility(site.contracts, detail, providers)
     now = site.now(await run_query(site.index.status))
@@ -138,8 +137,7 @@ async def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
     job_id = number_of(request.path_params["job"], "job ID")
-    detail = await run_query(site.index.job, job_id)
-    entry = await run_query(site.index.job_entry, job_id)
+    detail, entry = await run_query(site.index.job_with_entry, job_id)
     status = await run_query(site.index.status)
     data = job_invoice(entry, detail.movements, site.contracts.deployment, status.block)
     page = await run_query(render_html, data)
