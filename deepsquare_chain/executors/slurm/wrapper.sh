@@ -67,6 +67,16 @@ has_too_many() {
     ((${#threads[@]} > processes + 1))
 }
 
+# Waits for a child to end, and sets `code` to its exit code.
+wait_for() {
+    while :; do
+        wait "$1"
+        code=$?
+        # The wait may have been interrupted by a signal to this shell.
+        kill -0 "$1" 2>/dev/null || break
+    done
+}
+
 # -- a task of a step
 
 # Creates and locks the folder that is /dev/shm of this job's tasks on this node. The lock is shared and ends
@@ -137,11 +147,7 @@ run_task() {
         done <&- >&- 2>&- 8<&- &
         watch=$!
     fi
-    while :; do
-        wait "$pid"
-        code=$?
-        kill -0 "$pid" 2>/dev/null || break
-    done
+    wait_for "$pid"
     if [[ -n $watch ]]; then kill "$watch"; fi
     exec 8<&-
     if [[ -n $memory ]]; then leave_memory "$memory"; fi
@@ -225,12 +231,7 @@ run_script() {
     setsid "${sandbox[@]}" "${closing[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
     local pid=$! code
     echo "$pid" >&4
-    while :; do
-        wait "$pid"
-        code=$?
-        # The wait may have been interrupted by a signal to this shell.
-        kill -0 "$pid" 2>/dev/null || break
-    done
+    wait_for "$pid"
     echo "$code" >&4
 }
 
@@ -335,11 +336,7 @@ run_step() {
                 "${program[@]}" <&0 &
             step_pid=$!
             if ((ended)); then kill -TERM "$step_pid"; fi
-            while :; do
-                wait "$step_pid"
-                code=$?
-                kill -0 "$step_pid" 2>/dev/null || break
-            done
+            wait_for "$step_pid"
             trap - TERM
         fi
     } <"$pipes.in" >"$pipes.out" 2>"$pipes.err"
