@@ -97,8 +97,7 @@ async def schedule(
     from deepsquare_chain.metascheduler.liveness import Watch
     from deepsquare_chain.metascheduler.policy import Rules
     from deepsquare_chain.metascheduler.rules_file import read_rules
-    from deepsquare_chain.metascheduler.runner import run_scheduler
-    from deepsquare_chain.metascheduler.service import SchedulerSettings
+    from deepsquare_chain.metascheduler.service import SchedulerSettings, run_scheduler
 
     deployment = Deployment.load(settings.deployment)
     account = None if dry_run else await open_account(settings)

@@ -36,8 +36,11 @@ from deepsquare_chain.errors import NotAuthorisedError, UsageError
 from deepsquare_chain.job import Job, JobStatus, Load, Objective, Offer, Prices, Resources
 from deepsquare_chain.metascheduler.observer import ClusterSnapshot
 from deepsquare_chain.metascheduler.past_starts import PROMPT_BLOCKS
-from deepsquare_chain.metascheduler.runner import run_scheduler
-from deepsquare_chain.metascheduler.service import SchedulerService, SchedulerSettings
+from deepsquare_chain.metascheduler.service import (
+    SchedulerService,
+    SchedulerSettings,
+    run_scheduler,
+)
 from deepsquare_chain.workflow import parse_job_file
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import CHEAP, DEAR, BorrowedNode, LiveGrid, live_grid

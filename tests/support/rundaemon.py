@@ -25,8 +25,7 @@ from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.job import Offer
 from deepsquare_chain.metascheduler.liveness import Watch
-from deepsquare_chain.metascheduler.runner import run_scheduler
-from deepsquare_chain.metascheduler.service import SchedulerSettings
+from deepsquare_chain.metascheduler.service import SchedulerSettings, run_scheduler
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.service import ProviderSettings, run_provider
 from deepsquare_chain.store.definitions import FolderDefinitionStore
