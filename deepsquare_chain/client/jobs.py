@@ -611,7 +611,6 @@ async def wait_until_empty(
     *,
     timeout: float | None,
     report: Callable[[str], None],
-    interval: float = _DRAIN_POLL_SECONDS,
 ) -> None:
     """Wait until no job is assigned to a provider; retries while the endpoint is down.
 
@@ -620,7 +619,6 @@ async def wait_until_empty(
         provider_id: The provider.
         timeout: Maximum seconds to wait; None for no limit.
         report: Called with a line whenever the number of jobs changes.
-        interval: Poll interval in seconds.
 
     Raises:
         WaitTimeoutError: Jobs were left at the timeout.
@@ -651,4 +649,4 @@ async def wait_until_empty(
                 f"Jobs were still assigned after the timeout of {timeout:.3g} s",
                 hint="The maintenance continues; `deepsquare provider jobs` lists them.",
             )
-        await asyncio.sleep(interval)
+        await asyncio.sleep(_DRAIN_POLL_SECONDS)

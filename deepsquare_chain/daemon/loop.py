@@ -239,7 +239,6 @@ class Daemon:
         self._wake = asyncio.Event()
         self._running: asyncio.Task[bool] | None = None
         self._cycle_began: float | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = self.metrics.counter("cycles", "Cycles by result.", end=("ok", "failed"))
         self._seconds = self.metrics.histogram("cycle_seconds", "Duration of cycles.")
         self._failures_gauge = self.metrics.gauge("failures_in_row", "Consecutive failed cycles.")
@@ -251,14 +250,6 @@ class Daemon:
     def wake(self) -> None:
         """Run the next cycle at once, on an external hint; after a failure, after the backoff."""
         self._wake.set()
-
-    def wake_from_thread(self) -> None:
-        """Same as `wake`, from another thread."""
-        loop = self._loop
-        if loop is not None:
-            # The loop may have ended in between; then there is nothing to wake.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._wake.set)
 
     def on_close(self, name: str, callback: Close) -> None:
         """Register a callback for the end of the daemon; the last one added is called first."""
@@ -298,7 +289,6 @@ class Daemon:
         Raises:
             BaseException: One of the `fatal` errors, once everything is closed.
         """
-        self._loop = asyncio.get_running_loop()
         _log.info("service started", service=self.name)
         with handle_signals(self._on_signal):
             try:

@@ -300,9 +300,9 @@ class GatewayRecords:
                 size, number = self._totals[key]
                 self._totals[key] = (size + added_bytes, number + int(new_files))
 
-    def expired_files(self, before: int, limit: int = 1_000) -> list[StoredFile]:
-        """Return files that have not changed since `before` (epoch seconds)."""
-        query = select(_files).where(_files.c.changed_at < before).limit(limit)
+    def expired_files(self, before: int) -> list[StoredFile]:
+        """Return files that have not changed since `before` (epoch seconds), at most 1,000."""
+        query = select(_files).where(_files.c.changed_at < before).limit(1_000)
         with self._store.read() as connection:
             return [_file(row) for row in connection.execute(query)]
 

@@ -566,7 +566,7 @@ class GatewayClient(ServiceClient):
         """Sign in and return a token. The message is composed here, never by the gateway."""
         account = self._signer()
         chain_id, contract = self._grid
-        challenge = self._object(await self._send_plain("POST", "/v1/sign-in/nonce", {}))
+        challenge = self._object(await self._post("/v1/sign-in/nonce", {}))
         jobs = jobs_resource(self.url)
         try:
             text = SignInMessage(
@@ -589,16 +589,14 @@ class GatewayClient(ServiceClient):
         if message.nonce != challenge["nonce"] or message.address != account.address:
             raise self._invalid_response()
         signature = "0x" + (await asyncio.to_thread(message.sign, account)).hex()
-        response = await self._send_plain(
-            "POST", "/v1/sign-in", {"message": text, "signature": signature}
-        )
+        response = await self._post("/v1/sign-in", {"message": text, "signature": signature})
         token = self._object(response).get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise self._invalid_response()
         return token
 
-    async def _send_plain(self, method: str, path: str, body: Any) -> ServiceResponse:
-        response = await self._send(method, path, json=body)
+    async def _post(self, path: str, body: Any) -> ServiceResponse:
+        response = await self._send("POST", path, json=body)
         if not response.is_success:
             raise self._error_of_response(response.status, response.content)
         return response
@@ -716,10 +714,8 @@ async def open_gateways(
     account: Signer | None,
     deployment: Deployment,
     transport_settings: Transport | None = None,
-    *,
-    job_id: int | None = None,
 ) -> AsyncIterator[tuple[GatewayClient, ...]]:
-    """Open clients of gateways for an account; the sign-in is for `job_id` or for all jobs."""
+    """Open clients of gateways for an account; the sign-in is for all its jobs."""
     async with AsyncExitStack() as stack:
         yield tuple(
             [
@@ -729,7 +725,6 @@ async def open_gateways(
                         account,
                         chain_id=deployment.chain_id,
                         contract=deployment.scheduler,
-                        job_id=job_id,
                         transport_settings=transport_settings,
                     )
                 )

@@ -410,9 +410,9 @@ def page_of(request: Request) -> int:
     return int(text)
 
 
-def text_of(request: Request, name: str, maximum: int = 64) -> str:
-    """Return a query parameter, cut to `maximum` characters; empty if absent."""
-    return request.query_params.get(name, "").strip()[:maximum]
+def text_of(request: Request, name: str) -> str:
+    """Return a query parameter, cut to 64 characters; empty if absent."""
+    return request.query_params.get(name, "").strip()[:64]
 
 
 def period_of(request: Request) -> TimeRange | None:
@@ -442,13 +442,13 @@ def number_of(text: str, noun: str) -> int:
     return int(text[:20])
 
 
-def range_of(request: Request, first: str = "all") -> tuple[str, int]:
+def range_of(request: Request) -> tuple[str, int]:
     """Return the chosen time range of charts and its seconds.
 
     Raises:
         UsageError: There is no such range.
     """
-    name = request.query_params.get("range", first)
+    name = request.query_params.get("range", "all")
     if name not in RANGES:
         raise UsageError(f"{name[:40]!r} is not a range", hint=f"There are {', '.join(RANGES)}.")
     return name, RANGES[name]

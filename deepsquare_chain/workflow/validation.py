@@ -233,12 +233,12 @@ def with_line(problem: Problem, lines: Mapping[KeyPath, int]) -> tuple[int | Non
     return (lines[known_path] if known_path is not None else None), f"{format_path(path)} {text}"
 
 
-def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Problem]:
+def drop_unknown(tree: Any) -> list[Problem]:
     """Remove unknown keys from a tree in place, and return them as problems."""
     dropped: list[Problem] = []
     while True:
         try:
-            root.model_validate(tree, by_name=False, by_alias=True)
+            JobFileDocument.model_validate(tree, by_name=False, by_alias=True)
         except ValidationError as error:
             unknown = [
                 details
@@ -249,7 +249,7 @@ def drop_unknown(tree: Any, root: type[BaseModel] = JobFileDocument) -> list[Pro
                 return dropped
             for details in unknown:
                 path = path_of(details)
-                dropped.append((path, message_of(details, root, tree)))
+                dropped.append((path, message_of(details, JobFileDocument, tree)))
                 _remove(tree, path)
         else:
             return dropped

@@ -104,20 +104,15 @@ async def test_endless_work_still_heeds_the_stop_and_lets_others_in() -> None:
     assert 1 < daemon.cycles < 1_000_000
 
 
-async def test_wake_between_cycles_and_from_another_thread() -> None:
-    service = Service(None, None, None)
+async def test_wake_starts_the_next_cycle_at_once() -> None:
+    service = Service(None, None)
     daemon = make(service, interval=30)
-    daemon.wake_from_thread()  # before the start there is nothing to wake, and no harm
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(run(daemon))
+    task = asyncio.create_task(run(daemon))
     await daemon.ready.wait()
     await asyncio.sleep(0.05)
     daemon.wake()
-    await asyncio.sleep(0.05)
-    assert len(service.times) == 2
-    await asyncio.to_thread(daemon.wake_from_thread)
     await task
-    assert len(service.times) == 3
+    assert len(service.times) == 2
 
 
 async def test_failures_back_off_exponentially_and_are_forgotten_after_success() -> None:
