@@ -54,6 +54,7 @@ from deepsquare_chain.job import (
     Resources,
     Terms,
 )
+from tests.support.workloads import job
 
 ALICE, ALPINE, JURA = "0xA", "0xB", "0xC"
 TERMS = Terms(
@@ -78,21 +79,14 @@ PROVIDER = Provider(
     prices=Prices(cpu=CREDIT // 1_000, gpu=0, mem=0),
     labels={"site": "alpine"},
 )
-JOB = Job(
-    id=1,
+JOB = job(
+    1,
     customer=ALICE,
-    status=JobStatus.PENDING,
     since=0,
-    provider_id=0,
     resources=TERMS.resources,
     retries_left=1,
-    flags=JobFlags.NONE,
-    escrow=CREDIT,
-    rate=0,
-    time_limit=100,
+    time_limit=TERMS.time_limit,
     fee_bps=500,
-    definition=bytes(32),
-    retry_of=0,
 )
 
 

@@ -14,27 +14,13 @@ from deepsquare_chain.client.jobs import History
 from deepsquare_chain.demo import main
 from deepsquare_chain.demo.runner import DemoDisplay, Row
 from deepsquare_chain.demo.scenario import SCENARIO, ScenarioJob, job_chains, problems
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.workflow import load_job_file
+from tests.support.workloads import job
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PART = ScenarioJob("work", "alice", (JobStatus.PANICKED, JobStatus.FINISHED), exit_code=0)
-BASE = Job(
-    id=1,
-    customer="0xA",
-    status=JobStatus.PANICKED,
-    since=0,
-    provider_id=1,
-    resources=Resources(1, 1, 1, 0),
-    retries_left=1,
-    flags=JobFlags.NONE,
-    escrow=1,
-    rate=1,
-    time_limit=1,
-    fee_bps=0,
-    definition=bytes(32),
-    retry_of=0,
-)
+BASE = job(1, status=JobStatus.PANICKED, provider_id=1, retries_left=1)
 
 
 def good() -> tuple[dict[int, Job], dict[int, History]]:

@@ -27,7 +27,7 @@ from deepsquare_chain.gateway.app import gateway_app
 from deepsquare_chain.gateway.notifications import Recipients, Registration, read_registration
 from deepsquare_chain.gateway.service import GatewayService
 from deepsquare_chain.gateway.storage import GatewayRecords, Objects, open_object_store
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.job import Job, JobStatus, Resources
 from deepsquare_chain.notification import Notify, Occasion
 from deepsquare_chain.observability.metrics import Health, Metrics
 from deepsquare_chain.observability.serving import RequestRefusedError
@@ -43,27 +43,22 @@ from deepsquare_chain.store.gateway_client import (
     is_file_name,
 )
 from deepsquare_chain.workflow import Definition, Step
+from tests.support.workloads import job
 
 URL = "http://gateway.test"
 CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 CHAIN = 1337
 ALICE, BOB, HOST, FORMER, STRANGER = (Account.from_key(bytes([n]) * 32) for n in range(1, 6))
 DATA = Definition(Resources(1, 1, 64, 0), {}, (Step.simple("only", "echo hello"),)).to_bytes()
-JOB = Job(
-    id=7,
+JOB = job(
+    7,
     customer=ALICE.address,
     status=JobStatus.RUNNING,
     since=1_000,
     provider_id=1,
-    resources=Resources(1, 1, 64, 0),
-    retries_left=0,
-    flags=JobFlags.NONE,
-    escrow=10**18,
+    mem_per_cpu=64,
     rate=1,
-    time_limit=60,
-    fee_bps=0,
     definition=hashlib.sha256(DATA).digest(),
-    retry_of=0,
 )
 
 

@@ -10,10 +10,8 @@ from deepsquare_chain.job import (
     Conditions,
     Dependency,
     Job,
-    JobFlags,
     JobStatus,
     Placement,
-    Resources,
     matches,
     parse_conditions,
     parse_ids,
@@ -22,26 +20,12 @@ from deepsquare_chain.job import (
 )
 from deepsquare_chain.metascheduler import dependencies as holds
 from deepsquare_chain.metascheduler.dependencies import Hold, dependencies
+from tests.support import workloads
 
 pytestmark = pytest.mark.unit
 
 ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
-JOB = Job(
-    id=20,
-    customer=ALICE,
-    status=JobStatus.PENDING,
-    since=0,
-    provider_id=0,
-    resources=Resources(1, 1, 64, 0),
-    retries_left=0,
-    flags=JobFlags.NONE,
-    escrow=1,
-    rate=0,
-    time_limit=60,
-    fee_bps=0,
-    definition=bytes(32),
-    retry_of=0,
-)
+JOB = workloads.job(20, customer=ALICE)
 OK, BAD = JobStatus.FINISHED, JobStatus.FAILED
 ENDS = [status for status in JobStatus if status.is_final]
 

@@ -36,6 +36,7 @@ from deepsquare_chain.provider.model import (
     run_key,
 )
 from deepsquare_chain.provider.planner import clip, plan, plan_job
+from tests.support import workloads
 
 pytestmark = pytest.mark.unit
 
@@ -52,23 +53,16 @@ QUEUE = dataclasses.replace(LOCAL, queues=True)
 
 
 def job(status: JobStatus = JobStatus.RUNNING, **changes) -> Job:
-    base = Job(
-        id=7,
-        customer="0x" + "11" * 20,
-        status=status,
-        since=T0,
-        provider_id=1,
-        resources=Resources(1, 2, 32, 0),
-        retries_left=1,
-        flags=JobFlags.NONE,
-        escrow=100 * RATE,
-        rate=RATE,
-        time_limit=60,
-        fee_bps=500,
-        definition=b"\x01" * 32,
-        retry_of=0,
-    )
-    return dataclasses.replace(base, **changes)
+    defaults = {
+        "since": T0,
+        "provider_id": 1,
+        "resources": Resources(1, 2, 32, 0),
+        "retries_left": 1,
+        "escrow": 100 * RATE,
+        "rate": RATE,
+        "fee_bps": 500,
+    }
+    return workloads.job(7, status=status, **(defaults | changes))
 
 
 def row(phase: Phase = Phase.WATCHED, **changes) -> Run:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from deepsquare_chain.credits import allotment
 from deepsquare_chain.executors.base import Exit, RunState, RunStatus
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources, can_transition
+from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, can_transition
 from deepsquare_chain.provider import model
 from deepsquare_chain.provider.model import (
     CachedDefinition,
@@ -28,6 +28,7 @@ from deepsquare_chain.provider.model import (
     View,
 )
 from deepsquare_chain.provider.planner import plan
+from tests.support.workloads import job
 
 pytestmark = pytest.mark.unit
 
@@ -269,23 +270,17 @@ class Provider(RuleBasedStateMachine):
 
     @initialize(queues=st.booleans(), until_spent=st.booleans(), interim=st.booleans())
     def begin(self, queues: bool, until_spent: bool, interim: bool) -> None:
-        record = Job(
-            id=1,
+        record = job(
+            1,
             customer="0x" + "11" * 20,
-            status=S.PENDING,
             since=T0,
-            provider_id=0,
-            resources=Resources(1, 1, 1, 0),
-            retries_left=0,
+            mem_per_cpu=1,
             flags=JobFlags(
                 until_spent * JobFlags.UNTIL_SPENT | interim * JobFlags.INTERIM_PAYMENTS
             ),
             escrow=80,
             rate=1,
             time_limit=40,
-            fee_bps=0,
-            definition=b"\x01" * 32,
-            retry_of=0,
         )
         self.simulation = SimulatedRun(queues, record)
 

@@ -38,7 +38,7 @@ from deepsquare_chain.executors.base import (
     RunState,
     RunStatus,
 )
-from deepsquare_chain.job import Job, JobFlags, JobStatus, Offer, Resources
+from deepsquare_chain.job import Job, JobStatus, Offer, Resources
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.provider import actions as actions_module
 from deepsquare_chain.provider import model
@@ -56,6 +56,7 @@ from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import DefinitionMismatch
 from deepsquare_chain.workflow import Definition, Step
+from tests.support import workloads
 
 ME = "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65"
 CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
@@ -66,23 +67,10 @@ LIVE = RunStatus(RunState.RUNNING)
 
 
 def job(number: int = 1, status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
-    base = Job(
-        id=number,
-        customer=ME,
-        status=status,
-        since=100,
-        provider_id=1,
-        resources=SMALL,
-        retries_left=0,
-        flags=JobFlags.NONE,
-        escrow=10**18,
-        rate=1,
-        time_limit=60,
-        fee_bps=0,
-        definition=DEFINITION.digest,
-        retry_of=0,
+    defaults = {"customer": ME, "since": 100, "provider_id": 1, "resources": SMALL, "rate": 1}
+    return workloads.job(
+        number, status=status, **(defaults | {"definition": DEFINITION.digest} | changes)
     )
-    return replace(base, **changes)
 
 
 def view(number: int = 1, run: Run | None = None, **changes: Any) -> View:
