@@ -28,6 +28,7 @@ from deepsquare_chain.observability.redaction import plain
 from deepsquare_chain.provider.outputs import (
     ResultFile,
     closed_folder,
+    create_folder,
     find_run,
     has_ended,
     result_files,
@@ -377,7 +378,7 @@ async def remote_results(
         )
     files = source.files
     if to is not None:
-        _create_folder(to)
+        create_folder(to)
         files = [await source.save(file, to) for file in files]
     return files, reported
 
@@ -569,16 +570,6 @@ class _HashingWriter:
         """Write the data and update the digest."""
         self.digest.update(data)
         return self._target.write(data)
-
-
-def _create_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(
-            f"{folder} can't be created: {error.strerror}",
-            hint="Give a folder that does not exist yet.",
-        ) from None
 
 
 def _mark_unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:

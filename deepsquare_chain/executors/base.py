@@ -96,6 +96,24 @@ class Exit:
     started_at: float
     ended_at: float
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Exit:
+        """Parse a stored exit record.
+
+        Raises:
+            OSError: The record is damaged.
+        """
+        try:
+            return cls(
+                code=int(record["code"]),
+                reason=str(record["reason"]),
+                seconds=int(record["seconds"]),
+                started_at=float(record["started_at"]),
+                ended_at=float(record["ended_at"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise OSError("the exit record is damaged") from None
+
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:

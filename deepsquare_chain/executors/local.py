@@ -17,10 +17,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.executors import launch, orphaned_processes, procfs
@@ -291,7 +291,7 @@ class Runs:
         # An exit record is trusted only once the supervisor is gone: the job could have forged it.
         if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
-        ended = _as_exit(orphaned_processes.conclude(folder, claim, census))
+        ended = Exit.from_record(orphaned_processes.conclude(folder, claim, census))
         if ended.reason == "lost":
             _log.warning("supervisor lost", run=folder.key)
         self._ended[folder.key] = ended
@@ -410,19 +410,6 @@ def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
     except (OSError, KeyError, TypeError, ValueError):
         return False  # damaged by the job; the supervisor has its limits in memory
     return time.monotonic() - claim.since > walltime + GRACE + HUNG
-
-
-def _as_exit(record: Mapping[str, Any]) -> Exit:
-    try:
-        return Exit(
-            code=int(record["code"]),
-            reason=str(record["reason"]),
-            seconds=int(record["seconds"]),
-            started_at=float(record["started_at"]),
-            ended_at=float(record["ended_at"]),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise OSError("the exit record is damaged") from None
 
 
 class LocalExecutor(Executor):

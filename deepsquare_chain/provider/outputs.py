@@ -97,7 +97,7 @@ def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
     """
     folder = RunFolder(run)
     if to is not None:
-        _create_folder(to)
+        create_folder(to)
     files = _output(folder, None if to is None else to / "output")
     for name, path, problem, special in _entries(folder.work):
         copy = None if to is None else to / name
@@ -109,7 +109,12 @@ def result_files(run: Path, to: Path | None = None) -> list[ResultFile]:
     return files
 
 
-def _create_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
+    """Create the folder for copies of results, with its parents.
+
+    Raises:
+        UsageError: It exists already, or can't be created.
+    """
     try:
         folder.mkdir(parents=True)
     except OSError as error:

@@ -116,6 +116,14 @@ def recorded_grid(**options: Any) -> RecordedGrid:
         return RecordedGrid(**options)
 
 
+def recorded_grid_with_all() -> RecordedGrid:
+    """Return a grid with the events of `record_history`, then of `record_payments`."""
+    grid = recorded_grid()
+    record_history(grid)
+    record_payments(grid)
+    return grid
+
+
 def record_history(grid: RecordedGrid) -> Mapping[str, int]:
     """Run jobs with all final statuses and most kinds of events; return job IDs by name."""
     chain, scheduler = grid.chain, grid.scheduler

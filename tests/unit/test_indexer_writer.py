@@ -23,20 +23,12 @@ from deepsquare_chain.indexer.read_models import AnomalyRow, JobRow, MovementRow
 from deepsquare_chain.indexer.schema import metadata
 from deepsquare_chain.job import JobStatus
 from tests.support.index import Indexed, dump
-from tests.support.recorded import (
-    RecordedGrid,
-    record_history,
-    record_payments,
-    recorded_grid,
-)
+from tests.support.recorded import RecordedGrid, recorded_grid_with_all
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
-    grid = recorded_grid()
-    record_history(grid)
-    record_payments(grid)
-    return grid
+    return recorded_grid_with_all()
 
 
 @pytest.fixture(scope="module")

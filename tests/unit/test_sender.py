@@ -93,6 +93,17 @@ async def mining(chain: FakeChain, pause: float = 0.01) -> None:
         chain.mine()
 
 
+def use_nonce_elsewhere(chain: FakeChain) -> None:
+    """Put a transaction of another program with the account's nonce 0 into the mempool."""
+    raw = ACCOUNT.sign_transaction(
+        {
+            "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
+            "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
+        }
+    ).raw_transaction  # fmt: skip
+    chain._pool(Tx.read(bytes(raw)))
+
+
 def states(store: Store) -> list[TxState]:
     return [entry.state for entry in store.recent_entries()]
 
@@ -159,13 +170,7 @@ async def test_a_nonce_used_by_another_is_passed_over(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     def elsewhere(_tx: Any) -> None:
-        raw = ACCOUNT.sign_transaction(
-            {
-                "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
-                "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
-            }
-        ).raw_transaction  # fmt: skip
-        chain._pool(Tx.read(bytes(raw)))
+        use_nonce_elsewhere(chain)
         chain.mine()
 
     chain.faults = [elsewhere]
@@ -384,13 +389,7 @@ async def test_observations_of_a_short_wait_count_for_the_next(
     with pytest.raises(WaitTimeoutError):
         await sender.send(call(), timeout=0)
     chain.pool.clear()
-    raw = ACCOUNT.sign_transaction(
-        {
-            "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
-            "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
-        }
-    ).raw_transaction  # fmt: skip
-    chain._pool(Tx.read(bytes(raw)))
+    use_nonce_elsewhere(chain)
     blocks = asyncio.create_task(mining(chain, 0.005))
     while sender.pending():
         await sender.recover(timeout=0.002)
@@ -450,13 +449,7 @@ async def test_a_nonce_taken_while_waiting(chain: FakeChain, store: Store, sende
     task = asyncio.create_task(sender.send(call()))
     await until(lambda: chain.pool)
     chain.pool.clear()
-    raw = ACCOUNT.sign_transaction(
-        {
-            "type": 2, "chainId": 1, "nonce": 0, "to": TARGET, "value": 0, "data": b"other",
-            "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
-        }
-    ).raw_transaction  # fmt: skip
-    chain._pool(Tx.read(bytes(raw)))
+    use_nonce_elsewhere(chain)
     blocks = asyncio.create_task(mining(chain, 0.005))
     with pytest.raises(NonceTakenError, match="nonce 0"):
         await task

@@ -21,20 +21,12 @@ from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.observability.serving import MAX_CLIENTS, RateLimit
 from deepsquare_chain.web.api import PREFIX, api_routes, document
 from tests.support.index import Indexed
-from tests.support.recorded import (
-    RecordedGrid,
-    record_history,
-    record_payments,
-    recorded_grid,
-)
+from tests.support.recorded import RecordedGrid, recorded_grid_with_all
 
 
 @pytest.fixture(scope="module")
 def grid() -> RecordedGrid:
-    grid = recorded_grid()
-    record_history(grid)
-    record_payments(grid)
-    return grid
+    return recorded_grid_with_all()
 
 
 def open_index(grid: RecordedGrid) -> Indexed:

@@ -369,16 +369,8 @@ class SlurmFolder(RunFolder):
         """Return the recorded exit status of the run; None if there is none."""
         try:
             record = self.exit()
-            if record is None:
-                return None
-            return Exit(
-                code=int(record["code"]),
-                reason=str(record["reason"]),
-                seconds=int(record["seconds"]),
-                started_at=float(record["started_at"]),
-                ended_at=float(record["ended_at"]),
-            )
-        except (OSError, KeyError, TypeError, ValueError, OverflowError):
+            return None if record is None else Exit.from_record(record)
+        except OSError:
             return None
 
     def set_verdict(self, ended: Exit) -> None:
