@@ -376,8 +376,8 @@ class _Shape:
     def read(self, topics: list[bytes], data: bytes, position: Mapping[str, Any]) -> Event:
         if len(topics) != len(self.indexed) + 1:
             raise AbiError("wrong number of topics")
-        pairs = zip(self.indexed, topics[1:], strict=True)
-        from_topics = iter([decode_values((part,), topic)[0] for part, topic in pairs])
+        # Each is one word, so that together they are encoded like the arguments of a function.
+        from_topics = iter(decode_values(self.indexed, b"".join(topics[1:])))
         from_data = iter(decode_values(self.plain, data))
         values = [next(from_topics if indexed else from_data) for indexed in self.order]
         return self.kind(
