@@ -319,6 +319,10 @@ down() {
         if [[ $name == n* ]]; then stop "$dir" "$name" & else stop "$dir" "$name" KILL & fi
     done <"$dir/daemons"
     wait
+    # A node that had jobs may leave empty cgroups.
+    while read -r name; do
+        find /sys/fs/cgroup/*/"slurm_$name" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    done < <(grep '^n' "$dir/daemons")
     rm -rf "$dir/state"
     if [[ -L $dir/database ]]; then rm -rf "$(readlink "$dir/database")" "$dir/database"; fi
     rm -f "$dir/daemons"

@@ -26,6 +26,12 @@ _MAX_ENV_STRING: Final = 128 * 1024 - 1
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _MAX_COMMENT: Final = 256
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: Variables that would change the executor's own programs, which start a script outside of its sandbox:
+#: of the dynamic loader, the C library, bash and Slurm.
+_RESERVED_ENV: Final = re.compile(
+    r"(LD|BASH|MALLOC|SLURM|SRUN)_.*|PATH|IFS|ENV|PS4|BASHOPTS|SHELLOPTS|POSIXLY_CORRECT"
+    r"|GCONV_PATH|GLIBC_TUNABLES|LOCPATH"
+)
 
 
 class ExecutorError(GridError):
@@ -62,7 +68,8 @@ class RunSpec:
         script: Batch script, executed by bash.
         resources: Resources of the run; its memory (MB) is enforced.
         walltime: Time limit in seconds.
-        env: Environment of the script, in addition to PATH, HOME and LANG.
+        env: Environment of the script, in addition to PATH, HOME and LANG. The sandbox is started
+            with it, so that variables of the loader and of shells are refused.
         comment: One line for operators who read the executor's queue, such as the chain ID, the
             contract and the job ID.
     """
@@ -301,6 +308,8 @@ def _env_problem(env: Mapping[str, str]) -> str:
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
             return f"{name[:80]!r} is not a name of an environment variable"
+        if _RESERVED_ENV.fullmatch(name):
+            return f"the environment variable {name[:80]} may only be set by the script"
         try:
             size = len(f"{name}={value}".encode())
         except UnicodeEncodeError:

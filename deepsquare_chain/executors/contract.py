@@ -277,7 +277,10 @@ class ExecutorContract:
         bad_specs = [
             harness.spec(key, "true") for key in ("", "..", "../up", "a/b", "-x", "k" * 121)
         ]
-        bad_specs += [harness.spec("bad", "true", env=env) for env in ({"A=B": "x"}, {"A": "x\0y"})]
+        bad_specs += [
+            harness.spec("bad", "true", env=env)
+            for env in ({"A=B": "x"}, {"A": "x\0y"}, {"PATH": "/job"})
+        ]
         bad_specs += [harness.spec("bad", "true", comment="two\nlines")]
         bad_specs += [harness.spec("bad", "true", walltime=0)]
         for spec in bad_specs:

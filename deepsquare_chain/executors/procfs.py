@@ -194,6 +194,28 @@ def command_line(pid: int) -> bytes:
     return read(f"{PROC}/{pid}/cmdline")
 
 
+def deleted_mappings(pid: int, folders: Iterable[str]) -> list[tuple[int, int]]:
+    """Return inode and end of the mapped part, in bytes, of deleted files that a process has mapped.
+
+    Args:
+        pid: The process.
+        folders: Folders of the files, as the process sees them. An updated system library is also
+            a deleted file.
+
+    Raises:
+        OSError: /proc can't be read.
+    """
+    prefixes = tuple(os.fsencode(folder) + b"/" for folder in folders)
+    mappings = []
+    for line in read(f"{PROC}/{pid}/maps").splitlines():
+        if line.endswith(b" (deleted)"):
+            addresses, _, offset, _, inode, path = line.split(maxsplit=5)
+            if path.startswith(prefixes):
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
+                mappings.append((int(inode), int(offset, 16) + end - start))
+    return mappings
+
+
 def marked(entry: bytes) -> list[int]:
     """Return the pids of processes whose initial environment has `entry` (`NAME=value`)."""
     needle = b"\0" + entry + b"\0"

@@ -42,6 +42,8 @@ SANDBOX_SCRIPT: Final = "/run/job/script"
 BLOCK_BYTES: Final = 512
 #: Minimum bytes that a file or folder counts, for its inode.
 _INODE: Final = 1024
+#: Minimum bytes of a file whose size is kept between two measurements of a run's disk usage.
+LARGE_FILE: Final = 256 * 1024
 _RECORD_LIMIT: Final = 8 * 1024 * 1024
 _EXIT_BYTES: Final = 512
 _NESTING: Final = 8
@@ -451,8 +453,10 @@ def _size(file: Path) -> int:
 # -- disk usage
 
 
-def disk_usage(folder: str, limit: int | None = None) -> int:
+def disk_usage(folder: str, limit: int | None = None, large: dict[int, int] | None = None) -> int:
     """Return the disk usage of a folder in bytes; stops counting above `limit`.
+
+    The sizes of its large files, those of `LARGE_FILE` bytes or more, are added to `large` by inode.
 
     Holes of sparse files do not count; each hard link counts. Links are not followed. A path that is
     too long for the kernel counts as above the limit, because files below it could not be counted.
@@ -468,7 +472,10 @@ def disk_usage(folder: str, limit: int | None = None) -> int:
                         folders.append(entry.path)
                 except FileNotFoundError:
                     continue  # removed meanwhile
-                used += state.st_blocks * BLOCK_BYTES + _INODE
+                size = state.st_blocks * BLOCK_BYTES
+                if large is not None and size >= LARGE_FILE:
+                    large[state.st_ino] = size
+                used += size + _INODE
                 if limit is not None and used > limit:
                     return used
         except OSError as error:

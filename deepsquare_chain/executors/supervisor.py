@@ -33,6 +33,7 @@ from deepsquare_chain.executors.procfs import SHARED, MemoryMeter
 from deepsquare_chain.executors.rundir import (
     BLOCK_BYTES,
     GRACE,
+    LARGE_FILE,
     MARK,
     OUTPUT_LIMIT,
     SANDBOX_HOME,
@@ -81,6 +82,11 @@ class Confinement:
         self._cpus = int(spec.get("cpus", 1))
         self._next_disk = time.monotonic() + _DISK_PAUSE  # short jobs are not measured
         self._device = 0
+        self._large: dict[int, int] = {}  # sizes of large files by inode, as last measured
+        #: Folders that the script can fill, as it sees them.
+        self._writable = [SANDBOX_HOME, "/tmp", "/var/tmp"]  # noqa: S108 - in the sandbox
+        if not self._wrapper:
+            self._writable = [os.path.realpath(folder.path)]
 
     @property
     def is_sandboxed(self) -> bool:
@@ -197,23 +203,33 @@ class Confinement:
 
     def _disk_used(self, limit: int) -> int:
         """Return the run's disk usage in bytes; stops counting above `limit`."""
-        used = _deleted_files(procfs.descendants(os.getpid()), self._device)
+        deleted = self._deleted_files()
+        used, self._large = sum(deleted.values()), deleted
         for folder in (self._folder.work, self._folder.temporary):
-            used += disk_usage(str(folder), limit - used)
+            used += disk_usage(str(folder), limit - used, self._large)
         return used
 
+    def _deleted_files(self) -> dict[int, int]:
+        """Return the bytes of deleted files that the run has open or mapped, by inode.
 
-def _deleted_files(pids: Iterable[int], device: int) -> int:
-    """Return the bytes of deleted files on a device that processes hold open."""
-    sizes: dict[int, int] = {}
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"{procfs.PROC}/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    state = os.stat(f"{procfs.PROC}/{pid}/fd/{name}")
-                    if not state.st_nlink and state.st_dev == device and S_ISREG(state.st_mode):
-                        sizes[state.st_ino] = state.st_blocks * BLOCK_BYTES
-    return sum(sizes.values())
+        Only root may read the size of a file that is mapped but not open. Its mapped part counts,
+        or its size at the previous measurement, or the minimum size that is kept from there.
+        """
+        opened: dict[int, int] = {}
+        mapped: dict[int, int] = {}
+        for pid in procfs.descendants(os.getpid()):
+            with contextlib.suppress(OSError):
+                for name in os.listdir(f"{procfs.PROC}/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        state = os.stat(f"{procfs.PROC}/{pid}/fd/{name}")
+                        is_ours = state.st_dev == self._device and S_ISREG(state.st_mode)
+                        if is_ours and not state.st_nlink:
+                            opened[state.st_ino] = state.st_blocks * BLOCK_BYTES
+            with contextlib.suppress(OSError):
+                for inode, end in procfs.deleted_mappings(pid, self._writable):
+                    size = max(end, self._large.get(inode, LARGE_FILE))
+                    mapped[inode] = max(size, mapped.get(inode, 0))
+        return mapped | opened
 
 
 TICK: Final = 0.25

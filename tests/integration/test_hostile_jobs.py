@@ -145,6 +145,18 @@ for _ in range(60):
 for number in range(6):
     open(str(number), "wb").write(bytes(10**7))
 """
+#: Not by the module mmap, which keeps a descriptor of the file.
+MAPPED = """
+import ctypes, os, time
+mmap = ctypes.CDLL(None).mmap
+for length in SIZES:
+    with open("mapped", "wb+") as file:
+        file.write(bytes(10**7))
+        time.sleep(1.2)
+        mmap(None, ctypes.c_size_t(length), 1, 1, file.fileno(), ctypes.c_long(0))
+        os.remove("mapped")
+time.sleep(80)
+"""
 EMPTY = """
 import itertools
 for number in itertools.count():
@@ -153,7 +165,7 @@ for number in itertools.count():
 
 
 @pytest.mark.parametrize(
-    "how", ["many files", "one file", "deleted file", "deep folder", "empty files"]
+    "how", ["many files", "one file", "deleted file", "mapped file", "deep folder", "empty files"]
 )
 async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> None:
     """The folders are measured; the kernel's limit of a file's size stops a single large one."""
@@ -162,6 +174,7 @@ async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> 
         "one file": "exec head -c 500M /dev/zero > /tmp/one",
         "deleted file": "exec 3> a; rm a; exec 4> b; rm b; for i in 1 2 3 4 5 6 7 8 9; do "
         "head -c 4M /dev/zero >&3; head -c 4M /dev/zero >&4; sleep 0.2; done; sleep 80",
+        "mapped file": f"python3 -c '{MAPPED.replace('SIZES', '8 * [10**7]')}'",
         "deep folder": f"python3 -c '{DEEP}'; sleep 80",
         "empty files": f"python3 -c '{EMPTY}'",
     }
@@ -171,6 +184,15 @@ async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> 
     assert end.seconds < 75
     await isolated.executor.forget("attack")
     assert not list((isolated.state / "runs").iterdir())
+
+
+@pytest.mark.parametrize("isolated", ["local"], indirect=True)
+async def test_a_deleted_file_counts_whole_if_one_page_of_it_is_mapped(
+    isolated: IsolatedExecutor,
+) -> None:
+    """The supervisor keeps the sizes of large files; Slurm's wrapper counts the mapped part."""
+    end, _ = await isolated.run(f"python3 -c '{MAPPED.replace('SIZES', '8 * [1]')}'")
+    assert end.reason == "disk"
 
 
 FORKS = """

@@ -658,3 +658,10 @@ async def test_jobs_run_as_another_user(
     os.chmod(state, 0o700)
     [check] = [item for item in await examine(context) if item.name == "user of the jobs"]
     assert (check.ok, check.setting) == (False, "executor_options.run_dir")
+
+
+def test_an_ended_cluster_leaves_no_cgroups() -> None:
+    with contextlib.closing(LocalSlurm("--nodes", "1")) as cluster:
+        cluster.run("srun", "true")
+    for node in cluster.nodes:
+        assert not list(Path("/sys/fs/cgroup").glob(f"*/slurm_{node}"))

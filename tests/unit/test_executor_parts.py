@@ -64,6 +64,9 @@ def spec(**changes: object) -> RunSpec:
         {"script": b"x" * (MAX_SCRIPT_BYTES + 1)},
         {"env": {"1A": "x"}},
         {"env": {"A-B": "x"}},
+        {"env": {"LD_PRELOAD": "/tmp/x.so"}},
+        {"env": {"BASH_ENV": "/tmp/x"}},
+        {"env": {"PATH": "/tmp"}},
         {"env": {"A": "\0"}},
         {"env": {"A": "\ud800"}},
         {"env": {"A": "x" * 131_072}},
@@ -77,7 +80,7 @@ def test_specification_that_can_not_run_is_refused(changes: dict[str, object]) -
 
 def test_plain_specification_is_taken() -> None:
     check_spec(spec())
-    check_spec(spec(env={"_A1": "anything = goes\n$HOME"}, walltime=MAX_WALLTIME))
+    check_spec(spec(env={"_A1": "anything = goes\n$HOME", "MY_PATH": "x"}, walltime=MAX_WALLTIME))
 
 
 @given(st.text(max_size=130))

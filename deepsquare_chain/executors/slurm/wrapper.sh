@@ -416,15 +416,22 @@ signal_script() {
     fi 2>/dev/null
 }
 
-# Prints the size in KB of deleted files that the job holds open.
+# Prints the size in KB of deleted files that the job has open or mapped. Only root may read the size of a file
+# that is mapped but not open: its mapped part counts, and only in folders that the job can fill.
 deleted_files() {
-    local links device inode blocks total=0 own
+    local links device inode blocks total=0 own range offset end
+    local -A sizes=()
     own=$(stat -c %d "$folder/work")
     if has_init; then
+        while read -r range _ offset _ inode _; do
+            end=$((16#$offset + 16#${range#*-} - 16#${range%-*}))
+            if ((end / 1024 > ${sizes[$inode]:-255})); then sizes[$inode]=$((end / 1024)); fi
+        done < <(grep -hE ' (/home/job|/tmp|/var/tmp)/.* \(deleted\)$' /proc/"$init"/root/proc/[0-9]*/maps 2>/dev/null)
         while read -r links device inode blocks; do
-            if ((links == 0 && device == own && inode)); then total=$((total + blocks / 2)); fi
+            if ((links == 0 && device == own && inode)); then sizes[$inode]=$((blocks / 2)); fi
         done < <(stat -L -c '%h %d %i %b' /proc/"$init"/root/proc/[0-9]*/fd/* 2>/dev/null | sort -u)
     fi
+    for blocks in "${sizes[@]}"; do total=$((total + blocks)); done
     echo "$total"
 }
 
