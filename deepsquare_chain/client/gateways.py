@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ from deepsquare_chain.store.gateway_client import (
     LOG,
     GatewayClient,
     GatewayDefinitionStore,
+    NotDeliveredError,
     WrongAccountError,
     gateway_urls,
     is_file_name,
@@ -58,11 +60,11 @@ from deepsquare_chain.workflow import parse_duration
 #: Poll interval in seconds, and shortest and longest backoff after a lost connection.
 _POLL_SECONDS: Final = 1.0
 _PAUSES: Final = (0.5, 10.0)
-#: Seconds to wait for the rest of a log after its job has ended: after an outage of the gateway, the
-#: provider retries within 30 seconds.
-_LOG_TIMEOUT: Final = 40.0
-#: Seconds to wait for the results of an ended job: they are uploaded after its report on chain.
-_DELIVERY_SECONDS: Final = 15.0
+#: Seconds to wait for the next part of the log or of the results after a job has ended: after an
+#: outage of the gateway, the provider retries within 30 seconds.
+_DELIVERY_SECONDS: Final = 40.0
+#: Length of a block of zeros that is saved as a hole of the file.
+_HOLE: Final = 64 * 1024
 #: Maximum number of consecutive failures of a download without progress.
 _MAX_FAILURES: Final = 5
 _OUTPUT: Final = "output"
@@ -303,7 +305,7 @@ def _is_overdue(ended: asyncio.Task[tuple[Job, float]]) -> bool:
         return False
     job, ended_at = ended.result()
     # A job that no provider has started has no log.
-    return not job.rate or time.monotonic() - ended_at > _LOG_TIMEOUT
+    return not job.rate or time.monotonic() - ended_at > _DELIVERY_SECONDS
 
 
 async def _gateway_with_log(gateways: Sequence[GatewayClient], job_id: int) -> GatewayClient | None:
@@ -386,18 +388,20 @@ async def remote_results(
 async def _wait_for_results(
     gateways: Sequence[GatewayClient], job: Job, report: Callable[[str], None]
 ) -> tuple[GatewayClient, list[ResultFile]]:
-    """Return the gateway that has the results, and their list; waits briefly if the job ran."""
-    deadline, reported = time.monotonic() + _DELIVERY_SECONDS, False
+    """Return the gateway that has the results, and their list; waits while more of them arrives."""
+    deadline, received, reported = time.monotonic() + _DELIVERY_SECONDS, 0, False
     while True:
         failures: list[GridError] = []
         for gateway in gateways:
             try:
                 entries = await gateway.results(job.id)
+                return gateway, [_result_file(entry) for entry in entries]
+            except NotDeliveredError as pending:
+                if pending.received > received:
+                    deadline = time.monotonic() + _DELIVERY_SECONDS
+                    received = pending.received
             except GridError as error:
                 failures.append(error)
-                continue
-            if entries is not None:
-                return gateway, [_result_file(entry) for entry in entries]
         if len(failures) == len(gateways) or not job.rate or time.monotonic() > deadline:
             break
         if not reported:
@@ -569,13 +573,24 @@ class _HashingWriter:
     def write(self, data: bytes) -> int:
         """Write the data and update the digest."""
         self.digest.update(data)
-        return self._target.write(data)
+        return _write_sparse(self._target, data)
 
 
 def _mark_unsaved(file: ResultFile, path: Path, problem: str) -> ResultFile:
     with suppress(OSError):
         path.unlink()
     return ResultFile(file.name, file.size, "", problem)
+
+
+def _write_sparse(target: BinaryIO, data: bytes) -> int:
+    """Write data at the end of a new file, with holes for blocks of zeros; return its length."""
+    for start in range(0, len(data), _HOLE):
+        block = data[start : start + _HOLE]
+        if block.count(0) == len(block):
+            target.truncate(target.seek(len(block), os.SEEK_CUR))
+        else:
+            target.write(block)
+    return len(data)
 
 
 async def _download(
@@ -600,7 +615,7 @@ async def _download(
                     if position > file.size:
                         return ""
                     content_hash.update(chunk)
-                    await asyncio.to_thread(target.write, chunk)
+                    await asyncio.to_thread(_write_sparse, target, chunk)
         except WrongAccountError:
             raise
         except EndpointError as error:

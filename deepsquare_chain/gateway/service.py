@@ -305,12 +305,16 @@ class GatewayService:
         """Return the provider's list of the files of a run, as JSON.
 
         Raises:
-            RequestRefusedError: The provider has not uploaded it yet.
+            RequestRefusedError: The provider has not uploaded it yet; `received` are the bytes of
+                the job's files so far.
         """
         body = self._records.results(space)
         if body is None:
-            raise _not_found(
-                f"The provider of job {space.job_id} has not delivered its results yet"
+            raise RequestRefusedError(
+                f"The provider of job {space.job_id} has not delivered its results yet",
+                code="not-delivered",
+                status=HTTPStatus.NOT_FOUND,
+                received=self._records.job_usage(space)[0],
             )
         return body
 

@@ -225,6 +225,14 @@ class GatewayRefusedError(EndpointError):
         self.offset = offset
 
 
+class NotDeliveredError(NotFoundError):
+    """The provider has not uploaded all results yet; `received` bytes are at the gateway."""
+
+    def __init__(self, message: str, *, hint: str = "", received: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.received = received
+
+
 class WrongAccountError(NotAuthorisedError):
     """The account lacks the permission for this request."""
 
@@ -417,17 +425,15 @@ class GatewayClient(ServiceClient):
         """Upload the list of a run's files, once all are uploaded; errors as `append`."""
         await self._ask("PUT", f"/v1/jobs/{job_id}/results", json={"files": list(files)})
 
-    async def results(self, job_id: int) -> list[dict[str, Any]] | None:
-        """Return the provider's list of a run's files; None before all are uploaded.
+    async def results(self, job_id: int) -> list[dict[str, Any]]:
+        """Return the provider's list of a run's files.
 
         Raises:
+            NotDeliveredError: The provider has not uploaded all of them yet.
             WrongAccountError: This account may not read it.
             EndpointError: The gateway is down, or its response is invalid.
         """
-        try:
-            body = self._object(await self._ask("GET", f"/v1/jobs/{job_id}/results"))
-        except NotFoundError:
-            return None
+        body = self._object(await self._ask("GET", f"/v1/jobs/{job_id}/results"))
         files = body.get("files")
         if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
             raise self._invalid_response()
@@ -632,16 +638,17 @@ class GatewayClient(ServiceClient):
             )
         message = f"The gateway at {self.display_url} refused: {plain(detail)[:500]}"
         advice = plain(hint)[:300] if isinstance(hint, str) else ""
+        if status == HTTPStatus.NOT_FOUND and code == "not-delivered":
+            return NotDeliveredError(message, hint=advice, received=_count(body, "received") or 0)
         if status == HTTPStatus.NOT_FOUND and isinstance(code, str):
             return NotFoundError(message, hint=advice)
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return WrongAccountError(message, hint=advice)
-        offset = body.get("offset")
         return GatewayRefusedError(
             message,
             hint=advice or self.advice,
             code=code[:40] if isinstance(code, str) else "",
-            offset=offset if type(offset) is int and offset >= 0 else None,
+            offset=_count(body, "offset"),
         )
 
     def _error_of_status(self, status: int) -> GridError:
@@ -735,6 +742,12 @@ async def open_gateways(
 
 def _file(job_id: int, name: str) -> str:
     return f"/v1/jobs/{job_id}/files/{quote(name)}"
+
+
+def _count(body: Mapping[str, Any], name: str) -> int | None:
+    """Return a number of bytes of a response; None if it is missing or invalid."""
+    value = body.get(name)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _decoded(data: str) -> bytes | None:

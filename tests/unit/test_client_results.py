@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from deepsquare_chain.client.gateways import Result, job_results
 from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.provider.model import run_key
+from deepsquare_chain.store.gateway_client import NotDeliveredError
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +43,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     history = SimpleNamespace(status=JobStatus.FINISHED, digest=DIGEST)
 
     async def get_job(job_id: int) -> Any:
-        return SimpleNamespace(id=job_id, status=history.status)
+        return SimpleNamespace(id=job_id, status=history.status, rate=1)
 
     async def reported(_contracts: Any, _job_id: int) -> str:
         return str(history.digest)
@@ -122,3 +125,58 @@ async def test_an_output_that_can_not_be_read_costs_no_other_file(
     assert (output.on_chain, output.problem != "") == (None, True)
     assert (other.name, other.problem) == ("work/b.txt", "")
     assert (tmp_path / "got" / "work" / "b.txt").read_bytes() == b"b"
+
+
+class SlowGateway:
+    """A gateway that receives `steps` bytes of results, one step per 30 seconds."""
+
+    display_url = "https://gateway.test"
+
+    def __init__(self, content: bytes, *steps: int) -> None:
+        self.now, self._content, self._steps = 0.0, content, list(steps)
+
+    async def results(self, job_id: int) -> list[dict[str, Any]]:
+        self.now += 30
+        if self._steps:
+            raise NotDeliveredError("not yet", received=self._steps.pop(0))
+        digest = hashlib.sha256(self._content).hexdigest()
+        return [{"name": "output", "size": len(self._content), "digest": digest, "problem": ""}]
+
+    @asynccontextmanager
+    async def download(self, _job: int, _name: str, start: int = 0) -> AsyncIterator[Any]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield self._content[start:]
+
+        yield chunks()
+
+
+async def download(
+    chain: Any, monkeypatch: pytest.MonkeyPatch, gateway: SlowGateway, to: Path
+) -> list[Result]:
+    monkeypatch.setattr(gateways, "time", SimpleNamespace(monotonic=lambda: gateway.now))
+    monkeypatch.setattr(gateways, "_POLL_SECONDS", 0)
+    slow: Any = gateway
+    return await job_results(chain, to.parent, JOB, to, gateways=[slow])
+
+
+async def test_results_are_awaited_while_more_of_them_arrives(
+    chain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gateway = SlowGateway(PRINTED, 0, 10, 20, 30, 40)
+    [output] = await download(chain, monkeypatch, gateway, tmp_path / "got")
+    assert (output.on_chain, (tmp_path / "got" / "output").read_bytes()) == (True, PRINTED)
+    with pytest.raises(NotFoundError, match="has not delivered its results"):
+        await download(
+            chain, monkeypatch, SlowGateway(PRINTED, 0, 10, *[10] * 9), tmp_path / "none"
+        )
+
+
+async def test_a_downloaded_file_keeps_its_holes(
+    chain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = b"a" + bytes(8 * 2**20) + b"b" + bytes(2**20)
+    chain.digest = hashlib.sha256(content).hexdigest()
+    [output] = await download(chain, monkeypatch, SlowGateway(content), tmp_path / "got")
+    copy = tmp_path / "got" / "output"
+    assert (output.problem, copy.read_bytes()) == ("", content)
+    assert copy.stat().st_blocks * 512 < 2**20

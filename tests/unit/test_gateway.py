@@ -38,6 +38,7 @@ from deepsquare_chain.store.gateway_client import (
     GatewayDefinitionStore,
     GatewayRefusedError,
     LogPart,
+    NotDeliveredError,
     WrongAccountError,
     contract_resource,
     is_file_name,
@@ -653,17 +654,20 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(
 async def test_results_are_reported_once_all_of_them_are_there(bench: GatewayBench) -> None:
     host, alice = bench.client(HOST), bench.client(ALICE)
     listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
-    assert await alice.results(7) is None
+    with pytest.raises(NotDeliveredError) as pending:
+        await alice.results(7)
+    assert pending.value.received == 0
     with pytest.raises(GatewayRefusedError, match="not uploaded completely"):
         await host.put_results(7, [listed])
     await host.append(7, "work/a", 0, b"abc", complete=True)
+    with pytest.raises(NotDeliveredError) as pending:
+        await alice.results(7)
+    assert pending.value.received == 3
     for wrong in ({"size": 4}, {"name": "work/../a"}, {"name": 1}, {"size": True}):
         with pytest.raises(GatewayRefusedError):
             await host.put_results(7, [listed | wrong])
     await host.put_results(7, [listed, {"name": "work/p", "size": 0, "problem": "a pipe"}])
-    results = await alice.results(7)
-    assert results is not None
-    assert [item["name"] for item in results] == ["work/a", "work/p"]
+    assert [item["name"] for item in await alice.results(7)] == ["work/a", "work/p"]
 
 
 async def test_files_are_removed_after_their_time(make: Callable[..., GatewayBench]) -> None:
