@@ -1,4 +1,4 @@
-"""Levels, and what belongs to all tests: no sockets in unit tests, a real node on demand."""
+"""Test levels and fixtures for all tests: no sockets in unit tests, a real node on demand."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class SocketUsedError(RuntimeError):
-    """A unit test wanted the network."""
+    """A unit test used the network."""
 
 
 def _refuse(*_arguments: Any, **_options: Any) -> NoReturn:
@@ -132,13 +132,13 @@ def _logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def anvil_binary() -> Path:
-    """The node's binary; skips without it, fails where DEEPSQUARE_REQUIRE_REAL=1."""
+    """Path of anvil. Without it, tests are skipped, or fail if DEEPSQUARE_REQUIRE_REAL=1."""
     return require_anvil()
 
 
 @pytest.fixture
 async def anvil() -> AsyncIterator[Anvil]:
-    """A node of the test's own that makes a block for each transaction.
+    """A node for one test that mines a block per transaction.
 
     For blocks by the clock: `async with start_anvil(block_time=1) as node`.
     """

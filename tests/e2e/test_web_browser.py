@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def explorer(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyExplorer]:
-    """Several hundred jobs of all endings."""
+    """An explorer with several hundred jobs in all final statuses."""
     with busy_explorer(tmp_path_factory.mktemp("explorer"), jobs=70) as explorer:
         yield explorer
 
@@ -52,12 +52,12 @@ def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Itera
 
 @pytest.fixture
 def tab(browser: Browser, explorer: BusyExplorer) -> Iterator[Watched]:
-    """A page on a desk, in light."""
+    """A page in a desktop window, in light mode."""
     yield from open_page(browser, explorer, color_scheme="light")
 
 
 def every_page(explorer: BusyExplorer) -> list[str]:
-    """One page of each kind and a job of each status, the hostile ones among them."""
+    """Return paths of one page of each kind and of a job in each status, including hostile ones."""
 
     async def numbers() -> list[int]:
         scheduler = explorer.grid.contracts.scheduler
@@ -79,7 +79,7 @@ def every_page(explorer: BusyExplorer) -> list[str]:
 
 
 def assert_fits(page: Page, path: str) -> None:
-    """Nothing sticks out of the window; wide tables scroll in a box of their own."""
+    """No element is wider than the window; wide tables scroll in their own box."""
     wide, available = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= available, path
 
@@ -103,7 +103,7 @@ def test_every_page_is_clean_at_a_desk_and_on_a_phone(
 
 
 class Shot(NamedTuple):
-    """A picture of the handbook: what of, in which colours, and its size."""
+    """A screenshot of the documentation: its page, colour scheme and size."""
 
     path: str
     scheme: Literal["light", "dark"]
@@ -112,7 +112,7 @@ class Shot(NamedTuple):
 
 
 def shots(explorer: BusyExplorer) -> dict[str, Shot]:
-    """The pictures in docs/images, by the name of their file."""
+    """Screenshots in docs/images by file name."""
     asked = httpx2.get(
         f"{explorer.url}/api/v1/jobs",
         params={"status": "FINISHED", "customer": explorer.bob},
@@ -129,7 +129,7 @@ def shots(explorer: BusyExplorer) -> dict[str, Shot]:
 
 
 def size_of(picture: bytes) -> tuple[int, int]:
-    """Width and height of a PNG."""
+    """Return width and height of a PNG."""
     assert picture.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", picture[16:24])
     return width, height
@@ -138,7 +138,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 def test_the_handbooks_pictures_are_made_here(
     browser: Browser, explorer: BusyExplorer, tmp_path: Path
 ) -> None:
-    """With DEEPSQUARE_SCREENSHOTS=docs/images they are made anew."""
+    """With DEEPSQUARE_SCREENSHOTS=docs/images the screenshots are taken again."""
     folder = Path(os.environ.get("DEEPSQUARE_SCREENSHOTS", tmp_path))
     for name, shot in shots(explorer).items():
         for watched in open_page(browser, explorer, color_scheme=shot.scheme):
@@ -339,7 +339,7 @@ def test_a_page_in_the_back_forward_cache_holds_no_stream(
 
 
 class TestWallet:
-    """A wallet of an account that the node holds, and what it was asked."""
+    """A browser wallet of an account that the node signs for; it records its requests."""
 
     __test__ = False
 
@@ -352,12 +352,12 @@ class TestWallet:
         page.expose_function("walletAsked", self._answer)
 
     def announce(self, page: Page, *names: str) -> None:
-        """Be found under these names."""
+        """Announce the wallet to the page under these names (EIP-6963)."""
         for name in names:
             page.add_init_script(injected_wallet(name))
 
     def methods(self) -> list[str]:
-        """What it was asked to sign."""
+        """Return the methods of the requests that need a signature."""
         signing = {"eth_sendTransaction", "eth_signTypedData_v4"}
         return [method for method, _ in self.asked if method in signing]
 
@@ -545,7 +545,7 @@ def test_a_missing_wallet_is_reported(tab: Watched, explorer: BusyExplorer) -> N
 
 
 def test_rows_undone_by_a_reorg_leave_an_open_page(tab: Watched, explorer: BusyExplorer) -> None:
-    """Comes last: it takes blocks away from everybody."""
+    """This test must be the last one: it removes blocks from the shared chain."""
     page = tab.page
     page.goto(f"{explorer.url}/jobs")
     node = explorer.grid.node

@@ -34,14 +34,14 @@ OUTPUT = "".join(f"line {number}\n" for number in range(1, 5))
 
 @dataclass
 class ServedGrid:
-    """A devnet with one provider, its pages, and a way to do things on its loop."""
+    """A devnet with one provider and an explorer, on an event loop in a thread."""
 
     grid: LocalGrid
     url: str
     loop: asyncio.AbstractEventLoop
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something on the grid's loop and wait for it."""
+        """Run a coroutine on the grid's loop and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(240)
 
 
@@ -69,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedGrid]:
 
 
 class SigningWallet:
-    """A wallet that signs with a key of its own, and what it was asked."""
+    """A browser wallet that signs with a key of this test; it records its requests."""
 
     def __init__(self, page: Page, account: LocalAccount, chain_id: int) -> None:
         self._account = account
@@ -121,7 +121,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         dialog.get_by_role("button", name="Submit").click()
         page.wait_for_url(re.compile(r"/jobs/\d+$"), timeout=120_000)
         expect(page.locator("h1")).to_have_text("from the editor")
-        # A page that is read again in the middle has all of it, and nothing twice.
+        # After a reload in the middle, the page has the whole output once.
         expect(page.locator("#output pre")).to_contain_text("line 2")
         page.reload()
         expect(page.locator("#output pre")).to_have_text(OUTPUT)
@@ -129,7 +129,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         signatures = [request for request in wallet.asked if "sign" in request]
         assert signatures == ["personal_sign", "eth_signTypedData_v4", "eth_signTypedData_v4"]
         assert served.run(coin_of(grid)) == 0
-        # Who did not sign in sees none of it.
+        # A visitor who did not sign in sees no output.
         other = browser.new_context().new_page()
         other.goto(page.url)
         expect(other.locator("[data-output]")).to_be_visible()
@@ -138,7 +138,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
 
 
 async def coin_of(grid: LocalGrid) -> int:
-    """What the customer without coin has of it."""
+    """Return the coin of the customer without coin, in wei."""
     return int(
         await grid.contracts.w3.eth.get_balance(grid.accounts[CUSTOMER_WITHOUT_COIN].address)
     )

@@ -1,4 +1,4 @@
-"""Nodes and deployed grids that several tests share: one of each kind a session."""
+"""Nodes and deployed grids that tests share: one of each kind per session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """A loop that lives as long as the session: the nodes' processes belong to its thread."""
+    """An event loop that lives as long as the session: the nodes' processes belong to its thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -29,7 +29,7 @@ class Background:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something there and wait for it."""
+        """Run a coroutine on the loop and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
     def close(self) -> None:
@@ -41,14 +41,14 @@ class Background:
 
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
-    """The session's own loop."""
+    """The event loop of the session."""
     result = Background()
     yield result
     result.close()
 
 
 class SharedNodes:
-    """One node of each kind with a deployed grid, started at first use and kept for the session."""
+    """One node of each kind with a deployed grid, started at first use, for the whole session."""
 
     def __init__(self, background: Background) -> None:
         self._background = background
@@ -78,7 +78,7 @@ class SharedNodes:
 
 @pytest.fixture(scope="session")
 def shared_nodes(background: Background) -> Iterator[SharedNodes]:
-    """Nodes that all files of a worker share: no start and no deployment per file."""
+    """Nodes that all test files of a worker share, to save starts and deployments."""
     nodes = SharedNodes(background)
     yield nodes
     nodes.close()
@@ -86,7 +86,7 @@ def shared_nodes(background: Background) -> Iterator[SharedNodes]:
 
 @pytest.fixture(scope="module", params=["embedded", "anvil"])
 def shared_node(request: pytest.FixtureRequest, shared_nodes: SharedNodes) -> Node:
-    """A running node of either kind, which makes a block as soon as there are transactions.
+    """A running node of either kind, which mines a block per transaction.
 
     Its methods belong to another loop: tests use `node`.
     """
@@ -95,20 +95,20 @@ def shared_node(request: pytest.FixtureRequest, shared_nodes: SharedNodes) -> No
 
 @pytest.fixture(scope="module")
 def deployment(shared_node: Node, shared_nodes: SharedNodes) -> Deployment:
-    """A grid on it: see `LiveGrid`. Shared: a test leaves providers and roles as they were."""
+    """The shared grid on this node. Tests must restore its providers and roles."""
     return shared_nodes.deployment(shared_node)
 
 
 @pytest.fixture
 async def node(shared_node: Node) -> AsyncIterator[Node]:
-    """The shared node for one test. A test that moves time or blocks starts its own."""
+    """The shared node. A test that changes time or blocks must start its own."""
     async with BorrowedNode(shared_node.url, shared_node.chain_id) as result:
         yield result
 
 
 @pytest.fixture
 async def grid(node: Node, deployment: Deployment) -> AsyncIterator[LiveGrid]:
-    """The deployed grid: `w3`, `contracts`, `deployment`, accounts and their senders."""
+    """The shared grid: `w3`, `contracts`, `deployment`, accounts and their senders."""
     async with live_grid(node, deployment) as result:
         yield result
 

@@ -122,13 +122,13 @@ class TestNode:
                 await Anvil(port=port).start()
 
     async def test_the_embedded_chain_does_the_same(self) -> None:
-        """Equal gas, receipts and refusals: what runs on one runs on the other."""
+        """Both nodes give equal gas, receipts and reverts."""
         async with Anvil(block_time=None) as real, EmbeddedChain(block_time=0) as embedded:
             assert await _story(real) == await _story(embedded)
 
 
 async def _story(node: Node) -> list[Any]:
-    """Contracts made and called, as far as it must not depend on the node."""
+    """Return results of deployments and calls that must not depend on the node."""
     results: list[Any] = []
     addresses = []
     for nonce, runtime in enumerate((RUNTIME, CLEARER, "00" * 5_000)):

@@ -21,7 +21,7 @@ from tests.support.livegrid import LiveGrid
 
 
 async def live_a_little(grid: LiveGrid) -> list[int]:
-    """Jobs of several fates; their ids."""
+    """Run jobs to different final statuses; return their ids."""
     scheduler = grid.contracts.scheduler
     ids = await grid.submit(4)
     await grid.run(ids[:3])

@@ -29,7 +29,7 @@ Change = Callable[[str, list[Any], Any], Any]
 
 
 class Liar:
-    """A node whose answers are changed on the way; as much of `w3` as reading takes."""
+    """A `w3` with the methods that the audit uses, whose responses are altered."""
 
     def __init__(self, w3: Any, change: Change) -> None:
         self._w3 = w3
@@ -46,12 +46,12 @@ class Liar:
 
 
 def about_logs(lie: Lie) -> Change:
-    """Lies in `eth_getLogs` alone."""
+    """Alter only the responses of `eth_getLogs`."""
     return lambda method, _, result: lie(result) if method == "eth_getLogs" else result
 
 
 def everywhere(lie: Lie) -> Change:
-    """Lies in logs and, alike, in the receipts of the last block that has some of ours."""
+    """Alter the logs, and in the same way the receipts of the last block with events of the grid."""
     target: list[str] = []
 
     def change(method: str, params: list[Any], result: Any) -> Any:
@@ -66,7 +66,7 @@ def everywhere(lie: Lie) -> Change:
 
 
 async def proven(grid: LiveGrid, change: Change) -> list[str]:
-    """Messages of what a proof finds at a liar."""
+    """Return the messages of the findings at an altered node."""
     liar: Any = Liar(grid.w3, change)
     node_logs = LogDigests()
     last = int(await grid.w3.eth.block_number)
@@ -76,7 +76,7 @@ async def proven(grid: LiveGrid, change: Change) -> list[str]:
 
 @pytest.fixture
 async def used(grid: LiveGrid) -> LiveGrid:
-    """The grid with something in its last blocks, made once for each node."""
+    """The shared grid with events in its last blocks, once per node."""
     if grid.node.url in lived:
         return grid
     lived.add(grid.node.url)
@@ -172,7 +172,7 @@ async def test_a_changed_header_has_another_hash(
 
 
 async def test_a_forged_block_does_not_fit_its_child(used: LiveGrid) -> None:
-    """A header that hashes right but is another: the next one names another parent."""
+    """A replaced header with a valid hash is detected: the next one names another parent."""
     last = int(await used.w3.eth.block_number)
 
     def change(method: str, params: list[Any], result: Any) -> Any:

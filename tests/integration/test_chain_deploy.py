@@ -51,14 +51,14 @@ def _script() -> Any:
 
 @dataclass
 class Shell:
-    """A folder with a wallet, a node's address, and the script."""
+    """A folder with a wallet, the URL of a node, and the script."""
 
     folder: Path
     url: str
     capture: pytest.CaptureFixture[str]
 
     async def run(self, *options: str) -> tuple[int, Any, str]:
-        """In this process: exit code, document on stdout, text on stderr."""
+        """Run the script in this process; return exit code, JSON of stdout, and stderr."""
         self.capture.readouterr()
         arguments = ["--endpoint", self.url, *options]
         code = await asyncio.to_thread(_script().main, arguments)
@@ -66,11 +66,11 @@ class Shell:
         return code, json.loads(out) if out else None, err
 
     async def deploy(self, *options: str) -> tuple[int, Any, str]:
-        """The same with the wallet."""
+        """Run the script with the wallet."""
         return await self.run(*_WALLET, "--demo", *options)
 
     async def killed(self, crash: str) -> int:
-        """A process of its own that dies at a label; its exit code."""
+        """Run the script in a process that dies at a crash point; return its exit code."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(SCRIPT), "--endpoint", self.url, *_WALLET, "--demo"),
             stdout=asyncio.subprocess.DEVNULL,
@@ -148,7 +148,7 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
 
 
 async def test_a_plan_for_another_account_is_carried_out_and_recorded(tmp_path: Path) -> None:
-    """As a Safe does it: plain calls only, created in part, planned again, recorded, verified."""
+    """A Safe deploys by plain calls: some are executed, the rest is planned again, recorded, verified."""
     owner, scheduler = DEPLOYER.address, dev_accounts()[8].address
     params = replace(DEMO_PARAMS, fee_bps=300, treasury=scheduler, schedulers=(scheduler,))
     record_path = tmp_path / "safe.json"

@@ -18,7 +18,7 @@ from tests.support.proxy import Proxy
 
 
 class Memory:
-    """Events in the order they came, undone when told."""
+    """Stores events in order, and removes those that are rolled back."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -37,7 +37,7 @@ def follower(grid: LiveGrid, **options: int) -> Follower[Connection]:
 
 
 async def truth(grid: LiveGrid) -> list[Event]:
-    """All events in one question."""
+    """Return all events by a single request."""
     return decode_logs(
         await grid.w3.eth.get_logs(
             {
@@ -90,7 +90,7 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
 
 @pytest.fixture
 async def own_grid() -> AsyncIterator[LiveGrid]:
-    """A grid on an anvil of its own."""
+    """A grid on an anvil of this test."""
     async with start_anvil() as node, live_grid(node) as grid:
         yield grid
 

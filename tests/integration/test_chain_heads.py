@@ -18,7 +18,7 @@ from tests.support.anvil import start_anvil
 
 
 class Ear:
-    """Counts what a watch says."""
+    """Counts the notifications of a subscription."""
 
     def __init__(self) -> None:
         self.wakes = 0
@@ -64,13 +64,13 @@ async def test_a_real_node_wakes_at_each_block() -> None:
                 await ear.until(lambda found, number=number: found.wakes > number)
         port = int(url.rpartition(":")[2])
     async with listening(f"ws://127.0.0.1:{port}", ear):
-        # The node has gone: it is told, and tried again.
+        # The node is gone: this is reported, and the connection is retried.
         await ear.until(lambda value: value.on_change.count(False) >= 2)
 
 
 @asynccontextmanager
 async def server(*bodies: Any, chain: Any = "0x7") -> AsyncIterator[str]:
-    """Answers as a node does, sends these after a subscription, and closes the connection."""
+    """A node that sends the given messages after a subscription, and closes the connection."""
 
     async def talk(socket: ServerConnection) -> None:
         for result in (chain, "0xabc"):

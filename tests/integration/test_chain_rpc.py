@@ -59,12 +59,12 @@ async def test_a_kept_connection_that_the_node_closed(proxy: Proxy, node: Node) 
 
 
 async def test_a_lagging_node_is_not_polled_forever(proxy: Proxy, node: Node) -> None:
-    """Behind one address may stand several; a connection that stays open leads to one of them."""
+    """One address may belong to several nodes; a kept connection leads to one of them."""
     async with connected(proxy.url) as w3:
         proxy.orders = [lambda question, _: ("200 OK", _answer(question, "0x7fffff"))]
         assert await w3.eth.block_number == 0x7FFFFF
         assert await w3.eth.block_number < 0x7FFFFF
-        # Whether the chain is the same was asked over a new one.
+        # The chain ID was verified over a new connection.
         assert proxy.connections == 2
         await w3.eth.chain_id
         assert proxy.connections == 2
@@ -105,7 +105,7 @@ async def test_no_contract_there(node: Node) -> None:
 
 
 async def test_another_contract_there(grid: LiveGrid) -> None:
-    """Addresses of the record in the wrong order, or of another program."""
+    """The deployment record has addresses in the wrong order, or of another program."""
     mixed = Deployment(
         grid.deployment.chain_id,
         *reversed(grid.deployment.addresses),
@@ -175,7 +175,7 @@ async def test_a_batch_is_checked_too(proxy: Proxy) -> None:
 
 
 def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
-    """Answers as a gateway rewrites them, those of a batch in another order."""
+    """Responses rewritten as by a gateway, those of a batch in another order."""
 
     def spoil(_: Any, answer: Any) -> tuple[str, bytes]:
         many = answer if isinstance(answer, list) else [answer]
@@ -212,7 +212,7 @@ async def test_rewritten_responses_of_gateways_are_accepted(
 
 @pytest.mark.parametrize("cut", [0, 1])
 async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int) -> None:
-    """Ids are missing, or answers are."""
+    """Ids or responses are missing."""
 
     def nameless(_: Any, answer: Any) -> tuple[str, bytes]:
         result = [{k: v for k, v in item.items() if k != "id"} for item in answer[cut:]]
@@ -275,7 +275,7 @@ def _blocks(question: Any) -> int:
 async def test_a_transaction_is_broadcast_once(
     grid: LiveGrid, proxy: Proxy, fault: str | Spoil
 ) -> None:
-    """The node took it, the answer was spoilt: the effect comes, and comes once."""
+    """The node accepted the transaction and its response was damaged: it takes effect once."""
     credit = grid.contracts.credit
     account = grid.customers[0]
     target = "0x" + "52" * 20
@@ -291,7 +291,7 @@ async def test_a_transaction_is_broadcast_once(
 
 
 async def test_a_third_of_all_answers_spoilt(grid: LiveGrid, proxy: Proxy) -> None:
-    """Whatever fails is sent again under its key: each effect comes, and comes once."""
+    """Failed sends are retried under their idempotency keys: each takes effect once."""
     credit, account = grid.contracts.credit, grid.customers[1]
     target = f"0x{7:040x}"
 

@@ -85,7 +85,7 @@ async def test_missing_coin_for_gas_is_reported_plainly(grid: LiveGrid) -> None:
 
 @pytest.fixture
 async def own_anvil() -> AsyncIterator[Node]:
-    """A node of one test, whose blocks it makes itself after the deployment."""
+    """A node of one test, which mines its blocks itself after the deployment."""
     async with start_anvil() as anvil:
         yield anvil
 

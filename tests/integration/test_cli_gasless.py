@@ -17,14 +17,14 @@ from tests.support.local_devnet import Cli, LocalDevnet
 HELLO = str(EXAMPLES / "hello.yaml")
 
 
-def data(found: Outcome) -> Any:
-    assert found.code == 0, found
-    return json.loads(found.out)
+def data(result: Outcome) -> Any:
+    assert result.code == 0, result
+    return json.loads(result.out)
 
 
 @pytest.fixture
 def bob(local_devnet: LocalDevnet) -> tuple[str, ...]:
-    """Flags of the customer that holds credits and no coin."""
+    """Return the flags for the customer who has credits and no coin."""
     return ("--keystore", str(local_devnet.wallets / "bob.json"))
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None
 def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
     cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...], crash_at: str
 ) -> None:
-    """What was signed before the kill is handed over again, and nothing is signed twice."""
+    """A request that was signed before the kill is sent again, and nothing is signed twice."""
     before = balance(cli, bob)
     signed = len(data(cli("relay", "requests", "-o", "json", *bob)))
     words = ("submit", HELLO, "--gasless", "--yes", "--key", f"killed at {crash_at}", "-o", "json")

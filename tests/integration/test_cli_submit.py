@@ -30,9 +30,9 @@ HELLO = str(EXAMPLES / "hello.yaml")
 PI = str(EXAMPLES / "pi.yaml")
 
 
-def data(found: Outcome) -> Any:
-    assert found.code == 0, found
-    return json.loads(found.out)
+def data(result: Outcome) -> Any:
+    assert result.code == 0, result
+    return json.loads(result.out)
 
 
 def credits(cli: Cli) -> int:
@@ -44,7 +44,7 @@ def jobs(cli: Cli) -> list[int]:
 
 
 async def nonce(local_devnet: LocalDevnet) -> int:
-    """Transactions that alice's wallet has sent."""
+    """Return the number of transactions of alice's wallet."""
     wallet = json.loads((local_devnet.wallets / "alice.json").read_text())
     async with connected(local_devnet.endpoint) as w3:
         return int(await w3.eth.get_transaction_count(w3.to_checksum_address(wallet["address"])))
@@ -117,7 +117,7 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any
 def test_submissions_at_once_succeed_all(
     cli: Cli, local_devnet: LocalDevnet, more: tuple[str, ...]
 ) -> None:
-    """From one wallet, each a process of its own: an allowance is used by the one that set it."""
+    """Concurrent processes with one wallet: each uses the allowance that it has set."""
     before, known = credits(cli), set(jobs(cli))
     with ThreadPoolExecutor(3) as pool:
         arguments = ("submit", HELLO, *more, "-o", "json")
@@ -156,7 +156,7 @@ def test_gathered_submissions_are_one_transaction(
 
 
 def test_a_wait_without_a_result_is_reported_anyway(cli: Cli) -> None:
-    """It is paid for: people and programs must know which jobs they are."""
+    """The jobs are paid for, so their ids are printed for people and programs."""
     waiting = ("submit", HELLO, "--array", "2", "--permit", "--wait", "--wait-timeout", "0")
     result = cli(*waiting)
     second, first = jobs(cli)[:2]
@@ -255,7 +255,7 @@ def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
     result = data(cli("metascheduler", "explain", str(made), "-o", "json"))
     assert [item["job"] for item in result] == [made]
-    # Nobody claims here, so that earlier tests' jobs take the room that there is.
+    # No provider runs here: jobs of earlier tests occupy the capacity.
     assert (result[0]["provider_id"] is None) == ("waits" in result[0]["text"])
     every = data(cli("metascheduler", "explain", "-o", "json"))
     assert made in [item["job"] for item in every]
@@ -328,7 +328,7 @@ def test_of_two_commands_of_one_key_at_once_one_pays(
     looked = []
 
     def too_early(outbox: OutboxTables, key: str) -> Entry | None:
-        """Both commands look, thrice as they do, before either has recorded anything."""
+        """Both commands check (three times, as they do) before either has recorded anything."""
         looked.append(key)
         return by_key(outbox, key) if len(looked) > 3 else None
 
@@ -465,5 +465,5 @@ def test_statements_by_date_and_an_invoice_as_a_page(
 
 
 def month() -> str:
-    """The month of the devnet's clock."""
+    """Return the current month of the devnet's clock."""
     return datetime.now(UTC).strftime("%Y-%m")

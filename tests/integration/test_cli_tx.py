@@ -16,20 +16,20 @@ from tests.support.local_devnet import Cli, LocalDevnet
 HELLO = str(EXAMPLES / "hello.yaml")
 
 
-def data(found: Outcome) -> Any:
-    assert found.code == 0, found
-    return json.loads(found.out)
+def data(result: Outcome) -> Any:
+    assert result.code == 0, result
+    return json.loads(result.out)
 
 
 def test_sent_transactions_are_listed_and_shown(cli: Cli) -> None:
-    made = data(cli("submit", HELLO, "--permit", "--key", "told", "-o", "json"))
+    made = data(cli("submit", HELLO, "--permit", "--key", "nightly", "-o", "json"))
     newest = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]
     assert newest["transaction"] == made[0]["transaction"]
     assert (newest["state"], newest["label"], newest["attempts"]) == ("mined", "submit 1 job", 1)
     assert int(newest["fee"]) > 0
     for which in (str(newest["id"]), newest["transaction"], newest["transaction"].upper()[2:]):
         shown = data(cli("tx", "show", which, "-o", "json"))
-        assert (shown["id"], shown["key"]) == (newest["id"], "submit:told")
+        assert (shown["id"], shown["key"]) == (newest["id"], "submit:nightly")
         assert shown["succeeded"] is True
         assert [attempt["transaction"] for attempt in shown["attempts"]] == [newest["transaction"]]
     assert "submit 1 job" in cli("tx", "list").out
@@ -57,7 +57,7 @@ def test_unknown_transactions_are_refused(cli: Cli, which: str, code: int) -> No
 
 
 class Halted:
-    """A devnet on a real node that makes a block only when it is told to."""
+    """A devnet on a real node that mines only on request."""
 
     def __init__(self, folder: Path) -> None:
         self.local_devnet = LocalDevnet(folder)
@@ -89,7 +89,7 @@ def halted(
 
 
 def stuck(halted: Halted) -> Any:
-    """A transfer that waits for a block."""
+    """Send a transfer that stays in the mempool."""
     to = "0x00000000000000000000000000000000000000AA"
     sent = halted.run("credit", "transfer", to, "1", "--timeout", "1")
     assert sent.code == 9, sent

@@ -35,7 +35,7 @@ async def grid() -> AsyncIterator[LiveGrid]:
 
 
 async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_path: Path) -> None:
-    """With the usual confirmation, which only an own transaction could bring."""
+    """With the default confirmations, which only an own transaction could cause."""
     store = FolderDefinitionStore(tmp_path / "definitions")
     digest = await store.put(definition("echo hi").to_bytes())
     call = grid.contracts.scheduler.submit_jobs([(terms(resources=SMALL), [digest])])
@@ -64,7 +64,7 @@ async def test_a_job_ends_on_a_chain_without_other_blocks(grid: LiveGrid, tmp_pa
 
 
 async def test_transaction_signed_after_an_idle_period_is_not_expired(tmp_path: Path) -> None:
-    """The latest block is an hour old: a deadline that counts from it has passed long ago."""
+    """The latest block is an hour old: a deadline counted from its time would be in the past."""
     an_hour_ago = ("--timestamp", str(int(time.time()) - 3_600))
     store = FolderDefinitionStore(tmp_path / "definitions")
     request = Request(terms(), (b"{}",))
@@ -91,7 +91,7 @@ async def test_transaction_signed_after_an_idle_period_is_not_expired(tmp_path: 
 
 
 async def test_a_command_is_tried_on_the_block_that_it_brings_about(tmp_path: Path) -> None:
-    """What time allows by now, although the latest block is from before."""
+    """Actions that became possible after the time of the latest block are sent."""
     long_ago = ("--timestamp", str(int(time.time()) - 40 * 86_400))
     async with start_anvil(options=long_ago) as node, live_grid(node) as grid:
         ids = await grid.submit()
@@ -107,7 +107,7 @@ async def test_a_command_is_tried_on_the_block_that_it_brings_about(tmp_path: Pa
 async def test_a_second_daemon_of_the_account_is_noticed_on_chain(
     grid: LiveGrid, tmp_path: Path
 ) -> None:
-    """Each has a state folder of its own, so that no lock tells: the nonce does."""
+    """The two have different state folders, so no lock detects the shared wallet; the nonce does."""
     async with bench(grid, tmp_path / "second") as second:
         options = {"definitions": str(second.definitions.path), "confirmations": 0}
         async with DaemonProcess(grid, tmp_path / "first", **options) as first:

@@ -47,7 +47,7 @@ def deploy_code(runtime: str) -> str:
 
 
 def sign(nonce: int, *, sender: int = 0, **fields: Any) -> str:
-    """A raw transaction, 0x-hex; None leaves a field out."""
+    """Return a raw transaction as 0x-hex; a field that is None is omitted."""
     body = {
         "chainId": 1337,
         "nonce": nonce,
@@ -104,7 +104,7 @@ class Client:
         return receipt["contractAddress"]
 
     async def mined(self, tx_hash: str) -> dict[str, Any]:
-        """The receipt, within seconds."""
+        """Wait at most some seconds for a receipt."""
         for _ in range(500):
             receipt = await self.get("eth_getTransactionReceipt", tx_hash)
             if receipt is not None:
@@ -118,7 +118,7 @@ class Client:
 
 @pytest.fixture
 async def node() -> AsyncIterator[EmbeddedChain]:
-    """A chain that moves only when told."""
+    """A chain without a clock: only tests mine and advance time."""
     async with EmbeddedChain(block_time=None) as chain:
         yield chain
 
@@ -447,7 +447,7 @@ class TestPool:
 
     async def test_a_full_block_leaves_the_rest_for_the_next(self, client: Client) -> None:
         hashes = [await client.send(nonce, gas=25_000_000) for nonce in range(5)]
-        # What a transaction might use must fit; what it leaves unused is room for the next.
+        # Gas limits must fit into the block; gas that a transaction leaves unused is available to the next.
         await client.node.mine()
         mined = (await client.head())["transactions"]
         assert mined == hashes[: len(mined)]
@@ -490,7 +490,7 @@ class TestPool:
 
 
 class TestCore:
-    """What a running worker would hide by being quick."""
+    """A running worker would be too quick for these cases."""
 
     @pytest.fixture
     def core(self) -> Core:
@@ -963,7 +963,7 @@ def _command(pid: int) -> bytes:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether it ended, reaped by somebody or not."""
+    """Whether a process has ended, reaped or not."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
             return stat.read().rpartition(")")[2].split()[0] == "Z"

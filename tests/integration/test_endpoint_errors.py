@@ -1,7 +1,7 @@
 """Endpoints that answer with error objects, as nodes and hosted services do.
 
-A refused range of logs is read in smaller ones, a refused batch in smaller ones, and an error to a
-read is no verdict: it is asked again, then elsewhere. What was sent is waited for through all that.
+A refused range of logs or batch is split. A failed read is retried, then sent to another endpoint.
+Transactions that were sent are tracked in spite of all these errors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SEND = "eth_sendRawTransaction"
 
 @pytest.fixture(scope="module")
 def shared_node(shared_nodes: Any) -> Node:
-    """The proxy makes the errors: one kind of node behind it is enough."""
+    """The proxy makes the errors, so one kind of node is enough."""
     node: Node = shared_nodes.node("anvil")
     return node
 
@@ -95,7 +95,7 @@ async def test_a_range_that_is_refused_down_to_one_block_is_reported(
         proxy.profile = few_blocks(0, "200 OK", -32000, "no logs here")
         with pytest.raises(EndpointError, match="no logs here"):
             await logs(w3, grid)
-        assert w3.provider.log_range == before, "it told nothing about ranges"
+        assert w3.provider.log_range == before, "the error says nothing about ranges"
 
 
 @pytest.mark.parametrize("kind", BATCH_REFUSALS)
@@ -137,7 +137,7 @@ async def test_hosted_endpoints_are_read_and_written_within_their_limits(
     assert await credit.balance_of(target) == 1
 
 
-async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Proxy) -> None:
+async def test_an_outage_does_not_change_the_batch_size(grid: LiveGrid, proxy: Proxy) -> None:
     requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 10
     async with connected(proxy.url, attempts=1) as w3:
         proxy.profile = failing({"eth_getBlockByNumber"}, *READ_ERRORS["503"], times=100)
@@ -151,7 +151,7 @@ async def test_an_outage_teaches_nothing_about_batches(grid: LiveGrid, proxy: Pr
 
 
 async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, proxy: Proxy) -> None:
-    """One question after the other, each of which fails now and then."""
+    """The parts of a split batch are sent in sequence, and each sometimes fails."""
     requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
     async with connected(proxy.url, attempts=1) as w3:
         most, line, code, words, shape = BATCH_REFUSALS["none"]
@@ -187,7 +187,7 @@ async def test_a_method_that_one_endpoint_lacks_is_sent_to_the_other(
     async with connected(f"{proxy.url},{grid.node.url}", attempts=1) as w3:
         proxy.profile = failing({"eth_gasPrice"}, *lacking, times=9)
         assert await w3.eth.gas_price > 0
-        # It is no failure: whoever lacks one method serves the others.
+        # Not a failure: an endpoint that lacks one method serves the others.
         assert w3.provider.members[0].failures == 0
 
 
@@ -231,7 +231,7 @@ async def test_sent_transactions_are_awaited_through_errors(
 async def test_an_unknown_error_to_a_send_is_no_refusal(
     grid: LiveGrid, proxy: Proxy, words: str, taken: bool
 ) -> None:
-    """Whether the node took it or not: it is sent until it is mined, and mined once."""
+    """Whether or not the node accepted it, the transaction is resent until it is mined once."""
     credit, account = grid.contracts.credit, grid.customers[0]
     target = f"0x{len(words):039x}{taken:x}"
     before = await credit.balance_of(target)
@@ -247,7 +247,9 @@ async def test_an_unknown_error_to_a_send_is_no_refusal(
     assert await credit.balance_of(target) == before + 1
 
 
-async def test_error_objects_at_a_third_of_all_answers(grid: LiveGrid, proxy: Proxy) -> None:
+async def test_a_grid_works_while_a_third_of_all_responses_are_errors(
+    grid: LiveGrid, proxy: Proxy
+) -> None:
     credit, account = grid.contracts.credit, grid.customers[1]
     target = "0x" + "a7" * 20
 
@@ -268,8 +270,8 @@ async def test_error_objects_at_a_third_of_all_answers(grid: LiveGrid, proxy: Pr
     assert await credit.balance_of(target) == 6
 
 
-async def test_a_chain_that_is_begun_anew_gets_nothing_of_the_old_one() -> None:
-    """Same id, same address, same accounts: old bytes would be valid there."""
+async def test_a_restarted_chain_gets_no_old_transactions() -> None:
+    """Chain id, addresses and accounts are the same: an old signed transaction would be valid."""
     account, call = dev_accounts()[7], Call(to=NOBODY, data=b"", label="a coin", value=1)
     async with (
         ChainProcess(block_time=0) as old,

@@ -37,7 +37,7 @@ def shell(path: Path, text: str, mode: int = 0o755) -> None:
 
 
 def run(folder: Path, script: bytes, change: str = "", **spec: Any) -> tuple[dict[str, Any], bytes]:
-    """The exit record and output of a script, run by a supervisor with something changed."""
+    """Run a script under a supervisor with one changed function; return exit record and output."""
     run = RunFolder(folder)
     run.fill({"env": {}, "walltime": 30, "memory": 256, **spec}, script, 30)
     code = f"""if True:
@@ -74,7 +74,7 @@ def test_no_process_left_is_no_failure_of_the_job(tmp_path: Path) -> None:
 
 
 def test_a_sandbox_that_failed_once_is_no_failure_of_the_job(tmp_path: Path) -> None:
-    """A moment later it would have worked: no process was left for it, say."""
+    """The sandbox fails once: that run ends as unstarted, and the next run works."""
     sandbox = tmp_path / "sandbox"
     shell(sandbox, f'#!/bin/sh\n[ -e {tmp_path}/once ] && exec "$@"\n: >{tmp_path}/once\nexit 1\n')
     change = f"""
@@ -153,7 +153,7 @@ def test_a_good_machine_passes_and_keeps_nothing(tmp_path: Path) -> None:
 
 
 def spoil(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Break the machine; the words that the probe must find."""
+    """Break the machine in one way; return words that the probe must report."""
 
     def refuse(number: int) -> Any:
         def refusing(*_: object, **__: object) -> None:
@@ -191,7 +191,7 @@ async def test_a_machine_that_starts_nothing_reports_a_fault_and_retries(
     with monkeypatch.context() as patch:
         words = spoil(kind, patch)
         assert words in await executor.fault()
-    # Nothing was asked of the machine meanwhile; the next look is due after a pause.
+    # The machine was not probed meanwhile; the next probe is due after a pause.
     assert words in await executor.fault()
     now[0] += launch._PROBE_RETRY[0] + 1
     assert await executor.fault() == ""
@@ -201,7 +201,7 @@ async def test_a_machine_that_starts_nothing_reports_a_fault_and_retries(
 async def test_a_start_without_a_process_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Nothing is decided: the same run begins once the machine has room for it."""
+    """No verdict is recorded: the same run starts once the machine has free resources."""
     executor = LocalExecutor(tmp_path, Offer(1, 64, 0))
     spec = RunSpec("full", b"echo hi", Resources(1, 1, 64, 0), 30, {})
     with monkeypatch.context() as patch:
@@ -235,7 +235,7 @@ async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(
     with pytest.raises(ExecutorUnavailableError):
         await executor.submit(spec)
     assert "failed" in await executor.fault()
-    monkeypatch.setattr(ForkServer, "start", None)  # not asked again before its time
+    monkeypatch.setattr(ForkServer, "start", None)  # must not be used again before the pause ends
     assert "failed" in await executor.fault()
 
 

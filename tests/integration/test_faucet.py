@@ -25,7 +25,7 @@ class Sent:
 
 @dataclass
 class Recorder:
-    """Sender and credit contract in one."""
+    """A fake of both the sender and the Credit contract."""
 
     calls: list[Call] = field(default_factory=list)
     #: First words of the labels of calls that fail.

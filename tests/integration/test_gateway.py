@@ -1,4 +1,4 @@
-"""Two customers and two providers that share only a chain and a gateway."""
+"""Customers and providers that share only a chain and a gateway."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
 async def test_runs_continue_without_the_gateway_and_catch_up(
     grid: LiveGrid, tmp_path: Path
 ) -> None:
-    """Killed while a job runs and gone until it has ended: nothing of it is lost."""
+    """A gateway killed while a job runs, and restarted after its end, loses nothing of the job."""
     async with AsyncExitStack() as stack:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
@@ -158,7 +158,7 @@ async def test_runs_continue_without_the_gateway_and_catch_up(
 
 
 async def until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = True) -> None:
-    """Ask until the gateway has read the newest state of the chain, which it does each second."""
+    """Retry until the gateway has read the latest state of the chain, which it does every second."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -174,7 +174,7 @@ async def until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = Tr
 async def test_former_providers_and_wrong_sign_ins_are_refused(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chain decides who holds a job; a signature is good once, and for what it names."""
+    """The chain decides who may access a job; a signature is valid once, for the resources it names."""
     alice, bob = grid.customers[:2]
     made = definition("echo hello")
     scheduler = grid.contracts.scheduler
@@ -257,7 +257,7 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
 
 
 async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_path: Path) -> None:
-    """Followed live through a restart of the gateway, which sees neither output nor names."""
+    """An encrypted log is followed through a restart; the gateway sees neither output nor file names."""
     key, _ = ensure_result_key(tmp_path / "alice.age-key")
     stranger, _ = ensure_result_key(tmp_path / "stranger.age-key")
     async with AsyncExitStack() as stack:
@@ -330,7 +330,7 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
 
 
 async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) -> None:
-    """A wallet without coin uploads and submits at one address; both end together."""
+    """A wallet without coin uploads and submits at one URL; gateway and relay stop together."""
     password, record = tmp_path / "password", tmp_path / "deployment.json"
     password.touch(0o600)
     password.write_text("relay")
@@ -384,7 +384,7 @@ async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) 
 
 
 class Line:
-    """A TCP connection to a server, which can be cut and mended."""
+    """A TCP proxy whose connection can be cut and restored."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
@@ -419,10 +419,10 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
     target.close()
 
 
-async def test_objects_in_s3_through_a_break_of_it(
+async def test_objects_in_s3_survive_an_outage(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store goes away while a job runs; all is there afterwards, and gone after its time."""
+    """The object store fails while a job runs: nothing is lost, and all is removed after retention."""
     port = free_port()
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1"]
     async with AsyncExitStack() as stack:

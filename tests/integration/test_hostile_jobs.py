@@ -28,7 +28,7 @@ SECRET = "the-secret-of-somebody-else"
 
 @dataclass(frozen=True)
 class IsolatedExecutor:
-    """An executor with isolation, and the folder of its state."""
+    """An executor with isolation, and its state folder."""
 
     name: str
     executor: Executor
@@ -168,7 +168,7 @@ for number in itertools.count():
     "how", ["many files", "one file", "deleted file", "mapped file", "deep folder", "empty files"]
 )
 async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> None:
-    """The folders are measured; the kernel's limit of a file's size stops a single large one."""
+    """Folders are measured; the kernel's limit on file size stops a single large file."""
     scripts = {
         "many files": "for i in $(seq 99); do head -c 3M /dev/zero > $i; sleep 0.1; done; sleep 80",
         "one file": "exec head -c 500M /dev/zero > /tmp/one",
@@ -212,7 +212,7 @@ time.sleep(2)
 
 
 async def test_forks_without_end_are_stopped(isolated: IsolatedExecutor) -> None:
-    """Locally by the pids controller, which refuses them; elsewhere they are counted, and the job ends."""
+    """The local executor's pids controller refuses processes; elsewhere they are counted and the job ends."""
     end, output = await isolated.run(f"python3 -c '{FORKS}'")
     if isolated.name == "local" and "pids" in isolated.controllers:
         assert (end.reason, end.code) == ("exited", 0)
@@ -231,7 +231,7 @@ time.sleep(80)
 
 
 async def test_threads_without_end_are_stopped(isolated: IsolatedExecutor) -> None:
-    """As processes: the pids controller refuses them, or they are counted."""
+    """Threads count as processes: the pids controller refuses them, or they are counted."""
     end, output = await isolated.run(f"python3 -c '{THREADS}'")
     assert "made" not in output or end.reason == "processes"
     assert end.code != 0
@@ -297,7 +297,7 @@ async def test_a_job_gets_no_more_cpus_than_it_requested(isolated: IsolatedExecu
 
 
 async def test_srun_does_not_leave_the_sandbox(cluster: LocalSlurm, tmp_path: Path) -> None:
-    """The job's `srun` is a messenger: each task has a sandbox, and options that would leave it are refused."""
+    """Each task of the job's `srun` runs in a sandbox; options that would leave it are refused."""
     require_sandbox(**LIMITS)
     wallet = tmp_path / "wallet.json"
     wallet.write_text(SECRET)
@@ -370,7 +370,7 @@ print("waiting", waiting(), flush=True)
 
 
 async def test_calls_of_srun_use_bounded_resources(cluster: LocalSlurm, tmp_path: Path) -> None:
-    """What the wrapper starts and writes for calls is outside of the sandbox: it limits both."""
+    """The wrapper runs outside of the sandbox; it limits the processes and files that calls cause."""
     require_sandbox(**LIMITS)
     state, options = tmp_path / "state", {"isolation": "sandbox", **LIMITS}
     executor = cluster.executor(state, owner=tmp_path.name, **options)

@@ -30,7 +30,7 @@ Location = Callable[[], Any]
 
 @pytest.fixture
 async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
-    """A grid on a node of the test's own, whose blocks it may replace."""
+    """A grid on a node of this test, which may replace its blocks."""
     deployment = await deploy(anvil)
     async with live_grid(anvil, deployment) as grid:
         yield grid
@@ -38,7 +38,7 @@ async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
 
 @pytest.fixture(params=["file", "server"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """Makes places for databases of one kind."""
+    """Return a function that makes URLs of new databases of one kind."""
     if request.param == "file":
         made = iter(range(100))
         return lambda: tmp_path / f"index{next(made)}.db"
@@ -47,13 +47,13 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 
 def opened(grid: LiveGrid, where: Any, **options: Any) -> Any:
-    """The indexer of a grid that believes the newest block at once."""
+    """Return an indexer that requires no confirmations."""
     options = {"confirmations": 0, **options}
     return open_index(grid.node.url, grid.deployment, where, **options)
 
 
 async def live(grid: LiveGrid) -> list[int]:
-    """Jobs of several fates; their ids."""
+    """Run jobs to different final statuses; return their ids."""
     scheduler = grid.contracts.scheduler
     ids = await grid.submit(4)
     await grid.run(ids[:3])
@@ -64,7 +64,7 @@ async def live(grid: LiveGrid) -> list[int]:
 
 
 async def reorganise(grid: LiveGrid, depth: int) -> None:
-    """Replace the last blocks by empty ones."""
+    """Replace the last blocks with empty ones."""
     await grid.w3.provider.make_request("anvil_reorg", [depth, []])  # type: ignore[arg-type]
     grid.senders.clear()
 
@@ -110,7 +110,7 @@ async def test_the_same_tables_whatever_happened(own: LiveGrid, location: Locati
 
 
 async def agrees_with_the_chain(grid: LiveGrid, service: IndexService) -> None:
-    """Records, balances and books are those that the contracts hold."""
+    """Records, balances and ledgers of the index equal the contracts' storage."""
     contracts, index = grid.contracts, service.index
     ledger, _ = await read_ledger(contracts)
     assert index.overview().jobs_total == await contracts.scheduler.job_count()

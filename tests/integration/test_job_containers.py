@@ -25,7 +25,7 @@ _PROGRAMS = {"podman": "podman", "charliecloud": "ch-run"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Image, Path]]:
-    """A registry with one image, the image, and its folder."""
+    """A registry with one image, the image as archive, and as folder."""
     base = tmp_path_factory.mktemp("images")
     folder = image_folder(base / "folder")
     image = Image(folder)
@@ -105,7 +105,7 @@ def test_an_image_of_a_registry(
 def closed_registry(
     images: tuple[str, Image, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path]]:
-    """A registry with the same image that wants a login, and its certificate."""
+    """A registry with the same image that requires a login, and its certificate."""
     _, image, _ = images
     folder = tmp_path_factory.mktemp("closed")
     with registry(folder, _USERS) as address:

@@ -50,7 +50,7 @@ def run(text: str, folder: Path) -> tuple[int, str]:
 
 
 class Files(ThreadingHTTPServer):
-    """Serves `files`, with ranges; keeps what is PUT; fails as often as `failures` says."""
+    """Serves `files`, with ranges; stores PUT requests; fails `failures` times first."""
 
     daemon_threads = True
 
@@ -68,7 +68,7 @@ class Files(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Answer in a thread."""
+        """Serve in a thread."""
         thread = threading.Thread(target=self.serve_forever, args=(0.05,))
         thread.start()
         try:
@@ -224,7 +224,7 @@ steps: [{{run: {{command: 'cd "$DEEPSQUARE_OUTPUT"; mkdir d; echo a > a; echo b 
 
 
 class Bucket:
-    """A bucket of moto's server, seen by s5cmd."""
+    """A bucket on moto's server, accessed with s5cmd."""
 
     def __init__(self, endpoint: str, name: str = "data") -> None:
         self.endpoint, self.name = endpoint, name

@@ -55,7 +55,7 @@ ON_SLURM = {"mpi": ("command: ./ring", "command: ./ring\n      mpi: pmix_v4")}
 
 @dataclass
 class Services:
-    """What the examples reach: a bucket and a web server."""
+    """The services that the examples use: a bucket and a web server."""
 
     bucket: Bucket
     web: Files
@@ -128,7 +128,7 @@ async def run_all(
     folder: Path,
     changes: Mapping[str, tuple[str, str]],
 ) -> dict[str, tuple[int, list[str]]]:
-    """Code and lines of every example; all run at once, but the jobs of the pipeline."""
+    """Check exit code and output of every example; all but the pipeline's jobs run concurrently."""
     states = await probe_abilities(executor)
     # Reachable for these examples is this machine, and s5cmd is where PATH finds it.
     usable = {name for name, state in states.items() if state == "yes"} | {"internet", "s3"}

@@ -44,7 +44,7 @@ MARK = "GRID_EXECUTOR_TEST"
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder; whatever a failed test leaves running in it is ended."""
+    """A state folder; processes that a failed test leaves are ended."""
     folder = tmp_path / "state"
     yield folder
     for process in alive_in(folder):
@@ -58,7 +58,7 @@ def executor(state: Path) -> LocalExecutor:
 
 
 def alive_in(state: Path) -> list[psutil.Process]:
-    """Processes of jobs of this state folder, and their supervisors."""
+    """Return the processes of jobs of this state folder, and their supervisors."""
     result = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -82,7 +82,7 @@ def make(state: Path, key: str, script: str | bytes, **options: Any) -> RunSpec:
 
 
 async def until(check: Callable[[], Awaitable[Any] | Any], seconds: float = 90.0) -> Any:
-    """Wait for something true."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while True:
         result = check()
@@ -206,7 +206,7 @@ async def test_background_processes_do_not_outlive_the_script(
 
 
 def naps(count: int) -> list[str]:
-    """Durations that no other process of this machine sleeps, to know one's own by."""
+    """Unique durations of `sleep`, by which a test recognises its own processes."""
     return [f"{random.randrange(10**5, 10**6)}.{random.randrange(10**6)}" for _ in range(count)]
 
 
@@ -399,7 +399,7 @@ async def test_reused_pid_is_not_mistaken_for_the_supervisor(
     await executor.submit(make(state, "run", "echo up; sleep 300"))
     await printed(executor, "run", b"up")
     os.kill(owner_pid(state, "run"), signal.SIGKILL)
-    await asyncio.sleep(0.05)  # starts are told apart by clock ticks of 10 ms
+    await asyncio.sleep(0.05)  # start times of processes have a resolution of 10 ms
     innocent = start(["sleep", "300"], start_new_session=True)
     try:
         # Both recorded pids now belong to somebody else.
@@ -436,7 +436,7 @@ async def test_run_that_stops_its_supervisor_gains_nothing(
 
 
 def never_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a job stopped its supervisor again and again."""
+    """Simulate a job that stops its supervisor again and again."""
     send = procfs.send
 
     def others(identity: procfs.Identity, number: int) -> None:
@@ -567,7 +567,7 @@ async def test_run_that_removes_its_own_folder_can_be_cancelled(
 async def test_run_that_removes_its_claim_is_never_begun_again(
     executor: LocalExecutor, state: Path, name: str
 ) -> None:
-    """It began, whatever it left of the proof: a submit again under its key changes nothing."""
+    """The run began, even if its records were removed: another submit of its key changes nothing."""
     mark = state.parent / "began"
     spec = make(state, "run", f"echo x >> {mark}; until rm -rf {name}; do :; done; sleep 300")
     for _ in range(2):

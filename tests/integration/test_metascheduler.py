@@ -54,7 +54,7 @@ WHOLE = Resources(tasks=4, cpus_per_task=16, mem_per_cpu=100, gpus=0)
 
 @pytest.fixture(scope="module")
 def chain(background: Any) -> Iterator[Node]:
-    """A chain that makes a block for each transaction, whose time the tests move."""
+    """A chain that mines per transaction; tests advance its time."""
     chain_process = ChainProcess(block_time=0)
     background.run(chain_process.__aenter__())
     yield chain_process
@@ -63,14 +63,14 @@ def chain(background: Any) -> Iterator[Node]:
 
 @pytest.fixture
 async def grid(chain: Node) -> AsyncIterator[LiveGrid]:
-    """A grid of its own for each test: two providers, the second three times as dear."""
+    """A new grid per test with two providers; the second is three times as expensive."""
     async with BorrowedNode(chain.url, chain.chain_id) as node, live_grid(node) as result:
         yield result
 
 
 @dataclass
-class CommandContext:
-    """A scheduler's service and the questions that tests ask."""
+class SchedulerBench:
+    """A scheduler's service with helpers for tests."""
 
     grid: LiveGrid
     service: SchedulerService
@@ -88,10 +88,10 @@ class CommandContext:
     async def statuses(self, *ids: int) -> list[JobStatus]:
         return [job.status for job in await self.jobs(*ids)]
 
-    async def places(self, *ids: int) -> list[int]:
+    async def provider_ids(self, *ids: int) -> list[int]:
         return [job.provider_id for job in await self.jobs(*ids)]
 
-    async def clock(self, provider_id: int = 1) -> Clock:
+    async def clock_of_provider(self, provider_id: int = 1) -> Clock:
         return await self.grid.contracts.scheduler.clock_of(provider_id)
 
     def waits(self, job_id: int) -> str:
@@ -102,27 +102,27 @@ class CommandContext:
 
 
 @asynccontextmanager
-async def context(
+async def bench(
     grid: LiveGrid, *, dry: bool = False, path: Path | None = None, **options: Any
-) -> AsyncIterator[CommandContext]:
+) -> AsyncIterator[SchedulerBench]:
     settings = SchedulerSettings(state_dir=Path(), **{"confirmations": 0, **options})
     store = grid.store(grid.scheduler, path)
     sender = None if dry else grid.sender(grid.scheduler, store=store)
-    yield CommandContext(grid, SchedulerService(grid.contracts, sender, store, settings=settings))
+    yield SchedulerBench(grid, SchedulerService(grid.contracts, sender, store, settings=settings))
 
 
 @pytest.fixture
-async def one(grid: LiveGrid) -> AsyncIterator[CommandContext]:
-    async with context(grid) as result:
+async def one(grid: LiveGrid) -> AsyncIterator[SchedulerBench]:
+    async with bench(grid) as result:
         yield result
 
 
-async def test_assigns_jobs_that_fit_and_becomes_idle(one: CommandContext) -> None:
+async def test_assigns_jobs_that_fit_and_becomes_idle(one: SchedulerBench) -> None:
     ids = await one.grid.submit(3)
     assert await one.cycle() is True
     assert await one.statuses(*ids) == [S.META_SCHEDULED] * 3
-    # The cheapest has room for all.
-    assert await one.places(*ids) == [1, 1, 1]
+    # The cheapest provider has capacity for all.
+    assert await one.provider_ids(*ids) == [1, 1, 1]
     assert await one.cycle() is False
     assert one.sent("assign") == 3
     metrics = one.service.metrics.metrics
@@ -130,7 +130,7 @@ async def test_assigns_jobs_that_fit_and_becomes_idle(one: CommandContext) -> No
     assert metrics.value("assigned_jobs") == 3
 
 
-async def test_objective_labels_and_affinities(one: CommandContext) -> None:
+async def test_objective_labels_and_affinities(one: SchedulerBench) -> None:
     registry = one.grid.contracts.registry
     fast, slow = one.grid.providers[1], one.grid.providers[0]
     await one.grid.send(fast, registry.set_labels({"compute.gflops": "900", "gpu.model": "h100"}))
@@ -141,13 +141,13 @@ async def test_objective_labels_and_affinities(one: CommandContext) -> None:
     [hopeless] = await one.grid.submit(uses="gpu.model=a100")
     [garbled] = await one.grid.submit(uses="gpu model")
     await one.cycle(2)
-    assert await one.places(quick, frugal, picky) == [2, 1, 2]
+    assert await one.provider_ids(quick, frugal, picky) == [2, 1, 2]
     assert await one.statuses(hopeless, garbled) == [S.PENDING] * 2
     assert "has the labels 'gpu.model=a100'" in one.waits(hopeless)
     assert "can't be read" in one.waits(garbled)
 
 
-async def test_too_expensive_until_topped_up(one: CommandContext) -> None:
+async def test_too_expensive_until_topped_up(one: SchedulerBench) -> None:
     [job_id] = await one.grid.submit(amount=10**12)
     await one.cycle()
     assert await one.statuses(job_id) == [S.PENDING]
@@ -159,62 +159,62 @@ async def test_too_expensive_until_topped_up(one: CommandContext) -> None:
     assert await one.statuses(job_id) == [S.META_SCHEDULED]
 
 
-async def test_late_binding(one: CommandContext) -> None:
-    """What has no room stays in the queue, and goes to whoever is free first."""
+async def test_late_binding(one: SchedulerBench) -> None:
+    """Jobs without free capacity stay queued, and go to the first provider with capacity."""
     ids = await one.grid.submit(3, resources=WHOLE)
     await one.cycle(2)
-    assert await one.places(*ids) == [1, 2, 0]
+    assert await one.provider_ids(*ids) == [1, 2, 0]
     assert "waits for free capacity at provider 1 or 2" in one.waits(ids[2])
     # The second one is finished first, dear as it is.
     scheduler = one.grid.contracts.scheduler
     await one.grid.send(one.grid.customers[0], scheduler.cancel([ids[1]]))
     assert await one.cycle() is True
-    assert await one.places(ids[2]) == [2]
+    assert await one.provider_ids(ids[2]) == [2]
 
 
-async def test_offers_that_shrink_and_maintenance(one: CommandContext) -> None:
+async def test_offers_that_shrink_and_maintenance(one: SchedulerBench) -> None:
     registry = one.grid.contracts.registry
     await one.grid.send(one.grid.providers[0], registry.set_offer(Offer(1, 1_000, 0)))
     await one.grid.send(one.grid.providers[1], registry.set_draining(True))
     ids = await one.grid.submit(2)
     await one.cycle(2)
-    assert sorted(await one.places(*ids)) == [0, 1]
+    assert sorted(await one.provider_ids(*ids)) == [0, 1]
     await one.grid.send(one.grid.providers[1], registry.set_draining(False))
     await one.cycle(2)
-    assert sorted(await one.places(*ids)) == [1, 2]
+    assert sorted(await one.provider_ids(*ids)) == [1, 2]
 
 
 async def test_chunks(grid: LiveGrid) -> None:
-    async with context(grid, batch_size=3) as small:
+    async with bench(grid, batch_size=3) as small:
         ids = await grid.submit(8)
         await small.cycle()
         assert set(await small.statuses(*ids)) == {S.META_SCHEDULED}
         assert small.sent("assign") == 8
 
 
-async def test_unclaimed_work_moves_on(one: CommandContext) -> None:
-    """An unclaimed job is asked about at half the timeout and taken back after it."""
+async def test_unclaimed_jobs_are_requeued(one: SchedulerBench) -> None:
+    """The provider of an unclaimed job is challenged at half the timeout; then the job is requeued."""
     [job_id] = await one.grid.submit()
     await one.cycle()
     await one.grid.node.increase_time(4)
     await one.cycle()
-    assert (await one.clock()).challenged_at == 0
+    assert (await one.clock_of_provider()).challenged_at == 0
     await one.grid.node.increase_time(2)
     assert await one.cycle() is True
-    challenged = (await one.clock()).challenged_at
+    challenged = (await one.clock_of_provider()).challenged_at
     assert challenged > 0
     # Until it answers, it gets nothing new; the dearer one does.
     [other] = await one.grid.submit()
     await one.cycle()
-    assert await one.places(other) == [2]
+    assert await one.provider_ids(other) == [2]
     await one.grid.node.increase_time(5)
     await one.cycle(2)
-    assert await one.places(job_id) == [2]
+    assert await one.provider_ids(job_id) == [2]
     assert one.sent("requeue") == 1
     assert one.sent("challenge") >= 1
 
 
-async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: CommandContext) -> None:
+async def test_a_provider_that_requeues_a_job_is_avoided_for_a_while(one: SchedulerBench) -> None:
     scheduler = one.grid.contracts.scheduler
     await one.grid.send(one.grid.providers[1], one.grid.contracts.registry.set_draining(True))
     [job_id] = await one.grid.submit()
@@ -225,11 +225,13 @@ async def test_a_provider_that_gives_back_is_left_alone_for_a_while(one: Command
     assert "recently returned this job" in one.waits(job_id)
     await one.grid.node.increase_time(11)
     await one.cycle()
-    assert await one.places(job_id) == [1]
+    assert await one.provider_ids(job_id) == [1]
 
 
-async def test_a_dead_provider_loses_its_work(one: CommandContext) -> None:
-    """Challenge, silence, then panic: the run goes on elsewhere, and never at the same provider."""
+async def test_jobs_of_an_unresponsive_provider_panic_and_continue_elsewhere(
+    one: SchedulerBench,
+) -> None:
+    """Challenge, no answer, panic: the successor is assigned, never to the same provider."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     set_draining = grid.contracts.registry.set_draining
     await grid.send(grid.providers[1], set_draining(True))
@@ -239,10 +241,10 @@ async def test_a_dead_provider_loses_its_work(one: CommandContext) -> None:
     await grid.send(grid.providers[0], scheduler.claim([running, queued]))
     await grid.send(grid.providers[0], scheduler.start([running]))
     await one.cycle()
-    assert (await one.clock()).challenged_at == 0
+    assert (await one.clock_of_provider()).challenged_at == 0
     await grid.node.increase_time(21)  # twice the claim timeout without a sign
     await one.cycle()
-    assert (await one.clock()).challenged_at > 0
+    assert (await one.clock_of_provider()).challenged_at > 0
     await grid.node.increase_time(7)
     await one.cycle()
     # Three blocks have not passed.
@@ -258,22 +260,22 @@ async def test_a_dead_provider_loses_its_work(one: CommandContext) -> None:
     await grid.send(grid.providers[1], set_draining(False))
     successor = await scheduler.job_count()
     await one.cycle()
-    assert await one.places(queued, successor) == [2, 2]
+    assert await one.provider_ids(queued, successor) == [2, 2]
     # Back again: it answers, and may have other jobs, but not the successor.
     await grid.send(grid.providers[0], scheduler.answer())
     await grid.send(grid.providers[1], scheduler.requeue([successor], "maintenance"))
     await grid.send(grid.providers[1], set_draining(True))
     [fresh] = await grid.submit()
     await one.cycle(2)
-    assert await one.places(fresh, successor) == [1, 0]
+    assert await one.provider_ids(fresh, successor) == [1, 0]
     assert "is in maintenance" in one.waits(successor)
     assert one.sent("panic") == 1
 
 
-async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(
-    one: CommandContext,
+async def test_a_run_is_billed_although_a_challenge_was_answered_late(
+    one: SchedulerBench,
 ) -> None:
-    """A provider that comes back late, and was silent, still bills its run."""
+    """A provider that answers late after a challenge still bills its run."""
     grid, scheduler, host = one.grid, one.grid.contracts.scheduler, one.grid.providers[0]
     [job_id] = await grid.submit(time_limit=600)
     await one.cycle()
@@ -286,15 +288,17 @@ async def test_an_unanswered_challenge_below_the_lost_timeout_voids_nothing(
     assert one.sent("panic") == 0
     [fresh] = await grid.submit()
     await one.cycle()
-    assert await one.places(fresh) == [2]
+    assert await one.provider_ids(fresh) == [2]
     receipt = await grid.send(host, scheduler.finish([Report(job_id, 10, 0)]))
     [settled] = [event for event in receipt.events if isinstance(event, JobSettled)]
     assert settled.billed_seconds == 10
-    assert (await one.clock()).challenged_at == 0  # the report has answered the challenge
+    assert (
+        await one.clock_of_provider()
+    ).challenged_at == 0  # the report has answered the challenge
 
 
-async def test_the_expired_job_of_a_lost_key_is_cancelled(one: CommandContext) -> None:
-    """Nobody holds the customer's key any more, and no provider suits: the credits come back."""
+async def test_the_expired_job_of_a_lost_key_is_cancelled(one: SchedulerBench) -> None:
+    """A job that no provider is eligible for is cancelled by anyone after expiry, with a refund."""
     grid = one.grid
     before = await grid.contracts.credit.balance_of(grid.customers[0].address)
     ids = await grid.submit(3, uses="place=nowhere")
@@ -309,14 +313,12 @@ async def test_the_expired_job_of_a_lost_key_is_cancelled(one: CommandContext) -
     await one.cycle()
     assert await one.statuses(*ids) == [S.CANCELLED] * 3
     assert one.sent("cancel") == 3
-    held_credits = (await one.jobs(fitting))[0].escrow
-    assert (
-        await grid.contracts.credit.balance_of(grid.customers[0].address) == before - held_credits
-    )
+    escrow = (await one.jobs(fitting))[0].escrow
+    assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - escrow
 
 
 async def see(service: SchedulerService) -> ClusterSnapshot:
-    """What a cycle sees before it acts."""
+    """Return the cluster snapshot of a cycle."""
     head = await service._head(again=True)
     assert head is not None
     await service._follow(head)
@@ -324,8 +326,10 @@ async def see(service: SchedulerService) -> ClusterSnapshot:
 
 
 @asynccontextmanager
-async def in_front(one: CommandContext, act: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
-    """Something happens after the scheduler has looked at the grid, and before it assigns."""
+async def before_assignment(
+    one: SchedulerBench, act: Callable[[], Awaitable[Any]]
+) -> AsyncIterator[None]:
+    """Run something after the scheduler's snapshot and before its assignments."""
     read = one.service.observer.read
 
     async def looked(head: Head, *, events: int) -> Any:
@@ -340,23 +344,23 @@ async def in_front(one: CommandContext, act: Callable[[], Awaitable[Any]]) -> As
         one.service.observer.read = read  # type: ignore[method-assign]
 
 
-async def test_a_price_raised_in_front_of_an_assignment(one: CommandContext) -> None:
-    """The contract refuses it, and the job goes elsewhere in the next cycle."""
+async def test_a_price_raised_just_before_an_assignment(one: SchedulerBench) -> None:
+    """The contract refuses the assignment; the next cycle assigns the job to another provider."""
     grid = one.grid
     raised = Prices(*(20 * getattr(CHEAP, name) for name in ("cpu", "gpu", "mem")))
     call = grid.contracts.registry.set_prices(raised)
     [job_id] = await grid.submit()
-    async with in_front(one, lambda: grid.send(grid.providers[0], call)):
+    async with before_assignment(one, lambda: grid.send(grid.providers[0], call)):
         await one.cycle()
     assert await one.statuses(job_id) == [S.PENDING]
     await one.cycle()
-    assert await one.places(job_id) == [2]
+    assert await one.provider_ids(job_id) == [2]
     [job] = await one.jobs(job_id)
     assert job.rate == job_rate(DEAR, job.resources)
 
 
-async def test_a_failing_endpoint_is_polled_less_often(one: CommandContext) -> None:
-    """Where nobody else can run the job it waits a little longer each time, and is not lost."""
+async def test_a_refused_assignment_is_retried_with_backoff(one: SchedulerBench) -> None:
+    """If no other provider is eligible, the job is retried with backoff and is not lost."""
     grid, registry = one.grid, one.grid.contracts.registry
     await grid.send(grid.providers[1], registry.set_draining(True))
     [job_id] = await grid.submit()
@@ -368,7 +372,7 @@ async def test_a_failing_endpoint_is_polled_less_often(one: CommandContext) -> N
         await grid.send(grid.providers[0], registry.set_prices(raised))
 
     refused = one.service.metrics.metrics
-    async with in_front(one, raise_again):
+    async with before_assignment(one, raise_again):
         await one.cycle()
         assert refused.value("scheduler_refused_total", kind="assign") == 1
         await grid.node.increase_time(2)
@@ -379,41 +383,41 @@ async def test_a_failing_endpoint_is_polled_less_often(one: CommandContext) -> N
         assert "recently rejected an assignment" in one.waits(job_id)
     await grid.node.increase_time(4)
     await one.cycle()
-    assert await one.places(job_id) == [1]
+    assert await one.provider_ids(job_id) == [1]
 
 
-async def test_capacity_taken_in_front_of_an_assignment(grid: LiveGrid) -> None:
-    """Two schedulers and one machine: the second one's job does not fit any more."""
-    async with context(grid) as one:
+async def test_capacity_taken_just_before_an_assignment(grid: LiveGrid) -> None:
+    """Two schedulers assign to one provider: the second one's job does not fit any more."""
+    async with bench(grid) as one:
         [first, second] = await grid.submit(2, resources=WHOLE)
         others = grid.assign({1: [second]})
-        async with in_front(one, lambda: others):
+        async with before_assignment(one, lambda: others):
             await one.cycle()
-        assert await one.places(first, second) == [0, 1]
+        assert await one.provider_ids(first, second) == [0, 1]
         assert await grid.contracts.scheduler.load_of(1) == Load.of(WHOLE)
         await one.cycle()
-        assert await one.places(first, second) == [2, 1]
+        assert await one.provider_ids(first, second) == [2, 1]
 
 
-async def test_a_provider_of_one_cpu_holds_one_job(one: CommandContext) -> None:
-    """However many wait, and whoever assigns them."""
+async def test_a_provider_of_one_cpu_holds_one_job(one: SchedulerBench) -> None:
+    """Its capacity holds for any number of waiting jobs, and for assignments by anyone."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     await grid.send(grid.providers[1], grid.contracts.registry.set_draining(True))
     await grid.send(grid.providers[0], grid.contracts.registry.set_offer(Offer(1, 1_000, 0)))
     ids = await grid.submit(50)
     await one.cycle(3)
-    [held_credits] = [job for job in await one.jobs(*ids) if job.status is not S.PENDING]
-    assert held_credits.status is S.META_SCHEDULED
+    [assigned] = [job for job in await one.jobs(*ids) if job.status is not S.PENDING]
+    assert assigned.status is S.META_SCHEDULED
     assert await scheduler.load_of(1) == Load(1, 100, 0)
     with pytest.raises(reverts.DoesNotFit):
-        await grid.assign({1: [job_id for job_id in ids if job_id != held_credits.id]})
+        await grid.assign({1: [job_id for job_id in ids if job_id != assigned.id]})
     await grid.node.increase_time(31)  # PENDING for the pending timeout
     with pytest.raises(reverts.DoesNotFit):
         await grid.send(grid.providers[0], scheduler.self_schedule([ids[-1]]))
 
 
 async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -> None:
-    """The contract can't check labels, so clients forbid it for such jobs; others may be taken."""
+    """Clients forbid self-scheduling for jobs with labels, which the contract can't check."""
     scheduler, host = grid.contracts.scheduler, grid.providers[0]
     small = "resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}\ntimeLimit: 60s\n"
     rest = "credits: '1'\nsteps:\n  - name: only\n    run: {command: echo}\n"
@@ -429,14 +433,14 @@ async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -
         await grid.send(host, scheduler.self_schedule([first]))
     await grid.send(host, scheduler.self_schedule([first, second]))
     assert await scheduler.load_of(1) == Load(1, 64, 0)
-    async with context(grid) as one:  # a scheduler that comes late counts it as well
+    async with bench(grid) as one:  # a scheduler that comes late counts it as well
         await one.cycle()
-        assert await one.places(first, second) == [0, 1]
+        assert await one.provider_ids(first, second) == [0, 1]
         assert one.service.cluster is not None
         assert [job.id for job in one.service.cluster.assigned] == [second]
 
 
-async def test_a_living_provider_is_not_bothered_twice(one: CommandContext) -> None:
+async def test_a_responsive_provider_is_challenged_once(one: SchedulerBench) -> None:
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit(time_limit=600)
     await one.cycle()
@@ -455,15 +459,15 @@ async def test_a_living_provider_is_not_bothered_twice(one: CommandContext) -> N
     assert one.sent("challenge") == 2
 
 
-async def neglect(one: CommandContext, provider: int, expected: int) -> None:
-    """A job that provider 1 lets lie, although it answers when it is asked."""
+async def neglect(one: SchedulerBench, provider: int, expected: int) -> None:
+    """A job that provider 1 does not claim, although it answers challenges."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit()
     await one.cycle()
-    assert await one.places(job_id) == [provider]
+    assert await one.provider_ids(job_id) == [provider]
     await grid.node.increase_time(70)
     await one.cycle()
-    if (await one.clock(provider)).challenged_at:
+    if (await one.clock_of_provider(provider)).challenged_at:
         await grid.send(grid.providers[provider - 1], scheduler.answer())
     assert await one.statuses(job_id) == [S.PENDING]
     assert one.service.metrics.metrics.value("strikes_in_a_day") == expected - 1
@@ -471,14 +475,14 @@ async def neglect(one: CommandContext, provider: int, expected: int) -> None:
 
 
 async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None:
-    async with context(grid) as one:
+    async with bench(grid) as one:
         with capture_logs() as logs:
             for count in (1, 2, 3):
                 await neglect(one, 1, expected=count)
             [job_id] = await grid.submit()
             await one.cycle()
         # The dearer one gets it, and everybody can see why.
-        assert await one.places(job_id) == [2]
+        assert await one.provider_ids(job_id) == [2]
         [event] = [log for log in logs if log["event"] == "provider cooldown started"]
         assert (event["provider"], "it is suspended until" in event["reason"]) == (1, True)
         metrics = one.service.metrics.metrics
@@ -487,7 +491,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         await one.cycle()
         assert "waits for free capacity at provider 2" in one.waits(large)
     # Another scheduler, or the same with an empty database, reads the same from the chain.
-    async with context(grid, dry=True) as fresh:
+    async with bench(grid, dry=True) as fresh:
         await fresh.cycle()
         view = fresh.service.cluster.views[0]
         assert view.strikes == 3
@@ -499,17 +503,19 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         with capture_logs() as logs:
             await fresh.cycle()
         assert [log["provider"] for log in logs if log["event"] == "provider cooldown ended"] == [1]
-    async with context(grid) as again:
+    async with bench(grid) as again:
         await again.cycle()
-        assert await again.places(large) == [1]
+        assert await again.provider_ids(large) == [1]
 
 
-async def test_stuck_in_a_queue_goes_where_capacity_is_free(one: CommandContext) -> None:
-    """A cluster may queue as long as nobody else could start the job."""
+async def test_a_job_stuck_in_a_queue_goes_to_a_provider_with_free_capacity(
+    one: SchedulerBench,
+) -> None:
+    """A cluster may queue a job as long as no other provider could start it."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     ids = await grid.submit(2, resources=WHOLE, time_limit=600)
     await one.cycle()
-    assert await one.places(*ids) == [1, 2]
+    assert await one.provider_ids(*ids) == [1, 2]
     for at, job_id in enumerate(ids):
         await grid.send(grid.providers[at], scheduler.claim([job_id]))
     await grid.node.increase_time(12)
@@ -519,10 +525,10 @@ async def test_stuck_in_a_queue_goes_where_capacity_is_free(one: CommandContext)
     await one.cycle()
     assert await one.statuses(ids[0]) == [S.PENDING]
     await one.cycle()
-    assert await one.places(ids[0]) == [2]
+    assert await one.provider_ids(ids[0]) == [2]
 
 
-async def test_banned_providers_claimed_work_moves(one: CommandContext) -> None:
+async def test_claimed_jobs_of_a_banned_provider_are_requeued(one: SchedulerBench) -> None:
     grid = one.grid
     [job_id] = await grid.submit()
     await one.cycle()
@@ -530,13 +536,13 @@ async def test_banned_providers_claimed_work_moves(one: CommandContext) -> None:
     ban = grid.contracts.registry.ban(grid.providers[0].address, "enough")
     await grid.send(grid.admin, ban)
     await one.cycle(2)
-    assert await one.places(job_id) == [2]
+    assert await one.provider_ids(job_id) == [2]
 
 
 async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
-    """They see the same block; what one has assigned is left out for the other."""
+    """Both see the same block; jobs that one has assigned are skipped for the other."""
     role = await _second_scheduler(grid)
-    async with context(grid) as first:
+    async with bench(grid) as first:
         store = grid.store(role)
         settings = SchedulerSettings(state_dir=Path(), confirmations=0)
         rival = SchedulerService(
@@ -552,8 +558,8 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
         assert await rival.cycle() is False
 
 
-async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) -> None:
-    """Each job is assigned and paid for once; who comes second is told so and goes on."""
+async def test_two_daemons_assign_the_same_jobs_in_one_block(tmp_path: Path) -> None:
+    """Each job is assigned and paid for once; the second scheduler's jobs are skipped."""
     stop = asyncio.Event()
     async with start_anvil() as node, live_grid(node) as grid:
         accounts = [grid.scheduler, await _second_scheduler(grid)]
@@ -581,15 +587,15 @@ async def test_two_daemons_bid_for_the_same_jobs_in_one_block(tmp_path: Path) ->
         moves = [event for event in await all_events(grid) if isinstance(event, JobTransition)]
         assigned = [move.job_id for move in moves if move.after is S.META_SCHEDULED]
         assert sorted(assigned) == ids
-        held_credits = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
-        assert held_credits == sum(job.escrow for job in jobs) == 30 * CREDIT
+        escrow = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
+        assert escrow == sum(job.escrow for job in jobs) == 30 * CREDIT
     assert [log for log in logs if log["log_level"] == "error"] == []
     lost = [log for log in logs if log["event"] == "batch refused"]
     assert [item["label"] for item in lost] == ["assign 27 jobs", "assign 3 jobs"]
 
 
 async def _contested(grid: LiveGrid, count: int) -> list[int]:
-    """Jobs for which two schedulers have sent their transactions before the next block."""
+    """Return jobs that two schedulers have assigned in the same block."""
 
     async def mine_when_there_are(sent: int) -> None:
         async def there() -> bool:
@@ -614,8 +620,8 @@ async def _second_scheduler(grid: LiveGrid) -> Any:
     return grid.stranger
 
 
-async def test_skipped_items_are_in_backoff(one: CommandContext) -> None:
-    """An item that the contract leaves out costs the others nothing, and is not tried at once."""
+async def test_skipped_items_are_in_backoff(one: SchedulerBench) -> None:
+    """A job that the contract skips does not affect the others of its batch, and gets a backoff."""
     ids = await one.grid.submit(2)
     cluster = await see(one.service)
     cancel = one.grid.contracts.scheduler.cancel([ids[0]])
@@ -628,7 +634,7 @@ async def test_skipped_items_are_in_backoff(one: CommandContext) -> None:
 
 
 async def test_dry_run_sends_nothing(grid: LiveGrid) -> None:
-    async with context(grid, dry=True) as dry:
+    async with bench(grid, dry=True) as dry:
         ids = await grid.submit(2)
         assert await dry.cycle() is False
         assert dry.service.plan.by_provider() == {1: ids}
@@ -636,20 +642,20 @@ async def test_dry_run_sends_nothing(grid: LiveGrid) -> None:
 
 
 async def test_restart_continues(grid: LiveGrid, tmp_path: Path) -> None:
-    """A new process with the old database, and one without, see the same grid."""
+    """A restarted process and one with an empty database have the same snapshot."""
     path = tmp_path / "metascheduler.db"
     first_ids = await grid.submit(2, resources=WHOLE)
-    async with context(grid, path=path) as before:
+    async with bench(grid, path=path) as before:
         await before.cycle()
     more = await grid.submit(1, resources=WHOLE, uses="place=p1")
     for state_path in (path, None):
-        async with context(grid, path=state_path) as after:
+        async with bench(grid, path=state_path) as after:
             await after.cycle()
             assert await after.statuses(*first_ids) == [S.META_SCHEDULED] * 2
             assert "waits for free capacity at provider 2" in after.waits(more[0])
 
 
-async def test_a_successor_inherits_wishes_and_age(one: CommandContext) -> None:
+async def test_a_successor_inherits_terms_and_age(one: SchedulerBench) -> None:
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit(uses="place=p0", retries=1, objective=Objective.TIME)
     await one.cycle()
@@ -695,7 +701,7 @@ async def test_a_wallet_without_the_role_is_reported(grid: LiveGrid, tmp_path: P
         await run_scheduler(grid.node.url, grid.deployment, grid.stranger, settings)
 
 
-async def test_a_dry_daemon_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_a_dry_run_needs_no_wallet(grid: LiveGrid, tmp_path: Path) -> None:
     settings = SchedulerSettings(state_dir=tmp_path, confirmations=0, poll_interval=0.1)
     [job_id] = await grid.submit()
     stop = asyncio.Event()
@@ -745,10 +751,10 @@ async def test_the_daemon_serves_its_metrics_at_the_given_port(
     assert age == pytest.approx(skew, abs=600)
 
 
-async def test_an_idle_scheduler_asks_twice_a_block(
-    one: CommandContext, monkeypatch: pytest.MonkeyPatch
+async def test_an_idle_scheduler_sends_two_requests_per_block(
+    one: SchedulerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once for the head and the nonce, once for everything else; jobs in hand are one more."""
+    """One request for head and nonce, one for everything else, one more while jobs are assigned."""
     ids = await one.grid.submit(1)
     await one.cycle(2)
     assert await one.statuses(*ids) == [S.META_SCHEDULED]
@@ -767,7 +773,7 @@ async def test_an_idle_scheduler_asks_twice_a_block(
         assert len(requests) <= 1, requests
 
 
-async def test_job_why_shows_how_far_past_forecasts_would_have_been_off(grid: LiveGrid) -> None:
+async def test_job_why_shows_the_error_of_past_forecasts(grid: LiveGrid) -> None:
     """The first job ends long before its limit, so that the second one starts early."""
     scheduler, provider = grid.contracts.scheduler, grid.providers[0]
     await grid.send(grid.providers[1], grid.contracts.registry.set_draining(True))
@@ -781,8 +787,8 @@ async def test_job_why_shows_how_far_past_forecasts_would_have_been_off(grid: Li
     assert re.search(r"for the last job that had to wait, .* off by [1-9][0-9]* s \(", details)
 
 
-async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) -> None:
-    """What was retried counts by its successor; what can't hold is told, and never assigned."""
+async def test_dependent_jobs_wait_for_the_last_successor(one: SchedulerBench) -> None:
+    """A retried job counts by its successor; a dependency that can't be met is logged, never assigned."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [first] = await grid.submit(retries=1)
     await grid.run([first])
@@ -792,7 +798,7 @@ async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) 
     successor = await scheduler.job_count()
     await one.cycle()
     assert await one.statuses(then, instead) == [S.PENDING, S.PENDING]
-    assert await one.places(successor) == [2], "not the provider that lost it"
+    assert await one.provider_ids(successor) == [2], "not the provider that lost it"
     assert f"waits for the end of job {first}" in (await explain(grid.contracts, then)).text
     await grid.send(grid.providers[1], scheduler.claim_and_start([successor]))
     await grid.send(grid.providers[1], scheduler.finish([Report(successor, 1, 0, bytes(32), "")]))
@@ -804,8 +810,8 @@ async def test_dependent_jobs_wait_for_the_end_of_the_line(one: CommandContext) 
     assert await unmet_jobs(grid.contracts, grid.customers[0].address) == [instead]
 
 
-async def test_an_array_is_at_providers_no_more_often_than_its_throttle(
-    one: CommandContext,
+async def test_an_array_has_no_more_assigned_jobs_than_its_limit(
+    one: SchedulerBench,
 ) -> None:
     ids = await one.grid.submit(3, uses="deepsquare.array=sub-00000001%2")
     await one.cycle(2)

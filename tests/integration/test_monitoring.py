@@ -43,7 +43,7 @@ def defined() -> tuple[tuple[str, str, str], ...]:
 
 
 def _definitions() -> Iterator[tuple[str, str, str]]:
-    """Kind, name and help of every metric that any service defines, as the source has it."""
+    """Return kind, name and help of every metric that the source code defines."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -58,14 +58,14 @@ def _definitions() -> Iterator[tuple[str, str, str]]:
 
 
 def samples() -> set[str]:
-    """Names under which Prometheus knows them."""
+    """Return the names of the metrics in Prometheus."""
     result = {f"deepsquare_{name}{end}" for kind, name, _ in defined() for end in SAMPLES[kind]}
     assert len(result) > 40, "the metrics were not found in the source"
     return result
 
 
 def used(expression: str) -> set[str]:
-    """Metrics of ours in an expression."""
+    """Return the project's metrics in an expression."""
     return set(re.findall(r"\bdeepsquare_[a-z0-9_]+", expression))
 
 

@@ -38,7 +38,7 @@ PASSWORD = "mail's password"
 
 
 class Hooks:
-    """A web server that keeps what is posted; `answers` are used up first: a status, or None to hang up."""
+    """A web server that stores POST requests. `answers` are used first: a status, or None to hang up."""
 
     def __init__(self) -> None:
         self.posted: list[dict[str, Any]] = []
@@ -64,7 +64,7 @@ class Hooks:
 
 
 class Mails:
-    """A mail server that keeps what is handed in, and refuses unknown recipients."""
+    """A mail server that stores messages and refuses unknown recipients."""
 
     def __init__(self) -> None:
         self.taken: list[Message] = []
@@ -122,7 +122,7 @@ async def mails() -> AsyncIterator[Mails]:
 
 
 class NotifyBench:
-    """One customer's service in a folder."""
+    """The notification service of one customer."""
 
     def __init__(self, grid: LiveGrid, folder: Path, deliverer: Deliverer, always: Notify) -> None:
         self.grid, self.folder, self.deliverer, self.always = grid, folder, deliverer, always
@@ -130,7 +130,7 @@ class NotifyBench:
 
     @asynccontextmanager
     async def running(self, *, crashes: bool = False) -> AsyncIterator[None]:
-        """The service for the time of a block; one that crashes gets no time to finish anything."""
+        """Run the service during a block; a crash leaves it no time to finish anything."""
         stop = asyncio.Event()
         settings = NotifySettings(
             state_dir=self.folder,
@@ -170,7 +170,7 @@ class NotifyBench:
         )
 
     async def cancel(self) -> int:
-        """Submit and cancel a job: one event that is an end."""
+        """Submit and cancel a job, which causes one event with a final status."""
         [job_id] = await self.grid.submit(name=f"job {self.folder.name}")
         await self.grid.send(self.grid.customers[0], self.grid.contracts.scheduler.cancel([job_id]))
         return job_id
@@ -244,7 +244,7 @@ async def test_job_files_choose_their_own_occasions(
 
 
 class Stuck(Deliverer):
-    """Begins to send and gets no further."""
+    """A deliverer whose deliveries never end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ S = JobStatus
 
 @pytest.fixture(scope="module")
 def ticking(background) -> Iterator[Node]:
-    """A chain whose time is the wall clock's."""
+    """A chain that mines every second by the wall clock."""
     chain_process = ChainProcess(block_time=1)
     background.run(chain_process.__aenter__())
     yield chain_process
@@ -67,7 +67,7 @@ async def host(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[Bench]:
         yield result
 
 
-async def test_whole_life(grid: LiveGrid, tmp_path: Path):
+async def test_a_job_from_assignment_to_settlement(grid: LiveGrid, tmp_path: Path):
     """From assignment to settlement, with a challenge on the way."""
     async with bench(grid, tmp_path, confirmations=1) as host:
         await _whole_life(host)
@@ -117,8 +117,8 @@ async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
         assert (service._followed_hash, service._challenged_at > 0) == (b"", True)
 
 
-async def test_all_ways_to_end_together(host: Bench):
-    """Each job's end is named by the contract, billed by its own seconds and said in words."""
+async def test_every_final_status_and_its_bill(host: Bench):
+    """Each job has the right final status, bill and explanation."""
     hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(30)'"
     three, killed, hungry = await host.submit("sleep 1; exit 3", "kill -9 $$; sleep 9", hog)
     [late] = await host.submit("sleep 60", time_limit=5)
@@ -158,10 +158,10 @@ async def test_all_ways_to_end_together(host: Bench):
     await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
 
 
-async def test_one_slow_transaction_delays_no_other(
+async def test_a_slow_transaction_does_not_delay_others(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The others go on, and what is on its way is not sent again."""
+    """A transaction that is delayed does not delay the others, and is not sent again."""
     sent: list[str] = []
     late = asyncio.Event()
     async with bench(grid, tmp_path, batch_size=1) as host:
@@ -190,8 +190,8 @@ async def test_one_slow_transaction_delays_no_other(
         )
 
 
-async def test_definitions_that_can_not_run(host: Bench):
-    """The customer is refunded: at once where nobody could run it, else after some patience."""
+async def test_invalid_and_missing_definitions_are_refunded(host: Bench):
+    """The customer is refunded: at once if no provider could run the job, else after some time."""
     other = Resources(tasks=1, cpus_per_task=2, mem_per_cpu=64, gpus=0)
     wrong = await host.definitions.put(definition("echo", other).to_bytes())
     junk = await host.definitions.put(b"{}")
@@ -218,7 +218,7 @@ async def test_definitions_that_can_not_run(host: Bench):
 
 
 async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
-    """A living run gets a later end; what the machine has no room for goes back."""
+    """A top-up extends a live run; a job that exceeds the machine's capacity is requeued."""
     large = Resources(tasks=1, cpus_per_task=6, mem_per_cpu=64, gpus=0)
     scheduler = grid.contracts.scheduler
     async with bench(grid, tmp_path, assignment_timeout=3) as host:
@@ -239,7 +239,7 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
 
 
 async def test_a_backup_continues_in_another_folder(grid: LiveGrid, tmp_path: Path):
-    """As docs/operations.md has it: stop, `tar`, and start from the copy; the original is gone."""
+    """As in docs/operations.md: stop, `tar`, restore elsewhere and start; the original is gone."""
     first, second = tmp_path / "first", tmp_path / "second"
     async with bench(grid, first) as host:
         [before] = await host.submit("echo before")
@@ -270,7 +270,7 @@ async def test_a_backup_continues_in_another_folder(grid: LiveGrid, tmp_path: Pa
 
 
 async def test_maintenance_finishes_live_runs_and_requeues_the_rest(grid: LiveGrid, tmp_path: Path):
-    """Asked for by signal, remembered by the chain, and seen there by a daemon that starts."""
+    """Maintenance is started by a signal and stored on chain, where a starting daemon reads it."""
     registry = grid.contracts.registry
     async with bench(grid, tmp_path) as host:
         [running] = await host.submit("sleep 1.5")
@@ -307,7 +307,7 @@ async def test_maintenance_finishes_live_runs_and_requeues_the_rest(grid: LiveGr
 async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
     grid: LiveGrid, tmp_path: Path
 ):
-    """One provider can't read the definition; a job with retries goes on at another one."""
+    """A job with retries whose provider can't read the definition continues at another provider."""
     async with (
         bench(grid, tmp_path / "p0", assignment_timeout=1) as poor,
         bench(grid, tmp_path / "p1", 1) as rich,
@@ -325,7 +325,7 @@ async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
 
 
 async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path: Path):
-    """What was collected is not reported again; a payment answers a challenge by the way."""
+    """Collected time is not billed again; an interim payment also answers a challenge."""
     scheduler = grid.contracts.scheduler
     async with bench(grid, tmp_path, coin_value=0) as host:  # gas is not weighed
         [job_id] = await host.submit(
@@ -356,7 +356,7 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
         assert collected.paid + collected.fee + settled.refunded == CREDIT
 
 
-async def test_a_late_answer_voids_nothing(grid: LiveGrid, tmp_path: Path):
+async def test_a_run_is_billed_although_its_provider_was_away(grid: LiveGrid, tmp_path: Path):
     """A provider that was away for longer than the response timeout bills its run all the same."""
     scheduler = grid.contracts.scheduler
     async with bench(grid, tmp_path) as host:
@@ -372,8 +372,8 @@ async def test_a_late_answer_voids_nothing(grid: LiveGrid, tmp_path: Path):
         assert (await host.settled(job_id)).billed_seconds >= 1
 
 
-async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
-    """The database is lost, the job is cancelled meanwhile: the run is found and ended."""
+async def test_an_orphaned_run_without_a_record_is_ended(grid: LiveGrid, tmp_path: Path):
+    """The database is lost and the job cancelled meanwhile: the orphaned run is found and ended."""
     async with bench(grid, tmp_path / "p") as host:
         [job_id] = await host.submit("sleep 50")
         await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
@@ -387,8 +387,8 @@ async def test_an_orphan_without_a_row_is_ended(grid: LiveGrid, tmp_path: Path):
             assert status.exit.reason == "cancelled"
 
 
-async def test_restarted_daemon_finds_its_run(grid: LiveGrid, tmp_path: Path):
-    """SIGKILL while a job is RUNNING: adopted, run once, billed for its own seconds."""
+async def test_a_restarted_daemon_adopts_its_run(grid: LiveGrid, tmp_path: Path):
+    """After a SIGKILL the daemon adopts the RUNNING job: it runs once and is billed exactly."""
     tally = tmp_path / "tally" / "ran"
     tally.parent.mkdir()
     async with bench(grid, tmp_path / "p") as host:
@@ -414,13 +414,13 @@ async def _is_over(host: Bench, job_id: int) -> bool:
     return (await host.executor.poll([key]))[key].exit is not None
 
 
-async def test_an_idle_provider_asks_twice_a_block(
+async def test_an_idle_provider_sends_two_requests_per_block(
     host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once for the head and the nonce, once for everything else of that block."""
+    """One request for head and nonce, one for everything else of the block."""
 
     def idle() -> bool:
-        """Whether the jobs and challenges of the tests before are settled and their events read."""
+        """Whether jobs and challenges of earlier tests are settled and their events read."""
         return not host.service.table.open() and bool(host.service._followed_hash)
 
     await host.drive(idle)

@@ -34,7 +34,7 @@ def cluster() -> Iterator[LocalSlurm]:
 
 @pytest.fixture(scope="module")
 def ticking(cluster: LocalSlurm, background) -> Iterator[Node]:
-    """A chain whose time is the wall clock's."""
+    """A chain that mines every second by the wall clock."""
     anvil = start_anvil(block_time=1)
     background.run(anvil.__aenter__())
     yield anvil
@@ -61,7 +61,7 @@ async def host(grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path) -> AsyncIter
 
 
 async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
-    """Queued first, so that the meter starts with the run; then FINISHED, and paid by the second."""
+    """The job is queued first: billing starts with the run, by the second."""
     blocker = cluster.run(
         "sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60"
     ).strip()
@@ -105,8 +105,8 @@ async def test_finished_job_of_two_nodes(host: Bench, cluster: LocalSlurm):
     assert read_output(folder).data == output
 
 
-async def test_all_ways_to_end_together(host: Bench, cluster: LocalSlurm):
-    """Slurm's ends become the ends of the contract, each with its reason and its bill.
+async def test_every_final_status_and_its_bill(host: Bench, cluster: LocalSlurm):
+    """Each end of a Slurm job gives the right final status, reason and bill.
 
     What Slurm refuses goes back to the queue of the grid, and can still be cancelled there.
     """
@@ -196,7 +196,7 @@ async def test_offer_follows_the_capacity_left_free_by_the_clusters_own_users(
 async def test_cluster_that_loses_a_node_and_its_controller(
     grid: LiveGrid, cluster: LocalSlurm, tmp_path: Path
 ):
-    """A dead node is the provider's loss; a dead controller is waited for, and an end that Slurm forgot is found.
+    """A failed node costs the provider; a failed controller is retried, and a forgotten end is recovered.
 
     Meanwhile the provider is drained: what runs and what waits in Slurm's queue goes on.
     """
@@ -261,7 +261,7 @@ async def test_cluster_that_loses_a_node_and_its_controller(
 async def test_two_grids_of_two_clusters_do_not_meet(
     ticking: Node, host: Bench, tmp_path: Path, cluster: LocalSlurm
 ):
-    """The same accounts, job ids and cluster users; the contract, and thus every job's name, differs."""
+    """Two grids share accounts, job ids and cluster users; only the contract in a job's name differs."""
     node = BorrowedNode(ticking.url, ticking.chain_id)
     async with node, live_grid(node, await deploy(node)) as grid:
         second = LocalSlurm("--nodes", "1", "--gpus", "0")

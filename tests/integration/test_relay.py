@@ -61,14 +61,14 @@ async def web(relay: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def settled(web: httpx2.AsyncClient, path: str) -> dict[str, Any]:
-    """What the relay says of a request once it has ended."""
+    """Return the relay's response about a request once the request has ended."""
     while (document := (await web.get(path)).json())["state"] in {"queued", "sent"}:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return dict(document)
 
 
 async def taken(store: Store, web: httpx2.AsyncClient) -> RecordedRequest:
-    """A wallet's open request, as soon as the relay has taken it."""
+    """Return a wallet's pending request as soon as the relay has accepted it."""
     while True:
         for request in store.open_requests():
             if (await web.get(f"/v1/requests/{request.digest}")).is_success:
@@ -125,7 +125,7 @@ async def test_wallets_without_coin_can_act_as_customers(
 
 
 async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
-    """Nonces and permits are given out once, whatever the order in which they reach the chain."""
+    """Each nonce and permit is used once, in any order of arrival on chain."""
     account = await coinless(grid)
     store = grid.store(account)
     async with relayed(grid, relay, account, store=store) as wallet:
@@ -135,8 +135,8 @@ async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_p
     assert store.open_requests() == []
 
 
-async def test_requests_of_one_moment_share_a_transaction(grid: LiveGrid, tmp_path: Path) -> None:
-    """Three requests, signed beforehand, arrive while the relay collects."""
+async def test_concurrent_requests_share_a_transaction(grid: LiveGrid, tmp_path: Path) -> None:
+    """Three requests that were signed before arrive in the relay's collection window."""
     accounts = [*grid.customers, await coinless(grid)]
     forwarder, scheduler = grid.contracts.forwarder, grid.contracts.scheduler
     await grid.node.fund(accounts[2].address, 10**18)
@@ -181,7 +181,9 @@ async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> No
     assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
 
 
-async def test_nothing_is_signed_after_a_no(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
+async def test_nothing_is_signed_after_a_declined_confirmation(
+    grid: LiveGrid, relay: str, tmp_path: Path
+) -> None:
     account = await coinless(grid)
     store = grid.store(account)
     async with relayed(grid, relay, account, store=store, confirm=lambda _: False) as wallet:
@@ -328,7 +330,7 @@ async def test_a_relay_without_coin_reports_it_and_continues_when_funded(
 async def test_a_bad_request_in_a_batch_does_not_affect_the_others(
     grid: LiveGrid, tmp_path: Path
 ) -> None:
-    """One customer's credits are gone when its request is carried out; the other is served."""
+    """One customer has no credits left when its request is executed; the other is served."""
     good, bad = await coinless(grid), await coinless(grid)
     credit = grid.contracts.credit
     await grid.node.fund(bad.address, 10**18)
@@ -352,7 +354,7 @@ async def test_a_bad_request_in_a_batch_does_not_affect_the_others(
 
 
 async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> None:
-    """The effect counts, whoever carried the request out; the batch passes it over."""
+    """A request that another relayer executed counts as done; the batch skips it."""
     account = grid.customers[1]
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("front")])])
@@ -376,7 +378,7 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
 
 
 class Between(httpx2.AsyncBaseTransport):
-    """Stands between a client and the relay; `spoil` decides about each request first."""
+    """A proxy between client and relay; `spoil` may answer a request instead of the relay."""
 
     def __init__(self, spoil: Any) -> None:
         self._real = httpx2.AsyncHTTPTransport()
@@ -437,7 +439,7 @@ async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
 
 
 async def test_open_requests_are_sent_again_before_the_next(grid: LiveGrid, relay: str) -> None:
-    """A process that died after signing left a nonce behind, without which nothing goes on."""
+    """A process that died after signing left a nonce, which must be used before later ones."""
     account = grid.customers[0]
     store = grid.store(account)
     scheduler, forwarder = grid.contracts.scheduler, grid.contracts.forwarder
@@ -457,7 +459,7 @@ async def test_open_requests_are_sent_again_before_the_next(grid: LiveGrid, rela
     assert await forwarder.nonce_of(account.address) == left.request.nonce + 2
 
 
-async def test_a_relay_that_lies_is_not_believed(grid: LiveGrid, relay: str) -> None:
+async def test_a_false_response_of_a_relay_is_detected(grid: LiveGrid, relay: str) -> None:
     account = grid.customers[0]
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("lie")])])
     store = grid.store(account)
@@ -539,7 +541,7 @@ def problem(status: int, words: str) -> httpx2.Response:
 async def test_a_refused_lookup_does_not_settle_the_request(
     grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """The relay took it: gateways limit or fail what is asked of it afterwards."""
+    """The relay accepted the request; gateways then limit or fail status requests."""
     monkeypatch.setattr("deepsquare_chain.client.gasless._POLL_SECONDS", 0.0)
     account, requests = await coinless(grid), []
 
@@ -564,7 +566,7 @@ async def test_a_refused_lookup_does_not_settle_the_request(
 async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
-    """The relay has the request, and a gateway answers the second hand-over in its place."""
+    """The relay has the request; a gateway answers the repeated submission in its place."""
     account, posts = await coinless(grid), []
 
     async def lose(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
@@ -639,7 +641,7 @@ async def test_a_request_is_found_where_ranges_of_logs_are_refused(
 async def test_a_full_disk_hides_no_payment(
     grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was carried out, and there is no room to write that down: the customer gets its job."""
+    """The request was executed and the full disk can't record it: the customer gets its job."""
     account = await coinless(grid)
     store = grid.store(account)
 
@@ -663,7 +665,7 @@ async def test_a_full_disk_hides_no_payment(
 async def test_a_used_nonce_without_its_event_is_no_expiry(
     grid: LiveGrid, relay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deadline has passed, and the endpoint shows no log: it may have been carried out."""
+    """The deadline has passed and the endpoint shows no log: the request may have been executed."""
     account = grid.customers[0]
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("unseen")])])

@@ -53,7 +53,7 @@ def cluster() -> Iterator[LocalSlurm]:
 
 @pytest.fixture
 async def state(cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Path]:
-    """A state folder; runs that a failed test leaves are ended, and the cluster is free after."""
+    """A state folder; runs that a failed test leaves are ended, so that the cluster is free."""
     yield tmp_path / "state"
     for job in cluster.run("squeue", "-h", "-o", "%i").split():
         # It may end by itself between the two.
@@ -96,7 +96,7 @@ async def reached(executor: SlurmExecutor, key: str, wanted: RunState) -> None:
 
 
 async def running(executor: SlurmExecutor, key: str) -> None:
-    """Wait until the script itself runs, and has said so."""
+    """Wait until the script itself has printed something."""
 
     async def look() -> bool:
         return await state_of(executor, key) is RunState.RUNNING and bool(
@@ -116,7 +116,7 @@ async def ended(executor: SlurmExecutor, key: str) -> Exit:
 
 
 def ids(cluster: LocalSlurm, key: str) -> list[str]:
-    """Slurm jobs of a run that the controller remembers."""
+    """Return the Slurm jobs of a run that the controller still has."""
     name = f"--name=deepsquare-{key}"
     return cluster.run("squeue", "-h", "--states=all", name, "-o", "%i").split()
 
@@ -228,7 +228,7 @@ async def test_controller_restarted_mid_job(
 
 
 def slurm_with(folder: Path, sbatch: str, **others: str) -> Path:
-    """Slurm's commands, of which some do something else before, or instead."""
+    """Return a folder with Slurm's commands, some of them replaced or extended by a script."""
     folder.mkdir()
     for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "sacct"):
         before = others.get(name, sbatch if name == "sbatch" else "")
@@ -517,7 +517,7 @@ def compiled(compiler: str, folder: Path) -> Path:
 async def test_mpi_program_on_two_nodes(
     cluster: LocalSlurm, state: Path, tmp_path: Path, build: str, interface: str, attempts: int
 ) -> None:
-    """Each task in a sandbox of its own, with the network by which they find each other.
+    """Each task has its own sandbox, with a network to the other tasks.
 
     MPICH 4.0.2 over TCP hangs in MPI_Finalize in a quarter of all runs: a rank waits there for others
     that no longer answer. Such a step is ended, and tried again.
@@ -619,7 +619,7 @@ def reachable(cluster: LocalSlurm) -> Path:
 async def test_jobs_run_as_another_user(
     cluster: LocalSlurm, reachable: Path, isolation: str
 ) -> None:
-    """Who owns neither the daemon's files nor those of the run, and may close its own to the daemon."""
+    """A user who owns neither the daemon's nor the run's files, and can close files to the daemon."""
     require_sandbox()
     state, mapped, endless = reachable, f"mapped-{isolation}", f"endless-{isolation}"
     wallet = state / "wallet.json"

@@ -21,7 +21,7 @@ from tests.unit.test_source_verification import GRID, Stub
 
 @contextmanager
 def served(stub: Stub) -> Iterator[str]:
-    """The stub on loopback."""
+    """A stub of a verifier, on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -43,7 +43,7 @@ def served(stub: Stub) -> Iterator[str]:
         do_GET = do_POST = answer  # noqa: N815 - names of the standard library
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Suppress the log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -25,7 +25,7 @@ Serve = Callable[..., "Node"]
 
 
 class Node:
-    """Answers each question with chain 5, and keeps what came before the body."""
+    """Answers each request with chain ID 5, and stores request lines and headers."""
 
     def __init__(self, server: ThreadingHTTPServer, scheme: str) -> None:
         self.port = server.server_port
@@ -150,7 +150,7 @@ async def test_a_remote_endpoint_is_reached_through_the_proxy(
 async def test_a_relay_is_reached_as_an_endpoint_is(
     serve: Serve, certificate: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the proxy, with the certificates and headers of the settings."""
+    """A request through the proxy with the settings' certificates and headers."""
 
     async def ask(url: str, transport: Transport) -> None:
         async with RelayClient(url, transport) as relay:

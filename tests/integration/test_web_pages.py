@@ -52,7 +52,7 @@ def web(explorer: BusyExplorer) -> Iterator[httpx2.Client]:
 
 
 class Tags(HTMLParser):
-    """All tags of a page with their attributes, and all its text."""
+    """Parses a page to its tags with attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class Tags(HTMLParser):
         self.text += data
 
     def links(self) -> set[str]:
-        return {str(found["href"]) for tag, found in self.tags if tag == "a" and "href" in found}
+        return {str(values["href"]) for tag, values in self.tags if tag == "a" and "href" in values}
 
 
 def crawl(web: httpx2.Client) -> dict[str, Tags]:
-    """Every page that a link leads to, some of each kind."""
+    """Follow links to pages, at most some of each kind."""
     seen: dict[str, Tags] = {}
     kinds: dict[str, int] = {}
     waiting = ["/", "/submit", "/search?q=pi"]
@@ -105,7 +105,7 @@ def test_every_link_leads_somewhere(pages: dict[str, Tags]) -> None:
 
 
 def test_strangers_texts_are_texts(pages: dict[str, Tags]) -> None:
-    """No tag and no attribute comes of them, and where they stand they stand whole."""
+    """Hostile texts create no tag or attribute, and are shown in full."""
     for path, page in pages.items():
         for tag, attributes in page.tags:
             assert tag not in {"img", "iframe", "object", "embed", "base"}, path
@@ -221,7 +221,7 @@ def test_a_job_of_every_status_has_its_page(
 
 
 def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
-    """The jobs with interim payments, by status."""
+    """Return the jobs with interim payments by status."""
 
     async def find() -> dict[JobStatus, int]:
         scheduler = explorer.grid.contracts.scheduler
@@ -380,7 +380,7 @@ def test_audit_adds_up(web: httpx2.Client) -> None:
 
 
 def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    """Page, API and `audit exceptions` tell the same, each in its own form."""
+    """Page, API and `audit exceptions` list the same anomalies."""
     report = explorer.run(audit_grid(explorer.grid.contracts))
     received: list[dict[str, Any]] = []
     options: dict[str, Any] = {"limit": 200}
@@ -484,7 +484,7 @@ def test_a_refused_transaction_reports_why(explorer: BusyExplorer, web: httpx2.C
 def test_blocks_and_transactions_without_events_are_the_nodes(
     explorer: BusyExplorer, web: httpx2.Client
 ) -> None:
-    """A person who has a number or a hash of the chain finds the thing, whoever made it."""
+    """Search finds objects by any number or hash of the chain."""
     grid = explorer.grid
 
     async def pay_nobody() -> tuple[str, Any]:
@@ -544,7 +544,7 @@ def test_health_and_figures(web: httpx2.Client) -> None:
 
 
 def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    """A customer with an allowance gets the call at once, and the definition is kept."""
+    """A customer with an allowance gets the call at once, and the definition is stored."""
     plan = web.post("/wallet/submit", json={**FORM, "account": explorer.alice}).json()
     assert plan["permit"] is plan["approval"] is None
     assert plan["call"]["to"] == explorer.grid.contracts.scheduler.address
@@ -575,7 +575,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
     assert message["spender"] == grid.contracts.scheduler.address
     plan = web.post("/wallet/submit", json={**form, "payment": "approve", "script": "true"}).json()
     assert plan["approval"]["to"] == grid.contracts.credit.address
-    # Nothing is kept for whoever has not shown that it can pay.
+    # Nothing is stored for an account that has not shown that it can pay.
     assert len(list(explorer.definitions.glob("*.json"))) == kept
 
 

@@ -41,12 +41,12 @@ Dice = random.Random
 
 
 class Games(GridMachine):
-    """The rules: who may try what."""
+    """The rules: which accounts may make which calls."""
 
     # ----------------------------------------------------------------- choosing
 
     def pick_ids(self, dice: Dice, *wanted: JobStatus, most: int = 4) -> list[int]:
-        """Mostly jobs of a fitting status, sometimes any, foreign, unknown or twice the same."""
+        """Choose jobs: mostly of a suitable status, sometimes any, foreign, unknown or repeated ones."""
         fitting = [i for i, job in self.ghost.jobs.items() if job.status in wanted]
         count = dice.choice([0, *[1] * 9, *[2] * 4, 3, 3, 4]) if most > 1 else 1
         ids = []
@@ -56,7 +56,7 @@ class Games(GridMachine):
         return ids
 
     def pick_sender(self, dice: Dice, ids: Sequence[int], role: str) -> str:
-        """Mostly the one whose job it is."""
+        """Choose a provider: mostly the one that the job is assigned to."""
         job = self.ghost.job(ids[0]) if ids else None
         if job is None or dice.randint(0, 3) == 3:
             return dice.choice([self.grid.stranger, *self.accounts])
@@ -68,7 +68,7 @@ class Games(GridMachine):
     def singles(
         self, dice: Dice, items: Sequence[Any], call: Callable[[Any], object]
     ) -> list[Callable[[], object]]:
-        """For some batches, the same as calls of one item each."""
+        """Return, for some batches, calls of one item each; the checks compare the two."""
         if len(items) < 2 or dice.random() < 0.5:
             return []
         return [lambda item=item: call(item) for item in items]
@@ -76,7 +76,7 @@ class Games(GridMachine):
     def by_customer(
         self, dice: Dice, sender: str, name: str, *values: Any
     ) -> Callable[[], Receipt]:
-        """A customer's call: made by itself, or signed and relayed by somebody else."""
+        """Make a customer's call: directly, or signed and relayed."""
         if dice.random() < 0.3:
             return lambda: self.forwarded(sender, name, *values)
         return lambda: getattr(self.grid.scheduler, name)(*values, sender=sender)
@@ -111,7 +111,7 @@ class Games(GridMachine):
             self.govern(dice)
 
     def do_work(self, dice: Dice) -> None:
-        """One of the calls that can succeed now, those that carry a job on most often."""
+        """Make a call that can succeed now; calls that advance a job are the most frequent."""
         by_status = {
             S.NONE: [self.submit],
             S.PENDING: [*[self.meta_schedule] * 7, self.self_schedule, self.cancel, self.expire],
@@ -147,7 +147,7 @@ class Games(GridMachine):
         dice.choice(calls)(dice)
 
     def repair(self, _: Dice) -> None:
-        """Whoever is out of standing comes back."""
+        """Make inactive providers active again, and open submissions."""
         for account, provider in self.ghost.providers.items():
             if provider.banned:
                 self.do_ban(account, banned=False)
@@ -160,7 +160,7 @@ class Games(GridMachine):
             self.do_open(value=True)
 
     def meddle(self, dice: Dice) -> None:
-        """Any call at all, whether it can succeed or not."""
+        """Make any call, whether or not it can succeed."""
         calls = [
             self.cancel,
             self.top_up,
@@ -181,7 +181,7 @@ class Games(GridMachine):
         dice.choice(calls)(dice)
 
     def govern(self, dice: Dice) -> None:
-        """Registry, administration and the token."""
+        """Make a call to the registry, an administrative call, or a call to the token."""
         calls = [
             self.register,
             self.offer,
@@ -227,7 +227,7 @@ class Games(GridMachine):
         )
 
     def expire(self, dice: Dice) -> None:
-        """A stranger gives customers the credits of jobs back that nobody took."""
+        """A stranger cancels expired jobs, which refunds their customers."""
         pending = [job for job in self.ghost.jobs.values() if job.status is S.PENDING]
         if pending and dice.random() < 0.5:
             oldest = min(job.since for job in pending)
@@ -533,7 +533,7 @@ class Games(GridMachine):
             self.call(account, lambda: credit.transfer(target, amount, sender=account), lose)
 
     def block(self, dice: Dice) -> None:
-        """A recipient is blocked by the token, or free again; where the token can do that."""
+        """Block or unblock a recipient, if the token supports it."""
         if not hasattr(self.grid.credit, "setBlocked"):
             return
         everyone = [*self.customers, *self.hosts, self.grid.treasury]
@@ -560,7 +560,7 @@ class Games(GridMachine):
         self.wait_for(seconds, dice.choice([None, 1, 7, 8, 10_000]))
 
     def wait_for_a_bound(self, dice: Dice) -> None:
-        """To one second before, at, or after a time that some live job waits for."""
+        """Advance to one second before, at, or after a deadline of a live job."""
         offset = dice.randint(-1, 1)
         live = [job for job in self.ghost.jobs.values() if job.status.is_live]
         if not live:

@@ -41,7 +41,7 @@ def exceeds(prices: Prices, limits: Prices) -> bool:
 
 
 class Ghost:
-    """The grid as it must be; `now` and `block` are set before every call."""
+    """The expected state of the grid; `now` and `block` are set before every call."""
 
     def __init__(self, scheduler: str, treasury: str, meta: str, admin: str, fee_bps: int) -> None:
         self.scheduler, self.treasury, self.meta, self.admin = scheduler, treasury, meta, admin
@@ -91,7 +91,7 @@ class Ghost:
         return job.status is S.PENDING and self.now >= job.since + TIMES["pendingExpiry"]
 
     def load(self, provider_id: int) -> Load:
-        """What live assigned jobs occupy at a provider, by counting them."""
+        """Count the resources that live jobs occupy at a provider."""
         own = (job.load for job in self.jobs.values() if job.provider == provider_id)
         return sum(own, start=Load())
 
@@ -212,7 +212,7 @@ class Ghost:
     def batch(
         self, items: Iterable[Any], step: Callable[[Any, Outcome], str], mover: str = ""
     ) -> Outcome:
-        """Apply a step to each item; a step answers why it refuses, or nothing.
+        """Apply a step to each item; a step returns the reason of a refusal, or None.
 
         `mover` is the caller of a provider's function: one of its jobs that moved answers for it.
         """
@@ -282,7 +282,7 @@ class Ghost:
         return self.batch(choices, step, mover)
 
     def advance(self, caller: str, job_ids: Sequence[int], *steps: JobStatus) -> Outcome:
-        """To each of the statuses in turn; the first one decides whether the item is refused."""
+        """Move an item through the statuses; the first one decides whether it is refused."""
 
         def step(job_id: int, outcome: Outcome) -> str:
             job = self.movable(job_id, steps[0])

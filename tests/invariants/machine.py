@@ -52,7 +52,7 @@ class GridMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ one call
 
     def check(self, number: int, holds: bool, detail: object) -> None:
-        """One of the numbered invariants of the protocol."""
+        """Mark a method as a numbered invariant of the protocol."""
         self.checks[number] += 1
         assert holds, f"invariant {number}: {detail}"
 
@@ -106,14 +106,14 @@ class GridMachine(RuleBasedStateMachine):
 
     @staticmethod
     def attempt(real: Callable[[], Receipt]) -> tuple[Receipt, str]:
-        """What a call did, or the name of its error."""
+        """Return a call's effects, or the name of its error."""
         try:
             return real(), ""
         except Reverted as reverted:
             return Receipt(None, [], 0), reverted.name
 
     def forwarded(self, sender: str, name: str, *values: Any) -> Receipt:
-        """A signed call, relayed: what the signer's own call would have done, and only once."""
+        """A relayed call has the effects of the signer's own call, once."""
         grid = self.grid
         before = self.chain.snapshot()
         own, refusal = self.attempt(lambda: getattr(grid.scheduler, name)(*values, sender=sender))
@@ -136,7 +136,7 @@ class GridMachine(RuleBasedStateMachine):
         return {account: self.storage.balance(account) for account in accounts}
 
     def state(self) -> State:
-        """Everything that a batch can change."""
+        """Return all state that a batch can change."""
         ids = range(1, self.storage.job_count() + 1)
         return (
             [self.storage.record(job_id) for job_id in ids],
@@ -146,7 +146,7 @@ class GridMachine(RuleBasedStateMachine):
         )
 
     def in_turn(self, singles: Sequence[Callable[[], object]]) -> State | None:
-        """The state after the items of a batch one by one, without leaving a trace."""
+        """Return the state after separate calls per item; the chain is reverted."""
         if not singles:
             return None
         before = self.chain.snapshot()
@@ -162,7 +162,7 @@ class GridMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------- comparisons
 
     def compare(self, receipt: Receipt, outcome: Outcome) -> None:
-        """Events are those that the model foretells, and all balances and touched records too."""
+        """Events, balances and changed records equal those of the model."""
         moves = [
             (e.jobId, S(e.parameters["from"]), S(e.to)) for e in receipt.named("JobTransition")
         ]
@@ -234,7 +234,7 @@ class GridMachine(RuleBasedStateMachine):
     # --------------------------------------------------------------- invariants
 
     def check_frozen(self, jobs: dict[int, GhostJob], words: dict[int, State]) -> None:
-        """What the model did not touch is the same to the bit; final records always are."""
+        """Records that the model did not change are unchanged; final records always are."""
         for job_id, word in words.items():
             same = self.storage.record(job_id) == word
             if jobs[job_id].status.is_final:
@@ -272,7 +272,7 @@ class GridMachine(RuleBasedStateMachine):
                 self.check(7, kept, f"price of job {job.id} changed")
 
     def entitled(self, sender: str, job: GhostJob, moved: GhostJob, to: JobStatus) -> bool:
-        """Who may cause an arrow: the table of the protocol's page, once more."""
+        """Which accounts may cause a transition, as in the table of the protocol's page."""
         ghost = self.ghost
         now, late = ghost.now, ghost.now > job.since + TIMES["claimTimeout"]
         if job.status is S.PENDING and to is S.META_SCHEDULED:

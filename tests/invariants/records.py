@@ -68,7 +68,7 @@ class GhostJob:
 
     @property
     def load(self) -> Load:
-        """What it occupies at its provider now."""
+        """Resources that the job occupies at its provider now."""
         return Load.of(self.resources) if self.status.is_assigned else Load()
 
 
@@ -105,7 +105,7 @@ class GhostProvider:
 
 @dataclass
 class Outcome:
-    """What a call must have done."""
+    """Expected effects of a call."""
 
     moves: list[tuple[int, JobStatus, JobStatus]] = field(default_factory=list)
     skipped: list[tuple[int, JobStatus, str]] = field(default_factory=list)

@@ -11,12 +11,12 @@ from tests.support.grid import WEALTH, Grid
 
 
 def _packed(load: Load) -> int:
-    """A load as the contract keeps it."""
+    """A provider's load as in storage."""
     return load.cpus | load.memory << 32 | load.gpus << 80
 
 
 class Storage:
-    """Reads records, loads and balances where they lie, which is quicker than any call."""
+    """Reads records, loads and balances from storage slots, which is faster than calls."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid

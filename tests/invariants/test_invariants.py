@@ -24,7 +24,7 @@ LONG = os.environ.get("DEEPSQUARE_PROFILE") == "long"
 
 
 def profile() -> settings:
-    """The default is the same on every run; the long one never is."""
+    """The default run is reproducible; a long run is random."""
     shared = {
         "deadline": None,
         "report_multiple_bugs": False,

@@ -164,7 +164,9 @@ async def test_a_branch_of_the_same_height_is_seen(
     assert book.amounts() == [1, 3]
 
 
-async def test_a_shorter_chain_is_waited_for(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_a_shorter_branch_is_not_applied_until_it_is_longer(
+    chain: FakeChain, store: Store, book: Book
+) -> None:
     result = follower(chain, store)
     for number in range(4):
         chain.mine([log(number)])
@@ -178,7 +180,7 @@ async def test_a_shorter_chain_is_waited_for(chain: FakeChain, store: Store, boo
     assert book.amounts() == [0, 1, 100, 101, 102]
 
 
-async def test_everything_replaced(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_a_reorganisation_of_all_blocks(chain: FakeChain, store: Store, book: Book) -> None:
     result = follower(chain, store)
     for number in range(3):
         chain.mine([log(number)])
@@ -284,7 +286,7 @@ async def test_any_refusal_halves_down_to_one_block(
         await follower(chain, store).poll(book.apply)
 
 
-async def test_a_lagging_node_is_not_believed(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_a_lagging_node_is_not_trusted(chain: FakeChain, store: Store, book: Book) -> None:
     """The head comes from one node, the logs from another that has not seen it yet."""
     for number in range(3):
         chain.mine([log(number)])
@@ -400,7 +402,7 @@ async def test_unknown_and_malformed_events_are_passed_over(
     assert book.amounts() == [3]
 
 
-async def test_followers_of_one_store_do_not_meet(
+async def test_followers_of_one_store_are_independent(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
     chain.mine([log(1)])
@@ -424,7 +426,7 @@ async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book:
 
 
 @pytest.mark.parametrize("remembered", [True, False])
-async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
+async def test_a_node_that_lags_behind_a_split_batch_is_not_trusted(
     chain: FakeChain, store: Store, book: Book, remembered: bool
 ) -> None:
     """Headers come from one node of an address, logs from another that has not seen the blocks."""
@@ -460,7 +462,7 @@ async def test_a_node_that_lags_behind_a_split_batch_is_not_believed(
         assert len(ranges) == 1, "deep blocks are read as one range all the same"
 
 
-async def test_a_header_that_a_split_batch_lacks_is_waited_for(
+async def test_a_missing_header_of_a_split_batch_is_retried(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
     chain.mine([log(1)])
@@ -497,7 +499,7 @@ steps = st.lists(
 
 @settings(max_examples=150)
 @given(steps=steps, confirmations=st.integers(0, 3))
-async def test_any_history_ends_in_the_truth(
+async def test_any_history_gives_the_events_of_the_final_chain(
     steps: list[tuple[str, int]], confirmations: int
 ) -> None:
     chain = FakeChain()
@@ -525,7 +527,7 @@ async def test_any_history_ends_in_the_truth(
         assert book.amounts() == truth(chain, confirmations)
 
 
-def test_a_cursor_outlives_its_process(chain: FakeChain, tmp_path: Path) -> None:
+def test_a_cursor_is_kept_after_a_restart(chain: FakeChain, tmp_path: Path) -> None:
     import asyncio  # noqa: PLC0415
 
     chain.mine([log(1)])

@@ -485,12 +485,12 @@ TRICKS = st.one_of(
         "work/" + "a" * 1_024,
     ],
 )
-def test_these_are_no_names(name: str) -> None:
+def test_invalid_file_names_are_refused(name: str) -> None:
     assert not is_file_name(name)
 
 
 @given(TRICKS)
-def test_no_name_leads_anywhere_else(name: str) -> None:
+def test_no_file_name_leads_to_another_folder(name: str) -> None:
     if is_file_name(name):
         parts = name.split("/")
         assert parts[0] in {"log", "output", "work"}
@@ -536,7 +536,7 @@ def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
         *("/v1/jobs/99999999999999999999/definition", "/v1/definitions/../x", "/v1/jobs//log"),
     ],
 )
-async def test_paths_that_are_none_find_nothing(bench: GatewayBench, path: str) -> None:
+async def test_invalid_paths_are_not_found(bench: GatewayBench, path: str) -> None:
     headers = await bench.client(ALICE)._authorisation()
     async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
         answer = await web.get(path, headers=headers)
@@ -553,9 +553,7 @@ async def test_paths_that_are_none_find_nothing(bench: GatewayBench, path: str) 
         {"Upload-Offset": "9" * 40},
     ],
 )
-async def test_headers_that_are_none_are_refused(
-    bench: GatewayBench, headers: dict[str, str]
-) -> None:
+async def test_invalid_headers_are_refused(bench: GatewayBench, headers: dict[str, str]) -> None:
     host = bench.client(HOST)
     given = {key: text.encode() for key, text in (headers | await host._authorisation()).items()}
     async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
@@ -740,7 +738,7 @@ async def test_open_streams_of_an_account_are_bounded(make: Callable[..., Gatewa
     assert await anext(bench.service.open_stream(alice, 7, 0)) == (b"one", 3)
 
 
-async def test_a_store_that_fails_is_no_end(
+async def test_the_gateway_survives_a_failing_object_store(
     bench: GatewayBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = bench.client(HOST)

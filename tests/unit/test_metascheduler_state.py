@@ -119,7 +119,7 @@ def test_the_same_batch_twice_changes_nothing(store: Store, state: SchedulerStat
     assert list(state.live()) == [1]
 
 
-def test_registry_events_ask_for_a_fresh_look(store: Store, state: SchedulerState) -> None:
+def test_registry_events_cause_a_read_of_the_providers(store: Store, state: SchedulerState) -> None:
     for events in (
         ev.OfferChanged(HOST, Offer(1, 1, 1)),
         ev.DrainingChanged(HOST, True),
@@ -215,7 +215,7 @@ class TestObserver:
         # One a cycle, in turn.
         assert sorted(turns) == [1, 2, 3]
 
-    async def test_news_are_read_at_once(
+    async def test_records_with_events_are_read_at_once(
         self,
         store: Store,
         state: SchedulerState,
@@ -251,7 +251,7 @@ class TestObserver:
         assert [waiting.job.id for waiting in cluster.waiting] == [1]
         assert [item.id for item in cluster.assigned] == [3]
 
-    async def test_age_is_that_of_the_line(
+    async def test_age_counts_from_the_first_predecessor(
         self, store: Store, state: SchedulerState, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(2), time=NOW - 900)
@@ -271,7 +271,7 @@ class TestObserver:
         [waiting] = (await look(observer)).waiting
         assert waiting.excluded == {1, 2}
 
-    async def test_givers_back_are_avoided_longer_each_time(
+    async def test_a_provider_that_requeues_is_avoided_longer_each_time(
         self, store: Store, state: SchedulerState, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1), moved(1, S.SCHEDULED, S.PENDING))
@@ -285,7 +285,7 @@ class TestObserver:
         [waiting] = (await look(observer)).waiting
         assert waiting.avoided == {1: NOW + 86_400}
 
-    async def test_providers_are_read_when_the_registry_spoke(
+    async def test_providers_are_read_after_registry_events(
         self,
         store: Store,
         state: SchedulerState,

@@ -100,13 +100,13 @@ async def settle(pool: Pool) -> None:
         await pool._comparison
 
 
-async def test_one_answers_everything_while_it_is_good(clock: Clock, nodes: list[Node]) -> None:
+async def test_the_first_endpoint_is_used_while_it_works(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     assert [await ask(pool) for _ in range(5)] == ["a"] * 5
     assert (nodes[1].asked, nodes[2].asked) == ([], [])
 
 
-async def test_the_next_takes_over_and_keeps_it(clock: Clock, nodes: list[Node]) -> None:
+async def test_after_a_failure_the_next_endpoint_is_used(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     nodes[0].fail()
     assert [await ask(pool), await ask(pool)] == ["b", "b"]
@@ -119,7 +119,9 @@ async def test_the_next_takes_over_and_keeps_it(clock: Clock, nodes: list[Node])
     assert await ask(pool) == "a"
 
 
-async def test_a_refusal_of_one_is_not_that_of_all(clock: Clock, nodes: list[Node]) -> None:
+async def test_a_refused_request_is_sent_to_the_next_endpoint(
+    clock: Clock, nodes: list[Node]
+) -> None:
     pool = await opened(nodes)
     nodes[0].down = EndpointError("HTTP status 403")
     assert await ask(pool) == "b"
@@ -177,7 +179,7 @@ async def test_a_busy_endpoint_is_retried_after_its_retry_after(
     [("3", 3.0), ("0", 0.0), ("86400", 10.0), ("", 0.0), ("soon", 0.0), ("-5", 0.0),
      ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 21 Oct 2099 07:28:00 GMT", 10.0)],
 )  # fmt: skip
-def test_seconds_of_a_busy_node_are_bounded(header: str, seconds: float) -> None:
+def test_retry_after_of_a_busy_node_is_bounded(header: str, seconds: float) -> None:
     with pytest.raises(TransientEndpointError) as error:
         CheckedProvider("http://node.example")._raise_for(429, header)
     assert error.value.retry_after == seconds
@@ -199,7 +201,7 @@ async def test_a_send_goes_to_one_endpoint_once(
     assert nodes[1].asked == ["eth_chainId"]
 
 
-async def test_a_batch_is_answered_by_one(clock: Clock, nodes: list[Node]) -> None:
+async def test_a_batch_goes_to_one_endpoint(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     calls = 0
 
@@ -239,7 +241,9 @@ async def test_a_lagging_endpoint_is_not_used(clock: Clock, nodes: list[Node]) -
     assert await ask(pool) == "a"
 
 
-async def test_all_that_is_left_is_behind(clock: Clock, nodes: list[Node]) -> None:
+async def test_a_lagging_endpoint_is_used_if_it_is_the_only_one(
+    clock: Clock, nodes: list[Node]
+) -> None:
     pool = await opened(nodes[:2], max_lag_blocks=3)
     nodes[0].head, nodes[1].head = 120, 100
     clock.now += 11
@@ -290,7 +294,7 @@ async def test_an_endpoint_that_returns_with_another_chain_is_not_used(
 
 @pytest.mark.parametrize("sign", ["a failure", "its head fell", "a doubt of the sender"])
 @pytest.mark.parametrize("change", ["genesis", "a known block", "chain id"])
-async def test_a_chain_that_is_begun_anew_is_noticed_and_gets_nothing(
+async def test_a_restarted_chain_is_detected_and_gets_no_transaction(
     clock: Clock, nodes: list[Node], sign: str, change: str
 ) -> None:
     (node,) = nodes = nodes[:1]
@@ -337,7 +341,7 @@ async def test_the_same_chain_continues(clock: Clock, nodes: list[Node], sign: s
     assert node.asked == ["eth_getLogs"], "it is looked at once"
 
 
-async def test_a_young_chain_is_known_by_its_first_block_alone(
+async def test_a_short_chain_is_identified_by_its_first_block(
     clock: Clock, nodes: list[Node]
 ) -> None:
     """What is not deep may be replaced, and is no other chain then."""
@@ -379,7 +383,7 @@ async def test_no_endpoint_is_there_at_first(clock: Clock, nodes: list[Node]) ->
         await opened(nodes)
 
 
-async def test_one_that_hangs_does_not_hold_up_the_others(
+async def test_a_hanging_endpoint_does_not_delay_the_others(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_PROBE_TIMEOUT", 0.01)
@@ -393,7 +397,7 @@ async def test_one_that_hangs_does_not_hold_up_the_others(
 
 
 @pytest.mark.parametrize("genesis", [None, {}, "text"])
-async def test_no_node_at_all(clock: Clock, genesis: Any) -> None:
+async def test_no_endpoint_responds(clock: Clock, genesis: Any) -> None:
     nodes = [Node("a"), Node("b")]
 
     async def odd(method: str, _params: Any) -> Any:
@@ -407,7 +411,7 @@ async def test_no_node_at_all(clock: Clock, genesis: Any) -> None:
         await opened(nodes)
 
 
-async def test_figures_name_hosts_only(clock: Clock) -> None:
+async def test_metrics_contain_only_host_names(clock: Clock) -> None:
     metrics = Metrics("x")
     nodes = [Node("a"), Node("b")]
     pool = await opened(nodes, metrics=metrics)
@@ -430,7 +434,7 @@ async def test_figures_name_hosts_only(clock: Clock) -> None:
     assert metrics.value("endpoint_lag_blocks", endpoint="b:1") == 2
 
 
-async def test_closing_leaves_nothing(clock: Clock, nodes: list[Node]) -> None:
+async def test_closing_ends_all_tasks(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     clock.now += 11
     await ask(pool)

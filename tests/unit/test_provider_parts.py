@@ -421,7 +421,7 @@ class TestHandlers:
         assert await handlers.carry_out([(view(), model.Submit(58, 60, 2))]) == 0
         assert table.get(1).phase is Phase.SUBMITTING
 
-    async def test_one_trouble_is_not_the_others(self, handlers, executor, table):
+    async def test_a_failure_of_one_job_does_not_affect_others(self, handlers, executor, table):
         executor.error = ExecutorUnavailableError("busy")
         planned = [(view(1), model.Submit(58, 60, 2)), (view(2), model.Adopt("h2"))]
         assert await handlers.carry_out(planned) == 1
@@ -471,7 +471,7 @@ class TestHandlers:
         await handlers.carry_out([(view(run=SUBMITTED), model.Cancel("x"))])
         assert executor.calls == [("cancel", "h1")]
 
-    async def test_transactions_are_not_its_business(self, handlers, executor):
+    async def test_transactions_are_not_executor_actions(self, handlers, executor):
         for action in (model.Claim(), model.Wait(""), model.Panic("x"), model.RunReport(1, 0, "")):
             assert await handlers.carry_out([(view(), action)]) == 0
         assert executor.calls == []
@@ -565,7 +565,7 @@ class TestObserver:
         executor.known.clear()
         assert (await self.look(observer)).misses == 1
 
-    async def test_silence_is_a_gap_and_no_miss(self, executor, table):
+    async def test_no_response_of_the_executor_is_not_a_missing_run(self, executor, table):
         observer = self.make(FakeScheduler(job()), executor, table)
         table.put(SUBMITTED)
         executor.error = ExecutorUnavailableError("down")
@@ -583,7 +583,7 @@ class TestObserver:
         scheduler.before[1] = job()
         assert (await self.look(self.make(scheduler, executor, table, 3))).settled
 
-    async def test_strays_of_the_executor_get_rows(self, executor, table):
+    async def test_orphaned_runs_of_the_executor_get_records(self, executor, table):
         executor.known |= {"31337-5fbdb231-1.2", "1-5fbdb231-9", "something"}
         scheduler = FakeScheduler(job(status=JobStatus.FINISHED))
         observer = self.make(scheduler, executor, table)
@@ -627,7 +627,7 @@ def test_output_of_the_latest_run_is_found_below_several_providers(tmp_path: Pat
 SCHEDULER = "0x" + "Ab" * 20
 
 
-async def test_together_waits_for_everything_before_it_raises():
+async def test_gather_all_waits_for_everything_before_it_raises():
     done = []
 
     async def slow() -> None:

@@ -166,7 +166,7 @@ async def test_already_known_is_success(chain: FakeChain, sender: Sender) -> Non
     assert len(chain.mined()) == len(chain.sent) == 1
 
 
-async def test_a_nonce_used_by_another_is_passed_over(
+async def test_a_nonce_used_by_another_program_is_skipped(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     def elsewhere(_tx: Any) -> None:
@@ -180,7 +180,7 @@ async def test_a_nonce_used_by_another_is_passed_over(
     assert receipt.hash == store.recent_entries()[0].mined_hash
 
 
-async def test_an_unclear_answer_neither_repeats_nor_loses(
+async def test_an_unclear_response_neither_repeats_nor_loses_a_transaction(
     chain: FakeChain, sender: Sender
 ) -> None:
     chain.automine = False
@@ -206,7 +206,7 @@ async def test_a_dropped_transaction_is_sent_again(chain: FakeChain, sender: Sen
     assert len(chain.mined()) == 1
 
 
-async def test_a_stuck_transaction_pays_more(
+async def test_a_stuck_transaction_is_replaced_with_higher_fees(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     chain.automine = False
@@ -227,7 +227,7 @@ async def test_a_stuck_transaction_pays_more(
     assert bytes.fromhex(entry.mined_hash[2:]) == mined.hash
 
 
-async def test_the_first_attempt_may_still_be_the_one(chain: FakeChain, sender: Sender) -> None:
+async def test_the_first_attempt_may_still_be_mined(chain: FakeChain, sender: Sender) -> None:
     chain.automine = False
     task = asyncio.create_task(sender.send(call()))
     while len(chain.sent) < 2:
@@ -267,7 +267,7 @@ async def test_a_raised_ceiling_lets_waiting_and_stuck_transactions_through(
     assert sender.max_fee_per_gas == 50 * GWEI
 
 
-async def test_a_ceiling_holds(chain: FakeChain, store: Store) -> None:
+async def test_fees_stay_below_the_ceiling(chain: FakeChain, store: Store) -> None:
     sender = make(chain, store, max_fee_per_gas=5 * GWEI)
     chain.base_fee = 6 * GWEI
     with pytest.raises(WaitTimeoutError, match="ceiling"):
@@ -352,7 +352,7 @@ async def test_a_rejection_with_an_unknown_message_is_reported_in_time(
 
 
 @pytest.mark.parametrize("error", [LOST, refusal("transaction indexing is in progress")])
-async def test_a_node_that_shows_no_transactions_gives_nothing_up(
+async def test_a_transaction_that_the_node_does_not_show_is_not_abandoned(
     chain: FakeChain, store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nonce is used, and neither receipt nor transaction is shown: it may be ours."""
@@ -397,7 +397,9 @@ async def test_observations_of_a_short_wait_count_for_the_next(
     assert states(store) == [TxState.ABANDONED]
 
 
-async def test_underpriced_at_once_is_bid_higher(chain: FakeChain, sender: Sender) -> None:
+async def test_an_underpriced_transaction_is_sent_with_higher_fees(
+    chain: FakeChain, sender: Sender
+) -> None:
     chain.faults = [refusal("transaction underpriced")]
     await sender.send(call())
     assert [tx.nonce for tx in chain.sent] == [0, 0]
@@ -506,7 +508,7 @@ async def test_a_new_call_after_a_reorganisation_waits_its_turn(
     assert [(tx.nonce, tx.data) for tx in chain.mined()] == [(0, call(1).data), (1, call(2).data)]
 
 
-async def test_a_key_makes_an_effect_happen_once(chain: FakeChain, store: Store) -> None:
+async def test_an_idempotency_key_is_used_once(chain: FakeChain, store: Store) -> None:
     first = await make(chain, store).send(call(), key="job 7")
     again = await make(chain, store).send(call(), key="job 7")
     assert first == again
@@ -537,7 +539,7 @@ async def test_a_full_disk_hides_no_payment(
     assert states(store) == [TxState.MINED]
 
 
-async def test_a_full_disk_ends_no_wait(
+async def test_a_full_disk_does_not_end_a_wait(
     chain: FakeChain, store: Store, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Higher fees can't be recorded, so that they are not offered; what was sent is waited for."""
@@ -743,7 +745,7 @@ async def test_speed_up(chain: FakeChain, sender: Sender) -> None:
     assert receipt.hash == "0x" + chain.sent[1].hash.hex()
 
 
-def test_two_processes_share_one_outbox(chain: FakeChain, tmp_path: Any) -> None:
+def test_two_processes_share_an_outbox(chain: FakeChain, tmp_path: Any) -> None:
     """Nonces are given out by the database, so that they differ between processes too."""
     identity = {"chain_id": 1, "contract": TARGET, "account": ACCOUNT.address}
     first = Store.open(tmp_path / "a.db", **identity)
@@ -916,7 +918,7 @@ async def test_a_nonce_taken_while_waiting_names_the_transaction(
     assert tx.hash.hex() in store.recent_entries()[0].note
 
 
-async def test_a_node_that_is_behind_takes_nothing_back(
+async def test_a_lagging_node_does_not_reset_the_nonce(
     chain: FakeChain, store: Store, sender: Sender, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await sender.send(call(1))
