@@ -1,4 +1,4 @@
-"""One grid for all contract tests of a process; every test works on a snapshot of it."""
+"""One grid for all contract tests of a process; each test works on a snapshot."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_only_the_administrator_changes_parameters(grid: Grid, name: str, value:
 
 
 def test_closing_lets_live_jobs_continue_to_their_end(grid: Grid, host: Host, other: Host) -> None:
-    """The way to a new version: close, drain, deploy."""
+    """Migration to a new version: close, drain, deploy."""
     pending, assigned = grid.submit(), grid.assigned(host)
     claimed, running = grid.claimed(host), grid.running(host)
     receipt = grid.scheduler.setSubmissionsOpen(False, sender=grid.admin)
@@ -73,7 +73,7 @@ def test_closing_lets_live_jobs_continue_to_their_end(grid: Grid, host: Host, ot
 
 
 def test_no_function_of_an_administrator_moves_escrow(grid: Grid, host: Host) -> None:
-    """With every role in one hand, that hand ends no job and takes no credit."""
+    """An account with all roles can neither end jobs nor take credits."""
     for role in ("METASCHEDULER_ROLE",):
         grid.scheduler.grantRole(getattr(grid.scheduler, role)(), grid.admin, sender=grid.admin)
     ids = [grid.in_status(s, host) for s in JobStatus if s.is_live]

@@ -34,7 +34,7 @@ def compile_in(tree: Path, cwd: Path, *options: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def copied_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources in another folder, with the npm parts linked."""
+    """Copy the sources to another folder, with links to the npm packages."""
     require_compiler()
     tree = tmp_path_factory.mktemp("another place")
     shutil.copytree(ROOT / "contracts", tree / "contracts")
@@ -72,7 +72,7 @@ def test_a_check_names_what_is_stale(
 
 
 def test_without_ir_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Coverage tools need such a compilation; the forge tests do it with all contracts."""
+    """Coverage tools need a compilation without IR; the forge tests compile all contracts so."""
     from scripts import compile as build  # noqa: PLC0415 - py-solc-x is a part for developers
 
     calls: list[dict[str, bool]] = []

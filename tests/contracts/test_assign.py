@@ -41,7 +41,7 @@ def attempt(call: Callable[[], object]) -> str:
 
 
 def agreed(grid: Grid, host: Host, job_id: int) -> str:
-    """What all three say of a job and a provider; they must say the same."""
+    """Return the result of the three functions for a job and a provider; they must agree."""
     grid.chain.advance(WAIT)
     view = refusal(grid, job_id, host.id)
     before = grid.chain.snapshot()
@@ -92,7 +92,7 @@ def test_later_prices_and_fees_never_reach_back(grid: Grid, host: Host) -> None:
 
 
 def test_price_raised_in_front_of_an_assignment_meets_the_ceiling(grid: Grid, host: Host) -> None:
-    """escrow / timeLimit is the customer's ceiling, whatever a provider does just before."""
+    """escrow / timeLimit limits the price, even if a provider raises it just before."""
     job_id = grid.submit(amount=RATE * 600)
     grid.registry.setPrices(PRICES | {"cpu": PRICES["cpu"] + 1}, sender=host.account)
     with reverts("OverBudget", job_id):
@@ -394,7 +394,7 @@ def test_the_wait_starts_again_after_a_requeue(grid: Grid, host: Host, other: Ho
 
 
 def test_a_provider_that_returned_a_job_cannot_assign_it_to_itself(grid: Grid, host: Host) -> None:
-    """Otherwise it could hold a job by taking and returning it for ever."""
+    """Otherwise a provider could hold a job for ever by taking and returning it."""
     job_id = grid.submit()
     grid.chain.advance(WAIT)
     grid.scheduler.selfSchedule([job_id], sender=host.account)

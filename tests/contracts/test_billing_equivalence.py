@@ -24,7 +24,7 @@ quick = settings(
 
 
 def near(*values: int, low: int, high: int) -> st.SearchStrategy[int]:
-    """Any number of a range, and often one beside a given number or a bound."""
+    """Numbers of a range, often next to a given number or a bound."""
     edges = {v + d for v in (*values, low, high) for d in (-1, 0, 1)}
     return st.sampled_from(sorted(v for v in edges if low <= v <= high)) | st.integers(low, high)
 
@@ -56,7 +56,7 @@ resources = usual_resources | st.builds(
 
 @st.composite
 def clusters(draw: Any, wanted: Resources) -> tuple[Hardware, Offer]:
-    """Hardware and offer about as large as a job, so that the edges of fitting are met."""
+    """Hardware and offer about as large as a job, so that both sides of each limit occur."""
     # At most one part is short in most cases, or hardly anything would fit.
     short = draw(st.sampled_from((None, None, None, "cpus", "memory", "nodes", "share")))
 
@@ -97,7 +97,7 @@ def cases(draw: Any) -> tuple[Any, ...]:
 
 
 def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
-    """A provider and a PENDING job of a case."""
+    """Create a provider and a PENDING job for a case."""
     wanted, hardware, offer, tariff, limit, amount, until_spent = case
     host = grid.provider(
         "generated",
@@ -131,7 +131,7 @@ def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
 
 
 def verdict(case: tuple[Any, ...]) -> str:
-    """What the contract should answer about a case, by Python's arithmetic."""
+    """Return the expected result of the contract for a case, computed in Python."""
     wanted, hardware, offer, tariff, limit, amount, _ = case
     rate = money.job_rate(tariff, wanted)
     if not money.fits(hardware, offer, wanted):

@@ -1,4 +1,4 @@
-"""Every custom error of every ABI occurs in a test, or is listed here with the reason why it can not."""
+"""Every custom error of every ABI occurs in a test, or is listed here with the reason why it can't occur."""
 
 # ruff: noqa: ARG005 - the entries of a table have one signature
 
@@ -61,7 +61,7 @@ def far(contract: str) -> Provocation:
 
 
 def admin_errors(attribute: str, role: str) -> dict[str, Provocation]:
-    """The errors that all three contracts have from the rules of their administrators."""
+    """The errors of AccessControlDefaultAdminRules, which all three contracts have."""
     return {
         "AccessControlBadConfirmation": lambda g, h: getattr(g, attribute).renounceRole(
             getattr(getattr(g, attribute), role)(), g.alice, sender=g.bob
@@ -163,7 +163,7 @@ def collecting_when_lost(grid: Grid, host: Host) -> Any:
 
 
 def relayed(**changes: Any) -> Provocation:
-    """A forwarded cancellation with a flaw."""
+    """Forward a cancellation with changed fields."""
 
     def provoke(grid: Grid, _: Host) -> Any:
         request = grid.signed_request(grid.alice, "cancel", [grid.submit()], **changes)
@@ -173,7 +173,7 @@ def relayed(**changes: Any) -> Provocation:
 
 
 def stranded_ether(grid: Grid, _: Host) -> Any:
-    """A batch whose only request carries ether that its target refuses, with nobody to refund."""
+    """Execute a batch whose only request has ether that the target refuses, and that names no refund receiver."""
     grid.chain.state.set_balance(bytes.fromhex(grid.stranger[2:]), 1)
     request = grid.signed_request(grid.alice, "cancel", [grid.submit()], value=1)
     return grid.forwarder.executeBatch([request], ZERO, sender=grid.stranger, ether=1)
@@ -303,7 +303,7 @@ def test_error_is_met(
 
 
 def _failed(hostile: dict[str, Any]) -> Reverted:
-    """The error of a token that says false."""
+    """Return the error at a token that returns false."""
     grid = Grid(token=hostile["FalseCredit"])
     grid.credit.setBlocked(grid.alice, True, sender=grid.admin)
     with pytest.raises(Reverted) as caught:
@@ -312,7 +312,7 @@ def _failed(hostile: dict[str, Any]) -> Reverted:
 
 
 def _reentered(hostile: dict[str, Any]) -> Reverted:
-    """The error that a call met inside another one."""
+    """Return the error of a nested call."""
     grid = Grid(token=hostile["HookedCredit"])
     robot = grid.chain.deploy(hostile["Reenterer"], sender=grid.admin)
     inner = grid.scheduler.withdraw.encode(robot.address)

@@ -26,7 +26,7 @@ Results = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    """Results by `Contract.test`."""
+    """Run forge; return results by `Contract.test`."""
     if not FORGE.exists():
         missing = f"{FORGE} is missing. Run `npm ci` and try again."
         if os.environ.get("DEEPSQUARE_REQUIRE_REAL") == "1":

@@ -205,17 +205,17 @@ def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caller_role", "heard"),
+    ("caller_role", "kept"),
     [("provider", True), ("alice", True), ("meta", False), ("stranger", False)],
 )
 def test_other_accounts_may_act_but_give_no_reason(
-    grid: Grid, host: Host, caller_role: str, heard: bool
+    grid: Grid, host: Host, caller_role: str, kept: bool
 ) -> None:
     job_id = grid.running(host)
     grid.abandon(host, job_id)
     caller = host.account if caller_role == "provider" else getattr(grid, caller_role)
-    receipt = grid.scheduler.panic([job_id], "hear me", sender=caller)
-    assert receipt.one("JobPanicked").reason == ("hear me" if heard else "")
+    receipt = grid.scheduler.panic([job_id], "my reason", sender=caller)
+    assert receipt.one("JobPanicked").reason == ("my reason" if kept else "")
 
 
 def test_reasons_are_bounded(grid: Grid, host: Host) -> None:

@@ -18,7 +18,7 @@ FEE = fee_of(COST)
 
 @pytest.fixture(params=["BlockingCredit", "FalseCredit"])
 def refusing(request: pytest.FixtureRequest, hostile: dict[str, Any]) -> Grid:
-    """A grid whose token can refuse a recipient, by reverting or by saying false."""
+    """A grid whose token can refuse a recipient, by reverting or by returning false."""
     return Grid(token=hostile[request.param])
 
 
@@ -161,7 +161,7 @@ def test_a_token_that_says_nothing_works(hostile: dict[str, Any]) -> None:
 def test_two_batches_of_one_transaction_pay_each_their_own(
     grid: Grid, host: Host, other: Host
 ) -> None:
-    """Where the first batch met its recipients must not lead the second one to another recipient."""
+    """Cached recipients of the first batch must not be used for the second one."""
     batches = (
         (grid.alice, [grid.running(host), grid.running(other, timeLimit=500)]),
         # The same providers in the other order, with other sums.
@@ -180,7 +180,7 @@ def test_two_batches_of_one_transaction_pay_each_their_own(
 
 
 class Robot:
-    """An account with code that acts again when credits reach or leave it."""
+    """An account with code that calls back when it receives or sends credits."""
 
     def __init__(self, grid: Grid, hostile: dict[str, Any]) -> None:
         self.grid = grid
@@ -200,7 +200,7 @@ class Robot:
 
     @property
     def outcomes(self) -> list[str]:
-        """Of each step: the name of the error, or empty."""
+        """Return the name of each step's error; empty for a success."""
         names = []
         for index in range(self.contract.count()):
             if self.contract.successes(index):
@@ -249,7 +249,7 @@ def test_a_customer_is_refunded_once(hooked: tuple[Grid, Robot]) -> None:
 
 
 def test_what_is_not_locked_sees_finished_state(hooked: tuple[Grid, Robot]) -> None:
-    """A provider that acts while it is paid finds its job final, and its others as they were."""
+    """A provider that calls back while it is paid finds its job final and its other jobs unchanged."""
     grid, robot = hooked
     robot.act(
         grid.registry,

@@ -205,7 +205,7 @@ def test_only_the_approver_approves_and_bans(grid: Grid, host: Host) -> None:
 
 
 def test_exactly_the_named_version_is_approved(grid: Grid) -> None:
-    """A re-registration in front of an approval changes nothing of what is approved."""
+    """A re-registration just before an approval does not change the approved version."""
     account = person("new")
     grid.register(account)
     grid.register(account, hardware=HARDWARE | {"nodes": 4_000})
@@ -361,7 +361,7 @@ def test_reasons_of_bans_are_bounded(grid: Grid, host: Host) -> None:
 
 
 def test_words_of_an_assignment_hold_the_record(grid: Grid, host: Host) -> None:
-    """`capacityOf` gives storage as it is packed; read here by the documented layout."""
+    """`capacityOf` returns packed storage; decoded here by the documented layout."""
     grid.registry.setOffer({"cpus": 11, "mem": 222, "gpus": 3}, sender=host.account)
     grid.registry.setDraining(True, sender=host.account)
     grid.register(host.account)

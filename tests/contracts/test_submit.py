@@ -103,7 +103,7 @@ def test_events_carry_terms_and_birth(grid: Grid) -> None:
 @pytest.mark.parametrize("name", [0, 1, 31, 32, 33, 63, 64])
 @pytest.mark.parametrize("uses", [0, 1, 32, 511, 512])
 def test_terms_are_encoded_as_the_abi_has_it(grid: Grid, name: int, uses: int) -> None:
-    """Lengths around a word, beside jobs with longer texts: nothing of one is left in another."""
+    """Texts of about 32 bytes next to jobs with longer texts: no bytes are mixed up."""
     texts = {"name": "n" * name, "uses": "u" * uses}
     changes = {**texts, "retries": 5, "flags": ALL_FLAGS, "objective": 2, "gpus": 2**16 - 1}
     longest = grid.request(name="x" * 64, uses="y" * 512)
@@ -182,7 +182,7 @@ def test_closed_to_new_submissions(grid: Grid) -> None:
 
 @pytest.mark.parametrize(("position", "value"), [(7, 256), (8, 3)])
 def test_values_outside_their_type_are_refused(grid: Grid, position: int, value: int) -> None:
-    """Flags of 256 and an objective of 3: words that no encoder makes, but an attacker can."""
+    """Flags of 256 and an objective of 3, which encoders refuse but an attacker can send."""
     data = bytearray(grid.scheduler.submitJobs.encode([grid.request()]))
     # selector, array offset, length, request offset, terms and definitions offsets
     start = 4 + 32 * 5 + 32 * position
@@ -193,7 +193,7 @@ def test_values_outside_their_type_are_refused(grid: Grid, position: int, value:
 
 
 def test_the_same_words_within_their_type_are_taken(grid: Grid) -> None:
-    """So that the test above refuses the value and not the position."""
+    """Control of the test above: it is the value that is refused, not the position."""
     data = bytearray(grid.scheduler.submitJobs.encode([grid.request()]))
     for position, value in ((7, 1), (8, 2)):
         start = 4 + 32 * 5 + 32 * position

@@ -162,7 +162,7 @@ def test_without_credits_or_allowance_nothing_happens(grid: Grid) -> None:
 
 
 def test_a_lost_run_can_still_be_ended_after_a_top_up(grid: Grid, host: Host) -> None:
-    """A gift can't keep a dead provider's run alive: silence ends it."""
+    """A top-up by another account can't keep the run of an unresponsive provider alive."""
     job_id = grid.running(host)
     top_up(grid, job_id, 10**6 * RATE, sender=grid.bob)
     grid.abandon(host, job_id)

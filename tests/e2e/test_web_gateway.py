@@ -74,14 +74,14 @@ class SigningWallet:
     def __init__(self, page: Page, account: LocalAccount, chain_id: int) -> None:
         self._account = account
         self._chain_id = chain_id
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         page.expose_function("walletAsked", self._answer)
         page.add_init_script(injected_wallet("Owl"))
 
     def _answer(self, _name: str, text: str) -> str:
         body = json.loads(text)
         params = body.get("params") or []
-        self.asked.append(body["method"])
+        self.requests.append(body["method"])
         match body["method"]:
             case "eth_requestAccounts":
                 return json.dumps({"result": [self._account.address]})
@@ -114,7 +114,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         page.locator("#file").fill(JOB)
         page.locator("[name=payment][value=relay]").check()
         expect(page.locator("#quote")).to_contain_text("could run it")
-        assert wallet.asked == []
+        assert wallet.requests == []
         page.locator("#submit-job").click()
         dialog = page.locator("dialog")
         expect(dialog).to_contain_text("A relay pays the gas")
@@ -126,7 +126,7 @@ def test_a_job_file_of_a_customer_without_coin_runs_and_its_output_is_followed(
         page.reload()
         expect(page.locator("#output pre")).to_have_text(OUTPUT)
         expect(page.locator("#output li")).to_contain_text("as its provider reported on chain")
-        signatures = [request for request in wallet.asked if "sign" in request]
+        signatures = [request for request in wallet.requests if "sign" in request]
         assert signatures == ["personal_sign", "eth_signTypedData_v4", "eth_signTypedData_v4"]
         assert served.run(coin_of(grid)) == 0
         # A visitor who did not sign in sees no output.

@@ -65,12 +65,12 @@ def original(node: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy to tamper with."""
+    """A copy of the export that a test may change."""
     return Path(shutil.copytree(original, tmp_path / "export"))
 
 
 def seal(folder: Path, **changes: Any) -> None:
-    """A manifest that fits the files, as a careful forger writes it."""
+    """Write a manifest that matches changed files, as a careful forger would."""
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
     files = {}
     for name in manifest.files:
@@ -172,7 +172,7 @@ def test_statements_are_in_the_table(original: Path, grid: RecordedGrid) -> None
 
 
 def flipped(value: Any) -> Any:
-    """Another value of the same shape."""
+    """Return another value of the same format."""
     if isinstance(value, list):
         return [flipped(value[0]), *value[1:]]
     last = value[-1]
@@ -203,7 +203,7 @@ async def test_each_changed_field_of_a_log_is_found(
 
 
 def one_more(lines: list[bytes]) -> list[bytes]:
-    """The last log twice, the second time right after the first."""
+    """Repeat the last log right after itself."""
     body = json.loads(lines[-1])
     body["logIndex"] = hex(int(body["logIndex"], 16) + 1)
     return [*lines, json.dumps(body, separators=(",", ":")).encode() + b"\n"]
@@ -305,7 +305,7 @@ def test_a_changed_manifest_is_not_trusted(folder: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "code"),
     [
         ({"block_hash": "0x" + "ab" * 32}, "chain"),
         ({"block_time": 1}, "chain"),
@@ -317,13 +317,13 @@ def test_a_changed_manifest_is_not_trusted(folder: Path, field: str) -> None:
     ],
 )
 async def test_a_forged_manifest_is_found_by_the_chain(
-    node: Any, folder: Path, changes: dict[str, Any], found: str
+    node: Any, folder: Path, changes: dict[str, Any], code: str
 ) -> None:
     manifest = read_manifest(folder)[1]
     own = {key: value for key, value in changes.items() if key.startswith("block_")}
     others = {key: value for key, value in changes.items() if key not in own}
     seal(folder, deployment=dataclasses.replace(manifest.deployment, **others), **own)
-    assert found in codes(await against_chain(node, folder))
+    assert code in codes(await against_chain(node, folder))
 
 
 async def test_a_longer_range_than_the_chain_is_reported(node: Any, folder: Path) -> None:
@@ -420,7 +420,7 @@ def test_special_files_are_not_read_endlessly(folder: Path, name: str, kind: str
 async def test_a_full_disk_leaves_no_export(
     node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
 ) -> None:
-    """Whichever file it is that finds no room: the words name the folder, and no manifest is there."""
+    """On a full disk, whichever file fails: the error names the folder, and no manifest is written."""
     opened = []
 
     def close(self: Any) -> None:

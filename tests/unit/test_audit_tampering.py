@@ -33,7 +33,7 @@ class Story:
     jobs: Mapping[str, int]
 
     def codes(self, events: list[ev.Event]) -> set[str]:
-        """Codes of the findings that events alone give."""
+        """Return the codes of findings from events alone."""
         return {finding.code for finding in self.grid.ledger(events).findings}
 
     def is_found(self, events: list[ev.Event]) -> bool:
@@ -46,20 +46,20 @@ class Story:
         ]
 
 
-def told_by(tell: Callable[[RecordedGrid], Mapping[str, int]]) -> Story:
+def recorded(record: Callable[[RecordedGrid], Mapping[str, int]]) -> Story:
     grid = recorded_grid()
-    jobs = tell(grid)
+    jobs = record(grid)
     return Story(grid, grid.events, grid.storage(grid.ledger()), jobs)
 
 
 @pytest.fixture(scope="module")
 def story() -> Story:
-    return told_by(record_history)
+    return recorded(record_history)
 
 
 @pytest.fixture(scope="module")
 def payments() -> Story:
-    return told_by(record_payments)
+    return recorded(record_payments)
 
 
 @pytest.fixture(params=["story", "payments"])
@@ -92,7 +92,7 @@ SILENT = (ev.Approval, ev.RoleGranted, ev.RoleRevoked, ev.SubmissionsChanged)
 
 
 def other(value: Any) -> Iterator[Any]:
-    """Values next to a value."""
+    """Return values close to a value."""
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, IntEnum):
@@ -221,7 +221,7 @@ def test_every_doubled_event_is_found(story: Story) -> None:
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
-    """A run that was cut off by its customer is billed to the second."""
+    """A run that its customer cancelled is billed to the second."""
     cancelled = next(
         event
         for event in story.events
@@ -234,7 +234,7 @@ def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
 
 
 def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
-    """A whole bill for other seconds: settlement and transfers agree with each other."""
+    """A bill for other seconds, whose settlement and transfers are consistent."""
     recorded = next(e for e in story.events if isinstance(e, ev.JobSettled) and e.job_id == job_id)
     job = story.grid.ledger().jobs[job_id]
     cost = seconds * job.rate
@@ -370,10 +370,10 @@ class TestParked:
 
 
 class TestRulesOfPayments:
-    """What neither a wrong sum nor a wrong status tells."""
+    """Changes that neither sums nor statuses reveal."""
 
     def replayed(self, payments: Story, **times: int) -> set[str]:
-        """Codes of the findings if the deployment had other times."""
+        """Return the codes of findings if the deployment had other timeouts."""
         recorded = payments.grid.deployment
         changed = {**recorded.timeouts, **times}
         arguments = {"MetaScheduler": {"timeouts": list(changed.values())}}
@@ -396,7 +396,7 @@ class TestRulesOfPayments:
         assert payments.codes(payments.changed(at, terms=terms)) == {"interim"}
 
     def test_an_interim_payment_after_the_allotment(self, payments: Story) -> None:
-        """Nothing but the time limit at the submission is another, and all that follows from it."""
+        """Only the submitted time limit differs, with all values that follow from it."""
         short = -400  # so that the second payment comes a few seconds too late
 
         def forge(event: ev.Event) -> ev.Event:
@@ -471,10 +471,10 @@ class TestRulesOfPayments:
 
 
 class TestUnlawfulAssignments:
-    """What the contract refuses must not have happened: each condition is replayed."""
+    """Each condition of the contract is replayed: transitions that it would refuse are findings."""
 
     def with_event(self, story: Story, event: ev.Event) -> tuple[list[ev.Event], ev.JobTransition]:
-        """An event of the registry slipped in right before the last assignment."""
+        """Insert an event of the registry right before the last assignment."""
         at, assignment = [
             (n, each)
             for n, each in enumerate(story.events)

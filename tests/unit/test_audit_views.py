@@ -50,7 +50,7 @@ class RecordedAudit:
         return {row.job_id: row for row in self.ledger.anomalies if row.code is code}
 
     def ask(self, repeat: NodeRequest) -> bytes:
-        """What a node answers to a call that somebody repeats by hand."""
+        """Return a node's response to a request that is repeated by hand."""
         request = json.loads(repeat.body)
         assert request["method"] == "eth_call"
         body = request["params"][0]
@@ -127,7 +127,7 @@ def test_calls_repeat_the_numbers_by_hand(recorded: RecordedAudit) -> None:
 
 
 def test_log_queries_find_the_numbers_by_hand(recorded: RecordedAudit) -> None:
-    """The filters of the requests, applied to raw logs, add up to the sums that they stand by."""
+    """The requests' filters, applied to raw logs, give the printed sums."""
     first, second = sums(recorded)[:2]
 
     def total(repeat: NodeRequest) -> int:

@@ -1,4 +1,4 @@
-"""Ten thousand bad inputs: each is taken or refused, in words that name it and the next step.
+"""Ten thousand bad inputs: each is accepted, or refused with its name and the next step.
 
 Valid samples are bent by seeded dice. Whatever a person, a disk, a customer or a node hands in, the
 only way out is a `GridError` (or the answer that the caller is promised); anything else is a defect.
@@ -87,7 +87,7 @@ def dice_of(kind: str) -> random.Random:
 
 
 def refused(act: Callable[[], object], kind: type[GridError], *names: str) -> bool:
-    """Whether it was refused; then the message names what is at fault, and says what to do."""
+    """Return whether it was refused; checks that the message names the input and the next step."""
     caught: GridError | None = None
     try:
         act()
@@ -190,7 +190,7 @@ def test_deployment_records(tmp_path: Path) -> None:
 
 
 def test_keystores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What may be asked of a person's patience is too much for a test.
+    # The pauses for users are too long for a test.
     monkeypatch.setattr(wallet, "_MAX_SCRYPT_BYTES", 2**16)
     monkeypatch.setattr(wallet, "_MAX_ROUNDS", 100)
     dice, path, password = dice_of("keystore"), tmp_path / "wallet.json", tmp_path / "password"
@@ -286,7 +286,7 @@ QUESTIONS: list[tuple[Any, Callable[[AsyncWeb3[Any]], Any]]] = [
 
 
 class Liar(CheckedProvider):
-    """A provider whose node says whatever it was told to, under the right id or not."""
+    """A web3 provider with a chosen response, with the right id or another one."""
 
     result: Any = None
     dice = dice_of("node answer")
@@ -345,7 +345,7 @@ def test_logs() -> None:
 
 
 class Gossip(FakeChain):
-    """A chain whose node bends one answer of a batch, now and then."""
+    """A chain whose node sometimes damages a response in a batch."""
 
     dice: random.Random | None = None
 
@@ -365,7 +365,7 @@ class Gossip(FakeChain):
 
 
 async def test_a_follower_loses_no_event() -> None:
-    """Whatever a node says for a while, in the end each event stands there once."""
+    """After damaged responses for a while, each event is stored once."""
     chain, dice, seen = Gossip(), dice_of("follower"), list[Event]()
 
     def apply(batch: Batch, _: Connection) -> None:
@@ -393,7 +393,7 @@ async def test_a_follower_loses_no_event() -> None:
 
 
 def test_run_records(tmp_path: Path) -> None:
-    """A job can write into its own folder: its run is then unknown or over, and nobody falls."""
+    """A job can damage its own folder: its run is then unknown or ended, and nothing crashes."""
     dice = dice_of("run record")
     records = {
         "exit.json": {

@@ -15,7 +15,7 @@ from deepsquare_chain.errors import EndpointError
 
 
 class Endpoint(CheckedProvider):
-    """Answers with the block that a question names, and counts requests."""
+    """Responds with the block that a request names, and counts requests."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:1")
@@ -63,7 +63,7 @@ async def one(w3: Any, params: str) -> Any:
 
 
 async def several(w3: Any, *params: str) -> Any:
-    """Readers below readers, as an observer is below a cycle."""
+    """Nested readers, such as an observer in a cycle."""
     return await asyncio.gather(*(one(w3, item) for item in params))
 
 

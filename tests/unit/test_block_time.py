@@ -18,7 +18,7 @@ from deepsquare_chain.chain.rpc.heads import (
 
 
 def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
-    """Blocks made at these times; that of the number `empty` holds nothing."""
+    """Return blocks with these times; the block `empty` has no transaction."""
     return [(number, at, number == empty) for number, at in enumerate(times)]
 
 
@@ -43,7 +43,7 @@ def test_blocks_that_were_not_seen_count() -> None:
 
 
 def test_blocks_that_are_never_empty_must_be_seen_to_keep_time() -> None:
-    """A development chain may date each transaction's block a second after the last one."""
+    """A development chain may date the block of each transaction one second after the last block."""
     full = headers(*range(8), empty=-1)
     assert block_time(full, []) == 0
     assert block_time(full, [(number, 1.1 * number) for number in range(8)]) == 1
@@ -66,7 +66,7 @@ def test_looks_that_come_too_early_grow_rarer() -> None:
 
 
 def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) -> list[float]:
-    """Poll a chain with blocks of so many seconds from a moment on; times of the looks."""
+    """Poll a chain with a fixed block time; return the times of the polls."""
     pace, now, looks, phase = BlockTimeEstimate(), 0.0, [], 0.37 * seconds
     pace.listening = listening
     while now < blocks * seconds:
@@ -107,7 +107,7 @@ def test_a_hint_makes_a_look_due_once() -> None:
 
 
 def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None:
-    """The websocket's node may know a block before the one that is asked."""
+    """The websocket's node may have a block before the polled one."""
     pace = BlockTimeEstimate()
     pace.listening = True
     for number in range(8):

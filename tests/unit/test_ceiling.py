@@ -6,7 +6,7 @@ from deepsquare_chain.chain.rpc.endpoint import Ceiling
 
 
 def ask(ceiling: Ceiling, takes: int, times: int = 1) -> int:
-    """Ask as much as the ceiling allows, so often; how much of that was refused."""
+    """Send batches of the ceiling's size; return how many were refused."""
     refused = 0
     for _ in range(times):
         while ceiling.size > takes:
@@ -32,7 +32,7 @@ def test_an_accepted_size_is_remembered_and_probed_rarely() -> None:
     assert ask(ceiling, 500, times=10) == 1, "one probe in 64 answers"
     assert ask(ceiling, 500, times=100) == 0, "and fewer after each that failed"
     assert ask(ceiling, 500, times=100) == 1
-    # An endpoint that takes more again is found out.
+    # A limit that was raised is detected.
     ask(ceiling, 10_000, times=2_000)
     assert ceiling.size > 5_000
 

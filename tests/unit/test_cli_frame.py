@@ -28,7 +28,7 @@ runner = CliRunner()
 
 
 def app_of(action: object) -> typer.Typer:
-    """A program of two commands: one does this, the other keeps the verb."""
+    """A program of two commands: one runs `act`, the other does nothing."""
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @command(app)

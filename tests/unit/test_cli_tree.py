@@ -36,7 +36,7 @@ NO_COMMANDS = {
 
 
 def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that is no group, by its words."""
+    """Return every command that is not a group, by its words."""
     if not hasattr(command, "list_commands"):
         yield path, command
         return
@@ -136,17 +136,17 @@ ASK_ALL = f"""
 import contextlib, io, json, sys
 from deepsquare_chain.cli import main
 for words in json.load(sys.stdin):
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as output:
         main([*words, "--help"])
-    found = [name for name in {HEAVY!r} if name in sys.modules]
-    if found or "Usage: deepsquare" not in told.getvalue():
-        sys.exit(f"{{' '.join(words)}} --help loads {{found}}")
-print("asked")
+    loaded = [name for name in {HEAVY!r} if name in sys.modules]
+    if loaded or "Usage: deepsquare" not in output.getvalue():
+        sys.exit(f"{{' '.join(words)}} --help loads {{loaded}}")
+print("done")
 """
 
 
 def test_no_help_loads_anything_heavy() -> None:
-    """What takes long to import waits for the command that needs it."""
+    """Modules that are slow to import are imported only by commands that need them."""
     paths = [[], *([name] for name in GROUPS), *map(list, TREE)]
     completed = subprocess.run(
         [sys.executable, "-c", ASK_ALL],
@@ -155,7 +155,7 @@ def test_no_help_loads_anything_heavy() -> None:
         text=True,
         check=False,
     )
-    assert (completed.returncode, completed.stdout) == (0, "asked\n"), completed.stderr
+    assert (completed.returncode, completed.stdout) == (0, "done\n"), completed.stderr
 
 
 @pytest.mark.parametrize(

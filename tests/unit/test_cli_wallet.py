@@ -21,7 +21,7 @@ SECRET = "a password"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a password file, and a key derivation that tests can afford."""
+    """A folder with a password file; key derivation is fast."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(wallet, "_STRONG", wallet._LIGHT)
@@ -97,7 +97,7 @@ def test_no_option_takes_a_key() -> None:
 
 
 def test_a_key_or_a_keystore_comes_through_a_pipe(folder: Path) -> None:
-    """In a process of its own, whose standard input is one."""
+    """The key is read from the standard input of a separate process."""
 
     def pipe(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "deepsquare_chain.cli", "wallet", "import", *arguments]

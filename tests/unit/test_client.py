@@ -199,7 +199,7 @@ def test_events_of_other_jobs_change_nothing() -> None:
 
 
 class FakeScheduler:
-    """Answers with one record after the other; the last one stays."""
+    """Returns one record after the other; the last one repeatedly."""
 
     def __init__(self, *records: Job) -> None:
         self._records = {record.id: [] for record in records}
@@ -304,7 +304,7 @@ async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPa
 async def test_watch_continues_while_the_endpoint_fails(
     monkeypatch: pytest.MonkeyPatch, error: EndpointError
 ) -> None:
-    """Records and events alike; it is told once of each outage."""
+    """Reads of records and of events are retried; each outage is reported once."""
     answers: list[Any] = [error, error, JOB, error, replace(JOB, status=JobStatus.FINISHED)]
     messages: list[str] = []
 
@@ -392,7 +392,7 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_an_allowance_that_another_folder_uses_up_is_given_again(
     monkeypatch: pytest.MonkeyPatch, lost: int, given: int
 ) -> None:
-    """Two tries an allowance: `lost` of them find it gone."""
+    """Each allowance is tried twice; the first `lost` payments find it used by another submission."""
     monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))
     done: list[str] = []
 

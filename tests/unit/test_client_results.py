@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chain(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A deployment whose job has ended, and what its provider reported."""
+    """A deployment with an ended job, and the digest that its provider reported."""
     history = SimpleNamespace(status=JobStatus.FINISHED, digest=DIGEST)
 
     async def get_job(job_id: int) -> Any:

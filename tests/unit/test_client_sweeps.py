@@ -85,7 +85,7 @@ def test_a_key_gives_the_same_submission_id_to_its_wallet_alone() -> None:
 
 def grid(*jobs: tuple[Job, str, str], successors: dict[int, int] | None = None) -> Any:
     records = {job.id: job for job, _, _ in jobs}
-    told = {job.id: (name, uses) for job, name, uses in jobs}
+    terms = {job.id: (name, uses) for job, name, uses in jobs}
 
     async def get_job(number: int) -> Job:
         if number not in records:
@@ -102,8 +102,8 @@ def grid(*jobs: tuple[Job, str, str], successors: dict[int, int] | None = None) 
         return {
             number: History(
                 number,
-                name=told[number][0],
-                uses=told[number][1],
+                name=terms[number][0],
+                uses=terms[number][1],
                 successor=(successors or {}).get(number),
             )
             for number in ids
@@ -145,7 +145,7 @@ def contracts(monkeypatch: pytest.MonkeyPatch) -> Any:
 async def test_jobs_by_ids_ranges_submissions_and_names(
     contracts: Any, words: list[str], ids: list[int]
 ) -> None:
-    """A name or a submission never stands for another customer's job."""
+    """Names and submissions never select another customer's jobs."""
     assert await select(contracts, words, lambda: ALICE) == ids
 
 

@@ -125,7 +125,7 @@ def test_any_text_is_an_amount_or_refused(text: str) -> None:
     "text", ["1", "2", "0.1", "0.0001", "1.5", "123.456", "0.000001", "7", "3600", "0.33333"]
 )
 def test_hourly_prices_are_shown_as_they_were_entered(text: str) -> None:
-    """Kept are whole wei per second, which 1 credit per hour is not."""
+    """Rates are stored as whole wei per second, which 1 credit per hour is not."""
     kept = parse_credits(text) // 3_600
     assert hourly(kept) == text
     assert parse_credits(hourly(kept)) // 3_600 == kept

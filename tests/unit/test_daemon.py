@@ -19,7 +19,7 @@ from deepsquare_chain.errors import EndpointError, GridError
 
 
 class Service:
-    """A cycle that does what it is told, and then stops."""
+    """A service whose cycles have given results; it then stops the daemon."""
 
     def __init__(self, *steps: Any, then_stop: bool = True) -> None:
         self.steps = list(steps)

@@ -109,7 +109,7 @@ def kept(tmp_path: Path, limit: int, pieces: list[bytes]) -> bytes:
 
 
 def follow(path: Path, position: int = 0) -> tuple[bytes, int]:
-    """Everything from a position on, as somebody who follows a run reads it."""
+    """Read everything from an offset on, as a follower of the log does."""
     result = b""
     while (part := read_output(path, position, 100)).data:
         result += part.data
@@ -421,7 +421,7 @@ def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> N
 
 
 async def test_a_start_is_heard_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for a supervisor sleeps until it speaks: it does not look all the time."""
+    """A wait for a supervisor sleeps until the supervisor writes; it does not poll."""
     looks: list[bool] = []
     read, write = os.pipe()
 

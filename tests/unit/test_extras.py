@@ -37,7 +37,7 @@ UNSEEN = {"coincurve", "psycopg", "s5cmd"}
 
 @cache
 def declared() -> dict[str, set[str]]:
-    """Names of required distributions by part; "" is what everybody installs."""
+    """Names of required distributions by extra; "" has those of every installation."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     parts = {"": project["dependencies"], **project["optional-dependencies"]}
@@ -56,7 +56,7 @@ def declared() -> dict[str, set[str]]:
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level names of third-party modules that a file imports, wherever it does."""
+    """Return top-level names of third-party modules that a file imports, also within functions."""
     results: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -35,7 +35,7 @@ amounts = Table(
 
 
 def log(amount: int, payer: bytes = PERSON) -> dict[str, Any]:
-    """A transfer as JSON-RPC gives it; its place is added by the chain."""
+    """Return a transfer in JSON-RPC format; the chain adds block and index."""
     topic = keccak(text="Transfer(address,address,uint256)")
     return {
         "address": CREDIT,
@@ -45,7 +45,7 @@ def log(amount: int, payer: bytes = PERSON) -> dict[str, Any]:
 
 
 class Book:
-    """Effects of the events in the store, as a service keeps them."""
+    """Stores the effects of events, as a service does."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -71,7 +71,7 @@ class Book:
 
 
 def truth(chain: FakeChain, confirmations: int = 0, start: int = 1) -> list[int]:
-    """What the chain says by itself."""
+    """Return the amounts on the chain itself."""
     last = chain.head - confirmations
     blocks = [block for block in chain.blocks if start <= block.number <= last]
     return [int(item["data"], 16) for block in blocks for item in block.logs]
@@ -287,7 +287,7 @@ async def test_any_refusal_halves_down_to_one_block(
 
 
 async def test_a_lagging_node_is_not_trusted(chain: FakeChain, store: Store, book: Book) -> None:
-    """The head comes from one node, the logs from another that has not seen it yet."""
+    """The head comes from one node, the logs from another that does not have that block yet."""
     for number in range(3):
         chain.mine([log(number)])
     hidden: list[Any] = []
@@ -322,7 +322,7 @@ async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, b
         book.apply(batch, connection)
 
     await result.poll(apply)
-    # Nine of the ten blocks are believed.
+    # Nine of the ten blocks are accepted.
     assert seen == [9, 5, 1]
     assert metrics.value("follower_lag_blocks") == 0
     chain.mine()
@@ -355,7 +355,7 @@ async def test_events_of_several_filters_are_merged_in_order(
 async def test_a_change_while_reading_is_noticed(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
-    """The chain moves between the logs and the header that was to vouch for them."""
+    """The chain changes between the requests for logs and for the header that verifies them."""
     chain.mine([log(1)])
     chain.mine()  # the last block has no log whose hash would tell
     answer = chain._answer
@@ -429,7 +429,7 @@ async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book:
 async def test_a_node_that_lags_behind_a_split_batch_is_not_trusted(
     chain: FakeChain, store: Store, book: Book, remembered: bool
 ) -> None:
-    """Headers come from one node of an address, logs from another that has not seen the blocks."""
+    """Headers come from one node of a URL, logs from another that does not have the blocks."""
     for number in range(COMMON_DEPTH + 10):
         chain.mine([log(number)])
     answer, behind, asked = chain._answer, 5, []

@@ -37,7 +37,7 @@ def test_older_transactions_do_not_count_for_a_day() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "low"),
+    ("budget", "low"),
     [
         (GasBudget(499, 10), True),
         (GasBudget(500, 10), False),
@@ -48,8 +48,8 @@ def test_older_transactions_do_not_count_for_a_day() -> None:
         (GasBudget(499, 10, 2_501, free=True), False),
     ],
 )
-def test_when_it_is_low(found: GasBudget, low: bool) -> None:
-    assert found.low is low
+def test_when_it_is_low(budget: GasBudget, low: bool) -> None:
+    assert budget.low is low
 
 
 @given(

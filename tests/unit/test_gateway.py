@@ -64,7 +64,7 @@ JOB = job(
 
 
 class GatewayBench:
-    """A gateway with a chain of this test's making."""
+    """A gateway on a fake chain."""
 
     def __init__(self, folder: Path, **rules: Any) -> None:
         self.now = 1_100.0
@@ -117,7 +117,7 @@ class GatewayBench:
         return gateway_client
 
     def change(self, job_id: int, **changes: Any) -> None:
-        """Something happens on chain, and the gateway looks again."""
+        """Change the chain, and let the gateway read it again."""
         self.jobs[job_id] = replace(self.jobs[job_id], **changes)
         self.access._jobs.clear()
 
@@ -243,7 +243,7 @@ async def test_definitions_are_accepted_from_accounts_with_credits(bench: Gatewa
 
 
 def message(bench: GatewayBench, account: LocalAccount = ALICE, **changes: Any) -> SignInMessage:
-    """A message that is good, but for what is changed."""
+    """Return a valid message; `changes` replace fields."""
     fields: dict[str, Any] = {
         "domain": "gateway.test",
         "address": account.address,
@@ -258,7 +258,7 @@ def message(bench: GatewayBench, account: LocalAccount = ALICE, **changes: Any) 
 
 
 async def sign_in(bench: GatewayBench, benches: SignInMessage, signer: LocalAccount = ALICE) -> Any:
-    """The answer to a sign-in."""
+    """Return the response to a sign-in."""
     async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
         body = {"message": benches.text(), "signature": "0x" + benches.sign(signer).hex()}
         answer = await web.post("/v1/sign-in", json=body)
@@ -324,7 +324,7 @@ async def test_a_token_expires_and_the_client_signs_in_again(bench: GatewayBench
 
 @pytest.mark.parametrize("field", ["nonce", "issued_at", "expiration_time"])
 async def test_a_gateway_does_not_choose_the_signed_text(bench: GatewayBench, field: str) -> None:
-    """A gateway that answers with more than a nonce or a time gets no signature."""
+    """A gateway whose nonce or times contain other text gets no signature."""
     signed: list[str] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -429,7 +429,7 @@ async def test_an_upload_continues_where_it_was_cut_off(bench: GatewayBench) -> 
     st.integers(0, 200_000),
 )
 def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two: int) -> None:
-    """Whatever the parts, a range is that range of the whole."""
+    """For any parts, a range is that range of the whole file."""
 
     async def check() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -503,7 +503,7 @@ def test_no_file_name_leads_to_another_folder(name: str) -> None:
 @settings(max_examples=25)
 @given(TRICKS, st.booleans())
 def test_no_path_reaches_another_job(trick: str, encoded: bool) -> None:
-    """Paths of every kind, as sent raw: nothing but the own job's files is ever made."""
+    """Raw paths of every kind: only files of the account's own job are ever created."""
     path = quote(trick, safe="" if encoded else "/.\\~")
 
     async def check() -> None:
@@ -603,7 +603,7 @@ async def test_small_definitions_count_for_a_block(make: Callable[..., GatewayBe
 
 
 async def test_refused_requests_are_bounded(make: Callable[..., GatewayBench]) -> None:
-    """Accounts cost nothing, and each refusal asks the chain; readers are not slowed down."""
+    """Refusals need chain requests and accounts are free: refusals are limited, readers are not slowed."""
     bench = make(refusals=0.001, refusal_burst=3)
     await bench.client(ALICE).put_definition(DATA)
     stranger, alice = (Session(value.address, None, 9e9) for value in (STRANGER, ALICE))
@@ -621,7 +621,7 @@ async def test_refused_requests_are_bounded(make: Callable[..., GatewayBench]) -
 
 
 async def test_one_account_does_not_take_all_places_for_uploads(bench: GatewayBench) -> None:
-    """Bodies that come slowly hold a few places, and leave the others free."""
+    """Slow uploads of one account occupy only some of the places."""
     release = asyncio.Event()
 
     async def slow() -> None:
@@ -722,7 +722,7 @@ async def test_a_stream_follows_new_output_and_ends_with_its_session(bench: Gate
 
 
 async def test_open_streams_of_an_account_are_bounded(make: Callable[..., GatewayBench]) -> None:
-    """Also those opened at the same time: the stream too many ends, and its client reconnects."""
+    """Also for concurrent requests: the excess stream ends, and its client reconnects."""
     bench = make(max_streams=2)
     await bench.client(ALICE).put_definition(DATA)
     await bench.client(HOST).append(7, "log", 0, b"one")
@@ -756,7 +756,7 @@ async def test_the_gateway_survives_a_failing_object_store(
 
 
 async def test_internal_errors_are_not_disclosed(bench: GatewayBench) -> None:
-    """Errors of the inside are one sentence; nothing of a file is ever shown as a page."""
+    """Internal errors are one sentence; a file is never displayed as a page."""
     bench.down = True
     bench.access._jobs.clear()
     with pytest.raises(GatewayRefusedError, match="can't reach the chain"):

@@ -16,7 +16,7 @@ from tests.support.index import Indexed, dump
 
 
 def ledger_of(blocks: list[GeneratedBlock]) -> Ledger:
-    """Its books."""
+    """Its ledgers."""
     events = [event for made in blocks for event in made.events]
     return Ledger.replay(
         events, DEPLOYMENT, {made.header.number: made.header.time for made in blocks}
@@ -59,7 +59,7 @@ def test_series_add_up() -> None:
 
 
 def check_series(index: Index, ledger: Ledger) -> None:
-    """Counts, sums and use over time are those that follow from the jobs themselves."""
+    """Counts, sums and use over time match the jobs."""
     overview = index.overview()
     for series in (index.jobs_by_status_over_time, index.utilisation):
         for count in (0, 501):

@@ -228,7 +228,7 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
 
 
 def listed_anomalies(index: Index) -> list[tuple[Any, ...]]:
-    """Everything that an index calls out of the ordinary, oldest first, then what stands open."""
+    """Return all anomalies of an index, oldest first, then the open conditions."""
     results: list[AnomalyRow] = []
     cursor: str | None = None
     while True:
@@ -280,7 +280,7 @@ def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: L
 def test_open_conditions_equal_those_of_the_audit_at_any_time(
     grid: RecordedGrid, end: str, codes: set[str]
 ) -> None:
-    """A run past its allotment, an idle claim, a challenge without an answer: from the tables."""
+    """Open conditions from the tables: a run past its allotment, an idle claim, an open challenge."""
     events = [event for event in grid.events if not isinstance(event, ev.ProviderAnswered)]
     if end == "claimed":
         moves = [event for event in events if isinstance(event, ev.JobTransition)]

@@ -100,7 +100,7 @@ def test_the_doctor_names_missing_features_of_a_cluster() -> None:
 
 
 def test_a_start_removes_groups_that_nothing_is_left_of(tmp_path: Path) -> None:
-    """Not what another program made, nor a group that a supervisor may just have made."""
+    """Groups of other programs and groups that a supervisor may just have created are kept."""
     for name in ("deepsquare-old", "deepsquare-new", "other"):
         (tmp_path / name).mkdir()
     busy = tmp_path / "deepsquare-busy"
@@ -235,7 +235,7 @@ def test_a_job_gets_its_own_gpus_alone(tmp_path: Path) -> None:
 
 
 def unified(tmp_path: Path, controllers: str) -> tuple[Path, Path, Path]:
-    """A delegated group of version 2: it, the list of mounts, and the list of own groups."""
+    """A delegated cgroup of version 2, with files of mounts and of own groups."""
     group = tmp_path / "service"
     group.mkdir()
     (group / "cgroup.controllers").write_text(controllers)

@@ -16,7 +16,7 @@ ACTION = Submit(walltime=58, allotment=60, lead=2)
 
 
 class Machine:
-    """Starts a run when it is told to."""
+    """Starts a run when the test releases it."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -68,7 +68,7 @@ async def test_a_slow_start_delays_no_other_job_and_its_own_job_is_skipped(
         assert starts.jobs == {1, 2}
         assert await starts.begin([], lambda: True) == 0  # nothing ran in between
         await asyncio.sleep(0)
-        assert starts.jobs == {1, 2}, "what has ended is told by the next cycle"
+        assert starts.jobs == {1, 2}, "the next cycle reports what has ended"
         assert await starts.begin(jobs([3]), lambda: True) == 1
         assert starts.jobs == {1, 3}
         machine.release(1, 3)

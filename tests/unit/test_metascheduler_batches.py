@@ -26,7 +26,7 @@ ONE, TWO = (1, Prices(1, 1, 1)), (2, Prices(2, 2, 2))
 
 
 class FakeContract:
-    """Makes calls whose label tells what is in them."""
+    """Makes calls whose labels contain their arguments."""
 
     def meta_schedule(self, groups: Any) -> Call:
         shown = {number: ids for (number, _), ids in groups.items()}
@@ -47,7 +47,7 @@ class FakeContract:
 
 @dataclass
 class FakeSender:
-    """Mines everything, leaves some jobs out, or fails."""
+    """Mines everything, skips some jobs, or fails."""
 
     skips: set[int] = field(default_factory=set)
     reason: type[reverts.ContractError] = reverts.TooEarly

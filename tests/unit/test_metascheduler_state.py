@@ -136,10 +136,10 @@ def test_registry_events_cause_a_read_of_the_providers(store: Store, state: Sche
 
 @dataclass
 class FakeScheduler:
-    """Records as a chain would give them, and how many were asked for."""
+    """Job records of a fake chain; `requested` has the ids of the last request."""
 
     records: dict[int, Job]
-    asked: list[int] = field(default_factory=list)
+    requested: list[int] = field(default_factory=list)
 
     async def parameters(self, **_: Any) -> Any:
         return TIMES
@@ -148,7 +148,7 @@ class FakeScheduler:
         return max(self.records)
 
     async def get_jobs(self, ids: Any, **_: Any) -> list[Job]:
-        self.asked = list(ids)
+        self.requested = list(ids)
         return [self.records[job_id] for job_id in ids]
 
     async def get_job(self, job_id: int, **_: Any) -> Job:
@@ -188,8 +188,8 @@ def observer(chain: FakeContracts, state: SchedulerState) -> GridObserver:
     return GridObserver(chain, state, Watch())  # type: ignore[arg-type]
 
 
-async def look(observer: GridObserver) -> ClusterSnapshot:
-    """A look at the next block, of the same time."""
+async def next_snapshot(observer: GridObserver) -> ClusterSnapshot:
+    """Return the snapshot at a new block with the same time."""
     number = next(_BLOCKS)
     return await observer.read(Head(100, NOW, number.to_bytes(32, "big")), events=number)
 
@@ -205,14 +205,14 @@ class TestObserver:
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED_PER_CYCLE", 1)
         apply(store, state, submitted(1), submitted(2), submitted(3))
-        cluster = await look(observer)
+        cluster = await next_snapshot(observer)
         assert [waiting.job.id for waiting in cluster.waiting] == [1, 2, 3]
-        assert chain.scheduler.asked == [1, 2, 3]
+        assert chain.scheduler.requested == [1, 2, 3]
         turns = []
         for _ in range(3):
-            await look(observer)
-            turns += chain.scheduler.asked
-        # One a cycle, in turn.
+            await next_snapshot(observer)
+            turns += chain.scheduler.requested
+        # One per cycle, in turn.
         assert sorted(turns) == [1, 2, 3]
 
     async def test_records_with_events_are_read_at_once(
@@ -225,29 +225,29 @@ class TestObserver:
     ) -> None:
         monkeypatch.setattr(observing, "_REFRESHED_PER_CYCLE", 0)
         apply(store, state, submitted(1), submitted(2), submitted(3))
-        await look(observer)
+        await next_snapshot(observer)
         chain.scheduler.records[2] = job(2, status=S.META_SCHEDULED, provider_id=1)
         apply(store, state, moved(2, S.PENDING, S.META_SCHEDULED))
         apply(store, state, ev.JobToppedUp(3, address(7), 1, 1, 1))
-        cluster = await look(observer)
-        assert chain.scheduler.asked == [2, 3]
+        cluster = await next_snapshot(observer)
+        assert chain.scheduler.requested == [2, 3]
         assert [item.id for item in cluster.assigned] == [2]
-        # What providers hold is read in every cycle.
-        await look(observer)
-        assert chain.scheduler.asked == [2]
+        # Assigned jobs are read in every cycle.
+        await next_snapshot(observer)
+        assert chain.scheduler.requested == [2]
         observer.evict([1])
-        await look(observer)
-        assert chain.scheduler.asked == [1, 2]
+        await next_snapshot(observer)
+        assert chain.scheduler.requested == [1, 2]
         state.all_touched = True
-        await look(observer)
-        assert chain.scheduler.asked == [1, 2, 3]
+        await next_snapshot(observer)
+        assert chain.scheduler.requested == [1, 2, 3]
 
     async def test_jobs_without_their_event_use_capacity_but_are_not_queued(
         self, store: Store, state: SchedulerState, chain: FakeContracts, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1))
         chain.scheduler.records[3] = job(3, status=S.RUNNING, provider_id=2, rate=1)
-        cluster = await look(observer)
+        cluster = await next_snapshot(observer)
         assert [waiting.job.id for waiting in cluster.waiting] == [1]
         assert [item.id for item in cluster.assigned] == [3]
 
@@ -256,8 +256,8 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(2), time=NOW - 900)
         apply(store, state, submitted(3), time=NOW)
-        ages = {w.job.id: w.queued_at for w in (await look(observer)).waiting}
-        # The record's own time is exact; the event's is that of its batch.
+        ages = {w.job.id: w.queued_at for w in (await next_snapshot(observer)).waiting}
+        # Times of records are exact; an event has the time of its batch.
         assert ages == {2: NOW - 900, 3: NOW - 30}
 
     async def test_the_provider_that_lost_a_predecessor_is_excluded(
@@ -268,21 +268,21 @@ class TestObserver:
         records[2] = job(2, status=S.PANICKED, provider_id=2, retry_of=1)
         records[3] = job(3, retry_of=2)
         apply(store, state, submitted(3))
-        [waiting] = (await look(observer)).waiting
+        [waiting] = (await next_snapshot(observer)).waiting
         assert waiting.excluded == {1, 2}
 
     async def test_a_provider_that_requeues_is_avoided_longer_each_time(
         self, store: Store, state: SchedulerState, observer: GridObserver
     ) -> None:
         apply(store, state, submitted(1), moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await look(observer)).waiting
+        [waiting] = (await next_snapshot(observer)).waiting
         assert waiting.avoided == {1: NOW + 100}
         apply(store, state, moved(1, S.SCHEDULED, S.PENDING), moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await look(observer)).waiting
+        [waiting] = (await next_snapshot(observer)).waiting
         assert waiting.avoided == {1: NOW + 400}
         for _ in range(40):
             apply(store, state, moved(1, S.SCHEDULED, S.PENDING))
-        [waiting] = (await look(observer)).waiting
+        [waiting] = (await next_snapshot(observer)).waiting
         assert waiting.avoided == {1: NOW + 86_400}
 
     async def test_providers_are_read_after_registry_events(
@@ -295,16 +295,16 @@ class TestObserver:
     ) -> None:
         apply(store, state, submitted(1))
         for _ in range(3):
-            await look(observer)
+            await next_snapshot(observer)
         assert chain.registry.reads == 1
         state.registry_changed = True
         chain.registry.fails = True
         with pytest.raises(OSError, match="no answer"):
-            await look(observer)
+            await next_snapshot(observer)
         chain.registry.fails = False
-        await look(observer)
+        await next_snapshot(observer)
         assert chain.registry.reads == 3
         monkeypatch.setattr(observing, "_PROVIDER_CYCLES", 2)
-        await look(observer)
-        await look(observer)
+        await next_snapshot(observer)
+        await next_snapshot(observer)
         assert chain.registry.reads == 4

@@ -118,7 +118,7 @@ def test_answers_without_a_proper_error() -> None:
 
 
 def test_a_code_of_several_meanings() -> None:
-    """EIP-1474 means a method that is not served, Besu an account that can't pay."""
+    """The code means an unsupported method in EIP-1474, but an account that can't pay in Besu."""
     assert is_unsupported({"code": -32004, "message": "Method not supported"})
     assert is_unsupported({"code": -32004, "message": "no"})
     assert not is_unsupported({"code": -32004, "message": "Upfront cost exceeds account balance"})

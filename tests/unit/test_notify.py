@@ -287,7 +287,7 @@ async def test_a_webhook_goes_to_the_address_that_was_checked(
 
 
 def _resolving(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> list[httpx2.Request]:
-    """Let every name have these addresses, and return the list of the requests that are made."""
+    """Resolve every name to these addresses; return the list of requests."""
     requests: list[httpx2.Request] = []
 
     def resolve(_host: str, port: int, **_: Any) -> list[Any]:

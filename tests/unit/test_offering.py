@@ -24,7 +24,7 @@ def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "worth"),
+    ("offer", "worth"),
     [
         (Offer(64, 6400, 2), False),
         (Offer(57, 6400, 2), False),  # 7 of 64 CPUs
@@ -35,9 +35,9 @@ def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
         (Offer(0, 0, 0), True),
     ],
 )
-def test_changes_that_are_worth_their_gas(wanted: Offer, worth: bool) -> None:
-    assert is_worth_a_change(HARDWARE, wanted) is worth
-    assert is_worth_a_change(wanted, HARDWARE) is worth
+def test_changes_that_are_worth_their_gas(offer: Offer, worth: bool) -> None:
+    assert is_worth_a_change(HARDWARE, offer) is worth
+    assert is_worth_a_change(offer, HARDWARE) is worth
 
 
 def test_the_first_and_the_last_of_something_count_however_small() -> None:

@@ -23,7 +23,7 @@ from tests.unit.test_sender import ACCOUNT, call
 
 
 class Clock:
-    """This machine's clocks as a test wants them."""
+    """Clocks that tests set."""
 
     now = 10_000.0
 
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    """Blocks made at these times, from block 1 on; those of these places hold nothing."""
+    """Return blocks with these times; those at the given positions are empty."""
     return [
         {
             "number": hex(number),
@@ -91,7 +91,7 @@ def test_kinds_of_chains(blocks: list[dict[str, Any]], seconds: float, on_demand
 
 @pytest.fixture
 def quiet(clock: Clock) -> FakeChain:
-    """A chain of a development node, just before it stands still for long enough."""
+    """Return a development chain shortly before it counts as mining on demand."""
     chain = FakeChain()
     for number in range(5):
         chain.mine([log(number)])
@@ -161,7 +161,7 @@ async def test_calls_are_simulated_on_the_block_that_they_bring_about(
 async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
     quiet: FakeChain, clock: Clock
 ) -> None:
-    """A command has no time to see the chain stand still."""
+    """A command ends before it can detect that no block is mined."""
     assert await next_block_counts(quiet)  # type: ignore[arg-type]
     quiet.provider.on_demand.record_head(quiet.provider.on_demand.head + 1)
     clock.now += 4
@@ -170,7 +170,7 @@ async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
 
 
 async def test_users_are_notified_at_once(quiet: FakeChain, clock: Clock) -> None:
-    """A command has not seen it stand still: the age of the latest block tells."""
+    """A command detects a chain that mines on demand by the age of the latest block."""
     clock.now = 1_005 + 3.0
     assert await mines_on_demand(quiet) is None  # type: ignore[arg-type]
     clock.now = 1_005 + 40.0

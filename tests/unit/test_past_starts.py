@@ -148,7 +148,7 @@ def test_starts_that_are_not_judged(events: Callable[[], list[ev.Event]]) -> Non
 
 
 def test_times_of_blocks_are_requested() -> None:
-    """A batch of many blocks tells the time of its last one only."""
+    """A batch of many blocks only has the time of its last block."""
     past = PastStarts()
     events = sorted(one_after_the_other(2), key=lambda event: event.block_number)
     past.apply(Batch(tuple(events), 1, 30, time=NOW + 300))

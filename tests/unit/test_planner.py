@@ -304,7 +304,7 @@ class TestRunning:
 
 
 class TestCollect:
-    """Of a run of 1,000 s whose customer allows interim payments, 600 s after the last bill."""
+    """A run of 1,000 s with interim payments, 600 s after the last one."""
 
     WHEN = dataclasses.replace(
         LOCAL, now=T0 + 600, collecting=Collecting(interval=600, min_unbilled=570 * RATE)
@@ -413,7 +413,7 @@ class TestEnd:
     def test_seconds_billed_by_interim_payments_are_not_reported_again(
         self, seconds, collected, reported
     ):
-        """A run of 80 s in all; `since` is the last interim payment."""
+        """A run of 80 s; `since` is the time of the last interim payment."""
         run = row(Phase.ENDED, exit=ended(seconds=seconds), allotment=80)
         record = job(time_limit=80 - collected)
         situation = dataclasses.replace(LOCAL, now=T0 + 30)
@@ -522,7 +522,7 @@ class TestWords:
 
 
 def test_every_combination_has_an_answer():
-    """No status, row, word and lookup leave the planner without an action."""
+    """Every combination of status, run record, executor state and lookup has an action."""
     words = [None, UNKNOWN, QUEUED, LIVE, over(ended()), over(ended("lost", 137))]
     for status in JobStatus:
         for mine in {status.is_assigned, False}:

@@ -1,4 +1,4 @@
-"""A provider that is killed anywhere, against a chain, customers and an executor with moods.
+"""A provider that is killed anywhere, with random actions of chain, customers and executor.
 
 Never two submits for an assignment, never a known key again, never a report without an end, never
 a bill for time that did not pass; and once the world calms down, nothing is left running.
@@ -38,12 +38,12 @@ S = JobStatus
 
 
 class Killed(BaseException):
-    """The daemon died here."""
+    """The daemon was killed here."""
 
 
 @dataclass
 class Process:
-    """A run that the executor has."""
+    """A run of the executor."""
 
     began: int
     walltime: int
@@ -167,7 +167,7 @@ class SimulatedRun:
         self.move(S.RUNNING)
 
     def do_collect(self, action, effect) -> None:
-        """As the contract does, which refuses what is too early or has used up its allotment."""
+        """Pay like the contract, which refuses a payment that is too early or after the allotment."""
         job, elapsed = self.job, self.now - self.job.since
         left = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
         assert self.mine
@@ -266,7 +266,7 @@ class SimulatedRun:
 
 
 class Provider(RuleBasedStateMachine):
-    """One job, everybody's moves in any order."""
+    """One job, with actions of all parties in any order."""
 
     @initialize(queues=st.booleans(), until_spent=st.booleans(), interim=st.booleans())
     def begin(self, queues: bool, until_spent: bool, interim: bool) -> None:
@@ -399,7 +399,7 @@ class Provider(RuleBasedStateMachine):
         assert sum(process.exit is None for process in self.simulation.runs.values()) <= 1
 
     def teardown(self) -> None:
-        """The world calms down: nothing is left running, nothing is left undone."""
+        """Without further faults, the job reaches a final status and no run is left."""
         simulation = getattr(self, "world", None)
         if simulation is None:
             return

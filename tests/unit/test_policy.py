@@ -55,7 +55,7 @@ def decide(
 
 
 def kept(decided: Plan) -> list[tuple[int, int, int]]:
-    """Job, provider and time of each reservation."""
+    """Return job, provider and time of each reservation."""
     assert all(each.provider_id == i for i, each in decided.reservations.items())
     return [
         (reservation.job_id, reservation.provider_id, reservation.at)
@@ -201,7 +201,7 @@ class TestReservation:
     def test_all_that_ends_by_then_counts_as_free(self) -> None:
         five = waiting(1, cpus=5, queued_at=NOW - 1_000)
         load = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
-        # The first to end makes room enough; the other ends at once, so that three are left.
+        # The first end frees enough; the other one ends at the same time, so that three are left.
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
         decided = decide([five, *others], [provider()], load, LATE)
         assert places(decided) == {2: 1, 3: 1}
@@ -215,7 +215,7 @@ class TestReservation:
     def test_other_jobs_go_there_if_they_fit_next_to_the_reservation(self) -> None:
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
-        # Two cpus are left beside the six; the third job would take of theirs.
+        # Two CPUs are left next to the six; the third job would need more.
         decided = decide([six, *others], [provider()], [self.load], LATE)
         assert places(decided) == {2: 1, 3: 1}
 
@@ -360,7 +360,7 @@ class TestObjective:
             assert places(decide(queue, [provider(1, price=11), self.cheap])) == {1: 1}
 
     def test_of_equal_costs_the_best_fit_is_taken(self) -> None:
-        """Wide jobs find a provider empty, because narrow ones fill another first."""
+        """Wide jobs find an empty provider, because narrow ones fill another one first."""
         half_full = [running(9, 2, cpus=5)]
         decided = decide([waiting(n) for n in range(1, 5)], [provider(1), provider(2)], half_full)
         assert decided.by_provider() == {2: [1, 2, 3], 1: [4]}
@@ -447,7 +447,7 @@ class TestCustomers:
         return history
 
     def first(self, rules: Rules, **more: Any) -> int:
-        """The job that a full provider takes: of the heavy user 1, of the light one 2."""
+        """Return the job assigned to a full provider: 1 of the heavy user, or 2 of the light one."""
         queue = [
             waiting(1, cpus=8, time_limit=60, customer=self.heavy, **more),
             waiting(2, cpus=8, time_limit=90, customer=self.light),
@@ -483,7 +483,7 @@ class TestCustomers:
 
 
 def test_a_provider_that_gives_jobs_up_is_chosen_less() -> None:
-    """It costs more for the work, in proportion to the tries that a job needs there."""
+    """The expected price of such a provider grows with the number of attempts that a job needs."""
     history = RunHistory()
     for _ in range(4):
         history.record_end(address(1), given_up=True)

@@ -115,7 +115,7 @@ def test_they_agree(
 def test_the_load_is_the_contracts(
     grid: Grid, host: Host, sizes: list[tuple[int, int, int]], offer: tuple[int, int, int]
 ) -> None:
-    """Whatever is planned is accepted, and what is not planned would have been refused."""
+    """The contract accepts all planned assignments and refuses all others."""
     before = grid.chain.snapshot()
     try:
         grid.registry.setOffer(offer, sender=host.account)

@@ -256,7 +256,7 @@ class TestStarvation:
 
 
 def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
-    """A planner that was kept up to date through a run decides like one that begins anew.
+    """A planner with the state of earlier cycles decides like a new one.
 
     Both of its computations, for few and for many providers, give the same plan.
     """

@@ -23,7 +23,7 @@ SEND = "eth_sendRawTransaction"
 
 
 class Node:
-    """An endpoint in a few lines; `down` is what it raises instead of an answer."""
+    """A fake endpoint; it raises `down`, if set."""
 
     def __init__(
         self, name: str, *, head: int = 100, chain: int = 7, genesis: str = "0xaa"
@@ -31,13 +31,13 @@ class Node:
         self.display_url = f"https://{name}:1/..."
         self.head, self.chain, self.genesis = head, chain, genesis
         self.down: EndpointError | None = None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.blocks: dict[str, str | None] = {}  # hashes of blocks but the first
         self.closed = 0
         self.doubtful = False
 
     async def make_request(self, method: str, params: Any) -> Any:
-        self.asked.append(method)
+        self.requests.append(method)
         await asyncio.sleep(0)
         if self.down is not None:
             raise self.down
@@ -61,7 +61,7 @@ class Node:
 
 
 class Clock:
-    """Monotonic seconds as a test wants them."""
+    """A monotonic clock that tests set."""
 
     now = 1_000.0
 
@@ -85,7 +85,7 @@ async def opened(nodes: list[Node], **options: Any) -> Pool:
     pool = Pool(nodes, **{"chain_id": 7, "attempts": 1, **options})  # type: ignore[arg-type]
     await pool.open()
     for node in nodes:
-        node.asked.clear()
+        node.requests.clear()
     return pool
 
 
@@ -95,7 +95,7 @@ async def ask(pool: Pool, method: str = "eth_getLogs") -> str:
 
 
 async def settle(pool: Pool) -> None:
-    """Let a comparison that was due end."""
+    """Wait for the end of a due comparison of heads."""
     if pool._comparison is not None:
         await pool._comparison
 
@@ -103,14 +103,14 @@ async def settle(pool: Pool) -> None:
 async def test_the_first_endpoint_is_used_while_it_works(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     assert [await ask(pool) for _ in range(5)] == ["a"] * 5
-    assert (nodes[1].asked, nodes[2].asked) == ([], [])
+    assert (nodes[1].requests, nodes[2].requests) == ([], [])
 
 
 async def test_after_a_failure_the_next_endpoint_is_used(clock: Clock, nodes: list[Node]) -> None:
     pool = await opened(nodes)
     nodes[0].fail()
     assert [await ask(pool), await ask(pool)] == ["b", "b"]
-    assert nodes[0].asked == ["eth_getLogs"]
+    assert nodes[0].requests == ["eth_getLogs"]
     # The first is well again, which is no reason to go back.
     nodes[0].down = None
     clock.now += 3_600
@@ -157,7 +157,7 @@ async def test_reads_are_tried_again(clock: Clock, nodes: list[Node]) -> None:
     nodes[0].fail()
     with pytest.raises(TransientEndpointError, match="is busy"):
         await ask(pool)
-    assert nodes[0].asked == ["eth_getLogs"] * 3
+    assert nodes[0].requests == ["eth_getLogs"] * 3
 
 
 async def test_a_busy_endpoint_is_retried_after_its_retry_after(
@@ -170,7 +170,7 @@ async def test_a_busy_endpoint_is_retried_after_its_retry_after(
     began = time.monotonic()
     with pytest.raises(TransientEndpointError):
         await ask(pool)
-    assert 0.5 <= time.monotonic() - began < 20.0, "the first that wants to be asked"
+    assert 0.5 <= time.monotonic() - began < 20.0, "the endpoint with the shortest Retry-After"
     assert [member.cooldown_until - clock.now for member in pool.members] == [30.0, 2.0]
 
 
@@ -196,9 +196,9 @@ async def test_a_send_goes_to_one_endpoint_once(
     nodes[1].fail()
     with pytest.raises(TransientEndpointError):
         await pool.make_batch_request([("eth_chainId", []), (SEND, ["0x00"])])  # type: ignore[list-item]
-    assert [node.asked.count(SEND) for node in nodes] == [1, 0, 0]
+    assert [node.requests.count(SEND) for node in nodes] == [1, 0, 0]
     # The second broadcast, which is the sender's decision, went elsewhere.
-    assert nodes[1].asked == ["eth_chainId"]
+    assert nodes[1].requests == ["eth_chainId"]
 
 
 async def test_a_batch_goes_to_one_endpoint(clock: Clock, nodes: list[Node]) -> None:
@@ -231,8 +231,8 @@ async def test_a_lagging_endpoint_is_not_used(clock: Clock, nodes: list[Node]) -
     nodes[2].fail()
     with pytest.raises(TransientEndpointError):
         await ask(pool)
-    assert nodes[0].asked.count("eth_getLogs") == 2
-    # It catches up, and is believed again.
+    assert nodes[0].requests.count("eth_getLogs") == 2
+    # It catches up, and is used again.
     nodes[0].head = 107
     clock.now += 11
     with pytest.raises(TransientEndpointError):
@@ -283,10 +283,10 @@ async def test_an_endpoint_that_returns_with_another_chain_is_not_used(
     clock.now += 5
     with pytest.raises(EndpointError, match="first block is 0xcc"):
         await ask(pool)
-    nodes[0].genesis, nodes[0].asked = "0xaa", []
+    nodes[0].genesis, nodes[0].requests = "0xaa", []
     with pytest.raises(EndpointError):
         await ask(pool)
-    assert nodes[0].asked == []
+    assert nodes[0].requests == []
     pool.members[1].exclusion = WrongEndpointError("as well")
     with pytest.raises(WrongEndpointError):
         await ask(pool)
@@ -317,11 +317,11 @@ async def test_a_restarted_chain_is_detected_and_gets_no_transaction(
         node.blocks["0xa"] = "0xee"
     with pytest.raises(WrongEndpointError, match="serves") as caught:
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
-    assert SEND not in node.asked
+    assert SEND not in node.requests
     assert caught.value.hint
     with pytest.raises(WrongEndpointError):
         await ask(pool)
-    assert SEND not in node.asked
+    assert SEND not in node.requests
 
 
 @pytest.mark.parametrize("sign", ["a failure", "its head fell"])
@@ -336,15 +336,15 @@ async def test_the_same_chain_continues(clock: Clock, nodes: list[Node], sign: s
     else:
         node.doubtful = True
     assert await ask(pool) == "a"
-    node.asked.clear()
+    node.requests.clear()
     assert await ask(pool) == "a"
-    assert node.asked == ["eth_getLogs"], "it is looked at once"
+    assert node.requests == ["eth_getLogs"], "it is looked at once"
 
 
 async def test_a_short_chain_is_identified_by_its_first_block(
     clock: Clock, nodes: list[Node]
 ) -> None:
-    """What is not deep may be replaced, and is no other chain then."""
+    """A reorg of recent blocks does not count as another chain."""
     (node,) = nodes = nodes[:1]
     pool = await opened(nodes, landmark=60)
     assert pool.landmark is None
@@ -360,7 +360,7 @@ async def test_a_short_chain_is_identified_by_its_first_block(
     pool.recheck_chain()
     with pytest.raises(TransientEndpointError, match="does not know block 60"):
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
-    assert SEND not in node.asked
+    assert SEND not in node.requests
 
 
 async def test_an_endpoint_that_was_down_is_checked_before_use(
@@ -373,7 +373,10 @@ async def test_an_endpoint_that_was_down_is_checked_before_use(
     clock.now += 5
     with pytest.raises(EndpointError, match="is busy"):
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
-    assert (nodes[0].asked, nodes[1].asked) == (["eth_chainId", "eth_getBlockByNumber"], [SEND])
+    assert (nodes[0].requests, nodes[1].requests) == (
+        ["eth_chainId", "eth_getBlockByNumber"],
+        [SEND],
+    )
 
 
 async def test_no_endpoint_is_there_at_first(clock: Clock, nodes: list[Node]) -> None:

@@ -87,7 +87,7 @@ def table() -> Iterator[RunTable]:
 
 
 class Shelf:
-    """A definition store that answers as it is told."""
+    """A definition store with a given result."""
 
     def __init__(self, answer: bytes | Exception | None) -> None:
         self.answer = answer
@@ -155,7 +155,7 @@ class TestMaterials:
 
 @dataclass
 class FakeSender:
-    """Remembers what was sent; answers with skipped jobs or an error."""
+    """Records sent batches; responds with skipped jobs or an error."""
 
     skipped: dict[int, bytes] = field(default_factory=dict)
     error: Exception | None = None
@@ -331,7 +331,7 @@ class TestBatches:
 
 
 class FakeExecutor:
-    """An executor that remembers what it was asked and what the database said then."""
+    """An executor that records its calls, and the run record at each call."""
 
     queues = False
 
@@ -552,7 +552,7 @@ class TestObserver:
         executor.error = ExecutorUnavailableError("down")
         assert not (await self.look(observer)).placed
         executor.error = None
-        executor.queues = True  # what it has in its queue takes no room
+        executor.queues = True  # queued runs occupy no capacity
         assert not (await self.look(observer)).placed
 
     async def test_counts_responses_without_a_run(self, executor, table):
@@ -662,7 +662,7 @@ class Recovering:
 
 @pytest.mark.parametrize("mined", [True, False])
 async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
-    """No older head is believed than the block that holds them."""
+    """A head before the block of these transactions is ignored."""
     blocks = [3]
     batches = SimpleNamespace(record_block=blocks.append)
     looked: list[str] = []
@@ -680,7 +680,7 @@ async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined:
 
 @dataclass
 class Challenged:
-    """As much of a service as decides how a challenge is answered."""
+    """The parts of a service that decide how a challenge is answered."""
 
     planned: list[tuple[View, model.Action]]
     on_its_way: frozenset[int] = frozenset()
@@ -755,7 +755,7 @@ async def test_an_open_challenge_raises_the_ceiling(challenged_at: int, ceiling:
     ],
 )
 def test_when_interim_payments_are_collected(tmp_path: Path, changes, expected):
-    """The gas of one alone, at 10 wei, may cost a twentieth of it."""
+    """Gas for one payment, at 10 wei, may cost a twentieth of the payment."""
     service: Any = object.__new__(ProviderService)
     service._settings = ProviderSettings(state_dir=tmp_path, **changes)
     service._registration = SimpleNamespace(collect_interval=600)

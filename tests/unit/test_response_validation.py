@@ -103,6 +103,6 @@ def test_two_logs_of_one_position_are_invalid(change: dict[str, Any]) -> None:
 
 
 def test_a_receipt_without_a_block_is_none() -> None:
-    """Some nodes show one of a transaction that waits."""
+    """Some nodes return a receipt for a pending transaction."""
     waiting = RECEIPT | {"blockHash": None, "blockNumber": None, "logs": []}
     assert checked("eth_getTransactionReceipt", waiting) is None

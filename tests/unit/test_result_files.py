@@ -147,7 +147,7 @@ def test_the_output_of_several_files_is_one(run: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names that the system refuses, as to an ordinary user: root may read everything."""
+    """Make the system refuse some names, as for an ordinary user; root may read everything."""
     names: set[str] = set()
 
     def guard(function: Callable[..., Any]) -> Callable[..., Any]:

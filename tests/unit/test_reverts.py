@@ -34,7 +34,7 @@ SAMPLES = {"address": A, "bytes32": b"limit".ljust(32, b"\0"), "string": "long",
 
 
 def data_of(kind: type[ContractError]) -> bytes:
-    """Bytes of an error with made-up values."""
+    """Return the encoded error with made-up values."""
     kinds = [type_of(part) for part in kind.inputs]
     return kind.selector + encode(kinds, [SAMPLES.get(kind, 5) for kind in kinds])
 
@@ -115,7 +115,7 @@ def test_kinds_decide_the_exit_code() -> None:
 
 
 def wrapped(data: bytes) -> list[Any]:
-    """One refusal as each node and library hands it over."""
+    """Return one revert in the formats of all nodes and libraries."""
     text = "0x" + data.hex()
 
     def rpc(body: dict[str, Any]) -> Web3RPCError:

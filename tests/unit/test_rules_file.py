@@ -35,7 +35,7 @@ def test_missing_keys_have_their_default(tmp_path: Path) -> None:
     )
     rules = read_rules(path)
     assert (rules.max_running, rules.weights.time, rules.weights.cost) == (3, 1.0, 1_000.0)
-    # Addresses are found as events spell them.
+    # Lookups use the spelling of addresses in events.
     assert rules.priorities == {"0xABaBaBaBABabABabAbAbABAbABabababaBaBABaB": 4.0, "user 7": 0.5}
 
 

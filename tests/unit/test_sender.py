@@ -67,13 +67,13 @@ def make(chain: FakeChain, store: Store, **options: Any) -> Sender:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another task brings about."""
+    """Wait until a condition holds that another task causes."""
     while not condition():  # noqa: ASYNC110 - nobody sets an event in a fake
         await asyncio.sleep(0.001)
 
 
 class SlowSigner(ExternalSigner):
-    """Signs when the event loop says so: never, if that waits for the signature."""
+    """Signs once the event loop allows it: never, if the loop is blocked by the signature."""
 
     def __init__(self) -> None:
         self.address = ACCOUNT.address
@@ -323,7 +323,7 @@ async def test_an_error_for_an_accepted_transaction(chain: FakeChain, sender: Se
 async def test_a_transaction_that_no_node_accepts_is_replaced(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
-    """Words that nobody knows are no refusal; in the end the nonce is spent all the same."""
+    """An unknown error text is not a refusal; in the end the nonce is used by another transaction."""
     chain.automine = False
     chain.faults = [refusal("the moon is full")] * 10_000
     task = asyncio.create_task(sender.send(call(), timeout=5))
@@ -355,7 +355,7 @@ async def test_a_rejection_with_an_unknown_message_is_reported_in_time(
 async def test_a_transaction_that_the_node_does_not_show_is_not_abandoned(
     chain: FakeChain, store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The nonce is used, and neither receipt nor transaction is shown: it may be ours."""
+    """The nonce is used and the node shows neither receipt nor transaction: it may be the wallet's own."""
     sender = make(chain, store)
 
     async def hidden(*_: Any, **__: Any) -> Any:
@@ -384,7 +384,7 @@ async def test_a_transaction_that_the_node_does_not_show_is_not_abandoned(
 async def test_observations_of_a_short_wait_count_for_the_next(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
-    """A service waits two seconds in each cycle: another's transaction is believed all the same."""
+    """Short waits add up: after several of them, another program's transaction is recognised."""
     chain.automine = False
     with pytest.raises(WaitTimeoutError):
         await sender.send(call(), timeout=0)
@@ -407,7 +407,7 @@ async def test_an_underpriced_transaction_is_sent_with_higher_fees(
 
 
 async def test_another_programs_pending_nonce_is_waited_for(chain: FakeChain, store: Store) -> None:
-    """Two programs with one wallet and no common outbox: neither loses its call."""
+    """Two programs share a wallet but no outbox: no call is lost."""
     chain.automine = False
     other = Store.open(None, chain_id=1, contract=TARGET, account=ACCOUNT.address)
     first, second = make(chain, store), make(chain, other)
@@ -460,7 +460,7 @@ async def test_a_nonce_taken_while_waiting(chain: FakeChain, store: Store, sende
 
 
 async def test_receipts_may_lag_behind_the_nonce(chain: FakeChain, sender: Sender) -> None:
-    """A load-balanced endpoint: the nonce is used, the receipt is not there yet."""
+    """At a load-balanced endpoint the nonce may be used before the receipt is available."""
     chain.hidden_receipts = 20
     assert (await sender.send(call(), timeout=5)).block_number == 1
     chain.automine = False
@@ -474,7 +474,7 @@ async def test_receipts_may_lag_behind_the_nonce(chain: FakeChain, sender: Sende
 async def test_a_receipt_without_a_new_head(
     chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Head and nonce come from a node that stands still, the receipt from one that goes on."""
+    """Head and nonce come from a stalled node, the receipt from another one."""
     chain.automine = False
     task = asyncio.create_task(sender.send(call(), timeout=5))
     await until(lambda: chain.pool)
@@ -524,7 +524,7 @@ async def test_an_idempotency_key_is_used_once(chain: FakeChain, store: Store) -
 async def test_a_full_disk_hides_no_payment(
     chain: FakeChain, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was mined, and there is no room to write that down: its sender is told all the same."""
+    """The transaction is mined and the full disk can't record it: its sender gets the receipt."""
     full = StoreError("The database failed: database or disk is full")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -542,7 +542,7 @@ async def test_a_full_disk_hides_no_payment(
 async def test_a_full_disk_does_not_end_a_wait(
     chain: FakeChain, store: Store, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Higher fees can't be recorded, so that they are not offered; what was sent is waited for."""
+    """Higher fees can't be recorded and thus are not sent; the sent transaction is tracked."""
     chain.automine = False
     tried = []
 
@@ -575,7 +575,7 @@ async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Send
 
 
 async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -> None:
-    """Fees, coin, head and nonce are the same for transactions of one moment."""
+    """Concurrent sends share the requests for fees, coin, head and nonce."""
     sender = make(chain, store, poll_interval=60)
     requests: Counter[str] = Counter()
     for name in ("get_balance", "get_block"):
@@ -601,7 +601,7 @@ async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -
 async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
     chain: FakeChain, store: Store
 ) -> None:
-    """What was asked for counts from its answer on, however long that took."""
+    """The interval between polls counts from the response, however long it took."""
     sender = make(chain, store, poll_interval=0.5)
     requests = 0
 
@@ -617,7 +617,7 @@ async def test_a_slow_node_is_polled_once_for_all_waiting_calls(
 
 
 async def test_waits_of_concurrent_senders(chain: FakeChain, store: Store, sender: Sender) -> None:
-    """Only what nobody waits for is a case for recovery."""
+    """Recovery only handles transactions that no task waits for."""
     chain.automine = False
     task = asyncio.create_task(sender.send(call(1), timeout=5))
     await until(lambda: chain.pool)
@@ -665,7 +665,7 @@ async def test_an_endpoint_that_comes_back(chain: FakeChain, sender: Sender) -> 
 
 
 async def test_a_gap_is_closed(chain: FakeChain, store: Store, sender: Sender) -> None:
-    """A nonce that was given back while a later one was already on its way."""
+    """A nonce is released while a transaction with a later one is already sent."""
     chain.automine = False
     tasks = [asyncio.create_task(sender.send(call(number))) for number in (1, 2)]
     await until(lambda: len(chain.pool) == 2)
@@ -699,7 +699,7 @@ async def test_a_gap_waits_for_cheaper_gas(chain: FakeChain, store: Store) -> No
 async def test_confirmations_are_waited_for(
     chain: FakeChain, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receipt is requested when it is mined, and once more when it is confirmed."""
+    """A receipt is requested once when mined, and once when confirmed."""
     sender, requests = make(chain, store, confirmations=3), 0
     get_receipt = chain.eth.get_transaction_receipt
 
@@ -746,7 +746,7 @@ async def test_speed_up(chain: FakeChain, sender: Sender) -> None:
 
 
 def test_two_processes_share_an_outbox(chain: FakeChain, tmp_path: Any) -> None:
-    """Nonces are given out by the database, so that they differ between processes too."""
+    """The database reserves nonces, so that processes use different ones."""
     identity = {"chain_id": 1, "contract": TARGET, "account": ACCOUNT.address}
     first = Store.open(tmp_path / "a.db", **identity)
     second = Store.open(tmp_path / "a.db", **identity)
@@ -768,7 +768,7 @@ def test_two_processes_share_an_outbox(chain: FakeChain, tmp_path: Any) -> None:
 async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
     chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch, hidden: int
 ) -> None:
-    """Whoever waits for an earlier one may have resent these bytes, and they are mined already."""
+    """Another task may have resent the transaction, so that it is mined before its first broadcast."""
     send, sent = chain.eth.send_raw_transaction, []
 
     async def late(raw: bytes) -> Any:
@@ -800,7 +800,7 @@ async def test_a_transaction_that_another_process_sent_is_not_sent_twice(
 
 
 def transaction_of_other(chain: FakeChain, nonce: int, data: bytes = b"other") -> Tx:
-    """A transaction of the same wallet that some other program signed."""
+    """Return a transaction of the same wallet, signed by another program."""
     fields = {
         "type": 2, "chainId": 1, "nonce": nonce, "to": TARGET, "value": 0, "data": data,
         "gas": 50_000, "maxFeePerGas": 10 * GWEI, "maxPriorityFeePerGas": GWEI,
@@ -813,7 +813,7 @@ def transaction_of_other(chain: FakeChain, nonce: int, data: bytes = b"other") -
 async def test_an_account_that_sends_without_a_pause_starves_no_other(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
-    """Another program has always one transaction ahead of the chain's nonce."""
+    """Another program always has one pending transaction."""
     chain.automine = False
 
     def again(_tx: Any) -> None:
@@ -843,7 +843,7 @@ async def test_a_nonce_conflict_is_logged(
     assert logged.count("nonce conflict detected") == 1
     assert f"in transaction 0x{tx.hash.hex()} of block {block.number}" in logged
     assert metrics.value("nonce_conflicts_total") == 1
-    # Own ones are none, and the foreign one is told once.
+    # Own transactions are not reported, the other program's one is reported once.
     await sender.send(call(2))
     await sender.reconcile()
     assert metrics.value("nonce_conflicts_total") == 1
@@ -853,7 +853,7 @@ async def test_a_nonce_conflict_is_logged(
 async def test_calls_of_another_program_are_recorded(
     chain: FakeChain, store: Store, moment: str
 ) -> None:
-    """Whoever shares a wallet by mistake can be told by what it sends."""
+    """The log shows the calls of another program that uses the wallet by mistake."""
     sender = make(chain, store)
     await sender.reconcile()
     for _ in range(10):
@@ -892,7 +892,7 @@ async def test_calls_of_another_program_are_recorded(
 async def test_transactions_from_before_the_start_are_no_conflict(
     chain: FakeChain, store: Store
 ) -> None:
-    """A restart with an empty folder: the transactions of the process before are mined now."""
+    """A restart with an empty folder: transactions of the earlier process are mined only now."""
     sender = make(chain, store)
     chain.automine = False
     await sender.reconcile()

@@ -18,7 +18,7 @@ from deepsquare_chain.errors import EndpointError, GridError, NotAuthorisedError
 
 
 class Parts:
-    """Opens a part, then fails as often as it is told."""
+    """Opens a resource, then fails a given number of times."""
 
     def __init__(self, *errors: GridError) -> None:
         self.errors = list(errors)

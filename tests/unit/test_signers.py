@@ -47,12 +47,12 @@ TYPED: dict[str, Any] = {
 
 @pytest.fixture(params=["", "clef+"])
 def reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A reference signer, reached without a socket, and the URL that the setting has."""
+    """A reference signer, called without a socket, and its URL."""
     signer = ReferenceSigner(OWN, clef=bool(request.param))
 
     def client(**_: Any) -> httpx2.Client:
-        def handle(asked: httpx2.Request) -> httpx2.Response:
-            return httpx2.Response(200, json=signer.answer(json.loads(asked.content)))
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, json=signer.answer(json.loads(request.content)))
 
         return httpx2.Client(transport=httpx2.MockTransport(handle))
 
@@ -144,7 +144,7 @@ def test_a_refusal_of_the_signer_is_reported() -> None:
 
 
 class WaitingSigner(ExternalSigner):
-    """Signs only when the event loop has set `go`, as a person who confirms at clef."""
+    """Signs once the event loop has set `go`, like a person who confirms in clef."""
 
     def __init__(self) -> None:
         self.address = OWN.address

@@ -90,7 +90,7 @@ class TestTraces:
         (only,) = read_trace(path).jobs
         assert (only.limit, only.seconds) == (2**24 - 1, 2.0**24 - 1)
 
-    def test_packed_traces_are_the_same(self, tmp_path: Path) -> None:
+    def test_compressed_traces_are_equal(self, tmp_path: Path) -> None:
         plain, packed = tmp_path / "a.swf", tmp_path / "b"
         plain.write_text(line())
         packed.write_bytes(gzip.compress(line().encode(), mtime=0))
@@ -108,7 +108,7 @@ class TestTraces:
             (gzip.compress(line().encode(), mtime=0)[:-9], "can't be read"),
         ],
     )
-    def test_bad_traces_are_named(self, tmp_path: Path, content: bytes, words: str) -> None:
+    def test_errors_name_the_bad_trace(self, tmp_path: Path, content: bytes, words: str) -> None:
         path = tmp_path / "bad.swf"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=words):
@@ -116,12 +116,12 @@ class TestTraces:
         with pytest.raises(UsageError, match="can't be read"):
             read_trace(tmp_path / "missing.swf")
 
-    def test_examples_are_what_the_script_makes(self) -> None:
+    def test_examples_are_reproducible(self) -> None:
         for style, name in (("mixed", "mixed.swf"), ("campaign", "campaign.swf.gz")):
             ours = synthetic(style, 1_500, 1)
-            found = read_trace(EXAMPLES / name)
-            assert [job.cpus for job in found.jobs] == [job.cpus for job in ours.jobs]
-            assert found.processors == ours.processors
+            trace = read_trace(EXAMPLES / name)
+            assert [job.cpus for job in trace.jobs] == [job.cpus for job in ours.jobs]
+            assert trace.processors == ours.processors
 
     def test_a_wide_machine_counts_as_the_mean_cluster(self) -> None:
         grid = read_grid(GRID)
@@ -158,7 +158,7 @@ class TestBaselines:
         clusters = [Cluster(size, 1.0, first_come_first_served) for size in sizes]
         return starts(run_clusters(jobs, clusters, route))  # type: ignore[arg-type]
 
-    def test_easy_fills_in_without_delaying_the_first(self) -> None:
+    def test_easy_backfills_without_delaying_the_first_job(self) -> None:
         jobs = [
             job(1, 0, 6, 100),
             job(2, 1, 8, 50),  # waits for the first
@@ -212,7 +212,7 @@ class TestBaselines:
 
 class TestPolicyEngine:
     def test_chain_delay(self) -> None:
-        """Seen in the next block, started three blocks after the plan, freed in the next block."""
+        """A job is seen in the next block and starts three blocks after the plan; its end is seen in the next block."""
         grid = read_grid(GRID)
         one = SimulatedGrid((replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0),))
         jobs = [job(1, 1.0, 4, 20, 10), job(2, 1.5, 4, 20, 10)]
@@ -235,7 +235,7 @@ class TestPolicyEngine:
         without = run_policy(jobs, both.views(), both.speeds, Rules(energy_hold=0))
         assert starts(without) == {1: 0, 2: 5}
 
-    def test_a_job_that_can_run_nowhere_is_named(self) -> None:
+    def test_error_names_a_job_without_an_eligible_provider(self) -> None:
         grid = read_grid(GRID)
         jobs = [job(1, 0, 4, 100), job(2, 5, 10_000, 100), job(3, 6, 20_000, 100)]
         with pytest.raises(UsageError, match=r"2 of 3 jobs .* such as job 2 with 10000 CPUs"):
@@ -248,7 +248,7 @@ class TestPolicyEngine:
         (run,) = run_policy([job(1, 0, 4, 2**24 - 1, 60)], one.views(), one.speeds, Rules())
         assert run.start == 0
 
-    def test_patience_is_a_part_of_the_limit_for_who_wants_cost_or_energy(self) -> None:
+    def test_patience_is_a_fraction_of_the_limit_of_cost_and_energy_jobs(self) -> None:
         jobs = with_objectives([job(n, n, 1, 100 * n) for n in range(1, 30)], "MIXED", 1)
         for each in with_patience(jobs, 0.5):
             is_fast = each.objective is Objective.TIME
@@ -287,7 +287,7 @@ class TestGrids:
             ("\x00", "can't be read"),
         ],
     )
-    def test_bad_grids_are_named(self, tmp_path: Path, text: str, words: str) -> None:
+    def test_errors_name_the_bad_grid_file(self, tmp_path: Path, text: str, words: str) -> None:
         path = tmp_path / "grid.yaml"
         path.write_text(text)
         with pytest.raises(UsageError, match=words) as error:
@@ -302,9 +302,11 @@ def experiment() -> Experiment:
 
 class TestExperiments:
     def test_measures_and_rows(self, experiment: Experiment) -> None:
-        told: list[tuple[int, int]] = []
-        measures = run_experiment(experiment, processes=1, progress=lambda *done: told.append(done))
-        assert told == [(n, 12) for n in range(13)]
+        reports: list[tuple[int, int]] = []
+        measures = run_experiment(
+            experiment, processes=1, progress=lambda *done: reports.append(done)
+        )
+        assert reports == [(n, 12) for n in range(13)]
         rows = {row.scheduler: row for row in summarise(measures)}
         assert set(rows) == set(Scheduler)
         saf, fcfs = rows[Scheduler.MERGED_SAF], rows[Scheduler.MERGED_FCFS]
@@ -320,8 +322,8 @@ class TestExperiments:
         assert page.count("<svg") == 6
         assert "least loaded" in page
 
-    def test_what_a_blind_choice_costs_is_the_mean_of_the_grid(self) -> None:
-        """A workload that keeps every cluster busy all the time pays exactly that."""
+    def test_price_of_a_blind_choice_is_the_mean_of_the_grid(self) -> None:
+        """A workload that keeps every cluster busy all the time has exactly the mean price."""
         grid = read_grid(GRID)
         hours = [
             SimulatedRun(
@@ -333,7 +335,7 @@ class TestExperiments:
         assert against_blind(hours, grid, Objective.COST) == pytest.approx(1.0)
         assert against_blind(hours, grid, Objective.ENERGY) is None
 
-    def test_processes_give_the_same(self, experiment: Experiment) -> None:
+    def test_results_do_not_depend_on_the_number_of_processes(self, experiment: Experiment) -> None:
         small = replace(experiment, trace=synthetic("mixed", 80, 2), seeds=1)
         assert run_experiment(small, processes=2, progress=lambda *_: None) == run_experiment(
             small, processes=1, progress=lambda *_: None
@@ -376,7 +378,7 @@ class TestCommand:
         assert len(list(csv.reader(io.StringIO(done.stdout)))) == 3
 
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             (["--load", "0"], "a load above 0 and at most 3, such as 0.9"),
             (["--load", "nan"], "a load above 0 and at most 3, such as 0.9"),
@@ -386,10 +388,10 @@ class TestCommand:
             (["--seeds", "0"], "is not a whole number from 1 to 1000, such as 6"),
         ],
     )
-    def test_bad_values_are_named(self, words: list[str], told: str) -> None:
+    def test_errors_name_the_bad_value(self, words: list[str], message: str) -> None:
         code, output = self.invoke(*words)
         assert code == 2
-        assert told in " ".join(output.replace("│", " ").split())
+        assert message in " ".join(output.replace("│", " ").split())
 
     def test_jobs_wider_than_every_cluster_are_refused(self) -> None:
         code, output = self.invoke("--width", "257")

@@ -448,7 +448,7 @@ END = EndRecord(code=0, reason="exited", seconds=9, started_at=100.0, ended_at=1
 
 
 def conclude(state: str, end: EndRecord | None = None, **changes: Any) -> tuple[int, str]:
-    """Code and reason of a run that had started."""
+    """Return code and reason of a run that had started."""
     job = SlurmJob("7", state, started_at=100, ended_at=107, **changes.pop("job", {}))
     values = {"started_at": 100.0, "orders": Orders(), **changes}
     result = records.conclude(

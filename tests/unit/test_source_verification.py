@@ -64,7 +64,7 @@ GRID = Deployment(
 
 
 def source_of(name: str) -> str:
-    """The file that holds a contract."""
+    """Return the source file of a contract."""
     ours = f"contracts/{name}.sol"
     return f"@openzeppelin/contracts/metatx/{name}.sol" if name == "ERC2771Forwarder" else ours
 
@@ -152,7 +152,7 @@ class TestTree:
 
 
 class Stub:
-    """A verifier that checks the schema of each request; its `fate` decides about the answers."""
+    """A verifier that checks the schema of each request; `fate` selects its responses."""
 
     def __init__(self, fate: str = "ok") -> None:
         self.fate = fate
@@ -233,7 +233,7 @@ class Stub:
 
 
 def parts(request: httpx2.Request) -> dict[str, bytes]:
-    """Fields of a multipart form."""
+    """Return the fields of a multipart form."""
     head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
     message = BytesParser(policy=HTTP).parsebytes(head + request.content)
     return {

@@ -95,7 +95,7 @@ def test_memory(location: str | None) -> None:
 
 
 def test_memory_is_taken_in_turns() -> None:
-    """Threads ask and write at once, as pages and their indexer do."""
+    """Threads read and write concurrently, like pages and indexer."""
     with Store.open(None, **IDENTITY) as store:
         with store.begin() as connection:
             connection.execute(insert(wealth).values(id=1, amount=0))
@@ -138,7 +138,7 @@ def test_a_transaction_is_all_or_nothing(path: Path) -> None:
 
 
 def test_writers_take_turns(path: Path) -> None:
-    """Read, then write: without a lock from the start one of them would lose a count."""
+    """Read, then write: without a lock from the start an update would be lost."""
     stores = [Store.open(path, **IDENTITY) for _ in range(4)]
     with stores[0].begin() as connection:
         connection.execute(insert(wealth).values(id=1, amount=0))

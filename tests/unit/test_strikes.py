@@ -103,7 +103,7 @@ class TestWhatCounts:
 
 
 class TestDates:
-    """Blocks that were read together have one time; strikes need their own."""
+    """Blocks that were read together share one time; strikes need the exact time."""
 
     def test_a_block_by_itself_is_dated(self, store: Store, table: Strikes) -> None:
         apply(store, table, requeued(ANYBODY))

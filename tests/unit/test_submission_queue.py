@@ -21,7 +21,7 @@ from tests.support.livegrid import terms
 
 
 class Chain:
-    """What `submit` is asked for; `errors` are raised first, `poor` refuses what it holds."""
+    """A fake of `submit`: `errors` are raised first; jobs in `poor` are refused."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], bool]] = []

@@ -52,7 +52,7 @@ GRID = GridSnapshot(
 
 
 class FakeGrid:
-    """What the screen asks for and does."""
+    """A grid that records the actions of the screen."""
 
     def __init__(self) -> None:
         self.grid: GridSnapshot | Exception = GRID

@@ -244,7 +244,7 @@ OTHER = "0x90F79bf6EB2c4f870365E785982E1f101E93b906"
 
 
 def restated(wallet: Path, address: str | None) -> Path:
-    """The wallet with another stated address, or none."""
+    """Return the wallet with another address field, or none."""
     body = json.loads(wallet.read_text(encoding="utf-8-sig"))
     del body["address"]
     path = wallet.parent / "restated.json"
@@ -319,7 +319,7 @@ def test_a_byte_order_mark_is_no_part_of_a_password_key_or_wallet(wallet: Path) 
 
 
 def test_a_mnemonic_gives_the_keys_that_other_wallets_show(tmp_path: Path) -> None:
-    """The words and accounts that every development node prints."""
+    """The mnemonic and accounts of every development node."""
     words = "test test test test test test test test test test test junk"
     first = wallets.import_mnemonic(tmp_path / "a.json", f" {words}\n", "pw", light=True)
     second = wallets.import_mnemonic(

@@ -44,7 +44,7 @@ def whole(grid: RecordedGrid) -> Iterator[Indexed]:
 
 @pytest.fixture
 def own(grid: RecordedGrid) -> Iterator[Indexed]:
-    """An index that the test may change; the last blocks are not read yet."""
+    """An index that the test may change; the last blocks are not indexed yet."""
     indexed = open_index(grid)
     blocks = sorted({event.block_number for event in grid.events})
     indexed.read(0, blocks[-8])
@@ -53,7 +53,7 @@ def own(grid: RecordedGrid) -> Iterator[Indexed]:
 
 
 def client(index: Any, **options: Any) -> httpx2.AsyncClient:
-    """A client of the API of an index, without a limit unless the test wants one."""
+    """A client of an index's API; without a rate limit by default."""
     app = Starlette(routes=api_routes(index, **{"rate": 0, **options}))
     transport = httpx2.ASGITransport(app=app)
     return httpx2.AsyncClient(transport=transport, base_url=f"http://explorer{PREFIX}")
@@ -81,7 +81,7 @@ async def test_the_document_is_served(ask: httpx2.AsyncClient) -> None:
 
 
 def examples(index: Index) -> dict[str, list[str]]:
-    """Paths with things that exist, of every question."""
+    """Return a path with existing objects for every endpoint."""
     jobs = [row.id for row in index.jobs(limit=200).items]
     accounts = {row.customer for row in index.jobs(limit=200).items}
     providers = [row.account for row in index.providers()]

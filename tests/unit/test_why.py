@@ -20,10 +20,10 @@ pytestmark = pytest.mark.unit
 
 
 class FakeOnlooker:
-    """Finds what it is given, in turn."""
+    """Returns the given situations in turn."""
 
-    def __init__(self, *found: JobSituation | Exception) -> None:
-        self.found = list(found)
+    def __init__(self, *situations: JobSituation | Exception) -> None:
+        self.situations = list(situations)
         self.closed = False
         self.looked = asyncio.Event()
 
@@ -33,7 +33,7 @@ class FakeOnlooker:
     async def situation(self, _job: object) -> JobSituation:
         await asyncio.sleep(0)
         self.looked.set()
-        pop = self.found.pop(0)
+        pop = self.situations.pop(0)
         if isinstance(pop, Exception):
             raise pop
         return pop
@@ -47,21 +47,21 @@ def at(text: str, cause: Hashable) -> JobSituation:
 
 
 async def printed_lines(
-    monkeypatch: pytest.MonkeyPatch, *found: JobSituation | Exception
+    monkeypatch: pytest.MonkeyPatch, *situations: JobSituation | Exception
 ) -> list[str]:
-    """What is told in as many looks."""
-    onlooker, lines = FakeOnlooker(*found), []  # type: tuple[FakeOnlooker, list[str]]
+    """Return the lines printed for these situations."""
+    onlooker, lines = FakeOnlooker(*situations), []  # type: tuple[FakeOnlooker, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
     async with ReasonPrinter(contracts, lines.append) as teller:
-        for _ in found:
+        for _ in situations:
             teller.start_explaining(JOB)
             teller.start_explaining(JOB)  # one look at a time
             assert not teller.idle
             await onlooker.looked.wait()
             await asyncio.sleep(0)
             onlooker.looked.clear()
-    assert (onlooker.found, onlooker.closed) == ([], True)
+    assert (onlooker.situations, onlooker.closed) == ([], True)
     return lines
 
 
@@ -70,10 +70,10 @@ async def test_a_cause_is_reported_once_whatever_its_numbers_say(
 ) -> None:
     lines = await printed_lines(
         monkeypatch,
-        at("waits for 1 s", "room"),
-        at("waits for 2 s", "room"),
+        at("waits for 1 s", "capacity"),
+        at("waits for 2 s", "capacity"),
         at("too expensive", "budget"),
-        at("waits for 9 s", "room"),
+        at("waits for 9 s", "capacity"),
     )
     assert lines == ["waits for 1 s", "too expensive", "waits for 9 s"]
 
@@ -94,8 +94,8 @@ async def test_neither_a_failed_read_nor_an_unknown_reason_is_printed(
 async def test_after_a_failing_look_it_begins_anew(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """What an onlooker saw may be of a branch of the chain that is gone."""
-    opened = [FakeOnlooker(error), FakeOnlooker(at("waits", "room"))]
+    """State read before an error may be of a branch that was replaced."""
+    opened = [FakeOnlooker(error), FakeOnlooker(at("waits", "capacity"))]
     left = list(opened)
     monkeypatch.setattr(why, "ExplainingScheduler", lambda _contracts: left.pop(0))
     contracts: Any = None

@@ -1,4 +1,4 @@
-"""Scripts of whole jobs, line by line, and the linter of shells on each of them.
+"""Scripts of whole jobs, compared line by line and checked by shellcheck.
 
 A change of a script shows in `tests/golden/jobs`; DEEPSQUARE_UPDATE_GOLDEN=1 writes the files anew.
 """

@@ -71,7 +71,7 @@ TREES = st.recursive(
 
 
 def mostly(valid: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Valid values with a stranger now and then, so that whole files are often valid."""
+    """Mostly valid values with an occasional invalid one, so that whole files are often valid."""
     return st.one_of(*[valid] * 7, LEAVES)
 
 
@@ -113,7 +113,7 @@ NEARLY = st.fixed_dictionaries(
 
 
 def accept_or_refuse(text: bytes) -> bool:
-    """Whether a file is valid; then everything that follows from it works, too."""
+    """Return whether a file is valid; checks that a valid one can be used."""
     try:
         parsed = parse_job_file(text, "job.yaml")
     except JobFileError as error:

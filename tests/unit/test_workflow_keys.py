@@ -489,7 +489,7 @@ def test_the_schema_for_editors_has_every_key() -> None:
 
 
 def verdicts() -> list[tuple[str, bool]]:
-    """Name of each published file, and whether its table says that it is accepted."""
+    """Return the name of each published file, and whether the table lists it as accepted."""
     parsed = []
     for line in (PUBLISHED / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")]

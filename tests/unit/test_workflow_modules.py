@@ -163,7 +163,7 @@ def test_local_modules_are_relative_to_the_job_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository on disk under an https address, by a rule of git's own."""
+    """A repository on disk under an https URL, by git's `insteadOf`."""
     repository = tmp_path / "host" / "owner" / "repo"
     for name, value in {
         "GIT_CONFIG_COUNT": "1",

@@ -161,7 +161,7 @@ ONE_LINE = st.text(
 
 
 def everything(text: str, line: str) -> Definition:
-    """A job with a customer's text in every place that takes any."""
+    """Return a job with a customer's text in every field."""
     path = f"/{line.replace('..', '')}"
     container: dict[str, Any] = {"image": path, "registry": "r", "username": line, "password": line}
     mounted = re.sub(r"[\s:,]", "", path)

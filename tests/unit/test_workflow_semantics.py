@@ -27,7 +27,7 @@ def render(text: str, folder: Path) -> list[str]:
 
 
 def run(text: str, folder: Path) -> tuple[int, list[str]]:
-    """Exit code and lines of a job; only bash itself may speak on stderr, of signals."""
+    """Run a job; return exit code and lines. Only bash's messages about signals may be on stderr."""
     work = folder / "work"
     work.mkdir(exist_ok=True)
     done = subprocess.run(
