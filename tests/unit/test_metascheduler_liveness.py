@@ -1,4 +1,4 @@
-"""Time-outs, challenges and lost runs, to the second of the contract."""
+"""Timeouts, challenges and lost runs, to the second of the contract."""
 
 from __future__ import annotations
 
