@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # A real Slurm cluster on this machine, for tests and for trying out a provider.
 #
-#   scripts/local_slurm.sh up DIR [OPTION ...]    start munged, slurmctld and the nodes' slurmd
-#   scripts/local_slurm.sh down DIR               end them by their process ids
-#   scripts/local_slurm.sh start|stop DIR NAME    one daemon of DIR/daemons: munged, slurmctld, a node
+#   scripts/local_slurm.sh up DIR [OPTION ...]    start munged, slurmctld and the slurmd of each node
+#   scripts/local_slurm.sh down DIR               stop all daemons by their process IDs
+#   scripts/local_slurm.sh start|stop DIR NAME    start or stop one daemon of DIR/daemons
 #
 #   --nodes N         number of nodes (2)
-#   --cpus N          CPUs that each node claims to have (4)
-#   --memory MB       memory that each node claims to have (2048)
-#   --gpus N          GPUs of each node, which are empty files (1)
+#   --cpus N          CPUs that each node reports (4)
+#   --memory MB       memory that each node reports (2048)
+#   --gpus N          GPUs of each node, simulated by empty files (1)
 #   --min-job-age S   seconds after which slurmctld forgets an ended job (300)
-#   --jobcomp         keep ended jobs in DIR/completed, so that `sacct --completion` knows them
-#   --accounting      keep ended jobs in a database of its own, so that `sacct` knows them
-#   --constrain-cores nodes claim the CPUs that this machine has, and jobs are held to their own
-#   --no-cgroup       do not use cgroups even where they are usable
+#   --jobcomp         record ended jobs in DIR/completed, for `sacct --completion`
+#   --accounting      record ended jobs in a separate database, for `sacct`
+#   --constrain-cores nodes report this machine's CPUs, and jobs are confined to theirs
+#   --no-cgroup       do not use cgroups even if they are available
 #
-# `up` prints the configuration to use: export SLURM_CONF=DIR/slurm.conf. Everything is in DIR, which
-# is made with mode 0711: ports are free ones of the loopback interface, and key and socket of munge
-# are its own, as is the database of --accounting (slurmdbd with MariaDB). It runs as the user who starts it;
-# DIR must have a short path, because a socket's path is limited to 107 bytes. Nodes are named nPORT-1, nPORT-2, ... by the port of
-# slurmctld: cgroups go by the names of nodes, and clusters on one machine must not share them.
+# `up` prints the command that selects the cluster: export SLURM_CONF=DIR/slurm.conf. All files are in
+# DIR (mode 0711), including munge's key and socket, and the database of --accounting (slurmdbd with
+# MariaDB). DIR must have a short path, because paths of sockets are limited to 107 bytes. Daemons use
+# free loopback ports and run as the current user. Nodes are named nPORT-1, nPORT-2, ... after the port of
+# slurmctld: cgroups are named after nodes, and clusters on one machine must not share them.
 set -euo pipefail
 
 die() { echo "local_slurm: $*" >&2; exit 1; }
@@ -35,7 +35,7 @@ need() {
     done
 }
 
-# N ports that are free now, below the range from which the kernel takes ephemeral ones.
+# Print N free ports, below the kernel's range of ephemeral ports.
 free_ports() {
     local low ports=() port tries=0
     read -r low _ </proc/sys/net/ipv4/ip_local_port_range
@@ -44,7 +44,7 @@ free_ports() {
         ((tries++ < 1000)) || die "found no free ports"
         port=$((20000 + (RANDOM * 32768 + RANDOM) % (low - 20000)))
         if [[ " ${ports[*]-} " == *" $port "* ]]; then continue; fi
-        # Something listens there when a connection is accepted.
+        # The port is in use if a connection is accepted.
         if (exec 9<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then continue; fi
         ports+=("$port")
     done
@@ -84,13 +84,13 @@ ConstrainCores=$( ((cores)) && echo yes || echo no )
 END
         echo "memory limits: cgroup v1 ($tracking, $task)" >&2
     else
-        # Otherwise slurmd wants a group of its own, whatever plugins are used; older ones don't know the value.
+        # Without this, slurmd requires its own cgroup with any plugins; older versions don't know the value.
         if newer_than 23 10; then echo "CgroupPlugin=disabled" >"$dir/cgroup.conf"; fi
         echo "memory limits: by sampling, without cgroups ($tracking, $task, $over)" >&2
     fi
     if ((gpus)); then
         gres="Gres=gpu:$gpus"
-        # Ordinary files stand for devices: Slurm counts and assigns them like real ones.
+        # Regular files simulate devices: Slurm counts and assigns them like real ones.
         for ((node = 0; node < gpus; node++)); do : >"$dir/gpu$node"; done
         local files="$dir/gpu0"
         if ((gpus > 1)); then files="$dir/gpu[0-$((gpus - 1))]"; fi
@@ -163,17 +163,17 @@ END
     for ((node = 1; node <= nodes; node++)); do
         echo "$prefix$node"
         mkdir -p "$dir/spool-$prefix$node" "$dir/tmp-$prefix$node"
-        # PMIx makes folders there with the same names on every node: each needs a place of its own.
+        # PMIx creates folders there with the same names on every node, so each node needs its own.
         chmod 1777 "$dir/tmp-$prefix$node"
     done >>"$dir/daemons"
 }
 
-# An empty database that only the holder of a new password may use, and the configuration of slurmdbd.
+# Create an empty database with a new password, and the configuration of slurmdbd.
 write_database() {
     local dir=$1 user=$2 host=$3 port=$4 storage_port=$5 password
     need "slurmdbd mariadb-server" slurmdbd mariadbd mariadb-install-db sacctmgr
     password=$(head -c 18 /dev/urandom | base64 | tr -d '/+=')
-    # In memory, where the many small writes take no time; `down` removes it.
+    # In memory, where small writes are fast; `down` removes it.
     ln -s "$(mktemp -d /dev/shm/local-slurm-XXXXXXXX)" "$dir/database"
     mariadb-install-db --no-defaults --user="$user" --datadir="$dir/database/data" --skip-test-db \
         --innodb-log-file-size=8M >"$dir/start.log" 2>&1 || die "the database could not be made; see $dir/start.log"
@@ -217,7 +217,7 @@ END
     printf '%s\n' mariadbd slurmdbd >>"$dir/daemons"
 }
 
-# The process of a daemon, if its pid file names one that is still that daemon of this folder.
+# Print the process ID of a daemon, if its PID file names a running daemon of this folder.
 pid_of() {
     local pid
     pid=$(cat "$1/$2.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] && [[ -d /proc/$pid ]] &&
@@ -250,7 +250,7 @@ start() {
     die "$name did not start; see its log in $dir"
 }
 
-# Whether a daemon does what the next one needs; slurmctld must be known to accounting before it starts.
+# Whether a daemon is ready for the next one; slurmctld must be registered in accounting before it starts.
 answers() {
     case $2 in
     mariadbd) [[ -S $1/database.socket ]] ;;
@@ -276,9 +276,9 @@ up() {
     if [[ -e $dir/daemons ]]; then die "$dir holds a cluster already; end it first"; fi
     mkdir -p "$dir/state/env_cache"
     chmod 0711 "$dir"
-    # With GetEnvTimeout=0 a job's environment comes from here and not from a login shell, whose start-up files
-    # may take seconds for each job.
-    # Of root's cluster other users have jobs too.
+    # With GetEnvTimeout=0 a job's environment is this file, not that of a login shell, whose start-up files
+    # may take seconds per job.
+    # In a cluster of root, other users have jobs too.
     local user
     while IFS=: read -r user _; do
         if ((EUID == 0)) || [[ $user == "$(id -un)" ]]; then
@@ -303,7 +303,7 @@ wait_idle() {
     die "the nodes did not become idle; see the logs in $1"
 }
 
-# Jobs first, so that no process of theirs is left behind.
+# End jobs first, so that none of their processes remains.
 down() {
     local dir=$1 name
     [[ -e $dir/daemons ]] || return 0
@@ -314,12 +314,12 @@ down() {
             sleep 0.1
         done
     fi
-    # Nothing of it is used again, but the nodes remove their cgroups when they end in order.
+    # Nodes remove their cgroups only in an ordered shutdown.
     while read -r name; do
         if [[ $name == n* ]]; then stop "$dir" "$name" & else stop "$dir" "$name" KILL & fi
     done <"$dir/daemons"
     wait
-    # A node that had jobs may leave empty cgroups.
+    # A node that ran jobs may leave empty cgroups.
     while read -r name; do
         find /sys/fs/cgroup/*/"slurm_$name" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done < <(grep '^n' "$dir/daemons")

@@ -1,10 +1,10 @@
-"""Compares our reading of sign-in messages (EIP-4361) with that of siwe-py, which has an environment of its own.
+"""Compare our parser of sign-in messages (EIP-4361) with siwe-py, which has a separate environment.
 
     python scripts/siwe_oracle.py --oracle .venv-siwe/bin/python [--count 200] [--seed 1] [--json]
 
-Messages are made at random, right and with one change. Nothing may be accepted here that siwe-py
-refuses, and everything that was made right must be accepted by both. Refusals that are only ours are
-counted: this implementation may be stricter. Exit 1 where the two disagree otherwise.
+Random messages are tested, valid ones and ones with one change. Both parsers must accept all valid
+messages, and ours must not accept any that siwe-py refuses. Messages that only ours refuses are
+counted, because it may be stricter. Exits with 1 if a message violates these rules.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ _STATEMENT = "Sign in to the gateway. This moves no credits and costs no gas."
 
 
 def main() -> int:
-    """Make messages, judge them twice, and compare."""
+    """Generate messages, verify them with both parsers, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--oracle", type=Path, help="Python in which siwe is installed.")
-    parser.add_argument("--judge", action="store_true", help="Judge messages of standard input.")
+    parser.add_argument(
+        "--verify", action="store_true", help="Verify messages of standard input with siwe."
+    )
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.judge:
+    if options.verify:
         print(json.dumps([_siwe(*case) for case in json.load(sys.stdin)]))
         return 0
     if options.oracle is None:
-        parser.error("--oracle is missing: `make siwe` gives it")
+        parser.error("--oracle is required; `make siwe` passes it")
     cases = _cases(random.Random(options.seed), options.count)  # noqa: S311 - no secrets
     done = subprocess.run(
-        [str(options.oracle), __file__, "--judge"],
+        [str(options.oracle), __file__, "--verify"],
         input=json.dumps([case[:2] for case in cases]),
         capture_output=True,
         text=True,
@@ -51,45 +53,45 @@ def main() -> int:
 
 def _report(cases: list[tuple[str, str, bool]], theirs: list[bool], *, as_json: bool) -> int:
     ours = [_own(text, signature) for text, signature, _ in cases]
-    judged = list(zip(cases, ours, theirs, strict=True))
+    verdicts = list(zip(cases, ours, theirs, strict=True))
     wrong = [
-        {"text": text, "made_right": right, "ours": own, "siwe": their}
-        for (text, _, right), own, their in judged
-        if (own and not their) or (right and not (own and their))
+        {"text": text, "valid": valid, "ours": own, "siwe": their}
+        for (text, _, valid), own, their in verdicts
+        if (own and not their) or (valid and not (own and their))
     ]
-    found = {
+    results = {
         "messages": len(cases),
-        "accepted_by_both": sum(1 for _, own, their in judged if own and their),
-        "refused_by_both": sum(1 for _, own, their in judged if not own and not their),
-        "refused_here_only": sum(1 for _, own, their in judged if their and not own),
+        "accepted_by_both": sum(1 for _, own, their in verdicts if own and their),
+        "refused_by_both": sum(1 for _, own, their in verdicts if not own and not their),
+        "refused_here_only": sum(1 for _, own, their in verdicts if their and not own),
         "disagreements": wrong,
     }
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        for name, value in found.items():
+        for name, value in results.items():
             print(f"{name:<20}{value if name != 'disagreements' else len(value)}")
-        for each in wrong[:5]:
-            print(json.dumps(each))
+        for disagreement in wrong[:5]:
+            print(json.dumps(disagreement))
     return 1 if wrong else 0
 
 
 def _cases(chance: random.Random, count: int) -> list[tuple[str, str, bool]]:
-    """Texts with a signature, and whether they were made right."""
-    found = []
+    """Return messages with their signatures, and whether they are valid."""
+    cases = []
     for number in range(count):
         account = Account.from_key(chance.randbytes(32))
-        text, right = _message(chance, account.address, number), True
+        text, valid = _message(chance, account.address, number), True
         if chance.random() < 0.6:
             changed = _changed(chance, text)
-            text, right = changed, changed == text
+            text, valid = changed, changed == text
         signature = bytes(account.sign_message(encode_defunct(text=text)).signature)
         if chance.random() < 0.15:
             at = chance.randrange(64)
             signature = signature[:at] + bytes([signature[at] ^ 1]) + signature[at + 1 :]
-            right = False
-        found.append((text, "0x" + signature.hex(), right))
-    return found
+            valid = False
+        cases.append((text, "0x" + signature.hex(), valid))
+    return cases
 
 
 def _message(chance: random.Random, address: str, number: int) -> str:
@@ -121,7 +123,7 @@ def _message(chance: random.Random, address: str, number: int) -> str:
 
 
 def _changed(chance: random.Random, text: str) -> str:
-    """The text with one change."""
+    """Return the text with one change."""
     lines = text.split("\n")
     at = chance.randrange(len(lines))
     place = chance.randrange(len(text))
@@ -145,7 +147,7 @@ def _changed(chance: random.Random, text: str) -> str:
 
 
 def _own(text: str, signature: str) -> bool:
-    # The environment of the oracle does not have these.
+    # The environment of siwe-py does not have these modules.
     from deepsquare_chain.chain.sign_in import SignInMessage, signer_of  # noqa: PLC0415
     from deepsquare_chain.errors import UsageError  # noqa: PLC0415
 
@@ -160,7 +162,7 @@ def _siwe(text: str, signature: str) -> bool:
     siwe: Any = __import__("siwe")
     try:
         siwe.SiweMessage.from_message(message=text).verify(signature)
-    except Exception:  # noqa: BLE001 - it raises errors of several libraries for one answer
+    except Exception:  # noqa: BLE001 - it raises errors of several libraries
         return False
     return True
 

@@ -62,7 +62,7 @@ class Harness:
         """Poll until the result is true; returns the result."""
         deadline = time.monotonic() + self.timeout
         while not (result := await condition()):
-            assert time.monotonic() < deadline, "it did not happen in time"
+            assert time.monotonic() < deadline, "the expected state was not reached in time"
             await asyncio.sleep(_POLL_INTERVAL)
         return result
 
@@ -90,7 +90,7 @@ class Harness:
 class ExecutorContract:
     """The tests; `harness` is a fixture of the derived class."""
 
-    async def test_code_reason_seconds_and_output_of_every_end(self, harness: Harness) -> None:
+    async def test_code_reason_duration_and_output_of_every_end(self, harness: Harness) -> None:
         executor = harness.make()
         runs = {
             "good": ("echo out; echo err >&2", 0, "exited"),
@@ -120,7 +120,7 @@ class ExecutorContract:
         assert b"trapped" in await executor.output("trap")
         assert set(runs) <= set(await executor.keys())
 
-    async def test_a_key_runs_once_whoever_submits_it(self, harness: Harness) -> None:
+    async def test_a_key_runs_once(self, harness: Harness) -> None:
         spec = harness.spec("once", f"echo ran >> {harness.scratch}/once; sleep 1")
         first, second = harness.make(), harness.make()
         await asyncio.gather(first.submit(spec), first.submit(spec))
@@ -130,7 +130,7 @@ class ExecutorContract:
         assert await harness.end(harness.make(), "once") == end
         assert (harness.scratch / "once").read_text() == "ran\n"
 
-    async def test_run_that_ends_without_the_daemon_is_reported_with_its_seconds(
+    async def test_a_run_that_ends_without_the_daemon_is_reported_with_its_duration(
         self, harness: Harness
     ) -> None:
         done_file = harness.scratch / "done"
@@ -152,7 +152,7 @@ class ExecutorContract:
         assert await restarted.stored(handle) is None
         await restarted.forget(handle)  # idempotent
 
-    async def test_cancel_returns_when_nothing_of_the_run_is_left(self, harness: Harness) -> None:
+    async def test_cancel_returns_when_all_processes_have_ended(self, harness: Harness) -> None:
         executor = harness.make()
         alive = harness.scratch / "alive"
         script = (
@@ -171,7 +171,7 @@ class ExecutorContract:
         await executor.cancel("stop")
         assert await harness.end(executor, "stop") == end
 
-    async def test_nothing_outlives_the_script(self, harness: Harness) -> None:
+    async def test_all_processes_end_with_the_script(self, harness: Harness) -> None:
         executor = harness.make()
         alive = harness.scratch / "left"
         loop = f"while :; do echo >> {alive}; sleep 0.2; done"
@@ -215,7 +215,7 @@ class ExecutorContract:
         assert end.code != 0
         assert (await harness.end(executor, "fits")).reason == "exited"
 
-    async def test_environment_is_the_runs_own(self, harness: Harness) -> None:
+    async def test_environment_has_only_the_variables_of_the_run(self, harness: Harness) -> None:
         executor = harness.make()
         nasty = "$(touch pwned) `touch pwned` '; touch pwned; \" %s \\ ../ \n second line"
         env = {"NASTY": nasty, "PLAIN": "x"}
@@ -227,7 +227,7 @@ class ExecutorContract:
         )
         assert (plain_value, nasty_value, home, rest) == ("x", nasty, folder, "")
 
-    async def test_directives_of_batch_systems_are_not_obeyed(self, harness: Harness) -> None:
+    async def test_directives_of_batch_systems_have_no_effect(self, harness: Harness) -> None:
         executor = harness.make()
         script = "#!/bin/bash\n#SBATCH --array=0-3\n#SBATCH --output=/dev/null\n#PBS -t 0-3\n"
         script += f"echo ran >> {harness.scratch}/array; echo said"

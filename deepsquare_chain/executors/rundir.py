@@ -140,7 +140,7 @@ class RunFolder:
 
     def taken(self) -> FolderClaim | None:
         """Return the supervisor's claim; None while the run is unclaimed."""
-        record = _optional(self.path / "supervisor.json")
+        record = read_optional(self.path / "supervisor.json")
         if record is None:
             return None
         token, since = str(record.get("token", "")), _number(record, "since")
@@ -153,14 +153,14 @@ class RunFolder:
 
     def job(self) -> tuple[Identity, float, float] | None:
         """Return the script's process, and its start on the wall clock and the monotonic clock."""
-        record = _optional(self.path / "job.json")
+        record = read_optional(self.path / "job.json")
         if record is None:
             return None
         return _identity(record), _number(record, "started_at"), _number(record, "started")
 
     def exit(self) -> dict[str, Any] | None:
         """Return the exit record; None while there is none."""
-        return _optional(self.path / "exit.json")
+        return read_optional(self.path / "exit.json")
 
     def reserve_exit(self) -> Path:
         """Reserve the disk blocks of the exit record, so that it can be written on a full disk."""
@@ -275,7 +275,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _optional(path: Path) -> dict[str, Any] | None:
+def read_optional(path: Path) -> dict[str, Any] | None:
+    """Read a record as `read_record`; None if there is no such file."""
     try:
         return read_record(path)
     except FileNotFoundError:

@@ -1,8 +1,7 @@
 """Metrics and health of one service, and checks of its environment.
 
-Each service has a Prometheus registry of its own.
-
-Every metric exists from the start, so that an alert on its absence is meaningful.
+Each service has its own Prometheus registry. Every metric exists from the start, so that an alert on
+its absence is meaningful.
 """
 
 from __future__ import annotations

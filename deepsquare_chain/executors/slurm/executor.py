@@ -223,7 +223,7 @@ class SlurmExecutor(Executor):
             age = self._options.query_interval
             jobs = (await self._polled_queue(age)).jobs.get(folder.key, []) if is_new else []
             if len(jobs) > 1:
-                raise self._alarm(folder.key, jobs)
+                raise self._duplicates_error(folder.key, jobs)
             if jobs:
                 await self._adopt(folder, jobs[0])
             return bool(jobs)
@@ -288,7 +288,7 @@ class SlurmExecutor(Executor):
     async def _arguments(self, folder: SlurmFolder, spec: RunSpec) -> list[str]:
         minutes = commands.minutes(spec.walltime)
         if self._options.limit_headroom != 0:
-            minutes = await self._longer(minutes, spec)
+            minutes = await self._with_headroom(minutes, spec)
         comment = " ".join(part for part in (spec.comment, self._owner_mark()) if part)
         return commands.submit(
             spec,
@@ -299,7 +299,7 @@ class SlurmExecutor(Executor):
             comment=comment,
         )
 
-    async def _longer(self, minutes: int, spec: RunSpec) -> int:
+    async def _with_headroom(self, minutes: int, spec: RunSpec) -> int:
         """Return the time limit with headroom for top-ups, as far as the partitions allow."""
         headroom = self._options.limit_headroom
         if headroom is None:
@@ -346,10 +346,10 @@ class SlurmExecutor(Executor):
         queue = await self._polled_queue(max_age=0.0)
         jobs = queue.jobs.get(key) or (await self._accounted([key], since)).get(key, [])
         if len(jobs) > 1:
-            raise self._alarm(key, jobs)
+            raise self._duplicates_error(key, jobs)
         return jobs[0] if jobs else None
 
-    def _alarm(self, key: str, jobs: list[SlurmJob]) -> ExecutorUnavailableError:
+    def _duplicates_error(self, key: str, jobs: list[SlurmJob]) -> ExecutorUnavailableError:
         ids = ", ".join(sorted(job.id for job in jobs))
         if self._memory.warnings.get(key) != ids:
             self._memory.warnings[key] = ids
@@ -390,16 +390,16 @@ class SlurmExecutor(Executor):
         try:
             folder = self._folder(key)
             if len(jobs) > 1:
-                raise self._alarm(key, jobs)
+                raise self._duplicates_error(key, jobs)
             job = jobs[0]
             recorded = self._memory.job_ids.get(key) or await self._call(folder.job_id)
             if recorded is not None and recorded != job.id:
-                raise self._alarm(key, [job, SlurmJob(recorded, "")])
+                raise self._duplicates_error(key, [job, SlurmJob(recorded, "")])
             state = records.run_state(job.state)
             if state is RunState.ENDED:
                 return await self._conclude(folder, job)
             if records.never_starts(job):
-                await self._give_up(folder, job)
+                await self._cancel_blocked_job(folder, job)
             if job.state == "RUNNING":
                 await self._enforce(folder, job)
         except (ExecutorUnavailableError, RunRefusedError) as error:
@@ -409,7 +409,7 @@ class SlurmExecutor(Executor):
             self._warn(key, ExecutorError(f"unknown state {job.state!r}"))
         return RunStatus(state)
 
-    async def _give_up(self, folder: SlurmFolder, job: SlurmJob) -> None:
+    async def _cancel_blocked_job(self, folder: SlurmFolder, job: SlurmJob) -> None:
         """Cancel a job that would never start; the next poll finds it cancelled."""
         _log.warning("Slurm job blocked", run=folder.key, reason=job.reason)
         await self._signal(job.id)
@@ -512,11 +512,11 @@ class SlurmExecutor(Executor):
         if job is not None and job.exit_code is None and job.state in {"COMPLETED", "FAILED"}:
             end = await self._call(folder.end) if await self._call(folder.exists) else None
             if end is None:
-                job = await self._detailed(job)
+                job = await self._with_exit_code(job)
         ended = await self._call(self._judge, folder, job)
         return self._remember(folder.key, ended)
 
-    async def _detailed(self, job: SlurmJob) -> SlurmJob:
+    async def _with_exit_code(self, job: SlurmJob) -> SlurmJob:
         with contextlib.suppress(UnknownJobError, CommandRefusedError):
             detailed = parsing.job(await self._client.run(commands.show_job(job.id)))
             if detailed is not None and detailed.id == job.id:
@@ -642,7 +642,7 @@ class SlurmExecutor(Executor):
             jobs = await self._live(handle, max_age=0.0)
             if exists and (jobs or await self._call(folder.verdict) is None):
                 # A job that Slurm accepted, but is not known yet, must not run the script later.
-                await self._call(folder.call_off)
+                await self._call(folder.withdraw)
             await self._end_jobs(handle, jobs)
 
     async def _end_jobs(self, key: str, jobs: list[SlurmJob]) -> None:

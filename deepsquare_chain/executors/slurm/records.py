@@ -35,6 +35,7 @@ from deepsquare_chain.executors.rundir import (
     RunFolder,
     dump,
     exit_record,
+    read_optional,
     read_record,
     replace,
     unique,
@@ -297,7 +298,7 @@ class SlurmFolder(RunFolder):
 
     def intent(self) -> float | None:
         """Return the time of the intent to call sbatch, in epoch seconds; None for none."""
-        record = _optional(self.path / "intent.json")
+        record = read_optional(self.path / "intent.json")
         return None if record is None else _number(record, "at")
 
     def set_intent(self) -> None:
@@ -310,14 +311,14 @@ class SlurmFolder(RunFolder):
 
     def job_id(self) -> str | None:
         """Return the ID of the Slurm job; None while it is not known."""
-        record = _optional(self.path / "slurm.json")
+        record = read_optional(self.path / "slurm.json")
         return None if record is None else str(record.get("job", ""))
 
     def set_job_id(self, job_id: str) -> None:
         """Record the ID of the Slurm job."""
         replace(self.path / "slurm.json", dump({"job": job_id}))
 
-    def call_off(self) -> None:
+    def withdraw(self) -> None:
         """Request the cancellation of the run, and claim it so that no later wrapper can."""
         self.set_control(cancel=True)
         temporary = self.path / f".withdrawn.{unique()}"
@@ -334,7 +335,7 @@ class SlurmFolder(RunFolder):
 
     def start(self) -> tuple[str, float | None] | None:
         """Return the Slurm job that claimed the run, and the time; no time if it was withdrawn."""
-        record = _optional(self.path / "start.json")
+        record = read_optional(self.path / "start.json")
         if record is None:
             return None
         job = str(record.get("job", ""))[:20]
@@ -378,13 +379,6 @@ class SlurmFolder(RunFolder):
         self.set_exit(
             exit_record(ended.code, ended.reason, ended.seconds, ended.started_at, ended.ended_at)
         )
-
-
-def _optional(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_record(path)
-    except FileNotFoundError:
-        return None
 
 
 def _number(record: Mapping[str, Any], name: str) -> float:
