@@ -56,6 +56,7 @@ from deepsquare_chain.executors.rundir import (
     OUTPUT_LIMIT,
     FolderClaim,
     RunFolder,
+    finite_number,
     read_bytes,
     read_kept,
     unique,
@@ -406,8 +407,8 @@ class Runs:
 
 def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
     try:
-        walltime = float(folder.control()["walltime"])
-    except (OSError, KeyError, TypeError, ValueError):
+        walltime = finite_number(folder.control(), "walltime")
+    except OSError:
         return False  # damaged by the job; the supervisor has its limits in memory
     return time.monotonic() - claim.since > walltime + GRACE + HUNG
 

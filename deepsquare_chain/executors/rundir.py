@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -143,7 +144,7 @@ class RunFolder:
         record = read_optional(self.path / "supervisor.json")
         if record is None:
             return None
-        token, since = str(record.get("token", "")), _number(record, "since")
+        token, since = str(record.get("token", "")), finite_number(record, "since")
         return FolderClaim(_identity(record), token, since)
 
     def set_job(self, process: Identity, started_at: float, started: float) -> None:
@@ -156,7 +157,11 @@ class RunFolder:
         record = read_optional(self.path / "job.json")
         if record is None:
             return None
-        return _identity(record), _number(record, "started_at"), _number(record, "started")
+        return (
+            _identity(record),
+            finite_number(record, "started_at"),
+            finite_number(record, "started"),
+        )
 
     def exit(self) -> dict[str, Any] | None:
         """Return the exit record; None while there is none."""
@@ -286,15 +291,19 @@ def read_optional(path: Path) -> dict[str, Any] | None:
 def _identity(record: Mapping[str, Any]) -> Identity:
     try:
         return Identity(int(record["pid"]), int(record["ticks"]), str(record["boot"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise OSError(errno.EIO, "names no process") from None
 
 
-def _number(record: Mapping[str, Any], name: str) -> float:
+def finite_number(record: Mapping[str, Any], name: str) -> float:
+    """Return a number of a record; raises OSError (EIO) if there is none, or it is not finite."""
     try:
-        return float(record[name])
-    except (KeyError, TypeError, ValueError):
-        raise OSError(errno.EIO, f"holds no number {name}") from None
+        number = float(record[name])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise OSError(errno.EIO, f"holds no number {name}")
+    return number
 
 
 def unique(size: int = 8) -> str:

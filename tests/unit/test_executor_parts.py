@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepsquare_chain.executors import orphaned_processes, procfs, rundir
+from deepsquare_chain.executors import local, orphaned_processes, procfs, rundir
 from deepsquare_chain.executors.base import (
     MAX_SCRIPT_BYTES,
     MAX_WALLTIME,
@@ -27,6 +29,7 @@ from deepsquare_chain.executors.launch import make_run
 from deepsquare_chain.executors.local import LocalExecutor
 from deepsquare_chain.executors.procfs import Identity, Process
 from deepsquare_chain.executors.rundir import (
+    FolderClaim,
     OutputWriter,
     RunFolder,
     exit_record,
@@ -282,16 +285,41 @@ def test_damaged_records_are_errors_and_never_absent(tmp_path: Path, content: by
 
 @pytest.mark.parametrize(
     "record",
-    [{"since": 1}, {"since": 1, "pid": "x"}, {"since": 1, "pid": 1, "ticks": None, "boot": ""}],
+    [
+        {"since": 1},
+        {"since": 1, "pid": "x"},
+        {"since": 1, "pid": 1, "ticks": None, "boot": ""},
+        {"since": 1, "pid": math.inf, "ticks": 1, "boot": ""},
+    ],
+    ids=["missing", "text", "null", "infinite"],
 )
 def test_records_without_a_process_are_errors(tmp_path: Path, record: dict[str, object]) -> None:
     run = folder(tmp_path)
     (run.path / "supervisor.json").write_text(json.dumps(record))
     with pytest.raises(OSError, match="names no process"):
         run.taken()
-    (run.path / "supervisor.json").write_text(json.dumps({"pid": 1, "ticks": 1, "boot": ""}))
+
+
+@pytest.mark.parametrize(
+    "since",
+    [{}, {"since": "x"}, {"since": 10**400}, {"since": math.inf}, {"since": math.nan}],
+    ids=["missing", "text", "large", "infinite", "not a number"],
+)
+def test_records_without_a_finite_time_are_errors(tmp_path: Path, since: dict[str, Any]) -> None:
+    run = folder(tmp_path)
+    record = {"pid": 1, "ticks": 1, "boot": "", **since}
+    (run.path / "supervisor.json").write_text(json.dumps(record))
     with pytest.raises(OSError, match="since"):
         run.taken()
+
+
+def test_a_walltime_that_is_not_a_finite_number_is_ignored(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    claim = FolderClaim(Identity(1, 1, ""), "", since=0.0)
+    (run.path / "control.json").write_text(json.dumps({"walltime": 10**400}))
+    assert not local._is_overdue(run, claim)
+    (run.path / "control.json").write_text(json.dumps({"walltime": -(10**9)}))
+    assert local._is_overdue(run, claim)
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:

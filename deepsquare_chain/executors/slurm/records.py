@@ -28,13 +28,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from deepsquare_chain.executors.base import Exit, RunState
 from deepsquare_chain.executors.rundir import (
     RunFolder,
     dump,
     exit_record,
+    finite_number,
     read_optional,
     read_record,
     replace,
@@ -299,7 +300,7 @@ class SlurmFolder(RunFolder):
     def intent(self) -> float | None:
         """Return the time of the intent to call sbatch, in epoch seconds; None for none."""
         record = read_optional(self.path / "intent.json")
-        return None if record is None else _number(record, "at")
+        return None if record is None else finite_number(record, "at")
 
     def set_intent(self) -> None:
         """Record the intent to call sbatch."""
@@ -339,14 +340,14 @@ class SlurmFolder(RunFolder):
         if record is None:
             return None
         job = str(record.get("job", ""))[:20]
-        return job, None if job == WITHDRAWN else _number(record, "at")
+        return job, None if job == WITHDRAWN else finite_number(record, "at")
 
     def end(self) -> EndRecord | None:
         """Return the wrapper's end record; None while there is no valid one."""
         try:
             record = read_record(self.path / "end.json")
             seconds = math.ceil(int(record["centiseconds"]) / 100)
-            times = _number(record, "started_at"), _number(record, "ended_at")
+            times = finite_number(record, "started_at"), finite_number(record, "ended_at")
             end = EndRecord(int(record["code"]), str(record["reason"]), seconds, *times)
         except FileNotFoundError:
             return None
@@ -364,7 +365,7 @@ class SlurmFolder(RunFolder):
 
     def walltime(self) -> int:
         """Return the current walltime in seconds."""
-        return int(_number(self.control(), "walltime"))
+        return int(finite_number(self.control(), "walltime"))
 
     def verdict(self) -> Exit | None:
         """Return the recorded exit status of the run; None if there is none."""
@@ -379,13 +380,3 @@ class SlurmFolder(RunFolder):
         self.set_exit(
             exit_record(ended.code, ended.reason, ended.seconds, ended.started_at, ended.ended_at)
         )
-
-
-def _number(record: Mapping[str, Any], name: str) -> float:
-    try:
-        number = float(record[name])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise OSError(5, f"holds no number {name}") from None
-    if not math.isfinite(number):
-        raise OSError(5, f"holds no number {name}")
-    return number
