@@ -147,7 +147,7 @@ async def simulate(
     context: CommandContext,
     trace: Annotated[
         Path,
-        typer.Argument(help="Workload in the Standard Workload Format, also packed by gzip."),
+        typer.Argument(help="Workload in the Standard Workload Format, also packed by gzip or xz."),
     ],
     providers: Annotated[
         Path, typer.Option("--providers", metavar="FILE", help="Clusters of the grid, in YAML.")
@@ -238,8 +238,9 @@ async def simulate(
     from deepsquare_chain.metascheduler.simulation.page import render
     from deepsquare_chain.metascheduler.simulation.workload import read_trace
 
+    recorded = await asyncio.to_thread(read_trace, trace)
     experiment = Experiment(
-        trace=await asyncio.to_thread(read_trace, trace),
+        trace=recorded,
         grid=read_grid(providers),
         loads=tuple(dict.fromkeys(load or [0.9])),
         seeds=seeds,
@@ -255,6 +256,16 @@ async def simulate(
             f"The largest cluster has {experiment.grid.largest} CPUs, and jobs may be "
             f"{experiment.width} wide",
             hint="Give a smaller --width, or a larger cluster.",
+        )
+    if recorded.left_out:
+        context.printer.note(
+            f"{trace.name}: {recorded.left_out} of {len(recorded.jobs) + recorded.left_out} jobs are "
+            "left out: their submission time, processors or run time are unknown, or the latter 0."
+        )
+    if experiment.width < recorded.processors:
+        context.printer.note(
+            f"{trace.name}: job sizes are scaled from {recorded.processors} to "
+            f"{experiment.width} CPUs of the machine (--width)."
         )
     with _progress() as (bar, advance):
         measures = await asyncio.to_thread(

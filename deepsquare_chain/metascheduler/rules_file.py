@@ -89,14 +89,15 @@ def read_yaml(path: Path, model: type[_Model], *, content: str, hint: str) -> _M
         if len(text) > _MAX_BYTES:
             raise UsageError(f"{content} {path}: more than {_MAX_BYTES} bytes", hint=hint)
         document: Any = yaml.safe_load(text.decode())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(
             f"{content} {path} can't be read: {str(error)[:300]}", hint=hint
         ) from error
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        first_error = error.errors()[0]
+        # A misspelled key also causes a missing one, and is the better name of the mistake.
+        first_error = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         location = ".".join(map(str, first_error["loc"])) or "the document"
         raise UsageError(
             f"{content} {path}: {location}: {first_error['msg']}", hint=hint

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,8 +94,31 @@ class TestTraces:
     def test_compressed_traces_are_equal(self, tmp_path: Path) -> None:
         plain, packed = tmp_path / "a.swf", tmp_path / "b"
         plain.write_text(line())
-        packed.write_bytes(gzip.compress(line().encode(), mtime=0))
-        assert read_trace(plain).jobs == read_trace(packed).jobs
+        for content in (gzip.compress(line().encode(), mtime=0), lzma.compress(line().encode())):
+            packed.write_bytes(content)
+            assert read_trace(plain).jobs == read_trace(packed).jobs
+
+    @pytest.mark.parametrize("change", ["\r\n", "\t", "byte order mark", "comments", "reversed"])
+    def test_other_spellings_of_a_trace_are_the_same(self, tmp_path: Path, change: str) -> None:
+        plain, other = tmp_path / "a.swf", tmp_path / "b.swf"
+        lines = [line(n, at=n) for n in (1, 2, 3)]
+        plain.write_text("\n".join(lines))
+        changed = {
+            "\r\n": "\r\n".join(lines),
+            "\t": "\n".join(lines).replace(" ", "\t"),
+            "byte order mark": "\ufeff; MaxProcs: 2\n" + "\n".join(lines),
+            "comments": "\n; Note: a word\n\n".join(lines),
+            "reversed": "\n".join(reversed(lines)),
+        }
+        other.write_bytes(changed[change].encode())
+        assert read_trace(plain).jobs == read_trace(other).jobs
+
+    def test_jobs_without_a_needed_field_are_left_out(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.swf"
+        without = [line(2, at=-1), line(3, ran=0), line(4, cpus=-1), line(5, cpus=10**18)]
+        path.write_text("\n".join([line(), *without]))
+        trace = read_trace(path)
+        assert (len(trace.jobs), trace.left_out, trace.processors) == (1, 4, 2)
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -106,6 +130,8 @@ class TestTraces:
             (line().replace("60", "nan", 1).encode(), "line 1 of .* is not a job"),
             (b"\x1f\x8bnonsense", "can't be read"),
             (gzip.compress(line().encode(), mtime=0)[:-9], "can't be read"),
+            (lzma.compress(line().encode())[:-9], "can't be read"),
+            (b"\xfd7zXZ\x00nonsense", "can't be read"),
         ],
     )
     def test_errors_name_the_bad_trace(self, tmp_path: Path, content: bytes, words: str) -> None:
@@ -282,6 +308,14 @@ class TestGrids:
             ("providers: [{name: a, nodes: 1}]", r"providers\.0\.cpus_per_node: Field required"),
             ("providers: [{name: a, nodes: 0, cpus_per_node: 1}]", r"providers\.0\.nodes: "),
             ("providers: [{name: a, nodes: 1, cpus_per_node: 1, sped: 2}]", r"providers\.0\.sped"),
+            ("providers: [{name: a, nodes: 1, cpu_per_node: 1}]", r"providers\.0\.cpu_per_node"),
+            (
+                "providers: [{name: a, nodes: 1, cpus_per_node: 16, mem_per_node: 8}]",
+                r"providers\.0: .*mem_per_node is in MB",
+            ),
+            ("providers: [{name: a, nodes: 1, cpus_per_node: 1, speed: 1e-300}]", "speed"),
+            ("providers: [{name: a, nodes: 1, cpus_per_node: 1, cpu_price: 1e-30}]", "cpu_price"),
+            ("providers: [{name: 2026-13-45}]", "can't be read"),
             ("providers: [{name: a, nodes: 1, cpus_per_node: 1, speed: .nan}]", "speed"),
             ("{", "can't be read"),
             ("\x00", "can't be read"),
@@ -392,6 +426,15 @@ class TestCommand:
         code, output = self.invoke(*words)
         assert code == 2
         assert message in " ".join(output.replace("│", " ").split())
+
+    def test_changes_of_the_trace_are_told(self, tmp_path: Path) -> None:
+        path = tmp_path / "wide.swf"
+        path.write_text("\n".join([line(1, cpus=4_096), line(2, ran=0)]))
+        words = ["simulate", str(path), "--providers", str(GRID), "--seeds", "1", "--processes"]
+        done = CliRunner().invoke(app, [*words, "1", "--no-baselines"])
+        assert done.exit_code == 0
+        assert "wide.swf: 1 of 2 jobs are left out" in done.stderr
+        assert "wide.swf: job sizes are scaled from 4096 to 129 CPUs" in done.stderr
 
     def test_jobs_wider_than_every_cluster_are_refused(self) -> None:
         code, output = self.invoke("--width", "257")

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import HOUR, Hardware, Offer, Prices, Provider, ProviderStatus
@@ -30,13 +30,19 @@ class SimulatedProvider(BaseModel):
     cpus_per_node: int = Field(ge=1, le=65_535)
     mem_per_node: int = Field(default=1_000_000, ge=1, le=10**9)
     gpus_per_node: int = Field(default=0, ge=0, le=1_000)
-    speed: float = Field(default=1.0, gt=0, le=1_000, allow_inf_nan=False)
-    cpu_price: Decimal = Field(default=Decimal(1), gt=0, le=1_000_000)
+    speed: float = Field(default=1.0, ge=0.001, le=1_000, allow_inf_nan=False)
+    cpu_price: Decimal = Field(default=Decimal(1), ge=Decimal("0.000001"), le=1_000_000)
     gpu_price: Decimal = Field(default=Decimal(0), ge=0, le=1_000_000)
     mem_price: Decimal = Field(default=Decimal(0), ge=0, le=1_000_000)
     watts_per_cpu: float = Field(default=10.0, gt=0, le=100_000, allow_inf_nan=False)
     grams_per_kwh: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
     labels: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_memory_for_its_cpus(self) -> SimulatedProvider:
+        if self.mem_per_node < self.cpus_per_node:
+            raise ValueError("mem_per_node is in MB, and jobs need at least 1 MB per CPU")
+        return self
 
     @property
     def cpus(self) -> int:

@@ -12,7 +12,7 @@ that are extreme in one property each.
 from __future__ import annotations
 
 import gzip
-import io
+import lzma
 import math
 import random
 import zlib
@@ -28,7 +28,10 @@ from deepsquare_chain.workflow.checks import UINT24_MAX
 _FIELDS: Final = 18
 #: Most bytes of a trace, after decompression.
 _MAX_BYTES: Final = 2 * 10**9
-_GZIP: Final = b"\x1f\x8b"
+#: Functions that open compressed files, by the first bytes of those.
+_COMPRESSED: Final = ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\x00", lzma.open))
+#: Processors of a machine or job from which on a number counts as unknown.
+_TOO_WIDE: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,15 @@ class TraceJob:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Jobs in order of submission, and the processors of the machine that ran them."""
+    """Jobs in order of submission, and the processors of the machine that ran them.
+
+    `left_out` counts the jobs of the file that `read_trace` leaves out.
+    """
 
     name: str
     jobs: tuple[TraceJob, ...]
     processors: int
+    left_out: int = 0
 
     @property
     def work(self) -> float:
@@ -68,16 +75,17 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace in the Standard Workload Format, as text or compressed by gzip.
+    """Read a trace in the Standard Workload Format, as text or compressed by gzip or xz.
 
-    Jobs without processors or without a run time are left out. A job without a requested time gets
-    its run time as limit. A limit is at most the longest one of a job record, 194 days.
+    Jobs without a submission time, without processors or without a run time are left out. A job
+    without a requested time gets its run time as limit. A limit is at most the longest one of a job
+    record, 194 days. Preceding jobs and think times are ignored.
 
     Raises:
         UsageError: The file can't be read, has no job, or has an invalid line, which is named.
     """
     jobs: list[TraceJob] = []
-    processors = 0
+    processors = left_out = 0
     for number, line in enumerate(_lines(path), 1):
         text = line.strip()
         if not text:
@@ -86,7 +94,9 @@ def read_trace(path: Path) -> Trace:
             processors = _machine_processors(text) or processors
             continue
         job = _read_job(path, number, text)
-        if job is not None:
+        if job is None:
+            left_out += 1
+        else:
             jobs.append(job)
     if not jobs:
         raise UsageError(
@@ -99,23 +109,23 @@ def read_trace(path: Path) -> Trace:
         replace(job, id=i, at=job.at - first_submission) for i, job in enumerate(jobs, 1)
     )
     widest = max(job.cpus for job in numbered)
-    return Trace(path.name, numbered, max(processors, widest))
+    return Trace(path.name, numbered, max(processors, widest), left_out)
 
 
 def _lines(path: Path) -> Iterable[str]:
     try:
-        content = path.read_bytes()
-        if content.startswith(_GZIP):
-            with gzip.open(io.BytesIO(content)) as file:
-                content = file.read(_MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as file:
+            head = file.peek(6)
+            unpack = next((unpack for magic, unpack in _COMPRESSED if head.startswith(magic)), None)
+            content = (file if unpack is None else unpack(file)).read(_MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UsageError(
             f"the trace {path} can't be read: {error}",
             hint="Give a file in the Standard Workload Format.",
         ) from error
     if len(content) > _MAX_BYTES:
         raise UsageError(f"the trace {path} has more than {_MAX_BYTES} bytes", hint="Shorten it.")
-    return content.decode("utf-8", errors="replace").splitlines()
+    return content.decode("utf-8-sig", errors="replace").splitlines()
 
 
 def _machine_processors(comment: str) -> int:
@@ -139,7 +149,7 @@ def _read_job(path: Path, number: int, text: str) -> TraceJob | None:
     submitted, run_time, allocated = values[1], values[3], values[4]
     requested_cpus, requested_time, memory = values[7], values[8], values[9]
     cpus = int(requested_cpus if requested_cpus > 0 else allocated)
-    if cpus <= 0 or run_time <= 0:
+    if submitted < 0 or not 0 < cpus < _TOO_WIDE or run_time <= 0:
         return None
     limit = min(math.ceil(requested_time if requested_time > 0 else run_time), UINT24_MAX)
     return TraceJob(
