@@ -91,7 +91,9 @@ def test_later_prices_and_fees_never_reach_back(grid: Grid, host: Host) -> None:
     assert settled.fee == RATE * 10 * FEE_BPS // 10_000
 
 
-def test_price_raised_in_front_of_an_assignment_meets_the_ceiling(grid: Grid, host: Host) -> None:
+def test_a_price_raised_just_before_an_assignment_is_limited_by_the_ceiling(
+    grid: Grid, host: Host
+) -> None:
     """escrow / timeLimit limits the price, even if a provider raises it just before."""
     job_id = grid.submit(amount=RATE * 600)
     grid.registry.setPrices(PRICES | {"cpu": PRICES["cpu"] + 1}, sender=host.account)
@@ -116,7 +118,7 @@ def test_only_the_role_may_assign(grid: Grid, host: Host) -> None:
         grid.scheduler.metaSchedule([], sender=grid.stranger)
 
 
-def test_groups_go_to_their_own_providers(grid: Grid, host: Host, other: Host) -> None:
+def test_each_group_goes_to_its_provider(grid: Grid, host: Host, other: Host) -> None:
     ids = [grid.submit() for _ in range(4)]
     grid.scheduler.metaSchedule(
         [
@@ -134,7 +136,7 @@ def test_groups_go_to_their_own_providers(grid: Grid, host: Host, other: Host) -
     ]
 
 
-def test_a_batch_skips_what_cannot_go_and_says_why(grid: Grid, host: Host) -> None:
+def test_a_batch_skips_refused_jobs_with_the_reason(grid: Grid, host: Host) -> None:
     good, poor, large = grid.submit(), grid.submit(amount=1), grid.submit(tasks=100)
     receipt = grid.assign(host, 999, poor, good, large, good)
     skipped = [
@@ -161,7 +163,7 @@ def test_an_unlawful_group_does_not_touch_a_lawful_one(grid: Grid, host: Host) -
     assert grid.status(two) is JobStatus.META_SCHEDULED
 
 
-def test_nothing_applied_reverts_with_the_first_reason(grid: Grid, host: Host) -> None:
+def test_a_batch_without_effect_reverts_with_the_first_reason(grid: Grid, host: Host) -> None:
     poor, large = grid.submit(amount=1), grid.submit(tasks=100)
     with reverts("OverBudget", poor):
         grid.assign(host, poor, large, 999)

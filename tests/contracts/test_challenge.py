@@ -66,7 +66,7 @@ def test_one_clock_for_each_provider(grid: Grid, host: Host, other: Host) -> Non
     assert not grid.scheduler.isSilent(other.id)
 
 
-def test_an_answer_stops_the_clock_and_gives_peace(grid: Grid, host: Host) -> None:
+def test_an_answer_stops_the_clock_and_delays_the_next_challenge(grid: Grid, host: Host) -> None:
     job_id = grid.assigned(host)
     challenge(grid, job_id)
     grid.chain.advance(3)
@@ -128,7 +128,7 @@ def test_silence_ends_with_an_answer_at_any_time(grid: Grid, host: Host) -> None
     assert not grid.scheduler.isSilent(host.id)
 
 
-def test_the_clock_outlives_the_job(grid: Grid, host: Host) -> None:
+def test_the_clock_continues_after_the_job(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
     challenge(grid, job_id)
     grid.scheduler.cancel([job_id], sender=grid.alice)
@@ -138,7 +138,7 @@ def test_the_clock_outlives_the_job(grid: Grid, host: Host) -> None:
         grid.assigned(host)
 
 
-def test_clocks_of_strangers_are_empty(grid: Grid) -> None:
+def test_clocks_of_unknown_providers_are_empty(grid: Grid) -> None:
     assert not grid.scheduler.isSilent(0)
     assert not grid.scheduler.isSilent(65_535)
     assert tuple(grid.scheduler.clockOf(9)) == ("0x" + "00" * 20, 0, 0, 0)

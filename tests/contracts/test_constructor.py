@@ -92,7 +92,7 @@ def test_the_treasury_must_be_able_to_hold_fees(grid: Grid) -> None:
         grid.deploy_scheduler(treasury="0x" + own.hex())
 
 
-def test_a_forwarder_has_code_or_is_none(grid: Grid) -> None:
+def test_a_forwarder_must_have_code_or_be_zero(grid: Grid) -> None:
     with reverts("InvalidAddress", word("forwarder")):
         grid.deploy_scheduler(forwarder=grid.alice)
     assert grid.deploy_scheduler(forwarder=ZERO).trustedForwarder() == ZERO

@@ -62,7 +62,7 @@ def test_no_forge_test_was_lost(results: Results) -> None:
     assert len(results) >= LEAST_TESTS
 
 
-def test_the_stateful_fuzzer_called_and_nothing_reverted_unplanned(results: Results) -> None:
+def test_the_stateful_fuzzer_made_calls_without_unexpected_reverts(results: Results) -> None:
     kind = results["InvariantsTest.invariant_the_numbered_promises_hold"]["kind"]["Invariant"]
     assert kind["calls"] >= 2_500
     assert kind["reverts"] == 0

@@ -49,7 +49,7 @@ def request_(grid: Grid, account: LocalAccount) -> ForwardRequest:
     )
 
 
-def test_the_contract_takes_what_is_signed(
+def test_the_contract_accepts_signed_requests(
     grid: Grid, domain: ForwarderDomain, account: LocalAccount, request_: ForwardRequest
 ) -> None:
     assert domain.name == "DeepSquare"
@@ -91,7 +91,7 @@ def test_every_field_is_part_of_the_signature(
 @pytest.mark.parametrize(
     "change", [{"chain_id": 1}, {"name": "Other"}, {"version": "2"}, {"contract": "0x" + "22" * 20}]
 )
-def test_a_signature_for_another_chain_or_forwarder_is_worth_nothing(
+def test_a_signature_for_another_chain_or_forwarder_is_invalid(
     grid: Grid,
     domain: ForwarderDomain,
     account: LocalAccount,

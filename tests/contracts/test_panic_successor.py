@@ -236,7 +236,7 @@ def test_other_statuses_stay(grid: Grid, host: Host) -> None:
                 panic(grid, job_id, caller)
 
 
-def test_a_mixed_batch_moves_each_job_on_its_own_terms(grid: Grid, host: Host, other: Host) -> None:
+def test_each_job_of_a_mixed_batch_follows_its_terms(grid: Grid, host: Host, other: Host) -> None:
     carried = grid.running(host)
     refunded = grid.running(host, retries=0)
     unstarted = grid.claimed(host, customer=grid.bob, retries=0)

@@ -136,7 +136,7 @@ def test_one_blocked_customer_in_a_batch_parks_its_share_only(refusing: Grid) ->
     assert grid.balance(grid.bob) == before + ESCROW
 
 
-def test_a_token_that_says_false_takes_no_job(hostile: dict[str, Any]) -> None:
+def test_no_job_is_submitted_if_the_token_returns_false(hostile: dict[str, Any]) -> None:
     grid = Grid(token=hostile["FalseCredit"])
     job_id = grid.submit()
     block(grid, grid.alice)
@@ -148,7 +148,7 @@ def test_a_token_that_says_false_takes_no_job(hostile: dict[str, Any]) -> None:
     assert grid.job(job_id).escrow == ESCROW
 
 
-def test_a_token_that_says_nothing_works(hostile: dict[str, Any]) -> None:
+def test_a_token_without_return_value_works(hostile: dict[str, Any]) -> None:
     grid = Grid(token=hostile["MuteCredit"])
     host = grid.provider()
     job_id = ran(grid, host)
@@ -158,7 +158,7 @@ def test_a_token_that_says_nothing_works(hostile: dict[str, Any]) -> None:
     assert grid.balance(grid.alice) == WEALTH - COST
 
 
-def test_two_batches_of_one_transaction_pay_each_their_own(
+def test_two_batches_of_one_transaction_pay_their_recipients(
     grid: Grid, host: Host, other: Host
 ) -> None:
     """Cached recipients of the first batch must not be used for the second one."""

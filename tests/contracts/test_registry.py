@@ -43,7 +43,7 @@ def test_a_registration_waits_for_its_approval(grid: Grid) -> None:
     assert grid.registry.providerCount() == 0
 
 
-def test_an_unknown_account_is_none(grid: Grid) -> None:
+def test_an_unknown_account_has_no_provider_id(grid: Grid) -> None:
     assert status(grid, grid.stranger) is ProviderStatus.NONE
     assert grid.registry.getProvider(grid.stranger).status == ProviderStatus.NONE
     assert grid.registry.idOf(grid.stranger) == 0
@@ -299,7 +299,7 @@ def test_no_offer_before_the_first_approval(grid: Grid) -> None:
         grid.registry.setOffer({"cpus": 0, "mem": 0, "gpus": 0}, sender=account)
 
 
-def test_draining_is_the_providers_own(grid: Grid, host: Host) -> None:
+def test_only_the_provider_can_drain(grid: Grid, host: Host) -> None:
     receipt = grid.registry.setDraining(True, sender=host.account)
     assert receipt.one("DrainingChanged").parameters == {
         "provider": host.account,

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.contracts
 ALL_FLAGS = UNTIL_SPENT | NO_SELF_SCHEDULING | INTERIM_PAYMENTS
 
 
-def test_record_holds_the_terms_and_nothing_of_a_provider(grid: Grid) -> None:
+def test_a_new_record_has_the_terms_and_no_provider(grid: Grid) -> None:
     job = grid.job(grid.submit(retries=5, flags=UNTIL_SPENT))
 
     assert job.customer == grid.alice
@@ -34,7 +34,7 @@ def test_record_holds_the_terms_and_nothing_of_a_provider(grid: Grid) -> None:
     assert job.definition == digest(0)
 
 
-def test_every_field_at_its_largest_keeps_to_its_own_bits(grid: Grid) -> None:
+def test_every_field_at_its_maximum_keeps_within_its_bits(grid: Grid) -> None:
     grid.credit.mint(grid.alice, 2**96, sender=grid.admin)
     largest = {
         "amount": 2**96 - 1,
@@ -192,7 +192,7 @@ def test_values_outside_their_type_are_refused(grid: Grid, position: int, value:
     assert grid.scheduler.jobCount() == 0
 
 
-def test_the_same_words_within_their_type_are_taken(grid: Grid) -> None:
+def test_the_same_words_with_values_in_range_are_accepted(grid: Grid) -> None:
     """Control of the test above: it is the value that is refused, not the position."""
     data = bytearray(grid.scheduler.submitJobs.encode([grid.request()]))
     for position, value in ((7, 1), (8, 2)):

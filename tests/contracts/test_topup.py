@@ -115,7 +115,7 @@ def test_too_late_counts_from_the_moved_end(grid: Grid, host: Host) -> None:
     assert grid.job(job_id).timeLimit == LIMIT + 120
 
 
-def test_until_spent_is_too_late_by_its_own_end(grid: Grid, host: Host) -> None:
+def test_topup_of_an_until_spent_job_is_refused_after_its_end(grid: Grid, host: Host) -> None:
     job_id = grid.running(host, flags=UNTIL_SPENT)
     end = grid.chain.now + ESCROW // RATE
     grid.chain.advance(ESCROW // RATE - NOTICE)

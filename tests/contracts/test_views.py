@@ -31,7 +31,7 @@ def test_several_records_at_once(grid: Grid, host: Host) -> None:
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
-def test_deadline_and_loss_are_of_running_jobs_alone(
+def test_only_running_jobs_have_a_deadline_and_can_be_lost(
     grid: Grid, host: Host, status: JobStatus
 ) -> None:
     job_id = grid.in_status(status, host)

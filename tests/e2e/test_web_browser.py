@@ -135,7 +135,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
     return width, height
 
 
-def test_the_handbooks_pictures_are_made_here(
+def test_screenshots_of_the_documentation(
     browser: Browser, explorer: BusyExplorer, tmp_path: Path
 ) -> None:
     """With DEEPSQUARE_SCREENSHOTS=docs/images the screenshots are taken again."""
@@ -208,7 +208,7 @@ def test_without_scripts_everything_can_be_read(browser: Browser, explorer: Busy
         expect(page.get_by_text("The form needs scripts and a wallet")).to_be_visible()
 
 
-def test_the_keyboard_leads_everywhere(tab: Watched, explorer: BusyExplorer) -> None:
+def test_everything_is_reachable_by_keyboard(tab: Watched, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(explorer.url)
     page.keyboard.press("Tab")
@@ -316,7 +316,7 @@ def test_a_job_file_is_written_with_the_schemas_help(tab: Watched, explorer: Bus
     expect(page.get_by_role("option")).to_have_text(["COST", "TIME", "ENERGY"])
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Tab")
-    # The form wrote an objective already: the second one is a mistake of its own line.
+    # The form has already written an objective: the second one is reported at its line.
     expect(editor).to_have_value(re.compile(r"retries: 2\nobjective: TIME$"))
     expect(wrong).to_have_count(1)
     tab.check()
@@ -390,7 +390,7 @@ def wallet(tab: Watched, explorer: BusyExplorer) -> TestWallet:
         credit = grid.contracts.credit
         await grid.send(grid.admin, credit.mint(owner, 20 * CREDIT))
         await grid.send(grid.stranger, credit.approve(grid.contracts.scheduler.address, 0))
-        # The node signs for this account from here on; our own sender must not.
+        # From here on the node signs for this account; the test's sender must not.
         grid.senders.pop(owner, None)
 
     explorer.run(fund())
@@ -530,7 +530,7 @@ def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
     page.locator("#submit-job").click()
     expect(page.locator("[data-report]")).to_contain_text("Time limit")
     assert wallet.methods() == []
-    # A refused post is an answer, which the browser notes as a failed load.
+    # The browser logs a refused POST request as a failed load.
     assert all("status of 4" in fault for fault in tab.faults)
 
 

@@ -195,7 +195,7 @@ async def test_a_hidden_block_without_a_trace(used: LiveGrid) -> None:
     assert "does not return its receipts" in (await proven(used, nothing))[0]
 
 
-async def test_receipts_one_by_one_where_a_node_gives_no_others(used: LiveGrid) -> None:
+async def test_receipts_are_read_singly_if_a_node_has_no_batch_method(used: LiveGrid) -> None:
     methods: list[str] = []
     ask = used.w3.provider.make_batch_request
 

@@ -58,7 +58,7 @@ async def test_a_whole_life(grid: LiveGrid) -> None:
     assert (await scheduler.get_job(job_id)).escrow == settled.paid + settled.fee
 
 
-async def test_many_records_come_in_order_with_none_for_the_unknown(grid: LiveGrid) -> None:
+async def test_records_are_returned_in_order_with_none_for_unknown_jobs(grid: LiveGrid) -> None:
     ids = await grid.submit(count=3)
     jobs = await grid.contracts.scheduler.get_jobs([*reversed(ids), 10**9])
     assert [job.id for job in jobs] == [*reversed(ids), 10**9]

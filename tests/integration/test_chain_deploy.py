@@ -114,7 +114,7 @@ async def test_deployed_and_verified(shell: Shell, node: Node) -> None:
         assert not await contracts.scheduler.has_role(METASCHEDULER_ROLE, DEPLOYER.address)
         assert await contracts.registry.has_role(APPROVER_ROLE, DEPLOYER.address)
         assert (await contracts.scheduler.parameters()).treasury == other
-    # What the record says is compared, not only that something is there.
+    # The record's values are compared, not only the existence of code.
     body = json.loads((shell.folder / "r.json").read_text())
     body["treasury"] = DEPLOYER.address
     (shell.folder / "r.json").write_text(json.dumps(body))
@@ -140,7 +140,7 @@ async def test_interrupted_and_started_again(shell: Shell, node: Node) -> None:
         assert await w3.eth.get_transaction_count(DEPLOYER.address) == before + 7
     assert len(document["deployment"]["transactions"]) == 7
     folder = shell.folder / ".deepsquare"
-    # Beside the record only what is known of the wallet's file; nothing of the outbox is left.
+    # Only the cached address of the wallet is left next to the record, and no outbox.
     assert sorted(path.name for path in folder.iterdir()) == ["deployment.json", "wallets"]
     code, _, errors = await shell.deploy()
     assert code == 2

@@ -115,7 +115,7 @@ async def test_a_reorganisation_is_rolled_back(own_grid: LiveGrid, depth: int) -
     assert memory.events == await truth(grid)
     if depth > 8:
         assert len(memory.events) < count
-    # The customer's sender repairs what was taken from it, and the follower sees that.
+    # The customer's sender resends its lost transaction, and the follower reads it.
     await grid.sender(grid.customers[0]).reconcile()
     await grid.submit()
     await asyncio.sleep(0.2)

@@ -121,6 +121,6 @@ async def test_another_chain_wakes_no_service(chain: Any) -> None:
     assert (ear.wakes, set(ear.on_change)) == (0, {False})
 
 
-def test_an_address_that_is_none() -> None:
+def test_an_invalid_address() -> None:
     with pytest.raises(UsageError, match="not a ws://"):
         HeadSubscription("http://127.0.0.1:1", lambda: None, chain_id=1)

@@ -71,7 +71,7 @@ async def test_a_lagging_node_is_not_polled_forever(proxy: Proxy, node: Node) ->
         proxy.orders = [refusal(-32000, "header not found")]
         await w3.eth.get_balance("0x" + "51" * 20)
         assert proxy.connections == 3
-        # Whoever is under way when connections are renewed is not cut off.
+        # Requests in progress are not interrupted when connections are renewed.
         proxy.orders = [refusal(-32000, "header not found")]
         await asyncio.gather(*(w3.eth.block_number for _ in range(6)))
 

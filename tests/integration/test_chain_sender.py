@@ -36,7 +36,7 @@ LABELS = (
 async def test_killed_at_each_label_it_acts_once(grid: LiveGrid, tmp_path: Path) -> None:
     record = tmp_path / "deployment.json"
     grid.deployment.save(record)
-    # One after the other: the bank has one nonce.
+    # In sequence: they use one wallet.
     for label in LABELS:
         await grid.node.fund(account_of(label).address, 10**18)
     await asyncio.gather(
@@ -102,7 +102,7 @@ async def test_a_stuck_transaction_is_replaced(own_anvil: Node) -> None:
         first = sender.pending()[0].latest
         # Recorded is not yet broadcast: it must wait at the node before the fee jumps.
         await _until_waiting(own_anvil)
-        # The base fee jumps above what it offers, so that blocks pass it by.
+        # The base fee rises above the transaction's, so that blocks do not include it.
         for _ in range(4):
             await own_anvil.rpc("anvil_setNextBlockBaseFeePerGas", hex(first.max_fee * 3))
             await own_anvil.mine()
@@ -153,7 +153,7 @@ async def test_a_dropped_transaction_is_sent_again(own_anvil: Node) -> None:
         assert await grid.contracts.credit.balance_of(target) == 1
 
 
-async def test_a_database_outlives_its_process(grid: LiveGrid, tmp_path: Path) -> None:
+async def test_a_database_is_kept_after_a_restart(grid: LiveGrid, tmp_path: Path) -> None:
     store = grid.store(grid.stranger, tmp_path / "stranger.db")
     sender = grid.sender(grid.stranger, store=store)
     await sender.send(grid.contracts.credit.approve(grid.admin.address, 5))

@@ -629,7 +629,7 @@ def test_contracts_on_chain_match_this_build(cli: Cli) -> None:
     assert all(row["ok"] for row in json.loads(result.out))
 
 
-def test_deploying_anew_writes_a_record_that_verifies(
+def test_a_new_deployment_writes_a_record_that_verifies(
     cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
     record = tmp_path / "deployment.json"

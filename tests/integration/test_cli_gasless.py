@@ -73,7 +73,7 @@ def test_a_wallet_without_coin_can_act_as_a_customer(
     assert asyncio.run(sent()) == 0
 
 
-def test_nothing_is_signed_without_a_yes(cli: Cli, bob: tuple[str, ...]) -> None:
+def test_nothing_is_signed_without_confirmation(cli: Cli, bob: tuple[str, ...]) -> None:
     before = balance(cli, bob)
     result = cli("submit", HELLO, "--gasless", *bob)
     assert (result.code, result.out) == (2, "")
@@ -108,7 +108,7 @@ def test_a_key_is_one_submission_with_and_without_a_relay(cli: Cli, bob: tuple[s
     direct = cli("submit", HELLO, "--key", "once", *bob)
     assert direct.code == 2
     assert "Repeat it with --gasless" in direct.err
-    # The other way round: what was sent without a relay is not signed for one.
+    # Conversely, a call that was sent without a relay is not signed for one.
     own = data(cli("submit", HELLO, "--key", "own", "-o", "json"))
     assert data(cli("submit", HELLO, "--key", "own", "--gasless", "--yes", "-o", "json")) == own
 

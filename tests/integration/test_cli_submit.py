@@ -68,7 +68,7 @@ def test_a_job_with_a_start_time_waits_for_it(cli: Cli, local_devnet: LocalDevne
     (local_devnet.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
     [job] = [item["id"] for item in data(cli("submit", "later.yaml", "-o", "json"))]
     assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
-    # A wallet's own name of a submission means the same job each time, so its times are dates.
+    # The key of a submission names the same job each time, so its times are absolute.
     again = cli("submit", "later.yaml", "--key", "later")
     assert "startAfter and startBefore are relative to the submission" in again.err
     assert cli("job", "cancel", str(job)).code == 0
@@ -208,7 +208,7 @@ def test_a_quote_has_price_longest_run_start_and_reasons(cli: Cli) -> None:
     cheap = result[0]
     assert cheap["eligible"] is True
     assert (cheap["start"], cheap["starts_in"]) == ("now", 0)
-    # Nothing else waits: the job would be the first, and start at one of the providers at once.
+    # The queue is empty: the job would be the first, and start at once.
     assert [item["expected_in"] for item in result].count(None) == 1
     assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
     poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
@@ -408,7 +408,7 @@ def test_unsigned_calls_are_printed_for_a_safe(
         local_devnet.record["scheduler"],
     ]
     assert (credits(cli), sent()) == (before, 0)
-    # What the Safe could not do either is refused before anybody signs.
+    # A call that the Safe could not execute is refused before it is signed.
     refused = cli("admin", "fee", "1", "--unsigned", alice)
     assert (refused.code, refused.out) == (8, "")
     shown = cli("admin", "fee", "1", "--unsigned", admin)

@@ -90,7 +90,7 @@ async def test_transaction_signed_after_an_idle_period_is_not_expired(tmp_path: 
         assert time.time() - await chain_time(grid.w3) < 600, "the first block of an hour"
 
 
-async def test_a_command_is_tried_on_the_block_that_it_brings_about(tmp_path: Path) -> None:
+async def test_a_command_is_simulated_on_the_block_that_it_causes(tmp_path: Path) -> None:
     """Actions that became possible after the time of the latest block are sent."""
     long_ago = ("--timestamp", str(int(time.time()) - 40 * 86_400))
     async with start_anvil(options=long_ago) as node, live_grid(node) as grid:

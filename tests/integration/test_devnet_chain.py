@@ -137,7 +137,7 @@ async def w3(node: EmbeddedChain) -> AsyncIterator[AsyncWeb3[Any]]:
 
 
 class TestIdentity:
-    async def test_says_what_it_is(self, client: Client, node: EmbeddedChain) -> None:
+    async def test_identification_of_the_node(self, client: Client, node: EmbeddedChain) -> None:
         assert await client.get("eth_chainId") == hex(1337) == hex(node.chain_id)
         assert await client.get("net_version") == "1337"
         assert (await client.get("web3_clientVersion")).startswith("DeepSquare-devnet/")
@@ -368,7 +368,7 @@ class TestPool:
         assert refusal["code"] == -32000
         return refusal["message"]
 
-    async def test_refusals_in_the_words_of_geth(self, client: Client) -> None:
+    async def test_errors_have_the_texts_of_geth(self, client: Client) -> None:
         await client.send(0)
         assert await self.refused(client, 0) == "already known"
         await client.node.mine()

@@ -116,7 +116,7 @@ def test_a_full_disk_is_no_failure_of_a_job_that_did_not_fill_it(
     assert record["reason"] == reason
 
 
-def test_a_script_sees_no_trace_of_how_it_is_begun(tmp_path: Path) -> None:
+def test_a_script_gets_no_arguments_or_descriptors_of_its_supervisor(tmp_path: Path) -> None:
     script = b'echo "$0 $# $- $SHLVL"; ls /proc/self/fd'
     record, output = run(tmp_path / "run", script)
     assert record["code"] == 0
@@ -147,7 +147,7 @@ def test_an_invalid_script_is_a_failure_of_the_job(
 # -- the probe
 
 
-def test_a_good_machine_passes_and_keeps_nothing(tmp_path: Path) -> None:
+def test_the_probe_of_a_working_machine_passes_and_leaves_nothing(tmp_path: Path) -> None:
     assert StartProbe(tmp_path, ForkServer(tmp_path)).fault() == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -299,7 +299,7 @@ async def test_hanging_fork_server_is_replaced(
     assert tally.read_text().split() == ["first", "second"]
 
 
-async def test_lost_answer_of_the_fork_server_starts_nothing_twice(
+async def test_a_lost_response_of_the_fork_server_starts_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"

@@ -108,7 +108,7 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
             ]
             assert results[0].digest == hashlib.sha256((to / "output").read_bytes()).hexdigest()
             assert (to / "work" / "kept.txt").read_text() == ("alice\n", "bob\n")[number]
-            # Nobody else reads any of it.
+            # No other account can read any of it.
             others = [own[1 - number], hosts[1 - number].service._uploader._gateways[0]]
             for other in others:
                 with pytest.raises(WrongAccountError):
@@ -322,7 +322,7 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
         assert not any(b"model.bin" in x.read_bytes() for x in others)
         assert not list((tmp_path / "p").rglob("encrypted"))
 
-        # Whoever copies the secrets into a job of another account gets a refund and no secret.
+        # A job of another account with the copied secrets is refunded and gets no secret.
         stolen = await submit(host, url, 1, "echo $WORD", secrets=sealed)
         await host.until([stolen])
         job = await host.job(stolen)

@@ -90,7 +90,7 @@ async def test_the_same_tables_whatever_happened(own: LiveGrid, location: Locati
         assert service.index.overview().jobs_total == 4
         await own.send(own.customers[0], own.contracts.scheduler.cancel(ids[:2]))
     async with opened(own, where) as service:
-        # Reorganised while nobody looked, down into what was read before.
+        # A reorg while no indexer runs, which replaces indexed blocks.
         await own.send(own.providers[0], own.contracts.scheduler.claim(ids[2:3]))
         await service.cycle()
     await reorganise(own, 2)
@@ -248,7 +248,7 @@ async def test_the_explorer_waits_for_its_endpoint(
             while (await web.get("/healthz")).status_code != 200:  # noqa: ASYNC110 - as a probe
                 await asyncio.sleep(0.05)
             assert (await web.get("/")).status_code == 200
-            # What the index has not read yet is the node's to show.
+            # Blocks that are not indexed yet are read from the node.
             head = await own.w3.eth.block_number
             assert "is not indexed yet" in (await web.get(f"/blocks/{head}")).text
             assert (await web.get(f"/blocks/{head + 1}")).status_code == 404

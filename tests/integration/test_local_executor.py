@@ -239,7 +239,7 @@ RUNAWAY = """
 """
 
 
-async def test_cancel_ends_descendants_that_fled_into_sessions_of_their_own(
+async def test_cancel_ends_descendants_in_other_sessions(
     executor: LocalExecutor, state: Path
 ) -> None:
     durations = naps(4)
@@ -305,7 +305,7 @@ async def test_a_key_runs_once_however_often_it_is_submitted(
     assert await executor.keys() == ["once"]
 
 
-async def test_submit_takes_up_a_run_whose_supervisor_was_never_started(
+async def test_submit_continues_a_run_whose_supervisor_was_never_started(
     executor: LocalExecutor, state: Path
 ) -> None:
     spec = make(state, "early", "echo ran")
@@ -402,7 +402,7 @@ async def test_reused_pid_is_not_mistaken_for_the_supervisor(
     await asyncio.sleep(0.05)  # start times of processes have a resolution of 10 ms
     innocent = start(["sleep", "300"], start_new_session=True)
     try:
-        # Both recorded pids now belong to somebody else.
+        # Both recorded PIDs now belong to other processes.
         for name in ("supervisor.json", "job.json"):
             path = state / "runs/run" / name
             path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": innocent.pid}))
@@ -415,7 +415,9 @@ async def test_reused_pid_is_not_mistaken_for_the_supervisor(
         innocent.wait()
 
 
-async def test_record_of_another_boot_is_dead(executor: LocalExecutor, state: Path) -> None:
+async def test_a_record_of_another_boot_counts_as_ended(
+    executor: LocalExecutor, state: Path
+) -> None:
     await executor.submit(make(state, "run", "true"))
     await ended(executor, "run")
     folder = state / "runs/run"
@@ -446,7 +448,7 @@ def never_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(procfs, "send", others)
 
 
-async def test_walltime_is_kept_without_a_supervisor_that_hangs(
+async def test_walltime_is_enforced_if_the_supervisor_hangs(
     executor: LocalExecutor, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_continue(monkeypatch)

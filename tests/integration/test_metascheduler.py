@@ -165,7 +165,7 @@ async def test_late_binding(one: SchedulerBench) -> None:
     await one.cycle(2)
     assert await one.provider_ids(*ids) == [1, 2, 0]
     assert "waits for free capacity at provider 1 or 2" in one.waits(ids[2])
-    # The second one is finished first, dear as it is.
+    # The second provider, although more expensive, is free first.
     scheduler = one.grid.contracts.scheduler
     await one.grid.send(one.grid.customers[0], scheduler.cancel([ids[1]]))
     assert await one.cycle() is True
@@ -203,7 +203,7 @@ async def test_unclaimed_jobs_are_requeued(one: SchedulerBench) -> None:
     assert await one.cycle() is True
     challenged = (await one.clock_of_provider()).challenged_at
     assert challenged > 0
-    # Until it answers, it gets nothing new; the dearer one does.
+    # Until it answers, new jobs go to the more expensive provider.
     [other] = await one.grid.submit()
     await one.cycle()
     assert await one.provider_ids(other) == [2]
@@ -251,7 +251,7 @@ async def test_jobs_of_an_unresponsive_provider_panic_and_continue_elsewhere(
     assert await one.statuses(running, queued) == [S.RUNNING, S.SCHEDULED]
     await grid.node.mine(3)
     assert await one.cycle() is True
-    # Silent: what is queued moves, and the run keeps its revenue until the lost timeout.
+    # No answer: queued jobs are requeued; the run is billed until the lost timeout.
     assert await one.statuses(running, queued) == [S.RUNNING, S.PENDING]
     assert "after 20 s the run is lost" in (await explain(grid.contracts, running)).words
     await grid.node.increase_time(14)
@@ -261,7 +261,7 @@ async def test_jobs_of_an_unresponsive_provider_panic_and_continue_elsewhere(
     successor = await scheduler.job_count()
     await one.cycle()
     assert await one.provider_ids(queued, successor) == [2, 2]
-    # Back again: it answers, and may have other jobs, but not the successor.
+    # The provider answers again: it gets other jobs, but not the successor.
     await grid.send(grid.providers[0], scheduler.answer())
     await grid.send(grid.providers[1], scheduler.requeue([successor], "maintenance"))
     await grid.send(grid.providers[1], set_draining(True))
@@ -554,7 +554,7 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
         assert await first.service._assign(worlds[0]) == 2
         assert await rival._assign(worlds[1]) == 0
         assert await first.statuses(*ids) == [S.META_SCHEDULED] * 2
-        # The rival lets them rest, then sees what is.
+        # The other scheduler has a backoff for them, then reads their state.
         assert await rival.cycle() is False
 
 

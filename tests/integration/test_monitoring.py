@@ -129,7 +129,7 @@ def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:
             timeout=60,
             check=False,
         )
-        # What it says of the machine's own units is not ours.
+        # Messages about other units of this machine are ignored.
         return "\n".join(line for line in done.stderr.splitlines() if "deepsquare" in line)
 
     assert verify(texts[unit.name]) == ""

@@ -200,7 +200,7 @@ async def test_each_event_arrives_once_whatever_happens(
         hooks.answers = [502]  # of a proxy, which may have reached the recipient
         proxied = await bench.cancel()
         await until(lambda: bench.states(proxied)["http", "unknown"] == 1)
-    # What happens meanwhile is sent by the next one; nothing else is.
+    # Only events of the meantime are sent by the next process.
     fourth = await bench.cancel()
     async with bench.running():
         await until(lambda: bench.states(fourth)["http", "sent"] == 1)
@@ -303,7 +303,7 @@ async def test_a_gateway_notifies_its_customers_once(
 
         await until(is_listed)
         assert await theirs.notifications(10) == []
-    # What happens while the gateway is down is sent later, and nothing is sent again.
+    # Events while the gateway is down are sent later, and nothing is sent twice.
     second = await cancelled()
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(grid, tmp_path, **settings))

@@ -78,7 +78,7 @@ async def _whole_life(host: Bench) -> None:
     [job_id] = await host.submit("echo hello $DEEPSQUARE_JOB_ID; sleep 1")
     await host.grid.send(host.grid.stranger, scheduler.challenge(job_id))
     await _a_challenge_is_seen_with_every_look_at_a_block(host)
-    # The claim and start in one transaction answers it as well.
+    # claimAndStart answers a challenge too.
     await host.until([job_id], S.RUNNING)
     clock = await scheduler.clock_of(host.service.provider_id)
     assert clock.challenged_at == 0
@@ -262,7 +262,7 @@ async def test_a_backup_continues_in_another_folder(grid: LiveGrid, tmp_path: Pa
         [after] = await host.submit("echo after")
         await host.until([after])
         await host.drive(lambda: host.row(after).phase is Phase.CLOSED)
-        # The grid is shared: jobs of other tests may be on the bill too.
+        # The grid is shared: earnings may include jobs of other tests.
         later = host.service.table.earned()
         assert later[: len(earned)] == earned
         assert later[-1].paid > 0
@@ -333,7 +333,7 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
         )
         await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
         sent = host.service.metrics.metrics.value
-        # There is nothing else to send: an answer of its own.
+        # There is nothing else to send, so an `answer` is sent.
         await grid.send(grid.stranger, scheduler.challenge(job_id))
         await host.drive(lambda: sent("provider_jobs_total", kind="answer") == 1)
         await grid.node.increase_time(20)

@@ -183,7 +183,7 @@ async def test_offer_follows_the_capacity_left_free_by_the_clusters_own_users(
             "sbatch", "--parsable", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 60"
         ).strip()
         await host.drive(offers(4))
-        # What the grid's own jobs occupy still belongs to the grid.
+        # Capacity used by the grid's own jobs counts as offered.
         [job_id] = await host.submit("sleep 60", resources=Resources(2, 1, 64, 0))
         await host.until([job_id], S.RUNNING)
         cluster.run("scancel", local)
@@ -270,7 +270,7 @@ async def test_two_grids_of_two_clusters_do_not_meet(
             async with bench(grid, tmp_path / "second", executor=executor) as other:
                 [here] = await host.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
                 [there] = await other.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
-                # Each daemon also finds nothing of the other's in the cluster that is not its own.
+                # Neither daemon finds jobs of the other grid in the cluster.
                 await host.until([here], S.RUNNING)
                 await other.until([there], S.RUNNING)
                 assert host.row(here).key != other.row(there).key

@@ -167,7 +167,7 @@ async def test_concurrent_requests_share_a_transaction(grid: LiveGrid, tmp_path:
         )
     assert len({receipt.hash for receipt in receipts}) == 1
     for account, receipt in zip(accounts, receipts, strict=True):
-        # Each customer sees its own events, and not those of the others in the batch.
+        # Each customer gets only the events of its own request.
         for kind in (JobSubmitted, JobTransition):
             own = [event.customer for event in receipt.events if isinstance(event, kind)]
             assert own == [account.address]

@@ -52,7 +52,7 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
             await relay.start()
             receipt = await sending
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
-        # Handed over once more, it is answered with the transaction that the chain has.
+        # Submitted again, the request returns the transaction on chain.
         (recorded,) = (
             recent_request
             for recent_request in wallet.store.recent_requests()

@@ -21,7 +21,7 @@ def cluster() -> Iterator[LocalSlurm]:
 class TestSlurmExecutor(ExecutorContract):
     @pytest.fixture
     async def harness(self, cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Harness]:
-        # Names of jobs are for ever: each test is a provider of its own.
+        # Slurm keeps the names of jobs, so each test is another provider.
         owner, state = tmp_path.name, tmp_path / "state"
         (tmp_path / "scratch").mkdir()
         yield Harness(

@@ -190,7 +190,7 @@ async def test_providers_of_one_cluster_do_not_meet(
     await first.cancel("same")
     assert await state_of(second, "same") is RunState.RUNNING
     assert await second.output("same") == b"second\n"
-    # Its folder was lost, and the name tells whose job it is.
+    # The folder was lost; the job is identified by its name.
     (tmp_path / "second").rename(tmp_path / "lost")
     again = cluster.executor(tmp_path / "second", owner="0xbb")
     assert await again.find("same") == "same"
@@ -310,12 +310,12 @@ async def test_daemon_killed_at_every_label_of_a_submission(
         assert await process.wait() == -signal.SIGKILL
         again = cluster.executor(state, settle=0)
         await again.submit(make(key, text))
-        # Nothing has started: the queue alone tells what was submitted.
+        # Nothing has started: only the queue shows what was submitted.
         assert len(ids(cluster, key)) == 1
         assert await state_of(again, key) is RunState.QUEUED
 
     assert len(LABELS) >= 4
-    # The whole cluster is taken, so that what is submitted waits.
+    # The whole cluster is occupied, so submitted jobs wait.
     wide = ("--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
     blocker = cluster.run("sbatch", "--parsable", *wide).strip()
     await asyncio.gather(*(killed(label) for label in LABELS))
@@ -343,7 +343,7 @@ async def test_two_jobs_of_one_name_are_an_alarm(
     fresh = cluster.executor(state)
     with capture_logs() as logs:
         assert await state_of(fresh, "twin") is RunState.UNKNOWN
-    # The wrapper itself let only the first one run the script; Slurm soon forgets the other.
+    # The wrapper lets only the first job run the script; Slurm soon forgets the other.
     await reached(executor, "twin", RunState.RUNNING)
     assert (tmp_path / "tally").read_text() == "ran\n"
     await executor.cancel("twin")
@@ -372,8 +372,8 @@ async def test_ends_that_slurm_has_forgotten(
     assert await state_of(later, "taken") is RunState.UNKNOWN
     assert (await ended(later, "taken")).reason == "lost"
     assert (await ended(cluster.executor(state), "taken")).reason == "lost"
-    # A file of completed jobs knows better, and so does slurmdbd, which is what the cluster has.
-    # It also knows that it was the own user who ended it, which a job can do itself.
+    # The file of completed jobs has the end, as does slurmdbd, which this cluster uses.
+    # It also shows that the job's own user ended it, which a job can do itself.
     for key, accounting, reason in (
         ("known", "completion", "cancelled"),
         ("booked", "auto", "signalled"),
@@ -435,7 +435,7 @@ async def test_top_up_where_the_daemon_may_not_raise_limits(
         await strict.extend("tight", 400)
     assert (await ended(modest, "longer")).reason == "exited"
     assert (await ended(strict, "tight")).reason == "walltime"
-    # A partition's own limit is not exceeded for the sake of headroom.
+    # Headroom never exceeds the limit of a partition.
     short = cluster.executor(state, partitions="short", limit_headroom=86_400)
     await short.submit(make("short", "echo up"))
     assert cluster.run("squeue", "-h", "--states=all", "-o", "%l", "--name=deepsquare-short") == (
@@ -483,7 +483,7 @@ int main(int count, char **words) {
 """
 
 
-def test_wrapper_ends_what_its_script_left_and_nothing_of_another_cluster(tmp_path: Path) -> None:
+def test_wrapper_ends_remaining_processes_but_none_of_another_cluster(tmp_path: Path) -> None:
     """Two clusters on one machine give their jobs the same numbers."""
     spec = make("left", "setsid sleep 61 & echo $!")
     folder = SlurmFolder(launch.make_run(tmp_path, spec).path)
@@ -547,7 +547,7 @@ async def test_mpi_program_on_two_nodes(
     assert lines.count("shared") == 4
 
 
-def test_tasks_that_begin_and_end_at_once_hold_one_folder_of_shared_memory(tmp_path: Path) -> None:
+def test_concurrent_tasks_share_one_folder_of_shared_memory(tmp_path: Path) -> None:
     """A task that ends removes the folder only if no other has locked it."""
     source = WRAPPER.read_text()
     functions = [

@@ -104,7 +104,7 @@ def test_every_link_leads_somewhere(pages: dict[str, Tags]) -> None:
         assert kind in kinds
 
 
-def test_strangers_texts_are_texts(pages: dict[str, Tags]) -> None:
+def test_hostile_texts_are_shown_as_text(pages: dict[str, Tags]) -> None:
     """Hostile texts create no tag or attribute, and are shown in full."""
     for path, page in pages.items():
         for tag, attributes in page.tags:
@@ -122,7 +122,7 @@ def test_strangers_texts_are_texts(pages: dict[str, Tags]) -> None:
     assert "\u202e" not in everything
 
 
-def test_nothing_comes_from_elsewhere(pages: dict[str, Tags]) -> None:
+def test_pages_load_nothing_from_other_hosts(pages: dict[str, Tags]) -> None:
     for path, page in pages.items():
         for tag, attributes in page.tags:
             for name in ("src", "href", "action"):
@@ -140,7 +140,7 @@ def test_headers_keep_pages_safe(web: httpx2.Client) -> None:
         assert "set-cookie" not in answer.headers
 
 
-def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
+def test_only_requests_for_its_host_names_are_served(web: httpx2.Client) -> None:
     assert web.get("/", headers={"Host": "evil.example"}).status_code == 400
     assert web.get("/", headers={"Host": "localhost"}).status_code == 200
 
@@ -175,9 +175,7 @@ def test_only_its_own_names_are_answered(web: httpx2.Client) -> None:
         ("/audit?of=everything", 400, "is not a kind of anomaly"),
     ],
 )
-def test_mistakes_are_answered_with_help(
-    web: httpx2.Client, path: str, status: int, words: str
-) -> None:
+def test_errors_contain_help(web: httpx2.Client, path: str, status: int, words: str) -> None:
     answer = web.get(path)
     assert answer.status_code == status
     assert words in answer.text
@@ -309,7 +307,7 @@ def test_an_ended_job_has_an_invoice(explorer: BusyExplorer, web: httpx2.Client)
     assert (answer.status_code, "has not ended" in answer.text) == (400, True)
 
 
-def test_a_job_is_priced_and_its_mistakes_are_named_without_a_wallet(web: httpx2.Client) -> None:
+def test_a_job_is_priced_and_its_errors_are_reported_without_a_wallet(web: httpx2.Client) -> None:
     body = web.post("/wallet/quote", json={**FORM, "credits": "900"}).json()
     assert body["problems"] == []
     assert "could run it; the whole time limit costs" in body["verdict"]
@@ -444,7 +442,7 @@ def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: htt
     assert "/transactions?page=2" in web.get("/transactions").text
 
 
-def test_the_call_by_hand_gives_the_same(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_the_printed_call_gives_the_same_result(explorer: BusyExplorer, web: httpx2.Client) -> None:
     text = Tags(web.get("/audit").text).text
     for request in re.findall(r"-d '(\{.*?\})' \$", text):
         answer = httpx2.post(explorer.node_url, json=json.loads(request), trust_env=False).json()
@@ -513,7 +511,7 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
     assert "This block has no event of this grid" in web.get("/blocks/0").text
 
 
-def test_read_functions_answer(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_read_functions_return_values(explorer: BusyExplorer, web: httpx2.Client) -> None:
     balance_held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
     page = Tags(
         web.get("/contracts/Credit", params={"call": "balanceOf", "a0": explorer.alice}).text
@@ -528,7 +526,7 @@ def test_read_functions_answer(explorer: BusyExplorer, web: httpx2.Client) -> No
     assert "same code as this package" in web.get("/contracts").text
 
 
-def test_search_leads_to_the_one_thing(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_search_redirects_to_a_single_result(explorer: BusyExplorer, web: httpx2.Client) -> None:
     answer = web.get("/search", params={"q": explorer.alice})
     assert (answer.status_code, answer.headers["location"]) == (303, f"/accounts/{explorer.alice}")
     assert "Nothing found" in web.get("/search", params={"q": "zzz"}).text
@@ -681,7 +679,7 @@ def test_the_stream_reports_changes(explorer: BusyExplorer, web: httpx2.Client) 
     assert "event: change" in received
 
 
-def test_an_unknown_past_means_read_everything(web: httpx2.Client) -> None:
+def test_an_unknown_event_id_means_a_full_reload(web: httpx2.Client) -> None:
     with web.stream("GET", "/live", params={"since": 10**15}) as stream:
         for part in stream.iter_text():
             if "data:" in part:

@@ -392,9 +392,7 @@ def test_files_elsewhere_are_never_read(folder: Path) -> None:
         replay_export(folder)
 
 
-async def test_where_nothing_can_be_written_or_read(
-    node: Any, original: Path, tmp_path: Path
-) -> None:
+async def test_unwritable_and_unreadable_folders(node: Any, original: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not empty"):
         await export(node, original)
     (tmp_path / "file").touch()

@@ -110,7 +110,7 @@ def test_a_finished_job(ledger: Ledger, jobs: Mapping[str, int]) -> None:
     assert job.billed_seconds == 30
     assert job.exit_code == 0
     assert job.ended_at - job.started_at == 37
-    # A stranger's top-up pays for nothing but what was agreed.
+    # A top-up by another account is billed at the agreed rate.
     assert job.time_limit == TERMS["timeLimit"]
     assert [status for _, status, _ in job.transitions] == [
         JobStatus.PENDING,
@@ -177,7 +177,7 @@ def test_the_order_of_reading_does_not_matter(grid: RecordedGrid, ledger: Ledger
     assert again.findings == []
 
 
-def test_events_of_other_contracts_are_passed_over(grid: RecordedGrid, ledger: Ledger) -> None:
+def test_events_of_other_contracts_are_skipped(grid: RecordedGrid, ledger: Ledger) -> None:
     alien = [dataclasses.replace(event, address="0x" + "77" * 20) for event in grid.events]
     assert grid.ledger([*grid.events, *alien]).totals == ledger.totals
 

@@ -413,7 +413,7 @@ class TestRulesOfPayments:
         recorded = {finding.message for finding in findings if finding.job_id == signed}
         assert any("when its" in message and "were used up" in message for message in recorded)
 
-    def test_a_move_that_did_not_answer(self, payments: Story) -> None:
+    def test_a_transition_that_did_not_answer_the_challenge(self, payments: Story) -> None:
         answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
         assert len(answers) == 1
         rest = [event for event in payments.events if event not in answers]

@@ -198,7 +198,7 @@ class TestBill:
 
     def test_more_than_reported_is_found(self, recorded: RecordedAudit) -> None:
         assert not recompute_bill(recorded.job("finished"), reported=29).ok
-        # Nobody pays for more than passed on chain, whatever is reported.
+        # No more than the elapsed chain time is billed, whatever is reported.
         assert recompute_bill(recorded.job("spent"), reported=10**6).ok
 
     @pytest.mark.parametrize("field", ["paid", "fee", "refunded"])
@@ -309,7 +309,7 @@ class TestExceptions:
         assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
         assert report.ok
 
-        # The same assignment of a job whose customer forbids it.
+        # The same assignment, of a job whose customer forbids self-scheduling.
         forbidden = recorded.grid.ledger(
             [
                 dataclasses.replace(
@@ -351,7 +351,7 @@ class TestExceptions:
         assert "has not answered a challenge" in row.message
         assert Code.LATE_ANSWER not in {anomaly.code for anomaly in ledger.anomalies}
 
-    def test_an_answer_in_time_is_nothing_special(self, recorded: RecordedAudit) -> None:
+    def test_an_answer_in_time_is_not_an_anomaly(self, recorded: RecordedAudit) -> None:
         patient = [
             dataclasses.replace(event, answer_by=2**40)
             if isinstance(event, ev.ProviderChallenged)
@@ -428,7 +428,7 @@ class TestStatement:
         assert early.closing == late.opening != 0
         assert late.closing == late.opening + late.credits - late.debits == whole.closing
 
-    def test_nothing_happened(self, recorded: RecordedAudit) -> None:
+    def test_an_empty_history(self, recorded: RecordedAudit) -> None:
         alice = to_checksum_address(recorded.grid.alice)
         after = statement(
             recorded.ledger, alice, recorded.ledger.block + 1, recorded.ledger.block + 9
@@ -436,7 +436,7 @@ class TestStatement:
         assert after.rows == ()
         assert after.opening == after.closing == recorded.grid.balance(alice)
 
-    def test_it_must_end_at_the_balance(self, recorded: RecordedAudit) -> None:
+    def test_the_statement_must_end_at_the_balance(self, recorded: RecordedAudit) -> None:
         whole = statement(recorded.ledger, recorded.grid.alice)
         check = closing_check(recorded.ledger, whole, recorded.grid.balance(recorded.grid.alice))
         assert check.ok

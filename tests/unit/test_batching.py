@@ -94,7 +94,7 @@ async def test_a_rejected_call_is_retried_alone(w3: Any, endpoint: Endpoint) -> 
 
 
 @pytest.mark.parametrize("fault", ["down", "split"])
-async def test_without_a_whole_answer_everybody_asks_alone(
+async def test_after_an_incomplete_response_each_reader_sends_its_own_request(
     w3: Any, endpoint: Endpoint, fault: str
 ) -> None:
     endpoint.split = fault == "split"
@@ -103,7 +103,7 @@ async def test_without_a_whole_answer_everybody_asks_alone(
     assert sorted(sizes(endpoint)) == [1, 1, 1, 2, 5]
 
 
-async def test_no_more_than_the_endpoint_takes_and_no_reader_is_cut(
+async def test_batches_respect_the_endpoints_limit_without_splitting_a_reader(
     w3: Any, endpoint: Endpoint
 ) -> None:
     while endpoint.batch_size.size > 2:

@@ -42,7 +42,7 @@ def test_blocks_that_were_not_seen_count() -> None:
     assert block_time([(number, 2 * number, True) for number in (1, 2, 5, 6, 9, 10)], []) == 2
 
 
-def test_blocks_that_are_never_empty_must_be_seen_to_keep_time() -> None:
+def test_blocks_that_are_never_empty_need_observed_times() -> None:
     """A development chain may date the block of each transaction one second after the last block."""
     full = headers(*range(8), empty=-1)
     assert block_time(full, []) == 0
@@ -79,7 +79,7 @@ def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) 
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 12.0])
-def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
+def test_at_most_one_poll_per_block_finds_no_new_block(seconds: float) -> None:
     looks = watch(seconds, 100, poll=0.25)
     settled = [look for look in looks if look >= 20 * seconds]
     assert 80 <= len(settled) <= 160
@@ -91,7 +91,7 @@ def test_at_most_one_poll_a_block_finds_nothing(seconds: float) -> None:
     assert max(late[1:]) <= min(0.5, seconds / 10) + 0.01
 
 
-def test_a_chain_of_unknown_habits_is_polled() -> None:
+def test_a_chain_of_unknown_block_time_is_polled() -> None:
     pace = BlockTimeEstimate()
     pace.record_head(5, 100.0)
     assert pace.due_at(0.25) == 100.25
@@ -106,7 +106,7 @@ def test_a_hint_makes_a_look_due_once() -> None:
     assert pace.due_at(9.0) == 110.0
 
 
-def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None:
+def test_a_hint_before_its_block_is_followed_by_quick_polls() -> None:
     """The websocket's node may have a block before the polled one."""
     pace = BlockTimeEstimate()
     pace.listening = True
@@ -119,7 +119,7 @@ def test_a_hint_that_comes_before_its_block_is_followed_by_quick_looks() -> None
     assert pace.due_at(0.25) <= 95.5
 
 
-async def test_a_service_asks_when_due_and_goes_by_the_last_answer_until_then(
+async def test_a_service_polls_when_due_and_uses_the_last_response_until_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on_demand_detector = OnDemandDetector()

@@ -40,7 +40,7 @@ def test_invalid_addresses_are_refused(text: str) -> None:
         checked_address(text)
 
 
-def test_nothing_is_no_gift() -> None:
+def test_zero_is_not_a_valid_amount() -> None:
     assert positive_credits("0.5") == 5 * 10**17
     for text in ("0", "0.0"):
         with pytest.raises(typer.BadParameter):

@@ -37,7 +37,7 @@ def test_an_accepted_size_is_remembered_and_probed_rarely() -> None:
     assert ceiling.size > 5_000
 
 
-def test_less_than_the_ceiling_proves_nothing() -> None:
+def test_a_batch_below_the_ceiling_does_not_raise_it() -> None:
     ceiling = Ceiling(8, 64)
     ask(ceiling, 4, times=2)
     for _ in range(1_000):
@@ -45,7 +45,7 @@ def test_less_than_the_ceiling_proves_nothing() -> None:
     assert ceiling.size == 4
 
 
-def test_one_that_refuses_everything_teaches_nothing() -> None:
+def test_an_endpoint_that_refuses_everything_does_not_change_the_ceiling() -> None:
     ceiling = Ceiling(100, 1_000)
     while ceiling.size > 1:
         ceiling.refused(ceiling.size)

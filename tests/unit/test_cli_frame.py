@@ -66,7 +66,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_errors_become_words_and_their_exit_code(kind: type[GridError]) -> None:
+def test_errors_have_a_message_and_an_exit_code(kind: type[GridError]) -> None:
     def fail(_desk: CommandContext, _word: str) -> None:
         raise kind("It is broken\x1b[2J", hint="Mend it.")
 
@@ -208,7 +208,7 @@ def test_every_setting_has_its_flag() -> None:
     ],
     ids=" ".join,
 )
-def test_usage_mistakes_are_exit_2(arguments: list[str]) -> None:
+def test_usage_errors_end_with_exit_code_2(arguments: list[str]) -> None:
     result = runner.invoke(real_app, arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output

@@ -90,7 +90,7 @@ def test_csv_has_a_header_and_a_line_for_each_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
-def test_csv_disarms_formulas_of_strangers(name: str) -> None:
+def test_csv_disarms_untrusted_formulas(name: str) -> None:
     to, out, _ = printer(Format.CSV)
     to.rows(COLUMNS[:2], [(1, name)])
     rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
@@ -207,7 +207,7 @@ def test_table_record_has_a_line_for_each_field() -> None:
 
 
 @pytest.mark.parametrize("style", list(Format))
-def test_no_format_passes_a_strangers_control_codes(style: Format) -> None:
+def test_no_format_passes_untrusted_control_codes(style: Format) -> None:
     to, out, _ = printer(style)
     to.rows(COLUMNS[:2], [(1, "[red]x\x1b[2Jy\u202ez")])
     text = out.getvalue()

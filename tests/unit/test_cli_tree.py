@@ -125,7 +125,7 @@ def test_the_roots_help_loads_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         CliRunner().invoke(app, ["job", "--help"], catch_exceptions=False)
 
 
-# What takes a tenth of a second or more to import, or stands for what does.
+# Modules that take 0.1 s or more to import, or that imply the import of such modules.
 HEAVY = (
     *("web3", "eth_account", "eth_abi", "eth_utils", "pydantic", "pydantic_core"),
     *("pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "httpx2", "aiohttp", "jinja2"),

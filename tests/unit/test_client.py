@@ -240,7 +240,7 @@ def ended(status: JobStatus, code: int | None) -> Ended:
         (JobStatus.PANICKED, None, 1),
     ],
 )
-def test_exit_code_is_the_jobs_own(status: JobStatus, code: int | None, exit_code: int) -> None:
+def test_exit_code_is_that_of_the_job(status: JobStatus, code: int | None, exit_code: int) -> None:
     assert ended(status, code).exit_code == exit_code
 
 

@@ -150,7 +150,7 @@ async def test_jobs_by_ids_ranges_submissions_and_names(
 
 
 @pytest.mark.parametrize("word", ["nothing", "sub-00000000", "", "5-3"])
-async def test_words_that_name_no_job(contracts: Any, word: str) -> None:
+async def test_invalid_names_of_jobs(contracts: Any, word: str) -> None:
     with pytest.raises((NotFoundError, UsageError)) as caught:
         await select(contracts, [word], lambda: ALICE)
     assert caught.value.hint

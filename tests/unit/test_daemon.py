@@ -157,7 +157,7 @@ async def test_stop_cuts_every_pause_short() -> None:
         assert len(service.times) == 1
 
 
-async def test_unforeseen_errors_show_where_they_came_from() -> None:
+async def test_unexpected_errors_are_logged_with_a_traceback() -> None:
     service = Service(ZeroDivisionError("oops"), None)
     with capture_logs() as logs:
         await run(make(service))
@@ -259,7 +259,7 @@ async def test_close_is_ordered_bounded_and_complete() -> None:
     assert failed == ["hangs", "broken"]
 
 
-async def test_cancelled_daemon_takes_its_cycle_with_it_and_closes() -> None:
+async def test_a_cancelled_daemon_cancels_its_cycle_and_closes() -> None:
     events: list[str] = []
 
     async def endless() -> None:
@@ -313,7 +313,7 @@ async def test_status_file_is_whole_at_every_moment(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["status.json"]
 
 
-async def test_status_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
+async def test_a_status_that_cannot_be_written_does_not_end_the_daemon(tmp_path: Path) -> None:
     service = Service(None, None)
     daemon = make(service, status_file=tmp_path / "missing" / "status.json")
     await run(daemon)

@@ -51,7 +51,7 @@ async def test_an_ended_daemon_is_not_running(tmp_path: Path, changes: dict[str,
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "5", "{"])
-def test_a_spoilt_status_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_status_file_is_ignored(tmp_path: Path, text: str) -> None:
     folder = write(tmp_path)
     (folder / "provider.json").write_text(text)
     assert read_status(folder, "provider") is None

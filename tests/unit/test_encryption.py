@@ -159,7 +159,7 @@ def test_secrets_are_for_one_customer_and_the_providers_that_may_run_the_job(
     assert b"s3cret" not in base64.b64decode(sealed)
     key = load_result_key(key_file)
     assert decrypt_secrets(sealed, "0xabcd", key) == secrets
-    # Copied into the job of somebody else, they stay closed.
+    # Secrets copied into another customer's job can't be decrypted.
     with pytest.raises(NotAuthorisedError, match="another customer"):
         decrypt_secrets(sealed, "0xabce", key)
     stranger, _ = ensure_result_key(tmp_path / "stranger")

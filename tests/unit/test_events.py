@@ -159,7 +159,7 @@ def test_event(name: str) -> None:
     assert log.position == (16, 2)
 
 
-def test_logs_of_web3_and_of_json_are_alike() -> None:
+def test_logs_of_web3_and_of_json_are_equal() -> None:
     raw = raw_log("ProviderRegistered", (3, A))
     web3 = raw | {
         "topics": [bytes.fromhex(topic[2:]) for topic in raw["topics"]],

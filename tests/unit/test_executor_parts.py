@@ -170,7 +170,7 @@ def test_a_writer_that_is_killed_leaves_the_end(tmp_path: Path) -> None:
     assert read_kept(path, 0, 10_000).endswith(b"last words")
 
 
-def test_full_disk_loses_output_and_nothing_else() -> None:
+def test_a_full_disk_only_loses_output() -> None:
     writer = OutputWriter(Path("/dev/full"), 1000)
     writer.take(b"x" * 5000)
     writer.take(b"y")
@@ -408,7 +408,7 @@ def test_memory_of_processes_is_summed() -> None:
     assert procfs.resident([2**22 + 1]) == 0
 
 
-def test_own_group_is_never_signalled_as_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_process_group_is_never_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     pids: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda group, _: groups.append(group))
@@ -448,7 +448,7 @@ def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> N
     assert caught.value.hint
 
 
-async def test_a_start_is_heard_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_is_detected_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for a supervisor sleeps until the supervisor writes; it does not poll."""
     looks: list[bool] = []
     read, write = os.pipe()

@@ -393,7 +393,7 @@ async def test_logs_that_were_not_requested(
     assert book.amounts() == []
 
 
-async def test_unknown_and_malformed_events_are_passed_over(
+async def test_unknown_and_malformed_events_are_skipped(
     chain: FakeChain, store: Store, book: Book
 ) -> None:
     unknown = log(1) | {"topics": ["0x" + "ab" * 32]}
@@ -520,7 +520,7 @@ async def test_any_history_gives_the_events_of_the_final_chain(
                 result = follower(chain, store, confirmations=confirmations)
             else:
                 await result.poll(book.apply)
-        # A chain that is shorter than what was read is waited for.
+        # Nothing is applied while the chain is shorter than the blocks that were read.
         while chain.head - confirmations < result.position:
             chain.mine()
         await result.poll(book.apply)

@@ -159,7 +159,7 @@ async def test_the_customer_and_the_assigned_provider_read_the_definition(
     for account in (BOB, FORMER, STRANGER):
         with pytest.raises(WrongAccountError, match="may not read the definition of job 7"):
             await bench.client(account).definition(7, JOB.definition)
-    # The same definition is not read for another's job, nor for none.
+    # The same definition is refused for another account's job, and without a job.
     with pytest.raises(WrongAccountError):
         await bench.client(ALICE).definition(8, JOB.definition)
     with pytest.raises(WrongAccountError):
@@ -370,7 +370,7 @@ async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that
     path.unlink()
     with pytest.raises(NotFoundError):
         await store.get(JOB.definition, 7)
-    # With several, one that is down may have it, and one that has it is enough.
+    # With several gateways, one that is down may have it, and one that has it is enough.
     other = make()
     await other.client(ALICE).put_definition(DATA)
     both = GatewayDefinitionStore([host, other.client(HOST)])
@@ -421,7 +421,7 @@ async def test_an_upload_continues_where_it_was_cut_off(bench: GatewayBench) -> 
     assert (await host.append(7, "work/a", 6, b"67", complete=True)).size == 8
 
 
-# Each example makes a gateway of its own.
+# Each example creates a gateway.
 @settings(max_examples=12)
 @given(
     st.lists(st.binary(max_size=400_000 // 8), max_size=8),
@@ -584,7 +584,7 @@ async def test_sizes_are_bounded_for_a_job_and_its_customer(
     assert await refused(8, "work/a", 8 + 1) == "too-large"
     await host.append(8, "work/a", 0, b"x" * 8)
     assert await refused(8, "work/b", 1) == "quota"
-    # What is counted meanwhile is what a sum of all of them gives.
+    # The running totals equal the sums over all files.
     space = await bench.access.job(Session(HOST.address, None, 9e9), 7, Permission.WRITE)
     records = bench.service._records
     anew = GatewayRecords(records._store)

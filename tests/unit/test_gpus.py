@@ -97,7 +97,7 @@ def test_live_runs_of_an_earlier_daemon_keep_their_gpus(tmp_path: Path) -> None:
     # Its end, here by a cancel before its start, gives the GPU back.
     after.request_cancel("a")
     assert after._devices(spec("c", 2), names) == ["0", "1"]
-    # What a job file asks for never stands above what the run was given.
+    # Variables of a job file never override the run's GPUs.
     assert RunFolder(tmp_path / "a").spec()["env"]["CUDA_VISIBLE_DEVICES"] == "0"
     assert RunFolder(tmp_path / "none").spec()["env"]["CUDA_VISIBLE_DEVICES"] == "-1"
 

@@ -88,7 +88,7 @@ def check_series(index: Index, ledger: Ledger) -> None:
         )
         assert sum(point.cpu_seconds for point in use.points) == seconds > 0
         assert index.provider(use.account).row.figures.cpu_seconds == seconds
-        # A whole range cut into other steps is the same range.
+        # A range that is read in other steps has the same content.
         assert sum(p.cpu_seconds for p in index.utilisation(2, account=use.account)[0].points) == (
             seconds
         )

@@ -71,7 +71,7 @@ def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) 
     paid = {event.block_number for event in grid.events if isinstance(event, ev.JobCollected)}
     for at, number in reversed(list(enumerate(blocks))):
         result.roll_back(number)
-        # What is left is what a reader of that part alone would have.
+        # The remaining rows are those of an index of that part alone.
         if at % 4 == 0 or number in paid:
             part = open_index(grid)
             part.read(0, number)
@@ -119,7 +119,7 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
         assert sum(payment.billed_seconds for payment in detail.payments) == entry.billed_seconds
         assert len(detail.payments) - len(interim) == entry.settled
         if not (detail.carried_in or detail.carried_out):
-            # What its customer and others put in and nobody got back is held, or was consumed.
+            # Credits that were paid in and not refunded are in escrow, or were consumed.
             moved = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
             assert -moved == row.funded == row.escrow + row.paid + row.fee + row.refunded
 

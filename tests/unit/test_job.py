@@ -209,7 +209,7 @@ def test_labels_meet_affinities(uses: str, labels: dict[str, str], expected: boo
     assert matches(parse_uses(uses), labels) is expected
 
 
-def test_an_operator_from_nowhere_meets_nothing() -> None:
+def test_an_unknown_operator_matches_nothing() -> None:
     assert not matches([Affinity("a", "~", "1")], {"a": "1"})
 
 
@@ -219,7 +219,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         affinities = parse_uses(text)
     except ValueError:
         return
-    # What was read says the same when it is written again.
+    # Formatting the parsed value gives an equivalent text.
     assert parse_uses(",".join(map(str, affinities))) == affinities
 
 

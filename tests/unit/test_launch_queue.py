@@ -49,7 +49,7 @@ def starts(machine: Machine) -> LaunchQueue:
     return LaunchQueue(machine.start, at_once=8)
 
 
-async def test_quick_starts_end_in_their_own_cycle(machine: Machine, starts: LaunchQueue) -> None:
+async def test_quick_starts_end_in_the_same_cycle(machine: Machine, starts: LaunchQueue) -> None:
     machine.release(*range(20))
     machine.release(20, got=False)
     async with asyncio.timeout(20):

@@ -112,7 +112,9 @@ async def test_expired_jobs_are_cancelled_one_transaction_a_cycle() -> None:
 
 
 @pytest.mark.parametrize("reason", [reverts.PriceRaised, reverts.DoesNotFit])
-async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: Any) -> None:
+async def test_a_refusal_because_of_the_provider_gives_it_a_cooldown_and_the_job_none(
+    reason: Any,
+) -> None:
     result = bench(FakeSender(skips={2, 3}, reason=reason))
     batches, sender = result.batches, result.sender
     assert await batches.assign({ONE: [1], TWO: [2, 3]}, NOW) == 1
@@ -134,7 +136,7 @@ async def test_a_provider_that_refuses_cools_down_and_the_job_does_not(reason: A
     assert batches.cooldown_until(2) == 0
 
 
-async def test_a_refusal_for_the_job_is_no_fault_of_the_provider() -> None:
+async def test_a_refusal_because_of_the_job_gives_the_provider_no_cooldown() -> None:
     result = bench(FakeSender(skips={2}, reason=reverts.ProviderExcluded))
     await result.batches.assign({ONE: [1, 2]}, NOW)
     assert result.batches.cooldown_until(1) == 0
@@ -158,7 +160,7 @@ async def test_skipped_jobs_have_a_longer_backoff_each_time() -> None:
     assert result.counts == [("requeue", 1, 1)]
     assert result.batches.due("requeue", [1, 2], NOW + 1) == [1]
     assert result.batches.due("requeue", [1, 2], NOW + 2) == [1, 2]
-    # A pause of one kind is none of another.
+    # The backoff of one kind of transaction does not apply to another.
     assert result.batches.due("assign", [2], NOW) == [2]
     await result.batches.requeue([2], NOW + 2)
     assert result.batches.due("requeue", [2], NOW + 5) == []

@@ -65,7 +65,7 @@ def test_a_job_waits_for_all_that_it_depends_on() -> None:
     hold = array_job([(JOB, uses)], [], {7: OK, 3: BAD})[20]
     assert (hold.final, hold.text) == (False, "it waits for the end of jobs 9, 10")
     assert array_job([(JOB, uses)], [], {7: OK, 9: OK, 10: OK, 3: BAD}) == {}
-    # One that can't hold decides, whatever else is still open.
+    # One dependency that can't be met decides, even if others are still open.
     assert array_job([(JOB, uses)], [], {10: BAD})[20].final
 
 
@@ -86,7 +86,7 @@ def test_an_array_goes_out_no_faster_than_its_throttle() -> None:
     assert set(array_job(waiting, [], {})) == {8, 9}
     assert set(array_job(waiting, [(job(5), uses)], {})) == {7, 8, 9}
     assert set(array_job(waiting, [(job(4), uses), (job(5), uses)], {})) == {6, 7, 8, 9}
-    # Another customer's array of the same id, and jobs of none, count for themselves.
+    # Another customer's array of the same ID, and jobs without array, are separate.
     others = [(job(4, BOB), uses), (job(5), "")]
     assert set(array_job(waiting, others, {})) == {8, 9}
     assert array_job([(job(6), "deepsquare.array=sub-00000001")] * 3, [], {}) == {}
@@ -113,7 +113,7 @@ def test_a_job_does_not_start_after_its_deadline() -> None:
     assert array_job([(JOB, uses)], [], {}, 1_999) == {}
     hold = array_job([(JOB, uses)], [], {}, 2_000)[20]
     assert (hold.final, hold.text) == (True, "it had to start before 1970-01-01 00:33:20 UTC")
-    # Its first run met the deadline; a retry goes on with what was paid.
+    # The first run met the deadline; a retry continues with the paid credits.
     assert array_job([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
 
 

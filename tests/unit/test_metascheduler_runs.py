@@ -61,7 +61,7 @@ def ended(job_id: int, block: int, seconds: int, after: S = S.FINISHED) -> list[
 def apply(store: Store, state: SchedulerState, block: int, *events: Any, **more: Any) -> None:
     with store.begin() as connection:
         state.apply(Batch(tuple(events), block, block, time=NOW, **more), connection)
-    # What is kept in memory never parts from the database.
+    # The state in memory always equals the database.
     assert state.history() == SchedulerState(store).history()
 
 
@@ -211,7 +211,7 @@ class TestSums:
         changed = known(*[900.0] * 30, *[100.0] * 30).estimate(CUSTOMER, 8, 1, 1_000)
         assert changed.used < 0.2
 
-    def test_runs_of_others_count_where_the_customer_has_none(self) -> None:
+    def test_runs_of_others_count_if_the_customer_has_none(self) -> None:
         estimate = known(*[100.0] * 9).estimate(address(3), 8, 1, 1_000)
         assert estimate.source is EstimateSource.EVERYBODY
         assert 0.1 < estimate.used < 0.5
@@ -288,7 +288,7 @@ def test_the_fair_share_error_is_the_usage_to_move_between_customers() -> None:
     assert history.share_error() == 0.0
     for customer, paid in (("a", 3.0), ("b", 1.0)):
         history.record(FinishedRun(customer, 1, 0, 60, None, paid))
-    # Three and one of four: one of them would have to change hands, and recent ones count more.
+    # Payments of three and one: one of four would have to move, and recent ones count more.
     assert history.share_error() == pytest.approx(0.25, abs=0.001)
     history.record(FinishedRun("b", 1, 0, 60, None, 2.0))
     assert history.share_error() == pytest.approx(0.0, abs=0.002)

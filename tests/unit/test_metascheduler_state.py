@@ -51,7 +51,7 @@ def moved(job_id: int, before: S, after: S, host: str = HOST, block: int = 50) -
 def apply(store: Store, state: SchedulerState, *events: Any, time: int = NOW, **more: Any) -> None:
     with store.begin() as connection:
         state.apply(Batch(tuple(events), 1, 100, time=time, **more), connection)
-    # What is kept in memory never parts from the database.
+    # The state in memory always equals the database.
     assert state.live() == SchedulerState(store).live()
 
 

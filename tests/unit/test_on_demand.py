@@ -65,12 +65,12 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         # A chain that makes blocks by the clock, and is full.
         (headers(*range(0, 120, 12)), 36, False),
         (headers(*range(0, 120, 12)), 59, False),
-        # It missed a block, and its endpoint stands still.
+        # The service missed a block, and its endpoint is stalled.
         (headers(*range(8), 9, 10), 59, False),
         (headers(*range(8), 9, 10), 60, True),
         # It paused before, so it has no schedule.
         (headers(*range(8), 12, 13), 5, True),
-        # The same, and nobody sends: its blocks are empty.
+        # The same on a chain without transactions: its blocks are empty.
         (headers(*range(0, 120, 12), empty=(4, 5)), 500, False),
         (headers(*range(10), empty=(5, 9, 10)), 500, False),
         # Anvil, where two transactions that arrive at once make an empty block behind a full one.

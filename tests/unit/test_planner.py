@@ -295,7 +295,7 @@ class TestRunning:
         record = job(time_limit=90)
         assert act(S.RUNNING, run, status=LIVE, job=record) == Extend(88, 90)
 
-    def test_end_is_written_down_first(self):
+    def test_the_end_is_recorded_first(self):
         word = over(ended(code=3))
         assert act(S.RUNNING, row(Phase.SUBMITTED), status=word) == RecordEnd(ended(code=3))
 
@@ -327,7 +327,7 @@ class TestCollect:
 
     def test_when_it_is_due(self):
         assert self.act() == Collect()
-        # A later interval: what was billed is out of the limit, and the end has not moved.
+        # A later interval: billed time is subtracted from the limit, and the end has not changed.
         assert self.act(collected=600, time_limit=1_000) == Collect()
 
     def test_only_with_the_flag_and_the_setting(self):
@@ -392,7 +392,7 @@ class TestEnd:
         assert isinstance(self.end(exit_, elapsed=59), Wait)
         assert self.end(exit_, elapsed=60) == RunReport(60, 143, "time limit reached")
 
-    def test_top_up_that_the_run_never_heard_of_is_not_billed(self):
+    def test_a_top_up_that_did_not_extend_the_run_is_not_billed(self):
         exit_ = ended("walltime", 143, seconds=58)
         action = self.end(exit_, elapsed=60, time_limit=90)
         assert isinstance(action, RunReport)

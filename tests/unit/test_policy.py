@@ -132,7 +132,7 @@ class TestOrder:
         endless = waiting(1, cpus=1, flags=JobFlags.UNTIL_SPENT, escrow=2**95)
         wide = waiting(2, cpus=8, escrow=2**95)
         decided = decide([endless, wide], cheap, [running(3, cpus=1)], Rules())
-        # Next to the running job the wide one does not fit, and its reservation keeps the other out.
+        # The wide job does not fit next to the running one, and its reservation blocks the other job.
         assert places(decided).keys() == (set() if count == 1 else {1, 2})
 
     def test_aged_jobs_go_before_smaller_ones(self) -> None:
@@ -371,7 +371,7 @@ class TestObjective:
             decided = decide([waiting(objective=objective)], [provider(1), plain])
             assert places(decided) == {1: 2}
 
-    def test_a_dear_fast_provider_costs_less_for_the_work(self) -> None:
+    def test_an_expensive_fast_provider_may_cost_less_for_the_work(self) -> None:
         slow = provider(1, price=10, labels={"cpu.speed": "1"})
         fast = provider(2, price=15, labels={"cpu.speed": "2"})
         assert places(decide([waiting()], [slow, fast])) == {1: 2}
@@ -420,7 +420,7 @@ class TestObjective:
         assert places(decide([waiting(objective=Objective.TIME)], grid)) == {1: 1}
 
     @pytest.mark.parametrize("nonsense", ["nan", "-7", "inf", "1e999", "", "0", "9" * 16])
-    def test_a_speed_that_is_no_number_counts_as_none(self, nonsense: str) -> None:
+    def test_an_invalid_speed_counts_as_unknown(self, nonsense: str) -> None:
         labels = [{"cpu.speed": "2"}, {"cpu.speed": nonsense}, {"cpu.speed": "4"}, {}]
         speeds = relative_speeds(labels)
         assert speeds[1] == speeds[3] == min(speeds)
@@ -501,7 +501,7 @@ def test_jobs_of_one_class_fill_more_providers_than_a_shortlist_holds() -> None:
     grid = [provider(n, price=1_000 + n) for n in range(1, 301)]
     queue = [waiting(n, cpus=8) for n in range(1, 303)]
     decided = decide(queue, grid)
-    # Each takes the cheapest that is left; two find none.
+    # Each job gets the cheapest remaining provider; two jobs get none.
     assert [d.provider_id for d in decided.decisions] == list(range(1, 301))
 
 

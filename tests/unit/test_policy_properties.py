@@ -255,7 +255,7 @@ class TestStarvation:
                 assert used <= 8
 
 
-def test_kept_tables_give_the_plan_of_fresh_ones() -> None:
+def test_updated_tables_give_the_same_plan_as_new_ones() -> None:
     """A planner with the state of earlier cycles decides like a new one.
 
     Both of its computations, for few and for many providers, give the same plan.

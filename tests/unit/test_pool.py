@@ -226,7 +226,7 @@ async def test_a_lagging_endpoint_is_not_used(clock: Clock, nodes: list[Node]) -
     await settle(pool)
     assert [member.lag for member in pool.members] == [4, 0, 3]
     assert await ask(pool) == "b"
-    # Only the one that lags is left: no answer is better than one of the past.
+    # Only the lagging endpoint is left: no response is better than an old one.
     nodes[1].fail()
     nodes[2].fail()
     with pytest.raises(TransientEndpointError):
@@ -252,7 +252,7 @@ async def test_a_lagging_endpoint_is_used_if_it_is_the_only_one(
     pool.members[0].exclusion = WrongEndpointError("gone")
     with pytest.raises(TransientEndpointError, match=r"b:1/\.\.\. is 20 blocks behind"):
         await ask(pool)
-    # Nobody has confirmed the higher head for a minute: what is there counts.
+    # No endpoint has confirmed the higher head for a minute: the current heads count.
     clock.now += 61
     with pytest.raises(TransientEndpointError):
         await ask(pool)
@@ -351,7 +351,7 @@ async def test_a_short_chain_is_identified_by_its_first_block(
     node.blocks["0x3c"] = "0xee"
     pool.recheck_chain()
     assert await ask(pool) == "a"
-    # One that lacks a block that was known is behind, or begun anew: nothing is sent to it.
+    # An endpoint that lacks a known block lags or was restarted: nothing is sent to it.
     node.head = 200
     pool.recheck_chain()
     assert await ask(pool) == "a"

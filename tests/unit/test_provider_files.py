@@ -40,7 +40,7 @@ def test_the_written_configuration_loads_and_describes_every_setting(tmp_path: P
     text = configuration("slurm")
     result = load(tmp_path, text)
     assert (result.executor, result.keystore) == ("slurm", tmp_path / "provider.json")
-    # Without their comment signs, lines give the defaults, or the examples of what has none.
+    # Uncommented lines are the defaults, or examples of settings without a default.
     plain = load(tmp_path, re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
     defaults = Settings()
     for name in Settings.model_fields:

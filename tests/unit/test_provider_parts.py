@@ -661,7 +661,7 @@ class Recovering:
 
 
 @pytest.mark.parametrize("mined", [True, False])
-async def test_nothing_is_seen_before_an_earlier_process_transactions_are(mined: bool):
+async def test_nothing_is_read_before_transactions_of_an_earlier_process_are_mined(mined: bool):
     """A head before the block of these transactions is ignored."""
     blocks = [3]
     batches = SimpleNamespace(record_block=blocks.append)

@@ -45,7 +45,7 @@ def test_the_highest_price_is_the_contracts() -> None:
         ("0.000000000000003599", "less than the minimum price, 0.0000000000000036"),
     ],
 )
-def test_prices_out_of_bounds_are_refused_in_words_of_people(text: str, words: str) -> None:
+def test_prices_out_of_bounds_are_refused_with_a_clear_message(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         price_per_second(parse_credits(text), text)
 

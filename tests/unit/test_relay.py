@@ -111,7 +111,7 @@ def test_everything_else_is_refused(content: bytes, changes: dict[str, Any], cod
     assert refusal.value.hint
 
 
-def test_the_least_amount_may_be_nothing() -> None:
+def test_the_minimum_amount_may_be_zero() -> None:
     assert check(signed(submission(1)), SCHEDULER, RelayRules(min_amount=0)).amount == 1
 
 
@@ -193,7 +193,7 @@ def test_other_calls_are_described_by_their_effect() -> None:
             describe_call(Call(SCHEDULER, other, "other"))
 
 
-def test_nothing_is_signed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_signed_without_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     context = CommandContext(Printer(Format.TABLE, out=io.StringIO(), err=out))
     preview = Preview((("function", "cancel\nforged\x1b[31m"),), (("gas", "paid by the relay"),))
@@ -337,7 +337,7 @@ def test_a_relay_counts_and_records_accepted_requests(store: Store) -> None:
     (again,) = requests.queued()
     assert (again.digest, again.tries, again.batch, requests.batches()) == ("0xbb", 1, "", [])
     requests.settle(again.number, State.DROPPED, detail="late")
-    # A dropped request may be taken again, any other is recorded once.
+    # A dropped request may be accepted again; any other is recorded once.
     assert requests.add("0xbb", signed(b"\2", nonce=1), "cancel").state is State.QUEUED
     with pytest.raises(Exception, match="UNIQUE"):
         requests.add("0xaa", signed(b"\1"), "cancel")

@@ -61,7 +61,7 @@ def test_unread_fields_change_nothing(method: str, result: dict[str, Any], kind:
     outcome = checked(method, [bent] if many else bent)
     outcome = outcome[0] if many else outcome
     assert {name: outcome[name] for name in result} == result
-    # What is left can't trip the library that formats it.
+    # web3 can format the remaining fields without an error.
     assert all(outcome.get(name) is None or name in result for name in ("v", "r", "accessList"))
 
 

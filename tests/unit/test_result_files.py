@@ -219,7 +219,7 @@ def test_holes_stay_holes(run: Path, tmp_path: Path, data: dict[int, bytes]) -> 
     assert copy.stat().st_blocks <= path.stat().st_blocks + 16
 
 
-def test_a_file_of_nothing_but_holes_is_not_read_for_ever(run: Path, tmp_path: Path) -> None:
+def test_a_file_of_holes_is_read_quickly(run: Path, tmp_path: Path) -> None:
     with (run / "work" / "vast").open("wb") as file:
         file.truncate(2**40)
     result = {

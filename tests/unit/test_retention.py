@@ -116,7 +116,7 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
         row(2, Phase.CLOSED, now - 60),  # too young
         row(3, Phase.ENDED, now - 3 * DAY),  # not settled yet
         row(4, Phase.CLOSED),  # cancelled without an end: its folder's own age counts
-        # 5 has no row: nobody knows what it is.
+        # 5 has no run record, so its state is unknown.
     ]
     cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 2

@@ -948,7 +948,7 @@ async def test_cancel_wins(chain: FakeChain, store: Store, sender: Sender) -> No
     assert entry.latest.cancels
     assert entry.latest.max_fee * 8 >= before.max_fee * 9
     assert entry.latest.priority_fee * 8 >= before.priority_fee * 9
-    # Whoever looks after it later goes on cancelling, and does not offer the call again.
+    # Later recovery continues the cancellation and does not send the call again.
     await sender.speed_up(entry)
     assert sender.pending()[0].latest.cancels
     chain.mine()
@@ -1066,7 +1066,7 @@ async def test_other_work_continues_while_an_external_signer_signs(
     sends = [asyncio.create_task(sender.send(call(number))) for number in (1, 2)]
     await until(lambda: signer.asked)
     assert store.recent_entries() == []
-    # Somebody else of this wallet takes the nonce meanwhile: it is signed for the next one.
+    # Another process uses the nonce meanwhile: the transaction is signed for the next one.
     own = make(chain, store)
     await own.send(call(3))
     signer.go.set()

@@ -46,7 +46,7 @@ async def test_an_unreachable_endpoint_is_retried() -> None:
     with capture_logs() as logs:
         async with AsyncExitStack() as stack:
             assert await open_with_retries("provider", parts, stack, asyncio.Event()) == "open"
-            # What failed halfway is closed, what stands is not.
+            # Resources of the failed attempt are closed, others are not.
             assert (parts.opened, parts.closed) == (5, 4)
     assert parts.closed == 5
     # Each reason once, however often it is met.

@@ -116,7 +116,7 @@ def test_without_a_home_there_is_no_user_configuration(
     assert str(project) in error.value.hint
 
 
-def test_a_byte_order_mark_is_passed_over(project: Path, user: Path) -> None:
+def test_a_byte_order_mark_is_ignored(project: Path, user: Path) -> None:
     write(project / ".deepsquare.toml", "\ufeffchain_id = 5")
     write(user, '\ufeffcontext = "far"\n[contexts.far]\nconfirmations = 3')
     result = load(project, user)
@@ -358,10 +358,10 @@ def test_a_displayed_value_hides_secrets_in_urls() -> None:
     assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")
 
 
-def test_a_home_of_another_user_is_passed_over(
+def test_the_home_of_another_user_is_ignored(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As the kernel answers, below a folder that may not be searched; root may search any.
+    # The kernel's error below a folder that may not be searched; root may search any.
     def closed(path: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

@@ -158,6 +158,6 @@ async def test_a_contract_answers_for_its_wallet(code: bytes, answer: Any, good:
         [call] = node.calls
         assert call["to"].lower() == wallet
         assert bytes(call["data"])[:4] == MAGIC
-    # A key's own signature needs no node.
+    # The signature of a key needs no node.
     own = SignInMessage.parse(EXAMPLE).sign(OWNER)
     assert await is_signed_by(SimpleNamespace(), signable, own, OWNER.address.lower())  # type: ignore[arg-type]

@@ -486,7 +486,7 @@ def test_every_end_state_without_a_record_of_the_wrapper(
     code = {"exit_code": 3 if state == "FAILED" else 0}
     assert conclude(state, job=code) == expected
     assert state == "" or records.run_state(state) is RunState.ENDED
-    # What never began is nobody's failure but the provider's.
+    # If the script never began, it is the provider's failure.
     never = conclude(state, job=code, started_at=None)
     own = {
         "CANCELLED": "cancelled",
@@ -550,7 +550,7 @@ def test_durations() -> None:
     known: dict[str, Any] = {"orders": Orders(), "user_id": 1, "now": 200.0}
     with_record = records.conclude(job, 100.0, END, **known)
     assert (with_record.seconds, with_record.started_at, with_record.ended_at) == (9, 100.0, 109.0)
-    # The script's own start counts, and not that of the allocation.
+    # The start of the script counts, not that of the allocation.
     without = records.conclude(job, 100.5, None, **known)
     assert (without.seconds, without.ended_at) == (7, 107.0)
     assert records.conclude(None, 150.0, None, **known).seconds == 50

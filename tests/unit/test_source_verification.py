@@ -79,7 +79,7 @@ class TestMetadata:
         assert ipfs_hash(artifact.metadata.encode() + b" ") != result
 
     def test_hashes_that_ipfs_itself_gives(self) -> None:
-        # `ipfs add` of an empty file and of "hello world\n": known to everybody who uses it.
+        # Well-known hashes: `ipfs add` of an empty file and of "hello world\n".
         assert ipfs_hash(b"") == "QmbFMke1KXqnYyBBWxB74N4c5SBnJMVAiMNRcGu6x1AwQH"
         assert ipfs_hash(b"hello world\n") == "QmT78zSuBmuS4z925WZfrqQ1qHaJ56DQaTfyMUF7F8ff5o"
         with pytest.raises(ValueError, match="more than one block"):
@@ -300,6 +300,6 @@ async def test_a_verifier_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> No
     assert (result[0].ok, result[0].detail) == (False, "it is not shown as verified")
 
 
-async def test_an_address_that_is_none() -> None:
+async def test_an_invalid_address() -> None:
     with pytest.raises(UsageError, match="not an http:// or https:// URL"):
         await submit_sourcify("ftp://example.org", GRID)

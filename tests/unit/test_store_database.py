@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "a.db"
 
 
-def test_it_is_made_for_the_owner_alone(path: Path) -> None:
+def test_only_the_owner_can_read_the_database(path: Path) -> None:
     with Store.open(path, **IDENTITY):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -116,7 +116,7 @@ def test_memory_is_taken_in_turns() -> None:
 
 
 @pytest.mark.parametrize("amount", [0, 1, -1, 2**53 + 1, 2**63, 10**77])
-def test_amounts_lose_nothing(amount: int) -> None:
+def test_amounts_are_stored_exactly(amount: int) -> None:
     with Store.open(None, **IDENTITY) as store:
         with store.begin() as connection:
             connection.execute(insert(wealth).values(id=1, amount=amount))
@@ -303,7 +303,7 @@ async def test_two_state_folders_of_one_wallet_spend_one_after_the_other(
         with pytest.raises(WaitTimeoutError, match="nothing was paid"):
             async with second.spending(0.05):
                 pass
-    # Without a folder of its own for locks each state folder has its own lock, as before.
+    # Without a common folder for locks, each state folder has its own lock.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / "wallet.db"))
     async with first.spending(5), second.spending(5):
         pass

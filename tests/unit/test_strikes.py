@@ -67,7 +67,7 @@ class TestWhatCounts:
             (panicked(ANYBODY), True),
             (requeued(HOST), False),
             (panicked(HOST), False),
-            # A cluster may queue what it has claimed.
+            # A cluster may queue a claimed job.
             (requeued(ANYBODY, S.SCHEDULED), False),
             # Only the provider itself gives up what does not run.
             (panicked(HOST, S.META_SCHEDULED), False),
@@ -79,11 +79,13 @@ class TestWhatCounts:
         apply(store, table, events)
         assert table.since(0) == ({HOST: [NOW]} if counts else {})
 
-    def test_the_transition_before_says_who_and_whence(self, store: Store, table: Strikes) -> None:
+    def test_the_earlier_transition_names_the_provider_and_status(
+        self, store: Store, table: Strikes
+    ) -> None:
         moved = ev.JobTransition(1, address(7), OTHER, S.PENDING, S.META_SCHEDULED)
         apply(store, table, [*requeued(ANYBODY, job_id=2), moved, *requeued(HOST, job_id=1)])
         assert table.since(0) == {HOST: [NOW]}
-        # A word without its move tells nothing.
+        # JobRequeued without its transition has no effect.
         apply(store, table, [ev.JobRequeued(5, ANYBODY, "")])
         assert table.since(0) == {HOST: [NOW]}
 
@@ -94,7 +96,7 @@ class TestWhatCounts:
         assert table.since(0) == {HOST: [NOW, NOW], OTHER: [NOW + 5]}
         assert table.since(NOW) == {OTHER: [NOW + 5]}
 
-    def test_a_reorganisation_takes_it_back(self, store: Store, table: Strikes) -> None:
+    def test_a_reorganisation_removes_strikes(self, store: Store, table: Strikes) -> None:
         apply(store, table, [*requeued(ANYBODY, block=41), *requeued(ANYBODY, block=42)])
         apply(store, table, rolled_back_to=41)
         assert table.since(0) == {HOST: [NOW]}
@@ -109,12 +111,14 @@ class TestDates:
         apply(store, table, requeued(ANYBODY))
         assert table.undated(0) == []
 
-    def test_others_get_their_own_time(self, store: Store, table: Strikes) -> None:
+    def test_strikes_of_other_blocks_have_their_exact_time(
+        self, store: Store, table: Strikes
+    ) -> None:
         events = [*requeued(ANYBODY, block=10), *requeued(ANYBODY, job_id=2, block=20)]
         apply(store, table, events, from_block=1, to_block=900)
         assert table.since(0) == {HOST: [NOW, NOW]}
         assert table.undated(0) == [10, 20]
-        # What is too old by the time of the batch is older still.
+        # A strike that is too old at the time of its batch is even older.
         assert table.undated(NOW) == []
         table.date({10: NOW - 800, 20: NOW - 600})
         assert table.since(0) == {HOST: [NOW - 800, NOW - 600]}
@@ -172,7 +176,7 @@ class TestRest:
 
 
 class TestPolicy:
-    def test_a_resting_provider_gets_nothing_and_no_reservation(self) -> None:
+    def test_a_suspended_provider_gets_no_job_and_no_reservation(self) -> None:
         cheap = provider(1, price=1)
         suspended = type(cheap)(cheap.provider, suspended_until=NOW + 1, strikes=3)
         dear = provider(2, price=50, cpus=2)

@@ -168,7 +168,7 @@ def test_a_missing_wallet() -> None:
             call("/nowhere/w.json")
 
 
-def test_other_files_of_a_folder_are_passed_over(wallet: Path) -> None:
+def test_other_files_of_a_folder_are_ignored(wallet: Path) -> None:
     (wallet.parent / "a.json").write_text("{}")
     (wallet.parent / "b.json").write_text("no json")
     (wallet.parent / ".c.json").write_text(wallet.read_text())
@@ -297,7 +297,7 @@ def test_an_address_is_known_without_the_password_until_the_file_changes(wallet:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"%s": 5}', '{"%s": "0x12"}'])
-def test_a_spoilt_address_book_is_no_answer(wallet: Path, text: str) -> None:
+def test_a_damaged_address_cache_is_ignored(wallet: Path, text: str) -> None:
     path = wallet.parent / "book"
     AddressBook(path).address_of(wallet, password_file(wallet.parent))
     (digest,) = json.loads(path.read_text())
@@ -307,7 +307,7 @@ def test_a_spoilt_address_book_is_no_answer(wallet: Path, text: str) -> None:
     assert book.address_of(wallet) == stated_address(wallet)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_password_key_or_wallet(wallet: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_password_key_or_wallet(wallet: Path) -> None:
     secret = password_file(wallet.parent, codecs.BOM_UTF8 + SECRET.encode() + b"\r\n")
     wallet.write_bytes(codecs.BOM_UTF8 + wallet.read_bytes())
     account = load_account(wallet, secret)

@@ -169,7 +169,7 @@ async def test_new_rows_and_vanished_ones_leave_cursors_valid(own: Indexed) -> N
         own.read(own.index.status().block + 1, own.last)
         again = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
         assert again == rest
-        # The very row that the cursor stands at never happened.
+        # The row of the cursor was removed by a reorg.
         own.roll_back(first["items"][-1]["at"]["block"] - 1)
         again = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
         places = [(row["at"]["block"], row["at"]["log_index"]) for row in rest]
@@ -312,7 +312,7 @@ async def test_too_many_requests_get_a_retry_after(whole: Indexed) -> None:
     async with client(whole.index, rate=0.01, burst=3) as ask:
         answers = [await ask.get("/status") for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
-    # A hundred seconds, less what the requests took on a busy machine.
+    # A hundred seconds, minus the time of the requests on a busy machine.
     assert 90 <= int(answers[-1].headers["retry-after"]) <= 100
     assert answers[-1].headers["content-type"] == "application/problem+json"
 

@@ -132,7 +132,7 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
     assert formats.clock(1_700_000_000) == "2023-11-14 22:13:20"
 
 
-def test_strangers_texts_cant_turn_a_line_around() -> None:
+def test_untrusted_texts_cannot_change_the_direction_of_a_line() -> None:
     assert formats.visible("a\u202eb\x07\u200bc\ufeff") == "a\\u202eb\\u0007\\u200bc\\ufeff"
     assert formats.code("a\n\tb\x1b") == "a\n\tb\\u001b"
     assert formats.visible("Zürich 日本 🙂") == "Zürich 日本 🙂"
@@ -206,7 +206,7 @@ def test_a_waterfall_ends_where_it_should() -> None:
     assert sliver.width == 3.0
 
 
-def test_a_strip_leaves_nothing_out() -> None:
+def test_a_strip_shows_all_parts() -> None:
     segments = charts.timeline([("a", 0, "x"), ("b", 1_000, "y"), ("c", 1, "z")])
     assert all(span.width >= 14 for span in segments)
     assert abs(segments[-1].x + segments[-1].width - charts.WIDTH) < 1
@@ -480,7 +480,7 @@ def test_signed_requests_are_read_back() -> None:
     first, second = signed_requests("0x" + two.hex(), names)
     assert first == result
     assert (second.contract, second.call) == ("", None)
-    # Whoever writes nonsense into a transaction breaks no page.
+    # Invalid values in a transaction do not break a page.
     for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
         assert signed_requests(data, names) == ()
 
@@ -671,7 +671,7 @@ def movement(at: int, kind: str, amount: int, balance: int) -> MovementRow:
     return MovementRow(place(at, at), ALICE, kind, at, HOST, debit, credit, balance)
 
 
-def test_alike_lines_of_a_statement_are_folded_with_their_sum() -> None:
+def test_similar_lines_of_a_statement_are_combined_with_their_sum() -> None:
     refunds = [movement(10 - at, "refund", 5, 100 - 5 * at) for at in range(6)]
     rows = [movement(12, "escrow", -7, 93), *refunds, movement(3, "escrow", -2, 70)]
     first, folded, last = combine_movements(rows)
@@ -856,7 +856,7 @@ def test_commands_in_hints_are_code(text: str, markup: str) -> None:
         (Address(ANYWHERE, names=("*",)), ["whatever.example"], True),
     ],
 )
-async def test_only_known_names_are_answered(
+async def test_only_requests_for_known_hosts_are_served(
     address: Address, hosts: list[str], answered: bool
 ) -> None:
     app = Starlette(
@@ -885,7 +885,7 @@ def test_names_that_cant_be_meant(address: Address, words: str) -> None:
         _ = address.allowed
 
 
-def test_charts_are_made_once_for_all_readers_of_a_moment() -> None:
+def test_charts_are_rendered_once_for_concurrent_readers() -> None:
     site = Site(index=cast("Any", None), contracts=cast("Any", None))
     made: list[str] = []
 

@@ -91,7 +91,7 @@ async def test_neither_a_failed_read_nor_an_unknown_reason_is_printed(
 
 
 @pytest.mark.parametrize("error", [EndpointError("replaced"), ZeroDivisionError("a defect")])
-async def test_after_a_failing_look_it_begins_anew(
+async def test_after_a_failed_read_a_new_snapshot_is_opened(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """State read before an error may be of a branch that was replaced."""
@@ -109,7 +109,7 @@ async def test_after_a_failing_look_it_begins_anew(
     assert (lines, [item.closed for item in opened]) == (["waits"], [True, True])
 
 
-async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_of_the_wait_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(FakeOnlooker):
         async def situation(self, _job: object) -> JobSituation:
             await asyncio.Event().wait()
@@ -124,7 +124,7 @@ async def test_the_end_of_waiting_ends_the_look(monkeypatch: pytest.MonkeyPatch)
     assert (lines, onlooker.closed) == ([], True)
 
 
-def test_nothing_is_opened_for_a_job_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_opened_for_a_job_that_makes_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_contracts: object) -> None:
         raise AssertionError("looked")
 
@@ -172,7 +172,7 @@ def test_a_claimed_job_is_waited_for_and_an_unclaimed_one_comes_back() -> None:
     assert why._claim_advice(replace(assigned, status=JobStatus.SCHEDULED), 120) == ""
 
 
-def test_words_are_the_reason_the_providers_and_the_next_step() -> None:
+def test_the_text_has_the_reason_the_providers_and_the_next_step() -> None:
     job_situation = JobSituation(JOB, "job 1 waits", ("provider 1 rests",), "nothing")
     assert job_situation.words == "job 1 waits\n  provider 1 rests\nNext: nothing"
     assert replace(job_situation, details=(), advice="").words == "job 1 waits"

@@ -104,7 +104,7 @@ def changed(**values: Any) -> bytes:
         (changed(env={"PPID": "1"}), "bash reserves this variable"),
     ],
 )
-def test_bytes_of_strangers_are_refused(data: bytes, words: str) -> None:
+def test_invalid_bytes_are_refused(data: bytes, words: str) -> None:
     with pytest.raises(JobFileError) as caught:
         Definition.from_bytes(data)
     assert words in str(caught.value)

@@ -366,7 +366,7 @@ def test_a_loop_without_iterations_is_reported(loop: str, words: str) -> None:
         (with_run("env: {}", top="walltime: 1h"), "timeLimit"),
     ],
 )
-def test_words_of_other_formats_are_understood(text: str, key: str) -> None:
+def test_keys_of_other_formats_are_recognised(text: str, key: str) -> None:
     assert f"is an unknown key; did you mean {key}?" in refused(text)
 
 

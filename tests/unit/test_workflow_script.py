@@ -65,7 +65,7 @@ def test_a_missing_program_and_broken_shell_fail_the_job(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["-x", "+e", "--version"])
-def test_a_command_is_no_option_of_the_shell(tmp_path: Path, command: str) -> None:
+def test_a_command_is_not_an_option_of_the_shell(tmp_path: Path, command: str) -> None:
     done = run(definition(command), tmp_path)
     assert (done.returncode, done.stdout) == (127, b"")
     assert f"{command}: command not found" in done.stderr.decode()
@@ -134,7 +134,7 @@ def test_texts_reach_the_job_unchanged(tmp_path: Path, texts: list[str]) -> None
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(TEXT, min_size=1, max_size=5))
 def test_commands_reach_their_shell_unchanged(tmp_path: Path, words: list[str]) -> None:
-    # The shell shows its own command line, so any text can stand behind the first comment sign.
+    # The shell shows its own command line, so any text may follow the first comment sign.
     text = "\n".join(words)
     command = f"tr '\\0' '\\n' < /proc/$$/cmdline; exit 7\n{text}"
     done = run(definition(command), tmp_path)
@@ -143,7 +143,7 @@ def test_commands_reach_their_shell_unchanged(tmp_path: Path, words: list[str]) 
 
 
 @given(st.lists(TEXT | TEXT.map("\n#SBATCH ".__add__), min_size=1, max_size=5))
-def test_nothing_of_a_customer_begins_a_line(texts: list[str]) -> None:
+def test_no_text_of_a_customer_begins_a_line(texts: list[str]) -> None:
     def outline(texts: list[str]) -> list[str]:
         env = {f"V{at}": text for at, text in enumerate(texts)}
         job = definition(*(Step.simple("", text or "x", env) for text in texts), **env)

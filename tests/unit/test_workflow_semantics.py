@@ -104,7 +104,7 @@ steps:
 
 
 def test_parallel_rounds_run_at_once_and_all_to_their_end(tmp_path: Path) -> None:
-    # Each round waits for all others: one after the other they would never end.
+    # Each round waits for all others: in sequence they would never end.
     text = """
 steps:
 - for:
