@@ -170,17 +170,16 @@ class AddressBook:
 
         Raises the errors of `load_account`.
         """
-        digest = _read(Path(wallet))[1]
-        known = self._known().get(digest)
-        if known is not None and is_address(known):
-            return to_checksum_address(known)
+        if known := self.known_address(wallet):
+            return known
         account = load_account(wallet, password_file, prompt)
         self.remember(wallet, account)
         return account.address
 
-    def contains(self, wallet: str | Path) -> bool:
-        """Return whether the file was opened before, so that its stated address is verified."""
-        return _read(Path(wallet))[1] in self._known()
+    def known_address(self, wallet: str | Path) -> str:
+        """Return the address of a file that was opened before; "" for another file."""
+        known = self._known().get(_read(Path(wallet))[1])
+        return to_checksum_address(known) if is_address(known) else ""
 
     def remember(self, wallet: str | Path, account: LocalAccount) -> None:
         """Record the account of a keystore file that was opened or written."""

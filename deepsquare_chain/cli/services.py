@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ from deepsquare_chain.store.gateway_client import (
 )
 
 if TYPE_CHECKING:
+    from deepsquare_chain.chain.signers import Signer
     from deepsquare_chain.gateway.access import GatewayRules
     from deepsquare_chain.relay.requests import RelayRules
 
@@ -36,8 +38,9 @@ async def provide(settings: Settings) -> None:
     from deepsquare_chain.provider.service import ProviderSettings, run_provider
 
     deployment = Deployment.load(settings.deployment)
-    account = await open_account(settings)
-    configure_logging(settings.log_level, settings.log_format, service="provider")
+    account = await _account_of(settings, "provider")
+    if account is None:
+        return
     async with open_gateways(
         gateway_urls(settings, deployment), account, deployment, transport_of(settings)
     ) as gateways:
@@ -71,6 +74,26 @@ async def provide(settings: Settings) -> None:
         )
 
 
+async def _account_of(settings: Settings, service: str) -> Signer | None:
+    """Open the account of a service, and configure its logging.
+
+    Waits for an external signer that does not answer, as for an endpoint; returns None after SIGINT
+    or SIGTERM during this wait. Raises the other errors of `open_account`.
+    """
+    from deepsquare_chain.daemon.loop import handle_signals
+    from deepsquare_chain.daemon.service import open_with_retries
+
+    if not settings.signer:
+        account = await open_account(settings)  # may ask for the password: no signal handlers
+        configure_logging(settings.log_level, settings.log_format, service=service)
+        return account
+    configure_logging(settings.log_level, settings.log_format, service=service)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        with handle_signals(lambda _number: stop.set()):
+            return await open_with_retries(service, lambda _: open_account(settings), stack, stop)
+
+
 def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
     """Return the arguments of `ServiceSettings`, which all services share."""
     from deepsquare_chain.daemon.loop import service_folder
@@ -100,8 +123,13 @@ async def schedule(
     from deepsquare_chain.metascheduler.service import SchedulerSettings, run_scheduler
 
     deployment = Deployment.load(settings.deployment)
-    account = None if dry_run else await open_account(settings)
-    configure_logging(settings.log_level, settings.log_format, service="metascheduler")
+    account = None
+    if dry_run:
+        configure_logging(settings.log_level, settings.log_format, service="metascheduler")
+    else:
+        account = await _account_of(settings, "metascheduler")
+    if account is None and not dry_run:
+        return
     instance = "dry-run" if account is None else account.address
     await run_scheduler(
         settings.endpoint,
@@ -133,9 +161,12 @@ async def relay(
     from deepsquare_chain.relay.service import RelaySettings, run_relay
 
     deployment = Deployment.load(settings.deployment)
-    account = await open_account(settings)
-    if "served_by" not in more:
-        configure_logging(settings.log_level, settings.log_format, service="relay")
+    if "served_by" in more:
+        account: Signer | None = await open_account(settings)
+    else:
+        account = await _account_of(settings, "relay")
+    if account is None:
+        return
     await run_relay(
         settings.endpoint,
         deployment,

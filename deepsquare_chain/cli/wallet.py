@@ -28,7 +28,7 @@ app = typer.Typer(help="Create, import, list and show encrypted wallets.", no_ar
 _WALLET: Final = (Column("address", "address", Kind.HASH), Column("path", "keystore"))
 _RESULT_KEY: Final = (Column("recipient", "public key"), Column("path", "file"))
 _LIST: Final = (
-    Column("address", "recorded address", Kind.HASH),
+    Column("address", "address", Kind.HASH),
     Column("path", "keystore"),
     Column("checked", "verified", Kind.FLAG),
 )
@@ -174,15 +174,26 @@ async def list_wallets(
     """
     from deepsquare_chain.chain import wallet
     from deepsquare_chain.client.network import address_book
+    from deepsquare_chain.errors import NotFoundError
 
     own = context.settings.keystore
     directory = folder or (own.parent if own else context.settings.state_dir / "wallets")
+    if folder is not None and not folder.is_dir():
+        raise NotFoundError(
+            f"There is no folder {folder}",
+            hint="`deepsquare wallet show FILE` shows the address of one keystore.",
+        )
     keystores = wallet.list_wallets(directory)
     book = address_book(context.settings)
+    verified = {keystore.path: book.known_address(keystore.path) for keystore in keystores}
     context.printer.rows(
         _LIST,
         (
-            (keystore.address or None, str(keystore.path), book.contains(keystore.path))
+            (
+                verified[keystore.path] or keystore.address or None,
+                str(keystore.path),
+                bool(verified[keystore.path]),
+            )
             for keystore in keystores
         ),
         empty=f"No wallets in {directory}; `deepsquare wallet list FOLDER` lists another folder.",

@@ -56,7 +56,7 @@ async def examine(settings: Settings) -> list[Check]:
         ("rules", _rules, "endpoint"),
         ("contracts", _contracts, "deployment"),
         ("clock", _clock, ""),
-        ("wallet", _wallet, "keystore"),
+        ("wallet", _wallet, "keystore, signer"),
         ("password file", _password_file, "password_file"),
         ("balance", _balance, "keystore"),
         ("definition store", _store, "gateway, store"),
@@ -121,6 +121,9 @@ async def _clock(settings: Settings) -> str:
 
 
 async def _wallet(settings: Settings) -> str:
+    if settings.signer:
+        account = await open_account(settings)
+        return f"{account.address} at the signer {safe_url(settings.signer)}"
     if settings.keystore is None:
         raise no_keystore()
     address = await asyncio.to_thread(own_address, settings, None)
@@ -129,6 +132,8 @@ async def _wallet(settings: Settings) -> str:
 
 
 async def _password_file(settings: Settings) -> str:
+    if settings.signer:
+        return "not needed: the signer holds the key"
     if settings.password_file is None:
         return "none: the password is prompted for"
     if not settings.password_file.is_file():

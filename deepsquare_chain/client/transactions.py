@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any, Final
 from eth_account.datastructures import SignedMessage, SignedTransaction
 from eth_account.messages import SignableMessage
 from eth_typing import ChecksumAddress
+from eth_utils.crypto import keccak
 from web3.exceptions import TransactionNotFound
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
@@ -171,9 +173,10 @@ async def open_unsigned(settings: Settings, account: str) -> AsyncIterator[Walle
 def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, Any]:
     """Return the content of a file with the calls for Safe's Transaction Builder.
 
-    Source of the format: https://help.safe.global/en/articles/40841-transaction-builder
+    Sources of the format: https://help.safe.global/en/articles/40841-transaction-builder, and
+    `apps/tx-builder/src/lib/checksum.ts` of safe-react-apps for the checksum.
     """
-    return {
+    batch: dict[str, Any] = {
         "version": "1.0",
         "chainId": str(chain_id),
         "createdAt": int(time.time() * 1000),
@@ -193,6 +196,25 @@ def safe_batch(chain_id: int, account: str, calls: Sequence[Call]) -> dict[str, 
             for call in calls
         ],
     }
+    # Without it the Transaction Builder warns that the file was changed. The name is not covered.
+    covered = {**batch, "meta": {**batch["meta"], "name": None}}
+    batch["meta"]["checksum"] = "0x" + keccak(text=_serialized(covered)).hex()
+    return batch
+
+
+def _serialized(value: Any) -> str:
+    """Return the text of a JSON value over which the Transaction Builder's checksum is computed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_serialized, value))}]"
+    if isinstance(value, dict):
+        keys = sorted(value)
+        return f"{{{_compact(keys)}{''.join(f'{_serialized(value[key])},' for key in keys)}}}"
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
+    """Return a JSON value as JavaScript's JSON.stringify writes it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client import Counter
 
@@ -18,6 +18,8 @@ from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 
 _log = get_logger(__name__)
+#: Seconds between two log entries about the same failure: batches are retried in every cycle.
+_LOG_INTERVAL: Final = 300.0
 
 T = TypeVar("T")
 #: Maps the refusals of a batch (job ID to error name) to the jobs that are not at fault.
@@ -115,6 +117,7 @@ class TransactionBatcher:
         self._count = count
         self._backoff = backoff
         self.mined_at = 0  # the highest block that holds a transaction of this service
+        self._failures: dict[tuple[str, str], float] = {}  # when each failure was last logged
 
     def is_due(self, kind: str, job_id: int, now: float) -> bool:
         """Return whether this transition of a job is not in backoff after a refusal."""
@@ -159,7 +162,7 @@ class TransactionBatcher:
             self._refuse(batch.kind, batch.job_ids, clock())
             return ()
         except GridError as error:
-            _log.warning("batch not sent", label=batch.call.label, error=error.message)
+            self._log_failure(batch, error, clock())
             return ()
         crash_point(f"{self._service}.{batch.kind}.confirmed")
         return self._record_mined(batch, receipt, clock, retryable)
@@ -172,6 +175,7 @@ class TransactionBatcher:
         retryable: RetryableJobs,
     ) -> tuple[int, ...]:
         self.mined_at = max(self.mined_at, receipt.block_number)
+        self._failures.clear()
         skipped: dict[int, str] = {}
         for event in receipt.events:
             if isinstance(event, TransitionSkipped) and event.job_id in batch.job_ids:
@@ -189,6 +193,16 @@ class TransactionBatcher:
             "batch mined", label=batch.call.label, block=receipt.block_number, gas=receipt.gas_used
         )
         return changed
+
+    def _log_failure(self, batch: TransactionBatch, error: GridError, now: float) -> None:
+        """Log that a batch was not sent; the same failure again only after `_LOG_INTERVAL`."""
+        key = batch.kind, error.message
+        if now - self._failures.get(key, -_LOG_INTERVAL) < _LOG_INTERVAL:
+            return
+        self._failures = {
+            known: time for known, time in self._failures.items() if now - time < _LOG_INTERVAL
+        } | {key: now}
+        _log.warning("batch not sent", label=batch.call.label, error=error.message, hint=error.hint)
 
     def _refuse(self, kind: str, job_ids: Iterable[int], now: float) -> None:
         for job_id in job_ids:

@@ -189,6 +189,8 @@ class SchedulerService:
         self._followed_block = (b"", False)  # block up to which all confirmed events were applied
         self._balance_checked_at: float | None = None
         self._logged_waits: dict[int, str] = {}
+        self._logged_assignments: dict[int, str] = {}
+        self._suspected: frozenset[int] = frozenset()
         self._holds: dict[int, Hold] = {}
         self._suspended: frozenset[int] = frozenset()
 
@@ -278,7 +280,11 @@ class SchedulerService:
         )
         lost_jobs = lost(cluster.assigned, cluster.watched, block_context)
         for suspicion in all_suspicions:
-            _log.info("provider suspected", provider=suspicion.provider_id, reason=suspicion.why)
+            if suspicion.provider_id not in self._suspected:
+                _log.info(
+                    "provider suspected", provider=suspicion.provider_id, reason=suspicion.why
+                )
+        self._suspected = frozenset(suspicion.provider_id for suspicion in all_suspicions)
         for job in lost_jobs:
             _log.warning("job lost", job=job.id, provider=job.provider_id)
         moved = await asyncio.gather(
@@ -366,16 +372,18 @@ class SchedulerService:
         return await self._batches.requeue(ids, block_context.now)
 
     def _log_decisions(self, snapshot: Snapshot, decided: Plan) -> None:
-        """Log every decision, and why the oldest waiting jobs wait when the reason changes."""
-        for decision in decided.decisions:
-            _log.info(
-                "job assigned",
-                job=decision.waiting.job.id,
-                reason=explain_decision(decision, decided),
-            )
-        assigned_ids = {decision.waiting.job.id for decision in decided.decisions}
+        """Log decisions, and why the oldest waiting jobs wait, when the reason changes."""
+        assignments = {
+            decision.waiting.job.id: explain_decision(decision, decided)
+            for decision in decided.decisions
+        }
+        for job_id, text in assignments.items():
+            # A decision is made again in each cycle until its transaction is sent.
+            if self._logged_assignments.get(job_id) != text:
+                _log.info("job assigned", job=job_id, reason=text)
+        self._logged_assignments = assignments
         waiting_jobs = [
-            waiting for waiting in snapshot.waiting if waiting.job.id not in assigned_ids
+            waiting for waiting in snapshot.waiting if waiting.job.id not in assignments
         ]
         waiting_jobs.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
         waits: dict[int, str] = {}

@@ -580,7 +580,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        ({"credits": "1000000"}, 409, "1000000 are needed"),
+        ({"credits": "1000000"}, 409, "less than the 1000000 credits needed"),
         ({"credits": "much"}, 400, "redits"),
         ({"time_limit": "soon"}, 400, "ime limit"),
         ({"mem_per_cpu": "0"}, 400, "emory per CPU"),

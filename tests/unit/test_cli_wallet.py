@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,18 @@ def test_show_without_the_password_marks_the_address_as_unverified(
     (folder / "other.json").unlink()
     assert "not compared" not in show("show", "--keystore", "w.json").output
     assert show("list", "-o", "csv", ".").output.rstrip().endswith("w.json,True")
+
+
+def test_a_list_shows_the_verified_address_of_a_keystore_that_states_none(folder: Path) -> None:
+    account = wallet.import_key(folder / "w.json", KEY, SECRET, light=True)
+    body = json.loads((folder / "w.json").read_text())
+    del body["address"]
+    (folder / "w.json").write_text(json.dumps(body))
+    assert show("list", "-o", "csv", ".").output.rstrip().endswith(",w.json,False")
+    assert show("show", "w.json").exit_code == 0
+    assert show("list", "-o", "csv", ".").output.rstrip().endswith(f"{account.address},w.json,True")
+    missing = show("list", "nowhere")
+    assert (missing.exit_code, "no folder nowhere" in missing.output) == (4, True), missing.output
 
 
 def test_the_address_of_a_wallet_made_here_is_known_without_its_password(

@@ -12,6 +12,7 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.events import TransitionSkipped
 from deepsquare_chain.chain.transactions.outbox import TxReceipt
+from deepsquare_chain.daemon.batcher import Backoff, TransactionBatch, TransactionBatcher
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -192,6 +193,34 @@ async def test_failures_end_no_cycle(error: GridError, is_cooldown: bool) -> Non
     result.sender.sent.clear()
     await result.batches.challenge(3, NOW)
     assert bool(result.sender.sent) is not is_cooldown
+
+
+async def test_a_failure_that_lasts_is_logged_once_in_five_minutes_until_a_batch_is_mined() -> None:
+    clock = [0.0]
+    sender = FakeSender(error=EndpointError("The signer does not answer", hint="Start it."))
+    batcher = TransactionBatcher(
+        "scheduler",
+        sender,  # type: ignore[arg-type]
+        timeout=1,
+        count=lambda *_: None,
+        backoff=Backoff(2, 600),
+    )
+
+    async def warnings(at: float) -> int:
+        clock[0] = at
+        with capture_logs() as logs:
+            await batcher.send(
+                TransactionBatch("assign", (1,), Call("", b"", "")), lambda: clock[0]
+            )
+        return sum(entry["event"] == "batch not sent" for entry in logs)
+
+    assert [await warnings(at) for at in (0, 1, 299, 300, 301)] == [1, 0, 0, 1, 0]
+    sender.error = EndpointError("The signer refused")
+    assert await warnings(302) == 1  # another failure
+    sender.error = None
+    assert await warnings(303) == 0
+    sender.error = EndpointError("The signer refused")
+    assert await warnings(304) == 1
 
 
 async def test_a_dry_run_logs_each_planned_action_once() -> None:

@@ -80,7 +80,7 @@ def test_words_and_fields() -> None:
         reverts.ERC20InsufficientBalance.selector
         + encode(["address", "uint256", "uint256"], [A, 10**17, 3 * 10**18])
     )
-    assert poor.message == f"{A} has 0.1 credits, 3 are needed"
+    assert poor.message == f"{A} has 0.1 credits, less than the 3 credits needed"
     assert poor.hint
     nobody = decode_revert(reverts.ERC20InvalidReceiver.selector + encode(["address"], [A]))
     assert (nobody.message, nobody.hint) == (f"{A} can't receive credits", "Check the address.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -13,9 +14,14 @@ from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
 
 from deepsquare_chain.chain import signers
+from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import CreditContract
 from deepsquare_chain.chain.signers import ExternalSigner, sign_and_record
+from deepsquare_chain.cli import services
+from deepsquare_chain.client import doctor, transactions
+from deepsquare_chain.daemon import service
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, UsageError
+from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.gateway_client import GatewayClient, share_data
 from tests.support.signer import ReferenceSigner
 
@@ -208,3 +214,44 @@ async def test_a_share_of_a_job_is_signed_by_an_external_signer(
     message = encode_typed_data(full_message=share_data(1, OTHER.address, 7, OTHER.address, 2_000))
     assert Account.recover_message(message, signature=bodies[0]["signature"]) == OWN.address
     await client.close()
+
+
+async def test_a_service_waits_for_its_signer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [EndpointError("The signer does not answer"), OWN]
+
+    async def open_account(_: Settings) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(services, "open_account", open_account)
+    monkeypatch.setattr(services, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(service, "_PAUSES", (0.001, 0.001))
+    settings = Settings(signer="http://127.0.0.1:1")
+    assert await services._account_of(settings, "provider") == OWN
+    assert not answers
+
+
+async def test_a_doctor_checks_the_account_of_the_signer(reference: Any) -> None:
+    _, url = reference
+    settings = Settings(signer=url, password_file="/nowhere")  # type: ignore[arg-type]
+    assert await doctor._wallet(settings) == f"{OWN.address} at the signer {url}"
+    assert "not needed" in await doctor._password_file(settings)
+
+
+def test_a_safe_batch_has_the_checksum_of_the_transaction_builder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The checksum was computed by the Transaction Builder's own function (checksum.ts).
+    monkeypatch.setattr(transactions.time, "time", lambda: 1_761_326_849.944)
+    call = Call(OTHER.address, b"\x01\x02", "approve 'é'")
+    batch = transactions.safe_batch(1, OWN.address, [call, call])
+    assert (
+        batch["meta"]["checksum"]
+        == "0x22e37d9fb90fa9e58964202f09f9db13193b407c91a8100da447ceab737e43c4"
+    )
+    renamed = transactions.safe_batch(1, OWN.address, [replace(call, label="other"), call])
+    assert renamed["meta"]["checksum"] == batch["meta"]["checksum"]
+    other = transactions.safe_batch(1, OWN.address, [call])
+    assert other["meta"]["checksum"] != batch["meta"]["checksum"]

@@ -269,7 +269,7 @@ def test_an_address_that_is_not_the_keys_is_never_used(wallet: Path, stated: str
         with pytest.raises(UsageError, match="its key is that of") as error:
             call(path, secret)
         assert stated_address(wallet) in error.value.message
-    assert not book.contains(path)
+    assert not book.known_address(path)
 
 
 @pytest.mark.parametrize("stated", [None, OTHER, "nonsense"])
@@ -287,11 +287,11 @@ def test_an_address_is_known_without_the_password_until_the_file_changes(wallet:
         book.address_of(wallet)
     address = book.address_of(wallet, secret)
     assert book.address_of(wallet) == address
-    assert book.contains(wallet)
+    assert book.known_address(wallet)
     wallet.write_text("\ufeff" + json.dumps(json.loads(wallet.read_text()), indent=1))
     assert book.address_of(wallet) == address
     wallet.write_text(restated(wallet, OTHER).read_text())
-    assert not book.contains(wallet)
+    assert not book.known_address(wallet)
     with pytest.raises(NotAuthorisedError):
         book.address_of(wallet)
 

@@ -155,12 +155,12 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"{f['pending']}"
         ),
         "ERC20InsufficientBalance": lambda f: (
-            f"{f['sender']} has {credit_count(f['balance'])}, "
-            f"{format_credits(f['needed'])} are needed"
+            f"{f['sender']} has {credit_count(f['balance'])}, less than the "
+            f"{credit_count(f['needed'])} needed"
         ),
         "ERC20InsufficientAllowance": lambda f: (
-            f"The contract may take {credit_count(f['allowance'])}, "
-            f"{format_credits(f['needed'])} are needed"
+            f"The contract may take {credit_count(f['allowance'])}, less than the "
+            f"{credit_count(f['needed'])} needed"
         ),
         "AccessControlUnauthorizedAccount": lambda f: (
             f"{f['account']} does not have {role_name(f['needed_role'])}, which this needs"

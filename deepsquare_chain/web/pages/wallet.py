@@ -277,7 +277,7 @@ class CallPlanner:
         payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
-                f"The wallet has {credit_count(balance)}, but {format_credits(amount)} are needed",
+                f"The wallet has {credit_count(balance)}, less than the {credit_count(amount)} needed",
                 hint="Lower the credits, or get some: `deepsquare credit faucet` on a devnet.",
             )
         if coin < gas and not relayed:
