@@ -557,7 +557,8 @@ def by_period(
     paid.sort(key=lambda payment: payment.position)
     days, total = [], 0
     for day, payments_of_day in groupby(
-        paid, key=lambda payment: _format_period(times[payment.block_number], span)
+        paid,
+        key=lambda payment: datetime.fromtimestamp(times[payment.block_number], UTC).strftime(span),
     ):
         of_day = list(payments_of_day)
         amount = sum(payment.paid for payment in of_day)
@@ -599,10 +600,6 @@ async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
             number: int(header["timestamp"]) for number, header in zip(batch, headers, strict=True)
         }
     return times
-
-
-def _format_period(time: int, span: str) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime(span)
 
 
 async def wait_until_empty(

@@ -11,7 +11,7 @@ from typing import Final
 
 from deepsquare_chain.chain.bindings.records import Clock
 from deepsquare_chain.credits import cost, format_credits, hourly, job_rate
-from deepsquare_chain.job import Job, JobStatus, Objective, Resources
+from deepsquare_chain.job import Job, JobStatus, Objective
 from deepsquare_chain.metascheduler.dependencies import chain_time, conditions
 from deepsquare_chain.metascheduler.eligibility import (
     Amounts,
@@ -279,7 +279,9 @@ def _nearest_miss(nearest: Refusal, waiting: Waiting, those: Sequence[Verdict]) 
     if nearest is Refusal.LABELS:
         return f"no provider of sufficient size has the labels {_quoted(waiting.uses)}"
     if nearest is Refusal.TOO_LARGE:
-        return f"no provider offers {_resources_text(waiting.job.resources)}, node by node"
+        size = waiting.job.resources
+        needed = _size_text(size.cpus, size.memory, size.gpus)
+        return f"no provider offers {needed}, node by node"
     words = ", ".join(verdict.text for verdict in those)
     if nearest is Refusal.AVOIDED:
         retry_at = min(waiting.avoided[verdict.provider_id] for verdict in those)
@@ -362,10 +364,6 @@ def _fits_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> 
     ]
     earliest = fits_from(amounts(job.resources), free, releases, snapshot.now)
     return snapshot.now if earliest is None else earliest[0]
-
-
-def _resources_text(resources: Resources) -> str:
-    return _size_text(resources.cpus, resources.memory, resources.gpus)
 
 
 def _size_text(cpus: int, memory: int, gpus: int) -> str:

@@ -207,7 +207,7 @@ class SchedulerService:
             return False
         await self._follow(head)
         crash_point("scheduler.followed")
-        cluster = await self._cluster_at(head)
+        cluster = await self.observer.read(head, events=self._follower.position)
         self.cluster = cluster
         self.metrics.show(cluster, self.state.history())
         self._log_suspensions(cluster)
@@ -246,10 +246,6 @@ class SchedulerService:
         depth = 0 if head.final else self._settings.confirmations
         if self._follower.position >= head.number - depth:
             self._followed_block = (head.hash, head.final)
-
-    async def _cluster_at(self, head: Head) -> ClusterSnapshot:
-        """Return the cluster snapshot at a block."""
-        return await self.observer.read(head, events=self._follower.position)
 
     async def _check_balance(self) -> None:
         last_read, now = self._balance_checked_at, time.monotonic()

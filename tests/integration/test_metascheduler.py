@@ -322,7 +322,7 @@ async def see(service: SchedulerService) -> ClusterSnapshot:
     head = await service._head(again=True)
     assert head is not None
     await service._follow(head)
-    return await service._cluster_at(head)
+    return await service.observer.read(head, events=service._follower.position)
 
 
 @asynccontextmanager
