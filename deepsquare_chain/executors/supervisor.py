@@ -42,6 +42,7 @@ from deepsquare_chain.executors.rundir import (
     RunFolder,
     disk_usage,
     exit_record,
+    finite_number,
     unique,
 )
 from deepsquare_chain.faults import VARIABLE, crash_point
@@ -421,12 +422,12 @@ class Supervisor:
 
     def _read_control(self) -> None:
         # A control file that a job removed or damaged is ignored.
-        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+        with contextlib.suppress(OSError, KeyError):
             info = (self._folder.path / "control.json").stat()
             version = (info.st_ino, info.st_mtime_ns)
             if version != self._control_seen:
                 control = self._folder.control()
-                self._walltime = int(control["walltime"])
+                self._walltime = int(finite_number(control, "walltime"))
                 self._cancelled = self._cancelled or bool(control["cancel"])
                 self._control_seen = version
 

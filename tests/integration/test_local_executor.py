@@ -526,10 +526,17 @@ async def test_hostile_specifications_are_refused_or_harmless(
     assert (await ended(executor, "empty")).code == 0
 
 
-async def test_forged_exit_record_does_not_end_a_run(executor: LocalExecutor, state: Path) -> None:
-    script = """
-        echo '{"code":0,"reason":"exited","seconds":1,"started_at":1,"ended_at":2}' > ../exit.json
-        echo nonsense > ../control.json
+@pytest.mark.parametrize(
+    "control",
+    ["nonsense", json.dumps({"walltime": 10**400, "cancel": False})],
+    ids=["no record", "a number too large for a float"],
+)
+async def test_forged_records_do_not_end_a_run(
+    executor: LocalExecutor, state: Path, control: str
+) -> None:
+    script = f"""
+        echo '{{"code":0,"reason":"exited","seconds":1,"started_at":1,"ended_at":2}}' > ../exit.json
+        echo '{control}' > ../control.json
         echo up
         sleep 1.2
         exit 9
