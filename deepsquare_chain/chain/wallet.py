@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import re
+import signal
 import stat
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -276,7 +278,30 @@ def read_password(
             f"The wallet {path} needs its password, and there is no terminal to prompt for it",
             hint=f"Set {PASSWORD_FILE_VARIABLE} to a file that contains it.",
         )
-    return (prompt or getpass.getpass)(f"Password of {path}: ")
+    return (prompt or ask_hidden)(f"Password of {path}: ")
+
+
+def ask_hidden(text: str) -> str:
+    """Prompt on the terminal for a secret, without echo; Ctrl-C raises KeyboardInterrupt."""
+    with interruptible():
+        return getpass.getpass(text)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt at once, for a prompt in a coroutine.
+
+    asyncio only cancels the task at Ctrl-C, which a blocking read does not notice. Works in the main
+    thread only; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def read_key(path: str | Path) -> str:

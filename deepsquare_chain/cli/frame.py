@@ -308,7 +308,7 @@ class CommandContext:
                 "Nothing was changed: there is no terminal to ask on",
                 hint="Give --yes to confirm all of it.",
             )
-        if typer.confirm("Go on?", err=True):
+        if ask_yes_no("Go on?"):
             return True
         self.printer.note("Nothing was changed.")
         return False
@@ -641,6 +641,21 @@ async def open_sending(
         yield wallet
 
 
+def ask_yes_no(question: str) -> bool:
+    """Ask on the terminal for a yes or no.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or the end of the input.
+    """
+    from deepsquare_chain.chain.wallet import interruptible
+
+    try:
+        with interruptible():
+            return typer.confirm(question, err=True)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
 def confirmation_prompt(context: CommandContext, *, yes: bool) -> Confirm:
     """Return a function that prints a request to stderr and asks whether to sign it, unless `yes`.
 
@@ -661,6 +676,6 @@ def confirmation_prompt(context: CommandContext, *, yes: bool) -> Confirm:
                 "There is no terminal to confirm the signature",
                 hint="Give --yes to sign without a confirmation.",
             )
-        return typer.confirm("Sign it?", err=True)
+        return ask_yes_no("Sign it?")
 
     return ask

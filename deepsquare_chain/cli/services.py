@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import gather_all
-from deepsquare_chain.client.network import open_account, own_address, transport_of
+from deepsquare_chain.client.network import find_own_address, open_account, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import DAY
@@ -199,7 +199,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
             hint="Each event is sent by one of the two: set notify_by to run for this service.",
         )
     deployment = Deployment.load(settings.deployment)
-    customer = await asyncio.to_thread(own_address, settings, address)
+    customer = await find_own_address(settings, address)
     configure_logging(settings.log_level, settings.log_format, service="notify")
     await run_notify(
         settings.endpoint,

@@ -5,7 +5,6 @@ Secrets come from a file or are typed without echo, never from a flag.
 
 from __future__ import annotations
 
-import getpass
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -265,10 +264,10 @@ def new_password(file: Path, password_file: Path | None) -> str:
         NotAuthorisedError: Stdin is no terminal.
         UsageError: The two inputs differ, or the password file is not usable.
     """
-    from deepsquare_chain.chain.wallet import read_password
+    from deepsquare_chain.chain.wallet import ask_hidden, read_password
 
     typed = read_password(file, password_file)
-    if password_file is None and getpass.getpass("Repeat the password: ") != typed:
+    if password_file is None and ask_hidden("Repeat the password: ") != typed:
         raise UsageError("The two passwords differ", hint="Nothing was written; try again.")
     return typed
 
@@ -279,13 +278,15 @@ def ask_secret(prompt: str) -> str:
     Raises:
         NotAuthorisedError: Stdin is no terminal.
     """
+    from deepsquare_chain.chain.wallet import ask_hidden
+
     if not sys.stdin.isatty():
         raise NotAuthorisedError(
             "A secret can only be entered on a terminal",
             hint="Give its file with --key-file or --mnemonic-file, import a keystore with --from, "
             "or use a terminal.",
         )
-    return getpass.getpass(prompt)
+    return ask_hidden(prompt)
 
 
 def or_stdin(path: Path) -> Path:

@@ -23,7 +23,12 @@ from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.deploy import connect
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.jobs import newest
-from deepsquare_chain.client.network import no_keystore, open_account, open_grid, own_address
+from deepsquare_chain.client.network import (
+    find_own_address,
+    no_keystore,
+    open_account,
+    open_grid,
+)
 from deepsquare_chain.client.registration import machine
 from deepsquare_chain.credits import credit_count
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
@@ -126,7 +131,7 @@ async def _wallet(settings: Settings) -> str:
         return f"{account.address} at the signer {safe_url(settings.signer)}"
     if settings.keystore is None:
         raise no_keystore()
-    address = await asyncio.to_thread(own_address, settings, None)
+    address = await find_own_address(settings, None)
     _private(settings.keystore)
     return f"{address} in {settings.keystore}"
 
@@ -154,7 +159,7 @@ async def _is_wallet(settings: Settings) -> bool:
 
 
 async def _balance(settings: Settings) -> str:
-    address = await asyncio.to_thread(own_address, settings, None)
+    address = await find_own_address(settings, None)
     async with open_grid(settings) as contracts:
         account_balances = await balances(contracts, address)
         folder = settings.state_dir / FOLDER

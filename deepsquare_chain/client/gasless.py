@@ -518,7 +518,8 @@ class RelayedSender:
             ("gas", f"paid by the relay at {self._relay.display_url}, wallet {terms.wallet}"),
         ]
         preview = Preview(describe_call(call), tuple(rows))
-        if not await asyncio.to_thread(self._confirm, preview):
+        # In this thread: Ctrl-C would not end a prompt in another one.
+        if not self._confirm(preview):
             raise NotConfirmedError("Nothing was signed and nothing was sent")
 
     # -- waiting for the execution

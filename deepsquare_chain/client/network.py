@@ -15,7 +15,7 @@ from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import ExternalSigner, Signer
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
-from deepsquare_chain.chain.wallet import AddressBook, load_account, stated_address
+from deepsquare_chain.chain.wallet import AddressBook, read_password, stated_address, unlock
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import FOLDER, Store, open_wallet_store
@@ -122,7 +122,10 @@ async def open_account(settings: Settings) -> Signer:
         return await asyncio.to_thread(_external, settings)
     if settings.keystore is None:
         raise no_keystore()
-    account = await asyncio.to_thread(load_account, settings.keystore, settings.password_file)
+    stated_address(settings.keystore)  # report a wrong file before asking for its password
+    # In this thread: Ctrl-C would not end a prompt in another one.
+    password = read_password(settings.keystore, settings.password_file)
+    account = await asyncio.to_thread(unlock, settings.keystore, password)
     address_book(settings).remember(settings.keystore, account)
     return account
 
@@ -144,6 +147,13 @@ def own_address(settings: Settings, given: str | None) -> str:
     if settings.keystore is None:
         raise no_keystore()
     return address_book(settings).address_of(settings.keystore, settings.password_file)
+
+
+async def find_own_address(settings: Settings, given: str | None) -> str:
+    """Return `own_address`; the event loop runs while an external signer answers."""
+    if settings.signer and given is None:
+        return await asyncio.to_thread(own_address, settings, given)
+    return own_address(settings, given)  # in this thread, as in `open_account`
 
 
 def _external(settings: Settings) -> ExternalSigner:

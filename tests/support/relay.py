@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Shown:
     previews: list[Preview] = field(default_factory=list)
 
     def __call__(self, preview: Preview) -> bool:
+        # A prompt in another thread would not end at Ctrl-C.
+        assert threading.current_thread() is threading.main_thread()
         self.previews.append(preview)
         return True
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import signal
 import stat
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ from deepsquare_chain.chain.wallet import (
     stated_address,
     unlock,
 )
+from deepsquare_chain.cli.frame import ask_yes_no
+from deepsquare_chain.client.network import find_own_address, open_account
 from deepsquare_chain.errors import GridError, NotAuthorisedError, NotFoundError, UsageError
+from deepsquare_chain.settings import Settings
 
 KEY = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
 SECRET = "correct horse"
@@ -160,6 +165,33 @@ def test_on_a_terminal_the_prompt_names_the_wallet(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     assert load_account(wallet).address == stated_address(wallet)
     assert prompts == [f"Password of {wallet}: "] * 2
+
+
+async def test_ctrl_c_ends_a_prompt_within_a_coroutine_at_once(
+    wallet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def prompt(_: str) -> str:
+        threads.append(threading.current_thread())
+        signal.raise_signal(signal.SIGINT)
+        return SECRET  # asyncio's own handler would only cancel the task, which returns first
+
+    monkeypatch.setattr("getpass.getpass", prompt)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: bool(prompt("")))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    signal.signal(signal.SIGINT, lambda *_: None)  # that of asyncio, in a command
+    settings = Settings(keystore=wallet, state_dir=wallet.parent)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            await open_account(settings)
+        with pytest.raises(KeyboardInterrupt):
+            await find_own_address(settings, None)
+        with pytest.raises(KeyboardInterrupt):
+            ask_yes_no("Go on?")
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert threads == [threading.main_thread()] * 3
 
 
 def test_a_missing_wallet() -> None:
