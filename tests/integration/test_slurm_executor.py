@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -590,6 +589,46 @@ async def test_nodes_that_do_not_see_the_folder_stop_attracting_jobs(
     assert "could not start the last job" in await executor.fault()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"constraint": "nope"}, "Invalid feature"), ({"extra": "--nonsense"}, "unrecognized option")],
+    ids=["constraint", "extra"],
+)
+async def test_options_with_which_slurm_rejects_every_job_attract_none(
+    cluster: LocalSlurm, tmp_path: Path, options: dict[str, str], reason: str
+) -> None:
+    executor = cluster.executor(tmp_path, **options)
+    with capture_logs() as logs:
+        fault = await executor.fault()
+        assert await executor.fault() == fault
+    assert "check executor_options" in fault
+    assert reason in fault
+    assert [entry["reason"] for entry in logs] == [fault]
+    context = ExecutorContext(
+        tmp_path, Offer(1, 1, 0), options={"conf": str(cluster.conf), **options}
+    )
+    [check] = [item for item in await examine(context) if item.name == "submission"]
+    assert (check.ok, check.setting) == (False, "executor_options")
+    assert reason in check.text
+
+
+async def test_a_job_that_slurm_rejects_is_no_fault_of_the_options(
+    cluster: LocalSlurm, tmp_path: Path
+) -> None:
+    executor = cluster.executor(tmp_path)
+    with pytest.raises(RunRefusedError):
+        await executor.submit(make("huge", "true", resources=Resources(1, 5, 10, 0)))
+    assert await executor.fault() == ""
+
+
+async def test_partition_that_does_not_exist_is_named(cluster: LocalSlurm, tmp_path: Path) -> None:
+    options = {"conf": str(cluster.conf), "partitions": "nope"}
+    checks = await examine(ExecutorContext(tmp_path, Offer(1, 1, 0), options=options))
+    assert (checks[0].ok, checks[0].setting) == (False, "executor_options.partitions")
+    assert "no nodes in nope" in checks[0].text
+    assert "nope" in await cluster.executor(tmp_path, partitions="nope").fault()
+
+
 async def test_cluster_without_a_node_in_service_attracts_no_jobs(
     cluster: LocalSlurm, state: Path
 ) -> None:
@@ -661,7 +700,7 @@ async def test_jobs_run_as_another_user(
 
 
 def test_an_ended_cluster_leaves_no_cgroups() -> None:
-    with contextlib.closing(LocalSlurm("--nodes", "1")) as cluster:
+    with closing(LocalSlurm("--nodes", "1")) as cluster:
         cluster.run("srun", "true")
     for node in cluster.nodes:
         assert not list(Path("/sys/fs/cgroup").glob(f"*/slurm_{node}"))

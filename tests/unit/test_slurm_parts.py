@@ -98,6 +98,9 @@ def test_configuration_becomes_arguments() -> None:
         "--nice=100",
         "--reservation=grid",
     ]
+    trial = commands.trial(parse_options(options))
+    assert trial[:2] == ["sbatch", "--test-only"]
+    assert set(added) < set(trial)
     with_gpus = replace(SPEC, resources=replace(SPEC.resources, gpus=3))
     arguments = sbatch(with_gpus, gpu_type="h100", **options)
     assert "--partition=gpu" in arguments

@@ -63,18 +63,24 @@ def submit(
         f"--mem-per-cpu={resources.mem_per_cpu}M",
         f"--time={limit_minutes}",
     ]
-    partitions = options.partitions_for(resources.gpus)
-    if partitions:
-        arguments.append(f"--partition={','.join(partitions)}")
-    for name, value in (
-        ("account", options.account),
-        ("qos", options.qos),
-        ("constraint", options.constraint),
-    ):
-        if value:
-            arguments.append(f"--{name}={value}")
-    arguments += _gpus(resources.gpus, options)
-    return [*arguments, *options.extra, wrapper, folder]
+    arguments += _placement(resources.gpus, options)
+    return [*arguments, *_gpus(resources.gpus, options), *options.extra, wrapper, folder]
+
+
+def trial(options: SlurmOptions) -> list[str]:
+    """Return `sbatch` that validates the options with the smallest job, without submitting it."""
+    arguments = ["sbatch", "--test-only", "--ntasks=1", "--mem-per-cpu=1M", "--time=1"]
+    return [*arguments, *_placement(0, options), *options.extra, "--wrap=true"]
+
+
+def _placement(gpus: int, options: SlurmOptions) -> list[str]:
+    values = {
+        "partition": ",".join(options.partitions_for(gpus)),
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+    }
+    return [f"--{name}={value}" for name, value in values.items() if value]
 
 
 def _gpus(count: int, options: SlurmOptions) -> list[str]:

@@ -149,7 +149,9 @@ class SlurmExecutor(Executor):
         self._config: dict[str, str] | None = None
         self._accounted_at = self._unstarted_at = float("-inf")
         self._nodes: tuple[float, list[SlurmNode]] = float("-inf"), []
-        self._partitions = float("-inf"), False
+        self._partitions = float("-inf"), ""
+        self._fault = ""
+        self._untested = True  # whether Slurm may reject even the smallest job
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._client.group_id is not None:
@@ -258,6 +260,7 @@ class SlurmExecutor(Executor):
             printed = await self._client.run(arguments)
         except CommandRefusedError as error:
             await self._call(folder.drop_intent)
+            self._untested, self._partitions = True, (float("-inf"), "")
             raise RunRefusedError(f"Slurm rejected run {spec.key}: {error.message}") from error
         except ExecutorUnavailableError as error:
             await self._resolve_failed_submit(folder, error)
@@ -723,6 +726,15 @@ class SlurmExecutor(Executor):
         A job that failed before its wrapper began counts as a fault for a while: every other job
         would fail in the same way, and at once.
         """
+        fault = await self._find_fault()
+        if fault and fault != self._fault:
+            _log.error("Slurm can't start jobs", reason=fault)
+        elif self._fault and not fault:
+            _log.info("Slurm can start jobs again")
+        self._fault = fault
+        return fault
+
+    async def _find_fault(self) -> str:
         if time.monotonic() - self._unstarted_at < _UNSTARTED_COUNTS:
             return f"Slurm could not start the last job; do the nodes see {self._path}?"
         names = self._options.all_partitions
@@ -733,8 +745,17 @@ class SlurmExecutor(Executor):
             text = await self._client.run(commands.partitions(names))
             limits = parsing.partition_limits(text, default_only=not names)
             is_up = any(up for up, _ in limits.values())
-            self._partitions = time.monotonic(), is_up
-        return "" if self._partitions[1] else f"{target} accepts no jobs"
+            reason = await self._rejection() if is_up else f"{target} accepts no jobs"
+            self._partitions = time.monotonic(), reason
+        return self._partitions[1]
+
+    async def _rejection(self) -> str:
+        """Return why Slurm rejects every job; tested at the start and after each rejected job."""
+        if not self._untested:
+            return ""
+        reason = await rejection(self._client, self._options)
+        self._untested = bool(reason)
+        return reason and f"Slurm rejects every job, check executor_options: {reason}"
 
     async def _cluster_nodes(self) -> list[SlurmNode]:
         """Return the nodes, from a cache."""
@@ -830,6 +851,17 @@ class SlurmExecutor(Executor):
         return await in_thread(typed)
 
 
+async def rejection(client: SlurmClient, options: SlurmOptions) -> str:
+    """Return why sbatch rejects the smallest job, such as an unknown account; empty otherwise."""
+    try:
+        await client.run(commands.trial(options))
+    except CommandRefusedError as error:
+        return error.message
+    except ExecutorUnavailableError:
+        pass  # not an answer about the options
+    return ""
+
+
 async def examine(context: ExecutorContext) -> list[Check]:
     """Check that Slurm answers, has nodes for jobs, and isolates jobs; read-only.
 
@@ -842,9 +874,23 @@ async def examine(context: ExecutorContext) -> list[Check]:
     setting = "executor_options.partitions"
     text = f"Slurm responds; nodes in service: {len(usable)} of {len(nodes)}"
     hint = "" if usable else "`sinfo` shows why they are out of service."
-    config = parsing.config(await SlurmClient(options).run(commands.show_config()))
+    if not nodes:
+        partitions = ", ".join(options.all_partitions) or "default partition"
+        text = f"Slurm responds, and has no nodes in {partitions}"
+        hint = "`sinfo` lists the partitions and their nodes."
+    client = SlurmClient(options)
+    config = parsing.config(await client.run(commands.show_config()))
+    reason = await rejection(client, options)
+    hints = "Correct partitions, account, qos, constraint or extra, or permit them to the daemon's user."
     return [
         Check("executor", bool(usable), text, hint, setting),
+        Check(
+            "submission",
+            not reason,
+            reason or "sbatch accepts a job with these options",
+            hints if reason else "",
+            "executor_options",
+        ),
         *isolation_checks(options, config),
         *(await user_checks(options, context, WRAPPER) if options.user else ()),
     ]
