@@ -63,12 +63,17 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class TransactionBatch:
-    """One transaction and its jobs; `providers` holds the provider ID of each assignment."""
+    """One transaction and its jobs.
+
+    `providers` holds the provider ID of each assignment, `reason` the reason of the transition for
+    the log.
+    """
 
     kind: str
     job_ids: tuple[int, ...]
     call: Call
     providers: Mapping[int, int] = field(default_factory=dict)
+    reason: str = ""
 
 
 class BatchMetrics:
@@ -190,7 +195,11 @@ class TransactionBatcher:
         self.forget(changed)
         self._count(batch.kind, len(changed) if batch.job_ids else 1, len(skipped))
         _log.info(
-            "batch mined", label=batch.call.label, block=receipt.block_number, gas=receipt.gas_used
+            "batch mined",
+            label=batch.call.label,
+            block=receipt.block_number,
+            gas=receipt.gas_used,
+            **({"reason": batch.reason} if batch.reason else {}),
         )
         return changed
 

@@ -11,6 +11,7 @@ session (`--new-session`): jobs continue after the end of the daemon, and are en
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import os
@@ -143,6 +144,9 @@ def parse_options(
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "executor_options"
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, model.model_fields, n=1)
+            reason = "there is no such option" + (f"; did you mean {close[0]}?" if close else "")
         raise UsageError(
             f"Option {name} of the {executor} executor: {reason}",
             hint="Correct it in executor_options; docs/provider.md lists the options.",

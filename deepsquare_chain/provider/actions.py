@@ -457,9 +457,9 @@ class ProviderBatches:
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
         # Claims first: customers wait for them, and late transactions may miss the block.
-        for kind, ids, make in self._plain(planned):
+        for kind, ids, make, reason in self._plain(planned):
             for part in chunks(ids, self._size):
-                yield TransactionBatch(kind, tuple(part), make(part))
+                yield TransactionBatch(kind, tuple(part), make(part), reason=reason)
         reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
         for report_slice in chunks(reports, self._size):
             reported = tuple(view.job.id for view, _ in report_slice)
@@ -471,17 +471,18 @@ class ProviderBatches:
 
     def _plain(
         self, planned: Sequence[Planned]
-    ) -> Iterable[tuple[str, list[int], Callable[[Sequence[int]], Call]]]:
+    ) -> Iterable[tuple[str, list[int], Callable[[Sequence[int]], Call], str]]:
         contract = self._scheduler
-        yield "claim", _ids(planned, Claim()), contract.claim
-        yield "claim_and_start", _ids(planned, ClaimAndStart()), contract.claim_and_start
-        yield "start", _ids(planned, Start()), contract.start
-        yield "collect", _ids(planned, Collect()), contract.collect
+        yield "claim", _ids(planned, Claim()), contract.claim, ""
+        yield "claim_and_start", _ids(planned, ClaimAndStart()), contract.claim_and_start, ""
+        yield "start", _ids(planned, Start()), contract.start, ""
+        yield "collect", _ids(planned, Collect()), contract.collect, ""
         # One reason per transaction.
         for action in dict.fromkeys(a for _, a in planned if isinstance(a, Requeue | Panic)):
             kind = _kind(action)
             make = contract.requeue if kind == "requeue" else contract.panic
-            yield kind, _ids(planned, action), partial(make, reason=action.reason)
+            make_call = partial(make, reason=action.reason)
+            yield kind, _ids(planned, action), make_call, action.reason
 
     async def _send(self, batch: TransactionBatch) -> int:
         return len(await self._batcher.send(batch, time.monotonic))

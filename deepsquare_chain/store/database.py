@@ -188,7 +188,10 @@ def _create_file(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise StoreError(f"The database {file} can't be opened: {error.strerror}") from None
+        raise StoreError(
+            f"The database {file} can't be opened: {error.strerror}",
+            hint="Set state_dir to a folder in which the user of this program may write.",
+        ) from None
 
 
 async def _locked(file: Path) -> IO[bytes]:
@@ -237,7 +240,7 @@ def _exclusive_lock(file: Path) -> IO[bytes]:
             guard.close()
         raise UsageError(
             f"The database {file} is used by another process",
-            hint="This service may already be running. Stop it, or give another --state-dir.",
+            hint="This service is already running. Stop one: with another --state-dir both would use one wallet.",
         ) from None
     return guard
 

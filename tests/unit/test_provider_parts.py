@@ -215,7 +215,10 @@ class TestBatches:
             (view(9), model.Panic("a")),
             (view(10), model.Wait("")),
         ]
-        assert await work.send(planned) == 12
+        with capture_logs() as logs:
+            assert await work.send(planned) == 12
+        reasons = {entry["label"]: entry.get("reason", "") for entry in logs}
+        assert (reasons["requeue job 7"], reasons["start job 3"]) == ("b", "")
         assert sorted(sender.labels) == sorted(
             [
                 *("claim 2 jobs", "claimAndStart job 11", "start job 3", "collect 2 jobs"),

@@ -25,6 +25,7 @@ from deepsquare_chain.executors.base import (
 from deepsquare_chain.executors.slurm import commands, parsing, records
 from deepsquare_chain.executors.slurm.client import (
     CommandRefusedError,
+    SlurmClient,
     UnknownJobError,
     failure,
 )
@@ -600,3 +601,9 @@ def test_partitions_of_options() -> None:
     assert options.partitions_for(0) == ("a", "b")
     assert options.partitions_for(1) == ("g", "a")
     assert options.all_partitions == ("a", "b", "g")
+
+
+async def test_missing_configuration_is_named_at_once(tmp_path: Path) -> None:
+    client = SlurmClient(parse_options({"conf": str(tmp_path / "slurm.conf")}))
+    with pytest.raises(ExecutorUnavailableError, match="configuration .*slurm.conf is missing"):
+        await client.run(commands.show_config())

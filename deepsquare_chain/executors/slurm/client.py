@@ -106,7 +106,13 @@ class SlurmClient:
             ExecutorUnavailableError: Slurm did not answer in time; the request may have been
                 carried out or not.
         """
-        name = arguments[0]
+        name, conf = arguments[0], self._options.conf
+        if conf is not None and not conf.exists():
+            # Slurm's commands would look for a server of configurations until the timeout.
+            raise ExecutorUnavailableError(
+                f"Slurm's configuration {conf} is missing",
+                hint="Correct the option conf in executor_options.",
+            )
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command(arguments),
