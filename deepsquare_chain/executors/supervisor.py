@@ -239,6 +239,9 @@ _LOOK_SHARE: Final = 20
 _SWEEP: Final = 0.05
 _BREATH: Final = 0.01
 _PR_SET_CHILD_SUBREAPER: Final = 36
+#: Number of the system call keyctl by machine, for which the C library has no function.
+_KEYCTL: Final[Mapping[str, int]] = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
+_JOIN_SESSION_KEYRING: Final = 1
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAKEN: Final = 3
@@ -571,6 +574,17 @@ def _become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "can't become the subreaper of the run")
 
 
+def _join_new_keyring() -> None:
+    """Leave the session keyring of the daemon: a sandbox does not hide its keys.
+
+    Fails without consequence where the kernel has no keyrings. A user may own only some 200 keys; beyond
+    that a run shares the keyring of the fork server, which has none of the daemon's keys either.
+    """
+    number = _KEYCTL.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(number, _JOIN_SESSION_KEYRING, None)
+
+
 def _show_in_command_line(folder: str) -> None:
     """Set the command line of this process in /proc and `ps` to `SUPERVISOR_MODULE FOLDER`.
 
@@ -588,6 +602,7 @@ def _show_in_command_line(folder: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run the folder given as the only argument; returns 3 when the run was claimed before."""
     os.umask(0o077)
+    _join_new_keyring()
     _become_subreaper()
     # A core dump would be written to the state folder, without a size limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -605,6 +620,7 @@ def serve(server: socket.socket) -> None:
     the pipe for the report of the claim, and the supervisor's log. The reply is the pid, with its
     pidfd; or an error number.
     """
+    _join_new_keyring()
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 2)  # stderr is the log of the run for which the server was started
     wakeup, sink = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import platform
 import random
 import socket
 import time
@@ -97,6 +99,27 @@ async def test_a_wallet_can_not_be_read(isolated: IsolatedExecutor, tmp_path: Pa
     end, output = await isolated.run(script)
     assert (end.code, SECRET in output.replace(script, "")) == (0, False)
     assert output.count("No such file or directory") == 2
+
+
+KEYRING = """
+import ctypes
+syscall = ctypes.CDLL(None).syscall
+key = syscall(250, 10, -3, b"user", b"wallet", 0)
+print("found" if key > 0 else "no key", flush=True)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call")
+@pytest.mark.parametrize("isolated", ["local"], indirect=True)
+async def test_the_keyring_of_the_daemons_session_can_not_be_read(
+    isolated: IsolatedExecutor,
+) -> None:
+    """A process inherits its session keyring, so the supervisor joins a new one."""
+    syscall = ctypes.CDLL(None).syscall
+    assert syscall(250, 1, None) > 0  # a keyring of this test
+    assert syscall(250, 10, -3, b"user", b"wallet", 0) < 0
+    assert syscall(248, b"user", b"wallet", SECRET.encode(), len(SECRET), -3) > 0
+    assert (await isolated.run(f"python3 -c '{KEYRING}'"))[1] == "no key\n"
 
 
 async def test_another_job_can_not_be_seen(isolated: IsolatedExecutor) -> None:

@@ -258,7 +258,7 @@ async def test_unclear_sbatch_is_adopted_and_never_repeated(
         await executor.submit(spec)
 
     async def is_found() -> bool:
-        with contextlib.suppress(ExecutorUnavailableError):
+        with suppress(ExecutorUnavailableError):
             return await executor.find("lost") == "lost"
         return False
 

@@ -91,7 +91,7 @@ def test_options_that_show_the_daemons_folders_are_refused(tmp_path: Path, name:
 
 
 def test_unknown_option_is_named_with_the_closest_one() -> None:
-    with pytest.raises(UsageError, match="Option partition .* did you mean partitions"):
+    with pytest.raises(UsageError, match=r"Option partition .* did you mean partitions"):
         parse_slurm_options({"partition": "main"})
     with pytest.raises(UsageError, match="Option xyz of the local executor: there is no such"):
         parse_options("local", SandboxOptions, {"xyz": 1})

@@ -605,5 +605,5 @@ def test_partitions_of_options() -> None:
 
 async def test_missing_configuration_is_named_at_once(tmp_path: Path) -> None:
     client = SlurmClient(parse_options({"conf": str(tmp_path / "slurm.conf")}))
-    with pytest.raises(ExecutorUnavailableError, match="configuration .*slurm.conf is missing"):
+    with pytest.raises(ExecutorUnavailableError, match=r"configuration .*slurm\.conf is missing"):
         await client.run(commands.show_config())
