@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -353,6 +354,8 @@ class GridCommand(TyperCommand):
         Raises:
             typer.BadParameter: A value is invalid.
         """
+        # A negative number is a value, which its parser refuses with what is allowed; not an option.
+        ctx.ignore_unknown_options |= any(re.match(r"-[0-9.]", argument) for argument in args)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:

@@ -95,7 +95,7 @@ def _from_service(
 
     deployment = Deployment.load(context.settings.deployment)
     customer = own_address(context.settings, address)
-    folder = service_folder(context.settings.state_dir, NAME, customer)
+    folder = service_folder(context.settings.state_dir, NAME, customer, deployment.scheduler)
     return [
         (
             *(event.id, event.job_id, event.after.name, event.time, delivery.target),

@@ -13,6 +13,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import gather_all
 from deepsquare_chain.client.network import find_own_address, open_account, transport_of
 from deepsquare_chain.credits import CREDIT
+from deepsquare_chain.daemon.loop import service_folder
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import DAY
 from deepsquare_chain.observability import configure_logging
@@ -68,7 +69,10 @@ async def provide(settings: Settings) -> None:
                 allow_unisolated=settings.allow_unisolated,
                 allow_root=settings.allow_root,
                 private_paths=settings.private_paths,
-                **_common(settings, "provider", account.address),
+                **_common(settings, "provider", account.address, deployment),
+                # One key for all deployments, since it is published in the provider's labels.
+                secrets_key=service_folder(settings.state_dir, "provider", account.address)
+                / "secrets.age-key",
             ),
             gateways=gateways,
         )
@@ -94,12 +98,12 @@ async def _account_of(settings: Settings, service: str) -> Signer | None:
             return await open_with_retries(service, lambda _: open_account(settings), stack, stop)
 
 
-def _common(settings: Settings, service: str, address: str) -> dict[str, Any]:
+def _common(
+    settings: Settings, service: str, address: str, deployment: Deployment
+) -> dict[str, Any]:
     """Return the arguments of `ServiceSettings`, which all services share."""
-    from deepsquare_chain.daemon.loop import service_folder
-
     return {
-        "state_dir": service_folder(settings.state_dir, service, address),
+        "state_dir": service_folder(settings.state_dir, service, address, deployment.scheduler),
         "confirmations": settings.confirmations,
         "poll_interval": settings.poll_interval,
         "send_timeout": settings.timeout,
@@ -138,7 +142,7 @@ async def schedule(
         SchedulerSettings(
             watch=Watch(challenge_after=challenge_after),
             rules=Rules() if rules is None else read_rules(rules),
-            **_common(settings, "metascheduler", instance),
+            **_common(settings, "metascheduler", instance, deployment),
         ),
     )
 
@@ -175,7 +179,7 @@ async def relay(
             rules=rules,
             collect_seconds=collect_seconds,
             min_balance=min_balance,
-            **_common(settings, "relay", account.address),
+            **_common(settings, "relay", account.address, deployment),
         ),
         host=host,
         port=port,
@@ -208,7 +212,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
         deliverer_of(settings),
         NotifySettings(
             always=own_recipients(settings),
-            **_common(settings, "notify", customer),
+            **_common(settings, "notify", customer, deployment),
         ),
     )
 
@@ -237,7 +241,7 @@ async def serve_gateway(
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="gateway")
-    common = _common(settings, "gateway", "")
+    common = _common(settings, "gateway", "", deployment)
     common["state_dir"] = settings.state_dir / "gateway"
     await run_gateway(
         settings.endpoint,
@@ -330,7 +334,7 @@ async def explore(
 
     deployment = Deployment.load(settings.deployment)
     configure_logging(settings.log_level, settings.log_format, service="explorer")
-    common = _common(settings, "explorer", "")
+    common = _common(settings, "explorer", "", deployment)
     common["state_dir"] = settings.state_dir
     gateways = gateway_urls(settings, deployment)
     folder = FolderDefinitionStore(settings.store) if submissions and not gateways else None

@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -246,7 +247,11 @@ _CHECKED_JOBS = 20
 
 async def examine_provider(settings: Settings, account: str) -> list[Check]:
     """Run the general checks and then those for providers; nothing is changed."""
-    status = read_status(service_folder(settings.state_dir, "provider", account), "provider")
+    contract = ""
+    with suppress(GridError):  # the check of the deployment reports it
+        contract = Deployment.load(settings.deployment).scheduler
+    folder = service_folder(settings.state_dir, "provider", account, contract)
+    status = read_status(folder, "provider")
     checks = [*await examine(settings), _start_check(status), _abilities(status)]
     try:
         async with open_grid(settings) as contracts:

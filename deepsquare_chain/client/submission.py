@@ -545,7 +545,11 @@ async def earlier_submission(
         return None
     scheduler = contracts.scheduler
     rows = [(request.terms, [digest(data) for data in request.definitions]) for request in requests]
-    if scheduler.submitted(entry.call) != scheduler.submitted(scheduler.submit_jobs(rows)):
+    wanted = scheduler.submit_jobs(rows)
+    is_same = entry.call.to.lower() == wanted.to.lower() and scheduler.submitted(
+        entry.call
+    ) == scheduler.submitted(wanted)
+    if not is_same:
         raise UsageError(
             f"The key {key!r} was used for another submission",
             hint="Give each submission its own key; the same key means the same jobs.",

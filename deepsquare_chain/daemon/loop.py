@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -94,9 +95,29 @@ async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
 _MAX_BYTES = 100_000
 
 
-def service_folder(state_dir: Path, service: str, address: str) -> Path:
-    """Return the state folder of a service and wallet; several may share a state directory."""
-    return state_dir / f"{service}-{address[:10].lower()}"
+def service_folder(state_dir: Path, service: str, address: str, contract: str = "") -> Path:
+    """Return the state folder of a service and wallet; several may share a state directory.
+
+    If the folder belongs to another MetaScheduler than `contract`, the result has the contract in
+    its name: services of an old and a new deployment run side by side.
+    """
+    folder = state_dir / f"{service}-{address[:10].lower()}"
+    owner = _contract_of(folder / f"{service}.db") if contract else ""
+    if owner in ("", contract.lower()):
+        return folder
+    return folder.with_name(f"{folder.name}-{contract[2:10].lower()}")
+
+
+def _contract_of(database: Path) -> str:
+    """Return the contract that a service's database belongs to; empty if there is none yet."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+        ) as opened:
+            row = opened.execute("SELECT value FROM identity WHERE key = 'contract'").fetchone()
+    except sqlite3.Error:
+        return ""  # missing, or no database, which the service reports
+    return row[0] if row else ""
 
 
 def running_services(state_dir: Path, service: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -205,6 +205,7 @@ class ProviderSettings(ServiceSettings):
         follow_offer: Keep the offer on chain at the capacity that the cluster's own users leave
             free.
         publish_abilities: Test the abilities of jobs here, and publish them on chain as labels.
+        secrets_key: File of the key for jobs' secrets; None for one in `state_dir`.
         executor: Name of the executor; see `executors.base`.
         executor_options: Options of the executor, which validates them.
         allow_unisolated: Run jobs without isolation from the daemon.
@@ -227,6 +228,7 @@ class ProviderSettings(ServiceSettings):
     unbilled_warning: int = 100 * CREDIT
     follow_offer: bool = False
     publish_abilities: bool = False
+    secrets_key: Path | None = None
     executor: str = "local"
     executor_options: Mapping[str, Any] = field(default_factory=dict)
     allow_unisolated: bool = False
@@ -329,7 +331,7 @@ class ProviderService:
             first_block=deployment.block,
         )
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
-        secrets_key = settings.state_dir / "secrets.age-key"
+        secrets_key = settings.secrets_key or settings.state_dir / "secrets.age-key"
         self._abilities = AbilityPublisher(
             *(executor, contracts, sender),
             timeout=settings.send_timeout,

@@ -64,6 +64,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
         genesis: str = "",
         landmark: str = "",
         exclusive: bool = False,
+        shared: bool = False,
     ) -> Self:
         """Open the database, creating it if needed; None or ":memory:" keeps it in memory.
 
@@ -77,6 +78,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
             landmark: Hash of the block that identifies the chain once it is deep, see
                 `deepsquare_chain.chain.rpc.pool`; not checked when empty.
             exclusive: Refuse to share the file with another process, for services.
+            shared: The database belongs to the account, whatever the contract.
 
         Raises:
             UsageError: The file belongs to another chain, contract or account, is no database,
@@ -93,14 +95,16 @@ class Store(OutboxTables, RequestTables, CursorTables):
             with store.begin() as connection:
                 metadata.create_all(connection)
                 _add_missing_columns(connection)
+            # Each deployment has a landmark of its own.
+            mark = f" {contract.lower()}" if shared else ""
             store._identify(
                 {
                     "schema": SCHEMA,
                     "chain_id": str(chain_id),
-                    "contract": contract.lower(),
+                    **({} if shared else {"contract": contract.lower()}),
                     "account": account.lower(),
                     **({"genesis": genesis.lower()} if genesis else {}),
-                    **({"landmark": landmark.lower()} if landmark else {}),
+                    **({f"landmark{mark}": landmark.lower()} if landmark else {}),
                 }
             )
         except BaseException:
@@ -153,7 +157,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
                 elif stored[key] != value:
                     raise UsageError(
                         f"The database {self.path or 'in memory'} belongs to another "
-                        f"{_IDENTITY_NAMES[key]}: {stored[key]}, not {value}",
+                        f"{_IDENTITY_NAMES[key.partition(' ')[0]]}: {stored[key]}, not {value}",
                         hint="Give another --state-dir, or remove this database if its chain "
                         "is gone.",
                     )
@@ -276,4 +280,5 @@ async def open_wallet_store(
         account=address,
         genesis=bytes(genesis["hash"]).hex(),
         landmark=getattr(w3.provider, "landmark", None) or "",
+        shared=True,
     )

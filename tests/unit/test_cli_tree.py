@@ -194,6 +194,8 @@ def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> N
     ("words", "listed"),
     [
         (["job", "get", "abc"], "'abc' is not a whole number from 1 to"),
+        (["credit", "burn", "-5"], "'-5' is not a valid amount of credits"),
+        (["job", "challenge", "-1"], "'-1' is not a whole number from 1 to"),
         (["job", "list", "--limit", "0"], "'0' is not a whole number of 1 or more, such as 50"),
         (["explorer", "serve", "--port", "65536"], "from 0 to 65535, such as 8545"),
         (["provider", "offer", "--cpus", "1", "--memory", "4X"], "such as 4096, 512M or 4G"),

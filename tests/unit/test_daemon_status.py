@@ -13,6 +13,7 @@ from deepsquare_chain.client.doctor import _providers, _start_check
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.settings import Settings
+from deepsquare_chain.store.database import Store
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +26,16 @@ def write(root: Path, **changes: Any) -> Path:
     status = {"pid": os.getpid(), "state": "running", "fault": ""} | changes
     (folder / "provider.json").write_text(json.dumps(status))
     return folder
+
+
+def test_services_of_two_deployments_have_a_folder_each(tmp_path: Path) -> None:
+    folder = service_folder(tmp_path, "provider", ACCOUNT, "0xAAbb00000001")
+    Store.open(folder / "provider.db", chain_id=1, contract="0xAAbb00000001", account="1").close()
+    assert service_folder(tmp_path, "provider", ACCOUNT, "0xAAbb00000001") == folder
+    second = service_folder(tmp_path, "provider", ACCOUNT, "0xCCdd00000002")
+    assert second == folder.with_name(f"{folder.name}-ccdd0000")
+    Store.open(second / "provider.db", chain_id=1, contract="0xCCdd00000002", account="1").close()
+    assert service_folder(tmp_path, "provider", ACCOUNT, "0xCCdd00000002") == second
 
 
 async def test_status_reports_why_runs_can_not_start(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def test_all_errors_are_there() -> None:
     assert names - entries == {"RegistryReasonTooLong"}  # a namesake with other fields
     # Words for an error that does not exist would never be read.
     assert set(_SENTENCES) <= names
-    assert set(HINTS) <= names
+    # Each error that has words also says what to do next.
+    assert set(_SENTENCES) == set(HINTS) <= names
     assert set(KINDS) <= names
 
 

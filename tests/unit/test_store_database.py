@@ -61,6 +61,19 @@ def test_another_identity_is_refused(path: Path, change: dict[str, Any], words: 
     Store.open(path, **{**IDENTITY, "contract": "0xaa"}).close()  # case is no difference
 
 
+def test_a_wallets_database_serves_several_deployments_of_one_chain(path: Path) -> None:
+    chain = {**IDENTITY, "genesis": "0x01", "shared": True}
+    other = {**chain, "contract": "0xAC", "landmark": "0x6"}
+    Store.open(path, **{**chain, "shared": False}).close()  # of an earlier version
+    Store.open(path, **chain, landmark="0x5").close()
+    Store.open(path, **other).close()
+    with pytest.raises(UsageError, match="other block of the deployment"):
+        Store.open(path, **chain, landmark="0x6")
+    for change in ({"genesis": "0x02"}, {"account": "0xBC"}, {"chain_id": 2}):
+        with pytest.raises(UsageError):
+            Store.open(path, **{**other, **change})
+
+
 def test_a_genesis_may_be_learned_later(path: Path) -> None:
     Store.open(path, **IDENTITY).close()
     Store.open(path, **IDENTITY, genesis="0x01").close()

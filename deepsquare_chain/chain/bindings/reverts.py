@@ -131,7 +131,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             f"The provider of job {f['job_id']} is already challenged, or answered a challenge recently"
         ),
         "NothingToAnswer": lambda _: "This provider has no open challenge",
-        "NothingParked": lambda _: "This account has no parked credits",
+        "NothingParked": lambda _: "This account has no credits to withdraw",
         "OutOfBounds": lambda f: (
             f"{_text(f['parameter'])} is {f['value']}, allowed are {f['min']} to {f['max']}"
         ),
@@ -191,11 +191,32 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
         "NotApproved": "Wait for the approver.",
         "ProviderBanned": "Ask the approver of this deployment.",
         "OfferTooLarge": "Offer less, or register more hardware and wait for its approval.",
-        "ERC20InsufficientBalance": "Get credits: `deepsquare credit faucet` on a devnet.",
+        "ERC20InsufficientBalance": "Get credits from a holder or the grid's minter; on a devnet with `deepsquare credit faucet`.",
         "ERC20InsufficientAllowance": "Allow more with `deepsquare credit approve`.",
         "AccessControlUnauthorizedAccount": "Use a wallet with that role, or ask the administrator to grant it.",
         "ERC20InvalidReceiver": "Check the address.",
         "ERC2612ExpiredSignature": "Sign again.",
+        "NotAssignedProvider": "Use the wallet of the job's provider; `deepsquare job get` shows it.",
+        "SelfSchedulingForbidden": "Leave the job to the grid's scheduler.",
+        "InterimPaymentsForbidden": "Report the end of the run; that bills it.",
+        "RunLost": "Nothing can be done: the customer gets the credits back.",
+        "ERC2771UntrustfulTarget": "Use a relay of this deployment, or pay the gas yourself.",
+        "ProviderNotActive": "`deepsquare provider status --all` shows which providers are active.",
+        "ProviderSilent": "It gets jobs again when it answers.",
+        "ProviderExcluded": "Choose another provider.",
+        "RateOutOfRange": "Choose another provider, or ask this one to correct its prices.",
+        "EmptyBatch": "Name at least one job.",
+        "TopUpTooLarge": "Give fewer credits.",
+        "ChallengeRefused": "Try again after the response timeout, which `deepsquare admin params` shows.",
+        "NothingToAnswer": "Nothing needs to be done.",
+        "NothingParked": "Nothing needs to be done: payments arrive in `deepsquare credit balance`.",
+        "OutOfBounds": "Give a value within these bounds.",
+        "InvalidAddress": "Check the address of the contract, or of the treasury.",
+        "InvalidHardware": "Correct the hardware options of `deepsquare provider register`.",
+        "PriceTooHigh": "Set a lower price; prices are per hour in `deepsquare provider price`.",
+        "TooManyLabels": "Remove some with `deepsquare provider labels`.",
+        "InvalidLabel": "Write key=value, in at most 128 bytes.",
+        "VersionMismatch": "Approve the proposed version, after looking at its hardware.",
     }
 )
 
