@@ -164,6 +164,10 @@ table { border-collapse: collapse; width: 100% } tr { break-inside: avoid }
 th, td { text-align: left; padding: .25em .6em .25em 0; border-bottom: 1px solid #ccc; vertical-align: top; overflow-wrap: anywhere }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 small { color: #444 }
+@media print, (min-width: 40em) {
+  td:first-child, .evidence td:nth-child(2) { white-space: nowrap }
+  .evidence td:last-child { font-size: 8.5pt }
+}
 @media screen and (max-width: 40em) {
   .n { white-space: normal } .bill :is(th, td):not(.n) { overflow-wrap: normal }
   .evidence thead { display: none }

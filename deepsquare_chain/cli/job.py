@@ -44,7 +44,7 @@ _LIST: Final = (
     Column("id", "job", Kind.NUMBER),
     Column("name", "name"),
     Column("status", "status", Kind.WORD),
-    Column("provider", "provider", Kind.NUMBER),
+    Column("provider_id", "provider", Kind.NUMBER),
     Column("elapsed", "elapsed", Kind.SECONDS),
     Column("exit_code", "exit", Kind.NUMBER),
     Column("escrow", "escrow", Kind.CREDITS),
@@ -94,7 +94,7 @@ _WHY: Final = (
 #: Maximum jobs that one transaction cancels; each may cost the gas of a refund and an event.
 _CANCELLED_AT_ONCE: Final = 100
 _RESULTS: Final = (
-    Column("job", "job", Kind.NUMBER),
+    Column("job_id", "job", Kind.NUMBER),
     Column("name", "file"),
     Column("size", "bytes", Kind.NUMBER),
     Column("sha256", "SHA-256", Kind.HASH),

@@ -24,7 +24,7 @@ RulesFile = Annotated[
     typer.Option("--rules", metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
 ]
 _PLAN: Final = (
-    Column("job", "job", Kind.NUMBER),
+    Column("job_id", "job", Kind.NUMBER),
     Column("provider_id", "provider", Kind.NUMBER),
     Column("text", "why"),
 )

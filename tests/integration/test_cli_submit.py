@@ -254,11 +254,11 @@ def test_an_older_job_file_is_converted_and_the_schema_printed(
 def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
     made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
     result = data(cli("metascheduler", "explain", str(made), "-o", "json"))
-    assert [item["job"] for item in result] == [made]
+    assert [item["job_id"] for item in result] == [made]
     # No provider runs here: jobs of earlier tests occupy the capacity.
     assert (result[0]["provider_id"] is None) == ("waits" in result[0]["text"])
     every = data(cli("metascheduler", "explain", "-o", "json"))
-    assert made in [item["job"] for item in every]
+    assert made in [item["job_id"] for item in every]
     assert cli("metascheduler", "explain", "999999").code == 4
 
 

@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import re
+from importlib import import_module
+from pkgutil import iter_modules
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from deepsquare_chain import cli
 from deepsquare_chain.cli import job as job_commands
 from deepsquare_chain.cli import provider as provider_commands
 from deepsquare_chain.cli import submit as submit_commands
@@ -277,3 +280,20 @@ async def test_waiting_for_several_jobs_keeps_the_timeout(
     assert await job_commands.wait_for_all(context, contracts, (1, 2, 3), 6.0) == 0
     assert await job_commands.wait_for_all(context, contracts, (4,), None) == 0
     assert left == [6.0, 2.0, 0.0, None]
+
+
+def test_a_column_name_means_the_same_in_every_command() -> None:
+    modules = [
+        import_module(f"deepsquare_chain.cli.{part.name}")
+        for part in iter_modules(cli.__path__)
+        if part.name not in ("__main__", "top_screen")
+    ]
+    layouts = [
+        value for module in modules for value in vars(module).values() if isinstance(value, tuple)
+    ]
+    columns = [column for layout in layouts for column in layout if isinstance(column, Column)]
+    assert len(columns) > 100
+    # The ID of another row is `job_id` or `provider_id`; `provider` is an address.
+    assert [
+        c for c in columns if c.key == "job" or (c.key, c.kind) == ("provider", Kind.NUMBER)
+    ] == []
