@@ -165,8 +165,8 @@ th, td { text-align: left; padding: .25em .6em .25em 0; border-bottom: 1px solid
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 small { color: #444 }
 @media print, (min-width: 40em) {
-  td:first-child, .evidence td:nth-child(2) { white-space: nowrap }
-  .evidence td:last-child { font-size: 8.5pt }
+  td:first-child { white-space: nowrap }
+  .evidence td:nth-child(2) { overflow-wrap: normal } .evidence td:last-child { width: 32%; font-size: 8.5pt }
 }
 @media screen and (max-width: 40em) {
   .n { white-space: normal } .bill :is(th, td):not(.n) { overflow-wrap: normal }
