@@ -499,7 +499,8 @@ async def run_gateway(
         daemon = await open_daemon(
             NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
-        server = LoopbackServer(gateway_app(service, daemon.health, more or {}), port, host)
+        app = gateway_app(service, daemon.health, more or {})
+        server = LoopbackServer(app, port, host, metrics)
         await server.start()
         urls = tuple(public_url.rstrip("/") for public_url in settings.urls) or _server_urls(
             server.url

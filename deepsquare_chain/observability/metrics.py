@@ -6,11 +6,14 @@ its absence is meaningful.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from deepsquare_chain import __version__
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds. A cycle is short, a block takes about a second, a failing endpoint takes longer.
@@ -27,6 +30,14 @@ class Metrics:
     def __init__(self, service: str) -> None:
         self.service = service
         self.registry = CollectorRegistry(auto_describe=True)
+        build = (__version__, platform.python_version())
+        build_info = self.gauges(
+            "build_info",
+            "Versions of the program and of Python; the value is 1.",
+            version=build[:1],
+            python=build[1:],
+        )
+        self.set(build_info, 1, *build)
 
     def counter(self, name: str, text: str, **labels: Sequence[str]) -> Counter:
         """Return a new counter; `labels` list every value that each label can take."""

@@ -21,13 +21,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepsquare_chain.errors import EndpointError, GridError, StoreError, UsageError
 from deepsquare_chain.observability.logs import get_logger
 from deepsquare_chain.observability.metrics import CONTENT_TYPE, Health, Metrics
 
 _RETRY_SECONDS: Final = 5
+_STATUS_CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _log = get_logger(__name__)
 HOST = "127.0.0.1"
 PROBLEM: Final = "application/problem+json"
@@ -38,12 +39,14 @@ LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "l
 class LoopbackServer:
     """Serves an ASGI application on 127.0.0.1 by default. Signals are left to the caller.
 
-    Port 0 selects a free port. Set ``host`` for services that the whole network may use.
-    Raises ``UsageError`` if the port is not available.
+    Port 0 selects a free port. Set ``host`` for services that the whole network may use; with
+    ``metrics``, requests are counted there. Raises ``UsageError`` if the port is not available.
     """
 
-    def __init__(self, app: Any, port: int = 0, host: str = HOST) -> None:
-        self._app = app
+    def __init__(
+        self, app: Any, port: int = 0, host: str = HOST, metrics: Metrics | None = None
+    ) -> None:
+        self._app = app if metrics is None else _CountedRequests(app, metrics)
         self._wanted = port
         self._host = host
         self._server: _Server | None = None
@@ -83,6 +86,31 @@ class LoopbackServer:
         self._server.should_exit = True
         await self._task
         self._server = self._task = None
+
+
+class _CountedRequests:
+    """Counts the requests to an ASGI application, and the seconds until each response begins."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._requests = metrics.counter(
+            "http_requests", "HTTP requests by class of the status.", code=_STATUS_CLASSES
+        )
+        self._seconds = metrics.histogram(
+            "http_response_seconds", "Seconds until the response to an HTTP request began."
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.monotonic()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._seconds.observe(time.monotonic() - begin)
+                self._metrics.add(self._requests, f"{message['status'] // 100}xx")
+            await send(message)
+
+        await self._app(scope, receive, counted)
 
 
 class _Server(uvicorn.Server):

@@ -704,7 +704,7 @@ async def run_relay(
             parts.callback(setattr, served_by, "app", None)
             ready("")
             return daemon
-        server = LoopbackServer(app, port, host)
+        server = LoopbackServer(app, port, host, metrics)
         await server.start()
         parts.push_async_callback(server.stop)
         ready(server.url)

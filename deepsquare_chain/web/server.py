@@ -121,7 +121,7 @@ async def run_explorer(
             probe=daemon.health,
             metrics=metrics,
         )
-        server = LoopbackServer(app, served_at.port, served_at.host)
+        server = LoopbackServer(app, served_at.port, served_at.host, metrics)
         await server.start()
         parts.push_async_callback(server.stop)
         # Close the open streams first: the server would wait for them.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 
 import httpx2
 import pytest
 
+from deepsquare_chain import __version__
 from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.metrics import Health, Metrics
-from deepsquare_chain.observability.serving import health_app, health_server
+from deepsquare_chain.observability.serving import LoopbackServer, health_app, health_server
 
 
 async def test_pages_show_health_and_metrics() -> None:
@@ -79,3 +81,24 @@ async def test_daemon_serves_its_health_and_closes_it() -> None:
         daemon.stop.set()
         async with asyncio.timeout(5):
             await task
+
+
+async def test_a_server_counts_its_requests() -> None:
+    metrics = Metrics("explorer")
+    app = health_app(lambda: Health(live=True, ready=False, details={}), metrics)
+    server = LoopbackServer(app, metrics=metrics)
+    await server.start()
+    try:
+        async with httpx2.AsyncClient(base_url=server.url) as client:
+            for path in ("/live", "/ready", "/nothing", "/status"):
+                await client.get(path)
+            text = (await client.get("/metrics")).text
+    finally:
+        await server.stop()
+    counts = {
+        code: metrics.value("http_requests_total", code=code) for code in ("2xx", "4xx", "5xx")
+    }
+    assert counts == {"2xx": 3, "4xx": 1, "5xx": 1}
+    assert metrics.value("http_response_seconds_count") == 5
+    assert f'deepsquare_build_info{{python="{platform.python_version()}",' in text
+    assert f'version="{__version__}"}} 1.0' in text
