@@ -34,7 +34,7 @@ _MAX_BLOCK: Final = 600.0
 _MAX_PATIENCE: Final = 100.0
 _OBJECTIVES: Final = ("MIXED", "COST", "TIME", "ENERGY")
 _TABLE: Final = tuple(
-    Column(key, title, kind)
+    Column(key, title, kind, detail=key == "trace")
     for key, title, kind in (
         ("trace", "trace", Kind.WORD),
         ("scheduler", "scheduler", Kind.WORD),

@@ -268,7 +268,8 @@ def _width(columns: Sequence[Column], titles: Sequence[str], lines: Sequence[Seq
         if column.kind is Kind.TEXT:
             widest = min(widest, _MIN_TEXT)
         widths.append(max(widest, _longest(title.split("\n"))))
-    return sum(widths) + len(widths) - 1
+    # Padding and the edge of the cell separate columns by two characters.
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _longest(texts: Sequence[str]) -> int:

@@ -171,6 +171,18 @@ def test_lists_fit_a_terminal_of_80_columns(name: str, monkeypatch: pytest.Monke
     assert all(for_people(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
 
 
+@pytest.mark.parametrize("width", range(40, 60))
+def test_cells_and_titles_are_whole_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [Column(f"c{n}", f"title{n} word{n}", Kind.WORD) for n in range(5)]
+    screen = Terminal()
+    Printer(Format.TABLE, out=screen).rows(columns, [[f"value-{n}" for n in range(5)]])
+    assert all(f"title{n}" in screen.getvalue() for n in range(5))
+    assert all(f"value-{n}" in screen.getvalue() for n in range(5))
+
+
 def test_a_list_that_is_too_wide_wraps_titles_and_then_becomes_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -375,6 +376,13 @@ class TestExperiments:
             small, processes=1, progress=lambda *_: None
         )
 
+    def test_every_line_of_a_plot_looks_different(self, experiment: Experiment) -> None:
+        everything = replace(experiment, mixes=["TIME", "COST", "MIXED"], blocks=[0.0, 1.0], seeds=1)
+        measures = run_experiment(everything, processes=1, progress=lambda *_: None)
+        plot = render(everything, summarise(measures), measures).split("<figure>")[1]
+        looks = re.findall(r'stroke="(#\w+)" stroke-width="1.5" stroke-dasharray="([^"]*)"', plot)
+        assert len(set(looks)) == len(looks) == len(measures)
+
     def test_names_from_files_are_escaped(self, experiment: Experiment) -> None:
         trace = replace(synthetic("mixed", 60, 2), name="<script>alert(1)</script>")
         hostile = replace(experiment, trace=trace, seeds=1)
@@ -408,6 +416,7 @@ class TestCommand:
             ("TIME", 1.0),
         ]
         assert page.read_text().startswith("<!doctype html>")
+        assert "e+0" not in page.read_text()
         done = CliRunner().invoke(app, [*words, "-o", "csv", "--no-baselines"])
         assert len(list(csv.reader(io.StringIO(done.stdout)))) == 3
 

@@ -17,16 +17,19 @@ from deepsquare_chain.metascheduler.simulation.experiment import (
 _COLOURS: Final = (
     *("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#0a7ea4", "#57606a"),
 )
+#: Styles of lines, for as many schedulers as have a colour each.
+_DASHES: Final = (("solid", ""), ("dashed", "6 4"), ("dotted", "2 3"))
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 920, 220, 64, 22
 _STYLE: Final = """
 :root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }
+th, td { padding: .25rem .4rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 svg { width: 100%; height: auto } text { fill: currentColor; font: 12px system-ui, sans-serif }
 figure { margin: 1.5rem 0 } figcaption { font-weight: 600 }
-.key { display: inline-block; margin-right: 1rem } .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
+.key { display: inline-block; margin-right: 1rem } .key i { display: inline-block; width: 1.4rem; margin-right: .3rem; vertical-align: middle; border-top: .2rem solid }
 """
 
 #: Title of a plot, and its values.
@@ -79,7 +82,7 @@ def render(experiment: Experiment, rows: Sequence[ResultRow], measures: Sequence
         f"<h1>Simulation of {escape(trace.name)}</h1>",
         (
             f"<p>{len(trace.jobs)} jobs on {len(grid.providers)} clusters with {grid.cpus} CPUs; "
-            f"means of {experiment.seeds} seeds, the first 5 % of the jobs left out. "
+            f"means over seeds (number: {experiment.seeds}), the first 5 % of the jobs left out. "
             "“x SAF” is the bounded slowdown as a multiple of one merged cluster under smallest area "
             "first with EASY backfilling, “x FCFS” of the same under first come, first served. "
             "Money and energy are compared with a choice that is blind to prices and watts.</p>"
@@ -116,16 +119,24 @@ def _table(rows: Sequence[ResultRow]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _line_style(index: int) -> tuple[str, str, str]:
+    """Return colour, CSS line style and dashes of a scheduler's lines."""
+    return _COLOURS[index % len(_COLOURS)], *_DASHES[index // len(_COLOURS) % len(_DASHES)]
+
+
+def _axis_value(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _keys(names: Sequence[str]) -> str:
-    return (
-        "<p>"
-        + "".join(
-            f'<span class="key"><i style="background:{_COLOURS[i % len(_COLOURS)]}"></i>'
-            f"{escape(name)}</span>"
-            for i, name in enumerate(names)
+    keys = []
+    for i, name in enumerate(names):
+        colour, line_style, _ = _line_style(i)
+        keys.append(
+            f'<span class="key"><i style="border-top-color:{colour};border-top-style:{line_style}">'
+            f"</i>{escape(name)}</span>"
         )
-        + "</p>"
-    )
+    return f"<p>{''.join(keys)}</p>"
 
 
 def _plot(title: str, lines: Sequence[tuple[str, float, Sequence[float]]]) -> str:
@@ -139,18 +150,19 @@ def _plot(title: str, lines: Sequence[tuple[str, float, Sequence[float]]]) -> st
             f"{_HEIGHT - _HEIGHT * value / maximum:.1f}"
             for at, value in enumerate(values)
         )
+        colour, _, dashes = _line_style(i)
         polylines.append(
-            f'<polyline fill="none" stroke="{_COLOURS[i % len(_COLOURS)]}" stroke-width="1.5" '
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dashes}" '
             f'points="{points}"><title>{escape(name)}</title></polyline>'
         )
     marks = "".join(
         f'<text x="{_LEFT - 6}" y="{_HEIGHT - _HEIGHT * part + (12 if part else 0):.0f}" '
-        f'text-anchor="end">{maximum * part:.3g}</text>'
+        f'text-anchor="end">{_axis_value(maximum * part)}</text>'
         for part in (0.0, 0.5, 1.0)
     )
     times = "".join(
         f'<text x="{_LEFT + (_WIDTH - _LEFT) * part:.0f}" y="{_HEIGHT + 16}" '
-        f'text-anchor="{anchor}">day {days * part:.1f}</text>'
+        f'text-anchor="{anchor}">day {_axis_value(days * part)}</text>'
         for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
     )
     axis = (
