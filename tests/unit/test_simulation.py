@@ -377,7 +377,9 @@ class TestExperiments:
         )
 
     def test_every_line_of_a_plot_looks_different(self, experiment: Experiment) -> None:
-        everything = replace(experiment, mixes=["TIME", "COST", "MIXED"], blocks=[0.0, 1.0], seeds=1)
+        everything = replace(
+            experiment, mixes=["TIME", "COST", "MIXED"], blocks=[0.0, 1.0], seeds=1
+        )
         measures = run_experiment(everything, processes=1, progress=lambda *_: None)
         plot = render(everything, summarise(measures), measures).split("<figure>")[1]
         looks = re.findall(r'stroke="(#\w+)" stroke-width="1.5" stroke-dasharray="([^"]*)"', plot)
