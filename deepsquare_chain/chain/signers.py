@@ -10,8 +10,12 @@ Sources for the methods of external signers: `eth_signTransaction`, `eth_sign` a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import httpx2
@@ -212,8 +216,36 @@ async def signed_by(account: Signer, sign: Callable[[], S]) -> S:
     An external signer may take minutes, in which the event loop does its other work.
     """
     if isinstance(account, ExternalSigner):
-        return await asyncio.to_thread(sign)
+        return await in_daemon_thread(sign)
     return sign()
+
+
+async def in_daemon_thread(function: Callable[[], R]) -> R:
+    """Return the result of a function that waits for an external signer.
+
+    Unlike a thread of asyncio, this one is not waited for after Ctrl-C or at the end of the program.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+
+    def settle(result: Callable[[], R]) -> None:
+        if not future.done():  # it was cancelled
+            try:
+                future.set_result(result())
+            except Exception as error:  # noqa: BLE001 - raised by the awaiting task
+                future.set_exception(error)
+
+    def run() -> None:
+        finished: Future[R] = Future()
+        try:
+            finished.set_result(function())
+        except Exception as error:  # noqa: BLE001 - raised by the awaiting task
+            finished.set_exception(error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, finished.result)
+
+    threading.Thread(target=run, name="external signer", daemon=True).start()
+    return await future
 
 
 async def sign_and_record(
@@ -242,7 +274,7 @@ async def sign_and_record(
         try:
             return record(sign_within)
         except _UnsignedError as error:
-            signed[error.nonce] = await asyncio.to_thread(sign, error.nonce)
+            signed[error.nonce] = await in_daemon_thread(partial(sign, error.nonce))
 
 
 def _as_json(transaction: Mapping[str, Any]) -> dict[str, Any]:

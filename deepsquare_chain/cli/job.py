@@ -251,10 +251,7 @@ async def follow_to_end(
         context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
         on_change(job)
 
-    context.continues = (
-        f"Job {job_id} continues: see `deepsquare job get {job_id}`, end it with "
-        f"`deepsquare job cancel {job_id}`."
-    )
+    context.continues = continuing(job_id)
     interval = context.settings.poll_interval
     report_trouble = partial(print_outage, context, f"continuing to wait for job {job_id}")
 
@@ -273,6 +270,14 @@ async def follow_to_end(
             on_waiting=teller.start_explaining,
             on_outage=report_trouble,
         )
+
+
+def continuing(job_id: int) -> str:
+    """Return the text that a job continues after Ctrl-C."""
+    return (
+        f"Job {job_id} continues: see `deepsquare job get {job_id}`, end it with "
+        f"`deepsquare job cancel {job_id}`."
+    )
 
 
 def print_outage(context: CommandContext, continues: str, error: EndpointError | None) -> None:

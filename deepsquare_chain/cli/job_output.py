@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.cli.frame import CommandContext
-from deepsquare_chain.cli.job import print_outage
+from deepsquare_chain.cli.job import continuing, print_outage
 from deepsquare_chain.cli.output import Format
 from deepsquare_chain.client.gateways import gateways_of, no_run, read_log
 from deepsquare_chain.client.jobs import OnOutage, with_endpoint_retries
@@ -41,6 +41,8 @@ async def stream(
         NotAuthorisedError: The wallet may not read the output.
         EndpointError: No gateway responds.
     """
+    if follow and (await contracts.scheduler.get_existing_jobs([job_id]))[0].status.is_live:
+        context.continues = continuing(job_id)
     report_trouble = partial(print_outage, context, f"continuing to follow job {job_id}")
     async for data in log_of(
         context.settings, contracts, job_id, follow=follow, on_outage=report_trouble

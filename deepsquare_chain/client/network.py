@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
@@ -13,7 +14,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
-from deepsquare_chain.chain.signers import ExternalSigner, Signer
+from deepsquare_chain.chain.signers import ExternalSigner, Signer, in_daemon_thread
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, read_password, stated_address, unlock
 from deepsquare_chain.errors import UsageError
@@ -119,7 +120,7 @@ async def open_account(settings: Settings) -> Signer:
         EndpointError: The signer does not answer.
     """
     if settings.signer:
-        return await asyncio.to_thread(_external, settings)
+        return await in_daemon_thread(partial(_external, settings))
     if settings.keystore is None:
         raise no_keystore()
     stated_address(settings.keystore)  # report a wrong file before asking for its password
@@ -152,7 +153,7 @@ def own_address(settings: Settings, given: str | None) -> str:
 async def find_own_address(settings: Settings, given: str | None) -> str:
     """Return `own_address`; the event loop runs while an external signer answers."""
     if settings.signer and given is None:
-        return await asyncio.to_thread(own_address, settings, given)
+        return await in_daemon_thread(partial(own_address, settings, given))
     return own_address(settings, given)  # in this thread, as in `open_account`
 
 

@@ -594,7 +594,7 @@ class GatewayClient(ServiceClient):
             raise self._invalid_response() from None
         if message.nonce != challenge["nonce"] or message.address != account.address:
             raise self._invalid_response()
-        signature = "0x" + (await asyncio.to_thread(message.sign, account)).hex()
+        signature = "0x" + (await signed_by(account, lambda: message.sign(account))).hex()
         response = await self._post("/v1/sign-in", {"message": text, "signature": signature})
         token = self._object(response).get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():

@@ -16,12 +16,13 @@ import typer
 from typer.testing import CliRunner
 
 from deepsquare_chain import errors
-from deepsquare_chain.cli import frame, main
+from deepsquare_chain.cli import frame, job_output, main
 from deepsquare_chain.cli.app import app as real_app
 from deepsquare_chain.cli.frame import SETTING_FLAGS, CommandContext, command
 from deepsquare_chain.cli.types import amount, label, price
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import GridError
+from deepsquare_chain.job import JobStatus
 from deepsquare_chain.settings import Settings
 
 runner = CliRunner()
@@ -302,3 +303,31 @@ async def test_an_interrupted_command_reports_sent_transactions(
     where = "relay requests" if gasless else "tx list"
     assert line.startswith("'submit 1 job' was sent and may still be executed (0xaa)")
     assert f"`deepsquare {where}`" in line
+
+
+@pytest.mark.parametrize(
+    ("follow", "status", "continues"),
+    [
+        (True, JobStatus.RUNNING, True),
+        (True, JobStatus.FINISHED, False),
+        (False, JobStatus.RUNNING, False),
+    ],
+)
+async def test_ctrl_c_while_a_log_is_followed_reports_that_the_job_continues(
+    monkeypatch: pytest.MonkeyPatch, follow: bool, status: JobStatus, continues: bool
+) -> None:
+    async def read_jobs(_: Any) -> list[Any]:
+        return [SimpleNamespace(status=status)]
+
+    async def log_of(*_: Any, **__: Any) -> AsyncIterator[bytes]:
+        assert ("Job 7 continues" in context.continues) is continues
+        yield b"line\n"
+
+    monkeypatch.setattr(job_output, "log_of", log_of)
+    printed: list[bytes] = []
+    context: Any = SimpleNamespace(
+        continues="", settings=None, printer=SimpleNamespace(raw=printed.append)
+    )
+    contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_existing_jobs=read_jobs))
+    await job_output.stream(context, contracts, 7, follow=follow)
+    assert printed == [b"line\n"]

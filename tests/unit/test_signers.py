@@ -16,7 +16,7 @@ from eth_account.messages import encode_defunct, encode_typed_data
 from deepsquare_chain.chain import signers
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import CreditContract
-from deepsquare_chain.chain.signers import ExternalSigner, sign_and_record
+from deepsquare_chain.chain.signers import ExternalSigner, sign_and_record, signed_by
 from deepsquare_chain.cli import services
 from deepsquare_chain.client import doctor, transactions
 from deepsquare_chain.daemon import service
@@ -255,3 +255,29 @@ def test_a_safe_batch_has_the_checksum_of_the_transaction_builder(
     assert renamed["meta"]["checksum"] == batch["meta"]["checksum"]
     other = transactions.safe_batch(1, OWN.address, [call])
     assert other["meta"]["checksum"] != batch["meta"]["checksum"]
+
+
+def test_a_signer_that_does_not_answer_is_not_waited_for_after_an_interruption(
+    reference: Any,
+) -> None:
+    _, url = reference
+    go, started = threading.Event(), threading.Event()
+
+    def sign() -> None:
+        started.set()
+        go.wait(60)
+
+    async def interrupted() -> None:
+        signing = asyncio.create_task(signed_by(ExternalSigner(url), sign))
+        assert await asyncio.to_thread(started.wait, 30)
+        signing.cancel()
+        await asyncio.wait({signing})
+        assert signing.cancelled()
+
+    try:
+        asyncio.run(interrupted())  # would wait for a thread of asyncio
+        assert not go.is_set()
+        [thread] = [each for each in threading.enumerate() if each.name == "external signer"]
+        assert thread.daemon
+    finally:
+        go.set()
