@@ -596,7 +596,7 @@ class _Check:
         for number, line, body in self._parsed(BLOCKS):
             try:
                 block, block_hash, time = int(body["number"]), str(body["hash"]), int(body["time"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 self._break(f"line {number} of {BLOCKS} is not a block")
                 continue
             if block <= previous or line != block_line(block, block_hash, time):

@@ -175,7 +175,7 @@ class RelayClient(ServiceClient):
                 per_hour=int(body["requests_per_hour"]),
                 per_customer=int(body["requests_per_customer_per_hour"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise self._invalid_response() from None
 
     async def terms_for(self, deployment: Deployment) -> RelayTerms:

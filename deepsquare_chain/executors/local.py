@@ -148,7 +148,7 @@ class Runs:
         try:
             devices = spec.get("devices")
             return [str(device) for device in devices] if devices else int(spec["gpus"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise OSError(f"run {key} does not record which GPUs it has") from None
 
     def _live_keys(self) -> list[str]:
@@ -278,7 +278,7 @@ class Runs:
             try:
                 spec = self.folder(key).spec()
                 used = int(spec["cpus"]), int(spec["memory"]), int(spec["gpus"])
-            except (OSError, KeyError, TypeError, ValueError) as error:
+            except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
                 self._warn(key, error)
                 return nothing
             cpus, memory, gpus = cpus - used[0], memory - used[1], gpus - used[2]

@@ -248,6 +248,12 @@ async def test_rows_of_later_blocks_are_detected(folder: Path, how: str, name: s
             await audit_export(None, folder)
 
 
+def test_a_block_with_an_infinite_number_is_found(folder: Path) -> None:
+    rewrite(folder / BLOCKS, lambda lines: [b'{"hash":"","number":1e999,"time":1}\n', *lines[1:]])
+    findings = replay_export(folder).findings
+    assert any("is not a block" in finding.message for finding in findings)
+
+
 @pytest.mark.parametrize("name", ["jobs", "statements", "exceptions"])
 def test_each_changed_cell_is_found(folder: Path, name: str) -> None:
     path = folder / f"{name}.csv"

@@ -15,7 +15,7 @@ from deepsquare_chain.executors.launch import (
 )
 from deepsquare_chain.executors.local import Runs
 from deepsquare_chain.executors.rundir import RunFolder
-from deepsquare_chain.job import Resources
+from deepsquare_chain.job import Offer, Resources
 
 pytestmark = pytest.mark.unit
 
@@ -102,9 +102,17 @@ def test_live_runs_of_an_earlier_daemon_keep_their_gpus(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "none").spec()["env"]["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
-@pytest.mark.parametrize("text", ['{"gpus": "x"}', "{}", "spoilt", '{"devices": 5, "gpus": 1}'])
+@pytest.mark.parametrize(
+    "text", ['{"gpus": "x"}', '{"gpus": 1e999}', "{}", "spoilt", '{"devices": 5, "gpus": 1}']
+)
 def test_a_run_without_a_record_of_its_gpus_blocks_all(tmp_path: Path, text: str) -> None:
     make_run(tmp_path, spec("a", 1), ["0"])
     (tmp_path / "a" / "spec.json").write_text(text)
     with pytest.raises(OSError, match=r"holds no record|does not record"):
         Runs(tmp_path)._devices(spec("b", 1), ["0", "1"])
+
+
+def test_no_capacity_is_free_while_a_run_records_an_infinite_size(tmp_path: Path) -> None:
+    make_run(tmp_path, spec("a", 1), ["0"])
+    (tmp_path / "a" / "spec.json").write_text('{"cpus": 1e999, "memory": 1, "gpus": 0}')
+    assert Runs(tmp_path).free(Offer(8, 1_000, 1), min_free=0) == Offer(0, 0, 0)

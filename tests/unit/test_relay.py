@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from typing import Any
 
 import httpx2
@@ -234,6 +235,23 @@ async def test_answers_of_relays_are_checked() -> None:
     ):
         with pytest.raises(EndpointError, match="not a working relay"):
             await lookup(wrong)
+
+
+async def test_terms_with_an_infinite_number_are_refused() -> None:
+    numbers = "min_amount", "max_gas", "max_lead_seconds", "requests_per_hour"
+    terms = {"forwarder": "", "scheduler": "", "wallet": "", "open": True, "functions": []}
+    terms |= dict.fromkeys((*numbers, "requests_per_customer_per_hour"), 1)
+    for number, is_valid in (("1", True), ("1e999", False)):
+        content = json.dumps(terms | {"chain_id": 0}).replace(
+            '"chain_id": 0', f'"chain_id": {number}'
+        )
+        transport = httpx2.MockTransport(lambda _, text=content: httpx2.Response(200, text=text))
+        async with RelayClient("http://relay.test", transport=transport) as client:
+            if is_valid:
+                assert (await client.terms()).chain_id == 1
+                continue
+            with pytest.raises(EndpointError, match="not a working relay"):
+                await client.terms()
 
 
 async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
