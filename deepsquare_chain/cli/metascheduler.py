@@ -114,7 +114,7 @@ async def explain(
 
 
 def _load(text: str) -> float:
-    return _number(text, _MAX_LOAD, "a load above 0 and at most 3, such as 0.9", above=0.0)
+    return _number(text, _MAX_LOAD, "a load from 0.001 to 3, such as 0.9", above=0.000999)
 
 
 def _block(text: str) -> float:

@@ -249,6 +249,11 @@ class TestPolicyEngine:
         at_once = run_policy(jobs, one.views(), one.speeds, Rules())
         assert starts(at_once) == {1: 1.0, 2: 11.0}
 
+    def test_jobs_may_arrive_at_the_end_of_time(self) -> None:
+        jobs = [job(1, 0, 4, 60), job(2, 2.0**45, 4, 60)]
+        views, speeds = read_grid(GRID).views(), read_grid(GRID).speeds
+        assert starts(run_policy(jobs, views, speeds, Rules())) == {1: 0, 2: 2.0**45}
+
     def test_a_hold_ends_without_another_event(self) -> None:
         """An ENERGY job waits for the frugal cluster, then takes the other one."""
         grid = read_grid(GRID)
@@ -425,8 +430,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--load", "0"], "a load above 0 and at most 3, such as 0.9"),
-            (["--load", "nan"], "a load above 0 and at most 3, such as 0.9"),
+            (["--load", "1e-300"], "a load from 0.001 to 3, such as 0.9"),
+            (["--load", "nan"], "a load from 0.001 to 3, such as 0.9"),
             (["--block", "-1"], "seconds from 0 to 600, such as 2"),
             (["--patience", "101"], "a part of the limit from 0 to 100"),
             (["--want", "speed"], "is none of MIXED, COST, TIME, ENERGY"),

@@ -16,7 +16,7 @@ from deepsquare_chain.metascheduler.eligibility import ProviderView
 from deepsquare_chain.metascheduler.rules_file import read_yaml
 
 #: Chain time until which all providers of a simulation are approved.
-_APPROVED: Final = 2**40
+_APPROVED: Final = 2**60
 _HINT: Final = "examples/grid.yaml shows a grid of eight clusters with every key."
 
 
