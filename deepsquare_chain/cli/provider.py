@@ -16,6 +16,7 @@ from deepsquare_chain.cli.types import (
     AgreeOption,
     FromOption,
     MonthOption,
+    ProviderArgument,
     ToOption,
     WaitTimeoutOption,
     label,
@@ -306,22 +307,21 @@ async def set_labels(
 @command(app)
 async def status(
     context: CommandContext,
-    account: AccountArgument = None,
+    provider: ProviderArgument = None,
     everybody: Annotated[bool, typer.Option("--all", help="All providers.")] = False,
 ) -> None:
     """Show the registry's data of a provider."""
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import open_grid, selected_provider
 
-    address = None if everybody else own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         registry, scheduler = contracts.registry, contracts.scheduler
-        providers = (
-            await registry.providers() if address is None else [await registry.provider_of(address)]
+        selected = (
+            await registry.providers()
+            if everybody
+            else [await selected_provider(contracts, context.settings, provider)]
         )
-        rows = [
-            _row(provider, silent=await scheduler.is_silent(provider.id)) for provider in providers
-        ]
-    if address is None:
+        rows = [_row(item, silent=await scheduler.is_silent(item.id)) for item in selected]
+    if everybody:
         context.printer.rows(_PROVIDER, rows, empty="No provider is registered.")
     else:
         context.printer.record(_PROVIDER, rows[0])
@@ -383,21 +383,20 @@ async def resume(context: CommandContext) -> None:
 @command(app)
 async def jobs(
     context: CommandContext,
-    account: AccountArgument = None,
+    provider: ProviderArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Include ended jobs.")] = False,
 ) -> None:
     """List the jobs that are assigned to a provider."""
     from deepsquare_chain.client.jobs import newest
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import open_grid, selected_provider
     from deepsquare_chain.job import JobStatus
 
-    address = own_address(context.settings, account)
     statuses = {
         status for status in JobStatus if status.is_assigned or (everything and status.is_final)
     }
     async with open_grid(context.settings) as contracts:
-        provider = await contracts.registry.provider_of(address)
-        listed_jobs = await newest(contracts, limit=500, provider_id=provider.id, statuses=statuses)
+        selected = await selected_provider(contracts, context.settings, provider)
+        listed_jobs = await newest(contracts, limit=500, provider_id=selected.id, statuses=statuses)
     context.printer.rows(
         _JOBS,
         (
@@ -411,7 +410,7 @@ async def jobs(
 @command(app)
 async def earnings(
     context: CommandContext,
-    account: AccountArgument = None,
+    provider: ProviderArgument = None,
     by: Annotated[
         EarningsPeriod, typer.Option("--by", help="Period of each line, in UTC.")
     ] = EarningsPeriod.DAY,
@@ -425,16 +424,16 @@ async def earnings(
     the largest part of it that the loss of one run would forfeit now.
     """
     from deepsquare_chain.client.jobs import accrued_now, earnings_by
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import open_grid, selected_provider
     from deepsquare_chain.client.periods import Period, blocks_of, parse_period
 
     period = parse_period(month, first, last)
-    address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
-        provider = await contracts.registry.provider_of(address)
+        selected = await selected_provider(contracts, context.settings, provider)
+        address = selected.account
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
         days = await earnings_by(contracts, address, span=_SPANS[by], first=since, last=until)
-        accrued = await accrued_now(contracts, provider.id)
+        accrued = await accrued_now(contracts, selected.id)
     rows: list[tuple[object, ...]] = [
         (day.day, day.jobs, day.seconds, day.paid, day.sum, None, None) for day in days
     ]

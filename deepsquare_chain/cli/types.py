@@ -122,6 +122,11 @@ AccountArgument = Annotated[
     str | None, typer.Argument(help="Address; that of the keystore by default.")
 ]
 
+ProviderArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="PROVIDER", help="ID or address; that of the keystore by default."),
+]
+
 GaslessOption = Annotated[
     bool,
     typer.Option(

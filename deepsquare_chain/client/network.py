@@ -17,7 +17,8 @@ from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import ExternalSigner, Signer, in_daemon_thread
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, read_password, stated_address, unlock
-from deepsquare_chain.errors import UsageError
+from deepsquare_chain.errors import NotFoundError, UsageError
+from deepsquare_chain.job import Provider
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import FOLDER, Store, open_wallet_store
 
@@ -155,6 +156,29 @@ async def find_own_address(settings: Settings, given: str | None) -> str:
     if settings.signer and given is None:
         return await in_daemon_thread(partial(own_address, settings, given))
     return own_address(settings, given)  # in this thread, as in `open_account`
+
+
+async def selected_provider(
+    contracts: Contracts, settings: Settings, given: str | None
+) -> Provider:
+    """Return the provider with the given ID or address, or else that of the settings' wallet.
+
+    Raises:
+        NotFoundError: There is no such provider.
+        UsageError, NotAuthorisedError: As `own_address`.
+    """
+    if given is None or not (given.isascii() and given.isdigit()):
+        account = await find_own_address(settings, given)
+        return await contracts.registry.provider_of(account)
+    # An ID of more digits than a uint256 has is unknown too.
+    provider = await contracts.registry.get_provider(int(given)) if len(given) < 78 else None
+    if provider is None:
+        count = await contracts.registry.provider_count()
+        raise NotFoundError(
+            f"Provider {given} does not exist: there are {count}",
+            hint="`deepsquare provider status --all` lists them.",
+        )
+    return provider
 
 
 def _external(settings: Settings) -> ExternalSigner:

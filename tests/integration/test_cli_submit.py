@@ -300,7 +300,11 @@ def test_a_provider_sees_why_jobs_are_not_assigned(cli: Cli, local_devnet: Local
     assert "definitions" in checks
     assert checks["status"]["text"] == "ACTIVE"
     assert checks["approval"]["text"].endswith("more days")
-    assert data(cli("provider", "earnings", *own)) == []
+    for given in ((), ("1",), (json.loads(cli("provider", "status", "1", *own).out)["account"],)):
+        assert data(cli("provider", "earnings", *given, *own)) == []
+        assert data(cli("provider", "jobs", *given, *own)) == []
+    for unknown in ("99", "9" * 80):
+        assert cli("provider", "earnings", unknown).code == 4
     assert cli("provider", "drain", *own).code == 0
     drained = cli("provider", "doctor", *own)
     assert drained.code == 1
