@@ -462,18 +462,35 @@ async def export(
     context: CommandContext,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     block: BlockOption = None,
+    month: MonthOption = None,
+    last: ToOption = None,
     tables: Annotated[
         TableKind, typer.Option("--format", help="Format of the tables.")
     ] = TableKind.CSV,
 ) -> int:
-    """Write raw logs, tables and a manifest of their hashes, for others to verify."""
+    """Write raw logs, tables and a manifest of their hashes, for others to verify.
+
+    An export begins with the deployment, so that it can be verified without the chain. It ends with
+    the newest block, or with the last block of the month, of the day or time, or of --block.
+    """
     from deepsquare_chain.audit.export import LOGS, MANIFEST, TableFormat
     from deepsquare_chain.audit.export import export as write
     from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import AuditError
+    from deepsquare_chain.client.periods import Period, blocks_of, parse_period
+    from deepsquare_chain.errors import AuditError, UsageError
 
-    style = TableFormat(tables.value)
+    style, period = TableFormat(tables.value), parse_period(month, None, last)
+    if block is not None and period != Period():
+        raise UsageError("--block is an end already", hint="Leave out --month and --to.")
     async with open_grid(context.settings) as contracts:
+        if block is None:
+            _, block = await blocks_of(contracts.w3, period, contracts.deployment.block)
+        first = contracts.deployment.block
+        if block is not None and block < first:
+            raise UsageError(
+                f"Block {block} is before the deployment: there is nothing to export",
+                hint=f"Give {first} or a later block, or a later date.",
+            )
         with _bars("Reading events") as progress:
             manifest, ledger = await write(
                 contracts, folder, to_block=block, style=style, progress=progress

@@ -253,10 +253,18 @@ def test_an_export_is_replayed_and_a_tampered_one_is_found(
     cli: Cli, local_devnet: LocalDevnet
 ) -> None:
     done = data(cli("audit", "export", "books", "-o", "json"))
-    assert done["logs"] > 30
+    assert done["logs"] > 20
     assert cli("audit", "verify", "books").code == 0
     assert cli("audit", "verify", "books/manifest.json", "--offline").code == 0
     assert cli("audit", "verify", "--offline").code == 2
+    first_block = done["first_block"]
+    dated = data(cli("audit", "export", "dated", "--to", str(first_block + 4), "-o", "json"))
+    assert (dated["first_block"], dated["last_block"]) == (first_block, first_block + 4)
+    assert dated["logs"] < done["logs"]
+    assert cli("audit", "verify", "dated", "--offline").code == 0
+    for refused in (["--to", "2000-01-01"], ["--month", "1999-12"], ["--to", "9", "--block", "9"]):
+        result = cli("audit", "export", "none", *refused)
+        assert (result.code, result.out) == (2, ""), result.err
 
     logs = local_devnet.folder / "books" / "logs.jsonl"
     logs.write_bytes(b"".join(logs.read_bytes().splitlines(keepends=True)[:-1]))
