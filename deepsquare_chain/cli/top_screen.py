@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -28,6 +29,8 @@ _COLOURS: Final = {
     JobStatus.OUT_OF_CREDITS: "red",
     JobStatus.PANICKED: "red",
 }
+#: Seconds without a response after which the status line says so.
+_SLOW_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class TopApp(App[None]):
         self._interval = interval
         self._chain_id = chain_id
         self._customer = customer
+        self._asked_at = 0.0
 
     def compose(self) -> ComposeResult:
         """Create the status line, the tables, and the footer with keys."""
@@ -167,9 +171,13 @@ class TopApp(App[None]):
         self.action_refresh()
 
     def action_refresh(self) -> None:
-        """Refresh the view, unless a refresh is in progress."""
+        """Refresh the view, unless a refresh is in progress; tell how long that takes."""
         if not any(worker.name == "look" and worker.is_running for worker in self.workers):
+            self._asked_at = time.monotonic()
             self.run_worker(self._poll(), name="look")
+        elif (waited := time.monotonic() - self._asked_at) >= _SLOW_SECONDS:
+            text = f"no response from the endpoint for {waited:.0f} s; the tables may be old"
+            self.query_one("#status", Static).update(Text(text, style="bold red"))
 
     async def _poll(self) -> None:
         status = self.query_one("#status", Static)

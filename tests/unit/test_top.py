@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from textual.widgets import DataTable, Input, RichLog, Static
 
 from deepsquare_chain.cli.top_screen import Actions, AskScreen, LogScreen, TopApp
@@ -124,6 +125,26 @@ async def test_everything_fits_in_80_columns() -> None:
             assert table.virtual_size.width <= 80, "no column is cut off"
         for words in ("[red]not markup", "l Logs", "c Cancel", "t Top up", "q Quit"):
             assert any(words in row for row in text), (words, text)
+
+
+async def test_a_slow_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, answered = FakeGrid(), asyncio.Event()
+    app = grid.app()
+
+    async def slowly() -> GridSnapshot:
+        await answered.wait()
+        return GRID
+
+    monkeypatch.setattr(app, "_read", slowly)
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("r")
+        assert status(app) == "reading the chain ..."
+        app._asked_at -= 6
+        await pilot.press("r")
+        assert status(app) == "no response from the endpoint for 6 s; the tables may be old"
+        answered.set()
+        await app.workers.wait_for_complete()
+        assert status(app).startswith("chain 1337")
 
 
 async def test_the_cursor_stays_at_its_job() -> None:
