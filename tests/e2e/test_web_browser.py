@@ -525,7 +525,7 @@ def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
     wallet.announce(page, "Owl")
     fill(page, explorer, credits="5000000")
     page.locator("#submit-job").click()
-    expect(page.locator("[data-report]")).to_contain_text("but 5000000")
+    expect(page.locator("[data-report]")).to_contain_text("less than the 5000000 credits needed")
     fill(page, explorer, time_limit="soon")
     page.locator("#submit-job").click()
     expect(page.locator("[data-report]")).to_contain_text("Time limit")
