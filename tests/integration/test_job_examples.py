@@ -106,13 +106,14 @@ async def run(executor: Executor, name: str, file: Path, site: ExecutionSite) ->
     assert not lacking, f"{name} needs {lacking}"
     if name == "sweep":
         definition = definition.in_array(3, 4)
+    script = render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, site)
     handle = await executor.submit(
         RunSpec(
             key=f"{name}-{os.getpid()}",
-            script=render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, site),
+            script=script.replace(b"\n", f"\nexport PATH={PATH}\n".encode(), 1),
             resources=definition.resources,
             walltime=120,
-            env={"PATH": PATH},
+            env={},
         )
     )
     while (status := (await executor.poll([handle]))[handle]).state is not RunState.ENDED:  # noqa: ASYNC110

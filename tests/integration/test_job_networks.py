@@ -69,7 +69,7 @@ async def run(
             script=render_script(definition, {"DEEPSQUARE_JOB_ID": "7"}, site),
             resources=definition.resources,
             walltime=SECONDS,
-            env={"PATH": PATH},
+            env={},
         )
     )
     while (status := (await executor.poll([handle]))[handle]).state is not RunState.ENDED:  # noqa: ASYNC110
