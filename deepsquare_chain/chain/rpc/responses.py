@@ -361,18 +361,34 @@ _MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     # EthereumJS: packages/client/src/rpc/modules/eth.ts, before its first block
     ("not aware of the current chain height", NodeError.RATE_LIMITED),
     ("beyond current head", NodeError.UNKNOWN_BLOCK),  # reth, erigon
+    # Alchemy, Ankr, publicnode, Chainstack, reth; quoted in foundry-rs/foundry, issue 12687
     ("block range", NodeError.RANGE_TOO_LARGE),
     ("range is too", NodeError.RANGE_TOO_LARGE),
     ("range too large", NodeError.RANGE_TOO_LARGE),
+    ("exceeds limit of", NodeError.RANGE_TOO_LARGE),  # Infura: INFURA/infura, issue 237
+    (
+        "bigger than range limit",
+        NodeError.RANGE_TOO_LARGE,
+    ),  # Tenderly: bobanetwork/boba_legacy, issue 827
+    ("ranges over", NodeError.RANGE_TOO_LARGE),  # dRPC: foundry-rs/foundry, issue 12687
+    ("exceeds max results", NodeError.RANGE_TOO_LARGE),  # reth: paradigmxyz/reth, issue 23810
     ("too many blocks", NodeError.RANGE_TOO_LARGE),
     ("maximum rpc range", NodeError.RANGE_TOO_LARGE),  # Besu
-    ("query returned more than", NodeError.RANGE_TOO_LARGE),
-    ("more than 10000 results", NodeError.RANGE_TOO_LARGE),
-    ("log response size exceeded", NodeError.RANGE_TOO_LARGE),
-    ("response size", NodeError.RANGE_TOO_LARGE),
-    ("response is too big", NodeError.RANGE_TOO_LARGE),
-    ("query timeout", NodeError.RANGE_TOO_LARGE),
-    ("is limited to", NodeError.RANGE_TOO_LARGE),
+    (
+        "query returned more than",
+        NodeError.RANGE_TOO_LARGE,
+    ),  # docs.metamask.io (Infura): eth_getLogs
+    ("response size", NodeError.RANGE_TOO_LARGE),  # Alchemy: bancorprotocol/webapp, issue 523
+    (
+        "response is too big",
+        NodeError.RANGE_TOO_LARGE,
+    ),  # paritytech/jsonrpsee, of zkSync and others
+    (
+        "query timeout",
+        NodeError.RANGE_TOO_LARGE,
+    ),  # docs.metamask.io (Infura): ten seconds per query
+    # QuickNode, BlockPI: ethers-io/ethers.js, issue 3612; foundry-rs/foundry, issue 12687
+    ("limited to", NodeError.RANGE_TOO_LARGE),
     ("max range", NodeError.RANGE_TOO_LARGE),
     ("maximum range", NodeError.RANGE_TOO_LARGE),
     ("response too large", NodeError.RANGE_TOO_LARGE),
