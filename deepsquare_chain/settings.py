@@ -67,7 +67,12 @@ def shown(value: Any) -> str | None:
     if isinstance(value, Mapping):
         return " ".join(f"{name}={shown(item)}" for name, item in value.items())
     text = str(value)
-    return safe_url(text) if "://" in text else text
+    if "://" not in text:
+        return text
+    links = [part.partition("=") for part in text.split()]
+    if all("://" in url and "://" not in name for name, _, url in links):
+        return " ".join(f"{name}={safe_url(url)}" for name, _, url in links)
+    return safe_url(text)
 
 
 def _safe(url: str) -> str:

@@ -355,6 +355,8 @@ def test_each_value_has_its_source(
 def test_a_displayed_value_hides_secrets_in_urls() -> None:
     assert shown("https://me:secret@node/key") == "https://node/..."
     assert shown("postgresql+psycopg://me:secret@host/name") == "postgresql+psycopg://host/..."
+    assert shown("a.tx=https://x/tx/{} b=https://k@y") == "a.tx=https://x/... b=https://y"
+    assert shown("https://x/?key=https://y/secret") == "https://x/..."
     assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")
 
 
