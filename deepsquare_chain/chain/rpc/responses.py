@@ -366,27 +366,19 @@ _MESSAGES: Final[tuple[tuple[str, NodeError], ...]] = (
     ("range is too", NodeError.RANGE_TOO_LARGE),
     ("range too large", NodeError.RANGE_TOO_LARGE),
     ("exceeds limit of", NodeError.RANGE_TOO_LARGE),  # Infura: INFURA/infura, issue 237
-    (
-        "bigger than range limit",
-        NodeError.RANGE_TOO_LARGE,
-    ),  # Tenderly: bobanetwork/boba_legacy, issue 827
+    # Tenderly: bobanetwork/boba_legacy, issue 827
+    ("bigger than range limit", NodeError.RANGE_TOO_LARGE),
     ("ranges over", NodeError.RANGE_TOO_LARGE),  # dRPC: foundry-rs/foundry, issue 12687
     ("exceeds max results", NodeError.RANGE_TOO_LARGE),  # reth: paradigmxyz/reth, issue 23810
     ("too many blocks", NodeError.RANGE_TOO_LARGE),
     ("maximum rpc range", NodeError.RANGE_TOO_LARGE),  # Besu
-    (
-        "query returned more than",
-        NodeError.RANGE_TOO_LARGE,
-    ),  # docs.metamask.io (Infura): eth_getLogs
+    # docs.metamask.io (Infura): eth_getLogs
+    ("query returned more than", NodeError.RANGE_TOO_LARGE),
     ("response size", NodeError.RANGE_TOO_LARGE),  # Alchemy: bancorprotocol/webapp, issue 523
-    (
-        "response is too big",
-        NodeError.RANGE_TOO_LARGE,
-    ),  # paritytech/jsonrpsee, of zkSync and others
-    (
-        "query timeout",
-        NodeError.RANGE_TOO_LARGE,
-    ),  # docs.metamask.io (Infura): ten seconds per query
+    # paritytech/jsonrpsee, of zkSync and others
+    ("response is too big", NodeError.RANGE_TOO_LARGE),
+    # docs.metamask.io (Infura): ten seconds per query
+    ("query timeout", NodeError.RANGE_TOO_LARGE),
     # QuickNode, BlockPI: ethers-io/ethers.js, issue 3612; foundry-rs/foundry, issue 12687
     ("limited to", NodeError.RANGE_TOO_LARGE),
     ("max range", NodeError.RANGE_TOO_LARGE),
