@@ -913,7 +913,7 @@ def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[C
         advice = (
             ""
             if ok
-            else f"Set {key} to {required} in slurm.conf; see docs/isolation.md for the reason."
+            else f"Set {key} to {required} in slurm.conf; see docs/provider.md for the reason."
         )
         checks.append(Check(key, ok, actual, advice))
     return checks
