@@ -132,16 +132,14 @@ class AnomalyRules:
     """Reads events along with the ledgers, and records anomalies.
 
     Args:
-        deployment: Provides the thresholds: its recorded timeouts, or the defaults. Its addresses
-            must be checksummed, as in events.
+        deployment: Provides the thresholds: its recorded timeouts, or the defaults.
     """
 
     def __init__(self, deployment: Deployment) -> None:
         self.rows: list[Anomaly] = []
         self._context = TransactionContext(0, 0)
         self._scheduler = deployment.scheduler
-        names = ("Credit", "ProviderRegistry", "MetaScheduler")
-        self._names = dict(zip(deployment.addresses, names, strict=True))
+        self._names = {address: name for name, address in deployment.contracts.items()}
         times = asdict(Timeouts()) | deployment.timeouts
         self._idle_after = times["claim_timeout"]
         self._pending_timeout = times["pending_timeout"]

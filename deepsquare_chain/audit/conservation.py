@@ -163,12 +163,12 @@ def call(
 ) -> NodeRequest:
     """Return the request for a view function at a block.
 
-    `contract` is Credit, ProviderRegistry or MetaScheduler.
+    `contract` is a name of `Deployment.contracts`.
 
     Raises:
         UsageError: An argument does not fit its type.
     """
-    address = dict(zip(_NAMES, deployment.addresses, strict=True))[contract]
+    address = deployment.contracts[contract]
     data = "0x" + interface(contract).function(function).encode(*arguments).hex()
     arguments_text = ", ".join(_argument_text(argument) for argument in arguments)
     return NodeRequest(
@@ -177,9 +177,6 @@ def call(
         ({"to": address, "data": data}, hex(block)),
         f"cast call {address} --data {data} --block {block}",
     )
-
-
-_NAMES: Final = ("Credit", "ProviderRegistry", "MetaScheduler")
 
 
 def _argument_text(argument: Any) -> str:

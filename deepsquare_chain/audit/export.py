@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
@@ -29,7 +29,7 @@ from deepsquare_chain.audit.entries import (
     JobEntry,
     statement_cells,
 )
-from deepsquare_chain.audit.ledger import Ledger, normalised
+from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.audit.reader import Progress, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
@@ -288,16 +288,12 @@ def file_names(style: TableFormat) -> tuple[str, ...]:
 def audit_deployment(deployment: Deployment) -> Deployment:
     """Return the part of a deployment record that an audit depends on."""
     timeouts = list(deployment.timeouts.values())
-    checksummed = normalised(deployment)
-    return Deployment(
-        checksummed.chain_id,
-        checksummed.credit,
-        checksummed.registry,
-        checksummed.scheduler,
-        checksummed.treasury,
-        checksummed.forwarder,
-        checksummed.block,
+    return replace(
+        deployment,
+        transactions={},
         constructor_args={"MetaScheduler": {"timeouts": timeouts}} if timeouts else {},
+        compiler_digest="",
+        extra={},
     )
 
 

@@ -7,7 +7,6 @@ recorded as a finding.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ class Ledger:
     """Jobs, providers, balances and findings after a replay."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self.deployment = deployment = normalised(deployment)
+        self.deployment = deployment
         self.findings: list[AuditFinding] = []
         #: Last block of the replay, and its chain time in seconds.
         self.block = deployment.block
@@ -203,20 +202,8 @@ class Ledger:
                 self.findings.append(AuditFinding("statement", message, self.block, ""))
 
 
-def normalised(deployment: Deployment) -> Deployment:
-    """Return the deployment with checksummed addresses, to compare them with those in events."""
-    return dataclasses.replace(
-        deployment,
-        credit=to_checksum_address(deployment.credit),
-        registry=to_checksum_address(deployment.registry),
-        scheduler=to_checksum_address(deployment.scheduler),
-        treasury=to_checksum_address(deployment.treasury),
-        forwarder=to_checksum_address(deployment.forwarder),
-    )
-
-
 class GridLedgers:
-    """The registry, job and token ledgers of a grid. The deployment must be `normalised`."""
+    """The registry, job and token ledgers of a grid."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.registry = RegistryLedger(deployment)
@@ -312,7 +299,7 @@ JobChange: TypeAlias = (
 
 
 class JobLedger:
-    """The ledger of all jobs. The deployment must have checksummed addresses, as events have."""
+    """The ledger of all jobs."""
 
     def __init__(self, registry: RegistryLedger, deployment: Deployment) -> None:
         self.jobs: dict[int, JobEntry] = {}

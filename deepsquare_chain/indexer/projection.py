@@ -153,7 +153,7 @@ def affected(events: Iterable[ev.Event]) -> tuple[set[int], set[str], set[str]]:
 
 
 class Projection:
-    """The projection of one batch. `deployment` must have checksummed addresses, as events have."""
+    """The projection of one batch."""
 
     def __init__(self, deployment: Deployment, stored: StoredState, block_data: BlockData) -> None:
         self._stored = stored

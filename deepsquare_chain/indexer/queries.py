@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import pydantic_core
-from eth_utils.address import is_address, to_checksum_address
+from eth_utils.address import is_address
 from sqlalchemy import (
     CTE,
     ColumnElement,
@@ -51,7 +51,6 @@ from deepsquare_chain.audit.entries import (
     TransactionContext,
     from_attributes,
 )
-from deepsquare_chain.audit.ledger import normalised
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
 from deepsquare_chain.chain.bindings.events import ProviderChallenged
@@ -127,14 +126,8 @@ class Reader:
     def __init__(self, database: Database, deployment: Deployment) -> None:
         self.database = database
         self.deployment = deployment
-        self._aliases: dict[str, str] = {
-            str(to_checksum_address(address)): name
-            for name, address in (
-                ("treasury", deployment.treasury),
-                *deployment.contracts.items(),
-                ("nobody", ZERO_ADDRESS),
-            )
-        }
+        names = {"treasury": deployment.treasury, **deployment.contracts, "nobody": ZERO_ADDRESS}
+        self._aliases = {account: name for name, account in names.items()}
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:
@@ -1093,7 +1086,7 @@ class AnomalyQueries(Reader):
             challenged = select(providers.c.account).where(providers.c.answer_by != 0)
             accounts = list(connection.execute(challenged).scalars())
             challenges = [last_challenge(connection, account) for account in accounts]
-        rules = AnomalyRules(normalised(self.deployment))
+        rules = AnomalyRules(self.deployment)
         rules.resume(entries.values(), challenges)
         context = TransactionContext(snapshot.number("block"), snapshot.number("time", 0))
         anomalies = rules.all_anomalies(entries, context)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Column, Connection, Table, delete, func, insert, select, update
 
 from deepsquare_chain.audit.entries import JobEntry, TransactionContext, from_attributes
-from deepsquare_chain.audit.ledger import GridLedgers, normalised
+from deepsquare_chain.audit.ledger import GridLedgers
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import Event, JobCollected, JobTransition
 from deepsquare_chain.chain.follower import Batch
@@ -58,12 +58,7 @@ class IndexWriter:
     """Writes the tables of one deployment, within the caller's transaction."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._deployment = normalised(deployment)
-        self._names = {
-            "Credit": self._deployment.credit,
-            "ProviderRegistry": self._deployment.registry,
-            "MetaScheduler": self._deployment.scheduler,
-        }
+        self._deployment = deployment
 
     def apply(self, batch: Batch, connection: Connection, block_data: BlockData) -> None:
         """Write a batch of the follower, or roll back the blocks that a reorg undid."""
@@ -158,7 +153,7 @@ class IndexWriter:
             row.body,
             block_number=row.block,
             log_index=row.log_index,
-            address=self._names[row.contract],
+            address=self._deployment.contracts[row.contract],
         )
 
 

@@ -51,7 +51,7 @@ class Deployment:
     `block` is the first block that can hold their events; `transactions` are the transaction
     hashes of the deployment by name; `constructor_args` are the arguments by contract, with
     unconverted integers; `compiler_digest` is the SHA-256 of the compiler's input; `extra` holds
-    optional values (faucet, endpoint, ...).
+    optional values (faucet, endpoint, ...). Addresses become checksummed, as in events.
     """
 
     chain_id: int
@@ -65,6 +65,10 @@ class Deployment:
     constructor_args: Mapping[str, Any] = field(default_factory=dict)
     compiler_digest: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _ADDRESSES:
+            object.__setattr__(self, name, str(to_checksum_address(getattr(self, name))))
 
     @property
     def contracts(self) -> dict[str, str]:
@@ -170,9 +174,7 @@ class Deployment:
             if not isinstance(body.get(name, {}), dict):
                 raise TypeError(f"{name} is not an object")
         field_names = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in body.items() if name in field_names}
-        values |= {name: to_checksum_address(body[name]) for name in _ADDRESSES}
-        return cls(**values)
+        return cls(**{name: value for name, value in body.items() if name in field_names})
 
 
 def _without_bom(text: bytes | str) -> bytes | str:
