@@ -161,8 +161,7 @@ def fits(hardware: Hardware, offer: Offer, resources: Resources, load: Load = NO
     if resources.cpus_per_task < 1 or memory_per_task < 1:
         return False
     per_node = min(
-        hardware.cpus_per_node // resources.cpus_per_task,
-        hardware.mem_per_node // memory_per_task,
+        hardware.cpus_per_node // resources.cpus_per_task, hardware.mem_per_node // memory_per_task
     )
     return (
         resources.tasks <= hardware.nodes * per_node

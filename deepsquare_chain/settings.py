@@ -220,17 +220,13 @@ class Settings(BaseSettings):
         Path(".deepsquare/deployment.json"), description="Record of the deployed contracts"
     )
     keystore: FilePath | None = Field(None, description="Encrypted wallet file (keystore v3)")
-    signer: str | None = Field(
-        None,
-        description="URL of an external signer; clef+URL for clef",
-    )
+    signer: str | None = Field(None, description="URL of an external signer; clef+URL for clef")
     signer_account: str | None = Field(
         None, description="Address of the signer's account, if it has several"
     )
     password_file: FilePath | None = Field(None, description="File with the password of the wallet")
     result_key: FilePath | None = Field(
-        None,
-        description="File of the age key that decrypts results; KEYSTORE.age-key by default",
+        None, description="File of the age key that decrypts results; KEYSTORE.age-key by default"
     )
     store: FilePath = Field(Path(".deepsquare/definitions"), description="Folder of definitions")
     state_dir: FilePath = Field(

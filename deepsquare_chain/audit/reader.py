@@ -98,30 +98,24 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
     """
     credit, scheduler = contracts.credit, contracts.scheduler
     accounts = sorted({*ledger.accounts, *ledger.balances})
-    count = await scheduler.job_count(block_identifier=block)
+    count = await scheduler.job_count(block=block)
     jobs, providers, supply = await asyncio.gather(
-        scheduler.get_jobs(range(1, count + 1), block_identifier=block),
-        contracts.registry.providers(block_identifier=block),
-        credit.total_supply(block_identifier=block),
+        scheduler.get_jobs(range(1, count + 1), block=block),
+        contracts.registry.providers(block=block),
+        credit.total_supply(block=block),
     )
     balances: dict[str, int] = {}
     parked: dict[str, int] = {}
     for batch in chunks(accounts, _BATCH):
         amounts, parked_amounts = await asyncio.gather(
-            asyncio.gather(
-                *(credit.balance_of(account, block_identifier=block) for account in batch)
-            ),
-            asyncio.gather(
-                *(scheduler.parked_of(account, block_identifier=block) for account in batch)
-            ),
+            asyncio.gather(*(credit.balance_of(account, block=block) for account in batch)),
+            asyncio.gather(*(scheduler.parked_of(account, block=block) for account in batch)),
         )
         balances |= dict(zip(batch, amounts, strict=True))
         parked |= dict(zip(batch, parked_amounts, strict=True))
     loads: dict[str, Load] = {}
     for provider_batch in chunks(providers, _BATCH):
-        requests = (
-            scheduler.load_of(provider.id, block_identifier=block) for provider in provider_batch
-        )
+        requests = (scheduler.load_of(provider.id, block=block) for provider in provider_batch)
         batch_loads = await asyncio.gather(*requests)
         loads |= {
             provider.account: load

@@ -443,7 +443,7 @@ async def account_statement(
     balance = 0
     # The token contract does not exist before the deployment.
     if history.to_block >= contracts.deployment.block:
-        balance = await contracts.credit.balance_of(account, block_identifier=history.to_block)
+        balance = await contracts.credit.balance_of(account, block=history.to_block)
     names = {row.job_id: ledger.jobs[row.job_id].name for row in statement.rows if row.job_id}
     return statement, names, closing_check(ledger, statement, balance)
 

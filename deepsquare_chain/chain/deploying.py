@@ -42,11 +42,7 @@ from deepsquare_chain.chain.bindings.events import (
 )
 from deepsquare_chain.chain.rpc.endpoint import TransientEndpointError
 from deepsquare_chain.chain.rpc.log_reader import read_logs
-from deepsquare_chain.chain.rpc.responses import (
-    error_body,
-    is_execution_error,
-    node_message,
-)
+from deepsquare_chain.chain.rpc.responses import error_body, is_execution_error, node_message
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.job import DAY

@@ -15,13 +15,12 @@ from eth_account import Account
 from eth_account.messages import SignableMessage, encode_defunct
 from eth_keys.exceptions import BadSignature
 from eth_utils.address import is_checksum_address, to_checksum_address
-from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, signed_hash
 from deepsquare_chain.errors import UsageError
 
 MAX_MESSAGE: Final = 4_096
@@ -37,7 +36,7 @@ _FORMAT: Final = re.compile(
     r"(?:(?P<statement>[\x20-\x7e]+)\n)?"
     r"\n"
     rf"URI: (?P<uri>{_URI})\n"
-    r"Version: (?P<version>1)\n"
+    r"Version: 1\n"
     r"Chain ID: (?P<chain_id>[1-9][0-9]{0,19})\n"
     r"Nonce: (?P<nonce>[A-Za-z0-9]{8,128})\n"
     rf"Issued At: (?P<issued_at>{_TIME})"
@@ -80,27 +79,18 @@ class SignInMessage:
             raise UsageError(
                 "The text is not a sign-in message", hint="It must follow EIP-4361, version 1."
             )
-        fields = match.groupdict()
+        fields: dict[str, Any] = match.groupdict("")
         if not is_checksum_address(fields["address"]):
             raise UsageError(
                 "The address of the sign-in message lacks its checksum",
                 hint="Write it with the checksum of EIP-55, as wallets show it.",
             )
-        resources = fields["resources"] or ""
-        message = cls(
-            domain=fields["domain"],
-            address=fields["address"],
-            uri=fields["uri"],
-            chain_id=int(fields["chain_id"]),
-            nonce=fields["nonce"],
-            issued_at=fields["issued_at"],
-            expiration_time=fields["expiration_time"] or "",
-            not_before=fields["not_before"] or "",
-            statement=fields["statement"] or "",
-            resources=tuple(resources.split("\n- ")[1:]),
-            request_id=fields["request_id"],
-            scheme=fields["scheme"] or "",
-        )
+        fields |= {
+            "chain_id": int(fields["chain_id"]),
+            "resources": tuple(fields["resources"].split("\n- ")[1:]),
+            "request_id": match["request_id"],  # None if it is missing; it may be empty
+        }
+        message = cls(**fields)
         for value in (message.issued_at, message.expiration_time, message.not_before):
             if value:
                 seconds_of(value)
@@ -178,8 +168,7 @@ async def is_signed_by(
     account = to_checksum_address(address)
     if len(signature) > MAX_SIGNATURE or not await w3.eth.get_code(account):
         return False
-    digest = keccak(b"\x19" + message.version + message.header + message.body)
-    data = _MAGIC + encode(["bytes32", "bytes"], [digest, signature])
+    data = _MAGIC + encode(["bytes32", "bytes"], [signed_hash(message), signature])
     try:
         result = await w3.eth.call({"to": account, "data": HexBytes(data)})
     except (ContractLogicError, Web3RPCError):

@@ -15,6 +15,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -65,6 +66,44 @@ class Signer(Protocol):
 
     def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:
         """Sign a text (EIP-191)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningDomain:
+    """An EIP-712 domain; signatures are valid for this domain only."""
+
+    name: str
+    version: str
+    chain_id: int
+    contract: str
+
+    def typed_data(
+        self, primary_type: str, fields: Mapping[str, str], message: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return a document to sign; `fields` maps the fields of the message to their types."""
+        types = {"EIP712Domain": _DOMAIN_FIELDS, primary_type: fields}
+        return {
+            "types": {
+                name: [{"name": field, "type": kind} for field, kind in type_fields.items()]
+                for name, type_fields in types.items()
+            },
+            "primaryType": primary_type,
+            "domain": dict(zip(_DOMAIN_FIELDS, astuple(self), strict=True)),
+            "message": message,
+        }
+
+
+_DOMAIN_FIELDS: Final = {
+    "name": "string",
+    "version": "string",
+    "chainId": "uint256",
+    "verifyingContract": "address",
+}
+
+
+def signed_hash(message: SignableMessage) -> bytes:
+    """Return the hash that a signature of a message signs (EIP-191, 32 bytes)."""
+    return keccak(b"\x19" + message.version + message.header + message.body)
 
 
 class ExternalSigner:
@@ -138,12 +177,8 @@ class ExternalSigner:
         if wanted and not is_address(wanted):
             raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
         result = self._ask("account_list" if self._clef else "eth_accounts", [])
-        addresses = (
-            [address for address in result if is_address(address)]
-            if isinstance(result, list)
-            else []
-        )
-        accounts = [to_checksum_address(address) for address in addresses]
+        addresses = result if isinstance(result, list) else []
+        accounts = [to_checksum_address(address) for address in addresses if is_address(address)]
         if wanted and to_checksum_address(wanted) in accounts:
             return to_checksum_address(wanted)
         if wanted or len(accounts) != 1:
@@ -164,9 +199,8 @@ class ExternalSigner:
             raise self._invalid_response("a signature") from None
         if signer != self.address:
             raise self._invalid_response(f"a signature of {self.address}")
-        digest = keccak(b"\x19" + message.version + message.header + message.body)
         return SignedMessage(
-            message_hash=HexBytes(digest),
+            message_hash=HexBytes(signed_hash(message)),
             r=int.from_bytes(data[:32], "big"),
             s=int.from_bytes(data[32:64], "big"),
             v=data[64],

@@ -205,9 +205,7 @@ class AddressBook:
 
 
 def load_account(
-    path: str | Path,
-    password_file: str | Path | None = None,
-    prompt: Prompt | None = None,
+    path: str | Path, password_file: str | Path | None = None, prompt: Prompt | None = None
 ) -> LocalAccount:
     """Open a wallet.
 
@@ -338,8 +336,7 @@ def read_secret(path: Path, file_kind: str) -> str:
         raise NotFoundError(f"There is no {file_kind} {path}", hint=hint) from None
     except OSError as error:
         raise UsageError(
-            f"The {file_kind} {path} can't be read: {error.strerror}",
-            hint="Check its permissions.",
+            f"The {file_kind} {path} can't be read: {error.strerror}", hint="Check its permissions."
         ) from None
     if stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(

@@ -33,14 +33,13 @@ from deepsquare_chain.chain.bindings.events import (
     event_filter,
 )
 from deepsquare_chain.chain.bindings.forwarder import (
-    ForwarderDomain,
     ForwardRequest,
     SignedRequest,
     forwarded_calls,
 )
 from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
-from deepsquare_chain.chain.signers import Signer, sign_and_record
+from deepsquare_chain.chain.signers import Signer, SigningDomain, sign_and_record
 from deepsquare_chain.chain.transactions.outbox import Entry, TxReceipt, hash_of, to_hex
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.network import WalletConnection, open_wallet, transport_of
@@ -288,7 +287,7 @@ class PermitPlan:
     call: Callable[[Permit], Call]
 
 
-async def own_domain(contracts: Contracts) -> ForwarderDomain:
+async def own_domain(contracts: Contracts) -> SigningDomain:
     """Return the EIP-712 domain of a deployment's forwarder.
 
     Chain ID and address are taken from the deployment record, not from the endpoint.
@@ -334,7 +333,7 @@ class RelayedSender:
         self._direct = direct
         self._confirm = confirm
         self._poll = poll_interval
-        self._domain: ForwarderDomain | None = None
+        self._domain: SigningDomain | None = None
 
     def sent(self, key: str) -> RecordedRequest | Entry | None:
         """Return the request or transaction with this idempotency key that has or may have effect."""
@@ -491,7 +490,7 @@ class RelayedSender:
         crash_point("gasless.recorded")
         return recorded
 
-    async def _own_domain(self) -> ForwarderDomain:
+    async def _own_domain(self) -> SigningDomain:
         if self._domain is None:
             self._domain = await own_domain(self._contracts)
         return self._domain
@@ -622,7 +621,7 @@ class RelayedSender:
                     return await self._settle(recorded, executed)
         latest = await w3.eth.get_block("latest")
         head = int(latest["number"])
-        nonce = await self._contracts.forwarder.nonce_of(self.address, block_identifier=head)
+        nonce = await self._contracts.forwarder.nonce_of(self.address, block=head)
         if nonce > request.nonce:
             return await self._settle(recorded, await self._executed(recorded, head))
         if int(latest["timestamp"]) > request.deadline:
@@ -766,7 +765,7 @@ class RelayedSender:
         """Return the revert reason of a call by simulating it on the state after its block."""
         try:
             await self._contracts.forwarder.simulate(
-                self.address, recorded.call, block_identifier=event.block_number
+                self.address, recorded.call, block=event.block_number
             )
         except RevertedError as error:
             return error

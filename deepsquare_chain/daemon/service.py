@@ -325,10 +325,7 @@ async def open_with_retries(
             if error.message not in reported:
                 reported.add(error.message)
                 _log.warning(
-                    "endpoint unavailable",
-                    service=name,
-                    message=error.message,
-                    hint=error.hint,
+                    "endpoint unavailable", service=name, message=error.message, hint=error.hint
                 )
         else:
             if reported:

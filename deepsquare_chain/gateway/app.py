@@ -168,8 +168,7 @@ async def sign_in(gateway: Gateway, request: Request) -> Response:
         raise UsageError("A sign-in needs a message and a signature in hexadecimal")
     token, session = await gateway.access.sign_in(text, signature)
     return JSONResponse(
-        {"token": token, "account": session.account, "expires": int(session.expires)},
-        headers=_SAFE,
+        {"token": token, "account": session.account, "expires": int(session.expires)}, headers=_SAFE
     )
 
 

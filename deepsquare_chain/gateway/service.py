@@ -21,13 +21,7 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import is_signed_by
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.errors import GridError, JobFileError, UsageError
-from deepsquare_chain.gateway.access import (
-    Access,
-    GatewayRules,
-    Permission,
-    Session,
-    check_name,
-)
+from deepsquare_chain.gateway.access import Access, GatewayRules, Permission, Session, check_name
 from deepsquare_chain.gateway.notifications import GatewayNotifications
 from deepsquare_chain.gateway.storage import GatewayRecords, JobSpace, Objects, StoredFile
 from deepsquare_chain.job import DAY

@@ -106,7 +106,7 @@ class GridObserver:
         """
         providers = self._providers
         count, clocks = await asyncio.gather(
-            self._contracts.scheduler.job_count(block_identifier=head.number),
+            self._contracts.scheduler.job_count(block=head.number),
             asyncio.gather(*(self._clock(provider.id, head.number) for provider in providers)),
         )
         clocks_by_id = {
@@ -126,9 +126,7 @@ class GridObserver:
         """
         if self._times is None:
             with merged(self._contracts.w3):
-                self._times = await self._contracts.scheduler.parameters(
-                    block_identifier=head.number
-                )
+                self._times = await self._contracts.scheduler.parameters(block=head.number)
         block_context = BlockContext(head.number, head.time, self._times)
         live_jobs = self._state.live()
         block_data = self._block_state
@@ -181,7 +179,7 @@ class GridObserver:
         return _BlockState(head.hash, events, records, providers, clocks)
 
     async def _clock(self, provider_id: int, number: int) -> Clock:
-        return await self._contracts.scheduler.clock_of(provider_id, block_identifier=number)
+        return await self._contracts.scheduler.clock_of(provider_id, block=number)
 
     # -- jobs
 
@@ -201,7 +199,7 @@ class GridObserver:
         self.evict(cached_ids[turn : turn + _REFRESHED_PER_CYCLE])
         missing_ids = [job_id for job_id in ids if job_id not in self._pending]
         read_records = await self._contracts.scheduler.get_jobs(
-            [*missing_ids, *new_ids], block_identifier=number
+            [*missing_ids, *new_ids], block=number
         )
         records = [
             *read_records,
@@ -260,9 +258,7 @@ class GridObserver:
         ended = {job_id for job_id in wanted if job_id not in known and 0 < job_id <= highest}
         unread_ids = sorted(ended - self._ends.keys())
         if unread_ids:
-            records = await self._contracts.scheduler.get_jobs(
-                unread_ids, block_identifier=head.number
-            )
+            records = await self._contracts.scheduler.get_jobs(unread_ids, block=head.number)
             retried = self._state.successors(
                 job.id for job in records if job.status is JobStatus.PANICKED
             )
@@ -283,7 +279,7 @@ class GridObserver:
             self._state.registry_changed = False
             self._cycles = 0
             try:
-                self._providers = await self._contracts.registry.providers(block_identifier=number)
+                self._providers = await self._contracts.registry.providers(block=number)
             except BaseException:
                 self._state.registry_changed = True
                 raise

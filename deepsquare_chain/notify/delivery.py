@@ -27,13 +27,7 @@ from pydantic_core import from_json
 from deepsquare_chain.chain.rpc.transport import Transport, http_client
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.notification import DESKTOP, is_email
-from deepsquare_chain.notify.messages import (
-    EVENT_ID,
-    SIGNATURE,
-    desktop_command,
-    email,
-    signature,
-)
+from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE, desktop_command, email, signature
 from deepsquare_chain.store.notifications import Delivery
 
 #: Statuses of a proxy that did not get the recipient's answer, which may have been reached.

@@ -28,13 +28,7 @@ from deepsquare_chain.daemon import Daemon
 from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon, serve
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
-from deepsquare_chain.notification import (
-    DESKTOP,
-    JobEvent,
-    Notify,
-    is_email,
-    standing_request,
-)
+from deepsquare_chain.notification import DESKTOP, JobEvent, Notify, is_email, standing_request
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryOutcome, MailServer
 from deepsquare_chain.notify.messages import event_id, payload
 from deepsquare_chain.observability import get_logger
@@ -120,9 +114,7 @@ class NotifyService:
         )
         self._metrics = metrics
         self._sent = metrics.counter(
-            "notifications_total",
-            "Notifications by result.",
-            state=("sent", "failed", "unknown"),
+            "notifications_total", "Notifications by result.", state=("sent", "failed", "unknown")
         )
         unknown_count = self._tables.give_up_unclear()
         if unknown_count:

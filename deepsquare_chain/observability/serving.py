@@ -407,11 +407,7 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
     # Checks the Host header to prevent DNS rebinding: another site could otherwise resolve its
     # own name to loopback and read these endpoints.
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
-    routes = [
-        *probe_routes(probe),
-        Route("/status", status),
-        Route("/metrics", metrics_page),
-    ]
+    routes = [*probe_routes(probe), Route("/status", status), Route("/metrics", metrics_page)]
     return Starlette(routes=routes, middleware=[guard])
 
 

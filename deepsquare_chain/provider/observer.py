@@ -231,11 +231,11 @@ class RunObserver:
     async def _fetch_records(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
         if depth >= head.number or head.final:
-            jobs = await self._scheduler.get_jobs(ids, block_identifier=head.number)
+            jobs = await self._scheduler.get_jobs(ids, block=head.number)
             return {job.id: (job, job) for job in jobs}
         jobs, confirmed = await asyncio.gather(
-            self._scheduler.get_jobs(ids, block_identifier=head.number),
-            self._scheduler.get_jobs(ids, block_identifier=depth),
+            self._scheduler.get_jobs(ids, block=head.number),
+            self._scheduler.get_jobs(ids, block=depth),
         )
         return {job.id: (job, earlier) for job, earlier in zip(jobs, confirmed, strict=True)}
 

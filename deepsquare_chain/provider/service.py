@@ -487,7 +487,7 @@ class ProviderService:
 
     async def _check_challenge(self, block: BlockIdentifier) -> None:
         """Read the provider's challenge clock; an open challenge raises the fee ceiling."""
-        clock = await self._contracts.scheduler.clock_of(self.provider_id, block_identifier=block)
+        clock = await self._contracts.scheduler.clock_of(self.provider_id, block=block)
         if clock.challenged_at and not self._challenged_at:
             _log.info("challenge received", at=clock.challenged_at)
         self._challenged_at = clock.challenged_at

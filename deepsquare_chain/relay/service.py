@@ -27,9 +27,9 @@ from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import ExecutedForwardRequest
-from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, SignedRequest
+from deepsquare_chain.chain.bindings.forwarder import SignedRequest
 from deepsquare_chain.chain.rpc.heads import next_block_time
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, SigningDomain
 from deepsquare_chain.chain.transactions.fees import market
 from deepsquare_chain.chain.transactions.sender import Sender, TransactionCancelledError, TxReceipt
 from deepsquare_chain.credits import CREDIT, format_credits
@@ -135,7 +135,7 @@ class RelayService:
         sender: Sender,
         store: Store,
         *,
-        domain: ForwarderDomain,
+        domain: SigningDomain,
         settings: RelaySettings,
         metrics: Metrics,
     ) -> None:
@@ -477,9 +477,7 @@ class RelayService:
         inner = request.signed.request
         call = Call(inner.to, inner.data, request.function)
         try:
-            await self.contracts.forwarder.simulate(
-                inner.sender, call, gas=inner.gas, block_identifier=block
-            )
+            await self.contracts.forwarder.simulate(inner.sender, call, gas=inner.gas, block=block)
         except RevertedError as error:
             return error.message
         except EndpointError:
@@ -528,7 +526,7 @@ def _nonce(request: RelayedRequest) -> int:
     return request.signed.request.nonce
 
 
-def _check_signature(signed: SignedRequest, domain: ForwarderDomain) -> None:
+def _check_signature(signed: SignedRequest, domain: SigningDomain) -> None:
     try:
         signed.check_signer(domain)
     except NotAuthorisedError as error:
@@ -689,12 +687,7 @@ async def run_relay(
         )
         parts.push_async_callback(service.close)
         daemon = await open_daemon(
-            NAME,
-            service.cycle,
-            settings,
-            chain_id=deployment.chain_id,
-            metrics=metrics,
-            stop=stop,
+            NAME, service.cycle, settings, chain_id=deployment.chain_id, metrics=metrics, stop=stop
         )
         service.wake = daemon.wake
         await service.poll_wallet()

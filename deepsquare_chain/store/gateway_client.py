@@ -28,7 +28,7 @@ from deepsquare_chain.chain.rpc.transport import (
     http_client,
 )
 from deepsquare_chain.chain.sign_in import SignInMessage
-from deepsquare_chain.chain.signers import Signer, signed_by
+from deepsquare_chain.chain.signers import Signer, SigningDomain, signed_by
 from deepsquare_chain.errors import (
     EndpointError,
     GridError,
@@ -185,22 +185,10 @@ def share_data(
     chain_id: int, contract: str, job_id: int, reader: str, until: int
 ) -> dict[str, Any]:
     """Return the EIP-712 document to let a reader read a job until `until` (epoch seconds)."""
-    names = ("jobId", "uint256"), ("reader", "address"), ("until", "uint64")
-    domain = {
-        "name": ("string", "DeepSquare Gateway"),
-        "version": ("string", "1"),
-        "chainId": ("uint256", chain_id),
-        "verifyingContract": ("address", contract),
-    }
-    return {
-        "types": {
-            "EIP712Domain": [{"name": name, "type": kind} for name, (kind, _) in domain.items()],
-            "ShareJob": [{"name": name, "type": kind} for name, kind in names],
-        },
-        "primaryType": "ShareJob",
-        "domain": {name: value for name, (_, value) in domain.items()},
-        "message": {"jobId": job_id, "reader": reader, "until": until},
-    }
+    fields = {"jobId": "uint256", "reader": "address", "until": "uint64"}
+    message = {"jobId": job_id, "reader": reader, "until": until}
+    domain = SigningDomain("DeepSquare Gateway", "1", chain_id, contract)
+    return domain.typed_data("ShareJob", fields, message)
 
 
 def gateway_urls(settings: Settings, deployment: Deployment) -> tuple[str, ...]:
@@ -480,11 +468,7 @@ class GatewayClient(ServiceClient):
         account = self._signer()
         data = share_data(*self._grid, job_id, reader, until)
         signed = await signed_by(account, lambda: account.sign_typed_data(full_message=data))
-        body = {
-            "reader": reader,
-            "until": until,
-            "signature": "0x" + bytes(signed.signature).hex(),
-        }
+        body = {"reader": reader, "until": until, "signature": "0x" + bytes(signed.signature).hex()}
         await self._ask("PUT", f"/v1/jobs/{job_id}/shares", json=body)
 
     # -- requests

@@ -44,8 +44,7 @@ _FROM_NONCE: Final = _ENTRIES.where(
     outbox.c.nonce >= bindparam("nonce"), outbox.c.state != TxState.ABANDONED.value
 )
 _BY_KEY: Final = _ENTRIES.where(
-    outbox.c.key == bindparam("key"),
-    outbox.c.state.in_((TxState.OPEN.value, TxState.MINED.value)),
+    outbox.c.key == bindparam("key"), outbox.c.state.in_((TxState.OPEN.value, TxState.MINED.value))
 )
 _BY_HASH: Final = _ENTRIES.where(
     outbox.c.id.in_(select(attempts.c.entry_id).where(attempts.c.tx_hash == bindparam("tx_hash")))

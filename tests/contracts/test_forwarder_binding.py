@@ -12,11 +12,11 @@ from eth_utils import to_checksum_address
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.forwarder import (
-    ForwarderDomain,
     ForwardRequest,
     SignedRequest,
     forwarded_calls,
 )
+from deepsquare_chain.chain.signers import SigningDomain
 from deepsquare_chain.errors import NotAuthorisedError
 from tests.support.evm import private_key
 from tests.support.grid import Grid
@@ -31,9 +31,9 @@ def account() -> LocalAccount:
 
 
 @pytest.fixture
-def domain(grid: Grid) -> ForwarderDomain:
+def domain(grid: Grid) -> SigningDomain:
     _, name, version, chain_id, contract, _, _ = grid.forwarder.eip712Domain()
-    return ForwarderDomain(name, version, chain_id, to_checksum_address(contract))
+    return SigningDomain(name, version, chain_id, to_checksum_address(contract))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def request_(grid: Grid, account: LocalAccount) -> ForwardRequest:
 
 
 def test_the_contract_accepts_signed_requests(
-    grid: Grid, domain: ForwarderDomain, account: LocalAccount, request_: ForwardRequest
+    grid: Grid, domain: SigningDomain, account: LocalAccount, request_: ForwardRequest
 ) -> None:
     assert domain.name == "DeepSquare"
     signed = request_.sign(account, domain)
@@ -75,7 +75,7 @@ def test_the_contract_accepts_signed_requests(
 )
 def test_every_field_is_part_of_the_signature(
     grid: Grid,
-    domain: ForwarderDomain,
+    domain: SigningDomain,
     account: LocalAccount,
     request_: ForwardRequest,
     change: dict[str, Any],
@@ -93,7 +93,7 @@ def test_every_field_is_part_of_the_signature(
 )
 def test_a_signature_for_another_chain_or_forwarder_is_invalid(
     grid: Grid,
-    domain: ForwarderDomain,
+    domain: SigningDomain,
     account: LocalAccount,
     request_: ForwardRequest,
     change: dict[str, Any],
@@ -105,7 +105,7 @@ def test_a_signature_for_another_chain_or_forwarder_is_invalid(
 
 
 def test_signatures_that_the_contract_refuses_are_refused_here(
-    grid: Grid, domain: ForwarderDomain, account: LocalAccount, request_: ForwardRequest
+    grid: Grid, domain: SigningDomain, account: LocalAccount, request_: ForwardRequest
 ) -> None:
     good = request_.sign(account, domain).signature
     high = SECP256K1_ORDER - int.from_bytes(good[32:64], "big")
@@ -121,7 +121,7 @@ def test_signatures_that_the_contract_refuses_are_refused_here(
 
 
 def test_calls_are_read_back_from_a_transaction(
-    domain: ForwarderDomain, account: LocalAccount, request_: ForwardRequest
+    domain: SigningDomain, account: LocalAccount, request_: ForwardRequest
 ) -> None:
     forwarder = interface("ERC2771Forwarder")
     signed = [
@@ -143,7 +143,7 @@ def test_calls_are_read_back_from_a_transaction(
 
 
 def test_the_json_form_is_read_back(
-    domain: ForwarderDomain, account: LocalAccount, request_: ForwardRequest
+    domain: SigningDomain, account: LocalAccount, request_: ForwardRequest
 ) -> None:
     signed = request_.sign(account, domain)
     assert SignedRequest.from_wire(signed.to_wire()) == signed

@@ -92,7 +92,7 @@ async def test_a_view_of_the_past(grid: LiveGrid) -> None:
     count = await grid.contracts.scheduler.job_count()
     await grid.submit()
     assert await grid.contracts.scheduler.job_count() == count + 1
-    assert await grid.contracts.scheduler.job_count(block_identifier=before) == count
+    assert await grid.contracts.scheduler.job_count(block=before) == count
 
 
 async def test_permit_instead_of_an_allowance(grid: LiveGrid) -> None:

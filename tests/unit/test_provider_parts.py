@@ -492,10 +492,10 @@ class FakeScheduler:
         self.blocks: list[Any] = []
         self.calls: list[list[int]] = []
 
-    async def get_jobs(self, ids, *, block_identifier):
-        self.blocks.append(block_identifier)
+    async def get_jobs(self, ids, *, block):
+        self.blocks.append(block)
         self.calls.append(list(ids))
-        past = block_identifier < 20
+        past = block < 20
         return [(self.before if past else self.now)[job_id] for job_id in ids]
 
 
@@ -733,7 +733,7 @@ async def test_a_challenge_costs_a_transaction_only_where_no_move_answers_it(cas
 
 @pytest.mark.parametrize(("challenged_at", "ceiling"), [(0, 100), (7, 5_000)])
 async def test_an_open_challenge_raises_the_ceiling(challenged_at: int, ceiling: int):
-    async def clock_of(_number: int, *, block_identifier: Any) -> Any:
+    async def clock_of(_number: int, *, block: Any) -> Any:
         return SimpleNamespace(challenged_at=challenged_at)
 
     service: Any = object.__new__(ProviderService)

@@ -14,8 +14,9 @@ from eth_account import Account
 from deepsquare_chain.chain.bindings.abi import interface
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.bindings.forwarder import ForwarderDomain, ForwardRequest, SignedRequest
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest
 from deepsquare_chain.chain.bindings.records import request_values
+from deepsquare_chain.chain.signers import SigningDomain
 from deepsquare_chain.cli.frame import CommandContext, confirmation_prompt
 from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.client.gasless import RelayClient, RelayRefusedError, relay_url
@@ -38,7 +39,7 @@ from deepsquare_chain.store.outbox import RequestState
 
 ACCOUNT = Account.from_key(b"\x22" * 32)
 SCHEDULER = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
-DOMAIN = ForwarderDomain("DeepSquare", "1", 1337, SCHEDULER)
+DOMAIN = SigningDomain("DeepSquare", "1", 1337, SCHEDULER)
 TERMS = Terms(
     amount=CREDIT,
     time_limit=90,

@@ -72,8 +72,7 @@ def load_artifact(name: str) -> Artifact:
         built = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFoundError(
-            f"The built contract {name} is missing from the package",
-            hint="Run scripts/compile.py.",
+            f"The built contract {name} is missing from the package", hint="Run scripts/compile.py."
         ) from None
     references = (
         reference for group in built["immutableReferences"].values() for reference in group

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from eth_typing import ChecksumAddress
-from eth_utils.address import (
-    is_address,
-    is_checksum_formatted_address,
-    to_checksum_address,
-)
+from eth_utils.address import is_address, is_checksum_formatted_address, to_checksum_address
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
@@ -21,6 +17,7 @@ from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.deployment import role_name
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.responses import node_message
+from deepsquare_chain.chain.signers import SigningDomain
 from deepsquare_chain.errors import EndpointError, UsageError
 
 LATEST: Final[BlockIdentifier] = "latest"
@@ -84,11 +81,7 @@ class ContractBase:
         return await self._decoded_view(name, *arguments, block=block, decode=decode)
 
     async def _decoded_view(
-        self,
-        name: str,
-        *arguments: Any,
-        block: BlockIdentifier,
-        decode: Callable[[bytes], T],
+        self, name: str, *arguments: Any, block: BlockIdentifier, decode: Callable[[bytes], T]
     ) -> T:
         """Call a view, and decode its result with a function that may raise `AbiError`.
 
@@ -119,15 +112,16 @@ class ContractBase:
         data = self._interface.function(name).encode(*arguments)
         return Call(to=self.address, data=data, label=label or name)
 
+    async def domain(self) -> SigningDomain:
+        """Return the EIP-712 domain (ERC-5267); only Credit and the forwarder have one."""
+        _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
+        return SigningDomain(name, version, chain_id, contract)
+
     # -- roles, the same for the three contracts
 
-    async def has_role(
-        self, role: bytes, account: str, *, block_identifier: BlockIdentifier = LATEST
-    ) -> bool:
-        """Return whether an account has a role (32 bytes, see the module `roles`)."""
-        return bool(
-            await self._one("hasRole", role, checked_address(account), block=block_identifier)
-        )
+    async def has_role(self, role: bytes, account: str, *, block: BlockIdentifier = LATEST) -> bool:
+        """Return whether an account has a role (32 bytes, see the module `deployment`)."""
+        return bool(await self._one("hasRole", role, checked_address(account), block=block))
 
     def grant_role(self, role: bytes, account: str) -> Call:
         """Grant a role; for the administrator."""
@@ -139,9 +133,9 @@ class ContractBase:
         label = f"revoke {role_name(role)} of {self.artifact} from {account}"
         return self._call("revokeRole", role, checked_address(account), label=label)
 
-    async def pending_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> tuple[str, int]:
+    async def pending_admin(self, *, block: BlockIdentifier = LATEST) -> tuple[str, int]:
         """Return the next administrator, or "", and the chain time from which it may accept."""
-        account, schedule = await self._view("pendingDefaultAdmin", block=block_identifier)
+        account, schedule = await self._view("pendingDefaultAdmin", block=block)
         return (str(account) if int(account, 16) else "", int(schedule))
 
     def begin_handover(self, account: str) -> Call:
@@ -159,13 +153,13 @@ class ContractBase:
         label = f"withdraw the handover of {self.artifact}"
         return self._call("cancelDefaultAdminTransfer", label=label)
 
-    async def default_admin(self, *, block_identifier: BlockIdentifier = LATEST) -> str:
+    async def default_admin(self, *, block: BlockIdentifier = LATEST) -> str:
         """Return the administrator's account."""
-        return str(await self._one("defaultAdmin", block=block_identifier))
+        return str(await self._one("defaultAdmin", block=block))
 
-    async def admin_delay(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def admin_delay(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the delay of a handover in seconds."""
-        return int(await self._one("defaultAdminDelay", block=block_identifier))
+        return int(await self._one("defaultAdminDelay", block=block))
 
 
 def plural(count: int, noun: str) -> str:

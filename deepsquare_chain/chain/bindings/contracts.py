@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -19,9 +19,7 @@ from deepsquare_chain.chain.bindings.calls import (
     checked_address,
     plural,
 )
-from deepsquare_chain.chain.bindings.deployment import (
-    Deployment,
-)
+from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.forwarder import ForwarderContract
 from deepsquare_chain.chain.bindings.records import (
     Clock,
@@ -53,6 +51,13 @@ from deepsquare_chain.job import (
 # -- the Credit token: balances, allowances and permits
 
 UNLIMITED = 2**256 - 1
+_PERMIT_FIELDS: Final = {
+    "owner": "address",
+    "spender": "address",
+    "value": "uint256",
+    "nonce": "uint256",
+    "deadline": "uint256",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +70,29 @@ class Permit:
     r: bytes
     s: bytes
 
-    def to_tuple(self) -> tuple[int, int, int, bytes, bytes]:
-        """Return the tuple that the contracts take."""
-        return (self.value, self.deadline, self.v, self.r, self.s)
-
 
 class CreditContract(ContractBase):
     """The ERC-20 token that jobs are paid in. All amounts are credit-wei."""
 
     artifact = "Credit"
 
-    async def balance_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def balance_of(self, account: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the credits of an account."""
         account = checked_address(account)
-        return int(await self._one("balanceOf", account, block=block_identifier))
+        return int(await self._one("balanceOf", account, block=block))
 
-    async def total_supply(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def total_supply(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the total number of credits."""
-        return int(await self._one("totalSupply", block=block_identifier))
+        return int(await self._one("totalSupply", block=block))
 
-    async def allowance(
-        self, owner: str, spender: str, *, block_identifier: BlockIdentifier = LATEST
-    ) -> int:
+    async def allowance(self, owner: str, spender: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the amount that a spender may transfer from an owner."""
         accounts = (checked_address(owner), checked_address(spender))
-        return int(await self._one("allowance", *accounts, block=block_identifier))
+        return int(await self._one("allowance", *accounts, block=block))
 
-    async def permit_nonce(self, owner: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def permit_nonce(self, owner: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the nonce of the owner's next permit."""
-        return int(await self._one("nonces", checked_address(owner), block=block_identifier))
+        return int(await self._one("nonces", checked_address(owner), block=block))
 
     def approve(self, spender: str, amount: int) -> Call:
         """Allow a spender to transfer up to `amount`; `UNLIMITED` is not used up by transfers."""
@@ -117,48 +116,25 @@ class CreditContract(ContractBase):
 
     async def permit_data(
         self, owner: str, spender: str, value: int, deadline: int
-    ) -> Mapping[str, Any]:
+    ) -> dict[str, Any]:
         """Return the EIP-712 data of a permit over `value` credit-wei until `deadline`.
 
         The owner signs it to allow the spender the transfer.
         """
-        _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
-        return {
-            "types": {
-                "EIP712Domain": [
-                    {"name": "name", "type": "string"},
-                    {"name": "version", "type": "string"},
-                    {"name": "chainId", "type": "uint256"},
-                    {"name": "verifyingContract", "type": "address"},
-                ],
-                "Permit": [
-                    {"name": "owner", "type": "address"},
-                    {"name": "spender", "type": "address"},
-                    {"name": "value", "type": "uint256"},
-                    {"name": "nonce", "type": "uint256"},
-                    {"name": "deadline", "type": "uint256"},
-                ],
-            },
-            "primaryType": "Permit",
-            "domain": {
-                "name": name,
-                "version": version,
-                "chainId": chain_id,
-                "verifyingContract": contract,
-            },
-            "message": {
-                "owner": checked_address(owner),
-                "spender": checked_address(spender),
-                "value": value,
-                "nonce": await self.permit_nonce(owner),
-                "deadline": deadline,
-            },
+        domain = await self.domain()
+        message = {
+            "owner": checked_address(owner),
+            "spender": checked_address(spender),
+            "value": value,
+            "nonce": await self.permit_nonce(owner),
+            "deadline": deadline,
         }
+        return domain.typed_data("Permit", _PERMIT_FIELDS, message)
 
     async def sign_permit(self, account: Signer, spender: str, value: int, deadline: int) -> Permit:
         """Sign a permit; `deadline` is chain time in seconds."""
         data = await self.permit_data(account.address, spender, value, deadline)
-        signed = await signed_by(account, lambda: account.sign_typed_data(full_message=dict(data)))
+        signed = await signed_by(account, lambda: account.sign_typed_data(full_message=data))
         return Permit(
             value=value,
             deadline=deadline,
@@ -182,17 +158,15 @@ class RegistryContract(ContractBase):
         super().__init__(w3, address)
         self._accounts: dict[int, str] = {}
 
-    async def provider_count(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def provider_count(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the number of providers ever approved; provider IDs are 1 to this number."""
-        return int(await self._one("providerCount", block=block_identifier))
+        return int(await self._one("providerCount", block=block))
 
-    async def account_of(
-        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
-    ) -> str | None:
+    async def account_of(self, provider_id: int, *, block: BlockIdentifier = LATEST) -> str | None:
         """Return the account of a provider; None for an unknown ID."""
         account = self._accounts.get(provider_id)
         if account is None:
-            address = str(await self._one("accountOf", provider_id, block=block_identifier))
+            address = str(await self._one("accountOf", provider_id, block=block))
             if int(address, 16) == 0:
                 return None
             self._accounts[provider_id] = account = address
@@ -201,38 +175,34 @@ class RegistryContract(ContractBase):
         return account
 
     async def get_provider(
-        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
+        self, provider_id: int, *, block: BlockIdentifier = LATEST
     ) -> Provider | None:
         """Return a provider; None for an unknown ID. IDs are assigned at the first approval."""
-        account = await self.account_of(provider_id, block_identifier=block_identifier)
+        account = await self.account_of(provider_id, block=block)
         if account is None:
             return None
-        provider = await self.find(account, block_identifier=block_identifier)
+        provider = await self.find(account, block=block)
         if provider is None or provider.id != provider_id:
             self._accounts.pop(provider_id, None)
             return None
         return provider
 
-    async def find(
-        self, account: str, *, block_identifier: BlockIdentifier = LATEST
-    ) -> Provider | None:
+    async def find(self, account: str, *, block: BlockIdentifier = LATEST) -> Provider | None:
         """Return the provider of an account; None if it never registered.
 
         A provider that was never approved has the ID 0.
         """
         account = checked_address(account)
-        provider = _provider(await self._one("getProvider", account, block=block_identifier))
+        provider = _provider(await self._one("getProvider", account, block=block))
         return None if provider.status is ProviderStatus.NONE else provider
 
-    async def provider_of(
-        self, account: str, *, block_identifier: BlockIdentifier = LATEST
-    ) -> Provider:
+    async def provider_of(self, account: str, *, block: BlockIdentifier = LATEST) -> Provider:
         """Return the provider of an account, approved or not.
 
         Raises:
             NotFoundError: The account never registered.
         """
-        provider = await self.find(account, block_identifier=block_identifier)
+        provider = await self.find(account, block=block)
         if provider is None:
             raise NotFoundError(
                 f"{account} is not registered as a provider", hint=HINTS["NotRegistered"]
@@ -249,30 +219,28 @@ class RegistryContract(ContractBase):
         version, pending_version, approved, pending = record[4:8]
         return Hardware(*(approved if version == pending_version else pending))
 
-    async def providers(self, *, block_identifier: BlockIdentifier = LATEST) -> list[Provider]:
+    async def providers(self, *, block: BlockIdentifier = LATEST) -> list[Provider]:
         """Return all providers that were ever approved, ordered by ID."""
-        count = await self.provider_count(block_identifier=block_identifier)
+        count = await self.provider_count(block=block)
         providers = await asyncio.gather(
-            *(
-                self.get_provider(provider_id, block_identifier=block_identifier)
-                for provider_id in range(1, count + 1)
-            )
+            *(self.get_provider(provider_id, block=block) for provider_id in range(1, count + 1))
         )
         return [provider for provider in providers if provider is not None]
 
-    async def id_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def id_of(self, account: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the ID of a provider's account; 0 until its first approval."""
-        return int(await self._one("idOf", checked_address(account), block=block_identifier))
+        return int(await self._one("idOf", checked_address(account), block=block))
 
-    async def approval_period(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def approval_period(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the seconds that an approval lasts."""
-        return int(await self._one("approvalPeriod", block=block_identifier))
+        return int(await self._one("approvalPeriod", block=block))
 
     def register(
         self, hardware: Hardware, prices: Prices, labels: Mapping[str, str] | None = None
     ) -> Call:
         """Register the sender, or propose its new hardware; both need approval."""
-        return self._call("register", _hardware(hardware), _prices(prices), _labels(labels or {}))
+        arguments = (astuple(hardware), astuple(prices), _labels(labels or {}))
+        return self._call("register", *arguments)
 
     def approve(self, account: str, version: int) -> Call:
         """Approve exactly this version of a provider; for a holder of APPROVER_ROLE."""
@@ -282,11 +250,11 @@ class RegistryContract(ContractBase):
     def set_offer(self, offer: Offer) -> Call:
         """Set the resources that the sender offers to the grid, up to its hardware."""
         label = f"offer {plural(offer.cpus, 'CPU')}, {offer.memory} MB, {plural(offer.gpus, 'GPU')}"
-        return self._call("setOffer", (offer.cpus, offer.memory, offer.gpus), label=label)
+        return self._call("setOffer", astuple(offer), label=label)
 
     def set_prices(self, prices: Prices) -> Call:
         """Change the sender's prices for jobs assigned from now on."""
-        return self._call("setPrices", _prices(prices), label="set prices")
+        return self._call("setPrices", astuple(prices), label="set prices")
 
     def set_labels(self, labels: Mapping[str, str]) -> Call:
         """Replace the sender's labels."""
@@ -304,19 +272,6 @@ class RegistryContract(ContractBase):
     def unban(self, account: str) -> Call:
         """Lift the ban of a provider; for a holder of APPROVER_ROLE."""
         return self._call("unban", checked_address(account), label=f"unban {account}")
-
-
-def _hardware(hardware: Hardware) -> tuple[int, ...]:
-    return (
-        hardware.nodes,
-        hardware.cpus_per_node,
-        hardware.mem_per_node,
-        hardware.gpus_per_node,
-    )
-
-
-def _prices(prices: Prices) -> tuple[int, ...]:
-    return (prices.cpu, prices.gpu, prices.mem)
 
 
 def _labels(labels: Mapping[str, str]) -> list[str]:
@@ -354,27 +309,27 @@ class MetaSchedulerContract(ContractBase):
         super().__init__(w3, address)
         self._job_decoder = JobDecoder()
 
-    async def job_count(self, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def job_count(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the number of jobs ever submitted."""
-        return int(await self._one("jobCount", block=block_identifier))
+        return int(await self._one("jobCount", block=block))
 
-    async def get_job(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> Job:
+    async def get_job(self, job_id: int, *, block: BlockIdentifier = LATEST) -> Job:
         """Return one job record.
 
         Raises:
             NotFoundError: The job does not exist.
         """
-        return (await self.get_existing_jobs([job_id], block_identifier=block_identifier))[0]
+        return (await self.get_existing_jobs([job_id], block=block))[0]
 
     async def get_existing_jobs(
-        self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
+        self, job_ids: Sequence[int], *, block: BlockIdentifier = LATEST
     ) -> list[Job]:
         """Return job records in the order of the IDs.
 
         Raises:
             NotFoundError: A job does not exist.
         """
-        jobs = await self.get_jobs(job_ids, block_identifier=block_identifier)
+        jobs = await self.get_jobs(job_ids, block=block)
         for job in jobs:
             if job.status is JobStatus.NONE:
                 raise NotFoundError(
@@ -383,7 +338,7 @@ class MetaSchedulerContract(ContractBase):
         return jobs
 
     async def get_jobs(
-        self, job_ids: Sequence[int], *, block_identifier: BlockIdentifier = LATEST
+        self, job_ids: Sequence[int], *, block: BlockIdentifier = LATEST
     ) -> list[Job]:
         """Return job records in the order of the IDs; unknown jobs have the status NONE."""
         self._job_decoder.reserve(len(job_ids))
@@ -392,7 +347,7 @@ class MetaSchedulerContract(ContractBase):
                 self._decoded_view(
                     "getJobs",
                     list(id_chunk),
-                    block=block_identifier,
+                    block=block,
                     decode=partial(self._job_decoder.decode, id_chunk),
                 )
                 for id_chunk in chunks(list(job_ids), READ_CHUNK)
@@ -400,62 +355,52 @@ class MetaSchedulerContract(ContractBase):
         )
         return [job for job_chunk in job_chunks for job in job_chunk]
 
-    async def allotment(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def allotment(self, job_id: int, *, block: BlockIdentifier = LATEST) -> int:
         """Return the seconds that a job may run from its start; 0 until it is assigned."""
-        return int(await self._one("allotment", job_id, block=block_identifier))
+        return int(await self._one("allotment", job_id, block=block))
 
-    async def deadline(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def deadline(self, job_id: int, *, block: BlockIdentifier = LATEST) -> int:
         """Return the chain time at which a RUNNING job has used up its allotment, else 0."""
-        return int(await self._one("deadline", job_id, block=block_identifier))
+        return int(await self._one("deadline", job_id, block=block))
 
-    async def is_lost(self, job_id: int, *, block_identifier: BlockIdentifier = LATEST) -> bool:
+    async def is_lost(self, job_id: int, *, block: BlockIdentifier = LATEST) -> bool:
         """Return whether a RUNNING job is lost: provider silent (lost timeout), or job overdue."""
-        return bool(await self._one("isLost", job_id, block=block_identifier))
+        return bool(await self._one("isLost", job_id, block=block))
 
     async def is_eligible(
-        self, job_id: int, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
+        self, job_id: int, provider_id: int, *, block: BlockIdentifier = LATEST
     ) -> tuple[bool, str]:
         """Return whether a PENDING job can be assigned to a provider now, or the error's name."""
-        eligible, reason = await self._view(
-            "isEligible", job_id, provider_id, block=block_identifier
-        )
+        eligible, reason = await self._view("isEligible", job_id, provider_id, block=block)
         return bool(eligible), "" if eligible else selector_name(reason)
 
-    async def is_silent(
-        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
-    ) -> bool:
+    async def is_silent(self, provider_id: int, *, block: BlockIdentifier = LATEST) -> bool:
         """Return whether a provider has an unanswered challenge within the response timeout."""
-        return bool(await self._one("isSilent", provider_id, block=block_identifier))
+        return bool(await self._one("isSilent", provider_id, block=block))
 
-    async def clock_of(
-        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
-    ) -> Clock:
+    async def clock_of(self, provider_id: int, *, block: BlockIdentifier = LATEST) -> Clock:
         """Return a provider's challenge clock."""
-        return Clock(*await self._one("clockOf", provider_id, block=block_identifier))
+        return Clock(*await self._one("clockOf", provider_id, block=block))
 
-    async def load_of(
-        self, provider_id: int, *, block_identifier: BlockIdentifier = LATEST
-    ) -> Load:
+    async def load_of(self, provider_id: int, *, block: BlockIdentifier = LATEST) -> Load:
         """Return the resources that the assigned live jobs of a provider occupy."""
-        return Load(*await self._one("loadOf", provider_id, block=block_identifier))
+        return Load(*await self._one("loadOf", provider_id, block=block))
 
-    async def parked_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def parked_of(self, account: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the parked payments of an account in credit-wei, which it can `withdraw`."""
-        return int(await self._one("parkedOf", checked_address(account), block=block_identifier))
+        return int(await self._one("parkedOf", checked_address(account), block=block))
 
-    async def submissions_open(self, *, block_identifier: BlockIdentifier = LATEST) -> bool:
+    async def submissions_open(self, *, block: BlockIdentifier = LATEST) -> bool:
         """Return whether new jobs are accepted."""
-        return bool(await self._one("submissionsOpen", block=block_identifier))
+        return bool(await self._one("submissionsOpen", block=block))
 
-    async def parameters(self, *, block_identifier: BlockIdentifier = LATEST) -> Parameters:
+    async def parameters(self, *, block: BlockIdentifier = LATEST) -> Parameters:
         """Return the timeouts, the fee and the addresses of the deployment."""
         names = (
             *("timeouts", "feeBps", "submissionsOpen"),
             *("credit", "registry", "treasury", "trustedForwarder"),
         )
-        times, *others = await asyncio.gather(
-            *(self._one(name, block=block_identifier) for name in names)
-        )
+        times, *others = await asyncio.gather(*(self._one(name, block=block) for name in names))
         return Parameters(*times, *others)
 
     # -- customers
@@ -468,7 +413,7 @@ class MetaSchedulerContract(ContractBase):
         self, requests: Sequence[tuple[Terms, Sequence[bytes]]], permit: Permit
     ) -> Call:
         """Submit jobs as `submit_jobs` does, with a permit in the same transaction."""
-        arguments = (request_values(requests), permit.to_tuple())
+        arguments = (request_values(requests), astuple(permit))
         return self._call("submitJobsWithPermit", *arguments, label=_submit_label(requests))
 
     def submitted(self, call: Call) -> Any:
@@ -494,7 +439,7 @@ class MetaSchedulerContract(ContractBase):
 
     def top_up_with_permit(self, job_id: int, customer: str, amount: int, permit: Permit) -> Call:
         """Top up a job as `top_up` does, with a permit in the same transaction."""
-        arguments = (job_id, checked_address(customer), amount, permit.to_tuple())
+        arguments = (job_id, checked_address(customer), amount, astuple(permit))
         label = f"top up job {job_id} by {credit_count(amount)}"
         return self._call("topUpWithPermit", *arguments, label=label)
 
@@ -512,7 +457,7 @@ class MetaSchedulerContract(ContractBase):
                 are rejected if the provider's prices are higher by now.
         """
         groups = [
-            (provider, (prices.cpu, prices.gpu, prices.mem), list(ids))
+            (provider, astuple(prices), list(ids))
             for (provider, prices), ids in assignments.items()
         ]
         label = f"assign {plural(sum(len(ids) for *_, ids in groups), 'job')}"

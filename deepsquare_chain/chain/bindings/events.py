@@ -24,13 +24,7 @@ from deepsquare_chain.chain.bindings.abi import (
 )
 from deepsquare_chain.chain.bindings.records import from_word, parse_labels, read_terms
 from deepsquare_chain.chain.bindings.reverts import selector_name
-from deepsquare_chain.job import (
-    Hardware,
-    JobStatus,
-    Offer,
-    Prices,
-    Terms,
-)
+from deepsquare_chain.job import Hardware, JobStatus, Offer, Prices, Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from eth_account import Account
@@ -16,7 +16,6 @@ from eth_account.messages import SignableMessage, encode_typed_data
 from eth_keys.constants import SECPK1_N
 from eth_keys.exceptions import BadSignature
 from eth_utils.address import to_canonical_address, to_checksum_address
-from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
 from web3.exceptions import ContractLogicError, Web3RPCError
@@ -32,41 +31,25 @@ from deepsquare_chain.chain.bindings.calls import (
 )
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
-from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.signers import Signer, SigningDomain, signed_hash
 from deepsquare_chain.errors import EndpointError, NotAuthorisedError, RevertedError, UsageError
 
 #: Base gas of a transaction, and maximum gas per byte of calldata.
 TRANSACTION_GAS: Final = 21_000
 CALLDATA_GAS: Final = 16
-_DOMAIN_TYPE: Final = (
-    ("name", "string"),
-    ("version", "string"),
-    ("chainId", "uint256"),
-    ("verifyingContract", "address"),
-)
-_REQUEST_TYPE: Final = (
-    ("from", "address"),
-    ("to", "address"),
-    ("value", "uint256"),
-    ("gas", "uint256"),
-    ("nonce", "uint256"),
-    ("deadline", "uint48"),
-    ("data", "bytes"),
-)
+_REQUEST_FIELDS: Final = {
+    "from": "address",
+    "to": "address",
+    "value": "uint256",
+    "gas": "uint256",
+    "nonce": "uint256",
+    "deadline": "uint48",
+    "data": "bytes",
+}
 _TOO_LITTLE_GAS: Final = (NodeError.OUT_OF_GAS, NodeError.INVALID)
 _SIGNATURE_BYTES: Final = 65
 _HEX: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 _MAX_DIGITS: Final = 78  # of 256 bits
-
-
-@dataclass(frozen=True, slots=True)
-class ForwarderDomain:
-    """The EIP-712 domain of a forwarder; signatures are valid for this domain only."""
-
-    name: str
-    version: str
-    chain_id: int
-    contract: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,46 +68,22 @@ class ForwardRequest:
     deadline: int
     data: bytes
 
-    def typed_data(self, domain: ForwarderDomain) -> dict[str, Any]:
+    def typed_data(self, domain: SigningDomain) -> dict[str, Any]:
         """Return the EIP-712 message in the form that wallets take."""
-        return {
-            "types": {
-                "EIP712Domain": [
-                    {"name": name, "type": type_name} for name, type_name in _DOMAIN_TYPE
-                ],
-                "ForwardRequest": [
-                    {"name": name, "type": type_name} for name, type_name in _REQUEST_TYPE
-                ],
-            },
-            "primaryType": "ForwardRequest",
-            "domain": {
-                "name": domain.name,
-                "version": domain.version,
-                "chainId": domain.chain_id,
-                "verifyingContract": domain.contract,
-            },
-            "message": {
-                "from": self.sender,
-                "to": self.to,
-                "value": self.value,
-                "gas": self.gas,
-                "nonce": self.nonce,
-                "deadline": self.deadline,
-                "data": self.data,
-            },
-        }
+        fields = asdict(self)
+        message = {"from": fields.pop("sender"), **fields}
+        return domain.typed_data("ForwardRequest", _REQUEST_FIELDS, message)
 
-    def digest(self, domain: ForwarderDomain) -> bytes:
+    def digest(self, domain: SigningDomain) -> bytes:
         """Return the signed hash (32 bytes), which is also the ID of the request."""
-        message = self._signable(domain)
-        return keccak(b"\x19" + message.version + message.header + message.body)
+        return signed_hash(self._signable(domain))
 
-    def sign(self, account: Signer, domain: ForwarderDomain) -> SignedRequest:
+    def sign(self, account: Signer, domain: SigningDomain) -> SignedRequest:
         """Sign the request with the customer's key."""
         signed = account.sign_typed_data(full_message=self.typed_data(domain))
         return SignedRequest(self, bytes(signed.signature))
 
-    def _signable(self, domain: ForwarderDomain) -> SignableMessage:
+    def _signable(self, domain: SigningDomain) -> SignableMessage:
         return encode_typed_data(full_message=self.typed_data(domain))
 
 
@@ -135,7 +94,7 @@ class SignedRequest:
     request: ForwardRequest
     signature: bytes
 
-    def check_signer(self, domain: ForwarderDomain) -> None:
+    def check_signer(self, domain: SigningDomain) -> None:
         """Check that the customer named in the request signed it.
 
         Raises:
@@ -150,7 +109,7 @@ class SignedRequest:
                 hint="Sign it with the wallet of its sender, for this chain and forwarder.",
             )
 
-    def _signer(self, domain: ForwarderDomain) -> str | None:
+    def _signer(self, domain: SigningDomain) -> str | None:
         # The forwarder also rejects the second, malleable form of a signature.
         s_value = int.from_bytes(self.signature[32:64], "big")
         if len(self.signature) != _SIGNATURE_BYTES or s_value > SECPK1_N // 2:
@@ -199,10 +158,9 @@ class SignedRequest:
         """
         if not isinstance(body, Mapping):
             raise UsageError("The request is not a JSON object", hint=_WIRE_HINT)
-        if unknown := set(body) - _WIRE_FIELDS:
+        if unknown := set(body) - set(_WIRE_FIELDS):
             raise UsageError(
-                f"The request has an unknown field {min(map(str, unknown))[:40]!r}",
-                hint=_WIRE_HINT,
+                f"The request has an unknown field {min(map(str, unknown))[:40]!r}", hint=_WIRE_HINT
             )
         request = ForwardRequest(
             sender=_address(body, "from"),
@@ -216,8 +174,8 @@ class SignedRequest:
         return cls(request, _bytes(body, "signature"))
 
 
-_WIRE_FIELDS: Final = frozenset({*(name for name, _ in _REQUEST_TYPE), "signature"})
-_WIRE_HINT: Final = f"Send {', '.join((*(name for name, _ in _REQUEST_TYPE), 'signature'))}."
+_WIRE_FIELDS: Final = (*_REQUEST_FIELDS, "signature")
+_WIRE_HINT: Final = f"Send {', '.join(_WIRE_FIELDS)}."
 
 
 def _address(body: Mapping[str, Any], name: str) -> str:
@@ -274,14 +232,9 @@ class ForwarderContract(ContractBase):
 
     artifact = "ERC2771Forwarder"
 
-    async def nonce_of(self, account: str, *, block_identifier: BlockIdentifier = LATEST) -> int:
+    async def nonce_of(self, account: str, *, block: BlockIdentifier = LATEST) -> int:
         """Return the nonce of the account's next request."""
-        return int(await self._one("nonces", checked_address(account), block=block_identifier))
-
-    async def domain(self) -> ForwarderDomain:
-        """Return the EIP-712 domain of its signatures (ERC-5267)."""
-        _, name, version, chain_id, contract, _, _ = await self._view("eip712Domain")
-        return ForwarderDomain(name, version, chain_id, contract)
+        return int(await self._one("nonces", checked_address(account), block=block))
 
     async def verify(self, signed: SignedRequest) -> bool:
         """Return whether it would execute the request now: signer, nonce, deadline and target."""
@@ -298,12 +251,7 @@ class ForwarderContract(ContractBase):
         return self._call("executeBatch", values, checked_address(refund_to), label=label)
 
     async def simulate(
-        self,
-        sender: str,
-        call: Call,
-        *,
-        gas: int | None = None,
-        block_identifier: BlockIdentifier = LATEST,
+        self, sender: str, call: Call, *, gas: int | None = None, block: BlockIdentifier = LATEST
     ) -> None:
         """Simulate an inner call of the forwarder for a signer, without a signature.
 
@@ -311,7 +259,7 @@ class ForwarderContract(ContractBase):
             sender: The signer.
             call: The inner call.
             gas: Gas limit of the inner call; the node's default if None.
-            block_identifier: Block on whose state the call is simulated.
+            block: Block on whose state the call is simulated.
 
         Raises:
             RevertedError: The target would revert; raised as the matching subclass.
@@ -321,7 +269,7 @@ class ForwarderContract(ContractBase):
         if gas is not None:
             body["gas"] = gas + TRANSACTION_GAS + CALLDATA_GAS * len(body["data"])
         try:
-            await self.w3.eth.call(body, block_identifier)
+            await self.w3.eth.call(body, block)
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:

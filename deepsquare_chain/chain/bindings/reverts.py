@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -62,7 +63,19 @@ def _text(value: Any) -> str:
     return bytes(value).rstrip(b"\0").decode("utf-8", "replace")
 
 
-_SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
+#: Formats of fields in messages, by their name; other fields are shown as they are.
+_FORMATS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
+    {
+        **dict.fromkeys(("allowance", "amount", "balance", "needed"), credit_count),
+        **dict.fromkeys(("cap", "price"), format_credits),
+        **dict.fromkeys(("field", "parameter"), _text),
+        "needed_role": role_name,
+        "status": status_name,
+    }
+)
+
+#: Templates with the error's fields in braces, or functions of all fields.
+_SENTENCES: Final[Mapping[str, str | Callable[[Fields], str]]] = MappingProxyType(
     {
         "InvalidTransition": lambda f: (
             f"Job {f['job_id']} does not exist"
@@ -72,101 +85,53 @@ _SENTENCES: Final[Mapping[str, Callable[[Fields], str]]] = MappingProxyType(
             else f"Job {f['job_id']} is {status_name(f['from'])} and can't become "
             f"{status_name(f['to'])}"
         ),
-        "NotCustomer": lambda f: f"Job {f['job_id']} belongs to another customer",
-        "NotAssignedProvider": lambda f: f"Job {f['job_id']} is not assigned to this provider",
-        "TooEarly": lambda f: f"It is too early for this action on job {f['job_id']}",
-        "NotLost": lambda f: f"Job {f['job_id']} is not lost; only its provider can return it",
-        "SelfSchedulingForbidden": lambda f: (
-            f"The customer of job {f['job_id']} does not let providers assign it to themselves"
-        ),
-        "PriceRaised": lambda f: (
-            f"The provider's price for job {f['job_id']} rose after the assignment was decided"
-        ),
-        "InterimPaymentsForbidden": lambda f: (
-            f"The customer of job {f['job_id']} does not allow interim payments"
-        ),
-        "AllotmentUsedUp": lambda f: f"The allotment of job {f['job_id']} is used up",
-        "RunLost": lambda f: (
-            f"The run of job {f['job_id']} is lost, so that nothing can be collected"
-        ),
-        "ERC2771ForwarderExpiredRequest": lambda _: "The signed request has expired",
-        "ERC2771ForwarderInvalidSigner": lambda f: (
-            f"The request is signed by {f['signer']}, but its sender is {f['from']}; or its nonce "
-            "was used"
-        ),
-        "ERC2771UntrustfulTarget": lambda f: (
-            f"{f['target']} does not accept calls through the forwarder {f['forwarder']}"
-        ),
-        "ProviderNotActive": lambda f: (
-            f"The provider for job {f['job_id']} is not active, or its approval has expired"
-        ),
-        "ProviderSilent": lambda f: (
-            f"The provider for job {f['job_id']} has an unanswered challenge"
-        ),
-        "ProviderExcluded": lambda f: f"The provider can't get job {f['job_id']} again",
-        "DoesNotFit": lambda f: (
-            f"Job {f['job_id']} does not fit the provider's hardware, or its offer less its load"
-        ),
-        "RateOutOfRange": lambda f: (
-            f"The provider's prices give no valid rate for job {f['job_id']}"
-        ),
-        "OverBudget": lambda f: (
-            f"The credits of job {f['job_id']} do not buy its time limit at the provider's prices"
-        ),
-        "EmptyBatch": lambda _: "The batch is empty",
-        "SubmissionsClosed": lambda _: "This deployment does not accept new jobs",
-        "InvalidTerms": lambda f: f"The job's {_text(f['field'])} is out of bounds",
-        "WrongStatus": lambda f: (
-            f"Job {f['job_id']} is {status_name(f['status'])}, which does not allow this"
-        ),
+        "NotCustomer": "Job {job_id} belongs to another customer",
+        "NotAssignedProvider": "Job {job_id} is not assigned to this provider",
+        "TooEarly": "It is too early for this action on job {job_id}",
+        "NotLost": "Job {job_id} is not lost; only its provider can return it",
+        "SelfSchedulingForbidden": "The customer of job {job_id} does not let providers assign it to themselves",
+        "PriceRaised": "The provider's price for job {job_id} rose after the assignment was decided",
+        "InterimPaymentsForbidden": "The customer of job {job_id} does not allow interim payments",
+        "AllotmentUsedUp": "The allotment of job {job_id} is used up",
+        "RunLost": "The run of job {job_id} is lost, so that nothing can be collected",
+        "ERC2771ForwarderExpiredRequest": "The signed request has expired",
+        "ERC2771ForwarderInvalidSigner": "The request is signed by {signer}, but its sender is {from}; or its nonce was used",
+        "ERC2771UntrustfulTarget": "{target} does not accept calls through the forwarder {forwarder}",
+        "ProviderNotActive": "The provider for job {job_id} is not active, or its approval has expired",
+        "ProviderSilent": "The provider for job {job_id} has an unanswered challenge",
+        "ProviderExcluded": "The provider can't get job {job_id} again",
+        "DoesNotFit": "Job {job_id} does not fit the provider's hardware, or its offer less its load",
+        "RateOutOfRange": "The provider's prices give no valid rate for job {job_id}",
+        "OverBudget": "The credits of job {job_id} do not buy its time limit at the provider's prices",
+        "EmptyBatch": "The batch is empty",
+        "SubmissionsClosed": "This deployment does not accept new jobs",
+        "InvalidTerms": "The job's {field} is out of bounds",
+        "WrongStatus": "Job {job_id} is {status}, which does not allow this",
         "TopUpTooSmall": lambda f: (
             f"A top-up of {credit_count(f['amount'])} is too small for job "
             f"{f['job_id']}: at least {format_credits(f['min'])}"
         ),
-        "TopUpTooLarge": lambda f: f"The escrow of job {f['job_id']} can't be that large",
-        "TopUpTooLate": lambda f: (
-            f"Job {f['job_id']} is about to end, so that its end can't change any more"
-        ),
-        "ChallengeRefused": lambda f: (
-            f"The provider of job {f['job_id']} is already challenged, or answered a challenge recently"
-        ),
-        "NothingToAnswer": lambda _: "This provider has no open challenge",
-        "NothingParked": lambda _: "This account has no credits to withdraw",
-        "OutOfBounds": lambda f: (
-            f"{_text(f['parameter'])} is {f['value']}, allowed are {f['min']} to {f['max']}"
-        ),
-        "InvalidAddress": lambda f: f"The address for {_text(f['parameter'])} is not usable",
-        "NotRegistered": lambda f: f"{f['account']} is not registered as a provider",
-        "ProviderBanned": lambda f: f"The provider {f['provider']} is banned",
-        "NotApproved": lambda f: f"The provider {f['provider']} was never approved",
-        "InvalidHardware": lambda _: "Hardware needs nodes, CPUs and memory, within the bounds",
-        "OfferTooLarge": lambda f: (
-            f"An offer of {f['cpus']} CPUs, {f['memory_mb']} MB and {f['gpus']} GPUs is more than "
-            "the approved hardware"
-        ),
-        "PriceTooHigh": lambda f: (
-            f"A price of {format_credits(f['price'])} credits per second is above the cap of "
-            f"{format_credits(f['cap'])}"
-        ),
-        "TooManyLabels": lambda f: f"{f['count']} labels are too many, {f['max']} are allowed",
+        "TopUpTooLarge": "The escrow of job {job_id} can't be that large",
+        "TopUpTooLate": "Job {job_id} is about to end, so that its end can't change any more",
+        "ChallengeRefused": "The provider of job {job_id} is already challenged, or answered a challenge recently",
+        "NothingToAnswer": "This provider has no open challenge",
+        "NothingParked": "This account has no credits to withdraw",
+        "OutOfBounds": "{parameter} is {value}, allowed are {min} to {max}",
+        "InvalidAddress": "The address for {parameter} is not usable",
+        "NotRegistered": "{account} is not registered as a provider",
+        "ProviderBanned": "The provider {provider} is banned",
+        "NotApproved": "The provider {provider} was never approved",
+        "InvalidHardware": "Hardware needs nodes, CPUs and memory, within the bounds",
+        "OfferTooLarge": "An offer of {cpus} CPUs, {memory_mb} MB and {gpus} GPUs is more than the approved hardware",
+        "PriceTooHigh": "A price of {price} credits per second is above the cap of {cap}",
+        "TooManyLabels": "{count} labels are too many, {max} are allowed",
         "InvalidLabel": lambda f: f"Label number {f['index'] + 1} is too long or not key=value",
-        "VersionMismatch": lambda f: (
-            f"Version {f['version']} of {f['provider']} can't be approved, its proposal is version "
-            f"{f['pending']}"
-        ),
-        "ERC20InsufficientBalance": lambda f: (
-            f"{f['sender']} has {credit_count(f['balance'])}, less than the "
-            f"{credit_count(f['needed'])} needed"
-        ),
-        "ERC20InsufficientAllowance": lambda f: (
-            f"The contract may take {credit_count(f['allowance'])}, less than the "
-            f"{credit_count(f['needed'])} needed"
-        ),
-        "AccessControlUnauthorizedAccount": lambda f: (
-            f"{f['account']} does not have {role_name(f['needed_role'])}, which this needs"
-        ),
-        "ERC20InvalidReceiver": lambda f: f"{f['receiver']} can't receive credits",
-        "ERC2612ExpiredSignature": lambda _: "The permit has expired",
+        "VersionMismatch": "Version {version} of {provider} can't be approved, its proposal is version {pending}",
+        "ERC20InsufficientBalance": "{sender} has {balance}, less than the {needed} needed",
+        "ERC20InsufficientAllowance": "The contract may take {allowance}, less than the {needed} needed",
+        "AccessControlUnauthorizedAccount": "{account} does not have {needed_role}, which this needs",
+        "ERC20InvalidReceiver": "{receiver} can't receive credits",
+        "ERC2612ExpiredSignature": "The permit has expired",
     }
 )
 
@@ -224,11 +189,12 @@ HINTS: Final[Mapping[str, str]] = MappingProxyType(
 def sentence(name: str, fields: Fields) -> str:
     """Return a readable message for a custom error; never raises, for any values of the fields."""
     template = _SENTENCES.get(name)
-    if template is not None:
-        try:
+    with suppress(KeyError, TypeError, ValueError):
+        if isinstance(template, str):
+            shown = {key: _FORMATS.get(key, str)(value) for key, value in fields.items()}
+            return template.format_map(shown)
+        if template is not None:
             return template(fields)
-        except (KeyError, TypeError, ValueError):
-            pass
     values = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())
     return f"The contract rejected the call: {name}" + (f" ({values})" if values else "")
 
@@ -391,11 +357,8 @@ def _from_text(text: str) -> bytes | None:
     if match := _HEX.fullmatch(text.strip().removeprefix("Reverted ")):
         return bytes.fromhex(match[1])
     if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
-        try:
-            raw = text[2:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")
-        except (UnicodeDecodeError, UnicodeEncodeError):
-            return None
-        return raw
+        with suppress(UnicodeDecodeError, UnicodeEncodeError):
+            return text[2:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")
     return None
 
 

@@ -31,12 +31,7 @@ from deepsquare_chain.chain.rpc.responses import (
     is_unsupported,
     kind_of,
 )
-from deepsquare_chain.chain.rpc.transport import (
-    CERTIFICATE_HINT,
-    Transport,
-    proxy_for,
-    tls_problem,
-)
+from deepsquare_chain.chain.rpc.transport import CERTIFICATE_HINT, Transport, proxy_for, tls_problem
 from deepsquare_chain.errors import EndpointError
 from deepsquare_chain.settings import safe_url
 

@@ -673,10 +673,7 @@ async def connect(
         pool,
         # No ENS lookups and no gas estimates: only attribute access to results, and support for
         # chains with long extra data.
-        middleware=[
-            (AttributeDictMiddleware, "attrdict"),
-            (ExtraDataToPOAMiddleware, "extradata"),
-        ],
+        middleware=[(AttributeDictMiddleware, "attrdict"), (ExtraDataToPOAMiddleware, "extradata")],
     )
     try:
         await pool.open()

@@ -50,13 +50,7 @@ from deepsquare_chain.errors import (
 )
 from deepsquare_chain.faults import crash_point
 
-__all__ = [
-    "NonceTakenError",
-    "OutOfGasError",
-    "Sender",
-    "TransactionCancelledError",
-    "TxReceipt",
-]
+__all__ = ["NonceTakenError", "OutOfGasError", "Sender", "TransactionCancelledError", "TxReceipt"]
 
 #: A nonce conflict is reported only after this many checks without a receipt of our own, and, on a
 #: chain that mines no blocks meanwhile, only after this many seconds.
