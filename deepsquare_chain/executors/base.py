@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from deepsquare_chain.errors import GridError, UsageError
-from deepsquare_chain.executors.rundir import BLOCK_BYTES, disk_usage
+from deepsquare_chain.executors.procfs import BLOCK_BYTES
+from deepsquare_chain.executors.rundir import disk_usage
 from deepsquare_chain.job import Offer, Resources
 from deepsquare_chain.observability.metrics import Check
 
@@ -138,6 +140,20 @@ class Stored:
     changed_at: float
 
 
+def run_keys(runs: Path) -> list[str]:
+    """Return the keys of all run folders in `runs`, sorted.
+
+    Raises:
+        OSError: The folder can't be read.
+    """
+    keys = []
+    for entry in os.scandir(runs):
+        with contextlib.suppress(RunRefusedError):
+            if entry.is_dir(follow_symlinks=False):
+                keys.append(check_key(entry.name))
+    return sorted(keys)
+
+
 def stored_in(folder: Path) -> Stored | None:
     """Return the disk usage of a folder; links are not followed. None if it does not exist.
 
@@ -154,7 +170,9 @@ def stored_in(folder: Path) -> Stored | None:
 class Executor(Protocol):
     """A machine or a cluster that runs batch scripts.
 
-    Every method raises `ExecutorUnavailableError` when the executor can't answer.
+    Every method raises `ExecutorUnavailableError` when the executor can't answer, and
+    `RunRefusedError` for a key that is not a plain name. Implementations document only what they
+    add to these guarantees.
     """
 
     queues: bool
@@ -173,7 +191,7 @@ class Executor(Protocol):
         ...
 
     async def poll(self, handles: list[str]) -> dict[str, RunStatus]:
-        """Return the status of each handle."""
+        """Return the status of each handle; UNKNOWN if its folder is missing or can't be read."""
         ...
 
     async def cancel(self, handle: str) -> None:
@@ -184,7 +202,12 @@ class Executor(Protocol):
         ...
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Set the total time limit of the run to `walltime` seconds from its start."""
+        """Set the total time limit of the run to `walltime` seconds from its start.
+
+        Raises:
+            NotFoundError: There is no such run.
+            RunRefusedError: The walltime is out of range, or the executor can't set it.
+        """
         ...
 
     async def capacity(self) -> Offer:
@@ -196,7 +219,9 @@ class Executor(Protocol):
         ...
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Return up to `limit` bytes of the run's output, from byte `offset`.
+        """Return up to `limit` bytes of the run's output (both streams), from byte `offset`.
+
+        A note replaces the middle of a long output. The kept output is final once the run has ended.
 
         Raises:
             NotFoundError: There is no such run.
@@ -281,21 +306,26 @@ def check_spec(spec: RunSpec) -> None:
     Raises:
         RunRefusedError: A field is invalid; the message names run and field.
     """
-    check_key(spec.key)
+    check_walltime(check_key(spec.key), spec.walltime)
     problem = _problem(spec)
     if problem:
         raise RunRefusedError(f"Run {spec.key} is refused: {problem}")
 
 
+def check_walltime(key: str, walltime: int) -> None:
+    """Validate the time limit of a run in seconds.
+
+    Raises:
+        RunRefusedError: It is out of range.
+    """
+    if not 1 <= walltime <= MAX_WALLTIME:
+        raise RunRefusedError(f"Run {key}: a walltime of {walltime} seconds is out of range")
+
+
 def _problem(spec: RunSpec) -> str:
-    resources = spec.resources
-    if (
-        min(resources.tasks, resources.cpus_per_task, resources.mem_per_cpu) < 1
-        or resources.gpus < 0
-    ):
-        return f"its resources {resources} are not positive"
-    if not 1 <= spec.walltime <= MAX_WALLTIME:
-        return f"its walltime of {spec.walltime} seconds is out of range"
+    size = spec.resources
+    if min(size.tasks, size.cpus_per_task, size.mem_per_cpu) < 1 or size.gpus < 0:
+        return f"its resources {size} are not positive"
     if len(spec.script) > MAX_SCRIPT_BYTES:
         return f"its script is larger than {MAX_SCRIPT_BYTES:,} bytes"
     if not spec.comment.isprintable() or "|" in spec.comment or len(spec.comment) > _MAX_COMMENT:

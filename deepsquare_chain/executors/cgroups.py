@@ -31,12 +31,7 @@ _PAUSE: Final = 0.01
 
 
 class JobCgroup:
-    """The control groups of one job.
-
-    Args:
-        version: 1 or 2.
-        folders: Folder of the job's group by controller; in version 2 it is the same for all.
-    """
+    """The control groups of one job: a folder by controller, in version 2 the same for all."""
 
     def __init__(self, version: int, folders: Mapping[str, str]) -> None:
         self._version = version
@@ -71,10 +66,8 @@ class JobCgroup:
     def make(self, *, memory: int, cpus: int, processes: int) -> None:
         """Create the groups with their limits.
 
-        Args:
-            memory: Bytes, including the job's files in memory file systems.
-            cpus: CPU time in number of CPUs.
-            processes: Processes and threads; 0 for no limit.
+        `memory` is in bytes and includes files in memory file systems; `processes` counts threads
+        too, 0 for no limit.
 
         Raises:
             OSError: A group can't be created, or a limit can't be set.
@@ -147,12 +140,7 @@ class JobCgroup:
 
 
 class CgroupParent:
-    """Parent of the groups of jobs.
-
-    Args:
-        version: 1 or 2.
-        folders: Parent folder of the jobs' groups, by controller.
-    """
+    """Parent of the groups of jobs: a folder by controller, of version 1 or 2."""
 
     def __init__(self, version: int, folders: Mapping[str, Path]) -> None:
         self._version = version
@@ -189,12 +177,9 @@ def find_cgroups(
 ) -> CgroupParent:
     """Return the parent in which this process may create groups, with its controllers.
 
-    Args:
-        mount_info: The kernel's list of mounts.
-        own: The kernel's list of the groups of this process.
-        enable: Enable the controllers of version 2 for jobs. This process then moves into its own
-            group `daemon`, because the kernel allows no processes in a group whose child groups
-            have controllers.
+    `enable` enables the controllers of version 2 for jobs. This process then moves into its own
+    group `daemon`, because the kernel allows no processes in a group whose child groups have
+    controllers.
     """
     mounts = _mounts(mount_info)
     paths = _own_paths(own)

@@ -37,10 +37,6 @@ _log = get_logger(__name__)
 def refuse_unisolated(context: ExecutorContext, reason: str) -> None:
     """Refuse jobs without isolation unless that is allowed; then log a warning.
 
-    Args:
-        context: Context of the executor.
-        reason: Why jobs are not isolated.
-
     Raises:
         UsageError: Jobs without isolation are not allowed.
     """
@@ -106,13 +102,7 @@ def isolate(options: LocalOptions, context: ExecutorContext) -> Isolation:
 
 @dataclass(frozen=True, slots=True)
 class MachineIsolation:
-    """Isolation that this machine supports.
-
-    Attributes:
-        words: Description for display.
-        allowances: Settings that a provider on this machine needs in order to start, for programs
-            that adapt to the machine.
-    """
+    """Isolation that this machine supports, in words, and the settings that a provider here needs."""
 
     words: str
     allowances: Mapping[str, bool]

@@ -40,6 +40,9 @@ _ALL: Final = (*_NVIDIA, *_AMD, "HIP_VISIBLE_DEVICES")
 _NONE: Final = "-1"
 _NONE_OF: Final = {"NVIDIA_VISIBLE_DEVICES": "void"}
 
+#: Names of temporary folders next to those of the runs: incomplete, removed and probed runs.
+NEW_PREFIX: Final = ".new-"
+TRASH_PREFIX: Final = ".gone-"
 PROBE_PREFIX: Final = ".probe-"
 #: Seconds for which a successful probe is valid, and first and longest backoff after a failed one.
 _PROBE_VALID: Final = 600.0
@@ -65,11 +68,9 @@ def device_names(count: int, environ: Mapping[str, str] | None = None) -> list[s
 
 
 def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict[str, str]:
-    """Return variables that expose these GPUs to a run and hide all others, for any driver.
+    """Return variables that expose these GPUs to a run and hide all others.
 
-    Args:
-        devices: Names of GPUs; empty for a run without GPUs.
-        dev: Device folder, from which the driver is detected.
+    The driver is detected by its devices in `dev`; if it is unknown, all variables are set.
     """
     if not devices:
         return {name: _NONE_OF.get(name, _NONE) for name in _ALL}
@@ -86,12 +87,9 @@ def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict
 def free_devices(
     names: Sequence[str], used: Sequence[Sequence[str] | int], wanted: int
 ) -> list[str] | None:
-    """Return the first GPUs that no live run uses; None if there are not enough.
+    """Return the first `wanted` GPUs of `names` that no live run uses; None if there are too few.
 
-    Args:
-        names: Names of all GPUs that may be allocated.
-        used: For each live run the names of its GPUs, or their number if it has no names.
-        wanted: Number of GPUs.
+    `used` holds, for each live run, the names of its GPUs, or their number if it has no names.
     """
     in_use = {name for allocated in used if not isinstance(allocated, int) for name in allocated}
     unused = [name for name in names if name not in in_use]
@@ -111,17 +109,13 @@ def make_run(
 ) -> RunFolder:
     """Create the folder of a run below `runs` by an atomic rename; an existing one is kept.
 
-    Args:
-        runs: Folder of all runs.
-        spec: Specification of the run.
-        devices: Names of the GPUs allocated to it.
-        isolation: Isolation of the run; None for a plain process.
+    `devices` are the names of its GPUs. Without `isolation` it is a plain process.
 
     Raises:
         OSError: The folder could not be created.
     """
     folder = RunFolder(runs / spec.key)
-    temporary = RunFolder(runs / f".new-{unique()}")
+    temporary = RunFolder(runs / f"{NEW_PREFIX}{unique()}")
     resources = spec.resources
     record = {
         "key": spec.key,
@@ -214,9 +208,6 @@ class ForkServer:
     A fork takes a tenth of the CPU time of a new interpreter. The server is started on demand and
     ends when this process ends, or after a time without requests. Supervisors do not depend on it.
     Thread-safe.
-
-    Args:
-        runs: Folder of all runs.
     """
 
     def __init__(self, runs: Path) -> None:
@@ -228,9 +219,7 @@ class ForkServer:
     def start(self, folder: RunFolder, *, crashes: bool = True) -> Launched:
         """Start a supervisor, which claims the run or ends at once.
 
-        Args:
-            folder: Folder of the run.
-            crashes: Whether the crash points of tests apply to it.
+        Without `crashes`, the crash points of tests do not apply to it.
 
         Raises:
             OSError: No process could be started.
@@ -288,7 +277,7 @@ class ForkServer:
         self._socket = ours
 
     def _ask(self, request: bytes, sink: int, log: int) -> tuple[int, int] | None:
-        """Request a supervisor; returns its pidfd and pid, or None if the server is gone or hangs.
+        """Request a supervisor; returns its pidfd and pid, None if the server is gone or hangs.
 
         Raises:
             OSError: The server could not fork.
@@ -342,6 +331,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def move_to_trash(folder: RunFolder) -> Path:
+    """Rename the folder of a run and return its new path, so that a partly removed run has no key.
+
+    Raises:
+        OSError: The folder can't be renamed.
+    """
+    return folder.path.rename(folder.path.with_name(f"{TRASH_PREFIX}{unique()}"))
+
+
 def _flatten(top: Path) -> None:
     """Move all folders in a tree directly into its top folder, with the owner's permissions."""
     with contextlib.suppress(OSError):
@@ -359,13 +357,7 @@ def _flatten(top: Path) -> None:
 
 
 class StartProbe:
-    """Probes one machine periodically; thread-safe.
-
-    Args:
-        runs: Folder of the runs, in which the probe creates a temporary folder.
-        fork_server: Starts the supervisor.
-        isolation: Isolation of runs, which also applies to the probe.
-    """
+    """Tests periodically whether this machine can start a run, with a small script; thread-safe."""
 
     def __init__(
         self, runs: Path, fork_server: ForkServer, isolation: Isolation | None = None

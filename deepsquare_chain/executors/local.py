@@ -25,7 +25,6 @@ from typing import Final, TypeVar
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.executors import launch, orphaned_processes, procfs
 from deepsquare_chain.executors.base import (
-    MAX_WALLTIME,
     Executor,
     ExecutorContext,
     ExecutorError,
@@ -38,6 +37,8 @@ from deepsquare_chain.executors.base import (
     Stored,
     check_key,
     check_spec,
+    check_walltime,
+    run_keys,
     stored_in,
     unavailable,
 )
@@ -59,7 +60,6 @@ from deepsquare_chain.executors.rundir import (
     finite_number,
     read_bytes,
     read_kept,
-    unique,
 )
 from deepsquare_chain.executors.sandbox import EtcCopy, Isolation, parse_options
 from deepsquare_chain.faults import crash_point
@@ -80,9 +80,7 @@ _log = get_logger(__name__)
 class Runs:
     """The runs below one folder, which is created if needed.
 
-    Args:
-        path: The folder.
-        isolation: Isolation of new runs; None for plain processes.
+    Without `isolation`, new runs are plain processes.
     """
 
     def __init__(self, path: Path, isolation: Isolation | None = None) -> None:
@@ -92,8 +90,8 @@ class Runs:
         self._children: dict[str, Launched] = {}
         self._ended: dict[str, Exit] = {}
         self._warned: set[str] = set()
-        self._control = threading.Lock()
-        self._handing_out = threading.Lock()
+        self._control_lock = threading.Lock()
+        self._allocation_lock = threading.Lock()
         self.fork_server = launch.ForkServer(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sweep()
@@ -111,7 +109,9 @@ class Runs:
     def begin(self, spec: RunSpec, gpus: Sequence[str] = ()) -> bool:
         """Create the run unless it exists, and start its supervisor; True once it is claimed.
 
-        `gpus` are the names of all GPUs that may be allocated.
+        Args:
+            spec: Specification of the run.
+            gpus: Names of all GPUs that may be allocated.
 
         Raises:
             ExecutorUnavailableError: Not enough GPUs are free now.
@@ -119,8 +119,8 @@ class Runs:
         folder = self.folder(spec.key)
         if self._has_claimed(spec.key):
             return True
-        with self._handing_out:
-            if not self._exists(folder):
+        with self._allocation_lock:
+            if not folder.exists():
                 devices = self._devices(spec, gpus)
                 launch.make_run(self.path, spec, devices, self._isolation)
         if folder.taken() is not None:
@@ -208,7 +208,7 @@ class Runs:
     def has_begun(self, key: str) -> bool:
         """Return whether this run ever began here."""
         folder = self.folder(key)
-        return self._exists(folder) and folder.taken() is not None
+        return folder.exists() and folder.taken() is not None
 
     def poll_all(self, keys: Iterable[str]) -> dict[str, RunStatus]:
         """Return the status of each run."""
@@ -243,7 +243,7 @@ class Runs:
     def is_live(self, key: str) -> bool:
         """Return whether the run has, or may get, live processes; even without its folder."""
         folder = self.folder(key)
-        if not self._exists(folder):
+        if not folder.exists():
             return orphaned_processes.supervisor_of(folder) is not None
         return self._status(folder).state is not RunState.ENDED
 
@@ -253,18 +253,11 @@ class Runs:
         Raises:
             NotFoundError: There is no such run.
         """
-        folder = self.folder(key)
-        self._require(folder)
-        return read_kept(folder.output, offset, limit)
+        return read_kept(self._existing(key).output, offset, limit)
 
     def keys(self) -> list[str]:
         """Return the keys of all run folders."""
-        keys = []
-        for entry in os.scandir(self.path):
-            with contextlib.suppress(RunRefusedError):
-                if entry.is_dir(follow_symlinks=False):
-                    keys.append(check_key(entry.name))
-        return sorted(keys)
+        return run_keys(self.path)
 
     def free(self, offer: Offer, min_free: int) -> Offer:
         """Return the offer minus live runs; nothing below `min_free` MB of disk, or in doubt."""
@@ -292,8 +285,9 @@ class Runs:
         # An exit record is trusted only once the supervisor is gone: the job could have forged it.
         if self._is_running(folder, claim):
             return RunStatus(RunState.RUNNING)
+        is_recorded = (folder.path / "exit.json").exists()
         ended = Exit.from_record(orphaned_processes.conclude(folder, claim, census))
-        if ended.reason == "lost":
+        if ended.reason == "lost" and not is_recorded:
             _log.warning("supervisor lost", run=folder.key)
         self._ended[folder.key] = ended
         launch.remove_tree(folder.temporary)
@@ -320,15 +314,14 @@ class Runs:
         Raises:
             NotFoundError: There is no such run.
         """
-        folder = self.folder(key)
-        self._require(folder)
-        with self._control:
+        folder = self._existing(key)
+        with self._control_lock:
             folder.set_control(walltime=walltime)
 
     def request_cancel(self, key: str) -> bool:
         """Request the cancellation of a run; returns True when the caller must wait for its end."""
         folder = self.folder(key)
-        if not self._exists(folder):
+        if not folder.exists():
             owner = orphaned_processes.supervisor_of(folder)
             if owner is not None:
                 procfs.send(owner, signal.SIGTERM)
@@ -337,14 +330,14 @@ class Runs:
             self._withdraw(folder)
         if self._status(folder).state is RunState.ENDED:
             return False
-        with self._control:
+        with self._control_lock:
             folder.set_control(cancel=True)
         return True
 
     def force_cancel(self, key: str) -> None:
         """Kill the run without its supervisor."""
         folder = self.folder(key)
-        claim = folder.taken() if self._exists(folder) else None
+        claim = folder.taken() if folder.exists() else None
         if claim is not None:
             self._kill_run(folder, claim, "cancelled")
 
@@ -355,7 +348,7 @@ class Runs:
             ExecutorError: The run has not ended.
         """
         folder = self.folder(key)
-        if not self._exists(folder):
+        if not folder.exists():
             return
         if self.poll(key).state is not RunState.ENDED:
             raise ExecutorError(f"Run {key} has not ended", hint="Cancel it first.")
@@ -366,33 +359,30 @@ class Runs:
         orphaned_processes.take_down(folder, claim, reason)
 
     def _remove(self, folder: RunFolder) -> None:
-        trash = self.path / f".gone-{unique()}"
-        folder.path.rename(trash)
+        trash = launch.move_to_trash(folder)
         self._ended.pop(folder.key, None)
         launch.remove_tree(trash)
 
     def _sweep(self) -> None:
-        """Remove folders that were never completed or only partly removed."""
+        """Remove the folders of incomplete, partly removed and probed runs."""
         for entry in os.scandir(self.path):
             is_stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
-            is_temporary = entry.name.startswith((".gone-", launch.PROBE_PREFIX))
-            if is_temporary or (entry.name.startswith(".new-") and is_stale):
+            is_temporary = entry.name.startswith((launch.TRASH_PREFIX, launch.PROBE_PREFIX))
+            if is_temporary or (entry.name.startswith(launch.NEW_PREFIX) and is_stale):
                 launch.remove_tree(Path(entry.path))
 
     # -- helpers
 
-    def _exists(self, folder: RunFolder) -> bool:
-        """Return whether the run has a folder; raises if the parent folder can't be read."""
-        try:
-            folder.path.stat()
-        except FileNotFoundError:
-            self.path.stat()
-            return False
-        return True
+    def _existing(self, key: str) -> RunFolder:
+        """Return the folder of a run that exists.
 
-    def _require(self, folder: RunFolder) -> None:
-        if not self._exists(folder):
-            raise NotFoundError(f"There is no run {folder.key} on this machine")
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        folder = self.folder(key)
+        if not folder.exists():
+            raise NotFoundError(f"There is no run {key} on this machine")
+        return folder
 
     def _reap(self) -> None:
         for key, child in list(self._children.items()):
@@ -406,6 +396,7 @@ class Runs:
 
 
 def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
+    """Return whether a supervisor did not end its run at the walltime, and therefore hangs."""
     try:
         walltime = finite_number(folder.control(), "walltime")
     except OSError:
@@ -414,7 +405,7 @@ def _is_overdue(folder: RunFolder, claim: FolderClaim) -> bool:
 
 
 class LocalExecutor(Executor):
-    """Executor of one machine.
+    """Executor of one machine; `Executor` documents the methods.
 
     Args:
         state_dir: State folder of the daemon; runs are stored in `runs/` below it, and in `etc/` the
@@ -447,13 +438,7 @@ class LocalExecutor(Executor):
         self._probe = StartProbe(self._path, self._runs.fork_server, isolation)
 
     async def submit(self, spec: RunSpec) -> str:
-        """Start the run and return its handle; idempotent: an existing key is adopted.
-
-        Raises:
-            RunRefusedError: The specification can't be run.
-            ExecutorUnavailableError: The run could not be started now. Either nothing of it is
-                left, or the next submit of the same key continues it.
-        """
+        """After an error, nothing of the run is left, or the next submit of its key continues it."""
         check_spec(spec)
         try:
             return await self._start(spec)
@@ -475,7 +460,7 @@ class LocalExecutor(Executor):
         return spec.key
 
     async def _wait_for_report(self, key: str) -> None:
-        """Wait until a starting supervisor reports something, at most `_MAX_CHECK_INTERVAL` seconds."""
+        """Wait until a starting supervisor reports, at most `_MAX_CHECK_INTERVAL` seconds."""
         await asyncio.sleep(_MIN_CHECK_INTERVAL)
         report_pipe = self._runs.report_pipe(key)
         if report_pipe is None:
@@ -492,31 +477,17 @@ class LocalExecutor(Executor):
             loop.remove_reader(report_pipe)
 
     async def find(self, key: str) -> str | None:
-        """Return the handle of the run with this key; None if it certainly never began here."""
         return key if await self._call(self._runs.has_begun, check_key(key)) else None
 
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
-        """Return the status of each handle.
-
-        QUEUED is a run that no supervisor claimed: submit it again. UNKNOWN is a run whose folder
-        is missing or can't be read.
-        """
+        """QUEUED is a run that no supervisor claimed: submit it again."""
         statuses = await self._call(self._runs.poll_all, list(handles))
-        if any(
-            status.exit is not None and status.exit.reason == "unstarted"
-            for status in statuses.values()
-        ):
+        ends = [status.exit for status in statuses.values()]
+        if any(ended is not None and ended.reason == "unstarted" for ended in ends):
             self._probe.invalidate()
         return statuses
 
     async def cancel(self, handle: str) -> None:
-        """Cancel the run and wait for the end of its processes.
-
-        An ended or unknown run is no error.
-
-        Raises:
-            ExecutorUnavailableError: The folder can't be used, or processes can't be killed.
-        """
         pending = await self._call(self._runs.request_cancel, check_key(handle))
         deadline = time.monotonic() + GRACE + HUNG
         while pending:
@@ -527,58 +498,31 @@ class LocalExecutor(Executor):
             pending = await self._call(self._runs.is_live, handle)
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Set the total time limit of the run to `walltime` seconds from its start.
-
-        Raises:
-            NotFoundError: There is no such run.
-            RunRefusedError: The walltime is out of range.
-        """
-        if not 1 <= walltime <= MAX_WALLTIME:
-            raise RunRefusedError(f"Run {handle}: a walltime of {walltime} seconds is out of range")
+        check_walltime(handle, walltime)
         await self._call(self._runs.extend, check_key(handle), walltime)
 
     async def capacity(self) -> Offer:
-        """Return the free CPUs, memory (MB) and GPUs: the offer minus all live runs.
-
-        Nothing is free while the disk is nearly full or a run's resources can't be read.
-        """
+        """Nothing is free while the disk is nearly full or a run's resources can't be read."""
         offer = replace(self.offer, gpus=len(device_names(self.offer.gpus)))
         return await self._call(self._runs.free, offer, self._min_free)
 
     async def fault(self) -> str:
-        """Return why no run can be started now; empty when there is no known fault."""
         return await self._call(self._probe.fault)
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Return up to `limit` bytes of the run's output (both streams), from byte `offset`.
-
-        The middle of a long output is replaced by a note. The kept output changes while the run
-        is alive; afterwards it is final.
-
-        Raises:
-            NotFoundError: There is no such run.
-        """
         span = max(0, offset), max(0, min(limit, OUTPUT_LIMIT))
         return await self._call(self._runs.output, check_key(handle), *span)
 
     def folder(self, handle: str) -> Path:
-        """Return the path of a run's folder, which may not exist."""
         return self._path / check_key(handle)
 
     async def keys(self) -> list[str]:
-        """Return the keys of all runs that have a folder, live or ended."""
         return await self._call(self._runs.keys)
 
     async def stored(self, handle: str) -> Stored | None:
-        """Return the disk usage of a run's folder; None if there is none."""
-        return await self._call(stored_in, self._runs.folder(check_key(handle)).path)
+        return await self._call(stored_in, self.folder(handle))
 
     async def forget(self, handle: str) -> None:
-        """Delete an ended run with all its files and its key.
-
-        Raises:
-            ExecutorError: The run has not ended.
-        """
         await self._call(self._runs.forget, check_key(handle))
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
@@ -591,6 +535,7 @@ class LocalExecutor(Executor):
 
 @contextlib.contextmanager
 def _typed(path: Path) -> Iterator[None]:
+    """Convert errors of the runs below a folder to `ExecutorUnavailableError`."""
     try:
         yield
     except (OSError, UnkillableError) as error:

@@ -13,7 +13,7 @@ import functools
 import os
 import signal
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 PROC: Final = "/proc"
@@ -22,7 +22,8 @@ _GONE: Final = (FileNotFoundError, ProcessLookupError)
 
 SHARED: Final = "/dev/shm"  # noqa: S108 - the measured folder
 _MEMORY_FILES: Final = (f"{SHARED}/", "/memfd:")
-_BLOCK_BYTES: Final = 512
+#: Bytes per block of `st_blocks`.
+BLOCK_BYTES: Final = 512
 _IN_CREATE: Final = 0x100
 _IN_OPEN: Final = 0x20
 _IN_MOVED_TO: Final = 0x80
@@ -119,15 +120,20 @@ def send(identity: Identity, number: int) -> None:
         os.close(handle)
 
 
+def _pids() -> Iterator[int]:
+    for entry in os.scandir(PROC):
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
 def everything() -> list[Process]:
     """Return all processes visible to this user, zombies included."""
     processes = []
-    for entry in os.scandir(PROC):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                process = read_process(int(entry.name))
-                if process is not None:
-                    processes.append(process)
+    for pid in _pids():
+        with contextlib.suppress(OSError, ValueError):
+            process = read_process(pid)
+            if process is not None:
+                processes.append(process)
     return processes
 
 
@@ -144,24 +150,23 @@ def descendants_in(processes: Iterable[Process], roots: set[int]) -> list[int]:
     children: dict[int, list[int]] = {}
     for process in processes:
         children.setdefault(process.parent, []).append(process.pid)
-    pids: list[int] = []
-    parents = list(roots)
-    while parents:
-        child_pids = children.get(parents.pop(), ())
-        pids.extend(child_pids)
-        parents.extend(child_pids)
-    return pids
+    return _walk(roots, lambda pid: children.get(pid, []))
 
 
 def _descendants_by_children(root: int) -> list[int]:
     if not os.path.exists(f"{PROC}/self/task/{os.getpid()}/children"):
         raise FileNotFoundError("this kernel does not list child processes")
+    return _walk({root}, _children)
+
+
+def _walk(roots: set[int], children_of: Callable[[int], list[int]]) -> list[int]:
+    """Return all descendants of `roots` in a tree of processes."""
     pids: list[int] = []
-    parents = [root]
+    parents = list(roots)
     while parents:
-        child_pids = _children(parents.pop())
-        pids.extend(child_pids)
-        parents.extend(child_pids)
+        children = children_of(parents.pop())
+        pids.extend(children)
+        parents.extend(children)
     return pids
 
 
@@ -220,22 +225,20 @@ def marked(entry: bytes) -> list[int]:
     """Return the pids of processes whose initial environment has `entry` (`NAME=value`)."""
     needle = b"\0" + entry + b"\0"
     pids = []
-    for candidate in os.scandir(PROC):
-        if candidate.name.isdigit():
-            with contextlib.suppress(OSError):
-                if needle in b"\0" + read(f"{PROC}/{candidate.name}/environ"):
-                    pids.append(int(candidate.name))
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if needle in b"\0" + read(f"{PROC}/{pid}/environ"):
+                pids.append(pid)
     return pids
 
 
 def environment_entries(prefix: bytes) -> set[bytes]:
     """Return all entries with this prefix in the initial environment of any process."""
     matches: set[bytes] = set()
-    for candidate in os.scandir(PROC):
-        if candidate.name.isdigit():
-            with contextlib.suppress(OSError):
-                entries = read(f"{PROC}/{candidate.name}/environ").split(b"\0")
-                matches.update(entry for entry in entries if entry.startswith(prefix))
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            entries = read(f"{PROC}/{pid}/environ").split(b"\0")
+            matches.update(entry for entry in entries if entry.startswith(prefix))
     return matches
 
 
@@ -271,23 +274,18 @@ class _Share(NamedTuple):
 
 
 class MemoryMeter:
-    """Measures the memory of all descendants of this process.
-
-    Args:
-        started_at: Start of the run, in seconds since the epoch.
-    """
+    """Measures the memory of all descendants of this process."""
 
     def __init__(self, started_at: float) -> None:
-        self._since = started_at - 1.0  # file times have a lower resolution than the clock
+        # In seconds since the epoch; file times have a lower resolution than the clock.
+        self._since = started_at - 1.0
         self._files: dict[tuple[int, int], str] = {}
         self.events = _watch(SHARED)
 
     def exceeds(self, limit: int, shared_memory: int = 0) -> bool:
-        """Return whether the run's memory exceeds a limit.
+        """Return whether the run's memory exceeds a limit in bytes.
 
-        Args:
-            limit: Limit in bytes.
-            shared_memory: Bytes in a sandbox's own /dev/shm, which is not visible here.
+        `shared_memory` are the bytes in a sandbox's own /dev/shm, which is not visible here.
         """
         pids = descendants(os.getpid())
         files = max(self._memory_files_size(pids), shared_memory)
@@ -335,7 +333,7 @@ class MemoryMeter:
                 del self._files[key]
             else:
                 total += closed.st_blocks
-        return total * _BLOCK_BYTES
+        return total * BLOCK_BYTES
 
 
 def _memory_files(pid: int) -> list[tuple[str, os.stat_result]]:

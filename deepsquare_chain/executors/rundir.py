@@ -1,4 +1,4 @@
-"""The folder of one run: its files, their writers, and how they are written atomically; and its output log.
+"""The folder of one run: its files, who writes them, their atomic writes, and the output log.
 
     file             content                              written by
     spec.json        specification of the run             executor, before the run exists
@@ -29,18 +29,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from deepsquare_chain.executors.procfs import Identity
+from deepsquare_chain.executors.procfs import BLOCK_BYTES, Identity
 
 OUTPUT_LIMIT: Final = 1024 * 1024
-# Environment variable that marks the processes of a run, to find orphaned ones.
+#: Environment variable that marks the processes of a run, to find orphaned ones.
 MARK: Final = "GRID_RUN"
-# Time between TERM and KILL, in seconds.
+#: Seconds between TERM and KILL.
 GRACE: Final = 2.0
 #: Home and working folder of a job in a sandbox, and the path of its script there.
 SANDBOX_HOME: Final = "/home/job"
 SANDBOX_SCRIPT: Final = "/run/job/script"
-#: Bytes per block of `st_blocks`.
-BLOCK_BYTES: Final = 512
 #: Minimum bytes that a file or folder counts, for its inode.
 _INODE: Final = 1024
 #: Minimum bytes of a file whose size is kept between two measurements of a run's disk usage.
@@ -61,7 +59,7 @@ _OUTPUT_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FolderClaim(NamedTuple):
-    """Process that claimed a run, mark of the run's processes, and time (monotonic seconds)."""
+    """The claim of a run: its supervisor, the mark of its processes, and the monotonic time."""
 
     owner: Identity
     token: str
@@ -99,6 +97,15 @@ class RunFolder:
     def log(self) -> Path:
         """The supervisor's own log."""
         return self.path / "supervisor.log"
+
+    def exists(self) -> bool:
+        """Return whether the run has a folder; raises if the parent folder can't be read."""
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            self.path.parent.stat()
+            return False
+        return True
 
     def fill(self, spec: Mapping[str, Any], script: bytes, walltime: int) -> None:
         """Create the folder with the files that a supervisor needs."""
@@ -157,11 +164,8 @@ class RunFolder:
         record = read_optional(self.path / "job.json")
         if record is None:
             return None
-        return (
-            _identity(record),
-            finite_number(record, "started_at"),
-            finite_number(record, "started"),
-        )
+        times = finite_number(record, "started_at"), finite_number(record, "started")
+        return _identity(record), *times
 
     def exit(self) -> dict[str, Any] | None:
         """Return the exit record; None while there is none."""
@@ -270,9 +274,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raw = read_bytes(path, 0, _RECORD_LIMIT)
         # If a library raised the recursion limit, deep nesting would crash the process.
         structure = _STRING.sub(b"", raw)
-        record = (
-            json.loads(raw) if structure.count(b"{") + structure.count(b"[") <= _NESTING else None
-        )
+        is_flat = structure.count(b"{") + structure.count(b"[") <= _NESTING
+        record = json.loads(raw) if is_flat else None
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
@@ -375,6 +378,7 @@ class OutputWriter:
             del self._segments[0]
 
     def _write(self, data: memoryview) -> int:
+        """Write as many bytes as possible; returns their number."""
         written = 0
         if self._handle >= 0:
             with contextlib.suppress(OSError):

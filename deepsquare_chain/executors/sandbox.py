@@ -116,13 +116,10 @@ class SandboxOptions(BaseModel):
 
     def exposed(self, private: Iterable[Path]) -> Path | None:
         """Return a path of the daemon that these options would expose to jobs; None for none."""
-        exposed_paths = [Path(os.path.realpath(path)) for path in (*self.readable, *self.writable)]
+        exposed = [os.path.realpath(path) for path in (*self.readable, *self.writable)]
         for path in private:
             real = Path(os.path.realpath(path))
-            if any(
-                real == exposed_path or real.is_relative_to(exposed_path)
-                for exposed_path in exposed_paths
-            ):
+            if any(real.is_relative_to(folder) for folder in exposed):
                 return path
         return None
 
@@ -314,9 +311,8 @@ class EtcCopy:
             for name in (*folders, *files):
                 path = Path(parent, name)
                 status = entries.get(str(path.relative_to(self._folder)))
-                if status is None or stat.S_IFMT(status.st_mode) != stat.S_IFMT(
-                    path.lstat().st_mode
-                ):
+                kind = stat.S_IFMT(path.lstat().st_mode)
+                if status is None or stat.S_IFMT(status.st_mode) != kind:
                     _remove(path)
         for name, status in entries.items():
             with contextlib.suppress(PermissionError):  # a job could not read it either
@@ -364,10 +360,8 @@ def _copy(source: Path, status: os.stat_result, target: Path) -> None:
             temporary.replace(target)
     elif stat.S_ISREG(status.st_mode):
         copied = target.lstat() if target.exists() else None
-        if copied is None or (copied.st_size, copied.st_mtime_ns) != (
-            status.st_size,
-            status.st_mtime_ns,
-        ):
+        version = status.st_size, status.st_mtime_ns
+        if copied is None or (copied.st_size, copied.st_mtime_ns) != version:
             shutil.copy2(source, temporary)
             temporary.replace(target)
 
@@ -389,9 +383,7 @@ class Sandbox:
     def command(self, arguments: Sequence[str], *, namespaces: bool = False) -> list[str]:
         """Return the command prefix, to which the job's command is appended.
 
-        Args:
-            arguments: Arguments of bubblewrap.
-            namespaces: Whether jobs may create user namespaces.
+        `namespaces` permits jobs to create user namespaces.
         """
         forbid = self.version >= _NO_NESTING and not namespaces
         return [self.program, *(["--disable-userns"] if forbid else []), *arguments]
@@ -458,12 +450,7 @@ class Isolation:
     etc: EtcCopy | None = None
 
     def record(self, folder: Path, devices: Sequence[str] = ()) -> Mapping[str, Any]:
-        """Return the isolation for the specification of a run.
-
-        Args:
-            folder: Folder of the run.
-            devices: Names of its GPUs.
-        """
+        """Return the isolation of a run with these GPUs, for its specification in `folder`."""
         command: list[str] = []
         if self.sandbox is not None:
             arguments = bubblewrap_arguments(

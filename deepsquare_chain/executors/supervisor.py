@@ -29,9 +29,8 @@ from typing import Any, Final, NoReturn
 from deepsquare_chain.executors import procfs
 from deepsquare_chain.executors.cgroups import JobCgroup
 from deepsquare_chain.executors.orphaned_processes import SUPERVISOR_MODULE
-from deepsquare_chain.executors.procfs import SHARED, MemoryMeter
+from deepsquare_chain.executors.procfs import BLOCK_BYTES, SHARED, MemoryMeter
 from deepsquare_chain.executors.rundir import (
-    BLOCK_BYTES,
     GRACE,
     LARGE_FILE,
     MARK,
@@ -52,25 +51,22 @@ from deepsquare_chain.job import MEGABYTE
 #: measurement: a job with millions of files must not cost the provider a CPU.
 _DISK_PAUSE: Final = 0.5
 _DISK_SHARE: Final = 20
-#: Bytes below which a disk counts as full, and maximum bytes of a run that can't have filled it: no
-#: provider claims with less free disk than that.
-_FULL: Final = MEGABYTE
-_LEAST_FLOOR: Final = 64 * MEGABYTE
+#: Free bytes below which a disk counts as full; and maximum bytes of a run that can't have filled
+#: it, because no provider claims with less free disk than that.
+_FULL_DISK: Final = MEGABYTE
+_MIN_DISK_FLOOR: Final = 64 * MEGABYTE
 #: Minimum limit of a single file in bytes, for the supervisor's own files.
-_LEAST_FILE: Final = 16 * MEGABYTE
+_MIN_FILE_LIMIT: Final = 16 * MEGABYTE
 #: Processes of bubblewrap itself.
-_OF_THE_SANDBOX: Final = 2
+_BUBBLEWRAP_PROCESSES: Final = 2
 #: Enters the groups given before `--` and executes the command after it.
-_ENTER: Final = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 126; shift; done; shift; exec "$@"'
+_ENTER_GROUPS: Final = (
+    'while [ "$1" != -- ]; do echo 0 >"$1" || exit 126; shift; done; shift; exec "$@"'
+)
 
 
 class Confinement:
-    """Limits and sandbox of one run.
-
-    Args:
-        folder: Folder of the run.
-        spec: Specification of the run.
-    """
+    """Limits and sandbox of one run."""
 
     def __init__(self, folder: RunFolder, spec: Mapping[str, Any]) -> None:
         isolation: Mapping[str, Any] = spec.get("isolation") or {}
@@ -117,7 +113,7 @@ class Confinement:
         """
         if self._disk:
             self._device = self._folder.work.stat().st_dev
-            largest = max(self._disk, _LEAST_FILE)
+            largest = max(self._disk, _MIN_FILE_LIMIT)
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             if hard == resource.RLIM_INFINITY or hard > largest:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -128,30 +124,25 @@ class Confinement:
         """Wrap a command to run within the groups and the sandbox."""
         command = [*self._wrapper, *inner]
         if self._group is not None:
-            command = ["/bin/sh", "-c", _ENTER, "sh", *self._group.entrances, "--", *command]
+            command = ["/bin/sh", "-c", _ENTER_GROUPS, "sh", *self._group.entrances, "--", *command]
         return command
 
     def cause(self, now: float) -> str:
-        """Return the exceeded limit that ends the run: memory, disk, processes, or empty for none.
+        """Return the exceeded limit that ends the run at monotonic time `now`.
 
-        Args:
-            now: Monotonic seconds.
+        One of memory, disk and processes; empty for none.
         """
         if self._group is not None and self._group.ran_out_of_memory():
             return "memory"
         kernel_limits = self._group is not None and self._group.limits("pids")
         if self._processes and not kernel_limits:
             count = len(procfs.descendants(os.getpid()))
-            if count > self._processes + _OF_THE_SANDBOX:
+            if count > self._processes + _BUBBLEWRAP_PROCESSES:
                 return "processes"
         return "disk" if self._exceeds_disk(now) else ""
 
     def shared_memory(self, pid: int) -> int:
-        """Return the bytes in the sandbox's own /dev/shm, which is invisible outside.
-
-        Args:
-            pid: Pid of bubblewrap, outside of the sandbox.
-        """
+        """Return the bytes in the own /dev/shm of the sandbox of this bubblewrap process."""
         inside = procfs.descendants(pid)[:1] if self._wrapper else []
         for child in inside:
             with contextlib.suppress(OSError):
@@ -163,11 +154,7 @@ class Confinement:
         return 0
 
     def verdict(self, status: int | None) -> str:
-        """Return the limit that caused the end of a script, empty for none.
-
-        Args:
-            status: Status of the script's process from `waitpid`.
-        """
+        """Return the limit that caused the end of a script with this `waitpid` status, or empty."""
         if self._group is not None and self._group.ran_out_of_memory():
             return "memory"
         if status is not None and self._disk:
@@ -181,9 +168,9 @@ class Confinement:
         if not self._disk:
             return False
         state = os.statvfs(self._folder.work)
-        if int(state.f_bavail * state.f_frsize) >= _FULL:
+        if int(state.f_bavail * state.f_frsize) >= _FULL_DISK:
             return False
-        return self._disk_used(_LEAST_FLOOR) <= _LEAST_FLOOR
+        return self._disk_used(_MIN_DISK_FLOOR) <= _MIN_DISK_FLOOR
 
     def end(self) -> None:
         """Kill remaining processes in the groups, and remove the groups."""
@@ -233,17 +220,21 @@ class Confinement:
         return mapped | opened
 
 
+#: Seconds between two checks of limits and control file, and the maximum if checks are slow: they
+#: may take one part in `_CHECK_SHARE` of the time.
 TICK: Final = 0.25
-_LONGEST_TICK: Final = 2.0
-_LOOK_SHARE: Final = 20
-_SWEEP: Final = 0.05
-_BREATH: Final = 0.01
+_MAX_TICK: Final = 2.0
+_CHECK_SHARE: Final = 20
+#: Seconds between two kills of remaining processes, and pause after much output or many events.
+_KILL_INTERVAL: Final = 0.05
+_THROTTLE: Final = 0.01
 _PR_SET_CHILD_SUBREAPER: Final = 36
 #: Number of the system call keyctl by machine, for which the C library has no function.
 _KEYCTL: Final[Mapping[str, int]] = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 _JOIN_SESSION_KEYRING: Final = 1
 _PIPE_BYTES: Final = 256 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Exit code of a supervisor whose run was claimed before.
 TAKEN: Final = 3
 #: Possible paths of bash; the first that exists is used.
 _SHELLS: Final = (
@@ -252,9 +243,9 @@ _SHELLS: Final = (
     "/usr/local/bin/bash",
     "/run/current-system/sw/bin/bash",
 )
-#: Reports on a descriptor that the shell has started, then executes the script.
-_MARK_DESCRIPTOR: Final = 9
-_BEGIN: Final = f'printf . >&{_MARK_DESCRIPTOR} && exec "$0" "$1" {_MARK_DESCRIPTOR}>&-'
+#: Descriptor on which the shell reports its start, and the command that does so before the script.
+_REPORT_DESCRIPTOR: Final = 9
+_START: Final = f'printf . >&{_REPORT_DESCRIPTOR} && exec "$0" "$1" {_REPORT_DESCRIPTOR}>&-'
 #: Jobs run at a lower priority than the daemon, so that many of them do not delay claims and
 #: reports.
 _NICE: Final = 5
@@ -263,7 +254,7 @@ _SERVER_IDLE: Final = 60.0
 _REQUEST_BYTES: Final = 8192
 #: Index of arg_start in /proc/PID/stat, counted from the state; arg_end is the next field.
 _ARG_START: Final = 45
-_SIGNALLED: Final = 128
+_SIGNAL_BASE: Final = 128
 _MAX_SIGNAL: Final = 64
 _libc: Any = ctypes.CDLL(None, use_errno=True)
 
@@ -281,12 +272,12 @@ class Supervisor:
         self._reserved = folder.reserve_exit()
         self._walltime = int(spec["walltime"])
         self._cancelled = False
-        self._next_look = 0.0
-        self._control_seen = (0, 0)
+        self._next_check = 0.0
+        self._control_version = (0, 0)
         self._pid = 0
         self._status: int | None = None
         self._failure = ""
-        self._pipe, self._alarm, self._begun = -1, -1, -1
+        self._pipe, self._wakeup, self._start_report = -1, -1, -1
         self._meter: MemoryMeter | None = None
         self._output = OutputWriter(folder.output, OUTPUT_LIMIT)
 
@@ -301,7 +292,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Run the script to its end and write the exit record."""
-        self._alarm = self._listen()
+        self._wakeup = self._listen()
         self._started_at, self._started = time.time(), time.monotonic()
         reason = ""
         if self._spawn():
@@ -337,9 +328,9 @@ class Supervisor:
     def _spawn(self) -> bool:
         """Start the script in its own session, folder and environment."""
         self._pipe, sink = os.pipe()
-        self._begun, mark = os.pipe()
+        self._start_report, start_sink = os.pipe()
         os.set_blocking(self._pipe, False)
-        os.set_blocking(self._begun, False)
+        os.set_blocking(self._start_report, False)
         with contextlib.suppress(OSError):
             # Fewer, larger reads for a job with endless output.
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -347,27 +338,27 @@ class Supervisor:
             self._confinement.begin()
             if not self._confinement.limits_memory:
                 self._meter = MemoryMeter(self._started_at)
-            self._pid = self._execute(sink, mark)
+            self._pid = self._execute(sink, start_sink)
         except OSError as error:
             self._failure = f"The script could not be started: {error.strerror}\n"
             return False
         finally:
             os.close(sink)
-            os.close(mark)
+            os.close(start_sink)
         crash_point("supervisor.spawned")
         # Optional: the job of a dead supervisor is also found by its mark.
         with contextlib.suppress(OSError):
             self._folder.set_job(procfs.identify(self._pid), self._started_at, self._started)
         return True
 
-    def _execute(self, sink: int, mark: int) -> int:
-        """Start the script with output to `sink` and start report to `mark`; returns its pid.
+    def _execute(self, sink: int, start_sink: int) -> int:
+        """Start the script with output to `sink`; returns its pid. The shell reports to `start_sink`.
 
         Not by `subprocess`, which takes longer to load than a short job runs.
         """
         shell = _shell()
         # With -p the first shell reads no start-up file; the second one does.
-        begin = [shell, "-p", "-c", _BEGIN, shell, self._confinement.script]
+        begin = [shell, "-p", "-c", _START, shell, self._confinement.script]
         command = self._confinement.command(begin)
         os.chdir(self._folder.work)
         try:
@@ -379,7 +370,7 @@ class Supervisor:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, sink, 1),
                     (os.POSIX_SPAWN_DUP2, sink, 2),
-                    (os.POSIX_SPAWN_DUP2, mark, _MARK_DESCRIPTOR),
+                    (os.POSIX_SPAWN_DUP2, start_sink, _REPORT_DESCRIPTOR),
                 ],
                 setsid=True,
                 # Python ignores these signals, and the script would inherit that.
@@ -401,12 +392,12 @@ class Supervisor:
             cause = self._cause()
             if cause:
                 return cause
-            self._wait(max(self._next_look - time.monotonic(), 0.0))
+            self._wait(max(self._next_check - time.monotonic(), 0.0))
 
     def _cause(self) -> str:
         now = time.monotonic()
         # Output wakes the loop far more often than these causes need a check.
-        if now < self._next_look and not self._cancelled:
+        if now < self._next_check and not self._cancelled:
             return ""
         self._read_control()
         if self._cancelled:
@@ -418,9 +409,9 @@ class Supervisor:
             shared_memory = self._confinement.shared_memory(self._pid)
             if self._meter.exceeds(self._memory, shared_memory):
                 cause = "memory"
-        # Checks of very many processes are slow: they may take a twentieth of the time.
-        pause = max(TICK, min(_LONGEST_TICK, _LOOK_SHARE * (time.monotonic() - now)))
-        self._next_look = now + min(pause, self._started + self._walltime - now)
+        # Checks of very many processes are slow.
+        pause = max(TICK, min(_MAX_TICK, _CHECK_SHARE * (time.monotonic() - now)))
+        self._next_check = now + min(pause, self._started + self._walltime - now)
         return cause
 
     def _read_control(self) -> None:
@@ -428,28 +419,26 @@ class Supervisor:
         with contextlib.suppress(OSError, KeyError):
             info = (self._folder.path / "control.json").stat()
             version = (info.st_ino, info.st_mtime_ns)
-            if version != self._control_seen:
+            if version != self._control_version:
                 control = self._folder.control()
                 self._walltime = int(finite_number(control, "walltime"))
                 self._cancelled = self._cancelled or bool(control["cancel"])
-                self._control_seen = version
+                self._control_version = version
 
     def _wait(self, seconds: float) -> None:
         """Sleep until a signal, output or the timeout; reads the output."""
         memory_events = -1 if self._meter is None else self._meter.events
-        watched = [
-            descriptor for descriptor in (self._alarm, self._pipe, memory_events) if descriptor >= 0
-        ]
+        watched = [fd for fd in (self._wakeup, self._pipe, memory_events) if fd >= 0]
         ready, _, _ = select.select(watched, (), (), seconds)
-        if self._alarm in ready:
+        if self._wakeup in ready:
             with contextlib.suppress(BlockingIOError):
-                os.read(self._alarm, 4096)
+                os.read(self._wakeup, 4096)
         if memory_events in ready and self._meter is not None:
             self._meter.notice()
-            time.sleep(_BREATH)  # limits the load by a job that opens files in a loop
+            time.sleep(_THROTTLE)  # limits the load by a job that opens files in a loop
         if self._pipe in ready and self._pump() >= _PIPE_BYTES:
             # Backpressure: more than some 25 MB per second would cost the provider a core.
-            time.sleep(_BREATH)
+            time.sleep(_THROTTLE)
 
     def _pump(self) -> int:
         """Read one part of the output; returns its size, 0 when there is none."""
@@ -504,7 +493,7 @@ class Supervisor:
         while self._reap():
             if time.monotonic() >= deadline:
                 procfs.signal_trees(procfs.descendants(os.getpid()), signal.SIGKILL)
-            self._wait(_SWEEP)
+            self._wait(_KILL_INTERVAL)
 
     def _fault(self) -> str:
         """Return the reason if the machine caused the failure of the run; empty otherwise.
@@ -514,7 +503,7 @@ class Supervisor:
         the script did not fill is the machine's.
         """
         try:
-            has_begun = bool(os.read(self._begun, 1))
+            has_begun = bool(os.read(self._start_report, 1))
         except BlockingIOError:
             has_begun = False
         if not has_begun:
@@ -530,11 +519,11 @@ class Supervisor:
         if self._status is None:
             return 126, reason or "unstarted"
         code = os.waitstatus_to_exitcode(self._status)
-        if self._confinement.is_sandboxed and _SIGNALLED < code <= _SIGNALLED + _MAX_SIGNAL:
+        if self._confinement.is_sandboxed and _SIGNAL_BASE < code <= _SIGNAL_BASE + _MAX_SIGNAL:
             # Bubblewrap exits with this code when a signal ended the script.
-            code = _SIGNALLED - code
+            code = _SIGNAL_BASE - code
         if code < 0:
-            return _SIGNALLED - code, reason or "signalled"
+            return _SIGNAL_BASE - code, reason or "signalled"
         # A script that traps TERM and exits with 0 was still stopped.
         return (code or 128 + signal.SIGTERM if reason else code), reason or "exited"
 
@@ -600,7 +589,7 @@ def _show_in_command_line(folder: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the folder given as the only argument; returns 3 when the run was claimed before."""
+    """Supervise the run in the folder `arguments[0]`; returns `TAKEN` if it was claimed before."""
     os.umask(0o077)
     _join_new_keyring()
     _become_subreaper()

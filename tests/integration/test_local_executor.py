@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.executors import local, orphaned_processes, procfs, rundir
@@ -425,7 +426,10 @@ async def test_a_record_of_another_boot_counts_as_ended(
     record = json.loads((folder / "supervisor.json").read_text())
     record |= {"pid": os.getpid(), "boot": "another"}
     (folder / "supervisor.json").write_text(json.dumps(record))
-    assert (await ended(LocalExecutor(state, OFFER), "run")).reason == "lost"
+    with capture_logs() as logs:
+        for _ in range(2):  # the second start of the daemon logs nothing
+            assert (await ended(LocalExecutor(state, OFFER), "run")).reason == "lost"
+    assert [entry["event"] for entry in logs] == ["supervisor lost"]
 
 
 async def test_run_that_stops_its_supervisor_gains_nothing(

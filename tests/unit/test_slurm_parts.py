@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.executors.base import (
     ExecutorUnavailableError,
+    Exit,
     RunSpec,
     RunState,
 )
@@ -31,7 +32,7 @@ from deepsquare_chain.executors.slurm.client import (
 )
 from deepsquare_chain.executors.slurm.options import SlurmOptions, parse_options
 from deepsquare_chain.executors.slurm.parsing import SlurmJob, registered_hardware
-from deepsquare_chain.executors.slurm.records import EndRecord, Orders
+from deepsquare_chain.executors.slurm.records import Orders
 from deepsquare_chain.job import Hardware, Resources
 
 RECORDED = Path(__file__).with_name("slurm_outputs")
@@ -448,10 +449,10 @@ def test_words_of_slurm_are_data() -> None:
 
 # -- verdicts
 
-END = EndRecord(code=0, reason="exited", seconds=9, started_at=100.0, ended_at=109.0)
+END = Exit(code=0, reason="exited", seconds=9, started_at=100.0, ended_at=109.0)
 
 
-def conclude(state: str, end: EndRecord | None = None, **changes: Any) -> tuple[int, str]:
+def conclude(state: str, end: Exit | None = None, **changes: Any) -> tuple[int, str]:
     """Return code and reason of a run that had started."""
     job = SlurmJob("7", state, started_at=100, ended_at=107, **changes.pop("job", {}))
     values = {"started_at": 100.0, "orders": Orders(), **changes}

@@ -73,9 +73,6 @@ class UnknownJobError(ExecutorUnavailableError):
 class SlurmClient:
     """Runs Slurm's commands on this machine.
 
-    Args:
-        options: Paths of the commands and their configuration, and their timeout.
-
     Attributes:
         user: Unix user of the jobs, as which the commands run.
         user_id: User ID of that user.
@@ -164,15 +161,9 @@ class SlurmClient:
 
     def _environment(self) -> dict[str, str]:
         """Return a clean environment: SBATCH_* and SQUEUE_* variables would change commands."""
-        env = {
-            "PATH": os.environ.get("PATH", _PATH),
-            "LC_ALL": "C",
-            "TZ": "UTC",
-            "SLURM_TIME_FORMAT": "%s",
-        }
-        for name in ("SLURM_CONF", "LD_LIBRARY_PATH", "HOME", "KRB5CCNAME"):
-            if name in os.environ:
-                env[name] = os.environ[name]
+        env = {"PATH": _PATH, "LC_ALL": "C", "TZ": "UTC", "SLURM_TIME_FORMAT": "%s"}
+        kept = ("PATH", "SLURM_CONF", "LD_LIBRARY_PATH", "HOME", "KRB5CCNAME")
+        env |= {name: os.environ[name] for name in kept if name in os.environ}
         if self.group_id is not None:
             env["HOME"] = _entry(self.user).pw_dir
         if self._options.conf is not None:
@@ -236,10 +227,7 @@ async def user_checks(
 ) -> list[Check]:
     """Check that jobs can run as the user, with access to its folders, not to the daemon's files.
 
-    Args:
-        options: Options of the executor, with a user.
-        context: Context of the executor.
-        wrapper: Script that sbatch reads as that user.
+    `wrapper` is the script that sbatch reads as that user.
 
     Raises:
         UsageError: There is no such user.
@@ -254,7 +242,7 @@ async def user_checks(
         return [_failed(f"commands can't be run as {user}", hint)]
     runs = await asyncio.to_thread(_nearest, options, context)
     if not await _can_access(client, "-x", runs):
-        hint = f"Set run_dir, or let {user} pass through the folders above (chmod o+x)."
+        hint = f"Set run_dir, or permit {user} to search the folders above it (chmod o+x)."
         return [_failed(f"{user} can't reach {runs}", hint, "executor_options.run_dir")]
     for path in context.private:
         if await _can_access(client, "-r", path):

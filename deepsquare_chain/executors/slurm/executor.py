@@ -20,7 +20,6 @@ from typing import Final, TypeVar
 from deepsquare_chain.errors import NotFoundError
 from deepsquare_chain.executors import launch
 from deepsquare_chain.executors.base import (
-    MAX_WALLTIME,
     Executor,
     ExecutorContext,
     ExecutorError,
@@ -33,12 +32,14 @@ from deepsquare_chain.executors.base import (
     Stored,
     check_key,
     check_spec,
+    check_walltime,
+    run_keys,
     stored_in,
     unavailable,
 )
 from deepsquare_chain.executors.isolation import UNISOLATED, refuse_exposure, refuse_unisolated
 from deepsquare_chain.executors.launch import in_thread
-from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, read_kept, unique
+from deepsquare_chain.executors.rundir import GRACE, OUTPUT_LIMIT, read_kept
 from deepsquare_chain.executors.sandbox import bubblewrap_arguments
 from deepsquare_chain.executors.slurm import commands, parsing, records
 from deepsquare_chain.executors.slurm.client import (
@@ -72,6 +73,9 @@ _UNSTARTED_COUNTS: Final = 300.0
 _PARTITIONS_COUNT: Final = 15.0
 #: Minimum number of consecutive polls of the queue without the job.
 _MIN_MISSES: Final = 3
+_OPTIONS: Final = (
+    "Correct partitions, account, qos, constraint or extra, or permit them to the daemon's user."
+)
 #: Configuration that a cluster needs to kill whole jobs, enforce limits, and hide jobs from others.
 _CLUSTER: Final = (
     ("ProctrackType", "proctrack/cgroup"),
@@ -113,7 +117,7 @@ class _Memory:
 
 
 class SlurmExecutor(Executor):
-    """Executor of a Slurm cluster.
+    """Executor of a Slurm cluster; `Executor` documents the methods.
 
     Args:
         state_dir: State folder of the daemon; runs are in `runs/` below it, or in the option
@@ -162,13 +166,7 @@ class SlurmExecutor(Executor):
     # -- starting
 
     async def submit(self, spec: RunSpec) -> str:
-        """Submit the run to Slurm and return its handle; idempotent: an existing key is adopted.
-
-        Raises:
-            RunRefusedError: The specification can't be run, or Slurm refuses it.
-            ExecutorUnavailableError: Slurm does not answer, or it is unknown whether it accepted
-                the job: retry later.
-        """
+        """`ExecutorUnavailableError` also means: it is not known whether Slurm accepted the job."""
         check_spec(spec)
         async with self._locks[spec.key]:
             folder = self._folder(spec.key)
@@ -268,9 +266,8 @@ class SlurmExecutor(Executor):
         crash_point("executor.slurm.submitted")
         job_id = parsing.job_id(printed)
         if job_id is None:
-            await self._resolve_failed_submit(
-                folder, ExecutorUnavailableError("sbatch printed no job number")
-            )
+            unclear = ExecutorUnavailableError("sbatch printed no job number")
+            await self._resolve_failed_submit(folder, unclear)
             return
         await self._call(folder.set_job_id, job_id)
         crash_point("executor.slurm.recorded")
@@ -331,12 +328,6 @@ class SlurmExecutor(Executor):
     # -- lookup
 
     async def find(self, key: str) -> str | None:
-        """Return the handle of the run with this key; None if it certainly never began here.
-
-        Raises:
-            ExecutorUnavailableError: Slurm does not answer, the result of an sbatch is unknown, or
-                two jobs have the name of this run.
-        """
         folder = self._folder(key)
         async with self._locks[key]:
             if await self._call(folder.exists):
@@ -370,7 +361,7 @@ class SlurmExecutor(Executor):
     # -- status
 
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
-        """Return the status of each handle, with one poll of the queue for all."""
+        """Poll the queue once for all handles."""
         all_keys = list(handles)
         ended = self._memory.ended
         open_keys = [key for key in all_keys if key not in ended]
@@ -488,14 +479,13 @@ class SlurmExecutor(Executor):
                 return dict.fromkeys(keys, RunStatus(RunState.UNKNOWN))
         statuses = {}
         for key in keys:
-            own_jobs = [
-                job for job in accounted.get(key, []) if job.id == self._memory.job_ids[key]
-            ]
+            job_id = self._memory.job_ids[key]
+            own_jobs = [job for job in accounted.get(key, []) if job.id == job_id]
             ended = [job for job in own_jobs if records.run_state(job.state) is RunState.ENDED]
             if ended:
                 statuses[key] = await self._conclude(self._folder(key), ended[-1])
             elif not own_jobs and self._is_gone(key, queue):
-                _log.warning("Slurm job vanished", run=key, slurm_job=self._memory.job_ids[key])
+                _log.warning("Slurm job vanished", run=key, slurm_job=job_id)
                 statuses[key] = await self._conclude(self._folder(key), None)
             else:
                 statuses[key] = RunStatus(RunState.UNKNOWN)
@@ -527,31 +517,20 @@ class SlurmExecutor(Executor):
         return job
 
     def _judge(self, folder: SlurmFolder, job: SlurmJob | None) -> Exit:
-        if not folder.exists():
-            started = job.started_at if job is not None else None
-            return records.conclude(
-                job,
-                None if started is None else float(started),
-                None,
-                records.Orders(),
-                user_id=self._client.user_id,
-                now=time.time(),
-            )
-        start = folder.start()
-        if start is not None and start[1] is None:  # withdrawn before it began
-            orders = records.Orders(cancel=True)
-        else:
-            orders = folder.orders()
-        ended = records.conclude(
-            job,
-            start[1] if start else None,
-            folder.end(),
-            orders,
-            user_id=self._client.user_id,
-            now=time.time(),
-        )
-        folder.set_verdict(ended)
-        launch.remove_tree(folder.temporary)
+        """Return the exit status of a run, and record it in its folder if that still exists."""
+        exists = folder.exists()
+        end, orders = None, records.Orders()
+        started_at = None if job is None or job.started_at is None else float(job.started_at)
+        if exists:
+            start, end = folder.start(), folder.end()
+            started_at = start[1] if start else None
+            withdrawn = start is not None and started_at is None  # before it began
+            orders = records.Orders(cancel=True) if withdrawn else folder.orders()
+        user_id = self._client.user_id
+        ended = records.conclude(job, started_at, end, orders, user_id=user_id, now=time.time())
+        if exists:
+            folder.set_verdict(ended)
+            launch.remove_tree(folder.temporary)
         return ended
 
     def _remember(self, key: str, ended: Exit) -> RunStatus:
@@ -630,13 +609,6 @@ class SlurmExecutor(Executor):
     # -- cancellation and extension
 
     async def cancel(self, handle: str) -> None:
-        """Cancel the run and wait for the end of its job.
-
-        An ended or unknown run is no error.
-
-        Raises:
-            ExecutorUnavailableError: Slurm does not answer, or the job does not end.
-        """
         folder = self._folder(handle)
         if handle in self._memory.ended:
             return
@@ -676,16 +648,8 @@ class SlurmExecutor(Executor):
         return [job for job in jobs if records.run_state(job.state) is not RunState.ENDED]
 
     async def extend(self, handle: str, walltime: int) -> None:
-        """Set the total time limit of the run to `walltime` seconds from its start.
-
-        Raises:
-            NotFoundError: There is no such run.
-            RunRefusedError: The walltime is out of range, or longer than the limit of the Slurm
-                job, which this user may not raise.
-            ExecutorUnavailableError: Slurm does not answer.
-        """
-        if not 1 <= walltime <= MAX_WALLTIME:
-            raise RunRefusedError(f"Run {handle}: a walltime of {walltime} seconds is out of range")
+        """Refused if it is longer than the limit of the Slurm job, and this user may not raise that."""
+        check_walltime(handle, walltime)
         folder = self._folder(handle)
         await self._call(self._require, folder)
         jobs = await self._live(handle, max_age=self._options.query_interval)
@@ -712,7 +676,6 @@ class SlurmExecutor(Executor):
     # -- capacity, output and files
 
     async def capacity(self) -> Offer:
-        """Return the free CPUs, memory (MB) and GPUs of nodes that are up."""
         free = [node for node in await self._cluster_nodes() if node.is_up]
         return Offer(
             cpus=sum(node.idle_cpus for node in free),
@@ -721,10 +684,9 @@ class SlurmExecutor(Executor):
         )
 
     async def fault(self) -> str:
-        """Return why no run can be started now; empty when there is no known fault.
+        """A job that failed before its wrapper began counts as a fault for a while.
 
-        A job that failed before its wrapper began counts as a fault for a while: every other job
-        would fail in the same way, and at once.
+        Every other job would fail in the same way, and at once.
         """
         fault = await self._find_fault()
         if fault and fault != self._fault:
@@ -764,15 +726,9 @@ class SlurmExecutor(Executor):
         return self._nodes[1]
 
     def folder(self, handle: str) -> Path:
-        """Return the path of a run's folder, which may not exist."""
         return self._path / check_key(handle)
 
     async def output(self, handle: str, offset: int = 0, limit: int = 65536) -> bytes:
-        """Return up to `limit` bytes of the run's output (both streams), from byte `offset`.
-
-        Raises:
-            NotFoundError: There is no such run.
-        """
         folder = self._folder(handle)
 
         def read() -> bytes:
@@ -782,42 +738,19 @@ class SlurmExecutor(Executor):
         return await self._call(read)
 
     async def keys(self) -> list[str]:
-        """Return the keys of all runs that have a folder, live or ended."""
-
-        def scan() -> list[str]:
-            keys = []
-            for entry in os.scandir(self._path):
-                with contextlib.suppress(RunRefusedError):
-                    if entry.is_dir(follow_symlinks=False):
-                        keys.append(check_key(entry.name))
-            return sorted(keys)
-
-        return await self._call(scan)
+        return await self._call(run_keys, self._path)
 
     async def stored(self, handle: str) -> Stored | None:
-        """Return the disk usage of a run's folder; None if there is none."""
-        return await self._call(stored_in, self._folder(handle).path)
+        return await self._call(stored_in, self.folder(handle))
 
     async def forget(self, handle: str) -> None:
-        """Delete an ended run with all its files and its key.
-
-        Raises:
-            ExecutorError: The run has not ended.
-        """
         folder = self._folder(handle)
         if not await self._call(folder.exists):
             return
         if (await self.poll([handle]))[handle].state is not RunState.ENDED:
             raise ExecutorError(f"Run {handle} has not ended", hint="Cancel it first.")
-
         await self._remove_as_user(folder)
-
-        def remove() -> None:
-            trash = self._path / f".gone-{unique()}"
-            folder.path.rename(trash)
-            launch.remove_tree(trash)
-
-        await self._call(remove)
+        await self._call(lambda: launch.remove_tree(launch.move_to_trash(folder)))
         self._memory.ended.pop(handle, None)
         self._memory.job_ids.pop(handle, None)
         self._drop_lock(handle)
@@ -834,7 +767,7 @@ class SlurmExecutor(Executor):
             raise NotFoundError(f"There is no run {folder.key} in {self._path}")
 
     def _folder(self, key: str) -> SlurmFolder:
-        return SlurmFolder(self._path / check_key(key), self._client.group_id)
+        return SlurmFolder(self.folder(key), self._client.group_id)
 
     def _warn(self, name: str, error: Exception) -> None:
         if name not in self._memory.warnings:
@@ -871,51 +804,35 @@ async def examine(context: ExecutorContext) -> list[Check]:
     options = parse_options(context.options)
     nodes = await read_nodes(options)
     usable = [node for node in nodes if node.is_up]
-    setting = "executor_options.partitions"
     text = f"Slurm responds; nodes in service: {len(usable)} of {len(nodes)}"
     hint = "" if usable else "`sinfo` shows why they are out of service."
     if not nodes:
         partitions = ", ".join(options.all_partitions) or "default partition"
         text = f"Slurm responds, and has no nodes in {partitions}"
         hint = "`sinfo` lists the partitions and their nodes."
+    checks = [Check("executor", bool(usable), text, hint, "executor_options.partitions")]
     client = SlurmClient(options)
     config = parsing.config(await client.run(commands.show_config()))
     reason = await rejection(client, options)
-    hints = "Correct partitions, account, qos, constraint or extra, or permit them to the daemon's user."
-    return [
-        Check("executor", bool(usable), text, hint, setting),
-        Check(
-            "submission",
-            not reason,
-            reason or "sbatch accepts a job with these options",
-            hints if reason else "",
-            "executor_options",
-        ),
-        *isolation_checks(options, config),
-        *(await user_checks(options, context, WRAPPER) if options.user else ()),
-    ]
+    text, hint = reason or "sbatch accepts a job with these options", _OPTIONS if reason else ""
+    checks.append(Check("submission", not reason, text, hint, "executor_options"))
+    checks += isolation_checks(options, config)
+    if options.user:
+        checks += await user_checks(options, context, WRAPPER)
+    return checks
 
 
 def isolation_checks(options: SlurmOptions, config: Mapping[str, str]) -> list[Check]:
-    """Return the checks of job isolation on a cluster.
-
-    Args:
-        options: Options of the executor.
-        config: Configuration of the cluster, from `scontrol show config`.
-    """
+    """Return the checks of job isolation on a cluster with this `scontrol show config`."""
     sandboxed = options.isolation == "sandbox"
     text = "jobs run under bubblewrap on the nodes" if sandboxed else UNISOLATED
     hint = "" if sandboxed else "Set isolation = sandbox; the nodes need bubblewrap."
     checks = [Check("isolation", sandboxed, text, hint, "executor_options.isolation")]
     for key, required in _CLUSTER:
         actual = config.get(key, "(null)")
+        hint = f"Set {key} to {required} in slurm.conf; see docs/provider.md for the reason."
         ok = required in actual
-        advice = (
-            ""
-            if ok
-            else f"Set {key} to {required} in slurm.conf; see docs/provider.md for the reason."
-        )
-        checks.append(Check(key, ok, actual, advice))
+        checks.append(Check(key, ok, actual, "" if ok else hint))
     return checks
 
 

@@ -7,7 +7,7 @@ that stops the daemon. Times are in seconds since the epoch (`SLURM_TIME_FORMAT=
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,27 +86,9 @@ class SlurmNode:
 _UP: Final = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 _OUT_OF_SERVICE: Final = frozenset(
     [
-        "down",
-        "drain",
-        "drained",
-        "draining",
-        "fail",
-        "failing",
-        "error",
-        "future",
-        "inval",
-        "invalid",
-        "maint",
-        "no_respond",
-        "powered_down",
-        "powering_down",
-        "power_down",
-        "reboot",
-        "reserved",
-        "planned_down",
-        "unknown",
-        "not_responding",
-        "blocked",
+        *("blocked", "down", "drain", "drained", "draining", "error", "fail", "failing", "future"),
+        *("inval", "invalid", "maint", "no_respond", "not_responding", "planned_down"),
+        *("power_down", "powered_down", "powering_down", "reboot", "reserved", "unknown"),
     ]
 )
 #: Suffixes that sinfo appends to a state: not responding, powering down, rebooting, ...
@@ -129,27 +111,32 @@ def job_id(text: str) -> str | None:
     return None
 
 
+def _jobs(text: str, columns: int) -> Iterator[list[str]]:
+    """Yield the columns of each line that begins with a job ID; the last may contain a separator.
+
+    Other lines are skipped, such as the tasks of a foreign job array.
+    """
+    for line in text.splitlines():
+        values = line.split("|", columns - 1)
+        if len(values) == columns and _JOB_ID.fullmatch(values[0]):
+            yield values
+
+
 def queue(text: str) -> list[SlurmJob]:
     """Parse the jobs of squeue."""
-    jobs = []
-    for line in text.splitlines():
-        parts = line.split("|", 7)
-        if len(parts) < 8 or not _JOB_ID.fullmatch(parts[0]):
-            continue  # a task of a foreign job array, or no line of squeue
-        number, state, reason, start, end, limit, name, comment = parts
-        jobs.append(
-            SlurmJob(
-                id=number,
-                state=_state(state),
-                name=name,
-                comment="" if comment == "(null)" else comment,
-                reason=reason,
-                started_at=_number(start),
-                ended_at=_number(end),
-                limit=time_limit(limit),
-            )
+    return [
+        SlurmJob(
+            id=number,
+            state=_state(state),
+            name=name,
+            comment="" if comment == "(null)" else comment,
+            reason=reason,
+            started_at=_number(start),
+            ended_at=_number(end),
+            limit=time_limit(limit),
         )
-    return jobs
+        for number, state, reason, start, end, limit, name, comment in _jobs(text, 8)
+    ]
 
 
 def job(text: str) -> SlurmJob | None:
@@ -183,11 +170,7 @@ def job(text: str) -> SlurmJob | None:
 def accounting(text: str) -> list[SlurmJob]:
     """Parse the jobs of sacct from slurmdbd."""
     jobs = []
-    for line in text.splitlines():
-        parts = line.split("|", 5)
-        if len(parts) < 6 or not _JOB_ID.fullmatch(parts[0]):
-            continue
-        number, state, exit_code, start, end, name = parts
+    for number, state, exit_code, start, end, name in _jobs(text, 6):
         code, signal = _exit(exit_code)
         canceller = _CANCELLED_BY.match(state)
         jobs.append(
@@ -207,24 +190,16 @@ def accounting(text: str) -> list[SlurmJob]:
 
 def completions(text: str) -> list[SlurmJob]:
     """Parse the jobs of sacct from the file of completed jobs."""
-    jobs = []
-    for line in text.splitlines():
-        parts = line.split("|", 4)
-        if len(parts) == 5 and _JOB_ID.fullmatch(parts[0]):
-            number, state, start, end, name = parts
-            times = _number(start), _number(end)
-            jobs.append(
-                SlurmJob(number, _state(state), name, started_at=times[0], ended_at=times[1])
-            )
-    return jobs
+    return [
+        SlurmJob(number, _state(state), name, started_at=_number(start), ended_at=_number(end))
+        for number, state, start, end, name in _jobs(text, 5)
+    ]
 
 
 def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
-    """Parse the nodes of sinfo, without duplicates of nodes in several partitions.
+    """Parse the nodes of sinfo, which prints a line per node and partition, without duplicates.
 
-    Args:
-        text: One line per node and partition.
-        default_only: Only include nodes of the default partition, which sinfo marks.
+    `default_only` includes only nodes of the default partition, which sinfo marks.
     """
     nodes_by_name: dict[str, SlurmNode] = {}
     for line in text.splitlines():
@@ -253,9 +228,7 @@ def nodes(text: str, *, default_only: bool) -> list[SlurmNode]:
 def partition_limits(text: str, *, default_only: bool) -> dict[str, tuple[bool, int | None]]:
     """Return for each partition whether it is up, and its time limit in seconds (None: unlimited).
 
-    Args:
-        text: One line per partition, or per group of its nodes.
-        default_only: Only include the default partition.
+    `default_only` includes only the default partition.
     """
     limits = {}
     for line in text.splitlines():

@@ -26,7 +26,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,6 @@ from deepsquare_chain.executors.base import Exit, RunState
 from deepsquare_chain.executors.rundir import (
     RunFolder,
     dump,
-    exit_record,
     finite_number,
     read_optional,
     read_record,
@@ -46,27 +45,14 @@ from deepsquare_chain.executors.slurm.parsing import SlurmJob
 
 _QUEUED: Final = frozenset(
     [
-        "PENDING",
-        "CONFIGURING",
-        "REQUEUED",
-        "REQUEUE_HOLD",
-        "REQUEUE_FED",
-        "RESV_DEL_HOLD",
-        "SPECIAL_EXIT",
-        "POWER_UP_NODE",
+        *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD"),
+        *("SPECIAL_EXIT", "POWER_UP_NODE"),
     ]
 )
 _RUNNING: Final = frozenset(
     [
-        "RUNNING",
-        "COMPLETING",
-        "SUSPENDED",
-        "STOPPED",
-        "SIGNALING",
-        "STAGE_OUT",
-        "RESIZING",
-        "EXPEDITING",
-        "UPDATE_DB",
+        *("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"),
+        *("EXPEDITING", "UPDATE_DB"),
     ]
 )
 _TIME: Final = frozenset({"TIMEOUT", "DEADLINE"})
@@ -78,17 +64,9 @@ _ENDED: Final = _TIME | _LOST | {"COMPLETED", "FAILED", "OUT_OF_MEMORY", "CANCEL
 #: Reasons for which a pending job never starts.
 _NEVER: Final = frozenset(
     [
-        "BadConstraints",
-        "PartitionConfig",
-        "PartitionTimeLimit",
-        "PartitionNodeLimit",
-        "InvalidAccount",
-        "InvalidQOS",
-        "AssociationTimeLimit",
-        "AccountNotAllowed",
-        "QOSNotAllowed",
-        "AssocMaxWallDurationPerJobLimit",
-        "QOSMaxWallDurationPerJobLimit",
+        *("BadConstraints", "PartitionConfig", "PartitionTimeLimit", "PartitionNodeLimit"),
+        *("InvalidAccount", "InvalidQOS", "AssociationTimeLimit", "AccountNotAllowed"),
+        *("QOSNotAllowed", "AssocMaxWallDurationPerJobLimit", "QOSMaxWallDurationPerJobLimit"),
         "DependencyNeverSatisfied",
     ]
 )
@@ -101,21 +79,6 @@ _NEVER_BEGAN: Final = {
     "FAILED": (126, "unstarted"),
     "LAUNCH_FAILED": (126, "unstarted"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EndRecord:
-    """The wrapper's record of the script's end; times are in seconds.
-
-    `reason` is exited, signalled, walltime, cancelled, or terminated: Slurm ended it, for the
-    reason in its state.
-    """
-
-    code: int
-    reason: str
-    seconds: int
-    started_at: float
-    ended_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +106,7 @@ def never_starts(job: SlurmJob) -> bool:
 def conclude(
     job: SlurmJob | None,
     started_at: float | None,
-    end: EndRecord | None,
+    end: Exit | None,
     orders: Orders,
     *,
     user_id: int,
@@ -154,7 +117,7 @@ def conclude(
     Args:
         job: Slurm job in a final state; None when Slurm no longer has it.
         started_at: Start of the wrapper in seconds since the epoch; None if it never began.
-        end: The wrapper's record; None if there is none.
+        end: The wrapper's record of the script's end, see `SlurmFolder.end`; None if there is none.
         orders: Requests of the daemon.
         user_id: User ID of the jobs' user.
         now: Seconds since the epoch, used if the time of the end is unknown.
@@ -172,7 +135,7 @@ def conclude(
 def _verdict(
     job: SlurmJob | None,
     started_at: float | None,
-    end: EndRecord | None,
+    end: Exit | None,
     orders: Orders,
     user_id: int,
 ) -> tuple[int, str]:
@@ -192,7 +155,7 @@ def _verdict(
 
 
 def _by_slurm(
-    job: SlurmJob | None, end: EndRecord | None, *, began: bool, user_id: int
+    job: SlurmJob | None, end: Exit | None, *, began: bool, user_id: int
 ) -> tuple[int, str]:
     """Return code and reason from Slurm, if neither script nor daemon caused the end."""
     if job is None:
@@ -206,7 +169,7 @@ def _by_slurm(
     return _KILL, "lost"
 
 
-def _is_genuine(end: EndRecord, state: str) -> bool:
+def _is_genuine(end: Exit, state: str) -> bool:
     """Return whether the script ended by itself, before the event that ended the Slurm job."""
     if end.reason == "terminated":
         return False
@@ -216,7 +179,7 @@ def _is_genuine(end: EndRecord, state: str) -> bool:
     return not killed and state not in _LOST
 
 
-def _by_exit_code(job: SlurmJob, end: EndRecord | None) -> tuple[int, str]:
+def _by_exit_code(job: SlurmJob, end: Exit | None) -> tuple[int, str]:
     if end is not None:
         # The batch script was terminated by the job itself, not by Slurm.
         return end.code or _TERM, "signalled"
@@ -236,12 +199,7 @@ _END_REASONS: Final = frozenset(
 
 
 class SlurmFolder(RunFolder):
-    """Records of one run.
-
-    Args:
-        path: The folder.
-        group: Group ID of the job's user if it differs from the daemon's user, else None.
-    """
+    """Records of one run; `group` is that of the job's user if it is not the daemon's user."""
 
     def __init__(self, path: Path, group: int | None = None) -> None:
         super().__init__(path)
@@ -265,15 +223,6 @@ class SlurmFolder(RunFolder):
         """Change the control record."""
         super().set_control(**changes)
         self.share()
-
-    def exists(self) -> bool:
-        """Return whether the run has a folder; raises if the parent folder can't be read."""
-        try:
-            self.path.stat()
-        except FileNotFoundError:
-            self.path.parent.stat()
-            return False
-        return True
 
     def set_environment(self, env: Mapping[str, str]) -> None:
         """Write the environment variables of the script, separated by NUL."""
@@ -342,13 +291,16 @@ class SlurmFolder(RunFolder):
         job = str(record.get("job", ""))[:20]
         return job, None if job == WITHDRAWN else finite_number(record, "at")
 
-    def end(self) -> EndRecord | None:
-        """Return the wrapper's end record; None while there is no valid one."""
+    def end(self) -> Exit | None:
+        """Return the wrapper's record of the script's end; None while there is no valid one.
+
+        The reason `terminated` means that Slurm ended the script, for the reason in its state.
+        """
         try:
             record = read_record(self.path / "end.json")
             seconds = math.ceil(int(record["centiseconds"]) / 100)
             times = finite_number(record, "started_at"), finite_number(record, "ended_at")
-            end = EndRecord(int(record["code"]), str(record["reason"]), seconds, *times)
+            end = Exit(int(record["code"]), str(record["reason"]), seconds, *times)
         except FileNotFoundError:
             return None
         except (OSError, KeyError, TypeError, ValueError, OverflowError):
@@ -377,6 +329,4 @@ class SlurmFolder(RunFolder):
 
     def set_verdict(self, ended: Exit) -> None:
         """Record the exit status of the run."""
-        self.set_exit(
-            exit_record(ended.code, ended.reason, ended.seconds, ended.started_at, ended.ended_at)
-        )
+        self.set_exit(asdict(ended))

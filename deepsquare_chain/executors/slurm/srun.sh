@@ -22,12 +22,12 @@ exec 9>"$pipes.call"
     printf '\0'
 } >&9
 cat <"$pipes.out" 9>&- &
-output=$!
+output_pid=$!
 cat <"$pipes.err" >&2 9>&- &
-errors=$!
+errors_pid=$!
 cat <&0 >"$pipes.in" 2>/dev/null 9>&- &
-input=$!
+input_pid=$!
 read -r code <"$pipes.code"
-kill "$input" 2>/dev/null
-wait "$output" "$errors"
+kill "$input_pid" 2>/dev/null
+wait "$output_pid" "$errors_pid"
 exit "${code:-1}"

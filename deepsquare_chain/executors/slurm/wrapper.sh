@@ -2,16 +2,15 @@
 # Runs one job inside its Slurm allocation: `wrapper.sh RUN_FOLDER`; or one task of a step of a job in the
 # sandbox: `wrapper.sh RUN_FOLDER STEP PROGRAM ...`.
 #
-# sbatch reads this file; the customer's script is only a file that it executes, so that sbatch
-# directives in that script have no effect. It needs bash 4.2, coreutils and util-linux's setsid on
-# the nodes, and a run folder that the nodes share with the daemon.
+# sbatch reads this file, which executes the customer's script: sbatch directives in that script have no
+# effect. The nodes need bash 4.2, coreutils and util-linux's setsid, and share the run folder with the daemon.
 #
 #   start.json     written first, and only once: a second Slurm job of this run ends at once
 #   control.json   read about once per second: walltime in seconds, and cancel request
 #   output, output.POSITION    output of the job, limited by rotation
 #   sandbox, limits    with isolation: bubblewrap's command, and limits of disk (KB), processes, GPUs,
 #                      and whether jobs may create user namespaces
-#   srun    the job's srun; steps/ has its pipes, and the environment of each step
+#   srun, steps/   the `srun` of a job in the sandbox; its pipes, and the environment of each step
 #   end.json       exit code, reason and duration; written after the end of the job's processes
 
 folder=$1
@@ -30,11 +29,11 @@ unbuffered=()
 if command -v stdbuf >/dev/null; then unbuffered=(stdbuf -o0); fi
 
 script=$folder/script home=$folder/work
-sandbox=() closing=() disk=0 processes=0 gpus=0 namespaces=0 init=""
+sandbox=() remount=() disk=0 processes=0 gpus=0 namespaces=0 init=""
 if [[ -e $folder/sandbox ]]; then
     while IFS= read -r -d '' entry; do sandbox+=("$entry"); done <"$folder/sandbox"
     read -r disk processes gpus namespaces <"$folder/limits"
-    closing=("${sandbox[@]: -2}") # the root is closed last
+    remount=("${sandbox[@]: -2}") # makes the root read-only, after all other mounts
     sandbox=("${sandbox[@]:0:${#sandbox[@]}-2}")
     if ((gpus)); then
         sandbox+=(--ro-bind /sys /sys)
@@ -58,7 +57,7 @@ find_init() {
 has_init() { [[ -n $init && -e /proc/$init && ! /proc/$init/ns/pid -ef /proc/self/ns/pid ]]; }
 
 # Returns whether the sandbox has more processes and threads than the provider allows.
-has_too_many() {
+exceeds_process_limit() {
     local threads
     find_init
     # During its set-up, the sandbox still has the root of the node.
@@ -80,7 +79,7 @@ wait_for() {
 # -- a task of a step
 
 # Creates and locks the folder that is /dev/shm of this job's tasks on this node. The lock is shared and ends
-# with the process, so that a process with the exclusive lock may remove the folder.
+# with the process: a process that gets it exclusively can safely remove the folder.
 join_memory() {
     local other attempt
     for other in "/dev/shm/deepsquare-$UID-"*; do
@@ -100,7 +99,7 @@ join_memory() {
     memory=""  # each task has a /dev/shm of its own then
 } 2>/dev/null
 
-# Removes such a folder if no task uses it any more.
+# Removes such a folder if no task uses it.
 leave_memory() {
     exec 7<"$1" || return
     # A task may have removed and recreated it since it was opened.
@@ -135,12 +134,12 @@ run_task() {
     directory=${PMIX_SERVER_TMPDIR-}
     if [[ -n $directory ]]; then inside+=(--bind "$directory" "$directory"); fi
     sandbox=("${inside[@]}")
-    "${sandbox[@]}" "${closing[@]}" /bin/bash -c "$ENTER" task "$@" <&0 7<&- 8<&- &
+    "${sandbox[@]}" "${remount[@]}" /bin/bash -c "$ENTER" task "$@" <&0 7<&- 8<&- &
     pid=$!
     trap : TERM HUP INT
     if ((processes)); then
         while sleep 1; do
-            if has_too_many; then
+            if exceeds_process_limit; then
                 : >"$folder/steps/processes"
                 kill -KILL "$init"
             fi
@@ -162,7 +161,7 @@ fi
 
 if ((${#sandbox[@]})); then
     # On a node without sandbox support no customer code runs, and nothing is written.
-    if ! "${sandbox[@]}" "${closing[@]}" /bin/bash -c 'exit 0' </dev/null; then
+    if ! "${sandbox[@]}" "${remount[@]}" /bin/bash -c 'exit 0' </dev/null; then
         echo "This node can't run jobs in the sandbox: install bubblewrap, allow user namespaces." >&2
         exit 78
     fi
@@ -193,7 +192,7 @@ trap 'terminated=1' TERM
 trap : HUP INT XCPU USR1 USR2
 
 # Writes the beginning of the job's output to `output`, and keeps the last segments of the rest.
-keep_output() {
+write_output() {
     trap '' TERM
     cd "$folder" || exit
     "${unbuffered[@]}" head -c "$HEAD" >output
@@ -228,7 +227,7 @@ run_script() {
     # Limit of a single file in KB; the total disk usage is measured.
     if ((disk)); then ulimit -f $((disk > 16384 ? disk : 16384)); fi
     if ((${#sandbox[@]})); then export PATH=/run/job/bin:$PATH; fi
-    setsid "${sandbox[@]}" "${closing[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
+    setsid "${sandbox[@]}" "${remount[@]}" /bin/bash "$script" </dev/null 3>&- 4>&- 5<&- &
     local pid=$! code
     echo "$pid" >&4
     wait_for "$pid"
@@ -255,7 +254,7 @@ readonly -A SHORT=([n]=ntasks [N]=nodes [c]=cpus-per-task [w]=nodelist [x]=exclu
 
 # Splits a call into srun options and program; refuses other options with a message on stderr.
 read_options() {
-    local word name value given
+    local word name value has_value
     options=() program=()
     while (($#)); do
         word=$1
@@ -263,26 +262,26 @@ read_options() {
         case $word in
         --) program=("$@") && return ;;
         --*)
-            name=${word#--} value="" given=0
-            if [[ $name == *=* ]]; then value=${name#*=} given=1; fi
+            name=${word#--} value="" has_value=0
+            if [[ $name == *=* ]]; then value=${name#*=} has_value=1; fi
             name=${name%%=*} word=--$name
             ;;
         -?*)
-            name=${SHORT[${word:1:1}]-} value=${word:2} word=${word:0:2} given=0
+            name=${SHORT[${word:1:1}]-} value=${word:2} word=${word:0:2} has_value=0
             if [[ -n $value && ${name:+${TAKES[$name]}} == nothing && $value != [01=]* ]]; then
                 set -- "-$value" "$@" # letters without a value may stand together
             elif [[ -n $value ]]; then
-                given=1
+                has_value=1
             fi
             ;;
         *) program=("$word" "$@") && return ;;
         esac
-        if [[ -n $name && ${TAKES[$name]-} == value && $given == 0 && $# -gt 0 ]]; then
-            value=$1 given=1
+        if [[ -n $name && ${TAKES[$name]-} == value && $has_value == 0 && $# -gt 0 ]]; then
+            value=$1 has_value=1
             shift
         fi
-        # A value without a slash can't be a file that srun would read.
-        case "${name:+${TAKES[$name]-}} $name $given $value" in
+        # A value without a slash can't name a file that srun would read.
+        case "${name:+${TAKES[$name]-}} $name $has_value $value" in
         "nothing "*" 0 "*) options+=("--$name") ;;
         "nothing kill-on-bad-exit 1 "[01]) options+=("--$name=$value") ;;
         "value chdir 1 "*) directory=$value ;;
@@ -381,8 +380,8 @@ if ((${#sandbox[@]})) && [[ -e $folder/srun ]]; then
     set +m
 fi
 
-exec 3> >(keep_output)
-keeper=$!
+exec 3> >(write_output)
+writer=$!
 exec 5< <(run_script)
 exec 3>&-
 read -r pid <&5
@@ -450,7 +449,7 @@ files_on_disk() {
 
 next_measurement=0
 check_limits() {
-    if has_too_many || [[ -e $folder/steps/processes ]]; then reason=processes; fi
+    if exceeds_process_limit || [[ -e $folder/steps/processes ]]; then reason=processes; fi
     if ((disk && now >= next_measurement)); then
         if (($(files_on_disk) + $(deleted_files) > disk)); then reason=disk; fi
         local began=$now
@@ -472,19 +471,19 @@ end_script() {
 
 # Kills orphaned processes of the script on this node, also if Slurm does not track detached processes.
 # They are found by the mark, not by job ID, which another cluster on this machine may use too.
-end_leftovers() {
-    local file other parent found tries
+kill_orphans() {
+    local file other parent orphans tries
     for ((tries = 0; tries < 40; tries++)); do
-        found=()
+        orphans=()
         while IFS= read -r file; do
             other=${file#/proc/} other=${other%/environ}
             parent=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$other/status" 2>/dev/null)
-            case " $$ $PPID $keeper $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
+            case " $$ $PPID $writer $BASHPID " in *" $other "* | *" ${parent:-none} "*) continue ;; esac
             # Stopped first: a shell would report the kill of its child in the output.
-            kill -STOP "$other" 2>/dev/null && found+=("$other")
+            kill -STOP "$other" 2>/dev/null && orphans+=("$other")
         done < <(grep -lszxF "GRID_RUN=$MARK" /proc/[0-9]*/environ)
-        ((${#found[@]})) || return
-        kill -KILL "${found[@]}" 2>/dev/null
+        ((${#orphans[@]})) || return
+        kill -KILL "${orphans[@]}" 2>/dev/null
         sleep 0.05
     done
 }
@@ -513,7 +512,7 @@ if [[ -n $server ]]; then
     if [[ -z $reason && -e $folder/steps/processes ]]; then reason=processes; fi
     rm -rf "$folder/steps"
 fi
-end_leftovers
+kill_orphans
 if [[ -z $reason ]]; then
     reason=exited
     # bash returns 128 + N for signal N; a script that exits with such a code can't be distinguished.
@@ -526,9 +525,9 @@ elif ((code == 0)); then
     code=143 # a script that traps TERM and exits 0 was still stopped
 fi
 
-# The output is complete once keep_output has ended; an escaped process may hold it open.
+# The output is complete once write_output has ended; a process that escaped may keep its pipe open.
 for ((tries = 0; tries < 20; tries++)); do
-    kill -0 "$keeper" 2>/dev/null || break
+    kill -0 "$writer" 2>/dev/null || break
     sleep 0.05
 done
 
