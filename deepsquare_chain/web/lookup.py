@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import pydantic_core
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
-from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception
+from web3.exceptions import ContractLogicError, Web3Exception
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS
 from deepsquare_chain.chain.bindings.abi import Abi, Function, interface, signature_of, type_of
@@ -47,6 +48,7 @@ class NodeTransaction:
     call: DecodedCall | None
     requests: tuple[DecodedRequest, ...]
     input: str
+    logs: Sequence[Any]
 
 
 async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransaction | None:
@@ -54,17 +56,43 @@ async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransactio
     if not _HASH.fullmatch(tx_hash):
         return None
     eth = contracts.w3.eth
-    try:
-        transaction: Any = await eth.get_transaction(HexBytes(tx_hash))
-    except (TransactionNotFound, Web3Exception, GridError):
+    transaction = await _known(eth.get_transaction(HexBytes(tx_hash)))
+    if transaction is None:
         return None
+    receipt = await _known(eth.get_transaction_receipt(HexBytes(tx_hash))) or {}
+    reason, hint = "", ""
+    if receipt and receipt["status"] != 1:
+        reason, hint = await _reason(contracts, transaction, int(receipt["blockNumber"]))
+    contract_names = names_of(contracts.deployment)
+    to = str(to_checksum_address(transaction["to"])) if transaction.get("to") else None
+    name = contract_names.get(to or "", "")
+    data = "0x" + bytes(transaction["input"]).hex()
+    return NodeTransaction(
+        hash=tx_hash,
+        sender=str(to_checksum_address(transaction["from"])),
+        to=to,
+        contract=name,
+        nonce=int(transaction["nonce"]),
+        value=int(transaction["value"]),
+        block=receipt.get("blockNumber"),
+        ok=receipt["status"] == 1 if receipt else None,
+        gas_used=int(receipt.get("gasUsed", 0)),
+        gas_price=int(receipt.get("effectiveGasPrice") or transaction.get("gasPrice") or 0),
+        reason=reason,
+        hint=hint,
+        call=decode_call(name, data) if name else None,
+        requests=signed_requests(data, contract_names) if name == FORWARDER else (),
+        input=data[:20_000],
+        logs=receipt.get("logs", ()),
+    )
+
+
+async def _known(request: Awaitable[Any]) -> Any:
+    """Return what the node knows; None if it is unknown or the node does not answer."""
     try:
-        receipt: Any = await eth.get_transaction_receipt(HexBytes(tx_hash))
-    except (TransactionNotFound, Web3Exception, GridError):
-        receipt = None
-    ok = None if receipt is None else receipt["status"] == 1
-    reason, hint = await _reason(contracts, transaction, receipt) if ok is False else ("", "")
-    return _node_transaction(contracts, tx_hash, transaction, receipt, reason=reason, hint=hint)
+        return await request
+    except (Web3Exception, GridError):
+        return None
 
 
 async def read_block(contracts: Contracts, number_or_hash: int | str) -> Header | None:
@@ -86,39 +114,13 @@ async def read_block(contracts: Contracts, number_or_hash: int | str) -> Header 
         raise EndpointError(f"The node returned an invalid block: {str(error)[:200]}") from None
 
 
-def _node_transaction(
-    contracts: Contracts, tx_hash: str, sent: Any, receipt: Any, *, reason: str, hint: str
-) -> NodeTransaction:
-    to = str(to_checksum_address(sent["to"])) if sent.get("to") else None
-    contract_names = names_of(contracts.deployment)
-    name = contract_names.get(to or "", "")
-    data = "0x" + bytes(sent["input"]).hex()
-    return NodeTransaction(
-        hash=tx_hash,
-        sender=str(to_checksum_address(sent["from"])),
-        to=to,
-        contract=name,
-        nonce=int(sent["nonce"]),
-        value=int(sent["value"]),
-        block=None if receipt is None else int(receipt["blockNumber"]),
-        ok=None if receipt is None else receipt["status"] == 1,
-        gas_used=0 if receipt is None else int(receipt["gasUsed"]),
-        gas_price=int((receipt or {}).get("effectiveGasPrice") or sent.get("gasPrice") or 0),
-        reason=reason,
-        hint=hint,
-        call=decode_call(name, data) if name else None,
-        requests=signed_requests(data, contract_names) if name == FORWARDER else (),
-        input=data[:20_000],
-    )
-
-
-async def _reason(contracts: Contracts, sent: Any, receipt: Any) -> tuple[str, str]:
+async def _reason(contracts: Contracts, sent: Any, block: int) -> tuple[str, str]:
     """Return why a transaction reverted: simulate it on the parent block, the nearest state."""
     body: Any = {"from": sent["from"], "data": sent["input"], "value": sent["value"]}
     if sent.get("to"):
         body["to"] = sent["to"]
     try:
-        await contracts.w3.eth.call(body, int(receipt["blockNumber"]) - 1)
+        await contracts.w3.eth.call(body, block - 1)
     except ContractLogicError as error:
         revert = decode_revert(error)
         return revert.message, revert.hint
@@ -186,7 +188,7 @@ def signed_requests(data: str, contracts: Mapping[str, str]) -> tuple[DecodedReq
 
 def names_of(deployment: Deployment) -> dict[str, str]:
     """Return the names of a deployment's contracts by checksum address."""
-    return {str(checked_address(address)): name for name, address in deployment.contracts.items()}
+    return {address: name for name, address in deployment.contracts.items()}
 
 
 def named_values(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:
@@ -208,31 +210,20 @@ def _plain_value(parameter: Abi, value: Any) -> Any:
     return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
-def views(contract: str) -> list[Abi]:
-    """Return the functions that only read, sorted by name."""
-    return _functions(contract, {"view", "pure"})
-
-
-def changes(contract: str) -> list[Abi]:
-    """Return the functions that change state, sorted by name."""
-    return _functions(contract, {"nonpayable", "payable"})
-
-
-def _functions(contract: str, kinds: set[str]) -> list[Abi]:
+def functions(contract: str, *, read_only: bool) -> list[Abi]:
+    """Return the functions that only read, or those that change state, sorted by name."""
     entries = [
         entry
         for entry in interface(contract).entries("function")
-        if entry["stateMutability"] in kinds
+        if (entry["stateMutability"] in {"view", "pure"}) == read_only
     ]
     return sorted(entries, key=lambda entry: str(entry["name"]).lower())
 
 
-def find_view(contract: str, name: str) -> tuple[Abi, Function] | None:
+def find_view(contract: str, name: str) -> Function | None:
     """Return the reading function of this name, or None."""
-    for entry in views(contract):
-        if entry["name"] == name:
-            return entry, interface(contract).function(name)
-    return None
+    names = {entry["name"] for entry in functions(contract, read_only=True)}
+    return interface(contract).function(name) if name in names else None
 
 
 def read_argument(parameter: Abi, text: str) -> Any:
@@ -248,8 +239,7 @@ def read_argument(parameter: Abi, text: str) -> Any:
         raise UsageError(f"{name} is longer than {MAX_TEXT} characters")
     try:
         if kind.endswith("]") or kind.startswith("("):
-            tree = pydantic_core.from_json(text or "[]")
-            return _from_tree(parameter, tree)
+            return _from_tree(parameter, pydantic_core.from_json(text or "[]"))
         return _from_text(kind, text.strip())
     except (ValueError, TypeError, UsageError, RecursionError) as error:
         detail = getattr(error, "message", "") or str(error)
@@ -298,11 +288,7 @@ _NUMBERS: Final[Sequence[tuple[frozenset[str], str]]] = (
     (frozenset({"time_limit", "timeLimit", "billed_seconds", "secondsUsed"}), "seconds"),
     (frozenset({"job_id", "jobId", "job_ids", "jobIds", "successor"}), "job"),
 )
-
-
 _HEX: Final = re.compile(r"0x([0-9a-fA-F]{40}|[0-9a-fA-F]{64})")
-
-
 _ADDRESS: Final = re.compile(r"\b(0x[0-9a-fA-F]{40})\b")
 
 
@@ -328,28 +314,24 @@ def link_addresses(text: str) -> tuple[Field, ...]:
     )
 
 
-def fields(values: Any, path: str = "", maximum: int = 120) -> tuple[Field, ...]:
+def fields(values: Any, maximum: int = 120) -> tuple[Field, ...]:
     """Return the first `maximum` values of a nested structure, in order."""
-    result: list[Field] = []
-    _collect(values, path, "", result, maximum)
-    return tuple(result)
+    return tuple(islice(_fields(values, "", ""), maximum))
 
 
-def _collect(value: Any, path: str, name: str, collected: list[Field], maximum: int) -> None:
-    if len(collected) >= maximum:
-        return
+def _fields(value: Any, path: str, name: str) -> Iterator[Field]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _collect(item, f"{path}.{key}" if path else str(key), str(key), collected, maximum)
+            yield from _fields(item, f"{path}.{key}" if path else str(key), str(key))
     elif isinstance(value, list | tuple) and value:
         for index, item in enumerate(value):
-            _collect(item, f"{path}[{index}]", name, collected, maximum)
+            yield from _fields(item, f"{path}[{index}]", name)
     elif isinstance(value, list | tuple):
-        collected.append(Field(path, "text", "none"))
+        yield Field(path, "text", "none")
     elif name == "role" and value in ROLE_NAMES:
-        collected.append(Field(path, "text", ROLE_NAMES[value]))
+        yield Field(path, "text", ROLE_NAMES[value])
     else:
-        collected.append(Field(path, _kind(name, value), value))
+        yield Field(path, _kind(name, value), value)
 
 
 def _kind(name: str, value: Any) -> str:

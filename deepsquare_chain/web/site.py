@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from deepsquare_chain.chain.bindings.abi import signature_of
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.periods import parse_period
 from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 from deepsquare_chain.indexer.queries import Index, TimeRange
-from deepsquare_chain.indexer.read_models import ProviderRow, Status
+from deepsquare_chain.indexer.read_models import Status
 from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import DAY, HOUR, JobStatus, Terms
 from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
@@ -32,6 +33,7 @@ from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web import formats
+from deepsquare_chain.web.lookup import fields, link_addresses, names_of
 
 _log = get_logger(__name__)
 #: Seconds after which the grid is read again, and for which a page waits for that.
@@ -94,12 +96,10 @@ class Forecasts:
             return
         history, starts = service.state.history(), self._dry_run.start_accuracy
         version = (history.version, history.payments)
-        previous = self._state
-        copy = (
-            previous.history
-            if previous is not None and previous.version == version
-            else RunHistory.of_rows(history.rows())
-        )
+        if self._state is not None and self._state.version == version:
+            copy = self._state.history
+        else:
+            copy = RunHistory.of_rows(history.rows())
         self._state = _GridState(service.cluster.snapshot, service.rules, copy, version, starts)
 
 
@@ -173,7 +173,6 @@ class Site:
     submissions: bool = True
     clock: Callable[[], float] = time.time
     _cache: dict[str, tuple[object, Any]] = field(default_factory=dict, repr=False)
-    _offers: dict[object, list[PricedOffer]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def forecasts(self) -> Forecasts:
@@ -205,10 +204,8 @@ class Site:
 
     def account_of(self, text: str) -> str:
         """Return the address of an account by its name in the deployment record, else `text`."""
-        addresses = (
-            account for account, name in self.recorded_names.items() if name == text.lower()
-        )
-        return next(addresses, text)
+        names = self.recorded_names.items()
+        return next((account for account, name in names if name == text.lower()), text)
 
     def now(self, status: Status) -> int:
         """Return the current time in seconds: the later of the local clock and the chain's."""
@@ -231,19 +228,20 @@ class Site:
     async def offers(self, terms: Terms) -> list[PricedOffer]:
         """Return each provider's offer for a job, read from the node.
 
-        An offer is cached until the index changes, and for 30 seconds: its start is relative.
+        An offer is cached until the index changes, for at most 30 seconds: its start is relative.
 
         Raises:
             EndpointError: The node does not answer.
         """
         change = (await run_in_threadpool(self.index.status)).change
-        age = int(time.monotonic()) // _OFFER_SECONDS
-        key = (change, age, terms.resources, terms.time_limit, terms.amount, terms.uses)
-        if key not in self._offers:
-            if len(self._offers) >= _MAX_OFFERS:
-                self._offers.clear()
-            self._offers[key] = await offers(self.contracts, terms)
-        return self._offers[key]
+        version = (change, int(time.monotonic()) // _OFFER_SECONDS)
+        cache: dict[object, list[PricedOffer]] = self.cached("offers", version, dict)
+        key = (terms.resources, terms.time_limit, terms.amount, terms.uses)
+        if key not in cache:
+            if len(cache) >= _MAX_OFFERS:
+                cache.clear()
+            cache[key] = await offers(self.contracts, terms)
+        return cache[key]
 
     def names(self, change: int) -> Mapping[str, Name]:
         """Return the names of accounts as of a change of the index."""
@@ -251,19 +249,16 @@ class Site:
 
     def _read_names(self) -> dict[str, Name]:
         deployment = self.contracts.deployment
-        recorded_names = self.recorded_names
-        names = {
-            account: Name(name, f"/accounts/{account}", "role")
-            for account, name in recorded_names.items()
-        }
+        roles = {deployment.treasury: "treasury", **self.recorded_names}
+        named = [
+            *((account, name, "contract") for account, name in names_of(deployment).items()),
+            *((account, name, "role") for account, name in roles.items()),
+        ]
+        names = {account: Name(name, f"/accounts/{account}", kind) for account, name, kind in named}
         for row in self.index.providers():
-            names[row.account] = Name(
-                provider_name(row, recorded_names), f"/providers/{row.account}", "provider"
-            )
-        for name, account in (("treasury", deployment.treasury), *deployment.contracts.items()):
-            key = str(to_checksum_address(account))
-            kind = "role" if name == "treasury" else "contract"
-            names.setdefault(key, Name(name, f"/accounts/{key}", kind))
+            number = "applicant" if row.id is None else f"provider {row.id}"
+            text = " \u00b7 ".join(filter(None, (number, self.recorded_names.get(row.account))))
+            names[row.account] = Name(text, f"/providers/{row.account}", "provider")
         return names
 
     def external(self, kind: str, key: object) -> list[tuple[str, str]]:
@@ -274,13 +269,6 @@ class Site:
             for link in self.links
             if kind in link.urls
         ]
-
-
-def provider_name(row: ProviderRow, recorded_names: Mapping[str, str]) -> str:
-    """Return `provider 1`, followed by its name in the deployment record, if any."""
-    number = f"provider {row.id}" if row.id is not None else "applicant"
-    name = recorded_names.get(row.account, "")
-    return f"{number} \u00b7 {name}" if name else number
 
 
 # -- templates rendered to responses, with the context of every page; all values are escaped
@@ -294,6 +282,8 @@ SECTIONS: Final = (
     ("/audit", "Audit"),
     ("/contracts", "Contracts"),
 )
+#: Time ranges of charts by link text, in seconds; zero is unlimited.
+RANGES: Final = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "all": 0}
 
 
 def environment() -> Environment:
@@ -309,8 +299,12 @@ def environment() -> Environment:
     templates.globals.update(
         count=formats.count,
         page_numbers=formats.page_numbers,
+        fields=fields,
+        link_addresses=link_addresses,
+        signature_of=signature_of,
         JobStatus=JobStatus,
         sections=SECTIONS,
+        ranges=tuple(RANGES),
     )
     return templates
 
@@ -341,11 +335,8 @@ class PageContext:
 
         The page number is removed: a new filter or order starts at the first page.
         """
-        query = {key: text for key, text in self._query.items() if key != "page"}
-        query |= {key: str(value) for key, value in changes.items() if value is not None}
-        parameters = [
-            parameter for parameter in query.items() if changes.get(parameter[0], "") is not None
-        ]
+        query = {key: text for key, text in self._query.items() if key != "page"} | changes
+        parameters = {key: value for key, value in query.items() if value is not None}
         return f"{quote(self.path)}{'?' if parameters else ''}{urlencode(parameters)}"
 
     @property
@@ -366,10 +357,10 @@ class PageContext:
         return formats.ago(seconds, self.now)
 
 
-# -- requests: site, query parameters, queries of the index, rendering
-
-#: Time ranges of charts by link text, in seconds; zero is unlimited.
-RANGES: Final = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "all": 0}
+# -- requests: site, query parameters, rendering
+#
+# Handlers of pages that only query the index are plain functions, which Starlette calls in a thread.
+# A handler that also awaits the node is a coroutine, and passes its queries to run_in_threadpool.
 
 
 def site_of(request: Request) -> Site:
@@ -378,22 +369,15 @@ def site_of(request: Request) -> Site:
     return site
 
 
-async def run_query(query: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a blocking function, such as a query of the index, in a thread."""
-    return await run_in_threadpool(query, *arguments, **options)
-
-
-async def render_page(
+def render_page(
     request: Request, template: str, *, status_code: int = 200, **context: Any
 ) -> Response:
-    """Render a template; `context` holds its variables besides `page`."""
+    """Render a template; `context` holds its variables besides `page`.
 
-    def render() -> str:
-        page = PageContext(site_of(request), request)
-        return TEMPLATES.get_template(template).render(page=page, **context)
-
-    # In a thread, because templates query the index for names.
-    body = await run_in_threadpool(render)
+    It blocks: templates query the index for names.
+    """
+    page = PageContext(site_of(request), request)
+    body = TEMPLATES.get_template(template).render(page=page, **context)
     # Browsers revalidate the page, but may keep it for the back button.
     return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})
 
@@ -413,6 +397,31 @@ def page_of(request: Request) -> int:
 def text_of(request: Request, name: str) -> str:
     """Return a query parameter, cut to 64 characters; empty if absent."""
     return request.query_params.get(name, "").strip()[:64]
+
+
+def choice_of(
+    request: Request, name: str, choices: Collection[str], noun: str, default: str
+) -> str:
+    """Return a query parameter that is one of some lower-case words, or the default if absent.
+
+    Raises:
+        UsageError: It is not one of them; the message calls it by `noun`.
+    """
+    choice = request.query_params.get(name, default).lower()
+    if choice != default and choice not in choices:
+        raise UsageError(
+            f"{choice[:40]!r} is not a {noun}", hint=f"There are {', '.join(choices)}."
+        )
+    return choice
+
+
+def range_of(request: Request, now: int) -> tuple[str, int | None]:
+    """Return the chosen time range of charts, and its start in seconds; None for no bound.
+
+    Raises the errors of `choice_of`.
+    """
+    name = choice_of(request, "range", RANGES, "range", "all")
+    return name, max(0, now - RANGES[name]) if RANGES[name] else None
 
 
 def period_of(request: Request) -> TimeRange | None:
@@ -440,15 +449,3 @@ def number_of(text: str, noun: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_INT:
         raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
     return int(text[:20])
-
-
-def range_of(request: Request) -> tuple[str, int]:
-    """Return the chosen time range of charts and its seconds.
-
-    Raises:
-        UsageError: There is no such range.
-    """
-    name = request.query_params.get("range", "all")
-    if name not in RANGES:
-        raise UsageError(f"{name[:40]!r} is not a range", hint=f"There are {', '.join(RANGES)}.")
-    return name, RANGES[name]

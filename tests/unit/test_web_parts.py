@@ -458,10 +458,9 @@ def test_calls_are_read_back() -> None:
 def test_typed_arguments_are_read(
     contract: str, name: str, texts: list[str], values: list[Any] | None
 ) -> None:
-    view = find_view(contract, name)
-    assert view is not None
-    entry, function = view
-    read = [read_argument(p, t) for p, t in zip(entry["inputs"], texts, strict=True)]
+    function = find_view(contract, name)
+    assert function is not None
+    read = [read_argument(p, t) for p, t in zip(function.inputs, texts, strict=True)]
     assert values is None or read == values
     assert function.encode(*read)
 

@@ -34,13 +34,12 @@ from deepsquare_chain.web.formats import capacity, clock, count, grouped, hardwa
 from deepsquare_chain.web.lookup import Field, fields
 from deepsquare_chain.web.pages.grid import utilisation_chart
 from deepsquare_chain.web.site import (
-    RANGES,
+    choice_of,
     number_of,
     page_of,
     period_of,
     range_of,
     render_page,
-    run_query,
     site_of,
     text_of,
 )
@@ -85,58 +84,43 @@ def combine_movements(rows: Sequence[MovementRow]) -> list[MovementRow | Combine
     return result
 
 
-async def account(request: Request) -> Response:
+def account(request: Request) -> Response:
     """The page of one account."""
     index = site_of(request).index
-    row = await run_query(index.account, request.path_params["account"])
+    row = index.account(request.path_params["account"])
     kind = _kind_of(request)
-    page = await run_query(
-        index.statement, row.address, page_of(request), period=period_of(request), kind=kind
-    )
-    jobs = await run_query(index.jobs, limit=_JOBS, customer=row.address)
-    lines = (
-        page.items if kind or text_of(request, "lines") == "all" else combine_movements(page.items)
-    )
-    return await render_page(
+    page = index.statement(row.address, page_of(request), period=period_of(request), kind=kind)
+    combined = not kind and text_of(request, "lines") != "all"
+    return render_page(
         request,
         "account.html",
         row=row,
         listing=page,
-        lines=lines,
-        jobs=jobs.items,
+        lines=combine_movements(page.items) if combined else page.items,
+        jobs=index.jobs(limit=_JOBS, customer=row.address),
         kind=kind,
-        kinds=[kind_of_movement.value for kind_of_movement in MovementKind],
+        kinds=list(MovementKind),
         texts={"from": text_of(request, "from"), "to": text_of(request, "to")},
     )
 
 
 def _kind_of(request: Request) -> str | None:
-    """Return the chosen kind of movements; None for all.
-
-    Raises:
-        UsageError: There is no such kind.
-    """
-    kind = text_of(request, "kind")
-    if kind and kind not in list(MovementKind):
-        raise UsageError(
-            f"{kind!r} is not a kind of movement", hint=f"There are {', '.join(MovementKind)}."
-        )
-    return kind or None
+    """Return the chosen kind of movements, None for all; raises the errors of `choice_of`."""
+    return choice_of(request, "kind", list(MovementKind), "kind of movement", "") or None
 
 
-async def statement(request: Request) -> Response:
+def statement(request: Request) -> Response:
     """The statement as CSV, oldest first; amounts in credit-wei and in credits.
 
     The filters of the page apply; without filters, it has all lines.
     """
     index = site_of(request).index
-    row = await run_query(index.account, request.path_params["account"])
-    name = f"statement-{row.address}.csv"
+    account = index.account(request.path_params["account"]).address
     return StreamingResponse(
-        _csv_lines(index, row.address, period_of(request), _kind_of(request)),
+        _csv_lines(index, account, period_of(request), _kind_of(request)),
         media_type="text/csv; charset=utf-8",
         headers={
-            "Content-Disposition": f'attachment; filename="{name}"',
+            "Content-Disposition": f'attachment; filename="statement-{account}.csv"',
             "Cache-Control": "no-cache",
         },
     )
@@ -188,56 +172,47 @@ SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
 }
 
 
-async def providers(request: Request) -> Response:
+def providers(request: Request) -> Response:
     """The list of all providers."""
-    rows = await run_query(site_of(request).index.providers)
+    rows = site_of(request).index.providers()
     sort = text_of(request, "sort")
-    key = SORTS.get(sort.removeprefix("-"))
-    if sort and key is None:
-        raise UsageError(
-            f"{sort!r} is not a sort key of providers", hint=f"There are {', '.join(SORTS)}."
-        )
-    if key is not None:
+    if sort:
+        key = SORTS.get(sort.removeprefix("-"))
+        if key is None:
+            raise UsageError(
+                f"{sort!r} is not a sort key of providers", hint=f"There are {', '.join(SORTS)}."
+            )
         rows = tuple(sorted(rows, key=key, reverse=sort.startswith("-")))
-    return await render_page(request, "providers.html", rows=rows)
+    return render_page(request, "providers.html", rows=rows)
 
 
-async def provider(request: Request) -> Response:
+def provider(request: Request) -> Response:
     """The page of one provider, by account or ID."""
-    index = site_of(request).index
+    site = site_of(request)
+    index = site.index
     text = request.path_params["provider"]
-    key = text if text.startswith("0x") else number_of(text, "provider")
-    detail = await run_query(index.provider, key)
-    row = detail.row
-    name, seconds = range_of(request)
-    status = await run_query(index.status)
-    since = max(0, status.time - seconds) if seconds else None
-    utilisation = await run_query(index.utilisation, _POINTS, account=row.account, since=since)
-    jobs = await run_query(index.jobs, limit=_ROWS, provider=row.account)
-    settlements = await run_query(index.settlements, limit=_ROWS, provider=row.account)
+    status = index.status()
+    detail = index.provider(text if text.startswith("0x") else number_of(text, "provider"))
+    account = detail.row.account
+    chosen, since = range_of(request, status.time)
+    utilisation = index.utilisation(_POINTS, account=account, since=since)
     history, challenges = provider_history(detail.history)
-    evidence = await run_query(
-        site_of(request).cached, "speeds", status.change, partial(_speed_evidence, index)
-    )
-    return await render_page(
+    evidence = site.cached("speeds", status.change, partial(_speed_evidence, index))
+    return render_page(
         request,
         "provider.html",
         detail=detail,
-        row=row,
-        figures=row.figures,
-        load_bars=load_bars(row),
-        utilisation_chart=utilisation_chart(utilisation, {row.account: "in use"})
+        load_bars=load_bars(detail.row),
+        utilisation_chart=utilisation_chart(utilisation, {account: "in use"})
         if utilisation
         else None,
         price_chart=price_chart(detail.history, status.time),
-        jobs=jobs.items,
-        more_jobs=jobs.next is not None,
-        settlements=settlements.items,
+        jobs=index.jobs(limit=_ROWS, provider=account),
+        settlements=index.settlements(limit=_ROWS, provider=account),
         history=history,
         challenges=challenges,
-        ranges=list(RANGES),
-        chosen=name,
-        evidence=evidence.get(row.account),
+        chosen=chosen,
+        evidence=evidence.get(account),
     )
 
 
@@ -255,18 +230,18 @@ def _speed_evidence(index: Index) -> Mapping[str, SpeedEvidence]:
 def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
     """Return the shares of a provider's offer that its live assigned jobs use."""
     load, offer = row.load, row.offer
+    amounts = (
+        ("CPUs", load.cpus, offer.cpus, grouped),
+        ("Memory", load.memory, offer.memory, memory),
+        ("GPUs", load.gpus, offer.gpus, grouped),
+    )
     return tuple(
         charts.Bar(
             name,
             min(1.0, assigned / offered) if offered else 0.0,
-            f"{write(assigned)} of {write(offered)}",
-            "",
+            f"{format_amount(assigned)} of {format_amount(offered)}",
         )
-        for name, assigned, offered, write in (
-            ("CPUs", load.cpus, offer.cpus, grouped),
-            ("Memory", load.memory, offer.memory, memory),
-            ("GPUs", load.gpus, offer.gpus, grouped),
-        )
+        for name, assigned, offered, format_amount in amounts
         if offered or assigned
     )
 
@@ -294,18 +269,13 @@ def price_chart(history: Sequence[ProviderChange], now: int) -> charts.Chart | N
 
 
 _CHALLENGES: Final = frozenset({"challenged", "answered"})
-
-
+#: Titles of changes whose kind does not say enough.
 _CHANGES: Final[Mapping[str, str]] = {
-    "registered": "Registered",
     "hardware": "Proposed its hardware",
     "approved": "Hardware approved",
     "offer": "Changed its offer",
     "prices": "Changed its prices",
     "labels": "Changed its labels",
-    "draining": "Draining",
-    "ban": "Ban",
-    "challenged": "Challenged",
     "answered": "Answered a challenge",
 }
 
@@ -323,12 +293,13 @@ def provider_history(
     changes: Sequence[ProviderChange],
 ) -> tuple[tuple[ProviderHistoryLine, ...], tuple[ProviderHistoryLine, ...]]:
     """Return a provider's changes, and separately its challenges and answers."""
-    lines: tuple[list[ProviderHistoryLine], list[ProviderHistoryLine]] = ([], [])
+    history: list[ProviderHistoryLine] = []
+    challenges: list[ProviderHistoryLine] = []
     for change in changes:
         title = _CHANGES.get(change.kind, words(change.kind).capitalize())
         line = ProviderHistoryLine(change.at, title, tuple(_named_values(change.values)))
-        lines[change.kind in _CHALLENGES].append(line)
-    return tuple(lines[0]), tuple(lines[1])
+        (challenges if change.kind in _CHALLENGES else history).append(line)
+    return tuple(history), tuple(challenges)
 
 
 def _named_values(values: Mapping[str, Any]) -> Iterator[Field]:

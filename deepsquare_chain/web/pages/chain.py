@@ -4,48 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.audit.entries import from_attributes
-from deepsquare_chain.chain.bindings.abi import (
-    AbiError,
-    Function,
-    interface,
-    load_artifact,
-    signature_of,
-)
+from deepsquare_chain.chain.bindings.abi import AbiError, interface, load_artifact
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError
-from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status, TransactionDetail
+from deepsquare_chain.indexer.read_models import BlockDetail, BlockRow, Status
 from deepsquare_chain.web.lookup import (
     Field,
-    changes,
     decode_call,
     fields,
     find_view,
+    functions,
     named_values,
     names_of,
     read_argument,
     read_block,
     read_transaction,
     signed_requests,
-    views,
 )
-from deepsquare_chain.web.site import Site, number_of, page_of, render_page, run_query, site_of
+from deepsquare_chain.web.site import Site, number_of, page_of, render_page, site_of
 
 
-async def transactions(request: Request) -> Response:
+def transactions(request: Request) -> Response:
     """The list of transactions with events of the grid, latest first."""
-    page = await run_query(site_of(request).index.transactions, page_of(request))
-    return await render_page(request, "transactions.html", listing=page)
+    page = site_of(request).index.transactions(page_of(request))
+    return render_page(request, "transactions.html", listing=page)
 
 
 async def transaction(request: Request) -> Response:
@@ -53,30 +47,31 @@ async def transaction(request: Request) -> Response:
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
     try:
-        detail: TransactionDetail = await run_query(site.index.transaction, tx_hash)
+        detail = await run_in_threadpool(site.index.transaction, tx_hash)
     except NotFoundError as error:
         unindexed = await read_transaction(site.contracts, tx_hash)
         if unindexed is None:
             raise error from None
-        return await render_page(request, "unindexed.html", transaction=unindexed, fields=fields)
-    row = detail.row
-    names = names_of(site.contracts.deployment)
-    return await render_page(
+        return await run_in_threadpool(
+            render_page, request, "unindexed.html", transaction=unindexed
+        )
+    requests = signed_requests(detail.input, names_of(site.contracts.deployment))
+    contract_name = detail.row.contract
+    return await run_in_threadpool(
+        render_page,
         request,
         "transaction.html",
         detail=detail,
-        row=row,
-        call=decode_call(row.contract, detail.input) if row.contract else None,
+        call=decode_call(contract_name, detail.input) if contract_name else None,
         # The index holds the same requests with their results.
-        requests=list(zip(signed_requests(detail.input, names), detail.forwarded, strict=False)),
-        fields=fields,
+        requests=list(zip(requests, detail.forwarded, strict=False)),
     )
 
 
-async def blocks(request: Request) -> Response:
+def blocks(request: Request) -> Response:
     """The list of blocks with events of the grid, latest first."""
-    page = await run_query(site_of(request).index.blocks, page_of(request))
-    return await render_page(request, "blocks.html", listing=page)
+    page = site_of(request).index.blocks(page_of(request))
+    return render_page(request, "blocks.html", listing=page)
 
 
 async def block(request: Request) -> Response:
@@ -84,15 +79,13 @@ async def block(request: Request) -> Response:
     text = request.path_params["block"].lower()
     key = text if text.startswith("0x") else number_of(text, "block number")
     site = site_of(request)
-    status = await run_query(site.index.status)
+    status = await run_in_threadpool(site.index.status)
     try:
-        detail = await run_query(site.index.block, key)
+        detail = await run_in_threadpool(site.index.block, key)
     except NotFoundError:
         detail = await _unindexed(site, key, status)
-    row = detail.row
-    return await render_page(
-        request, "block.html", detail=detail, row=row, unread=row.number > status.block
-    )
+    unread = detail.row.number > status.block
+    return await run_in_threadpool(render_page, request, "block.html", detail=detail, unread=unread)
 
 
 async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
@@ -139,20 +132,21 @@ async def contracts(request: Request) -> Response:
         (name, address, PURPOSES[name], await verified(site.contracts, name, address))
         for name, address in _addresses(site.contracts).items()
     ]
-    return await render_page(
+    return await run_in_threadpool(
+        render_page,
         request,
         "contracts.html",
         rows=rows,
         deployment=site.contracts.deployment,
-        parameters=await run_query(site.index.parameters),
-        roles=await run_query(site.index.roles),
+        parameters=await run_in_threadpool(site.index.parameters),
+        roles=await run_in_threadpool(site.index.roles),
     )
 
 
 async def contract(request: Request) -> Response:
     """One contract, and the result of a read function if one is called."""
     site = site_of(request)
-    name, address = _contract_address(site.contracts, request.path_params["contract"])
+    name, address = _contract_address(request)
     function_name = request.query_params.get("call", "")
     answer, problem = None, None
     if function_name:
@@ -160,31 +154,28 @@ async def contract(request: Request) -> Response:
             answer = await _call_view(site.contracts, name, function_name, request.query_params)
         except GridError as error:
             problem = error
-    return await render_page(
+    return await run_in_threadpool(
+        render_page,
         request,
         "contract.html",
         name=name,
         address=address,
         purpose=PURPOSES[name],
         verified=await verified(site.contracts, name, address),
-        views=views(name),
-        changes=changes(name),
-        events=interface(name).entries("event"),
-        errors=interface(name).entries("error"),
-        signature_of=signature_of,
-        selector_of=lambda entry: "0x" + interface(name).function(entry["name"]).selector.hex(),
+        views=functions(name, read_only=True),
+        changes=functions(name, read_only=False),
+        interface=interface(name),
         function_name=function_name,
         arguments=request.query_params,
         answer=answer,
         problem=problem,
-        fields=fields,
         status_code=400 if problem else 200,
     )
 
 
-async def abi(request: Request) -> Response:
+def abi(request: Request) -> Response:
     """The ABI as JSON."""
-    name, _ = _contract_address(site_of(request).contracts, request.path_params["contract"])
+    name, _ = _contract_address(request)
     return JSONResponse(load_artifact(name).abi)
 
 
@@ -203,15 +194,14 @@ async def verified(grid: Contracts, name: str, address: str) -> Verified:
 
 def _addresses(grid: Contracts) -> dict[str, str]:
     """Return the addresses of the deployment's contracts by name; the forwarder is optional."""
-    return {
-        name: str(to_checksum_address(address))
-        for name, address in grid.deployment.contracts.items()
-        if int(address, 16)
-    }
+    contracts = grid.deployment.contracts
+    return {name: address for name, address in contracts.items() if int(address, 16)}
 
 
-def _contract_address(grid: Contracts, name: str) -> tuple[str, str]:
-    addresses = _addresses(grid)
+def _contract_address(request: Request) -> tuple[str, str]:
+    """Return name and address of the contract in the URL. Raises NotFoundError for another one."""
+    name = request.path_params["contract"]
+    addresses = _addresses(site_of(request).contracts)
     if name not in addresses:
         raise NotFoundError(
             f"There is no contract {name[:60]!r}", hint=f"There are {', '.join(addresses)}."
@@ -222,25 +212,17 @@ def _contract_address(grid: Contracts, name: str) -> tuple[str, str]:
 async def _call_view(
     grid: Contracts, name: str, function_name: str, texts: Mapping[str, str]
 ) -> tuple[Field, ...]:
-    view = find_view(name, function_name)
-    if view is None:
+    function = find_view(name, function_name)
+    if function is None:
         raise NotFoundError(f"{name} has no function {function_name[:60]!r} that is read-only")
-    entry, function = view
     arguments = [
         read_argument(parameter, texts.get(f"a{index}", ""))
-        for index, parameter in enumerate(entry["inputs"])
+        for index, parameter in enumerate(function.inputs)
     ]
-    values = await _call(grid, grid.deployment.contracts[name], function, arguments)
-    return fields(named_values(function.outputs, values))
-
-
-async def _call(
-    grid: Contracts, address: str, function: Function, arguments: list[Any]
-) -> tuple[Any, ...]:
-    data = HexBytes(function.encode(*arguments))
-    body: Any = {"to": to_checksum_address(address), "data": data}
+    address, data = grid.deployment.contracts[name], HexBytes(function.encode(*arguments))
     try:
-        return function.decode(bytes(await grid.w3.eth.call(body)))
+        result = await grid.w3.eth.call({"to": to_checksum_address(address), "data": data})
+        return fields(named_values(function.outputs, function.decode(bytes(result))))
     except ContractLogicError as error:
         raise decode_revert(error) from None
     except (Web3RPCError, AbiError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hexbytes import HexBytes
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from web3.exceptions import Web3Exception
@@ -30,17 +30,8 @@ from deepsquare_chain.indexer.read_models import (
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import count, plain_amount
-from deepsquare_chain.web.lookup import link_addresses, read_block, read_transaction
-from deepsquare_chain.web.site import (
-    RANGES,
-    Site,
-    page_of,
-    provider_name,
-    range_of,
-    render_page,
-    run_query,
-    site_of,
-)
+from deepsquare_chain.web.lookup import read_block, read_transaction
+from deepsquare_chain.web.site import Site, page_of, range_of, render_page, site_of
 
 _POINTS = 80
 _LATEST = 8
@@ -53,38 +44,32 @@ _PATHS = {
 }
 
 
-async def home(request: Request) -> Response:
+def home(request: Request) -> Response:
     """The home page."""
     site = site_of(request)
-    name, seconds = range_of(request)
-    overview = await run_query(site.index.overview)
-    status = await run_query(site.index.status)
+    status = site.index.status()
+    overview = site.index.overview()
+    chosen, since = range_of(request, overview.time)
     # Cached: after a change, all open pages reload at the same time.
-    charts = await run_query(
-        site.cached,
-        f"home {name}",
+    charts = site.cached(
+        f"home {chosen}",
         (status.change, status.block),
-        lambda: _charts(site, overview, seconds),
+        lambda: _charts(site, status.change, since),
     )
-    jobs = await run_query(site.index.jobs, limit=_LATEST)
-    settlements = await run_query(site.index.settlements, limit=_LATEST)
-    return await render_page(
+    return render_page(
         request,
         "home.html",
         overview=overview,
         **charts,
-        jobs=jobs.items,
-        settlements=settlements.items,
-        ranges=list(RANGES),
-        chosen=name,
+        jobs=site.index.jobs(limit=_LATEST),
+        settlements=site.index.settlements(limit=_LATEST),
+        chosen=chosen,
     )
 
 
-def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
+def _charts(site: Site, change: int, since: int | None) -> dict[str, Any]:
     index = site.index
-    since = max(0, overview.time - seconds) if seconds else None
-    recorded_names = site.recorded_names
-    names = {row.account: provider_name(row, recorded_names) for row in index.providers()}
+    names = {account: name.text for account, name in site.names(change).items()}
     use = index.utilisation(_POINTS // 2, since=since)
     points = index.jobs_by_status_over_time(_POINTS, since=since)
     return {
@@ -99,15 +84,17 @@ def _charts(site: Site, overview: Overview, seconds: int) -> dict[str, Any]:
 async def search(request: Request) -> Response:
     """Search results for a text; a single result redirects to its page."""
     text = request.query_params.get("q", "").strip()[:200]
-    hits = await run_query(site_of(request).index.search, text)
-    if not hits:
-        hits = await _search_node(site_of(request), text.lower())
+    site = site_of(request)
+    hits = await run_in_threadpool(site.index.search, text)
+    hits = hits or await _search_node(site, text.lower())
     if len(hits) == 1:
         return RedirectResponse(url_of(hits[0]), status_code=303)
-    rows = await run_query(site_of(request).index.jobs, limit=MAX_HITS, name=text[:64])
+    rows = await run_in_threadpool(site.index.jobs, limit=MAX_HITS, name=text[:64])
     statuses = {str(row.id): row.status for row in rows.items}
     results = [(hit, url_of(hit), statuses.get(hit.key)) for hit in hits]
-    return await render_page(request, "search.html", text=text, hits=results, max_hits=MAX_HITS)
+    return await run_in_threadpool(
+        render_page, request, "search.html", text=text, hits=results, max_hits=MAX_HITS
+    )
 
 
 async def _search_node(site: Site, text: str) -> tuple[Hit, ...]:
@@ -138,27 +125,26 @@ _SETUP: Final = 200
 async def audit(request: Request) -> Response:
     """The audit page: conservation, index status and anomalies."""
     site = site_of(request)
-    chosen = request.query_params.get("of", _ALL)
-    kind = None if chosen == _ALL else chosen
-    # List anomalies of the set-up separately: they would fill the first page.
-    setup = (
-        await run_query(site.index.anomalies, limit=_SETUP, setup=True) if kind is None else None
-    )
-    page = await run_query(
-        site.index.anomalies, page_of(request), kind=kind, setup=False if kind is None else None
-    )
-    overview = await run_query(site.index.overview)
-    return await render_page(
+    index, chosen = site.index, request.query_params.get("of", _ALL)
+    if chosen == _ALL:
+        # List anomalies of the set-up separately: they would fill the first page.
+        setup = (await run_in_threadpool(index.anomalies, limit=_SETUP, setup=True)).items
+        page = await run_in_threadpool(index.anomalies, page_of(request), setup=False)
+    else:
+        setup = ()
+        page = await run_in_threadpool(index.anomalies, page_of(request), kind=chosen)
+    overview = await run_in_threadpool(index.overview)
+    return await run_in_threadpool(
+        render_page,
         request,
         "audit.html",
         overview=overview,
         equations=await equations(site.contracts, overview),
-        open_anomalies=await run_query(site.index.open_anomalies),
+        open_anomalies=await run_in_threadpool(index.open_anomalies),
         listing=page,
-        setup=setup.items if setup is not None else (),
+        setup=setup,
         chosen=chosen,
         kinds=[_ALL, *Subject],
-        link_addresses=link_addresses,
     )
 
 
@@ -200,10 +186,9 @@ async def _equation(
     *arguments: Any,
 ) -> Equation:
     repeat = call(contracts.deployment, "Credit", block, name, *arguments)
-    function = interface("Credit").function(name)
-    body: Any = {"to": contracts.credit.address, "data": HexBytes(function.encode(*arguments))}
     try:
-        (value,) = function.decode(bytes(await contracts.w3.eth.call(body, block)))
+        result = await contracts.w3.eth.call(repeat.params[0], block)
+        (value,) = interface("Credit").function(name).decode(bytes(result))
     except (GridError, Web3Exception, AbiError):
         value = None
     return Equation(title, Side("events", expected), value, repeat)
@@ -218,8 +203,6 @@ ENDS: Final = (
     JobStatus.CANCELLED,
     JobStatus.PANICKED,
 )
-
-
 _LINE_CLASSES: Final = ("line", "line-2", "line-3", "line-4")
 
 

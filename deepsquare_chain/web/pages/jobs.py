@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -28,18 +30,17 @@ from deepsquare_chain.client.transactions import FLAG_TEXTS
 from deepsquare_chain.errors import GridError, UsageError
 from deepsquare_chain.indexer.queries import LIVE
 from deepsquare_chain.indexer.read_models import JobDetail, MovementRow, ProviderRow, TransitionRow
-from deepsquare_chain.job import Affinity, JobFlags, JobStatus, matches, parse_uses
+from deepsquare_chain.job import Affinity, JobFlags, JobStatus, parse_uses, unmet
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import duration
-from deepsquare_chain.web.lookup import fields
 from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
 from deepsquare_chain.web.site import (
     Site,
+    choice_of,
     number_of,
     page_of,
     period_of,
     render_page,
-    run_query,
     site_of,
     text_of,
 )
@@ -53,17 +54,12 @@ FILTERS: dict[str, tuple[JobStatus, ...]] = {
 }
 
 
-async def jobs(request: Request) -> Response:
+def jobs(request: Request) -> Response:
     """The list of jobs, filtered and sorted; latest first by default."""
     site = site_of(request)
-    chosen = request.query_params.get("status", "all").lower()
-    if chosen not in FILTERS:
-        raise UsageError(
-            f"{chosen[:40]!r} is not a status of a job", hint=f"There are {', '.join(FILTERS)}."
-        )
+    chosen = choice_of(request, "status", FILTERS, "status of a job", "all")
     texts = {name: text_of(request, name) for name in ("name", "customer", "provider")}
-    page = await run_query(
-        site.index.jobs,
+    page = site.index.jobs(
         page_of(request),
         statuses=FILTERS[chosen],
         name=texts["name"] or None,
@@ -72,8 +68,8 @@ async def jobs(request: Request) -> Response:
         submitted=period_of(request),
         sort=text_of(request, "sort"),
     )
-    overview = await run_query(site.index.overview)
-    return await render_page(
+    overview = site.index.overview()
+    return render_page(
         request,
         "jobs.html",
         listing=page,
@@ -81,11 +77,12 @@ async def jobs(request: Request) -> Response:
         texts={**texts, "from": text_of(request, "from"), "to": text_of(request, "to")},
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
-        customers=sorted(recorded_name for recorded_name in site.recorded_names.values()),
+        customers=sorted(site.recorded_names.values()),
     )
 
 
-def _filters(counts: Any) -> list[tuple[str, str, int]]:
+def _filters(counts: Mapping[JobStatus, int]) -> list[tuple[str, str, int]]:
+    """Return key, link text and number of jobs of each filter."""
     return [
         (
             key,
@@ -100,19 +97,18 @@ async def job(request: Request) -> Response:
     """The page of one job."""
     site = site_of(request)
     job_id = number_of(request.path_params["job"], "job ID")
-    detail, entry = await run_query(site.index.job_with_entry, job_id)
-    providers = await run_query(site.index.providers)
-    provider_eligibility = await eligibility(site.contracts, detail, providers)
-    now = site.now(await run_query(site.index.status))
+    detail, entry = await run_in_threadpool(site.index.job_with_entry, job_id)
+    providers = await run_in_threadpool(site.index.providers)
+    now = site.now(await run_in_threadpool(site.index.status))
     job_stages = stages(detail.transitions, now)
-    definition, text = await _definition(site, detail)
-    is_pending = detail.row.status is JobStatus.PENDING
+    definition, definition_note = await _definition(site, detail)
     bill = recompute_bill(entry, now=now)
-    return await render_page(
+    is_pending = detail.row.status is JobStatus.PENDING
+    return await run_in_threadpool(
+        render_page,
         request,
         "job.html",
         detail=detail,
-        row=detail.row,
         stages=job_stages,
         timeline=timeline(job_stages),
         flows=flows(detail),
@@ -120,27 +116,24 @@ async def job(request: Request) -> Response:
         # Seconds that interim payments have already billed are not included.
         accrued=bill.cost,
         flags=flags_in_words(detail.row.flags),
-        prospect=await site.forecasts.of(detail.row.id) if is_pending else None,
-        is_pending=is_pending,
+        prospect=await site.forecasts.of(job_id) if is_pending else None,
         accounts={row.id: row.account for row in providers},
         requirements=[str(affinity) for affinity in requirements_of(detail.uses)],
-        eligibility=provider_eligibility,
+        eligibility=await eligibility(site.contracts, detail, providers),
         definition=definition,
-        definition_note=text,
+        definition_note=definition_note,
         lines=sum(text.count("\n") + 1 for _, text in definition.commands()) if definition else 0,
         gateway=site.gateway,
-        fields=fields,
     )
 
 
-async def invoice(request: Request) -> Response:
+def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
     site = site_of(request)
     job_id = number_of(request.path_params["job"], "job ID")
-    detail, entry = await run_query(site.index.job_with_entry, job_id)
-    status = await run_query(site.index.status)
-    data = job_invoice(entry, detail.movements, site.contracts.deployment, status.block)
-    page = await run_query(render_html, data)
+    detail, entry = site.index.job_with_entry(job_id)
+    block = site.index.status().block
+    page = render_html(job_invoice(entry, detail.movements, site.contracts.deployment, block))
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
@@ -158,7 +151,7 @@ async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None,
         return None, "This explorer has no store of definitions."
     try:
         data = await site.store.get(bytes.fromhex(detail.definition.removeprefix("0x")))
-        return await run_query(Definition.from_bytes, data), ""
+        return await run_in_threadpool(Definition.from_bytes, data), ""
     except (GridError, ValueError):
         return None, "The store of this explorer does not have it."
 
@@ -197,12 +190,8 @@ async def eligibility(
         return ()
     approved = [provider for provider in providers if provider.id is not None][:MAX_PROVIDERS]
     try:
-        answers = await asyncio.gather(
-            *(
-                contracts.scheduler.is_eligible(detail.row.id, provider.id or 0)
-                for provider in approved
-            )
-        )
+        is_eligible = partial(contracts.scheduler.is_eligible, detail.row.id)
+        answers = await asyncio.gather(*(is_eligible(row.id or 0) for row in approved))
     except GridError:
         return ()
     return tuple(
@@ -213,16 +202,17 @@ async def eligibility(
 
 def eligibility_of(provider: ProviderRow, uses: str, *, eligible: bool, reason: str) -> Eligibility:
     """Combine the contract's verdict with the labels, which the contract does not check."""
+    unmet_requirements = unmet(requirements_of(uses), provider.labels)
     if not eligible:
-        return Eligibility(
-            provider, eligible=False, explanation=_WORDS.get(reason, HINTS.get(reason, reason))
-        )
-    for affinity in requirements_of(uses):
-        if not matches([affinity], provider.labels):
-            value = provider.labels.get(affinity.key)
-            explanation = "has no such label" if value is None else f"its label says {value[:60]}"
-            return Eligibility(provider, eligible=False, explanation=f"{affinity}: {explanation}")
-    return Eligibility(provider, eligible=True, explanation="is eligible")
+        explanation = _WORDS.get(reason, HINTS.get(reason, reason))
+    elif unmet_requirements:
+        requirement = unmet_requirements[0]
+        label = provider.labels.get(requirement.key)
+        mismatch = "has no such label" if label is None else f"its label says {label[:60]}"
+        explanation = f"{requirement}: {mismatch}"
+    else:
+        explanation = "is eligible"
+    return Eligibility(provider, eligible and not unmet_requirements, explanation)
 
 
 def requirements_of(uses: str) -> tuple[Affinity, ...]:

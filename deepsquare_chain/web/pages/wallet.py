@@ -11,6 +11,7 @@ from typing import Any, Final
 import pydantic_core
 import yaml
 from hexbytes import HexBytes
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
@@ -40,7 +41,7 @@ from deepsquare_chain.observability.serving import RateLimit
 from deepsquare_chain.web.formats import amount, count, duration, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import client_address, is_same_origin
-from deepsquare_chain.web.site import Site, render_page, run_query, site_of
+from deepsquare_chain.web.site import Site, render_page, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
 
@@ -391,20 +392,18 @@ class PostRefusedError(GridError):
         self.status = status
 
 
-async def form(request: Request) -> Response:
+def form(request: Request) -> Response:
     """The job form, with the prices of providers."""
     site = site_of(request)
-    providers = await run_query(site.index.providers)
-    return await render_page(
+    return render_page(
         request,
         "submit.html",
-        providers=[provider for provider in providers if provider.active],
-        accepts_jobs=site.accepts_jobs,
+        providers=[provider for provider in site.index.providers() if provider.active],
         relay=bool(site.relay),
     )
 
 
-async def grid(request: Request) -> Response:
+def grid(request: Request) -> Response:
     """Chain ID, scheduler, gateway URL and checksum address of an account, for its wallet."""
     site = site_of(request)
     account = request.query_params.get("account", "")
@@ -418,7 +417,7 @@ async def grid(request: Request) -> Response:
     )
 
 
-async def schema(_: Request) -> Response:
+def schema(_: Request) -> Response:
     """JSON schema of job files, for the editor."""
     return JSONResponse(job_file_schema(), headers={"Cache-Control": "max-age=3600"})
 
@@ -431,13 +430,13 @@ async def quote(request: Request) -> Response:
     site, payload = await _read_post(request)
     file = {} if payload.get("mode") == "file" else {"file": form_as_file(payload)}
     try:
-        job_file = await run_query(read_job, payload)
+        job_file = await run_in_threadpool(read_job, payload)
         terms = job_file.terms()
     except JobFileError as error:
         mistakes = [{"line": line, "text": text} for line, text in problems(error)]
         return JSONResponse({"problems": mistakes, "hint": error.hint, **file})
     offers = await site.offers(terms)
-    names = await run_query(lambda: site.names(site.index.status().change))
+    names = await run_in_threadpool(lambda: site.names(site.index.status().change))
     return JSONResponse(
         {
             "problems": [],
@@ -474,7 +473,7 @@ async def submit(request: Request) -> Response:
             "This explorer has no store of definitions, so that jobs can't be submitted here",
             hint="Use `deepsquare submit FILE`.",
         )
-    job_file = await run_query(read_job, payload)
+    job_file = await run_in_threadpool(read_job, payload)
     account = checked_address(_account(payload))
     jobs = request_of(
         job_file.definition,
@@ -545,7 +544,7 @@ async def outcome(request: Request) -> Response:
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
     try:
-        await run_query(site.index.transaction, tx_hash)
+        await run_in_threadpool(site.index.transaction, tx_hash)
         indexed = True
     except NotFoundError:
         indexed = False
