@@ -7,7 +7,7 @@ call anomalies "exceptions".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -107,22 +107,16 @@ class Anomaly:
 def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> list[Anomaly]:
     """Mark the late assignments that providers made themselves.
 
-    Events do not name the sender of an assignment, so the senders must be given.
-
-    Args:
-        rows: Anomalies of a replay.
-        senders: Sender of each transaction, by its hash. Other rows stay unchanged.
+    `senders` are the senders of transactions by hash, which events do not contain.
     """
-    return [
-        replace(
-            row,
-            code=Code.SELF_SCHEDULED,
-            message=row.message.replace(MAY_BE_SELF_SCHEDULED, "its provider took it itself"),
-        )
-        if row.code is Code.LATE_ASSIGNMENT and senders.get(row.tx_hash) == row.account
-        else row
-        for row in rows
-    ]
+    return [_named(row, senders.get(row.tx_hash)) for row in rows]
+
+
+def _named(row: Anomaly, sender: str | None) -> Anomaly:
+    if row.code is not Code.LATE_ASSIGNMENT or row.account != sender:
+        return row
+    message = row.message.replace(MAY_BE_SELF_SCHEDULED, "its provider took it itself")
+    return replace(row, code=Code.SELF_SCHEDULED, message=message)
 
 
 # -- the rules that find anomalies in events, given the ledgers
@@ -131,8 +125,7 @@ def name_self_scheduled(rows: Iterable[Anomaly], senders: Mapping[str, str]) -> 
 class AnomalyRules:
     """Reads events along with the ledgers, and records anomalies.
 
-    Args:
-        deployment: Provides the thresholds: its recorded timeouts, or the defaults.
+    Its thresholds are the recorded timeouts of the deployment, or the defaults.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -155,9 +148,7 @@ class AnomalyRules:
     ) -> None:
         """Restore the state after all earlier events, in order to continue from there.
 
-        Args:
-            jobs: Entries of all jobs that further events may concern.
-            challenges: Open challenges.
+        `jobs` are all jobs that further events may concern, `challenges` the open challenges.
         """
         for job in jobs:
             if job.status is JobStatus.PENDING:
@@ -174,16 +165,13 @@ class AnomalyRules:
         return anomalies
 
     def read(
-        self, events: Iterable[ev.Event], jobs: Mapping[int, JobEntry], context: TransactionContext
+        self, events: Sequence[ev.Event], jobs: Mapping[int, JobEntry], context: TransactionContext
     ) -> None:
         """Examine one transaction. The ledgers must already include it."""
         self._context = context
-        transaction_events = list(events)
-        payers = {
-            event.customer for event in transaction_events if isinstance(event, ev.JobSubmitted)
-        }
-        payers |= {event.payer for event in transaction_events if isinstance(event, ev.JobToppedUp)}
-        for event in transaction_events:
+        payers = {event.customer for event in events if isinstance(event, ev.JobSubmitted)}
+        payers |= {event.payer for event in events if isinstance(event, ev.JobToppedUp)}
+        for event in events:
             match event:
                 case ev.JobTransition():
                     self._moved(event, jobs.get(event.job_id))
@@ -214,8 +202,8 @@ class AnomalyRules:
                 self._note(Code.IDLE_CLAIM, message, account, job_id, warn=True)
         for account, event in sorted(self._challenges.items()):
             if (late := context.time - event.answer_by) > 0:
-                message = f"{account} has not answered a challenge over job {event.job_id}, "
-                message += f"{late} s after the deadline"
+                challenge = f"a challenge over job {event.job_id}"
+                message = f"{account} has not answered {challenge}, {late} s after the deadline"
                 self._note(Code.UNANSWERED, message, account, event.job_id)
         anomalies, self.rows = self.rows, recorded
         return anomalies
@@ -239,10 +227,10 @@ class AnomalyRules:
         elif after is JobStatus.META_SCHEDULED:
             waited = now - self._pending.pop(job_id, now)
             if waited >= self._pending_timeout:
+                # If providers can't assign the job to themselves, the scheduler was late.
                 forbidden = job is not None and JobFlags.NO_SELF_SCHEDULING in job.terms.flags
-                message = f"job {job_id} waited {waited} s"
-                # Providers can't assign such a job to themselves, so the scheduler was late.
-                message += "" if forbidden else f": {MAY_BE_SELF_SCHEDULED}"
+                cause = "" if forbidden else f": {MAY_BE_SELF_SCHEDULED}"
+                message = f"job {job_id} waited {waited} s{cause}"
                 self._note(Code.LATE_ASSIGNMENT, message, account, job_id)
         elif after is JobStatus.SCHEDULED:
             self._claims[job_id] = now, account
@@ -273,12 +261,9 @@ class AnomalyRules:
 
     def _panicked(self, event: ev.JobPanicked, job: JobEntry | None) -> None:
         provider = self._providers.get(event.job_id, ZERO_ADDRESS)
-        successor = (
-            f", its escrow moved to job {job.successor}"
-            if job is not None and job.successor
-            else ""
-        )
-        message = f"job {event.job_id} was given up by {event.by}{successor}{_reason(event)}"
+        successor = job.successor if job is not None else 0
+        escrow = f", its escrow moved to job {successor}" if successor else ""
+        message = f"job {event.job_id} was given up by {event.by}{escrow}{_reason(event)}"
         self._note(Code.PANIC, message, provider, event.job_id)
 
     def _answered(self, event: ev.ProviderAnswered) -> None:
@@ -305,8 +290,8 @@ class AnomalyRules:
         """Note an administrative event or a parked payment."""
         match event:
             case ev.PaymentParked():
-                message = f"{credit_count(event.amount)} for {event.recipient} could not "
-                message += "be paid and can be withdrawn"
+                payment = f"{credit_count(event.amount)} for {event.recipient}"
+                message = f"{payment} could not be paid and can be withdrawn"
                 self._note(Code.PARKED, message, event.recipient)
             case ev.FeeChanged():
                 self._note(Code.FEE, f"the fee became {event.fee_bps} basis points")

@@ -121,7 +121,6 @@ def recompute_bill(
         seconds=seconds,
         escrow=escrow,
         cost=cost,
-        collected=job.collected_paid + job.collected_fee,
         why=rule,
         lines=lines,
     )
@@ -155,27 +154,9 @@ def _seconds(job: JobEntry, maximum: int, reported: int | None) -> tuple[int, st
 
 # -- the invoice of a job with the evidence for every amount, and its printable HTML page
 
-#: Of the page; a server that forbids styles within pages lets this one through by its hash.
-STYLE: Final = """
-@page { size: A4; margin: 18mm }
-body { font: 10pt/1.45 system-ui, sans-serif; max-width: 180mm; margin: 2em auto; padding: 0 1em; color: #111 }
-h1 { font-size: 16pt } h2 { font-size: 11pt; margin-top: 1.6em }
-table { border-collapse: collapse; width: 100% } tr { break-inside: avoid }
-th, td { text-align: left; padding: .25em .6em .25em 0; border-bottom: 1px solid #ccc; vertical-align: top; overflow-wrap: anywhere }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-small { color: #444 }
-@media print, (min-width: 40em) {
-  td:first-child { white-space: nowrap }
-  .evidence td:nth-child(2) { overflow-wrap: normal } .evidence td:last-child { width: 32%; font-size: 8.5pt }
-}
-@media screen and (max-width: 40em) {
-  .n { white-space: normal } .bill :is(th, td):not(.n) { overflow-wrap: normal }
-  .evidence thead { display: none }
-  .evidence tr { display: grid; grid-template-columns: 1fr auto; padding: .35em 0; border-bottom: 1px solid #ccc }
-  .evidence td { border: 0; padding: 0 }
-  .evidence td:nth-child(2) { order: -1 } .evidence td:nth-child(n + 3) { grid-column: 1 / -1; text-align: left }
-}
-"""
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+#: Style sheet of the page. The explorer permits it by its hash in the Content-Security-Policy.
+STYLE: Final = "\n" + (_TEMPLATES / "invoice.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +171,7 @@ class InvoiceLine:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """The invoice of a job. Amounts are credit-wei, times are chain time in seconds.
-
-    `ok` tells whether the bill matches the one recomputed from rate and times.
-    """
+    """The invoice of a job. Amounts are credit-wei, times are chain time in seconds."""
 
     job: JobEntry
     bill: JobBill
@@ -202,34 +180,15 @@ class Invoice:
     block: int
     lines: tuple[InvoiceLine, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether the bill matches the recomputed one."""
-        return self.bill.ok
-
     def row(self) -> tuple[Any, ...]:
         """Return the values of the invoice, in column order."""
         job = self.job
+        provider = None if job.provider == ZERO_ADDRESS else job.provider
         return (
-            job.id,
-            job.name,
-            job.status.name,
-            job.customer,
-            None if job.provider == ZERO_ADDRESS else job.provider,
-            job.started_at or None,
-            job.ended_at or None,
-            job.billed_seconds,
-            job.rate,
-            job.paid + job.fee,
-            job.paid,
-            job.fee,
-            job.funded + job.carried_in,
-            job.refunded,
-            self.ok,
-            self.chain_id,
-            self.contract,
-            self.block,
-            job.definition.hex(),
+            *(job.id, job.name, job.status.name, job.customer, provider),
+            *(job.started_at or None, job.ended_at or None, job.billed_seconds, job.rate),
+            *(job.paid + job.fee, job.paid, job.fee, job.funded + job.carried_in, job.refunded),
+            *(self.bill.ok, self.chain_id, self.contract, self.block, job.definition.hex()),
         )
 
 
@@ -281,18 +240,18 @@ def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"
 
 
-_TEMPLATES: Final = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+_ENVIRONMENT: Final = Environment(
+    loader=FileSystemLoader(_TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
     keep_trailing_newline=True,
 )
-_TEMPLATES.filters |= {"credits": credit_count, "hourly": hourly, "time": _time}
+_ENVIRONMENT.filters |= {"credits": credit_count, "hourly": hourly, "time": _time}
 
 
 def render_html(invoice: Invoice) -> str:
     """Return the invoice as an HTML page for A4, without scripts or external resources."""
-    return _TEMPLATES.get_template("invoice.html").render(
+    return _ENVIRONMENT.get_template("invoice.html").render(
         invoice=invoice,
         job=invoice.job,
         bill=invoice.bill,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Final
 
 from deepsquare_chain.audit.entries import ZERO_ADDRESS, AuditFinding, JobEntry, Totals
@@ -71,7 +72,7 @@ def compare(ledger: Ledger, storage: Storage) -> list[AuditFinding]:
     def compare_values(subject: str, from_events: object, stored: object, job_id: int = 0) -> None:
         if from_events != stored:
             message = f"{subject}: events say {from_events}, storage says {stored}"
-            findings.append(AuditFinding("storage", message, storage.block, "", job_id))
+            findings.append(AuditFinding("storage", message, storage.block, job_id=job_id))
 
     def compare_fields(subject: str, from_events: Any, stored: Any, job_id: int = 0) -> None:
         for field in fields(stored):
@@ -187,11 +188,12 @@ def transfers(
     deployment: Deployment, block: int, *, sender: str = "", recipient: str = ""
 ) -> NodeRequest:
     """Return the request for credit transfers up to a block, filtered by sender or recipient."""
-    topics: list[str | None] = [event_topics(Transfer)[0], _topic(sender), _topic(recipient)]
+    accounts = (("from", sender), ("to", recipient))
+    topics = [topic_of(account) if account else None for _, account in accounts]
+    topics.insert(0, event_topics(Transfer)[0])
     while topics[-1] is None:
         topics.pop()
-    names = (("from", sender), ("to", recipient))
-    filters = "".join(f" {word} {account}" for word, account in names if account)
+    filters = "".join(f" {word} {account}" for word, account in accounts if account)
     topics_text = " ".join("null" if topic is None else topic for topic in topics)
     return NodeRequest(
         f"Transfer events of the credit{filters}, blocks {deployment.block} to {block}",
@@ -207,10 +209,6 @@ def _log_query(
 ) -> dict[str, Any]:
     blocks = {"fromBlock": hex(deployment.block), "toBlock": hex(block)}
     return {**blocks, "address": address, "topics": topics}
-
-
-def _topic(account: str) -> str | None:
-    return topic_of(account) if account else None
 
 
 def conservation(
@@ -234,33 +232,27 @@ def conservation(
         live: IDs of live jobs, for the requests that reproduce the sum of escrows.
         parked: Accounts with parked credits, for the same purpose.
     """
+    scheduler = deployment.scheduler
     mints = transfers(deployment, block, sender=ZERO_ADDRESS)
     burns = transfers(deployment, block, recipient=ZERO_ADDRESS)
-    all_transfers = transfers(deployment, block)
-    scheduler = deployment.scheduler
     incoming = transfers(deployment, block, recipient=scheduler)
     outgoing = transfers(deployment, block, sender=scheduler)
+    scheduler_call = partial(call, deployment, "MetaScheduler", block)
+    starts = range(0, len(live), _JOBS_PER_CALL)
+    records = [
+        *(
+            scheduler_call("getJobs", list(live[start : start + _JOBS_PER_CALL]))
+            for start in starts
+        ),
+        *(scheduler_call("parkedOf", account) for account in parked),
+    ]
     created = Side("mints - burns", (("minted", totals.minted), ("burned", -totals.burned)))
+    owned = Side("sum of balances", (("balances", totals.balances),))
     owed = Side("escrows + withdrawable", owed_terms(totals.escrow, totals.parked, totals.donated))
     balance = Side("transfers to - transfers from", (("balance", totals.scheduler_balance),))
-    records = [
-        call(
-            deployment,
-            "MetaScheduler",
-            block,
-            "getJobs",
-            list(live[first : first + _JOBS_PER_CALL]),
-        )
-        for first in range(0, len(live), _JOBS_PER_CALL)
-    ]
-    records += [call(deployment, "MetaScheduler", block, "parkedOf", account) for account in parked]
+    requests = (mints, burns, transfers(deployment, block))
     checks = [
-        ConservationCheck(
-            "supply = mints - burns = sum of balances",
-            created,
-            Side("sum of balances", (("balances", totals.balances),)),
-            (mints, burns, all_transfers),
-        ),
+        ConservationCheck("supply = mints - burns = sum of balances", created, owned, requests),
         ConservationCheck(
             "scheduler's balance = live escrows + withdrawable",
             balance,
@@ -269,11 +261,9 @@ def conservation(
         ),
     ]
     if supply is not None:
-        request = call(deployment, "Credit", block, "totalSupply")
+        requests = (mints, burns, call(deployment, "Credit", block, "totalSupply"))
         reported = Side("totalSupply()", (("supply", supply),))
-        checks.append(
-            ConservationCheck("supply on chain", created, reported, (mints, burns, request))
-        )
+        checks.append(ConservationCheck("supply on chain", created, reported, requests))
     if scheduler_balance is not None:
         request = call(deployment, "Credit", block, "balanceOf", scheduler)
         reported = Side("balanceOf(MetaScheduler)", (("balance", scheduler_balance),))
@@ -302,26 +292,21 @@ def job_conservation(job: JobEntry, deployment: Deployment, block: int) -> Conse
         outflow = Side("escrow + paid + fee", outflow_terms)
         name = "while live: funded + carried in = escrow + paid + fee"
     record = call(deployment, "MetaScheduler", block, "getJob", job.id)
-    return ConservationCheck(
-        name, inflow, outflow, (record, job_logs(deployment, block, job.id)), job.id
-    )
+    requests = (record, job_logs(deployment, block, job.id))
+    return ConservationCheck(name, inflow, outflow, requests, job.id)
 
 
 def closing_check(ledger: Ledger, statement: Statement, balance: int) -> ConservationCheck:
     """Return the check of the closing balance against `balance`, its `balanceOf` in credit-wei."""
     terms = (("opening", statement.opening), ("credits", statement.credits))
     computed = Side("opening + credits - debits", (*terms, ("debits", -statement.debits)))
+    reported = Side("balanceOf", (("balance", balance),))
     request = call(ledger.deployment, "Credit", statement.last, "balanceOf", statement.account)
-    return ConservationCheck(
-        "closing balance", computed, Side("balanceOf", (("balance", balance),)), (request,)
-    )
+    return ConservationCheck("closing balance", computed, reported, (request,))
 
 
 def job_logs(deployment: Deployment, block: int, job_id: int) -> NodeRequest:
-    """Return the request for all MetaScheduler events of a job.
-
-    The job ID is the first indexed field of these events.
-    """
+    """Return the request for the MetaScheduler's events of a job, whose first topic is its ID."""
     query = _log_query(deployment, deployment.scheduler, block, [None, f"0x{job_id:064x}"])
     return NodeRequest(
         f"events of job {job_id}, blocks {deployment.block} to {block}",

@@ -35,12 +35,15 @@ MIN_COLLECT_INTERVAL: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """Something that the contracts would not have done. `job_id` is zero if none applies."""
+    """Something that the contracts would not have done.
+
+    `tx_hash` is empty and `job_id` is zero if none applies.
+    """
 
     code: str
     message: str
     block: int
-    tx_hash: str
+    tx_hash: str = ""
     job_id: int = 0
 
     def __str__(self) -> str:
@@ -171,9 +174,14 @@ class JobEntry:
         return allotment(self.time_limit, self.terms.until_spent, self.last_escrow, self.rate)
 
     @property
+    def collected(self) -> int:
+        """Total of interim payments and their fees, in credit-wei."""
+        return self.collected_paid + self.collected_fee
+
+    @property
     def last_escrow(self) -> int:
         """Escrow in credit-wei after interim payments, but before the settlement."""
-        return self.funded + self.carried_in - self.collected_paid - self.collected_fee
+        return self.funded + self.carried_in - self.collected
 
     @property
     def difference(self) -> int:
@@ -183,7 +191,7 @@ class JobEntry:
 
     def record(self, provider_ids: Mapping[str, int]) -> Job:
         """Return the record that the contract must store if the events are correct."""
-        consumed = self.paid + self.fee - self.collected_paid - self.collected_fee
+        consumed = self.paid + self.fee - self.collected
         return from_attributes(
             Job,
             self,

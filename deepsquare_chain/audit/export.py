@@ -14,9 +14,10 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
+from math import inf
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,11 +27,10 @@ from deepsquare_chain import __version__
 from deepsquare_chain.audit.entries import (
     STATEMENT_COLUMNS,
     AuditFinding,
-    JobEntry,
     statement_cells,
 )
 from deepsquare_chain.audit.ledger import Ledger
-from deepsquare_chain.audit.reader import Progress, read_history
+from deepsquare_chain.audit.reader import Progress, log_position, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import Event, decode_log
@@ -131,11 +131,7 @@ def _jobs(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
         linked = (job.retry_of or None, job.successor or None)
         retry_fields = (job.carried_out, *linked, job.definition.hex())
         interim = (int(job.terms.flags), job.collected_seconds)
-        yield (*parties, *terms, *times, *amounts, *retry_fields, *interim, _collected(job))
-
-
-def _collected(job: JobEntry) -> int:
-    return job.collected_paid + job.collected_fee
+        yield (*parties, *terms, *times, *amounts, *retry_fields, *interim, job.collected)
 
 
 def _statements(ledger: Ledger) -> Iterator[tuple[Any, ...]]:
@@ -208,10 +204,7 @@ class Manifest:
             "block_hash": self.block_hash,
             "block_time": self.block_time,
             "format": self.style.value,
-            "files": {
-                name: {"rows": entry.rows, "sha256": entry.sha256}
-                for name, entry in sorted(self.files.items())
-            },
+            "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
         }
 
     def to_json(self) -> bytes:
@@ -230,7 +223,7 @@ class Manifest:
             AuditError: It can't be parsed, has another schema, or was changed.
         """
         try:
-            return cls._checked(pydantic_core.from_json(raw, allow_inf_nan=False))
+            return cls._from_body(pydantic_core.from_json(raw, allow_inf_nan=False))
         except (ValueError, KeyError, TypeError, AttributeError, GridError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
             raise AuditError(
@@ -239,34 +232,27 @@ class Manifest:
             ) from None
 
     @classmethod
-    def _checked(cls, body: Any) -> Manifest:
+    def _from_body(cls, body: Any) -> Manifest:
         digest = body.pop("sha256")
         if body["schema"] != SCHEMA:
             raise ValueError(f"its schema is {str(body['schema'])[:40]!r}, not {SCHEMA!r}")
-        manifest = cls._from_body(body)
-        if manifest.body() != body or digest_of(body) != digest:
-            raise ValueError("it was changed: its SHA-256 does not match")
-        return manifest
-
-    @classmethod
-    def _from_body(cls, body: Mapping[str, Any]) -> Manifest:
-        deployment = Deployment.from_json(json.dumps(body["deployment"]), source="its deployment")
-        files = {
-            str(name): FileEntry(_count(entry["rows"]), str(entry["sha256"]))
-            for name, entry in body["files"].items()
-        }
-        style = TableFormat(body["format"])
-        if set(files) != set(file_names(style)):
-            raise ValueError("it lists other files than an export has")
-        return cls(
-            deployment,
+        manifest = cls(
+            Deployment.from_json(json.dumps(body["deployment"]), source="its deployment"),
             _count(body["last_block"]),
             str(body["block_hash"]),
             _count(body["block_time"]),
-            style,
-            files,
+            TableFormat(body["format"]),
+            {
+                name: FileEntry(_count(entry["rows"]), str(entry["sha256"]))
+                for name, entry in body["files"].items()
+            },
             str(body["program"]),
         )
+        if set(manifest.files) != set(file_names(manifest.style)):
+            raise ValueError("it lists other files than an export has")
+        if manifest.body() != body or digest_of(body) != digest:
+            raise ValueError("it was changed: its SHA-256 does not match")
+        return manifest
 
 
 def _count(value: Any) -> int:
@@ -323,18 +309,6 @@ def _hex(value: Any) -> str:
 
 def _hex_number(value: Any) -> str:
     return value.lower() if isinstance(value, str) else hex(value)
-
-
-def log_position(log: Mapping[str, Any]) -> tuple[int, int]:
-    """Return block number and log index of a raw log.
-
-    Raises:
-        ValueError: One of them is missing or invalid.
-    """
-    try:
-        return int(str(log["blockNumber"]), 16), int(str(log["logIndex"]), 16)
-    except KeyError as error:
-        raise ValueError(f"{error} is missing") from None
 
 
 def first_difference(expected: Iterable[bytes], actual: Iterable[bytes]) -> int:
@@ -551,7 +525,7 @@ class _Check:
 
     def report(self, code: str, message: str, block: int = 0) -> None:
         if len(self.findings) < _MAX_FINDINGS:
-            self.findings.append(AuditFinding(code, message, block, ""))
+            self.findings.append(AuditFinding(code, message, block))
 
     def file(self, name: str, entry: FileEntry) -> None:
         """Check number of lines and digest of a file against the manifest."""
@@ -606,29 +580,27 @@ class _Check:
         manifest = self._manifest
         addresses = {contract.lower() for contract in manifest.deployment.addresses}
         for number, line, body in self._parsed(LOGS):
+            subject = f"line {number} of {LOGS}"
             try:
                 position = log_position(body)
                 canonical = line == log_line(body)
                 address, block_hash = body["address"], body["blockHash"]
             except (KeyError, TypeError, ValueError, AttributeError):
-                self._break(f"line {number} of {LOGS} is not a log")
+                self._break(f"{subject} is not a log")
                 continue
             block = position[0]
             if position <= previous or not canonical:
-                self.report("order", f"line {number} of {LOGS} is out of order or shape", block)
+                self.report("order", f"{subject} is out of order or shape", block)
             previous = position
             blocks_with_logs.add(block)
             if address not in addresses:
-                self.report(
-                    "address", f"line {number} of {LOGS} belongs to another contract", block
-                )
+                self.report("address", f"{subject} belongs to another contract", block)
             if not manifest.deployment.block <= block <= manifest.last_block:
-                self.report("range", f"line {number} of {LOGS} is outside of the range", block)
+                self.report("range", f"{subject} is outside of the range", block)
             if times.get(block, ("", 0))[0] != block_hash:
                 self.broken = self.broken or block not in times
-                self.report("block", f"line {number} of {LOGS} belongs to another block", block)
-            event = decode_log(body)
-            if event is not None:
+                self.report("block", f"{subject} belongs to another block", block)
+            if (event := decode_log(body)) is not None:
                 yield event
         self._check_unused_blocks(times, blocks_with_logs)
 
@@ -672,31 +644,25 @@ class _Comparer:
         for log in logs:
             line = log_line(log)
             position = log_position(pydantic_core.from_json(line))
-            while self._next is not None and self._next[0] < position:
-                self._report_unmatched("is not on the chain")
+            self.skip_to(position)
             if self._next is None or self._next[0] > position:
-                self._record_finding(position, "is missing from the export")
+                self._report(position, "is missing from the export")
                 continue
             if self._next[1] != line:
-                self._record_finding(position, "differs on the chain")
+                self._report(position, "differs on the chain")
             self._next = next(self._export_lines, None)
 
-    def _report_unmatched(self, problem: str) -> None:
-        if self._next is not None:
-            self._record_finding(self._next[0], problem)
+    def skip_to(self, position: tuple[float, int]) -> None:
+        """Report the export's next logs that come before a position: the chain lacks them."""
+        while self._next is not None and self._next[0] < position:
+            self._report(self._next[0], "is not on the chain")
             self._next = next(self._export_lines, None)
 
-    def _record_finding(self, position: tuple[int, int], problem: str) -> None:
+    def _report(self, position: tuple[int, int], problem: str) -> None:
         if len(self.findings) < _MAX_FINDINGS:
             block, index = position
-            self.findings.append(
-                AuditFinding("chain", f"log {index} of block {block} {problem}", block, "")
-            )
-
-    def finish(self) -> None:
-        """Record a finding for each remaining log of the export, which is not on the chain."""
-        while self._next is not None:
-            self._report_unmatched("is not on the chain")
+            message = f"log {index} of block {block} {problem}"
+            self.findings.append(AuditFinding("chain", message, block))
 
 
 async def compare_with_chain(
@@ -719,23 +685,23 @@ async def compare_with_chain(
         progress=progress,
         sink=comparer,
     )
-    comparer.finish()
-    findings = list(comparer.findings)
+    comparer.skip_to((inf, 0))
+    findings = comparer.findings
     last_block = (history.block_hash, history.time)
     if last_block != (manifest.block_hash, manifest.block_time):
         message = f"block {manifest.last_block} differs on the chain: {history.block_hash}"
-        findings.append(AuditFinding("chain", message, manifest.last_block, ""))
+        findings.append(AuditFinding("chain", message, manifest.last_block))
     times = {number: time for number, (_, time) in _Check(folder, manifest).blocks().items()}
     for number, time in history.block_times.items():
         if times.get(number) != time:
             message = f"the time of block {number} is {time} on the chain"
-            findings.append(AuditFinding("chain", message, number, ""))
+            findings.append(AuditFinding("chain", message, number))
     return findings
 
 
 def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding]:
     """Return a finding for each difference between the export's deployment and the given one."""
-    exported, deployed = manifest.deployment, audit_deployment(deployment)
+    exported, deployed = asdict(manifest.deployment), asdict(audit_deployment(deployment))
     names = (
         *("chain_id", "credit", "registry", "scheduler", "treasury", "forwarder", "block"),
         "constructor_args",
@@ -743,11 +709,9 @@ def _other_grid(manifest: Manifest, deployment: Deployment) -> list[AuditFinding
     return [
         AuditFinding(
             "manifest",
-            f"the export says {name} {getattr(exported, name)}, the deployment record "
-            f"{getattr(deployed, name)}",
-            0,
-            "",
+            f"the export says {name} {exported[name]}, the deployment record {deployed[name]}",
+            block=0,
         )
         for name in names
-        if getattr(exported, name) != getattr(deployed, name)
+        if exported[name] != deployed[name]
     ]

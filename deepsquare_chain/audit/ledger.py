@@ -46,7 +46,7 @@ from deepsquare_chain.job import (
 
 
 class Ledger:
-    """Jobs, providers, balances and findings after a replay."""
+    """Jobs by ID, providers and balances by account, and findings after a replay."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
@@ -55,9 +55,13 @@ class Ledger:
         self.block = deployment.block
         self.time = 0
         self._entries: list[LedgerEntry] = []
-        self._entries_by_account: dict[str, list[LedgerEntry]] = {}
+        self._entries_by_account: defaultdict[str, list[LedgerEntry]] = defaultdict(list)
         self._ledgers = GridLedgers(deployment)
         self._rules = AnomalyRules(deployment)
+        self.jobs: Mapping[int, JobEntry] = self._ledgers.jobs.jobs
+        self.providers: Mapping[str, ProviderEntry] = self._ledgers.registry.providers
+        #: Balances in credit-wei, of every account that ever held credits.
+        self.balances: Mapping[str, int] = self._ledgers.tokens.balances
 
     @classmethod
     def replay(
@@ -102,24 +106,9 @@ class Ledger:
         return ledger
 
     @property
-    def jobs(self) -> Mapping[int, JobEntry]:
-        """All jobs by id."""
-        return self._ledgers.jobs.jobs
-
-    @property
-    def providers(self) -> Mapping[str, ProviderEntry]:
-        """All providers by account."""
-        return self._ledgers.registry.providers
-
-    @property
     def provider_ids(self) -> Mapping[str, int]:
-        """Provider ids by account."""
-        return self._ledgers.registry.ids
-
-    @property
-    def balances(self) -> Mapping[str, int]:
-        """Balances in credit-wei, of every account that ever held credits."""
-        return self._ledgers.tokens.balances
+        """Provider IDs by account."""
+        return {account: provider.id for account, provider in self.providers.items() if provider.id}
 
     @property
     def parked(self) -> Mapping[str, int]:
@@ -179,27 +168,22 @@ class Ledger:
     def _close(self) -> None:
         """Check the invariants that hold at the end of every replay."""
         for entry in self._entries:
-            self._entries_by_account.setdefault(entry.account, []).append(entry)
+            self._entries_by_account[entry.account].append(entry)
         self._entries.clear()
+        context = TransactionContext(self.block, self.time, findings=self.findings)
         for job in self.jobs.values():
-            if job.difference:
-                message = f"job {job.id} has {job.difference} credit-wei too much or too little"
-                self.findings.append(AuditFinding("job", message, self.block, "", job.id))
+            message = f"job {job.id} has {job.difference} credit-wei too much or too little"
+            context.check(job.difference == 0, "job", message, job.id)
         totals = self.totals
-        if totals.difference:
-            message = (
-                f"the scheduler has {totals.scheduler_balance} credit-wei, "
-                f"{totals.difference} apart from escrow, parked and donated"
-            )
-            self.findings.append(AuditFinding("conservation", message, self.block, ""))
-        if totals.balances != totals.supply:
-            message = "the balances do not add up to the supply"
-            self.findings.append(AuditFinding("supply", message, self.block, ""))
+        message = f"the scheduler has {totals.scheduler_balance} credit-wei, "
+        message += f"{totals.difference} apart from escrow, parked and donated"
+        context.check(totals.difference == 0, "conservation", message)
+        all_owned = totals.balances == totals.supply
+        context.check(all_owned, "supply", "the balances do not add up to the supply")
         for account in sorted({*self._entries_by_account, *self.balances}):
             total = sum(entry.amount for entry in self._entries_by_account.get(account, ()))
-            if total != self.balances.get(account, 0):
-                message = f"the statement of {account} does not end at its balance"
-                self.findings.append(AuditFinding("statement", message, self.block, ""))
+            message = f"the statement of {account} does not end at its balance"
+            context.check(total == self.balances.get(account, 0), "statement", message)
 
 
 class GridLedgers:
@@ -268,17 +252,12 @@ def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = N
         last: Last block of the range; the last block of the ledger by default.
     """
     until = ledger.block if last is None else last
-    opening, rows = 0, []
-    closing = 0
-    for row in ledger.statement(account):
-        if row.block > until:
-            break
-        closing = row.balance
-        if row.block < first:
-            opening = row.balance
-        else:
-            rows.append(row)
-    return Statement(to_checksum_address(account), first, until, opening, closing, tuple(rows))
+    rows = [row for row in ledger.statement(account) if row.block <= until]
+    earlier = [row for row in rows if row.block < first]
+    opening = earlier[-1].balance if earlier else 0
+    closing = rows[-1].balance if rows else 0
+    in_range = tuple(rows[len(earlier) :])
+    return Statement(to_checksum_address(account), first, until, opening, closing, in_range)
 
 
 # -- events of jobs: every status, price and bill is checked
@@ -313,16 +292,13 @@ class JobLedger:
         """Apply a scheduler event that concerns a job."""
         if isinstance(event, ev.JobSubmitted):
             self._submitted(event, context)
-            return
-        if not isinstance(event, JobChange):
-            return
-        job_id = event.job_id
-        job = self.jobs.get(job_id)
-        if job is not None:
-            self._change(job, event, context)
-        # A batch may name jobs that do not exist: it skips them with the status NONE.
-        elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
-            context.report("unknown", f"{type(event).__name__} of job {job_id}, which is unknown")
+        elif isinstance(event, JobChange):
+            if (job := self.jobs.get(event.job_id)) is not None:
+                self._change(job, event, context)
+            # A batch may name jobs that do not exist: it skips them with the status NONE.
+            elif not isinstance(event, ev.TransitionSkipped) or event.status is not JobStatus.NONE:
+                name = type(event).__name__
+                context.report("unknown", f"{name} of job {event.job_id}, which is unknown")
 
     def _change(self, job: JobEntry, event: JobChange, context: TransactionContext) -> None:
         match event:
@@ -350,16 +326,14 @@ class JobLedger:
     def close(self, context: TransactionContext) -> None:
         """Record a finding for everything that the transaction left incomplete."""
         for job_id in context.ended:
-            context.report(
-                "unsettled", f"job {job_id} ended without a settlement or successor", job_id
-            )
+            message = f"job {job_id} ended without a settlement or successor"
+            context.report("unsettled", message, job_id)
         for job_id, name in sorted(context.awaited):
             context.report("missing", f"job {job_id} moved without its {name}", job_id)
 
     def _add_job(self, job: JobEntry, context: TransactionContext) -> None:
-        context.check(
-            job.id == len(self.jobs) + 1, "ids", f"job id {job.id} is out of order", job.id
-        )
+        in_order = job.id == len(self.jobs) + 1
+        context.check(in_order, "ids", f"job id {job.id} is out of order", job.id)
         self.jobs[job.id] = job
         context.awaited.add((job.id, ev.JobTransition.__name__))
 
@@ -386,31 +360,23 @@ class JobLedger:
 
     def _check_signer(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Check that the signer, not the forwarder, paid for a forwarded call."""
-        context.check(
-            account != self._forwarder or account == ZERO_ADDRESS,
-            "forwarder",
-            f"job {job_id} was paid by the forwarder instead of who signed",
-        )
+        by_signer = account != self._forwarder or account == ZERO_ADDRESS
+        message = f"job {job_id} was paid by the forwarder instead of who signed"
+        context.check(by_signer, "forwarder", message)
 
     def _transitioned(
         self, job: JobEntry, event: ev.JobTransition, context: TransactionContext
     ) -> None:
-        arrow = f"{event.before.name} to {event.after.name}"
-        context.check(
-            event.before is job.status and can_transition(event.before, event.after),
-            "transition",
-            f"job {job.id} went from {arrow} while it was {job.status.name}",
-        )
+        moved = f"job {job.id} went from {event.before.name} to {event.after.name}"
+        allowed = event.before is job.status and can_transition(event.before, event.after)
+        context.check(allowed, "transition", f"{moved} while it was {job.status.name}")
         context.check(event.customer == job.customer, "party", f"job {job.id} changed its customer")
         if event.after is JobStatus.META_SCHEDULED:
             self._check_retry_chain(job, event.provider, context)
             job.provider = event.provider
         else:
-            context.check(
-                event.provider == job.provider,
-                "party",
-                f"job {job.id} went from {arrow} by another provider than its own",
-            )
+            own_provider = event.provider == job.provider
+            context.check(own_provider, "party", f"{moved} by another provider than its own")
         if (follower := _FOLLOWED_BY.get(event.after)) and event.before is not JobStatus.NONE:
             context.awaited.add((job.id, follower.__name__))
         context.awaited.discard((job.id, ev.JobTransition.__name__))
@@ -440,20 +406,16 @@ class JobLedger:
         successor, predecessor = job, self.jobs.get(job.retry_of)
         # Predecessors have lower IDs. This check prevents an endless loop on forged events.
         while predecessor is not None and predecessor.id < successor.id:
-            context.check(
-                predecessor.provider != provider,
-                "excluded",
-                f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line",
+            message = (
+                f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line"
             )
+            context.check(predecessor.provider != provider, "excluded", message)
             successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
 
     def _priced(self, job: JobEntry, event: ev.JobPriced, context: TransactionContext) -> None:
         self._check_cause(job, event, context)
-        context.check(
-            event.provider == job.provider,
-            "party",
-            f"job {job.id} was priced for another provider than its own",
-        )
+        message = f"job {job.id} was priced for another provider than its own"
+        context.check(event.provider == job.provider, "party", message)
         job.rate, job.fee_bps = event.rate, event.fee_bps
         self._registry.check_assignment(job, context)
 
@@ -463,11 +425,12 @@ class JobLedger:
         limit = job.time_limit
         if job.rate and event.payer == job.customer and not job.terms.until_spent:
             limit += event.amount // job.rate
+        escrow = job.escrow + event.amount
         context.check(
-            (event.escrow, event.time_limit) == (job.escrow + event.amount, limit),
+            (event.escrow, event.time_limit) == (escrow, limit),
             "top-up",
             f"a top-up of job {job.id} by {event.amount} made {event.escrow} for "
-            f"{event.time_limit} s instead of {job.escrow + event.amount} for {limit} s",
+            f"{event.time_limit} s instead of {escrow} for {limit} s",
         )
         job.funded += event.amount
         job.escrow, job.time_limit = event.escrow, event.time_limit
@@ -477,17 +440,31 @@ class JobLedger:
     def _settled(self, job: JobEntry, event: ev.JobSettled, context: TransactionContext) -> None:
         if context.ended.pop(job.id, None) is None:
             context.report("settlement", f"job {job.id} was settled without having ended")
-        provider_gone = self._registry.is_gone(job.provider, context.time)
-        check_settlement(job, event, context, gone=provider_gone)
+        check_settlement(job, event, context, lost=self._is_lost(job, context.time))
         job.settled = True
+        job.refunded += event.refunded
+        job.escrow -= event.paid + event.fee + event.refunded
+        self._bill(job, event, MovementKind.PAYMENT, context)
+        self._pay(event.customer, MovementKind.REFUND, event.refunded, context)
+
+    def _is_lost(self, job: JobEntry, now: int) -> bool:
+        """Return whether a run can count as lost, by the minimum that every deployment requires."""
+        latest_report = job.billed_until + job.allotment + MIN_REPORT_GRACE
+        return self._registry.is_gone(job.provider, now) or now > latest_report
+
+    def _bill(
+        self,
+        job: JobEntry,
+        event: ev.JobSettled | ev.JobCollected,
+        kind: MovementKind,
+        context: TransactionContext,
+    ) -> None:
+        """Record the seconds that a payment bills, and the shares of provider and treasury."""
         job.billed_seconds += event.billed_seconds
         job.paid += event.paid
         job.fee += event.fee
-        job.refunded += event.refunded
-        job.escrow -= event.paid + event.fee + event.refunded
-        self._pay(event.provider, MovementKind.PAYMENT, event.paid, context)
+        self._pay(event.provider, kind, event.paid, context)
         self._pay(self._treasury, MovementKind.FEE, event.fee, context)
-        self._pay(event.customer, MovementKind.REFUND, event.refunded, context)
 
     def _pay(
         self, account: str, kind: MovementKind, amount: int, context: TransactionContext
@@ -500,26 +477,19 @@ class JobLedger:
     ) -> None:
         check_collection(job, event, context, self._interval)
         job.since = context.time
-        job.billed_seconds += event.billed_seconds
-        job.paid += event.paid
-        job.fee += event.fee
         job.collected_seconds += event.billed_seconds
         job.collected_paid += event.paid
         job.collected_fee += event.fee
         job.escrow, job.time_limit = event.escrow, event.time_limit
         self._registry.acted(event.provider, job.id, context)
-        self._pay(event.provider, MovementKind.INTERIM, event.paid, context)
-        self._pay(self._treasury, MovementKind.FEE, event.fee, context)
+        self._bill(job, event, MovementKind.INTERIM, context)
 
     def _retried(self, job: JobEntry, event: ev.JobRetried, context: TransactionContext) -> None:
         ended = context.ended.pop(job.id, None) is not None
         allowed = ended and job.status is JobStatus.PANICKED and job.retries_left > 0
         context.check(allowed, "retry", f"job {job.id} can't have a successor")
-        context.check(
-            event.escrow == job.escrow,
-            "retry",
-            f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}",
-        )
+        message = f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}"
+        context.check(event.escrow == job.escrow, "retry", message)
         if event.successor in self.jobs:
             context.report("ids", f"job {event.successor} can't succeed job {job.id}")
             return
@@ -533,15 +503,10 @@ class JobLedger:
         self, job: JobEntry, event: ev.JobResult, context: TransactionContext
     ) -> None:
         self._check_cause(job, event, context)
-        consistent = {
-            JobStatus.FINISHED: event.exit_code == 0,
-            JobStatus.FAILED: event.exit_code != 0,
-        }
-        context.check(
-            consistent.get(job.status, True),
-            "result",
-            f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}",
-        )
+        succeeded = event.exit_code == 0
+        consistent = {JobStatus.FINISHED: succeeded, JobStatus.FAILED: not succeeded}
+        message = f"exit code {event.exit_code} does not belong to job {job.id}, {job.status.name}"
+        context.check(consistent.get(job.status, True), "result", message)
         job.exit_code, job.result, job.reason = event.exit_code, event.result, event.reason
 
     def _requeued(self, job: JobEntry, event: ev.JobRequeued, context: TransactionContext) -> None:
@@ -554,18 +519,15 @@ class JobLedger:
         if event.by == job.provider:
             self._registry.acted(event.by, job.id, context)
         else:
-            provider_gone = self._registry.is_gone(job.provider, context.time)
-            lost = bool(job.started_at) and is_lost(job, context.time, gone=provider_gone)
+            lost = bool(job.started_at) and self._is_lost(job, context.time)
             context.check(lost, "party", f"{event.by} gave up job {job.id}, not lost")
 
     def _skipped(
         self, job: JobEntry, event: ev.TransitionSkipped, context: TransactionContext
     ) -> None:
-        context.check(
-            event.status is job.status,
-            "transition",
-            f"job {job.id} was left out as {event.status.name} while it was {job.status.name}",
-        )
+        skipped = f"job {job.id} was left out as {event.status.name}"
+        same_status = event.status is job.status
+        context.check(same_status, "transition", f"{skipped} while it was {job.status.name}")
 
 
 _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
@@ -584,19 +546,13 @@ _FOLLOWED_BY: Final[Mapping[JobStatus, type[ev.Event]]] = {
 def check_collection(
     job: JobEntry, event: ev.JobCollected, context: TransactionContext, interval: int
 ) -> None:
-    """Recompute an interim payment and compare it with the event.
+    """Recompute an interim payment, and compare it with the event that the contract emitted.
 
     The payment follows from the rate, the fee, and the time since the last payment or the start.
-
-    Args:
-        job: The job before the payment.
-        event: The payment according to the contract.
-        context: Receives the findings; its time is the time of the payment.
-        interval: Minimum seconds between two interim payments.
+    `job` is the job before the payment, `interval` the minimum seconds between two payments.
     """
     elapsed, billed = context.time - job.billed_until, event.billed_seconds
     allowed = job.status is JobStatus.RUNNING and JobFlags.INTERIM_PAYMENTS in job.terms.flags
-    same_parties = event.customer == job.customer and event.provider == job.provider
     cost = job.rate * billed
     share = fee_of(cost, job.fee_bps)
     escrow = job.escrow - cost
@@ -604,7 +560,7 @@ def check_collection(
     actual = (event.paid, event.fee, event.escrow, event.time_limit)
     for holds, problem in (
         (allowed, f", which is {job.status.name}, is not allowed"),
-        (same_parties, " was made between other parties than its own"),
+        (_same_parties(job, event), " was made between other parties than its own"),
         (elapsed >= interval, f" came after {elapsed} of {interval} s"),
         (elapsed < job.allotment, f" came when its {job.allotment} s were used up"),
         (billed == elapsed, f" bills {billed} s where {elapsed} s passed"),
@@ -627,22 +583,17 @@ def _limit_left(job: JobEntry, billed: int, escrow: int) -> int:
 
 
 def check_settlement(
-    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, lost: bool
 ) -> None:
     """Recompute a bill from rate, fee, start (or last interim payment) and end.
 
-    Args:
-        job: The job when it ended, before its escrow was divided.
-        event: The settlement according to the contract.
-        context: Receives the findings; its time is the end of the job.
-        gone: Whether the provider's runs can count as lost at that time.
+    `job` is the job when it ended, before its escrow was divided; `lost` tells whether its run can
+    count as lost.
     """
-    _check_seconds(job, event, context, gone=gone)
-    context.check(
-        job.status is not JobStatus.PANICKED or job.retries_left == 0,
-        "retry",
-        f"job {job.id} was refunded although {job.retries_left} retries were left",
-    )
+    _check_seconds(job, event, context, lost=lost)
+    final = job.status is not JobStatus.PANICKED or job.retries_left == 0
+    message = f"job {job.id} was refunded although {job.retries_left} retries were left"
+    context.check(final, "retry", message)
     cost = job.rate * event.billed_seconds
     share = fee_of(cost, job.fee_bps)
     expected = (cost - share, share, job.escrow - cost)
@@ -652,15 +603,16 @@ def check_settlement(
         f"job {job.id} was settled with {event.paid} paid, {event.fee} fee and {event.refunded} "
         f"refunded instead of {expected[0]}, {expected[1]} and {expected[2]}",
     )
-    context.check(
-        event.customer == job.customer and event.provider == job.provider,
-        "settlement",
-        f"job {job.id} was settled between other parties than its own",
-    )
+    message = f"job {job.id} was settled between other parties than its own"
+    context.check(_same_parties(job, event), "settlement", message)
+
+
+def _same_parties(job: JobEntry, event: ev.JobSettled | ev.JobCollected) -> bool:
+    return event.customer == job.customer and event.provider == job.provider
 
 
 def _check_seconds(
-    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, gone: bool
+    job: JobEntry, event: ev.JobSettled, context: TransactionContext, *, lost: bool
 ) -> None:
     billed, problem = event.billed_seconds, ""
     elapsed = context.time - job.billed_until
@@ -673,17 +625,12 @@ def _check_seconds(
             problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
     elif job.status is JobStatus.CANCELLED and job.started_at:
         charged = min(elapsed, job.allotment)
-        is_free = billed == 0 and is_lost(job, context.time, gone=gone)
+        is_free = billed == 0 and lost
         if billed != charged and not is_free:
             problem = f"{billed} s were billed where {charged} s were used"
     elif billed:
         problem = f"{billed} s were billed although nothing may be"
     context.check(not problem, "billing", f"job {job.id}: {problem}")
-
-
-def is_lost(job: JobEntry, now: int, *, gone: bool) -> bool:
-    """Return whether a run can count as lost, by the minimum that every deployment requires."""
-    return gone or now > job.billed_until + job.allotment + MIN_REPORT_GRACE
 
 
 # -- events of providers: their records, load and challenges, and the fee
@@ -696,11 +643,6 @@ class RegistryLedger:
         self.providers: dict[str, ProviderEntry] = {}
         self.fee_bps: int | None = None
         self._lost_timeout = deployment.timeouts.get("lost_timeout", 0)
-
-    @property
-    def ids(self) -> dict[str, int]:
-        """Provider IDs by account."""
-        return {account: provider.id for account, provider in self.providers.items() if provider.id}
 
     def read(self, event: ev.Event, context: TransactionContext) -> None:
         """Apply an event of the registry, or a scheduler event that concerns a provider."""
@@ -726,10 +668,8 @@ class RegistryLedger:
             case ev.ProviderAnswered():
                 self._answered(event, context)
             case ev.FeeChanged():
-                context.check(
-                    event.fee_bps <= 2_000, "fee", f"a fee of {event.fee_bps} basis points"
-                )
-                self.fee_bps = event.fee_bps
+                self.fee_bps = fee = event.fee_bps
+                context.check(fee <= 2_000, "fee", f"a fee of {fee} basis points")
             case _:
                 pass
 
@@ -758,11 +698,8 @@ class RegistryLedger:
     def close(self, context: TransactionContext) -> None:
         """Record a finding for each challenge that should have been answered by the transaction."""
         for account, job_id in context.unanswered.items():
-            context.report(
-                "challenge",
-                f"{account} moved job {job_id}, which did not answer its open challenge",
-                job_id,
-            )
+            message = f"{account} moved job {job_id}, which did not answer its open challenge"
+            context.report("challenge", message, job_id)
 
     def check_assignment(self, job: JobEntry, context: TransactionContext) -> None:
         """Check that the contract could have assigned the job to its provider at this price."""
@@ -771,32 +708,20 @@ class RegistryLedger:
         if provider is None or provider.id == 0:
             context.report("eligible", f"{subject}, which is not an approved provider")
             return
-        active = (
-            provider.status is ProviderStatus.ACTIVE and provider.approved_until >= context.time
-        )
+        approved = provider.approved_until >= context.time
+        active = provider.status is ProviderStatus.ACTIVE and approved
         context.check(active, "eligible", f"{subject}, which was not active then")
         size = job.terms.resources
-        context.check(
-            fits(provider.hardware, provider.offer, size, provider.load - Load.of(size)),
-            "eligible",
-            f"{subject}, whose hardware, or offer less its load, it does not fit",
-        )
-        expected = job_rate(provider.prices, job.terms.resources)
-        context.check(
-            job.rate == expected and 0 < job.rate < 2**72,
-            "rate",
-            f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}",
-        )
-        context.check(
-            job.rate * job.time_limit <= job.escrow,
-            "budget",
-            f"the escrow of job {job.id} does not buy its time limit",
-        )
-        context.check(
-            job.fee_bps == self.fee_bps,
-            "fee",
-            f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}",
-        )
+        fitting = fits(provider.hardware, provider.offer, size, provider.load - Load.of(size))
+        message = f"{subject}, whose hardware, or offer less its load, it does not fit"
+        context.check(fitting, "eligible", message)
+        expected = job_rate(provider.prices, size)
+        message = f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}"
+        context.check(job.rate == expected and 0 < job.rate < 2**72, "rate", message)
+        message = f"the escrow of job {job.id} does not buy its time limit"
+        context.check(job.rate * job.time_limit <= job.escrow, "budget", message)
+        message = f"job {job.id} has a fee of {job.fee_bps} basis points instead of {self.fee_bps}"
+        context.check(job.fee_bps == self.fee_bps, "fee", message)
 
     def _registered(self, event: ev.ProviderRegistered, context: TransactionContext) -> None:
         registered = sum(1 for provider in self.providers.values() if provider.id)
@@ -807,31 +732,23 @@ class RegistryLedger:
 
     def _proposed(self, event: ev.HardwareProposed, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        context.check(
-            event.version == entry.pending_version + 1,
-            "version",
-            f"version {event.version} of {event.provider} is out of order",
-        )
+        message = f"version {event.version} of {event.provider} is out of order"
+        context.check(event.version == entry.pending_version + 1, "version", message)
         entry.pending_version, entry.pending_hardware = event.version, event.hardware
 
     def _approved(self, event: ev.ProviderApproved, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        context.check(
-            event.approved_until > context.time and event.version <= entry.pending_version,
-            "version",
-            f"version {event.version} of {event.provider} can't have been approved",
-        )
+        possible = event.approved_until > context.time and event.version <= entry.pending_version
+        message = f"version {event.version} of {event.provider} can't have been approved"
+        context.check(possible, "version", message)
         entry.version = event.version
         entry.hardware = event.hardware
         entry.approved_until = event.approved_until
 
     def _challenged(self, event: ev.ProviderChallenged, context: TransactionContext) -> None:
         entry = self.of(event.provider)
-        context.check(
-            entry.answer_by == 0 and event.answer_by > context.time,
-            "challenge",
-            f"{event.provider} can't have been challenged",
-        )
+        possible = entry.answer_by == 0 and event.answer_by > context.time
+        context.check(possible, "challenge", f"{event.provider} can't have been challenged")
         entry.challenged_at, entry.answer_by = context.time, event.answer_by
 
     def _answered(self, event: ev.ProviderAnswered, context: TransactionContext) -> None:
@@ -871,11 +788,8 @@ class TokenLedger:
     def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
         """Apply a withdrawal, which must take all parked credits of the recipient."""
         parked = self.parked[event.recipient]
-        context.check(
-            event.amount == parked and parked > 0,
-            "parked",
-            f"{event.recipient} took out {event.amount} of {parked} parked",
-        )
+        message = f"{event.recipient} took out {event.amount} of {parked} parked"
+        context.check(event.amount == parked and parked > 0, "parked", message)
         self.parked[event.recipient] = parked - event.amount
         context.owed_out[event.to] += event.amount
         context.add_entry(event.to, MovementKind.WITHDRAWAL, event.amount, self._scheduler)
@@ -904,11 +818,8 @@ class TokenLedger:
             self.minted += transfer.amount
         else:
             self.balances[transfer.sender] -= transfer.amount
-            context.check(
-                self.balances[transfer.sender] >= 0,
-                "balance",
-                f"{transfer.sender} spent more than it had",
-            )
+            covered = self.balances[transfer.sender] >= 0
+            context.check(covered, "balance", f"{transfer.sender} spent more than it had")
         if transfer.recipient == ZERO_ADDRESS:
             self.burned += transfer.amount
         else:
@@ -933,13 +844,11 @@ class TokenLedger:
             if owed == 0:
                 # No job required this payment: a gift, or a mint to the wrong address.
                 self.donated += paid
-                kind = MovementKind.TRANSFER
                 if payer != ZERO_ADDRESS:
-                    context.add_entry(payer, kind, -paid, self._scheduler)
+                    context.add_entry(payer, MovementKind.TRANSFER, -paid, self._scheduler)
                 continue
-            context.check(
-                paid == owed, "escrow", f"{payer} paid {paid} into escrow where its jobs say {owed}"
-            )
+            message = f"{payer} paid {paid} into escrow where its jobs say {owed}"
+            context.check(paid == owed, "escrow", message)
 
     def _match_payments_out(
         self, paid_out: dict[str, int], log_indexes: dict[str, int], context: TransactionContext
@@ -948,8 +857,5 @@ class TokenLedger:
             context.log_index = log_indexes.get(recipient, context.log_index)
             paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
             context.add_entry(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
-            context.check(
-                paid == owed,
-                "payment",
-                f"{recipient} got {paid} out of escrow where its jobs say {owed}",
-            )
+            message = f"{recipient} got {paid} out of escrow where its jobs say {owed}"
+            context.check(paid == owed, "payment", message)

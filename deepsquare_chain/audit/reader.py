@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from web3 import AsyncWeb3
 from web3.exceptions import Web3RPCError
@@ -19,8 +19,8 @@ from deepsquare_chain.chain.rpc.batching import block_headers, chunks
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import EndpointError
-from deepsquare_chain.job import Load
 
+T = TypeVar("T")
 _BATCH: Final = 50
 _ATTEMPTS: Final = 3
 
@@ -81,7 +81,11 @@ async def read_history(
     """
     for _ in range(_ATTEMPTS):
         last = int(await w3.eth.block_number) if to_block is None else to_block
-        history = await _read_once(w3, deployment, last, progress, sink)
+        try:
+            history = await _read_once(w3, deployment, last, progress, sink)
+        except Web3RPCError as error:
+            message = f"The node rejected a request for logs: {node_message(error)}"
+            raise EndpointError(message) from None
         if history is not None:
             return history
     raise EndpointError(
@@ -104,24 +108,21 @@ async def read_storage(contracts: Contracts, ledger: Ledger, block: int) -> Stor
         contracts.registry.providers(block=block),
         credit.total_supply(block=block),
     )
-    balances: dict[str, int] = {}
-    parked: dict[str, int] = {}
-    for batch in chunks(accounts, _BATCH):
-        amounts, parked_amounts = await asyncio.gather(
-            asyncio.gather(*(credit.balance_of(account, block=block) for account in batch)),
-            asyncio.gather(*(scheduler.parked_of(account, block=block) for account in batch)),
-        )
-        balances |= dict(zip(batch, amounts, strict=True))
-        parked |= dict(zip(batch, parked_amounts, strict=True))
-    loads: dict[str, Load] = {}
-    for provider_batch in chunks(providers, _BATCH):
-        requests = (scheduler.load_of(provider.id, block=block) for provider in provider_batch)
-        batch_loads = await asyncio.gather(*requests)
-        loads |= {
-            provider.account: load
-            for provider, load in zip(provider_batch, batch_loads, strict=True)
-        }
+    balances, parked = await asyncio.gather(
+        request_each(lambda key: credit.balance_of(key, block=block), accounts),
+        request_each(lambda key: scheduler.parked_of(key, block=block), accounts),
+    )
+    ids = {provider.account: provider.id for provider in providers}
+    loads = await request_each(lambda key: scheduler.load_of(ids[key], block=block), list(ids))
     return Storage(block, jobs, providers, balances, parked, supply, loads)
+
+
+async def request_each(request: Callable[[str], Awaitable[T]], keys: Sequence[str]) -> dict[str, T]:
+    """Return the result of the request for each key; 50 requests are sent concurrently."""
+    results: dict[str, T] = {}
+    for batch in chunks(keys, _BATCH):
+        results |= zip(batch, await asyncio.gather(*map(request, batch)), strict=True)
+    return results
 
 
 async def read_ledger(
@@ -158,7 +159,7 @@ async def _read_once(
         events += decode_logs(chunk.logs)
         hashes |= {int(log["blockNumber"], 16): log["blockHash"] for log in chunk.logs}
         if sink is not None:
-            sink.take(sorted(chunk.logs, key=_position))
+            sink.take(sorted(chunk.logs, key=log_position))
         first = chunk.last + 1
         if progress is not None:
             progress(chunk.last, last)
@@ -171,29 +172,27 @@ async def _read_once(
 async def _times(w3: AsyncWeb3[Any], hashes: Mapping[int, str]) -> dict[int, int] | None:
     """Return the time of each block of these hashes by number; None if a block was replaced."""
     times: dict[int, int] = {}
-    try:
-        async for number, header in block_headers(w3, sorted(hashes)):
-            if header is None or header["hash"] != hashes[number]:
-                return None
-            times[number] = int(header["timestamp"], 16)
-    except Web3RPCError as error:
-        raise _rejected(error) from None
+    async for number, header in block_headers(w3, sorted(hashes)):
+        if header is None or header["hash"] != hashes[number]:
+            return None
+        times[number] = int(header["timestamp"], 16)
     return times
 
 
 async def _header(w3: AsyncWeb3[Any], number: int) -> Mapping[str, Any]:
-    try:
-        [(_, header)] = [answer async for answer in block_headers(w3, [number])]
-    except Web3RPCError as error:
-        raise _rejected(error) from None
+    [(_, header)] = [answer async for answer in block_headers(w3, [number])]
     if header is None:
         raise EndpointError(f"The node does not have block {number}")
     return header
 
 
-def _rejected(error: Web3RPCError) -> EndpointError:
-    return EndpointError(f"The node rejected a request for logs: {node_message(error)}")
+def log_position(log: Mapping[str, Any]) -> tuple[int, int]:
+    """Return block number and log index of a log in JSON-RPC form.
 
-
-def _position(log: Mapping[str, Any]) -> tuple[int, int]:
-    return int(log["blockNumber"], 16), int(log["logIndex"], 16)
+    Raises:
+        ValueError: One of them is missing or invalid.
+    """
+    try:
+        return int(str(log["blockNumber"]), 16), int(str(log["logIndex"]), 16)
+    except KeyError as error:
+        raise ValueError(f"{error} is missing") from None

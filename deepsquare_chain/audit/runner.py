@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,11 +28,17 @@ from deepsquare_chain.audit.export import compare_with_chain, log_line, replay_e
 from deepsquare_chain.audit.ledger import Ledger, Statement
 from deepsquare_chain.audit.ledger import statement as statement_of
 from deepsquare_chain.audit.proofs import ProofError, check_header, check_receipts, may_contain
-from deepsquare_chain.audit.reader import LogSink, Progress, read_history, read_storage
+from deepsquare_chain.audit.reader import (
+    LogSink,
+    Progress,
+    read_history,
+    read_storage,
+    request_each,
+)
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.rpc.batching import ask_all, chunks
+from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.chain.rpc.responses import node_message
 from deepsquare_chain.errors import AuditError, EndpointError
 from deepsquare_chain.job import JobFlags
@@ -49,7 +54,6 @@ class LogDigests(LogSink):
     """A log sink that keeps the hash of each block with logs, and a digest of these logs."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, str] = {}
         self.hashes: dict[int, str] = {}
         self._sums: dict[int, Any] = {}
 
@@ -126,7 +130,7 @@ class _Proof:
                 await self._block(number, header)
             except ProofError as error:
                 message = f"block {number} is invalid: {error}"
-                self.findings.append(AuditFinding("proof", message, number, ""))
+                self.findings.append(AuditFinding("proof", message, number))
             self._parent = header.get("hash", "") if isinstance(header, Mapping) else ""
 
     async def _block(self, number: int, header: Any) -> None:
@@ -196,17 +200,14 @@ async def compare_endpoints(
     findings = []
     if history.block_hash != block_hash:
         message = f"block {to_block} is {block_hash} here and {history.block_hash} there"
-        findings.append(AuditFinding("endpoint", message, to_block, ""))
+        findings.append(AuditFinding("endpoint", message, to_block))
     digests, other_digests = node_logs.digests, other_logs.digests
     for block in sorted({*digests, *other_digests}):
         if digests.get(block) != other_digests.get(block):
             message = f"the endpoints return different logs of block {block}"
-            findings.append(AuditFinding("endpoint", message, block, ""))
+            findings.append(AuditFinding("endpoint", message, block))
     return findings[:_MAX_FINDINGS]
 
-
-#: Transactions that are requested concurrently.
-_BATCH: Final = 50
 
 #: Opens a progress bar with the given title.
 Bars = Callable[[str], AbstractContextManager[Progress]]
@@ -220,28 +221,21 @@ def silent(_title: str) -> Iterator[Progress]:
 
 @dataclass(frozen=True, slots=True)
 class AuditOptions:
-    """Checks that an audit makes in addition to replaying events.
+    """Checks that an audit makes in addition to replaying events."""
 
-    Args:
-        storage: Compare the ledger with the storage of the contracts.
-        proofs: Prove the logs against the block headers.
-        other: A second endpoint that must return the same logs.
-        block_hash: Hash of the last block from a trusted source; empty for none.
-    """
-
+    #: Compare the ledger with the storage of the contracts.
     storage: bool = True
+    #: Prove the logs against the block headers.
     proofs: bool = False
+    #: A second endpoint that must return the same logs.
     other: AsyncWeb3[Any] | None = None
+    #: Hash of the last block from a trusted source; empty for none.
     block_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The result of an audit.
-
-    `checks` hold both sides of each sum. `anomalies` are anomalies. `block_hash` is empty if the
-    audit did not read from a chain.
-    """
+    """The result of an audit. `block_hash` is empty if the audit did not read from a chain."""
 
     audit: Audit
     ledger: Ledger
@@ -279,10 +273,9 @@ async def audit_grid(
     ledger, last_block = history.ledger(contracts.deployment), history.to_block
     findings: list[AuditFinding] = []
     if checks.block_hash and checks.block_hash.lower() != history.block_hash:
-        message = (
-            f"block {last_block} has the hash {history.block_hash}, not {checks.block_hash[:80]}"
-        )
-        findings.append(AuditFinding("endpoint", message, last_block, ""))
+        hashes = f"{history.block_hash}, not {checks.block_hash[:80]}"
+        message = f"block {last_block} has the hash {hashes}"
+        findings.append(AuditFinding("endpoint", message, last_block))
     if checks.proofs and digests is not None:
         with bars("Proving logs") as progress:
             findings += await prove(
@@ -330,8 +323,7 @@ async def audit_export(
         with bars("Comparing with the chain") as progress:
             chain_findings = await compare_with_chain(contracts, path, progress=progress)
         findings += chain_findings
-        wrong_manifest = any(finding.code == "manifest" for finding in chain_findings)
-        if not wrong_manifest:
+        if not any(finding.code == "manifest" for finding in chain_findings):
             block_hash = replayed.manifest.block_hash
             if checks.storage:
                 last_block = replayed.manifest.last_block
@@ -355,20 +347,17 @@ def _report(
 ) -> AuditReport:
     audit = verify(ledger, storage)
     audit = replace(audit, findings=(*audit.findings, *more))
-    scheduler_balance = (
-        storage.balances.get(ledger.deployment.scheduler, 0) if storage is not None else None
-    )
+    scheduler, balances = ledger.deployment.scheduler, storage.balances if storage else {}
     checks = conservation(
-        ledger.totals,
+        audit.totals,
         ledger.deployment,
         ledger.block,
-        supply=storage.supply if storage is not None else None,
-        scheduler_balance=scheduler_balance,
+        supply=storage.supply if storage else None,
+        scheduler_balance=balances.get(scheduler, 0) if storage else None,
         live=[job.id for job in ledger.jobs.values() if job.status.is_live],
         parked=sorted(ledger.parked),
     )
-    anomalies = tuple(ledger.anomalies)
-    return AuditReport(audit, ledger, tuple(checks), anomalies, block_hash, proven)
+    return AuditReport(audit, ledger, tuple(checks), tuple(ledger.anomalies), block_hash, proven)
 
 
 async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditReport:
@@ -377,35 +366,25 @@ async def _with_senders(contracts: Contracts, report: AuditReport) -> AuditRepor
     Adds a finding for each self-assignment that the customer had forbidden.
     """
     late = [row for row in report.anomalies if row.code is Code.LATE_ASSIGNMENT]
-    hashes = sorted({row.tx_hash for row in late})
-    transactions: dict[str, Any] = {}
-    for batch in chunks(hashes, _BATCH):
-        requests = (contracts.w3.eth.get_transaction(HexBytes(tx_hash)) for tx_hash in batch)
-        transactions |= zip(batch, await asyncio.gather(*requests), strict=True)
-    anomalies = name_self_scheduled(
-        report.anomalies,
-        {tx_hash: str(transaction["from"]) for tx_hash, transaction in transactions.items()},
+    transactions = await request_each(
+        lambda tx_hash: contracts.w3.eth.get_transaction(HexBytes(tx_hash)),
+        sorted({row.tx_hash for row in late}),
     )
+    senders = {tx_hash: str(transaction["from"]) for tx_hash, transaction in transactions.items()}
+    anomalies = name_self_scheduled(report.anomalies, senders)
     self_schedule = interface("MetaScheduler").function("selfSchedule").selector
     self_assigned = [
         row for row in late if bytes(transactions[row.tx_hash]["input"])[:4] == self_schedule
     ]
-    audit = replace(
-        report.audit,
-        findings=(*report.audit.findings, *forbidden_self_scheduling(report.ledger, self_assigned)),
-    )
+    forbidden = forbidden_self_scheduling(report.ledger, self_assigned)
+    audit = replace(report.audit, findings=(*report.audit.findings, *forbidden))
     return replace(report, audit=audit, anomalies=tuple(anomalies))
 
 
 def forbidden_self_scheduling(
     ledger: Ledger, self_assigned: Iterable[Anomaly]
 ) -> list[AuditFinding]:
-    """Return a finding for each job that a provider took against the customer's flags.
-
-    Args:
-        ledger: The ledger that contains the jobs.
-        self_assigned: Late assignments that were made by calls of `selfSchedule`.
-    """
+    """Return a finding for each assignment by `selfSchedule` that the job's flags forbid."""
     return [
         AuditFinding(
             "flags",

@@ -454,7 +454,7 @@ async def invoice(
         context.printer.rows(
             INVOICE_LINES, [(e.time, e.description, e.amount, e.tx_hash) for e in job_invoice.lines]
         )
-    return 0 if job_invoice.ok else AuditError.exit_code
+    return 0 if job_invoice.bill.ok else AuditError.exit_code
 
 
 @command(app)

@@ -705,7 +705,7 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
 def test_an_invoice_comes_with_the_end_of_a_job() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
     invoice = jobs_page.job_invoice(entry(), (), grid, 7)
-    assert invoice.ok
+    assert invoice.bill.ok
     assert invoice.row()[9:12] == (40_000, 38_000, 2_000)
     with pytest.raises(UsageError, match="has not ended"):
         jobs_page.job_invoice(entry(status=S.RUNNING), (), grid, 7)
