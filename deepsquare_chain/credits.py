@@ -135,14 +135,8 @@ def settle(
 ) -> Settlement:
     """Split an escrow as the contract does when a run ends.
 
-    Args:
-        escrow: Credit-wei held for the job.
-        rate: Credit-wei per second, fixed at assignment.
-        fee_bps: Fee in basis points, fixed at assignment.
-        time_limit: Walltime in seconds.
-        until_spent: Whether the run lasts until the escrow is spent.
-        reported: Seconds that the provider reports.
-        elapsed: Seconds of chain time since the start.
+    `reported` is the provider's claim, `elapsed` the chain time since the start, both in seconds.
+    `rate` and `fee_bps` (basis points) were fixed at the assignment.
 
     Raises:
         ValueError: The bill exceeds the escrow, which does not happen with records on chain.

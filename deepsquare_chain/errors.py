@@ -98,13 +98,8 @@ def number_problem(
 ) -> str:
     """Return the message for a value that is no number, or not in the allowed range.
 
-    Args:
-        value: The value, as it was given.
-        whole: Whether only whole numbers are allowed.
-        low: Smallest allowed number; None for no limit.
-        high: Largest allowed number; None for no limit.
-        above: A number that must be exceeded, instead of `low`.
-        example: An allowed number; `low` if there is none.
+    The range is `low` to `high`, or more than `above`; None for no limit. The message shows the
+    allowed number `example`, or `low`.
     """
     allowed = ""
     if above is not None:

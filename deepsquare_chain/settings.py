@@ -369,11 +369,8 @@ class Settings(BaseSettings):
     @property
     def private_paths(self) -> tuple[Path, ...]:
         """Files and folders hidden from jobs: keys, passwords, state, other jobs' definitions."""
-        paths = (
-            *(self.keystore, self.password_file, self.result_key_file),
-            *(self.headers_file, self.state_dir, self.store),
-            *(self.notify_key_file, self.smtp_password_file),
-        )
+        paths = [self.keystore, self.password_file, self.result_key_file, self.headers_file]
+        paths += [self.state_dir, self.store, self.notify_key_file, self.smtp_password_file]
         return tuple(Path(os.path.abspath(path)) for path in paths if path is not None)
 
 
@@ -655,21 +652,12 @@ def _anchor(key: str, value: Any, folder: Path) -> Any:
     return value
 
 
-_PATHS: Final = frozenset(
-    {
-        "ca_file",
-        "deployment",
-        "explorer_database",
-        "headers_file",
-        "keystore",
-        "notify_key_file",
-        "password_file",
-        "result_key",
-        "smtp_password_file",
-        "state_dir",
-        "store",
-    }
-)
+#: Settings whose value in a file may be a path relative to its folder.
+_PATHS: Final = {"explorer_database"} | {
+    name
+    for name, field in Settings.model_fields.items()
+    if field.annotation is Path or FilePath in get_args(field.annotation)
+}
 
 
 def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
@@ -683,11 +671,7 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
 
 
 def choose_context(path: Path, name: str) -> None:
-    """Set `context = "NAME"` in the file; everything else is unchanged.
-
-    Args:
-        path: The configuration file; created if missing.
-        name: Name of a context of a configuration file.
+    """Set `context = "NAME"` in a configuration file, created if missing; nothing else changes.
 
     Raises:
         UsageError: The file can't be read or written, or can't be edited safely.

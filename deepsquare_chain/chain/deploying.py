@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Final
 
 from eth_typing import ChecksumAddress
@@ -21,7 +21,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.chain.bindings.abi import interface, ipfs_hash, load_artifact, metadata_hash
-from deepsquare_chain.chain.bindings.calls import Call, checked_address
+from deepsquare_chain.chain.bindings.calls import Call, ContractBase, checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts, MetaSchedulerContract
 from deepsquare_chain.chain.bindings.deployment import (
     ADMIN_ROLE,
@@ -133,11 +133,7 @@ async def deploy_grid(
     The sender's account becomes the administrator of all of them but the forwarder, which has none.
 
     Args:
-        w3: Connection made by `connect`.
-        sender: Sends the transactions and pays the gas.
-        params: Parameters of the grid; the defaults if None.
         extra: Additional values of the record (faucet, endpoint, ...).
-        timeout: Seconds for each transaction.
         resumable: Use idempotency keys: with the same parameters and a durable outbox, a second
             call resumes an interrupted deployment instead of starting another one.
 
@@ -168,15 +164,10 @@ async def plan_grid(
 ) -> Deployment:
     """Give the sender the calls that deploy a grid with CREATE2, and return the contracts' addresses.
 
-    The addresses depend on the account, the parameters and the salt only. Contracts that exist
-    there already are not created again, and roles that were granted are not granted again, so a
-    plan that was carried out in part can be made again. The first block of the result is 0.
-
-    Args:
-        w3: Connection made by `connect`.
-        sender: Collects the calls; its account becomes the administrator.
-        params: Parameters of the grid.
-        salt: Number below 2^256 that distinguishes grids of the same parameters.
+    The addresses depend on the account, the parameters and the salt (below 2^256) only. Contracts
+    that exist there already are not created again, and roles that were granted are not granted
+    again, so a plan that was carried out in part can be made again. The first block of the result
+    is 0.
 
     Raises:
         UsageError: As `deploy_grid`, or the chain lacks the deterministic deployment proxy.
@@ -197,8 +188,6 @@ async def read_deployment(
     the one in force now.
 
     Args:
-        w3: Connection made by `connect`.
-        scheduler: Address of the MetaScheduler.
         since_block: The block of the first deployment, or an earlier one; None to search for it,
             which requires an archive node.
 
@@ -325,19 +314,18 @@ class _Deploying:
     async def deploy(self) -> Deployment:
         """Create the contracts and grant their roles; return the record without block and transactions."""
         params, admin = self._params, self._sender.address
+        delay, timeouts = params.admin_delay, astuple(params.timeouts)
         treasury = checked_address(params.treasury or admin, "treasury")
         credit, registry, forwarder = await asyncio.gather(
-            self._create_unless(params.credit, "Credit", admin, params.admin_delay),
+            self._create_unless(params.credit, "Credit", admin, delay),
             self._create_unless(
-                *(params.registry, "ProviderRegistry"),
-                *(admin, params.admin_delay, params.approval_period),
+                params.registry, "ProviderRegistry", admin, delay, params.approval_period
             ),
             self._create("ERC2771Forwarder", FORWARDER_NAME),
         )
-        timeouts = tuple(asdict(params.timeouts).values())
+        wiring = (credit, registry, treasury, forwarder)
         scheduler = await self._create(
-            *("MetaScheduler", admin, params.admin_delay, credit, registry),
-            *(treasury, forwarder, params.fee_bps, timeouts),
+            "MetaScheduler", admin, delay, *wiring, params.fee_bps, timeouts
         )
         deployment = Deployment(
             chain_id=self._sender.chain_id,
@@ -378,7 +366,8 @@ class _Deploying:
         label = f"deploy {name}"
         constructor = interface(name).entries("constructor")[0]
         names = [part["name"].rstrip("_") for part in constructor["inputs"]]
-        self._arguments[name] = dict(zip(names, map(_plain, arguments), strict=True))
+        values = [list(value) if isinstance(value, tuple) else value for value in arguments]
+        self._arguments[name] = dict(zip(names, values, strict=True))
         if self._salt is None:
             return checked_address(await self._send(name, Call(to="", data=code, label=label)))
         salt = self._salt.to_bytes(32, "big")
@@ -392,11 +381,7 @@ class _Deploying:
 
     async def _grant(self, contracts: Contracts, name: str, role: bytes, holder: str) -> None:
         """Grant one role, unless the holder of a planned deployment has it."""
-        contract = {
-            "credit": contracts.credit,
-            "registry": contracts.registry,
-            "scheduler": contracts.scheduler,
-        }[name]
+        contract: ContractBase = getattr(contracts, name)
         key = f"grant {name} {holder}"
         call = contract.grant_role(role, holder)
         async with self._turn if self._salt is not None else nullcontext():
@@ -493,10 +478,6 @@ def _check(params: GridParams) -> None:
         value, minimum = getattr(times, name), getattr(times, least_name)
         if value < minimum:
             raise UsageError(f"{name} is {value}, allowed is {minimum} ({least_name}) or more")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 # -- verification of a deployment record against the chain

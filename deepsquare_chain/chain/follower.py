@@ -87,8 +87,6 @@ class Follower(Generic[T]):
     """Reads the events of contracts in batches and keeps a durable cursor.
 
     Args:
-        w3: Connection made by `connect`.
-        addresses: Contracts whose events are read.
         store: Stores the cursor; effects are committed in the same transaction.
         start_block: First block that can hold events, such as the deployment's.
         confirmations: Blocks required on top of a block before it is read; 0 is used on a chain
@@ -208,12 +206,8 @@ class Follower(Generic[T]):
         )
         if log_range is None:
             return None
-        before, after, headers, last = (
-            log_range.before,
-            log_range.after,
-            log_range.more,
-            log_range.last,
-        )
+        before, after, headers = log_range.before, log_range.after, log_range.more
+        last = log_range.last
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # the node lags behind the head of another node, or a reorg is under way
         if cursor is not None and (headers[0] is None or headers[0]["hash"] != cursor.hash):

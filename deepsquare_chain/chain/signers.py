@@ -113,7 +113,6 @@ class ExternalSigner:
         url: `http://HOST:PORT` of web3signer or a signer with the same methods; with the prefix
             `clef+` for clef.
         address: Address of the account; "" for the only account of the signer.
-        transport: Certificates and headers for the signer.
 
     Raises:
         UsageError: The address is invalid, or the signer does not have the account.
@@ -291,7 +290,6 @@ async def sign_and_record(
     external signer signs before it, and again if the nonce was used meanwhile.
 
     Args:
-        account: The account that signs.
         sign: Signs for a nonce.
         record: Allocates a nonce, calls its argument with it, and records the result.
     """

@@ -154,9 +154,7 @@ class AddressBook:
     """A cache of the addresses of opened keystore files, to ask for each password only once.
 
     A file is identified by the SHA-256 of its content, so that any change invalidates its entry.
-
-    Args:
-        path: File of the cache, created when needed. If it is unusable, nothing is cached.
+    If the cache's own file is unusable, nothing is cached.
     """
 
     def __init__(self, path: Path) -> None:
@@ -270,7 +268,7 @@ def read_password(
     """
     source = password_file or os.environ.get(PASSWORD_FILE_VARIABLE)
     if source:
-        return _password_from(Path(source))
+        return read_secret(Path(source), "password file")
     if prompt is None and not sys.stdin.isatty():
         raise NotAuthorisedError(
             f"The wallet {path} needs its password, and there is no terminal to prompt for it",
@@ -310,10 +308,6 @@ def read_key(path: str | Path) -> str:
         UsageError: It can't be read, is not text, or other users can read it.
     """
     return read_secret(Path(path), "key file")
-
-
-def _password_from(path: Path) -> str:
-    return read_secret(path, "password file")
 
 
 def read_secret(path: Path, file_kind: str) -> str:

@@ -31,13 +31,9 @@ def _no_jobs(_refusals: Mapping[int, str]) -> Collection[int]:
 
 
 class Backoff:
-    """Exponential backoff after refusals, by key.
+    """Exponential backoff after refusals, by key; `first` and `maximum` pause in seconds.
 
     The caller passes the time, so that chain time and a monotonic clock both serve.
-
-    Args:
-        first: Length of the first pause in seconds.
-        maximum: Length of the longest pause in seconds.
     """
 
     def __init__(self, first: int, maximum: int) -> None:
@@ -77,13 +73,7 @@ class TransactionBatch:
 
 
 class BatchMetrics:
-    """Counts the jobs in the transactions of a service.
-
-    Args:
-        metrics: Metrics of the service.
-        changed: Counter of the jobs changed by transactions, by kind of transaction.
-        refused: Counter of the jobs that the contract refused to change, by kind.
-    """
+    """Counts the jobs that the transactions of a service changed, and the refused ones, by kind."""
 
     def __init__(self, metrics: Metrics, *, changed: Counter, refused: Counter) -> None:
         self._metrics = metrics
@@ -101,7 +91,6 @@ class TransactionBatcher:
 
     Args:
         service: Name of the service in crash points: provider or scheduler.
-        sender: The sender of the account.
         timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
         count: Called with kind, jobs changed and jobs refused of each transaction.
         backoff: Backoff of refused jobs.
@@ -144,7 +133,6 @@ class TransactionBatcher:
         After a failure the next cycle reads the state of the jobs from the chain again.
 
         Args:
-            batch: The transaction and its jobs.
             clock: Returns the time at which pauses begin, in seconds.
             retryable: Called with the refusals (job ID to the error's name); returns the jobs that may
                 be retried at once, because they did not cause the error.

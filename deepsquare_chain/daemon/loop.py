@@ -28,15 +28,15 @@ from deepsquare_chain.observability.metrics import Health, Metrics
 
 # -- handlers of SIGINT and SIGTERM, for services and for programs with an orderly end at Ctrl-C
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-
 
 @contextlib.contextmanager
-def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call a handler in the running loop for SIGINT and SIGTERM; restores the previous handlers."""
+def handle_signals(
+    handler: Callable[[int], None], numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Call a handler in the running loop for these signals; restores the previous handlers."""
     loop = asyncio.get_running_loop()
     previous_handlers = {}
-    for number in _SIGNALS:
+    for number in numbers:
         # Only the main thread can handle signals; embedded services are stopped by an event.
         with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
             previous = signal.getsignal(number)
@@ -50,9 +50,6 @@ def handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[asyncio.Event]:
     """Provide an event that SIGINT, SIGTERM and SIGHUP set within the block.
@@ -60,14 +57,9 @@ def stopped_by_signals() -> Iterator[asyncio.Event]:
     To cancel a task on the first signal as well, see `until_stopped`.
     """
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, stop.set)
-    try:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with handle_signals(lambda _: stop.set(), numbers):
         yield stop
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 async def until_stopped(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
@@ -211,14 +203,12 @@ class Daemon:
             cycle should follow at once.
         interval: Seconds between the end of a cycle and the start of the next without a wake-up;
             a function is called after each cycle.
-        stop: Ends the loop when set; signals set it too.
         max_backoff: Longest pause after failures, in seconds; the first is `min_backoff`, and each
             consecutive failure doubles it.
         timeout: Seconds after which a cycle counts as failed; None for no timeout.
         fatal: Errors that end the daemon instead of a retry; `run` raises them.
         grace: Seconds that a running cycle, and each close callback, may take after the stop.
         status_file: JSON file for other processes, replaced atomically after every cycle.
-        metrics: Registry of the metrics.
     """
 
     def __init__(

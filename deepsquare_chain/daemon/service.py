@@ -46,34 +46,25 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """Settings of every service.
+    """Settings of every service."""
 
-    Attributes:
-        state_dir: Folder of the database and the status file.
-        confirmations: Confirmations before state on chain counts as settled.
-        poll_interval: Seconds between two cycles without changes.
-        batch_size: Maximum number of jobs in one transaction.
-        send_timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the
-            transaction.
-        max_fee_per_gas: Fee ceiling in wei; transactions wait while fees are higher.
-        max_lag_blocks: Blocks that an endpoint may lag behind the best one before it is skipped.
-        websocket: ws:// address of a node whose new blocks wake the service; None for none.
-        transport: Certificates and headers for remote endpoints.
-        wallets_dir: Folder of the wallets' outboxes, shared by services and commands of the same
-            wallet; None uses the service's own database.
-        health_port: Port on 127.0.0.1 for health and metrics; 0 for a free one, None for none.
-    """
-
-    state_dir: Path
-    confirmations: int = 1
-    poll_interval: float = 0.5
-    batch_size: int = 50
+    state_dir: Path  # folder of the database and the status file
+    confirmations: int = 1  # confirmations before state on chain counts as settled
+    poll_interval: float = 0.5  # seconds between two cycles without changes
+    batch_size: int = 50  # maximum number of jobs in one transaction
+    #: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
     send_timeout: float = 60.0
-    max_fee_per_gas: int = 500 * GWEI
+    max_fee_per_gas: int = 500 * GWEI  # fee ceiling in wei; transactions wait while fees are higher
+    #: Blocks that an endpoint may lag behind the best one before it is skipped.
     max_lag_blocks: int = MAX_LAG_BLOCKS
+    #: ws:// address of a node whose new blocks wake the service; None for none.
     websocket: str | None = None
+    #: Certificates and headers for remote endpoints.
     transport: Transport = field(default_factory=Transport)
+    #: Folder of the wallets' outboxes, shared by services and commands of the same wallet; None
+    #: uses the service's own database.
     wallets_dir: Path | None = None
+    #: Port on 127.0.0.1 for health and metrics; 0 for a free one, None for none.
     health_port: int | None = None
 
 
@@ -100,9 +91,9 @@ async def open_contracts(
 
 
 async def open_store(
-    name: str, contracts: Contracts, account: Signer | None, settings: ServiceSettings
+    name: str, contracts: Contracts, address: str | None, settings: ServiceSettings
 ) -> Store:
-    """Open the service's own database `NAME.db`; without an account it belongs to none.
+    """Open the service's own database `NAME.db`; without an address it belongs to no account.
 
     Raises:
         UsageError: The database belongs to another account or grid, or is in use.
@@ -114,7 +105,7 @@ async def open_store(
         settings.state_dir / f"{name}.db",
         chain_id=contracts.deployment.chain_id,
         contract=contracts.deployment.scheduler,
-        account=account.address if account is not None else _NO_ACCOUNT,
+        account=address or _NO_ACCOUNT,
         genesis="0x" + bytes(genesis["hash"]).hex(),
         landmark=getattr(contracts.w3.provider, "landmark", None) or "",
         exclusive=True,
@@ -168,12 +159,8 @@ async def open_daemon(
     """Open the daemon of a service; its status file is `NAME.json`.
 
     Args:
-        name: Name of the service.
         cycle: One cycle; returns True when the next should follow at once.
-        settings: Settings of the service.
         chain_id: Chain of the grid, which the websocket must serve.
-        metrics: The service's metrics, served with its health.
-        stop: Ends the daemon when set.
         heads: Source of the latest block; a cycle also begins when the next block is due.
 
     Raises:
@@ -260,7 +247,6 @@ async def serve(
     """Open a service, waiting for its endpoint, and run it until SIGINT, SIGTERM or `stop`.
 
     Args:
-        name: Name of the service, for the log.
         open_once: Opens all parts on a stack that closes them, and returns the daemon, which
             stops when the given event is set.
         stop: Ends the wait and the daemon when set.
@@ -297,7 +283,6 @@ async def open_with_retries(
     Each reason to wait is logged once, and so is the end of the wait.
 
     Args:
-        name: Name of the service, for the log.
         open_once: Opens all parts and registers their closing on the given stack; parts opened
             before a failure are closed.
         stack: Closes the parts in the end.

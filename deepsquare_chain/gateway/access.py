@@ -34,47 +34,30 @@ from deepsquare_chain.store.gateway_client import contract_resource, is_file_nam
 
 @dataclass(frozen=True, slots=True)
 class GatewayRules:
-    """Limits and quotas per account.
+    """Limits and quotas per account."""
 
-    Attributes:
-        max_part: Maximum bytes of one part of an upload.
-        max_log: Maximum bytes of the log of a job.
-        max_job: Maximum bytes of all files of a job.
-        max_files: Maximum number of files of a job.
-        max_account: Maximum bytes of all jobs of a customer.
-        max_definitions: Maximum bytes of the definitions of a customer.
-        max_streams: Maximum number of open log streams of an account.
-        max_shares: Maximum number of shares of a customer that have not expired.
-        refusals: Sustained rate limit of refused requests per second and account; 0 for no limit.
-        refusal_burst: Burst size of `refusals`.
-        rate: Sustained rate limit of requests per second and account; 0 for no limit.
-        burst: Burst size of `rate`.
-        sign_in_rate: Sustained rate limit of sign-ins per second and IP address; 0 for no limit.
-        sign_in_burst: Burst size of `sign_in_rate`.
-        session_seconds: Maximum lifetime of a session in seconds.
-        keep_seconds: Retention period of files after their last change or use, in seconds.
-        notifications: Maximum notifications of a customer per day.
-        catch_up_seconds: Seconds after the end of a job in which its provider may still upload.
-    """
-
-    max_part: int = 4 * MEGABYTE
-    max_log: int = 64 * MEGABYTE
-    max_job: int = 16 * 1024 * MEGABYTE
-    max_files: int = 10_000
-    max_account: int = 64 * 1024 * MEGABYTE
-    max_definitions: int = 256 * MEGABYTE
-    max_streams: int = 200
-    max_shares: int = 10_000
+    max_part: int = 4 * MEGABYTE  # maximum bytes of one part of an upload
+    max_log: int = 64 * MEGABYTE  # maximum bytes of the log of a job
+    max_job: int = 16 * 1024 * MEGABYTE  # maximum bytes of all files of a job
+    max_files: int = 10_000  # maximum number of files of a job
+    max_account: int = 64 * 1024 * MEGABYTE  # maximum bytes of all jobs of a customer
+    max_definitions: int = 256 * MEGABYTE  # maximum bytes of the definitions of a customer
+    max_streams: int = 200  # maximum number of open log streams of an account
+    max_shares: int = 10_000  # maximum number of shares of a customer that have not expired
+    #: Sustained rate limit of refused requests per second and account; 0 for no limit.
     refusals: float = 2.0
-    refusal_burst: int = 100
-    rate: float = 100.0
-    burst: int = 2_000
+    refusal_burst: int = 100  # burst size of `refusals`
+    rate: float = 100.0  # sustained rate limit of requests per second and account; 0 for no limit
+    burst: int = 2_000  # burst size of `rate`
+    #: Sustained rate limit of sign-ins per second and IP address; 0 for no limit.
     sign_in_rate: float = 5.0
-    sign_in_burst: int = 300
-    session_seconds: int = 900
+    sign_in_burst: int = 300  # burst size of `sign_in_rate`
+    session_seconds: int = 900  # maximum lifetime of a session in seconds
+    #: Retention period of files after their last change or use, in seconds.
     keep_seconds: int = 30 * DAY
+    #: Seconds after the end of a job in which its provider may still upload.
     catch_up_seconds: int = 7 * DAY
-    notifications: int = 1_000
+    notifications: int = 1_000  # maximum notifications of a customer per day
 
 
 def check_name(name: str) -> str:
@@ -187,15 +170,9 @@ class Nonces:
 
 
 class Access:
-    """Authenticates accounts and authorises their requests.
+    """Authenticates accounts and authorises their requests; `clock` returns epoch seconds.
 
     Nobody can sign in before `serve_under` has set the domains.
-
-    Args:
-        contracts: Contracts of the deployment, for customers and providers of jobs.
-        records: Database of the shares.
-        rules: Limits and quotas.
-        clock: Returns the time in epoch seconds.
     """
 
     def __init__(

@@ -86,13 +86,7 @@ T = TypeVar("T")
 def gateway_app(
     gateway: GatewayService, probe: Callable[[], Health], more: Mapping[str, ASGIApp] | None = None
 ) -> FastAPI:
-    """Return the HTTP application of a gateway.
-
-    Args:
-        gateway: Service behind the routes.
-        probe: Returns the health of the daemon.
-        more: Applications of other services by path.
-    """
+    """Return the HTTP application of a gateway, and of `more` services by path."""
     app = FastAPI(
         title="DeepSquare gateway",
         version=__version__,
@@ -459,13 +453,7 @@ async def run_gateway(
     """Run a gateway until SIGINT, SIGTERM or `stop`; it needs no wallet.
 
     Args:
-        url: JSON-RPC endpoint, or several, separated by commas.
-        deployment: The grid.
-        settings: Settings of the gateway.
-        host: Address to listen on.
-        port: Port to listen on; 0 for a free port.
         ready: Called with the gateway's URL once it accepts requests.
-        stop: Stops the gateway when set.
         more: Applications of other services by path of this server, such as a relay.
 
     Raises:

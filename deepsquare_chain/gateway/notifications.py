@@ -186,15 +186,9 @@ class GatewayNotifications:
     """Registers recipients, and notifies them of the jobs of their customers.
 
     Args:
-        contracts: Contracts of the deployment.
-        store: The gateway's database.
         deliverer: Sends the notifications, with the customers' keys (`Recipients.key`).
-        recipients: What customers registered.
-        settings: Confirmations and retries.
         per_day: Maximum notifications of one customer per day; more are dropped.
-        has_mail: Whether a mail server is set.
         start_block: First block to read, unless the database has a later cursor.
-        metrics: The gateway's metrics.
     """
 
     def __init__(

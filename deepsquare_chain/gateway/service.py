@@ -50,25 +50,17 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings(ServiceSettings):
-    """Settings of a gateway.
+    """Settings of a gateway."""
 
-    Attributes:
-        rules: Limits and quotas.
-        objects: Folder or URL of the object store; empty for a folder in `state_dir`.
-        urls: Public URLs for customers and providers; empty for the URL of the server.
-        sites: Origins of other web pages, such as an explorer, whose visitors may sign in.
-        notify: Whether customers may have notifications sent.
-        notify_private: Whether webhooks may be at addresses that are not public.
-        mail: Mail server of notifications; None for none.
-    """
-
-    rules: GatewayRules = field(default_factory=GatewayRules)
-    objects: str = ""
+    rules: GatewayRules = field(default_factory=GatewayRules)  # limits and quotas
+    objects: str = ""  # folder or URL of the object store; empty for a folder in `state_dir`
+    #: Public URLs for customers and providers; empty for the URL of the server.
     urls: tuple[str, ...] = ()
+    #: Origins of other web pages, such as an explorer, whose visitors may sign in.
     sites: tuple[str, ...] = ()
-    notify: bool = False
-    notify_private: bool = False
-    mail: MailServer | None = None
+    notify: bool = False  # whether customers may have notifications sent
+    notify_private: bool = False  # whether webhooks may be at addresses that are not public
+    mail: MailServer | None = None  # mail server of notifications; None for none
 
 
 class UploadSlots:
@@ -87,17 +79,7 @@ class UploadSlots:
 
 
 class GatewayService:
-    """The gateway of one deployment; the daemon runs `cycle`, the HTTP routes call the rest.
-
-    Args:
-        contracts: Contracts of the deployment.
-        access: Authentication and authorisation.
-        records: Database of definitions, files and shares.
-        objects: Object store.
-        rules: Limits and quotas.
-        metrics: Registry for the metrics.
-        notifications: Notifies customers; None if this gateway sends none.
-    """
+    """The gateway of one deployment; the daemon runs `cycle`, the HTTP routes call the rest."""
 
     max_definition: Final = MAX_BYTES
 

@@ -442,9 +442,7 @@ def _remote(url: str) -> ObjectStore:
 class Objects:
     """Definitions and growing files in an object store.
 
-    Args:
-        store: Object store of the bytes.
-        records: Database of the objects; updated after the store, so it never runs ahead of it.
+    The records are updated after the store, so that they never name an object that does not exist.
     """
 
     def __init__(self, store: ObjectStore, records: GatewayRecords) -> None:

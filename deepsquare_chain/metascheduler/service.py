@@ -428,7 +428,8 @@ async def run_scheduler(
         metrics = Metrics(NAME)
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
         await _check_role(contracts, account)
-        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        address = None if account is None else account.address
+        store = parts.enter_context(await open_store(NAME, contracts, address, settings))
         sender = None
         if account is not None:
             sender = await open_sender(

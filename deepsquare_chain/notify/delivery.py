@@ -56,16 +56,11 @@ class DeliveryResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """The SMTP server that accepts outgoing e-mail.
+    """The SMTP server that accepts outgoing e-mail."""
 
-    Attributes:
-        url: `smtp://[USER@]HOST[:PORT]` with STARTTLS if the server offers it, or `smtps://...`.
-        sender: Address in the From header.
-        password: Password of USER; sent only through TLS or over loopback.
-    """
-
-    url: str
-    sender: str
+    url: str  # `smtp://[USER@]HOST[:PORT]` with STARTTLS if the server offers it, or `smtps://...`
+    sender: str  # address in the From header
+    #: Password of USER; sent only through TLS or over loopback.
     password: str = field(default="", repr=False)
 
     @property
@@ -78,7 +73,6 @@ class Deliverer:
     """Sends notifications.
 
     Args:
-        transport_settings: Transport with the CA certificates for webhooks and mail servers.
         secret: Key that signs webhooks; they are unsigned if it is empty.
         mail: The mail server; None if e-mail is not configured.
         public_only: Refuse webhooks at addresses that are not public, such as those of the local

@@ -25,7 +25,13 @@ from deepsquare_chain.client.gateways import webhook_key
 from deepsquare_chain.client.jobs import histories
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon import Daemon
-from deepsquare_chain.daemon.service import ServiceSettings, open_contracts, open_daemon, serve
+from deepsquare_chain.daemon.service import (
+    ServiceSettings,
+    open_contracts,
+    open_daemon,
+    open_store,
+    serve,
+)
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.notification import DESKTOP, JobEvent, Notify, is_email, standing_request
@@ -50,34 +56,24 @@ NAME: Final = "notify"
 
 @dataclass(frozen=True, slots=True)
 class NotifySettings(ServiceSettings):
-    """Settings of the notification service.
+    """Settings of the notification service."""
 
-    Attributes:
-        always: Recipients for every job, in addition to those in job files.
-        attempts: Maximum attempts per delivery; by default they span about a day.
-        pauses: Backoff in seconds: before the second attempt, doubling with each, and the maximum.
-        at_once: Maximum number of concurrent deliveries.
-    """
-
+    #: Recipients for every job, in addition to those in job files.
     always: Notify = field(default_factory=Notify)
-    attempts: int = 30
+    attempts: int = 30  # maximum attempts per delivery; by default they span about a day
+    #: Backoff in seconds: before the second attempt, doubling with each, and the maximum.
     pauses: tuple[float, float] = (5.0, 3_600.0)
-    at_once: int = 8
+    at_once: int = 8  # maximum number of concurrent deliveries
 
 
 class NotifyService:
     """Service that sends the notifications of one customer, or of all.
 
     Args:
-        contracts: Contracts of the grid.
         customer: Address of the customer; None for all customers.
-        store: The service's own database.
         requests: Returns the requests for a customer's definition (hexadecimal digest), in addition
             to those in the settings.
-        deliverer: Sends the notifications.
-        settings: Settings of the service.
         start_block: First block to read, unless the database has a later cursor.
-        metrics: The service's metrics.
         concerns: Whether any notification of a customer may be requested; others' events are skipped.
         admits: Counts a notification of a customer, and returns whether it may be sent.
     """
@@ -142,19 +138,22 @@ class NotifyService:
 
     def _keep(self, batch: Batch, transaction: Connection) -> None:
         """Store events as they are read; a reorg removes none, since they may have been sent."""
-        deployment = self._contracts.deployment
+        transitions = (event for event in batch.events if isinstance(event, JobTransition))
         events = [
-            JobEvent(
-                event_id(
-                    *(deployment.chain_id, deployment.scheduler, event.job_id),
-                    *(event.after, event.tx_hash),
-                ),
-                *(event.job_id, event.before, event.after, event.block_number, batch.time),
-            )
-            for event in batch.events
-            if isinstance(event, JobTransition) and self._concerns(event.customer)
+            self._job_event(event, batch.time)
+            for event in transitions
+            if self._concerns(event.customer)
         ]
         self._tables.add(transaction, events)
+
+    def _job_event(self, event: JobTransition, time: int) -> JobEvent:
+        job_id, after = event.job_id, event.after
+        chain_id, contract = (
+            self._contracts.deployment.chain_id,
+            self._contracts.deployment.scheduler,
+        )
+        name = event_id(chain_id, contract, job_id, after, event.tx_hash)
+        return JobEvent(name, job_id, event.before, after, event.block_number, time)
 
     async def _plan(self, event: JobEvent) -> list[Delivery]:
         """Return one delivery for each recipient that requested this event."""
@@ -241,14 +240,6 @@ async def run_notify(
 ) -> None:
     """Send notifications of a customer's jobs until SIGINT, SIGTERM or `stop`; needs no private key.
 
-    Args:
-        url: JSON-RPC endpoint, or several, separated by commas.
-        deployment: Deployment of the grid.
-        customer: Address of the customer.
-        deliverer: Sends the notifications.
-        settings: Settings of the service.
-        stop: Stops the service when set.
-
     Raises:
         UsageError: The database is in use, or belongs to another customer or grid.
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. One that is
@@ -258,18 +249,7 @@ async def run_notify(
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
         metrics = Metrics(NAME)
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
-        genesis = await contracts.w3.eth.get_block(0)
-        store = parts.enter_context(
-            Store.open(
-                settings.state_dir / f"{NAME}.db",
-                chain_id=deployment.chain_id,
-                contract=deployment.scheduler,
-                account=customer,
-                genesis="0x" + bytes(genesis["hash"]).hex(),
-                landmark=getattr(contracts.w3.provider, "landmark", None) or "",
-                exclusive=True,
-            )
-        )
+        store = parts.enter_context(await open_store(NAME, contracts, customer, settings))
         # Commands that submit jobs store the `notify` requests of job files in the wallet's database.
         wallet = parts.enter_context(
             await open_wallet_store(

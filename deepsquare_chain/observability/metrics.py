@@ -6,6 +6,7 @@ its absence is meaningful.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +42,9 @@ class Metrics:
 
     def counter(self, name: str, text: str, **labels: Sequence[str]) -> Counter:
         """Return a new counter; `labels` list every value that each label can take."""
-        counter = Counter(f"deepsquare_{name}", text, self._names(labels), registry=self.registry)
-        for values in self._combinations(labels):
+        label_names = ["service", *labels]
+        counter = Counter(f"deepsquare_{name}", text, label_names, registry=self.registry)
+        for values in itertools.product(*labels.values()):
             counter.labels(self.service, *values)
         return counter
 
@@ -53,8 +55,9 @@ class Metrics:
 
     def gauges(self, name: str, text: str, **labels: Sequence[str]) -> Gauge:
         """Return a new gauge with labels; `labels` list every value of each label."""
-        gauge = Gauge(f"deepsquare_{name}", text, self._names(labels), registry=self.registry)
-        for values in self._combinations(labels):
+        label_names = ["service", *labels]
+        gauge = Gauge(f"deepsquare_{name}", text, label_names, registry=self.registry)
+        for values in itertools.product(*labels.values()):
             gauge.labels(self.service, *values)
         return gauge
 
@@ -82,47 +85,22 @@ class Metrics:
         """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
-    @staticmethod
-    def _names(labels: dict[str, Sequence[str]]) -> list[str]:
-        return ["service", *labels]
-
-    @staticmethod
-    def _combinations(labels: dict[str, Sequence[str]]) -> list[tuple[str, ...]]:
-        combinations: list[tuple[str, ...]] = [()]
-        for values in labels.values():
-            combinations = [(*prefix, value) for prefix in combinations for value in values]
-        return combinations
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        name: Subject of the check.
-        ok: Whether the check passed.
-        text: Description of the result.
-        hint: Recommended action; may be set even if the check passed.
-        setting: Names of the settings that affect the check, joined by commas; may be empty.
-    """
-
-    name: str
-    ok: bool
-    text: str
-    hint: str = ""
-    setting: str = ""
+    name: str  # subject of the check
+    ok: bool  # whether the check passed
+    text: str  # description of the result
+    hint: str = ""  # recommended action; may be set even if the check passed
+    setting: str = ""  # names of the settings that affect the check, joined by commas; may be empty
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Current health of a service.
+    """Current health of a service."""
 
-    Attributes:
-        live: Whether its cycles still run; if not, restart the service.
-        ready: Whether it completed its first full cycle and is not failing.
-        details: Further information, as JSON values.
-    """
-
-    live: bool
-    ready: bool
-    details: Mapping[str, Any] = field(default_factory=dict)
+    live: bool  # whether its cycles still run; if not, restart the service
+    ready: bool  # whether it completed its first full cycle and is not failing
+    details: Mapping[str, Any] = field(default_factory=dict)  # further information, as JSON values

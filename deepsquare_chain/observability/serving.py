@@ -151,9 +151,7 @@ class RequestRefusedError(GridError):
     """A service refuses a request.
 
     Args:
-        message: What is wrong with the request.
         code: Short name of the reason, for programs.
-        status: HTTP status of the response.
         hint: What the client should do.
         retry: Seconds after which the client may retry; None if a retry is useless.
         fields: Further numbers for programs, such as the offset at which to resume an upload.
@@ -177,13 +175,7 @@ class RequestRefusedError(GridError):
 
 
 def failure_response(error: Exception, service: str, path: str) -> Response:
-    """Return the response for an exception, without exposing internal details.
-
-    Args:
-        error: Exception that an endpoint raised.
-        service: Display name of the service.
-        path: Path of the request, for the log.
-    """
+    """Return the response of `service` (display name) for an exception, without internal details."""
     match error:
         case RequestRefusedError():
             response = problem(
@@ -223,11 +215,7 @@ def failure_response(error: Exception, service: str, path: str) -> Response:
 
 
 class DeferredApp:
-    """An ASGI application that is mounted before it is ready; returns 503 until `app` is set.
-
-    Args:
-        service: Display name of the service.
-    """
+    """An ASGI application that is mounted before it is ready; returns 503 until `app` is set."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -414,13 +402,8 @@ def health_app(probe: Callable[[], Health], metrics: Metrics | None = None) -> S
 def health_server(app: Starlette, *, port: int = 0, host: str = HOST) -> LoopbackServer:
     """Return a server for the health endpoints, on loopback only.
 
-    Args:
-        app: See `health_app`.
-        port: Port to listen on once started; 0 selects a free port.
-        host: A loopback address.
-
     Raises:
-        UsageError: The host is not loopback.
+        UsageError: The host is not a loopback address.
     """
     if not ipaddress.ip_address(host).is_loopback:
         raise UsageError(f"Health is served on loopback only, not on {host}")

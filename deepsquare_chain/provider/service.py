@@ -839,7 +839,7 @@ async def run_provider(
         metrics = Metrics(NAME)
         contracts = await open_contracts(parts, url, deployment, settings, metrics)
         registration = await look_up_provider(contracts, account.address)
-        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        store = parts.enter_context(await open_store(NAME, contracts, account.address, settings))
         runs_on = executor or create_executor(
             settings.executor,
             ExecutorContext(

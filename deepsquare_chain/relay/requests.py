@@ -51,27 +51,17 @@ REQUEST_GAS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class RelayRules:
-    """Limits of a relay.
+    """Limits of a relay."""
 
-    Attributes:
-        min_amount: Minimum escrow of each submitted job, and minimum top-up, in credit-wei.
-        max_gas: Maximum gas of one inner call.
-        max_bytes: Maximum size of the body of an HTTP request.
-        min_lead: Minimum time to the deadline, in seconds of chain time.
-        max_lead: Maximum time to the deadline, in seconds of chain time.
-        per_customer: Maximum requests per hour of one customer.
-        per_hour: Maximum requests per hour of all customers.
-        pending: Maximum pending requests of one customer.
-    """
-
+    #: Minimum escrow of each submitted job, and minimum top-up, in credit-wei.
     min_amount: int = MIN_AMOUNT
-    max_gas: int = 3_000_000
-    max_bytes: int = 131_072
-    min_lead: int = 15
-    max_lead: int = 3_600
-    per_customer: int = 60
-    per_hour: int = 2_000
-    pending: int = 8
+    max_gas: int = 3_000_000  # maximum gas of one inner call
+    max_bytes: int = 131_072  # maximum size of the body of an HTTP request
+    min_lead: int = 15  # minimum time to the deadline, in seconds of chain time
+    max_lead: int = 3_600  # maximum time to the deadline, in seconds of chain time
+    per_customer: int = 60  # maximum requests per hour of one customer
+    per_hour: int = 2_000  # maximum requests per hour of all customers
+    pending: int = 8  # maximum pending requests of one customer
 
 
 @dataclass(frozen=True, slots=True)

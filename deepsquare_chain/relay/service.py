@@ -93,19 +93,12 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings(ServiceSettings):
-    """Settings of a relay.
+    """Settings of a relay."""
 
-    Attributes:
-        rules: Rules for requests.
-        collect_seconds: Seconds to wait for more requests before a batch is sent.
-        batch_gas: Maximum gas of one transaction.
-        min_balance: Balance in wei below which the relay refuses requests.
-    """
-
-    rules: RelayRules = field(default_factory=RelayRules)
-    collect_seconds: float = 0.3
-    batch_gas: int = 10_000_000
-    min_balance: int = 0
+    rules: RelayRules = field(default_factory=RelayRules)  # rules for requests
+    collect_seconds: float = 0.3  # seconds to wait for more requests before a batch is sent
+    batch_gas: int = 10_000_000  # maximum gas of one transaction
+    min_balance: int = 0  # balance in wei below which the relay refuses requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +111,7 @@ class _Wallet:
 
 
 class RelayService:
-    """One relay of one deployment; a daemon calls `cycle`, the HTTP API calls `accept`.
-
-    Args:
-        contracts: The deployment.
-        sender: Sender of transactions from the relay's wallet.
-        store: The service's own database.
-        domain: EIP-712 domain of the forwarder.
-        settings: Settings of the relay.
-        metrics: Metrics of the service.
-    """
+    """One relay of one deployment; a daemon calls `cycle`, the HTTP API calls `accept`."""
 
     def __init__(
         self,
@@ -550,12 +534,7 @@ PATHS: Final = ("/v1/relay", "/v1/requests", "/v1/requests/{digest}")
 
 
 def relay_app(relay: RelayService, probe: Callable[[], Health]) -> Starlette:
-    """Build the HTTP application of a relay.
-
-    Args:
-        relay: The relay.
-        probe: Returns the health of its daemon.
-    """
+    """Build the HTTP application of a relay."""
 
     async def terms(_: Request) -> Response:
         return JSONResponse(relay.terms())
@@ -645,14 +624,8 @@ async def run_relay(
     """Run a relay until SIGINT, SIGTERM or `stop`.
 
     Args:
-        url: JSON-RPC endpoint, or several, separated by commas.
-        deployment: The deployment record of the grid.
         account: The relay's own wallet, which pays the gas.
-        settings: Settings of the relay.
-        host: Address to listen on.
-        port: Port to listen on; 0 selects a free one.
         ready: Called with the relay's URL when it accepts requests.
-        stop: Stops the relay when set.
         served_by: Serves the application instead of an own server. Host and port are then unused,
             and `ready` gets an empty string.
 
@@ -673,7 +646,7 @@ async def run_relay(
                 f"forwarder {contracts.forwarder.address} of the deployment record",
                 hint="Give the record of a deployment whose contracts trust its forwarder.",
             )
-        store = parts.enter_context(await open_store(NAME, contracts, account, settings))
+        store = parts.enter_context(await open_store(NAME, contracts, account.address, settings))
         sender = await open_sender(
             parts, contracts, account, store=store, settings=settings, metrics=metrics
         )

@@ -70,9 +70,6 @@ class Store(OutboxTables, RequestTables, CursorTables):
 
         Args:
             path: The file, readable by its owner only.
-            chain_id: Chain of the database.
-            contract: Address of its MetaScheduler.
-            account: Address of its wallet.
             genesis: Hash of the chain's first block, which differs after a restart of a local
                 chain; not checked when empty.
             landmark: Hash of the block that identifies the chain once it is deep, see

@@ -35,11 +35,7 @@ class DefinitionStore(Protocol):
         ...
 
     async def get(self, digest: bytes, job_id: int | None = None) -> bytes:
-        """Return the bytes of a definition.
-
-        Args:
-            digest: SHA-256 of the definition.
-            job_id: Job of the definition, which a gateway needs to check the permission.
+        """Return the bytes of a definition; gateways check the permission by its job.
 
         Raises:
             NotFoundError: The store does not have it.

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -127,11 +127,9 @@ def find_result_key(path: Path | None, description: str) -> ResultKey:
         NotAuthorisedError: There is no key.
         UsageError: The file can't be used.
     """
-    try:
+    with suppress(NotFoundError):
         if path is not None:
             return load_result_key(path)
-    except NotFoundError:
-        pass
     raise NotAuthorisedError(
         f"{description} is encrypted, and there is no key{'' if path is None else f' at {path}'}",
         hint="Give the file of the key with --result-key; it can't be decrypted without it.",
@@ -284,9 +282,7 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
 class LogDecoder:
     """Decrypts the log of one job as a stream; a log that is not encrypted is returned unchanged.
 
-    Args:
-        job_id: Job ID.
-        key_file: File of the key, read when first needed; None for no key.
+    The key is read when it is first needed; `key_file` is None if there is none.
     """
 
     def __init__(self, job_id: int, key_file: Path | None) -> None:
@@ -322,11 +318,8 @@ class LogDecoder:
     def finish(self, *, complete: bool = True) -> bytes:
         """Return the rest of a log at its end that was too short to detect encryption.
 
-        Args:
-            complete: Whether the log has ended, so that its last frame must be whole.
-
         Raises:
-            AuditError: The end of the log is missing.
+            AuditError: The log is `complete`, but its last frame is not.
         """
         if not self._encrypted:
             return self._take_rest()

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote, urlsplit
 
@@ -67,12 +66,7 @@ class ServiceResponse:
 
 
 class ServiceClient:
-    """Client of one HTTP service; an async context manager.
-
-    Args:
-        url: URL of the service.
-        transport_settings: Certificates and headers for remote addresses.
-        transport: HTTP transport instead of the network, for tests.
+    """Client of one HTTP service; an async context manager. `transport` is for tests.
 
     Raises:
         UsageError: The proxy in the environment is invalid.
@@ -100,12 +94,7 @@ class ServiceClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -247,13 +236,10 @@ class GatewayClient(ServiceClient):
     """Client of one gateway for one account; an async context manager.
 
     Args:
-        url: URL of the gateway.
         account: Signer for the sign-in; None if no request needs one.
         chain_id: Chain of the grid, part of the sign-in.
         contract: Address of the MetaScheduler, part of the sign-in.
         job_id: The only job of the sign-in; None for all jobs of the account.
-        transport_settings: Certificates and headers for remote addresses.
-        transport: HTTP transport instead of the network, for tests.
 
     Raises:
         UsageError: The proxy in the environment is invalid.
@@ -310,10 +296,8 @@ class GatewayClient(ServiceClient):
     ) -> None:
         """Let the gateway notify of the jobs of definitions (hexadecimal digests).
 
-        Args:
-            definitions: What is registered for them before is replaced.
-            requests: Recipients and occasions; without recipients, nobody is notified.
-            key: Key that signs webhooks; "" for none.
+        Replaces earlier requests for them; without recipients, nobody is notified. `key` signs
+        webhooks, "" for none.
 
         Raises:
             NotFoundError: The gateway sends no notifications.

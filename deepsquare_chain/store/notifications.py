@@ -86,12 +86,9 @@ class Delivery:
 
 
 def remember_notify(store: Database, definitions: Iterable[str], notify: Notify) -> None:
-    """Store a job file's request for notifications; it replaces that of the same definition.
+    """Store a job file's request for notifications of its definitions (hexadecimal digests).
 
-    Args:
-        store: The customer's wallet store.
-        definitions: Digests (hexadecimal) of the submitted definitions.
-        notify: The request; without recipients, nothing is stored.
+    It replaces earlier requests for them; without recipients, they are only removed.
     """
     digests = list(dict.fromkeys(definitions))
     rows = [

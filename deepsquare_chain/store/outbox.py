@@ -331,8 +331,6 @@ class RequestTables(Database):
         Args:
             floor: Nonce of the wallet's next request on chain.
             sign: Returns digest and signed request for a nonce.
-            label: Description of the call, for display.
-            block: Number of the head block.
             key: Idempotency key; unique among requests that are OPEN or EXECUTED.
         """
         table = signed_requests

@@ -67,13 +67,7 @@ def load_artifact(name: str) -> Artifact:
     """
     if name not in CONTRACTS:
         raise NotFoundError(f"There is no built contract {name!r}", hint=f"One of {CONTRACTS}.")
-    file = resources.files(__package__) / "artifacts" / f"{name}.json"
-    try:
-        built = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"The built contract {name} is missing from the package", hint="Run scripts/compile.py."
-        ) from None
+    built = _read_artifact(f"{name}.json", f"The built contract {name}")
     references = (
         reference for group in built["immutableReferences"].values() for reference in group
     )
@@ -95,14 +89,18 @@ def standard_input() -> Mapping[str, Any]:
     Raises:
         NotFoundError: The package does not contain it.
     """
-    file = resources.files(__package__) / "artifacts" / "standard-input.json"
+    return _read_artifact("standard-input.json", "The compiler's input")
+
+
+def _read_artifact(file_name: str, description: str) -> dict[str, Any]:
+    file = resources.files(__package__) / "artifacts" / file_name
     try:
-        compiler_input: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFoundError(
-            "The compiler's input is missing from the package", hint="Run scripts/compile.py."
+            f"{description} is missing from the package", hint="Run scripts/compile.py."
         ) from None
-    return compiler_input
+    return content
 
 
 # -- the compiler's metadata of our contracts, which links deployed code to its sources; no I/O

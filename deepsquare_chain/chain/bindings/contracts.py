@@ -396,11 +396,11 @@ class MetaSchedulerContract(ContractBase):
 
     async def parameters(self, *, block: BlockIdentifier = LATEST) -> Parameters:
         """Return the timeouts, the fee and the addresses of the deployment."""
-        names = (
-            *("timeouts", "feeBps", "submissionsOpen"),
-            *("credit", "registry", "treasury", "trustedForwarder"),
+        settings = ("timeouts", "feeBps", "submissionsOpen")
+        addresses = ("credit", "registry", "treasury", "trustedForwarder")
+        times, *others = await asyncio.gather(
+            *(self._one(name, block=block) for name in (*settings, *addresses))
         )
-        times, *others = await asyncio.gather(*(self._one(name, block=block) for name in names))
         return Parameters(*times, *others)
 
     # -- customers

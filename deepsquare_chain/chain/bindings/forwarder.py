@@ -253,13 +253,7 @@ class ForwarderContract(ContractBase):
     async def simulate(
         self, sender: str, call: Call, *, gas: int | None = None, block: BlockIdentifier = LATEST
     ) -> None:
-        """Simulate an inner call of the forwarder for a signer, without a signature.
-
-        Args:
-            sender: The signer.
-            call: The inner call.
-            gas: Gas limit of the inner call; the node's default if None.
-            block: Block on whose state the call is simulated.
+        """Simulate an inner call of at most `gas` for a signer, without a signature.
 
         Raises:
             RevertedError: The target would revert; raised as the matching subclass.

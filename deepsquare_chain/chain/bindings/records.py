@@ -143,11 +143,7 @@ class JobDecoder:
         self._limit = min(max(self._limit, 2 * count), _KEPT_RECORDS[1])
 
     def decode(self, job_ids: Sequence[int], data: bytes) -> list[Job]:
-        """Return the jobs of these IDs.
-
-        Args:
-            job_ids: The IDs passed to `getJobs`.
-            data: The ABI-encoded result, an array of records without dynamic fields.
+        """Decode the ABI-encoded result of `getJobs` for these IDs.
 
         Raises:
             AbiError: The data is not such an array of as many records.

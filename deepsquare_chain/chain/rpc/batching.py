@@ -86,11 +86,7 @@ _ROUND: ContextVar[MergingRound | None] = ContextVar("requests to merge", defaul
 
 
 class MergingRound:
-    """Merges the calls of concurrent tasks into common batches.
-
-    Args:
-        provider: Connection whose calls are merged.
-    """
+    """Merges the calls of concurrent tasks into common batches."""
 
     def __init__(self, provider: object) -> None:
         self.provider = provider

@@ -51,9 +51,7 @@ _FAILURES_TO_REJECT: Final = 3
 class Ceiling:
     """Maximum size of a request to one endpoint, such as calls per batch or blocks per log range.
 
-    Args:
-        first: Initial size; it grows until the first rejection.
-        maximum: Upper bound of the size.
+    It grows from `first` until the first rejection, up to `maximum`.
     """
 
     def __init__(self, first: int, maximum: int) -> None:
@@ -154,12 +152,9 @@ _RECHECK_SECONDS: Final = 60.0
 
 
 class TransientEndpointError(EndpointError):
-    """A failure that a retry may fix: no connection, 5xx, an invalid response, a rate limit.
+    """A failure that a retry may fix: no connection, 5xx, an invalid response, a rate limit."""
 
-    Attributes:
-        retry_after: Seconds after which the endpoint asks for a retry; 0 if it does not say.
-    """
-
+    #: Seconds after which the endpoint asks for a retry; 0 if it does not say.
     retry_after: float = 0.0
 
 
@@ -344,37 +339,37 @@ class CheckedProvider(AsyncHTTPProvider):
             self._record_range(request, response)
         return responses
 
-    def _raise_if_transient(self, request: Mapping[str, Any], answer: RPCResponse) -> RPCResponse:
+    def _raise_if_transient(self, request: Mapping[str, Any], response: RPCResponse) -> RPCResponse:
         """Return the response, unless it is an error that a retry may fix.
 
         Raises:
             TransientEndpointError: It is such an error.
         """
-        self._record_range(request, answer)
-        if self._is_unclassified(request, answer):
-            message = str(_error_of(answer).get("message", ""))[:200]
+        self._record_range(request, response)
+        if self._is_unclassified(request, response):
+            message = str(_error_of(response).get("message", ""))[:200]
             raise TransientEndpointError(
                 f"The endpoint {self.display_url} answered {request['method']} with an error: {message}"
             )
-        return answer
+        return response
 
     @staticmethod
-    def _is_unclassified(request: Mapping[str, Any], answer: RPCResponse) -> bool:
+    def _is_unclassified(request: Mapping[str, Any], response: RPCResponse) -> bool:
         """Return whether a read failed with an error that is not about the requested data."""
         method = request["method"]
-        if "error" not in answer or method in SEND_METHODS or _blocks_of(request) > 1:
+        if "error" not in response or method in SEND_METHODS or _blocks_of(request) > 1:
             return False
-        error = _error_of(answer)
+        error = _error_of(response)
         return not (
-            is_execution_error(method, error) or is_unsupported(error) or _lacks_block(answer)
+            is_execution_error(method, error) or is_unsupported(error) or _lacks_block(response)
         )
 
-    def _record_range(self, request: Mapping[str, Any], answer: RPCResponse) -> None:
+    def _record_range(self, request: Mapping[str, Any], response: RPCResponse) -> None:
         """Record whether the endpoint returned logs for this number of blocks."""
         blocks = _blocks_of(request)
-        if not blocks or _lacks_block(answer):
+        if not blocks or _lacks_block(response):
             return
-        if "error" in answer:
+        if "error" in response:
             self.log_range.refused(blocks)
         else:
             self.log_range.worked(blocks)
@@ -461,20 +456,20 @@ class CheckedProvider(AsyncHTTPProvider):
                 await session.close()
 
     def _is_behind(
-        self, requests: Iterable[Mapping[str, Any]], answers: Iterable[RPCResponse]
+        self, requests: Iterable[Mapping[str, Any]], responses: Iterable[RPCResponse]
     ) -> bool:
         """Return whether the node that answered lags behind another node of this address.
 
         Persistent connections would otherwise keep using the lagging node.
         """
         behind = False
-        for request, answer in zip(requests, answers, strict=True):
-            behind = behind or _lacks_block(answer)
-            head, now = _head_of(request, answer), time.monotonic()
+        for request, response in zip(requests, responses, strict=True):
+            behind = behind or _lacks_block(response)
+            head, now = _head_of(request, response), time.monotonic()
             if head is None:
                 continue
             if self.on_head is not None:
-                block: Any = answer.get("result")
+                block: Any = response.get("result")
                 self.on_head(head, block if isinstance(block, dict) else None)
             highest, seen_at = self._highest_head
             if head < highest:
@@ -485,27 +480,27 @@ class CheckedProvider(AsyncHTTPProvider):
                 self._highest_head = (head, now)
         return behind
 
-    def _checked(self, request: Mapping[str, Any], answer: Any) -> RPCResponse:
+    def _checked(self, request: Mapping[str, Any], response: Any) -> RPCResponse:
         """Validate a response and return it in the form that web3 expects."""
-        if not isinstance(answer, dict) or not _is_json_rpc(answer):
+        if not isinstance(response, dict) or not _is_json_rpc(response):
             raise self._invalid_response("a response that is not JSON-RPC")
-        error = _valid_error(answer.get("error"))
+        error = _valid_error(response.get("error"))
         # A node that could not parse the request's ID responds with null.
-        unread = error is not None and answer.get("id") is None
+        unread = error is not None and response.get("id") is None
         if error is not None:
             self._raise_if_busy(error)
-        if not unread and _id_of(answer) != _id_of(request):
+        if not unread and _id_of(response) != _id_of(request):
             raise self._invalid_response("a response to another request")
-        response: Any = {"jsonrpc": "2.0", "id": request["id"]}
+        valid: Any = {"jsonrpc": "2.0", "id": request["id"]}
         if error is not None:
-            return response | {"error": error}  # type: ignore[no-any-return]
-        if "result" not in answer or (answer["result"] is None and not _is_nullable(request)):
+            return valid | {"error": error}  # type: ignore[no-any-return]
+        if "result" not in response or (response["result"] is None and not _is_nullable(request)):
             raise self._invalid_response(f"an empty result for {request['method']}")
         try:
-            response["result"] = checked(request["method"], answer["result"])
+            valid["result"] = checked(request["method"], response["result"])
         except InvalidResultError:
             raise self._invalid_response(f"an invalid result for {request['method']}") from None
-        return response  # type: ignore[no-any-return]
+        return valid  # type: ignore[no-any-return]
 
     def _raise_if_busy(self, error: Mapping[str, Any]) -> None:
         if is_busy(error):
@@ -514,10 +509,10 @@ class CheckedProvider(AsyncHTTPProvider):
                 f"The endpoint {self.display_url} limits its requests: {message}"
             )
 
-    def _raise_if_behind(self, answer: RPCResponse) -> None:
+    def _raise_if_behind(self, response: RPCResponse) -> None:
         # One address may have several nodes of different heights: a retry may reach the block.
-        if _lacks_block(answer):
-            message = str(_error_of(answer).get("message", ""))[:200]
+        if _lacks_block(response):
+            message = str(_error_of(response).get("message", ""))[:200]
             raise TransientEndpointError(f"The endpoint {self.display_url} lags behind: {message}")
 
     def _invalid_response(self, detail: str) -> TransientEndpointError:
@@ -577,8 +572,8 @@ def _rejection(request: Mapping[str, Any], message: str) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32000, "message": message}}
 
 
-def _error_of(answer: RPCResponse) -> Mapping[str, Any]:
-    error: Any = answer.get("error")
+def _error_of(response: RPCResponse) -> Mapping[str, Any]:
+    error: Any = response.get("error")
     return error if isinstance(error, Mapping) else {}
 
 
@@ -593,21 +588,21 @@ def _blocks_of(request: Mapping[str, Any]) -> int:
         return 0
 
 
-def lacks_method(answer: RPCResponse) -> bool:
+def lacks_method(response: RPCResponse) -> bool:
     """Return whether the endpoint does not support the method; another endpoint may."""
-    return "error" in answer and is_unsupported(_error_of(answer))
+    return "error" in response and is_unsupported(_error_of(response))
 
 
-def _lacks_block(answer: RPCResponse) -> bool:
+def _lacks_block(response: RPCResponse) -> bool:
     """Return whether the node rejected the request because it lacks the block."""
-    if "error" not in answer:
+    if "error" not in response:
         return False
-    return kind_of(str(_error_of(answer).get("message", ""))) is NodeError.UNKNOWN_BLOCK
+    return kind_of(str(_error_of(response).get("message", ""))) is NodeError.UNKNOWN_BLOCK
 
 
-def _head_of(request: Mapping[str, Any], answer: RPCResponse) -> int | None:
+def _head_of(request: Mapping[str, Any], response: RPCResponse) -> int | None:
     """Return the head that a response reports; None if the request was for something else."""
-    head: Any = answer.get("result")
+    head: Any = response.get("result")
     if request["method"] == "eth_getBlockByNumber" and list(request["params"])[:1] == ["latest"]:
         head = head["number"] if isinstance(head, dict) else None
     elif request["method"] != "eth_blockNumber":

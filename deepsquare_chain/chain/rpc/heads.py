@@ -158,11 +158,7 @@ class BlockTimeEstimate:
         self._notify()
 
     def due_at(self, poll: float) -> float:
-        """Return the time of the next poll in monotonic seconds.
-
-        Args:
-            poll: Poll interval in seconds while no block time is known.
-        """
+        """Return the time of the next poll in monotonic seconds; `poll` is the default interval."""
         if self._hinted:
             return float("-inf")
         if not self._seconds or not self._expected:
@@ -390,12 +386,7 @@ class HeadMetrics:
         age.set_function(self._age)
 
     def record_head(self, head_time: int, *, on_demand: bool = False) -> None:
-        """Record the latest block.
-
-        Args:
-            head_time: Its chain time, in seconds.
-            on_demand: Whether the chain mines on demand only, so that the age has no meaning.
-        """
+        """Record the time of the latest block; on a chain that mines on demand its age means nothing."""
         self._time, self._on_demand, self._blocks_behind = head_time, on_demand, 0
         self._skew.set(time.time() - head_time)
 
@@ -445,10 +436,8 @@ class HeadSource:
     """Provides the latest block to a service, and polls for it only when the next one is due.
 
     Args:
-        w3: The connection.
         reconcile: Reconciles the service's transactions and returns the latest header, in one request;
             None for a service that sends no transactions.
-        head_metrics: Receives the age of the head.
         poll: Poll interval in seconds while the block time is not known.
     """
 
@@ -545,12 +534,9 @@ class HeadSubscription:
     """Calls `wake` at each new block over a websocket; reconnects with backoff.
 
     Args:
-        url: ws:// or wss:// URL of a node.
         wake: Called without arguments at each new block and after each new connection.
-        chain_id: Chain ID that the node must serve.
         on_change: Called with whether the subscription is active.
         pauses: Minimum and maximum backoff before reconnecting, in seconds.
-        transport: Certificates and headers for a remote address.
 
     Raises:
         UsageError: The URL is not a websocket URL.

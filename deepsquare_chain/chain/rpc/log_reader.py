@@ -60,11 +60,7 @@ async def read_range(
     """Read logs from a block on, as many blocks as the endpoint allows, up to `last`.
 
     Args:
-        w3: The connection.
-        addresses: Contracts whose logs are read.
         filters: Topics in the form of eth_getLogs; logs that match any of them are read.
-        first: First block.
-        last: Last block, not before the first.
         more: Returns additional calls for the same batch, given the last block that is read.
 
     Returns:
@@ -75,8 +71,8 @@ async def read_range(
     """
     split = False
     while True:
-        questions = 2 + len(filters) + len(more(last))
-        split = split or _batch_size(w3) < questions
+        batch_size = 2 + len(filters) + len(more(last))
+        split = split or _batch_size(w3) < batch_size
         if split and last - first < COMMON_DEPTH:
             return await _read_block(w3, addresses, filters, first, more(first))
         common = last - COMMON_DEPTH if split else last

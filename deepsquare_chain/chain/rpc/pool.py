@@ -48,12 +48,7 @@ if TYPE_CHECKING:
 
 
 class EndpointMetrics:
-    """Metrics of the endpoints of a pool.
-
-    Args:
-        metrics: Receives the metrics; None disables them.
-        urls: URLs of the endpoints, as `safe_url` returns them.
-    """
+    """Metrics of the endpoints of a pool, by the host of each `safe_url`; None disables them."""
 
     def __init__(self, metrics: Metrics | None, urls: Sequence[str]) -> None:
         self._metrics = metrics
@@ -160,7 +155,6 @@ class Pool(AsyncBaseProvider):
             confirmations.
         attempts: Number of attempts of a read.
         max_lag_blocks: Blocks that an endpoint may lag behind the best and still be used.
-        metrics: Receives the metrics of each endpoint.
     """
 
     def __init__(
@@ -643,8 +637,6 @@ async def connect(
         attempts: Number of attempts of a read; each tries all available endpoints.
         timeout: Seconds for one request.
         max_lag_blocks: Blocks that an endpoint may lag behind the best before it is excluded.
-        metrics: Receives the metrics of each endpoint.
-        transport: Certificates and headers for remote endpoints.
 
     Raises:
         UsageError: The environment names an invalid proxy.

@@ -36,14 +36,11 @@ _RESERVED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Settings to reach remote addresses, in addition to the environment's proxies.
+    """Settings to reach remote addresses, in addition to the environment's proxies."""
 
-    Attributes:
-        ca_file: Certificates (PEM) of authorities to trust in addition to the system's.
-        headers: Headers by `host` or `host:port`; they hold keys and are never logged or printed.
-    """
-
+    #: Certificates (PEM) of authorities to trust in addition to the system's.
     ca_file: Path | None = None
+    #: Headers by `host` or `host:port`; they hold keys and are never logged or printed.
     headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -236,7 +233,7 @@ def _read_headers(path: Path) -> dict[str, dict[str, str]]:
             f"The headers file {path} is readable by other users", hint=f"chmod 600 {path}"
         )
     try:
-        body = tomllib.loads(raw[: MAX_FILE_BYTES + 1].decode("utf-8-sig"))
+        body = tomllib.loads(raw.decode("utf-8-sig"))
         return {str(host).lower(): _checked(values) for host, values in body.items()}
     except (TypeError, ValueError, RecursionError):  # the original message may quote a key
         raise UsageError(

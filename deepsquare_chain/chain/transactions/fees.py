@@ -64,8 +64,8 @@ class Fees:
     def bumped(self, fresh: Fees) -> Fees:
         """Return both fees raised by at least 12.5 %, and to at least the `fresh` fees."""
         return Fees(
-            max_fee=max(_raise(self.max_fee), fresh.max_fee),
-            priority_fee=max(_raise(self.priority_fee), fresh.priority_fee),
+            max_fee=max(_bumped(self.max_fee), fresh.max_fee),
+            priority_fee=max(_bumped(self.priority_fee), fresh.priority_fee),
         )
 
     def within(self, ceiling: int) -> Fees:
@@ -74,24 +74,18 @@ class Fees:
         return Fees(max_fee, min(self.priority_fee, max_fee))
 
 
-def _raise(fee: int) -> int:
+def _bumped(fee: int) -> int:
     numerator, denominator = _BUMP
     return -(-fee * numerator // denominator)
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """Current gas prices and block size.
+    """Current gas prices and block size."""
 
-    Attributes:
-        minimum: Minimum fee for the next block.
-        fees: Fees that stay sufficient for several full blocks.
-        block_gas: Gas limit of a block.
-    """
-
-    minimum: int
-    fees: Fees
-    block_gas: int
+    minimum: int  # minimum fee for the next block
+    fees: Fees  # fees that stay sufficient for several full blocks
+    block_gas: int  # gas limit of a block
 
 
 async def market(w3: AsyncWeb3[Any]) -> Market:
@@ -180,12 +174,9 @@ class GasBudget:
 
 
 def gas_budget(balance: int, spent: Sequence[tuple[int, int]], now: float) -> GasBudget:
-    """Estimate the gas budget from a balance and recent fees.
+    """Estimate the gas budget from a balance in wei and recent transactions.
 
-    Args:
-        balance: Coin of the account in wei.
-        spent: Time of sending (seconds) and fee (wei) of each of the latest transactions.
-        now: Current time in seconds on the same clock.
+    `spent` holds their times of sending (seconds, on the same clock as `now`) and fees (wei).
     """
     if not spent:
         return GasBudget(balance)
@@ -252,7 +243,7 @@ class _PricesAndBalance:
     at: float
 
 
-def request(sender: str, call: Call) -> Any:
+def call_parameters(sender: str, call: Call) -> Any:
     """Return the parameters of eth_call and eth_estimateGas for a call."""
     body = {"from": sender, "data": HexBytes(call.data), "value": call.value}
     return body | ({"to": to_checksum_address(call.to)} if call.to else {})
@@ -280,7 +271,7 @@ class Preflight:
             EndpointError: The node rejected it for another reason.
         """
         try:
-            await self._w3.eth.call(request(self._address, call), await self._block())
+            await self._w3.eth.call(call_parameters(self._address, call), await self._block())
         except ContractLogicError as error:
             raise decode_revert(error) from None
         except Web3RPCError as error:
@@ -295,7 +286,7 @@ class Preflight:
         block = await self._block()
         try:
             estimate, account_state = await asyncio.gather(
-                self._w3.eth.estimate_gas(request(self._address, call), block),
+                self._w3.eth.estimate_gas(call_parameters(self._address, call), block),
                 self._prices_and_balance(),
             )
         except (ContractLogicError, Web3RPCError) as error:

@@ -16,6 +16,7 @@ from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
+from web3.types import BlockIdentifier
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.rpc.batching import ask_all
@@ -121,6 +122,8 @@ class BroadcastOutcome(Enum):
     REJECTED = auto()  # rejected permanently
 
 
+#: Outcomes after which the node has the transaction, or may have it.
+_SENT: Final = (BroadcastOutcome.ACCEPTED, BroadcastOutcome.UNCLEAR, BroadcastOutcome.NONCE_GAP)
 _OUTCOMES: Final = {
     NodeError.ALREADY_KNOWN: BroadcastOutcome.ACCEPTED,
     NodeError.NONCE_TOO_LOW: BroadcastOutcome.NONCE_USED,
@@ -214,9 +217,8 @@ class NonceManager:
         self._chain_nonce: int | None = None  # the account's nonce on the chain at the last poll
         self._highest_head = (-1, 0.0)  # highest head that was reported, and when
         self._first_head = -1  # head at the first poll
-        self._last_poll: tuple[int, int, float] | None = (
-            None  # head, nonce and time of the last poll
-        )
+        #: Head, nonce and time of the last poll.
+        self._last_poll: tuple[int, int, float] | None = None
         #: Header of the latest block at the last poll, in JSON-RPC form.
         self.latest: Mapping[str, Any] = {}
         #: The node's error message by entry ID, for rejections that could not be classified.
@@ -241,22 +243,19 @@ class NonceManager:
             while True:
                 fees = await self._preflight.fees(call, gas, deadline)
                 head, floor = await self._recent_head_and_nonce()
-
                 floor, self._floor = max(floor, self._floor), 0
                 entry = await self._append(call, gas, floor, fees, head, key=key)
                 with self._attending(entry):
                     crash_point("sender.recorded")
                     outcome, error = await self._broadcast_entry(entry)
-                    if outcome in (
-                        BroadcastOutcome.ACCEPTED,
-                        BroadcastOutcome.UNCLEAR,
-                        BroadcastOutcome.NONCE_GAP,
-                    ):
+                    if outcome in _SENT:
                         return self._outbox.entry(entry.id)
                     self._last_poll = None
                     self._abandon(entry, outcome, error, deadline)
                     if outcome is BroadcastOutcome.NONCE_USED:
-                        self._floor = await self._next_nonce()
+                        # After the pending transactions of another program: it may send
+                        # continuously, so that waiting for a free nonce could starve.
+                        self._floor = await self._nonce("pending")
                 await asyncio.sleep(self._poll_interval)
 
     @contextmanager
@@ -292,9 +291,8 @@ class NonceManager:
                     return outcome
             await asyncio.sleep(self._poll_interval)
         if await self._nonce() <= entry.nonce:
-            return (
-                BroadcastOutcome.NONCE_USED
-            )  # the mempool holds another transaction with this nonce
+            # The mempool holds another transaction with this nonce.
+            return BroadcastOutcome.NONCE_USED
         # A node may return a transaction only later: give up only if another one is found.
         spender = await find_spender(self._w3, self._account.address, entry.nonce)
         if spender is None:
@@ -305,18 +303,10 @@ class NonceManager:
         self.record_conflict(spender)
         return BroadcastOutcome.NONCE_USED
 
-    async def _nonce(self) -> int:
-        """Return the account's next nonce at the latest block."""
+    async def _nonce(self, block: BlockIdentifier = "latest") -> int:
+        """Return the account's next nonce at a block."""
         address = to_checksum_address(self._account.address)
-        return int(await self._w3.eth.get_transaction_count(address, "latest"))
-
-    async def _next_nonce(self) -> int:
-        """Return the nonce after the pending transactions, including those of another program.
-
-        The other program may send continuously, so that waiting for a free nonce could starve.
-        """
-        address = to_checksum_address(self._account.address)
-        return int(await self._w3.eth.get_transaction_count(address, "pending"))
+        return int(await self._w3.eth.get_transaction_count(address, block))
 
     def _abandon(
         self, entry: Entry, outcome: BroadcastOutcome, error: Web3RPCError | None, deadline: float
@@ -368,11 +358,7 @@ class NonceManager:
             outcome, error = await self._replace(tx, cancel=cancel or tx.latest.cancels)
             if outcome is BroadcastOutcome.INSUFFICIENT_FUNDS:
                 raise self._preflight.insufficient_funds(f"for a replacement: {error_text(error)}")
-            if outcome not in {
-                BroadcastOutcome.ACCEPTED,
-                BroadcastOutcome.UNCLEAR,
-                BroadcastOutcome.NONCE_GAP,
-            }:
+            if outcome not in _SENT:
                 raise EndpointError(f"The node rejected the replacement: {error_text(error)}")
 
     async def cancel_rejected(self, entry: Entry) -> None:
@@ -622,7 +608,7 @@ class NonceManager:
         )
         crash_point("sender.signed")
         return Attempt(
-            tx_hash="0x" + bytes(signed.hash).hex(),
+            tx_hash=to_hex(signed.hash),
             raw=bytes(signed.raw_transaction),
             max_fee=fees.max_fee,
             priority_fee=fees.priority_fee,

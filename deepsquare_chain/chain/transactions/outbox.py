@@ -23,9 +23,8 @@ class TxState(StrEnum):
     MINED = "mined"  # in a block, with its effect
     CANCELLED = "cancelled"  # its nonce was used by a cancelling transaction without effect
     FAILED = "failed"  # in a block, but reverted: its nonce is used, without effect
-    ABANDONED = (
-        "abandoned"  # rejected by the node or replaced: its nonce is free or used by another
-    )
+    # Rejected by the node or replaced: its nonce is free, or used by another one.
+    ABANDONED = "abandoned"
 
 
 @dataclass(frozen=True, slots=True)

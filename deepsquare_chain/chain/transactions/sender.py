@@ -25,7 +25,7 @@ from deepsquare_chain.chain.rpc.batching import gather_all, merged
 from deepsquare_chain.chain.rpc.endpoint import WrongEndpointError
 from deepsquare_chain.chain.rpc.heads import block_time_of
 from deepsquare_chain.chain.signers import Signer
-from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor, Preflight, request
+from deepsquare_chain.chain.transactions.fees import GWEI, GasMonitor, Preflight, call_parameters
 from deepsquare_chain.chain.transactions.nonce_manager import (
     NonceManager,
     Spender,
@@ -107,10 +107,7 @@ class Sender:
     """Sends the transactions of one account.
 
     Args:
-        w3: Connection made by `connect`.
-        account: Signs the transactions.
         outbox: Durable record of the transactions of this account on this chain.
-        chain_id: Part of every signature.
         max_fee_per_gas: Fee ceiling in wei; transactions wait while gas costs more. It can be
             changed later.
         poll_interval: Seconds between two polls for a receipt.
@@ -143,8 +140,7 @@ class Sender:
         self._poll_interval = poll_interval
         self._stuck_blocks = stuck_blocks
         self._confirmations = confirmations
-        options = {"ceiling": max_fee_per_gas, "poll": poll_interval}
-        self._preflight = Preflight(w3, self.address, **options)  # type: ignore[arg-type]
+        self._preflight = Preflight(w3, self.address, ceiling=max_fee_per_gas, poll=poll_interval)
         self._nonce_manager = NonceManager(
             w3,
             account,
@@ -180,7 +176,6 @@ class Sender:
         """Send a call and wait until it is mined.
 
         Args:
-            call: The call to send.
             timeout: Seconds to wait; the transaction stays recorded afterwards.
             simulate: Simulate the call on the node first, and do not send it if it reverts.
             gas: Gas limit instead of an estimate (an estimate also fails if the call reverts).
@@ -215,11 +210,8 @@ class Sender:
     async def spending(self, timeout: float) -> AsyncIterator[None]:
         """Hold the wallet's lock while an allowance is set and used.
 
-        Waits for pending transactions first: they may set or use an allowance, which the chain
-        does not show before they are mined.
-
-        Args:
-            timeout: Seconds to wait for the lock and for the pending transactions.
+        Waits up to `timeout` seconds for the lock and for pending transactions, which may set or
+        use an allowance that the chain does not show before they are mined.
 
         Raises:
             WaitTimeoutError: The lock or a pending transaction took longer; nothing was sent.
@@ -455,11 +447,9 @@ class Sender:
         spender = await find_spender(self.w3, self.address, entry.nonce)
         if spender is None and poll.at - first_seen < _SPENDER_TIMEOUT:
             return
-        if spender is not None and spender.tx_hash in {
-            attempt.tx_hash for attempt in entry.attempts
-        }:
-            return  # it is our own transaction, and its receipt will follow
         if spender is not None:
+            if spender.tx_hash in {attempt.tx_hash for attempt in entry.attempts}:
+                return  # it is our own transaction, and its receipt will follow
             self._nonce_manager.record_conflict(spender)
         used_where = describe_spender(spender)
         self._outbox.set_state(
@@ -498,12 +488,10 @@ class Sender:
 
         The poll is due when the next block is expected, or another task has seen it.
         """
-        last_poll, head = (
-            (self._last_poll.at, self._last_poll.head) if self._last_poll is not None else (0.0, -1)
-        )
-        await asyncio.sleep(max(0.0, last_poll + self._poll_interval - time.monotonic()))
+        last_poll = self._last_poll or _Poll(head=-1, count=0, at=0.0)
+        await asyncio.sleep(max(0.0, last_poll.at + self._poll_interval - time.monotonic()))
         block_time = block_time_of(self.w3)
-        while block_time is not None and block_time.head <= head:
+        while block_time is not None and block_time.head <= last_poll.head:
             left = min(block_time.due_at(self._poll_interval), deadline) - time.monotonic()
             if left <= 0:
                 return
@@ -530,7 +518,7 @@ async def _revert_reason(
     if int(receipt["gasUsed"]) >= entry.gas:
         return OutOfGasError(f"{entry.call.label!r} ran out of gas ({tx_hash})")
     try:
-        await w3.eth.call(request(sender, entry.call), receipt["blockNumber"])
+        await w3.eth.call(call_parameters(sender, entry.call), receipt["blockNumber"])
     except ContractLogicError as error:
         return decode_revert(error)
     except (Web3RPCError, EndpointError):
