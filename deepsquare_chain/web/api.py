@@ -16,8 +16,8 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,10 +37,9 @@ from deepsquare_chain.indexer.queries import (
 from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import JobStatus
 from deepsquare_chain.observability import get_logger
-from deepsquare_chain.observability.serving import RateLimit
+from deepsquare_chain.observability.serving import PROBLEM, RateLimit, problem
 
 PREFIX: Final = "/api/v1"
-PROBLEM: Final = "application/problem+json"
 #: Rate limit of one client: requests per second, and the burst.
 RATE: Final = 10.0
 BURST: Final = 100
@@ -91,19 +90,6 @@ class Problem(BaseModel):
     hint: str | None = None
 
 
-def problem(
-    status: HTTPStatus, detail: str, hint: str = "", *, retry: int | None = None
-) -> Response:
-    """Return an error response; `retry` is in seconds."""
-    body = Problem(title=status.phrase, status=int(status), detail=detail, hint=hint or None)
-    headers = {"Cache-Control": "no-store"}
-    if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = "GET, HEAD"
-    if retry is not None:
-        headers["Retry-After"] = str(retry)
-    return Response(body.model_dump_json(exclude_none=True), status, headers, media_type=PROBLEM)
-
-
 class _NotModified(Exception):  # noqa: N818 - it ends a request early, nothing failed
     """Raised if the client's cached response is still valid (304)."""
 
@@ -114,24 +100,25 @@ class _NotModified(Exception):  # noqa: N818 - it ends a request early, nothing 
 
 def _response_of(request: Request, error: Exception) -> Response:
     """Return the response to an exception of an endpoint, without internal details."""
-    if isinstance(error, _NotModified):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=error.headers)
-    if isinstance(error, RequestValidationError):
-        return problem(HTTPStatus.BAD_REQUEST, _invalid(error.errors()[0]))
-    if isinstance(error, NotFoundError):
-        return problem(HTTPStatus.NOT_FOUND, error.message, error.hint)
-    if isinstance(error, UsageError):
-        return problem(HTTPStatus.BAD_REQUEST, error.message, error.hint)
+    match error:
+        case _NotModified():
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=error.headers)
+        case RequestValidationError():
+            return problem(HTTPStatus.BAD_REQUEST, _invalid(error.errors()[0]))
+        case NotFoundError():
+            return problem(HTTPStatus.NOT_FOUND, error.message, hint=error.hint)
+        case UsageError():
+            return problem(HTTPStatus.BAD_REQUEST, error.message, hint=error.hint)
     _log.error("api failed", path=request.url.path[:200], exc_info=error)
     if isinstance(error, StoreError):
         # Do not disclose the location of the database.
-        return problem(
-            HTTPStatus.SERVICE_UNAVAILABLE, "The index can't be read", retry=_RETRY_SECONDS
-        )
+        detail = "The index can't be read"
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, retry=_RETRY_SECONDS)
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error occurred")
 
 
 def _invalid(error: dict[str, Any]) -> str:
+    """Return the message of a parameter that pydantic refused; it begins with the name."""
     name = str(error["loc"][1])
     if error["type"] == "string_too_long":
         return f"{name} is longer than {error['ctx']['max_length']} characters"
@@ -140,7 +127,7 @@ def _invalid(error: dict[str, Any]) -> str:
 
 async def _not_found(_: Request, __: Exception) -> Response:
     hint = f"See {PREFIX}/openapi.json."
-    return problem(HTTPStatus.NOT_FOUND, "This path is not in the API", hint)
+    return problem(HTTPStatus.NOT_FOUND, "This path is not in the API", hint=hint)
 
 
 class _Guard:
@@ -155,6 +142,7 @@ class _Guard:
         client = scope["client"][0] if scope.get("client") else ""
         if scope["method"] not in {"GET", "HEAD"}:
             response = problem(HTTPStatus.METHOD_NOT_ALLOWED, "This API is read-only")
+            response.headers["Allow"] = "GET, HEAD"
         elif wait := self._limit.wait(client):
             response = problem(
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many requests", retry=math.ceil(wait)
@@ -195,27 +183,19 @@ class _Endpoint(APIRoute):
 # -- parameters
 
 
-@dataclass(frozen=True, slots=True)
-class _Between:
-    """Validates an integer of plain digits within bounds."""
+def _between(minimum: int, maximum: int = MAX_INT) -> tuple[Any, BeforeValidator]:
+    """Return the annotations of an integer of plain digits within bounds."""
 
-    minimum: int = 0
-    maximum: int = MAX_INT
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        schema = core_schema.int_schema(ge=self.minimum, le=self.maximum)
-        return core_schema.no_info_before_validator_function(self._read, schema)
-
-    def _read(self, text: str) -> int:
-        if _DIGITS.fullmatch(text) and self.minimum <= int(text) <= self.maximum:
+    def read(text: str) -> int:
+        if _DIGITS.fullmatch(text) and minimum <= int(text) <= maximum:
             return int(text)
         raise PydanticCustomError(
             "number",
             "must be a number from {least} to {most}, not {given}",
-            {"least": self.minimum, "most": f"{self.maximum:,}", "given": repr(text[:40])},
+            {"least": minimum, "most": f"{maximum:,}", "given": repr(text[:40])},
         )
+
+    return Field(ge=minimum, le=maximum), BeforeValidator(read)
 
 
 def _status(name: str) -> str:
@@ -234,12 +214,12 @@ _STATUSES: Final = tuple(status.name for status in JobStatus if status)
 _Status: TypeAlias = Annotated[
     str, BeforeValidator(_status), Field(json_schema_extra={"enum": list(_STATUSES)})
 ]
-_Number: TypeAlias = Annotated[int, _Between()]
+_Number: TypeAlias = Annotated[int, *_between(0)]
 _Text: TypeAlias = Annotated[str, Field(max_length=_MAX_TEXT)]
-_Limit: TypeAlias = Annotated[int, _Between(1, MAX_LIMIT)]
-_Buckets: TypeAlias = Annotated[int, _Between(1, MAX_BUCKETS)]
+_Limit: TypeAlias = Annotated[int, *_between(1, MAX_LIMIT)]
+_Buckets: TypeAlias = Annotated[int, *_between(1, MAX_BUCKETS)]
 
-JobId: TypeAlias = Annotated[Annotated[int, _Between(1)], Path(description="ID of the job.")]
+JobId: TypeAlias = Annotated[int, *_between(1), Path(description="ID of the job.")]
 Account: TypeAlias = Annotated[_Text, Path(description="Address.")]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
 from deepsquare_chain.job import DAY
@@ -34,15 +33,6 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """An entry of the legend."""
-
-    css: str
-    text: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChartSegment:
     """A part of the drawing's width, with its tooltip and CSS class."""
 
@@ -53,26 +43,30 @@ class ChartSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
-    """A chart over time with its table; `summary` describes it in words."""
-
-    summary: str
-    shapes: tuple[Shape, ...]
-    legend: tuple[LegendEntry, ...]
-    tooltips: tuple[ChartSegment, ...]
-    ticks: tuple[str, ...]
-    times: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Series:
     """One line or layer: its name, its CSS class, and a value at each time."""
 
     name: str
     css: str
     values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart over time; `summary` describes it in words.
+
+    `latest` are the last values of the series. `ticks` are the labels of the value axis from top to
+    bottom, `times` those of the time axis. `rows` are the cells of its table.
+    """
+
+    summary: str
+    series: tuple[Series, ...]
+    latest: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    tooltips: tuple[ChartSegment, ...]
+    ticks: tuple[str, ...]
+    times: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def time_chart(
@@ -96,52 +90,52 @@ def time_chart(
     """
     span = times[-1] - times[0] if times else 0
     xs = [round((time - times[0]) * WIDTH / span, 1) if span else 0.0 for time in times]
-    floor = [0.0] * len(times)
-    tops = [curve.values for curve in series]
-    if stacked:
-        tops = list(
-            accumulate(
-                tops, lambda below, values: [a + b for a, b in zip(below, values, strict=True)]
-            )
-        )
-    peak = max((max(top, default=0.0) for top in tops), default=0.0)
-    scale = minimum if peak <= minimum and minimum else axis_end(peak)
-    shapes = []
-    for curve, below, top in zip(series, [floor, *tops], tops, strict=False):
-        if stacked and any(curve.values):
-            shapes.append(Shape(curve.css, _ribbon(xs, below, top, scale)))
-        elif not stacked and curve.values:
-            shapes.append(Shape(curve.css, _path(_points(xs, curve.values, scale))))
-    if not stacked and len(series) == 1 and times:
-        shapes.insert(0, Shape("fill", _ribbon(xs, floor, series[0].values, scale)))
-    marks = [format_value(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
+    values = list(zip(*(one.values for one in series), strict=True))
+    cells = [tuple(map(format_value, numbers)) for numbers in values]
     labels = [axis_time(time, min(span, DAY)) for time in times]
-    cells = [[format_value(curve.values[index]) for curve in series] for index in range(len(times))]
+    peak = max((sum(numbers) if stacked else max(numbers) for numbers in values), default=0.0)
+    scale = minimum if peak <= minimum and minimum else axis_end(peak)
+    marks = [format_value(scale * step / (_TICKS - 1)) for step in range(_TICKS - 1, -1, -1)]
     tooltips = []
-    for index, (x, end) in enumerate(zip(xs, [*xs[1:], float(WIDTH)], strict=False)):
-        texts = [
-            f"{curve.name} {cell}"
-            for curve, cell in zip(series, cells[index], strict=True)
-            if curve.values[index]
-        ]
-        text = f"{labels[index]}: {', '.join(texts) or 'nothing'}"
+    for x, end, label, numbers, texts in zip(
+        xs, [*xs[1:], float(WIDTH)], labels, values, cells, strict=False
+    ):
+        parts = [f"{series[i].name} {texts[i]}" for i, number in enumerate(numbers) if number]
+        text = f"{label}: {', '.join(parts) or 'nothing'}"
         tooltips.append(ChartSegment(x, round(max(end - x, 1.0), 1), text))
-    step = max(1, -(-len(times) // _ROWS))
-    picked = sorted({*range(0, len(times), step), *([len(times) - 1] if times else [])})
+    rows = [(label, *texts) for label, texts in zip(labels, cells, strict=True)]
+    every = max(1, -(-len(rows) // _ROWS))
     return Chart(
         summary=summary,
-        shapes=tuple(shapes),
-        legend=tuple(
-            LegendEntry(curve.css, curve.name, format_value(curve.values[-1]) if times else "")
-            for curve in series
-        ),
+        series=tuple(series),
+        latest=cells[-1] if cells else ("",) * len(series),
+        shapes=_layers(xs, series, scale) if stacked else _lines(xs, series, scale),
         tooltips=tuple(tooltips),
         # Omit ticks that repeat a text, such as `1` for half a CPU.
         ticks=tuple(mark if mark not in marks[:index] else "" for index, mark in enumerate(marks)),
         times=_time_ticks(times, span),
-        columns=("time", *(curve.name for curve in series)),
-        rows=tuple((labels[index], *cells[index]) for index in picked),
+        rows=(*rows[:-1:every], *rows[-1:]),
     )
+
+
+def _layers(xs: Sequence[float], series: Sequence[Series], scale: float) -> tuple[Shape, ...]:
+    shapes, floor = [], [0.0] * len(xs)
+    for layer in series:
+        top = [below + value for below, value in zip(floor, layer.values, strict=True)]
+        if any(layer.values):
+            shapes.append(Shape(layer.css, _area(xs, floor, top, scale)))
+        floor = top
+    return tuple(shapes)
+
+
+def _lines(xs: Sequence[float], series: Sequence[Series], scale: float) -> tuple[Shape, ...]:
+    """Return the lines; a single one has a filled area below."""
+    if not xs:
+        return ()
+    lines = [Shape(line.css, _path(_points(xs, line.values, scale))) for line in series]
+    if len(series) == 1:
+        lines.insert(0, Shape("fill", _area(xs, [0.0] * len(xs), series[0].values, scale)))
+    return tuple(lines)
 
 
 def axis_end(maximum: float) -> float:
@@ -257,5 +251,5 @@ def _path(points: Sequence[str]) -> str:
     return "M" + "L".join(points)
 
 
-def _ribbon(xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float) -> str:
+def _area(xs: Sequence[float], floor: Sequence[float], top: Sequence[float], scale: float) -> str:
     return _path([*_points(xs, top, scale), *reversed(_points(xs, floor, scale))]) + "Z"

@@ -13,6 +13,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepsquare_chain.observability.serving import sends_json
+
 _POLICY: Final = (
     "default-src 'none'",
     "script-src 'self'",
@@ -73,8 +75,7 @@ def is_same_origin(request: Request) -> bool:
     A form of another site can't send JSON without a CORS preflight. Browsers also send
     `Sec-Fetch-Site` and `Origin`, which are checked.
     """
-    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared != "application/json":
+    if not sends_json(request):
         return False
     if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -68,7 +67,7 @@ from deepsquare_chain.web.pages import jobs as jobs_page
 from deepsquare_chain.web.pages.accounts import CombinedMovements, combine_movements
 from deepsquare_chain.web.pages.jobs import eligibility_of
 from deepsquare_chain.web.pages.wallet import (
-    CallPlan,
+    call_json,
     form_as_file,
     offers_in_words,
     problems,
@@ -794,8 +793,7 @@ def test_links_are_templates() -> None:
 
 
 def test_numbers_that_a_browser_would_round_are_texts() -> None:
-    wire = CallPlan("t", "a", ("e",), call=Call(ALICE, b"\x01", "label", value=2**80)).to_wire(1337)
-    assert json.loads(json.dumps(wire))["call"] == {
+    assert call_json(Call(ALICE, b"\x01", "label", value=2**80), 1337) == {
         "to": ALICE,
         "data": "0x01",
         "value": str(2**80),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pydantic_core
@@ -14,7 +14,7 @@ from hexbytes import HexBytes
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
+from web3.exceptions import ContractLogicError, Web3RPCError
 
 from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.contracts import Permit
@@ -37,8 +37,8 @@ from deepsquare_chain.errors import (
 )
 from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
-from deepsquare_chain.observability.serving import RateLimit
-from deepsquare_chain.web.formats import amount, count, duration, size_of, visible
+from deepsquare_chain.observability.serving import RateLimit, read_body
+from deepsquare_chain.web.formats import count, duration, plain_amount, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import client_address, is_same_origin
 from deepsquare_chain.web.site import Site, render_page, site_of
@@ -57,15 +57,15 @@ _SIGNATURE: Final = re.compile(r"0x[0-9a-fA-F]{130}")
 class CallPlan:
     """The effects of a call in words, and the next thing for the wallet to sign.
 
-    Exactly one of the last four is set: the call itself, the request for a relay (EIP-712), or the
-    approval or permit that must come first.
+    Exactly one of the last four is set: the call itself, the approval or permit (EIP-712) that must
+    come first, or the request for a relay (EIP-712). They have their JSON form.
     """
 
     title: str
     action: str
     effects: tuple[str, ...]
-    call: Call | None = None
-    approval: Call | None = None
+    call: Mapping[str, Any] | None = None
+    approval: Mapping[str, Any] | None = None
     permit: Mapping[str, Any] | None = None
     request: Mapping[str, Any] | None = None
 
@@ -74,22 +74,9 @@ class CallPlan:
         """Whether only the wallet's final signature is missing: no approval or permit."""
         return self.call is not None or self.request is not None
 
-    def to_wire(self, chain_id: int) -> dict[str, Any]:
-        """Return the JSON form; numbers that a browser could round are strings."""
-        return {
-            "title": self.title,
-            "action": self.action,
-            "effects": list(self.effects),
-            "call": _call_wire(self.call, chain_id),
-            "approval": _call_wire(self.approval, chain_id),
-            "permit": self.permit,
-            "request": self.request,
-        }
 
-
-def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
-    if call is None:
-        return None
+def call_json(call: Call, chain_id: int) -> dict[str, str]:
+    """Return the JSON form of a call; numbers that a browser could round are strings."""
     return {
         "to": call.to,
         "data": "0x" + call.data.hex(),
@@ -97,6 +84,15 @@ def _call_wire(call: Call | None, chain_id: int) -> dict[str, Any] | None:
         "chainId": hex(chain_id),
         "label": call.label,
     }
+
+
+def _typed_data_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON form of EIP-712 data; numbers of the message are strings, as in calls."""
+    message = {
+        key: "0x" + value.hex() if isinstance(value, bytes) else str(value)
+        for key, value in data["message"].items()
+    }
+    return {**data, "message": message}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +119,7 @@ class CallPlanner:
 
     def __init__(self, site: Site, payload: Mapping[str, Any]) -> None:
         self._contracts = site.contracts
+        self._chain_id = site.contracts.deployment.chain_id
         self._relay = site.relay
         self._payload = payload
 
@@ -141,8 +138,9 @@ class CallPlanner:
             "Unused credits are refunded in the transaction that ends it.",
         )
         permit = self._permit(terms.amount)
-        call = scheduler.submit_jobs(rows)
-        if permit is not None:
+        if permit is None:
+            call = scheduler.submit_jobs(rows)
+        else:
             call = scheduler.submit_jobs_with_permit(rows, permit)
         plan = CallPlan(f"Submit {terms.name or 'a job'}", "Submit", effects)
         return await self._next_step(plan, call, payer, terms.amount, permit)
@@ -160,8 +158,9 @@ class CallPlanner:
             "Unused credits are refunded to the customer, also if another account paid.",
         )
         permit = self._permit(amount)
-        call = scheduler.top_up(job_id, job.customer, amount)
-        if permit is not None:
+        if permit is None:
+            call = scheduler.top_up(job_id, job.customer, amount)
+        else:
             call = scheduler.top_up_with_permit(job_id, job.customer, amount, permit)
         plan = CallPlan(f"Top up job {job_id}", "Top up", effects)
         return await self._next_step(plan, call, payer, amount, permit)
@@ -184,7 +183,7 @@ class CallPlanner:
         permit: Permit | None = None,
     ) -> CallPlan:
         """Return the plan with the next thing to sign, and its effects."""
-        effects = plan.effects
+        effects, credits = plan.effects, credit_count(amount)
         if payer.relayed:
             effects += ("A relay pays the gas: your wallet signs a request and needs no coin.",)
         if permit is not None or payer.allowance >= amount:
@@ -192,17 +191,18 @@ class CallPlanner:
                 request = await self._request(payer.account, call)
                 return replace(plan, effects=effects, request=request)
             await self._simulate(payer.account, call)
-            return replace(plan, effects=effects, call=call)
+            return replace(plan, effects=effects, call=call_json(call, self._chain_id))
         if self._payload.get("payment") == "approve" and not payer.relayed:
+            effects += (f"First an approval of exactly {credits}, then the call.",)
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
-            first_step = f"First an approval of exactly {credit_count(amount)}, then the call."
-            return replace(plan, effects=(*effects, first_step), approval=approval)
-        first_step = (
-            f"First your signature under a permit of exactly {credit_count(amount)}, "
-            f"good for {PERMIT_SECONDS // 60} minutes; it costs nothing."
+            return replace(plan, effects=effects, approval=call_json(approval, self._chain_id))
+        minutes = PERMIT_SECONDS // 60
+        permit_step = (
+            f"First your signature under a permit of exactly {credits}, good for {minutes} minutes; "
+            "it costs nothing."
         )
-        data = await self._permit_data(payer.account, amount)
-        return replace(plan, effects=(*effects, first_step), permit=data)
+        permit_data = await self._permit_data(payer.account, amount)
+        return replace(plan, effects=(*effects, permit_step), permit=permit_data)
 
     def _job_id(self) -> int:
         job_id = self._payload.get("job")
@@ -229,12 +229,8 @@ class CallPlanner:
     async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
         deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
         spender = self._contracts.scheduler.address
-        data = await self._contracts.credit.permit_data(account, spender, amount, deadline)
-        message = {
-            key: str(value) if isinstance(value, int) else value
-            for key, value in data["message"].items()
-        }
-        return {**data, "message": message}
+        credit = self._contracts.credit
+        return _typed_data_json(await credit.permit_data(account, spender, amount, deadline))
 
     async def _request(self, account: str, call: Call) -> Mapping[str, Any]:
         """Return the typed data that the wallet signs for the relay.
@@ -257,12 +253,7 @@ class CallPlanner:
             raise UsageError(f"This may take {gas:,} gas, the relay pays {terms.max_gas:,} at most")
         deadline = now + min(DEADLINE_SECONDS, terms.max_lead)
         request = ForwardRequest(account, call.to, 0, gas, nonce, deadline, call.data)
-        data = request.typed_data(domain)
-        message = {
-            key: "0x" + value.hex() if isinstance(value, bytes) else str(value)
-            for key, value in data["message"].items()
-        }
-        return {**data, "message": message}
+        return _typed_data_json(request.typed_data(domain))
 
     async def _payer(self, kind: str, amount: int) -> Payer:
         address = checked_address(_account(self._payload))
@@ -381,6 +372,9 @@ def signature_of(text: Any) -> bytes:
     return raw if raw[64] >= 27 else raw[:64] + bytes([raw[64] + 27])
 
 
+# -- endpoints
+
+#: Largest body of a POST request in bytes.
 MAX_BODY: Final = 160_000
 
 
@@ -446,11 +440,11 @@ async def quote(request: Request) -> Response:
             "verdict": offers_in_words(offers),
             "offers": [
                 {
-                    "provider": visible(
-                        names[offer.account].text if offer.account in names else ""
-                    ),
+                    "provider": visible(names[offer.account].text)
+                    if offer.account in names
+                    else "",
                     "account": offer.account,
-                    "cost": "".join(amount(offer.cost)) if offer.cost else "",
+                    "cost": plain_amount(offer.cost) if offer.cost else "",
                     "start": offer.start,
                     "refusal": visible(offer.refusal),
                 }
@@ -485,23 +479,23 @@ async def submit(request: Request) -> Response:
     data, digest = job_file.definition.to_bytes(), job_file.definition.digest
     offers = await site.offers(terms)
     plan = await CallPlanner(site, payload).submit(terms, digest, offers)
-    if site.store is not None:
-        if plan.is_payable:
-            await site.store.put(data)
-        return _plan_response(site, plan)
-    return _plan_response(site, plan, definition=data.decode(), digest=digest.hex())
+    if site.store is None:
+        return _plan_response(plan, definition=data.decode(), digest=digest.hex())
+    if plan.is_payable:
+        await site.store.put(data)
+    return _plan_response(plan)
 
 
 async def top_up(request: Request) -> Response:
     """Plan a top-up."""
     site, payload = await _read_post(request)
-    return _plan_response(site, await CallPlanner(site, payload).top_up())
+    return _plan_response(await CallPlanner(site, payload).top_up())
 
 
 async def cancel(request: Request) -> Response:
     """Plan a cancellation."""
     site, payload = await _read_post(request)
-    return _plan_response(site, await CallPlanner(site, payload).cancel())
+    return _plan_response(await CallPlanner(site, payload).cancel())
 
 
 async def relay(request: Request) -> Response:
@@ -510,8 +504,7 @@ async def relay(request: Request) -> Response:
     signature, message = signature_of(payload.get("signature")), payload.get("message")
     if not isinstance(message, Mapping):
         raise UsageError("The request is not a JSON object")
-    signed = SignedRequest.from_wire({**message, "signature": "0x"})
-    signed = SignedRequest(signed.request, signature)
+    signed = SignedRequest.from_wire({**message, "signature": "0x" + signature.hex()})
     domain = await own_domain(site.contracts)
     signed.check_signer(domain)
     digest = "0x" + signed.request.digest(domain).hex()
@@ -543,40 +536,26 @@ async def outcome(request: Request) -> Response:
     """
     site = site_of(request)
     tx_hash = request.path_params["hash"].lower()
+    account = request.query_params.get("account", "").lower()
     try:
         await run_in_threadpool(site.index.transaction, tx_hash)
         indexed = True
     except NotFoundError:
         indexed = False
+    state, jobs, reason = "waiting", [], ""
     transaction = await read_transaction(site.contracts, tx_hash)
-    if transaction is None or transaction.ok is None:
-        return JSONResponse({"state": "waiting", "jobs": [], "indexed": indexed, "reason": ""})
-    account = request.query_params.get("account", "")
-    jobs = await _submitted_jobs(site, tx_hash, account) if transaction.ok else []
-    state = "done" if transaction.ok else "refused"
-    return JSONResponse(
-        {"state": state, "jobs": jobs, "indexed": indexed, "reason": transaction.reason}
-    )
+    if transaction is not None and transaction.ok is not None:
+        state, reason = "done" if transaction.ok else "refused", transaction.reason
+        jobs = [
+            event.job_id
+            for event in decode_logs(transaction.logs)
+            if isinstance(event, JobSubmitted) and account in {"", event.customer.lower()}
+        ]
+    return JSONResponse({"state": state, "jobs": jobs, "indexed": indexed, "reason": reason})
 
 
-async def _submitted_jobs(site: Site, tx_hash: str, account: str) -> list[int]:
-    try:
-        receipt: Any = await site.contracts.w3.eth.get_transaction_receipt(HexBytes(tx_hash))
-    except (TransactionNotFound, Web3Exception, GridError):
-        return []
-    return [
-        event.job_id
-        for event in decode_logs(receipt["logs"])
-        if isinstance(event, JobSubmitted)
-        and (not account or event.customer.lower() == account.lower())
-    ]
-
-
-def _plan_response(site: Site, plan: CallPlan, **more: str) -> Response:
-    return JSONResponse(
-        {**plan.to_wire(site.contracts.deployment.chain_id), **more},
-        headers={"Cache-Control": "no-store"},
-    )
+def _plan_response(plan: CallPlan, **more: str) -> Response:
+    return JSONResponse({**asdict(plan), **more}, headers={"Cache-Control": "no-store"})
 
 
 async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
@@ -591,11 +570,9 @@ async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
     limit: RateLimit = request.app.state.post_limit
     if limit.wait(client_address(request)):
         raise PostRefusedError("Too many requests", 429, hint="Wait a minute.")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise PostRefusedError(f"More than {MAX_BODY:,} bytes", 413)
+    body = await read_body(request, MAX_BODY)
+    if body is None:
+        raise PostRefusedError(f"More than {MAX_BODY:,} bytes", 413)
     try:
         payload = pydantic_core.from_json(body)
     except ValueError:
