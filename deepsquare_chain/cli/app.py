@@ -59,7 +59,7 @@ COMMANDS: Final = {
         "root_app",
     ),
 }
-#: Command groups; the `app` of each module has the same help text.
+#: Command groups.
 GROUPS: Final = {
     "job": _Part(
         "job", "List, show, watch, cancel, top up and retry jobs; logs, results, challenges."
@@ -79,7 +79,6 @@ GROUPS: Final = {
     "devnet": _Part("devnet", "Run a local grid."),
     "config": _Part("config", "Show the settings, or choose a context."),
 }
-
 
 #: Aliases: the commands they run without and with an argument.
 ALIASES: Final = {
@@ -177,7 +176,7 @@ class LazyRoot(LightGroup):
         group = typer.main.get_group(module_app)
         if cmd_name in COMMANDS:
             return group.commands[cmd_name]
-        group.name = cmd_name
+        group.name, group.help, group.no_args_is_help = cmd_name, part.help, True
         return group
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -200,7 +199,6 @@ def _unknown(name: str) -> str:
 app = typer.Typer(
     name="deepsquare",
     cls=LazyRoot,
-    help="A grid of compute providers, with jobs and credits recorded on an Ethereum chain.",
     epilog="Common options, such as --context and -o json, may be given before or after the command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind, as_object, progress, row_of
 from deepsquare_chain.cli.types import (
     AccountArgument,
     FromOption,
@@ -18,7 +17,7 @@ from deepsquare_chain.cli.types import (
     MonthOption,
     TableKind,
     ToOption,
-    whole_number,
+    number_option,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.audit.bill import JobBill
     from deepsquare_chain.audit.conservation import ConservationCheck
     from deepsquare_chain.audit.entries import JobEntry
+    from deepsquare_chain.audit.ledger import Ledger
     from deepsquare_chain.audit.runner import AuditReport
 
 AUDIT: Final = (
@@ -165,27 +165,34 @@ JOB: Final = (
 
 def print_report(context: CommandContext, report: AuditReport) -> None:
     """Print the sums, checks and findings of an audit."""
-    audit, totals, printer = report.audit, report.audit.totals, context.printer
-    values = (report.ok, audit.difference, audit.block, totals.jobs, totals.supply)
-    sums = (totals.scheduler_balance, totals.escrow, totals.parked)
-    flows = (totals.paid, totals.fees, totals.refunded, audit.compared, report.proven)
-    record = (*values, *sums, *flows)
-    findings = [(f.code, f.job_id or None, f.block, f.message, f.tx_hash) for f in audit.findings]
-    checks = [_check_row(check) for check in report.checks]
+    audit, printer = report.audit, context.printer
+    record = row_of(
+        AUDIT,
+        audit.totals,
+        ok=report.ok,
+        difference=audit.difference,
+        block=audit.block,
+        compared=audit.compared,
+        proven=report.proven,
+    )
+    findings = [
+        row_of(FINDINGS, finding, job_id=finding.job_id or None, transaction=finding.tx_hash)
+        for finding in audit.findings
+    ]
     if printer.style is Format.CSV and findings:
         printer.rows(FINDINGS, findings)
     elif printer.style is Format.JSON:
-        body = printer.as_object(AUDIT, record)
+        body = as_object(AUDIT, record)
         body["block_hash"] = report.block_hash or None
-        body["findings"] = [printer.as_object(FINDINGS, row) for row in findings]
-        body["checks"] = [_check_object(context, check) for check in report.checks]
-        rows = exception_rows(report.anomalies)
-        body["exceptions"] = [printer.as_object(EXCEPTIONS, row) for row in rows]
+        body["findings"] = [as_object(FINDINGS, row) for row in findings]
+        body["checks"] = [_check_object(check) for check in report.checks]
+        rows = [_exception_row(anomaly) for anomaly in report.anomalies]
+        body["exceptions"] = [as_object(EXCEPTIONS, row) for row in rows]
         printer.document(body)
     else:
         printer.record(AUDIT, record)
         if printer.style is Format.TABLE:
-            printer.rows(CHECKS, checks)
+            printer.rows(CHECKS, [_check_row(check) for check in report.checks])
             printer.rows(FINDINGS, findings, empty="No inconsistencies found.")
         if count := len(report.anomalies):
             printer.note(
@@ -194,12 +201,12 @@ def print_report(context: CommandContext, report: AuditReport) -> None:
 
 
 def _check_row(check: ConservationCheck) -> tuple[Any, ...]:
-    return (check.name, check.left.amount, check.right.amount, check.difference)
+    return row_of(CHECKS, check, left=check.left.amount, right=check.right.amount)
 
 
-def _check_object(context: CommandContext, check: ConservationCheck) -> dict[str, Any]:
+def _check_object(check: ConservationCheck) -> dict[str, Any]:
     """Return a check as JSON: both sums with their terms, and RPC calls to recompute them by hand."""
-    body = context.printer.as_object(CHECKS, _check_row(check))
+    body = as_object(CHECKS, _check_row(check))
     for name, side in (("left", check.left), ("right", check.right)):
         terms = {term: str(amount) for term, amount in side.terms}
         body[name] = {"title": side.title, "amount": str(side.amount), "terms": terms}
@@ -215,21 +222,15 @@ def _check_object(context: CommandContext, check: ConservationCheck) -> dict[str
     return body
 
 
-def exception_rows(rows: Iterable[Anomaly]) -> list[tuple[Any, ...]]:
-    """Return anomalies as rows of `EXCEPTIONS`."""
-    return [
-        (
-            row.severity.value,
-            row.code.value,
-            row.job_id or None,
-            row.block,
-            row.time,
-            row.message,
-            row.account,
-            row.tx_hash,
-        )
-        for row in rows
-    ]
+def _exception_row(anomaly: Anomaly) -> tuple[Any, ...]:
+    return row_of(
+        EXCEPTIONS,
+        anomaly,
+        severity=anomaly.severity.value,
+        code=anomaly.code.value,
+        job_id=anomaly.job_id or None,
+        transaction=anomaly.tx_hash,
+    )
 
 
 def print_job(
@@ -237,55 +238,29 @@ def print_job(
 ) -> None:
     """Print a job, its status changes, and its recomputed bill."""
     printer = context.printer
+    options = ", ".join(str(flag.name) for flag in entry.terms.flags)
+    job_row = row_of(JOB, entry, status=entry.status.name, options=options)
     transitions = [(time, status.name, tx_hash) for time, status, tx_hash in entry.transitions]
-    lines = [(line.name, line.expected, line.actual, line.difference) for line in bill.lines]
-    inputs = tuple(getattr(bill, column.key) for column in BILL)
+    bill_row, lines = row_of(BILL, bill), [row_of(LINES, line) for line in bill.lines]
     if printer.style is Format.JSON:
-        body = printer.as_object(JOB, _job_row(entry))
-        body["transitions"] = [printer.as_object(TRANSITIONS, step) for step in transitions]
-        body["bill"] = printer.as_object(BILL, inputs)
-        body["bill"]["lines"] = [printer.as_object(LINES, line) for line in lines]
-        body["conservation"] = _check_object(context, check)
+        body = as_object(JOB, job_row)
+        body["transitions"] = [as_object(TRANSITIONS, row) for row in transitions]
+        body["bill"] = as_object(BILL, bill_row)
+        body["bill"]["lines"] = [as_object(LINES, line) for line in lines]
+        body["conservation"] = _check_object(check)
         printer.document(body)
         return
-    printer.record(JOB, _job_row(entry))
+    printer.record(JOB, job_row)
     if printer.style is Format.TABLE:
         printer.rows(TRANSITIONS, transitions)
-        printer.record(BILL, inputs)
+        printer.record(BILL, bill_row)
         printer.rows(LINES, lines)
 
 
-def _job_row(entry: JobEntry) -> tuple[Any, ...]:
-    return (
-        entry.id,
-        entry.name,
-        entry.status.name,
-        entry.customer,
-        entry.provider,
-        ", ".join(str(flag.name) for flag in entry.terms.flags),
-        entry.rate,
-        entry.billed_seconds,
-        entry.funded,
-        entry.carried_in,
-        entry.escrow,
-        entry.paid,
-        entry.fee,
-        entry.refunded,
-        entry.carried_out,
-        entry.difference,
-    )
-
-
-app = typer.Typer(help="Audit the ledgers from events alone.", no_args_is_help=True)
+app = typer.Typer()
 
 BlockOption = Annotated[
-    int | None,
-    typer.Option(
-        parser=whole_number(0),
-        metavar="N",
-        help="Last block; the newest by default.",
-        show_default=False,
-    ),
+    int | None, number_option("Last block; the newest by default.", 0, show_default=False)
 ]
 
 
@@ -339,17 +314,11 @@ async def verify(
             )
         options = AuditOptions(not events_only, proofs, second_endpoint, block_hash)
         if export is not None:
-            report = await audit_export(contracts, export, options=options, bars=_bars)
+            report = await audit_export(contracts, export, options=options, bars=progress)
         elif contracts is not None:
-            report = await audit_grid(contracts, to_block=block, options=options, bars=_bars)
+            report = await audit_grid(contracts, to_block=block, options=options, bars=progress)
     print_report(context, report)
     return 0 if report.ok else AuditError.exit_code
-
-
-def _bars(title: str) -> Any:
-    from deepsquare_chain.cli.output import progress
-
-    return progress(title)
 
 
 @command(app)
@@ -360,9 +329,9 @@ async def exceptions(context: CommandContext, block: BlockOption = None) -> None
 
     async with open_grid(context.settings) as contracts:
         report = await audit_grid(
-            contracts, to_block=block, options=AuditOptions(storage=False), bars=_bars
+            contracts, to_block=block, options=AuditOptions(storage=False), bars=progress
         )
-    rows = exception_rows(report.anomalies)
+    rows = [_exception_row(anomaly) for anomaly in report.anomalies]
     context.printer.rows(EXCEPTIONS, rows, empty="No notable events.")
 
 
@@ -375,17 +344,6 @@ async def statement(
     last: ToOption = None,
 ) -> int:
     """Show all credits that an account paid and received; exit 10 if they do not match its balance."""
-    return await print_statement(context, account, month, first, last)
-
-
-async def print_statement(
-    context: CommandContext,
-    account: str | None,
-    month: str | None = None,
-    first: str | None = None,
-    last: str | None = None,
-) -> int:
-    """Print all credits that an account paid and received in a period, oldest first; return the exit code."""
     from deepsquare_chain.audit.entries import statement_cells
     from deepsquare_chain.audit.runner import account_statement
     from deepsquare_chain.client.network import open_grid, own_address
@@ -397,17 +355,14 @@ async def print_statement(
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
-        account_history, names, check = await account_statement(
-            contracts, address, first=since, last=until, bars=_bars
+        history, names, check = await account_statement(
+            contracts, address, first=since, last=until, bars=progress
         )
-    rows = [statement_cells(row, names.get(row.job_id, "")) for row in account_history.rows]
+    rows = [statement_cells(row, names.get(row.job_id, "")) for row in history.rows]
     context.printer.rows(STATEMENT, rows, empty=f"No credits of {address} moved in this period.")
-    opening, closing = (
-        format_credits(account_history.opening),
-        format_credits(account_history.closing),
-    )
     context.printer.note(
-        f"Opening balance {opening}, closing balance {closing}; blocks {account_history.first} to {account_history.last}."
+        f"Opening balance {format_credits(history.opening)}, closing balance "
+        f"{format_credits(history.closing)}; blocks {history.first} to {history.last}."
     )
     if not check.ok:
         balance = format_credits(check.right.amount)
@@ -420,8 +375,7 @@ async def invoice(
     context: CommandContext,
     job: JobArgument,
     html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a printable HTML page."),
+        Path | None, typer.Option(metavar="FILE", help="Write a printable HTML page.")
     ] = None,
 ) -> int:
     """Show what a job cost, with the evidence: events, transactions and the recomputed bill.
@@ -429,20 +383,10 @@ async def invoice(
     Exit 10 if the bill differs from the recomputed one.
     """
     from deepsquare_chain.audit.bill import invoice_of, render_html
-    from deepsquare_chain.audit.reader import read_ledger
-    from deepsquare_chain.audit.runner import job_bill
-    from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
+    from deepsquare_chain.errors import AuditError, UsageError
 
-    async with open_grid(context.settings) as contracts:
-        with _bars("Reading events") as progress:
-            ledger, last = await read_ledger(contracts, progress=progress)
-        if job not in ledger.jobs:
-            raise NotFoundError(
-                f"Job {job} does not exist up to block {last}",
-                hint="List jobs with `deepsquare job list`.",
-            )
-        job_invoice = invoice_of(ledger, job, await job_bill(contracts, ledger, job))
+    ledger, _, bill = await _read_job(context, job)
+    job_invoice = invoice_of(ledger, job, bill)
     if html is not None:
         try:
             html.write_text(render_html(job_invoice), encoding="utf-8")
@@ -455,6 +399,30 @@ async def invoice(
             INVOICE_LINES, [(e.time, e.description, e.amount, e.tx_hash) for e in job_invoice.lines]
         )
     return 0 if job_invoice.bill.ok else AuditError.exit_code
+
+
+async def _read_job(
+    context: CommandContext, job_id: int, block: int | None = None
+) -> tuple[Ledger, int, JobBill]:
+    """Return the ledger up to a block, the number of this block, and the recomputed bill of a job.
+
+    Raises:
+        NotFoundError: The job does not exist up to the block.
+    """
+    from deepsquare_chain.audit.reader import read_ledger
+    from deepsquare_chain.audit.runner import job_bill
+    from deepsquare_chain.client.network import open_grid
+    from deepsquare_chain.errors import NotFoundError
+
+    async with open_grid(context.settings) as contracts:
+        with progress("Reading events") as update:
+            ledger, last = await read_ledger(contracts, to_block=block, progress=update)
+        if job_id not in ledger.jobs:
+            raise NotFoundError(
+                f"Job {job_id} does not exist up to block {last}",
+                hint="List jobs with `deepsquare job list`.",
+            )
+        return ledger, last, await job_bill(contracts, ledger, job_id)
 
 
 @command(app)
@@ -491,17 +459,19 @@ async def export(
                 f"Block {block} is before the deployment: there is nothing to export",
                 hint=f"Give {first} or a later block, or a later date.",
             )
-        with _bars("Reading events") as progress:
+        with progress("Reading events") as update:
             manifest, ledger = await write(
-                contracts, folder, to_block=block, style=style, progress=progress
+                contracts, folder, to_block=block, style=style, progress=update
             )
-    location = (
-        manifest.deployment.chain_id,
-        manifest.deployment.block,
-        manifest.last_block,
-        manifest.block_hash,
+    row = row_of(
+        EXPORT,
+        manifest,
+        folder=str(folder),
+        chain_id=manifest.deployment.chain_id,
+        first_block=manifest.deployment.block,
+        logs=manifest.files[LOGS].rows,
+        manifest=str(folder / MANIFEST),
     )
-    row = (str(folder), *location, manifest.files[LOGS].rows, str(folder / MANIFEST))
     context.printer.record(EXPORT, row)
     if ledger.findings:
         context.printer.note(
@@ -514,21 +484,10 @@ async def export(
 async def job(context: CommandContext, job: JobArgument, block: BlockOption = None) -> int:
     """Show a job's status changes, payments and recomputed bill; exit 10 if they do not add up."""
     from deepsquare_chain.audit.conservation import job_conservation
-    from deepsquare_chain.audit.reader import read_ledger
-    from deepsquare_chain.audit.runner import job_bill
-    from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import AuditError, NotFoundError
+    from deepsquare_chain.errors import AuditError
 
-    async with open_grid(context.settings) as contracts:
-        with _bars("Reading events") as progress:
-            ledger, last = await read_ledger(contracts, to_block=block, progress=progress)
-        entry = ledger.jobs.get(job)
-        if entry is None:
-            raise NotFoundError(
-                f"Job {job} does not exist up to block {last}",
-                hint="List jobs with `deepsquare job list`.",
-            )
-        bill = await job_bill(contracts, ledger, job)
+    ledger, last, bill = await _read_job(context, job, block)
+    entry = ledger.jobs[job]
     check = job_conservation(entry, ledger.deployment, last)
     findings = [finding for finding in ledger.findings if finding.job_id == job]
     print_job(context, entry, bill, check)

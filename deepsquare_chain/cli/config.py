@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Check
     from deepsquare_chain.settings import Sources
 
-app = typer.Typer(help="Show the settings, or choose a context.", no_args_is_help=True)
+app = typer.Typer()
 #: The command `deepsquare doctor`, which belongs to no group.
 root_app = typer.Typer()
 
@@ -38,11 +38,6 @@ CHECKS: Final = (
     Column("hint", "what to do"),
     Column("setting", "setting"),
 )
-
-
-@app.callback()
-def group() -> None:
-    """Show the settings, or choose a context."""
 
 
 @command(app)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Kind, iso_time
-from deepsquare_chain.cli.types import AgreeOption, whole_number
+from deepsquare_chain.cli.output import Column, Kind, iso_time, row_of
+from deepsquare_chain.cli.types import AgreeOption, number_option, whole_number
 from deepsquare_chain.job import ProviderStatus
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.chain.deploying import GridParams
 
-app = typer.Typer(help="Deploy, record, verify, show addresses.", no_args_is_help=True)
+app = typer.Typer()
 
 _ADDRESSES: Final = (
     Column("chain_id", "chain", Kind.NUMBER),
@@ -35,9 +35,7 @@ _VERIFIED: Final = (
     Column("detail", "detail"),
 )
 
-admin_app = typer.Typer(
-    help="Roles, providers, fee, handover, open and close.", no_args_is_help=True
-)
+admin_app = typer.Typer()
 
 _PARAMS: Final = (
     Column("claim_timeout", "claim timeout (s)", Kind.NUMBER),
@@ -95,11 +93,7 @@ async def verify(
 ) -> int:
     """Compare code and parameters on chain with this build, list roles; exit 10 if they differ."""
     from deepsquare_chain.chain.deploying import named_holders, verify_deployment
-    from deepsquare_chain.client.deploy import (
-        submit_blockscout,
-        submit_sourcify,
-        write_tree,
-    )
+    from deepsquare_chain.client.deploy import submit_blockscout, submit_sourcify, write_tree
     from deepsquare_chain.client.network import open_grid, transport_of
     from deepsquare_chain.errors import AuditError
 
@@ -129,9 +123,7 @@ async def verify(
 @command(app, sends=True)
 async def deploy(
     context: CommandContext,
-    fee_bps: Annotated[
-        int, typer.Option(parser=whole_number(0, 2_000), metavar="N", help="Fee in basis points.")
-    ] = 500,
+    fee_bps: Annotated[int, number_option("Fee in basis points.", 0, 2_000)] = 500,
     treasury: Annotated[
         str, typer.Option(help="Account that receives the fees; this wallet by default.")
     ] = "",
@@ -144,10 +136,8 @@ async def deploy(
     registry: Annotated[str, typer.Option(help="Address of an existing ProviderRegistry.")] = "",
     since_block: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number(0),
-            metavar="N",
-            help="Block in which the older of these two was deployed; looked up by default.",
+        number_option(
+            "Block in which the older of these two was deployed; looked up by default.", 0
         ),
     ] = None,
     demo_timeouts: Annotated[
@@ -155,10 +145,10 @@ async def deploy(
     ] = False,
     salt: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number(0, 2**256 - 1),
-            metavar="N",
-            help="With --unsigned: another number gives another grid of the same parameters; 0 by default.",
+        number_option(
+            "With --unsigned: another number gives another grid of the same parameters; 0 by default.",
+            0,
+            2**256 - 1,
         ),
     ] = None,
 ) -> None:
@@ -204,11 +194,7 @@ async def record(
     ],
     since_block: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number(0),
-            metavar="N",
-            help="Block of the first deployment, or an earlier one; looked up by default.",
-        ),
+        number_option("Block of the first deployment, or an earlier one; looked up by default.", 0),
     ] = None,
 ) -> None:
     """Write the deployment record of contracts that exist, such as those that a Safe deployed."""
@@ -250,17 +236,7 @@ def _print_written(context: CommandContext, deployment: Deployment) -> None:
 
 
 def _print_addresses(context: CommandContext, deployment: Deployment) -> None:
-    context.printer.record(
-        _ADDRESSES,
-        (
-            deployment.chain_id,
-            deployment.credit,
-            deployment.registry,
-            deployment.scheduler,
-            deployment.treasury,
-            deployment.block,
-        ),
-    )
+    context.printer.record(_ADDRESSES, row_of(_ADDRESSES, deployment))
 
 
 @command(admin_app, sends=True)
@@ -268,14 +244,10 @@ async def approve(
     context: CommandContext,
     provider: ProviderArgument,
     version: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number(1), metavar="N", help="Proposed version; the latest by default."
-        ),
+        int | None, number_option("Proposed version; the latest by default.", 1)
     ] = None,
 ) -> None:
     """Approve a version of a provider's hardware."""
-
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         record = await registry.provider_of(provider)
@@ -291,7 +263,6 @@ async def ban(
     yes: AgreeOption = False,
 ) -> None:
     """Ban a provider: it gets no new jobs."""
-
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         record = await registry.provider_of(provider)
@@ -308,7 +279,6 @@ async def ban(
 @command(admin_app, sends=True)
 async def unban(context: CommandContext, provider: ProviderArgument) -> None:
     """Lift a provider's ban."""
-
     async with context.wallet() as wallet:
         registry = wallet.contracts.registry
         record = await registry.provider_of(provider)
@@ -338,31 +308,10 @@ async def params(context: CommandContext) -> None:
     async with open_grid(context.settings) as contracts:
         parameters = await contracts.scheduler.parameters()
         period = await contracts.registry.approval_period()
-    context.printer.record(
-        _PARAMS,
-        (
-            parameters.claim_timeout,
-            parameters.pending_timeout,
-            parameters.pending_expiry,
-            parameters.response_timeout,
-            parameters.response_blocks,
-            parameters.lost_timeout,
-            parameters.report_grace,
-            parameters.top_up_notice,
-            parameters.collect_interval,
-            parameters.fee_bps,
-            parameters.submissions_open,
-            period,
-            parameters.credit,
-            parameters.registry,
-            parameters.treasury,
-            parameters.forwarder,
-        ),
-    )
+    context.printer.record(_PARAMS, row_of(_PARAMS, parameters, approval_period=period))
 
 
 async def _set_open(context: CommandContext, *, is_open: bool) -> None:
-
     async with context.wallet() as wallet:
         scheduler = wallet.contracts.scheduler
         if await scheduler.submissions_open() is is_open:
@@ -413,10 +362,7 @@ async def grant(context: CommandContext, role: RoleArgument, account: HolderArgu
 
 @command(admin_app, sends=True)
 async def revoke(
-    context: CommandContext,
-    role: RoleArgument,
-    account: HolderArgument,
-    yes: AgreeOption = False,
+    context: CommandContext, role: RoleArgument, account: HolderArgument, yes: AgreeOption = False
 ) -> None:
     """Revoke a role from an account; for the administrator."""
     from deepsquare_chain.chain.deploying import role_holders

@@ -6,24 +6,20 @@ from typing import Annotated, Final
 
 import typer
 
+from deepsquare_chain.cli.audit import statement
 from deepsquare_chain.cli.frame import CommandContext, command, open_sending
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Kind, row_of
 from deepsquare_chain.cli.types import (
     AccountArgument,
     AgreeOption,
     CreditsArgument,
-    FromOption,
     GaslessOption,
-    MonthOption,
-    ToOption,
     YesOption,
     positive_credits,
 )
 from deepsquare_chain.credits import credit_count
 
-app = typer.Typer(
-    help="Balances, transfers, allowances, statements, mint and burn.", no_args_is_help=True
-)
+app = typer.Typer()
 
 _BALANCE: Final = (
     Column("account", "account", Kind.HASH),
@@ -43,47 +39,32 @@ async def balance(context: CommandContext, account: AccountArgument = None) -> N
     address = own_address(context.settings, account)
     async with open_grid(context.settings) as contracts:
         account_balances = await balances(contracts, address)
-    context.printer.record(
-        _BALANCE,
-        (
-            account_balances.account,
-            account_balances.credits,
-            account_balances.allowance,
-            account_balances.parked,
-            account_balances.gas,
-        ),
-    )
+    row = row_of(_BALANCE, account_balances, balance=account_balances.credits)
+    context.printer.record(_BALANCE, row)
+
+
+RecipientArgument = Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")]
+PositiveCredits = Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")]
 
 
 @command(app, sends=True)
 async def transfer(
-    context: CommandContext,
-    to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
-    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
+    context: CommandContext, to: RecipientArgument, credits: PositiveCredits
 ) -> None:
     """Transfer credits to another account."""
-
     async with context.wallet() as wallet:
         context.receipt(await wallet.send(wallet.contracts.credit.transfer(to, credits)))
 
 
 @command(app, sends=True)
-async def mint(
-    context: CommandContext,
-    to: Annotated[str, typer.Argument(metavar="TO", help="Address of the recipient.")],
-    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
-) -> None:
+async def mint(context: CommandContext, to: RecipientArgument, credits: PositiveCredits) -> None:
     """Create credits for an account; for a holder of MINTER_ROLE."""
     async with context.wallet() as wallet:
         context.receipt(await wallet.send(wallet.contracts.credit.mint(to, credits)))
 
 
 @command(app, sends=True)
-async def burn(
-    context: CommandContext,
-    credits: Annotated[int, typer.Argument(parser=positive_credits, metavar="CREDITS")],
-    yes: AgreeOption = False,
-) -> None:
+async def burn(context: CommandContext, credits: PositiveCredits, yes: AgreeOption = False) -> None:
     """Destroy credits of this wallet."""
     async with context.wallet() as wallet:
         doubt = f"{credit_count(credits)} of {wallet.address} will be destroyed permanently."
@@ -93,12 +74,9 @@ async def burn(
 
 @command(app, sends=True)
 async def approve(
-    context: CommandContext,
-    credits: CreditsArgument,
-    yes: AgreeOption = False,
+    context: CommandContext, credits: CreditsArgument, yes: AgreeOption = False
 ) -> None:
     """Allow the scheduler to take up to this many credits for jobs; 0 revokes the allowance."""
-
     async with context.wallet() as wallet:
         spender = wallet.contracts.scheduler.address
         credit = wallet.contracts.credit
@@ -127,24 +105,12 @@ async def withdraw(
     yes: YesOption = False,
 ) -> None:
     """Withdraw credits that the scheduler holds for this wallet because a payment to it failed."""
-
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         call = wallet.contracts.scheduler.withdraw(to or wallet.address)
         context.receipt(await wallet.send(call))
 
 
-@command(app)
-async def statement(
-    context: CommandContext,
-    account: AccountArgument = None,
-    month: MonthOption = None,
-    first: FromOption = None,
-    last: ToOption = None,
-) -> int:
-    """Show all credits that an account paid and received, from events alone."""
-    from deepsquare_chain.cli.audit import print_statement
-
-    return await print_statement(context, account, month, first, last)
+command(app)(statement)
 
 
 @command(app)

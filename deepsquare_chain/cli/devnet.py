@@ -9,57 +9,32 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Format
-from deepsquare_chain.cli.types import ChainKind, port
+from deepsquare_chain.cli.types import ChainKind, port_option
 
-app = typer.Typer(help="Run a local grid.", no_args_is_help=True)
+app = typer.Typer()
 #: The command `deepsquare demo`, which belongs to no group.
 root_app = typer.Typer()
 
 _PORT: Final = 8545
 _RELAY_PORT: Final = 8548
 _GATEWAY_PORT: Final = 8549
-
-
-@app.callback()
-def group() -> None:
-    """Run a local grid."""
+_FREE_PORT: Final = "a free one if --port is given or if it is 0"
+ExplorerPort = Annotated[int, port_option("Port of the explorer; 0 chooses a free one.")]
+ChainOption = Annotated[ChainKind, typer.Option(help="The embedded chain, or anvil.")]
 
 
 @command(app)
 async def up(
     context: CommandContext,
-    chain: Annotated[
-        ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
-    ] = ChainKind.EMBEDDED,
-    port: Annotated[
-        int,
-        typer.Option(parser=port, metavar="PORT", help="Port of the chain; 0 chooses a free one."),
-    ] = _PORT,
-    faucet_port: Annotated[
-        int,
-        typer.Option(parser=port, metavar="PORT", help="Port of the faucet; 0 chooses a free one."),
-    ] = 8546,
-    explorer_port: Annotated[
-        int,
-        typer.Option(
-            parser=port, metavar="PORT", help="Port of the explorer; 0 chooses a free one."
-        ),
-    ] = 8547,
+    chain: ChainOption = ChainKind.EMBEDDED,
+    port: Annotated[int, port_option("Port of the chain; 0 chooses a free one.")] = _PORT,
+    faucet_port: Annotated[int, port_option("Port of the faucet; 0 chooses a free one.")] = 8546,
+    explorer_port: ExplorerPort = 8547,
     relay_port: Annotated[
-        int | None,
-        typer.Option(
-            parser=port,
-            metavar="PORT",
-            help="Port of the relay; 8548 by default, a free one if --port is given or if it is 0.",
-        ),
+        int | None, port_option(f"Port of the relay; {_RELAY_PORT} by default, {_FREE_PORT}.")
     ] = None,
     gateway_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65_535,
-            help="Port of the gateway; 8549 by default, a free one if --port is given or if it is 0.",
-        ),
+        int | None, port_option(f"Port of the gateway; {_GATEWAY_PORT} by default, {_FREE_PORT}.")
     ] = None,
     no_relay: Annotated[bool, typer.Option("--no-relay", help="Do not run a relay.")] = False,
     explorer: Annotated[bool, typer.Option(help="Run the explorer.")] = True,
@@ -70,11 +45,12 @@ async def up(
     from deepsquare_chain.devnet.grid import run_devnet
 
     context.quiet_libraries()
+    # --port may start a second devnet, whose other ports must not conflict with the first.
+    is_first = port == _PORT
     if relay_port is None:
-        # --port may start a second devnet, whose other ports must not conflict with the first.
-        relay_port = _RELAY_PORT if port == _PORT else 0
+        relay_port = _RELAY_PORT if is_first else 0
     if gateway_port is None:
-        gateway_port = _GATEWAY_PORT if port == _PORT else 0
+        gateway_port = _GATEWAY_PORT if is_first else 0
     await run_devnet(
         folder,
         chain=chain.value,
@@ -90,9 +66,7 @@ async def up(
 @command(root_app)
 async def demo(
     context: CommandContext,
-    chain: Annotated[
-        ChainKind, typer.Option("--chain", help="The embedded chain, or anvil.")
-    ] = ChainKind.EMBEDDED,
+    chain: ChainOption = ChainKind.EMBEDDED,
     folder: Annotated[
         Path | None,
         typer.Option(help="New folder for its state and logs; .deepsquare/demo-... by default."),
@@ -100,12 +74,7 @@ async def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Keep the finished grid and its explorer until Ctrl-C.")
     ] = False,
-    explorer_port: Annotated[
-        int,
-        typer.Option(
-            parser=port, metavar="PORT", help="Port of the explorer; 0 chooses a free one."
-        ),
-    ] = 0,
+    explorer_port: ExplorerPort = 0,
 ) -> int:
     """Run a whole grid on this machine, from submission to audit; under 90 seconds.
 

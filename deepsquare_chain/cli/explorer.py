@@ -7,10 +7,10 @@ from typing import Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
-from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import port
+from deepsquare_chain.cli.output import Column, Kind, progress, row_of
+from deepsquare_chain.cli.types import HostOption, port_option
 
-app = typer.Typer(help="Show jobs and credits in a browser.", no_args_is_help=True)
+app = typer.Typer()
 
 _INDEX: Final = (
     Column("block", "indexed block", Kind.NUMBER),
@@ -22,11 +22,6 @@ _INDEX: Final = (
     Column("escrow", "in escrow", Kind.CREDITS),
     Column("database", "database"),
 )
-
-
-@app.callback()
-def group() -> None:
-    """Show jobs and credits in a browser."""
 
 
 @command(app)
@@ -41,7 +36,6 @@ async def index(
     import asyncio
 
     from deepsquare_chain.chain.bindings.deployment import Deployment
-    from deepsquare_chain.cli.output import progress
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.indexer.service import index_location, open_index
 
@@ -61,26 +55,24 @@ async def index(
             status = await asyncio.to_thread(service.index.status)
             overview = await asyncio.to_thread(service.index.overview)
             location = service.database.location
-    context.printer.record(
+    row = row_of(
         _INDEX,
-        (
-            *(status.block, status.finalized, status.head, status.lag),
-            *(overview.jobs_total, overview.supply, overview.escrow, location),
-        ),
+        status,
+        jobs=overview.jobs_total,
+        supply=overview.supply,
+        escrow=overview.escrow,
+        database=location,
     )
+    context.printer.record(_INDEX, row)
 
 
 @command(app, service=True)
 async def serve(
     context: CommandContext,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(parser=port, metavar="PORT", help="Port of the pages; 0 chooses a free one."),
-    ] = 8547,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, port_option("Port of the pages; 0 chooses a free one.")] = 8547,
     name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="Allowed host name; may be repeated."),
+        list[str] | None, typer.Option(metavar="HOST", help="Allowed host name; may be repeated.")
     ] = None,
     submissions: Annotated[
         bool,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from deepsquare_chain.cli.output import Column, Format, Kind, Printer
+from deepsquare_chain.cli.output import Column, Format, Kind, Printer, row_of
 from deepsquare_chain.errors import GridError, UsageError, number_problem
 from deepsquare_chain.observability.redaction import plain
 
@@ -186,23 +186,20 @@ class CommandContext:
         """Print the receipt of a transaction; nothing with --unsigned."""
         if self.unsigned is not None:
             return
-        self.printer.record(
+        row = row_of(
             _RECEIPT,
-            (
-                receipt.label,
-                receipt.hash,
-                receipt.block_number,
-                receipt.gas_used,
-                receipt.fee_wei,
-            ),
+            receipt,
+            transaction=receipt.hash,
+            block=receipt.block_number,
+            gas_fee=receipt.fee_wei,
         )
+        self.printer.record(_RECEIPT, row)
 
     @asynccontextmanager
     async def wallet(self) -> AsyncIterator[WalletConnection]:
         """Open the wallet of the settings; prints progress while transactions are pending.
 
-        Raises:
-            GridError: See `open_wallet`.
+        Raises the errors of `open_wallet`.
         """
         import asyncio
 
@@ -553,10 +550,7 @@ def _option(
         metavar=metavar,
     )
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, option],
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
 
 

@@ -8,12 +8,10 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import amount
+from deepsquare_chain.cli.relay import MaxGas, MinCoin, MinCredits, PerCustomer, PerHour
+from deepsquare_chain.cli.types import HostOption, number_option, port_option
 
-app = typer.Typer(
-    help="Run or show a gateway of definitions, logs and results.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 
 PORT: Final = 8549
 _TERMS: Final = (
@@ -30,22 +28,14 @@ _TERMS: Final = (
 )
 
 
-@app.callback()
-def group() -> None:
-    """Run or show a gateway of definitions, logs and results."""
-
-
 @command(app, service=True, table="gateway_options")
 async def serve(
     context: CommandContext,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 chooses a free one.")
-    ] = PORT,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, port_option("Port to listen on; 0 chooses a free one.")] = PORT,
     url: Annotated[
         list[str] | None,
         typer.Option(
-            "--url",
             metavar="URL",
             help="Public URL, such as that of a reverse proxy; may be repeated; its own by default.",
         ),
@@ -53,90 +43,57 @@ async def serve(
     site: Annotated[
         list[str] | None,
         typer.Option(
-            "--site",
-            metavar="URL",
-            help="URL of an explorer whose visitors may sign in; may be repeated.",
+            metavar="URL", help="URL of an explorer whose visitors may sign in; may be repeated."
         ),
     ] = None,
     objects: Annotated[
         str,
         typer.Option(
-            "--objects",
             metavar="PLACE",
             help="Folder, or s3://BUCKET/PREFIX; a subfolder of the state folder by default.",
         ),
     ] = "",
     keep_days: Annotated[
-        float, typer.Option("--keep-days", min=0.01, help="Days for which files are kept.")
+        float, typer.Option(min=0.01, help="Days for which files are kept.")
     ] = 30.0,
     late_days: Annotated[
-        float,
-        typer.Option("--late-days", min=0, help="Days after a job's end for late delivery."),
+        float, typer.Option(min=0, help="Days after a job's end for late delivery.")
     ] = 7.0,
-    max_job_mb: Annotated[
-        int, typer.Option("--max-job-mb", min=1, help="Maximum MB of the files of one job.")
-    ] = 16_384,
+    max_job_mb: Annotated[int, number_option("Maximum MB of the files of one job.", 1)] = 16_384,
     max_customer_mb: Annotated[
-        int,
-        typer.Option("--max-customer-mb", min=1, help="Maximum MB of all jobs of one customer."),
+        int, number_option("Maximum MB of all jobs of one customer.", 1)
     ] = 65_536,
     max_definitions_mb: Annotated[
-        int,
-        typer.Option(
-            "--max-definitions-mb", min=1, help="Maximum MB of one customer's definitions."
-        ),
+        int, number_option("Maximum MB of one customer's definitions.", 1)
     ] = 256,
-    max_log_mb: Annotated[
-        int, typer.Option("--max-log-mb", min=1, help="Maximum MB of the log of one job.")
-    ] = 64,
-    max_files: Annotated[
-        int, typer.Option("--max-files", min=1, help="Maximum number of files of one job.")
-    ] = 10_000,
+    max_log_mb: Annotated[int, number_option("Maximum MB of the log of one job.", 1)] = 64,
+    max_files: Annotated[int, number_option("Maximum number of files of one job.", 1)] = 10_000,
     max_streams: Annotated[
-        int,
-        typer.Option("--max-streams", min=1, help="Maximum concurrent log streams of one account."),
+        int, number_option("Maximum concurrent log streams of one account.", 1)
     ] = 200,
     max_shares: Annotated[
-        int, typer.Option("--max-shares", min=1, help="Maximum number of one customer's shares.")
+        int, number_option("Maximum number of one customer's shares.", 1)
     ] = 10_000,
     per_account: Annotated[
-        float,
-        typer.Option(
-            "--per-account", min=0, help="Requests per second of one account; 0 for no limit."
-        ),
+        float, typer.Option(min=0, help="Requests per second of one account; 0 for no limit.")
     ] = 100.0,
-    burst: Annotated[
-        int, typer.Option("--burst", min=1, help="Burst size of one account's requests.")
-    ] = 2_000,
+    burst: Annotated[int, number_option("Burst size of one account's requests.", 1)] = 2_000,
     refusals: Annotated[
         float,
-        typer.Option(
-            "--refusals", min=0, help="Refused requests per second of one account; 0 for no limit."
-        ),
+        typer.Option(min=0, help="Refused requests per second of one account; 0 for no limit."),
     ] = 2.0,
     refusal_burst: Annotated[
-        int,
-        typer.Option(
-            "--refusal-burst", min=1, help="Burst size of one account's refused requests."
-        ),
+        int, number_option("Burst size of one account's refused requests.", 1)
     ] = 100,
     sign_ins: Annotated[
         float,
-        typer.Option(
-            "--sign-ins", min=0, help="Sign-ins per second of one network address; 0 for no limit."
-        ),
+        typer.Option(min=0, help="Sign-ins per second of one network address; 0 for no limit."),
     ] = 5.0,
     sign_in_burst: Annotated[
-        int,
-        typer.Option(
-            "--sign-in-burst", min=1, help="Burst size of one network address's sign-ins."
-        ),
+        int, number_option("Burst size of one network address's sign-ins.", 1)
     ] = 300,
     session_minutes: Annotated[
-        int,
-        typer.Option(
-            "--session-minutes", min=1, max=1_440, help="Lifetime of a sign-in in minutes."
-        ),
+        int, number_option("Lifetime of a sign-in in minutes; at most 1440.", 1, 1_440)
     ] = 15,
     notify: Annotated[
         bool,
@@ -149,49 +106,19 @@ async def serve(
         ),
     ] = False,
     max_notifications: Annotated[
-        int, typer.Option("--max-notifications", min=1, help="Notifications per customer and day.")
+        int, number_option("Notifications per customer and day.", 1)
     ] = 1_000,
     with_relay: Annotated[
         bool,
         typer.Option("--with-relay", help="Relay gasless requests too; the wallet pays their gas."),
     ] = False,
-    relay_min_credits: Annotated[
-        int | None,
-        typer.Option(
-            "--relay-min-credits",
-            parser=amount,
-            metavar="CREDITS",
-            help="Minimum escrow of a relayed job, and minimum top-up; 0.01 by default.",
-        ),
-    ] = None,
-    relay_max_gas: Annotated[
-        int,
-        typer.Option("--relay-max-gas", min=100_000, help="Maximum gas of one relayed request."),
-    ] = 3_000_000,
-    relay_per_customer: Annotated[
-        int,
-        typer.Option("--relay-per-customer", min=1, help="Relayed requests per customer and hour."),
-    ] = 60,
-    relay_per_hour: Annotated[
-        int, typer.Option("--relay-per-hour", min=1, help="Relayed requests per hour.")
-    ] = 2_000,
-    relay_min_coin: Annotated[
-        int | None,
-        typer.Option(
-            "--relay-min-coin",
-            parser=amount,
-            metavar="COIN",
-            help="Relay nothing while the wallet has less; by default the cost of one request.",
-        ),
-    ] = None,
+    relay_min_credits: MinCredits = None,
+    relay_max_gas: MaxGas = 3_000_000,
+    relay_per_customer: PerCustomer = 60,
+    relay_per_hour: PerHour = 2_000,
+    relay_min_coin: MinCoin = None,
     relay_health_port: Annotated[
-        int | None,
-        typer.Option(
-            "--relay-health-port",
-            min=0,
-            max=65_535,
-            help="Port on 127.0.0.1 of the relay's own health and metrics.",
-        ),
+        int | None, port_option("Port on 127.0.0.1 of the relay's own health and metrics.")
     ] = None,
 ) -> None:
     """Serve definitions, logs and results to accounts that the chain authorises, until Ctrl-C."""

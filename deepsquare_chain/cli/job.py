@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, open_sending, require
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind, row_of
 from deepsquare_chain.cli.types import (
     CreditsArgument,
     GaslessOption,
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.errors import EndpointError
     from deepsquare_chain.store.gateway_client import GatewayClient
 
-app = typer.Typer(
-    help="List, show, watch, cancel, top up and retry jobs; logs, results, challenges.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 #: The command `deepsquare top`, which belongs to no group.
 root_app = typer.Typer()
 
@@ -108,12 +105,11 @@ async def list_jobs(
     context: CommandContext,
     everybody: Annotated[bool, typer.Option("--all", help="Jobs of all customers.")] = False,
     status: Annotated[
-        list[str] | None,
-        typer.Option("--status", help="Only jobs of this status; may be repeated."),
+        list[str] | None, typer.Option(help="Only jobs of this status; may be repeated.")
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="NAME", help="Only jobs of this name, such as 'train-*'."),
+        typer.Option(metavar="NAME", help="Only jobs of this name, such as 'train-*'."),
     ] = None,
     limit: LimitOption = 50,
     follow: Annotated[bool, typer.Option("--watch", help="Repeat the list until Ctrl-C.")] = False,
@@ -168,20 +164,14 @@ async def why(context: CommandContext, job: JobArgument) -> None:
     if context.printer.style is Format.TABLE:
         context.printer.text(situation.words)
         return
-    row = (
-        situation.job.id,
-        situation.job.status.name,
-        situation.text,
-        "\n".join(situation.details),
-    )
-    context.printer.record(_WHY, (*row, situation.advice))
+    job_record, details = situation.job, "\n".join(situation.details)
+    row = (job_record.id, job_record.status.name, situation.text, details, situation.advice)
+    context.printer.record(_WHY, row)
 
 
 @command(app)
 async def watch(
-    context: CommandContext,
-    jobs: JobArguments,
-    wait_timeout: WaitTimeoutOption = None,
+    context: CommandContext, jobs: JobArguments, wait_timeout: WaitTimeoutOption = None
 ) -> int:
     """Wait for jobs and their successors to end; exit with the first exit code that is not zero."""
     from deepsquare_chain.client.network import open_grid
@@ -393,10 +383,7 @@ async def share(
     job: JobArgument,
     reader: Annotated[str, typer.Argument(metavar="ADDRESS", help="Address that may read.")],
     until: Annotated[
-        str,
-        typer.Option(
-            "--until", metavar="WHEN", help="A date (2026-12-24) or a time from now (7d, 12h)."
-        ),
+        str, typer.Option(metavar="WHEN", help="A date (2026-12-24) or a time from now (7d, 12h).")
     ] = "7d",
     end: Annotated[bool, typer.Option("--end", help="End an earlier share at once.")] = False,
 ) -> None:
@@ -523,10 +510,7 @@ async def retry(
     credits: Annotated[
         int | None,
         typer.Option(
-            "--credits",
-            parser=positive_credits,
-            metavar="CREDITS",
-            help="Escrow; as before by default.",
+            parser=positive_credits, metavar="CREDITS", help="Escrow; as before by default."
         ),
     ] = None,
     gasless: GaslessOption = False,
@@ -551,56 +535,47 @@ async def _print_job(context: CommandContext, contracts: Contracts, job: Job) ->
 
 
 def _list_row(listed: ListedJob, now: int) -> tuple[Any, ...]:
-    job, history = listed.job, listed.history
-    return (
-        job.id,
-        history.name,
-        job.status.name,
-        job.provider_id or None,
-        listed.elapsed(now),
-        history.exit_code,
-        job.escrow if job.status.is_live else 0,
-        history.paid + history.fee,
-        job.time_limit,
-        job.since,
-        job.customer,
+    return row_of(
+        _LIST, listed.job, elapsed=listed.elapsed(now), **_shared_fields(listed.job, listed.history)
     )
 
 
 def _job_row(job: Job, history: History) -> tuple[Any, ...]:
-    resources = job.resources
     is_final = job.status.is_final
-    return (
-        job.id,
-        history.name,
-        job.status.name,
-        job.status.meaning,
-        job.customer,
-        job.provider_id or None,
-        history.provider or None,
-        job.since,
-        resources.tasks,
-        resources.cpus,
-        resources.memory,
-        resources.gpus,
-        job.time_limit,
-        job.until_spent,
-        history.uses,
-        job.rate or None,
-        job.escrow if job.status.is_live else 0,
-        history.paid + history.fee,
-        history.funded,
-        history.paid if is_final else None,
-        history.fee if is_final else None,
-        history.refunded if is_final else None,
-        history.billed_seconds,
-        history.exit_code,
-        history.reason,
-        job.retries_left,
-        job.retry_of or None,
-        history.successor,
-        job.definition.hex(),
+    return row_of(
+        _JOB,
+        job,
+        **_shared_fields(job, history),
+        meaning=job.status.meaning,
+        provider=history.provider or None,
+        tasks=job.resources.tasks,
+        cpus=job.resources.cpus,
+        memory=job.resources.memory,
+        gpus=job.resources.gpus,
+        uses=history.uses,
+        rate=job.rate or None,
+        funded=history.funded,
+        paid=history.paid if is_final else None,
+        fee=history.fee if is_final else None,
+        refunded=history.refunded if is_final else None,
+        billed_seconds=history.billed_seconds,
+        reason=history.reason,
+        retry_of=job.retry_of or None,
+        successor=history.successor,
+        definition=job.definition.hex(),
     )
+
+
+def _shared_fields(job: Job, history: History) -> dict[str, Any]:
+    """Return the values that a list and a record of jobs both show and that are no attributes of it."""
+    return {
+        "name": history.name,
+        "status": job.status.name,
+        "provider_id": job.provider_id or None,
+        "exit_code": history.exit_code,
+        "escrow": job.escrow if job.status.is_live else 0,
+        "cost": history.paid + history.fee,
+    }
 
 
 @command(root_app)

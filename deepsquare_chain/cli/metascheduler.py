@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Format, Kind
-from deepsquare_chain.cli.types import whole_number
+from deepsquare_chain.cli.output import Column, Format, Kind, progress, row_of
+from deepsquare_chain.cli.types import number_option, whole_number
 
 if TYPE_CHECKING:
     from deepsquare_chain.metascheduler.simulation.experiment import ResultRow
 
-app = typer.Typer(help="Run the meta-scheduler, or explain its decisions.", no_args_is_help=True)
+app = typer.Typer()
 #: The command `deepsquare simulate`, which belongs to no group.
 root_app = typer.Typer()
 
@@ -28,34 +29,22 @@ _PLAN: Final = (
     Column("provider_id", "provider", Kind.NUMBER),
     Column("text", "why"),
 )
-
-_MAX_LOAD: Final = 3.0
-_MAX_BLOCK: Final = 600.0
-_MAX_PATIENCE: Final = 100.0
 _OBJECTIVES: Final = ("MIXED", "COST", "TIME", "ENERGY")
-_TABLE: Final = tuple(
-    Column(key, title, kind, detail=key == "trace")
-    for key, title, kind in (
-        ("trace", "trace", Kind.WORD),
-        ("scheduler", "scheduler", Kind.WORD),
-        ("objective", "objective", Kind.WORD),
-        ("load", "load", Kind.NUMBER),
-        ("block_seconds", "block s", Kind.NUMBER),
-        ("slowdown", "slowdown", Kind.NUMBER),
-        ("vs_merged_saf", "x SAF", Kind.NUMBER),
-        ("better_than_least_loaded", "x better than least loaded", Kind.NUMBER),
-        ("wait_p99_vs_fcfs", "p99 wait x FCFS", Kind.NUMBER),
-        ("wait_longest_vs_fcfs", "longest wait x FCFS", Kind.NUMBER),
-        ("money", "money of COST", Kind.WORD),
-        ("energy", "energy of ENERGY", Kind.WORD),
-        ("utilisation", "busy", Kind.WORD),
-    )
+_TABLE: Final = (
+    Column("trace", "trace", Kind.WORD, detail=True),
+    Column("scheduler", "scheduler", Kind.WORD),
+    Column("objective", "objective", Kind.WORD),
+    Column("load", "load", Kind.NUMBER),
+    Column("block_seconds", "block s", Kind.NUMBER),
+    Column("slowdown", "slowdown", Kind.NUMBER),
+    Column("vs_merged_saf", "x SAF", Kind.NUMBER),
+    Column("better_than_least_loaded", "x better than least loaded", Kind.NUMBER),
+    Column("wait_p99_vs_fcfs", "p99 wait x FCFS", Kind.NUMBER),
+    Column("wait_longest_vs_fcfs", "longest wait x FCFS", Kind.NUMBER),
+    Column("money", "money of COST", Kind.WORD),
+    Column("energy", "energy of ENERGY", Kind.WORD),
+    Column("utilisation", "busy", Kind.WORD),
 )
-
-
-@app.callback()
-def group() -> None:
-    """Run the meta-scheduler."""
 
 
 @command(app, service=True)
@@ -63,11 +52,11 @@ async def run(
     context: CommandContext,
     challenge_after: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number(1),
-            metavar="SECONDS",
-            help="Time without activity after which a provider with jobs is challenged; twice the "
+        number_option(
+            "Time without activity after which a provider with jobs is challenged; twice the "
             "claim timeout by default.",
+            1,
+            metavar="SECONDS",
         ),
     ] = None,
     rules: RulesFile = None,
@@ -101,11 +90,7 @@ async def explain(
         decisions, share_error = await reasons(contracts, policy_rules)
     context.printer.rows(
         _PLAN,
-        (
-            (decision.job_id, decision.provider_id, decision.text)
-            for decision in decisions
-            if job in (None, decision.job_id)
-        ),
+        (row_of(_PLAN, decision) for decision in decisions if job in (None, decision.job_id)),
         empty="No job is waiting." if job is None else f"Job {job} is not waiting.",
     )
     context.printer.note(
@@ -113,26 +98,19 @@ async def explain(
     )
 
 
-def _load(text: str) -> float:
-    return _number(text, _MAX_LOAD, "a load from 0.001 to 3, such as 0.9", above=0.000999)
+def _number(allowed: str, low: float, high: float) -> Callable[[str], float]:
+    """Return a parser of numbers, whose error message is that a text is not `allowed`."""
 
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not low <= value <= high:
+            raise typer.BadParameter(f"{str(text)[:80]!r} is not {allowed}")
+        return value
 
-def _block(text: str) -> float:
-    return _number(text, _MAX_BLOCK, "seconds from 0 to 600, such as 2", above=-1e-9)
-
-
-def _patience(text: str) -> float:
-    return _number(text, _MAX_PATIENCE, "a part of the limit from 0 to 100", above=-1e-9)
-
-
-def _number(text: str, most: float, allowed: str, *, above: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not above < value <= most:
-        raise typer.BadParameter(f"{str(text)[:80]!r} is not {allowed}")
-    return value
+    return number
 
 
 def _objective(text: str) -> str:
@@ -149,22 +127,17 @@ async def simulate(
         Path,
         typer.Argument(help="Workload in the Standard Workload Format, also packed by gzip or xz."),
     ],
-    providers: Annotated[
-        Path, typer.Option("--providers", metavar="FILE", help="Clusters of the grid, in YAML.")
-    ],
+    providers: Annotated[Path, typer.Option(metavar="FILE", help="Clusters of the grid, in YAML.")],
     load: Annotated[
         list[float] | None,
         typer.Option(
-            parser=_load,
+            parser=_number("a load from 0.001 to 3, such as 0.9", 0.001, 3),
             metavar="LOAD",
             help="Load (work divided by capacity); may be repeated. 0.9 by default.",
         ),
     ] = None,
     seeds: Annotated[
-        int,
-        typer.Option(
-            parser=whole_number(1, 1_000, 6), metavar="COUNT", help="Number of runs of each case."
-        ),
+        int, number_option("Number of runs of each case.", 1, 1_000, 6, metavar="COUNT")
     ] = 6,
     want: Annotated[
         list[str] | None,
@@ -178,39 +151,33 @@ async def simulate(
     block: Annotated[
         list[float] | None,
         typer.Option(
-            parser=_block,
+            parser=_number("seconds from 0 to 600, such as 2", 0, 600),
             metavar="SECONDS",
             help="Block time in seconds, which delays the scheduler; may be repeated. 0 by default.",
         ),
     ] = None,
-    rules: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Rules of the policy, in YAML; see examples/."),
-    ] = None,
+    rules: RulesFile = None,
     patience: Annotated[
         float,
         typer.Option(
-            parser=_patience,
+            parser=_number("a part of the limit from 0 to 100", 0, 100),
             metavar="PART",
             help="Patience of jobs that want COST or ENERGY, as a part of their limit, such as 0.05.",
         ),
     ] = 0.0,
     width: Annotated[
         int | None,
-        typer.Option(
-            parser=whole_number(1, 10**6, 128),
+        number_option(
+            "CPUs to scale the trace's machine to; its own, or those of the mean cluster if it is wider.",
+            *(1, 10**6, 128),
             metavar="CPUS",
-            help="CPUs to scale the trace's machine to; its own, or those of the mean cluster if it is wider.",
         ),
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also simulate the baselines.")
     ] = True,
     processes: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number(1, 256), metavar="COUNT", help="Processes; one per CPU by default."
-        ),
+        int | None, number_option("Processes; one per CPU by default.", 1, 256, metavar="COUNT")
     ] = None,
     page: Annotated[
         Path | None,
@@ -267,14 +234,10 @@ async def simulate(
             f"{trace.name}: job sizes are scaled from {recorded.processors} to "
             f"{experiment.width} CPUs of the machine (--width)."
         )
-    with _progress() as (bar, advance):
+    with progress("simulating") as update:
         measures = await asyncio.to_thread(
-            run_experiment,
-            experiment,
-            processes=processes or os.cpu_count() or 1,
-            progress=advance,
+            run_experiment, experiment, processes=processes or os.cpu_count() or 1, progress=update
         )
-        bar.stop()
     rows = summarise(measures)
     if page is not None:
         try:
@@ -338,27 +301,3 @@ def _document(trace: str, row: ResultRow) -> dict[str, Any]:
         "energy_vs_blind": row.energy,
         "worst_vs_median_customer": row.unfairness,
     }
-
-
-def _progress() -> Any:
-    """Return a context manager that shows a progress bar on stderr; yields it and its update function."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    @contextmanager
-    def opened() -> Any:
-        bar = Progress(
-            TextColumn("simulating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        task = bar.add_task("simulating", total=None)
-        with bar:
-            yield bar, lambda done, total: bar.update(task, completed=done, total=total)
-
-    return opened()

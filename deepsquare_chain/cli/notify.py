@@ -10,10 +10,7 @@ from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import LimitOption
 
-app = typer.Typer(
-    help="Send notifications of a wallet's jobs by webhook and e-mail.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 
 _SENT: Final = (
     Column("event", "event", detail=True),
@@ -38,11 +35,6 @@ AddressOption = Annotated[
         help="Customer whose jobs are followed; this wallet by default.",
     ),
 ]
-
-
-@app.callback()
-def group() -> None:
-    """Send notifications of a wallet's jobs by webhook and e-mail."""
 
 
 @command(app, service=True)

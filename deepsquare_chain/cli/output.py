@@ -73,6 +73,14 @@ class Column:
     detail: bool = False
 
 
+def row_of(columns: Sequence[Column], source: object, **values: Any) -> tuple[Any, ...]:
+    """Return a row: for each column the given value, or else the attribute of `source` with its key."""
+    return tuple(
+        values[column.key] if column.key in values else getattr(source, column.key)
+        for column in columns
+    )
+
+
 class Printer:
     """Prints the results of commands in the requested format."""
 
@@ -86,18 +94,8 @@ class Printer:
     ) -> None:
         self.style = style
         self.wide = wide
-        self._out = out
-        self._err = err
-
-    @property
-    def out(self) -> IO[str]:
-        """The stream for data."""
-        return self._out or sys.stdout
-
-    @property
-    def err(self) -> IO[str]:
-        """The stream for messages."""
-        return self._err or sys.stderr
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
 
     def note(self, text: str) -> None:
         """Print a message to stderr."""
@@ -129,11 +127,6 @@ class Printer:
         """Print a JSON document, whatever format is set."""
         self.text(json.dumps(value, indent=2, ensure_ascii=True))
 
-    @staticmethod
-    def as_object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
-        """Return a row as a JSON object."""
-        return _object(columns, row)
-
     def rows(
         self,
         columns: Sequence[Column],
@@ -145,7 +138,7 @@ class Printer:
         """Print a list of rows; a value of None is an empty cell."""
         row_list = list(rows)
         if self.style is Format.JSON:
-            self.document([_object(columns, row) for row in row_list])
+            self.document([as_object(columns, row) for row in row_list])
         elif self.style is Format.CSV:
             self._csv(columns, row_list)
         elif row_list:
@@ -156,7 +149,7 @@ class Printer:
     def record(self, columns: Sequence[Column], row: Sequence[Any], *, title: str = "") -> None:
         """Print one record: a line per field, one JSON object, or CSV with one row."""
         if self.style is Format.JSON:
-            self.document(_object(columns, row))
+            self.document(as_object(columns, row))
         elif self.style is Format.CSV:
             self._csv(columns, [row])
         else:
@@ -164,12 +157,12 @@ class Printer:
 
     def _csv(self, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
         writer = csv.writer(self.out, lineterminator="\n")
-        writer.writerow(_object(columns, [None] * len(columns)))
+        writer.writerow(as_object(columns, [None] * len(columns)))
         text_keys = {
             column.key for column in columns if column.kind in {Kind.TEXT, Kind.WORD, Kind.HASH}
         }
         for row in rows:
-            fields = _object(columns, row)
+            fields = as_object(columns, row)
             writer.writerow([_csv_cell(cell, key in text_keys) for key, cell in fields.items()])
         self.out.flush()
 
@@ -318,7 +311,8 @@ def iso_time(seconds: int) -> str:
         return str(seconds)
 
 
-def _object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
+def as_object(columns: Sequence[Column], row: Sequence[Any]) -> dict[str, Any]:
+    """Return a row as a JSON object."""
     fields: dict[str, Any] = {}
     for column, value in zip(columns, row, strict=True):
         if column.kind in _DECIMALS:
@@ -340,18 +334,17 @@ def _csv_cell(value: Any, is_text: bool) -> Any:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr; yields a function that takes the done and the total count."""
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    with rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task(title, total=None)
-
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield tell
+        yield lambda done, total: bar.update(task, completed=done, total=total)

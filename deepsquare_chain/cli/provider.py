@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from deepsquare_chain.cli.config import print_checks
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.cli.output import Column, Kind, row_of
 from deepsquare_chain.cli.types import (
     AccountArgument,
     AgreeOption,
@@ -20,15 +21,15 @@ from deepsquare_chain.cli.types import (
     ToOption,
     WaitTimeoutOption,
     label,
+    number_option,
     price,
     size,
-    whole_number,
 )
 
 if TYPE_CHECKING:
     from deepsquare_chain.job import Hardware, Prices, Provider
 
-app = typer.Typer(help="Register, offer, price, label, run, drain, earn.", no_args_is_help=True)
+app = typer.Typer()
 
 _WRITTEN: Final = (Column("path", "written"),)
 _PROVIDER: Final = (
@@ -85,18 +86,15 @@ _SPANS: Final = {
     EarningsPeriod.MONTH: "%Y-%m",
     EarningsPeriod.YEAR: "%Y",
 }
-CpuPrice = Annotated[
-    int | None,
-    typer.Option("--cpu-price", parser=price, metavar="CREDITS", help="Per CPU and hour."),
-]
-GpuPrice = Annotated[
-    int | None,
-    typer.Option("--gpu-price", parser=price, metavar="CREDITS", help="Per GPU and hour."),
-]
-MemPrice = Annotated[
-    int | None,
-    typer.Option("--mem-price", parser=price, metavar="CREDITS", help="Per MB and hour."),
-]
+
+
+def _price_option(unit: str) -> Any:
+    return typer.Option(parser=price, metavar="CREDITS", help=f"Per {unit} and hour.")
+
+
+CpuPrice = Annotated[int | None, _price_option("CPU")]
+GpuPrice = Annotated[int | None, _price_option("GPU")]
+MemPrice = Annotated[int | None, _price_option("MB")]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="May be repeated; replaces all labels."),
@@ -139,24 +137,15 @@ async def register(
     context: CommandContext,
     cpu_price: CpuPrice = None,
     mem_price: MemPrice = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option(parser=whole_number(1), metavar="N", help="Number of equal nodes."),
-    ] = None,
-    cpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole_number(1), metavar="N", help="CPUs of a node.")
-    ] = None,
+    nodes: Annotated[int | None, number_option("Number of equal nodes.", 1)] = None,
+    cpus_per_node: Annotated[int | None, number_option("CPUs of a node.", 1)] = None,
     mem_per_node: Annotated[
         int | None,
         typer.Option(
-            parser=size,
-            metavar="SIZE",
-            help="Memory of a node: MB, or a size such as 64G.",
+            parser=size, metavar="SIZE", help="Memory of a node: MB, or a size such as 64G."
         ),
     ] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(parser=whole_number(0), metavar="N", help="GPUs of a node.")
-    ] = None,
+    gpus_per_node: Annotated[int | None, number_option("GPUs of a node.", 0)] = None,
     from_slurm: Annotated[
         bool,
         typer.Option(
@@ -201,11 +190,7 @@ async def register(
             # Only a warning: scripts may register from another machine, and an approver reviews it.
             missing += await _missing_hardware(context, hardware)
         if registered is not None:
-            if (latest, registered.prices, dict(registered.labels)) == (
-                hardware,
-                prices,
-                pairs,
-            ):
+            if (latest, registered.prices, dict(registered.labels)) == (hardware, prices, pairs):
                 context.unchanged(
                     "The provider already has this hardware, these prices and labels."
                 )
@@ -239,11 +224,11 @@ async def register(
 @command(app, sends=True)
 async def offer(
     context: CommandContext,
-    cpus: Annotated[int, typer.Option(parser=whole_number(0), metavar="N", help="In all.")],
+    cpus: Annotated[int, number_option("In all.", 0)],
     memory: Annotated[
         int, typer.Option(parser=size, metavar="SIZE", help="Total: MB, or a size such as 64G.")
     ],
-    gpus: Annotated[int, typer.Option(parser=whole_number(0), metavar="N", help="In all.")] = 0,
+    gpus: Annotated[int, number_option("In all.", 0)] = 0,
 ) -> None:
     """Offer all or part of the approved hardware to the grid."""
     from deepsquare_chain.job import Offer
@@ -412,7 +397,7 @@ async def earnings(
     context: CommandContext,
     provider: ProviderArgument = None,
     by: Annotated[
-        EarningsPeriod, typer.Option("--by", help="Period of each line, in UTC.")
+        EarningsPeriod, typer.Option(help="Period of each line, in UTC.")
     ] = EarningsPeriod.DAY,
     month: MonthOption = None,
     first: FromOption = None,
@@ -582,24 +567,19 @@ async def _slurm_hardware(context: CommandContext) -> Hardware:
 
 
 def _row(provider: Provider, *, silent: bool) -> tuple[object, ...]:
-    hardware, offer, prices = provider.hardware, provider.offer, provider.prices
-    return (
-        provider.id,
-        provider.account,
-        provider.status.name,
-        provider.approved_until or None,
-        provider.version,
-        provider.pending_version,
-        hardware.nodes,
-        hardware.cpus_per_node,
-        hardware.mem_per_node,
-        hardware.gpus_per_node,
-        offer.cpus,
-        offer.memory,
-        offer.gpus,
-        prices.cpu,
-        prices.gpu,
-        prices.mem,
-        " ".join(f"{key}={value}" for key, value in sorted(provider.labels.items())),
-        silent,
+    offer, prices = provider.offer, provider.prices
+    return row_of(
+        _PROVIDER,
+        provider,
+        **asdict(provider.hardware),
+        status=provider.status.name,
+        approved_until=provider.approved_until or None,
+        offer_cpus=offer.cpus,
+        offer_memory=offer.memory,
+        offer_gpus=offer.gpus,
+        price_cpu=prices.cpu,
+        price_gpu=prices.gpu,
+        price_mem=prices.mem,
+        labels=" ".join(f"{key}={value}" for key, value in sorted(provider.labels.items())),
+        silent=silent,
     )

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Kind
-from deepsquare_chain.cli.types import LimitOption, amount, port, whole_number
+from deepsquare_chain.cli.output import Column, Kind, row_of
+from deepsquare_chain.cli.types import HostOption, LimitOption, amount, number_option, port_option
 
 if TYPE_CHECKING:
     from deepsquare_chain.store.outbox import RecordedRequest
 
-app = typer.Typer(
-    help="Run a relay that pays customers' gas, and list signed requests.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 
 _TERMS: Final = (
     Column("url", "relay"),
@@ -41,74 +38,49 @@ _REQUESTS: Final = (
 )
 
 
-@app.callback()
-def group() -> None:
-    """Run a relay that pays customers' gas, and list signed requests."""
+# Terms of a relay, also of one that runs with a gateway; the flag has the name of the parameter.
+MinCredits = Annotated[
+    int | None,
+    typer.Option(
+        parser=amount,
+        metavar="CREDITS",
+        help="Minimum escrow of a relayed job, and minimum top-up; 0.01 by default.",
+    ),
+]
+MaxGas = Annotated[
+    int, number_option("Maximum gas of one relayed request; at least 100000.", 100_000)
+]
+PerCustomer = Annotated[int, number_option("Relayed requests per customer and hour.", 1)]
+PerHour = Annotated[int, number_option("Relayed requests per hour.", 1)]
+MinCoin = Annotated[
+    int | None,
+    typer.Option(
+        parser=amount,
+        metavar="COIN",
+        help="Relay nothing while the wallet has less; by default the cost of one request.",
+    ),
+]
 
 
 @command(app, service=True, table="relay_options")
 async def serve(
     context: CommandContext,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(parser=port, metavar="PORT", help="Port to listen on; 0 chooses a free one."),
-    ] = 8548,
-    min_credits: Annotated[
-        int | None,
-        typer.Option(
-            "--min-credits",
-            parser=amount,
-            metavar="CREDITS",
-            help="Minimum escrow of a submitted job, and minimum top-up; 0.01 by default.",
-        ),
-    ] = None,
-    max_gas: Annotated[
-        int,
-        typer.Option(
-            "--max-gas",
-            parser=whole_number(100_000),
-            metavar="N",
-            help="Maximum gas of one request.",
-        ),
-    ] = 3_000_000,
-    per_customer: Annotated[
-        int,
-        typer.Option(
-            "--per-customer",
-            parser=whole_number(1),
-            metavar="N",
-            help="Requests of one customer per hour.",
-        ),
-    ] = 60,
-    per_hour: Annotated[
-        int,
-        typer.Option(
-            "--per-hour",
-            parser=whole_number(1),
-            metavar="N",
-            help="Requests of all customers per hour.",
-        ),
-    ] = 2_000,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, port_option("Port to listen on; 0 chooses a free one.")] = 8548,
+    min_credits: MinCredits = None,
+    max_gas: MaxGas = 3_000_000,
+    per_customer: PerCustomer = 60,
+    per_hour: PerHour = 2_000,
     collect: Annotated[
         float,
         typer.Option(
-            "--collect",
             min=0,
             max=5,
             metavar="SECONDS",
             help="Time that a request waits for others to share its transaction.",
         ),
     ] = 0.3,
-    min_coin: Annotated[
-        int | None,
-        typer.Option(
-            "--min-coin",
-            parser=amount,
-            metavar="COIN",
-            help="Accept no requests while the wallet has less; by default the cost of one request.",
-        ),
-    ] = None,
+    min_coin: MinCoin = None,
 ) -> None:
     """Relay customers' signed requests from this wallet, which pays the gas; until Ctrl-C."""
     from deepsquare_chain.cli.services import relay
@@ -142,26 +114,13 @@ async def show(context: CommandContext) -> None:
     url = relay_url(context.settings, Deployment.load(context.settings.deployment))
     async with RelayClient(url, transport_of(context.settings)) as relay:
         terms = await relay.terms()
-    context.printer.record(
-        _TERMS,
-        (
-            relay.display_url,
-            terms.wallet,
-            terms.is_open,
-            ", ".join(terms.functions),
-            terms.min_amount,
-            terms.max_gas,
-            terms.per_customer,
-            terms.per_hour,
-        ),
-    )
+    functions = ", ".join(terms.functions)
+    row = row_of(_TERMS, terms, url=relay.display_url, open=terms.is_open, functions=functions)
+    context.printer.record(_TERMS, row)
 
 
 @command(app)
-async def requests(
-    context: CommandContext,
-    limit: LimitOption = 50,
-) -> None:
+async def requests(context: CommandContext, limit: LimitOption = 50) -> None:
     """List the requests that this wallet signed for relays from this state folder, newest first.
 
     Requests that are still open are looked up on the chain and sent to the relay again.
@@ -179,15 +138,12 @@ async def requests(
 
 
 def _row(request: RecordedRequest) -> tuple[Any, ...]:
-    inner = request.signed.request
-    return (
-        request.digest,
-        inner.nonce,
-        request.state.value,
-        request.label,
-        request.created,
-        inner.deadline,
-        request.key,
-        request.tx_hash or None,
-        request.note or None,
+    return row_of(
+        _REQUESTS,
+        request,
+        nonce=request.signed.request.nonce,
+        state=request.state.value,
+        deadline=request.signed.request.deadline,
+        transaction=request.tx_hash or None,
+        note=request.note or None,
     )

@@ -211,8 +211,7 @@ async def notify(settings: Settings, *, address: str | None) -> None:
         customer,
         deliverer_of(settings),
         NotifySettings(
-            always=own_recipients(settings),
-            **_common(settings, "notify", customer, deployment),
+            always=own_recipients(settings), **_common(settings, "notify", customer, deployment)
         ),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command, open_sending
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind, row_of
 from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, positive_credits
 from deepsquare_chain.credits import credit_count, format_credits
 
@@ -60,22 +60,18 @@ async def validate(
     job_file = load_job_file(file, lenient=lenient)
     for warning in job_file.warnings:
         context.printer.note(f"Warning: {warning}")
-    resources = job_file.definition.resources
-    context.printer.record(
+    definition = job_file.definition
+    row = row_of(
         _JOB_FILE,
-        (
-            job_file.name,
-            job_file.definition.digest.hex(),
-            len(job_file.definition.steps),
-            resources.tasks,
-            resources.cpus,
-            resources.memory,
-            resources.gpus,
-            job_file.time_limit,
-            job_file.credits,
-            job_file.uses,
-        ),
+        definition.resources,
+        name=job_file.name,
+        definition=definition.digest.hex(),
+        steps=len(definition.steps),
+        time_limit=job_file.time_limit,
+        credits=job_file.credits,
+        uses=job_file.uses,
     )
+    context.printer.record(_JOB_FILE, row)
 
 
 @command(app)
@@ -83,12 +79,10 @@ async def convert(
     context: CommandContext,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
     to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="FILE", help="Output file; standard output by default."),
+        Path | None, typer.Option(metavar="FILE", help="Output file; standard output by default.")
     ] = None,
 ) -> None:
     """Rewrite older keys of a job file; the result is checked and printed."""
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow.jobfile import convert as rewrite
     from deepsquare_chain.workflow.jobfile import (
         dump,
@@ -111,25 +105,40 @@ async def convert(
     if to is None:
         context.printer.raw(text.encode())
         return
+    _write_new(to, text)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that does not exist.
+
+    Raises:
+        UsageError: It exists, or can't be written.
+    """
+    from deepsquare_chain.errors import UsageError
+
     try:
-        with to.open("x", encoding="utf-8") as stream:
+        with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
         raise UsageError(
-            f"{to} already exists and is not changed", hint="Give another name."
+            f"{path} already exists and is not changed", hint="Give another name."
         ) from None
     except OSError as error:
-        raise UsageError(f"{to} can't be written: {error.strerror}") from None
+        raise UsageError(f"{path} can't be written: {error.strerror}") from None
 
 
 @command(app)
 async def schema(context: CommandContext) -> None:
     """Print the JSON schema of job files, for editors."""
+    context.printer.raw(_schema_text().encode())
+
+
+def _schema_text() -> str:
     import json
 
     from deepsquare_chain.workflow.schema import job_file_schema
 
-    context.printer.raw((json.dumps(job_file_schema(), indent=2) + "\n").encode())
+    return json.dumps(job_file_schema(), indent=2) + "\n"
 
 
 @command(app)
@@ -140,37 +149,25 @@ async def init(
     ),
 ) -> None:
     """Write an example job file in which every key is explained."""
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow.jobfile import JOB_FILE
 
     schema = _write_schema()
     modeline = f"# yaml-language-server: $schema={schema}\n" if schema else ""
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(modeline + JOB_FILE)
-    except FileExistsError:
-        raise UsageError(
-            f"{file} already exists and is not changed", hint="Give another name."
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{file} can't be written: {error.strerror}") from None
+    _write_new(file, modeline + JOB_FILE)
     context.printer.record(_WRITTEN, (str(file),))
     context.printer.note(f"Next: deepsquare quote {file}")
 
 
 def _write_schema() -> Path | None:
     """Write the JSON schema into the user's cache; the job file's first line refers editors to it."""
-    import json
     import os
-
-    from deepsquare_chain.workflow.schema import job_file_schema
 
     try:
         base = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(base) if base else Path.home() / ".cache") / "deepsquare"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "job.schema.json"
-        path.write_text(json.dumps(job_file_schema(), indent=2) + "\n", encoding="utf-8")
+        path.write_text(_schema_text(), encoding="utf-8")
     except (OSError, RuntimeError):
         return None  # the schema is optional
     return path
@@ -294,12 +291,14 @@ async def quote(
     context.printer.rows(
         _QUOTES,
         (
-            (
-                *(o.provider_id, o.account, o.rate, o.cost, o.longest),
-                *(o.start, o.starts_in, expected.get(o.provider_id), o.eligible, o.joules),
-                *(None if o.grams is None else round(o.grams, 1), o.refusal),
+            row_of(
+                _QUOTES,
+                offer,
+                expected_in=expected.get(offer.provider_id),
+                grams=None if offer.grams is None else round(offer.grams, 1),
+                reason=offer.refusal,
             )
-            for o in quoted_offers
+            for offer in quoted_offers
         ),
         empty="No provider is registered.",
     )
@@ -314,7 +313,6 @@ async def submit(
     array: Annotated[
         str | None,
         typer.Option(
-            "--array",
             metavar="INDICES",
             help="A job for each index: 20, 1-20, 1-20%4 (at most 4 at once), 0-9:3, 1,3,7.",
         ),
@@ -322,13 +320,12 @@ async def submit(
     env: Annotated[
         list[str] | None,
         typer.Option(
-            "--env", metavar="NAME=VALUE", help="Environment variable of the job; may be repeated."
+            metavar="NAME=VALUE", help="Environment variable of the job; may be repeated."
         ),
     ] = None,
     depends: Annotated[
         list[str] | None,
         typer.Option(
-            "--depends",
             metavar="KIND:JOB",
             help="Run after other jobs: afterok, afterany or afternotok, then IDs, ranges, names.",
         ),
@@ -343,7 +340,6 @@ async def submit(
     recipient: Annotated[
         list[str] | None,
         typer.Option(
-            "--recipient",
             metavar="KEY",
             help="Encrypt log and results to this public age key (age1...); may be repeated.",
         ),
@@ -351,7 +347,6 @@ async def submit(
     secret: Annotated[
         list[str] | None,
         typer.Option(
-            "--secret",
             metavar="NAME[=FILE]",
             help="Secret variable, encrypted to the providers: NAME of the environment, or NAME=FILE; may be repeated.",
         ),
@@ -363,7 +358,6 @@ async def submit(
     key: Annotated[
         str | None,
         typer.Option(
-            "--key",
             metavar="KEY",
             help="Idempotency key: a repeated submission with this key is paid only once.",
         ),
@@ -445,8 +439,7 @@ async def submit(
             if dry_run:
                 context.printer.note("Dry run: nothing was sent.")
                 if context.printer.style is not Format.TABLE:
-                    row = (cost.jobs, cost.total, cost.balance, cost.approval, cost.gas_wei)
-                    context.printer.record(_BILL, row)
+                    context.printer.record(_BILL, row_of(_BILL, cost, gas=cost.gas_wei))
                 return None
             # Stored before the payment, so that a job that starts immediately is not missed.
             if not context.unsigned:

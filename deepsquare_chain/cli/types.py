@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,7 +14,6 @@ from deepsquare_chain.errors import UsageError, number_problem
 
 #: The contract counts jobs in 64 bits.
 MAX_JOB_ID: Final = 2**64 - 1
-
 
 _SIZE: Final = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 #: MB of a size with this unit; a bare number is in MB, as in Slurm.
@@ -42,6 +41,19 @@ def whole_number(
         return value
 
     return number
+
+
+def number_option(
+    help_text: str, low: int, high: int | None = None, example: int | None = None, **more: Any
+) -> Any:
+    """Return an option for whole numbers; `more` are further arguments of `typer.Option`."""
+    parser = whole_number(low, high, example)
+    return typer.Option(parser=parser, help=help_text, **{"metavar": "N", **more})
+
+
+def port_option(help_text: str) -> Any:
+    """Return an option for a port."""
+    return number_option(help_text, 0, 65_535, 8545, metavar="PORT")
 
 
 def size(text: str) -> int:
@@ -121,12 +133,10 @@ JobArguments = Annotated[
 AccountArgument = Annotated[
     str | None, typer.Argument(help="Address; that of the keystore by default.")
 ]
-
 ProviderArgument = Annotated[
     str | None,
     typer.Argument(metavar="PROVIDER", help="ID or address; that of the keystore by default."),
 ]
-
 GaslessOption = Annotated[
     bool,
     typer.Option(
@@ -137,33 +147,19 @@ AgreeOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for c
 YesOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Sign a --gasless request without a confirmation.")
 ]
-
-
-LimitOption = Annotated[
-    int,
-    typer.Option(
-        "--limit", parser=whole_number(1, example=50), metavar="N", help="Show only the newest N."
-    ),
-]
+LimitOption = Annotated[int, number_option("Show only the newest N.", 1, example=50)]
 WaitTimeoutOption = Annotated[
     float | None,
     typer.Option(
-        "--wait-timeout",
-        parser=wait,
-        metavar="TIME",
-        help="Maximum wait, such as 90 or 10m (exit code 9).",
+        parser=wait, metavar="TIME", help="Maximum wait, such as 90 or 10m (exit code 9)."
     ),
 ]
-port = whole_number(0, 65_535, 8545)
-
-
+HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 MonthOption = Annotated[
-    str | None,
-    typer.Option("--month", metavar="YYYY-MM", help="A month in UTC, such as 2026-11."),
+    str | None, typer.Option("--month", metavar="YYYY-MM", help="A month in UTC, such as 2026-11.")
 ]
 FromOption = Annotated[
-    str | None,
-    typer.Option("--from", metavar="DATE", help="Start: day, time (UTC) or block."),
+    str | None, typer.Option("--from", metavar="DATE", help="Start: day, time (UTC) or block.")
 ]
 ToOption = Annotated[
     str | None,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
-from deepsquare_chain.cli.output import Column, Format, Kind
+from deepsquare_chain.cli.output import Column, Format, Kind, as_object, row_of
 from deepsquare_chain.cli.types import LimitOption
-from deepsquare_chain.errors import NotAuthorisedError, UsageError
+from deepsquare_chain.errors import NotAuthorisedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deepsquare_chain.chain.transactions.outbox import Entry
     from deepsquare_chain.client.network import WalletConnection
 
-app = typer.Typer(help="Create, import, list and show encrypted wallets.", no_args_is_help=True)
+app = typer.Typer()
 
 _WALLET: Final = (Column("address", "address", Kind.HASH), Column("path", "keystore"))
 _RESULT_KEY: Final = (Column("recipient", "public key"), Column("path", "file"))
@@ -33,9 +33,7 @@ _LIST: Final = (
 )
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="New keystore file.")]
 
-tx_app = typer.Typer(
-    help="Show a wallet's transactions, and replace stuck ones.", no_args_is_help=True
-)
+tx_app = typer.Typer()
 
 _TRANSACTIONS: Final = (
     Column("id", "number", Kind.NUMBER),
@@ -83,7 +81,8 @@ async def new(context: CommandContext, file: NewFile) -> None:
     """Create a new key and store it, encrypted, in a new file."""
     from deepsquare_chain.chain.wallet import create_wallet
 
-    _show(context, file, create_wallet(file, _new_password(context, file)))
+    password = new_password(file, context.settings.password_file)
+    _show(context, file, create_wallet(file, password))
 
 
 @command(app, "import")
@@ -101,17 +100,13 @@ async def import_wallet(
     key_file: Annotated[
         Path | None,
         typer.Option(
-            "--key-file",
-            help="File of a private key in hex, readable only by its owner; - for standard input.",
+            help="File of a private key in hex, readable only by its owner; - for standard input."
         ),
     ] = None,
     mnemonic: Annotated[bool, typer.Option("--mnemonic", help="Prompt for a mnemonic.")] = False,
     mnemonic_file: Annotated[
         Path | None,
-        typer.Option(
-            "--mnemonic-file",
-            help="File of a mnemonic, readable only by its owner; - for standard input.",
-        ),
+        typer.Option(help="File of a mnemonic, readable only by its owner; - for standard input."),
     ] = None,
     derivation: Annotated[
         str | None,
@@ -126,10 +121,8 @@ async def import_wallet(
         import_key,
         import_keystore,
         import_mnemonic,
-        read_key,
         read_password,
     )
-    from deepsquare_chain.errors import UsageError
 
     given = [source is not None, key_file is not None, mnemonic or mnemonic_file is not None]
     if sum(given) > 1:
@@ -142,21 +135,12 @@ async def import_wallet(
         password = read_password(source, context.settings.password_file)
         account = import_keystore(file, or_stdin(source), password)
     elif given[2]:
-        words = (
-            ask_secret("Mnemonic (not shown): ")
-            if mnemonic_file is None
-            else read_key(or_stdin(mnemonic_file))
-        )
-        account = import_mnemonic(
-            file, words, _new_password(context, file), derivation=derivation or DERIVATION
-        )
+        words = _read_or_ask(mnemonic_file, "Mnemonic (not shown): ")
+        password = new_password(file, context.settings.password_file)
+        account = import_mnemonic(file, words, password, derivation=derivation or DERIVATION)
     else:
-        key = (
-            ask_secret("Private key (not shown): ")
-            if key_file is None
-            else read_key(or_stdin(key_file))
-        )
-        account = import_key(file, key, _new_password(context, file))
+        key = _read_or_ask(key_file, "Private key (not shown): ")
+        account = import_key(file, key, new_password(file, context.settings.password_file))
     _show(context, file, account)
 
 
@@ -173,7 +157,6 @@ async def list_wallets(
     """
     from deepsquare_chain.chain import wallet
     from deepsquare_chain.client.network import address_book
-    from deepsquare_chain.errors import NotFoundError
 
     own = context.settings.keystore
     directory = folder or (own.parent if own else context.settings.state_dir / "wallets")
@@ -210,7 +193,6 @@ async def show(
     """Show the address of a wallet, by default of the one that commands use; its key is never shown."""
     from deepsquare_chain.chain.wallet import stated_address
     from deepsquare_chain.client.network import own_address
-    from deepsquare_chain.errors import NotAuthorisedError
 
     settings = context.settings
     if file is not None:
@@ -253,10 +235,6 @@ def _show(context: CommandContext, file: Path, account: LocalAccount) -> None:
     context.printer.record(_WALLET, (account.address, str(file)))
 
 
-def _new_password(context: CommandContext, file: Path) -> str:
-    return new_password(file, context.settings.password_file)
-
-
 def new_password(file: Path, password_file: Path | None) -> str:
     """Return the password for a new wallet, from the password file or typed twice.
 
@@ -289,23 +267,21 @@ def ask_secret(prompt: str) -> str:
     return ask_hidden(prompt)
 
 
+def _read_or_ask(file: Path | None, prompt: str) -> str:
+    """Read a secret from its file, or prompt for it without a file."""
+    from deepsquare_chain.chain.wallet import read_key
+
+    return ask_secret(prompt) if file is None else read_key(or_stdin(file))
+
+
 def or_stdin(path: Path) -> Path:
     """Return the path, or that of standard input for `-`."""
     return Path("/dev/stdin") if str(path) == "-" else path
 
 
-@tx_app.callback()
-def tx_group() -> None:
-    """Show a wallet's transactions, and replace stuck ones."""
-
-
 @command(tx_app, "list")
-async def list_transactions(
-    context: CommandContext,
-    limit: LimitOption = 50,
-) -> None:
+async def list_transactions(context: CommandContext, limit: LimitOption = 50) -> None:
     """List the transactions that this wallet sent from this state folder, newest first."""
-
     async with context.wallet() as wallet:
         await wallet.sender.reconcile()
         entries = wallet.store.recent_entries(limit)
@@ -356,27 +332,34 @@ async def _print(context: CommandContext, wallet: WalletConnection, entry: Entry
     from deepsquare_chain.client.transactions import inclusion
 
     mined = await inclusion(wallet, entry)
-    row = (
-        *(entry.id, entry.nonce, entry.state.value, entry.call.label, entry.key, entry.call.to),
-        *(entry.gas, entry.created or None),
-        *((mined.block, mined.ok, mined.gas_used, mined.fee) if mined else (None,) * 4),
-        mined.tx_hash if mined else entry.latest.tx_hash,
-        entry.note or None,
+    row = row_of(
+        _SHOWN,
+        entry,
+        state=entry.state.value,
+        label=entry.call.label,
+        to=entry.call.to,
+        created=entry.created or None,
+        block=mined and mined.block,
+        succeeded=mined and mined.ok,
+        gas_used=mined and mined.gas_used,
+        fee=mined and mined.fee,
+        transaction=mined.tx_hash if mined else entry.latest.tx_hash,
+        note=entry.note or None,
     )
     attempts = [
-        (
-            number,
-            attempt.max_fee,
-            attempt.priority_fee,
-            attempt.sent_block,
-            attempt.cancels,
-            attempt.tx_hash,
+        row_of(
+            _ATTEMPTS,
+            attempt,
+            number=number,
+            max_fee_wei=attempt.max_fee,
+            priority_fee_wei=attempt.priority_fee,
+            transaction=attempt.tx_hash,
         )
         for number, attempt in enumerate(entry.attempts, 1)
     ]
     if context.printer.style is Format.JSON:
-        body = context.printer.as_object(_SHOWN, row)
-        body["attempts"] = [context.printer.as_object(_ATTEMPTS, attempt) for attempt in attempts]
+        body = as_object(_SHOWN, row)
+        body["attempts"] = [as_object(_ATTEMPTS, attempt) for attempt in attempts]
         context.printer.document(body)
         return
     context.printer.record(_SHOWN, row)
@@ -385,14 +368,13 @@ async def _print(context: CommandContext, wallet: WalletConnection, entry: Entry
 
 
 def _list_row(entry: Entry) -> tuple[Any, ...]:
-    return (
-        entry.id,
-        entry.nonce,
-        entry.state.value,
-        entry.call.label,
-        entry.created or None,
-        len(entry.attempts),
-        entry.latest.max_fee,
-        entry.fee,
-        entry.mined_hash or entry.latest.tx_hash,
+    return row_of(
+        _TRANSACTIONS,
+        entry,
+        state=entry.state.value,
+        label=entry.call.label,
+        created=entry.created or None,
+        attempts=len(entry.attempts),
+        max_fee_wei=entry.latest.max_fee,
+        transaction=entry.mined_hash or entry.latest.tx_hash,
     )

@@ -29,13 +29,7 @@ from deepsquare_chain.observability import get_logger
 _log = get_logger(__name__)
 #: Refusals that do not end by waiting; only a different submission may avoid them.
 _LASTING = frozenset(
-    {
-        Refusal.EXCLUDED,
-        Refusal.LABELS,
-        Refusal.RATE,
-        Refusal.TOO_LARGE,
-        Refusal.UNREADABLE_USES,
-    }
+    {Refusal.EXCLUDED, Refusal.LABELS, Refusal.RATE, Refusal.TOO_LARGE, Refusal.UNREADABLE_USES}
 )
 
 

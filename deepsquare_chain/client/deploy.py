@@ -121,11 +121,7 @@ def _check_no_record(settings: Settings) -> None:
 
 
 async def _deploy(
-    w3: AsyncWeb3[Any],
-    account: Signer,
-    settings: Settings,
-    params: GridParams,
-    progress: Path,
+    w3: AsyncWeb3[Any], account: Signer, settings: Settings, params: GridParams, progress: Path
 ) -> Deployment:
     chain_id = int(await w3.eth.chain_id)
     genesis = bytes((await w3.eth.get_block(0))["hash"]).hex()

@@ -24,12 +24,7 @@ from deepsquare_chain.client.accounts import balances
 from deepsquare_chain.client.deploy import connect
 from deepsquare_chain.client.gateways import gateways_of
 from deepsquare_chain.client.jobs import newest
-from deepsquare_chain.client.network import (
-    find_own_address,
-    no_keystore,
-    open_account,
-    open_grid,
-)
+from deepsquare_chain.client.network import find_own_address, no_keystore, open_account, open_grid
 from deepsquare_chain.client.registration import machine
 from deepsquare_chain.credits import credit_count
 from deepsquare_chain.daemon.loop import read_status, running_services, service_folder

@@ -223,10 +223,7 @@ async def _read(
 
 
 async def _follow(
-    contracts: Contracts,
-    gateways: Sequence[GatewayClient],
-    job_id: int,
-    on_outage: OnOutage | None,
+    contracts: Contracts, gateways: Sequence[GatewayClient], job_id: int, on_outage: OnOutage | None
 ) -> AsyncGenerator[bytes]:
     await contracts.scheduler.get_job(job_id)
     ended = asyncio.create_task(_until_ended(contracts, job_id))

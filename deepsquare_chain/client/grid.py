@@ -25,12 +25,7 @@ from deepsquare_chain.client.gateways import (
 )
 from deepsquare_chain.client.job_file import load_job
 from deepsquare_chain.client.jobs import History, watch
-from deepsquare_chain.client.network import (
-    WalletConnection,
-    open_grid,
-    open_wallet,
-    transport_of,
-)
+from deepsquare_chain.client.network import WalletConnection, open_grid, open_wallet, transport_of
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.submission import (
     SubmissionQueue,

@@ -603,11 +603,7 @@ async def _times(contracts: Contracts, blocks: Iterable[int]) -> dict[int, int]:
 
 
 async def wait_until_empty(
-    contracts: Contracts,
-    provider_id: int,
-    *,
-    timeout: float | None,
-    report: Callable[[str], None],
+    contracts: Contracts, provider_id: int, *, timeout: float | None, report: Callable[[str], None]
 ) -> None:
     """Wait until no job is assigned to a provider; retries while the endpoint is down.
 

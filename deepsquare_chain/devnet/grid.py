@@ -180,8 +180,7 @@ class LocalGrid(StartedContext):
     def name_of(self, address: str) -> str:
         """Return the role of an address, or the address if it has none."""
         return next(
-            (role for role, account in self.accounts.items() if account.address == address),
-            address,
+            (role for role, account in self.accounts.items() if account.address == address), address
         )
 
     def environment(self, role: str) -> dict[str, str]:
@@ -346,8 +345,7 @@ class LocalGrid(StartedContext):
             deployment = _with(deployment, faucet=self.faucet_url)
         self._report("funding customers, registering and approving providers")
         await asyncio.gather(
-            *(self._mint(role) for role in CUSTOMERS),
-            *(self._register(role) for role in PROVIDERS),
+            *(self._mint(role) for role in CUSTOMERS), *(self._register(role) for role in PROVIDERS)
         )
         for number, role in enumerate(PROVIDERS, start=1):
             await self._approve(role)

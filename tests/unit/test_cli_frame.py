@@ -220,7 +220,7 @@ def test_usage_errors_end_with_exit_code_2(arguments: list[str]) -> None:
     ("line", "words"),
     [
         ("job list -o xml", "'xml' is not one of 'table', 'json', 'csv'"),
-        ("gateway serve --max-files x", "'x' is not a whole number of 1 or more, such as 10000"),
+        ("gateway serve --max-files x", "'x' is not a whole number of 1 or more, such as 1"),
         ("gateway serve --port 70000", "'70000' is not a whole number from 0 to 65535, such as"),
         ("relay serve --collect 9", "'9' is not a number from 0 to 5, such as"),
         ("job list --confirmations 1.5", "'1.5' is not a whole number from 0 to 10000, such as 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,8 +129,10 @@ async def test_everything_fits_in_80_columns() -> None:
 
 
 async def test_a_slow_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, answered = FakeGrid(), asyncio.Event()
+    grid, answered, now = FakeGrid(), asyncio.Event(), [100.0]
     app = grid.app()
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("deepsquare_chain.cli.top_screen.time", clock)
 
     async def slowly() -> GridSnapshot:
         await answered.wait()
@@ -139,7 +142,7 @@ async def test_a_slow_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     async with app.run_test(size=SIZE) as pilot:
         await pilot.press("r")
         assert status(app) == "reading the chain ..."
-        app._asked_at -= 6
+        now[0] += 6
         await pilot.press("r")
         assert status(app) == "no response from the endpoint for 6 s; the tables may be old"
         answered.set()

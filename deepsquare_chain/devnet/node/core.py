@@ -622,10 +622,7 @@ class Core:
     def send_raw(self, raw: bytes) -> str:
         """Add a signed transaction to the pool, and return its hash."""
         pooled = decode_transaction(
-            raw,
-            self.engine.builder,
-            chain_id=self.engine.chain_id,
-            gas_limit=self.engine.gas_limit,
+            raw, self.engine.builder, chain_id=self.engine.chain_id, gas_limit=self.engine.gas_limit
         )
         if pooled.hash in self._executed or self._pool.get(pooled.hash):
             raise refused("already known")
