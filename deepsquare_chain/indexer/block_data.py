@@ -200,12 +200,7 @@ def signed_calls(calldata: bytes) -> tuple[ForwardedCall, ...]:
 
 
 def executed(forwarder: str, logs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, bool], ...]:
-    """Return signer and success of each request that a transaction executed, in order.
-
-    Args:
-        forwarder: Checksummed address of the forwarder.
-        logs: Logs of the transaction's receipt, in JSON-RPC form.
-    """
+    """Return signer and success of each request that the logs of a forwarder report, in order."""
     return tuple(
         (event.signer, event.success)
         for event in decode_logs(logs)

@@ -15,7 +15,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.indexer.migrations import migrate
-from deepsquare_chain.indexer.writer import clear, get_state, put_state
+from deepsquare_chain.indexer.queries import get_state
+from deepsquare_chain.indexer.writer import clear, put_state
 from deepsquare_chain.store.base import CursorTables, blocks, identity
 
 DRIVER: Final = "postgresql+psycopg"

@@ -6,11 +6,11 @@ emitted, and only the audit judges them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Table
 
@@ -101,9 +101,6 @@ class ProviderTotals:
         self.cpus_offered = entry.offer.cpus if approved else 0
 
 
-_FLOWS: Final = ("escrow", "paid", "fee", "refunded")
-
-
 @dataclass(slots=True)
 class StoredState:
     """The state in the database, before a batch, of everything that the batch touches.
@@ -167,8 +164,8 @@ class Projection:
             setattr(self._ledgers.tokens, name, stored.totals.get(name, 0))
         self._anomalies = AnomalyRules(deployment)
         self._anomalies.resume(stored.jobs.values(), stored.challenges)
-        self._totals = dict(stored.totals)
-        self._parked = dict(stored.parked)
+        self._totals = Counter(stored.totals)
+        self._parked = Counter(stored.parked)
         self._flows = {job.id: _flow(job) for job in stored.jobs.values()}
         self._provider_figures: dict[str, ProviderTotals] = {}
         self._last_lines: dict[str, tuple[int, int]] = {}
@@ -188,7 +185,6 @@ class Projection:
         entries: list[tuple[int, LedgerEntry]] = []
         anomalies: list[tuple[int, Anomaly]] = []
         count = 0
-        changed_jobs: set[int | None] = set()
         self._active = set()
         for tx_hash, group in groupby(events, key=lambda event: event.tx_hash):
             transaction = self._block_data.transactions[tx_hash]
@@ -208,9 +204,6 @@ class Projection:
                     "time": header.time,
                 }
                 self._event(event)
-                changed_jobs.add(_job_id(event))
-                if isinstance(event, ev.JobRetried):
-                    changed_jobs.add(event.successor)
             count += 1
         self._add(schema.headers, header, all_transactions=header.transactions, transactions=count)
         self._movements(entries)
@@ -218,6 +211,7 @@ class Projection:
             anomaly_values(row, block=number, number=index, position=position)
             for index, (position, row) in enumerate(anomalies)
         )
+        changed_jobs, _, _ = affected(events)
         self._write_totals(number, header.time, changed_jobs)
 
     def _add(self, table: Table, record: Any, /, **values: Any) -> None:
@@ -314,8 +308,7 @@ class Projection:
         self._set_position(event.job_id)
         for status, sign in ((event.before, -1), (event.after, 1)):
             if status:
-                name = schema.STATUS_COLUMNS[status]
-                self._totals[name] = self._totals.get(name, 0) + sign
+                self._totals[schema.STATUS_COLUMNS[status]] += sign
         job = self._ledgers.jobs.jobs.get(event.job_id)
         if job is not None and account is not None:
             self._provider_totals(account).move(event.before, event.after, job.terms.resources)
@@ -331,10 +324,10 @@ class Projection:
             self._provider_totals(provider).settle(event.billed_seconds, event.paid)
 
     def _parking(self, event: ev.PaymentParked | ev.PaymentWithdrawn, amount: int) -> None:
-        parked = self._parked.get(event.recipient, 0) + amount
-        self._parked[event.recipient] = parked
-        self._add_event(schema.parkings, event, amount=amount, held=parked)
-        self._totals["parked"] = self._totals.get("parked", 0) + amount
+        self._parked[event.recipient] += amount
+        self._totals["parked"] += amount
+        held = self._parked[event.recipient]
+        self._add_event(schema.parkings, event, amount=amount, held=held)
 
     # -- totals
 
@@ -367,23 +360,19 @@ class Projection:
                 line=line_number,
             )
 
-    def _write_totals(self, number: int, time: int, changed_jobs: Iterable[int | None]) -> None:
+    def _write_totals(self, number: int, time: int, changed_jobs: Iterable[int]) -> None:
         """Write the totals after a block."""
         for job_id in changed_jobs:
-            job = self._ledgers.jobs.jobs.get(job_id) if job_id is not None else None
-            if job is None:
+            if (job := self._ledgers.jobs.jobs.get(job_id)) is None:
                 continue
-            self._result.jobs[job.id] = job
-            old_flow = self._flows.get(job.id, (0, 0, 0, 0))
-            self._flows[job.id] = new_flow = _flow(job)
-            for name, old, new in zip(_FLOWS, old_flow, new_flow, strict=True):
-                column = "fees" if name == "fee" else name
-                self._totals[column] = self._totals.get(column, 0) + new - old
+            self._result.jobs[job_id] = job
+            self._totals.subtract(self._flows.get(job_id, {}))
+            self._flows[job_id] = _flow(job)
+            self._totals.update(self._flows[job_id])
         for name in ("minted", "burned", "donated"):
             self._totals[name] = getattr(self._ledgers.tokens, name)
-        names = [column.name for column in schema.totals.c if column.name not in {"block", "time"}]
-        row = {name: self._totals.get(name, 0) for name in names}
-        self._result.rows[schema.totals].append({"block": number, "time": time, **row})
+        totals = {column.name: self._totals[column.name] for column in schema.totals.c}
+        self._result.rows[schema.totals].append({**totals, "block": number, "time": time})
         self._result.rows[schema.provider_figures] += (
             row_values(
                 self._provider_figures[account],
@@ -395,8 +384,9 @@ class Projection:
         )
 
 
-def _flow(job: JobEntry) -> tuple[int, int, int, int]:
-    return job.escrow, job.paid, job.fee, job.refunded
+def _flow(job: JobEntry) -> dict[str, int]:
+    """Return the part of the grid's totals that is due to a job."""
+    return {"escrow": job.escrow, "paid": job.paid, "fees": job.fee, "refunded": job.refunded}
 
 
 def _job_id(event: ev.Event) -> int | None:

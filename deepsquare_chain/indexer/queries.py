@@ -1,7 +1,9 @@
 """All queries of the index, for the web pages and the JSON API.
 
 Every method is synchronous and reads one snapshot of the database; services call it in a thread.
-Lists are paginated with opaque cursors, which stay valid when rows are added or removed by a reorg.
+Lists are paginated: `limit` is the number of rows per page (1 to 200), `cursor` is `next` of the
+previous page, or a page number where the type allows it. Cursors are opaque, and stay valid when
+rows are added or removed by a reorg.
 Unknown objects raise `NotFoundError`, invalid arguments `UsageError`.
 """
 
@@ -133,8 +135,7 @@ class Reader:
     def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:
         """Open a read transaction, and yield it with its snapshot."""
         with self.database.read() as connection:
-            state_rows = connection.execute(select(state.c.key, state.c.value))
-            yield connection, IndexSnapshot({row.key: row.value for row in state_rows})
+            yield connection, IndexSnapshot(get_state(connection))
 
     def _page(
         self,
@@ -159,15 +160,10 @@ class Reader:
             table: The table whose rows are listed.
             query: Selects the rows, with a column of the name of each key.
             make: Converts a row to a read model.
-            cursor: `next` of the previous page, or a page number.
-            limit: Rows per page.
             kind: Name of the list in its cursors; the name of the table by default.
             keys: Integer columns that order the rows; the primary key of the table by default.
             oldest_first: Whether to reverse the order.
             order: Columns to sort by first. Such a list has page numbers only, and begins with 1.
-
-        Raises:
-            UsageError: The cursor belongs to another list, or page or limit is out of bounds.
         """
         if not 1 <= limit <= MAX_LIMIT:
             raise UsageError(f"A page has 1 to {MAX_LIMIT} rows, not {limit}")
@@ -192,10 +188,24 @@ class Reader:
             items = tuple(make(row, snapshot) for row in rows[:limit])
         if len(rows) <= limit:
             return rm.Page(items, None)
-        last_row = rows[limit - 1]
-        return rm.Page(
-            items, encode_cursor(kind, [getattr(last_row, str(key.key)) for key in keys])
-        )
+        last_key = tuple(getattr(rows[limit - 1], str(key.key)) for key in keys)
+        return rm.Page(items, encode_cursor(kind, last_key))
+
+
+def get_state(connection: Connection) -> dict[str, str]:
+    """Return the state of the index, such as its last block."""
+    return {row.key: row.value for row in connection.execute(select(state))}
+
+
+def last_row(
+    connection: Connection, query: Select[Any], *order: ColumnElement[Any]
+) -> Row[Any] | None:
+    """Return the last row of a query in this order, or None if there are no rows."""
+    latest_first = query.order_by(*(column.desc() for column in order)).limit(1)
+    return connection.execute(latest_first).one_or_none()
+
+
+# -- arguments: addresses, filters and cursors
 
 
 def address(text: str) -> str:
@@ -210,14 +220,16 @@ class TimeRange(NamedTuple):
     end: int | None
 
 
-def in_period(time: ColumnElement[int], period: TimeRange) -> list[ColumnElement[bool]]:
-    """Return the conditions for rows whose time lies in a period."""
-    bounds = []
-    if period.start is not None:
-        bounds.append(time >= period.start)
-    if period.end is not None:
-        bounds.append(time < period.end)
-    return bounds
+def in_period(time: ColumnElement[int], period: TimeRange | None) -> list[ColumnElement[bool]]:
+    """Return the conditions for rows whose time lies in a period; None for no conditions."""
+    start, end = period or (None, None)
+    after = [] if start is None else [time >= start]
+    return after if end is None else [*after, time < end]
+
+
+def has_account(column: ColumnElement[Any], account: str | None) -> list[ColumnElement[bool]]:
+    """Return the condition that a column contains an account; none if the account is None."""
+    return [] if account is None else [column == address(account)]
 
 
 def encode_cursor(kind: str, key: Sequence[Any]) -> str:
@@ -227,11 +239,7 @@ def encode_cursor(kind: str, key: Sequence[Any]) -> str:
 
 
 def decode_cursor(kind: str, cursor: str, size: int) -> list[int]:
-    """Decode the key of a cursor.
-
-    Raises:
-        UsageError: It is not a cursor of this list.
-    """
+    """Decode the key of a cursor of this list."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         parts = pydantic_core.from_json(base64.urlsafe_b64decode(padded))
@@ -263,11 +271,14 @@ def _numbered(
 def with_position(table: Table, *more: Any) -> Select[Any]:
     """Select a table with the `hash` of the transaction and the `time` of the block of each row."""
     time = () if "time" in table.c else (headers.c.time,)
-    query = select(table, transactions.c.hash, *time, *more).join(
-        transactions,
-        (transactions.c.block == table.c.block) & (transactions.c.position == table.c.position),
-    )
+    query = select(table, transactions.c.hash, *time, *more)
+    query = query.join(transactions, _same_transaction(table))
     return query if not time else query.join(headers, headers.c.number == table.c.block)
+
+
+def _same_transaction(table: Table) -> ColumnElement[bool]:
+    same_block = table.c.block == transactions.c.block
+    return same_block & (table.c.position == transactions.c.position)
 
 
 def placed_row(kind: type[T]) -> Callable[[Row[Any], IndexSnapshot], T]:
@@ -314,31 +325,21 @@ class AccountQueries(Reader):
     """Queries for balances and statements."""
 
     def account(self, account: str) -> rm.AccountRow:
-        """Return an account. An unknown address has zero balances and counts.
-
-        Raises:
-            UsageError: The address is invalid.
-        """
+        """Return an account. An unknown address has zero balances and counts."""
         key = address(account)
         with self._read() as (connection, snapshot):
             submitted = jobs.c.customer == key
-            last_line = connection.execute(
-                select(movements.c.line, movements.c.balance)
-                .where(movements.c.account == key)
-                .order_by(movements.c.line.desc())
-                .limit(1)
-            ).one_or_none()
+            lines, balance = last_line(connection, key)
+            provider_id = select(providers.c.id).where(providers.c.account == key)
             return rm.AccountRow(
                 address=key,
                 alias=self._aliases.get(key, ""),
-                balance=last_line.balance if last_line is not None else 0,
+                balance=balance,
                 parked=parked_of(connection, key),
                 jobs=_count(connection, submitted),
                 jobs_live=_count(connection, submitted & jobs.c.status.in_(LIVE)),
-                movements=last_line.line if last_line is not None else 0,
-                provider_id=connection.execute(
-                    select(providers.c.id).where(providers.c.account == key)
-                ).scalar(),
+                movements=lines,
+                provider_id=connection.execute(provider_id).scalar(),
                 roles=roles_in_force(role_rows(connection, snapshot, key)),
             )
 
@@ -355,13 +356,10 @@ class AccountQueries(Reader):
         """Return the movements of an account with the balance after each, latest first.
 
         The latest balance equals the account's `balanceOf` at the last indexed block.
-
-        Raises:
-            UsageError: The address, the cursor or the limit is invalid.
         """
-        query = with_position(movements).where(movements.c.account == address(account))
-        if period is not None:
-            query = query.where(*in_period(movements.c.time, period))
+        query = with_position(movements).where(
+            movements.c.account == address(account), *in_period(movements.c.time, period)
+        )
         if kind is not None:
             query = query.where(movements.c.kind == kind)
         return self._page(
@@ -378,19 +376,22 @@ class AccountQueries(Reader):
     def movements(
         self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
     ) -> rm.Page[rm.MovementRow]:
-        """Return the lines of all statements, latest first. Raises the errors of `statement`."""
+        """Return the lines of all statements, latest first."""
         return self._page(movements, with_position(movements), movement_row, cursor, limit)
 
 
 def parked_of(connection: Connection, account: str) -> int:
     """Return the parked credit-wei that the account can withdraw."""
-    parked = connection.execute(
-        select(parkings.c.held)
-        .where(parkings.c.recipient == account)
-        .order_by(parkings.c.block.desc(), parkings.c.log_index.desc())
-        .limit(1)
-    ).scalar()
-    return parked or 0
+    query = select(parkings.c.held).where(parkings.c.recipient == account)
+    row = last_row(connection, query, *parkings.primary_key)
+    return 0 if row is None else row.held
+
+
+def last_line(connection: Connection, account: str) -> tuple[int, int]:
+    """Return the number of the last line of an account's statement, and the balance after it."""
+    query = select(movements.c.line, movements.c.balance).where(movements.c.account == account)
+    row = last_row(connection, query, movements.c.line)
+    return (0, 0) if row is None else (row.line, row.balance)
 
 
 def _count(connection: Connection, condition: ColumnElement[bool]) -> int:
@@ -429,19 +430,14 @@ class RegistryQueries(Reader):
         )
 
     def provider(self, account: str | int) -> rm.ProviderDetail:
-        """Return a provider by its account or ID.
-
-        Raises:
-            NotFoundError: The provider never registered.
-            UsageError: The address is invalid.
-        """
+        """Return a provider by its account or ID."""
         by_id = isinstance(account, int)
         key = providers.c.id == account if by_id else providers.c.account == address(str(account))
         with self._read() as (connection, snapshot):
             row = connection.execute(select(providers).where(key)).one_or_none()
             if row is None:
                 raise NotFoundError(f"There is no provider {account}")
-            latest_first = (events.c.block.desc(), events.c.log_index.desc())
+            latest_first = [column.desc() for column in events.primary_key]
             changes, more = first_rows(connection, _changes(row.account), *latest_first)
             figures = latest_figures(connection, row.account)
             return rm.ProviderDetail(
@@ -463,7 +459,7 @@ class RegistryQueries(Reader):
         query = _changes(address(account))
         if kind is not None:
             query = query.where(
-                events.c.name.in_([n for n, k in CHANGE_KINDS.items() if k == kind])
+                events.c.name.in_([name for name in CHANGE_KINDS if CHANGE_KINDS[name] == kind])
             )
         return self._page(events, query, _change, cursor, limit, kind="provider")
 
@@ -477,9 +473,8 @@ class RegistryQueries(Reader):
         """Return fee, timeouts and addresses, with the history of those that can change."""
         with self._read() as (connection, snapshot):
             fixed = connection.execute(select(constants).order_by(constants.c.name)).all()
-            query = with_position(parameters).order_by(
-                parameters.c.block.desc(), parameters.c.log_index.desc()
-            )
+            query = with_position(parameters)
+            query = query.order_by(*(column.desc() for column in parameters.primary_key))
             history = tuple(
                 rm.ParameterRow(row.name, row.value, snapshot.place(row))
                 for row in connection.execute(query)
@@ -493,17 +488,12 @@ def role_rows(
     connection: Connection, snapshot: IndexSnapshot, account: str | None = None
 ) -> tuple[rm.RoleRow, ...]:
     """Return grants and revocations of roles, oldest first."""
-    query = with_position(roles).order_by(roles.c.block, roles.c.log_index)
-    if account is not None:
-        query = query.where(roles.c.account == account)
+    query = with_position(roles).where(*has_account(roles.c.account, account))
     return tuple(
         from_attributes(
-            rm.RoleRow,
-            row,
-            at=snapshot.place(row),
-            name=ROLE_NAMES.get(row.role, row.role),
+            rm.RoleRow, row, at=snapshot.place(row), name=ROLE_NAMES.get(row.role, row.role)
         )
-        for row in connection.execute(query)
+        for row in connection.execute(query.order_by(*roles.primary_key))
     )
 
 
@@ -523,15 +513,9 @@ def open_challenge(
     connection: Connection, account: str, snapshot: IndexSnapshot
 ) -> rm.ChallengeRow | None:
     """Return the open challenge of a provider, or None."""
-    row = connection.execute(
-        with_position(events)
-        .where(
-            events.c.account == account,
-            events.c.name.in_(["ProviderChallenged", "ProviderAnswered"]),
-        )
-        .order_by(events.c.block.desc(), events.c.log_index.desc())
-        .limit(1)
-    ).one_or_none()
+    names = ["ProviderChallenged", "ProviderAnswered"]
+    query = with_position(events).where(events.c.account == account, events.c.name.in_(names))
+    row = last_row(connection, query, *events.primary_key)
     if row is None or row.name == "ProviderAnswered":
         return None
     return rm.ChallengeRow(at=snapshot.place(row), **row.body)
@@ -559,14 +543,9 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
     """Return the latest row of `provider_figures` of each provider, or of one."""
     table = provider_figures
     last_block = select(func.max(table.c.block)).where(table.c.account == providers.c.account)
-    query = select(
-        providers.c.account, last_block.correlate(providers).scalar_subquery().label("block")
-    )
-    if account is not None:
-        query = query.where(providers.c.account == account)
-    row_keys = [
-        (row.account, row.block) for row in connection.execute(query) if row.block is not None
-    ]
+    block = last_block.correlate(providers).scalar_subquery().label("block")
+    query = select(providers.c.account, block).where(*has_account(providers.c.account, account))
+    row_keys = [tuple(row) for row in connection.execute(query) if row.block is not None]
     latest: dict[str, Row[Any]] = {}
     # Rows are selected separately from their keys: in a single query, both databases compute the
     # key for each row of the table. Keys are joined as a table, because SQLite scans the whole
@@ -605,10 +584,7 @@ def _provider_row(
 
 # -- jobs
 
-_JOBS: Final = select(jobs, transactions.c.hash).join(
-    transactions,
-    and_(transactions.c.block == jobs.c.block, transactions.c.position == jobs.c.position),
-)
+_JOBS: Final = select(jobs, transactions.c.hash).join(transactions, _same_transaction(jobs))
 _SETTLEMENTS: Final = with_position(settlements, jobs.c.name).join(
     jobs, jobs.c.id == settlements.c.job_id
 )
@@ -637,12 +613,9 @@ class JobQueries(Reader):
 
     def measured_runs(self) -> list[MeasuredRun]:
         """Return the runs of the latest `MAX_RUNS` jobs that finished."""
-        kind = (
-            *(jobs.c.customer, jobs.c.tasks, jobs.c.cpus_per_task, jobs.c.mem_per_cpu),
-            *(jobs.c.gpus, jobs.c.first_limit),
-        )
+        names = ("customer", "tasks", "cpus_per_task", "mem_per_cpu", "gpus", "first_limit")
         query = (
-            select(jobs.c.provider, jobs.c.billed_seconds, *kind)
+            select(jobs.c.provider, jobs.c.billed_seconds, *(jobs.c[name] for name in names))
             .where(jobs.c.status == JobStatus.FINISHED, jobs.c.provider.is_not(None))
             .order_by(jobs.c.id.desc())
             .limit(MAX_RUNS)
@@ -667,35 +640,28 @@ class JobQueries(Reader):
         """Return jobs, latest first by default.
 
         Args:
-            cursor: `next` of the previous page, or a page number.
-            limit: Rows per page, 1 to 200.
             statuses: Only jobs with one of these statuses; all if empty.
             customer: Address of the customer.
             provider: Account of the current provider, or of the last one of a final job.
             name: Part of the name, case-insensitive.
             definition: SHA-256 of the definition in hexadecimal.
-            submitted: TimeRange of the submission.
+            submitted: Period of the submission.
             sort: A key of `SORTS`, with a prefix `-` for descending order; the list then
                 has page numbers.
-
-        Raises:
-            UsageError: A filter, the cursor, the sort or the limit is invalid.
         """
-        query = _JOBS
+        query = _JOBS.where(
+            *has_account(jobs.c.customer, customer),
+            *has_account(jobs.c.provider, provider),
+            *in_period(jobs.c.submitted_at, submitted),
+        )
         if statuses:
             query = query.where(jobs.c.status.in_(statuses))
-        if customer is not None:
-            query = query.where(jobs.c.customer == address(customer))
-        if provider is not None:
-            query = query.where(jobs.c.provider == address(provider))
         if name:
             if len(name) > _MAX_NAME:
                 raise UsageError(f"A name has at most {_MAX_NAME} characters")
             query = query.where(jobs.c.name_key.contains(name.casefold(), autoescape=True))
         if definition is not None:
             query = query.where(jobs.c.definition == definition.lower().removeprefix("0x"))
-        if submitted is not None:
-            query = query.where(*in_period(jobs.c.submitted_at, submitted))
         return self._page(jobs, query, job_row, cursor, limit, order=_order(sort))
 
     def job_names(self, job_ids: Collection[int]) -> dict[int, str]:
@@ -705,16 +671,11 @@ class JobQueries(Reader):
             return {row.id: row.name for row in connection.execute(query)}
 
     def job(self, job_id: int) -> rm.JobDetail:
-        """Return a job with its history.
-
-        Raises:
-            NotFoundError: The index does not contain the job.
-        """
-        with self._read() as (connection, snapshot):
-            return _job_detail(connection, _stored_job(connection, job_id, snapshot), snapshot)
+        """Return a job with its history."""
+        return self.job_with_entry(job_id)[0]
 
     def job_with_entry(self, job_id: int) -> tuple[rm.JobDetail, JobEntry]:
-        """Return a job, and its entry in the job ledger of an audit. Raises the errors of `job`."""
+        """Return a job, and its entry in the job ledger of an audit."""
         with self._read() as (connection, snapshot):
             row = _stored_job(connection, job_id, snapshot)
             detail = _job_detail(connection, row, snapshot)
@@ -727,7 +688,7 @@ class JobQueries(Reader):
     def transitions(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT
     ) -> rm.Page[rm.TransitionRow]:
-        """Return all transitions of the grid, latest first. Arguments and errors as for `jobs`."""
+        """Return all transitions of the grid, latest first."""
         return self._page(transitions, with_position(transitions), _transition_row, cursor, limit)
 
     def events(
@@ -751,10 +712,8 @@ class JobQueries(Reader):
     def settlements(
         self, cursor: str | None = None, limit: int = DEFAULT_LIMIT, *, provider: str | None = None
     ) -> rm.Page[rm.SettlementRow]:
-        """Return settlements and interim payments, latest first. See `jobs` for the arguments."""
-        query = _SETTLEMENTS
-        if provider is not None:
-            query = query.where(settlements.c.provider == address(provider))
+        """Return settlements and interim payments, latest first."""
+        query = _SETTLEMENTS.where(*has_account(settlements.c.provider, provider))
         return self._page(settlements, query, _settlement_row, cursor, limit)
 
 
@@ -796,11 +755,7 @@ def _job_detail(connection: Connection, row: Row[Any], snapshot: IndexSnapshot) 
 
 
 def _order(sort: str) -> list[ColumnElement[Any]]:
-    """Return the columns of a sort.
-
-    Raises:
-        UsageError: The sort is unknown.
-    """
+    """Return the columns of a sort."""
     if not sort:
         return []
     columns = SORTS.get(sort.removeprefix("-"))
@@ -884,29 +839,26 @@ class SeriesQueries(Reader):
             buckets: Number of points, 1 to 500.
             since: First time; the time of the first event by default.
             until: Last time; the time of the last indexed block by default.
-
-        Raises:
-            UsageError: The number of points or the times are invalid.
         """
-        with self._read() as (connection, snapshot):
-            times = _times(connection, snapshot, buckets, since, until)
-            rows = _totals_at(connection, times)
-        pairs = zip(times, rows, strict=True)
-        return tuple(rm.StatusPoint(time, _counts(row)) for time, row in pairs)
+        rows = self._totals_over_time(buckets, since, until)
+        return tuple(rm.StatusPoint(time, _counts(row)) for time, row in rows)
 
     def escrow_over_time(
         self, buckets: int = 60, *, since: int | None = None, until: int | None = None
     ) -> tuple[rm.EscrowPoint, ...]:
         """Return totals of credits over time. See `jobs_by_status_over_time` for the arguments."""
+        names = ("escrow", "parked", "supply", "paid", "fees")
+        rows = self._totals_over_time(buckets, since, until)
+        sums = [(time, _amounts(row)) for time, row in rows]
+        return tuple(rm.EscrowPoint(time, *(row[name] for name in names)) for time, row in sums)
+
+    def _totals_over_time(
+        self, buckets: int, since: int | None, until: int | None
+    ) -> list[tuple[int, Row[Any] | None]]:
+        """Return times at equal intervals, each with the totals of the grid."""
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until)
-            rows = _totals_at(connection, times)
-        names = ("escrow", "parked", "supply", "paid", "fees")
-        sums = [_amounts(row) for row in rows]
-        return tuple(
-            rm.EscrowPoint(time, *(row[name] for name in names))
-            for time, row in zip(times, sums, strict=True)
-        )
+            return list(zip(times, _totals_at(connection, times), strict=True))
 
     def utilisation(
         self,
@@ -918,12 +870,11 @@ class SeriesQueries(Reader):
     ) -> tuple[rm.Utilisation, ...]:
         """Return the CPU-seconds used and offered in each interval, by provider.
 
-        Arguments and errors as for `jobs_by_status_over_time`. `account` selects one provider.
+        See `jobs_by_status_over_time` for the arguments. `account` selects one provider.
         """
-        key = None if account is None else address(account)
         with self._read() as (connection, snapshot):
             times = _times(connection, snapshot, buckets, since, until, points=buckets + 1)
-            rows = _figures_at(connection, times, key)
+            rows = _figures_at(connection, times, account)
         return tuple(_utilisation(provider, times, rows[provider]) for provider in rows)
 
 
@@ -982,8 +933,7 @@ def _figures_at(
     )
     query = select(providers.c.account, times_table.c.at, last_block.label("block"))
     query = query.select_from(times_table.join(providers, true()))
-    if account is not None:
-        query = query.where(providers.c.account == account)
+    query = query.where(*has_account(providers.c.account, account))
     block_rows = connection.execute(query.order_by(providers.c.account)).all()
     totals_by_account: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in block_rows}
     for provider, own_rows in groupby(block_rows, key=lambda row: row.account):
@@ -1048,15 +998,8 @@ class AnomalyQueries(Reader):
     ) -> rm.Page[rm.AnomalyRow]:
         """Return the anomalies that transactions caused, latest first.
 
-        Args:
-            cursor: `next` of the previous page, or a page number.
-            limit: Rows per page.
-            kind: A code or a subject; all by default.
-            setup: True for only the anomalies of the deployment's set-up (administration before
-                the first job), False for only the others; all by default.
-
-        Raises:
-            UsageError: The kind is unknown, or the cursor or limit is invalid.
+        `kind` is a code or a subject; all by default. `setup` is true for only the anomalies of the
+        deployment's set-up (administration before the first job), false for only the others.
         """
         query = with_position(anomalies)
         if kind is not None:
@@ -1119,15 +1062,11 @@ def _columns(row: Anomaly) -> dict[str, Any]:
 
 def last_challenge(connection: Connection, account: str) -> ProviderChallenged:
     """Return the latest challenge of a provider, which must have one."""
-    query = select(events.c.block, events.c.log_index, events.c.body).where(
+    query = select(events).where(
         events.c.account == account, events.c.name == ProviderChallenged.__name__
     )
-    row = connection.execute(
-        query.order_by(events.c.block.desc(), events.c.log_index.desc()).limit(1)
-    ).one()
-    event = event_of(
-        ProviderChallenged.__name__, row.body, block_number=row.block, log_index=row.log_index
-    )
+    row: Any = last_row(connection, query, *events.primary_key)
+    event = event_of(row.name, row.body, block_number=row.block, log_index=row.log_index)
     return cast("ProviderChallenged", event)
 
 
@@ -1161,19 +1100,11 @@ class BlockQueries(Reader):
     def blocks(
         self, cursor: str | int | None = None, limit: int = DEFAULT_LIMIT
     ) -> rm.Page[rm.BlockRow]:
-        """Return blocks, latest first.
-
-        Raises:
-            UsageError: The cursor or the limit is invalid.
-        """
+        """Return blocks, latest first."""
         return self._page(headers, select(headers), _block, cursor, limit)
 
     def block(self, number_or_hash: int | str) -> rm.BlockDetail:
-        """Return a block by its number or hash.
-
-        Raises:
-            NotFoundError: The block does not exist, or has no events of the grid.
-        """
+        """Return a block with events of the grid by its number or hash."""
         if isinstance(number_or_hash, int):
             key = headers.c.number == min(number_or_hash, MAX_INT)
         else:
@@ -1198,35 +1129,22 @@ class BlockQueries(Reader):
         signer: str | None = None,
         block: int | None = None,
     ) -> rm.Page[rm.TransactionRow]:
-        """Return transactions, latest first. Raises the errors of `blocks`.
+        """Return transactions, latest first.
 
-        Args:
-            cursor: `next` of the previous page, or a page number.
-            limit: Rows per page.
-            sender: Address that sent the transactions and paid their gas.
-            signer: Address that signed requests which relayers submitted in the transactions.
-            block: Block number.
+        `sender` is the address that sent them and paid their gas, `signer` an address that signed
+        requests which relayers submitted in them.
         """
-        query = _TRANSACTIONS
-        if sender is not None:
-            query = query.where(transactions.c.sender == address(sender))
+        query = _TRANSACTIONS.where(*has_account(transactions.c.sender, sender))
         if signer is not None:
-            signed_requests = select(forwarded.c.number).where(
-                forwarded.c.signer == address(signer),
-                forwarded.c.block == transactions.c.block,
-                forwarded.c.position == transactions.c.position,
-            )
-            query = query.where(signed_requests.exists())
+            own_request = forwarded.c.signer == address(signer)
+            requests = select(forwarded.c.number).where(own_request, _same_transaction(forwarded))
+            query = query.where(requests.exists())
         if block is not None:
             query = query.where(transactions.c.block == min(block, MAX_INT))
         return self._page(transactions, query, _transaction, cursor, limit)
 
     def transaction(self, tx_hash: str) -> rm.TransactionDetail:
-        """Return a transaction with its events and movements of credits.
-
-        Raises:
-            NotFoundError: The transaction does not exist, or has no events of the grid.
-        """
+        """Return a transaction with its events of the grid and its movements of credits."""
         with self._read() as (connection, snapshot):
             query = _TRANSACTIONS.where(transactions.c.hash == tx_hash.lower())
             row = connection.execute(query).one_or_none()
@@ -1299,10 +1217,9 @@ def _transaction_detail(
 
     event_query = of_transaction(events, with_position(events))
     event_rows, more_events = first_rows(connection, event_query, events.c.log_index)
-    movement_query = of_transaction(movements, with_position(movements)).order_by(
-        movements.c.number
-    )
-    movement_rows = connection.execute(movement_query.limit(2 * MAX_DETAIL_ROWS))
+    movement_query = of_transaction(movements, with_position(movements))
+    movement_query = movement_query.order_by(movements.c.number).limit(2 * MAX_DETAIL_ROWS)
+    movement_rows = connection.execute(movement_query)
     request_query = of_transaction(forwarded, select(forwarded)).order_by(forwarded.c.number)
     request_rows = connection.execute(request_query)
     return from_attributes(
@@ -1329,10 +1246,9 @@ class Index(
 
     def status(self) -> rm.Status:
         """Return the progress and the grid of the index."""
-        blocks_query = select(blocks.c.number, blocks.c.hash).where(blocks.c.name == CURSOR)
         with self._read() as (connection, snapshot):
-            query = blocks_query.order_by(blocks.c.number.desc()).limit(1)
-            cursor = connection.execute(query).one_or_none()
+            query = select(blocks.c.hash).where(blocks.c.name == CURSOR)
+            cursor = last_row(connection, query, blocks.c.number)
             return from_attributes(
                 rm.Status,
                 self.deployment,

@@ -18,8 +18,7 @@ from deepsquare_chain.audit.entries import (
     ProviderEntry,
     from_attributes,
 )
-from deepsquare_chain.chain.bindings import events
-from deepsquare_chain.chain.bindings.events import Event
+from deepsquare_chain.chain.bindings.events import EVENT_CLASSES, Event
 from deepsquare_chain.indexer.schema import jobs, providers
 from deepsquare_chain.job import NO_LOAD, Hardware, Offer, Prices, Resources, Terms
 
@@ -124,7 +123,7 @@ def account_or_none(account: str) -> str | None:
 # Enums are represented by names, flags by lists of names, bytes by 0x-hexadecimal, structs by
 # mappings, and integers by integers.
 
-_POSITION_FIELDS: Final = frozenset(Event.__annotations__)
+_KINDS: Final = {kind.__name__: kind for kind in EVENT_CLASSES.values()}
 
 
 def event_values(event: Event) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def event_of(name: str, values: Mapping[str, Any], **position: Any) -> Event:
     Raises:
         KeyError: The event name is unknown, or a value is missing.
     """
-    kind: Any = _kinds()[name]
+    kind: Any = _KINDS[name]
     event: Event = kind(
         *(read(values[field_name]) for field_name, read in _readers(kind)), **position
     )
@@ -163,20 +162,8 @@ def _json_value(value: Any) -> Any:
 
 @cache
 def _fields(kind: Any) -> tuple[str, ...]:
-    return tuple(
-        field.name
-        for field in dataclasses.fields(kind)
-        if not (issubclass(kind, Event) and field.name in _POSITION_FIELDS)
-    )
-
-
-@cache
-def _kinds() -> dict[str, type[Event]]:
-    return {kind.__name__: kind for kind in vars(events).values() if _is_event(kind)}
-
-
-def _is_event(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+    # The position of an event consists of its keyword-only fields.
+    return tuple(field.name for field in dataclasses.fields(kind) if not field.kw_only)
 
 
 @cache

@@ -27,8 +27,8 @@ from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.indexer import schema
 from deepsquare_chain.indexer.block_data import BlockData, read_block_data
 from deepsquare_chain.indexer.database import IndexDatabase
-from deepsquare_chain.indexer.queries import CURSOR, Index
-from deepsquare_chain.indexer.writer import IndexWriter, get_state, put_state, record_change
+from deepsquare_chain.indexer.queries import CURSOR, Index, get_state
+from deepsquare_chain.indexer.writer import IndexWriter, put_state, record_change
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
 from deepsquare_chain.settings import Settings

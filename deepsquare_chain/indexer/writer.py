@@ -24,7 +24,13 @@ from deepsquare_chain.indexer.projection import (
     StoredState,
     affected,
 )
-from deepsquare_chain.indexer.queries import last_challenge, parked_of
+from deepsquare_chain.indexer.queries import (
+    get_state,
+    last_challenge,
+    last_line,
+    last_row,
+    parked_of,
+)
 from deepsquare_chain.indexer.records import (
     LogPosition,
     event_of,
@@ -32,6 +38,7 @@ from deepsquare_chain.indexer.records import (
     job_values,
     provider_entry,
     provider_values,
+    row_values,
 )
 
 #: Number of changes that are kept for live pages.
@@ -69,9 +76,8 @@ class IndexWriter:
             stored = self._stored_state(connection, batch.events)
             projected = Projection(self._deployment, stored, block_data).project(batch.events)
             _write(connection, projected)
-            record_change(
-                connection, "blocks", batch.from_block, batch.to_block, sorted(projected.jobs)
-            )
+            job_ids = sorted(projected.jobs)
+            record_change(connection, "blocks", batch.from_block, batch.to_block, job_ids)
         put_state(connection, block=batch.to_block, time=batch.time)
 
     # -- state before a batch
@@ -84,16 +90,15 @@ class IndexWriter:
             jobs[row.id] = job_entry(row)
             positions[row.id] = row.block, row.position, row.log_index
         rows = _rows(connection, schema.providers, "account", accounts)
-        last_totals = select(schema.totals).order_by(schema.totals.c.block.desc()).limit(1)
-        totals = connection.execute(last_totals).mappings().one_or_none()
+        totals = last_row(connection, select(schema.totals), schema.totals.c.block)
         challenged = [row.account for row in rows if row.answer_by]
         return StoredState(
             jobs=jobs,
             positions=positions,
             providers={row.account: provider_entry(row) for row in rows},
             parked={recipient: parked_of(connection, recipient) for recipient in recipients},
-            totals={} if totals is None else {k: v for k, v in totals.items() if k not in _KEYS},
-            last_line=lambda account: _last_line(connection, account),
+            totals={} if totals is None else row_values(totals, schema.totals),
+            last_line=lambda account: last_line(connection, account),
             figures=lambda account: _figures(connection, account),
             challenges=[last_challenge(connection, account) for account in challenged],
         )
@@ -102,12 +107,11 @@ class IndexWriter:
 
     def _roll_back(self, connection: Connection, number: int) -> None:
         """Restore the state after a block. Jobs and providers that changed since are replayed."""
-        undone = schema.events.c.block > number
-        job_ids = set(_column(connection, schema.events.c.job_id, undone))
-        undone_transitions = schema.transitions.c.block > number
-        job_ids |= set(_column(connection, schema.transitions.c.job_id, undone_transitions))
-        accounts = set(_column(connection, schema.events.c.account, undone)) - {None}
-        chain = _with_predecessors(connection, job_ids - {None})
+        subjects = select(schema.events.c.job_id, schema.events.c.account)
+        undone = connection.execute(subjects.where(schema.events.c.block > number).distinct()).all()
+        accounts = {row.account for row in undone if row.account is not None}
+        job_ids = {row.job_id for row in undone if row.job_id is not None}
+        chain = _with_predecessors(connection, job_ids)
         for table in _BY_BLOCK:
             connection.execute(delete(table).where(table.c.block > number))
         connection.execute(delete(schema.headers).where(schema.headers.c.number > number))
@@ -122,7 +126,7 @@ class IndexWriter:
     ) -> ProjectedRows:
         """Rebuild jobs and providers from their remaining events."""
         ledgers = GridLedgers(self._deployment)
-        restored = ProjectedRows()
+        positions: dict[int, LogPosition] = {}
         event_rows = [
             *_rows(connection, _TIMED_EVENTS, "job_id", job_ids),
             *_rows(connection, _TIMED_EVENTS, "account", accounts),
@@ -136,16 +140,13 @@ class IndexWriter:
             ledgers.read(context, events)
             for row, event in zip(transaction_rows, events, strict=True):
                 if isinstance(event, JobTransition | JobCollected):
-                    restored.positions[event.job_id] = row.block, row.position, row.log_index
-        restored.jobs = {
-            job_id: job for job_id, job in ledgers.jobs.jobs.items() if job_id in job_ids
-        }
-        restored.providers = {
-            account: entry
-            for account, entry in ledgers.registry.providers.items()
-            if account in accounts
-        }
-        return restored
+                    positions[event.job_id] = row.block, row.position, row.log_index
+        jobs, providers = ledgers.jobs.jobs, ledgers.registry.providers
+        return ProjectedRows(
+            jobs={job_id: job for job_id, job in jobs.items() if job_id in job_ids},
+            positions=positions,
+            providers={key: entry for key, entry in providers.items() if key in accounts},
+        )
 
     def _event(self, row: Any) -> Event:
         return event_of(
@@ -162,7 +163,6 @@ _TIMED_EVENTS: Final = (
     .join(schema.headers, schema.headers.c.number == schema.events.c.block)
     .subquery()
 )
-_KEYS: Final = frozenset({"block", "time"})
 #: Position of a job without transitions, which a valid chain never contains.
 _NO_POSITION: Final[LogPosition] = (0, 0, 0)
 
@@ -180,23 +180,11 @@ def record_change(
 ) -> None:
     """Record a change for live pages. Numbers of changes increase."""
     number = int(get_state(connection).get("change", 0)) + 1
-    connection.execute(
-        insert(schema.changes).values(
-            number=number,
-            kind=kind,
-            first_block=first,
-            last_block=last,
-            jobs=job_ids[-_LISTED_JOBS:],
-        )
-    )
+    row = {"number": number, "kind": kind, "first_block": first, "last_block": last}
+    connection.execute(insert(schema.changes), row | {"jobs": job_ids[-_LISTED_JOBS:]})
     expired = schema.changes.c.number <= number - KEPT_CHANGES
     connection.execute(delete(schema.changes).where(expired))
     put_state(connection, change=number)
-
-
-def get_state(connection: Connection) -> dict[str, str]:
-    """Return the state of the index, such as its last block."""
-    return {row.key: row.value for row in connection.execute(select(schema.state))}
 
 
 def put_state(connection: Connection, **values: Any) -> None:
@@ -238,17 +226,9 @@ def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, An
         connection.execute(insert(table), values)
 
 
-def _last_line(connection: Connection, account: str) -> tuple[int, int]:
-    table = schema.movements
-    query = select(table.c.line, table.c.balance).where(table.c.account == account)
-    row = connection.execute(query.order_by(table.c.line.desc()).limit(1)).one_or_none()
-    return (0, 0) if row is None else (row.line, row.balance)
-
-
 def _figures(connection: Connection, account: str) -> ProviderTotals:
     table = schema.provider_figures
-    query = select(table).where(table.c.account == account)
-    row = connection.execute(query.order_by(table.c.block.desc()).limit(1)).one_or_none()
+    row = last_row(connection, select(table).where(table.c.account == account), table.c.block)
     return ProviderTotals() if row is None else from_attributes(ProviderTotals, row)
 
 
@@ -260,10 +240,6 @@ def _with_predecessors(connection: Connection, job_ids: set[int]) -> set[int]:
         new_ids = {row.retry_of for row in rows if row.retry_of is not None} - chain_ids
         chain_ids |= new_ids
     return chain_ids
-
-
-def _column(connection: Connection, column: Any, where: Any) -> Iterable[Any]:
-    return connection.execute(select(column).where(where).distinct()).scalars()
 
 
 def _rows(connection: Connection, table: Any, key: str, keys: Iterable[Any]) -> list[Any]:
