@@ -1,8 +1,8 @@
 """Actions of one cycle: transactions in batches, and executor actions.
 
-Later cycles read the effect of a transaction from the chain. Executor actions are: submit, adopt, extend,
-cancel, record exit statuses. Each step is recorded before or right after it is done. The order makes it crash-safe: a kill
-between any two steps neither repeats nor loses a run.
+Later cycles read the effect of a transaction from the chain. Executor actions are: submit, adopt,
+extend, cancel, record exit statuses. Each step is recorded before or right after it is done. The
+order makes it crash-safe: a kill between any two steps neither repeats nor loses a run.
 """
 
 from __future__ import annotations
@@ -80,13 +80,10 @@ Planned = tuple[View, Action]
 
 
 class LaunchQueue:
-    """Launches a limited number of runs at a time, so that other work is not delayed.
+    """Launches at most `at_once` runs at a time, so that other work is not delayed.
 
-    A slow launch continues in the background; later cycles skip its job until it ends.
-
-    Args:
-        start: Launches one run; returns True when the executor has it.
-        at_once: Maximum number of concurrent launches.
+    `start` launches one run and returns True when the executor has it. A slow launch continues in
+    the background; later cycles skip its job until it ends.
     """
 
     def __init__(
@@ -174,14 +171,14 @@ class ExecutorActions:
 
     async def carry_out(
         self,
-        planned: Collection[tuple[View, Action]],
+        planned: Collection[Planned],
         may_end: Callable[[], bool] = lambda: True,
     ) -> int:
         """Carry out all actions that are not transactions; returns the number of those done.
 
-        Launches are slow, so claims and reports do not wait for them. After `_LAUNCH_SECONDS` seconds
-        the cycle may end, and the next one plans the remaining launches again. `may_end`
-        returns whether this cycle has nothing else to wait for.
+        Launches are slow, so claims and reports do not wait for them. After `_LAUNCH_SECONDS` the
+        cycle may end, and the next one plans the remaining launches again. `may_end` returns
+        whether this cycle has nothing else to wait for.
         """
         started_at = time.monotonic()
         submits = [(view, action) for view, action in planned if isinstance(action, Submit)]
@@ -250,11 +247,10 @@ class ExecutorActions:
         self._table.put(run)
         crash_point("provider.submit.intended")
         try:
+            definition = self._with_secrets(definition, view.job)
             spec = RunSpec(
                 key=run.key,
-                script=render_script(
-                    self._with_secrets(definition, view.job), self._job_env(view.job), site
-                ),
+                script=render_script(definition, self._job_env(view.job), site),
                 resources=view.job.resources,
                 walltime=action.walltime,
                 env={},
@@ -303,16 +299,10 @@ class ExecutorActions:
         result = await self._digest(_handle(view.run))
         self._table.put(view.run.ended(action.exit, result))
         self._extend_errors.pop(view.run.key, None)
-        self._extend_errors.pop(view.run.key, None)
         crash_point("provider.end.recorded")
         ended = action.exit
-        _log.info(
-            "run ended",
-            job=view.job.id,
-            code=ended.code,
-            reason=ended.reason,
-            seconds=ended.seconds,
-        )
+        fields = {"code": ended.code, "reason": ended.reason, "seconds": ended.seconds}
+        _log.info("run ended", job=view.job.id, **fields)
 
     async def _digest(self, handle: str) -> bytes:
         """Return the SHA-256 of the kept output; zero bytes if none is left to read."""
@@ -346,9 +336,7 @@ class ExecutorActions:
     def _site(self, definition: Definition) -> ExecutionSite:
         abilities = self._abilities()
         if abilities is None and needed_abilities(definition):
-            raise ExecutorUnavailableError(
-                "The abilities of jobs at this provider are not tested yet"
-            )
+            raise ExecutorUnavailableError("The abilities of this provider are not tested yet")
         return ExecutionSite(abilities or frozenset())
 
     def _job_env(self, job: Job) -> dict[str, str]:
@@ -385,11 +373,7 @@ class ProviderBatches:
         count: Callable[[str, int, int], None],
     ) -> None:
         self._batcher = TransactionBatcher(
-            "provider",
-            sender,
-            timeout=timeout,
-            count=count,
-            backoff=Backoff(*_PAUSES),
+            "provider", sender, timeout=timeout, count=count, backoff=Backoff(*_PAUSES)
         )
         self._scheduler = scheduler
         self._size = size
@@ -457,21 +441,18 @@ class ProviderBatches:
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
         # Claims first: customers wait for them, and late transactions may miss the block.
-        for kind, ids, make, reason in self._plain(planned):
-            for part in chunks(ids, self._size):
+        for kind, job_ids, make, reason in self._transitions(planned):
+            for part in chunks(job_ids, self._size):
                 yield TransactionBatch(kind, tuple(part), make(part), reason=reason)
-        reports = [(view, a) for view, a in planned if isinstance(a, RunReport)]
-        for report_slice in chunks(reports, self._size):
-            reported = tuple(view.job.id for view, _ in report_slice)
-            yield TransactionBatch(
-                "finish",
-                reported,
-                self._scheduler.finish([_report(*report) for report in report_slice]),
-            )
+        reports = [_report(view, a) for view, a in planned if isinstance(a, RunReport)]
+        for chunk in chunks(reports, self._size):
+            ids = tuple(report.job_id for report in chunk)
+            yield TransactionBatch("finish", ids, self._scheduler.finish(chunk))
 
-    def _plain(
+    def _transitions(
         self, planned: Sequence[Planned]
     ) -> Iterable[tuple[str, list[int], Callable[[Sequence[int]], Call], str]]:
+        """Yield kind, jobs, call and reason of the transitions that take job IDs only."""
         contract = self._scheduler
         yield "claim", _ids(planned, Claim()), contract.claim, ""
         yield "claim_and_start", _ids(planned, ClaimAndStart()), contract.claim_and_start, ""
@@ -481,8 +462,7 @@ class ProviderBatches:
         for action in dict.fromkeys(a for _, a in planned if isinstance(a, Requeue | Panic)):
             kind = _kind(action)
             make = contract.requeue if kind == "requeue" else contract.panic
-            make_call = partial(make, reason=action.reason)
-            yield kind, _ids(planned, action), make_call, action.reason
+            yield kind, _ids(planned, action), partial(make, reason=action.reason), action.reason
 
     async def _send(self, batch: TransactionBatch) -> int:
         return len(await self._batcher.send(batch, time.monotonic))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from deepsquare_chain.chain.bindings.contracts import MetaSchedulerContract
 from deepsquare_chain.chain.rpc.heads import Head
@@ -36,16 +36,16 @@ from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.definitions import DefinitionMismatch, DefinitionStore
 from deepsquare_chain.workflow import Definition, digest
 
+T = TypeVar("T")
+D = TypeVar("D")
 _MAX_DEFINITIONS: Final = 256
 _READY: Final = CachedDefinition(DefinitionState.READY)
 
 
 class DefinitionCache:
-    """A cache of definitions by digest.
+    """A cache of definitions by digest; the responses of the store are verified.
 
-    Args:
-        store: Store of definitions, whose responses are verified.
-        timeout: Seconds for one request; a slower store counts as unreachable.
+    A store that takes longer than `timeout` seconds counts as unreachable.
     """
 
     def __init__(self, store: DefinitionStore, *, timeout: float = 5.0) -> None:
@@ -61,10 +61,9 @@ class DefinitionCache:
         if isinstance(cached, CachedDefinition):
             return cached
         if cached.resources != job.resources:
-            difference = f"{_describe_resources(cached.resources)} instead of {_describe_resources(job.resources)}"
-            return CachedDefinition(
-                DefinitionState.INVALID, f"the definition requires {difference}"
-            )
+            required, paid = _describe(cached.resources), _describe(job.resources)
+            reason = f"the definition requires {required} instead of {paid}"
+            return CachedDefinition(DefinitionState.INVALID, reason)
         return _READY
 
     def definition(self, job: Job) -> Definition | None:
@@ -83,28 +82,24 @@ class DefinitionCache:
         except DefinitionMismatch:
             return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
         except (GridError, TimeoutError, OSError) as error:
-            return CachedDefinition(
-                DefinitionState.UNREACHABLE, f"{name} can't be fetched: {error}"
-            )
+            reason = f"{name} can't be fetched: {error}"
+            return CachedDefinition(DefinitionState.UNREACHABLE, reason)
         if digest(data) != key:
             return CachedDefinition(DefinitionState.MISSING, f"{name} does not match its digest")
-        definition = self._parse_definition(data)
+        definition: Definition | CachedDefinition
+        try:
+            definition = Definition.from_bytes(data)
+        except JobFileError as error:
+            definition = CachedDefinition(DefinitionState.INVALID, error.message)
         self._definitions[key] = definition
         while len(self._definitions) > _MAX_DEFINITIONS:
             self._definitions.popitem(last=False)
         return definition
 
-    @staticmethod
-    def _parse_definition(data: bytes) -> Definition | CachedDefinition:
-        try:
-            return Definition.from_bytes(data)
-        except JobFileError as error:
-            return CachedDefinition(DefinitionState.INVALID, error.message)
 
-
-def _describe_resources(wanted: Resources) -> str:
-    size = f"{wanted.tasks} x {wanted.cpus_per_task} CPUs, {wanted.mem_per_cpu} MB per CPU"
-    return f"{size}, {wanted.gpus} GPUs"
+def _describe(size: Resources) -> str:
+    cpus = f"{size.tasks} x {size.cpus_per_task} CPUs"
+    return f"{cpus}, {size.mem_per_cpu} MB per CPU, {size.gpus} GPUs"
 
 
 _log = get_logger(__name__)
@@ -140,10 +135,8 @@ class RunObserver:
         self._misses: dict[int, int] = {}
         self._unknown_runs: set[int] = set()
         self._swept_keys: set[str] = set()
-        self._recent_records: tuple[tuple[bytes, bool], dict[int, tuple[Job, Job]]] = (
-            (b"", False),
-            {},
-        )
+        self._records_at = (b"", False)  # the head of the records
+        self._known_records: dict[int, tuple[Job, Job]] = {}
 
     async def sweep(self, chain_id: int, contract: str) -> None:
         """Add run records for runs that the executor has and the database lacks."""
@@ -165,11 +158,9 @@ class RunObserver:
         await self._records([row.job_id for row in self._table.open()], head)
 
     async def views(self, head: Head, *, followed: bool = True) -> list[View]:
-        """Return one view for each job that is not closed.
+        """Return one view, as of a block, for each job that is not closed.
 
-        Args:
-            head: The block to read at.
-            followed: All events up to that block are applied to the table.
+        `followed`: all events up to that block are applied to the table.
         """
         runs = self._table.open()
         if not runs:
@@ -182,28 +173,21 @@ class RunObserver:
             statuses = await polling
         placed_keys = await self._placed_keys(runs)
         collected = self._table.collected()
-        return list(
-            await asyncio.gather(
-                *(
-                    self._view(
-                        run,
-                        *records[run.job_id],
-                        statuses,
-                        placed=run.key in placed_keys,
-                        collected=collected.get(run.job_id, 0) if followed else None,
-                    )
-                    for run in runs
-                )
+        views = [
+            self._view(
+                run,
+                *records[run.job_id],
+                statuses,
+                placed=run.key in placed_keys,
+                collected=collected.get(run.job_id, 0) if followed else None,
             )
-        )
+            for run in runs
+        ]
+        return list(await asyncio.gather(*views))
 
     async def free(self) -> Offer | None:
         """Return the free capacity now; None when the executor does not answer."""
-        try:
-            return await self._executor.capacity()
-        except ExecutorUnavailableError as error:
-            _log.warning("executor unavailable", error=error.message)
-            return None
+        return await _answer(self._executor.capacity(), None)
 
     async def fault(self) -> str:
         """Return why the executor can't start runs; empty when no fault is known."""
@@ -217,16 +201,14 @@ class RunObserver:
 
     async def _records(self, ids: Sequence[int], head: Head) -> Mapping[int, tuple[Job, Job]]:
         """Return each job at the head and at the confirmed block; fetched once per head."""
-        block, cached = self._recent_records
-        snapshot = (head.hash, head.final)
-        cached = {
-            job_id: cached[job_id] for job_id in ids if block == snapshot and job_id in cached
-        }
-        missing = [job_id for job_id in ids if job_id not in cached]
+        at = (head.hash, head.final)
+        known = self._known_records if self._records_at == at else {}
+        records = {job_id: known[job_id] for job_id in ids if job_id in known}
+        missing = [job_id for job_id in ids if job_id not in records]
         if missing:
-            cached |= await self._fetch_records(missing, head)
-        self._recent_records = (snapshot, cached)
-        return cached
+            records |= await self._fetch_records(missing, head)
+        self._records_at, self._known_records = at, records
+        return records
 
     async def _fetch_records(self, ids: Sequence[int], head: Head) -> dict[int, tuple[Job, Job]]:
         depth = max(self._first_block, head.number - self._confirmations)
@@ -245,21 +227,13 @@ class RunObserver:
         known_handles = [handle for handle in handles if handle is not None]
         if not known_handles:
             return {}
-        try:
-            return await self._executor.poll(known_handles)
-        except ExecutorUnavailableError as error:
-            _log.warning("executor unavailable", error=error.message)
-            return {}
+        return await _answer(self._executor.poll(known_handles), {})
 
-    async def _placed_keys(self, rows: Sequence[Run]) -> Collection[str]:
+    async def _placed_keys(self, runs: Sequence[Run]) -> Collection[str]:
         """Return the keys that count as used capacity; read before the free capacity."""
-        if self._executor.queues or all(row.phase is not Phase.SUBMITTING for row in rows):
+        if self._executor.queues or all(run.phase is not Phase.SUBMITTING for run in runs):
             return ()
-        try:
-            return frozenset(await self._executor.keys())
-        except ExecutorUnavailableError as error:
-            _log.warning("executor unavailable", error=error.message)
-            return ()
+        return frozenset(await _answer(self._executor.keys(), []))
 
     async def _view(
         self,
@@ -317,6 +291,15 @@ class RunObserver:
         if not mine or run.handle is not None or run.phase is Phase.ENDED:
             return CachedDefinition(DefinitionState.PENDING)
         return await self._definition_cache.fetch(job)
+
+
+async def _answer(request: Awaitable[T], default: D) -> T | D:
+    """Return the executor's answer; the default, with a log entry, when it does not answer."""
+    try:
+        return await request
+    except ExecutorUnavailableError as error:
+        _log.warning("executor unavailable", error=error.message)
+        return default
 
 
 def _may_change(run: Run) -> bool:

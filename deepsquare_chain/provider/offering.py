@@ -12,12 +12,21 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from typing import Final
 
+from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.daemon.loop import BackgroundTasks
 from deepsquare_chain.errors import GridError
 from deepsquare_chain.executors.base import Executor, RunSpec, RunState
-from deepsquare_chain.job import Hardware, Offer, ProviderStatus, Resources
+from deepsquare_chain.job import (
+    NO_LOAD,
+    Hardware,
+    Load,
+    Offer,
+    Provider,
+    ProviderStatus,
+    Resources,
+)
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.provider.model import View
 from deepsquare_chain.workflow.abilities import ABILITIES, LABEL_PREFIX, label_of
@@ -50,7 +59,7 @@ def total_capacity(hardware: Hardware) -> Offer:
     )
 
 
-def target_offer(hardware: Offer, free: Offer, grid_usage: Offer) -> Offer:
+def target_offer(hardware: Offer, free: Offer, grid_usage: Load) -> Offer:
     """Return free capacity plus that of the grid's jobs, at most the registered hardware."""
     return Offer(
         cpus=min(hardware.cpus, free.cpus + grid_usage.cpus),
@@ -71,84 +80,18 @@ def is_worth_a_change(current: Offer, target: Offer) -> bool:
     )
 
 
-def capacity_in_use(views: Iterable[View]) -> Offer:
+def capacity_in_use(views: Iterable[View]) -> Load:
     """Return the capacity that the grid's running jobs use in the cluster."""
-    resources = [
+    running = (
         view.job.resources
         for view in views
         if view.status is not None and view.status.state is RunState.RUNNING
-    ]
-    return Offer(
-        cpus=sum(needed.cpus for needed in resources),
-        memory=sum(needed.memory for needed in resources),
-        gpus=sum(needed.gpus for needed in resources),
     )
+    return sum(map(Load.of, running), NO_LOAD)
 
 
-class OfferFollower:
-    """Updates a provider's offer periodically, in the background.
-
-    Args:
-        contracts: Contracts of the grid.
-        sender: The only transaction sender of this account.
-        timeout: Seconds to wait for a receipt.
-        interval: Minimum seconds between two checks.
-    """
-
-    def __init__(
-        self,
-        contracts: Contracts,
-        sender: Sender,
-        *,
-        timeout: float,
-        interval: float = _OFFER_INTERVAL,
-    ) -> None:
-        self._contracts = contracts
-        self._sender = sender
-        self._timeout = timeout
-        self._interval = interval
-        self._checked_at = float("-inf")
-        self._tasks = BackgroundTasks()
-
-    def follow(self, free: Offer | None, grid_usage: Offer) -> None:
-        """Begin a change of the offer, if due; a cluster that does not answer offers nothing."""
-        self._tasks.collect()
-        now = time.monotonic()
-        if self._tasks or now - self._checked_at < self._interval:
-            return
-        self._checked_at = now
-        self._tasks.begin(self._change(free or Offer(0, 0, 0), grid_usage), [])
-
-    async def close(self) -> None:
-        """Wait for the change that is being sent."""
-        await self._tasks.wait()
-        self._tasks.cancel_all()
-
-    async def _change(self, free: Offer, grid_usage: Offer) -> int:
-        registry = self._contracts.registry
-        try:
-            provider = await registry.provider_of(self._sender.address)
-            hardware = total_capacity(provider.hardware)
-            target = target_offer(hardware, free, grid_usage)
-            if provider.status is not ProviderStatus.ACTIVE or not is_worth_a_change(
-                provider.offer, target
-            ):
-                return 0
-            receipt = await self._sender.send(registry.set_offer(target), timeout=self._timeout)
-        except GridError as error:
-            _log.warning("offer not changed", error=error.message, hint=error.hint)
-            return 0
-        _log.info("offer changed", offer=str(target), block=receipt.block_number)
-        return 1
-
-
-# -- maintenance of a provider: its status on chain, which commands and signals can change
-
-
-class Maintenance:
-    """Follows and changes whether the provider drains.
-
-    A draining provider finishes its runs, requeues jobs without a run, and is assigned no jobs.
+class _RegistryUpdater:
+    """Changes the registry's record of this provider, in the background.
 
     Args:
         contracts: Contracts of the grid.
@@ -157,12 +100,62 @@ class Maintenance:
     """
 
     def __init__(self, contracts: Contracts, sender: Sender, *, timeout: float) -> None:
-        self._contracts = contracts
+        self._registry = contracts.registry
         self._sender = sender
         self._timeout = timeout
-        self._on_chain = False
-        self._requested: bool | None = None
         self._tasks = BackgroundTasks()
+
+    async def close(self) -> None:
+        """Wait for the change that is being sent."""
+        await self._tasks.wait()
+        self._tasks.cancel_all()
+
+    async def _record(self) -> Provider:
+        return await self._registry.provider_of(self._sender.address)
+
+    async def _send(self, call: Call) -> int:
+        """Send a change, and return the block that contains it."""
+        return (await self._sender.send(call, timeout=self._timeout)).block_number
+
+
+class OfferFollower(_RegistryUpdater):
+    """Updates a provider's offer periodically."""
+
+    _interval = _OFFER_INTERVAL
+    _checked_at = float("-inf")
+
+    def follow(self, free: Offer | None, grid_usage: Load) -> None:
+        """Begin a change of the offer, if due; a cluster that does not answer offers nothing."""
+        self._tasks.collect()
+        now = time.monotonic()
+        if self._tasks or now - self._checked_at < self._interval:
+            return
+        self._checked_at = now
+        self._tasks.begin(self._change(free or Offer(0, 0, 0), grid_usage), [])
+
+    async def _change(self, free: Offer, grid_usage: Load) -> int:
+        try:
+            provider = await self._record()
+            target = target_offer(total_capacity(provider.hardware), free, grid_usage)
+            is_active = provider.status is ProviderStatus.ACTIVE
+            if not is_active or not is_worth_a_change(provider.offer, target):
+                return 0
+            block = await self._send(self._registry.set_offer(target))
+        except GridError as error:
+            _log.warning("offer not changed", error=error.message, hint=error.hint)
+            return 0
+        _log.info("offer changed", offer=str(target), block=block)
+        return 1
+
+
+class Maintenance(_RegistryUpdater):
+    """Follows and changes whether the provider drains: commands and signals can change it.
+
+    A draining provider finishes its runs, requeues jobs without a run, and is assigned no jobs.
+    """
+
+    _on_chain = False
+    _requested: bool | None = None
 
     @property
     def draining(self) -> bool:
@@ -187,17 +180,11 @@ class Maintenance:
             return
         _log.info("maintenance requested", draining=draining)
         self._requested = draining
-        self._tasks.begin(self._send(draining), [])
+        self._tasks.begin(self._change(draining), [])
 
-    async def close(self) -> None:
-        """Wait for the change that is being sent."""
-        await self._tasks.wait()
-        self._tasks.cancel_all()
-
-    async def _send(self, draining: bool) -> int:
-        call = self._contracts.registry.set_draining(draining)
+    async def _change(self, draining: bool) -> int:
         try:
-            receipt = await self._sender.send(call, timeout=self._timeout)
+            block = await self._send(self._registry.set_draining(draining))
         except GridError as error:
             self._requested = None
             _log.error(
@@ -207,7 +194,7 @@ class Maintenance:
                 hint=error.hint or "Send the signal again, or use `deepsquare provider drain`.",
             )
             return 0
-        _log.info("maintenance changed", draining=draining, block=receipt.block_number)
+        _log.info("maintenance changed", draining=draining, block=block)
         self._on_chain, self._requested = draining, None
         return 1
 
@@ -215,9 +202,7 @@ class Maintenance:
 async def probe_abilities(executor: Executor, *, wait: float = 0.5) -> dict[str, str]:
     """Return every ability with `yes`, or with the reason why jobs lack it.
 
-    Args:
-        executor: Executor that runs the jobs.
-        wait: Seconds between two polls of the run.
+    `wait` is the number of seconds between two polls of the run.
 
     Raises:
         ExecutorError: The executor can't run the test now.
@@ -263,22 +248,14 @@ def labels_with(
 ) -> dict[str, str]:
     """Return a provider's labels, updated with `own` and with its ability labels replaced."""
     kept = {key: value for key, value in labels.items() if not key.startswith(LABEL_PREFIX)}
-    return (
-        kept
-        | dict(own or {})
-        | dict(label_of(name) for name, state in abilities.items() if state == _YES)
-    )
+    usable = dict(label_of(name) for name, state in abilities.items() if state == _YES)
+    return kept | dict(own or {}) | usable
 
 
-class AbilityPublisher:
-    """Tests the abilities of an executor periodically, in the background, and publishes them.
+class AbilityPublisher(_RegistryUpdater):
+    """Tests the abilities of an executor periodically, and publishes them as labels.
 
-    Args:
-        executor: Executor that runs the jobs.
-        contracts: Contracts of the grid.
-        sender: The only transaction sender of this account.
-        timeout: Seconds to wait for a receipt.
-        own: Returns additional labels to publish.
+    `own` returns additional labels to publish.
     """
 
     def __init__(
@@ -290,13 +267,10 @@ class AbilityPublisher:
         timeout: float,
         own: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
+        super().__init__(contracts, sender, timeout=timeout)
         self._own_labels = own
         self._executor = executor
-        self._contracts = contracts
-        self._sender = sender
-        self._timeout = timeout
         self._next_test_at = float("-inf")
-        self._tasks = BackgroundTasks()
         #: Every ability with `yes` or a reason; empty until the first test has ended.
         self.results: dict[str, str] = {}
         self._published: dict[str, str] = {}
@@ -318,11 +292,7 @@ class AbilityPublisher:
         self._tasks.begin(self._test(), [])
 
     def restore(self, labels: Mapping[str, str]) -> None:
-        """Publish again if labels that were published are missing, as after `provider labels`.
-
-        Args:
-            labels: Labels of the provider on chain.
-        """
+        """Publish again if `labels`, those on chain, lack some, as after `provider labels`."""
         if not self._tasks and self._published.items() - labels.items():
             self._tasks.begin(self._try_to_publish(), [])
 
@@ -351,12 +321,10 @@ class AbilityPublisher:
         return 1
 
     async def _publish(self) -> None:
-        registry = self._contracts.registry
-        provider = await registry.provider_of(self._sender.address)
+        provider = await self._record()
         own = await asyncio.to_thread(self._own_labels)
         self._published = labels_with({}, self.results, own)
         labels = labels_with(provider.labels, self.results, own)
         if labels == dict(provider.labels):
             return
-        receipt = await self._sender.send(registry.set_labels(labels), timeout=self._timeout)
-        _log.info("abilities published", block=receipt.block_number)
+        _log.info("abilities published", block=await self._send(self._registry.set_labels(labels)))

@@ -18,7 +18,7 @@ from typing import Final
 
 from deepsquare_chain.credits import cost, fee
 from deepsquare_chain.executors.base import MAX_WALLTIME, Exit, RunState
-from deepsquare_chain.job import Job, JobStatus, Offer, Resources
+from deepsquare_chain.job import NO_LOAD, Job, JobStatus, Load, Offer, Resources
 from deepsquare_chain.provider.model import (
     MAX_REASON_BYTES,
     MAX_SECONDS,
@@ -52,24 +52,17 @@ class FreeCapacity:
 
     def __init__(self, free: Offer | None, *, unlimited: bool) -> None:
         self.known = free is not None or unlimited
-        self._free = Offer(0, 0, 0) if free is None else free
+        self._left = NO_LOAD if free is None else Load(free.cpus, free.memory, free.gpus)
         self._unlimited = unlimited
 
     def holds(self, resources: Resources) -> bool:
         """Return whether a job fits in the capacity that is left."""
-        left = self._free
-        return self._unlimited or (
-            resources.cpus <= left.cpus
-            and resources.memory <= left.memory
-            and resources.gpus <= left.gpus
-        )
+        left = self._left - Load.of(resources)
+        return self._unlimited or min(left.cpus, left.memory, left.gpus) >= 0
 
     def take(self, resources: Resources) -> None:
         """Reserve the resources of a job, even beyond the free capacity: later jobs wait for it."""
-        left = self._free
-        self._free = Offer(
-            left.cpus - resources.cpus, left.memory - resources.memory, left.gpus - resources.gpus
-        )
+        self._left -= Load.of(resources)
 
 
 def drain(view: View, action: Action, situation: Situation) -> Action:
@@ -95,19 +88,15 @@ def admit(view: View, action: Action, situation: Situation, free: FreeCapacity) 
         # The fault may last: requeue at once, so that another provider can claim the job.
         return Requeue(f"the provider can't start jobs: {situation.fault}")
     if not isinstance(action, Start) and not situation.has_disk_space:
-        return _shortage_action(view, situation, "the provider is short of disk space")
-    if not free.known:
-        return _shortage_action(view, situation, "the provider's executor does not answer")
-    return (
-        action
-        if fits
-        else _shortage_action(view, situation, "the provider has no free capacity for it now")
-    )
-
-
-def _shortage_action(view: View, situation: Situation, reason: str) -> Action:
-    waiting_seconds = situation.now - view.job.since
-    return Requeue(reason) if waiting_seconds >= situation.assignment_timeout else Wait(reason)
+        shortage = "the provider is short of disk space"
+    elif not free.known:
+        shortage = "the provider's executor does not answer"
+    elif not fits:
+        shortage = "the provider has no free capacity for it now"
+    else:
+        return action
+    waited = situation.now - view.job.since
+    return Requeue(shortage) if waited >= situation.assignment_timeout else Wait(shortage)
 
 
 def plan(views: Iterable[View], situation: Situation) -> list[tuple[View, Action]]:
@@ -251,20 +240,17 @@ def _worth_collecting(view: View, situation: Situation) -> bool:
 
 def _definition_problem(view: View, situation: Situation) -> Action | None:
     """Return the action for a definition that is not READY; None when it is."""
-    cached_definition = view.cached_definition
+    state, reason = view.cached_definition.state, view.cached_definition.reason
     waited = situation.now - view.job.since
-    if cached_definition.state is DefinitionState.READY:
+    if state is DefinitionState.READY:
         return None
-    if cached_definition.state is DefinitionState.INVALID:
-        return Panic(cached_definition.reason)
-    if cached_definition.state is DefinitionState.PENDING or waited < situation.assignment_timeout:
-        return Wait(cached_definition.reason or "the definition is being fetched")
-    if (
-        cached_definition.state is DefinitionState.UNREACHABLE
-        and view.chain is not JobStatus.RUNNING
-    ):
-        return Requeue(cached_definition.reason)
-    return Panic(cached_definition.reason)
+    if state is DefinitionState.INVALID:
+        return Panic(reason)
+    if state is DefinitionState.PENDING or waited < situation.assignment_timeout:
+        return Wait(reason or "the definition is being fetched")
+    if state is DefinitionState.UNREACHABLE and view.chain is not JobStatus.RUNNING:
+        return Requeue(reason)
+    return Panic(reason)
 
 
 def _submit_or_adopt(view: View, situation: Situation) -> Action:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from web3.types import BlockIdentifier
 
@@ -173,9 +173,8 @@ _SLOW_CHECK_SECONDS: Final = 30.0
 COLLECT_GAS: Final = 70_000
 #: Calls that only a provider's daemon sends, by selector.
 _DAEMON_CALLS: Final = {
-    interface("MetaScheduler").function(entry["name"]).selector: entry["name"]
-    for entry in interface("MetaScheduler").entries("function")
-    if entry["name"] in {"claim", "start", "claimAndStart", "collect", "finish"}
+    interface("MetaScheduler").function(name).selector: name
+    for name in ("claim", "start", "claimAndStart", "collect", "finish")
 }
 
 
@@ -275,13 +274,13 @@ class ProviderService:
         contracts: Contracts of the grid.
         sender: The only transaction sender of this account.
         store: Database of this account, opened after this module was imported.
-        executor: Executor that runs the jobs.
+        executor: Runs the jobs.
         definitions: Store of job definitions.
         settings: Settings of the provider.
         registration: Registration of the account; see `look_up_provider`.
-        metrics: Registry of the metrics.
+        metrics: Metrics of the process; None for a new set.
         on_hardware: Called with the total of the registered hardware, at every refresh.
-        gateways: Gateways to which output is delivered.
+        gateways: Receive the output.
     """
 
     def __init__(
@@ -316,9 +315,8 @@ class ProviderService:
         self._definitions = definitions
         self._settings = settings
         self._registration = registration
-        self._assignment_timeout = settings.assignment_timeout or max(
-            1, registration.claim_timeout // 2
-        )
+        half_of_claim = max(1, registration.claim_timeout // 2)
+        self._assignment_timeout = settings.assignment_timeout or half_of_claim
         self._on_hardware = on_hardware
         definition_cache = DefinitionCache(definitions)
         self._observer = RunObserver(
@@ -333,12 +331,17 @@ class ProviderService:
         env = {"DEEPSQUARE_CHAIN_ID": str(deployment.chain_id), **settings.env}
         secrets_key = settings.secrets_key or settings.state_dir / "secrets.age-key"
         self._abilities = AbilityPublisher(
-            *(executor, contracts, sender),
+            executor,
+            contracts,
+            sender,
             timeout=settings.send_timeout,
             own=lambda: secrets_labels(ensure_result_key(secrets_key)[0].recipient),
         )
         self._executor_actions = ExecutorActions(
-            *(executor, self.table, definition_cache, env),
+            executor,
+            self.table,
+            definition_cache,
+            env,
             abilities=self._usable_abilities,
             secrets_key=secrets_key,
         )
@@ -434,9 +437,8 @@ class ProviderService:
     async def close(self) -> None:
         """Wait for the background tasks."""
         await gather_all(self._executor_actions.close(), self._batches.close(), self._offer.close())
-        await gather_all(
-            self._maintenance.close(), self._retention.close(), self._abilities.close()
-        )
+        others = (self._maintenance, self._retention, self._abilities)
+        await gather_all(*(part.close() for part in others))
         if self._uploader is not None:
             await self._uploader.close()
 
@@ -491,12 +493,10 @@ class ProviderService:
         if clock.challenged_at and not self._challenged_at:
             _log.info("challenge received", at=clock.challenged_at)
         self._challenged_at = clock.challenged_at
-        settings = self._settings
-        self._sender.max_fee_per_gas = (
-            max(settings.max_fee_per_gas, settings.max_answer_fee)
-            if clock.challenged_at
-            else settings.max_fee_per_gas
-        )
+        ceiling = self._settings.max_fee_per_gas
+        if clock.challenged_at:
+            ceiling = max(ceiling, self._settings.max_answer_fee)
+        self._sender.max_fee_per_gas = ceiling
 
     def _must_answer(self, head: Head, planned: Collection[tuple[View, Action]]) -> bool:
         """Return whether a challenge needs a transaction of its own.
@@ -642,13 +642,8 @@ class ProviderService:
 
     def _record_intent(self, planned: Sequence[tuple[View, Action]]) -> None:
         """Record the intent to start jobs, before their start is sent."""
-        self.table.put(
-            *(
-                view.run.starting()
-                for view, action in planned
-                if isinstance(action, Start | ClaimAndStart) and view.run.phase is Phase.WATCHED
-            )
-        )
+        starts = (view.run for view, action in planned if isinstance(action, Start | ClaimAndStart))
+        self.table.put(*(run.starting() for run in starts if run.phase is Phase.WATCHED))
         crash_point("provider.intended")
 
     def _log_actions(self, planned: Sequence[tuple[View, Action]]) -> None:
@@ -710,16 +705,8 @@ class Retention:
     """Removes the folders of closed runs in the background.
 
     Only runs of this grid whose job is settled or assigned anew are removed: runs of another
-    chain or contract stay until the operator removes them.
-
-    Args:
-        executor: Executor that owns the folders.
-        table: Run records of this provider.
-        chain_id: Chain ID of the grid.
-        contract: Address of the MetaScheduler.
-        limits: Maximum age and size.
-        show: Called with the number of kept folders and their bytes.
-        interval: Minimum seconds between two checks.
+    chain or contract stay until the operator removes them. `show` is called with the number of
+    kept folders and their bytes.
     """
 
     def __init__(
@@ -731,14 +718,12 @@ class Retention:
         contract: str,
         limits: RetentionLimits,
         show: Callable[[int, int], None],
-        interval: float = _RETENTION_SECONDS,
     ) -> None:
         self._executor = executor
         self._table = table
         self._grid = (chain_id, contract)
         self._limits = limits
         self._show = show
-        self._interval = interval
         self._checked_at = float("-inf")
         # The folder of a settled run is final, so its size is measured once.
         self._measured: dict[str, Stored] = {}
@@ -748,7 +733,7 @@ class Retention:
         """Begin to remove expired folders, if a check is due."""
         self._tasks.collect()
         now = time.monotonic()
-        if self._tasks or now - self._checked_at < self._interval:
+        if self._tasks or now - self._checked_at < _RETENTION_SECONDS:
             return
         self._checked_at = now
         self._tasks.begin(self.clean(), [])
@@ -821,8 +806,8 @@ async def run_provider(
         account: Signer of the registered provider's account.
         definitions: Store of job definitions.
         settings: Settings of the provider.
-        executor: Executor that runs the jobs; by default the one named in the settings.
-        gateways: Gateways to which output is delivered; none where customers share the machine.
+        executor: Executor of the jobs; by default the one named in the settings.
+        gateways: Receive the output; none where customers share the machine.
         stop: Ends it when set.
 
     Raises:
@@ -882,8 +867,7 @@ async def run_provider(
         daemon.on_close("starts", service.close)
         return daemon
 
-    maintenance = _MaintenanceSignals()
-    with maintenance:
+    with _MaintenanceSignals() as maintenance:
         await serve(NAME, open_once, stop)
 
 
@@ -899,11 +883,12 @@ class _MaintenanceSignals:
         self._service: ProviderService | None = None
         self._requested: bool | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number, draining in _MAINTENANCE:
             with suppress(RuntimeError, ValueError):  # only the main thread can handle signals
                 loop.add_signal_handler(number, self._on_signal, draining)
+        return self
 
     def __exit__(self, *_: object) -> None:
         loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -92,8 +92,8 @@ class RunTable:
     Args:
         store: Database of this provider, opened after this module was imported.
         account: Address of the provider, as it appears in events.
-        chain_id: Chain of the jobs.
-        contract: Address of the MetaScheduler; chain and contract go into each run's key.
+        chain_id: Chain of the jobs; part of each run's key.
+        contract: Address of the MetaScheduler; part of each run's key.
     """
 
     def __init__(self, store: Store, account: str, *, chain_id: int, contract: str) -> None:
@@ -184,26 +184,14 @@ class RunTable:
             self._apply(event, connection)
 
     def _apply(self, event: Event, connection: Connection) -> None:
-        if isinstance(event, JobTransition) and event.provider.lower() == self._account:
+        if not isinstance(event, JobTransition | JobSettled | JobCollected):
+            return
+        if event.provider.lower() != self._account:
+            return
+        if isinstance(event, JobTransition):
             self._watch(connection, event.job_id, 0, reopen=event.after.is_live)
-        elif (
-            isinstance(event, JobSettled | JobCollected) and event.provider.lower() == self._account
-        ):
-            same_log = (earnings.c.block == event.block_number) & (
-                earnings.c.log_index == event.log_index
-            )
-            connection.execute(delete(earnings).where(same_log))
-            connection.execute(
-                insert(earnings).values(
-                    block=event.block_number,
-                    log_index=event.log_index,
-                    job_id=event.job_id,
-                    interim=isinstance(event, JobCollected),
-                    billed_seconds=event.billed_seconds,
-                    paid=event.paid,
-                    fee=event.fee,
-                )
-            )
+        else:
+            _record_earning(event, connection)
 
     def _watch(
         self, connection: Connection, job_id: int, attempt: int, *, reopen: bool = False
@@ -217,6 +205,15 @@ class RunTable:
     def _select(self, query: Select[Any], **values: Any) -> list[Run]:
         with self._store.read() as connection:
             return [_run(row) for row in connection.execute(query, values)]
+
+
+def _record_earning(event: JobSettled | JobCollected, connection: Connection) -> None:
+    """Record a payment; one that is recorded already is replaced."""
+    log = {"block": event.block_number, "log_index": event.log_index}
+    values = {name: getattr(event, name) for name in ("job_id", "billed_seconds", "paid", "fee")}
+    interim = isinstance(event, JobCollected)
+    connection.execute(delete(earnings).filter_by(**log))
+    connection.execute(insert(earnings).values(**log, **values, interim=interim))
 
 
 # Built once: SQLAlchemy takes longer to build these statements than SQLite to execute them.
@@ -241,39 +238,21 @@ def _put(connection: Connection, run: Run) -> None:
         connection.execute(_NEW, {"job_id": run.job_id, **values})
 
 
+#: Columns with the same name and value as the field of a run record.
+_FIELDS: Final = ("key", "attempt", "handle", "allotment", "lead", "result", "note")
+#: Columns of the exit status, in the order of its fields.
+_EXIT: Final = ("exit_code", "exit_reason", "exit_seconds", "started_at", "ended_at")
+
+
 def _values(run: Run) -> dict[str, Any]:
-    ended = run.exit
-    return {
-        "key": run.key,
-        "phase": run.phase.value,
-        "attempt": run.attempt,
-        "handle": run.handle,
-        "allotment": run.allotment,
-        "lead": run.lead,
-        "exit_code": ended.code if ended else None,
-        "exit_reason": ended.reason if ended else None,
-        "exit_seconds": ended.seconds if ended else None,
-        "started_at": ended.started_at if ended else None,
-        "ended_at": ended.ended_at if ended else None,
-        "result": run.result,
-        "note": run.note,
-    }
+    ended = (None,) * len(_EXIT) if run.exit is None else astuple(run.exit)
+    fields = {name: getattr(run, name) for name in _FIELDS}
+    return {"phase": run.phase.value, **fields, **dict(zip(_EXIT, ended, strict=True))}
 
 
 def _run(row: Row[Any]) -> Run:
+    fields = {name: getattr(row, name) for name in _FIELDS}
     ended = None
     if row.exit_reason is not None:
-        times = (row.started_at, row.ended_at)
-        ended = Exit(row.exit_code, row.exit_reason, row.exit_seconds, *times)
-    return Run(
-        job_id=row.job_id,
-        key=row.key,
-        phase=Phase(row.phase),
-        attempt=row.attempt,
-        handle=row.handle,
-        allotment=row.allotment,
-        lead=row.lead,
-        exit=ended,
-        result=row.result,
-        note=row.note,
-    )
+        ended = Exit(*(getattr(row, name) for name in _EXIT))
+    return Run(job_id=row.job_id, phase=Phase(row.phase), exit=ended, **fields)

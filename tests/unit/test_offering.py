@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from deepsquare_chain.job import Offer
+from deepsquare_chain.job import NO_LOAD, Load, Offer
 from deepsquare_chain.provider import offering
 from deepsquare_chain.provider.offering import AbilityPublisher, is_worth_a_change, target_offer
 
@@ -16,11 +16,11 @@ HARDWARE = Offer(cpus=64, memory=6400, gpus=2)
 
 
 def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
-    free, in_use = Offer(10, 1000, 1), Offer(6, 600, 0)
+    free, in_use = Offer(10, 1000, 1), Load(6, 600, 0)
     assert target_offer(HARDWARE, free, in_use) == Offer(16, 1600, 1)
     # Never more than is registered, whatever the cluster has.
     assert target_offer(HARDWARE, Offer(100, 9000, 9), in_use) == HARDWARE
-    assert target_offer(HARDWARE, Offer(0, 0, 0), Offer(0, 0, 0)) == Offer(0, 0, 0)
+    assert target_offer(HARDWARE, Offer(0, 0, 0), NO_LOAD) == Offer(0, 0, 0)
 
 
 @pytest.mark.parametrize(
