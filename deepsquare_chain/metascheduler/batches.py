@@ -51,17 +51,11 @@ class SchedulerBatches:
         timeout: float,
         count: Callable[[str, int, int], None],
     ) -> None:
-        self._batcher = (
-            None
-            if sender is None
-            else TransactionBatcher(
-                "scheduler",
-                sender,
-                timeout=timeout,
-                count=count,
-                backoff=Backoff(*_PAUSES),
+        self._batcher: TransactionBatcher | None = None
+        if sender is not None:
+            self._batcher = TransactionBatcher(
+                "scheduler", sender, timeout=timeout, count=count, backoff=Backoff(*_PAUSES)
             )
-        )
         self._scheduler = scheduler
         self._size = size
         self._logged: set[tuple[str, tuple[int, ...]]] = set()
@@ -99,9 +93,7 @@ class SchedulerBatches:
             ids = tuple(job_id for job_ids in part.values() for job_id in job_ids)
             call = self._scheduler.meta_schedule(part)
             providers = {
-                job_id: provider_id
-                for (provider_id, _), job_ids in part.items()
-                for job_id in job_ids
+                job_id: provider_id for (provider_id, _), jobs in part.items() for job_id in jobs
             }
             moved += await self._send(TransactionBatch("assign", ids, call, providers), now)
         return moved

@@ -17,7 +17,7 @@ from deepsquare_chain.metascheduler.eligibility import run_time
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Thresholds of the liveness checks and of rest periods.
+    """Thresholds of the liveness checks and of suspensions.
 
     Attributes:
         challenge_after: Seconds without a sign on chain after which a provider with jobs is
@@ -110,19 +110,14 @@ def lost(
 
     These are past the end of their run time and report grace, or their provider is gone.
     """
-    return [
-        job
-        for job in jobs
-        if job.status == JobStatus.RUNNING
-        and (
-            block_context.now
-            > job.since + run_time(job, job.rate) + block_context.times.report_grace
-            or (
-                (provider := watched.get(job.provider_id)) is not None
-                and is_gone(provider.clock, block_context)
-            )
-        )
-    ]
+
+    def is_lost(job: Job) -> bool:
+        deadline = job.since + run_time(job, job.rate) + block_context.times.report_grace
+        provider = watched.get(job.provider_id)
+        is_overdue = block_context.now > deadline
+        return is_overdue or (provider is not None and is_gone(provider.clock, block_context))
+
+    return [job for job in jobs if job.status == JobStatus.RUNNING and is_lost(job)]
 
 
 def expired(jobs: Iterable[Job], block_context: BlockContext) -> list[Job]:
@@ -188,13 +183,10 @@ def _is_stranded(job: Job, watched: Mapping[int, Watched], block_context: BlockC
     if job.status != JobStatus.SCHEDULED:
         return False
     provider = watched.get(job.provider_id)
-    banned = provider is not None and provider.provider.status == ProviderStatus.BANNED
-    return banned or _silent_provider(job, watched, block_context)
-
-
-def _silent_provider(job: Job, watched: Mapping[int, Watched], block_context: BlockContext) -> bool:
-    provider = watched.get(job.provider_id)
-    return provider is not None and is_silent(provider.clock, block_context)
+    if provider is None:
+        return False
+    is_banned = provider.provider.status == ProviderStatus.BANNED
+    return is_banned or is_silent(provider.clock, block_context)
 
 
 def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
@@ -206,13 +198,11 @@ def _can_be_challenged(clock: Clock, block_context: BlockContext) -> bool:
 
 def _last_sign(watched: Watched, jobs: Sequence[Job]) -> int:
     """Return the time of the last sign: a claim, start, collection or answer by the provider."""
-    acts = [
-        job.since
-        for job in jobs
-        if job.provider_id == watched.provider.id
-        and job.status in {JobStatus.SCHEDULED, JobStatus.RUNNING}
+    own_jobs = (job for job in jobs if job.provider_id == watched.provider.id)
+    signs = [
+        job.since for job in own_jobs if job.status in {JobStatus.SCHEDULED, JobStatus.RUNNING}
     ]
-    return max([watched.last_sign, watched.clock.answered_at, *acts])
+    return max([watched.last_sign, watched.clock.answered_at, *signs])
 
 
 def _reason(

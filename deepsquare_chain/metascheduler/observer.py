@@ -48,9 +48,7 @@ class ClusterSnapshot:
     @property
     def snapshot(self) -> Snapshot:
         """The planner's input: without jobs that are held."""
-        waiting = [
-            waiting_job for waiting_job in self.waiting if waiting_job.job.id not in self.held
-        ]
+        waiting = [entry for entry in self.waiting if entry.job.id not in self.held]
         return Snapshot(self.block_context.now, self.views, waiting, self.assigned)
 
 
@@ -109,17 +107,13 @@ class GridObserver:
             self._contracts.scheduler.job_count(block=head.number),
             asyncio.gather(*(self._clock(provider.id, head.number) for provider in providers)),
         )
-        clocks_by_id = {
-            provider.id: clock for provider, clock in zip(providers, clocks, strict=True)
-        }
-        self._prefetched = (head.hash, count, clocks_by_id)
+        ids = [provider.id for provider in providers]
+        self._prefetched = (head.hash, count, dict(zip(ids, clocks, strict=True)))
 
     async def read(self, head: Head, *, events: int) -> ClusterSnapshot:
         """Return the cluster snapshot at a block. Each block is read only once.
 
-        Args:
-            head: The block.
-            events: The last block whose events were applied to the state.
+        `events` is the last block whose events were applied to the state.
 
         Raises:
             EndpointError: No endpoint answers.
@@ -140,25 +134,18 @@ class GridObserver:
             block_data = self._block_state = await self._read_block(head, live_jobs, events)
         watched = await self._watched(block_data.providers, block_data.clocks, block_context)
         assigned = [job for job in block_data.records if job.status.is_assigned]
-        pending = [
-            job
-            for job in block_data.records
-            if job.status == JobStatus.PENDING and job.id in live_jobs
-        ]
+        known_jobs = [job for job in block_data.records if job.id in live_jobs]
+        pending = [job for job in known_jobs if job.status == JobStatus.PENDING]
         waiting = [
             await self._wait(job, live_jobs[job.id], block_data.providers, block_context)
             for job in pending
         ]
-        views = [
-            view_of(watched_provider, block_context, self._watch)
-            for watched_provider in watched.values()
-        ]
+        views = [view_of(provider, block_context, self._watch) for provider in watched.values()]
+        wanted = dependencies(live_jobs[job.id].uses for job in pending)
         holds = held(
             [(job, live_jobs[job.id].uses) for job in pending],
-            [(job, live_jobs[job.id].uses) for job in assigned if job.id in live_jobs],
-            await self._ended(
-                dependencies(live_jobs[job.id].uses for job in pending), live_jobs, head
-            ),
+            [(job, live_jobs[job.id].uses) for job in known_jobs if job.status.is_assigned],
+            await self._ended(wanted, live_jobs, head),
             block_context.now,
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
@@ -201,10 +188,8 @@ class GridObserver:
         read_records = await self._contracts.scheduler.get_jobs(
             [*missing_ids, *new_ids], block=number
         )
-        records = [
-            *read_records,
-            *(self._pending[job_id] for job_id in ids if job_id in self._pending),
-        ]
+        cached = (self._pending[job_id] for job_id in ids if job_id in self._pending)
+        records = [*read_records, *cached]
         self._pending = {job.id: job for job in records if job.status == JobStatus.PENDING}
         self._state.touched.clear()
         self._state.all_touched = False

@@ -55,22 +55,13 @@ def relative_speeds(providers: Sequence[Mapping[str, str]]) -> list[float]:
         for i in range(len(SPEED_LABELS))
     ]
     speeds = [
-        next(
-            (
-                value / median
-                for value, median in zip(row, medians, strict=True)
-                if value is not None
-            ),
-            None,
-        )
+        next((v / median for v, median in zip(row, medians, strict=True) if v is not None), None)
         for row in measured
     ]
-    slowest = _UNLABELLED_SPEED * min(
-        (speed for speed in speeds if speed is not None), default=1 / _UNLABELLED_SPEED
-    )
-    return [
-        min(max(slowest if speed is None else speed, 1.0 / _SPREAD), _SPREAD) for speed in speeds
-    ]
+    known = [speed for speed in speeds if speed is not None]
+    slowest = _UNLABELLED_SPEED * min(known, default=1 / _UNLABELLED_SPEED)
+    completed = (slowest if speed is None else speed for speed in speeds)
+    return [min(max(speed, 1.0 / _SPREAD), _SPREAD) for speed in completed]
 
 
 def watts_of(labels: Mapping[str, str]) -> float | None:
@@ -199,9 +190,7 @@ def speed_evidence(
 ) -> dict[str, SpeedEvidence]:
     """Return the evidence about each provider with enough comparable runs.
 
-    Args:
-        runs: Finished runs.
-        speeds: Claimed speed by provider, relative to the median.
+    `speeds` are the claimed speeds by provider, relative to the median.
     """
     logs: defaultdict[Hashable, defaultdict[str, list[float]]]
     logs = defaultdict(lambda: defaultdict(list))

@@ -110,7 +110,6 @@ FOLLOWED: Final = (
     ev.LabelsChanged,
 )
 _TABLES: Final = (shapes, collected, finished, histories, labels)
-_COUNTED: Final = frozenset({JobStatus.FINISHED, JobStatus.FAILED, JobStatus.OUT_OF_CREDITS})
 #: Transitions by which a provider gave a job up: it lost the run, or returned a job that it had
 #: claimed or that was assigned to it.
 _GIVEN_UP: Final = frozenset(
@@ -198,7 +197,7 @@ class ObservedRuns:
         """Record a settled run. For one that its customer stopped, only the payment counts."""
         query = select(shapes).where(shapes.c.job_id == event.job_id)
         shape = connection.execute(query).one_or_none()
-        counts = end in _COUNTED
+        counts = end is not None and end.is_reported
         if shape is None or not (counts or event.billed_seconds):
             return
         totals = select(func.sum(collected.c.seconds), func.sum(collected.c.paid))
@@ -207,10 +206,7 @@ class ObservedRuns:
         billed = event.billed_seconds + (seconds or 0)
         speed = self._speed(event.provider, connection)
         values = {
-            "customer": shape.customer,
-            "cpus": shape.cpus,
-            "gpus": shape.gpus,
-            "time_limit": shape.time_limit,
+            **{name: getattr(shape, name) for name in ("customer", "cpus", "gpus", "time_limit")},
             "seconds": billed * speed if counts else None,
             "paid": (event.paid + event.fee) / CREDIT + (paid or 0.0),
             "provider": event.provider if counts else "",

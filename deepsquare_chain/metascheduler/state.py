@@ -162,15 +162,11 @@ signs: Final = Table(
     Column("block", Integer, nullable=False),
 )
 
-_PROVIDER_TRANSITIONS: Final = frozenset(
-    {
-        JobStatus.SCHEDULED,
-        JobStatus.RUNNING,
-        JobStatus.FINISHED,
-        JobStatus.FAILED,
-        JobStatus.OUT_OF_CREDITS,
-    }
-)
+#: Statuses that only the provider of a job can set.
+_SET_BY_PROVIDER: Final = frozenset(status for status in JobStatus if status.is_reported) | {
+    JobStatus.SCHEDULED,
+    JobStatus.RUNNING,
+}
 _REGISTRY: Final = (
     ev.ProviderRegistered,
     ev.ProviderApproved,
@@ -331,14 +327,11 @@ class SchedulerState:
         conditions = [jobs.c.ended_block.is_(None)]
         if some is not None:
             conditions.append(jobs.c.job_id.in_(some))
-        return_rows = select(returns).where(
-            returns.c.job_id.in_(select(jobs.c.job_id).where(*conditions))
-        )
+        ids = select(jobs.c.job_id).where(*conditions)
+        return_rows = select(returns).where(returns.c.job_id.in_(ids))
         with self._store.read() as connection:
-            known = {
-                row.job_id: _known(row)
-                for row in connection.execute(select(jobs).where(*conditions))
-            }
+            rows = connection.execute(select(jobs).where(*conditions))
+            known = {row.job_id: _known(row) for row in rows}
             times: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
             for row in connection.execute(return_rows):
                 times[row.job_id, row.provider].append(row.at)
@@ -378,11 +371,8 @@ class SchedulerState:
             predecessor = connection.execute(query).one_or_none()
             if predecessor is None:
                 return
-            row = {
-                name: value
-                for name, value in predecessor._asdict().items()
-                if name != "ended_block"
-            }
+            row = predecessor._asdict()
+            del row["ended_block"]
         self._stale.add(event.successor)
         effects.rows[event.successor] = {
             **row,
@@ -393,7 +383,7 @@ class SchedulerState:
 
     def _moved(self, event: ev.JobTransition, time: int, effects: _Effects) -> None:
         block = event.block_number
-        if event.after in _PROVIDER_TRANSITIONS:
+        if event.after in _SET_BY_PROVIDER:
             _record_sign(effects, event.provider, time, block)
         if event.after.is_final:
             effects.ended[event.job_id] = block
@@ -427,11 +417,5 @@ def _replace(
 
 
 def _known(row: Any) -> Known:
-    return Known(
-        job_id=row.job_id,
-        objective=Objective(row.objective),
-        uses=row.uses,
-        name=row.name,
-        retry_of=row.retry_of,
-        queued_at=row.queued_at,
-    )
+    objective = Objective(row.objective)
+    return Known(row.job_id, objective, row.uses, row.name, row.retry_of, row.queued_at)

@@ -7,7 +7,9 @@ tables that are built from scratch give the same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -146,7 +148,7 @@ class ProviderTable:
             for expiry in (v.provider.approved_until, v.suspended_until, v.cooldown_until)
             if expiry > now
         ]
-        # Valid until the next approval, rest or cooldown ends.
+        # Valid until the next approval, suspension or cooldown ends.
         self._stands = (now, min(expiries, default=_FOREVER))
 
     def _rebuild(self, now: int) -> None:
@@ -162,18 +164,16 @@ class ProviderTable:
         self.largest = [float(max(values.tolist(), default=0)) or 1.0 for values in self.offer]
         self.has_gpus = bool(self.offer[2].any())
         self.totals = [float(values.sum()) or 1.0 for values in self.offer]
-        hardware = [
-            (p.hardware.nodes, p.hardware.cpus_per_node, p.hardware.mem_per_node) for p in providers
+        nodes = [
+            (h.nodes, h.cpus_per_node, h.mem_per_node) for h in (p.hardware for p in providers)
         ]
-        self._nodes, self._cpus_per_node, self._mem_per_node = (
-            np.array(hardware, dtype=np.int64).reshape(-1, 3).T.copy()
-        )
+        columns = np.array(nodes, dtype=np.int64).reshape(-1, 3).T.copy()
+        self._nodes, self._cpus_per_node, self._mem_per_node = columns
         self._cpu = _exact([p.prices.cpu for p in providers])
         self._gpu = _exact([p.prices.gpu for p in providers])
         self._mem = _exact([p.prices.mem for p in providers])
-        self._dearest = [
-            max((int(v) for v in values), default=0) for values in (self._cpu, self._gpu, self._mem)
-        ]
+        prices = (self._cpu, self._gpu, self._mem)
+        self._dearest = [max(map(int, values), default=0) for values in prices]
         labels = [provider.labels for provider in providers]
         self.speeds = relative_speeds(labels)
         self._log_speeds: Floats = np.array([math.log(speed) for speed in self.speeds])
@@ -181,9 +181,7 @@ class ProviderTable:
         self._hour = now // HOUR
         self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
         self.has_energy = bool(self._energy.any())
-        self.thrift = _thrift(
-            self._energy, [watts_of(provider_labels) is not None for provider_labels in labels]
-        )
+        self.thrift = _thrift(self._energy, [watts_of(of) is not None for of in labels])
         self._labelled: dict[str, Flags] = {}
         self._options.clear()
 
@@ -224,22 +222,17 @@ class ProviderTable:
         if per_task < 1 or memory < 1:
             return np.zeros(len(self.views), dtype=np.bool_)
         by_node = np.minimum(self._cpus_per_node // per_task, self._mem_per_node // memory)
-        fitting: Flags = (resources.tasks <= self._nodes * by_node) & (self.offer >= need).all(
-            axis=0
-        )
+        is_offered = (self.offer >= need).all(axis=0)
+        fitting: Flags = (resources.tasks <= self._nodes * by_node) & is_offered
         return fitting
 
     def _with_labels(self, uses: str) -> Flags:
         matching = self._labelled.get(uses)
         if matching is None:
             affinities = demands(uses)
-            matching = np.array(
-                [
-                    affinities is not None and matches(affinities, view.provider.labels)
-                    for view in self.views
-                ],
-                dtype=np.bool_,
-            )
+            matching = np.zeros(len(self.views), dtype=np.bool_)
+            if affinities is not None:
+                matching[:] = [matches(affinities, view.provider.labels) for view in self.views]
             if len(self._labelled) >= KEPT_CLASSES:
                 self._labelled.clear()
             self._labelled[uses] = matching
@@ -301,6 +294,33 @@ class _Columns:
         seen.update(zip(map(id, added), added, strict=True))
         return added, dropped
 
+    def _apply_changes(
+        self,
+        items: Sequence[T],
+        current: list[T],
+        id_of: Callable[[T], int],
+        add: Callable[[T], None],
+    ) -> None:
+        """Add and remove the rows of items that changed; `current` holds the items by row."""
+        rows = self.rows
+        added, dropped = self._changes(items)
+        for item in added:
+            job_id = id_of(item)
+            row = rows.get(job_id)
+            if row is not None and current[row] == item:
+                current[row] = item
+                continue
+            if row is not None:
+                self._remove(job_id)
+            add(item)
+        for item in dropped:
+            row = rows.get(id_of(item))
+            if row is not None and current[row] is item:
+                self._remove(id_of(item))
+
+    def _remove(self, job_id: int) -> None:
+        raise NotImplementedError
+
     def _take_row(self, job_id: int) -> int:
         row = self.count
         if row == len(getattr(self, self._names[0])):
@@ -348,20 +368,11 @@ class QueueTable(_Columns):
     may_hold: Flags
 
     def __init__(self) -> None:
-        whole, real = np.int64, np.float64
         super().__init__(
-            ids=whole,
-            seconds=whole,
-            queued_at=whole,
-            cls=whole,
-            customer=whole,
-            kind=whole,
-            own=whole,
-            everybody=whole,
+            **dict.fromkeys(("ids", "seconds", "queued_at", "cls", "customer"), np.int64),
+            **dict.fromkeys(("kind", "own", "everybody"), np.int64),
+            **dict.fromkeys(("cpus", "memory", "gpus"), np.float64),
             ceiling=object,
-            cpus=real,
-            memory=real,
-            gpus=real,
             may_hold=np.bool_,
         )
         self.waiting: list[Waiting] = []
@@ -389,41 +400,26 @@ class QueueTable(_Columns):
 
     def update(self, waiting: Sequence[Waiting], providers: ProviderTable, *, priced: bool) -> None:
         """Update from the queue of a snapshot; `priced` means that prices may have changed."""
-        rows, current = self.rows, self.waiting
-        added, dropped = self._changes(waiting)
-        for entry in added:
-            row = rows.get(entry.job.id)
-            if row is not None and current[row] == entry:
-                current[row] = entry
-                continue
-            if row is not None:
-                self._remove(entry.job.id)
-            self._add(entry, providers)
-        for entry in dropped:
-            row = rows.get(entry.job.id)
-            if row is not None and current[row] is entry:
-                self._remove(entry.job.id)
+        add = partial(self._add, providers)
+        self._apply_changes(waiting, self.waiting, attrgetter("job.id"), add)
         if priced:
             for job_id in self.open_ended:
-                row = rows[job_id]
+                row = self.rows[job_id]
                 self.seconds[row] = _longest(self.waiting[row].job, self.waiting[row], providers)
         if len(self.class_keys) > 2 * KEPT_CLASSES + 2 * self.count:
             self._compact()
         if len(self.customers) > 2 * KEPT_CLASSES + 2 * self.count:
             self._renumber_customers()
 
-    def _add(self, waiting: Waiting, providers: ProviderTable) -> None:
+    def _add(self, providers: ProviderTable, waiting: Waiting) -> None:
         job = waiting.job
         row = self._take_row(job.id)
         self.waiting.append(waiting)
         resources = job.resources
         self.ids[row] = job.id
         self.queued_at[row] = waiting.queued_at
-        self.cpus[row], self.memory[row], self.gpus[row] = (
-            resources.cpus,
-            resources.memory,
-            resources.gpus,
-        )
+        size = resources.cpus, resources.memory, resources.gpus
+        self.cpus[row], self.memory[row], self.gpus[row] = size
         self.ceiling[row] = job.escrow // max(job.time_limit, 1)
         key = (resources, waiting.uses, waiting.objective)
         cls = self.classes.get(key)
@@ -449,12 +445,10 @@ class QueueTable(_Columns):
         special = job.until_spent or waiting.excluded or waiting.avoided or restricted
         if special:
             self.special.add(row)
-        # Conditions of its own decide about the wait of a job, and a job that waits again goes on.
-        self.may_hold[row] = (
-            waiting.objective is Objective.ENERGY
-            and not special
-            and (job_conditions is None or not job_conditions.preferences)
-        )
+        # No hold for a job with conditions of its own, nor for one that was returned.
+        has_preferences = job_conditions is not None and bool(job_conditions.preferences)
+        is_for_energy = waiting.objective is Objective.ENERGY
+        self.may_hold[row] = is_for_energy and not special and not has_preferences
         if job.until_spent:
             self.open_ended.add(job.id)
             seconds = _longest(job, waiting, providers)
@@ -584,10 +578,8 @@ class AssignedTable(_Columns):
     gpus: Ints
 
     def __init__(self) -> None:
-        whole = np.int64
-        super().__init__(
-            provider_row=whole, end=whole, queued=np.bool_, cpus=whole, memory=whole, gpus=whole
-        )
+        whole = dict.fromkeys(("provider_row", "end", "cpus", "memory", "gpus"), np.int64)
+        super().__init__(queued=np.bool_, **whole)
         self.jobs: list[Job] = []
         self.load: Ints = np.zeros((3, 0), dtype=np.int64)
 
@@ -596,22 +588,10 @@ class AssignedTable(_Columns):
         if replaced:
             self.__init__()  # type: ignore[misc]
             self.load = np.zeros((3, len(providers.views)), dtype=np.int64)
-        rows, current = self.rows, self.jobs
-        added, dropped = self._changes(assigned)
-        for job in added:
-            row = rows.get(job.id)
-            if row is not None and current[row] == job:
-                current[row] = job
-                continue
-            if row is not None:
-                self._remove(job.id)
-            self._add(job, providers)
-        for job in dropped:
-            row = rows.get(job.id)
-            if row is not None and current[row] is job:
-                self._remove(job.id)
+        add = partial(self._add, providers)
+        self._apply_changes(assigned, self.jobs, attrgetter("id"), add)
 
-    def _add(self, job: Job, providers: ProviderTable) -> None:
+    def _add(self, providers: ProviderTable, job: Job) -> None:
         row = self._take_row(job.id)
         self.jobs.append(job)
         provider_row = providers.rows.get(job.provider_id, -1)
@@ -628,11 +608,8 @@ class AssignedTable(_Columns):
     def _remove(self, job_id: int) -> None:
         row = self.rows[job_id]
         if self.provider_row[row] >= 0:
-            self.load[:, self.provider_row[row]] -= (
-                self.cpus[row],
-                self.memory[row],
-                self.gpus[row],
-            )
+            size = self.cpus[row], self.memory[row], self.gpus[row]
+            self.load[:, self.provider_row[row]] -= size
         self._drop_row(job_id, self.jobs, self.jobs[-1].id)
 
     def releases(self, now: int, start_margin: int) -> tuple[Ints, Ints, Ints]:

@@ -4,9 +4,10 @@ A baseline is a set of clusters with separate queues, each served with EASY back
 JSSPP 1995): the first job that does not fit gets a reservation at the earliest time at which enough
 CPUs are free by time limits. Other jobs start earlier if that does not delay it.
 
-The policy is simulated with or without chain delay. Without chain delay a job starts when it is assigned. With blocks of b seconds, as on a chain, the
-scheduler sees a submission in the next block, a job starts three blocks after the plan that
-assigned it, and the scheduler sees its end in the block after the end.
+The policy is simulated with or without chain delay. Without it, a job starts when it is assigned.
+With blocks of b seconds, as on a chain, the scheduler sees a submission in the next block, a job
+starts three blocks after the plan that assigned it, and the scheduler sees its end in the block
+after the end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Final
 
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.errors import UsageError
-from deepsquare_chain.job import Conditions, Job, JobFlags, JobStatus, Resources
+from deepsquare_chain.job import Conditions, Job, JobFlags, JobStatus, Resources, Terms
 from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
+from deepsquare_chain.metascheduler.forecast import pending_job
 from deepsquare_chain.metascheduler.history import FinishedRun, RunHistory
 from deepsquare_chain.metascheduler.policy import Planner, Rules, Snapshot
 from deepsquare_chain.metascheduler.provider_labels import relative_speeds
@@ -216,8 +218,7 @@ def run_clusters(
     return [outcomes[job.id] for job in jobs]
 
 
-#: The largest escrow of a job record, in credit-wei.
-_ESCROW: Final = AMOUNT_MAX
+#: Blocks from the plan that assigns a job to its start.
 _BLOCKS_TO_START: Final = 3
 _ARRIVAL, _BEGIN, _SEEN, _HOLD_ENDS = range(4)
 
@@ -235,7 +236,7 @@ def run_policy(
 
     Args:
         jobs: Jobs in order of submission.
-        views: Providers by ascending id.
+        views: Providers by ascending ID.
         speeds: True speed of each provider, in the workload's unit.
         rules: Rules of the policy.
         block: Seconds between blocks; 0 for no delay.
@@ -367,21 +368,16 @@ class _Simulation:
 
 
 def _waiting(job: TraceJob) -> Waiting:
-    record = Job(
-        id=job.id,
-        customer=job.customer,
-        status=JobStatus.PENDING,
-        since=math.floor(job.at),
-        provider_id=0,
-        resources=Resources(job.cpus, 1, job.memory, 0),
-        retries_left=0,
-        flags=JobFlags.NONE,
-        escrow=_ESCROW,
-        rate=0,
+    terms = Terms(
+        amount=AMOUNT_MAX,
         time_limit=job.limit,
-        fee_bps=0,
-        definition=b"",
-        retry_of=0,
+        resources=Resources(job.cpus, 1, job.memory, 0),
+        retries=0,
+        flags=JobFlags.NONE,
+        objective=job.objective,
+        name="",
+        uses=Conditions(patience=job.patience).to_uses(),
     )
-    uses = Conditions(patience=job.patience).to_uses()
-    return Waiting(record, job.objective, uses, math.floor(job.at))
+    submitted_at = math.floor(job.at)
+    record = pending_job(job.id, job.customer, terms, submitted_at)
+    return Waiting(record, terms.objective, terms.uses, submitted_at)

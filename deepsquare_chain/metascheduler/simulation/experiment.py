@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from deepsquare_chain.job import Objective
 from deepsquare_chain.metascheduler.history import SHORTEST_RUN
@@ -60,6 +60,11 @@ class Scheduler(StrEnum):
     EARLIEST_COMPLETION = "earliest completion"
 
 
+#: Baselines of one merged cluster, with the order of their queue.
+_MERGED_ORDERS: Final = {
+    Scheduler.MERGED_SAF: smallest_area_first,
+    Scheduler.MERGED_FCFS: first_come_first_served,
+}
 BASELINES: Final = tuple(scheduler for scheduler in Scheduler if scheduler is not Scheduler.POLICY)
 
 
@@ -197,23 +202,22 @@ def run_experiment(
     """
     cases = experiment.cases()
     progress(0, len(cases))
-    if processes <= 1:
-        all_measures = []
-        for case in cases:
-            all_measures.append(run_case(experiment, case))
-            progress(len(all_measures), len(cases))
-        return all_measures
     results: dict[Case, Measures] = {}
-    with ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_set_worker_experiment,
-        initargs=(experiment,),
-    ) as pool:
-        for future in as_completed([pool.submit(_run_in_worker, case) for case in cases]):
-            measures = future.result()
-            results[measures.case] = measures
+    if processes <= 1:
+        for case in cases:
+            results[case] = run_case(experiment, case)
             progress(len(results), len(cases))
+    else:
+        with ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_set_worker_experiment,
+            initargs=(experiment,),
+        ) as pool:
+            for future in as_completed([pool.submit(_run_in_worker, case) for case in cases]):
+                measures = future.result()
+                results[measures.case] = measures
+                progress(len(results), len(cases))
     return [results[case] for case in cases]
 
 
@@ -239,17 +243,13 @@ def run_case(experiment: Experiment, case: Case) -> Measures:
         outcomes = run_policy(jobs, grid.views(), grid.speeds, experiment.rules, block=case.block)
     else:
         outcomes = _run_baseline(case, jobs, grid)
-    merged = case.scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}
-    return _measure(case, outcomes, grid, merged=merged)
+    return _measure(case, outcomes, grid, merged=case.scheduler in _MERGED_ORDERS)
 
 
 def _run_baseline(case: Case, jobs: Sequence[TraceJob], grid: SimulatedGrid) -> list[SimulatedRun]:
     scheduler = case.scheduler
-    if scheduler in {Scheduler.MERGED_SAF, Scheduler.MERGED_FCFS}:
-        order = (
-            smallest_area_first if scheduler is Scheduler.MERGED_SAF else first_come_first_served
-        )
-        merged = Cluster(grid.cpus, grid.capacity / grid.cpus, order)
+    if scheduler in _MERGED_ORDERS:
+        merged = Cluster(grid.cpus, grid.capacity / grid.cpus, _MERGED_ORDERS[scheduler])
         return run_clusters(jobs, [merged], to_the_only_one)
     route = {
         Scheduler.LEAST_LOADED: to_the_least_loaded,
@@ -409,30 +409,33 @@ def _row(
                 seed_ratios.append(1.0 / ratio if inverse else ratio)
         return seed_ratios
 
-    def mean(values: Iterable[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if known else None
-
     vs_saf = ratios(Scheduler.MERGED_SAF, lambda m: m.slowdown)
+    vs_least_loaded = ratios(Scheduler.LEAST_LOADED, lambda m: m.slowdown, inverse=True)
+    means: dict[str, Any] = {
+        name: _mean(getattr(measures, name) for measures in group) for name in _AVERAGED
+    }
     return ResultRow(
         scheduler=scheduler,
         mix=mix,
         load=load,
         block=block,
         seeds=len(group),
-        slowdown=statistics.fmean(result.slowdown for result in group),
-        vs_merged_saf=mean(vs_saf),
-        wait_mean=statistics.fmean(result.wait_mean for result in group),
-        wait_p99=statistics.fmean(result.wait_p99 for result in group),
-        wait_p99_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_p99)),
-        wait_longest=statistics.fmean(result.wait_longest for result in group),
-        wait_longest_vs_fcfs=mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_longest)),
-        better_than_least_loaded=mean(
-            ratios(Scheduler.LEAST_LOADED, lambda m: m.slowdown, inverse=True)
-        ),
-        utilisation=statistics.fmean(result.utilisation for result in group),
-        money=mean(result.money for result in group),
-        energy=mean(result.energy for result in group),
-        unfairness=mean(result.unfairness for result in group),
+        vs_merged_saf=_mean(vs_saf),
+        wait_p99_vs_fcfs=_mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_p99)),
+        wait_longest_vs_fcfs=_mean(ratios(Scheduler.MERGED_FCFS, lambda m: m.wait_longest)),
+        better_than_least_loaded=_mean(vs_least_loaded),
         each_vs_merged_saf=tuple(vs_saf),
+        **means,
     )
+
+
+#: Measures of which a row has the mean, under the same name.
+_AVERAGED: Final = (
+    *("slowdown", "wait_mean", "wait_p99", "wait_longest", "utilisation"),
+    *("money", "energy", "unfairness"),
+)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

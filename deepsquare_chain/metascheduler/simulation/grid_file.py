@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import HOUR, Hardware, Offer, Prices, Provider, ProviderStatus
 from deepsquare_chain.metascheduler.eligibility import ProviderView
+from deepsquare_chain.metascheduler.provider_labels import CARBON_LABEL, WATTS_LABEL
 from deepsquare_chain.metascheduler.rules_file import read_yaml
 
 #: Chain time until which all providers of a simulation are approved.
@@ -91,18 +92,12 @@ class SimulatedGrid:
     @property
     def price_of_work(self) -> float:
         """Mean credits per hour of a CPU at speed 1, if all CPUs are used alike."""
-        return (
-            sum(float(provider.cpu_price) * provider.cpus for provider in self.providers)
-            / self.capacity
-        )
+        return sum(float(p.cpu_price) * p.cpus for p in self.providers) / self.capacity
 
     @property
     def watts_of_work(self) -> float:
         """Mean watts of a CPU at speed 1, if all CPUs are used alike."""
-        return (
-            sum(provider.watts_per_cpu * provider.cpus for provider in self.providers)
-            / self.capacity
-        )
+        return sum(p.watts_per_cpu * p.cpus for p in self.providers) / self.capacity
 
     def views(self) -> tuple[ProviderView, ...]:
         """Return the planner's views of the clusters; labels hold their true speeds and watts."""
@@ -120,16 +115,9 @@ def read_grid(path: Path) -> SimulatedGrid:
 
 def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
     memory, gpus = cluster.nodes * cluster.mem_per_node, cluster.nodes * cluster.gpus_per_node
-    labels = {
-        "cpu.speed": f"{cluster.speed:.6f}",
-        "energy.watts_per_cpu": f"{cluster.watts_per_cpu:.6f}",
-        **(
-            {}
-            if cluster.grams_per_kwh is None
-            else {"energy.grams_per_kwh": f"{cluster.grams_per_kwh:.6f}"}
-        ),
-        **cluster.labels,
-    }
+    labels = {"cpu.speed": f"{cluster.speed:.6f}", WATTS_LABEL: f"{cluster.watts_per_cpu:.6f}"}
+    if cluster.grams_per_kwh is not None:
+        labels[CARBON_LABEL] = f"{cluster.grams_per_kwh:.6f}"
     provider = Provider(
         id=number,
         account=f"0x{number:040x}",
@@ -142,7 +130,7 @@ def _view(number: int, cluster: SimulatedProvider) -> ProviderView:
         ),
         offer=Offer(cluster.cpus, memory, gpus),
         prices=Prices(*map(_per_second, (cluster.cpu_price, cluster.gpu_price, cluster.mem_price))),
-        labels=labels,
+        labels=labels | cluster.labels,
     )
     return ProviderView(provider)
 
