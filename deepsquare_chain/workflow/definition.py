@@ -18,6 +18,7 @@ from deepsquare_chain.workflow.schema import (
     ArraySection,
     DefinitionDocument,
     Runnable,
+    Section,
     StepSection,
     TransferSection,
     VirtualNetworkSection,
@@ -40,14 +41,8 @@ _RESUBMIT_HINT: Final = "Only its customer can correct it: submit the job again 
 _REDACTED: Final = "(hidden)"
 _SECRET_KEYS: Final = frozenset(
     {
-        "accessKeyId",
-        "password",
-        "preSharedKey",
-        "privateKey",
-        "secret",
-        "secretAccessKey",
-        "secrets",
-        "username",
+        *("accessKeyId", "password", "preSharedKey", "privateKey", "secret", "secretAccessKey"),
+        *("secrets", "username"),
     }
 )
 _SECRET_NAME: Final = re.compile(
@@ -95,23 +90,17 @@ class Definition:
             "env": dict(self.env),
             "steps": [_step(_plain(step)) for step in self.steps],
         }
-        if self.input is not None:
-            document["input"] = _plain(self.input)
-        if self.input_mode is not None:
-            document["inputMode"] = self.input_mode
-        if self.output is not None:
-            document["output"] = _plain(self.output)
-        if self.continuous_output_sync:
-            document["continuousOutputSync"] = True
-        if self.virtual_networks:
-            document["virtualNetworks"] = [_plain(network) for network in self.virtual_networks]
-        if self.recipients:
-            document["recipients"] = list(self.recipients)
-        if self.secrets is not None:
-            document["secrets"] = self.secrets
-        if self.array is not None:
-            document["array"] = _plain(self.array)
-        return document
+        optional: dict[str, Any] = {
+            "input": self.input and _plain(self.input),
+            "inputMode": self.input_mode,
+            "output": self.output and _plain(self.output),
+            "continuousOutputSync": self.continuous_output_sync or None,
+            "virtualNetworks": [_plain(network) for network in self.virtual_networks] or None,
+            "recipients": list(self.recipients) or None,
+            "secrets": self.secrets,
+            "array": self.array and _plain(self.array),
+        }
+        return document | {key: value for key, value in optional.items() if value is not None}
 
     def redacted(self) -> dict[str, Any]:
         """Return the document without secrets, for pages and other readers than the provider.
@@ -211,14 +200,8 @@ def from_document(
     document: Runnable, array: ArraySection | None = None, secrets: str | None = None
 ) -> Definition:
     """Convert a validated document to a definition."""
-    resources = document.resources
     return Definition(
-        resources=Resources(
-            tasks=resources.tasks,
-            cpus_per_task=resources.cpus_per_task,
-            mem_per_cpu=resources.mem_per_cpu,
-            gpus=resources.gpus,
-        ),
+        resources=Resources(**dict(document.resources)),
         env=dict(document.env),
         steps=tuple(document.steps),
         input=document.input,
@@ -232,9 +215,9 @@ def from_document(
     )
 
 
-def _plain(section: Any) -> dict[str, Any]:
-    values: dict[str, Any] = section.model_dump(by_alias=True, exclude_defaults=True)
-    return values
+def _plain(section: Section) -> dict[str, Any]:
+    """Return a section as plain values, without those that are the default."""
+    return section.model_dump(by_alias=True, exclude_defaults=True)
 
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:
@@ -262,9 +245,8 @@ def _redact(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_redact(item, key) for item in value]
     if isinstance(value, str) and "://" in value and key != "command":
-        return re.sub(
-            r"(://)[^/@\s]*@", rf"\1{_REDACTED}@", re.sub(r"\?.*", "?" + _REDACTED, value)
-        )
+        without_query = re.sub(r"\?.*", f"?{_REDACTED}", value)
+        return re.sub(r"(://)[^/@\s]*@", rf"\1{_REDACTED}@", without_query)
     return value
 
 

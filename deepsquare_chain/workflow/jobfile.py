@@ -93,9 +93,7 @@ class JobFile:
     def conditions(self, now: int, *, repeatable: bool = False) -> Conditions:
         """Return the conditions of a submission at chain time `now`, without dependencies.
 
-        Args:
-            now: Chain time in seconds.
-            repeatable: Whether the submission may be retried later, and must be idempotent.
+        A `repeatable` submission may be retried later, and must be idempotent.
 
         Raises:
             JobFileError: The job could never start, or each retry would submit a different job.
@@ -119,17 +117,11 @@ class JobFile:
             start_before=before,
             patience=self.patience,
             placement=self.placement,
-            preferences=tuple(
-                affinity for label in self.preferences for affinity in parse_uses(label)
-            ),
+            preferences=parse_uses(",".join(self.preferences)),
         )
 
     def terms(self, *, credits: int | None = None, time_limit: int | None = None) -> Terms:
-        """Return the terms to submit; arguments override the file.
-
-        Args:
-            credits: Escrow in credit-wei.
-            time_limit: Walltime in seconds.
+        """Return the terms to submit; arguments, in credit-wei and seconds, override the file.
 
         Raises:
             JobFileError: A value is given neither by the file nor by the argument, the contract
@@ -158,15 +150,13 @@ class JobFile:
                 f"{self.source}: {' and '.join(names)} {verb} missing",
                 hint=f"Write {' and '.join(lines)} in the file, or give {' '.join(options)}.",
             )
+        name = "credits" if credits is None else "the given credits"
         try:
             checks.bounded_amount(amount)
-        except PydanticCustomError as error:
-            whose = "credits" if credits is None else "the given credits"
-            raise JobFileError(f"{self.source}: {whose} {error.message()}") from None
-        try:
+            name = "timeLimit"
             checks.duration(limit)
         except PydanticCustomError as error:
-            raise JobFileError(f"{self.source}: timeLimit {error.message()}") from None
+            raise JobFileError(f"{self.source}: {name} {error.message()}") from None
         return Terms(
             amount=amount,
             time_limit=limit,
@@ -197,17 +187,12 @@ def _notify(section: NotifySection | None) -> Notify:
 
 
 def load_job_file(path: str | Path, *, lenient: bool = False) -> JobFile:
-    """Read and check a job file.
-
-    Args:
-        path: Path of the file.
-        lenient: Ignore unknown keys with a warning instead of refusing them.
+    """Read and check a job file; `lenient` ignores unknown keys with a warning.
 
     Raises:
         JobFileError: The file can't be read or does not contain a valid job.
     """
-    source = str(path)
-    return parse_job_file(read_file(path), source, lenient=lenient)
+    return parse_job_file(read_file(path), str(path), lenient=lenient)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -227,12 +212,9 @@ def read_file(path: str | Path) -> bytes:
 
 
 def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = False) -> JobFile:
-    """Check the bytes of a job file, YAML or JSON.
+    """Check the bytes of a job file, YAML or JSON, that messages call `source`.
 
-    Args:
-        text: The file's bytes.
-        source: Name of the file in messages.
-        lenient: Ignore unknown keys with a warning instead of refusing them.
+    `lenient` ignores unknown keys with a warning instead of refusing them.
 
     Raises:
         JobFileError: The job file is invalid; the message names each problem, with its line if known.
@@ -442,6 +424,7 @@ def _convert_resources(tree: dict[str, Any]) -> Iterator[str]:
 
 
 def _steps_of(steps: Any, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield path and plain values of all steps, each before the steps within it."""
     if not isinstance(steps, list):
         return
     for index, step in enumerate(steps):
@@ -496,12 +479,7 @@ def _move(
 
 def _convert_bore(path: KeyPath, interface: Any) -> Iterator[str]:
     bore = interface.get("bore") if isinstance(interface, dict) else None
-    if (
-        isinstance(bore, dict)
-        and "address" in bore
-        and "port" in bore
-        and "boreAddress" not in bore
-    ):
+    if isinstance(bore, dict) and {"address", "port"} <= bore.keys() and "boreAddress" not in bore:
         bore["boreAddress"] = f"{bore.pop('address')}:{bore.pop('port')}"
         yield f"{format_path(path)}: address and port are now boreAddress"
 
@@ -560,11 +538,7 @@ def uses_modules(definition: Definition) -> bool:
 
 
 def resolve_modules(job: JobFile, fetch: Fetch) -> JobFile:
-    """Return the job file with its modules in the definition.
-
-    Args:
-        job: The parsed job file.
-        fetch: Fetches a module by its source.
+    """Return the job file with its modules, fetched by their sources, in the definition.
 
     Raises:
         JobFileError: A module can't be fetched, is not valid, or does not fit the job.
@@ -593,9 +567,9 @@ def _resolve(
             f"Modules use modules deeper than {_MAX_DEPTH} levels",
             hint="Check for a module that uses itself.",
         )
-    for path, step in _uses(steps, ("steps",)):
-        use = step["use"]
-        if "module" in use:
+    for path, step in _steps_of(steps, ("steps",)):
+        use = step.get("use")
+        if use is None or "module" in use:
             continue
         # Resolve these steps first: the module includes them, if it takes steps.
         _resolve(use.get("steps", []), source, job, fetch, depth + 1)
@@ -607,21 +581,6 @@ def _resolve(
         _resolve(module["steps"], f"module {use['source']}", job, fetch, depth + 1)
         use.pop("steps", None)
         use["commit"], use["module"] = commit, module
-
-
-def _uses(
-    steps: Sequence[dict[str, Any]], path: KeyPath
-) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    for index, step in enumerate(steps):
-        step_path = (*path, index)
-        if "use" in step:
-            yield step_path, step
-        for name in ("", "for", "launch"):
-            holder, holder_path = (
-                (step.get(name, {}), (*step_path, name)) if name else (step, step_path)
-            )
-            for key in ("steps", "catch", "finally"):
-                yield from _uses(holder.get(key, []), (*holder_path, key))
 
 
 def _module(use: Mapping[str, Any], job: Resources, fetch: Fetch) -> tuple[dict[str, Any], str]:

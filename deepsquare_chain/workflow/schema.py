@@ -128,10 +128,7 @@ Env = Annotated[
     WithJsonSchema(_ENV_JSON),
 ]
 ObjectiveWord = Annotated[
-    Objective,
-    _Checked(
-        checks.objective, {"type": "string", "enum": [objective.name for objective in Objective]}
-    ),
+    Objective, _Checked(checks.objective, {"type": "string", "enum": list(Objective.__members__)})
 ]
 Uses = Annotated[list[Annotated[str, _text(checks.affinity)]], AfterValidator(checks.total_uses)]
 Recipient = Annotated[str, _text(checks.recipient, pattern="^age1")]
@@ -325,9 +322,9 @@ class RunSection(Section):
     dns: Annotated[list[IpAddress], _BOUNDED] = Field(
         [], description="Name servers in the namespace."
     )
-    custom_network_interfaces: Annotated[
-        list[InterfaceSection], Field(max_length=checks.MAX_LIST)
-    ] = Field([], description="Interfaces in the namespace.")
+    custom_network_interfaces: Annotated[list[InterfaceSection], _BOUNDED] = Field(
+        [], description="Interfaces in the namespace."
+    )
     map_uid: Natural | None = Field(None, description="User ID in a user namespace.")
     map_gid: Natural | None = Field(None, description="Group ID in a user namespace.")
     mpi: Mpi | None = Field(None, description="MPI flavour; the provider's if not given.")
@@ -347,13 +344,9 @@ class ForSection(Section):
 
     parallel: Flag = Field(description="Run all iterations at once.")
     range: RangeSection | None = Field(None, description="Numbers, as $index.")
-    items: (
-        Annotated[
-            list[EnvValue],
-            Field(max_length=checks.MAX_STEPS),
-        ]
-        | None
-    ) = Field(None, description="Texts, as $item.")
+    items: Annotated[list[EnvValue], Field(max_length=checks.MAX_STEPS)] | None = Field(
+        None, description="Texts, as $item."
+    )
     steps: Steps = Field(description="Steps of an iteration.")
 
 
@@ -397,10 +390,9 @@ class StepSection(Section):
     """A step: one of `run`, `for`, `launch`, `use` or `steps`."""
 
     name: StepName = Field("", description="Name of the step, shown on the page of the job.")
-    depends_on: Annotated[
-        list[HandleName],
-        Field(max_length=checks.MAX_LIST),
-    ] = Field([], description="Handles of launched steps to wait for.")
+    depends_on: Annotated[list[HandleName], _BOUNDED] = Field(
+        [], description="Handles of launched steps to wait for."
+    )
     if_: Condition | None = Field(
         None, alias="if", description="Condition in bash; if it is false, the step is skipped."
     )
@@ -452,8 +444,8 @@ class Runnable(Section):
     continuous_output_sync: Flag = Field(
         False, description="Send the output to S3 also while the job runs."
     )
-    virtual_networks: Annotated[list[VirtualNetworkSection], Field(max_length=checks.MAX_LIST)] = (
-        Field([], description="Networks between steps.")
+    virtual_networks: Annotated[list[VirtualNetworkSection], _BOUNDED] = Field(
+        [], description="Networks between steps."
     )
     recipients: Annotated[list[Recipient], Field(max_length=checks.MAX_RECIPIENTS)] = Field(
         [], description="Public keys (age1...) to which log and results are encrypted."
@@ -475,10 +467,9 @@ class NotifySection(Section):
         list[Annotated[str, _text(checks.notify_target)]],
         Field(min_length=1, max_length=MAX_TARGETS),
     ] = Field(description="E-mail addresses and URLs of webhooks.")
-    on: Annotated[
-        list[OccasionWord],
-        Field(min_length=1, max_length=len(Occasion)),
-    ] = Field(["end"], description="When: begin, end, fail, requeue or all.")
+    on: Annotated[list[OccasionWord], Field(min_length=1, max_length=len(Occasion))] = Field(
+        ["end"], description="When: begin, end, fail, requeue or all."
+    )
 
 
 class JobFileDocument(Runnable):
@@ -500,9 +491,9 @@ class JobFileDocument(Runnable):
     interim_payments: Flag = Field(
         False, description="The provider may collect interim payments while the job runs."
     )
-    depends_on: Annotated[
-        list[Annotated[str, _text(checks.dependency)]], Field(max_length=checks.MAX_LIST)
-    ] = Field([], description="Jobs to run after, such as afterok:12; --depends adds to them.")
+    depends_on: Annotated[list[Annotated[str, _text(checks.dependency)]], _BOUNDED] = Field(
+        [], description="Jobs to run after, such as afterok:12; --depends adds to them."
+    )
     notify: NotifySection | None = Field(
         None, description="Notifications of the job: recipients and events."
     )
