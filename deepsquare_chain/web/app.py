@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -97,7 +96,7 @@ def explorer_app(
     *,
     hosts: Sequence[str] = LOOPBACK,
     more_routes: Sequence[BaseRoute] = (),
-    probe: Callable[[], Health] | None = None,
+    probe: Callable[[], Health] = lambda: Health(live=True, ready=True),
     metrics: Metrics | None = None,
 ) -> Starlette:
     """Build the explorer of one site.
@@ -109,12 +108,23 @@ def explorer_app(
         probe: Health of the indexer, for `/healthz`.
         metrics: Metrics for `/metrics`.
     """
+
+    def healthz(_: Request) -> Response:
+        health = probe()
+        body = {"live": health.live, "ready": health.ready}
+        return JSONResponse(body, status_code=200 if health.ready else 503)
+
+    def metrics_page(_: Request) -> Response:
+        if metrics is None:
+            raise NotFoundError("This explorer has no metrics")
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
     app = Starlette(
         routes=[
             *PAGES,
             *more_routes,
-            Route("/healthz", _healthz(probe)),
-            Route("/metrics", _metrics(metrics)),
+            Route("/healthz", healthz),
+            Route("/metrics", metrics_page),
             Mount("/static", RevalidatedFiles(directory=FOLDER / "static"), name="static"),
         ],
         middleware=[
@@ -140,25 +150,6 @@ class RevalidatedFiles(StaticFiles):
         return response
 
 
-def _healthz(probe: Callable[[], Health] | None) -> Any:
-    async def healthz(_: Request) -> Response:
-        health = probe() if probe is not None else Health(live=True, ready=True, details={})
-        return JSONResponse(
-            {"live": health.live, "ready": health.ready}, status_code=200 if health.ready else 503
-        )
-
-    return healthz
-
-
-def _metrics(metrics: Metrics | None) -> Any:
-    async def metrics_page(_: Request) -> Response:
-        if metrics is None:
-            raise NotFoundError("This explorer has no metrics")
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
-
-    return metrics_page
-
-
 def status_of(error: Exception) -> int:
     """Return the HTTP status for an error."""
     if isinstance(error, HTTPException):
@@ -168,32 +159,22 @@ def status_of(error: Exception) -> int:
     return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
+def _on_error(request: Request, error: Exception) -> Response:
     """Return an error as a page, or as JSON for `/wallet/` and `/api/`; no internal details."""
-    code = status_of(error)
+    code, hint, path = status_of(error), "", request.url.path
     title = _TITLES.get(code, "An unexpected error occurred")
-    if code == 404 and isinstance(error, HTTPException):
-        title = "Page not found"
     if isinstance(error, GridError):
         message, hint = error.message, error.hint
+    elif not isinstance(error, HTTPException):
+        _log.error("page failed", path=path[:200], exc_info=error)
+        message = "The explorer could not create this page and has logged the reason. Try again."
+    elif code == 404:
+        title, message = "Page not found", f"There is no page at {path[:120]}."
     else:
-        message, hint = _unknown(request, error, code), ""
-    if request.url.path.startswith(("/wallet/", "/api/")):
+        message = "Pages are read-only." if code == 405 else str(error.detail)[:200]
+    if path.startswith(("/wallet/", "/api/")):
         body = {"status": code, "title": title, "detail": message, "hint": hint}
         return JSONResponse(body, status_code=code)
-    page = await run_in_threadpool(
-        TEMPLATES.get_template("error.html").render,
-        code=code,
-        title=title,
-        message=message,
-        hint=hint,
-    )
+    template = TEMPLATES.get_template("error.html")
+    page = template.render(code=code, title=title, message=message, hint=hint)
     return HTMLResponse(page, status_code=code, headers={"Cache-Control": "no-cache"})
-
-
-def _unknown(request: Request, error: Exception, code: int) -> str:
-    if isinstance(error, HTTPException):
-        texts = {404: f"There is no page at {request.url.path[:120]}.", 405: "Pages are read-only."}
-        return texts.get(code, str(error.detail)[:200])
-    _log.error("page failed", path=request.url.path[:200], exc_info=error)
-    return "The explorer could not create this page and has logged the reason. Try again."

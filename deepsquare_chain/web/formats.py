@@ -5,6 +5,7 @@ The functions accept any value of the index and any untrusted text, without rais
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,6 +20,10 @@ _DECIMALS: Final = 6
 _UNITS: Final = ((DAY, "d"), (HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 _GWEI: Final = 10**9
 _GIGABYTE: Final = 1_024
+#: Control, zero-width and bidirectional characters, line separators, byte order marks, surrogates.
+_INVISIBLE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def grouped(number: int) -> str:
@@ -34,9 +39,9 @@ def amount(wei: int) -> tuple[str, str]:
     """
     whole, part = divmod(abs(wei), CREDIT)
     digits = f"{part:018d}".rstrip("0")
-    visible_part = digits[:_DECIMALS] if whole or digits[:_DECIMALS].strip("0") else digits
-    visible_part = visible_part.rstrip("0").ljust(2, "0")
-    return ("\u2212" if wei < 0 else "") + grouped(whole), f".{visible_part}"
+    decimals = digits[:_DECIMALS] if whole or digits[:_DECIMALS].strip("0") else digits
+    decimals = decimals.rstrip("0").ljust(2, "0")
+    return ("\u2212" if wei < 0 else "") + grouped(whole), f".{decimals}"
 
 
 def plain_amount(wei: int) -> str:
@@ -126,27 +131,27 @@ def memory(megabytes: int) -> str:
     return f"{megabytes / _GIGABYTE:.4g}\u00a0GB"
 
 
+def _hardware(cpus: int, megabytes: int, gpus: int, separator: str = ", ") -> str:
+    parts = [f"{grouped(cpus)}\u00a0CPU", memory(megabytes)]
+    if gpus:
+        parts.append(f"{grouped(gpus)}\u00a0GPU")
+    return separator.join(parts)
+
+
 def size_of(resources: Resources) -> str:
     """Format the resources of a job."""
-    parts = [f"{grouped(resources.cpus)}\u00a0CPU", memory(resources.memory)]
-    if resources.gpus:
-        parts.append(f"{grouped(resources.gpus)}\u00a0GPU")
-    return " \u00b7 ".join(parts)
+    return _hardware(resources.cpus, resources.memory, resources.gpus, " \u00b7 ")
 
 
 def hardware(cluster: Hardware) -> str:
     """Format the hardware of a cluster."""
-    node = f"{grouped(cluster.cpus_per_node)}\u00a0CPU, {memory(cluster.mem_per_node)}"
-    if cluster.gpus_per_node:
-        node += f", {cluster.gpus_per_node}\u00a0GPU"
-    nodes = "1 node" if cluster.nodes == 1 else f"{grouped(cluster.nodes)} nodes"
-    return f"{nodes} of {node}"
+    node = _hardware(cluster.cpus_per_node, cluster.mem_per_node, cluster.gpus_per_node)
+    return f"{count(cluster.nodes, 'node')} of {node}"
 
 
 def capacity(offer: Offer) -> str:
     """Format the capacity that a provider offers."""
-    text = f"{grouped(offer.cpus)}\u00a0CPU, {memory(offer.memory)}"
-    return text + (f", {grouped(offer.gpus)}\u00a0GPU" if offer.gpus else "")
+    return _hardware(offer.cpus, offer.memory, offer.gpus)
 
 
 def percent(share: float) -> str:
@@ -161,13 +166,14 @@ def count(number: int, noun: str) -> str:
 
 def page_numbers(current: int, last: int) -> list[int | None]:
     """Return the pages to link to: first, last, and those around `current`; None marks a gap."""
-    near = {1, last, *range(max(1, current - 2), min(last, current + 2) + 1)}
-    visible_part: list[int | None] = []
-    for number in sorted(near):
-        if visible_part and visible_part[-1] is not None and number > visible_part[-1] + 1:
-            visible_part.append(None)
-        visible_part.append(number)
-    return visible_part
+    numbers: list[int | None] = []
+    previous = 0
+    for number in sorted({1, last, *range(max(1, current - 2), min(last, current + 2) + 1)}):
+        if number > previous + 1:
+            numbers.append(None)
+        numbers.append(number)
+        previous = number
+    return numbers
 
 
 def words(name: str) -> str:
@@ -181,8 +187,7 @@ def visible(text: str, keep: str = "") -> str:
 
     Templates escape markup; this function prevents a name from reordering the line around it.
     """
-    visible_part = (c if c in keep or _is_harmless(c) else f"\\u{ord(c):04x}" for c in text)
-    return "".join(visible_part)
+    return _INVISIBLE.sub(lambda c: c[0] if c[0] in keep else f"\\u{ord(c[0]):04x}", text)
 
 
 def code(text: str) -> str:
@@ -199,13 +204,6 @@ def with_code(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
     )
-
-
-def _is_harmless(char: str) -> bool:
-    code = ord(char)
-    control = code < 0x20 or 0x7F <= code < 0xA0
-    turns = 0x200B <= code <= 0x200F or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069
-    return not (control or turns or code == 0xFEFF or 0xD800 <= code <= 0xDFFF)
 
 
 def _utc(seconds: int) -> datetime | None:

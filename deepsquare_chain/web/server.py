@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,21 +56,23 @@ class Address:
                     f"{name[:80]!r} is not a host name",
                     hint="Write it as in a browser, without http:// and port.",
                 )
-        try:
-            ip = ipaddress.ip_address(self.host)
-        except ValueError:
-            own_names: tuple[str, ...] = (self.host,)
-        else:
-            own_names = () if ip.is_unspecified else (self.host, f"[{self.host}]")
-            own_names = LOOPBACK if ip.is_loopback else own_names
-        if self.host == "localhost":
-            own_names = LOOPBACK
+        own_names = self._own_names()
         if not own_names and not self.names:
             raise UsageError(
                 f"Served on {self.host}, the explorer needs the host names by which users reach it",
                 hint="Give each with --name, such as --name explorer.example.org.",
             )
         return (*(own_names or LOOPBACK), *self.names)
+
+    def _own_names(self) -> Sequence[str]:
+        """Return the host names that follow from `host`."""
+        try:
+            ip = ipaddress.ip_address("127.0.0.1" if self.host == "localhost" else self.host)
+        except ValueError:
+            return (self.host,)
+        if ip.is_loopback:
+            return LOOPBACK
+        return () if ip.is_unspecified else (self.host, f"[{self.host}]")
 
 
 async def run_explorer(
@@ -102,8 +104,8 @@ async def run_explorer(
         WrongEndpointError: An endpoint serves another chain, or lacks the contracts. If an
             endpoint is down, the service waits for it.
     """
-    served_at = address or Address()
-    hosts = served_at.allowed
+    address = address or Address()
+    hosts = address.allowed
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
         metrics = Metrics(NAME)
@@ -121,7 +123,7 @@ async def run_explorer(
             probe=daemon.health,
             metrics=metrics,
         )
-        server = LoopbackServer(app, served_at.port, served_at.host, metrics)
+        server = LoopbackServer(app, address.port, address.host, metrics)
         await server.start()
         parts.push_async_callback(server.stop)
         # Close the open streams first: the server would wait for them.

@@ -312,18 +312,111 @@ def environment() -> Environment:
 TEMPLATES: Final = environment()
 
 
-class PageContext:
-    """The context of every page besides its own data; `page` in templates."""
+def site_of(request: Request) -> Site:
+    """Return the site of the application."""
+    site: Site = request.app.state.site
+    return site
 
-    def __init__(self, site: Site, request: Request) -> None:
-        self.site = site
+
+class PageRequest:
+    """A request for a page: its site, its parameters, and its rendering; `page` in templates.
+
+    Its methods block. Handlers of pages that only query the index are plain functions, which
+    Starlette calls in a thread; a handler that also awaits the node uses `run_in_threadpool`.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.site = site_of(request)
+        self.index = self.site.index
         self.path = request.url.path
-        self._query = request.query_params
+        self.query: Mapping[str, str] = request.query_params
+        self._path_params = request.path_params
+
+    # -- parameters
+
+    def argument(self, name: str) -> str:
+        """Return a part of the path."""
+        return str(self._path_params[name])
+
+    def argument_number(self, name: str, noun: str) -> int:
+        """Return a number in the path.
+
+        Raises:
+            NotFoundError: It is not a valid number of an object.
+        """
+        text = self.argument(name)
+        if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_INT:
+            raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
+        return int(text[:20])
+
+    def text(self, name: str) -> str:
+        """Return a query parameter, cut to 64 characters; empty if absent."""
+        return self.query.get(name, "").strip()[:64]
+
+    def choice(self, name: str, choices: Collection[str], noun: str, default: str) -> str:
+        """Return a query parameter that is one of some lower-case words, or the default if absent.
+
+        Raises:
+            UsageError: It is not one of them; the message calls it by `noun`.
+        """
+        choice = self.query.get(name, default).lower()
+        if choice != default and choice not in choices:
+            raise UsageError(
+                f"{choice[:40]!r} is not a {noun}", hint=f"There are {', '.join(choices)}."
+            )
+        return choice
+
+    @property
+    def number(self) -> int:
+        """The page number of a list; 1 is the first. Raises UsageError if it is not a number."""
+        text = self.query.get("page", "1")
+        if not text.isascii() or not text.isdigit() or len(text) > 9:
+            raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Use page=1.")
+        return int(text)
+
+    @property
+    def order(self) -> str:
+        """The sort column of the list, prefixed with `-` for descending order."""
+        return self.text("sort")
+
+    @property
+    def days(self) -> dict[str, str]:
+        """The texts of the first and last day of the period, `from` and `to`."""
+        return {name: self.text(name) for name in ("from", "to")}
+
+    @property
+    def period(self) -> TimeRange | None:
+        """The period from day `from` to day `to` inclusive, in UTC; None if neither is given.
+
+        Raises:
+            UsageError: One is not a date, or `to` is before `from`.
+        """
+        since, until = self.days.values()
+        if not since and not until:
+            return None
+        for text in (since, until):
+            if text.isdigit():
+                raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
+        period = parse_period(None, since or None, until or None)
+        return TimeRange(period.start, period.end)
+
+    @property
+    def time_range(self) -> str:
+        """The chosen time range of charts. Raises UsageError if there is no such range."""
+        return self.choice("range", RANGES, "range", "all")
+
+    @property
+    def range_start(self) -> int | None:
+        """First second of the time range, before the last indexed block; None for no bound."""
+        seconds = RANGES[self.time_range]
+        return max(0, self.status.time - seconds) if seconds else None
+
+    # -- context of templates
 
     @cached_property
     def status(self) -> Status:
         """The status of the index."""
-        return self.site.index.status()
+        return self.index.status()
 
     @cached_property
     def now(self) -> int:
@@ -335,14 +428,9 @@ class PageContext:
 
         The page number is removed: a new filter or order starts at the first page.
         """
-        query = {key: text for key, text in self._query.items() if key != "page"} | changes
+        query = {key: text for key, text in self.query.items() if key != "page"} | changes
         parameters = {key: value for key, value in query.items() if value is not None}
         return f"{quote(self.path)}{'?' if parameters else ''}{urlencode(parameters)}"
-
-    @property
-    def order(self) -> str:
-        """The sort column of the list, prefixed with `-` for descending order."""
-        return self._query.get("sort", "")
 
     @cached_property
     def _names(self) -> Mapping[str, Name]:
@@ -356,96 +444,9 @@ class PageContext:
         """Format how long ago a time was."""
         return formats.ago(seconds, self.now)
 
-
-# -- requests: site, query parameters, rendering
-#
-# Handlers of pages that only query the index are plain functions, which Starlette calls in a thread.
-# A handler that also awaits the node is a coroutine, and passes its queries to run_in_threadpool.
-
-
-def site_of(request: Request) -> Site:
-    """Return the site of the application."""
-    site: Site = request.app.state.site
-    return site
-
-
-def render_page(
-    request: Request, template: str, *, status_code: int = 200, **context: Any
-) -> Response:
-    """Render a template; `context` holds its variables besides `page`.
-
-    It blocks: templates query the index for names.
-    """
-    page = PageContext(site_of(request), request)
-    body = TEMPLATES.get_template(template).render(page=page, **context)
-    # Browsers revalidate the page, but may keep it for the back button.
-    return HTMLResponse(body, status_code=status_code, headers={"Cache-Control": "no-cache"})
-
-
-def page_of(request: Request) -> int:
-    """Return the page number of a list; 1 is the first.
-
-    Raises:
-        UsageError: It is not a number.
-    """
-    text = request.query_params.get("page", "1")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise UsageError(f"{text[:40]!r} is not the number of a page", hint="Use page=1.")
-    return int(text)
-
-
-def text_of(request: Request, name: str) -> str:
-    """Return a query parameter, cut to 64 characters; empty if absent."""
-    return request.query_params.get(name, "").strip()[:64]
-
-
-def choice_of(
-    request: Request, name: str, choices: Collection[str], noun: str, default: str
-) -> str:
-    """Return a query parameter that is one of some lower-case words, or the default if absent.
-
-    Raises:
-        UsageError: It is not one of them; the message calls it by `noun`.
-    """
-    choice = request.query_params.get(name, default).lower()
-    if choice != default and choice not in choices:
-        raise UsageError(
-            f"{choice[:40]!r} is not a {noun}", hint=f"There are {', '.join(choices)}."
-        )
-    return choice
-
-
-def range_of(request: Request, now: int) -> tuple[str, int | None]:
-    """Return the chosen time range of charts, and its start in seconds; None for no bound.
-
-    Raises the errors of `choice_of`.
-    """
-    name = choice_of(request, "range", RANGES, "range", "all")
-    return name, max(0, now - RANGES[name]) if RANGES[name] else None
-
-
-def period_of(request: Request) -> TimeRange | None:
-    """Return the period from day `from` to day `to` inclusive, in UTC; None if neither is given.
-
-    Raises:
-        UsageError: One is not a date, or `to` is before `from`.
-    """
-    since, until = text_of(request, "from"), text_of(request, "to")
-    if not since and not until:
-        return None
-    for text in (since, until):
-        if text.isdigit():
-            raise UsageError(f"{text!r} is not a date", hint="Write 2026-11-27.")
-    period = parse_period(None, since or None, until or None)
-    return TimeRange(period.start, period.end)
-
-
-def number_of(text: str, noun: str) -> int:
-    """Parse a number in a URL.
-
-    Raises:
-        NotFoundError: It is not a valid number of an object.
-    """
-    if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_INT:
-        raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
-    return int(text[:20])
+    def render(self, template: str, *, status_code: int = 200, **context: Any) -> Response:
+        """Render a template; `context` holds its variables besides `page`."""
+        body = TEMPLATES.get_template(template).render(page=self, **context)
+        # Browsers revalidate the page, but may keep it for the back button.
+        headers = {"Cache-Control": "no-cache"}
+        return HTMLResponse(body, status_code=status_code, headers=headers)

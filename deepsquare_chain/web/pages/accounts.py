@@ -33,16 +33,7 @@ from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import capacity, clock, count, grouped, hardware, memory, words
 from deepsquare_chain.web.lookup import Field, fields
 from deepsquare_chain.web.pages.grid import utilisation_chart
-from deepsquare_chain.web.site import (
-    choice_of,
-    number_of,
-    page_of,
-    period_of,
-    range_of,
-    render_page,
-    site_of,
-    text_of,
-)
+from deepsquare_chain.web.site import PageRequest
 
 _CHUNK: Final = 200
 _JOBS: Final = 8
@@ -86,27 +77,25 @@ def combine_movements(rows: Sequence[MovementRow]) -> list[MovementRow | Combine
 
 def account(request: Request) -> Response:
     """The page of one account."""
-    index = site_of(request).index
-    row = index.account(request.path_params["account"])
-    kind = _kind_of(request)
-    page = index.statement(row.address, page_of(request), period=period_of(request), kind=kind)
-    combined = not kind and text_of(request, "lines") != "all"
-    return render_page(
-        request,
+    page = PageRequest(request)
+    row = page.index.account(page.argument("account"))
+    kind = _kind_of(page)
+    listing = page.index.statement(row.address, page.number, period=page.period, kind=kind)
+    combined = not kind and page.text("lines") != "all"
+    return page.render(
         "account.html",
         row=row,
-        listing=page,
-        lines=combine_movements(page.items) if combined else page.items,
-        jobs=index.jobs(limit=_JOBS, customer=row.address),
+        listing=listing,
+        lines=combine_movements(listing.items) if combined else listing.items,
+        jobs=page.index.jobs(limit=_JOBS, customer=row.address),
         kind=kind,
         kinds=list(MovementKind),
-        texts={"from": text_of(request, "from"), "to": text_of(request, "to")},
     )
 
 
-def _kind_of(request: Request) -> str | None:
-    """Return the chosen kind of movements, None for all; raises the errors of `choice_of`."""
-    return choice_of(request, "kind", list(MovementKind), "kind of movement", "") or None
+def _kind_of(page: PageRequest) -> str | None:
+    """Return the chosen kind of movements, None for all. Raises UsageError for an unknown one."""
+    return page.choice("kind", list(MovementKind), "kind of movement", "") or None
 
 
 def statement(request: Request) -> Response:
@@ -114,10 +103,10 @@ def statement(request: Request) -> Response:
 
     The filters of the page apply; without filters, it has all lines.
     """
-    index = site_of(request).index
-    account = index.account(request.path_params["account"]).address
+    page = PageRequest(request)
+    account = page.index.account(page.argument("account")).address
     return StreamingResponse(
-        _csv_lines(index, account, period_of(request), _kind_of(request)),
+        _csv_lines(page.index, account, page.period, _kind_of(page)),
         media_type="text/csv; charset=utf-8",
         headers={
             "Content-Disposition": f'attachment; filename="statement-{account}.csv"',
@@ -174,32 +163,30 @@ SORTS: Final[Mapping[str, Callable[[ProviderRow], Any]]] = {
 
 def providers(request: Request) -> Response:
     """The list of all providers."""
-    rows = site_of(request).index.providers()
-    sort = text_of(request, "sort")
-    if sort:
-        key = SORTS.get(sort.removeprefix("-"))
+    page = PageRequest(request)
+    rows = page.index.providers()
+    if page.order:
+        key = SORTS.get(page.order.removeprefix("-"))
         if key is None:
             raise UsageError(
-                f"{sort!r} is not a sort key of providers", hint=f"There are {', '.join(SORTS)}."
+                f"{page.order!r} is not a sort key of providers",
+                hint=f"There are {', '.join(SORTS)}.",
             )
-        rows = tuple(sorted(rows, key=key, reverse=sort.startswith("-")))
-    return render_page(request, "providers.html", rows=rows)
+        rows = tuple(sorted(rows, key=key, reverse=page.order.startswith("-")))
+    return page.render("providers.html", rows=rows)
 
 
 def provider(request: Request) -> Response:
     """The page of one provider, by account or ID."""
-    site = site_of(request)
-    index = site.index
-    text = request.path_params["provider"]
-    status = index.status()
-    detail = index.provider(text if text.startswith("0x") else number_of(text, "provider"))
+    page = PageRequest(request)
+    index, status, text = page.index, page.status, page.argument("provider")
+    is_account = text.startswith("0x")
+    detail = index.provider(text if is_account else page.argument_number("provider", "provider"))
     account = detail.row.account
-    chosen, since = range_of(request, status.time)
-    utilisation = index.utilisation(_POINTS, account=account, since=since)
+    utilisation = index.utilisation(_POINTS, account=account, since=page.range_start)
     history, challenges = provider_history(detail.history)
-    evidence = site.cached("speeds", status.change, partial(_speed_evidence, index))
-    return render_page(
-        request,
+    evidence = page.site.cached("speeds", status.change, partial(_speed_evidence, index))
+    return page.render(
         "provider.html",
         detail=detail,
         load_bars=load_bars(detail.row),
@@ -211,7 +198,6 @@ def provider(request: Request) -> Response:
         settlements=index.settlements(limit=_ROWS, provider=account),
         history=history,
         challenges=challenges,
-        chosen=chosen,
         evidence=evidence.get(account),
     )
 

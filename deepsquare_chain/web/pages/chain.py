@@ -33,33 +33,30 @@ from deepsquare_chain.web.lookup import (
     read_transaction,
     signed_requests,
 )
-from deepsquare_chain.web.site import Site, number_of, page_of, render_page, site_of
+from deepsquare_chain.web.site import PageRequest
 
 
 def transactions(request: Request) -> Response:
     """The list of transactions with events of the grid, latest first."""
-    page = site_of(request).index.transactions(page_of(request))
-    return render_page(request, "transactions.html", listing=page)
+    page = PageRequest(request)
+    return page.render("transactions.html", listing=page.index.transactions(page.number))
 
 
 async def transaction(request: Request) -> Response:
     """One transaction; read from the node if it is not indexed."""
-    site = site_of(request)
-    tx_hash = request.path_params["hash"].lower()
+    page = PageRequest(request)
+    contracts, tx_hash = page.site.contracts, page.argument("hash").lower()
     try:
-        detail = await run_in_threadpool(site.index.transaction, tx_hash)
+        detail = await run_in_threadpool(page.index.transaction, tx_hash)
     except NotFoundError as error:
-        unindexed = await read_transaction(site.contracts, tx_hash)
+        unindexed = await read_transaction(contracts, tx_hash)
         if unindexed is None:
             raise error from None
-        return await run_in_threadpool(
-            render_page, request, "unindexed.html", transaction=unindexed
-        )
-    requests = signed_requests(detail.input, names_of(site.contracts.deployment))
+        return await run_in_threadpool(page.render, "unindexed.html", transaction=unindexed)
+    requests = signed_requests(detail.input, names_of(contracts.deployment))
     contract_name = detail.row.contract
     return await run_in_threadpool(
-        render_page,
-        request,
+        page.render,
         "transaction.html",
         detail=detail,
         call=decode_call(contract_name, detail.input) if contract_name else None,
@@ -70,27 +67,27 @@ async def transaction(request: Request) -> Response:
 
 def blocks(request: Request) -> Response:
     """The list of blocks with events of the grid, latest first."""
-    page = site_of(request).index.blocks(page_of(request))
-    return render_page(request, "blocks.html", listing=page)
+    page = PageRequest(request)
+    return page.render("blocks.html", listing=page.index.blocks(page.number))
 
 
 async def block(request: Request) -> Response:
     """One block by number or hash; read from the node if it is not indexed."""
-    text = request.path_params["block"].lower()
-    key = text if text.startswith("0x") else number_of(text, "block number")
-    site = site_of(request)
-    status = await run_in_threadpool(site.index.status)
+    page = PageRequest(request)
+    text = page.argument("block").lower()
+    key = text if text.startswith("0x") else page.argument_number("block", "block number")
+    status = await run_in_threadpool(page.index.status)
     try:
-        detail = await run_in_threadpool(site.index.block, key)
+        detail = await run_in_threadpool(page.index.block, key)
     except NotFoundError:
-        detail = await _unindexed(site, key, status)
+        detail = await _unindexed(page.site.contracts, key, status)
     unread = detail.row.number > status.block
-    return await run_in_threadpool(render_page, request, "block.html", detail=detail, unread=unread)
+    return await run_in_threadpool(page.render, "block.html", detail=detail, unread=unread)
 
 
-async def _unindexed(site: Site, key: int | str, status: Status) -> BlockDetail:
+async def _unindexed(grid: Contracts, key: int | str, status: Status) -> BlockDetail:
     """Read a block from the node that has no events or is not indexed yet."""
-    header = await read_block(site.contracts, key)
+    header = await read_block(grid, key)
     if header is None:
         ahead = isinstance(key, int) and key > status.head
         raise NotFoundError(
@@ -127,46 +124,46 @@ class Verified:
 
 async def contracts(request: Request) -> Response:
     """All contracts, the parameters and the roles."""
-    site = site_of(request)
+    page = PageRequest(request)
+    grid = page.site.contracts
     rows = [
-        (name, address, PURPOSES[name], await verified(site.contracts, name, address))
-        for name, address in _addresses(site.contracts).items()
+        (name, address, PURPOSES[name], await verified(grid, name, address))
+        for name, address in _addresses(grid).items()
     ]
     return await run_in_threadpool(
-        render_page,
-        request,
+        page.render,
         "contracts.html",
         rows=rows,
-        deployment=site.contracts.deployment,
-        parameters=await run_in_threadpool(site.index.parameters),
-        roles=await run_in_threadpool(site.index.roles),
+        deployment=grid.deployment,
+        parameters=await run_in_threadpool(page.index.parameters),
+        roles=await run_in_threadpool(page.index.roles),
     )
 
 
 async def contract(request: Request) -> Response:
     """One contract, and the result of a read function if one is called."""
-    site = site_of(request)
-    name, address = _contract_address(request)
-    function_name = request.query_params.get("call", "")
+    page = PageRequest(request)
+    grid = page.site.contracts
+    name, address = _contract_address(grid, page.argument("contract"))
+    function_name = page.query.get("call", "")
     answer, problem = None, None
     if function_name:
         try:
-            answer = await _call_view(site.contracts, name, function_name, request.query_params)
+            answer = await _call_view(grid, name, function_name, page.query)
         except GridError as error:
             problem = error
     return await run_in_threadpool(
-        render_page,
-        request,
+        page.render,
         "contract.html",
         name=name,
         address=address,
         purpose=PURPOSES[name],
-        verified=await verified(site.contracts, name, address),
+        verified=await verified(grid, name, address),
         views=functions(name, read_only=True),
         changes=functions(name, read_only=False),
         interface=interface(name),
         function_name=function_name,
-        arguments=request.query_params,
+        arguments=page.query,
         answer=answer,
         problem=problem,
         status_code=400 if problem else 200,
@@ -175,7 +172,8 @@ async def contract(request: Request) -> Response:
 
 def abi(request: Request) -> Response:
     """The ABI as JSON."""
-    name, _ = _contract_address(request)
+    page = PageRequest(request)
+    name, _ = _contract_address(page.site.contracts, page.argument("contract"))
     return JSONResponse(load_artifact(name).abi)
 
 
@@ -198,10 +196,8 @@ def _addresses(grid: Contracts) -> dict[str, str]:
     return {name: address for name, address in contracts.items() if int(address, 16)}
 
 
-def _contract_address(request: Request) -> tuple[str, str]:
-    """Return name and address of the contract in the URL. Raises NotFoundError for another one."""
-    name = request.path_params["contract"]
-    addresses = _addresses(site_of(request).contracts)
+def _contract_address(grid: Contracts, name: str) -> tuple[str, str]:
+    addresses = _addresses(grid)
     if name not in addresses:
         raise NotFoundError(
             f"There is no contract {name[:60]!r}", hint=f"There are {', '.join(addresses)}."

@@ -31,45 +31,32 @@ from deepsquare_chain.job import JobStatus
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import count, plain_amount
 from deepsquare_chain.web.lookup import read_block, read_transaction
-from deepsquare_chain.web.site import Site, page_of, range_of, render_page, site_of
+from deepsquare_chain.web.site import PageRequest
 
 _POINTS = 80
 _LATEST = 8
-_PATHS = {
-    "job": "/jobs",
-    "account": "/accounts",
-    "provider": "/providers",
-    "transaction": "/transactions",
-    "block": "/blocks",
-}
 
 
 def home(request: Request) -> Response:
     """The home page."""
-    site = site_of(request)
-    status = site.index.status()
-    overview = site.index.overview()
-    chosen, since = range_of(request, overview.time)
+    page = PageRequest(request)
+    index, status = page.index, page.status
     # Cached: after a change, all open pages reload at the same time.
-    charts = site.cached(
-        f"home {chosen}",
-        (status.change, status.block),
-        lambda: _charts(site, status.change, since),
+    charts = page.site.cached(
+        f"home {page.time_range}", (status.change, status.block), lambda: _charts(page)
     )
-    return render_page(
-        request,
+    return page.render(
         "home.html",
-        overview=overview,
+        overview=index.overview(),
         **charts,
-        jobs=site.index.jobs(limit=_LATEST),
-        settlements=site.index.settlements(limit=_LATEST),
-        chosen=chosen,
+        jobs=index.jobs(limit=_LATEST),
+        settlements=index.settlements(limit=_LATEST),
     )
 
 
-def _charts(site: Site, change: int, since: int | None) -> dict[str, Any]:
-    index = site.index
-    names = {account: name.text for account, name in site.names(change).items()}
+def _charts(page: PageRequest) -> dict[str, Any]:
+    index, since = page.index, page.range_start
+    names = {account: name.text for account, name in page.site.names(page.status.change).items()}
     use = index.utilisation(_POINTS // 2, since=since)
     points = index.jobs_by_status_over_time(_POINTS, since=since)
     return {
@@ -83,39 +70,39 @@ def _charts(site: Site, change: int, since: int | None) -> dict[str, Any]:
 
 async def search(request: Request) -> Response:
     """Search results for a text; a single result redirects to its page."""
-    text = request.query_params.get("q", "").strip()[:200]
-    site = site_of(request)
-    hits = await run_in_threadpool(site.index.search, text)
-    hits = hits or await _search_node(site, text.lower())
+    page = PageRequest(request)
+    text = page.query.get("q", "").strip()[:200]
+    hits = await run_in_threadpool(page.index.search, text)
+    hits = hits or await _search_node(page.site.contracts, text.lower())
     if len(hits) == 1:
         return RedirectResponse(url_of(hits[0]), status_code=303)
-    rows = await run_in_threadpool(site.index.jobs, limit=MAX_HITS, name=text[:64])
+    rows = await run_in_threadpool(page.index.jobs, limit=MAX_HITS, name=text[:64])
     statuses = {str(row.id): row.status for row in rows.items}
     results = [(hit, url_of(hit), statuses.get(hit.key)) for hit in hits]
     return await run_in_threadpool(
-        render_page, request, "search.html", text=text, hits=results, max_hits=MAX_HITS
+        page.render, "search.html", text=text, hits=results, max_hits=MAX_HITS
     )
 
 
-async def _search_node(site: Site, text: str) -> tuple[Hit, ...]:
+async def _search_node(contracts: Contracts, text: str) -> tuple[Hit, ...]:
     """Search the node for blocks and transactions without events of this grid."""
     if match := NUMBER.fullmatch(text):
         number = match[1]
-        block = await read_block(site.contracts, int(number))
+        block = await read_block(contracts, int(number))
         return () if block is None else (Hit("block", number, f"block {number}"),)
     match = HASH.fullmatch(text)
     if match is None:
         return ()
     key = "0x" + match[1]
-    if await read_transaction(site.contracts, key) is not None:
+    if await read_transaction(contracts, key) is not None:
         return (Hit("transaction", key, key),)
-    block = await read_block(site.contracts, key)
+    block = await read_block(contracts, key)
     return () if block is None else (Hit("block", key, key),)
 
 
 def url_of(hit: Hit) -> str:
     """Return the URL of the page of a search result."""
-    return f"{_PATHS[hit.kind]}/{hit.key}"
+    return f"/{hit.kind}s/{hit.key}"
 
 
 _ALL: Final = "all"
@@ -124,24 +111,23 @@ _SETUP: Final = 200
 
 async def audit(request: Request) -> Response:
     """The audit page: conservation, index status and anomalies."""
-    site = site_of(request)
-    index, chosen = site.index, request.query_params.get("of", _ALL)
+    page = PageRequest(request)
+    index, chosen = page.index, page.query.get("of", _ALL)
     if chosen == _ALL:
         # List anomalies of the set-up separately: they would fill the first page.
         setup = (await run_in_threadpool(index.anomalies, limit=_SETUP, setup=True)).items
-        page = await run_in_threadpool(index.anomalies, page_of(request), setup=False)
+        listing = await run_in_threadpool(index.anomalies, page.number, setup=False)
     else:
         setup = ()
-        page = await run_in_threadpool(index.anomalies, page_of(request), kind=chosen)
+        listing = await run_in_threadpool(index.anomalies, page.number, kind=chosen)
     overview = await run_in_threadpool(index.overview)
     return await run_in_threadpool(
-        render_page,
-        request,
+        page.render,
         "audit.html",
         overview=overview,
-        equations=await equations(site.contracts, overview),
+        equations=await equations(page.site.contracts, overview),
         open_anomalies=await run_in_threadpool(index.open_anomalies),
-        listing=page,
+        listing=listing,
         setup=setup,
         chosen=chosen,
         kinds=[_ALL, *Subject],

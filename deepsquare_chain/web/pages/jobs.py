@@ -34,16 +34,7 @@ from deepsquare_chain.job import Affinity, JobFlags, JobStatus, parse_uses, unme
 from deepsquare_chain.web import charts
 from deepsquare_chain.web.formats import duration
 from deepsquare_chain.web.security import CONTENT_SECURITY_POLICY
-from deepsquare_chain.web.site import (
-    Site,
-    choice_of,
-    number_of,
-    page_of,
-    period_of,
-    render_page,
-    site_of,
-    text_of,
-)
+from deepsquare_chain.web.site import PageRequest, Site
 from deepsquare_chain.workflow import Definition
 
 #: Filters of the list: link text, and the statuses that it selects.
@@ -56,25 +47,25 @@ FILTERS: dict[str, tuple[JobStatus, ...]] = {
 
 def jobs(request: Request) -> Response:
     """The list of jobs, filtered and sorted; latest first by default."""
-    site = site_of(request)
-    chosen = choice_of(request, "status", FILTERS, "status of a job", "all")
-    texts = {name: text_of(request, name) for name in ("name", "customer", "provider")}
-    page = site.index.jobs(
-        page_of(request),
+    page = PageRequest(request)
+    site, index = page.site, page.index
+    chosen = page.choice("status", FILTERS, "status of a job", "all")
+    texts = {name: page.text(name) for name in ("name", "customer", "provider")}
+    listing = index.jobs(
+        page.number,
         statuses=FILTERS[chosen],
         name=texts["name"] or None,
         customer=site.account_of(texts["customer"]) or None,
         provider=site.account_of(texts["provider"]) or None,
-        submitted=period_of(request),
-        sort=text_of(request, "sort"),
+        submitted=page.period,
+        sort=page.order,
     )
-    overview = site.index.overview()
-    return render_page(
-        request,
+    overview = index.overview()
+    return page.render(
         "jobs.html",
-        listing=page,
+        listing=listing,
         chosen=chosen,
-        texts={**texts, "from": text_of(request, "from"), "to": text_of(request, "to")},
+        texts=texts | page.days,
         filters=_filters(overview.jobs),
         total=overview.jobs_total,
         customers=sorted(site.recorded_names.values()),
@@ -95,18 +86,18 @@ def _filters(counts: Mapping[JobStatus, int]) -> list[tuple[str, str, int]]:
 
 async def job(request: Request) -> Response:
     """The page of one job."""
-    site = site_of(request)
-    job_id = number_of(request.path_params["job"], "job ID")
-    detail, entry = await run_in_threadpool(site.index.job_with_entry, job_id)
-    providers = await run_in_threadpool(site.index.providers)
-    now = site.now(await run_in_threadpool(site.index.status))
+    page = PageRequest(request)
+    site, index = page.site, page.index
+    job_id = page.argument_number("job", "job ID")
+    detail, entry = await run_in_threadpool(index.job_with_entry, job_id)
+    providers = await run_in_threadpool(index.providers)
+    now = site.now(await run_in_threadpool(index.status))
     job_stages = stages(detail.transitions, now)
     definition, definition_note = await _definition(site, detail)
     bill = recompute_bill(entry, now=now)
     is_pending = detail.row.status is JobStatus.PENDING
     return await run_in_threadpool(
-        render_page,
-        request,
+        page.render,
         "job.html",
         detail=detail,
         stages=job_stages,
@@ -123,21 +114,19 @@ async def job(request: Request) -> Response:
         definition=definition,
         definition_note=definition_note,
         lines=sum(text.count("\n") + 1 for _, text in definition.commands()) if definition else 0,
-        gateway=site.gateway,
     )
 
 
 def invoice(request: Request) -> Response:
     """The invoice of an ended job: the same page as from `deepsquare audit invoice --html`."""
-    site = site_of(request)
-    job_id = number_of(request.path_params["job"], "job ID")
-    detail, entry = site.index.job_with_entry(job_id)
-    block = site.index.status().block
-    page = render_html(job_invoice(entry, detail.movements, site.contracts.deployment, block))
+    page = PageRequest(request)
+    detail, entry = page.index.job_with_entry(page.argument_number("job", "job ID"))
+    deployment, block = page.site.contracts.deployment, page.status.block
+    body = render_html(job_invoice(entry, detail.movements, deployment, block))
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = CONTENT_SECURITY_POLICY.replace("style-src 'self'", f"style-src 'sha256-{style}'")
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
-    return HTMLResponse(page, headers=headers)
+    return HTMLResponse(body, headers=headers)
 
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:

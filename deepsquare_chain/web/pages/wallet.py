@@ -41,7 +41,7 @@ from deepsquare_chain.observability.serving import RateLimit, read_body
 from deepsquare_chain.web.formats import count, duration, plain_amount, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import client_address, is_same_origin
-from deepsquare_chain.web.site import Site, render_page, site_of
+from deepsquare_chain.web.site import PageRequest, Site, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
 from deepsquare_chain.workflow.schema import job_file_schema
 
@@ -388,13 +388,9 @@ class PostRefusedError(GridError):
 
 def form(request: Request) -> Response:
     """The job form, with the prices of providers."""
-    site = site_of(request)
-    return render_page(
-        request,
-        "submit.html",
-        providers=[provider for provider in site.index.providers() if provider.active],
-        relay=bool(site.relay),
-    )
+    page = PageRequest(request)
+    providers = [provider for provider in page.index.providers() if provider.active]
+    return page.render("submit.html", providers=providers)
 
 
 def grid(request: Request) -> Response:
