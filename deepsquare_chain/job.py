@@ -479,7 +479,7 @@ def _parse_affinity(part: str) -> Affinity:
     match = _AFFINITY.fullmatch(part.strip())
     if match is None:
         raise ValueError(
-            f"{part.strip()[:80]!r} is no affinity: write key, one of = != < <= > >= :in:, and a value"
+            f"{part.strip()[:80]!r} is not an affinity: write key, one of = != < <= > >= :in:, and a value"
         )
     return Affinity(match["key"], match["op"], match["value"].strip())
 

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ENV_PREFIX: Final = "DEEPSQUARE_"
 PROJECT_FILE: Final = ".deepsquare.toml"
 MAX_FILE_BYTES: Final = 1_000_000
-_MEND: Final = "Correct the file, or move it: every setting has a default."
+_FILE_HINT: Final = "Correct the file, or move it: every setting has a default."
 _SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
 # A URL may contain commas: only a comma before a scheme separates two URLs.
 _BETWEEN_URLS: Final = re.compile(r"\s*,\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -93,10 +93,6 @@ def _check_url(url: str) -> str:
     return url
 
 
-def _check_urls(text: str) -> str:
-    return ",".join(_check_url(url) for url in split_urls(text))
-
-
 def _check_socket(url: str) -> str:
     if not url.startswith(("ws://", "wss://")):
         raise ValueError("must be a URL such as ws://127.0.0.1:8545")
@@ -109,8 +105,9 @@ def _check_web(url: str) -> str:
     return _check_url(url).rstrip("/")
 
 
-def _check_webs(text: str) -> str:
-    return ",".join(_check_web(url) for url in split_urls(text))
+def _each(check: Callable[[str], str]) -> AfterValidator:
+    """Check every URL of a list separated by commas."""
+    return AfterValidator(lambda text: ",".join(map(check, split_urls(text))))
 
 
 def _joined(value: Any) -> Any:
@@ -150,14 +147,6 @@ OptionTable = Annotated[
 ]
 
 
-def _check_targets(text: str) -> str:
-    return ",".join(parse_targets(text))
-
-
-def _check_occasions(text: str) -> str:
-    return ",".join(parse_occasions(text.split(",")))
-
-
 def _check_mail_server(url: str) -> str:
     if not is_url(url, ("smtp", "smtps")):
         raise ValueError(
@@ -168,14 +157,18 @@ def _check_mail_server(url: str) -> str:
     return url
 
 
-Urls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_urls)]
+Urls = Annotated[str, BeforeValidator(_joined), _each(_check_url)]
 WebUrl = Annotated[str, AfterValidator(_check_web)]
-WebUrls = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_webs)]
+WebUrls = Annotated[str, BeforeValidator(_joined), _each(_check_web)]
 SocketUrl = Annotated[str, AfterValidator(_check_socket)]
-
-
-NotifyTargets = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_targets)]
-NotifyOccasions = Annotated[str, BeforeValidator(_joined), AfterValidator(_check_occasions)]
+NotifyTargets = Annotated[
+    str, BeforeValidator(_joined), AfterValidator(lambda text: ",".join(parse_targets(text)))
+]
+NotifyOccasions = Annotated[
+    str,
+    BeforeValidator(_joined),
+    AfterValidator(lambda text: ",".join(parse_occasions(text.split(",")))),
+]
 MailUrl = Annotated[str, AfterValidator(_check_mail_server)]
 
 
@@ -616,15 +609,17 @@ def _read_file(path: Path) -> _File:
     except OSError as error:
         if not os.path.lexists(path):  # HOME belongs to another user, as in many containers
             return _File(path, {}, {})
-        raise UsageError(f"{path} can't be read: {error.strerror}", hint=_MEND) from None
+        raise UsageError(f"{path} can't be read: {error.strerror}", hint=_FILE_HINT) from None
     if len(raw) > MAX_FILE_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint=_MEND)
+        raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint=_FILE_HINT)
     try:
         values = tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint=_MEND) from None
+        raise UsageError(f"{path} is not UTF-8 text", hint=_FILE_HINT) from None
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {str(error)[:200]!r}", hint=_MEND) from None
+        raise UsageError(
+            f"{path} is not valid TOML: {str(error)[:200]!r}", hint=_FILE_HINT
+        ) from None
     contexts = values.pop("contexts", {})
     if not isinstance(contexts, dict) or not all(isinstance(e, dict) for e in contexts.values()):
         raise UsageError(
@@ -634,8 +629,8 @@ def _read_file(path: Path) -> _File:
         path,
         _anchored(values, path, str(path)),
         {
-            name: _anchored(own, path, f"context {name[:60]!r} of {path}")
-            for name, own in contexts.items()
+            name: _anchored(context, path, f"context {name[:60]!r} of {path}")
+            for name, context in contexts.items()
         },
     )
 

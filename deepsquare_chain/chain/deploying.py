@@ -215,16 +215,8 @@ async def read_deployment(
         await first_block(w3, checked_address(contract), since_block)
         for contract in deployment.addresses
     ]
-    topics = [event_topics(RoleGranted, FeeChanged)]
     last = max(blocks) if since_block is None else None
-    logs = await read_logs(w3, deployment.addresses, topics, min(blocks), last)
-    granted: dict[str, RoleGranted] = {}
-    fees: dict[str, int] = {}
-    for event in decode_logs(logs):
-        if isinstance(event, RoleGranted) and event.role == ADMIN_ROLE:
-            granted.setdefault(event.address, event)
-        elif isinstance(event, FeeChanged) and event.address == address:
-            fees.setdefault(event.tx_hash, event.fee_bps)
+    granted, fees = await _first_events(w3, deployment, min(blocks), last)
     contracts = Contracts(w3, deployment)
     arguments: dict[str, dict[str, Any]] = {"ERC2771Forwarder": {"name": FORWARDER_NAME}}
     transactions: dict[str, str] = {}
@@ -255,6 +247,21 @@ async def read_deployment(
         constructor_args=arguments,
         extra={"admin": arguments["MetaScheduler"]["admin"]},
     )
+
+
+async def _first_events(
+    w3: AsyncWeb3[Any], deployment: Deployment, first: int, last: int | None
+) -> tuple[dict[str, RoleGranted], dict[str, int]]:
+    """Return the first grant of ADMIN_ROLE by contract, and the fees by transaction."""
+    granted: dict[str, RoleGranted] = {}
+    fees: dict[str, int] = {}
+    topics = [event_topics(RoleGranted, FeeChanged)]
+    for event in decode_logs(await read_logs(w3, deployment.addresses, topics, first, last)):
+        if isinstance(event, RoleGranted) and event.role == ADMIN_ROLE:
+            granted.setdefault(event.address, event)
+        elif isinstance(event, FeeChanged) and event.address == deployment.scheduler:
+            fees.setdefault(event.tx_hash, event.fee_bps)
+    return granted, fees
 
 
 class _Deploying:
@@ -448,7 +455,7 @@ async def first_block(
     """Find the first block with code at an address by binary search, unless it is given.
 
     Raises:
-        UsageError: The node has no historical state (it is no archive node).
+        UsageError: The node has no historical state: it is not an archive node.
     """
     if given is not None:
         return given

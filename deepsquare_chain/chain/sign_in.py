@@ -110,10 +110,8 @@ class SignInMessage:
             f"Nonce: {self.nonce}",
             f"Issued At: {self.issued_at}",
         ]
-        if self.expiration_time:
-            lines.append(f"Expiration Time: {self.expiration_time}")
-        if self.not_before:
-            lines.append(f"Not Before: {self.not_before}")
+        times = {"Expiration Time": self.expiration_time, "Not Before": self.not_before}
+        lines += [f"{name}: {time}" for name, time in times.items() if time]
         if self.request_id is not None:
             lines.append(f"Request ID: {self.request_id}")
         if self.resources:
@@ -135,7 +133,7 @@ def seconds_of(time: str) -> float:
     try:
         return datetime.fromisoformat(time).timestamp()
     except (ValueError, OverflowError):
-        raise UsageError(f"{time!r} is no date") from None
+        raise UsageError(f"{time!r} is not a date") from None
 
 
 def rfc3339(seconds: float) -> str:

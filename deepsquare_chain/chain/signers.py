@@ -10,7 +10,6 @@ Sources for the methods of external signers: `eth_signTransaction`, `eth_sign` a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -136,7 +135,7 @@ class ExternalSigner:
         """See `Signer`."""
         request = {**transaction_dict, "from": self.address}
         method = "account_signTransaction" if self._clef else "eth_signTransaction"
-        result = self._ask(method, [_as_json(request)])
+        result = self._request(method, [_as_json(request)])
         raw = result.get("raw", "") if isinstance(result, dict) else result
         try:
             data = HexBytes(raw)
@@ -157,7 +156,7 @@ class ExternalSigner:
     def sign_typed_data(self, *, full_message: dict[str, Any]) -> SignedMessage:
         """See `Signer`."""
         method = "account_signTypedData" if self._clef else "eth_signTypedData"
-        result = self._ask(method, [self.address, _plain(full_message)])
+        result = self._request(method, [self.address, _plain(full_message)])
         return self._signature(result, encode_typed_data(full_message=full_message))
 
     def sign_message(self, signable_message: SignableMessage, /) -> SignedMessage:
@@ -166,16 +165,16 @@ class ExternalSigner:
             raise UsageError("An external signer signs typed data from the whole document only")
         text = "0x" + bytes(signable_message.body).hex()
         if self._clef:
-            result = self._ask("account_signData", ["text/plain", self.address, text])
+            result = self._request("account_signData", ["text/plain", self.address, text])
         else:
-            result = self._ask("eth_sign", [self.address, text])
+            result = self._request("eth_sign", [self.address, text])
         return self._signature(result, signable_message)
 
     def _own_address(self, wanted: str) -> ChecksumAddress:
         """Return the account to use, after checking that the signer has it."""
         if wanted and not is_address(wanted):
             raise UsageError(f"{wanted[:80]!r} is not a valid address", hint="Set signer_account.")
-        result = self._ask("account_list" if self._clef else "eth_accounts", [])
+        result = self._request("account_list" if self._clef else "eth_accounts", [])
         addresses = result if isinstance(result, list) else []
         accounts = [to_checksum_address(address) for address in addresses if is_address(address)]
         if wanted and to_checksum_address(wanted) in accounts:
@@ -206,7 +205,7 @@ class ExternalSigner:
             signature=HexBytes(bytes(data)),
         )
 
-    def _ask(self, method: str, params: list[Any]) -> Any:
+    def _request(self, method: str, params: list[Any]) -> Any:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         try:
             response = self._client.post(self._url, json=body).json()
@@ -258,27 +257,17 @@ async def in_daemon_thread(function: Callable[[], R]) -> R:
 
     Unlike a thread of asyncio, this one is not waited for after Ctrl-C or at the end of the program.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[R] = loop.create_future()
-
-    def settle(result: Callable[[], R]) -> None:
-        if not future.done():  # it was cancelled
-            try:
-                future.set_result(result())
-            except Exception as error:  # noqa: BLE001 - raised by the awaiting task
-                future.set_exception(error)
+    future: Future[R] = Future()
+    future.set_running_or_notify_cancel()  # the thread can't be cancelled, only no longer awaited
 
     def run() -> None:
-        finished: Future[R] = Future()
         try:
-            finished.set_result(function())
+            future.set_result(function())
         except Exception as error:  # noqa: BLE001 - raised by the awaiting task
-            finished.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, finished.result)
+            future.set_exception(error)
 
     threading.Thread(target=run, name="external signer", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)
 
 
 async def sign_and_record(

@@ -102,8 +102,8 @@ def gateway_app(
     app.state.sign_ins = RateLimit(rules.sign_in_rate, rules.sign_in_burst)
     app.include_router(router)
     app.router.routes.extend(probe_routes(probe))
-    for path, other in (more or {}).items():
-        app.router.routes.append(Route(path, other, include_in_schema=False))
+    for path, service_app in (more or {}).items():
+        app.router.routes.append(Route(path, service_app, include_in_schema=False))
     for kind in (GridError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _error_response)
     # Browsers never send tokens automatically, unlike cookies, so any origin is allowed.
@@ -505,7 +505,7 @@ async def run_gateway(
 async def _open_notifications(
     contracts: Contracts, store: Store, settings: GatewaySettings, metrics: Metrics
 ) -> GatewayNotifications | None:
-    """Return what sends the customers' notifications; None if the settings do not allow it."""
+    """Open the notifications of customers; None if the settings disable them."""
     if not settings.notify:
         return None
     recipients = Recipients(store)

@@ -110,9 +110,8 @@ class Recipients:
 
     def __init__(self, store: Database) -> None:
         self._store = store
-        with store.read() as connection:
-            accounts = connection.execute(select(_recipients.c.account).distinct()).scalars()
-            self._accounts = set(accounts)
+        rows = store.rows(select(_recipients.c.account).distinct())
+        self._accounts = {str(row.account) for row in rows}
 
     def register(self, account: str, registration: Registration) -> None:
         """Store recipients; they replace those of the same definitions, none remove them.
@@ -122,7 +121,7 @@ class Recipients:
         """
         account = account.lower()
         requests = [{"to": request.to, "on": request.on} for request in registration.requests]
-        mine = _recipients.c.account == account
+        own_rows = _recipients.c.account == account
         rows = [
             {
                 "account": account,
@@ -136,10 +135,10 @@ class Recipients:
         with self._store.begin() as connection:
             connection.execute(
                 delete(_recipients).where(
-                    mine, _recipients.c.definition.in_(registration.definitions)
+                    own_rows, _recipients.c.definition.in_(registration.definitions)
                 )
             )
-            count = select(func.count()).select_from(_recipients).where(mine)
+            count = select(func.count()).select_from(_recipients).where(own_rows)
             if connection.execute(count).scalar_one() + len(rows) > _MAX_REGISTERED:
                 raise RequestRefusedError(
                     f"{account} has registered as many definitions as it may",
@@ -163,23 +162,20 @@ class Recipients:
         query = select(_recipients.c.requests).where(
             _recipients.c.account == account.lower(), _recipients.c.definition == definition
         )
-        with self._store.read() as connection:
-            text = connection.execute(query).scalar()
         return tuple(
             Notify(tuple(request["to"]), parse_occasions(request["on"]))
-            for request in from_json(text or "[]")
+            for request in from_json(self._store.scalar(query) or "[]")
         )
 
     def key(self, account: str) -> bytes:
         """Return the webhook key of an account; empty if it has none."""
         query = select(_keys.c.key).where(_keys.c.account == account.lower())
-        with self._store.read() as connection:
-            return (connection.execute(query).scalar() or "").encode()
+        return str(self._store.scalar(query) or "").encode()
 
     def drop(self, before: int) -> None:
         """Remove recipients that were registered before `before` (epoch seconds)."""
-        with self._store.begin(durable=False) as connection:
-            connection.execute(delete(_recipients).where(_recipients.c.changed_at < before))
+        old = _recipients.c.changed_at < before
+        self._store.write(delete(_recipients).where(old), durable=False)
 
 
 class GatewayNotifications:

@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from weakref import WeakValueDictionary
 
 from eth_account.messages import encode_typed_data
 from eth_utils.address import is_address
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.sign_in import is_signed_by
@@ -263,19 +264,19 @@ class GatewayService:
         Raises:
             RequestRefusedError: The list is invalid, or a file is not completely uploaded.
         """
-        files = body.get("files")
-        if not isinstance(files, list) or len(files) > self.rules.max_files:
+        try:
+            entries = _ENTRIES.validate_python(body.get("files"))
+        except ValidationError:
+            raise _invalid("The list of files is not valid", "bad-results") from None
+        if len(entries) > self.rules.max_files:
             raise _invalid("The list of files is not valid", "bad-results")
-        entries = []
         files_by_name = {file.name: file for file in self._records.files(space)}
-        for item in files:
-            entry = _entry(item)
-            if not entry["problem"]:
-                file = files_by_name.get(check_name(entry["name"]))
-                if file is None or not file.complete or file.size != entry["size"]:
-                    raise _invalid(f"{entry['name']} is not uploaded completely", "incomplete")
-            entries.append(entry)
-        self._records.put_results(space, json.dumps({"files": entries}))
+        for entry in entries:
+            if not entry.problem:
+                file = files_by_name.get(check_name(entry.name))
+                if file is None or not file.complete or file.size != entry.size:
+                    raise _invalid(f"{entry.name} is not uploaded completely", "incomplete")
+        self._records.put_results(space, json.dumps({"files": _ENTRIES.dump_python(entries)}))
 
     def results(self, space: JobSpace) -> str:
         """Return the provider's list of the files of a run, as JSON.
@@ -354,7 +355,7 @@ class GatewayService:
     async def _wait(self, space: JobSpace, name: str, offset: int) -> None:
         """Wait until a file grows or is complete, for one poll interval at most."""
 
-        def moved() -> bool:
+        def has_changed() -> bool:
             file = self._records.file(space, name)
             return self._closed.is_set() or (
                 file is not None and (file.complete or file.size > offset)
@@ -363,7 +364,7 @@ class GatewayService:
         growth_of = self.objects.growth_of(space)
         try:
             async with asyncio.timeout(_POLL_SECONDS), growth_of:
-                await growth_of.wait_for(moved)
+                await growth_of.wait_for(has_changed)
         except TimeoutError:
             return
 
@@ -484,26 +485,21 @@ def _has_no_log(space: JobSpace, file: StoredFile | None) -> bool:
     return file is None and status.is_final and not (space.provider_id and space.job.rate)
 
 
-def _entry(item: Any) -> dict[str, Any]:
-    """Return a validated entry of a list of results.
+def _truncated(length: int) -> AfterValidator:
+    return AfterValidator(lambda text: text[:length])
 
-    Raises:
-        RequestRefusedError: The entry is invalid.
-    """
-    if isinstance(item, dict):
-        entry = {
-            "name": item.get("name"),
-            "size": item.get("size"),
-            "digest": item.get("digest", ""),
-            "problem": item.get("problem", ""),
-            "special": item.get("special", False),
-        }
-        texts = all(isinstance(entry[key], str) for key in ("name", "digest", "problem"))
-        if texts and type(entry["size"]) is int and type(entry["special"]) is bool:
-            entry["name"], entry["problem"] = entry["name"][:1_024], entry["problem"][:300]
-            entry["digest"] = entry["digest"][:64]
-            return entry
-    raise _invalid("The list of files is not valid", "bad-results")
+
+class _ResultEntry(BaseModel, strict=True):
+    """An entry of a provider's list of results; long texts are truncated."""
+
+    name: Annotated[str, _truncated(1_024)]
+    size: int
+    digest: Annotated[str, _truncated(64)] = ""
+    problem: Annotated[str, _truncated(300)] = ""
+    special: bool = False
+
+
+_ENTRIES: Final = TypeAdapter(list[_ResultEntry])
 
 
 def _invalid(message: str, code: str) -> RequestRefusedError:

@@ -32,8 +32,8 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    update,
 )
-from sqlalchemy import update as update_rows
 
 from deepsquare_chain.errors import StoreError, UsageError
 from deepsquare_chain.job import Job
@@ -160,71 +160,61 @@ class GatewayRecords:
     def add_definition(self, digest: str, account: str, size: int) -> None:
         """Record a definition of an account; the object must exist already."""
         key = {"digest": digest, "account": account.lower()}
-        mine = (_definitions.c.digest == digest) & (_definitions.c.account == key["account"])
-        with self._store.begin() as connection:
-            connection.execute(delete(_definitions).where(mine))
-            connection.execute(insert(_definitions).values(**key, size=size, used_at=_now()))
+        self._store.write(
+            delete(_definitions).filter_by(**key),
+            insert(_definitions).values(**key, size=size, used_at=_now()),
+        )
 
     def has_definition(self, digest: str, account: str | None = None) -> bool:
         """Return whether any account, or this one, has uploaded a definition."""
         query = select(_definitions.c.digest).where(_definitions.c.digest == digest)
         if account is not None:
             query = query.where(_definitions.c.account == account.lower())
-        with self._store.read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+        return self._store.scalar(query.limit(1)) is not None
 
     def has_definitions(self, account: str) -> bool:
         """Return whether an account has uploaded any definition."""
         query = select(_definitions.c.digest).where(_definitions.c.account == account.lower())
-        with self._store.read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+        return self._store.scalar(query.limit(1)) is not None
 
     def touch_definition(self, digest: str) -> None:
         """Update the time of last use of a definition, which extends its retention."""
-        with self._store.begin(durable=False) as connection:
-            connection.execute(
-                update_rows(_definitions)
-                .where(_definitions.c.digest == digest)
-                .values(used_at=_now())
-            )
+        query = update(_definitions).where(_definitions.c.digest == digest)
+        self._store.write(query.values(used_at=_now()), durable=False)
 
     def definition_bytes(self, account: str) -> int:
         """Return the bytes of all definitions of an account."""
-        return self._sum(_definitions.c.size, _definitions.c.account == account.lower())
+        query = select(func.coalesce(func.sum(_definitions.c.size), 0))
+        return int(self._store.scalar(query.where(_definitions.c.account == account.lower())))
 
     def expired_definitions(self, before: int) -> list[str]:
         """Return digests of definitions that no account has used since `before` (epoch seconds)."""
         query = select(_definitions.c.digest).group_by(_definitions.c.digest)
-        with self._store.read() as connection:
-            rows = connection.execute(query.having(func.max(_definitions.c.used_at) < before))
-            return sorted(rows.scalars())
+        rows = self._store.rows(query.having(func.max(_definitions.c.used_at) < before))
+        return sorted(row.digest for row in rows)
 
     def is_expired(self, digest: str, before: int) -> bool:
         """Return whether no account has used a definition since `before` (epoch seconds)."""
         query = select(func.max(_definitions.c.used_at)).where(_definitions.c.digest == digest)
-        with self._store.read() as connection:
-            used_at = connection.execute(query).scalar_one()
+        used_at = self._store.scalar(query)
         return used_at is not None and used_at < before
 
     def drop_definition(self, digest: str) -> None:
         """Remove a definition of all accounts."""
-        with self._store.begin() as connection:
-            connection.execute(delete(_definitions).where(_definitions.c.digest == digest))
+        self._store.write(delete(_definitions).where(_definitions.c.digest == digest))
 
     # -- files of jobs
 
     def file(self, space: JobSpace, name: str) -> StoredFile | None:
         """Return a file of a job; None if it does not exist."""
         query = select(_files).where(_files.c.space == space.key, _files.c.name == name)
-        with self._store.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _file(row)
+        rows = self._store.rows(query)
+        return _file(rows[0]) if rows else None
 
     def files(self, space: JobSpace) -> list[StoredFile]:
         """Return all files of a job, ordered by name."""
         query = select(_files).where(_files.c.space == space.key).order_by(_files.c.name)
-        with self._store.read() as connection:
-            return [_file(row) for row in connection.execute(query)]
+        return [_file(row) for row in self._store.rows(query)]
 
     def begin_file(self, space: JobSpace, name: str) -> StoredFile:
         """Create an empty file."""
@@ -247,8 +237,7 @@ class GatewayRecords:
     def segments(self, file: StoredFile) -> list[StoredSegment]:
         """Return the segments of a file in order."""
         query = select(_segments).where(_segments.c.file == file.id).order_by(_segments.c.start)
-        with self._store.read() as connection:
-            return [StoredSegment(row.start, row.size) for row in connection.execute(query)]
+        return [StoredSegment(row.start, row.size) for row in self._store.rows(query)]
 
     def put_segment(
         self, space: JobSpace, file: StoredFile, segment: StoredSegment, *, complete: bool
@@ -287,9 +276,8 @@ class GatewayRecords:
         usage = self._totals.get(key)
         if usage is None:
             query = select(func.coalesce(func.sum(_files.c.size), 0), func.count())
-            with self._store.read() as connection:
-                row = connection.execute(query.where(condition)).one()
-            usage = self._totals[key] = (int(row[0]), int(row[1]))
+            ((size, number),) = self._store.rows(query.where(condition))
+            usage = self._totals[key] = (int(size), int(number))
             while len(self._totals) > _MAX_TOTALS:
                 self._totals.popitem(last=False)
         return usage
@@ -303,8 +291,7 @@ class GatewayRecords:
     def expired_files(self, before: int) -> list[StoredFile]:
         """Return files that have not changed since `before` (epoch seconds), at most 1,000."""
         query = select(_files).where(_files.c.changed_at < before).limit(1_000)
-        with self._store.read() as connection:
-            return [_file(row) for row in connection.execute(query)]
+        return [_file(row) for row in self._store.rows(query)]
 
     def drop_files(self, files: Sequence[StoredFile]) -> None:
         """Remove the rows of files whose objects were removed."""
@@ -314,51 +301,37 @@ class GatewayRecords:
         with self._store.begin() as connection:
             connection.execute(delete(_segments).where(_segments.c.file.in_(file_ids)))
             connection.execute(delete(_files).where(_files.c.id.in_(file_ids)))
-            remaining_spaces = set(
-                connection.execute(select(_files.c.space).where(_files.c.space.in_(spaces)))
-                .scalars()
-                .all()
-            )
-            connection.execute(
-                delete(_results).where(_results.c.space.in_(spaces - remaining_spaces))
-            )
+            query = select(_files.c.space).where(_files.c.space.in_(spaces))
+            emptied = spaces - set(connection.execute(query).scalars())
+            connection.execute(delete(_results).where(_results.c.space.in_(emptied)))
 
     # -- lists of results
 
     def put_results(self, space: JobSpace, body: str) -> None:
         """Store the list of a job's results (JSON)."""
-        with self._store.begin() as connection:
-            connection.execute(delete(_results).where(_results.c.space == space.key))
-            connection.execute(
-                insert(_results).values(space=space.key, body=body, changed_at=_now())
-            )
+        self._store.write(
+            delete(_results).where(_results.c.space == space.key),
+            insert(_results).values(space=space.key, body=body, changed_at=_now()),
+        )
 
     def results(self, space: JobSpace) -> str | None:
         """Return the list of a job's results (JSON); None before all are uploaded."""
-        query = select(_results.c.body).where(_results.c.space == space.key)
-        with self._store.read() as connection:
-            body = connection.execute(query).scalar_one_or_none()
+        body = self._store.scalar(select(_results.c.body).where(_results.c.space == space.key))
         return None if body is None else str(body)
 
     # -- shares
 
     def share(self, job_id: int, customer: str, reader: str, until: int) -> None:
         """Share a job's output until `until` (epoch seconds); a past time ends the share."""
-        key = {"job_id": str(job_id), "customer": customer.lower(), "reader": reader.lower()}
-        same = [_shares.c[name] == value for name, value in key.items()]
-        with self._store.begin() as connection:
-            connection.execute(delete(_shares).where(*same))
-            connection.execute(insert(_shares).values(**key, until=until))
+        key = _share_key(job_id, customer, reader)
+        self._store.write(
+            delete(_shares).filter_by(**key), insert(_shares).values(**key, until=until)
+        )
 
     def is_shared(self, job_id: int, customer: str, reader: str, now: float) -> bool:
         """Return whether a customer shares a job with a reader at `now` (epoch seconds)."""
-        query = select(_shares.c.until).where(
-            _shares.c.job_id == str(job_id),
-            _shares.c.customer == customer.lower(),
-            _shares.c.reader == reader.lower(),
-        )
-        with self._store.read() as connection:
-            until = connection.execute(query).scalar_one_or_none()
+        key = _share_key(job_id, customer, reader)
+        until = self._store.scalar(select(_shares.c.until).filter_by(**key))
         return until is not None and until > now
 
     def share_count(self, customer: str, now: float, *, job_id: int, reader: str) -> int:
@@ -367,23 +340,20 @@ class GatewayRecords:
         query = select(func.count()).where(
             _shares.c.customer == customer.lower(), _shares.c.until > now, ~same
         )
-        with self._store.read() as connection:
-            return int(connection.execute(query).scalar_one())
+        return int(self._store.scalar(query))
 
     def drop_shares(self, before: int) -> None:
         """Remove shares that expired before `before` (epoch seconds)."""
-        with self._store.begin(durable=False) as connection:
-            connection.execute(delete(_shares).where(_shares.c.until < before))
+        self._store.write(delete(_shares).where(_shares.c.until < before), durable=False)
 
-    def _sum(self, column: Any, condition: Any) -> int:
-        query = select(func.coalesce(func.sum(column), 0)).where(condition)
-        with self._store.read() as connection:
-            return int(connection.execute(query).scalar_one())
+
+def _share_key(job_id: int, customer: str, reader: str) -> dict[str, str]:
+    return {"job_id": str(job_id), "customer": customer.lower(), "reader": reader.lower()}
 
 
 def _resize(connection: Connection, file: StoredFile, size: int, *, complete: bool) -> StoredFile:
     connection.execute(
-        update_rows(_files)
+        update(_files)
         .where(_files.c.id == file.id)
         .values(size=size, complete=int(complete), changed_at=_now())
     )

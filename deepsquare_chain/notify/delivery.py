@@ -151,11 +151,11 @@ class Deliverer:
         try:
             server = _connect(self._mail, self._transport_settings)
         except smtplib.SMTPException as error:
-            return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.host}: {_words(error)}")
+            return DeliveryResult(DeliveryOutcome.REFUSED, f"{self._mail.host}: {_reason(error)}")
         except (OSError, ValueError) as error:
             return DeliveryResult(DeliveryOutcome.REFUSED, f"no connection: {type(error).__name__}")
         try:
-            return _hand_in(server, message)
+            return _submit(server, message)
         finally:
             with suppress(smtplib.SMTPException, OSError):
                 server.quit()
@@ -228,7 +228,7 @@ def _outcome(response: httpx2.Response) -> DeliveryOutcome:
     return DeliveryOutcome.REFUSED
 
 
-def _hand_in(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:
+def _submit(server: smtplib.SMTP, message: EmailMessage) -> DeliveryResult:
     """Send an e-mail; UNKNOWN if the connection is lost, since the server may have accepted it."""
     try:
         server.send_message(message)
@@ -282,11 +282,11 @@ def _refused(code: int, text: Any) -> DeliveryResult:
     return DeliveryResult(verdict, f"{code} {_text(text)}"[:200])
 
 
-def _words(error: smtplib.SMTPException) -> str:
+def _reason(error: smtplib.SMTPException) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return f"{error.smtp_code} {_text(error.smtp_error)}"[:200]
     return str(error)[:200] or type(error).__name__
 
 
-def _text(words: Any) -> str:
-    return words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+def _text(reply: Any) -> str:
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)

@@ -31,16 +31,16 @@ def event_id(chain_id: int, contract: str, job_id: int, after: JobStatus, tx_has
 def payload(
     event: JobEvent,
     *,
-    customer: str,
-    provider_id: int,
-    name: str,
-    provider: str,
-    exit_code: int | None,
-    reason: str,
-    paid: int,
-    refunded: int,
     chain_id: int,
     contract: str,
+    name: str,
+    customer: str = "",
+    provider_id: int = 0,
+    provider: str = "",
+    exit_code: int | None = None,
+    reason: str = "",
+    paid: int = 0,
+    refunded: int = 0,
 ) -> str:
     """Return the JSON body of a webhook; amounts are credit-wei as strings, times are chain time."""
     body = {
@@ -82,12 +82,12 @@ def title(body: Mapping[str, Any]) -> str:
 
 def desktop_command(body: Mapping[str, Any]) -> list[str]:
     """Return the arguments of notify-send; the text is escaped, as desktops interpret markup."""
-    text = html.escape("\n".join(_facts(body["job"])), quote=False)
+    text = html.escape("\n".join(_detail_lines(body["job"])), quote=False)
     return ["notify-send", "--app-name=DeepSquare", "--", title(body), text]
 
 
-def _facts(job: Mapping[str, Any]) -> list[str]:
-    """Return exit code, reason, provider and amounts of a job, a line each."""
+def _detail_lines(job: Mapping[str, Any]) -> list[str]:
+    """Return exit code, reason, provider and amounts of a job, one per line."""
     lines = []
     if job["exit_code"] is not None:
         lines.append(f"Exit code: {job['exit_code']}")
@@ -107,7 +107,7 @@ def email(body: Mapping[str, Any], sender: str, recipient: str) -> EmailMessage:
     lines = [
         f"{subject}.",
         "",
-        *_facts(job),
+        *_detail_lines(job),
         f"Block: {body['block']} of chain {body['chain_id']}",
         "",
         f"deepsquare job get {job['id']}",

@@ -328,16 +328,10 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
     event = JobEvent(f"evt_test_{now:x}", 0, JobStatus.RUNNING, JobStatus.FINISHED, 0, now)
     message = payload(
         event,
-        customer="",
-        provider_id=0,
-        name="test of notifications",
-        provider="",
-        exit_code=0,
-        reason="",
-        paid=0,
-        refunded=0,
         chain_id=deployment.chain_id,
         contract=deployment.scheduler,
+        name="test of notifications",
+        exit_code=0,
     )
     results = await asyncio.gather(
         *(deliverer.send(Delivery(event.id, target, message)) for target in targets)

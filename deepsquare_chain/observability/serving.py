@@ -37,10 +37,9 @@ LOOPBACK_ONLY: Final = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "l
 
 
 class LoopbackServer:
-    """Serves an ASGI application on 127.0.0.1 by default. Signals are left to the caller.
+    """Serves an ASGI application, by default on 127.0.0.1 only. Signals are left to the caller.
 
-    Port 0 selects a free port. Set ``host`` for services that the whole network may use; with
-    ``metrics``, requests are counted there. Raises ``UsageError`` if the port is not available.
+    Port 0 selects a free port. With `metrics`, requests are counted.
     """
 
     def __init__(
@@ -59,7 +58,11 @@ class LoopbackServer:
         return f"http://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Start listening; returns once the server accepts requests."""
+        """Start listening; returns once the server accepts requests.
+
+        Raises:
+            UsageError: The port is not available.
+        """
         listener = open_listener(self._wanted, self._host)
         self.port = int(listener.getsockname()[1])
         self._server = _Server(
@@ -259,7 +262,7 @@ def sends_json(request: Request) -> bool:
 
 
 async def read_body(request: Request, limit: int) -> bytes | None:
-    """Return the body, or None if it is longer than ``limit`` bytes."""
+    """Return the body, or None if it is longer than `limit` bytes."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
@@ -273,7 +276,8 @@ async def read_body(request: Request, limit: int) -> bytes | None:
 def open_listener(port: int, host: str = HOST) -> socket.socket:
     """Return a listening socket, on 127.0.0.1 by default.
 
-    Raises ``UsageError`` with a hint if the port is not available.
+    Raises:
+        UsageError: The port is not available.
     """
     if not 0 <= port <= 65_535:
         raise UsageError(f"{port} is not a port.", hint="Ports go from 0 (any free one) to 65535.")

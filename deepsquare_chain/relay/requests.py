@@ -1,4 +1,4 @@
-"""Requests to a relay: the rules by which it accepts them, and its crash-safe records of them.
+"""Requests to a relay: its rules for accepting them, and its crash-safe records of them.
 
 The rules are checked without the chain. No request is lost or executed twice.
 """
@@ -20,12 +20,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    delete,
     func,
     insert,
     select,
+    update,
 )
-from sqlalchemy import delete as delete_rows
-from sqlalchemy import update as update_rows
 
 from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
@@ -81,7 +81,7 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
     request = signed.request
     if request.to != scheduler:
         raise _forbidden(
-            f"This relay contains no calls to {request.to}",
+            f"This relay does not forward calls to {request.to}",
             "wrong-contract",
             f"It forwards calls to the MetaScheduler at {scheduler}.",
         )
@@ -253,7 +253,7 @@ class Requests:
         with self._store.begin() as connection:
             dropped = relay_requests.c.state == State.DROPPED.value
             connection.execute(
-                delete_rows(relay_requests).where(relay_requests.c.digest == digest, dropped)
+                delete(relay_requests).where(relay_requests.c.digest == digest, dropped)
             )
             number = connection.execute(
                 insert(relay_requests)
@@ -273,7 +273,7 @@ class Requests:
                 .returning(relay_requests.c.number)
             ).scalar_one()
             connection.execute(
-                delete_rows(relay_requests).where(
+                delete(relay_requests).where(
                     relay_requests.c.received < received - KEPT_SECONDS,
                     relay_requests.c.state.not_in([state.value for state in PENDING]),
                 )
@@ -289,30 +289,16 @@ class Requests:
 
     def assign(self, numbers: Sequence[int], batch: str) -> None:
         """Assign queued requests to a batch, before its transaction is created."""
-        with self._store.begin() as connection:
-            connection.execute(
-                update_rows(relay_requests)
-                .where(relay_requests.c.number.in_(numbers))
-                .values(state=State.SENT.value, batch=batch)
-            )
+        self._update(numbers, state=State.SENT.value, batch=batch)
 
     def requeue(self, numbers: Sequence[int]) -> None:
         """Return requests that a batch skipped to the queue."""
-        with self._store.begin() as connection:
-            connection.execute(
-                update_rows(relay_requests)
-                .where(relay_requests.c.number.in_(numbers))
-                .values(state=State.QUEUED.value, batch="", tries=relay_requests.c.tries + 1)
-            )
+        tries = relay_requests.c.tries + 1
+        self._update(numbers, state=State.QUEUED.value, batch="", tries=tries)
 
     def settle(self, number: int, state: State, *, tx_hash: str = "", detail: str = "") -> None:
         """Record the final state of a request."""
-        with self._store.begin() as connection:
-            connection.execute(
-                update_rows(relay_requests)
-                .where(relay_requests.c.number == number)
-                .values(state=state.value, tx_hash=tx_hash, detail=detail[:1_000])
-            )
+        self._update([number], state=state.value, tx_hash=tx_hash, detail=detail[:1_000])
 
     def queued(self) -> list[RelayedRequest]:
         """Return the queued requests, in the order of acceptance."""
@@ -320,13 +306,9 @@ class Requests:
 
     def batches(self) -> list[str]:
         """Return the keys of unsettled batches."""
-        query = (
-            select(relay_requests.c.batch)
-            .where(relay_requests.c.state == State.SENT.value)
-            .distinct()
-        )
-        with self._store.read() as connection:
-            return [str(key) for key in connection.execute(query).scalars()]
+        batch, state = relay_requests.c.batch, relay_requests.c.state
+        query = select(batch).where(state == State.SENT.value).distinct()
+        return [str(row.batch) for row in self._store.rows(query)]
 
     def in_batch(self, batch: str) -> list[RelayedRequest]:
         """Return the unsettled requests of a batch, in the order of acceptance."""
@@ -344,13 +326,15 @@ class Requests:
         query = select(func.count()).where(relay_requests.c.received > since)
         if sender is not None:
             query = query.where(relay_requests.c.sender == sender)
-        with self._store.read() as connection:
-            return int(connection.execute(query).scalar_one())
+        return int(self._store.scalar(query))
 
     def _read(self, *conditions: Any) -> list[RelayedRequest]:
         query = select(relay_requests).where(*conditions).order_by(relay_requests.c.number)
-        with self._store.read() as connection:
-            return [_request(row) for row in connection.execute(query)]
+        return [_request(row) for row in self._store.rows(query)]
+
+    def _update(self, numbers: Sequence[int], **values: Any) -> None:
+        query = update(relay_requests).where(relay_requests.c.number.in_(numbers))
+        self._store.write(query.values(**values))
 
 
 def _request(row: Any) -> RelayedRequest:

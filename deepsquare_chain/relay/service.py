@@ -346,7 +346,7 @@ class RelayService:
         self._batches.clear()
 
     async def _reconcile(self) -> None:
-        """Tend the outbox: in each cycle while transactions are pending, else every 15 seconds."""
+        """Reconcile the outbox: in each cycle with pending transactions, else every 15 seconds."""
         now = time.monotonic()
         if self._sender.pending() or now - self._reconciled_at >= _POLL_SECONDS:
             await self._sender.reconcile()
@@ -425,14 +425,14 @@ class RelayService:
         self._size.observe(len(members))
         self._metrics.add(self._gas, amount=receipt.gas_used)
         forwarder = self.contracts.forwarder.address
-        carried_out = {
+        success_by_nonce = {
             (event.signer, event.nonce): event.success
             for event in receipt.events
             if isinstance(event, ExecutedForwardRequest) and event.address == forwarder
         }
         skipped = []
         for member in members:
-            success = carried_out.get((member.signed.request.sender, _nonce(member)))
+            success = success_by_nonce.get((member.signed.request.sender, _nonce(member)))
             if success is None:
                 skipped.append(member)
             elif success:

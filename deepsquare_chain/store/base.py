@@ -6,7 +6,7 @@ Each service has a SQLite file; PostgreSQL is used by URL where several programs
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Engine,
+    Executable,
     Index,
     Integer,
     LargeBinary,
@@ -183,6 +184,22 @@ class Database:
         except DatabaseError as error:
             raise self.plain(error) from error
 
+    def rows(self, query: Executable, values: Mapping[str, Any] | None = None) -> list[Any]:
+        """Return all rows of one query, with values for its parameters."""
+        with self.read() as connection:
+            return list(connection.execute(query, values))
+
+    def scalar(self, query: Executable) -> Any:
+        """Return the first value of the first row of one query; None without a row."""
+        with self.read() as connection:
+            return connection.execute(query).scalar()
+
+    def write(self, *statements: Executable, durable: bool = True) -> None:
+        """Execute statements in one transaction; see `begin`."""
+        with self.begin(durable=durable) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
     def close(self) -> None:
         """Close all connections; idempotent."""
         self._engine.dispose()
@@ -285,8 +302,7 @@ class CursorTables(Database):
 
     def recent_blocks(self, name: str) -> Sequence[Block]:
         """Return the kept blocks of a follower, latest first; the first one is its cursor."""
-        with self.read() as connection:
-            rows = connection.execute(_RECENT_BLOCKS, {"follower": name}).all()
+        rows = self.rows(_RECENT_BLOCKS, {"follower": name})
         return [Block(number, block_hash) for number, block_hash in rows]
 
     def advance(self, transaction: Connection, name: str, seen: Sequence[Block], keep: int) -> None:

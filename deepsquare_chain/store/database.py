@@ -78,7 +78,7 @@ class Store(OutboxTables, RequestTables, CursorTables):
             shared: The database belongs to the account, whatever the contract.
 
         Raises:
-            UsageError: The file belongs to another chain, contract or account, is no database,
+            UsageError: The file belongs to another chain, contract or account, is not a database,
                 or is used by another process.
             StoreError: The disk is full or the folder not writable.
         """
@@ -265,7 +265,7 @@ async def open_wallet_store(
     """Open the database of a wallet, shared with other processes.
 
     Raises:
-        UsageError: The file belongs to another chain or deployment, or is no database.
+        UsageError: The file belongs to another chain or deployment, or is not a database.
         StoreError: The disk is full or the folder not writable.
         EndpointError: The endpoint does not answer.
     """

@@ -262,7 +262,7 @@ def read_manifest(data: bytes, job_id: int) -> list[dict[str, Any]]:
     """Return the files of a decrypted manifest; their values come unchecked from the provider.
 
     Raises:
-        AuditError: The data is no manifest, or that of another job.
+        AuditError: The data is not a manifest, or that of another job.
     """
     body = _json_object(data)
     files = body.get("files")

@@ -308,7 +308,7 @@ class GatewayClient(ServiceClient):
         for start in range(0, len(definitions), MAX_REGISTERED_DEFINITIONS):
             part = list(definitions[start : start + MAX_REGISTERED_DEFINITIONS])
             body = {"definitions": part, "requests": parts, "key": key}
-            await self._ask("PUT", "/v1/notifications", json=body)
+            await self._request("PUT", "/v1/notifications", json=body)
 
     async def notifications(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest notifications of the account's jobs that the gateway sent or will send.
@@ -317,11 +317,8 @@ class GatewayClient(ServiceClient):
             NotFoundError: The gateway sends no notifications.
             EndpointError: The gateway is down or refuses.
         """
-        body = self._object(await self._ask("GET", f"/v1/notifications?limit={limit}"))
-        rows = body.get("notifications")
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise self._invalid_response()
-        return rows
+        response = await self._request("GET", f"/v1/notifications?limit={limit}")
+        return self._objects(response, "notifications")
 
     # -- definitions
 
@@ -336,7 +333,7 @@ class GatewayClient(ServiceClient):
         if len(data) > MAX_BYTES:
             raise JobFileError(f"A definition of {len(data):,} bytes is larger than {MAX_BYTES:,}")
         key = digest_of(data)
-        await self._ask("PUT", f"/v1/definitions/{key.hex()}", content=data)
+        await self._request("PUT", f"/v1/definitions/{key.hex()}", content=data)
         return key
 
     async def definition(self, job_id: int, digest: bytes) -> bytes:
@@ -348,7 +345,7 @@ class GatewayClient(ServiceClient):
             WrongAccountError: This account may not read it.
             EndpointError: The gateway is down or refuses.
         """
-        response = await self._ask("GET", f"/v1/jobs/{job_id}/definition")
+        response = await self._request("GET", f"/v1/jobs/{job_id}/definition")
         if digest_of(response.content) != digest:
             raise DefinitionMismatch(
                 f"The gateway at {self.display_url} returned another definition than that of job {job_id}",
@@ -361,7 +358,7 @@ class GatewayClient(ServiceClient):
     async def size(self, job_id: int, name: str) -> RemoteFile | None:
         """Return the size of a file at the gateway; None if it is missing. Errors as `append`."""
         try:
-            response = await self._ask("HEAD", _file(job_id, name))
+            response = await self._request("HEAD", _file(job_id, name))
         except NotFoundError:
             return None
         return self._file_of(name, response)
@@ -390,12 +387,12 @@ class GatewayClient(ServiceClient):
         headers = {"Upload-Offset": str(offset), "Upload-Complete": "?1" if complete else "?0"}
         if exact:
             headers["Upload-Exact"] = "?1"
-        response = await self._ask("PATCH", _file(job_id, name), content=data, headers=headers)
+        response = await self._request("PATCH", _file(job_id, name), content=data, headers=headers)
         return self._file_of(name, response)
 
     async def put_results(self, job_id: int, files: Sequence[Mapping[str, Any]]) -> None:
         """Upload the list of a run's files, once all are uploaded; errors as `append`."""
-        await self._ask("PUT", f"/v1/jobs/{job_id}/results", json={"files": list(files)})
+        await self._request("PUT", f"/v1/jobs/{job_id}/results", json={"files": list(files)})
 
     async def results(self, job_id: int) -> list[dict[str, Any]]:
         """Return the provider's list of a run's files.
@@ -405,11 +402,8 @@ class GatewayClient(ServiceClient):
             WrongAccountError: This account may not read it.
             EndpointError: The gateway is down, or its response is invalid.
         """
-        body = self._object(await self._ask("GET", f"/v1/jobs/{job_id}/results"))
-        files = body.get("files")
-        if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
-            raise self._invalid_response()
-        return files
+        response = await self._request("GET", f"/v1/jobs/{job_id}/results")
+        return self._objects(response, "files")
 
     @asynccontextmanager
     async def download(
@@ -453,11 +447,11 @@ class GatewayClient(ServiceClient):
         data = share_data(*self._grid, job_id, reader, until)
         signed = await signed_by(account, lambda: account.sign_typed_data(full_message=data))
         body = {"reader": reader, "until": until, "signature": "0x" + bytes(signed.signature).hex()}
-        await self._ask("PUT", f"/v1/jobs/{job_id}/shares", json=body)
+        await self._request("PUT", f"/v1/jobs/{job_id}/shares", json=body)
 
     # -- requests
 
-    async def _ask(
+    async def _request(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
     ) -> ServiceResponse:
         """Send a request with authorisation; retried with backoff after a rate limit."""
@@ -594,6 +588,13 @@ class GatewayClient(ServiceClient):
         if body is None:
             raise self._invalid_response()
         return body
+
+    def _objects(self, response: ServiceResponse, name: str) -> list[dict[str, Any]]:
+        """Return the field of a response that holds a list of objects."""
+        items = self._object(response).get(name)
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise self._invalid_response()
+        return items
 
     def _error_of_response(self, status: int, content: bytes) -> GridError:
         body = json_object(content) or {}

@@ -107,14 +107,10 @@ def remember_notify(store: Database, definitions: Iterable[str], notify: Notify)
 
 def requested_notify(store: Database, definition: str) -> Notify:
     """Return the request for notifications of a definition; without recipients if there is none."""
-    with store.read() as connection:
-        row = connection.execute(
-            select(requests).where(requests.c.definition == definition)
-        ).one_or_none()
-    if row is None:
-        return Notify()
-    occasions = tuple(Occasion(occasion) for occasion in from_json(row.occasions))
-    return Notify(tuple(from_json(row.targets)), occasions)
+    for row in store.rows(select(requests).where(requests.c.definition == definition)):
+        occasions = tuple(Occasion(occasion) for occasion in from_json(row.occasions))
+        return Notify(tuple(from_json(row.targets)), occasions)
+    return Notify()
 
 
 class NotificationTables:
@@ -132,8 +128,7 @@ class NotificationTables:
     def open_events(self) -> list[JobEvent]:
         """Return the events without planned deliveries, oldest first."""
         query = select(events).where(events.c.is_open == 1).order_by(events.c.block, events.c.id)
-        with self._store.read() as connection:
-            return [_event(row) for row in connection.execute(query)]
+        return [_event(row) for row in self._store.rows(query)]
 
     def plan(self, event_id: str, planned: Sequence[Delivery]) -> None:
         """Store the deliveries of an event, and close the event."""
@@ -151,8 +146,7 @@ class NotificationTables:
             .order_by(deliveries.c.due, deliveries.c.event_id)
             .limit(limit)
         )
-        with self._store.read() as connection:
-            return [_delivery(row) for row in connection.execute(query)]
+        return [_delivery(row) for row in self._store.rows(query)]
 
     def latest(self, limit: int, customer: str = "") -> list[tuple[JobEvent, Delivery]]:
         """Return the latest events with their deliveries, newest first; of one customer if given."""
@@ -165,26 +159,24 @@ class NotificationTables:
         if customer:
             owner = func.json_extract(deliveries.c.message, "$.job.customer")
             query = query.where(func.lower(owner) == customer.lower())
-        with self._store.read() as connection:
-            return [(_event(row), _delivery(row)) for row in connection.execute(query)]
+        return [(_event(row), _delivery(row)) for row in self._store.rows(query)]
 
     def counts(self) -> dict[DeliveryState, int]:
         """Return the number of deliveries by state."""
         query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
-        with self._store.read() as connection:
-            count_by_state = {
-                DeliveryState(state): count for state, count in connection.execute(query)
-            }
+        count_by_state = {DeliveryState(state): count for state, count in self._store.rows(query)}
         return {member: count_by_state.get(member, 0) for member in DeliveryState}
 
     def drop(self, before: int) -> None:
         """Remove events of chain times before `before`, and their deliveries that are not due."""
         old = select(events.c.id).where(events.c.time < before, events.c.is_open == 0)
         settled = deliveries.c.state.not_in([DeliveryState.DUE.value, DeliveryState.SENDING.value])
-        with self._store.begin(durable=False) as connection:
-            connection.execute(delete(deliveries).where(deliveries.c.event_id.in_(old), settled))
-            left = select(deliveries.c.event_id)
-            connection.execute(delete(events).where(events.c.id.in_(old), events.c.id.not_in(left)))
+        left = select(deliveries.c.event_id)
+        self._store.write(
+            delete(deliveries).where(deliveries.c.event_id.in_(old), settled),
+            delete(events).where(events.c.id.in_(old), events.c.id.not_in(left)),
+            durable=False,
+        )
 
     def begin(self, delivery: Delivery) -> None:
         """Record the intent to send, before the first byte is sent."""
@@ -196,26 +188,17 @@ class NotificationTables:
 
     def give_up_unclear(self) -> int:
         """Mark deliveries that a crash interrupted as UNKNOWN; returns their number."""
+        interrupted = update(deliveries).where(deliveries.c.state == DeliveryState.SENDING.value)
+        note = "the service ended before the response"
         with self._store.begin() as connection:
             result = connection.execute(
-                update(deliveries)
-                .where(deliveries.c.state == DeliveryState.SENDING.value)
-                .values(
-                    state=DeliveryState.UNKNOWN.value, note="the service ended before the response"
-                )
+                interrupted.values(state=DeliveryState.UNKNOWN.value, note=note)
             )
             return int(result.rowcount)
 
     def _set(self, delivery: Delivery, **values: object) -> None:
-        with self._store.begin() as connection:
-            connection.execute(
-                update(deliveries)
-                .where(
-                    deliveries.c.event_id == delivery.event_id,
-                    deliveries.c.target == delivery.target,
-                )
-                .values(**values)
-            )
+        key = deliveries.c.event_id == delivery.event_id, deliveries.c.target == delivery.target
+        self._store.write(update(deliveries).where(*key).values(**values))
 
 
 def _event(row: Row[Any]) -> JobEvent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,10 +56,8 @@ _ATTEMPTS: Final = (
     .where(attempts.c.entry_id.in_(bindparam("entry_ids", expanding=True)))
     .order_by(attempts.c.number)
 )
-_USED_NONCES: Final = (
-    select(outbox.c.nonce)
-    .where(outbox.c.nonce >= bindparam("floor"), outbox.c.state != TxState.ABANDONED.value)
-    .order_by(outbox.c.nonce)
+_USED_NONCES: Final = select(outbox.c.nonce).where(
+    outbox.c.nonce >= bindparam("floor"), outbox.c.state != TxState.ABANDONED.value
 )
 _SET_STATE: Final = (
     update(outbox)
@@ -82,7 +81,7 @@ class OutboxTables(Database):
     ) -> Entry:
         """Allocate the lowest free nonce from `floor` on, sign and record, in one transaction."""
         with self.begin() as connection:
-            nonce, created = _free_nonce(connection, floor), int(time.time())
+            nonce, created = _free_nonce(connection, floor, _USED_NONCES), int(time.time())
             attempt = sign(nonce)
             values = {"nonce": nonce, "key": key, "gas": gas, "created": created, **asdict(call)}
             query = insert(outbox).values(state=TxState.OPEN.value, **values).returning(outbox.c.id)
@@ -174,8 +173,7 @@ class OutboxTables(Database):
             .order_by(outbox.c.id.desc())
             .limit(KEPT_NONCES)
         )
-        with self.read() as connection:
-            return [(row.created, row.fee) for row in connection.execute(query)]
+        return [(row.created, row.fee) for row in self.rows(query)]
 
     def _entries(self, query: Select[Any], **values: Any) -> list[Entry]:
         with self.read() as connection:
@@ -184,14 +182,10 @@ class OutboxTables(Database):
         return [_entry(row, attempts_by_entry[row.id]) for row in rows]
 
 
-def _free_nonce(connection: Connection, floor: int) -> int:
-    used_nonces = connection.execute(_USED_NONCES, {"floor": floor}).scalars()
-    nonce = floor
-    for used in used_nonces:
-        if used > nonce:
-            break
-        nonce = used + 1
-    return nonce
+def _free_nonce(connection: Connection, floor: int, used: Select[Any]) -> int:
+    """Return the lowest nonce from `floor` on that the query of used nonces does not return."""
+    used_nonces = set(connection.execute(used, {"floor": floor}).scalars())
+    return next(nonce for nonce in itertools.count(floor) if nonce not in used_nonces)
 
 
 def _insert_attempt(connection: Connection, entry_id: int, number: int, attempt: Attempt) -> None:
@@ -210,16 +204,9 @@ def _attempts(connection: Connection, ids: Sequence[int]) -> Mapping[int, list[A
     if not ids:
         return attempts_by_entry
     for row in connection.execute(_ATTEMPTS, {"entry_ids": ids}):
-        attempts_by_entry[row.entry_id].append(
-            Attempt(
-                row.tx_hash,
-                row.raw,
-                row.max_fee,
-                row.priority_fee,
-                row.sent_block,
-                bool(row.cancels),
-            )
-        )
+        fees = row.max_fee, row.priority_fee
+        attempt = Attempt(row.tx_hash, row.raw, *fees, row.sent_block, bool(row.cancels))
+        attempts_by_entry[row.entry_id].append(attempt)
     return attempts_by_entry
 
 
@@ -273,6 +260,10 @@ signed_requests: Final = Table(
     Column("tx_hash", String, nullable=False, default=""),
     Column("note", Text, nullable=False, default=""),
     Column("created", Integer, nullable=False),
+)
+_USED_REQUEST_NONCES: Final = select(signed_requests.c.nonce).where(
+    signed_requests.c.nonce >= bindparam("floor"),
+    signed_requests.c.state == RequestState.OPEN.value,
 )
 # The key and the nonce of a request without effect are free for the next one.
 Index(
@@ -335,18 +326,7 @@ class RequestTables(Database):
         """
         table = signed_requests
         with self.begin() as connection:
-            used_nonces = set(
-                connection.execute(
-                    select(table.c.nonce).where(
-                        table.c.state == RequestState.OPEN.value, table.c.nonce >= floor
-                    )
-                ).scalars()
-            )
-            nonce = next(
-                candidate
-                for candidate in range(floor, floor + len(used_nonces) + 1)
-                if candidate not in used_nonces
-            )
+            nonce = _free_nonce(connection, floor, _USED_REQUEST_NONCES)
             digest, signed = sign(nonce)
             created = int(time.time())
             # A refused request that is signed again within the same second has the same digest.
@@ -372,12 +352,9 @@ class RequestTables(Database):
     ) -> None:
         """Record the final state of a request."""
         # Not durable: a lost update is read from the chain again.
-        with self.begin(durable=False) as connection:
-            connection.execute(
-                update(signed_requests)
-                .where(signed_requests.c.digest == digest)
-                .values(state=state.value, tx_hash=tx_hash, note=note[:1_000])
-            )
+        query = update(signed_requests).where(signed_requests.c.digest == digest)
+        values = {"state": state.value, "tx_hash": tx_hash, "note": note[:1_000]}
+        self.write(query.values(**values), durable=False)
 
     def request_by_key(self, key: str) -> RecordedRequest | None:
         """Return the OPEN or EXECUTED request of an idempotency key."""
@@ -407,8 +384,7 @@ class RequestTables(Database):
     ) -> list[RecordedRequest]:
         query = select(signed_requests).where(*conditions)
         query = query.order_by(*(order or (signed_requests.c.nonce,))).limit(limit)
-        with self.read() as connection:
-            return [_recorded(row) for row in connection.execute(query)]
+        return [_recorded(row) for row in self.rows(query)]
 
 
 def _recorded(row: Any) -> RecordedRequest:

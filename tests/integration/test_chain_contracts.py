@@ -82,7 +82,7 @@ async def test_providers(grid: LiveGrid) -> None:
     assert first.offer == Offer(cpus=64, memory=256_000, gpus=8)
     assert await registry.provider_of(grid.providers[1].address) == second
     assert await registry.get_provider(60_000) is None
-    assert await registry.id_of(grid.stranger.address) == 0
+    assert await registry.find(grid.stranger.address) is None
     with pytest.raises(NotFoundError, match="not registered"):
         await registry.provider_of(grid.stranger.address)
 

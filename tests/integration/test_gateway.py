@@ -179,7 +179,9 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
     made = definition("echo hello")
     scheduler = grid.contracts.scheduler
     registry = grid.contracts.registry
-    first, second = [await registry.id_of(provider.address) for provider in grid.providers[:2]]
+    first, second = [
+        (await registry.provider_of(provider.address)).id for provider in grid.providers[:2]
+    ]
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(grid, tmp_path / "gateway"))
 
@@ -474,7 +476,7 @@ async def test_objects_in_s3_survive_an_outage(
         whole = b"".join(b"%d\n" % n for n in range(1, 1_000_001))
         assert (to / "work/numbers").read_bytes() == whole
         middle = 4 * 1024 * 1024  # of two parts
-        part = await alice._ask(
+        part = await alice._request(
             *("GET", f"/v1/jobs/{job_id}/files/work/numbers"),
             headers={"Range": f"bytes={middle - 10}-{middle + 9}"},
         )

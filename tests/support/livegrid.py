@@ -128,8 +128,8 @@ class LiveGrid:
     async def run(self, job_ids: list[int], provider: int = 0) -> None:
         """Assign, claim and start PENDING jobs at a provider."""
         scheduler, account = self.contracts.scheduler, self.providers[provider]
-        provider_id = await self.contracts.registry.id_of(account.address)
-        await self.assign({provider_id: job_ids})
+        assigned = await self.contracts.registry.provider_of(account.address)
+        await self.assign({assigned.id: job_ids})
         await self.send(account, scheduler.claim(job_ids))
         await self.send(account, scheduler.start(job_ids))
 

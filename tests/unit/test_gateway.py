@@ -218,7 +218,7 @@ async def test_a_share_is_for_one_job_reader_and_time(bench: GatewayBench) -> No
         taken.append(request["json"])
         raise EndpointError("kept")
 
-    ask, alice._ask = alice._ask, record  # type: ignore[method-assign]
+    ask, alice._request = alice._request, record  # type: ignore[method-assign]
     with pytest.raises(EndpointError):
         await alice.share(7, BOB.address, 2_000)
     [body] = taken
@@ -351,11 +351,11 @@ async def test_bytes_with_another_digest_are_not_stored(bench: GatewayBench) -> 
     client = bench.client(ALICE)
     for data in (DATA + b" ", b"{}", b""):
         with pytest.raises(GatewayRefusedError):
-            await client._ask("PUT", f"/v1/definitions/{JOB.definition.hex()}", content=data)
+            await client._request("PUT", f"/v1/definitions/{JOB.definition.hex()}", content=data)
     with pytest.raises(GatewayRefusedError, match="not a definition"):
         await client.put_definition(b"{}")
     with pytest.raises(GatewayRefusedError, match="longer than"):
-        await client._ask("PUT", f"/v1/definitions/{'0' * 64}", content=b" " * 1_000_001)
+        await client._request("PUT", f"/v1/definitions/{'0' * 64}", content=b" " * 1_000_001)
 
 
 async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that_is_down(
@@ -443,7 +443,7 @@ def test_parts_and_ranges_give_the_bytes_back(parts: list[bytes], one: int, two:
             start, end = sorted((one, two))
             answer = None
             try:
-                answer = await bench.client(ALICE)._ask(
+                answer = await bench.client(ALICE)._request(
                     "GET", "/v1/jobs/7/files/work/x", headers={"Range": f"bytes={start}-{end}"}
                 )
             except EndpointError:
@@ -763,7 +763,7 @@ async def test_internal_errors_are_not_disclosed(bench: GatewayBench) -> None:
         await bench.client(ALICE).definition(7, JOB.definition)
     bench.down = False
     await bench.client(HOST).append(7, "output", 0, b"<script>", complete=True)
-    answer = await bench.client(ALICE)._ask("GET", "/v1/jobs/7/files/output")
+    answer = await bench.client(ALICE)._request("GET", "/v1/jobs/7/files/output")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"] == "attachment"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -165,7 +165,7 @@ def test_uses_are_read(text: str, expected: list[tuple[str, str, str]]) -> None:
     ],
 )
 def test_invalid_affinities_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no affinity"):
+    with pytest.raises(ValueError, match="is not an affinity"):
         parse_uses(text)
 
 

@@ -98,7 +98,7 @@ def test_a_log_of_one_position_counts_once() -> None:
     "change", [{"data": "0x02"}, {"topics": [OTHER]}, {"address": "0x" + "44" * 20}]
 )
 def test_two_logs_of_one_position_are_invalid(change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidResultError, match="one place"):
+    with pytest.raises(InvalidResultError, match="same block and index"):
         checked("eth_getLogs", [LOG, LOG | change])
 
 

@@ -209,7 +209,7 @@ async def test_a_share_of_a_job_is_signed_by_an_external_signer(
     async def send(*_: Any, json: dict[str, Any]) -> None:
         bodies.append(json)
 
-    monkeypatch.setattr(client, "_ask", send)
+    monkeypatch.setattr(client, "_request", send)
     await client.share(7, OTHER.address, 2_000)
     message = encode_typed_data(full_message=share_data(1, OTHER.address, 7, OTHER.address, 2_000))
     assert Account.recover_message(message, signature=bodies[0]["signature"]) == OWN.address

@@ -175,7 +175,7 @@ def test_the_largest_terms_are_stored() -> None:
         (SMALL + b"timeLimit: 99999h", "timeLimit must be from 1 to 16777215 seconds"),
         (SMALL + b"timeLimit: false", "timeLimit must be seconds or a text such as 1h30m, not false"),
         (SMALL + b"uses: gpu=1", "uses must be a list, not 'gpu=1'"),
-        (SMALL + b"uses: [gpu]", "uses[0] is not understood: 'gpu' is no affinity"),
+        (SMALL + b"uses: [gpu]", "uses[0] is not understood: 'gpu' is not an affinity"),
         (SMALL + b"uses: ['a=b,c=d']", "uses[0] must be one affinity"),
         (SMALL + b"uses: ['']", "uses[0] must be one affinity"),
         (SMALL + b"uses: [a=" + b"b" * 511 + b"]", "uses are longer than 512 bytes in total"),

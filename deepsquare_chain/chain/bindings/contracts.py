@@ -227,10 +227,6 @@ class RegistryContract(ContractBase):
         )
         return [provider for provider in providers if provider is not None]
 
-    async def id_of(self, account: str, *, block: BlockIdentifier = LATEST) -> int:
-        """Return the ID of a provider's account; 0 until its first approval."""
-        return int(await self._one("idOf", checked_address(account), block=block))
-
     async def approval_period(self, *, block: BlockIdentifier = LATEST) -> int:
         """Return the seconds that an approval lasts."""
         return int(await self._one("approvalPeriod", block=block))
@@ -485,19 +481,9 @@ class MetaSchedulerContract(ContractBase):
 
     def finish(self, reports: Sequence[Report]) -> Call:
         """End RUNNING jobs and settle them; for the assigned provider."""
-        report_values = [
-            (
-                report.job_id,
-                report.seconds_used,
-                report.exit_code,
-                report.result,
-                to_word(report.reason),
-            )
-            for report in reports
-        ]
-        return self._call(
-            "finish", report_values, label=_label("finish", [values[0] for values in report_values])
-        )
+        values = [(*astuple(report)[:-1], to_word(report.reason)) for report in reports]
+        label = _label("finish", [report.job_id for report in reports])
+        return self._call("finish", values, label=label)
 
     def answer(self) -> Call:
         """Answer a challenge, which stops the sender's challenge clock."""

@@ -188,7 +188,8 @@ def _number(body: Mapping[str, Any], name: str, bits: int) -> int:
         value = int(value)
     if type(value) is not int or not 0 <= value < 2**bits:
         raise UsageError(
-            f"The request's {name!r} is no whole number of {bits} bits", hint="Write it in decimal."
+            f"The request's {name!r} is not a whole number of at most {bits} bits",
+            hint="Write it in decimal.",
         )
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Final
 
@@ -86,14 +86,10 @@ def request_values(requests: Sequence[tuple[Terms, Sequence[bytes]]]) -> list[An
 
 def term_values(terms: Terms) -> tuple[Any, ...]:
     """Convert terms to a tuple in the order of the contract's fields."""
-    resources = terms.resources
     return (
         terms.amount,
         terms.time_limit,
-        resources.tasks,
-        resources.cpus_per_task,
-        resources.mem_per_cpu,
-        resources.gpus,
+        *astuple(terms.resources),
         terms.retries,
         int(terms.flags),
         int(terms.objective),

@@ -306,7 +306,8 @@ def decode_revert(source: object) -> RevertedError:
         return source
     data = revert_data(source)
     if data is None:
-        return UnknownRevertError(f"The contract rejected the call: {_words(source)}")
+        message = str(getattr(source, "message", None) or source)[:300]
+        return UnknownRevertError(f"The contract rejected the call: {message}")
     try:
         return _decode(data)
     except AbiError:
@@ -360,8 +361,3 @@ def _from_text(text: str) -> bytes | None:
         with suppress(UnicodeDecodeError, UnicodeEncodeError):
             return text[2:-1].encode("latin-1").decode("unicode_escape").encode("latin-1")
     return None
-
-
-def _words(source: object) -> str:
-    message = getattr(source, "message", None)
-    return str(message or source)[:300]

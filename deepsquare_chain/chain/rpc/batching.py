@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
@@ -42,9 +42,9 @@ async def block_headers(
 
     Raises the errors of `ask_all`.
     """
-    for some in chunks(numbers, BATCH):
-        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in some]
-        for number, header in zip(some, await ask_all(w3, requests), strict=True):
+    for chunk in chunks(numbers, BATCH):
+        requests = [("eth_getBlockByNumber", [hex(number), False]) for number in chunk]
+        for number, header in zip(chunk, await ask_all(w3, requests), strict=True):
             yield number, header
 
 
@@ -81,6 +81,8 @@ async def ask_with_split(
 RpcRequests = list[tuple[RPCEndpoint, Any]]
 #: Sends a batch; returns None if more than one request was needed.
 AskOnce = Callable[[RpcRequests], Awaitable[list[RPCResponse] | None]]
+#: The calls of a waiting task, and its responses; None if it must send the calls itself.
+_Waiting = tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]
 
 _ROUND: ContextVar[MergingRound | None] = ContextVar("requests to merge", default=None)
 
@@ -90,7 +92,7 @@ class MergingRound:
 
     def __init__(self, provider: object) -> None:
         self.provider = provider
-        self._waiting: list[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]] = []
+        self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
     async def ask(
@@ -122,41 +124,32 @@ class MergingRound:
         self._task = asyncio.ensure_future(_send_all(waiting, ask_once, max_batch))
 
 
-async def _send_all(
-    waiting: Sequence[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]],
-    ask_once: AskOnce,
-    max_batch: int,
-) -> None:
+async def _send_all(waiting: Sequence[_Waiting], ask_once: AskOnce, max_batch: int) -> None:
     """Send all calls in as few batches as possible; the calls of one task stay together."""
-    groups: list[list[int]] = []
+    groups: list[list[_Waiting]] = []
     free = 0
-    for index, (requests, _) in enumerate(waiting):
+    for requests, future in waiting:
         if not groups or len(requests) > free:
             groups.append([])
             free = max_batch
-        groups[-1].append(index)
+        groups[-1].append((requests, future))
         free -= len(requests)
     try:
-        await asyncio.gather(
-            *(_send_pack([waiting[index] for index in group], ask_once) for group in groups)
-        )
+        await asyncio.gather(*(_send_group(group, ask_once) for group in groups))
     finally:
         for _, future in waiting:
             if not future.done():
                 future.set_result(None)
 
 
-async def _send_pack(
-    pack: Sequence[tuple[RpcRequests, asyncio.Future[list[RPCResponse] | None]]], ask_once: AskOnce
-) -> None:
+async def _send_group(group: Sequence[_Waiting], ask_once: AskOnce) -> None:
     responses: list[RPCResponse] | None = None
-    if len(pack) > 1:
-        try:
-            responses = await ask_once([item for requests, _ in pack for item in requests])
-        except EndpointError:
-            responses = None  # each task sends its own calls, with its own retries
+    if len(group) > 1:
+        # After a failure each task sends its own calls, with its own retries.
+        with suppress(EndpointError):
+            responses = await ask_once([item for requests, _ in group for item in requests])
     start = 0
-    for requests, future in pack:
+    for requests, future in group:
         task_responses = None if responses is None else responses[start : start + len(requests)]
         start += len(requests)
         if task_responses is not None and any("error" in item for item in task_responses):

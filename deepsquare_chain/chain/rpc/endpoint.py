@@ -140,6 +140,8 @@ _TRY_PAUSE: Final = 0.1
 #: Initial and maximum number of calls per batch, and of blocks per request for logs.
 _BATCH: Final = (128, 1_024)
 _LOG_RANGE: Final = (1_000, 50_000)
+#: HTTP statuses of 400 to 499 that a retry may fix.
+_TRANSIENT: Final = frozenset({408, 425, 429})
 #: HTTP statuses of 400 to 499 that do not depend on the size of the request.
 _SIZE_INDEPENDENT: Final = frozenset({401, 402, 404, 407, 408, 425, 429})
 #: Maximum number of characters kept of an error that is not a valid JSON-RPC error.
@@ -418,7 +420,7 @@ class CheckedProvider(AsyncHTTPProvider):
         kind: type[EndpointError] = EndpointError
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = UnreachableEndpointError
-        elif _is_transient(status):
+        elif status in _TRANSIENT:
             kind = TransientEndpointError
         elif status not in _SIZE_INDEPENDENT:
             kind = _StatusError
@@ -556,15 +558,13 @@ def _id_of(message: Mapping[str, Any]) -> str:
 def _seconds_of(header: str) -> float:
     """Return the seconds of a Retry-After header, bounded; 0 if it is missing or invalid."""
     try:
-        seconds = float(header) if header.isdigit() else _seconds_until(header)
+        if header.isdigit():
+            seconds = float(header)
+        else:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return min(_MAX_RETRY_AFTER, max(0.0, seconds))
-
-
-def _seconds_until(http_date: str) -> float:
-    """Return the seconds until an HTTP date."""
-    return parsedate_to_datetime(http_date).timestamp() - time.time()
 
 
 def _rejection(request: Mapping[str, Any], message: str) -> dict[str, Any]:
@@ -618,10 +618,6 @@ def _is_nullable(request: Mapping[str, Any]) -> bool:
     if method == "eth_getBlockByNumber" and params:
         return params[0] not in _PERMANENT_BLOCKS
     return method not in _NEVER_NULL
-
-
-def _is_transient(status: int) -> bool:
-    return status in {408, 425, 429}
 
 
 def _error_text(error: BaseException) -> str:

@@ -496,7 +496,7 @@ class HeadSource:
             or highest > self._number
             or self.pause() <= 0
         ):
-            header = await self._ask()
+            header = await self._latest_header()
             self._polled_head = -1 if block_time is None else block_time.head
         # If the chain mines on demand, time passes without blocks; the next block will have it.
         idle_seconds = await seconds_idle(self._w3)
@@ -515,7 +515,7 @@ class HeadSource:
             base_fee=int(header.get("baseFeePerGas") or "0x0", 16),
         )
 
-    async def _ask(self) -> Mapping[str, Any]:
+    async def _latest_header(self) -> Mapping[str, Any]:
         if self._reconcile is not None:
             return await self._reconcile()
         try:
@@ -609,12 +609,14 @@ class HeadSubscription:
             additional_headers=self._transport.headers_for(self._url),
         ) as socket:
             request_ids = itertools.count(1)
-            chain_id = await self._ask(socket, next(request_ids), "eth_chainId")
+            chain_id = await self._request(socket, next(request_ids), "eth_chainId")
             if chain_id != hex(self._chain_id):
                 raise _InvalidPeerError(
                     f"it serves chain {str(chain_id)[:40]}, not {self._chain_id}"
                 )
-            subscription = await self._ask(socket, next(request_ids), "eth_subscribe", "newHeads")
+            subscription = await self._request(
+                socket, next(request_ids), "eth_subscribe", "newHeads"
+            )
             self._failures = 0
             self._on_change(True)
             _log.info("websocket subscribed", endpoint=self._place)
@@ -626,7 +628,9 @@ class HeadSubscription:
                     self._wake()
             raise _InvalidPeerError("it closed the connection")
 
-    async def _ask(self, socket: ClientConnection, number: int, method: str, *params: str) -> Any:
+    async def _request(
+        self, socket: ClientConnection, number: int, method: str, *params: str
+    ) -> Any:
         body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         async with asyncio.timeout(_TIMEOUT):
             await socket.send(json.dumps(body))

@@ -135,7 +135,6 @@ class Member:
     """State of one endpoint; times are monotonic seconds."""
 
     provider: CheckedProvider
-    head: int = -1
     lag: int = 0  # blocks behind the best at the last comparison
     failures: int = 0  # consecutive
     cooldown_until: float = 0.0
@@ -372,20 +371,17 @@ class Pool(AsyncBaseProvider):
         )
 
     async def _with_retries(self, work: Callable[[], Awaitable[T]]) -> T:
-        async for attempt in self._retries():
-            with attempt:
-                return await work()
-        raise AssertionError("unreachable")
-
-    def _retries(self) -> AsyncIterator[stamina.Attempt]:
-        return stamina.retry_context(
+        async for attempt in stamina.retry_context(
             on=_is_retryable,
             attempts=self._attempts,
             wait_initial=0.1,
             wait_jitter=0.1,
             wait_max=5.0,
             timeout=None,
-        )
+        ):
+            with attempt:
+                return await work()
+        raise AssertionError("unreachable")
 
     # -- verification of the chain
 
@@ -543,7 +539,7 @@ class Pool(AsyncBaseProvider):
                 self._endpoint_metrics.compared(member.provider.display_url, up=False)
                 continue
             lag, before = max(best, *heads) - head, member.lag
-            member.head, member.lag = head, lag
+            member.lag = lag
             up = lag <= self._max_lag
             self._endpoint_metrics.compared(member.provider.display_url, up=up, lag=lag)
             if up != (before <= self._max_lag):

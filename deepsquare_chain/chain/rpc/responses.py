@@ -132,11 +132,11 @@ def _object_with(*required: str) -> Callable[[Any], dict[str, Any]]:
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise InvalidResultError("no object")
+            raise InvalidResultError("not an object")
         for name in required:
             field = value.get(name)
             if field is None or type(field) is int or not _is_valid_field(name, field):
-                raise InvalidResultError(f"no proper {name}")
+                raise InvalidResultError(f"missing or invalid {name}")
         return {
             name: field
             for name, field in value.items()
@@ -165,7 +165,7 @@ _placed_log = _object_with(
 def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> list[Any]:
     """Return the logs without duplicates; a log is identified by block hash and index."""
     if not isinstance(value, list):
-        raise InvalidResultError("no list of logs")
+        raise InvalidResultError("not a list of logs")
     logs: dict[Any, dict[str, Any]] = {}
     for log in map(check, value):
         if log.get("removed") is True:
@@ -174,7 +174,7 @@ def _logs(value: Any, check: Callable[[Any], dict[str, Any]] = _placed_log) -> l
         key = len(logs) if None in position else position
         known = logs.setdefault(key, log)
         if any(known.get(name) != log.get(name) for name in ("address", "topics", "data")):
-            raise InvalidResultError("two logs of one place")
+            raise InvalidResultError("different logs of the same block and index")
     return list(logs.values())
 
 
@@ -200,7 +200,7 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _valid_if(check: Callable[[Any], bool]) -> Callable[[Any], Any]:
     def checked_value(value: Any) -> Any:
         if not check(value):
-            raise InvalidResultError("no proper value")
+            raise InvalidResultError("invalid value")
         return value
 
     return checked_value
