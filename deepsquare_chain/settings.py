@@ -60,12 +60,12 @@ def safe_url(url: str) -> str:
     return ", ".join(_safe(url_part) for url_part in split_urls(url))
 
 
-def shown(value: Any) -> str | None:
+def format_setting(value: Any) -> str | None:
     """Format the value of a setting for output and logs; URLs are made safe by `safe_url`."""
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={shown(item)}" for name, item in value.items())
+        return " ".join(f"{name}={format_setting(item)}" for name, item in value.items())
     text = str(value)
     if "://" not in text:
         return text

@@ -143,7 +143,7 @@ async def deploy_grid(
         InsufficientFundsError: The account can't pay the gas.
     """
     params = params or GridParams()
-    run = _Deploying(w3, sender, params, timeout, resumable=resumable)
+    run = _DeploymentRun(w3, sender, params, timeout, resumable=resumable)
     await run.check()
     first_blocks = [
         await first_block(w3, checked_address(address), params.since_block)
@@ -173,7 +173,7 @@ async def plan_grid(
         UsageError: As `deploy_grid`, or the chain lacks the deterministic deployment proxy.
         RevertedError: The chain refuses the first call.
     """
-    run = _Deploying(w3, sender, params, 0.0, resumable=False, salt=salt)
+    run = _DeploymentRun(w3, sender, params, 0.0, resumable=False, salt=salt)
     await run.check()
     return await run.deploy()
 
@@ -264,7 +264,7 @@ async def _first_events(
     return granted, fees
 
 
-class _Deploying:
+class _DeploymentRun:
     """One deployment run, and its results for the record.
 
     With a salt, contracts are created by the deterministic deployment proxy, and what exists is

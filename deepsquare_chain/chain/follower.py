@@ -174,7 +174,7 @@ class Follower(Generic[T]):
             read = await self._read(known[0] if known else None, first, last)
             if read is None:
                 return count
-            if isinstance(read, _Reorged):
+            if isinstance(read, _Reorg):
                 await self._roll_back(known, apply)
                 continue
             if prepare is not None and not await prepare(read.batch):
@@ -194,7 +194,9 @@ class Follower(Generic[T]):
 
     # -- reading
 
-    async def _read(self, cursor: Block | None, first: int, last: int) -> _Read | _Reorged | None:
+    async def _read(
+        self, cursor: Block | None, first: int, last: int
+    ) -> _ReadRange | _Reorg | None:
         """Read one range; None if the responses are inconsistent, so that the next poll retries."""
         log_range = await read_range(
             self.w3,
@@ -211,7 +213,7 @@ class Follower(Generic[T]):
         if before is None or after is None or before["hash"] != after["hash"]:
             return None  # the node lags behind the head of another node, or a reorg is under way
         if cursor is not None and (headers[0] is None or headers[0]["hash"] != cursor.hash):
-            return None if headers[0] is None else _Reorged()
+            return None if headers[0] is None else _Reorg()
         blocks = self._blocks(log_range.logs, first, Block(last, after["hash"]))
         if blocks is None:
             return None
@@ -219,7 +221,7 @@ class Follower(Generic[T]):
             tuple(decode_logs(log_range.logs)), first, last, time=int(after["timestamp"], 16)
         )
         settled_number = last - (self._settled or 0)
-        return _Read(
+        return _ReadRange(
             batch, blocks, self._settled_block(settled_number, after, headers[cursor is not None :])
         )
 
@@ -275,7 +277,7 @@ class Follower(Generic[T]):
 
     # -- committing
 
-    def _commit(self, read: _Read, apply: Apply[T]) -> None:
+    def _commit(self, read: _ReadRange, apply: Apply[T]) -> None:
         crash_point("follower.read")
         settled, known = read.settled, self._store.recent_blocks(self._settled_cursor)
         if settled is not None and known and known[0].number >= settled.number:
@@ -325,12 +327,12 @@ def _too_deep_error(block: Block) -> ReorgTooDeepError:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ReadRange:
     batch: Batch
     blocks: list[Block]
     settled: Block | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Reorged:
+class _Reorg:
     """The cursor's block is no longer on the chain."""

@@ -47,8 +47,8 @@ async def show(context: CommandContext) -> None:
         PROJECT_FILE,
         Settings,
         find_sources,
+        format_setting,
         resolve,
-        shown,
         user_config_path,
     )
 
@@ -57,7 +57,7 @@ async def show(context: CommandContext) -> None:
     context.printer.rows(
         _SETTINGS,
         (
-            (name, shown(getattr(settings, name)), sources.origin(name), field.description)
+            (name, format_setting(getattr(settings, name)), sources.origin(name), field.description)
             for name, field in Settings.model_fields.items()
         ),
     )
@@ -103,12 +103,12 @@ async def use(
 
 
 def _show_contexts(context: CommandContext, sources: Sources) -> None:
-    from deepsquare_chain.settings import shown
+    from deepsquare_chain.settings import format_setting
 
     context.printer.rows(
         _CONTEXTS,
         (
-            (name, name == sources.context, shown(endpoint) if endpoint else None)
+            (name, name == sources.context, format_setting(endpoint) if endpoint else None)
             for name, endpoint in sources.contexts.items()
         ),
         empty="No file has a table [contexts.NAME].",

@@ -83,7 +83,7 @@ def _from_service(
     from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
-    from deepsquare_chain.notify.service import NAME, sent
+    from deepsquare_chain.notify.service import NAME, latest_notifications
 
     deployment = Deployment.load(context.settings.deployment)
     customer = own_address(context.settings, address)
@@ -93,7 +93,7 @@ def _from_service(
             *(event.id, event.job_id, event.after.name, event.time, delivery.target),
             *(delivery.state.value, delivery.attempts, delivery.note or None),
         )
-        for event, delivery in sent(folder, deployment, customer, limit)
+        for event, delivery in latest_notifications(folder, deployment, customer, limit)
     ]
 
 

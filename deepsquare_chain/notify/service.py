@@ -342,7 +342,7 @@ async def try_targets(settings: Settings, deployment: Deployment) -> list[tuple[
     ]
 
 
-def sent(
+def latest_notifications(
     folder: Path, deployment: Deployment, customer: str, limit: int
 ) -> list[tuple[JobEvent, Delivery]]:
     """Return a customer's newest notifications from the service's database in a state folder."""

@@ -21,7 +21,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 from deepsquare_chain.notification import Notify, Occasion
 from deepsquare_chain.notify.delivery import Deliverer, DeliveryResult, MailServer
 from deepsquare_chain.notify.messages import EVENT_ID, SIGNATURE
-from deepsquare_chain.notify.service import NAME, NotifySettings, run_notify, sent
+from deepsquare_chain.notify.service import NAME, NotifySettings, latest_notifications, run_notify
 from deepsquare_chain.store.database import open_wallet_store
 from deepsquare_chain.store.notifications import Delivery, DeliveryState, remember_notify
 from tests.support.gateway import client, served
@@ -162,7 +162,7 @@ class NotifyBench:
             assert crashes or task.exception() is None
 
     def states(self, job_id: int) -> Counter[tuple[str, str]]:
-        result = sent(self.folder, self.grid.deployment, self.customer, 1_000)
+        result = latest_notifications(self.folder, self.grid.deployment, self.customer, 1_000)
         return Counter(
             (each.target.partition(":")[0], each.state.value)
             for event, each in result

@@ -12,7 +12,7 @@ from deepsquare_chain.chain.rpc import heads as heads_module
 from deepsquare_chain.chain.rpc.heads import (
     OnDemandDetector,
     mines_on_demand,
-    next_block_counts,
+    next_block_needs_transaction,
     seconds_idle,
 )
 from deepsquare_chain.chain.transactions.sender import Sender
@@ -162,11 +162,11 @@ async def test_a_young_connection_goes_by_the_age_of_the_latest_block(
     quiet: FakeChain, clock: Clock
 ) -> None:
     """A command ends before it can detect that no block is mined."""
-    assert await next_block_counts(quiet)  # type: ignore[arg-type]
+    assert await next_block_needs_transaction(quiet)  # type: ignore[arg-type]
     quiet.provider.on_demand.record_head(quiet.provider.on_demand.head + 1)
     clock.now += 4
     quiet.provider.on_demand.record_head(quiet.provider.on_demand.head + 1)
-    assert not await next_block_counts(quiet)  # type: ignore[arg-type]
+    assert not await next_block_needs_transaction(quiet)  # type: ignore[arg-type]
 
 
 async def test_users_are_notified_at_once(quiet: FakeChain, clock: Clock) -> None:

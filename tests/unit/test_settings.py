@@ -15,9 +15,9 @@ from deepsquare_chain.settings import (
     READY_CONTEXTS,
     Settings,
     find_sources,
+    format_setting,
     load_settings,
     safe_url,
-    shown,
     split_urls,
     user_config_path,
 )
@@ -353,11 +353,18 @@ def test_each_value_has_its_source(
 
 
 def test_a_displayed_value_hides_secrets_in_urls() -> None:
-    assert shown("https://me:secret@node/key") == "https://node/..."
-    assert shown("postgresql+psycopg://me:secret@host/name") == "postgresql+psycopg://host/..."
-    assert shown("a.tx=https://x/tx/{} b=https://k@y") == "a.tx=https://x/... b=https://y"
-    assert shown("https://x/?key=https://y/secret") == "https://x/..."
-    assert (shown(None), shown(Path("a/b")), shown(3)) == (None, "a/b", "3")
+    assert format_setting("https://me:secret@node/key") == "https://node/..."
+    assert (
+        format_setting("postgresql+psycopg://me:secret@host/name")
+        == "postgresql+psycopg://host/..."
+    )
+    assert format_setting("a.tx=https://x/tx/{} b=https://k@y") == "a.tx=https://x/... b=https://y"
+    assert format_setting("https://x/?key=https://y/secret") == "https://x/..."
+    assert (format_setting(None), format_setting(Path("a/b")), format_setting(3)) == (
+        None,
+        "a/b",
+        "3",
+    )
 
 
 def test_the_home_of_another_user_is_ignored(

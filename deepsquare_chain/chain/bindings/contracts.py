@@ -28,8 +28,8 @@ from deepsquare_chain.chain.bindings.records import (
     Report,
     parse_labels,
     request_values,
-    short,
     to_word,
+    truncated_reason,
 )
 from deepsquare_chain.chain.bindings.reverts import HINTS, selector_name
 from deepsquare_chain.chain.rpc.batching import chunks
@@ -493,11 +493,11 @@ class MetaSchedulerContract(ContractBase):
 
     def requeue(self, job_ids: Sequence[int], reason: str = "") -> Call:
         """Move jobs from META_SCHEDULED or SCHEDULED back to PENDING."""
-        return self._batch("requeue", job_ids, short(reason))
+        return self._batch("requeue", job_ids, truncated_reason(reason))
 
     def panic(self, job_ids: Sequence[int], reason: str = "") -> Call:
         """Move jobs to PANICKED; for their provider, or for anyone once they are lost."""
-        return self._batch("panic", job_ids, short(reason))
+        return self._batch("panic", job_ids, truncated_reason(reason))
 
     def challenge(self, job_id: int) -> Call:
         """Challenge the provider of an assigned job, which starts its challenge clock."""

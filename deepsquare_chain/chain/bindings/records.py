@@ -61,7 +61,7 @@ class Parameters:
     forwarder: str
 
 
-def short(reason: str) -> str:
+def truncated_reason(reason: str) -> str:
     """Truncate a reason to the contract's limit, at a character boundary."""
     return reason.encode("utf-8", "replace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
 

@@ -314,7 +314,7 @@ async def mines_on_demand(w3: AsyncWeb3[Any]) -> int | None:
     return age if detector.is_on_demand(age) else None
 
 
-async def next_block_counts(w3: AsyncWeb3[Any]) -> bool:
+async def next_block_needs_transaction(w3: AsyncWeb3[Any]) -> bool:
     """Return whether the next block is made only by a transaction that is sent now.
 
     Simulations must then use the next block instead of the latest. A command is too short to

@@ -23,7 +23,7 @@ from web3.types import BlockIdentifier, RPCEndpoint
 
 from deepsquare_chain.chain.bindings.calls import Call
 from deepsquare_chain.chain.bindings.reverts import decode_revert, revert_data
-from deepsquare_chain.chain.rpc.heads import next_block_counts
+from deepsquare_chain.chain.rpc.heads import next_block_needs_transaction
 from deepsquare_chain.chain.rpc.responses import NodeError, classify, node_message
 from deepsquare_chain.chain.transactions.outbox import Outbox
 from deepsquare_chain.credits import format_credits
@@ -279,7 +279,7 @@ class Preflight:
 
     async def _block(self) -> BlockIdentifier:
         """Return the block to simulate on: "pending" if only this call causes the next block."""
-        return "pending" if await next_block_counts(self._w3) else "latest"
+        return "pending" if await next_block_needs_transaction(self._w3) else "latest"
 
     async def gas_limit(self, call: Call) -> int:
         """Return the gas limit for a call; raises the errors of `simulate`."""
