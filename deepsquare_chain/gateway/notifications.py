@@ -213,8 +213,8 @@ class GatewayNotifications:
             settings=settings,
             start_block=start_block,
             metrics=metrics,
-            concerns=recipients.has,
-            admits=lambda customer: not self._limit.wait(customer.lower()),
+            has_requests=recipients.has,
+            take_quota=lambda customer: not self._limit.wait(customer.lower()),
         )
 
     def register(self, account: str, body: Mapping[str, Any]) -> None:

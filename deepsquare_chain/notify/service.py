@@ -74,8 +74,8 @@ class NotifyService:
         requests: Returns the requests for a customer's definition (hexadecimal digest), in addition
             to those in the settings.
         start_block: First block to read, unless the database has a later cursor.
-        concerns: Whether any notification of a customer may be requested; others' events are skipped.
-        admits: Counts a notification of a customer, and returns whether it may be sent.
+        has_requests: Whether a customer may have requested notifications; other events are skipped.
+        take_quota: Counts a notification of a customer, and returns whether it may be sent.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class NotifyService:
         settings: NotifySettings,
         start_block: int,
         metrics: Metrics,
-        concerns: Callable[[str], bool] = lambda _customer: True,
-        admits: Callable[[str], bool] = lambda _customer: True,
+        has_requests: Callable[[str], bool] = lambda _customer: True,
+        take_quota: Callable[[str], bool] = lambda _customer: True,
     ) -> None:
         self._contracts = contracts
         self._requests = requests
-        self._concerns = concerns
-        self._admits = admits
+        self._has_requests = has_requests
+        self._take_quota = take_quota
         self._deliverer = deliverer
         self._settings = settings
         self._tables = NotificationTables(store)
@@ -142,7 +142,7 @@ class NotifyService:
         events = [
             self._job_event(event, batch.time)
             for event in transitions
-            if self._concerns(event.customer)
+            if self._has_requests(event.customer)
         ]
         self._tables.add(transaction, events)
 
@@ -187,7 +187,7 @@ class NotifyService:
         return [self._planned(event, job.customer, target, message) for target in targets]
 
     def _planned(self, event: JobEvent, customer: str, target: str, message: str) -> Delivery:
-        if self._admits(customer):
+        if self._take_quota(customer):
             return Delivery(event.id, target, message)
         _log.warning("notification dropped", notification=event.id, customer=customer)
         self._metrics.add(self._sent, DeliveryState.FAILED.value)

@@ -178,7 +178,7 @@ class RequestRefusedError(GridError):
 
 
 def failure_response(error: Exception, service: str, path: str) -> Response:
-    """Return the response of `service` (display name) for an exception, without internal details."""
+    """Return the response of a service for an exception, without internal details."""
     match error:
         case RequestRefusedError():
             response = problem(

@@ -319,7 +319,7 @@ def test_notifications_beyond_a_customers_limit_are_recorded_and_not_sent(store:
         settings=NotifySettings(state_dir=Path()),
         start_block=1,
         metrics=Metrics("notify"),
-        admits=lambda _customer: next(admitted),
+        take_quota=lambda _customer: next(admitted),
     )
     planned = [service._planned(EVENT, "0x1", f"http://hook/{number}", "{}") for number in (1, 2)]
     assert [action.state for action in planned] == [DeliveryState.DUE, DeliveryState.FAILED]

@@ -386,7 +386,7 @@ class HeadMetrics:
         age.set_function(self._age)
 
     def record_head(self, head_time: int, *, on_demand: bool = False) -> None:
-        """Record the time of the latest block; on a chain that mines on demand its age means nothing."""
+        """Record the time of the latest block; its age is ignored if blocks come on demand."""
         self._time, self._on_demand, self._blocks_behind = head_time, on_demand, 0
         self._skew.set(time.time() - head_time)
 
