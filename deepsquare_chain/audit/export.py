@@ -24,11 +24,7 @@ from typing import IO, Any, Final
 import pydantic_core
 
 from deepsquare_chain import __version__
-from deepsquare_chain.audit.entries import (
-    STATEMENT_COLUMNS,
-    AuditFinding,
-    statement_cells,
-)
+from deepsquare_chain.audit.entries import STATEMENT_COLUMNS, AuditFinding, statement_cells
 from deepsquare_chain.audit.ledger import Ledger
 from deepsquare_chain.audit.reader import Progress, log_position, read_history
 from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -338,30 +334,23 @@ class _Writer:
         self._hash.update(line)
         self._rows += 1
 
-    def clear(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._hash, self._rows = hashlib.sha256(), 0
-
     def close(self) -> FileEntry:
         self._file.close()
         return FileEntry(self._rows, self._hash.hexdigest())
 
 
-class _LogFile:
+class _LogWriter(_Writer):
     """A log sink that writes `logs.jsonl` and keeps the hashes of the blocks."""
 
-    def __init__(self, writer: _Writer) -> None:
-        self._writer = writer
-        self.hashes: dict[int, str] = {}
-
     def begin(self) -> None:
-        self._writer.clear()
-        self.hashes.clear()
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash, self._rows = hashlib.sha256(), 0
+        self.hashes: dict[int, str] = {}
 
     def take(self, logs: Sequence[Mapping[str, Any]]) -> None:
         for log in logs:
-            self._writer.write(log_line(log))
+            self.write(log_line(log))
             self.hashes[int(log["blockNumber"], 16)] = log["blockHash"]
 
 
@@ -384,14 +373,13 @@ async def export(
     _make_folder(folder)
     deployment = audit_deployment(contracts.deployment)
     try:
-        logs = _Writer(folder / LOGS)
-        sink = _LogFile(logs)
+        logs = _LogWriter(folder / LOGS)
         history = await read_history(
-            contracts.w3, deployment, to_block=to_block, progress=progress, sink=sink
+            contracts.w3, deployment, to_block=to_block, progress=progress, sink=logs
         )
         ledger = history.ledger(deployment)
         block_lines = (
-            block_line(number, sink.hashes[number], time)
+            block_line(number, logs.hashes[number], time)
             for number, time in sorted(history.block_times.items())
         )
         files = {LOGS: logs.close(), BLOCKS: _write(folder / BLOCKS, block_lines)}

@@ -66,9 +66,7 @@ class IndexDatabase(CursorTables):
             raise
         return database
 
-    def prepare(
-        self, deployment: Deployment, genesis: str, *, writer: bool, rebuild: bool = False
-    ) -> None:
+    def prepare(self, deployment: Deployment, genesis: str, *, writer: bool, rebuild: bool) -> None:
         """Lock, migrate and identify the database; see `open`."""
         if writer:
             self._writer_lock = self._acquire_lock()

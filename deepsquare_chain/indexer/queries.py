@@ -13,10 +13,10 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import pydantic_core
@@ -293,12 +293,12 @@ _transaction: Final = placed_row(rm.TransactionRow)
 
 
 def event_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.EventRow:
-    """Convert a row of `placed(events)`."""
+    """Convert a row of `with_position(events)`."""
     return from_attributes(rm.EventRow, row, at=snapshot.place(row), values=row.body)
 
 
 def movement_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.MovementRow:
-    """Convert a row of `placed(movements)`."""
+    """Convert a row of `with_position(movements)`."""
     return from_attributes(
         rm.MovementRow,
         row,
@@ -559,26 +559,17 @@ def latest_figures(connection: Connection, account: str | None = None) -> dict[s
     return latest
 
 
-def _figures_of(row: Row[Any], now: int) -> rm.ProviderFigures:
-    cpu_seconds = row.cpu_seconds + row.cpus_busy * max(0, now - row.time)
-    return from_attributes(rm.ProviderFigures, row, cpu_seconds=cpu_seconds)
-
-
-def _load(row: Row[Any]) -> Load:
-    return Load(row.cpus_assigned, row.memory_assigned, row.gpus_assigned)
-
-
 def _provider_row(
     row: Row[Any], figures: Row[Any] | None, snapshot: IndexSnapshot
 ) -> rm.ProviderRow:
-    now = snapshot.number("time", 0)
+    now, load, totals = snapshot.number("time", 0), NO_LOAD, _NO_FIGURES
+    if figures is not None:
+        load = Load(figures.cpus_assigned, figures.memory_assigned, figures.gpus_assigned)
+        cpu_seconds = figures.cpu_seconds + figures.cpus_busy * max(0, now - figures.time)
+        totals = from_attributes(rm.ProviderFigures, figures, cpu_seconds=cpu_seconds)
+    active = is_active(row, now)
     return from_attributes(
-        rm.ProviderRow,
-        row,
-        active=is_active(row, now),
-        **offering(row),
-        load=NO_LOAD if figures is None else _load(figures),
-        figures=_NO_FIGURES if figures is None else _figures_of(figures, now),
+        rm.ProviderRow, row, active=active, **offering(row), load=load, figures=totals
     )
 
 
@@ -792,13 +783,8 @@ def job_row(row: Row[Any], snapshot: IndexSnapshot) -> rm.JobRow:
 # -- totals of the grid, at present and over time
 
 MAX_BUCKETS: Final = 500
-_USE_COLUMNS: Final = tuple(
-    provider_figures.c[name]
-    for name in (
-        *("account", "block", "time", "cpus_busy", "cpu_seconds"),
-        *("cpus_offered", "offered_seconds"),
-    )
-)
+#: Columns of `provider_figures` that a series needs.
+_USE: Final = ("block", "time", "cpus_busy", "cpu_seconds", "cpus_offered", "offered_seconds")
 
 
 class SeriesQueries(Reader):
@@ -935,19 +921,17 @@ def _figures_at(
     query = query.select_from(times_table.join(providers, true()))
     query = query.where(*has_account(providers.c.account, account))
     block_rows = connection.execute(query.order_by(providers.c.account)).all()
-    totals_by_account: dict[str, dict[int, Row[Any]]] = {row.account: {} for row in block_rows}
+    figures: dict[str, dict[int, Row[Any]]] = {}
     for provider, own_rows in groupby(block_rows, key=lambda row: row.account):
         blocks = {row.at: row.block for row in own_rows if row.block is not None}
         # One query per account: SQLite scans the whole table for keys of several accounts.
-        conditions = (
-            provider_figures.c.account == provider,
-            provider_figures.c.block.in_(blocks.values()),
-        )
-        rows = {
-            row.block: row for row in connection.execute(select(*_USE_COLUMNS).where(*conditions))
-        }
-        totals_by_account[provider] = {time: rows[block] for time, block in blocks.items()}
-    return totals_by_account
+        table = provider_figures
+        use = select(*(table.c[name] for name in _USE))
+        query = use.where(table.c.account == provider, table.c.block.in_(blocks.values()))
+        result: Iterable[Row[Any]] = connection.execute(query)
+        rows = {row.block: row for row in result}
+        figures[provider] = {time: rows[block] for time, block in blocks.items()}
+    return figures
 
 
 def _counts(row: Row[Any] | None) -> dict[JobStatus, int]:
@@ -964,20 +948,21 @@ def _amounts(row: Row[Any] | None) -> dict[str, int]:
 def _utilisation(
     account: str, times: Sequence[int], rows: Mapping[int, Row[Any]]
 ) -> rm.Utilisation:
-    cumulative = []
-    for time in times:
-        row = rows.get(time)
-        if row is None:
-            cumulative.append((0, 0))
-            continue
-        elapsed = time - row.time
-        used = row.cpu_seconds + row.cpus_busy * elapsed
-        cumulative.append((used, row.offered_seconds + row.cpus_offered * elapsed))
+    sums = [(time, *_use(rows.get(time), time)) for time in times]
     points = (
-        rm.UsePoint(time, after[0] - before[0], after[1] - before[1])
-        for time, before, after in zip(times[1:], cumulative, cumulative[1:], strict=False)
+        rm.UsePoint(time, used - used_before, offered - offered_before)
+        for (_, used_before, offered_before), (time, used, offered) in pairwise(sums)
     )
     return rm.Utilisation(account, tuple(points))
+
+
+def _use(row: Row[Any] | None, time: int) -> tuple[int, int]:
+    """Return the CPU-seconds used and offered up to a time, given the last running totals."""
+    if row is None:
+        return 0, 0
+    elapsed = time - row.time
+    used = row.cpu_seconds + row.cpus_busy * elapsed
+    return used, row.offered_seconds + row.cpus_offered * elapsed
 
 
 # -- anomalies, by the rules of the audit

@@ -57,17 +57,8 @@ async def open_index(
 ) -> AsyncIterator[IndexService]:
     """Open the index service of a grid with a connection of its own.
 
-    Args:
-        endpoint: JSON-RPC endpoint, or several separated by commas.
-        deployment: Deployment of the grid.
-        where: Location of the database; see `IndexDatabase.open`.
-        transport: Certificates and headers for remote endpoints.
-        max_lag_blocks: Blocks that an endpoint may lag behind the best one before it is skipped.
-        options: Options of `index_service`.
-
-    Raises:
-        EndpointError: The endpoint is down, or serves another chain.
-        UsageError, StoreError: See `index_service`.
+    Endpoint, transport and lag are those of `connected`; other arguments and errors are those of
+    `index_service`.
     """
     async with (
         connected(
@@ -176,8 +167,7 @@ class IndexService:
         """
         await asyncio.to_thread(self.database.check_writer)
         if not await asyncio.to_thread(self._has_constants):
-            constants = await _constants(self._contracts)
-            await asyncio.to_thread(self._keep_constants, constants)
+            await asyncio.to_thread(self._keep_constants, await _constants(self._contracts))
         count = await self._follower.poll(self._apply, prepare=self._prepare)
         await self._update_heads()
         return count > 0
@@ -216,9 +206,7 @@ class IndexService:
     def _keep_heads(self, head: int, head_time: int, finalized: int) -> None:
         with self.database.begin() as connection:
             state = get_state(connection)
-            last_indexed = (
-                connection.execute(select(func.max(schema.headers.c.number))).scalar() or 0
-            )
+            last_indexed = connection.scalar(select(func.max(schema.headers.c.number))) or 0
             previous = int(state.get("finalized", -1))
             put_state(connection, head=head, head_time=head_time, finalized=finalized)
             if min(finalized, last_indexed) != min(previous, last_indexed):
