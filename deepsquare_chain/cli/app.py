@@ -7,6 +7,7 @@ and the completion of command names are fast.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -171,9 +172,7 @@ class LazyRoot(LightGroup):
             return None
         if self._listing:
             return TyperCommand(cmd_name, help=part.help)
-        module_app = getattr(import_module(f"deepsquare_chain.cli.{part.module}"), part.app)
-        module_app.info.cls = LightGroup
-        group = typer.main.get_group(module_app)
+        group = _group(getattr(import_module(f"deepsquare_chain.cli.{part.module}"), part.app))
         if cmd_name in COMMANDS:
             return group.commands[cmd_name]
         group.name, group.help, group.no_args_is_help = cmd_name, part.help, True
@@ -186,6 +185,13 @@ class LazyRoot(LightGroup):
             super().format_help(ctx, formatter)
         finally:
             self._listing = False
+
+
+@cache
+def _group(module_app: typer.Typer) -> Any:
+    # Kept for the next command of this process: building a group takes 50 ms.
+    module_app.info.cls = LightGroup
+    return typer.main.get_group(module_app)
 
 
 def _unknown(name: str) -> str:

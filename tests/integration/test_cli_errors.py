@@ -19,7 +19,7 @@ from deepsquare_chain.chain.bindings.records import Parameters
 from deepsquare_chain.cli.output import Printer
 from deepsquare_chain.client import registration
 from deepsquare_chain.errors import GridError
-from tests.support.cli import EXAMPLES, PROJECT, Outcome, run, running
+from tests.support.cli import EXAMPLES, PROJECT, Outcome, run_forked, running
 from tests.support.local_devnet import Cli, LocalDevnet, make_light
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -170,7 +170,7 @@ def test_no_terminal_to_ask_for_the_password(local_devnet: LocalDevnet, tmp_path
     for name in ("alice.json", "password"):
         shutil.copy(local_devnet.wallets / name, tmp_path / name)
     record = local_devnet.folder / ".deepsquare" / "deployment.json"
-    result = run(
+    result = run_forked(
         ["submit", HELLO, "--keystore", "alice.json", "--deployment", str(record)],
         tmp_path,
         DEEPSQUARE_ENDPOINT=local_devnet.record["extra"]["endpoint"],
@@ -183,12 +183,13 @@ def test_a_missing_and_an_invalid_wallet(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     assert_refused(cli("wallet", "show", "--keystore", str(tmp_path / "x.json")), 2, "x.json")
     assert_refused(cli("wallet", "new", str(tmp_path / "x.json")), 2, "never overwritten")
-    result = run(["credit", "balance"], tmp_path)
+    result = run_forked(["credit", "balance"], tmp_path)
     assert_refused(
         result, 2, "No wallet is configured", "deepsquare wallet new FILE", "deepsquare devnet up"
     )
     checks = {
-        check["check"]: check for check in json.loads(run(["doctor", "-o", "json"], tmp_path).out)
+        check["check"]: check
+        for check in json.loads(run_forked(["doctor", "-o", "json"], tmp_path).out)
     }
     for name in ("wallet", "balance"):
         assert (checks[name]["ok"], "--keystore" in checks[name]["hint"]) == (False, True)
@@ -527,7 +528,7 @@ def test_waiting_for_a_job_prints_why_it_makes_no_progress(
         notes.append(text)
         if "too expensive" in text:  # cancelling the job ends the wait
             job = text.split()[1]
-            assert run(["job", "cancel", job], local_devnet.folder).code == 0
+            assert run_forked(["job", "cancel", job], local_devnet.folder).code == 0
 
     monkeypatch.setattr(Printer, "note", note)
     arguments = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
@@ -558,10 +559,10 @@ def test_invalid_addresses_amounts_and_labels(cli: Cli) -> None:
 def test_port_in_use_and_folder_in_use(local_devnet: LocalDevnet, tmp_path: Path) -> None:
     port = local_devnet.record["extra"]["endpoint"].rpartition(":")[2]
     others = ["--faucet-port", "0", "--relay-port", "0", "--no-explorer"]
-    result = run(["devnet", "up", "--port", port, *others], tmp_path)
+    result = run_forked(["devnet", "up", "--port", port, *others], tmp_path)
     assert f"Error: Port {port} on 127.0.0.1 is in use." in result.err
     assert (result.code, "Traceback" in result.err) == (2, False)
-    result = run(["devnet", "up", "--port", "0", *others], local_devnet.folder)
+    result = run_forked(["devnet", "up", "--port", "0", *others], local_devnet.folder)
     assert_refused(result, 2, "A devnet is already running in")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.faults import VARIABLE
-from tests.support.cli import EXAMPLES, Outcome, run
+from tests.support.cli import EXAMPLES, Outcome, run_forked
 from tests.support.local_devnet import Cli, LocalDevnet
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -92,7 +92,7 @@ def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
     before = balance(cli, bob)
     signed = len(data(cli("relay", "requests", "-o", "json", *bob)))
     words = ("submit", HELLO, "--gasless", "--yes", "--key", f"killed at {crash_at}", "-o", "json")
-    killed = run([*words, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
+    killed = run_forked([*words, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL, killed
     (made,) = data(cli(*words, *bob))
     assert data(cli(*words, *bob)) == [made]

@@ -22,7 +22,7 @@ from deepsquare_chain.chain.wallet import load_account
 from deepsquare_chain.client import submission
 from deepsquare_chain.faults import VARIABLE
 from deepsquare_chain.store.outbox import OutboxTables
-from tests.support.cli import EXAMPLES, Outcome, run
+from tests.support.cli import EXAMPLES, Outcome, run_forked
 from tests.support.local_devnet import Cli, LocalDevnet
 from tests.support.signer import ReferenceSigner, serving
 
@@ -121,7 +121,7 @@ def test_submissions_at_once_succeed_all(
     before, known = credits(cli), set(jobs(cli))
     with ThreadPoolExecutor(3) as pool:
         arguments = ("submit", HELLO, *more, "-o", "json")
-        result = list(pool.map(lambda _: run(arguments, local_devnet.folder), range(3)))
+        result = list(pool.map(lambda _: run_forked(arguments, local_devnet.folder), range(3)))
     ids = [item["id"] for done in result for item in data(done)]
     item = 2 if "--array" in more else 1
     assert len(set(ids) - known) == len(ids) == 3 * item
@@ -132,7 +132,7 @@ def test_submissions_and_a_top_up_at_once(cli: Cli, local_devnet: LocalDevnet) -
     [first] = [item["id"] for item in data(cli("submit", HELLO, "-o", "json"))]
     lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
     with ThreadPoolExecutor(3) as pool:
-        result = list(pool.map(lambda line: run(line, local_devnet.folder), lines))
+        result = list(pool.map(lambda line: run_forked(line, local_devnet.folder), lines))
     assert [item.code for item in result] == [0, 0, 0], result
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
@@ -361,7 +361,7 @@ def test_a_command_killed_anywhere_pays_once_when_repeated(
 ) -> None:
     before, known = credits(cli), set(jobs(cli))
     words = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
-    killed = run(words, local_devnet.folder, 120, **{VARIABLE: crash_at})
+    killed = run_forked(words, local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL
     assert f"killed at {crash_at}" in killed.err
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.cli import EXAMPLES, Outcome, devnet, run
+from tests.support.cli import EXAMPLES, Outcome, devnet, run_forked
 from tests.support.local_devnet import Cli, LocalDevnet
 
 HELLO = str(EXAMPLES / "hello.yaml")
@@ -72,7 +72,7 @@ class Halted:
         self.rpc("evm_mine")
 
     def run(self, *arguments: str) -> Outcome:
-        return run(arguments, self.local_devnet.folder)
+        return run_forked(arguments, self.local_devnet.folder)
 
     def newest(self) -> Any:
         return data(self.run("tx", "list", "--limit", "1", "-o", "json"))[0]

@@ -6,7 +6,6 @@ They are forked from a server that has imported all modules, so a restart takes 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sys
@@ -29,12 +28,11 @@ from deepsquare_chain.metascheduler.service import SchedulerSettings, run_schedu
 from deepsquare_chain.observability import configure_logging
 from deepsquare_chain.provider.service import ProviderSettings, run_provider
 from deepsquare_chain.store.definitions import FolderDefinitionStore
+from tests.support.cli import FORKS
 from tests.support.isolation import ALLOWED
 from tests.support.livegrid import LiveGrid
 
 CAPACITY = Offer(cpus=8, memory=4096, gpus=0)
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.rundaemon"])
 
 
 class DaemonProcess:
@@ -73,7 +71,7 @@ class DaemonProcess:
     def start(self, crash_at: str = "") -> None:
         """Start the daemon; with a label, it is killed at that crash point."""
         arguments = (self._kind, self._arguments, crash_at, self._clock, str(self.log))
-        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
+        self._process = FORKS.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
 
     @property

@@ -14,6 +14,7 @@ import tomllib
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -130,10 +131,16 @@ def http_client(
         timeout=timeout,
         trust_env=False,
         proxy=proxy_for(url),
-        verify=transport_settings.context() or True,
+        verify=transport_settings.context() or _system_context(),
         headers=transport_settings.headers_for(url),
         transport=transport,
     )
+
+
+@cache
+def _system_context() -> ssl.SSLContext:
+    # One for all clients: each would read all certificates of the system, which takes 20 ms.
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def failure_reason(error: Exception) -> str:
