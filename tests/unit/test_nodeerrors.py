@@ -158,4 +158,5 @@ async def test_a_node_without_the_tip_method_gets_no_other_request(
     chain.tip_error = refusal("the method eth_maxPriorityFeePerGas does not exist/is not available")
     result = await market(chain)  # type: ignore[arg-type]
     assert result.fees == Fees(max_fee=3 * 10**9, priority_fee=10**9)
-    assert not list(recwarn)
+    # Files that another test left open may be collected now, and warn too.
+    assert not [item for item in recwarn if item.category is not ResourceWarning]
