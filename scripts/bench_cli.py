@@ -36,14 +36,14 @@ def measure(arguments: tuple[str, ...], runs: int) -> dict[str, float]:
     """Return median wall time, best wall time and median CPU time in milliseconds."""
     walls, cpus = [], []
     for _ in range(runs):
-        before, began = os.times(), time.perf_counter()
+        before, start = os.times(), time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "deepsquare_chain.cli", *arguments],
             check=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        walls.append((time.perf_counter() - began) * 1_000)
+        walls.append((time.perf_counter() - start) * 1_000)
         after = os.times()
         cpu_time = after.children_user + after.children_system
         cpus.append((cpu_time - before.children_user - before.children_system) * 1_000)
@@ -61,8 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     measure(("--help",), 1)  # the first run writes the compiled modules
     arguments = [(), ("--version",), *cases(typer.main.get_command(app))]
-    shown = track(arguments, "commands", console=Console(stderr=True), transient=True)
-    results = {" ".join(["deepsquare", *result]): measure(result, options.runs) for result in shown}
+    paths = track(arguments, "commands", console=Console(stderr=True), transient=True)
+    results = {" ".join(["deepsquare", *result]): measure(result, options.runs) for result in paths}
     machine = {"python": platform.python_version(), "load": round(os.getloadavg()[0], 1)}
     slowest = max(results, key=lambda name: results[name]["wall_ms_median"])
     summary = {

@@ -67,22 +67,24 @@ def build(database: IndexDatabase, jobs: int, progress: Progress) -> dict[str, f
 
     def flush() -> None:
         nonlocal spent, events, blocks
-        told = tuple(event for made in batch for event in made.events)
-        headers = {made.header.number: made.header for made in batch}
-        transactions = {sent.hash: sent for made in batch for sent in made.transactions}
+        all_events = tuple(event for block in batch for event in block.events)
+        headers = {block.header.number: block.header for block in batch}
+        transactions = {
+            transaction.hash: transaction for block in batch for transaction in block.transactions
+        }
         first, last = batch[0].header, batch[-1].header
-        began = time.perf_counter()
+        start = time.perf_counter()
         with database.begin() as connection:
-            found = Batch(told, first.number, last.number, time=last.time)
-            writer.apply(found, connection, BlockData(headers, transactions))
-        spent += time.perf_counter() - began
-        events += len(told)
+            merged = Batch(all_events, first.number, last.number, time=last.time)
+            writer.apply(merged, connection, BlockData(headers, transactions))
+        spent += time.perf_counter() - start
+        events += len(all_events)
         blocks += len(batch)
         batch.clear()
 
-    for made in History(jobs).blocks():
-        batch.append(made)
-        seen += sum(type(event).__name__ == "JobSubmitted" for event in made.events)
+    for generated in History(jobs).blocks():
+        batch.append(generated)
+        seen += sum(type(event).__name__ == "JobSubmitted" for event in generated.events)
         if len(batch) == BATCH:
             flush()
             progress.update(task, completed=seen)
@@ -112,7 +114,7 @@ def questions(index: Index, rng: random.Random) -> dict[str, tuple[float, Callab
         return address(1, rng.randrange(20))
 
     def status() -> JobStatus:
-        return rng.choice([each for each in JobStatus if each.is_final])
+        return rng.choice([final_status for final_status in JobStatus if final_status.is_final])
 
     keys: dict[str, Callable[[], Any]] = {
         "job": lambda: index.job(rng.randint(1, total)),
@@ -218,12 +220,12 @@ async def measure_pages(index: Index, rounds: int) -> dict[str, dict[str, Any]]:
         for name, path in paths(index, random.Random(7)).items():  # noqa: S311
             times = []
             for round_number in range(rounds + 1):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 response = await web.get(path())
                 if response.status_code not in {200, 303}:
                     raise RuntimeError(f"{response.url} is answered {response.status_code}")
                 if round_number:  # the first request fills caches
-                    times.append((time.perf_counter() - began) * 1_000)
+                    times.append((time.perf_counter() - start) * 1_000)
             results[name] = _row(times, PAGE_MS)
     return results
 
@@ -236,9 +238,9 @@ def measure(index: Index, rounds: int, progress: Progress) -> dict[str, dict[str
         ask()  # warms the database's query plans and pages, as in a running service
         times = []
         for _ in range(rounds):
-            began = time.perf_counter()
+            start = time.perf_counter()
             ask()
-            times.append((time.perf_counter() - began) * 1_000)
+            times.append((time.perf_counter() - start) * 1_000)
         results[name] = _row(times, aim)
     return results | asyncio.run(measure_pages(index, rounds))
 
@@ -257,7 +259,7 @@ def _row(times: list[float], aim: float) -> dict[str, Any]:
 def _places(folder: Path, *, servers: bool) -> Iterator[list[tuple[str, Any, Callable[[], int]]]]:
     """Yield the databases to measure: kind, location, and a function for the size in bytes."""
     file = folder / "index.db"
-    sqlite = ("SQLite", file, lambda: sum(each.stat().st_size for each in folder.glob("index.db*")))
+    sqlite = ("SQLite", file, lambda: sum(path.stat().st_size for path in folder.glob("index.db*")))
     if not servers:
         yield [sqlite]
         return
@@ -266,8 +268,8 @@ def _places(folder: Path, *, servers: bool) -> Iterator[list[tuple[str, Any, Cal
         yield [sqlite, ("PostgreSQL", url, lambda: _size(server, url))]
 
 
-def _size(server: Server, where: str) -> int:
-    name = where.rpartition("/")[2]
+def _size(server: Server, location: str) -> int:
+    name = location.rpartition("/")[2]
     return int(server.psql(name, "SELECT pg_database_size(current_database())"))
 
 
@@ -285,9 +287,9 @@ async def read_node(jobs: int) -> dict[str, float]:
         service = await stack.enter_async_context(
             open_index(node.url, deployment, None, confirmations=0)
         )
-        began = time.perf_counter()
+        start = time.perf_counter()
         await service.cycle()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         events = 0
         cursor = None
         while True:
@@ -346,13 +348,13 @@ def main() -> int:
     if arguments.node_jobs:
         result["node"] = asyncio.run(read_node(arguments.node_jobs))
     print(json.dumps(result, indent=2) if arguments.json else _table(result))
-    missed = [
+    missed_targets = [
         name
         for database_result in result["databases"].values()
         for name, row in database_result["questions"].items()
         if not row["reached"]
     ]
-    return 1 if missed else 0
+    return 1 if missed_targets else 0
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -123,30 +123,30 @@ async def transfer(  # noqa: PLR0917
     size: int,
 ) -> dict[str, Any]:
     """Measure upload and download of one large result, and a plain copy of the same bytes."""
-    source, copy, got = (folder / name for name in ("source", "copy", "got"))
+    source, copy, download = (folder / name for name in ("source", "copy", "got"))
     with source.open("wb") as file:
         for _ in range(size // _PART):
             file.write(os.urandom(_PART))
-    began = time.perf_counter()
+    start = time.perf_counter()
     await asyncio.to_thread(shutil.copyfile, source, copy)
-    copy_seconds = time.perf_counter() - began
+    copy_seconds = time.perf_counter() - start
     copy.unlink()
     async with Peak(process) as peak:
-        began, offset = time.perf_counter(), 0
+        start, offset = time.perf_counter(), 0
         with source.open("rb") as file:
             while data := await asyncio.to_thread(file.read, _PART):
                 last = offset + len(data) == size
                 await host.append(job, "work/large", offset, data, complete=last)
                 offset += len(data)
-        upload_seconds = time.perf_counter() - began
-        began = time.perf_counter()
-        with got.open("wb") as target:
+        upload_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        with download.open("wb") as target:
             async with alice.download(job, "work/large") as pieces:
                 async for data in pieces:
                     await asyncio.to_thread(target.write, data)
-        download_seconds = time.perf_counter() - began
-    is_complete = got.stat().st_size == size
-    for path in (source, got):
+        download_seconds = time.perf_counter() - start
+    is_complete = download.stat().st_size == size
+    for path in (source, download):
         path.unlink()
     return {
         "megabytes": size // MB,
@@ -173,8 +173,8 @@ async def streams(
 
     async def write(job: int, host: GatewayClient) -> bytes:
         log_data = b""
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             line = f"{time.monotonic():.6f}\n".encode()
             await host.append(job, "log", len(log_data), line)
             log_data += line
@@ -195,7 +195,9 @@ async def streams(
             asyncio.gather(*(write(job, hosts[place]) for job, place in jobs)),
             asyncio.gather(*(read(job) for job, _ in jobs)),
         )
-    mismatches = sum(one != other for one, other in zip(written, seen, strict=True))
+    mismatches = sum(
+        written_log != read_log for written_log, read_log in zip(written, seen, strict=True)
+    )
     delays.sort()
     return {
         "streams": len(jobs),
@@ -216,9 +218,9 @@ async def uploads(alice: GatewayClient, process: psutil.Process, count: int) -> 
             await alice.put_definition(definition(f"job {number}"))
 
     async with Peak(process) as peak:
-        began = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(put(number) for number in range(count)))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     return {
         "definitions": count,
         "seconds": round(seconds, 2),

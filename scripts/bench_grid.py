@@ -36,10 +36,10 @@ async def work_off(
     grid: ProcessGrid, jobs: int, on_progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Submit all jobs as fast as possible, and wait until the last one has ended."""
-    began, ids = time.monotonic(), list[int]()
+    start, ids = time.monotonic(), list[int]()
     while len(ids) < jobs:
         ids += await grid.submit(min(BATCH, jobs - len(ids)))
-    submitted = time.monotonic() - began
+    submitted = time.monotonic() - start
     waiting = set(ids)
     while waiting:
         batch = sorted(waiting)[: 8 * BATCH]
@@ -47,31 +47,31 @@ async def work_off(
         waiting -= {job.id for job in jobs_read if job.status.is_final}
         on_progress(jobs - len(waiting))
         await asyncio.sleep(0.25)
-    return {"submitted": submitted, "seconds": time.monotonic() - began, "ids": ids}
+    return {"submitted": submitted, "seconds": time.monotonic() - start, "ids": ids}
 
 
 async def catch_up(grid: ProcessGrid, role: str) -> float:
     """Return the seconds from the start of a daemon with empty state to its first good cycle."""
-    began = time.monotonic()
+    start = time.monotonic()
     await grid.start(role)
     await grid.ready(role)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     await grid.services.pop(role).end()
     return round(seconds, 2)
 
 
 async def history(grid: ProcessGrid, jobs: int, on_progress: Callable[[int], None]) -> None:
     """Create events without runs: submit and cancel jobs, eight batches at a time."""
-    sizes = [min(BATCH, jobs - done) for done in range(0, jobs, BATCH)]
-    gate, done = asyncio.Semaphore(8), 0
+    sizes = [min(BATCH, jobs - progress) for progress in range(0, jobs, BATCH)]
+    gate, progress = asyncio.Semaphore(8), 0
 
     async def one(size: int) -> None:
-        nonlocal done
+        nonlocal progress
         async with gate:
             ids = await grid.submit(size)
             await grid.send("customer", grid.contracts.scheduler.cancel(ids))
-        done += size
-        on_progress(done)
+        progress += size
+        on_progress(progress)
 
     await asyncio.gather(*(one(size) for size in sizes))
 
@@ -108,12 +108,12 @@ async def _bench(
     progress.update(bar, description="working off", total=jobs, completed=0)
     first = int(await grid.w3.eth.block_number) + 1
     async with Blocks(grid.w3).watching() as blocks:
-        done, busy = await loads(
+        job_timings, busy = await loads(
             grid,
             lambda: work_off(grid, jobs, lambda count: progress.update(bar, completed=count)),
         )
     timings = await read_timings(grid, first)
-    ends = Counter(max(timings.steps[job_id]).name for job_id in done["ids"])
+    final_statuses = Counter(max(timings.steps[job_id]).name for job_id in job_timings["ids"])
     for role in list(grid.services):
         await grid.services.pop(role).end()
     if options.history:
@@ -122,8 +122,8 @@ async def _bench(
     progress.update(bar, description="catching up", total=None)
     late = {"scheduler": await catch_up(grid, "scheduler@late")}
     late["provider"] = await catch_up(grid, "p0@late")
-    return _report(grid, options, limit, done, timings, blocks) | {
-        "ends": dict(ends),
+    return _report(grid, options, limit, job_timings, timings, blocks) | {
+        "ends": dict(final_statuses),
         "idle": idle,
         "busy": busy,
         "catch_up": {
@@ -138,11 +138,11 @@ def _report(  # noqa: PLR0917
     grid: ProcessGrid,
     options: argparse.Namespace,
     limit: Mapping[str, float],
-    done: Mapping[str, Any],
+    job_timings: Mapping[str, Any],
     timings: JobTimings,
     blocks: Blocks,
 ) -> dict[str, Any]:
-    jobs, seconds = options.jobs, done["seconds"]
+    jobs, seconds = options.jobs, job_timings["seconds"]
     rate = timings.sent.total() / seconds
     status = JobStatus
     return {
@@ -155,7 +155,7 @@ def _report(  # noqa: PLR0917
         "providers": grid.providers,
         "confirmations": grid.confirmations,
         "seconds": round(seconds, 1),
-        "seconds_of_submission": round(done["submitted"], 1),
+        "seconds_of_submission": round(job_timings["submitted"], 1),
         "jobs_per_minute": round(60 * jobs / seconds, 1),
         "latency": {
             "submitted_to_claim": latency(timings, blocks, status.PENDING, status.SCHEDULED),

@@ -70,19 +70,19 @@ class Measured:
     decisions: int
 
 
-def grid(count: int, dice: random.Random) -> list[ProviderView]:
+def grid(count: int, rng: random.Random) -> list[ProviderView]:
     """Return providers with 32 to 1024 CPUs, a quarter of them with GPUs."""
     views = []
     for number in range(1, count + 1):
-        nodes, per_node = dice.choice((1, 2, 4, 8, 16)), dice.choice((32, 64))
-        gpus = dice.choice((0, 0, 0, 4))
-        speed = dice.uniform(0.7, 1.6)
-        price = int(CREDIT / 3_600 * speed * dice.uniform(0.7, 1.3))
-        memory = per_node * dice.choice((2_000, 4_000, 8_000))
+        nodes, per_node = rng.choice((1, 2, 4, 8, 16)), rng.choice((32, 64))
+        gpus = rng.choice((0, 0, 0, 4))
+        speed = rng.uniform(0.7, 1.6)
+        price = int(CREDIT / 3_600 * speed * rng.uniform(0.7, 1.3))
+        memory = per_node * rng.choice((2_000, 4_000, 8_000))
         labels = {
             "cpu.speed": f"{speed:.3f}",
-            "energy.watts_per_cpu": f"{10 * speed * dice.uniform(0.6, 1.4):.2f}",
-            "region": dice.choice(("ch", "eu", "us")),
+            "energy.watts_per_cpu": f"{10 * speed * rng.uniform(0.6, 1.4):.2f}",
+            "region": rng.choice(("ch", "eu", "us")),
         }
         provider = Provider(
             id=number,
@@ -100,19 +100,19 @@ def grid(count: int, dice: random.Random) -> list[ProviderView]:
     return views
 
 
-def job(number: int, dice: random.Random) -> Job:
+def job(number: int, rng: random.Random) -> Job:
     """Return a PENDING job of one of 500 customers."""
-    size = dice.choice(SIZES)
-    gpus = dice.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 4))
-    limit = dice.choice(LIMITS)
-    budget = int(CREDIT / 3_600 * (size * 2 + gpus * 45) * dice.choice((0.5, 1, 1, 1, 2))) * limit
+    size = rng.choice(SIZES)
+    gpus = rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 4))
+    limit = rng.choice(LIMITS)
+    budget = int(CREDIT / 3_600 * (size * 2 + gpus * 45) * rng.choice((0.5, 1, 1, 1, 2))) * limit
     return Job(
         id=number,
-        customer=f"0x{1 + int(500 * dice.random() ** 2):040x}",
+        customer=f"0x{1 + int(500 * rng.random() ** 2):040x}",
         status=JobStatus.PENDING,
-        since=NOW - dice.randrange(3_600),
+        since=NOW - rng.randrange(3_600),
         provider_id=0,
-        resources=Resources(size, 1, dice.choice((500, 1_000, 2_000)), gpus),
+        resources=Resources(size, 1, rng.choice((500, 1_000, 2_000)), gpus),
         retries_left=0,
         flags=JobFlags.NONE,
         escrow=max(budget, 1),
@@ -124,19 +124,19 @@ def job(number: int, dice: random.Random) -> Job:
     )
 
 
-def waiting(number: int, dice: random.Random) -> Waiting:
-    record = job(number, dice)
-    uses = dice.choice(("", "", "", "", "", "region=ch", "region:in:ch|eu", "cpu.speed>=1.2"))
-    return Waiting(record, dice.choice(tuple(Objective)), uses, record.since)
+def waiting(number: int, rng: random.Random) -> Waiting:
+    record = job(number, rng)
+    uses = rng.choice(("", "", "", "", "", "region=ch", "region:in:ch|eu", "cpu.speed>=1.2"))
+    return Waiting(record, rng.choice(tuple(Objective)), uses, record.since)
 
 
-def assigned(views: list[ProviderView], busy: float, first: int, dice: random.Random) -> list[Job]:
+def assigned(views: list[ProviderView], busy: float, first: int, rng: random.Random) -> list[Job]:
     """Return running jobs on every provider, up to a share of its CPUs."""
     running = []
     for view in views:
         free_cpus = int(view.provider.offer.cpus * busy)
         while free_cpus > 0:
-            record = job(first + len(running), dice)
+            record = job(first + len(running), rng)
             cpus = min(record.resources.cpus, free_cpus)
             free_cpus -= cpus
             running.append(
@@ -144,7 +144,7 @@ def assigned(views: list[ProviderView], busy: float, first: int, dice: random.Ra
                     record,
                     status=JobStatus.RUNNING,
                     resources=Resources(cpus, 1, 500, 0),
-                    since=NOW - dice.randrange(record.time_limit),
+                    since=NOW - rng.randrange(record.time_limit),
                     provider_id=view.provider.id,
                     rate=1,
                 )
@@ -153,36 +153,36 @@ def assigned(views: list[ProviderView], busy: float, first: int, dice: random.Ra
 
 
 def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
-    dice = random.Random(f"{jobs} {providers} {busy}")  # noqa: S311 - the same in every run
+    rng = random.Random(f"{jobs} {providers} {busy}")  # noqa: S311 - the same in every run
     gc.collect()
     process = psutil.Process(os.getpid())
     before = process.memory_info().rss
-    views = tuple(grid(providers, dice))
-    queue = {n: waiting(n, dice) for n in range(1, jobs + 1)}
-    running = {each.id: each for each in assigned(list(views), busy, 10**6, dice)}
+    views = tuple(grid(providers, rng))
+    queue = {n: waiting(n, rng) for n in range(1, jobs + 1)}
+    running = {candidate.id: candidate for candidate in assigned(list(views), busy, 10**6, rng)}
     history = RunHistory()
-    for each in list(queue.values())[:20_000]:
-        record_run(history, each.job, dice)
+    for candidate in list(queue.values())[:20_000]:
+        record_run(history, candidate.job, rng)
     planner, rules, times, cpu_times = Planner(), Rules(), [], []
     fresh = 10**7
     count = first = 0
     for cycle in range(cycles + 1):
         now = NOW + cycle
         snapshot = Snapshot(now, views, tuple(queue.values()), tuple(running.values()))
-        began, cpu_began = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         plan = planner.plan(snapshot, rules, history)
-        times.append((time.perf_counter() - began) * 1_000)
-        cpu_times.append((time.process_time() - cpu_began) * 1_000)
+        times.append((time.perf_counter() - start) * 1_000)
+        cpu_times.append((time.process_time() - cpu_start) * 1_000)
         count = max(count, len(plan.decisions))
         if cycle == 0:
             first, _ = times.pop(), cpu_times.pop()
         # 0.1 % of all jobs change, as from block to block.
-        for number in dice.sample(sorted(queue), max(1, jobs // 1_000)):
+        for number in rng.sample(sorted(queue), max(1, jobs // 1_000)):
             del queue[number]
             fresh += 1
-            queue[fresh] = waiting(fresh, dice)
-        for number in dice.sample(sorted(running), len(running) // 1_000):
-            record_run(history, running.pop(number), dice)
+            queue[fresh] = waiting(fresh, rng)
+        for number in rng.sample(sorted(running), len(running) // 1_000):
+            record_run(history, running.pop(number), rng)
     memory = (process.memory_info().rss - before) / 2**20
     return Measured(
         jobs,
@@ -197,10 +197,10 @@ def measure(jobs: int, providers: int, busy: float, cycles: int) -> Measured:
     )
 
 
-def record_run(history: RunHistory, done: Job, dice: random.Random) -> None:
-    size = done.resources
-    seconds = done.time_limit * dice.random()
-    history.record(FinishedRun(done.customer, size.cpus, size.gpus, done.time_limit, seconds))
+def record_run(history: RunHistory, job: Job, rng: random.Random) -> None:
+    size = job.resources
+    seconds = job.time_limit * rng.random()
+    history.record(FinishedRun(job.customer, size.cpus, size.gpus, job.time_limit, seconds))
 
 
 def main() -> None:

@@ -116,36 +116,38 @@ async def busy(grid: ProcessGrid, jobs: int) -> dict[str, Any]:
     before, cpu_before = load_of(child), cpu_seconds(grid)
     first = int(await grid.w3.eth.block_number) + 1
     async with Blocks(grid.w3).watching() as blocks:
-        done = await work_off(grid, jobs, lambda _: None)
+        job_timings = await work_off(grid, jobs, lambda _: None)
     await asyncio.sleep(1)  # for the last supervisors to end
     load, after = between(before, load_of(child)), cpu_seconds(grid)
     timings = await read_timings(grid, first)
     return {
         "jobs": jobs,
-        "ends": dict(Counter(max(timings.steps[job_id]).name for job_id in done["ids"])),
+        "ends": dict(Counter(max(timings.steps[job_id]).name for job_id in job_timings["ids"])),
         "latency": {
             f"{before.name}_to_{after.name}".lower(): latency(timings, blocks, before, after)
             for before, after in pairwise(STEPS)
         },
-        "seconds": round(done["seconds"], 1),
-        "jobs_per_minute": round(60 * jobs / done["seconds"], 1),
+        "seconds": round(job_timings["seconds"], 1),
+        "jobs_per_minute": round(60 * jobs / job_timings["seconds"], 1),
         **load,
         "provider_cpu_ms_per_job": per_job(cpu_before, after, "providers", jobs),
         "children_cpu_ms_per_job": per_job(cpu_before, after, "jobs", jobs),
     }
 
 
-def per_job(before: Mapping[str, float], after: Mapping[str, float], who: str, jobs: int) -> float:
+def per_job(
+    before: Mapping[str, float], after: Mapping[str, float], process: str, jobs: int
+) -> float:
     """Return the CPU milliseconds per job."""
-    return round(1000 * (after[who] - before[who]) / jobs, 1)
+    return round(1000 * (after[process] - before[process]) / jobs, 1)
 
 
 def bare_shell(jobs: int) -> dict[str, float]:
     """Measure the same jobs as local shells, one after the other."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     for _ in range(jobs):
         subprocess.run(["/bin/bash", "-c", "true"], check=True)
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "ms_per_job": round(1000 * seconds / jobs, 1),
@@ -190,7 +192,7 @@ def _cpu_of_starts(jobs: int, sandbox: Sandbox | None, cgroups: CgroupParent) ->
 
 async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
     """Measure the same jobs submitted with sbatch, until the last one has left the queue."""
-    gate, began = asyncio.Semaphore(AT_ONCE), time.monotonic()
+    gate, start = asyncio.Semaphore(AT_ONCE), time.monotonic()
 
     async def one() -> None:
         async with gate:
@@ -199,10 +201,10 @@ async def bare_sbatch(cluster: Cluster, jobs: int) -> dict[str, float]:
             )
 
     await asyncio.gather(*(one() for _ in range(jobs)))
-    submitted = time.monotonic() - began
+    submitted = time.monotonic() - start
     while await asyncio.to_thread(cluster.queued):  # noqa: ASYNC110 - Slurm has no notifications
         await asyncio.sleep(0.2)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     return {
         "jobs_per_minute": round(60 * jobs / seconds, 1),
         "ms_per_job": round(1000 * seconds / jobs, 1),
@@ -220,12 +222,12 @@ async def full_queue(cluster: Cluster, jobs: int, confirmations: int) -> dict[st
         async with grid:
             await start(grid)
             child = grid.services[ROLE]
-            before, cpu_before, began = load_of(child), cpu_seconds(grid), time.monotonic()
+            before, cpu_before, started_at = load_of(child), cpu_seconds(grid), time.monotonic()
             ids: list[int] = []
             while len(ids) < jobs:
                 ids += await grid.submit(min(BATCH, jobs - len(ids)))
             await filled(cluster, jobs)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started_at
             filling, after = between(before, load_of(child)), cpu_seconds(grid)
             steady = await idle(grid, 20)
             return {

@@ -69,10 +69,10 @@ async def idle(grid: ProcessGrid, proxies: Mapping[str, Proxy], blocks: int) -> 
     async def head() -> int:
         return int(await grid.w3.eth.block_number)
 
-    began = first = await head()
+    start_head = first = await head()
     for _ in range(36_000):
         await asyncio.sleep(0.1)
-        if (first := await head()) >= began + _WARM_BLOCKS:
+        if (first := await head()) >= start_head + _WARM_BLOCKS:
             break
     start = {name: Sample.of(proxy) for name, proxy in proxies.items()}
     quiet, seconds, since = Counter[str](), 0, time.monotonic()

@@ -96,10 +96,10 @@ def compiler() -> Path:
     return ROOT / "scripts" / "solc-wrapper.js"
 
 
-def run_compiler(given: dict[str, Any]) -> dict[str, Any]:
+def run_compiler(compiler_input: dict[str, Any]) -> dict[str, Any]:
     """Return the compiler's standard-JSON output; exit the program if it fails."""
     try:
-        output: dict[str, Any] = solcx.compile_standard(given, solc_binary=compiler())
+        output: dict[str, Any] = solcx.compile_standard(compiler_input, solc_binary=compiler())
     except (solcx.exceptions.SolcError, OSError) as error:
         reason = str(error).split("\n> command")[0]
         sys.exit(f"The compiler failed: {reason}\nIs Node.js installed, and did `npm ci` run?")

@@ -230,7 +230,9 @@ def batches(bench: Bench) -> dict[str, int]:
     ):
         for suffix, process in (("", life), ("_claim_and_start", short_life)):
             batch = [bench.one(customer=customer) for customer in customers]
-            total = sum(used for used, _ in batch) + process(bench, [job for _, job in batch])
+            total = sum(gas_used for gas_used, _ in batch) + process(
+                bench, [job for _, job in batch]
+            )
             gas[name + suffix] = total // BATCH
     return gas
 

@@ -125,28 +125,28 @@ async def node_limit(node: Anvil, seconds: float = 4.0) -> dict[str, float]:
     for account in accounts:
         await node.rpc("anvil_setBalance", account.address, hex(10**24))
     queues = [_payments(node.chain_id, account, 600) for account in accounts]
-    began = time.monotonic()
+    start = time.monotonic()
     async with httpx2.AsyncClient(base_url=node.url, timeout=60, trust_env=False) as client:
 
-        async def pour(mine: list[str]) -> int:
-            sent = 0
-            while sent < len(mine) and time.monotonic() - began < seconds:
-                batch = mine[sent : sent + 25]
-                await client.post("/", json=[_request(each) for each in batch])
-                sent += len(batch)
-            return sent
+        async def pour(queue: list[str]) -> int:
+            count_sent = 0
+            while count_sent < len(queue) and time.monotonic() - start < seconds:
+                batch = queue[count_sent : count_sent + 25]
+                await client.post("/", json=[_request(payment) for payment in batch])
+                count_sent += len(batch)
+            return count_sent
 
-        counts = await asyncio.gather(*(pour(mine) for mine in queues))
+        counts = await asyncio.gather(*(pour(payments) for payments in queues))
     for account, count in zip(accounts, counts, strict=True):
         while int(await node.rpc("eth_getTransactionCount", account.address, "latest"), 16) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    return {"transactions_per_second": round(sum(counts) / (time.monotonic() - began), 1)}
+    return {"transactions_per_second": round(sum(counts) / (time.monotonic() - start), 1)}
 
 
-def _payments(chain_id: int, person: LocalAccount, count: int) -> list[str]:
-    fields = {"type": 2, "chainId": chain_id, "to": person.address, "value": 1, "gas": 21_000}
+def _payments(chain_id: int, account: LocalAccount, count: int) -> list[str]:
+    fields = {"type": 2, "chainId": chain_id, "to": account.address, "value": 1, "gas": 21_000}
     fields |= {"maxFeePerGas": 10**12, "maxPriorityFeePerGas": 10**9}
-    signed = (person.sign_transaction({**fields, "nonce": nonce}) for nonce in range(count))
+    signed = (account.sign_transaction({**fields, "nonce": nonce}) for nonce in range(count))
     return ["0x" + bytes(transaction.raw_transaction).hex() for transaction in signed]
 
 
@@ -206,8 +206,8 @@ def latency(
         if before in steps and after in steps
     ]
     arrivals = [
-        1_000 * (blocks.seen[late] - blocks.seen[early])
-        for early, late in pairs
-        if early in blocks.seen and late in blocks.seen
+        1_000 * (blocks.seen[second] - blocks.seen[first])
+        for first, second in pairs
+        if first in blocks.seen and second in blocks.seen
     ]
-    return {"blocks": spread(late - early for early, late in pairs), "ms": spread(arrivals)}
+    return {"blocks": spread(second - first for first, second in pairs), "ms": spread(arrivals)}

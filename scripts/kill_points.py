@@ -55,16 +55,16 @@ def passages(labels: Sequence[str], count: int) -> list[str]:
 async def one_life(kind: str, seed: int) -> dict[str, Any]:
     """Run one scenario with all its crash points, and return its results."""
     count = PASSAGES[kind]
-    dice, is_rough = random.Random(seed), kind == "rough"  # noqa: S311
-    provider_labels = in_order(points("provider", rough=is_rough), dice)
-    scheduler_labels = in_order(points("metascheduler", rough=is_rough), dice)
+    rng, is_rough = random.Random(seed), kind == "rough"  # noqa: S311
+    provider_labels = in_order(points("provider", rough=is_rough), rng)
+    scheduler_labels = in_order(points("metascheduler", rough=is_rough), rng)
     orders: dict[str, Sequence[str]] = {"scheduler": passages(scheduler_labels, count)}
     if is_rough:
         # Retried jobs need a provider that is not killed.
         orders["p0"] = passages(provider_labels, count)
     else:
         orders |= shared(passages(provider_labels, count))
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="deepsquare-kills-") as temporary:
         async with (
             Anvil(block_time=1) as node,
@@ -81,7 +81,7 @@ async def one_life(kind: str, seed: int) -> dict[str, Any]:
         "life": kind,
         "kills": kills,
         "jobs": jobs,
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - start),
     }
 
 
@@ -115,7 +115,7 @@ def main() -> int:
             lives.append(asyncio.run(one_life(kind, options.seed)))
             progress.advance(bar)
     tell(console, lives)
-    missed: list[Kill] = [
+    missed_kills: list[Kill] = [
         kill for scenario in lives for kill in scenario["kills"] if not kill.reached
     ]
     reached = {
@@ -124,11 +124,11 @@ def main() -> int:
     results = {
         "lives": [{**scenario, "kills": as_rows(scenario["kills"])} for scenario in lives],
         "reached": reached,
-        "never_reached": as_rows(missed),
+        "never_reached": as_rows(missed_kills),
         "load_average": [round(scenario, 1) for scenario in os.getloadavg()],
     }
     print(json.dumps(results, indent=2))
-    return 1 if missed or min(reached.values()) < WANTED else 0
+    return 1 if missed_kills or min(reached.values()) < WANTED else 0
 
 
 if __name__ == "__main__":

@@ -51,8 +51,11 @@ def explorer(url: str) -> Iterator[str]:
     if url:
         yield url.rstrip("/")
         return
-    with tempfile.TemporaryDirectory() as folder, busy_explorer(Path(folder), jobs=20) as found:
-        yield found.url
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        busy_explorer(Path(folder), jobs=20) as explorer_url,
+    ):
+        yield explorer_url.url
 
 
 def pages(url: str) -> dict[str, str]:
@@ -137,23 +140,23 @@ def main() -> int:
     if shutil.which(command[0]) is None:
         raise SystemExit(f"{command[0]} is not installed.")
     configure_logging("warning", "console", service="lighthouse")  # to stderr
-    found = []
+    scores = []
     with explorer(options.url) as url:
         for page, path in pages(url).items():
             for device in DEVICES:
                 if page in (options.page or [page]) and device in (options.device or device):
-                    found.append(read(measure(command, url + path, device), page, device))
-                    print(line(found[-1]), file=sys.stderr if options.json else sys.stdout)
+                    scores.append(read(measure(command, url + path, device), page, device))
+                    print(line(scores[-1]), file=sys.stderr if options.json else sys.stdout)
     if options.json:
-        print(json.dumps([vars(each) for each in found], indent=2))
-    return int(any(score < options.least for each in found for score in each.scores.values()))
+        print(json.dumps([vars(each) for each in scores], indent=2))
+    return int(any(score < options.least for each in scores for score in each.scores.values()))
 
 
-def line(found: Scores) -> str:
+def line(page_scores: Scores) -> str:
     """Format a result for the terminal."""
-    scores = "  ".join(f"{name} {found.scores[name]:>3}" for name in CATEGORIES)
-    lacking = "".join("\n    " + " ".join(each.split()) for each in found.lacking)
-    return f"{found.page:<8} {found.device:<8} {scores}{lacking}"
+    scores = "  ".join(f"{name} {page_scores.scores[name]:>3}" for name in CATEGORIES)
+    lacking = "".join("\n    " + " ".join(failure.split()) for failure in page_scores.lacking)
+    return f"{page_scores.page:<8} {page_scores.device:<8} {scores}{lacking}"
 
 
 if __name__ == "__main__":

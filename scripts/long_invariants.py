@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     options = parser.parse_args()
     calls = reverts = 0
-    seed, began = options.first_seed, time.monotonic()
+    seed, start = options.first_seed, time.monotonic()
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, disable=options.json) as bar:
         task = bar.add_task("calls", total=options.calls)
@@ -70,7 +70,7 @@ def main() -> None:
         "reverts": reverts,
         "first_seed": options.first_seed,
         "last_seed": seed - 1,
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - start),
     }
     print(json.dumps(figures) if options.json else figures)
 

@@ -248,8 +248,8 @@ def needs_ordinary_build(mutant: Mutant) -> bool:
     bodies = {match[1]: _body(text, match.start()) for match in _FUNCTION.finditer(text)}
     called: set[str] = set()
     if "constructor(" in text:
-        begun = _body(text, text.index("constructor("))
-        called = set(_CALLED.findall(text[begun[0] : begun[1]]))
+        body = _body(text, text.index("constructor("))
+        called = set(_CALLED.findall(text[body[0] : body[1]]))
     ordinary = [span for name, span in bodies.items() if name not in called]
     return not any(first <= mutant["start"] < last for first, last in ordinary)
 
@@ -380,8 +380,8 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
         cheap = lent(benches, lambda bench, name: bench.judge(mutants[name]))
         judge_each("compile and test", unjudged, cheap, verdicts, workers=workers, tests=tests)
         suspects = [name for name in further if verdicts[name][0] == "suspect"]
-        again = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
-        judge_each("suspects", suspects, again, verdicts, workers=workers, tests=tests)
+        second_verdicts = lent(benches, lambda bench, name: bench.judge_suspect(mutants[name]))
+        judge_each("suspects", suspects, second_verdicts, verdicts, workers=workers, tests=tests)
     if tests_now() != tests:
         sys.exit("The tests changed during the run; what it judged is kept. Run it again.")
     unsure = [name for name in names if verdicts[name][0] == "unsure"]
@@ -390,8 +390,8 @@ def run(mutants: Mutants, names: list[str], verdicts: Verdicts, workers: int, se
         tree = Tree(f"full-{number}", linked=False)
         tree.check(seconds)
         trees.put(tree)
-    dear = lent(trees, lambda tree, name: thorough(tree, mutants[name], seconds))
-    judge_each("ordinary builds", unsure, dear, verdicts, workers=workers, tests=tests)
+    thorough_verdicts = lent(trees, lambda tree, name: thorough(tree, mutants[name], seconds))
+    judge_each("ordinary builds", unsure, thorough_verdicts, verdicts, workers=workers, tests=tests)
 
 
 T = TypeVar("T")
@@ -426,7 +426,7 @@ def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
     """
     counts: dict[str, Counter[str]] = {}
     reasons = _reasons()
-    left = []
+    survivors = []
     for name, mutant in mutants.items():
         outcome = verdicts.get(name, ["not judged"])[0]
         for group in ("all", mutant["file"], f"kind {mutant['kind']}"):
@@ -435,19 +435,19 @@ def summary(mutants: Mutants, verdicts: Verdicts) -> dict[str, Any]:
         if outcome in LEFT:
             description = {"outcome": outcome, "change": describe(mutant)}
             reason, equivalent = reasons.get(name[:16], NONE)
-            left.append(
+            survivors.append(
                 {"id": name[:16], **description, "reason": reason, "equivalent": equivalent}
             )
     table = {}
-    for group, each in sorted(counts.items()):
-        valid = each["caught"] + sum(each[outcome] for outcome in LEFT)
+    for group, counter in sorted(counts.items()):
+        valid = counter["caught"] + sum(counter[outcome] for outcome in LEFT)
         raw, score = (
-            round(100 * each["caught"] / of, 2) if of else None
-            for of in (valid, valid - each["equivalent"])
+            round(100 * counter["caught"] / of, 2) if of else None
+            for of in (valid, valid - counter["equivalent"])
         )
-        numbers = {key: each[key] for key in (*OUTCOMES, "not judged", "equivalent")}
+        numbers = {key: counter[key] for key in (*OUTCOMES, "not judged", "equivalent")}
         table[group] = {**numbers, "raw": raw, "score": score}
-    return {"groups": table, "left": sorted(left, key=lambda each: each["change"])}
+    return {"groups": table, "left": sorted(survivors, key=lambda counter: counter["change"])}
 
 
 def _is_equivalent(name: str) -> bool:

@@ -110,9 +110,9 @@ class ProcessGrid:
         self.deployment = await deploy_grid(self.w3, self.senders["admin"], params)
         self.deployment.save(self.folder / "deployment.json")
         self.contracts = Contracts(self.w3, self.deployment)
-        await self._settle_people()
+        await self._fund_accounts()
 
-    async def _settle_people(self) -> None:
+    async def _fund_accounts(self) -> None:
         credit, registry = self.contracts.credit, self.contracts.registry
         memory = self.cpus * SMALL.mem_per_cpu
         hardware = Hardware(1, cpus_per_node=self.cpus, mem_per_node=memory, gpus_per_node=0)

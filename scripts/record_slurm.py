@@ -35,9 +35,9 @@ SMALL: Final = Resources(1, 1, 64, 0)
 class Recorder:
     """Records the outputs of a cluster of one Slurm version to a folder."""
 
-    def __init__(self, root: Path | None, out: Path, folder: str, *, accounting: bool) -> None:
+    def __init__(self, root: Path | None, output: Path, folder: str, *, accounting: bool) -> None:
         self._prefix = ["chroot", str(root)] if root else []
-        self._root, self._out, self._folder = root or Path("/"), out, folder
+        self._root, self._out, self._folder = root or Path("/"), output, folder
         self._conf = f"{folder}/slurm.conf"
         self._accounting = accounting
         self._jobs: dict[str, str] = {}

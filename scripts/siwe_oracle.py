@@ -41,29 +41,35 @@ def main() -> int:
     if options.oracle is None:
         parser.error("--oracle is required; `make siwe` passes it")
     cases = _cases(random.Random(options.seed), options.count)  # noqa: S311 - no secrets
-    done = subprocess.run(
+    result = subprocess.run(
         [str(options.oracle), __file__, "--verify"],
         input=json.dumps([case[:2] for case in cases]),
         capture_output=True,
         text=True,
         check=True,
     )
-    return _report(cases, json.loads(done.stdout), as_json=options.json)
+    return _report(cases, json.loads(result.stdout), as_json=options.json)
 
 
-def _report(cases: list[tuple[str, str, bool]], theirs: list[bool], *, as_json: bool) -> int:
-    ours = [_own(text, signature) for text, signature, _ in cases]
-    verdicts = list(zip(cases, ours, theirs, strict=True))
+def _report(cases: list[tuple[str, str, bool]], siwe_verdicts: list[bool], *, as_json: bool) -> int:
+    own_verdicts = [_own(text, signature) for text, signature, _ in cases]
+    verdicts = list(zip(cases, own_verdicts, siwe_verdicts, strict=True))
     wrong = [
-        {"text": text, "valid": valid, "ours": own, "siwe": their}
-        for (text, _, valid), own, their in verdicts
-        if (own and not their) or (valid and not (own and their))
+        {"text": text, "valid": valid, "ours": own_verdict, "siwe": siwe_verdict}
+        for (text, _, valid), own_verdict, siwe_verdict in verdicts
+        if (own_verdict and not siwe_verdict) or (valid and not (own_verdict and siwe_verdict))
     ]
     results = {
         "messages": len(cases),
-        "accepted_by_both": sum(1 for _, own, their in verdicts if own and their),
-        "refused_by_both": sum(1 for _, own, their in verdicts if not own and not their),
-        "refused_here_only": sum(1 for _, own, their in verdicts if their and not own),
+        "accepted_by_both": sum(
+            1 for _, own_verdict, siwe_verdict in verdicts if own_verdict and siwe_verdict
+        ),
+        "refused_by_both": sum(
+            1 for _, own_verdict, siwe_verdict in verdicts if not own_verdict and not siwe_verdict
+        ),
+        "refused_here_only": sum(
+            1 for _, own_verdict, siwe_verdict in verdicts if siwe_verdict and not own_verdict
+        ),
         "disagreements": wrong,
     }
     if as_json:

@@ -58,7 +58,7 @@ class Soak:
 
     def __init__(self, grid: ProcessGrid, options: argparse.Namespace) -> None:
         self.grid = grid
-        self.dice = random.Random(options.seed)  # noqa: S311
+        self.rng = random.Random(options.seed)  # noqa: S311
         self.seconds = 60.0 * options.minutes
         self.kill_every: float = options.kill_every
         self.tally = grid.folder / "tally"
@@ -84,16 +84,16 @@ class Soak:
     async def customers(self) -> None:
         """Submit a few jobs of one kind at a time."""
         while self.passed < self.seconds:
-            command = self.dice.choice(list(ENDS))
+            command = self.rng.choice(list(ENDS))
             ending = ENDS[command]
             limit = 5 if ending is JobStatus.OUT_OF_CREDITS else 600
             mark = f'echo ran >> "{self.tally}/$DEEPSQUARE_JOB_ID"; {command}'
             amount = max(CREDIT // 100, 700 * job_rate(PRICES, SMALL))
             ids = await self.grid.submit(
-                self.dice.randint(1, 4), mark, time_limit=limit, amount=amount
+                self.rng.randint(1, 4), mark, time_limit=limit, amount=amount
             )
             self.expected |= dict.fromkeys(ids, ending)
-            await asyncio.sleep(self.dice.uniform(1, 4))
+            await asyncio.sleep(self.rng.uniform(1, 4))
             if ending is JobStatus.CANCELLED:
                 await self.grid.send("customer", self.grid.contracts.scheduler.cancel(ids))
 
@@ -101,16 +101,16 @@ class Soak:
         """Kill random daemons, and restart each some seconds later."""
         victims = [role for role in self.grid.services if role != self.steady]
         while True:
-            pause = self.kill_every * self.dice.uniform(0.8, 1.2)
+            pause = self.kill_every * self.rng.uniform(0.8, 1.2)
             if self.passed + pause > self.seconds - 10:
                 return
             await asyncio.sleep(pause)
-            role = self.dice.choice(victims)
+            role = self.rng.choice(victims)
             child = self.grid.services[role]
             psutil.Process(child.pid).kill()
             await child.end()
             self.kills[role] += 1
-            await asyncio.sleep(self.dice.uniform(0, 5))
+            await asyncio.sleep(self.rng.uniform(0, 5))
             await self.grid.start(role)
 
     async def watch(self) -> None:
@@ -211,16 +211,16 @@ class Soak:
         }
 
     def _growth(self) -> dict[str, Any]:
-        warm = [each for each in self.samples[self.steady] if each[0] > WARM]
+        warm = [sample for sample in self.samples[self.steady] if sample[0] > WARM]
         if len(warm) < 20:
             return {"too_short": True}
         part = max(5, len(warm) // 10)
         first, last = warm[:part], warm[-part:]
         before, after = (
-            statistics.median(each[1] for each in samples) for samples in (first, last)
+            statistics.median(sample[1] for sample in samples) for samples in (first, last)
         )
         # The number of descriptors varies with runs; the minimum of a period shows leaks.
-        files = tuple(min(each[2] for each in samples) for samples in (first, last))
+        files = tuple(min(sample[2] for sample in samples) for samples in (first, last))
         if after > before * (1 + MOST_GROWTH):
             self.findings.append(f"{self.steady} grew from {before:.0f} to {after:.0f} bytes")
         if files[1] > files[0] + 2:
@@ -232,7 +232,7 @@ class Soak:
             "role": self.steady,
             # A leak grows all the time; caches stop growing.
             "tenths_mb": [
-                round(statistics.median(each[1] for each in samples) / 2**20, 1)
+                round(statistics.median(sample[1] for sample in samples) / 2**20, 1)
                 for samples in tenths
             ],
             "first_mb": round(before / 2**20, 1),

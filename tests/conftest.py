@@ -119,7 +119,7 @@ def _no_sockets_in_unit_tests(
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
+def _restored_logging() -> Iterator[None]:
     """A command that runs in this process sets up logging; later tests must not inherit it."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

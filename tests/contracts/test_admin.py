@@ -65,8 +65,8 @@ def test_closing_lets_live_jobs_continue_to_their_end(grid: Grid, host: Host, ot
     grid.scheduler.topUp(running, grid.alice, 60 * RATE, sender=grid.alice)
     grid.scheduler.panic([running], "", sender=host.account)
     grid.chain.advance(10)
-    for where, job_id in ((other, pending), (host, assigned), (host, claimed)):
-        grid.finish(where, job_id, 10)
+    for caller, job_id in ((other, pending), (host, assigned), (host, claimed)):
+        grid.finish(caller, job_id, 10)
     grid.scheduler.cancel([grid.scheduler.jobCount()], sender=grid.alice)
     assert grid.balance(grid.scheduler.address) == 0
     assert grid.balance(grid.alice) == WEALTH - 30 * RATE

@@ -46,8 +46,8 @@ def copied_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_same_bytes_from_another_folder(copied_tree: Path, tmp_path: Path) -> None:
-    done = compile_in(copied_tree, tmp_path, "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    result = compile_in(copied_tree, tmp_path, "--output", str(tmp_path))
+    assert result.returncode == 0, result.stderr
     for name in (*NAMES, "standard-input"):
         built = (tmp_path / f"{name}.json").read_bytes()
         committed = (ARTIFACTS / f"{name}.json").read_bytes()
@@ -112,9 +112,9 @@ def test_deployed_code_is_the_artifacts_but_for_immutables(grid: Grid) -> None:
         code = bytearray(grid.chain.state.get_code(bytes.fromhex(contract.address[2:])))
         for places in artifact["immutableReferences"].values():
             for reference in places:
-                cut = slice(reference["start"], reference["start"] + reference["length"])
-                assert not any(expected[cut])
-                code[cut] = bytes(reference["length"])
+                placeholder = slice(reference["start"], reference["start"] + reference["length"])
+                assert not any(expected[placeholder])
+                code[placeholder] = bytes(reference["length"])
         assert code == expected
 
 

@@ -101,7 +101,7 @@ def test_a_price_raised_just_before_an_assignment_is_limited_by_the_ceiling(
         grid.assign(host, job_id)
 
 
-def test_offer_cut_in_front_of_an_assignment_is_respected(grid: Grid, host: Host) -> None:
+def test_an_offer_reduced_just_before_an_assignment_is_respected(grid: Grid, host: Host) -> None:
     job_id = grid.submit()
     grid.registry.setOffer({"cpus": 5, "mem": 600, "gpus": 1}, sender=host.account)
     with reverts("DoesNotFit", job_id):
@@ -137,23 +137,23 @@ def test_each_group_goes_to_its_provider(grid: Grid, host: Host, other: Host) ->
 
 
 def test_a_batch_skips_refused_jobs_with_the_reason(grid: Grid, host: Host) -> None:
-    good, poor, large = grid.submit(), grid.submit(amount=1), grid.submit(tasks=100)
-    receipt = grid.assign(host, 999, poor, good, large, good)
+    affordable, underfunded, large = grid.submit(), grid.submit(amount=1), grid.submit(tasks=100)
+    receipt = grid.assign(host, 999, underfunded, affordable, large, affordable)
     skipped = [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ]
     assert skipped == [
         (999, JobStatus.NONE, "InvalidTransition"),
-        (poor, JobStatus.PENDING, "OverBudget"),
+        (underfunded, JobStatus.PENDING, "OverBudget"),
         (large, JobStatus.PENDING, "DoesNotFit"),
-        (good, JobStatus.META_SCHEDULED, "InvalidTransition"),
+        (affordable, JobStatus.META_SCHEDULED, "InvalidTransition"),
     ]
     assert len(receipt.named("JobTransition")) == 1
-    assert [grid.status(i) for i in (poor, large)] == [JobStatus.PENDING] * 2
+    assert [grid.status(i) for i in (underfunded, large)] == [JobStatus.PENDING] * 2
 
 
-def test_an_unlawful_group_does_not_touch_a_lawful_one(grid: Grid, host: Host) -> None:
+def test_an_invalid_group_does_not_affect_a_valid_one(grid: Grid, host: Host) -> None:
     one, two = grid.submit(), grid.submit()
     receipt = grid.scheduler.metaSchedule(
         [assignment(77, one), assignment(host.id, two)],
@@ -164,11 +164,11 @@ def test_an_unlawful_group_does_not_touch_a_lawful_one(grid: Grid, host: Host) -
 
 
 def test_a_batch_without_effect_reverts_with_the_first_reason(grid: Grid, host: Host) -> None:
-    poor, large = grid.submit(amount=1), grid.submit(tasks=100)
-    with reverts("OverBudget", poor):
-        grid.assign(host, poor, large, 999)
+    underfunded, large = grid.submit(amount=1), grid.submit(tasks=100)
+    with reverts("OverBudget", underfunded):
+        grid.assign(host, underfunded, large, 999)
     with reverts("InvalidTransition", 999, JobStatus.NONE, JobStatus.META_SCHEDULED):
-        grid.assign(host, 999, poor, large)
+        grid.assign(host, 999, underfunded, large)
 
 
 @pytest.mark.parametrize("assignments", [[], [assignment(1)]])
@@ -215,11 +215,11 @@ def test_draining_and_banned_providers_get_nothing(grid: Grid, host: Host) -> No
 
 def test_an_approval_holds_to_its_last_second(grid: Grid, host: Host) -> None:
     job_id = grid.submit()
-    until = grid.registry.getProvider(host.account).approvedUntil
-    assert until == grid.chain.now + APPROVAL_PERIOD
+    approved_until = grid.registry.getProvider(host.account).approvedUntil
+    assert approved_until == grid.chain.now + APPROVAL_PERIOD
     grid.chain.advance(APPROVAL_PERIOD - WAIT)
     assert agreed(grid, host, job_id) == ""
-    assert grid.chain.now == until
+    assert grid.chain.now == approved_until
     grid.chain.advance(1)
     assert refusal(grid, job_id, host.id) == "ProviderNotActive"
     assert agreed(grid, host, job_id) == "ProviderNotActive"
@@ -247,7 +247,9 @@ def test_a_silent_provider_gets_nothing_until_it_answers(grid: Grid, host: Host)
     assert agreed(grid, host, job_id) == ""
 
 
-def test_a_loser_of_the_line_is_excluded_for_ever(grid: Grid, host: Host, other: Host) -> None:
+def test_a_provider_that_lost_a_predecessor_is_excluded_for_ever(
+    grid: Grid, host: Host, other: Host
+) -> None:
     first = grid.running(host, retries=2)
     second = grid.scheduler.panic([first], "", sender=host.account).one("JobRetried").successor
     assert agreed(grid, host, second) == "ProviderExcluded"
@@ -325,11 +327,11 @@ def test_a_rate_of_more_than_72_bits_is_refused(grid: Grid) -> None:
     grid.credit.mint(grid.alice, 2**97, sender=grid.admin)
     cap = 10 * 10**18
     big = {"nodes": 2**24 - 1, "cpusPerNode": 255, "memPerNode": 2**24 - 1, "gpusPerNode": 1}
-    dear = grid.provider("dear", hardware=big, prices={"cpu": cap, "gpu": 0, "mem": 0})
+    expensive = grid.provider("dear", hardware=big, prices={"cpu": cap, "gpu": 0, "mem": 0})
     terms = {"amount": 2**96 - 1, "timeLimit": 1, "cpusPerTask": 1, "memPerCpu": 1, "gpus": 0}
     within = (2**72 - 1) // cap
-    assert agreed(grid, dear, grid.submit(tasks=within, **terms)) == ""
-    assert agreed(grid, dear, grid.submit(tasks=within + 1, **terms)) == "RateOutOfRange"
+    assert agreed(grid, expensive, grid.submit(tasks=within, **terms)) == ""
+    assert agreed(grid, expensive, grid.submit(tasks=within + 1, **terms)) == "RateOutOfRange"
 
 
 def test_the_largest_rate_and_limit_do_not_spill_into_other_fields(grid: Grid) -> None:
@@ -356,7 +358,7 @@ def test_the_largest_rate_and_limit_do_not_spill_into_other_fields(grid: Grid) -
     assert settled.refunded == 2**96 - 1 - (2**72 - 1) * (2**24 - 1)
 
 
-def test_hardware_in_waiting_does_not_count(grid: Grid, host: Host) -> None:
+def test_unapproved_hardware_does_not_count(grid: Grid, host: Host) -> None:
     job_id = grid.submit(tasks=33, cpusPerTask=1, amount=10**12, gpus=0)
     assert agreed(grid, host, job_id) == "DoesNotFit"
     version = grid.register(host.account, hardware=HARDWARE | {"nodes": 5})
@@ -426,8 +428,8 @@ def test_a_provider_that_let_a_job_time_out_cannot_assign_it_to_itself(
 def test_self_scheduling_batches_skip(grid: Grid, host: Host) -> None:
     old = grid.submit()
     grid.chain.advance(WAIT)
-    young, poor = grid.submit(), grid.submit(amount=1)
-    receipt = grid.scheduler.selfSchedule([young, old, old, poor], sender=host.account)
+    recent, underfunded = grid.submit(), grid.submit(amount=1)
+    receipt = grid.scheduler.selfSchedule([recent, old, old, underfunded], sender=host.account)
     assert [grid.chain.error_name(e.reason) for e in receipt.named("TransitionSkipped")] == [
         "TooEarly",
         "InvalidTransition",

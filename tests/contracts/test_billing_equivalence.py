@@ -55,7 +55,7 @@ resources = usual_resources | st.builds(
 
 
 @st.composite
-def clusters(draw: Any, wanted: Resources) -> tuple[Hardware, Offer]:
+def clusters(draw: Any, resources_needed: Resources) -> tuple[Hardware, Offer]:
     """Hardware and offer about as large as a job, so that both sides of each limit occur."""
     # At most one part is short in most cases, or hardly anything would fit.
     short = draw(st.sampled_from((None, None, None, "cpus", "memory", "nodes", "share")))
@@ -64,28 +64,30 @@ def clusters(draw: Any, wanted: Resources) -> tuple[Hardware, Offer]:
         return draw(st.integers(0, 1)) - (short == part)
 
     per_node = draw(st.integers(1, 4))
-    cpus = min(65_535, max(1, per_node * wanted.cpus_per_task + slack("cpus")))
-    memory = per_node * wanted.cpus_per_task * wanted.mem_per_cpu + slack("memory")
+    cpus = min(65_535, max(1, per_node * resources_needed.cpus_per_task + slack("cpus")))
+    memory = per_node * resources_needed.cpus_per_task * resources_needed.mem_per_cpu + slack(
+        "memory"
+    )
     memory = min(2**32 - 1, max(1, memory))
-    nodes = -(-wanted.tasks // per_node) + slack("nodes")
+    nodes = -(-resources_needed.tasks // per_node) + slack("nodes")
     nodes = max(1, min(nodes, 2**24 - 1, (2**48 - 1) // memory, (2**32 - 1) // cpus))
-    gpus = min(65_535, -(-wanted.gpus // nodes))
+    gpus = min(65_535, -(-resources_needed.gpus // nodes))
     whole = (nodes * cpus, nodes * memory, nodes * gpus)
-    needs = (wanted.cpus, wanted.memory, wanted.gpus)
+    required = (resources_needed.cpus, resources_needed.memory, resources_needed.gpus)
     tight = draw(st.integers(0, 2))
     share = [
         max(0, min(total, need + slack("share") if index == tight else total))
-        for index, (total, need) in enumerate(zip(whole, needs, strict=True))
+        for index, (total, need) in enumerate(zip(whole, required, strict=True))
     ]
     return Hardware(nodes, cpus, memory, gpus), Offer(*share)
 
 
 @st.composite
 def cases(draw: Any) -> tuple[Any, ...]:
-    wanted = draw(resources)
-    hardware, offer = draw(clusters(wanted))
+    resources_needed = draw(resources)
+    hardware, offer = draw(clusters(resources_needed))
     tariff = draw(prices)
-    rate = money.job_rate(tariff, wanted)
+    rate = money.job_rate(tariff, resources_needed)
     limit = draw(near(low=1, high=2**24 - 1) | st.integers(1, 1_000))
     need = money.cost(rate, limit)
     amount = draw(
@@ -93,12 +95,12 @@ def cases(draw: Any) -> tuple[Any, ...]:
         | st.integers(1, 2**96 - 1)
     )
     amount = min(max(amount, 1), 2**96 - 1)
-    return wanted, hardware, offer, tariff, limit, amount, draw(st.booleans())
+    return resources_needed, hardware, offer, tariff, limit, amount, draw(st.booleans())
 
 
 def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
     """Create a provider and a PENDING job for a case."""
-    wanted, hardware, offer, tariff, limit, amount, until_spent = case
+    resources_needed, hardware, offer, tariff, limit, amount, until_spent = case
     host = grid.provider(
         "generated",
         hardware=dict(
@@ -121,10 +123,10 @@ def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
     job_id = grid.submit(
         amount=amount,
         timeLimit=limit,
-        tasks=wanted.tasks,
-        cpusPerTask=wanted.cpus_per_task,
-        memPerCpu=wanted.mem_per_cpu,
-        gpus=wanted.gpus,
+        tasks=resources_needed.tasks,
+        cpusPerTask=resources_needed.cpus_per_task,
+        memPerCpu=resources_needed.mem_per_cpu,
+        gpus=resources_needed.gpus,
         flags=UNTIL_SPENT if until_spent else 0,
     )
     return host, job_id
@@ -132,9 +134,9 @@ def set_up(grid: Grid, case: tuple[Any, ...]) -> tuple[Host, int]:
 
 def verdict(case: tuple[Any, ...]) -> str:
     """Return the expected result of the contract for a case, computed in Python."""
-    wanted, hardware, offer, tariff, limit, amount, _ = case
-    rate = money.job_rate(tariff, wanted)
-    if not money.fits(hardware, offer, wanted):
+    resources_needed, hardware, offer, tariff, limit, amount, _ = case
+    rate = money.job_rate(tariff, resources_needed)
+    if not money.fits(hardware, offer, resources_needed):
         return "DoesNotFit"
     if not 0 < rate < 2**72:
         return "RateOutOfRange"
@@ -184,11 +186,11 @@ def test_allotment_bill_and_split(
     reported: int | None,
     exit_code: int,
 ) -> None:
-    wanted = Resources(2, 3, 50, 1)
-    rate = money.job_rate(tariff, wanted)
+    resources_needed = Resources(2, 3, 50, 1)
+    rate = money.job_rate(tariff, resources_needed)
     if not 0 < rate < 2**72:
         tariff = Prices(tariff.cpu % 2**60, tariff.gpu % 2**60, tariff.mem % 2**50 + 1)
-        rate = money.job_rate(tariff, wanted)
+        rate = money.job_rate(tariff, resources_needed)
     amount = min(money.cost(rate, limit) + spare, 2**96 - 1)
     reported = elapsed if reported is None else reported
     hardware, offer = Hardware(1, 6, 300, 1), Offer(6, 300, 1)
@@ -196,7 +198,9 @@ def test_allotment_bill_and_split(
     before = grid.chain.snapshot()
     try:
         grid.scheduler.setFee(fee_bps, sender=grid.admin)
-        host, job_id = set_up(grid, (wanted, hardware, offer, tariff, limit, amount, until_spent))
+        host, job_id = set_up(
+            grid, (resources_needed, hardware, offer, tariff, limit, amount, until_spent)
+        )
         grid.assign(host, job_id)
         grid.scheduler.claim([job_id], sender=host.account)
         grid.scheduler.start([job_id], sender=host.account)
@@ -221,9 +225,9 @@ def test_allotment_bill_and_split(
         )
         assert grid.balance(person("generated")) == expected.paid
         assert grid.balance(grid.treasury) == expected.fee
-        ended = JobStatus.FAILED if exit_code else JobStatus.FINISHED
+        status = JobStatus.FAILED if exit_code else JobStatus.FINISHED
         if expected.billed_seconds == allotted:
-            ended = JobStatus.OUT_OF_CREDITS
-        assert grid.status(job_id) is ended
+            status = JobStatus.OUT_OF_CREDITS
+        assert grid.status(job_id) is status
     finally:
         grid.chain.revert(before)

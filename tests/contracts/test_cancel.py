@@ -64,10 +64,10 @@ def test_until_spent_pays_no_more_than_the_allotment(grid: Grid, host: Host) -> 
 
 
 def test_an_overdue_run_is_free_from_its_first_second(grid: Grid, host: Host) -> None:
-    job_id, twin = grid.running(host), grid.running(host)
+    job_id, second_id = grid.running(host), grid.running(host)
     grid.chain.advance(LIMIT + TIMES["reportGrace"])
-    grid.scheduler.cancel([twin], sender=grid.alice)
-    assert grid.job(twin).escrow == LIMIT * RATE
+    grid.scheduler.cancel([second_id], sender=grid.alice)
+    assert grid.job(second_id).escrow == LIMIT * RATE
     grid.chain.advance(1)
     assert grid.scheduler.isLost(job_id)
     settled = grid.scheduler.cancel([job_id], sender=grid.alice).one("JobSettled")
@@ -107,12 +107,12 @@ def test_final_and_unknown_jobs_stay(grid: Grid, host: Host) -> None:
 
 
 def test_a_batch_refunds_and_pays_each_recipient_once(grid: Grid, host: Host, other: Host) -> None:
-    ids = [grid.running(where) for where in (host, other, host)] + [grid.submit()]
+    ids = [grid.running(provider) for provider in (host, other, host)] + [grid.submit()]
     grid.chain.advance(10)
     receipt = grid.scheduler.cancel(ids, sender=grid.alice)
     cost, fee = 10 * RATE, fee_of(10 * RATE)
-    moved = sorted((e.parameters["to"], e.value) for e in receipt.named("Transfer"))
-    assert moved == sorted(
+    transfers = sorted((e.parameters["to"], e.value) for e in receipt.named("Transfer"))
+    assert transfers == sorted(
         [
             (grid.alice, 4 * ESCROW - 3 * cost),
             (grid.treasury, 3 * fee),
@@ -123,9 +123,9 @@ def test_a_batch_refunds_and_pays_each_recipient_once(grid: Grid, host: Host, ot
 
 
 def test_batches_skip_refused_jobs(grid: Grid, host: Host) -> None:
-    own, of_other = grid.submit(), grid.submit(grid.bob)
-    done = grid.in_status(JobStatus.FINISHED, host)
-    receipt = grid.scheduler.cancel([of_other, own, own, done, 0], sender=grid.alice)
+    own_job, others_job = grid.submit(), grid.submit(grid.bob)
+    finished = grid.in_status(JobStatus.FINISHED, host)
+    receipt = grid.scheduler.cancel([others_job, own_job, own_job, finished, 0], sender=grid.alice)
     assert [grid.chain.error_name(e.reason) for e in receipt.named("TransitionSkipped")] == [
         "NotCustomer",
         "InvalidTransition",
@@ -133,8 +133,8 @@ def test_batches_skip_refused_jobs(grid: Grid, host: Host) -> None:
         "InvalidTransition",
     ]
     assert receipt.one("Transfer").value == ESCROW
-    assert grid.status(of_other) is JobStatus.PENDING
-    with reverts("NotCustomer", of_other):
-        grid.scheduler.cancel([of_other, own], sender=grid.alice)
+    assert grid.status(others_job) is JobStatus.PENDING
+    with reverts("NotCustomer", others_job):
+        grid.scheduler.cancel([others_job, own_job], sender=grid.alice)
     with reverts("EmptyBatch"):
         grid.scheduler.cancel([], sender=grid.alice)

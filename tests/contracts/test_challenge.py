@@ -93,7 +93,7 @@ def test_only_the_challenged_provider_answers(grid: Grid, host: Host, other: Hos
 
 
 @pytest.mark.parametrize(
-    ("seconds", "blocks", "silent", "lost"),
+    ("seconds", "blocks", "is_silent", "is_lost"),
     [
         (SECONDS, BLOCKS + 1, False, False),
         (SECONDS + 1, BLOCKS, False, False),
@@ -111,13 +111,13 @@ def test_only_the_challenged_provider_answers(grid: Grid, host: Host, other: Hos
     ],
 )
 def test_silence_and_loss_take_seconds_and_blocks(
-    grid: Grid, host: Host, seconds: int, blocks: int, silent: bool, lost: bool
+    grid: Grid, host: Host, seconds: int, blocks: int, is_silent: bool, is_lost: bool
 ) -> None:
     job_id = grid.running(host, timeLimit=10**6, amount=10**14)
     challenge(grid, job_id)
     grid.chain.advance(seconds, blocks)
-    assert grid.scheduler.isSilent(host.id) is silent
-    assert grid.scheduler.isLost(job_id) is lost
+    assert grid.scheduler.isSilent(host.id) is is_silent
+    assert grid.scheduler.isLost(job_id) is is_lost
 
 
 def test_silence_ends_with_an_answer_at_any_time(grid: Grid, host: Host) -> None:
@@ -138,7 +138,7 @@ def test_the_clock_continues_after_the_job(grid: Grid, host: Host) -> None:
         grid.assigned(host)
 
 
-def test_clocks_of_unknown_providers_are_empty(grid: Grid) -> None:
+def test_challenge_clocks_of_unknown_providers_are_empty(grid: Grid) -> None:
     assert not grid.scheduler.isSilent(0)
     assert not grid.scheduler.isSilent(65_535)
     assert tuple(grid.scheduler.clockOf(9)) == ("0x" + "00" * 20, 0, 0, 0)

@@ -21,11 +21,11 @@ def test_the_assigned_provider_moves_the_job_on(
     grid: Grid, host: Host, name: str, before: JobStatus, after: JobStatus
 ) -> None:
     job_id = grid.in_status(before, host)
-    was = grid.job(job_id)
+    previous = grid.job(job_id)
     grid.chain.advance(9)
     receipt = getattr(grid.scheduler, name)([job_id], sender=host.account)
 
-    assert grid.job(job_id) == was._replace(status=after, since=grid.chain.now)
+    assert grid.job(job_id) == previous._replace(status=after, since=grid.chain.now)
     (event,) = receipt.events
     assert event.parameters == {
         "jobId": job_id,
@@ -63,30 +63,32 @@ def test_only_from_the_status_before(
 def test_batches_skip_refused_jobs(
     grid: Grid, host: Host, other: Host, name: str, before: JobStatus, after: JobStatus
 ) -> None:
-    own, of_other, pending = (
+    own_job, others_job, pending = (
         grid.in_status(before, host),
         grid.in_status(before, other),
         grid.submit(),
     )
-    receipt = getattr(grid.scheduler, name)([of_other, own, pending, own, 0], sender=host.account)
+    receipt = getattr(grid.scheduler, name)(
+        [others_job, own_job, pending, own_job, 0], sender=host.account
+    )
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (of_other, before, "NotAssignedProvider"),
+        (others_job, before, "NotAssignedProvider"),
         (pending, JobStatus.PENDING, "InvalidTransition"),
-        (own, after, "InvalidTransition"),
+        (own_job, after, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
-    assert grid.status(own) is after
-    assert grid.status(of_other) is before
-    with reverts("NotAssignedProvider", of_other):
-        getattr(grid.scheduler, name)([of_other, own], sender=host.account)
+    assert grid.status(own_job) is after
+    assert grid.status(others_job) is before
+    with reverts("NotAssignedProvider", others_job):
+        getattr(grid.scheduler, name)([others_job, own_job], sender=host.account)
     with reverts("EmptyBatch"):
         getattr(grid.scheduler, name)([], sender=host.account)
 
 
-def test_the_meter_starts_at_the_block_of_start(grid: Grid, host: Host) -> None:
+def test_billing_starts_at_the_block_of_start(grid: Grid, host: Host) -> None:
     job_id = grid.claimed(host)
     grid.chain.advance(1_000)
     assert grid.scheduler.deadline(job_id) == 0

@@ -87,9 +87,9 @@ def test_the_treasury_must_be_able_to_hold_fees(grid: Grid) -> None:
     with reverts("InvalidAddress", word("treasury")):
         grid.deploy_scheduler(treasury=ZERO)
     nonce = grid.chain.state.get_nonce(bytes.fromhex(grid.admin[2:]))
-    own = keccak(rlp_encode([bytes.fromhex(grid.admin[2:]), nonce]))[-20:]
+    scheduler_address = keccak(rlp_encode([bytes.fromhex(grid.admin[2:]), nonce]))[-20:]
     with reverts("InvalidAddress", word("treasury")):
-        grid.deploy_scheduler(treasury="0x" + own.hex())
+        grid.deploy_scheduler(treasury="0x" + scheduler_address.hex())
 
 
 def test_a_forwarder_must_have_code_or_be_zero(grid: Grid) -> None:

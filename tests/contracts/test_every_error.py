@@ -156,7 +156,7 @@ def collecting(grid: Grid, host: Host, seconds: int, **terms: Any) -> Any:
     return grid.scheduler.collect([job_id], sender=host.account)
 
 
-def collecting_when_lost(grid: Grid, host: Host) -> Any:
+def collect_when_lost(grid: Grid, host: Host) -> Any:
     job_id = grid.running(host, flags=INTERIM_PAYMENTS)
     grid.abandon(host, job_id)
     return grid.scheduler.collect([job_id], sender=host.account)
@@ -242,7 +242,7 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
         "ReasonTooLong": lambda g, h: g.scheduler.panic(
             [g.running(h)], "r" * 257, sender=h.account
         ),
-        "RunLost": collecting_when_lost,
+        "RunLost": collect_when_lost,
         "SelfSchedulingForbidden": forbidden,
         "SubmissionsClosed": closed,
         "TooEarly": lambda g, h: g.scheduler.requeue([g.assigned(h)], "", sender=g.bob),
@@ -277,15 +277,15 @@ def abi_errors() -> list[tuple[str, dict[str, Any]]]:
 
 def test_the_list_is_that_of_the_abi() -> None:
     in_abis = {(contract, entry["name"]) for contract, entry in abi_errors()}
-    listed = {(c, name) for c, names in PROVOCATIONS.items() for name in names}
-    listed |= {("MetaScheduler", name) for name in WITH_TOKEN} | set(UNREACHABLE)
-    assert listed == in_abis
+    listed_errors = {(c, name) for c, names in PROVOCATIONS.items() for name in names}
+    listed_errors |= {("MetaScheduler", name) for name in WITH_TOKEN} | set(UNREACHABLE)
+    assert listed_errors == in_abis
 
 
 @pytest.mark.parametrize(
     ("contract", "entry"), abi_errors(), ids=lambda v: v if isinstance(v, str) else v["name"]
 )
-def test_error_is_met(
+def test_each_error_can_be_caused(
     grid: Grid, host: Host, contract: str, entry: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     name = entry["name"]
@@ -293,22 +293,22 @@ def test_error_is_met(
         return
     if name in WITH_TOKEN:
         hostile = request.getfixturevalue("hostile")
-        met = _reentered(hostile) if name.startswith("Reentrancy") else _failed(hostile)
+        error = _reentered(hostile) if name.startswith("Reentrancy") else _failed(hostile)
     else:
-        with pytest.raises(Reverted) as caught:
+        with pytest.raises(Reverted) as error_info:
             PROVOCATIONS[contract][name](grid, host)
-        met = caught.value
-    assert met.data[:4] == keccak(text=signature(entry))[:4]
-    assert met.name == name
+        error = error_info.value
+    assert error.data[:4] == keccak(text=signature(entry))[:4]
+    assert error.name == name
 
 
 def _failed(hostile: dict[str, Any]) -> Reverted:
     """Return the error at a token that returns false."""
     grid = Grid(token=hostile["FalseCredit"])
     grid.credit.setBlocked(grid.alice, True, sender=grid.admin)
-    with pytest.raises(Reverted) as caught:
+    with pytest.raises(Reverted) as error_info:
         grid.submit()
-    return caught.value
+    return error_info.value
 
 
 def _reentered(hostile: dict[str, Any]) -> Reverted:

@@ -30,15 +30,15 @@ ESCROW = TERMS["amount"]
     ],
 )
 @pytest.mark.parametrize("exit_code", [0, 1, -1, 2**31 - 1, -(2**31)])
-def test_bill_and_name_of_the_end(
+def test_the_bill_and_the_final_status(
     grid: Grid, host: Host, elapsed: int, reported: int, billed: int, exit_code: int
 ) -> None:
     job_id = grid.running(host)
     grid.chain.advance(elapsed)
     receipt = grid.finish(host, job_id, reported, exit_code)
 
-    named = JobStatus.FINISHED if exit_code == 0 else JobStatus.FAILED
-    status = JobStatus.OUT_OF_CREDITS if billed == LIMIT else named
+    expected_status = JobStatus.FINISHED if exit_code == 0 else JobStatus.FAILED
+    status = JobStatus.OUT_OF_CREDITS if billed == LIMIT else expected_status
     cost = billed * RATE
     job = grid.job(job_id)
     assert (job.status, job.escrow, job.since) == (status, cost, grid.chain.now)
@@ -100,7 +100,7 @@ def test_only_the_provider_reports(grid: Grid, host: Host, other: Host) -> None:
 
 
 @pytest.mark.parametrize("exit_code", [0, 1])
-def test_only_running_jobs_end_so(grid: Grid, host: Host, exit_code: int) -> None:
+def test_only_running_jobs_can_be_finished(grid: Grid, host: Host, exit_code: int) -> None:
     to = JobStatus.FAILED if exit_code else JobStatus.FINISHED
     for status in JobStatus:
         if status is JobStatus.RUNNING:
@@ -129,22 +129,22 @@ def test_a_batch_pays_each_recipient_once(grid: Grid, host: Host) -> None:
 
 
 def test_batches_skip_refused_jobs(grid: Grid, host: Host, other: Host) -> None:
-    own, of_other, claimed = grid.running(host), grid.running(other), grid.claimed(host)
+    own_job, others_job, claimed = grid.running(host), grid.running(other), grid.claimed(host)
     grid.chain.advance(10)
-    reports = [grid.report(job_id, 10) for job_id in (of_other, own, claimed, own, 0)]
+    reports = [grid.report(job_id, 10) for job_id in (others_job, own_job, claimed, own_job, 0)]
     receipt = grid.scheduler.finish(reports, sender=host.account)
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (of_other, JobStatus.RUNNING, "NotAssignedProvider"),
+        (others_job, JobStatus.RUNNING, "NotAssignedProvider"),
         (claimed, JobStatus.SCHEDULED, "InvalidTransition"),
-        (own, JobStatus.FINISHED, "InvalidTransition"),
+        (own_job, JobStatus.FINISHED, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
     assert grid.balance(host.account) == 10 * RATE - fee_of(10 * RATE)
     assert grid.balance(grid.scheduler.address) == 2 * ESCROW
-    with reverts("NotAssignedProvider", of_other):
+    with reverts("NotAssignedProvider", others_job):
         grid.scheduler.finish(reports[:1], sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.finish([], sender=host.account)

@@ -32,7 +32,7 @@ def results() -> Results:
         if os.environ.get("DEEPSQUARE_REQUIRE_REAL") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
-    done = subprocess.run(
+    completed = subprocess.run(
         [FORGE, "test", "--json"],
         check=False,
         cwd=ROOT,
@@ -40,11 +40,11 @@ def results() -> Results:
         text=True,
         timeout=540,
     )
-    if not done.stdout.startswith("{"):
-        pytest.fail(f"forge ran no tests:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    if not completed.stdout.startswith("{"):
+        pytest.fail(f"forge ran no tests:\n{completed.stdout[-4000:]}{completed.stderr[-4000:]}")
     return {
         f"{suite.rpartition(':')[2]}.{name.partition('(')[0]}": result
-        for suite, outcome in json.loads(done.stdout).items()
+        for suite, outcome in json.loads(completed.stdout).items()
         for name, result in outcome["test_results"].items()
     }
 

@@ -73,7 +73,7 @@ def test_a_run_without_retries_is_refunded(grid: Grid, host: Host) -> None:
 def test_a_job_with_retries_is_carried_on(grid: Grid, host: Host, status: JobStatus) -> None:
     """A provider can't kill a job that its customer protected by retries."""
     job_id = grid.in_status(status, host, retries=2, flags=UNTIL_SPENT)
-    was = grid.job(job_id)
+    before = grid.job(job_id)
     grid.chain.advance(7)
     receipt = grid.scheduler.panic([job_id], "", sender=host.account)
 
@@ -100,10 +100,10 @@ def test_a_job_with_retries_is_carried_on(grid: Grid, host: Host, status: JobSta
         },
     ]
     assert not receipt.named("JobSettled", "Transfer")
-    assert grid.job(job_id) == was._replace(
+    assert grid.job(job_id) == before._replace(
         status=JobStatus.PANICKED, since=grid.chain.now, escrow=0
     )
-    assert grid.job(successor) == was._replace(
+    assert grid.job(successor) == before._replace(
         status=JobStatus.PENDING,
         since=grid.chain.now,
         providerId=0,
@@ -118,7 +118,7 @@ def test_a_job_with_retries_is_carried_on(grid: Grid, host: Host, status: JobSta
     assert grid.balance(grid.scheduler.address) == ESCROW
 
 
-def test_a_line_ends_with_its_retries(grid: Grid) -> None:
+def test_a_chain_of_successors_ends_with_its_retries(grid: Grid) -> None:
     job_id = grid.submit(retries=5)
     for turn in range(6):
         host = grid.provider(f"provider {turn}")
@@ -168,32 +168,32 @@ def test_a_successor_is_a_job_like_any_other(grid: Grid, host: Host, other: Host
 
 
 def test_strangers_end_a_run_only_once_it_is_overdue(grid: Grid, host: Host) -> None:
-    job_id, twin = grid.running(host), grid.running(host, timeLimit=LIMIT + 1)
+    job_id, second_id = grid.running(host), grid.running(host, timeLimit=LIMIT + 1)
     grid.chain.advance(LIMIT + TIMES["reportGrace"])
     for caller in (grid.stranger, grid.alice, grid.meta, grid.admin):
         with reverts("NotLost", job_id):
             panic(grid, job_id, caller)
     grid.chain.advance(1)
     assert grid.scheduler.isLost(job_id)
-    assert not grid.scheduler.isLost(twin)
-    with reverts("NotLost", twin):
-        panic(grid, twin, grid.stranger)
+    assert not grid.scheduler.isLost(second_id)
+    with reverts("NotLost", second_id):
+        panic(grid, second_id, grid.stranger)
     panic(grid, job_id, grid.stranger)
     assert grid.status(job_id) is JobStatus.PANICKED
-    assert grid.status(twin) is JobStatus.RUNNING
+    assert grid.status(second_id) is JobStatus.RUNNING
 
 
 def test_strangers_end_runs_of_a_provider_that_is_gone(grid: Grid, host: Host, other: Host) -> None:
-    mine, theirs = grid.running(host), grid.running(other)
-    grid.scheduler.challenge(mine, sender=grid.stranger)
+    own_job, others_job = grid.running(host), grid.running(other)
+    grid.scheduler.challenge(own_job, sender=grid.stranger)
     grid.chain.advance(TIMES["lostTimeout"], TIMES["responseBlocks"] + 1)
-    with reverts("NotLost", mine):
-        panic(grid, mine, grid.stranger)
+    with reverts("NotLost", own_job):
+        panic(grid, own_job, grid.stranger)
     grid.chain.advance(1, 0)
-    with reverts("NotLost", theirs):
-        panic(grid, theirs, grid.stranger)
-    panic(grid, mine, grid.stranger)
-    assert grid.status(mine + 2) is JobStatus.PENDING
+    with reverts("NotLost", others_job):
+        panic(grid, others_job, grid.stranger)
+    panic(grid, own_job, grid.stranger)
+    assert grid.status(own_job + 2) is JobStatus.PENDING
 
 
 def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
@@ -205,17 +205,17 @@ def test_an_answer_saves_the_run(grid: Grid, host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caller_role", "kept"),
+    ("caller_role", "clock_unchanged"),
     [("provider", True), ("alice", True), ("meta", False), ("stranger", False)],
 )
 def test_other_accounts_may_act_but_give_no_reason(
-    grid: Grid, host: Host, caller_role: str, kept: bool
+    grid: Grid, host: Host, caller_role: str, clock_unchanged: bool
 ) -> None:
     job_id = grid.running(host)
     grid.abandon(host, job_id)
     caller = host.account if caller_role == "provider" else getattr(grid, caller_role)
     receipt = grid.scheduler.panic([job_id], "my reason", sender=caller)
-    assert receipt.one("JobPanicked").reason == ("my reason" if kept else "")
+    assert receipt.one("JobPanicked").reason == ("my reason" if clock_unchanged else "")
 
 
 def test_reasons_are_bounded(grid: Grid, host: Host) -> None:
@@ -240,9 +240,9 @@ def test_each_job_of_a_mixed_batch_follows_its_terms(grid: Grid, host: Host, oth
     carried = grid.running(host)
     refunded = grid.running(host, retries=0)
     unstarted = grid.claimed(host, customer=grid.bob, retries=0)
-    of_other = grid.running(other)
+    others_job = grid.running(other)
     receipt = grid.scheduler.panic(
-        [carried, of_other, refunded, unstarted, carried, 0], "", sender=host.account
+        [carried, others_job, refunded, unstarted, carried, 0], "", sender=host.account
     )
     assert [grid.chain.error_name(e.reason) for e in receipt.named("TransitionSkipped")] == [
         "NotLost",
@@ -254,8 +254,8 @@ def test_each_job_of_a_mixed_batch_follows_its_terms(grid: Grid, host: Host, oth
         grid.alice: ESCROW,
         grid.bob: ESCROW,
     }
-    assert grid.status(of_other) is JobStatus.RUNNING
-    with reverts("NotLost", of_other):
-        grid.scheduler.panic([of_other], "", sender=host.account)
+    assert grid.status(others_job) is JobStatus.RUNNING
+    with reverts("NotLost", others_job):
+        grid.scheduler.panic([others_job], "", sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.panic([], "", sender=host.account)

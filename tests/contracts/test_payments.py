@@ -17,7 +17,7 @@ FEE = fee_of(COST)
 
 
 @pytest.fixture(params=["BlockingCredit", "FalseCredit"])
-def refusing(request: pytest.FixtureRequest, hostile: dict[str, Any]) -> Grid:
+def blocking_grid(request: pytest.FixtureRequest, hostile: dict[str, Any]) -> Grid:
     """A grid whose token can refuse a recipient, by reverting or by returning false."""
     return Grid(token=hostile[request.param])
 
@@ -34,8 +34,10 @@ def ran(grid: Grid, host: Host, **terms: Any) -> int:
 
 
 @pytest.mark.parametrize("customer", ["provider", "treasury", "alice"])
-def test_a_recipient_that_cannot_be_paid_blocks_no_other(refusing: Grid, customer: str) -> None:
-    grid = refusing
+def test_a_recipient_that_cannot_be_paid_blocks_no_other(
+    blocking_grid: Grid, customer: str
+) -> None:
+    grid = blocking_grid
     host = grid.provider()
     job_id = ran(grid, host)
     accounts = {"provider": host.account, "treasury": grid.treasury, "alice": grid.alice}
@@ -50,14 +52,14 @@ def test_a_recipient_that_cannot_be_paid_blocks_no_other(refusing: Grid, custome
         "amount": due[customer],
     }
     for name, account in accounts.items():
-        got = 0 if name == customer else due[name]
-        assert grid.balance(account) == before[name] + got
-        assert grid.scheduler.parkedOf(account) == due[name] - got
+        expected = 0 if name == customer else due[name]
+        assert grid.balance(account) == before[name] + expected
+        assert grid.scheduler.parkedOf(account) == due[name] - expected
     assert grid.balance(grid.scheduler.address) == due[customer]
 
 
-def test_all_recipients_blocked_still_ends_the_job(refusing: Grid) -> None:
-    grid = refusing
+def test_all_recipients_blocked_still_ends_the_job(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     host = grid.provider()
     job_id = ran(grid, host)
     block(grid, host.account, grid.treasury, grid.alice)
@@ -65,8 +67,8 @@ def test_all_recipients_blocked_still_ends_the_job(refusing: Grid) -> None:
     assert grid.balance(grid.scheduler.address) == ESCROW
 
 
-def test_parked_amounts_add_up_and_are_taken_out_once(refusing: Grid) -> None:
-    grid = refusing
+def test_parked_amounts_add_up_and_are_taken_out_once(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     host = grid.provider()
     first, second = ran(grid, host), ran(grid, host)
     block(grid, host.account)
@@ -87,8 +89,8 @@ def test_parked_amounts_add_up_and_are_taken_out_once(refusing: Grid) -> None:
         grid.scheduler.withdraw(grid.bob, sender=host.account)
 
 
-def test_a_withdrawal_that_fails_leaves_the_parked_amount(refusing: Grid) -> None:
-    grid = refusing
+def test_a_withdrawal_that_fails_leaves_the_parked_amount(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     host = grid.provider()
     job_id = ran(grid, host)
     block(grid, host.account)
@@ -101,8 +103,8 @@ def test_a_withdrawal_that_fails_leaves_the_parked_amount(refusing: Grid) -> Non
     assert grid.balance(host.account) == COST - FEE
 
 
-def test_parked_credits_are_for_their_recipient_alone(refusing: Grid) -> None:
-    grid = refusing
+def test_parked_credits_are_for_their_recipient_alone(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     job_id = grid.submit()
     block(grid, grid.alice)
     grid.scheduler.cancel([job_id], sender=grid.alice)
@@ -112,8 +114,8 @@ def test_parked_credits_are_for_their_recipient_alone(refusing: Grid) -> None:
     assert grid.scheduler.withdraw(grid.bob, sender=grid.alice).value == ESCROW
 
 
-def test_withdrawing_to_the_zero_address_is_refused_by_the_token(refusing: Grid) -> None:
-    grid = refusing
+def test_withdrawing_to_the_zero_address_is_refused_by_the_token(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     job_id = grid.submit()
     block(grid, grid.alice)
     grid.scheduler.cancel([job_id], sender=grid.alice)
@@ -122,8 +124,8 @@ def test_withdrawing_to_the_zero_address_is_refused_by_the_token(refusing: Grid)
     assert grid.scheduler.parkedOf(grid.alice) == ESCROW
 
 
-def test_one_blocked_customer_in_a_batch_parks_its_share_only(refusing: Grid) -> None:
-    grid = refusing
+def test_one_blocked_customer_in_a_batch_parks_its_share_only(blocking_grid: Grid) -> None:
+    grid = blocking_grid
     host = grid.provider()
     ids = [
         grid.running(host, customer=customer, retries=0)
@@ -179,7 +181,7 @@ def test_two_batches_of_one_transaction_pay_their_recipients(
 # ---------------------------------------------------------------- re-entrance
 
 
-class Robot:
+class CallbackAccount:
     """An account with code that calls back when it receives or sends credits."""
 
     def __init__(self, grid: Grid, hostile: dict[str, Any]) -> None:
@@ -212,12 +214,12 @@ class Robot:
 
 
 @pytest.fixture
-def hooked(hostile: dict[str, Any]) -> tuple[Grid, Robot]:
+def hooked(hostile: dict[str, Any]) -> tuple[Grid, CallbackAccount]:
     grid = Grid(token=hostile["HookedCredit"])
-    return grid, Robot(grid, hostile)
+    return grid, CallbackAccount(grid, hostile)
 
 
-def test_a_customer_is_refunded_once(hooked: tuple[Grid, Robot]) -> None:
+def test_a_customer_is_refunded_once(hooked: tuple[Grid, CallbackAccount]) -> None:
     """Everything that moves money is locked while money moves."""
     grid, robot = hooked
     host = grid.provider()
@@ -248,7 +250,9 @@ def test_a_customer_is_refunded_once(hooked: tuple[Grid, Robot]) -> None:
     ]
 
 
-def test_what_is_not_locked_sees_finished_state(hooked: tuple[Grid, Robot]) -> None:
+def test_a_callback_during_a_payment_sees_the_final_state(
+    hooked: tuple[Grid, CallbackAccount],
+) -> None:
     """A provider that calls back while it is paid finds its job final and its other jobs unchanged."""
     grid, robot = hooked
     robot.act(

@@ -119,12 +119,12 @@ def test_labels_within_bounds_are_taken(grid: Grid, host: Host, label: str) -> N
 
 
 def test_labels_are_bounded_in_number_and_replaced(grid: Grid, host: Host) -> None:
-    many = [f"k{i}=v" for i in range(32)]
-    receipt = grid.registry.setLabels(many, sender=host.account)
-    assert list(receipt.one("LabelsChanged").labels) == many
+    labels = [f"k{i}=v" for i in range(32)]
+    receipt = grid.registry.setLabels(labels, sender=host.account)
+    assert list(receipt.one("LabelsChanged").labels) == labels
     with reverts("TooManyLabels", 33, 32):
-        grid.registry.setLabels([*many, "x=y"], sender=host.account)
-    assert list(grid.registry.getProvider(host.account).labels) == many
+        grid.registry.setLabels([*labels, "x=y"], sender=host.account)
+    assert list(grid.registry.getProvider(host.account).labels) == labels
     grid.registry.setLabels([], sender=host.account)
     assert list(grid.registry.getProvider(host.account).labels) == []
 
@@ -240,7 +240,7 @@ def test_new_hardware_waits_while_the_old_stays_in_force(grid: Grid, host: Host)
 
 
 @pytest.mark.parametrize(
-    ("offer", "nodes", "kept"),
+    ("offer", "nodes", "expected_offer"),
     [
         # all of it follows the hardware, up and down
         (ALL, 8, {"cpus": 64, "mem": 64_000, "gpus": 16}),
@@ -253,13 +253,13 @@ def test_new_hardware_waits_while_the_old_stays_in_force(grid: Grid, host: Host)
     ],
 )
 def test_an_offer_follows_new_hardware(
-    grid: Grid, host: Host, offer: dict[str, int], nodes: int, kept: dict[str, int]
+    grid: Grid, host: Host, offer: dict[str, int], nodes: int, expected_offer: dict[str, int]
 ) -> None:
     grid.registry.setOffer(offer, sender=host.account)
     version = grid.register(host.account, hardware=HARDWARE | {"nodes": nodes})
     receipt = grid.registry.approve(host.account, version, sender=grid.admin)
-    assert receipt.one("OfferChanged").offer._asdict() == kept
-    assert grid.registry.getProvider(host.account).offer._asdict() == kept
+    assert receipt.one("OfferChanged").offer._asdict() == expected_offer
+    assert grid.registry.getProvider(host.account).offer._asdict() == expected_offer
 
 
 def test_unknown_accounts_cannot_be_approved_or_banned(grid: Grid) -> None:
@@ -323,7 +323,7 @@ def test_waiting_comes_before_draining(grid: Grid) -> None:
 
 
 def test_a_ban_shuts_out_and_an_unban_restores(grid: Grid, host: Host) -> None:
-    until = grid.registry.getProvider(host.account).approvedUntil
+    approved_until = grid.registry.getProvider(host.account).approvedUntil
     receipt = grid.registry.ban(host.account, "cheated", sender=grid.admin)
     assert receipt.one("BanChanged").parameters == {
         "provider": host.account,
@@ -342,10 +342,10 @@ def test_a_ban_shuts_out_and_an_unban_restores(grid: Grid, host: Host) -> None:
         "reason": "",
     }
     assert status(grid, host.account) is ProviderStatus.ACTIVE
-    assert grid.registry.getProvider(host.account).approvedUntil == until
+    assert grid.registry.getProvider(host.account).approvedUntil == approved_until
 
 
-def test_who_waits_can_be_banned_too(grid: Grid) -> None:
+def test_a_provider_awaiting_approval_can_be_banned(grid: Grid) -> None:
     account = person("new")
     grid.register(account)
     grid.registry.ban(account, "", sender=grid.admin)
@@ -360,7 +360,7 @@ def test_reasons_of_bans_are_bounded(grid: Grid, host: Host) -> None:
     grid.registry.ban(host.account, "r" * 256, sender=grid.admin)
 
 
-def test_words_of_an_assignment_hold_the_record(grid: Grid, host: Host) -> None:
+def test_packed_words_for_an_assignment_equal_the_record(grid: Grid, host: Host) -> None:
     """`capacityOf` returns packed storage; decoded here by the documented layout."""
     grid.registry.setOffer({"cpus": 11, "mem": 222, "gpus": 3}, sender=host.account)
     grid.registry.setDraining(True, sender=host.account)
@@ -375,13 +375,13 @@ def test_words_of_an_assignment_hold_the_record(grid: Grid, host: Host) -> None:
         assert word == 0
         return fields
 
-    until = grid.registry.getProvider(host.account).approvedUntil
+    approved_until = grid.registry.getProvider(host.account).approvedUntil
     assert cut(capacity, 24, 16, 32, 16, 32, 48, 32, 40, 8, 8) == [
         *HARDWARE.values(),
         11,
         222,
         3,
-        until,
+        approved_until,
         1,
         0,
     ]

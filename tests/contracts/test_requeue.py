@@ -21,11 +21,11 @@ def requeue(grid: Grid, job_id: int, sender: str, reason: str = "") -> object:
 @in_each_assigned_status
 def test_the_provider_may_at_any_time(grid: Grid, host: Host, status: JobStatus) -> None:
     job_id = grid.in_status(status, host)
-    was = grid.job(job_id)
+    before = grid.job(job_id)
     grid.chain.advance(1)
     receipt = grid.scheduler.requeue([job_id], "no room", sender=host.account)
 
-    assert grid.job(job_id) == was._replace(
+    assert grid.job(job_id) == before._replace(
         status=JobStatus.PENDING, since=grid.chain.now, providerId=0, rate=0, feeBps=0
     )
     assert receipt.one("JobTransition").parameters == {
@@ -45,8 +45,8 @@ def test_the_provider_may_at_any_time(grid: Grid, host: Host, status: JobStatus)
 
 
 def test_anyone_may_once_the_claim_is_late(grid: Grid, host: Host) -> None:
-    people = (grid.stranger, grid.alice, grid.bob, grid.meta, grid.treasury)
-    ids = {caller: grid.assigned(host) for caller in people}
+    accounts = (grid.stranger, grid.alice, grid.bob, grid.meta, grid.treasury)
+    ids = {caller: grid.assigned(host) for caller in accounts}
     grid.chain.advance(TIMEOUT)
     for caller, job_id in ids.items():
         with reverts("TooEarly", job_id):
@@ -116,17 +116,17 @@ def test_other_statuses_stay(grid: Grid, host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caller_role", "kept"),
+    ("caller_role", "clock_unchanged"),
     [("provider", True), ("alice", True), ("meta", False), ("stranger", False)],
 )
 def test_other_accounts_may_act_but_give_no_reason(
-    grid: Grid, host: Host, caller_role: str, kept: bool
+    grid: Grid, host: Host, caller_role: str, clock_unchanged: bool
 ) -> None:
     job_id = grid.assigned(host)
     grid.chain.advance(TIMEOUT + 1)
     caller = host.account if caller_role == "provider" else getattr(grid, caller_role)
     receipt = grid.scheduler.requeue([job_id], "my reason", sender=caller)
-    assert receipt.one("JobRequeued").reason == ("my reason" if kept else "")
+    assert receipt.one("JobRequeued").reason == ("my reason" if clock_unchanged else "")
 
 
 def test_reasons_are_bounded(grid: Grid, host: Host) -> None:
@@ -149,18 +149,20 @@ def test_the_job_can_be_assigned_again_at_another_price(
 
 
 def test_batches_skip_refused_jobs(grid: Grid, host: Host, other: Host) -> None:
-    own, of_other, pending = grid.assigned(host), grid.assigned(other), grid.submit()
-    receipt = grid.scheduler.requeue([of_other, own, pending, own, 0], "", sender=host.account)
+    own_job, others_job, pending = grid.assigned(host), grid.assigned(other), grid.submit()
+    receipt = grid.scheduler.requeue(
+        [others_job, own_job, pending, own_job, 0], "", sender=host.account
+    )
     assert [
         (e.jobId, JobStatus(e.status), grid.chain.error_name(e.reason))
         for e in receipt.named("TransitionSkipped")
     ] == [
-        (of_other, JobStatus.META_SCHEDULED, "TooEarly"),
+        (others_job, JobStatus.META_SCHEDULED, "TooEarly"),
         (pending, JobStatus.PENDING, "InvalidTransition"),
-        (own, JobStatus.PENDING, "InvalidTransition"),
+        (own_job, JobStatus.PENDING, "InvalidTransition"),
         (0, JobStatus.NONE, "InvalidTransition"),
     ]
-    with reverts("TooEarly", of_other):
-        grid.scheduler.requeue([of_other, pending], "", sender=host.account)
+    with reverts("TooEarly", others_job):
+        grid.scheduler.requeue([others_job, pending], "", sender=host.account)
     with reverts("EmptyBatch"):
         grid.scheduler.requeue([], "", sender=host.account)

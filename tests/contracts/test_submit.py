@@ -76,8 +76,8 @@ def test_escrow_is_taken_in_one_transfer(grid: Grid) -> None:
     receipt = grid.scheduler.submitJobs(
         [grid.request(2), grid.request(3, amount=7)], sender=grid.alice
     )
-    moved = receipt.one("Transfer")
-    assert moved.parameters == {
+    transfer = receipt.one("Transfer")
+    assert transfer.parameters == {
         "from": grid.alice,
         "to": grid.scheduler.address,
         "value": 2 * 10**10 + 21,
@@ -86,7 +86,7 @@ def test_escrow_is_taken_in_one_transfer(grid: Grid) -> None:
     assert grid.balance(grid.alice) == WEALTH - 2 * 10**10 - 21
 
 
-def test_events_carry_terms_and_birth(grid: Grid) -> None:
+def test_events_contain_the_terms_and_the_creation(grid: Grid) -> None:
     receipt = grid.scheduler.submitJobs([grid.request(objective=2)], sender=grid.alice)
     submitted = receipt.one("JobSubmitted")
     assert (submitted.customer, submitted.definition) == (grid.alice, digest(0))
@@ -192,7 +192,7 @@ def test_values_outside_their_type_are_refused(grid: Grid, position: int, value:
     assert grid.scheduler.jobCount() == 0
 
 
-def test_the_same_words_with_values_in_range_are_accepted(grid: Grid) -> None:
+def test_the_same_calldata_with_values_in_range_is_accepted(grid: Grid) -> None:
     """Control of the test above: it is the value that is refused, not the position."""
     data = bytearray(grid.scheduler.submitJobs.encode([grid.request()]))
     for position, value in ((7, 1), (8, 2)):

@@ -39,9 +39,9 @@ def test_an_assigned_job_gets_escrow_and_whole_seconds(
     grid: Grid, host: Host, status: JobStatus, extra: int, seconds: int
 ) -> None:
     job_id = grid.in_status(status, host)
-    was = grid.job(job_id)
+    before = grid.job(job_id)
     top_up(grid, job_id, 60 * RATE + extra)
-    assert grid.job(job_id) == was._replace(
+    assert grid.job(job_id) == before._replace(
         escrow=ESCROW + 60 * RATE + extra, timeLimit=LIMIT + seconds
     )
     assert grid.scheduler.allotment(job_id) == LIMIT + seconds
@@ -55,7 +55,9 @@ def test_until_spent_gets_time_by_its_escrow(grid: Grid, host: Host) -> None:
     assert grid.scheduler.allotment(job_id) == (ESCROW + 60 * RATE) // RATE
 
 
-def test_a_gift_does_not_lengthen_and_the_customer_gets_the_rest(grid: Grid, host: Host) -> None:
+def test_a_top_up_by_another_account_does_not_extend_the_limit_and_is_refunded_to_the_customer(
+    grid: Grid, host: Host
+) -> None:
     job_id = grid.running(host)
     receipt = grid.scheduler.topUp(job_id, grid.alice, 60 * RATE, sender=grid.bob)
     assert (receipt.one("JobToppedUp").payer, receipt.one("JobToppedUp").timeLimit) == (
@@ -107,7 +109,7 @@ def test_too_late_in_the_last_seconds_of_a_running_allotment(grid: Grid, host: H
             top_up(grid, job_id, 60 * RATE)
 
 
-def test_too_late_counts_from_the_moved_end(grid: Grid, host: Host) -> None:
+def test_the_notice_counts_from_the_extended_end(grid: Grid, host: Host) -> None:
     job_id = grid.running(host)
     top_up(grid, job_id, 60 * RATE)
     grid.chain.advance(LIMIT)

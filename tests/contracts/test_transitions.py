@@ -31,7 +31,7 @@ ARROWS = {
 LIMIT = TERMS["timeLimit"]
 
 
-def has_arrow(before: JobStatus, after: JobStatus) -> bool:
+def is_allowed(before: JobStatus, after: JobStatus) -> bool:
     return after.name in ARROWS[before.name].split()
 
 
@@ -53,14 +53,14 @@ WAYS: dict[JobStatus, Callable[[Grid, Host, int], Receipt]] = {
 }
 
 
-def test_there_are_fifteen_arrows_and_birth() -> None:
+def test_there_are_fifteen_transitions_and_the_creation() -> None:
     assert sum(len(row.split()) for row in ARROWS.values()) == 16
 
 
 @pytest.mark.parametrize("before", list(JobStatus), ids=lambda s: s.name)
 @pytest.mark.parametrize("after", list(JobStatus), ids=lambda s: s.name)
 def test_pair(grid: Grid, host: Host, before: JobStatus, after: JobStatus) -> None:
-    expected = has_arrow(before, after)
+    expected = is_allowed(before, after)
     assert grid.scheduler.canTransition(before, after) is expected
     if after is JobStatus.NONE:
         assert not expected  # no function leads there
@@ -74,7 +74,7 @@ def test_pair(grid: Grid, host: Host, before: JobStatus, after: JobStatus) -> No
         return
 
     job_id = grid.in_status(before, host, retries=0)
-    was = grid.job(job_id)
+    before_call = grid.job(job_id)
     grid.chain.advance(LIMIT)
     if expected:
         transition = WAYS[after](grid, host, job_id).one("JobTransition")
@@ -82,17 +82,17 @@ def test_pair(grid: Grid, host: Host, before: JobStatus, after: JobStatus) -> No
         assert grid.status(job_id) is after
         assert grid.job(job_id).since == grid.chain.now
     else:
-        with pytest.raises(Reverted) as refused:
+        with pytest.raises(Reverted) as error_info:
             WAYS[after](grid, host, job_id)
-        assert refused.value.name == "InvalidTransition"
+        assert error_info.value.name == "InvalidTransition"
         # the contract itself finds out about spent credits, so it names the exit code's end
-        named = JobStatus.FINISHED if after is JobStatus.OUT_OF_CREDITS else after
-        assert refused.value.arguments == (job_id, before, named)
-        assert grid.job(job_id) == was
+        expected_status = JobStatus.FINISHED if after is JobStatus.OUT_OF_CREDITS else after
+        assert error_info.value.arguments == (job_id, before, expected_status)
+        assert grid.job(job_id) == before_call
 
 
 @pytest.mark.parametrize("before", list(JobStatus), ids=lambda s: s.name)
-def test_second_ways_to_a_status_obey_the_same_table(
+def test_other_functions_for_a_transition_obey_the_same_table(
     grid: Grid, host: Host, before: JobStatus
 ) -> None:
     """selfSchedule, claimAndStart, and requeue and panic by strangers of a provider that is gone."""
@@ -110,7 +110,7 @@ def test_second_ways_to_a_status_obey_the_same_table(
         JobStatus.PANICKED: lambda: grid.scheduler.panic([job_id], "", sender=grid.stranger),
     }
     for after, call in second_ways.items():
-        arrow = has_arrow(before, after) and before is not JobStatus.NONE
+        arrow = is_allowed(before, after) and before is not JobStatus.NONE
         # work that has not started is not a stranger's to end
         if after is JobStatus.PANICKED and before is not JobStatus.RUNNING:
             arrow = False
@@ -123,6 +123,6 @@ def test_second_ways_to_a_status_obey_the_same_table(
         else:
             assert arrow
             # claimAndStart goes on to the next arrow of the same table
-            ends = JobStatus.RUNNING if after is JobStatus.SCHEDULED else after
-            assert grid.status(job_id) is ends
+            final_status = JobStatus.RUNNING if after is JobStatus.SCHEDULED else after
+            assert grid.status(job_id) is final_status
         grid.chain.revert(saved)

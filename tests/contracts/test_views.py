@@ -53,7 +53,7 @@ def test_an_allotment_needs_a_rate(grid: Grid, host: Host) -> None:
     assert grid.scheduler.allotment(job_id) == 0
 
 
-def test_the_table_is_the_one_of_the_vocabulary(grid: Grid) -> None:
+def test_the_transition_table_equals_that_of_the_package(grid: Grid) -> None:
     for before in JobStatus:
         for after in JobStatus:
             assert grid.scheduler.canTransition(before, after) == can_transition(before, after)

@@ -14,7 +14,7 @@ from eth_account import Account
 from deepsquare_chain import errors
 from tests.support.cli import run
 from tests.support.local_devnet import commands_in
-from tests.support.mutate import bent_bytes
+from tests.support.mutate import mutated_bytes
 from tests.unit.test_bad_input import CONFIG, RECORD
 from tests.unit.test_workflow_hostile import VALID
 
@@ -49,11 +49,11 @@ def test_corrupted_files(
 ) -> None:
     """The first corruption is read by a process, the others in this one."""
     whole, command = SAMPLES[name]
-    dice = random.Random(name)
+    rng = random.Random(name)
     call = commands_in(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     for number in range(5):
-        (tmp_path / name).write_bytes(bent_bytes(whole, dice))
+        (tmp_path / name).write_bytes(mutated_bytes(whole, rng))
         outcome = call(*command) if number else run(command, tmp_path)
         assert outcome.code in CODES, outcome
         assert "Traceback" not in outcome.err + outcome.out, outcome

@@ -49,13 +49,13 @@ def test_one_job_from_end_to_end(cli: Cli, local_devnet: LocalDevnet) -> None:
     offers = data(cli("quote", hello, "-o", "json"))
     assert [offer["provider_id"] for offer in offers if offer["eligible"]] == [1, 2]
 
-    sent = run(
+    submission = run(
         ["submit", hello, "--wait", "--wait-timeout", "200", "-o", "json"], local_devnet.folder, 240
     )
-    (job,) = data(sent)
-    assert "Escrowing 1 of 1000 credits" in sent.err
+    (job,) = data(submission)
+    assert "Escrowing 1 of 1000 credits" in submission.err
     for status in ("RUNNING at provider 1", "FINISHED at provider 1"):
-        assert f"job 1: {status}" in sent.err
+        assert f"job 1: {status}" in submission.err
 
     assert (job["name"], job["status"], job["exit_code"]) == ("hello", "FINISHED", 0)
     assert int(job["funded"]) == int(job["paid"]) + int(job["fee"]) + int(job["refunded"])
@@ -81,7 +81,7 @@ def test_submit_wait_ends_with_the_jobs_own_code(local_devnet: LocalDevnet) -> N
 def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(
     local_devnet: LocalDevnet,
 ) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, EXAMPLES / "sdk.py"],
         cwd=local_devnet.folder,
         env=clean_environment(local_devnet.folder),
@@ -90,8 +90,8 @@ def test_the_example_of_the_sdk_runs_a_job_from_quote_to_statement(
         timeout=240,
         check=False,
     )
-    assert done.returncode == 0, done
-    lines = done.stdout.splitlines()
+    assert result.returncode == 0, result
+    lines = result.stdout.splitlines()
     assert lines[0].startswith("provider 1: 0.06")
     assert lines[0].endswith("credits, start now")
     job_id = lines[2].split()[1]
@@ -220,7 +220,7 @@ def test_a_job_submitted_in_the_browser_has_a_live_page(local_devnet: LocalDevne
         assert "private words" not in stranger.content()
 
 
-def test_books_add_up(cli: Cli) -> None:
+def test_the_audit_finds_no_difference(cli: Cli) -> None:
     result = data(cli("audit", "verify", "-o", "json"))
     assert (result["ok"], result["difference"]) == (True, "0")
 
@@ -252,18 +252,18 @@ def test_one_jobs_credits_are_audited_by_hand(cli: Cli) -> None:
 def test_an_export_is_replayed_and_a_tampered_one_is_found(
     cli: Cli, local_devnet: LocalDevnet
 ) -> None:
-    done = data(cli("audit", "export", "books", "-o", "json"))
-    assert done["logs"] > 20
+    export = data(cli("audit", "export", "books", "-o", "json"))
+    assert export["logs"] > 20
     assert cli("audit", "verify", "books").code == 0
     assert cli("audit", "verify", "books/manifest.json", "--offline").code == 0
     assert cli("audit", "verify", "--offline").code == 2
-    first_block = done["first_block"]
+    first_block = export["first_block"]
     dated = data(cli("audit", "export", "dated", "--to", str(first_block + 4), "-o", "json"))
     assert (dated["first_block"], dated["last_block"]) == (first_block, first_block + 4)
-    assert dated["logs"] < done["logs"]
+    assert dated["logs"] < export["logs"]
     assert cli("audit", "verify", "dated", "--offline").code == 0
-    for refused in (["--to", "2000-01-01"], ["--month", "1999-12"], ["--to", "9", "--block", "9"]):
-        result = cli("audit", "export", "none", *refused)
+    for options in (["--to", "2000-01-01"], ["--month", "1999-12"], ["--to", "9", "--block", "9"]):
+        result = cli("audit", "export", "none", *options)
         assert (result.code, result.out) == (2, ""), result.err
 
     logs = local_devnet.folder / "books" / "logs.jsonl"
@@ -281,21 +281,21 @@ def test_the_devnet_prints_the_url_of_its_explorer(cli: Cli, local_devnet: Local
         r"^explorer +(http://\S+)$", (local_devnet.folder / "devnet.log").read_text(), re.MULTILINE
     )
     assert match is not None
-    listed = data(cli("job", "list", "--all", "-o", "json"))
+    jobs = data(cli("job", "list", "--all", "-o", "json"))
     with httpx2.Client(base_url=match[1], trust_env=False, timeout=30) as web:
         deadline = time.monotonic() + 180
         while (status := web.get("/api/v1/status").json())["lag"]:
             assert time.monotonic() < deadline, status
             time.sleep(0.1)
         rows = web.get("/api/v1/jobs").json()["items"]
-        assert {row["id"] for row in rows} == {job["id"] for job in listed}
+        assert {row["id"] for row in rows} == {job["id"] for job in jobs}
         assert "hello" in web.get("/jobs/1").text
 
 
 def test_sources_are_written_for_other_explorers(cli: Cli, local_devnet: LocalDevnet) -> None:
-    done = cli("contracts", "verify", "--write", "tree")
-    assert done.code == 0
+    result = cli("contracts", "verify", "--write", "tree")
+    assert result.code == 0
     assert len(list((local_devnet.folder / "tree").rglob("metadata.json"))) == 4
-    refused = cli("contracts", "verify", "--sourcify", "http://127.0.0.1:1")
-    assert refused.code == 7
-    assert "can't be reached" in refused.err
+    refusal = cli("contracts", "verify", "--sourcify", "http://127.0.0.1:1")
+    assert refusal.code == 7
+    assert "can't be reached" in refusal.err

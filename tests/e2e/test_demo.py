@@ -72,7 +72,7 @@ class DemoRun:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     """A whole demo on the embedded chain that serves its finished grid until Ctrl-C.
 
-    `test_interrupted_it_ends_everything` has the other chain and the other executor.
+    `test_an_interrupted_demo_ends_all_its_processes` has the other chain and the other executor.
     """
     folder = tmp_path_factory.mktemp("demo")
     outcome = run_and_browse(["demo", "-o", "json", "--folder", "here", "--serve"], folder)
@@ -85,13 +85,13 @@ def run_and_browse(arguments: list[str], folder: Path) -> Outcome:
     """Run a demo that serves its finished grid: keep what its pages say, then press Ctrl-C."""
     err = ""
     with (
-        (folder / "out.json").open("wb") as out,
+        (folder / "out.json").open("wb") as output,
         subprocess.Popen(
             [*PROGRAM, *arguments],
             cwd=folder,
             env=clean_environment(folder),
             stdin=subprocess.DEVNULL,
-            stdout=out,
+            stdout=output,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -130,11 +130,11 @@ def test_every_job_ends_as_planned(demo: DemoRun) -> None:
     jobs = demo.document["jobs"]
     assert all(set(job) == FIELDS for job in jobs)
     assert [job["id"] for job in jobs] == list(range(1, len(jobs) + 1))
-    for name, ends in ENDS.items():
-        assert [job["status"] for job in jobs if job["name"] == name] == ends
-    lost, successor = (job for job in jobs if job["name"] == "survives")
-    assert (lost["retry_of"], successor["retry_of"]) == (None, lost["id"])
-    assert lost["provider"] != successor["provider"]
+    for name, statuses in ENDS.items():
+        assert [job["status"] for job in jobs if job["name"] == name] == statuses
+    lost_job, successor = (job for job in jobs if job["name"] == "survives")
+    assert (lost_job["retry_of"], successor["retry_of"]) == (None, lost_job["id"])
+    assert lost_job["provider"] != successor["provider"]
     assert len({job["customer"] for job in jobs}) == 2
 
 
@@ -163,10 +163,10 @@ def test_every_wei_is_accounted_for(demo: DemoRun) -> None:
 def test_a_long_run_is_paid_while_it_continues(demo: DemoRun) -> None:
     """Providers of the demo have no queue: they claim and start in one transaction."""
     outcome, folder = demo.outcome, demo.folder
-    lost, successor = (job for job in demo.document["jobs"] if job["name"] == "survives")
+    lost_job, successor = (job for job in demo.document["jobs"] if job["name"] == "survives")
     assert re.search(rf"collects 0\.\d+ credits for \d+ s of job {successor['id']}, ", outcome.err)
     logs = "".join(log.read_text() for log in (folder / "logs").iterdir())
-    for job in (lost, successor):
+    for job in (lost_job, successor):
         assert re.search(rf"claimAndStart job {job['id']}\b|claimAndStart \d+ jobs", logs)
 
 
@@ -174,13 +174,19 @@ def test_the_second_customer_holds_no_coin(demo: DemoRun) -> None:
     document = demo.document
     gasless = document["gasless"]
     assert (gasless["coin_wei"], gasless["requests"]) == ("0", 2)
-    theirs = [job for job in document["jobs"] if job["customer"] == gasless["customer"]]
-    assert {job["name"] for job in theirs} == {"hello", "exits-3", "outlives", "cancelled", "pi"}
+    customer_jobs = [job for job in document["jobs"] if job["customer"] == gasless["customer"]]
+    assert {job["name"] for job in customer_jobs} == {
+        "hello",
+        "exits-3",
+        "outlives",
+        "cancelled",
+        "pi",
+    }
 
 
 def test_progress_is_printed_apart_from_the_document(demo: DemoRun) -> None:
     outcome, folder = demo.outcome, demo.folder
-    for words in (
+    for message in (
         "SIGKILL to alpine's daemon",
         "alpine is challenged",
         "daemon has ended the orphaned processes",
@@ -196,7 +202,7 @@ def test_progress_is_printed_apart_from_the_document(demo: DemoRun) -> None:
         str(folder / "logs"),
         "All jobs ended as expected",
     ):
-        assert words in outcome.err
+        assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -222,8 +228,8 @@ def test_logs_and_record_are_kept_and_secrets_are_private(demo: DemoRun) -> None
 
 
 def test_the_finished_grid_can_be_browsed(demo: DemoRun) -> None:
-    shown = {(row["id"], row["status"]) for row in json.loads(demo.jobs_page)["items"]}
-    assert shown == {(job["id"], job["status"]) for job in demo.document["jobs"]}
+    listed_jobs = {(row["id"], row["status"]) for row in json.loads(demo.jobs_page)["items"]}
+    assert listed_jobs == {(job["id"], job["status"]) for job in demo.document["jobs"]}
     assert "Every credit is accounted for" in demo.audit_page
 
 
@@ -251,7 +257,7 @@ def slurm_daemons(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(("chain", "executor"), [("anvil", "local"), ("embedded", "slurm")])
-def test_interrupted_it_ends_everything(
+def test_an_interrupted_demo_ends_all_its_processes(
     tmp_path: Path, short_folder: Path, chain: str, executor: str
 ) -> None:
     """Ctrl-C twice while jobs run, as users do."""
@@ -271,19 +277,19 @@ def test_interrupted_it_ends_everything(
         start_new_session=True,
     )
     assert process.stdout is not None
-    words = ""
+    output = ""
     for line in process.stdout:
-        words += line
+        output += line
         if "outlives#" in line:
             assert processes_of(folder)
             assert bool(slurm_daemons(short_folder)) == (executor == "slurm")
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGINT)
             break
-    words += process.stdout.read()
-    assert process.wait(120) == 130, words
-    assert "Interrupted: everything was stopped." in words
-    assert "Traceback" not in words
+    output += process.stdout.read()
+    assert process.wait(120) == 130, output
+    assert "Interrupted: everything was stopped." in output
+    assert "Traceback" not in output
     assert processes_of(folder) == []
     assert slurm_daemons(short_folder) == list(short_folder.iterdir()) == []
 
@@ -291,9 +297,9 @@ def test_interrupted_it_ends_everything(
 async def refusal(folder: Path, **options: Any) -> UsageError | NotFoundError:
     """Return the error of a demo that does not start; its folder is `folder`."""
     settings: dict[str, Any] = {"chain": "embedded", "folder": folder, "stream": StringIO()}
-    with pytest.raises((UsageError, NotFoundError)) as caught:
+    with pytest.raises((UsageError, NotFoundError)) as error_info:
         await run_demo(**(settings | options))
-    return caught.value
+    return error_info.value
 
 
 async def test_unknown_executor_is_refused(tmp_path: Path) -> None:

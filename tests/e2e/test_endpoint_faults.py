@@ -52,9 +52,9 @@ async def test_each_fault_is_reported_and_recovered_from(node: Node):
     async with Proxy(node.url, hang=0.2) as proxy, connected(proxy.url, attempts=2) as w3:
         for fault in REFUSED:
             proxy.rates = {fault: 1.0}
-            with pytest.raises(TransientEndpointError) as caught:
+            with pytest.raises(TransientEndpointError) as error_info:
                 await w3.eth.block_number
-            assert proxy.url in caught.value.message, fault
+            assert proxy.url in error_info.value.message, fault
             assert proxy.counts[fault] == 2, f"{fault}: a read is tried again"
         proxy.calm()
         assert await w3.eth.chain_id == node.chain_id
@@ -63,10 +63,10 @@ async def test_each_fault_is_reported_and_recovered_from(node: Node):
 async def test_a_silent_endpoint_is_given_up_in_time(node: Node):
     async with Proxy(node.url, hang=30) as proxy:
         proxy.rates = {"hang": 1.0}
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(TransientEndpointError, match="no answer in time"):
             await connect(proxy.url, attempts=1, timeout=0.3)
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - start < 25
 
 
 async def test_the_latest_block_is_never_missing(node: Node):
@@ -122,9 +122,9 @@ async def test_a_deeply_nested_response_crashes_nothing(node: Node):
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", DEEP, proxy.url, stdout=asyncio.subprocess.PIPE
         )
-        out, _ = await child.communicate()
+        output, _ = await child.communicate()
     assert child.returncode == 0
-    assert b"that is not JSON" in out
+    assert b"that is not JSON" in output
 
 
 # --------------------------------------------------------------------------- a whole grid
@@ -184,10 +184,10 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
             await grid.customers.submit(outlives, RUNS_OUT, FAILS, IS_CANCELLED, provider=provider)
         await until(lambda: is_running(grid.customers, 2))
         await grid.customers.submit(FINISHES, FINISHES)
-        sent = first.methods["eth_sendRawTransaction"]
+        sends = first.methods["eth_sendRawTransaction"]
         await first.die()
         await wire.die()
-        assert sent >= 3, "the first one served until its end"
+        assert sends >= 3, "the first one served until its end"
         *_, to_cancel = await grid.customers.submit(*ROUND)
         await until(lambda: all(logged(daemon, "endpoint changed") for daemon in daemons))
         await until(lambda: all(logged(daemon, "websocket lost") for daemon in daemons))
@@ -197,8 +197,8 @@ async def test_services_continue_when_the_first_endpoint_and_the_websocket_fail(
         await grid.end()
 
 
-def logged(daemon: DaemonProcess, words: str) -> bool:
-    return daemon.log.exists() and words in daemon.log.read_text()
+def logged(daemon: DaemonProcess, message: str) -> bool:
+    return daemon.log.exists() and message in daemon.log.read_text()
 
 
 async def is_running(customers: Customers, count: int) -> bool:

@@ -58,9 +58,9 @@ def test_every_label_in_the_source_is_reached_in_a_scenario():
 @pytest.mark.timeout(900)
 async def test_kills_in_the_calm_scenario(tmp_path: Path):
     """On the embedded chain, which needs no other program."""
-    dice = random.Random(SEED)
-    provider = in_order(points("provider", rough=False), dice)
-    scheduler = in_order(points("metascheduler", rough=False), dice)
+    rng = random.Random(SEED)
+    provider = in_order(points("provider", rough=False), rng)
+    scheduler = in_order(points("metascheduler", rough=False), rng)
     always = [item for item in provider if re.match(r"provider\.(claim|collect)", item)]
     some = [item for item in provider if item not in always][: 18 - len(always)]
     orders = {**shared(always + some), "scheduler": scheduler[:8]}
@@ -76,11 +76,11 @@ async def test_kills_in_the_calm_scenario(tmp_path: Path):
 @pytest.mark.timeout(900)
 async def test_kills_in_the_rough_scenario(tmp_path: Path):
     """With lost runs and successors, requeues, challenges, top-ups, a high base fee, and reorgs."""
-    dice = random.Random(SEED)
-    only = set(points("provider", rough=True)) - set(points("provider", rough=False))
+    rng = random.Random(SEED)
+    rough_points = set(points("provider", rough=True)) - set(points("provider", rough=False))
     orders = {
-        "p0": in_order(sorted(only), dice)[:6],
-        "scheduler": in_order(points("metascheduler", rough=True), dice)[:5],
+        "p0": in_order(sorted(rough_points), rng)[:6],
+        "scheduler": in_order(points("metascheduler", rough=True), rng)[:5],
     }
     async with (
         start_anvil(block_time=1) as node,

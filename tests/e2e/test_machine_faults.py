@@ -30,14 +30,14 @@ DAYS = 3 * 86_400
 def small_disk(mount_point: Path, megabytes: int) -> Iterator[None]:
     """Mount a small file system at a new folder; skips the test if this user may not mount."""
     mount_point.mkdir()
-    done = subprocess.run(
+    result = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mount_point)],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    if result.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {result.stderr.strip()}")
     try:
         yield
     finally:

@@ -97,22 +97,22 @@ async def test_replaced_blocks_are_done_again(tmp_path: Path, depth: int, keep: 
     async with grid_with_miner(tmp_path, depth, pace) as (scenario, miner):
         for daemon in scenario.daemons.values():
             daemon.start()
-        over = asyncio.Event()
-        working = asyncio.create_task(submit_jobs(scenario, over))
-        taken = 0
+        is_over = asyncio.Event()
+        working = asyncio.create_task(submit_jobs(scenario, is_over))
+        reorganised = 0
         for _ in range(TIMES):
             await miner.blocks(depth + 12)
-            taken += await replace_something(scenario, miner, depth, keep)
-        over.set()
+            reorganised += await replace_something(scenario, miner, depth, keep)
+        is_over.set()
         await working
-        assert taken >= TIMES
+        assert reorganised >= TIMES
         await scenario.end(timestamps_changed=True)
         rolled_back = sum(
             daemon.log.read_text().count("chain reorganised")
             for daemon in scenario.daemons.values()
         )
         jobs = len(await scenario.customers.jobs())
-        print(f"depth {depth}, kept {keep}: {taken} transactions taken back, {jobs} jobs")
+        print(f"depth {depth}, kept {keep}: {reorganised} transactions taken back, {jobs} jobs")
         assert rolled_back, "no daemon noticed a reorg"
 
 
@@ -138,9 +138,9 @@ async def wait_until_read(scenario: DaemonGrid, number: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def submit_jobs(scenario: DaemonGrid, over: asyncio.Event) -> None:
+async def submit_jobs(scenario: DaemonGrid, is_over: asyncio.Event) -> None:
     number = 0
-    while not over.is_set():
+    while not is_over.is_set():
         if len(await scenario.customers.live_jobs()) < 12:
             *_, to_cancel = await scenario.customers.submit(
                 *PLANNED_JOBS, provider=f"p{number % 2}"
@@ -179,11 +179,11 @@ async def test_too_deep_a_reorganisation_halts_and_an_empty_state_continues(tmp_
             await replace_blocks(miner.node, 7, keep=False)
         for name, daemon in scenario.daemons.items():
             await until(lambda daemon=daemon: not daemon.alive)
-            words = daemon.log.read_text()
-            assert "service failed" in words, name
-            assert "which had enough confirmations" in words, name
-            assert "empty state folder" in words, name
-            assert "Traceback" not in words, name
+            log = daemon.log.read_text()
+            assert "service failed" in log, name
+            assert "which had enough confirmations" in log, name
+            assert "empty state folder" in log, name
+            assert "Traceback" not in log, name
         provider.start()
         await until(lambda: not provider.alive)
         for daemon in scenario.daemons.values():

@@ -56,22 +56,22 @@ def test_from_a_cluster_to_the_first_credit(
         stack.enter_context(running(scheduler, tmp_path, "scheduler"))
         settings = tmp_path / ".deepsquare.toml"
         grid = settings.read_text()
-        own = tmp_path / "provider"
-        own.mkdir()
+        provider_folder = tmp_path / "provider"
+        provider_folder.mkdir()
         customer = commands_in(tmp_path, monkeypatch, capsys)
-        provider = commands_in(own, monkeypatch, capsys)
+        provider = commands_in(provider_folder, monkeypatch, capsys)
         options = f'executor = "slurm"\n[executor_options]\nconf = "{cluster.conf}"\n'
         home = tmp_path / ".deepsquare/alice"
-        settings_of_alice = grid.replace(str(home), str(own))
-        (own / ".deepsquare.toml").write_text(
+        settings_of_alice = grid.replace(str(home), str(provider_folder))
+        (provider_folder / ".deepsquare.toml").write_text(
             settings_of_alice.replace("wallet.json", "provider.json") + options
         )
         for name in ("password", "deployment.json"):
-            shutil.copy(home / name, own / name)
+            shutil.copy(home / name, provider_folder / name)
 
         wallet = ["wallet", "new", "provider.json", "--password-file", "password", "-o", "json"]
         address = data(provider(*wallet))["address"]
-        make_light(own / "provider.json", own / "password")
+        make_light(provider_folder / "provider.json", provider_folder / "password")
         assert provider("credit", "faucet", address).code == 0
         prices = ["--cpu-price", "0.05", "--mem-price", "0.00001", "--label", "site=here"]
         assert provider("provider", "register", "--from-slurm", "--nodes", "3", *prices).code == 2
@@ -80,7 +80,7 @@ def test_from_a_cluster_to_the_first_credit(
         assert "Slurm has 2 nodes with 4 CPUs, 2048 MB and 1 GPU each." in registered.err
         admin = ["admin", "approve", address, "--keystore", ".deepsquare/wallets/admin.json"]
         assert customer(*admin).code == 0
-        stack.enter_context(running(["provider", "run"], own, "provider"))
+        stack.enter_context(running(["provider", "run"], provider_folder, "provider"))
 
         (tmp_path / "job.yaml").write_text(JOB)
         (job,) = data(run(["submit", "job.yaml", "--wait", "-o", "json"], tmp_path, 300))

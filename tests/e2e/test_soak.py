@@ -20,10 +20,10 @@ async def test_a_short_soak(tmp_path: Path):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, words = await run.communicate()
+    output, errors = await run.communicate()
     assert run.returncode is not None
-    assert out, words.decode(errors="replace")[-2_000:]
-    document = json.loads(out)
+    assert output, errors.decode(errors="replace")[-2_000:]
+    document = json.loads(output)
     assert document["findings"] == []
     assert run.returncode == 0
     assert sum(document["kills"].values()) >= 3

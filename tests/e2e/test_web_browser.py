@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.job import JobStatus
 from tests.support.anvil import REQUIRE_REAL
-from tests.support.browser import Watched, injected_wallet, open_browser, watch
+from tests.support.browser import WatchedPage, injected_wallet, open_browser, watch
 from tests.support.busyexplorer import BusyExplorer, busy_explorer
 
 PROJECT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def explorer(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield explorer
 
 
-def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Iterator[Watched]:
+def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Iterator[WatchedPage]:
     context = browser.new_context(viewport=DESKTOP, **options)
     context.set_default_timeout(30_000)
     try:
@@ -51,7 +51,7 @@ def open_page(browser: Browser, explorer: BusyExplorer, **options: Any) -> Itera
 
 
 @pytest.fixture
-def tab(browser: Browser, explorer: BusyExplorer) -> Iterator[Watched]:
+def tab(browser: Browser, explorer: BusyExplorer) -> Iterator[WatchedPage]:
     """A page in a desktop window, in light mode."""
     yield from open_page(browser, explorer, color_scheme="light")
 
@@ -66,11 +66,11 @@ def every_page(explorer: BusyExplorer) -> list[str]:
         return [*by_status.values(), *ids[-9:]]
 
     with httpx2.Client(base_url=explorer.url, timeout=60, trust_env=False) as web:
-        sent = re.findall(r'href="(/transactions/0x\w+)"', web.get("/transactions").text)
+        links = re.findall(r'href="(/transactions/0x\w+)"', web.get("/transactions").text)
         block = re.findall(r'href="(/blocks/\d+)"', web.get("/blocks").text)
     return [
         *("/", "/?range=hour", "/jobs", "/jobs?status=live", "/providers", "/providers/1"),
-        *("/providers/2", "/transactions", sent[0], sent[-1], "/blocks", block[0], "/audit"),
+        *("/providers/2", "/transactions", links[0], links[-1], "/blocks", block[0], "/audit"),
         *("/audit?of=jobs", "/contracts", "/contracts/Credit", "/contracts/MetaScheduler"),
         *("/contracts/Credit?call=totalSupply", "/submit", "/search?q=e", "/search?q=zzzz"),
         *(f"/accounts/{explorer.alice}", f"/jobs?customer={explorer.alice}&sort=-cost&page=2"),
@@ -84,11 +84,11 @@ def assert_fits(page: Page, path: str) -> None:
     assert wide <= available, path
 
 
-def test_every_page_is_clean_at_a_desk_and_on_a_phone(
+def test_every_page_has_no_errors_on_desktop_and_phone(
     browser: Browser, explorer: BusyExplorer
 ) -> None:
-    for watched in open_page(browser, explorer):
-        page = watched.page
+    for watched_page in open_page(browser, explorer):
+        page = watched_page.page
         for path in every_page(explorer):
             answer = page.goto(explorer.url + path)
             assert answer is not None
@@ -98,7 +98,7 @@ def test_every_page_is_clean_at_a_desk_and_on_a_phone(
             page.set_viewport_size(PHONE)
             assert_fits(page, path)
             page.set_viewport_size(DESKTOP)
-        watched.check()
+        watched_page.check()
         assert page.context.cookies() == []
 
 
@@ -113,13 +113,13 @@ class Shot(NamedTuple):
 
 def shots(explorer: BusyExplorer) -> dict[str, Shot]:
     """Screenshots in docs/images by file name."""
-    asked = httpx2.get(
+    answer = httpx2.get(
         f"{explorer.url}/api/v1/jobs",
         params={"status": "FINISHED", "customer": explorer.bob},
         trust_env=False,
         timeout=60,
     )
-    job = f"/jobs/{asked.json()['items'][-1]['id']}"
+    job = f"/jobs/{answer.json()['items'][-1]['id']}"
     return {
         "explorer-home.png": Shot("/", "light", 1_280, 960),
         "explorer-job.png": Shot(job, "light", 1_280, 1_060),
@@ -141,14 +141,16 @@ def test_screenshots_of_the_documentation(
     """With DEEPSQUARE_SCREENSHOTS=docs/images the screenshots are taken again."""
     folder = Path(os.environ.get("DEEPSQUARE_SCREENSHOTS", tmp_path))
     for name, shot in shots(explorer).items():
-        for watched in open_page(browser, explorer, color_scheme=shot.scheme):
-            page = watched.page
+        for watched_page in open_page(browser, explorer, color_scheme=shot.scheme):
+            page = watched_page.page
             page.set_viewport_size({"width": shot.width, "height": shot.height})
             page.goto(explorer.url + shot.path)
             expect(page.locator("#live")).to_have_class(re.compile("on"))
-            made = page.screenshot(path=folder / name)
-        assert size_of(made) == size_of((PROJECT / "docs" / "images" / name).read_bytes()), name
-        assert len(made) > 20_000, name
+            screenshot = page.screenshot(path=folder / name)
+        assert size_of(screenshot) == size_of((PROJECT / "docs" / "images" / name).read_bytes()), (
+            name
+        )
+        assert len(screenshot) > 20_000, name
     documents = "".join(
         p.read_text() for p in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))
     )
@@ -168,18 +170,18 @@ def axe() -> str:
 def test_pages_are_accessible(browser: Browser, explorer: BusyExplorer, scheme: str) -> None:
     script = axe()
     # The schemes differ in their colours alone.
-    everything = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
-    chosen = everything if scheme == "light" else ["color-contrast"]
+    rule_tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+    chosen = rule_tags if scheme == "light" else ["color-contrast"]
     rules = {"runOnly": chosen, "resultTypes": ["violations"]}
     faults = []
     kinds = list({re.sub(r"/(\d+|0x\w+)|\?.*", "/N", p): p for p in every_page(explorer)}.values())
-    for watched in open_page(browser, explorer, color_scheme=scheme):
+    for watched_page in open_page(browser, explorer, color_scheme=scheme):
         for path in [*kinds, "/nope"]:
-            watched.page.goto(explorer.url + path)
-            watched.page.evaluate(script)
+            watched_page.page.goto(explorer.url + path)
+            watched_page.page.evaluate(script)
             # Drawings have their names and tables, and rows are alike: all would take minutes.
             context = {"include": [["body"]], "exclude": [["svg"], ["tbody tr:nth-child(n + 10)"]]}
-            evaluate = watched.page.evaluate("([c, r]) => axe.run(c, r)", [context, rules])
+            evaluate = watched_page.page.evaluate("([c, r]) => axe.run(c, r)", [context, rules])
             faults += [
                 (
                     path,
@@ -193,8 +195,8 @@ def test_pages_are_accessible(browser: Browser, explorer: BusyExplorer, scheme: 
 
 
 def test_without_scripts_everything_can_be_read(browser: Browser, explorer: BusyExplorer) -> None:
-    for watched in open_page(browser, explorer, java_script_enabled=False):
-        page = watched.page
+    for watched_page in open_page(browser, explorer, java_script_enabled=False):
+        page = watched_page.page
         page.goto(explorer.url)
         expect(page.locator("h1")).to_have_text("The grid at a glance")
         page.get_by_role("link", name="All jobs →").click()
@@ -208,7 +210,7 @@ def test_without_scripts_everything_can_be_read(browser: Browser, explorer: Busy
         expect(page.get_by_text("The form needs scripts and a wallet")).to_be_visible()
 
 
-def test_everything_is_reachable_by_keyboard(tab: Watched, explorer: BusyExplorer) -> None:
+def test_everything_is_reachable_by_keyboard(tab: WatchedPage, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(explorer.url)
     page.keyboard.press("Tab")
@@ -217,7 +219,7 @@ def test_everything_is_reachable_by_keyboard(tab: Watched, explorer: BusyExplore
     expect(skip).to_be_in_viewport()
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
-    seen: list[str] = []
+    focused: list[str] = []
     for _ in range(25):
         page.keyboard.press("Tab")
         outline = page.evaluate(
@@ -225,8 +227,8 @@ def test_everything_is_reachable_by_keyboard(tab: Watched, explorer: BusyExplore
             "getComputedStyle(document.activeElement).outlineWidth"
         )
         assert outline.startswith("solid"), page.evaluate("document.activeElement.outerHTML")
-        seen.append(page.evaluate("document.activeElement.outerHTML"))
-    assert len(set(seen)) > 15
+        focused.append(page.evaluate("document.activeElement.outerHTML"))
+    assert len(set(focused)) > 15
     page.locator("h1").click()
     page.keyboard.press("/")
     expect(page.locator("#q")).to_be_focused()
@@ -236,7 +238,7 @@ def test_everything_is_reachable_by_keyboard(tab: Watched, explorer: BusyExplore
     tab.check()
 
 
-def test_the_theme_is_remembered_on_this_device(tab: Watched, explorer: BusyExplorer) -> None:
+def test_the_theme_is_remembered_on_this_device(tab: WatchedPage, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(explorer.url)
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -250,7 +252,7 @@ def test_the_theme_is_remembered_on_this_device(tab: Watched, explorer: BusyExpl
     tab.check()
 
 
-def test_a_new_job_comes_by_itself(tab: Watched, explorer: BusyExplorer) -> None:
+def test_a_new_job_appears_without_a_reload(tab: WatchedPage, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(f"{explorer.url}/jobs")
     expect(page.locator("#live")).to_have_class(re.compile("on"))
@@ -262,7 +264,7 @@ def test_a_new_job_comes_by_itself(tab: Watched, explorer: BusyExplorer) -> None
 
 
 def test_a_job_is_checked_and_priced_before_there_is_a_wallet(
-    tab: Watched, explorer: BusyExplorer
+    tab: WatchedPage, explorer: BusyExplorer
 ) -> None:
     page = tab.page
     page.goto(f"{explorer.url}/submit")
@@ -278,7 +280,7 @@ def test_a_job_is_checked_and_priced_before_there_is_a_wallet(
 
 
 def test_without_a_wallet_no_job_is_topped_up_or_cancelled(
-    tab: Watched, explorer: BusyExplorer
+    tab: WatchedPage, explorer: BusyExplorer
 ) -> None:
     jobs = httpx2.get(
         f"{explorer.url}/api/v1/jobs", params={"status": "PENDING"}, trust_env=False, timeout=60
@@ -291,7 +293,9 @@ def test_without_a_wallet_no_job_is_topped_up_or_cancelled(
         expect(page.locator(f"#{action}")).to_be_hidden()
 
 
-def test_a_job_file_is_written_with_the_schemas_help(tab: Watched, explorer: BusyExplorer) -> None:
+def test_a_job_file_is_written_with_the_schemas_help(
+    tab: WatchedPage, explorer: BusyExplorer
+) -> None:
     page = tab.page
     page.goto(f"{explorer.url}/submit")
     page.locator("[name=name]").fill("as a file")
@@ -323,7 +327,7 @@ def test_a_job_file_is_written_with_the_schemas_help(tab: Watched, explorer: Bus
 
 
 def test_a_page_in_the_back_forward_cache_holds_no_stream(
-    tab: Watched, explorer: BusyExplorer
+    tab: WatchedPage, explorer: BusyExplorer
 ) -> None:
     page = tab.page
     page.goto(f"{explorer.url}/jobs")
@@ -381,7 +385,7 @@ class TestWallet:
 
 
 @pytest.fixture
-def wallet(tab: Watched, explorer: BusyExplorer) -> TestWallet:
+def wallet(tab: WatchedPage, explorer: BusyExplorer) -> TestWallet:
     """A wallet with credits and no allowance."""
     grid = explorer.grid
     owner = grid.stranger.address
@@ -412,7 +416,7 @@ def status_of(explorer: BusyExplorer, number: int) -> JobStatus:
 
 
 def test_a_job_is_submitted_topped_up_and_cancelled(
-    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet
 ) -> None:
     page = tab.page
     wallet.announce(page, "Owl")
@@ -448,7 +452,9 @@ def test_a_job_is_submitted_topped_up_and_cancelled(
     tab.check()
 
 
-def test_an_approval_does_as_well(tab: Watched, explorer: BusyExplorer, wallet: TestWallet) -> None:
+def test_a_job_can_also_be_paid_after_an_approval(
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet
+) -> None:
     page = tab.page
     wallet.announce(page, "Owl")
     fill(page, explorer)
@@ -463,7 +469,7 @@ def test_an_approval_does_as_well(tab: Watched, explorer: BusyExplorer, wallet: 
 
 
 def test_a_wrong_network_is_refused_until_it_is_switched(
-    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet
 ) -> None:
     page = tab.page
     wallet.announce(page, "Owl")
@@ -485,13 +491,13 @@ def test_a_wrong_network_is_refused_until_it_is_switched(
     tab.check()
 
 
-@pytest.mark.parametrize("refused", ["eth_signTypedData_v4", "eth_sendTransaction"])
+@pytest.mark.parametrize("refused_method", ["eth_signTypedData_v4", "eth_sendTransaction"])
 def test_a_refusal_in_the_wallet_costs_nothing(
-    tab: Watched, explorer: BusyExplorer, wallet: TestWallet, refused: str
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet, refused_method: str
 ) -> None:
     page = tab.page
     wallet.announce(page, "Owl")
-    wallet.refuses.add(refused)
+    wallet.refuses.add(refused_method)
     before = explorer.run(explorer.grid.contracts.scheduler.job_count())
     fill(page, explorer)
     page.locator("#submit-job").click()
@@ -502,8 +508,8 @@ def test_a_refusal_in_the_wallet_costs_nothing(
     tab.check()
 
 
-def test_several_wallets_are_chosen_from(
-    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+def test_one_of_several_wallets_can_be_chosen(
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet
 ) -> None:
     page = tab.page
     wallet.announce(page, "Owl", "<img src=x onerror=alert(1)>")
@@ -519,7 +525,7 @@ def test_several_wallets_are_chosen_from(
 
 
 def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
-    tab: Watched, explorer: BusyExplorer, wallet: TestWallet
+    tab: WatchedPage, explorer: BusyExplorer, wallet: TestWallet
 ) -> None:
     page = tab.page
     wallet.announce(page, "Owl")
@@ -534,7 +540,7 @@ def test_an_unaffordable_call_is_reported_before_the_wallet_signs(
     assert all("status of 4" in fault for fault in tab.faults)
 
 
-def test_a_missing_wallet_is_reported(tab: Watched, explorer: BusyExplorer) -> None:
+def test_a_missing_wallet_is_reported(tab: WatchedPage, explorer: BusyExplorer) -> None:
     page = tab.page
     page.goto(explorer.url)
     page.locator("#wallet").click()
@@ -544,7 +550,9 @@ def test_a_missing_wallet_is_reported(tab: Watched, explorer: BusyExplorer) -> N
     tab.check()
 
 
-def test_rows_undone_by_a_reorg_leave_an_open_page(tab: Watched, explorer: BusyExplorer) -> None:
+def test_an_open_page_drops_rows_that_a_reorg_removed(
+    tab: WatchedPage, explorer: BusyExplorer
+) -> None:
     """This test must be the last one: it removes blocks from the shared chain."""
     page = tab.page
     page.goto(f"{explorer.url}/jobs")

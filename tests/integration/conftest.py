@@ -66,8 +66,8 @@ class SharedNodes:
     def deployment(self, node: Node) -> Deployment:
         """Return the grid on one of these nodes."""
         if node.url not in self._deployments:
-            borrowed = BorrowedNode(node.url, node.chain_id)
-            self._deployments[node.url] = self._background.run(deploy(borrowed))
+            node_lease = BorrowedNode(node.url, node.chain_id)
+            self._deployments[node.url] = self._background.run(deploy(node_lease))
         return self._deployments[node.url]
 
     def close(self) -> None:

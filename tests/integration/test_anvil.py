@@ -45,14 +45,14 @@ class TestFinding:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv(ANVIL_VARIABLE, raising=False)
-        here = tmp_path / "project"
-        package = here / "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+        project = tmp_path / "project"
+        package = project / "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
         on_path = tmp_path / "bin" / "anvil"
         for program in (package, on_path):
             program.parent.mkdir(parents=True)
             program.write_text("#!/bin/sh\n")
             program.chmod(0o755)
-        monkeypatch.chdir(here)
+        monkeypatch.chdir(project)
         monkeypatch.setenv("PATH", str(on_path.parent))
         assert find_anvil() == package
         # Away from every project only the PATH is left.
@@ -65,10 +65,10 @@ class TestFinding:
         monkeypatch.delenv(ANVIL_VARIABLE, raising=False)
         monkeypatch.setattr(node_base, "_IN_ANVIL_PACKAGE", Path("nowhere/anvil"))
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(NotFoundError, match="not installed") as caught:
+        with pytest.raises(NotFoundError, match="not installed") as error_info:
             await Anvil().start()
-        assert "npm ci" in caught.value.hint
-        assert node_base.ANVIL_PACKAGE in caught.value.hint
+        assert "npm ci" in error_info.value.hint
+        assert node_base.ANVIL_PACKAGE in error_info.value.hint
 
     async def test_a_program_that_fails_is_quoted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,10 +114,10 @@ class TestNode:
             assert await node.rpc("eth_getTransactionReceipt", tx_hash) is not None
 
     async def test_a_port_in_use_is_named(self) -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
+        with socket.socket() as bound_socket:
+            bound_socket.bind(("127.0.0.1", 0))
+            bound_socket.listen()
+            port = bound_socket.getsockname()[1]
             with pytest.raises(UsageError, match=str(port)):
                 await Anvil(port=port).start()
 
@@ -197,6 +197,6 @@ async def test_a_chain_without_cancun_is_refused_before_anything_is_paid(
         if fits:
             await check_rules(w3)
         else:
-            with pytest.raises(UsageError, match="Cancun") as caught:
+            with pytest.raises(UsageError, match="Cancun") as error_info:
                 await check_rules(w3)
-            assert "--hardfork cancun" in caught.value.hint
+            assert "--hardfork cancun" in error_info.value.hint

@@ -142,7 +142,7 @@ async def test_an_unknown_block_is_reported(grid: LiveGrid) -> None:
         await read_history(grid.w3, grid.deployment, to_block=head + 1_000)
 
 
-async def test_a_lie_in_storage_is_found(grid: LiveGrid) -> None:
+async def test_a_false_storage_value_is_found(grid: LiveGrid) -> None:
     ledger, block = await read_ledger(grid.contracts)
     storage = await read_storage(grid.contracts, ledger, block)
     assert verify(ledger, storage).ok

@@ -97,30 +97,30 @@ async def test_a_view_of_the_past(grid: LiveGrid) -> None:
 
 async def test_permit_instead_of_an_allowance(grid: LiveGrid) -> None:
     credit, scheduler = grid.contracts.credit, grid.contracts.scheduler
-    person = grid.stranger
-    await grid.send(grid.admin, credit.mint(person.address, 3 * CREDIT))
-    until = await chain_time(grid.w3) + 3_600
-    permit = await credit.sign_permit(person, scheduler.address, CREDIT, until)
+    owner = grid.stranger
+    await grid.send(grid.admin, credit.mint(owner.address, 3 * CREDIT))
+    deadline = await chain_time(grid.w3) + 3_600
+    permit = await credit.sign_permit(owner, scheduler.address, CREDIT, deadline)
     call = scheduler.submit_jobs_with_permit([(terms(), [digest("permit")])], permit)
-    receipt = await grid.send(person, call)
+    receipt = await grid.send(owner, call)
     assert any(isinstance(event, Approval) for event in receipt.events)
     (job_id,) = {event.job_id for event in receipt.events if isinstance(event, JobTransition)}
-    permit = await credit.sign_permit(person, scheduler.address, CREDIT, until)
-    call = scheduler.top_up_with_permit(job_id, person.address, CREDIT, permit)
-    receipt = await grid.send(person, call)
+    permit = await credit.sign_permit(owner, scheduler.address, CREDIT, deadline)
+    call = scheduler.top_up_with_permit(job_id, owner.address, CREDIT, permit)
+    receipt = await grid.send(owner, call)
     (topped,) = (event for event in receipt.events if isinstance(event, JobToppedUp))
-    assert (topped.payer, topped.escrow) == (person.address, 2 * CREDIT)
-    await grid.send(person, scheduler.cancel([job_id]))
-    await grid.send(person, credit.transfer(grid.admin.address, 3 * CREDIT))
+    assert (topped.payer, topped.escrow) == (owner.address, 2 * CREDIT)
+    await grid.send(owner, scheduler.cancel([job_id]))
+    await grid.send(owner, credit.transfer(grid.admin.address, 3 * CREDIT))
 
 
 async def test_refusals_are_typed(grid: LiveGrid) -> None:
     scheduler, registry = grid.contracts.scheduler, grid.contracts.registry
     (job_id,) = await grid.submit()
-    with pytest.raises(reverts.InvalidTransition) as moved:
+    with pytest.raises(reverts.InvalidTransition) as error_info:
         await grid.send(grid.providers[0], scheduler.start([job_id]))
-    assert moved.value.job_id == job_id
-    assert moved.value.exit_code == 6
+    assert error_info.value.job_id == job_id
+    assert error_info.value.exit_code == 6
     with pytest.raises(reverts.NotCustomer, match=f"Job {job_id} belongs to another"):
         await grid.send(grid.customers[1], scheduler.cancel([job_id]))
     with pytest.raises(NotAuthorisedError) as role:
@@ -152,9 +152,12 @@ async def test_a_batch_skips_jobs_that_have_changed(grid: LiveGrid) -> None:
 
 
 async def test_why_a_provider_is_not_eligible(grid: LiveGrid) -> None:
-    (poor,) = await grid.submit(amount=1)
-    assert await grid.contracts.scheduler.is_eligible(poor, 1) == (False, "OverBudget")
-    assert await grid.contracts.scheduler.is_eligible(poor, 9) == (False, "ProviderNotActive")
+    (underfunded,) = await grid.submit(amount=1)
+    assert await grid.contracts.scheduler.is_eligible(underfunded, 1) == (False, "OverBudget")
+    assert await grid.contracts.scheduler.is_eligible(underfunded, 9) == (
+        False,
+        "ProviderNotActive",
+    )
 
 
 async def test_parameters_and_clocks(grid: LiveGrid) -> None:

@@ -162,9 +162,9 @@ async def test_a_plan_for_another_account_is_carried_out_and_recorded(tmp_path: 
         with pytest.raises(UsageError, match="there is no code"):
             await record(settings, first.deployment.scheduler, None)
         await _carry_out(anvil.url, owner, first.calls[:2])
-        again = await plan(settings, params, owner, salt=7)
-        assert again.calls == first.calls[2:]
-        await _carry_out(anvil.url, owner, again.calls)
+        repeated_plan = await plan(settings, params, owner, salt=7)
+        assert repeated_plan.calls == first.calls[2:]
+        await _carry_out(anvil.url, owner, repeated_plan.calls)
         assert (await plan(settings, params, owner, salt=7)).calls == []
         other = await plan(settings, params, owner, salt=8)
         assert other.deployment.scheduler != first.deployment.scheduler
@@ -211,9 +211,9 @@ async def test_refusals(shell: Shell) -> None:
         (2, "is not a valid address of a role holder", (*_WALLET, "--scheduler", "me")),
     ]
     results = [await shell.run(*options) for _, _, options in cases]
-    for (code, words, _), (result, document, errors) in zip(cases, results, strict=True):
+    for (code, message, _), (result, document, errors) in zip(cases, results, strict=True):
         assert (result, document) == (code, None), errors
-        assert words in errors
+        assert message in errors
         assert "Traceback" not in errors
 
 

@@ -70,7 +70,7 @@ async def test_events_replay_to_the_records(grid: LiveGrid) -> None:
 async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
     await grid.submit()
     memory = Memory()
-    spoilt = ["busy", "lost", "half", "page"]
+    faults = ["busy", "lost", "half", "page"]
     async with Proxy(grid.node.url) as proxy, connected(proxy.url) as w3:
         reader = Follower(
             w3,
@@ -81,7 +81,7 @@ async def test_through_a_bad_endpoint(grid: LiveGrid) -> None:
             max_range=7,
         )
         for _ in range(8):
-            proxy.orders = list(spoilt[:3])
+            proxy.orders = list(faults[:3])
             await reader.poll(memory.apply)
             if reader.position == await grid.w3.eth.block_number:
                 break
@@ -124,7 +124,9 @@ async def test_a_reorganisation_is_rolled_back(own_grid: LiveGrid, depth: int) -
     assert await grid.contracts.scheduler.job_count() == 11
 
 
-async def test_a_snapshot_taken_back_is_waited_for_and_replaced(own_grid: LiveGrid) -> None:
+async def test_a_reverted_snapshot_is_rolled_back_once_its_blocks_are_replaced(
+    own_grid: LiveGrid,
+) -> None:
     grid, node = own_grid, own_grid.node
     memory, reader = Memory(), follower(own_grid)
     snapshot = await node.rpc("evm_snapshot")

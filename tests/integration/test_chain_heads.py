@@ -17,33 +17,35 @@ from deepsquare_chain.errors import UsageError
 from tests.support.anvil import start_anvil
 
 
-class Ear:
+class WakeCounter:
     """Counts the notifications of a subscription."""
 
     def __init__(self) -> None:
         self.wakes = 0
         self.on_change: list[bool] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def wake(self) -> None:
         self.wakes += 1
-        self._news.set()
+        self._changed.set()
 
     def tell(self, listens: bool) -> None:
         self.on_change.append(listens)
-        self._news.set()
+        self._changed.set()
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(90):
             while not condition(self):
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
 
 @asynccontextmanager
-async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[HeadSubscription]:
+async def listening(
+    url: str, counter: WakeCounter, chain_id: int = 7
+) -> AsyncIterator[HeadSubscription]:
     watch = HeadSubscription(
-        url, ear.wake, chain_id=chain_id, on_change=ear.tell, pauses=(0.01, 0.05)
+        url, counter.wake, chain_id=chain_id, on_change=counter.tell, pauses=(0.01, 0.05)
     )
     watch.start()
     try:
@@ -54,18 +56,18 @@ async def listening(url: str, ear: Ear, chain_id: int = 7) -> AsyncIterator[Head
 
 
 async def test_a_real_node_wakes_at_each_block() -> None:
-    ear = Ear()
+    counter = WakeCounter()
     async with start_anvil() as node, connected(node.url) as w3:
         url = node.url.replace("http", "ws")
-        async with listening(url, ear, node.chain_id):
-            await ear.until(lambda value: value.on_change == [True])
+        async with listening(url, counter, node.chain_id):
+            await counter.until(lambda value: value.on_change == [True])
             for number in range(1, 4):
                 await w3.provider.make_request("evm_mine", [])
-                await ear.until(lambda found, number=number: found.wakes > number)
+                await counter.until(lambda found, number=number: found.wakes > number)
         port = int(url.rpartition(":")[2])
-    async with listening(f"ws://127.0.0.1:{port}", ear):
+    async with listening(f"ws://127.0.0.1:{port}", counter):
         # The node is gone: this is reported, and the connection is retried.
-        await ear.until(lambda value: value.on_change.count(False) >= 2)
+        await counter.until(lambda value: value.on_change.count(False) >= 2)
 
 
 @asynccontextmanager
@@ -86,12 +88,12 @@ async def server(*bodies: Any, chain: Any = "0x7") -> AsyncIterator[str]:
 HEAD = {"method": "eth_subscription", "params": {"subscription": "0xabc", "result": {}}}
 
 
-async def test_it_comes_back_by_itself() -> None:
-    ear = Ear()
-    async with server(HEAD, HEAD) as url, listening(url, ear):
+async def test_a_lost_connection_is_opened_again() -> None:
+    counter = WakeCounter()
+    async with server(HEAD, HEAD) as url, listening(url, counter):
         # Two heads and the wake-up after a connection, three times over.
-        await ear.until(lambda value: value.wakes >= 9)
-    assert ear.on_change[:4] == [True, False, True, False]
+        await counter.until(lambda value: value.wakes >= 9)
+    assert counter.on_change[:4] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -100,25 +102,25 @@ async def test_it_comes_back_by_itself() -> None:
     ids=["text", "bytes", "list", "brackets", "long"],
 )
 async def test_an_invalid_message_ends_only_the_connection(body: Any) -> None:
-    ear = Ear()
-    async with server(body) as url, listening(url, ear):
-        await ear.until(lambda value: value.on_change.count(False) >= 2)
+    counter = WakeCounter()
+    async with server(body) as url, listening(url, counter):
+        await counter.until(lambda value: value.on_change.count(False) >= 2)
 
 
 async def test_messages_of_other_subscriptions_wake_no_service() -> None:
-    ear = Ear()
+    counter = WakeCounter()
     other = {"method": "eth_subscription", "params": {"subscription": "0xdef", "result": {}}}
-    async with server(other, {"params": []}, {}) as url, listening(url, ear):
-        await ear.until(lambda value: value.on_change == [True, False, True])
-        assert ear.wakes == ear.on_change.count(True)  # by connections alone
+    async with server(other, {"params": []}, {}) as url, listening(url, counter):
+        await counter.until(lambda value: value.on_change == [True, False, True])
+        assert counter.wakes == counter.on_change.count(True)  # by connections alone
 
 
 @pytest.mark.parametrize("chain", ["0x8", 7, None, {}])
 async def test_another_chain_wakes_no_service(chain: Any) -> None:
-    ear = Ear()
-    async with server(HEAD, chain=chain) as url, listening(url, ear):
-        await ear.until(lambda value: len(value.on_change) >= 2)
-    assert (ear.wakes, set(ear.on_change)) == (0, {False})
+    counter = WakeCounter()
+    async with server(HEAD, chain=chain) as url, listening(url, counter):
+        await counter.until(lambda value: len(value.on_change) >= 2)
+    assert (counter.wakes, set(counter.on_change)) == (0, {False})
 
 
 def test_an_invalid_address() -> None:

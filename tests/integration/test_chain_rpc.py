@@ -31,7 +31,7 @@ async def proxy(node: Node) -> AsyncIterator[Proxy]:
         yield result
 
 
-async def test_no_endpoint_is_there() -> None:
+async def test_an_endpoint_that_is_down() -> None:
     with open_listener(0) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(EndpointError, match="connection refused") as error:
@@ -42,7 +42,7 @@ async def test_no_endpoint_is_there() -> None:
     assert error.value.exit_code == 7
 
 
-async def test_one_connection_for_many_questions(proxy: Proxy, node: Node) -> None:
+async def test_one_connection_for_many_requests(proxy: Proxy, node: Node) -> None:
     async with connected(proxy.url) as w3:
         for _ in range(5):
             assert await w3.eth.chain_id == node.chain_id
@@ -98,13 +98,13 @@ async def test_the_wrong_chain(node: Node) -> None:
         await connect(node.url, chain_id=5)
 
 
-async def test_no_contract_there(node: Node) -> None:
+async def test_no_contract_at_the_address(node: Node) -> None:
     nowhere = "0x" + "51" * 20
     with pytest.raises(EndpointError, match=f"no contract at {nowhere}"):
         await connect(node.url, contracts=[nowhere])
 
 
-async def test_another_contract_there(grid: LiveGrid) -> None:
+async def test_another_contract_at_the_address(grid: LiveGrid) -> None:
     """The deployment record has addresses in the wrong order, or of another program."""
     mixed = Deployment(
         grid.deployment.chain_id,
@@ -138,9 +138,9 @@ async def test_another_contract_there(grid: LiveGrid) -> None:
 )
 async def test_reads_are_tried_again(proxy: Proxy, fault: str | Spoil) -> None:
     async with connected(proxy.url) as w3:
-        truth = await w3.eth.block_number
+        expected = await w3.eth.block_number
         proxy.orders = [fault, fault]
-        assert await w3.eth.block_number == truth
+        assert await w3.eth.block_number == expected
         proxy.orders = [fault] * 9
         with pytest.raises(TransientEndpointError, match="The endpoint http://127"):
             await w3.eth.block_number
@@ -169,8 +169,8 @@ async def test_a_batch_is_checked_too(proxy: Proxy) -> None:
         assert int(chain_id["result"], 16) == 1337
         for body in (b"[]", b"[1, 2]", b'[{"id": 1}, {"id": 1}]', b"{}"):
             proxy.orders = [lambda _request, _answer, body=body: ("200 OK", body)]
-            again = await w3.provider.make_batch_request(batch)
-            assert again[1]["result"] == chain_id["result"]
+            second_response = await w3.provider.make_batch_request(batch)
+            assert second_response[1]["result"] == chain_id["result"]
             assert proxy.orders == []
 
 
@@ -178,10 +178,10 @@ def gateway(change: Callable[[dict[str, Any]], object]) -> Spoil:
     """Responses rewritten as by a gateway, those of a batch in another order."""
 
     def spoil(_: Any, answer: Any) -> tuple[str, bytes]:
-        many = answer if isinstance(answer, list) else [answer]
-        for item in many:
+        answers = answer if isinstance(answer, list) else [answer]
+        for item in answers:
             change(item)
-        result = many[::-1] if isinstance(answer, list) else answer
+        result = answers[::-1] if isinstance(answer, list) else answer
         return "200 OK", json.dumps(result).encode()
 
     return spoil
@@ -210,16 +210,16 @@ async def test_rewritten_responses_of_gateways_are_accepted(
         assert proxy.orders == [], "neither was asked twice"
 
 
-@pytest.mark.parametrize("cut", [0, 1])
-async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int) -> None:
+@pytest.mark.parametrize("position", [0, 1])
+async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, position: int) -> None:
     """Ids or responses are missing."""
 
-    def nameless(_: Any, answer: Any) -> tuple[str, bytes]:
-        result = [{k: v for k, v in item.items() if k != "id"} for item in answer[cut:]]
+    def without_ids(_: Any, answer: Any) -> tuple[str, bytes]:
+        result = [{k: v for k, v in item.items() if k != "id"} for item in answer[position:]]
         return "200 OK", json.dumps(result).encode()
 
     async with connected(proxy.url, attempts=1) as w3:
-        proxy.orders = [nameless]
+        proxy.orders = [without_ids]
         requests = [("eth_chainId", []), ("eth_getBlockByNumber", ["0x0", False])]
         chain_id, block = await ask_all(w3, requests)
         assert (chain_id, block["number"]) == ("0x539", "0x0")
@@ -232,7 +232,7 @@ async def test_a_batch_with_ambiguous_responses_is_split(proxy: Proxy, cut: int)
 async def test_an_odd_error_refuses_a_range_as_any_other(
     grid: LiveGrid, proxy: Proxy, error: Any, alone: bool
 ) -> None:
-    truth = await read_logs(grid.w3, grid.deployment.addresses, [], 0)
+    expected = await read_logs(grid.w3, grid.deployment.addresses, [], 0)
 
     def refuse(question: Any) -> tuple[str, Any] | None:
         requests = question if isinstance(question, list) else [question]
@@ -250,7 +250,7 @@ async def test_an_odd_error_refuses_a_range_as_any_other(
 
     async with connected(proxy.url, attempts=1) as w3:
         proxy.profile = refuse
-        assert await read_logs(w3, grid.deployment.addresses, [], 0) == truth
+        assert await read_logs(w3, grid.deployment.addresses, [], 0) == expected
         assert proxy.counts["refused"] > 0
 
 
@@ -290,7 +290,9 @@ async def test_a_transaction_is_broadcast_once(
     assert await credit.balance_of(target) == before + 1
 
 
-async def test_a_third_of_all_answers_spoilt(grid: LiveGrid, proxy: Proxy) -> None:
+async def test_reads_succeed_while_a_third_of_all_responses_are_faulty(
+    grid: LiveGrid, proxy: Proxy
+) -> None:
     """Failed sends are retried under their idempotency keys: each takes effect once."""
     credit, account = grid.contracts.credit, grid.customers[1]
     target = f"0x{7:040x}"

@@ -63,7 +63,7 @@ async def test_killed_at_each_label_it_acts_once(grid: LiveGrid, tmp_path: Path)
         )
 
 
-async def test_fifty_at_once(grid: LiveGrid) -> None:
+async def test_fifty_transactions_sent_at_once(grid: LiveGrid) -> None:
     credit = grid.contracts.credit
     target = account_of("fifty").address
     receipts = await asyncio.gather(
@@ -74,13 +74,15 @@ async def test_fifty_at_once(grid: LiveGrid) -> None:
 
 
 async def test_missing_coin_for_gas_is_reported_plainly(grid: LiveGrid) -> None:
-    poor = account_of("poor")
-    with pytest.raises(InsufficientFundsError, match=f"{poor.address} can't pay the gas"):
-        await grid.send(poor, grid.contracts.credit.approve(grid.admin.address, 1))
+    account_without_coin = account_of("poor")
+    with pytest.raises(
+        InsufficientFundsError, match=f"{account_without_coin.address} can't pay the gas"
+    ):
+        await grid.send(account_without_coin, grid.contracts.credit.approve(grid.admin.address, 1))
     # Enough for a little, not for this.
-    await grid.node.fund(poor.address, 10**9)
+    await grid.node.fund(account_without_coin.address, 10**9)
     with pytest.raises(InsufficientFundsError, match=r"it has 0\.000000001"):
-        await grid.send(poor, grid.contracts.credit.approve(grid.admin.address, 1))
+        await grid.send(account_without_coin, grid.contracts.credit.approve(grid.admin.address, 1))
 
 
 @pytest.fixture
@@ -163,8 +165,8 @@ async def test_a_database_is_kept_after_a_restart(grid: LiveGrid, tmp_path: Path
         chain_id=grid.deployment.chain_id,
         contract=grid.deployment.scheduler,
         account=grid.stranger.address,
-    ) as again:
-        (entry,) = again.recent_entries()
+    ) as reopened:
+        (entry,) = reopened.recent_entries()
         assert entry.state is TxState.MINED
 
 

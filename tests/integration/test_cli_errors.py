@@ -25,17 +25,17 @@ from tests.support.local_devnet import Cli, LocalDevnet, make_light
 HELLO = str(EXAMPLES / "hello.yaml")
 
 
-def assert_refused(result: Outcome, code: int, *words: str) -> None:
+def assert_refused(result: Outcome, code: int, *arguments: str) -> None:
     """Check the exit code, that stderr has an error with these words, and that stdout is empty."""
     assert result.code == code, result
     assert result.out == ""
     assert "Error: " in result.err
     assert "Traceback" not in result.err
-    for word in words:
+    for word in arguments:
         assert word in result.err
 
 
-def holdings(cli: Cli) -> tuple[str, str, int]:
+def customer_state(cli: Cli) -> tuple[str, str, int]:
     """Return credits, coin and number of jobs of the customer, which a refusal must not change."""
     balance = json.loads(cli("credit", "balance", "-o", "json").out)
     jobs = json.loads(cli("job", "list", "--all", "-o", "json").out)
@@ -107,12 +107,12 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 @pytest.mark.parametrize("verb", ["validate", "submit"])
 def test_bad_job_files_end_with_exit_code_3(cli: Cli, tmp_path: Path, verb: str, name: str) -> None:
-    text, words = BAD_FILES[name]
+    text, messages = BAD_FILES[name]
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     result = cli(verb, str(file))
     assert_refused(result, 3)
-    assert words.lower() in result.err.lower()
+    assert messages.lower() in result.err.lower()
 
 
 def test_missing_job_file(cli: Cli) -> None:
@@ -123,12 +123,12 @@ def test_missing_job_file(cli: Cli) -> None:
 
 
 def test_too_few_credits_cost_nothing(cli: Cli) -> None:
-    before = holdings(cli)
+    before = customer_state(cli)
     assert_refused(
         cli("submit", HELLO, "--credits", "1001"), 5, "has 1000 credits", "1001", "faucet"
     )
     assert_refused(cli("submit", HELLO, "--array", "250", "--credits", "5"), 5, "1250")
-    assert holdings(cli) == before
+    assert customer_state(cli) == before
 
 
 def test_more_jobs_than_a_block_holds(cli: Cli) -> None:
@@ -136,19 +136,19 @@ def test_more_jobs_than_a_block_holds(cli: Cli) -> None:
 
 
 def test_dry_run_checks_everything_and_sends_nothing(cli: Cli) -> None:
-    before = holdings(cli)
+    before = customer_state(cli)
     result = cli("submit", HELLO, "--dry-run")
     assert (result.code, result.out) == (0, "")
     assert "Escrowing 1 of 1000 credits; sends an approval for exactly 1" in result.err
     assert "Dry run: nothing was sent." in result.err
-    assert holdings(cli) == before
+    assert customer_state(cli) == before
 
 
 def test_no_gas(cli: Cli, local_devnet: LocalDevnet, tmp_path: Path) -> None:
     wallet = str(tmp_path / "poor.json")
-    made = json.loads(cli("wallet", "new", wallet, "-o", "json").out)
+    wallet_info = json.loads(cli("wallet", "new", wallet, "-o", "json").out)
     assert_refused(cli("submit", HELLO, "--keystore", wallet), 5, "has 0 credits")
-    assert cli("credit", "transfer", made["address"], "2").code == 0
+    assert cli("credit", "transfer", wallet_info["address"], "2").code == 0
     assert_refused(cli("submit", HELLO, "--keystore", wallet), 5, "coin", "gas")
     assert_refused(cli("credit", "approve", "1", "--keystore", wallet), 5, "gas")
 
@@ -272,8 +272,8 @@ def test_commands_for_a_job_without_a_provider(
     cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
     """The grid has neither a scheduler nor providers, so the job stays PENDING."""
-    sent = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
-    job = str(sent[0]["id"])
+    submission = json.loads(cli("submit", HELLO, "--permit", "-o", "json").out)
+    job = str(submission[0]["id"])
     assert_refused(cli("job", "watch", job, "--wait-timeout", "0"), 9, "still PENDING")
     assert_refused(cli("job", "logs", job), 4, "No gateway has a log of job")
     assert_refused(cli("job", "retry", job), 6, "has not ended")
@@ -288,9 +288,9 @@ def test_commands_for_a_job_without_a_provider(
     assert (record["status"], record["refunded_credits"]) == ("CANCELLED", "1.5")
     assert_refused(cli("job", "cancel", job), 6, "CANCELLED")
     assert_refused(cli("job", "topup", job, "1"), 6, "CANCELLED")
-    again = cli("job", "retry", job, "-o", "json", "--credits", "1")
-    assert json.loads(again.out)["escrow_credits"] == "1"
-    assert cli("job", "cancel", str(json.loads(again.out)["id"])).code == 0
+    retry = cli("job", "retry", job, "-o", "json", "--credits", "1")
+    assert json.loads(retry.out)["escrow_credits"] == "1"
+    assert cli("job", "cancel", str(json.loads(retry.out)["id"])).code == 0
 
 
 def test_unknown_status(cli: Cli) -> None:
@@ -332,31 +332,36 @@ class _AnsweringTerminal(io.StringIO):
 def test_life_cycle_of_a_provider_from_registration_to_a_ban(
     cli: Cli, local_devnet: LocalDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
+    provider_options = ["--keystore", str(tmp_path / "provider.json"), "-o", "json"]
     admin = ["--keystore", str(local_devnet.wallets / "admin.json"), "-o", "json"]
-    account = json.loads(cli("wallet", "new", own[1], "-o", "json").out)["address"]
-    make_light(Path(own[1]), local_devnet.password_file)
+    account = json.loads(cli("wallet", "new", provider_options[1], "-o", "json").out)["address"]
+    make_light(Path(provider_options[1]), local_devnet.password_file)
     assert cli("credit", "faucet", account).code == 0
     hardware = ["--nodes", "2", "--cpus-per-node", "8", "--mem-per-node", "16000"]
     prices = ["--cpu-price", "3.6", "--mem-price", "0.0036"]
     too_many = ["--cpus-per-node", "70000", "--yes"]
-    assert_refused(cli("provider", "register", *prices, *too_many, *own), 2)
+    assert_refused(cli("provider", "register", *prices, *too_many, *provider_options), 2)
     assert_refused(
-        cli("provider", "register", *own), 2, "needs a price", "--cpu-price and --mem-price"
+        cli("provider", "register", *provider_options),
+        2,
+        "needs a price",
+        "--cpu-price and --mem-price",
     )
     free = ["--cpu-price", "0", "--mem-price", "0"]
     # Without hardware options, this machine's hardware is registered after a confirmation.
-    unconfirmed = cli("provider", "register", *free, *own)
+    unconfirmed = cli("provider", "register", *free, *provider_options)
     machine = registration.machine()
     assert f"This machine has {plural(machine.cpus_per_node, 'CPU')}, " in unconfirmed.err
-    warned = cli("provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *own)
+    warned = cli(
+        "provider", "register", *hardware, *prices, "--cpus-per-node", "9999", *provider_options
+    )
     assert warned.code == 0, warned
     assert "9999 CPUs per node would be registered, but this machine has" in warned.err
     # A repetition sends nothing, although no version is approved yet.
-    same = cli("provider", "register", "--cpus-per-node", "9999", *own)
+    same = cli("provider", "register", "--cpus-per-node", "9999", *provider_options)
     assert (same.code, same.out) == (0, "")
     assert "Nothing was sent." in same.err
-    unconfirmed = cli("provider", "register", *hardware, *free, *own)
+    unconfirmed = cli("provider", "register", *hardware, *free, *provider_options)
     assert_refused(unconfirmed, 2, "no terminal to ask on", "--yes")
     assert "All prices would be zero" in unconfirmed.err
 
@@ -365,29 +370,56 @@ def test_life_cycle_of_a_provider_from_registration_to_a_ban(
 
     steps: list[tuple[list[str], dict[str, Any]]] = [
         (
-            ["provider", "register", *hardware, *prices, "--label", "site=here", "--yes", *own],
+            [
+                "provider",
+                "register",
+                *hardware,
+                *prices,
+                "--label",
+                "site=here",
+                "--yes",
+                *provider_options,
+            ],
             {"status": "WAITING_APPROVAL", "labels": "site=here", "price_gpu": "0"},
         ),
         (["admin", "approve", account, *admin], {"status": "ACTIVE", "offer_cpus": 16}),
         (
-            ["provider", "offer", "--cpus", "4", "--memory", "99", *own],
+            ["provider", "offer", "--cpus", "4", "--memory", "99", *provider_options],
             {"offer_cpus": 4, "offer_memory": 99},
         ),
         (
-            ["provider", "price", "--mem-price", "0", "--gpu-price", "36", "--yes", *own],
+            [
+                "provider",
+                "price",
+                "--mem-price",
+                "0",
+                "--gpu-price",
+                "36",
+                "--yes",
+                *provider_options,
+            ],
             {"price_cpu": str(10**15), "price_mem": "0", "price_gpu": str(10**16)},
         ),
         (
-            ["provider", "labels", "--label", "a=b", "--label", "c=d", "--yes", *own],
+            ["provider", "labels", "--label", "a=b", "--label", "c=d", "--yes", *provider_options],
             {"labels": "a=b c=d"},
         ),
         # Options that are not given keep their values; an unchanged registration needs no confirmation.
         (
-            ["provider", "register", "--cpus-per-node", "1", "--nodes", "2", "--yes", *own],
+            [
+                "provider",
+                "register",
+                "--cpus-per-node",
+                "1",
+                "--nodes",
+                "2",
+                "--yes",
+                *provider_options,
+            ],
             {"labels": "a=b c=d", "price_cpu": str(10**15), "price_gpu": str(10**16)},
         ),
-        (["provider", "drain", "--wait", *own], {"status": "DRAINING"}),
-        (["provider", "resume", *own], {"status": "ACTIVE"}),
+        (["provider", "drain", "--wait", *provider_options], {"status": "DRAINING"}),
+        (["provider", "resume", *provider_options], {"status": "ACTIVE"}),
         (["admin", "ban", account, "--reason", "late", "--yes", *admin], {"status": "BANNED"}),
         (["admin", "unban", account, *admin], {"status": "ACTIVE"}),
     ]
@@ -399,11 +431,11 @@ def test_life_cycle_of_a_provider_from_registration_to_a_ban(
         assert {key: record[key] for key in expected} == expected
     # Repetitions send nothing; a ban needs a confirmation.
     for arguments in (
-        ["provider", "offer", "--cpus", "4", "--memory", "99M", *own],
-        ["provider", "price", "--cpu-price", "3.6", *own],
-        ["provider", "labels", "--label", "c=d", "--label", "a=b", *own],
-        ["provider", "register", "--nodes", "2", *own],
-        ["provider", "resume", *own],
+        ["provider", "offer", "--cpus", "4", "--memory", "99M", *provider_options],
+        ["provider", "price", "--cpu-price", "3.6", *provider_options],
+        ["provider", "labels", "--label", "c=d", "--label", "a=b", *provider_options],
+        ["provider", "register", "--nodes", "2", *provider_options],
+        ["provider", "resume", *provider_options],
         ["admin", "unban", account, *admin],
         ["admin", "open", *admin],
     ):
@@ -412,13 +444,16 @@ def test_life_cycle_of_a_provider_from_registration_to_a_ban(
         assert "Nothing was sent." in result.err
     assert_refused(cli("admin", "ban", account, *admin), 2, "no terminal to ask on", "--yes")
     monkeypatch.setattr("sys.stdin", _AnsweringTerminal("n\n"))
-    for words, arguments in (
-        ("from 3.6 to 3.7 credits", ["provider", "price", "--cpu-price", "3.7", *own]),
-        ("is registered: the new", ["provider", "register", "--cpus-per-node", "4", *own]),
+    for message, arguments in (
+        ("from 3.6 to 3.7 credits", ["provider", "price", "--cpu-price", "3.7", *provider_options]),
+        (
+            "is registered: the new",
+            ["provider", "register", "--cpus-per-node", "4", *provider_options],
+        ),
     ):
         declined = cli(*arguments)
         assert (declined.code, declined.out.strip()) == (0, "")
-        assert words in declined.err
+        assert message in declined.err
         assert "Nothing was changed." in declined.err
     jobs = cli("provider", "jobs", account)
     assert (jobs.code, jobs.out) == (0, "")
@@ -438,8 +473,8 @@ def test_roles_fee_mint_and_handover(cli: Cli, local_devnet: LocalDevnet) -> Non
         yes = ["--yes"] if verb == "revoke" else []
         assert cli("admin", verb, "scheduler", alice, *yes, *admin).code == 0
         assert holders("METASCHEDULER_ROLE") == expected
-        again = cli("admin", verb, "scheduler", alice, *yes, *admin)
-        assert (again.code, again.out) == (0, "")
+        second_handover = cli("admin", verb, "scheduler", alice, *yes, *admin)
+        assert (second_handover.code, second_handover.out) == (0, "")
     assert_refused(cli("admin", "grant", "minter", alice), 8, "DEFAULT_ADMIN_ROLE")
     assert cli("admin", "fee", "250", *admin).code == 0
     result = json.loads(cli("admin", "params", "-o", "json").out)
@@ -448,24 +483,24 @@ def test_roles_fee_mint_and_handover(cli: Cli, local_devnet: LocalDevnet) -> Non
     assert names | {"approval_period"} == set(result)
     assert cli("admin", "fee", "500", *admin).code == 0
 
-    credits = holdings(cli)
+    credits = customer_state(cli)
     assert cli("credit", "mint", alice, "3", *admin).code == 0
     assert_refused(cli("credit", "mint", alice, "3"), 8, "MINTER_ROLE")
     assert_refused(cli("credit", "burn", "3"), 2, "no terminal to ask on")
     assert cli("credit", "burn", "3", "--yes").code == 0
-    assert holdings(cli)[0] == credits[0]
+    assert customer_state(cli)[0] == credits[0]
 
     proposed = cli("admin", "handover", alice, "--yes", *admin)
     assert [row["next"] for row in json.loads(proposed.out)] == [alice] * 3
-    again = cli("admin", "handover", alice, "--yes", *admin)
-    assert f"The handover of Credit to {alice} is pending." in again.err
+    second_handover = cli("admin", "handover", alice, "--yes", *admin)
+    assert f"The handover of Credit to {alice} is pending." in second_handover.err
     withdrawn = cli("admin", "handover", "--cancel", *admin)
     assert [row["next"] for row in json.loads(withdrawn.out)] == [None] * 3
-    nothing = cli("admin", "handover", "--accept", "-o", "json")
-    assert f"No handover of MetaScheduler to {alice} is pending." in nothing.err
+    early_accept = cli("admin", "handover", "--accept", "-o", "json")
+    assert f"No handover of MetaScheduler to {alice} is pending." in early_accept.err
     same = cli("admin", "handover", owner, "--yes", *admin)
     assert f"{owner} is the administrator of Credit already." in same.err
-    assert {row["admin"] for row in json.loads(nothing.out)} == {owner}
+    assert {row["admin"] for row in json.loads(early_accept.out)} == {owner}
 
 
 def test_a_new_version_continues_with_the_old_credit_and_registry(
@@ -476,14 +511,14 @@ def test_a_new_version_continues_with_the_old_credit_and_registry(
     old = local_devnet.record
     wrong = ["--credit", old["registry"], "--registry", old["registry"]]
     assert_refused(cli("contracts", "deploy", *wrong, *new), 2, "is not this package's Credit")
-    kept = ["--credit", old["credit"], "--registry", old["registry"]]
-    deployed = cli("contracts", "deploy", *kept, "--demo-timeouts", *new)
+    kept_options = ["--credit", old["credit"], "--registry", old["registry"]]
+    deployed = cli("contracts", "deploy", *kept_options, "--demo-timeouts", *new)
     assert deployed.code == 0
     assert "No --treasury was given: " in deployed.err
-    made = json.loads(Path(record).read_text())
-    assert (made["credit"], made["registry"]) == (old["credit"], old["registry"])
-    assert made["scheduler"] != old["scheduler"]
-    assert made["block"] == old["block"]
+    record_data = json.loads(Path(record).read_text())
+    assert (record_data["credit"], record_data["registry"]) == (old["credit"], old["registry"])
+    assert record_data["scheduler"] != old["scheduler"]
+    assert record_data["block"] == old["block"]
     verified = cli("contracts", "verify", "--deployment", record)
     assert verified.code == 0
     assert "has METASCHEDULER_ROLE of MetaScheduler" in verified.out
@@ -503,10 +538,10 @@ def test_closed_submissions(cli: Cli, local_devnet: LocalDevnet) -> None:
 
 
 def test_a_job_without_an_eligible_provider_gets_a_warning_and_a_reason(cli: Cli) -> None:
-    sent = cli("submit", HELLO, "--credits", "0.0001", "-o", "json")
-    assert sent.code == 0
-    assert "Warning: no provider is eligible now" in sent.err
-    job = str(json.loads(sent.out)[0]["id"])
+    submission = cli("submit", HELLO, "--credits", "0.0001", "-o", "json")
+    assert submission.code == 0
+    assert "Warning: no provider is eligible now" in submission.err
+    job = str(json.loads(submission.out)[0]["id"])
     result = cli("job", "why", job)
     assert result.code == 0
     assert "too expensive" in result.out
@@ -534,11 +569,11 @@ def test_waiting_for_a_job_prints_why_it_makes_no_progress(
     arguments = (HELLO, "--credits", "0.0001", "--wait", "--poll-interval", "0.05", "-o", "json")
     result = cli("submit", *arguments)
     assert (result.code, result.err) == (1, "")
-    ended = json.loads(result.out)[0]
-    assert ended["status"] == "CANCELLED"
+    ended_job = json.loads(result.out)[0]
+    assert ended_job["status"] == "CANCELLED"
     reasons = [text for text in notes if "too expensive" in text]
     assert len(reasons) == 1
-    assert f"Next: `deepsquare job topup {ended['id']} CREDITS` raises" in reasons[0]
+    assert f"Next: `deepsquare job topup {ended_job['id']} CREDITS` raises" in reasons[0]
 
 
 def test_invalid_addresses_amounts_and_labels(cli: Cli) -> None:
@@ -547,9 +582,9 @@ def test_invalid_addresses_amounts_and_labels(cli: Cli) -> None:
     assert_refused(cli("credit", "transfer", "0x" + "00" * 20, "1"), 6, "can't receive credits")
     mistyped = "0x976EA74026E726554dB657fA54763abd0C3a0aA9"
     assert_refused(cli("credit", "transfer", mistyped, "1"), 2, mistyped, "checksum is wrong")
-    nothing = cli("credit", "transfer", mistyped.lower(), "0")
-    assert (nothing.code, nothing.out) == (2, "")
-    assert "is not more than 0" in nothing.err
+    zero_transfer = cli("credit", "transfer", mistyped.lower(), "0")
+    assert (zero_transfer.code, zero_transfer.out) == (2, "")
+    assert "is not more than 0" in zero_transfer.err
     assert_refused(cli("provider", "labels", "--label", "fast"), 2, "KEY=VALUE")
 
 
@@ -612,12 +647,12 @@ def test_doctor_checks_the_password(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", [("submit", HELLO), ("quote", HELLO), ("job", "retry", "1")])
 def test_zero_credits_are_not_replaced_by_the_default(cli: Cli, verb: tuple[str, ...]) -> None:
-    before = holdings(cli)
+    before = customer_state(cli)
     result = cli(*verb, "--credits", "0")
     assert (result.code, result.out) == (2, "")
     assert "--credits" in result.err
     assert "is not more than 0" in result.err
-    assert holdings(cli) == before
+    assert customer_state(cli) == before
 
 
 def test_an_existing_record_is_never_overwritten(cli: Cli) -> None:

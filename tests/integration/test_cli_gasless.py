@@ -38,9 +38,9 @@ def test_a_wallet_without_coin_can_act_as_a_customer(
 ) -> None:
     before = balance(cli, bob)
     assert before["gas"] == "0"
-    made = cli("submit", HELLO, "--array", "2", "--gasless", "--yes", "-o", "json", *bob)
-    first, second = (str(item["id"]) for item in data(made))
-    for words in (
+    submission = cli("submit", HELLO, "--array", "2", "--gasless", "--yes", "-o", "json", *bob)
+    first, second = (str(item["id"]) for item in data(submission))
+    for message in (
         "function",
         "submitJobs",
         "2 jobs named 'hello'",
@@ -49,21 +49,21 @@ def test_a_wallet_without_coin_can_act_as_a_customer(
         "paid by the relay at http://127.0.0.1:",
         "a relay pays the gas",
     ):
-        assert words in made.err
+        assert message in submission.err
     topped = cli("job", "topup", first, "1", "--gasless", "--yes", "-o", "json", *bob)
     assert data(topped)["gas_fee"] == "0"
     assert "1 credit into its escrow" in topped.err
     assert cli("job", "cancel", first, second, "--gasless", "--yes", *bob).code == 0
-    again = data(cli("job", "retry", second, "--gasless", "--yes", "-o", "json", *bob))
-    assert (again["name"], again["status"]) == ("hello", "PENDING")
-    assert cli("job", "cancel", str(again["id"]), "--gasless", "--yes", *bob).code == 0
+    retry = data(cli("job", "retry", second, "--gasless", "--yes", "-o", "json", *bob))
+    assert (retry["name"], retry["status"]) == ("hello", "PENDING")
+    assert cli("job", "cancel", str(retry["id"]), "--gasless", "--yes", *bob).code == 0
     parked = cli("credit", "withdraw", "--gasless", "--yes", *bob)
     assert parked.code == 6
     assert "no credits to withdraw" in parked.err
     assert balance(cli, bob) == before
-    listed = data(cli("relay", "requests", "-o", "json", *bob))
-    assert [item["state"] for item in listed] == ["executed"] * 5
-    assert len({item["transaction"] for item in listed}) == 5
+    requests = data(cli("relay", "requests", "-o", "json", *bob))
+    assert [item["state"] for item in requests] == ["executed"] * 5
+    assert len({item["transaction"] for item in requests}) == 5
 
     async def sent() -> int:
         account = json.loads((local_devnet.wallets / "bob.json").read_text())["address"]
@@ -91,37 +91,49 @@ def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
     """A request that was signed before the kill is sent again, and nothing is signed twice."""
     before = balance(cli, bob)
     signed = len(data(cli("relay", "requests", "-o", "json", *bob)))
-    words = ("submit", HELLO, "--gasless", "--yes", "--key", f"killed at {crash_at}", "-o", "json")
-    killed = run_forked([*words, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
+    arguments = (
+        "submit",
+        HELLO,
+        "--gasless",
+        "--yes",
+        "--key",
+        f"killed at {crash_at}",
+        "-o",
+        "json",
+    )
+    killed = run_forked([*arguments, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL, killed
-    (made,) = data(cli(*words, *bob))
-    assert data(cli(*words, *bob)) == [made]
+    (job,) = data(cli(*arguments, *bob))
+    assert data(cli(*arguments, *bob)) == [job]
     assert len(data(cli("relay", "requests", "-o", "json", *bob))) == signed + 1
-    assert cli("job", "cancel", str(made["id"]), "--gasless", "--yes", *bob).code == 0
+    assert cli("job", "cancel", str(job["id"]), "--gasless", "--yes", *bob).code == 0
     assert balance(cli, bob) == before
 
 
 def test_a_key_is_one_submission_with_and_without_a_relay(cli: Cli, bob: tuple[str, ...]) -> None:
-    made = ("submit", HELLO, "--gasless", "--yes", "-o", "json", *bob)
-    first = data(cli(*made, "--key", "once"))
-    assert data(cli(*made, "--key", "once")) == first
+    submit_command = ("submit", HELLO, "--gasless", "--yes", "-o", "json", *bob)
+    first = data(cli(*submit_command, "--key", "once"))
+    assert data(cli(*submit_command, "--key", "once")) == first
     direct = cli("submit", HELLO, "--key", "once", *bob)
     assert direct.code == 2
     assert "Repeat it with --gasless" in direct.err
     # Conversely, a call that was sent without a relay is not signed for one.
-    own = data(cli("submit", HELLO, "--key", "own", "-o", "json"))
-    assert data(cli("submit", HELLO, "--key", "own", "--gasless", "--yes", "-o", "json")) == own
+    own_submission = data(cli("submit", HELLO, "--key", "own", "-o", "json"))
+    assert (
+        data(cli("submit", HELLO, "--key", "own", "--gasless", "--yes", "-o", "json"))
+        == own_submission
+    )
 
 
 def test_a_relay_returns_its_terms_and_one_that_is_down_is_reported(
     cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...]
 ) -> None:
-    shown = data(cli("relay", "show", "-o", "json"))
-    assert shown["open"] is True
-    assert shown["url"] == local_devnet.record["extra"]["relay"]
-    assert "submitJobs" in shown["functions"]
-    away = ("--relay", "http://127.0.0.1:1")
-    result = cli("submit", HELLO, "--gasless", "--yes", *away, *bob)
+    terms = data(cli("relay", "show", "-o", "json"))
+    assert terms["open"] is True
+    assert terms["url"] == local_devnet.record["extra"]["relay"]
+    assert "submitJobs" in terms["functions"]
+    missing_relay = ("--relay", "http://127.0.0.1:1")
+    result = cli("submit", HELLO, "--gasless", "--yes", *missing_relay, *bob)
     assert result.code == 7
     assert "The relay at http://127.0.0.1:1 can't be reached" in result.err
     assert "without --gasless" in result.err

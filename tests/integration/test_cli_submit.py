@@ -51,7 +51,7 @@ async def nonce(local_devnet: LocalDevnet) -> int:
 
 
 @pytest.fixture
-def sent(local_devnet: LocalDevnet) -> Any:
+def count_sent(local_devnet: LocalDevnet) -> Any:
     """How many transactions were sent since the last call."""
     last = asyncio.run(nonce(local_devnet))
 
@@ -64,13 +64,13 @@ def sent(local_devnet: LocalDevnet) -> Any:
 
 
 def test_a_job_with_a_start_time_waits_for_it(cli: Cli, local_devnet: LocalDevnet) -> None:
-    wishes = "startAfter: 2h\nstartBefore: 3h\npatience: 10m\npreferences: [region=ch]\n"
-    (local_devnet.folder / "later.yaml").write_text(Path(HELLO).read_text() + wishes)
+    conditions = "startAfter: 2h\nstartBefore: 3h\npatience: 10m\npreferences: [region=ch]\n"
+    (local_devnet.folder / "later.yaml").write_text(Path(HELLO).read_text() + conditions)
     [job] = [item["id"] for item in data(cli("submit", "later.yaml", "-o", "json"))]
     assert "at the earliest" in data(cli("job", "why", str(job), "-o", "json"))["why"]
     # The key of a submission names the same job each time, so its times are absolute.
-    again = cli("submit", "later.yaml", "--key", "later")
-    assert "startAfter and startBefore are relative to the submission" in again.err
+    repeated = cli("submit", "later.yaml", "--key", "later")
+    assert "startAfter and startBefore are relative to the submission" in repeated.err
     assert cli("job", "cancel", str(job)).code == 0
 
 
@@ -88,12 +88,12 @@ def test_a_job_that_missed_its_start_is_refunded(cli: Cli, local_devnet: LocalDe
     assert credits(cli) == before - 10**18  # the other one
 
 
-def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
+def test_a_dry_run_pays_nothing(cli: Cli, count_sent: Any) -> None:
     before = credits(cli)
     result = cli("submit", HELLO, "--dry-run")
     assert (result.code, result.out) == (0, "")
     assert "Dry run: nothing was sent." in result.err
-    assert (credits(cli), sent()) == (before, 0)
+    assert (credits(cli), count_sent()) == (before, 0)
     reported = data(cli("submit", HELLO, "--array", "2", "--dry-run", "-o", "json"))
     assert (reported["jobs"], reported["total"], reported["total_credits"]) == (
         2,
@@ -102,14 +102,14 @@ def test_a_dry_run_pays_nothing(cli: Cli, sent: Any) -> None:
     )
     assert (reported["balance"], reported["approval"]) == (str(before), True)
     assert int(reported["gas"]) > 0
-    assert (credits(cli), sent()) == (before, 0)
+    assert (credits(cli), count_sent()) == (before, 0)
 
 
-def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, sent: Any) -> None:
+def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, count_sent: Any) -> None:
     assert len(data(cli("submit", HELLO, "-o", "json"))) == 1
-    assert sent() == 2
+    assert count_sent() == 2
     assert len(data(cli("submit", HELLO, "--permit", "-o", "json"))) == 1
-    assert sent() == 1
+    assert count_sent() == 1
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
@@ -122,7 +122,7 @@ def test_submissions_at_once_succeed_all(
     with ThreadPoolExecutor(3) as pool:
         arguments = ("submit", HELLO, *more, "-o", "json")
         result = list(pool.map(lambda _: run_forked(arguments, local_devnet.folder), range(3)))
-    ids = [item["id"] for done in result for item in data(done)]
+    ids = [item["id"] for output in result for item in data(output)]
     item = 2 if "--array" in more else 1
     assert len(set(ids) - known) == len(ids) == 3 * item
     assert credits(cli) == before - 3 * item * 10**18
@@ -138,21 +138,21 @@ def test_submissions_and_a_top_up_at_once(cli: Cli, local_devnet: LocalDevnet) -
 
 
 def test_gathered_submissions_are_one_transaction(
-    cli: Cli, sent: Any, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, count_sent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine the five are ready at different times.
     monkeypatch.setattr(submission, "_GATHER_SECONDS", 3.0)
 
     async def gather() -> list[int]:
         async with Grid.open() as grid:
-            made = await asyncio.gather(*(grid.submit(HELLO) for _ in range(5)))
-        return [job_id for item in made for job_id in item.job_ids]
+            submissions = await asyncio.gather(*(grid.submit(HELLO) for _ in range(5)))
+        return [job_id for item in submissions for job_id in item.job_ids]
 
     before = credits(cli)
     ids = asyncio.run(gather())
     assert len(set(ids)) == 5
     assert credits(cli) == before - 5 * 10**18
-    assert sent() == 2, "an approval and one submission"
+    assert count_sent() == 2, "an approval and one submission"
 
 
 def test_a_wait_without_a_result_is_reported_anyway(cli: Cli) -> None:
@@ -169,37 +169,37 @@ def test_a_wait_without_a_result_is_reported_anyway(cli: Cli) -> None:
     assert (result.code, [item["id"] for item in json.loads(result.out)]) == (9, [first, second])
 
 
-def test_an_array_is_one_submission(cli: Cli, sent: Any) -> None:
+def test_an_array_is_one_submission(cli: Cli, count_sent: Any) -> None:
     before = credits(cli)
-    made = data(cli("submit", HELLO, "--array", "3", "--permit", "-o", "json"))
-    assert len({item["id"] for item in made}) == 3
-    assert (before - credits(cli), sent()) == (3 * 10**18, 1)
+    jobs = data(cli("submit", HELLO, "--array", "3", "--permit", "-o", "json"))
+    assert len({item["id"] for item in jobs}) == 3
+    assert (before - credits(cli), count_sent()) == (3 * 10**18, 1)
 
 
 @pytest.mark.parametrize("more", [(), ("--permit",)])
-def test_a_repeated_key_pays_once(cli: Cli, sent: Any, more: tuple[str, ...]) -> None:
+def test_a_repeated_key_pays_once(cli: Cli, count_sent: Any, more: tuple[str, ...]) -> None:
     key = "-".join(["night", *more])
     first = data(cli("submit", HELLO, "--array", "2", "--key", key, *more, "-o", "json"))
     paid, count = credits(cli), len(jobs(cli))
-    sent()
+    count_sent()
     # Another way of allowing the credits is still the same submission.
-    for again in (more, (), ("--permit",), ("--dry-run",)):
-        result = cli("submit", HELLO, "--array", "2", "--key", key, *again, "-o", "json")
+    for flags in (more, (), ("--permit",), ("--dry-run",)):
+        result = cli("submit", HELLO, "--array", "2", "--key", key, *flags, "-o", "json")
         assert data(result) == first
         assert "nothing more is paid" in result.err
-    assert (credits(cli), len(jobs(cli)), sent()) == (paid, count, 0)
+    assert (credits(cli), len(jobs(cli)), count_sent()) == (paid, count, 0)
 
 
-def test_a_key_for_other_jobs_is_refused_by_name(cli: Cli, sent: Any) -> None:
+def test_a_key_for_other_jobs_is_refused_by_name(cli: Cli, count_sent: Any) -> None:
     cli("submit", HELLO, "--key", "once")
-    sent()
+    count_sent()
     for other in ((PI,), (HELLO, "--array", "2"), (HELLO, "--credits", "2")):
         result = cli("submit", *other, "--key", "once")
         assert result.code == 2
         assert "The key 'once' was used for another submission" in result.err
     for wrong in ("", "x" * 121, "a\nb"):
         assert cli("submit", HELLO, "--key", wrong).code == 2
-    assert sent() == 0
+    assert count_sent() == 0
 
 
 def test_a_quote_has_price_longest_run_start_and_reasons(cli: Cli) -> None:
@@ -211,9 +211,9 @@ def test_a_quote_has_price_longest_run_start_and_reasons(cli: Cli) -> None:
     # The queue is empty: the job would be the first, and start at once.
     assert [item["expected_in"] for item in result].count(None) == 1
     assert int(cheap["longest"]) == 10**18 // int(cheap["rate"])
-    poor = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
-    assert all(not item["eligible"] and "over budget" in item["reason"] for item in poor)
-    assert all(item["starts_in"] is None for item in poor)
+    unaffordable = data(cli("quote", HELLO, "--credits", "0.0001", "-o", "json"))
+    assert all(not item["eligible"] and "over budget" in item["reason"] for item in unaffordable)
+    assert all(item["starts_in"] is None for item in unaffordable)
     assert "max runtime" in cli("quote", HELLO).out
 
 
@@ -225,9 +225,9 @@ def test_a_first_job_file_is_valid_and_never_overwritten(
     text = (local_devnet.folder / "mine.yaml").read_text()
     checked = data(cli("validate", "mine.yaml", "-o", "json"))
     assert (checked["name"], checked["time_limit"], checked["steps"]) == ("my-job", 600, 1)
-    again = cli("init", "mine.yaml")
-    assert again.code == 2
-    assert "mine.yaml already exists" in again.err
+    second_init = cli("init", "mine.yaml")
+    assert second_init.code == 2
+    assert "mine.yaml already exists" in second_init.err
     assert (local_devnet.folder / "mine.yaml").read_text() == text
     assert cli("init", "no/such/folder/x.yaml").code == 2
 
@@ -239,79 +239,83 @@ def test_an_older_job_file_is_converted_and_the_schema_printed(
         '{"resources": {"tasks": 2, "gpusPerTask": 1, "memPerCpu": 100},'
         ' "steps": [{"run": {"command": "true"}}]}'
     )
-    shown = cli("convert", "old.json")
-    assert "resources.gpusPerTask is now resources.gpus: 2" in shown.err
+    converted = cli("convert", "old.json")
+    assert "resources.gpusPerTask is now resources.gpus: 2" in converted.err
     assert cli("convert", "old.json", "--to", "new.yaml").code == 0
-    assert (local_devnet.folder / "new.yaml").read_text() == shown.out
+    assert (local_devnet.folder / "new.yaml").read_text() == converted.out
     assert data(cli("validate", "new.yaml", "-o", "json"))["gpus"] == 2
-    again = cli("convert", "old.json", "--to", "new.yaml")
-    assert (again.code, again.out) == (2, "")
-    assert "new.yaml already exists" in again.err
+    second_run = cli("convert", "old.json", "--to", "new.yaml")
+    assert (second_run.code, second_run.out) == (2, "")
+    assert "new.yaml already exists" in second_run.err
     document = json.loads(cli("schema").out)
     assert {"resources", "steps", "name"} <= set(document["properties"])
 
 
 def test_the_schedulers_view_of_waiting_jobs(cli: Cli) -> None:
-    made = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
-    result = data(cli("metascheduler", "explain", str(made), "-o", "json"))
-    assert [item["job_id"] for item in result] == [made]
+    job_id = data(cli("submit", HELLO, "-o", "json"))[0]["id"]
+    result = data(cli("metascheduler", "explain", str(job_id), "-o", "json"))
+    assert [item["job_id"] for item in result] == [job_id]
     # No provider runs here: jobs of earlier tests occupy the capacity.
     assert (result[0]["provider_id"] is None) == ("waits" in result[0]["text"])
     every = data(cli("metascheduler", "explain", "-o", "json"))
-    assert made in [item["job_id"] for item in every]
+    assert job_id in [item["job_id"] for item in every]
     assert cli("metascheduler", "explain", "999999").code == 4
 
 
 def test_a_job_that_never_ran_has_no_results(cli: Cli) -> None:
-    made = str(data(cli("submit", HELLO, "-o", "json"))[0]["id"])
-    result = cli("job", "results", made)
+    job_id = str(data(cli("submit", HELLO, "-o", "json"))[0]["id"])
+    result = cli("job", "results", job_id)
     assert (result.code, result.out) == (2, "")
-    assert f"Job {made} has not ended: it is PENDING" in result.err
-    assert cli("job", "cancel", made).code == 0
-    result = cli("job", "results", made)
+    assert f"Job {job_id} has not ended: it is PENDING" in result.err
+    assert cli("job", "cancel", job_id).code == 0
+    result = cli("job", "results", job_id)
     assert (result.code, result.out) == (4, "")
     assert "It ended before a provider ran it." in result.err
 
 
 def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
-    made = data(cli("submit", HELLO, "--array", "2", "--permit", "-o", "json"))
-    first, second = (str(item["id"]) for item in made)
+    jobs = data(cli("submit", HELLO, "--array", "2", "--permit", "-o", "json"))
+    first, second = (str(item["id"]) for item in jobs)
     assert cli("job", "cancel", first).code == 0
-    both = cli("job", "cancel", first, second, "-o", "json")
-    assert both.code == 0
-    assert json.loads(both.out)["label"] == f"cancel job {second}"
-    assert f"Job {first} was skipped, because it is CANCELLED." in both.err
-    assert f"Job {second} was" not in both.err
+    cancellation = cli("job", "cancel", first, second, "-o", "json")
+    assert cancellation.code == 0
+    assert json.loads(cancellation.out)["label"] == f"cancel job {second}"
+    assert f"Job {first} was skipped, because it is CANCELLED." in cancellation.err
+    assert f"Job {second} was" not in cancellation.err
     assert data(cli("job", "get", second, "-o", "json"))["status"] == "CANCELLED"
-    again = cli("job", "cancel", second)
-    assert (again.code, again.out) == (6, "")
-    assert f"Job {second} is CANCELLED already" in again.err
+    second_cancel = cli("job", "cancel", second)
+    assert (second_cancel.code, second_cancel.out) == (6, "")
+    assert f"Job {second} is CANCELLED already" in second_cancel.err
 
 
 def test_a_provider_sees_why_jobs_are_not_assigned(cli: Cli, local_devnet: LocalDevnet) -> None:
-    own = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
-    checks = {item["check"]: item for item in json.loads(cli("provider", "doctor", *own).out)}
+    options = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
+    checks = {item["check"]: item for item in json.loads(cli("provider", "doctor", *options).out)}
     # The tests' machine may be smaller than the offer, without a sandbox, and theirs may be root.
     machine = {"offer", "isolation", "user"}
-    assert {name for name, each in checks.items() if not each["ok"]} <= machine
+    assert {name for name, check in checks.items() if not check["ok"]} <= machine
     assert checks["registration"]["text"].startswith("provider 1, 0x")
     assert (checks["executor"]["ok"], checks["executor"]["setting"]) == (True, "executor")
     assert checks["deployment and endpoint"]["setting"] == "endpoint, chain_id, deployment"
     assert "definitions" in checks
     assert checks["status"]["text"] == "ACTIVE"
     assert checks["approval"]["text"].endswith("more days")
-    for given in ((), ("1",), (json.loads(cli("provider", "status", "1", *own).out)["account"],)):
-        assert data(cli("provider", "earnings", *given, *own)) == []
-        assert data(cli("provider", "jobs", *given, *own)) == []
+    for arguments in (
+        (),
+        ("1",),
+        (json.loads(cli("provider", "status", "1", *options).out)["account"],),
+    ):
+        assert data(cli("provider", "earnings", *arguments, *options)) == []
+        assert data(cli("provider", "jobs", *arguments, *options)) == []
     for unknown in ("99", "9" * 80):
         assert cli("provider", "earnings", unknown).code == 4
-    assert cli("provider", "drain", *own).code == 0
-    drained = cli("provider", "doctor", *own)
+    assert cli("provider", "drain", *options).code == 0
+    drained = cli("provider", "doctor", *options)
     assert drained.code == 1
     checks = {item["check"]: item for item in json.loads(drained.out)}
     assert (checks["status"]["ok"], checks["status"]["text"]) == (False, "DRAINING")
     assert "provider resume" in checks["status"]["hint"]
-    assert cli("provider", "resume", *own).code == 0
+    assert cli("provider", "resume", *options).code == 0
     nobody = cli(
         "provider", "doctor", "--keystore", str(local_devnet.folder / "none.json"), "-o", "json"
     )
@@ -324,24 +328,24 @@ def test_a_provider_sees_why_jobs_are_not_assigned(cli: Cli, local_devnet: Local
 
 
 def test_of_two_commands_of_one_key_at_once_one_pays(
-    cli: Cli, sent: Any, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, count_sent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
     paid = credits(cli)
-    sent()
+    count_sent()
     looked = []
 
-    def too_early(outbox: OutboxTables, key: str) -> Entry | None:
+    def find_late(outbox: OutboxTables, key: str) -> Entry | None:
         """Both commands check (three times, as they do) before either has recorded anything."""
         looked.append(key)
         return by_key(outbox, key) if len(looked) > 3 else None
 
     by_key = OutboxTables.by_key
-    monkeypatch.setattr(OutboxTables, "by_key", too_early)
-    again = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
-    assert again == first
+    monkeypatch.setattr(OutboxTables, "by_key", find_late)
+    repeated = data(cli("submit", HELLO, "--key", "twins", "--permit", "-o", "json"))
+    assert repeated == first
     assert len(looked) > 3
-    assert (credits(cli), sent()) == (paid, 0)
+    assert (credits(cli), count_sent()) == (paid, 0)
 
 
 @pytest.mark.parametrize(
@@ -360,16 +364,16 @@ def test_a_command_killed_anywhere_pays_once_when_repeated(
     local_devnet: LocalDevnet, cli: Cli, crash_at: str, more: tuple[str, ...]
 ) -> None:
     before, known = credits(cli), set(jobs(cli))
-    words = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
-    killed = run_forked(words, local_devnet.folder, 120, **{VARIABLE: crash_at})
+    arguments = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
+    killed = run_forked(arguments, local_devnet.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL
     assert f"killed at {crash_at}" in killed.err
 
-    (made,) = data(cli(*words))
-    assert set(jobs(cli)) - known == {made["id"]}
-    assert before - credits(cli) == int(made["escrow"])
-    assert data(cli(*words)) == [made]
-    assert before - credits(cli) == int(made["escrow"])
+    (job,) = data(cli(*arguments))
+    assert set(jobs(cli)) - known == {job["id"]}
+    assert before - credits(cli) == int(job["escrow"])
+    assert data(cli(*arguments)) == [job]
+    assert before - credits(cli) == int(job["escrow"])
 
 
 @pytest.mark.parametrize("clef", [False, True])
@@ -378,25 +382,25 @@ def test_an_external_signer_holds_the_key(cli: Cli, local_devnet: LocalDevnet, c
     account = load_account(local_devnet.wallets / "alice.json", local_devnet.wallets / "password")
     signer = ReferenceSigner(account, clef=clef)
     with serving(signer) as url:
-        own = ["--signer", f"{'clef+' if clef else ''}{url}", "--keystore", "/nowhere"]
-        [first] = data(cli("submit", HELLO, *own, "-o", "json"))
-        [second] = data(cli("submit", HELLO, "--permit", *own, "-o", "json"))
-        assert cli("job", "cancel", str(first["id"]), str(second["id"]), *own).code == 0
-        listed = data(cli("job", "list", "--limit", "2", *own, "-o", "json"))
-        assert [item["status"] for item in listed] == ["CANCELLED", "CANCELLED"]
-        assert listed[0]["customer"] == account.address
+        options = ["--signer", f"{'clef+' if clef else ''}{url}", "--keystore", "/nowhere"]
+        [first] = data(cli("submit", HELLO, *options, "-o", "json"))
+        [second] = data(cli("submit", HELLO, "--permit", *options, "-o", "json"))
+        assert cli("job", "cancel", str(first["id"]), str(second["id"]), *options).code == 0
+        jobs = data(cli("job", "list", "--limit", "2", *options, "-o", "json"))
+        assert [item["status"] for item in jobs] == ["CANCELLED", "CANCELLED"]
+        assert jobs[0]["customer"] == account.address
     prefix = "account_sign" if clef else "eth_sign"
     # The message is the sign-in at the gateway.
     assert {"Transaction", "TypedData", "Data" if clef else ""} == {
         method.removeprefix(prefix) for method in signer.methods if method.startswith(prefix)
     }
-    away = cli("submit", HELLO, *own)
-    assert (away.code, away.out) == (7, "")
-    assert "does not answer" in away.err
+    failure = cli("submit", HELLO, *options)
+    assert (failure.code, failure.out) == (7, "")
+    assert "does not answer" in failure.err
 
 
 def test_unsigned_calls_are_printed_for_a_safe(
-    cli: Cli, local_devnet: LocalDevnet, sent: Any
+    cli: Cli, local_devnet: LocalDevnet, count_sent: Any
 ) -> None:
     admin = load_account(
         local_devnet.wallets / "admin.json", local_devnet.wallets / "password"
@@ -411,54 +415,54 @@ def test_unsigned_calls_are_printed_for_a_safe(
         local_devnet.record["credit"],
         local_devnet.record["scheduler"],
     ]
-    assert (credits(cli), sent()) == (before, 0)
+    assert (credits(cli), count_sent()) == (before, 0)
     # A call that the Safe could not execute is refused before it is signed.
-    refused = cli("admin", "fee", "1", "--unsigned", alice)
-    assert (refused.code, refused.out) == (8, "")
-    shown = cli("admin", "fee", "1", "--unsigned", admin)
-    assert "set the fee to 1 basis points" in shown.out
+    refusal = cli("admin", "fee", "1", "--unsigned", alice)
+    assert (refusal.code, refusal.out) == (8, "")
+    output = cli("admin", "fee", "1", "--unsigned", admin)
+    assert "set the fee to 1 basis points" in output.out
     call = MetaSchedulerContract(None, local_devnet.record["scheduler"]).set_fee(1)  # type: ignore[arg-type]
-    assert shown.out.splitlines()[-1] == f"0x{call.data.hex()}"
+    assert output.out.splitlines()[-1] == f"0x{call.data.hex()}"
 
 
 def test_an_account_without_its_key_submits_and_retries(
-    cli: Cli, local_devnet: LocalDevnet, sent: Any
+    cli: Cli, local_devnet: LocalDevnet, count_sent: Any
 ) -> None:
     keystore = local_devnet.wallets / "bob.json"
     bob = load_account(keystore, local_devnet.wallets / "password").address
     signed = ("--gasless", "--yes", "--keystore", str(keystore))
-    [ended] = data(cli("submit", HELLO, *signed, "-o", "json"))
-    assert cli("job", "cancel", str(ended["id"]), *signed).code == 0
+    [job] = data(cli("submit", HELLO, *signed, "-o", "json"))
+    assert cli("job", "cancel", str(job["id"]), *signed).code == 0
     # The wallet of the settings must not pay instead.
     for option in ("--gasless", "--permit", "--wait", "--key=k"):
-        refused = cli("submit", HELLO, option, "--yes", "--unsigned", bob)
-        assert (refused.code, refused.out) == (2, ""), option
-        assert option.partition("=")[0] in refused.err, option
-    shown = cli("submit", HELLO, "--env", "UNSIGNED=1", "--unsigned", bob, "-o", "json")
-    assert "signs in to the gateway to upload the definition" in shown.err
-    digest = data(shown)["transactions"][-1]["data"][-64:]
+        refusal = cli("submit", HELLO, option, "--yes", "--unsigned", bob)
+        assert (refusal.code, refusal.out) == (2, ""), option
+        assert option.partition("=")[0] in refusal.err, option
+    unsigned = cli("submit", HELLO, "--env", "UNSIGNED=1", "--unsigned", bob, "-o", "json")
+    assert "signs in to the gateway to upload the definition" in unsigned.err
+    digest = data(unsigned)["transactions"][-1]["data"][-64:]
     assert list(local_devnet.folder.rglob(f"{digest}*")), "no gateway has the definition"
     # Only the customer could read the definition again, and a retry does not need to.
-    retried = data(cli("job", "retry", str(ended["id"]), "--unsigned", bob, "-o", "json"))
-    assert retried["transactions"][-1]["data"].endswith(ended["definition"])
-    assert sent() == 0
+    retried = data(cli("job", "retry", str(job["id"]), "--unsigned", bob, "-o", "json"))
+    assert retried["transactions"][-1]["data"].endswith(job["definition"])
+    assert count_sent() == 0
 
 
 def test_statements_by_date_and_an_invoice_as_a_page(
     cli: Cli, local_devnet: LocalDevnet, tmp_path: Path
 ) -> None:
-    [sent] = data(cli("submit", HELLO, "-o", "json"))
-    assert cli("job", "cancel", str(sent["id"])).code == 0
+    [submission] = data(cli("submit", HELLO, "-o", "json"))
+    assert cli("job", "cancel", str(submission["id"])).code == 0
     [row] = [
         item
         for item in data(cli("audit", "statement", "--month", month(), "-o", "json"))
-        if (item["job_id"], item["kind"]) == (sent["id"], "refund")
+        if (item["job_id"], item["kind"]) == (submission["id"], "refund")
     ]
     assert row["job_name"] == "hello"
     later = cli("audit", "statement", "--from", "2999-01-01")
     assert (later.code, later.out) == (2, "")
     page = tmp_path / "invoice.html"
-    result = data(cli("audit", "invoice", str(sent["id"]), "--html", str(page), "-o", "json"))
+    result = data(cli("audit", "invoice", str(submission["id"]), "--html", str(page), "-o", "json"))
     assert (result["status"], result["cost"], result["refunded"]) == ("CANCELLED", "0", str(10**18))
     assert result["ok"] is True
     text = page.read_text()

@@ -22,16 +22,18 @@ def data(result: Outcome) -> Any:
 
 
 def test_sent_transactions_are_listed_and_shown(cli: Cli) -> None:
-    made = data(cli("submit", HELLO, "--permit", "--key", "nightly", "-o", "json"))
+    submission = data(cli("submit", HELLO, "--permit", "--key", "nightly", "-o", "json"))
     newest = data(cli("tx", "list", "--limit", "1", "-o", "json"))[0]
-    assert newest["transaction"] == made[0]["transaction"]
+    assert newest["transaction"] == submission[0]["transaction"]
     assert (newest["state"], newest["label"], newest["attempts"]) == ("mined", "submit 1 job", 1)
     assert int(newest["fee"]) > 0
-    for which in (str(newest["id"]), newest["transaction"], newest["transaction"].upper()[2:]):
-        shown = data(cli("tx", "show", which, "-o", "json"))
-        assert (shown["id"], shown["key"]) == (newest["id"], "submit:nightly")
-        assert shown["succeeded"] is True
-        assert [attempt["transaction"] for attempt in shown["attempts"]] == [newest["transaction"]]
+    for reference in (str(newest["id"]), newest["transaction"], newest["transaction"].upper()[2:]):
+        transaction = data(cli("tx", "show", reference, "-o", "json"))
+        assert (transaction["id"], transaction["key"]) == (newest["id"], "submit:nightly")
+        assert transaction["succeeded"] is True
+        assert [attempt["transaction"] for attempt in transaction["attempts"]] == [
+            newest["transaction"]
+        ]
     assert "submit 1 job" in cli("tx", "list").out
 
 
@@ -45,18 +47,18 @@ def test_mined_transactions_can_not_be_replaced(cli: Cli, verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "code"),
+    ("reference", "code"),
     [("nonsense", 2), ("-1", 2), ("0x12", 2), ("999999", 4), ("0x" + "ab" * 32, 4)],
 )
-def test_unknown_transactions_are_refused(cli: Cli, which: str, code: int) -> None:
+def test_unknown_transactions_are_refused(cli: Cli, reference: str, code: int) -> None:
     for verb in ("show", "speed-up", "cancel"):
-        result = cli("tx", verb, "--", which)
+        result = cli("tx", verb, "--", reference)
         assert (result.code, result.out) == (code, "")
         assert "Traceback" not in result.err
         assert "deepsquare tx list" in result.err
 
 
-class Halted:
+class PausedDevnet:
     """A devnet on a real node that mines only on request."""
 
     def __init__(self, folder: Path) -> None:
@@ -79,44 +81,44 @@ class Halted:
 
 
 @pytest.fixture(scope="module")
-def halted(
+def paused_devnet(
     tmp_path_factory: pytest.TempPathFactory,
     anvil_binary: Path,
-) -> Iterator[Halted]:
+) -> Iterator[PausedDevnet]:
     folder = tmp_path_factory.mktemp("halted")
     with devnet(folder, "--chain", "anvil", "--no-explorer"):
-        yield Halted(folder)
+        yield PausedDevnet(folder)
 
 
-def stuck(halted: Halted) -> Any:
+def stuck(paused_devnet: PausedDevnet) -> Any:
     """Send a transfer that stays in the mempool."""
     to = "0x00000000000000000000000000000000000000AA"
-    sent = halted.run("credit", "transfer", to, "1", "--timeout", "1")
-    assert sent.code == 9, sent
-    waiting = halted.newest()
+    transfer = paused_devnet.run("credit", "transfer", to, "1", "--timeout", "1")
+    assert transfer.code == 9, transfer
+    waiting = paused_devnet.newest()
     assert waiting["state"] == "open"
     return waiting
 
 
-def test_a_stuck_transaction_is_outbid_by_an_eighth_and_mined(halted: Halted) -> None:
-    before = stuck(halted)
-    result = data(halted.run("tx", "speed-up", str(before["id"]), "-o", "json"))
+def test_a_stuck_transaction_is_outbid_by_an_eighth_and_mined(paused_devnet: PausedDevnet) -> None:
+    before = stuck(paused_devnet)
+    result = data(paused_devnet.run("tx", "speed-up", str(before["id"]), "-o", "json"))
     first, second = result["attempts"][-2:]
     for fee in ("max_fee_wei", "priority_fee_wei"):
         assert int(second[fee]) * 8 >= int(first[fee]) * 9
     assert (result["nonce"], result["state"]) == (before["nonce"], "open")
-    halted.mine()
-    mined = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
+    paused_devnet.mine()
+    mined = data(paused_devnet.run("tx", "show", str(before["id"]), "-o", "json"))
     assert (mined["state"], mined["transaction"]) == ("mined", second["transaction"])
 
 
-def test_a_stuck_transaction_is_taken_back_and_has_no_effect(halted: Halted) -> None:
-    balance = data(halted.run("credit", "balance", "-o", "json"))["balance"]
-    before = stuck(halted)
-    result = halted.run("tx", "cancel", str(before["id"]), "-o", "json")
+def test_a_stuck_transaction_is_taken_back_and_has_no_effect(paused_devnet: PausedDevnet) -> None:
+    balance = data(paused_devnet.run("credit", "balance", "-o", "json"))["balance"]
+    before = stuck(paused_devnet)
+    result = paused_devnet.run("tx", "cancel", str(before["id"]), "-o", "json")
     assert "may still be mined first" in result.err
     assert data(result)["attempts"][-1]["cancels"] is True
-    halted.mine()
-    ended = data(halted.run("tx", "show", str(before["id"]), "-o", "json"))
-    assert (ended["state"], ended["nonce"]) == ("cancelled", before["nonce"])
-    assert data(halted.run("credit", "balance", "-o", "json"))["balance"] == balance
+    paused_devnet.mine()
+    transaction = data(paused_devnet.run("tx", "show", str(before["id"]), "-o", "json"))
+    assert (transaction["state"], transaction["nonce"]) == ("cancelled", before["nonce"])
+    assert data(paused_devnet.run("credit", "balance", "-o", "json"))["balance"] == balance

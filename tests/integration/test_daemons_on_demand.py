@@ -22,7 +22,7 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import LiveGrid, live_grid, terms
 from tests.support.provider import SMALL, bench, definition
-from tests.support.relay import coinless, relay_on, relayed
+from tests.support.relay import account_without_coin, relay_on, relayed
 from tests.support.rundaemon import DaemonProcess, until
 
 ON_DEMAND = "this chain mines on demand"
@@ -76,17 +76,17 @@ async def test_transaction_signed_after_an_idle_period_is_not_expired(tmp_path: 
         await node.rpc("evm_increaseTime", 3_600)
         assert time.time() - await chain_time(grid.w3) > 3_000
         before = await grid.w3.eth.block_number
-        done = await submit(
+        submission = await submit(
             grid.contracts, grid.sender(customer), store, [request], permit=customer
         )
-        assert len(done.job_ids) == 1
+        assert len(submission.job_ids) == 1
         assert await grid.w3.eth.block_number == before + 1, "no transaction failed first"
     async with start_anvil(options=an_hour_ago) as node, live_grid(node) as grid:
-        account = await coinless(grid)
+        account = await account_without_coin(grid)
         await node.rpc("evm_increaseTime", 3_600)
         async with relay_on(grid, tmp_path / "relay") as url, relayed(grid, url, account) as wallet:
-            done = await submit(grid.contracts, wallet.sender, store, [request], timeout=30)
-        assert len(done.job_ids) == 1
+            submission = await submit(grid.contracts, wallet.sender, store, [request], timeout=30)
+        assert len(submission.job_ids) == 1
         assert time.time() - await chain_time(grid.w3) < 600, "the first block of an hour"
 
 
@@ -113,10 +113,10 @@ async def test_a_second_daemon_of_the_account_is_noticed_on_chain(
         async with DaemonProcess(grid, tmp_path / "first", **options) as first:
             [job_id] = await second.submit("true")
 
-            async def first_ended_it() -> bool:
+            async def first_finished() -> bool:
                 return (await second.job(job_id)).status is JobStatus.FINISHED
 
-            await until(first_ended_it)
+            await until(first_finished)
             await grid.node.mine(10)  # what follows is no transaction from before its start
             os.kill(first.pid, signal.SIGSTOP)
             [job_id] = await second.submit("sleep 30")

@@ -164,9 +164,9 @@ class TestIdentity:
 
     async def test_fund_pays_any_account(self) -> None:
         async with EmbeddedChain(block_time=0) as chain:
-            poor = ["0x" + f"{index:02x}" * 20 for index in range(0xA0, 0xA5)]
-            await asyncio.gather(*(chain.fund(address, 7) for address in poor))
-            for address in poor:
+            accounts = ["0x" + f"{index:02x}" * 20 for index in range(0xA0, 0xA5)]
+            await asyncio.gather(*(chain.fund(address, 7) for address in accounts))
+            for address in accounts:
                 assert await chain.rpc("eth_getBalance", address, "latest") == "0x7"
 
 
@@ -214,12 +214,12 @@ class TestThroughWeb3:
         address = w3.to_checksum_address(await client.deploy(0, REVERTER))
         expected = "0xdeadbeef" + word(9)
         call = {"to": address, "data": "0x" + word(9)}
-        with pytest.raises(ContractCustomError) as caught:
+        with pytest.raises(ContractCustomError) as error_info:
             await w3.eth.call(call)
-        assert caught.value.data == expected
-        with pytest.raises(ContractCustomError) as caught:
+        assert error_info.value.data == expected
+        with pytest.raises(ContractCustomError) as error_info:
             await w3.eth.estimate_gas(call)
-        assert caught.value.data == expected
+        assert error_info.value.data == expected
 
     async def test_a_refused_transaction_is_a_rpc_error(
         self, client: Client, w3: AsyncWeb3[Any]
@@ -386,7 +386,7 @@ class TestPool:
         assert "oversized data" in await self.refused(client, 1, data="0x" + "00" * 131_072)
         assert "initcode" in await self.refused(client, 1, to=None, data="0x" + "00" * 49_153)
 
-    async def test_bytes_that_are_no_transaction(self, client: Client) -> None:
+    async def test_bytes_that_are_no_transaction_are_refused(self, client: Client) -> None:
         for raw in ("0x", "0x02", "0x00", "0xc0", "0x02c0", "0x7f00", "0xf8", client.sign(0)[:-2]):
             refusal = await client.refusal("eth_sendRawTransaction", raw)
             assert refusal["code"] == -32000, raw
@@ -397,8 +397,11 @@ class TestPool:
 
     async def test_older_transaction_types(self, client: Client) -> None:
         legacy = {"maxFeePerGas": None, "maxPriorityFeePerGas": None, "gasPrice": 2 * GWEI}
-        listed = {**legacy, "accessList": [{"address": "0x" + "01" * 20, "storageKeys": []}]}
-        hashes = [await client.send(0, **legacy), await client.send(1, **listed)]
+        with_access_list = {
+            **legacy,
+            "accessList": [{"address": "0x" + "01" * 20, "storageKeys": []}],
+        }
+        hashes = [await client.send(0, **legacy), await client.send(1, **with_access_list)]
         await client.node.mine()
         for kind, tx_hash in enumerate(hashes):
             assert (await client.get("eth_getTransactionByHash", tx_hash))["type"] == hex(kind)
@@ -408,21 +411,21 @@ class TestPool:
 
     async def test_a_gap_waits_until_it_is_filled(self, client: Client) -> None:
         sender = dev_accounts()[0].address
-        late = await client.send(2)
+        second_nonce = await client.send(2)
         await client.node.mine()
         assert (await client.head())["transactions"] == []
-        waiting = await client.get("eth_getTransactionByHash", late)
-        assert (waiting["hash"], waiting["blockHash"]) == (late, None)
-        assert await client.get("eth_getTransactionReceipt", late) is None
+        waiting = await client.get("eth_getTransactionByHash", second_nonce)
+        assert (waiting["hash"], waiting["blockHash"]) == (second_nonce, None)
+        assert await client.get("eth_getTransactionReceipt", second_nonce) is None
         assert await client.get("eth_getTransactionCount", sender, "pending") == "0x0"
         first, second = await client.send(0), await client.send(1)
         assert await client.get("eth_getTransactionCount", sender, "pending") == "0x3"
         assert await client.get("eth_getTransactionCount", sender, "latest") == "0x0"
         await client.node.mine()
-        assert (await client.head())["transactions"] == [first, second, late]
+        assert (await client.head())["transactions"] == [first, second, second_nonce]
         assert await client.get("eth_getTransactionCount", sender, "latest") == "0x3"
 
-    async def test_a_waiting_one_is_replaced_for_a_tenth_more(self, client: Client) -> None:
+    async def test_a_pending_transaction_is_replaced_for_a_tenth_more(self, client: Client) -> None:
         old = await client.send(1)
         assert (
             await self.refused(client, 1, maxFeePerGas=10 * GWEI + 1)
@@ -458,7 +461,7 @@ class TestPool:
         await client.node.mine()
         assert len((await client.head())["transactions"]) == 1
 
-    async def test_money_that_waits_counts(self, client: Client) -> None:
+    async def test_pending_payments_count_against_the_balance(self, client: Client) -> None:
         half = DEV_BALANCE // 2
         await client.send(1, value=half)
         assert "queued cost" in await self.refused(client, 2, value=half)
@@ -480,10 +483,10 @@ class TestPool:
                         cost=1,
                     )
                 )
-        done = {b"a": 0, b"b": 0}
+        counts = {b"a": 0, b"b": 0}
         order = []
-        while (pooled := pool.take(done.__getitem__, base_fee=1, gas_left=1)) is not None:
-            done[pooled.sender] += 1
+        while (pooled := pool.take(counts.__getitem__, base_fee=1, gas_left=1)) is not None:
+            counts[pooled.sender] += 1
             order.append(pooled.sender)
         assert order == [b"a", b"b"] * 3
         assert len(pool) == 0
@@ -494,31 +497,31 @@ class TestCore:
 
     @pytest.fixture
     def core(self) -> Core:
-        return Core(1337, {_raw(account.address): DEV_BALANCE for account in dev_accounts()})
+        return Core(1337, {to_bytes(account.address): DEV_BALANCE for account in dev_accounts()})
 
     def send(self, core: Core, nonce: int, **fields: Any) -> None:
-        core.send_raw(_raw(sign(nonce, **fields)))
+        core.send_raw(to_bytes(sign(nonce, **fields)))
 
     def test_pending_block_counts_pending_transactions(self, core: Core) -> None:
-        sender = _raw(dev_accounts()[0].address)
+        sender = to_bytes(dev_accounts()[0].address)
         receiver = "0x" + "77" * 20
         for nonce in range(3):
             self.send(core, nonce, to=receiver, value=5)
         assert core.nonce(sender, "pending") == 3
         assert core.nonce(sender, "latest") == 0
         assert not core.has_executed
-        assert core.balance(_raw(receiver), "latest") == 0
-        assert core.balance(_raw(receiver), "pending") == 15
+        assert core.balance(to_bytes(receiver), "latest") == 0
+        assert core.balance(to_bytes(receiver), "pending") == 15
         assert core.has_executed
         core.seal()
-        assert core.balance(_raw(receiver), "latest") == 15
+        assert core.balance(to_bytes(receiver), "latest") == 15
 
     def test_a_pending_call_starts_cold_after_a_pending_transaction(self, core: Core) -> None:
         self.send(core, 0, to=None, data=deploy_code(LOGGER))
         core.mine()
         address = core.index.head.receipts[0]["contractAddress"]
         self.send(core, 1, to=address, data="0x" + word(5))
-        call = CallRequest(to=_raw(address), data=_raw("0x" + word(6)))
+        call = CallRequest(to=to_bytes(address), data=to_bytes("0x" + word(6)))
         while_pending = core.estimate_gas(call, "pending")
         assert core.has_executed
         core.seal()
@@ -540,7 +543,7 @@ class TestCore:
         assert stamps == [stamps[0], stamps[0] + 1, stamps[0] + 2]
 
 
-def _raw(text: str) -> bytes:
+def to_bytes(text: str) -> bytes:
     return bytes.fromhex(text[2:])
 
 
@@ -557,13 +560,13 @@ class TestBlocksAndLogs:
         await client.node.mine()
         return [a, b]
 
-    async def values(self, client: Client, **wanted: Any) -> list[int]:
-        return [int(log["data"], 16) for log in await client.get("eth_getLogs", wanted)]
+    async def values(self, client: Client, **conditions: Any) -> list[int]:
+        return [int(log["data"], 16) for log in await client.get("eth_getLogs", conditions)]
 
     async def test_ranges(self, client: Client) -> None:
         await self.chain_with_logs(client)
-        everything = {"fromBlock": "earliest", "toBlock": "latest"}
-        assert await self.values(client, **everything) == [1, 2, 3, 4]
+        whole_range = {"fromBlock": "earliest", "toBlock": "latest"}
+        assert await self.values(client, **whole_range) == [1, 2, 3, 4]
         assert await self.values(client, fromBlock="0x4", toBlock="0x5") == [2, 3]
         assert await self.values(client) == [4]
         assert await self.values(client, fromBlock="0x6", toBlock="0xffff") == [4]
@@ -578,8 +581,8 @@ class TestBlocksAndLogs:
         assert await self.values(client, blockHash=block["hash"]) == [2, 3]
         unknown = await client.refusal("eth_getLogs", {"blockHash": "0x" + "ab" * 32})
         assert unknown["message"] == "unknown block"
-        both = {"blockHash": block["hash"], "fromBlock": "0x1"}
-        assert (await client.refusal("eth_getLogs", both))["code"] == -32602
+        conflicting = {"blockHash": block["hash"], "fromBlock": "0x1"}
+        assert (await client.refusal("eth_getLogs", conflicting))["code"] == -32602
 
     async def test_addresses_and_topics(self, client: Client) -> None:
         a, b = await self.chain_with_logs(client)
@@ -587,7 +590,7 @@ class TestBlocksAndLogs:
             "0x" + "00" * 12 + account.address[2:].lower() for account in dev_accounts()[:2]
         )
         topic = "0x" + TOPIC
-        for wanted, values in [
+        for conditions, values in [
             ({"address": a}, [1, 2]),
             ({"address": a.upper().replace("0X", "0x")}, [1, 2]),
             ({"address": [a, b]}, [1, 2, 3, 4]),
@@ -599,7 +602,7 @@ class TestBlocksAndLogs:
             ({"topics": [topic, topic]}, []),
             ({"topics": [topic, None, None]}, []),
         ]:
-            assert await self.values(client, fromBlock="0x0", **wanted) == values, wanted
+            assert await self.values(client, fromBlock="0x0", **conditions) == values, conditions
 
     async def test_log_fields_count_through_the_block(self, client: Client) -> None:
         await self.chain_with_logs(client)
@@ -626,11 +629,11 @@ class TestBlocksAndLogs:
         assert await client.get("eth_getBlockByHash", "0x" + "ab" * 32, False) is None
         assert await client.get("eth_getBlockReceipts", "0x99") is None
         assert await client.get("eth_getTransactionByHash", "0x" + "ab" * 32) is None
-        for where in ("0x4", full["hash"]):
-            assert await client.get("eth_getBlockTransactionCountByHash", where) == "0x2"
+        for reference in ("0x4", full["hash"]):
+            assert await client.get("eth_getBlockTransactionCountByHash", reference) == "0x2"
             method = "eth_getTransactionByBlockHashAndIndex"
-            assert await client.get(method, where, "0x1") == full["transactions"][1]
-            assert await client.get(method, where, "0x2") is None
+            assert await client.get(method, reference, "0x1") == full["transactions"][1]
+            assert await client.get(method, reference, "0x2") is None
         assert (await client.get("eth_getBlockByNumber", "earliest", False))["number"] == "0x0"
         for tag in ("safe", "finalized"):
             assert (await client.get("eth_getBlockByNumber", tag, False))["number"] == "0x6"
@@ -640,8 +643,8 @@ class TestBlocksAndLogs:
         block = await client.get("eth_getBlockByNumber", "pending", False)
         assert (block["number"], block["hash"]) == ("0x1", None)
         assert block["transactions"] == [tx_hash]
-        shown = await client.get("eth_getBlockByNumber", "pending", True)
-        assert shown["transactions"][0]["hash"] == tx_hash
+        pending = await client.get("eth_getBlockByNumber", "pending", True)
+        assert pending["transactions"][0]["hash"] == tx_hash
 
     async def test_fee_history_is_one_longer_than_requested(self, client: Client) -> None:
         first = await client.get("eth_feeHistory", "0x5", "latest", [])
@@ -699,25 +702,27 @@ class TestTime:
     async def test_blocks_follow_the_wall_clock(self) -> None:
         async with EmbeddedChain() as chain:
             tx_hash = None
-            seen: dict[int, float] = {}
+            arrivals: dict[int, float] = {}
             async with httpx2.AsyncClient(base_url=chain.url) as http:
                 client = Client(chain, http)
-                while len(seen) < 4:
+                while len(arrivals) < 4:
                     block = await client.head()
                     number, stamp = int(block["number"], 16), int(block["timestamp"], 16)
-                    if number not in seen:
-                        seen[number] = time.time() - stamp
+                    if number not in arrivals:
+                        arrivals[number] = time.time() - stamp
                     if number == 1 and tx_hash is None:
                         tx_hash = await client.send(0)
                     await asyncio.sleep(0.02)
                 receipt = await client.get("eth_getTransactionReceipt", tx_hash)
                 stamps = [
                     int((await client.get("eth_getBlockByNumber", hex(n), False))["timestamp"], 16)
-                    for n in sorted(seen)
+                    for n in sorted(arrivals)
                 ]
             assert int(receipt["blockNumber"], 16) <= 2
             # Never in the future; late only where the machine is busy.
-            assert all(0 <= drift < 20 for number, drift in seen.items() if number > 0), seen
+            assert all(0 <= drift < 20 for number, drift in arrivals.items() if number > 0), (
+                arrivals
+            )
             assert stamps == sorted(set(stamps))
 
     async def test_time_travel_on_a_running_chain(self) -> None:
@@ -730,7 +735,7 @@ class TestTime:
             head = await chain.rpc("eth_getBlockByNumber", "latest", False)
             assert abs(int(head["timestamp"], 16) - time.time() - 10_000) < 20
 
-    async def test_calls_see_the_present_on_a_chain_that_waits(self) -> None:
+    async def test_calls_use_the_current_time_on_a_chain_without_new_blocks(self) -> None:
         async with (
             EmbeddedChain(block_time=0) as chain,
             httpx2.AsyncClient(base_url=chain.url) as http,
@@ -740,8 +745,8 @@ class TestTime:
             address = (await client.mined(tx_hash))["contractAddress"]
             head = int((await client.head())["timestamp"], 16)
             await asyncio.sleep(max(0.0, head + 2 - time.time()))
-            seen = int(await client.get("eth_call", {"to": address}, "latest"), 16)
-            assert head + 2 <= seen <= time.time()
+            timestamp = int(await client.get("eth_call", {"to": address}, "latest"), 16)
+            assert head + 2 <= timestamp <= time.time()
             assert int(await client.get("eth_call", {"to": address}, "0x1"), 16) == head
             # Blocks in a row run ahead of the clock; time moves on from the head all the same.
             for nonce in range(1, 8):
@@ -804,8 +809,8 @@ class TestHttp:
         assert answers[0]["result"] == hex(1337)
         assert [answer["error"]["code"] for answer in answers[1:]] == [-32601, -32600]
         assert (await client.post([]))["error"]["code"] == -32600
-        many = [{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}] * 1_001
-        assert (await client.post(many))["error"]["code"] == -32600
+        requests = [{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}] * 1_001
+        assert (await client.post(requests))["error"]["code"] == -32600
 
     async def test_invalid_json_is_refused(self, client: Client) -> None:
         headers = {"content-type": "application/json"}
@@ -832,19 +837,19 @@ class TestHttp:
         assert large.status_code == 413
         assert (await client.http.get("/")).status_code == 405
         assert (await client.http.post("/", content=b"{}")).status_code == 415
-        refused = await client.http.post("/", json={}, headers={"host": "evil.example"})
-        assert refused.status_code == 400
+        response = await client.http.post("/", json={}, headers={"host": "evil.example"})
+        assert response.status_code == 400
 
 
-class TestLife:
+class TestLifecycle:
     async def test_a_port_in_use_is_named(self, node: EmbeddedChain) -> None:
         port = int(node.url.rsplit(":", 1)[1])
         for kind in (EmbeddedChain, ChainProcess):
-            with pytest.raises(UsageError) as caught:
+            with pytest.raises(UsageError) as error_info:
                 await kind(port=port).start()
-            assert str(port) in caught.value.message
-            assert "in use" in caught.value.message
-            assert "port" in caught.value.hint
+            assert str(port) in error_info.value.message
+            assert "in use" in error_info.value.message
+            assert "port" in error_info.value.hint
         with pytest.raises(UsageError):
             await EmbeddedChain(port=70_000).start()
 
@@ -918,8 +923,8 @@ class TestProcess:
         ready = json.loads(await process.stdout.readline())
         assert (ready["event"], ready["chain_id"], ready["pid"]) == ("ready", 1337, process.pid)
         process.send_signal(signum)
-        rest, _ = await asyncio.wait_for(process.communicate(), 10)
-        assert (process.returncode, rest) == (0, b"")
+        output, _ = await asyncio.wait_for(process.communicate(), 10)
+        assert (process.returncode, output) == (0, b"")
 
     @pytest.mark.parametrize(
         "start",

@@ -75,16 +75,16 @@ async def logs(w3: Any, grid: LiveGrid) -> list[Any]:
 async def test_any_refused_range_is_read_in_smaller_ones(
     grid: LiveGrid, proxy: Proxy, kind: str
 ) -> None:
-    truth = await logs(grid.w3, grid)
-    assert len(truth) > 5
+    expected = await logs(grid.w3, grid)
+    assert len(expected) > 5
     async with connected(proxy.url) as w3:
         proxy.profile = few_blocks(2, *RANGE_REFUSALS[kind])
-        assert await logs(w3, grid) == truth
-        assert await logs(w3, grid) == truth
-        refused = proxy.counts["refused"]
-        assert refused > 0
-        assert await logs(w3, grid) == truth
-        assert proxy.counts["refused"] == refused, "what it takes is remembered"
+        assert await logs(w3, grid) == expected
+        assert await logs(w3, grid) == expected
+        refusals = proxy.counts["refused"]
+        assert refusals > 0
+        assert await logs(w3, grid) == expected
+        assert proxy.counts["refused"] == refusals, "what it takes is remembered"
 
 
 async def test_a_range_that_is_refused_down_to_one_block_is_reported(
@@ -103,14 +103,14 @@ async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: st
     requests: list[tuple[str, list[Any]]] = [
         ("eth_getBlockByNumber", [hex(number), False]) for number in range(10)
     ]
-    truth = await ask_all(grid.w3, requests)
+    expected = await ask_all(grid.w3, requests)
     async with connected(proxy.url) as w3:
-        most, line, code, words, shape = BATCH_REFUSALS[kind]
-        proxy.profile = few_calls(most, line, code, words, shape=shape)
-        assert await ask_all(w3, requests) == truth
-        assert await ask_all(w3, requests) == truth, "once may have been chance"
+        limit, line, code, message, shape = BATCH_REFUSALS[kind]
+        proxy.profile = few_calls(limit, line, code, message, shape=shape)
+        assert await ask_all(w3, requests) == expected
+        assert await ask_all(w3, requests) == expected, "once may have been chance"
         proxy.counts.clear()
-        assert await ask_all(w3, requests) == truth
+        assert await ask_all(w3, requests) == expected
         assert proxy.counts["refused"] == 0, "what it takes is remembered"
         assert proxy.counts["requests"] <= 10
 
@@ -119,13 +119,13 @@ async def test_any_refused_batch_is_split(grid: LiveGrid, proxy: Proxy, kind: st
 async def test_hosted_endpoints_are_read_and_written_within_their_limits(
     grid: LiveGrid, proxy: Proxy, name: str
 ) -> None:
-    truth = await logs(grid.w3, grid)
+    expected = await logs(grid.w3, grid)
     requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x1", False])] * 8
     credit, account = grid.contracts.credit, grid.customers[0]
     target = f"0x{list(HOSTED).index(name) + 0xB057:040x}"
     async with connected(proxy.url) as w3:
         proxy.profile = hosted(HOSTED[name])
-        assert await logs(w3, grid) == truth
+        assert await logs(w3, grid) == expected
         assert len(await ask_all(w3, requests)) == 8
         with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
@@ -154,8 +154,8 @@ async def test_a_split_batch_survives_failures_of_its_parts(grid: LiveGrid, prox
     """The parts of a split batch are sent in sequence, and each sometimes fails."""
     requests: list[tuple[str, list[Any]]] = [("eth_getBlockByNumber", ["0x0", False])] * 30
     async with connected(proxy.url, attempts=1) as w3:
-        most, line, code, words, shape = BATCH_REFUSALS["none"]
-        proxy.profile = few_calls(most, line, code, words, shape=shape)
+        limit, line, code, message, shape = BATCH_REFUSALS["none"]
+        proxy.profile = few_calls(limit, line, code, message, shape=shape)
         await ask_all(w3, requests)
         await ask_all(w3, requests)
         proxy.rates = {"internal": 0.1, "broken": 0.1, "wrong_id": 0.05}
@@ -209,14 +209,14 @@ async def test_sent_transactions_are_awaited_through_errors(
     target = f"0x{len(kind):040x}"
     before = await credit.balance_of(target)
 
-    def after_the_send(question: Any) -> Any:
+    def after_send(question: Any) -> Any:
         return fails(question) if proxy.methods[SEND] else None
 
     async with connected(proxy.url, attempts=1) as w3:
         with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
             fails = failing({method}, *READ_ERRORS[kind], times=3)
-            proxy.profile = after_the_send
+            proxy.profile = after_send
             receipt = await sender.send(credit.transfer(target, 1))
             assert receipt.events
             assert [recent_entry.state for recent_entry in store.recent_entries()] == [
@@ -226,21 +226,21 @@ async def test_sent_transactions_are_awaited_through_errors(
     assert await credit.balance_of(target) == before + 1
 
 
-@pytest.mark.parametrize("taken", [True, False])
-@pytest.mark.parametrize("words", ["Internal error", "upstream request timed out", "try later"])
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("message", ["Internal error", "upstream request timed out", "try later"])
 async def test_an_unknown_error_to_a_send_is_no_refusal(
-    grid: LiveGrid, proxy: Proxy, words: str, taken: bool
+    grid: LiveGrid, proxy: Proxy, message: str, accepted: bool
 ) -> None:
     """Whether or not the node accepted it, the transaction is resent until it is mined once."""
     credit, account = grid.contracts.credit, grid.customers[0]
-    target = f"0x{len(words):039x}{taken:x}"
+    target = f"0x{len(message):039x}{accepted:x}"
     before = await credit.balance_of(target)
     async with connected(proxy.url) as w3:
         with Store.open(None, chain_id=1337, contract="", account=account.address) as store:
-            if taken:
-                proxy.only, proxy.orders = frozenset({SEND}), [refusal(-32603, words)]
+            if accepted:
+                proxy.only, proxy.orders = frozenset({SEND}), [refusal(-32603, message)]
             else:
-                proxy.profile = failing({SEND}, "200 OK", -32603, words, times=1)
+                proxy.profile = failing({SEND}, "200 OK", -32603, message, times=1)
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
             await sender.send(credit.transfer(target, 1))
             assert len(store.recent_entries()) == 1
@@ -282,13 +282,13 @@ async def test_a_restarted_chain_gets_no_old_transactions() -> None:
             sender = Sender(w3, account, store, chain_id=1337, poll_interval=0.02)
             for _ in range(2):
                 await sender.send(call)
-            async with ChainProcess(block_time=0) as new, connected(new.url) as there:
-                assert there.provider.genesis != w3.provider.genesis
+            async with ChainProcess(block_time=0) as new, connected(new.url) as new_w3:
+                assert new_w3.provider.genesis != w3.provider.genesis
                 proxy.lead_to(new.url)
                 for work in (sender.reconcile(), sender.send(call), sender.recover()):
                     with pytest.raises(WrongEndpointError, match="another chain 1337"):
                         await work
-                assert await there.eth.get_transaction_count(account.address) == 0
+                assert await new_w3.eth.get_transaction_count(account.address) == 0
             assert proxy.methods[SEND] == 2
             assert {recent_entry.state for recent_entry in store.recent_entries()} == {
                 TxState.MINED

@@ -33,28 +33,28 @@ async def test_orphaned_processes_of_killed_supervisors_are_found_in_one_scan(
     files = [folder.work / name for folder in folders[:2] for name in ("own", "away")]
     await until(lambda: all(file.exists() and file.read_text().strip() for file in files))
     await until(lambda: folders[2].exit() is not None)
-    left = [int(file.read_text()) for file in files]
+    pids = [int(file.read_text()) for file in files]
     for folder in folders[:2]:
         claim = folder.taken()
         assert claim is not None
         os.kill(claim.owner.pid, signal.SIGKILL)
     await until(lambda: not any(procfs.find(folder.taken().owner) for folder in folders))
-    looks = []
+    scans = []
     entries = procfs.environment_entries
     monkeypatch.setattr(
-        procfs, "environment_entries", lambda prefix: looks.append(1) or entries(prefix)
+        procfs, "environment_entries", lambda prefix: scans.append(1) or entries(prefix)
     )
     statuses = await executor.poll(scripts)
     assert [status.state for status in statuses.values()] == [RunState.ENDED] * 3
     assert [status.exit.reason for status in statuses.values()] == ["lost", "lost", "exited"]
-    assert all(_ended(pid) for pid in left)
-    assert len(looks) == 1
+    assert all(_ended(pid) for pid in pids)
+    assert len(scans) == 1
 
 
-async def until(done: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
     while True:
-        if done():
+        if condition():
             return
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -189,10 +189,10 @@ async def test_a_machine_that_starts_nothing_reports_a_fault_and_retries(
     if kind == "broken python":
         monkeypatch.setattr(launch, "_PROBE_TIMEOUT", 5.0)
     with monkeypatch.context() as patch:
-        words = spoil(kind, patch)
-        assert words in await executor.fault()
+        reason = spoil(kind, patch)
+        assert reason in await executor.fault()
     # The machine was not probed meanwhile; the next probe is due after a pause.
-    assert words in await executor.fault()
+    assert reason in await executor.fault()
     now[0] += launch._PROBE_RETRY[0] + 1
     assert await executor.fault() == ""
 
@@ -249,7 +249,7 @@ async def ended(executor: LocalExecutor, key: str) -> Exit:
     return result
 
 
-def counting(key: str, tally: Path, more: str = "") -> RunSpec:
+def counting_run(key: str, tally: Path, more: str = "") -> RunSpec:
     script = f"echo {key} >> {tally}; {more}".encode()
     return RunSpec(key, script, Resources(1, 1, 64, 0), 60, {})
 
@@ -263,7 +263,7 @@ def server_of(executor: LocalExecutor) -> psutil.Process:
 async def test_runs_do_not_depend_on_the_fork_server(tmp_path: Path) -> None:
     executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
     await executor.submit(
-        counting("long", tally, f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")
+        counting_run("long", tally, f"until [ -e {tmp_path}/go ]; do sleep 0.1; done")
     )
     first = server_of(executor)
     [supervisor] = first.children()
@@ -274,7 +274,7 @@ async def test_runs_do_not_depend_on_the_fork_server(tmp_path: Path) -> None:
     ]
     first.kill()
     first.wait(5)
-    await executor.submit(counting("next", tally))
+    await executor.submit(counting_run("next", tally))
     assert server_of(executor) != first
     assert (await ended(executor, "next")).code == 0
     assert (await executor.poll(["long"]))["long"].state is RunState.RUNNING
@@ -288,11 +288,11 @@ async def test_hanging_fork_server_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
-    await executor.submit(counting("first", tally))
+    await executor.submit(counting_run("first", tally))
     monkeypatch.setattr(launch, "_REPLY_TIMEOUT", 2.0)
     stopped = server_of(executor)
     stopped.suspend()
-    await executor.submit(counting("second", tally))
+    await executor.submit(counting_run("second", tally))
     assert not stopped.is_running()
     for key in ("first", "second"):
         assert (await ended(executor, key)).code == 0
@@ -304,27 +304,27 @@ async def test_a_lost_response_of_the_fork_server_starts_nothing_twice(
 ) -> None:
     executor, tally = LocalExecutor(tmp_path / "state", Offer(4, 512, 0)), tmp_path / "tally"
     assert await executor.fault() == ""
-    ask, lost = ForkServer._ask, []
+    ask, dropped = ForkServer._ask, []
 
-    def ask_and_lose(server: ForkServer, *arguments: Any) -> tuple[int, int] | None:
+    def ask_and_drop_response(server: ForkServer, *arguments: Any) -> tuple[int, int] | None:
         answer = ask(server, *arguments)
-        if lost or answer is None:
+        if dropped or answer is None:
             return answer
-        lost.append(answer)
+        dropped.append(answer)
         os.close(answer[0])
         server._end_server()
         return None
 
-    monkeypatch.setattr(ForkServer, "_ask", ask_and_lose)
-    await executor.submit(counting("once", tally, "sleep 0.3"))
-    assert len(lost) == 1
+    monkeypatch.setattr(ForkServer, "_ask", ask_and_drop_response)
+    await executor.submit(counting_run("once", tally, "sleep 0.3"))
+    assert len(dropped) == 1
     assert (await ended(executor, "once")).code == 0
     assert tally.read_text() == "once\n"
 
 
 @pytest.mark.parametrize("cause", ["idle", "daemon gone"])
 def test_fork_server_ends_when_it_is_not_needed(cause: str) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     idle = 0.1 if cause == "idle" else 60.0
     code = f"""if True:
         import socket
@@ -332,8 +332,11 @@ def test_fork_server_ends_when_it_is_not_needed(cause: str) -> None:
         supervisor._SERVER_IDLE = {idle}
         supervisor.serve(socket.socket(fileno=0))
     """
-    with ours, subprocess.Popen([sys.executable, "-c", code], stdin=theirs.fileno()) as server:
-        theirs.close()
+    with (
+        parent_end,
+        subprocess.Popen([sys.executable, "-c", code], stdin=child_end.fileno()) as server,
+    ):
+        child_end.close()
         if cause != "idle":
-            ours.close()
+            parent_end.close()
         assert server.wait(20) == 0

@@ -109,6 +109,6 @@ async def test_invalid_requests_are_refused(http: httpx2.AsyncClient, recorder: 
     form = {"content-type": "text/plain"}
     plain = await http.post("/", content=b'{"address":"' + SOMEBODY.encode() + b'"}', headers=form)
     assert plain.status_code == 400
-    refused = await http.post("/", json={"address": SOMEBODY}, headers={"host": "evil.example"})
-    assert refused.status_code == 400
+    response = await http.post("/", json={"address": SOMEBODY}, headers={"host": "evil.example"})
+    assert response.status_code == 400
     assert recorder.calls == []

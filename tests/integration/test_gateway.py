@@ -43,17 +43,17 @@ from tests.support.gateway import client, served, started
 from tests.support.images import free_port, serving
 from tests.support.livegrid import LiveGrid, terms
 from tests.support.provider import Bench, bench, definition
-from tests.support.relay import coinless, relayed
+from tests.support.relay import account_without_coin, relayed
 
 pytestmark = pytest.mark.parametrize("shared_node", ["embedded"], indirect=True)
 
 
 async def submit(host: Bench, url: str, customer: int, command: str, **more: Any) -> int:
     """Upload a definition as a customer, and submit it to a provider."""
-    made = definition(command, **more)
+    new_definition = definition(command, **more)
     async with client(host.grid, url, host.grid.customers[customer]) as gateway:
-        assert await gateway.put_definition(made.to_bytes()) == made.digest
-    [job_id] = await host.submit_digests([made.digest], customer=customer)
+        assert await gateway.put_definition(new_definition.to_bytes()) == new_definition.digest
+    [job_id] = await host.submit_digests([new_definition.digest], customer=customer)
     return job_id
 
 
@@ -80,27 +80,29 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
             await submit(hosts[number], url, number, program % (name, name))
             for number, name in enumerate(("alice", "bob"))
         ]
-        own = [
+        own_jobs = [
             await stack.enter_async_context(client(grid, url, customer))
             for customer in grid.customers
         ]
-        live: list[bytes] = []
+        log_chunks: list[bytes] = []
 
         async def follow() -> None:
-            live.extend([x async for x in read_log(grid.contracts, own[:1], jobs[0], follow=True)])
+            log_chunks.extend(
+                [x async for x in read_log(grid.contracts, own_jobs[:1], jobs[0], follow=True)]
+            )
 
-        following = asyncio.create_task(follow())
+        log_task = asyncio.create_task(follow())
         await asyncio.gather(*(host.until([job]) for host, job in zip(hosts, jobs, strict=True)))
-        await asyncio.wait_for(following, 120)
+        await asyncio.wait_for(log_task, 120)
         printed = b"line 1 of alice\nline 2 of alice\nline 3 of alice\n"
-        assert b"".join(live) == printed
-        assert len(live) > 1  # it came while the job ran
+        assert b"".join(log_chunks) == printed
+        assert len(log_chunks) > 1  # it came while the job ran
 
         for number, (host, job_id) in enumerate(zip(hosts, jobs, strict=True)):
             assert (await host.job(job_id)).status is S.FINISHED
             to = tmp_path / f"got-{number}"
             results = await job_results(
-                grid.contracts, tmp_path, job_id, to, gateways=[own[number]]
+                grid.contracts, tmp_path, job_id, to, gateways=[own_jobs[number]]
             )
             assert [(file.name, file.on_chain, file.problem) for file in results] == [
                 ("output", True, ""),
@@ -109,7 +111,7 @@ async def test_two_customers_and_two_providers(grid: LiveGrid, tmp_path: Path) -
             assert results[0].digest == hashlib.sha256((to / "output").read_bytes()).hexdigest()
             assert (to / "work" / "kept.txt").read_text() == ("alice\n", "bob\n")[number]
             # No other account can read any of it.
-            others = [own[1 - number], hosts[1 - number].service._uploader._gateways[0]]
+            others = [own_jobs[1 - number], hosts[1 - number].service._uploader._gateways[0]]
             for other in others:
                 with pytest.raises(WrongAccountError):
                     await other.results(job_id)
@@ -129,7 +131,7 @@ async def test_runs_continue_without_the_gateway_and_catch_up(
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
         job_id = await submit(host, url, 0, "for i in 1 2 3 4; do echo line $i; sleep 0.5; done")
         alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
-        live: list[bytes] = []
+        log_chunks: list[bytes] = []
         troubles: list[bool] = []
 
         async def follow() -> None:
@@ -141,23 +143,23 @@ async def test_runs_continue_without_the_gateway_and_catch_up(
                 on_outage=lambda error: troubles.append(error is not None),
             )
             async for data in log:
-                live.append(data)  # noqa: PERF401 - each is seen as it comes
+                log_chunks.append(data)  # noqa: PERF401 - each is seen as it comes
 
-        following = asyncio.create_task(follow())
-        await host.drive(lambda: bool(live))
+        log_task = asyncio.create_task(follow())
+        await host.drive(lambda: bool(log_chunks))
         gateway.end(signal.SIGKILL)
         await host.until([job_id])
         assert (await host.job(job_id)).status is S.FINISHED
-        again = await started(grid, tmp_path / "gateway", port)
-        stack.callback(again.end)
-        await asyncio.wait_for(following, 120)
-        assert b"".join(live) == b"".join(b"line %d\n" % n for n in (1, 2, 3, 4))
+        restarted = await started(grid, tmp_path / "gateway", port)
+        stack.callback(restarted.end)
+        await asyncio.wait_for(log_task, 120)
+        assert b"".join(log_chunks) == b"".join(b"line %d\n" % n for n in (1, 2, 3, 4))
         assert troubles == [True, False]
         [output] = await job_results(grid.contracts, tmp_path, job_id, gateways=[alice])
         assert output.on_chain
 
 
-async def until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = True) -> None:
+async def retry_until_allowed(ask: Callable[[], Awaitable[Any]], *, allowed: bool = True) -> None:
     """Retry until the gateway has read the latest state of the chain, which it does every second."""
     async with asyncio.timeout(30):
         while True:
@@ -176,7 +178,7 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
 ) -> None:
     """The chain decides who may access a job; a signature is valid once, for the resources it names."""
     alice, bob = grid.customers[:2]
-    made = definition("echo hello")
+    hello = definition("echo hello")
     scheduler = grid.contracts.scheduler
     registry = grid.contracts.registry
     first, second = [
@@ -188,60 +190,67 @@ async def test_former_providers_and_wrong_sign_ins_are_refused(
         async def opened(account: LocalAccount, **options: Any) -> GatewayClient:
             return await stack.enter_async_context(client(grid, url, account, **options))
 
-        owner, one, two = [await opened(value) for value in (alice, *grid.providers[:2])]
-        await owner.put_definition(made.to_bytes())
-        requests = [(terms(resources=made.resources), [made.digest] * 2)]
+        owner, first_provider, second_provider = [
+            await opened(value) for value in (alice, *grid.providers[:2])
+        ]
+        await owner.put_definition(hello.to_bytes())
+        requests = [(terms(resources=hello.resources), [hello.digest] * 2)]
         receipt = await grid.send(alice, scheduler.submit_jobs(requests))
         job_id, other = [e.job_id for e in receipt.events if isinstance(e, JobSubmitted)]
 
         await grid.assign({first: [job_id, other]})
-        assert await one.definition(job_id, made.digest) == made.to_bytes()
-        assert (await one.append(job_id, "log", 0, b"one\n")).size == 4
-        for refused in (two.definition(job_id, made.digest), two.append(job_id, "log", 4, b"x")):
-            with pytest.raises(WrongAccountError, match=f"job {job_id}"):
-                await refused
-        await grid.send(grid.providers[0], scheduler.requeue([job_id]))
-        await until_allowed(lambda: one.definition(job_id, made.digest), allowed=False)
-        await grid.assign({second: [job_id]})
-        await until_allowed(lambda: two.append(job_id, "log", 0, b"two\n"))
-        for refused in (
-            one.definition(job_id, made.digest),
-            one.append(job_id, "log", 4, b"more\n"),
-            one.append(job_id, "work/late", 0, b"x"),
-            one.put_results(job_id, []),
-            one.results(job_id),
+        assert await first_provider.definition(job_id, hello.digest) == hello.to_bytes()
+        assert (await first_provider.append(job_id, "log", 0, b"one\n")).size == 4
+        for request in (
+            second_provider.definition(job_id, hello.digest),
+            second_provider.append(job_id, "log", 4, b"x"),
         ):
             with pytest.raises(WrongAccountError, match=f"job {job_id}"):
-                await refused
+                await request
+        await grid.send(grid.providers[0], scheduler.requeue([job_id]))
+        await retry_until_allowed(
+            lambda: first_provider.definition(job_id, hello.digest), allowed=False
+        )
+        await grid.assign({second: [job_id]})
+        await retry_until_allowed(lambda: second_provider.append(job_id, "log", 0, b"two\n"))
+        for request in (
+            first_provider.definition(job_id, hello.digest),
+            first_provider.append(job_id, "log", 4, b"more\n"),
+            first_provider.append(job_id, "work/late", 0, b"x"),
+            first_provider.put_results(job_id, []),
+            first_provider.results(job_id),
+        ):
+            with pytest.raises(WrongAccountError, match=f"job {job_id}"):
+                await request
         async with owner.download(job_id, "log") as pieces:
             assert await _joined(pieces) == b"two\n"  # of the provider that holds it now
 
         narrow = await opened(alice, job_id=job_id)
-        assert await narrow.definition(job_id, made.digest)
+        assert await narrow.definition(job_id, hello.digest)
         with pytest.raises(WrongAccountError, match=f"not for job {other}"):
-            await narrow.definition(other, made.digest)
+            await narrow.definition(other, hello.digest)
         with pytest.raises(WrongAccountError, match="for one job only"):
-            await narrow.put_definition(made.to_bytes())
+            await narrow.put_definition(hello.to_bytes())
 
         web = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))
 
         async def message(**changes: Any) -> SignInMessage:
-            given = (await web.post("/v1/sign-in/nonce", json={})).json()
+            nonce = (await web.post("/v1/sign-in/nonce", json={})).json()
             chain, contract = grid.deployment.chain_id, grid.deployment.scheduler
             fields = {
                 "domain": url.partition("://")[2],
                 "address": alice.address,
                 "uri": f"{url}/v1/sign-in",
                 "chain_id": chain,
-                "nonce": given["nonce"],
-                "issued_at": given["issued_at"],
-                "expiration_time": given["expiration_time"],
+                "nonce": nonce["nonce"],
+                "issued_at": nonce["issued_at"],
+                "expiration_time": nonce["expiration_time"],
                 "resources": (contract_resource(chain, contract), f"{url}/v1/jobs"),
             }
             return SignInMessage(**(fields | changes))
 
-        async def sign_in(made: SignInMessage, signer: LocalAccount = alice) -> tuple[int, str]:
-            body = {"message": made.text(), "signature": "0x" + made.sign(signer).hex()}
+        async def sign_in(hello: SignInMessage, signer: LocalAccount = alice) -> tuple[int, str]:
+            body = {"message": hello.text(), "signature": "0x" + hello.sign(signer).hex()}
             answer = await web.post("/v1/sign-in", json=body)
             return answer.status_code, answer.json().get("code", "")
 
@@ -263,35 +272,37 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
     key, _ = ensure_result_key(tmp_path / "alice.age-key")
     stranger, _ = ensure_result_key(tmp_path / "stranger.age-key")
     async with AsyncExitStack() as stack:
-        gone = await stack.enter_async_context(AsyncExitStack())
-        url = await gone.enter_async_context(served(grid, tmp_path / "gateway"))
+        gateway_stack = await stack.enter_async_context(AsyncExitStack())
+        url = await gateway_stack.enter_async_context(served(grid, tmp_path / "gateway"))
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
         provider_key, _ = ensure_result_key(host.service._settings.state_dir / "secrets.age-key")
-        sealed = encrypt_secrets(
+        encrypted_secrets = encrypt_secrets(
             {"WORD": "secret"}, grid.customers[0].address, [provider_key.recipient]
         )
         program = (
             "for i in 1 2 3 4; do echo $WORD $i; sleep 0.5; done; mkdir private; "
             "head -c 3000000 /dev/zero > private/model.bin; : > private/empty"
         )
-        job_id = await submit(host, url, 0, program, recipients=(key.recipient,), secrets=sealed)
+        job_id = await submit(
+            host, url, 0, program, recipients=(key.recipient,), secrets=encrypted_secrets
+        )
         alice = await stack.enter_async_context(client(grid, url, grid.customers[0]))
-        live: list[bytes] = []
+        log_chunks: list[bytes] = []
 
         async def follow() -> None:
             log = read_log(grid.contracts, [alice], job_id, follow=True, key_file=key.path)
             async for data in log:
-                live.append(data)  # noqa: PERF401 - each is seen as it comes
+                log_chunks.append(data)  # noqa: PERF401 - each is seen as it comes
 
-        following = asyncio.create_task(follow())
-        await host.drive(lambda: bool(live))
-        await gone.aclose()
+        log_task = asyncio.create_task(follow())
+        await host.drive(lambda: bool(log_chunks))
+        await gateway_stack.aclose()
         port = int(url.rpartition(":")[2])
         await stack.enter_async_context(served(grid, tmp_path / "gateway", port=port))
         await host.until([job_id])
-        await asyncio.wait_for(following, 60)
+        await asyncio.wait_for(log_task, 60)
         printed = b"".join(b"secret %d\n" % n for n in (1, 2, 3, 4))
-        assert b"".join(live) == printed
+        assert b"".join(log_chunks) == printed
 
         to, messages = tmp_path / "got", list[str]()
         results = await job_results(
@@ -317,15 +328,15 @@ async def test_an_encrypted_job_is_read_with_its_key_alone(grid: LiveGrid, tmp_p
                     *(grid.contracts, tmp_path, job_id), gateways=[alice], key_file=wrong
                 )
         # The commands in the definition are all that the gateway can read.
-        kept = [x for x in (tmp_path / "gateway").rglob("*") if x.is_file()]
-        assert any("jobs" in x.parts for x in kept)
-        assert not any(b"secret " in x.read_bytes() or b'"secret"' in x.read_bytes() for x in kept)
-        others = [x for x in kept if "definitions" not in x.parts]
+        files = [x for x in (tmp_path / "gateway").rglob("*") if x.is_file()]
+        assert any("jobs" in x.parts for x in files)
+        assert not any(b"secret " in x.read_bytes() or b'"secret"' in x.read_bytes() for x in files)
+        others = [x for x in files if "definitions" not in x.parts]
         assert not any(b"model.bin" in x.read_bytes() for x in others)
         assert not list((tmp_path / "p").rglob("encrypted"))
 
         # A job of another account with the copied secrets is refunded and gets no secret.
-        stolen = await submit(host, url, 1, "echo $WORD", secrets=sealed)
+        stolen = await submit(host, url, 1, "echo $WORD", secrets=encrypted_secrets)
         await host.until([stolen])
         job = await host.job(stolen)
         assert (job.status, job.escrow) == (S.PANICKED, 0)
@@ -368,15 +379,15 @@ async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) 
         )
     )
     try:
-        opened = asyncio.ensure_future(asyncio.gather(url, relaying.wait()))
-        await asyncio.wait({serving, opened}, return_when=asyncio.FIRST_COMPLETED)
-        account = await coinless(grid)
+        ready = asyncio.ensure_future(asyncio.gather(url, relaying.wait()))
+        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        account = await account_without_coin(grid)
         async with relayed(grid, url.result(), account) as wallet:
             async with open_gateways([url.result()], account, grid.deployment) as gateways:
                 store = GatewayDefinitionStore(gateways)
                 request = Request(terms(), (definition("echo hello").to_bytes(),))
-                done = await submit_jobs(wallet.contracts, wallet.sender, store, [request])
-            [job] = await grid.contracts.scheduler.get_jobs(done.job_ids)
+                submission = await submit_jobs(wallet.contracts, wallet.sender, store, [request])
+            [job] = await grid.contracts.scheduler.get_jobs(submission.job_ids)
             assert job.customer == account.address
         async with client(grid, url.result(), account) as owner:
             assert await owner.definition(job.id, job.definition)
@@ -385,7 +396,7 @@ async def test_one_process_is_gateway_and_relay(grid: LiveGrid, tmp_path: Path) 
         await asyncio.wait_for(serving, 60)
 
 
-class Line:
+class CuttableProxy:
     """A TCP proxy whose connection can be cut and restored."""
 
     def __init__(self, port: int) -> None:
@@ -404,13 +415,17 @@ class Line:
         for connection in self._open:
             connection.transport.abort()
 
-    async def _carry(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        far, there = await asyncio.open_connection("127.0.0.1", self._to)
-        self._open |= {back, there}
+    async def _carry(
+        self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
+    ) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._open |= {client_writer, upstream_writer}
         try:
-            await asyncio.gather(_pump(near, there), _pump(far, back))
+            await asyncio.gather(
+                _pump(client_reader, upstream_writer), _pump(upstream_reader, client_writer)
+            )
         finally:
-            self._open -= {back, there}
+            self._open -= {client_writer, upstream_writer}
 
 
 async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -429,7 +444,7 @@ async def test_objects_in_s3_survive_an_outage(
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1"]
     async with AsyncExitStack() as stack:
         stack.enter_context(serving([*command, "-p", str(port)], port, tmp_path / "s3.log"))
-        line = Line(port)
+        line = CuttableProxy(port)
         await line.mend()
         stack.push_async_callback(line.cut)
         for name, value in {
@@ -446,9 +461,11 @@ async def test_objects_in_s3_survive_an_outage(
                 pass  # there is no such bucket yet
         assert (await web.put(s3)).is_success
 
-        gone = await stack.enter_async_context(AsyncExitStack())
+        gateway_stack = await stack.enter_async_context(AsyncExitStack())
         settings: dict[str, Any] = {"objects": "s3://grid/deep"}
-        url = await gone.enter_async_context(served(grid, tmp_path / "gateway", **settings))
+        url = await gateway_stack.enter_async_context(
+            served(grid, tmp_path / "gateway", **settings)
+        )
         host = await stack.enter_async_context(bench(grid, tmp_path / "p", gateways=[url]))
         program = "for i in 1 2 3; do echo line $i; sleep 0.5; done; seq 1000000 > numbers"
         job_id = await submit(host, url, 0, program)
@@ -488,7 +505,7 @@ async def test_objects_in_s3_survive_an_outage(
 
         assert len(await keys()) >= 5
         assert all(item.startswith("deep/") for item in await keys())
-        await gone.aclose()
+        await gateway_stack.aclose()
         settings["rules"] = GatewayRules(keep_seconds=-1)
         await stack.enter_async_context(served(grid, tmp_path / "gateway", **settings))
         while await keys() != {"deep/check"}:  # noqa: ASYNC110 - the server tells nothing by itself
@@ -509,14 +526,18 @@ async def test_a_definition_that_no_gateway_has_costs_nothing(
         host = await stack.enter_async_context(
             bench(grid, tmp_path / "p", gateways=urls, assignment_timeout=2)
         )
-        lost, altered = definition("echo lost"), definition("echo altered")
+        lost_definition, altered_definition = definition("echo lost"), definition("echo altered")
         async with client(grid, urls[1], grid.customers[0]) as gateway:
-            await gateway.put_definition(altered.to_bytes())
-        [path] = [x for x in (tmp_path / "b").rglob("*") if x.name == altered.digest.hex()]
-        path.write_bytes(altered.to_bytes().replace(b"altered", b"changed"))
-        ids = await host.submit_digests([lost.digest, altered.digest], retries=0)
-        kept = await submit(host, urls[1], 0, "echo kept")  # in the second gateway alone
-        await host.until([*ids, kept])
-        jobs = await grid.contracts.scheduler.get_jobs([*ids, kept])
+            await gateway.put_definition(altered_definition.to_bytes())
+        [path] = [
+            x for x in (tmp_path / "b").rglob("*") if x.name == altered_definition.digest.hex()
+        ]
+        path.write_bytes(altered_definition.to_bytes().replace(b"altered", b"changed"))
+        ids = await host.submit_digests(
+            [lost_definition.digest, altered_definition.digest], retries=0
+        )
+        kept_id = await submit(host, urls[1], 0, "echo kept")  # in the second gateway alone
+        await host.until([*ids, kept_id])
+        jobs = await grid.contracts.scheduler.get_jobs([*ids, kept_id])
         assert [job.status for job in jobs] == [S.PANICKED, S.PANICKED, S.FINISHED]
         assert [job.escrow for job in jobs[:2]] == [0, 0]

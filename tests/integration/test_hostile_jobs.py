@@ -188,9 +188,10 @@ for number in itertools.count():
 
 
 @pytest.mark.parametrize(
-    "how", ["many files", "one file", "deleted file", "mapped file", "deep folder", "empty files"]
+    "method",
+    ["many files", "one file", "deleted file", "mapped file", "deep folder", "empty files"],
 )
-async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> None:
+async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, method: str) -> None:
     """Folders are measured; the kernel's limit on file size stops a single large file."""
     scripts = {
         "many files": "for i in $(seq 99); do head -c 3M /dev/zero > $i; sleep 0.1; done; sleep 80",
@@ -201,7 +202,7 @@ async def test_a_disk_quota_ends_a_job(isolated: IsolatedExecutor, how: str) -> 
         "deep folder": f"python3 -c '{DEEP}'; sleep 80",
         "empty files": f"python3 -c '{EMPTY}'",
     }
-    end, _ = await isolated.run(scripts[how])
+    end, _ = await isolated.run(scripts[method])
     assert end.reason == "disk"
     assert end.code != 0
     assert end.seconds < 75
@@ -268,12 +269,12 @@ async def test_processes_that_detach_end_with_the_job(isolated: IsolatedExecutor
     )
     end, output = await isolated.run(script)
     assert (end.code, output) == (0, "end\n")
-    left = []
+    remaining = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if nap in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                left.append(process)
-    assert left == []
+                remaining.append(process)
+    assert remaining == []
 
 
 SPIN = """
@@ -314,8 +315,8 @@ async def test_a_job_gets_no_more_cpus_than_it_requested(isolated: IsolatedExecu
         assert int(quota) == int(period)
     end, output = await isolated.run(script)
     assert end.code == 0
-    used, cores = output.split()[1:]
-    assert 0 < float(used) < 1.3
+    cpu_seconds, cores = output.split()[1:]
+    assert 0 < float(cpu_seconds) < 1.3
     assert isolated.name == "local" or int(cores) == 1
 
 
@@ -345,10 +346,10 @@ async def test_srun_does_not_leave_the_sandbox(cluster: LocalSlurm, tmp_path: Pa
     """
     end, output = await isolated.run(script, resources=two)
     assert (end.code, SECRET in output) == (0, False), output
-    refused = ["--prolog=/home/job/x", "--jobid=1", "-o/home/job/x", f"-i{wallet}"]
-    refused += [f"--nodelist={wallet}", "--export=A", "--overcommit"]
+    refused_options = ["--prolog=/home/job/x", "--jobid=1", "-o/home/job/x", f"-i{wallet}"]
+    refused_options += [f"--nodelist={wallet}", "--export=A", "--overcommit"]
     assert [line for line in output.splitlines() if line.endswith(" 2")] == [
-        f"{option} 2" for option in refused
+        f"{option} 2" for option in refused_options
     ]
     assert not (tmp_path / "escaped").exists()
     for line in ("0: cat: ", "1: cat: ", "\nwritten\n", "code 5", "code 124", "next 6"):

@@ -29,7 +29,7 @@ Location = Callable[[], Any]
 
 
 @pytest.fixture
-async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
+async def own_grid(anvil: Anvil) -> AsyncIterator[LiveGrid]:
     """A grid on a node of this test, which may replace its blocks."""
     deployment = await deploy(anvil)
     async with live_grid(anvil, deployment) as grid:
@@ -40,16 +40,16 @@ async def own(anvil: Anvil) -> AsyncIterator[LiveGrid]:
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """Return a function that makes URLs of new databases of one kind."""
     if request.param == "file":
-        made = iter(range(100))
-        return lambda: tmp_path / f"index{next(made)}.db"
+        counter = iter(range(100))
+        return lambda: tmp_path / f"index{next(counter)}.db"
     server: Server = request.getfixturevalue("postgres_server")
     return server.database
 
 
-def opened(grid: LiveGrid, where: Any, **options: Any) -> Any:
+def opened(grid: LiveGrid, database: Any, **options: Any) -> Any:
     """Return an indexer that requires no confirmations."""
     options = {"confirmations": 0, **options}
-    return open_index(grid.node.url, grid.deployment, where, **options)
+    return open_index(grid.node.url, grid.deployment, database, **options)
 
 
 async def live(grid: LiveGrid) -> list[int]:
@@ -69,18 +69,20 @@ async def reorganise(grid: LiveGrid, depth: int) -> None:
     grid.senders.clear()
 
 
-async def test_the_same_tables_whatever_happened(own: LiveGrid, location: Location) -> None:
-    where = location()
-    async with opened(own, where) as service:
+async def test_the_tables_do_not_depend_on_batches_reorganisations_and_restarts(
+    own_grid: LiveGrid, location: Location
+) -> None:
+    database = location()
+    async with opened(own_grid, database) as service:
         await service.cycle()
-    ids = await live(own)
+    ids = await live(own_grid)
     metrics = Metrics("explorer")
-    async with opened(own, where, metrics=metrics) as service:
+    async with opened(own_grid, database, metrics=metrics) as service:
         assert await service.cycle()
         assert service.index.job(ids[2]).row.status is JobStatus.PANICKED
         assert service.index.job(ids[2]).row.successor == ids[3] + 1
         # Panic, cancellation, end, start and claim never happened.
-        await reorganise(own, 5)
+        await reorganise(own_grid, 5)
         await service.cycle()
         assert metrics.value("index_reorganisations_total") == 1
         assert [service.index.job(job_id).row.status for job_id in ids] == [
@@ -88,28 +90,28 @@ async def test_the_same_tables_whatever_happened(own: LiveGrid, location: Locati
             JobStatus.PENDING,
         ]
         assert service.index.overview().jobs_total == 4
-        await own.send(own.customers[0], own.contracts.scheduler.cancel(ids[:2]))
-    async with opened(own, where) as service:
+        await own_grid.send(own_grid.customers[0], own_grid.contracts.scheduler.cancel(ids[:2]))
+    async with opened(own_grid, database) as service:
         # A reorg while no indexer runs, which replaces indexed blocks.
-        await own.send(own.providers[0], own.contracts.scheduler.claim(ids[2:3]))
+        await own_grid.send(own_grid.providers[0], own_grid.contracts.scheduler.claim(ids[2:3]))
         await service.cycle()
-    await reorganise(own, 2)
-    await live(own)
-    async with opened(own, where) as service:
+    await reorganise(own_grid, 2)
+    await live(own_grid)
+    async with opened(own_grid, database) as service:
         await service.cycle()
         tables = dump(service.database)
-        await agrees_with_the_chain(own, service)
+        await check_against_storage(own_grid, service)
     for fresh in (None, location()):
-        async with opened(own, fresh) as service:
+        async with opened(own_grid, fresh) as service:
             await service.cycle()
             assert dump(service.database) == tables
-    async with opened(own, where, rebuild=True) as service:
+    async with opened(own_grid, database, rebuild=True) as service:
         assert not any(dump(service.database).values())
         await service.cycle()
         assert dump(service.database) == tables
 
 
-async def agrees_with_the_chain(grid: LiveGrid, service: IndexService) -> None:
+async def check_against_storage(grid: LiveGrid, service: IndexService) -> None:
     """Records, balances and ledgers of the index equal the contracts' storage."""
     contracts, index = grid.contracts, service.index
     ledger, _ = await read_ledger(contracts)
@@ -129,36 +131,36 @@ async def agrees_with_the_chain(grid: LiveGrid, service: IndexService) -> None:
     assert status.block_hash == "0x" + bytes(head["hash"]).hex()
 
 
-async def test_facts_of_transactions_and_blocks(own: LiveGrid) -> None:
-    ids = await own.submit(2)
-    async with opened(own, None) as service:
+async def test_facts_of_transactions_and_blocks(own_grid: LiveGrid) -> None:
+    ids = await own_grid.submit(2)
+    async with opened(own_grid, None) as service:
         await service.cycle()
-        page = service.index.transactions(sender=own.customers[0].address)
+        page = service.index.transactions(sender=own_grid.customers[0].address)
         row = page.items[0]
-        receipt = await own.w3.eth.get_transaction_receipt(row.at.tx_hash)  # type: ignore[arg-type]
-        sent = await own.w3.eth.get_transaction(row.at.tx_hash)  # type: ignore[arg-type]
+        receipt = await own_grid.w3.eth.get_transaction_receipt(row.at.tx_hash)  # type: ignore[arg-type]
+        sent_transaction = await own_grid.w3.eth.get_transaction(row.at.tx_hash)  # type: ignore[arg-type]
         assert (row.contract, row.method, row.ok) == ("MetaScheduler", "submitJobs", True)
         assert (row.gas_used, row.gas_price) == (receipt["gasUsed"], receipt["effectiveGasPrice"])
         detail = service.index.transaction(row.at.tx_hash)
-        assert detail.input == "0x" + bytes(sent["input"]).hex()
+        assert detail.input == "0x" + bytes(sent_transaction["input"]).hex()
         assert [event.name for event in detail.events].count("JobSubmitted") == 2
         assert {move.job_id for move in detail.movements} == {None, *ids}
         block = service.index.block(row.at.block)
-        head = await own.w3.eth.get_block(row.at.block)
+        head = await own_grid.w3.eth.get_block(row.at.block)
         assert block.row.hash == "0x" + bytes(head["hash"]).hex()
         assert block.row.base_fee == head["baseFeePerGas"]
         assert [transaction.at.tx_hash for transaction in block.transactions] == [row.at.tx_hash]
         assert service.index.block(block.row.hash) == block
 
 
-async def test_final_blocks_are_marked(own: LiveGrid) -> None:
-    [job_id] = await own.submit()
-    async with opened(own, None) as service:
+async def test_final_blocks_are_marked(own_grid: LiveGrid) -> None:
+    [job_id] = await own_grid.submit()
+    async with opened(own_grid, None) as service:
         await service.cycle()
         before = service.index.status()
         assert not service.index.job(job_id).row.changed.finalized
         # anvil calls a block final once 64 others are on top of it.
-        await own.w3.provider.make_request("anvil_mine", ["0x50"])  # type: ignore[arg-type]
+        await own_grid.w3.provider.make_request("anvil_mine", ["0x50"])  # type: ignore[arg-type]
         await service.cycle()
         assert service.index.job(job_id).row.changed.finalized
         after = service.index.status()
@@ -167,70 +169,74 @@ async def test_final_blocks_are_marked(own: LiveGrid) -> None:
         assert kinds == ["finality"]
 
 
-async def test_only_confirmed_blocks(own: LiveGrid) -> None:
-    [job_id] = await own.submit()
-    async with opened(own, None, confirmations=2) as service:
+async def test_only_confirmed_blocks(own_grid: LiveGrid) -> None:
+    [job_id] = await own_grid.submit()
+    async with opened(own_grid, None, confirmations=2) as service:
         await service.cycle()
         assert service.index.overview().jobs_total == 0
         assert service.index.status().lag == 2
-        await own.w3.provider.make_request("anvil_mine", ["0x2"])  # type: ignore[arg-type]
+        await own_grid.w3.provider.make_request("anvil_mine", ["0x2"])  # type: ignore[arg-type]
         assert await service.cycle()
         assert service.index.job(job_id).row.id == job_id
 
 
-async def test_one_writer_at_a_time(own: LiveGrid, location: Location) -> None:
-    where = location()
-    async with opened(own, where):
+async def test_one_writer_at_a_time(own_grid: LiveGrid, location: Location) -> None:
+    database = location()
+    async with opened(own_grid, database):
         with pytest.raises(UsageError, match="being written by another process"):
-            async with opened(own, where):
+            async with opened(own_grid, database):
                 pass
-    async with opened(own, where) as service:
+    async with opened(own_grid, database) as service:
         await service.cycle()
 
 
-async def test_another_grid_is_refused(own: LiveGrid, location: Location) -> None:
-    where = location()
-    async with opened(own, where) as service:
+async def test_another_grid_is_refused(own_grid: LiveGrid, location: Location) -> None:
+    database = location()
+    async with opened(own_grid, database) as service:
         await service.cycle()
-    other = await deploy(own.node)
+    other = await deploy(own_grid.node)
     with pytest.raises(UsageError, match="belongs to another scheduler"):
-        async with open_index(own.node.url, other, where):
+        async with open_index(own_grid.node.url, other, database):
             pass
-    async with open_index(own.node.url, other, where, rebuild=True, confirmations=0) as service:
+    async with open_index(
+        own_grid.node.url, other, database, rebuild=True, confirmations=0
+    ) as service:
         await service.cycle()
         assert service.index.status().scheduler == other.scheduler
         assert service.index.overview().jobs_total == 0
 
 
-async def test_a_server_that_is_away(own: LiveGrid, postgres_server: Server) -> None:
-    gone = f"postgresql+psycopg://grid@127.0.0.1:{postgres_server.port}/nothing"
+async def test_a_database_server_that_is_down_is_reported(
+    own_grid: LiveGrid, postgres_server: Server
+) -> None:
+    missing = f"postgresql+psycopg://grid@127.0.0.1:{postgres_server.port}/nothing"
     with pytest.raises(StoreError, match="does not exist"):
-        async with opened(own, gone):
+        async with opened(own_grid, missing):
             pass
-    where = postgres_server.database()
-    async with opened(own, where) as service:
+    database = postgres_server.database()
+    async with opened(own_grid, database) as service:
         await service.cycle()
-        name = where.rpartition("/")[2]
+        name = database.rpartition("/")[2]
         # The server drops everybody, the lock of the only writer included.
-        words = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
-        postgres_server.psql("postgres", words + f"'{name}'")
-        await own.submit()
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+        postgres_server.psql("postgres", query + f"'{name}'")
+        await own_grid.submit()
         assert await service.cycle()
         with pytest.raises(UsageError, match="being written"):
-            async with opened(own, where):
+            async with opened(own_grid, database):
                 pass
 
 
 async def test_the_explorer_waits_for_its_endpoint(
-    own: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_service, "_PAUSES", (0.01, 0.05))
     stop, pages = asyncio.Event(), asyncio.Queue[str]()
-    async with Proxy(own.node.url, {"broken": 1.0}) as proxy, asyncio.timeout(60):
+    async with Proxy(own_grid.node.url, {"broken": 1.0}) as proxy, asyncio.timeout(60):
         running = asyncio.create_task(
             run_explorer(
                 proxy.url,
-                own.deployment,
+                own_grid.deployment,
                 tmp_path / "index.db",
                 ServiceSettings(tmp_path, confirmations=2, poll_interval=0.05),
                 address=Address(port=0),
@@ -249,18 +255,20 @@ async def test_the_explorer_waits_for_its_endpoint(
                 await asyncio.sleep(0.05)
             assert (await web.get("/")).status_code == 200
             # Blocks that are not indexed yet are read from the node.
-            head = await own.w3.eth.block_number
+            head = await own_grid.w3.eth.block_number
             assert "is not indexed yet" in (await web.get(f"/blocks/{head}")).text
             assert (await web.get(f"/blocks/{head + 1}")).status_code == 404
         stop.set()
         await running
 
 
-async def test_an_explorer_of_everybody_needs_its_names(own: LiveGrid, tmp_path: Path) -> None:
+async def test_an_explorer_on_all_addresses_needs_host_names(
+    own_grid: LiveGrid, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="host names by which users"):
         await run_explorer(
-            own.node.url,
-            own.deployment,
+            own_grid.node.url,
+            own_grid.deployment,
             tmp_path / "index.db",
             ServiceSettings(tmp_path),
             address=Address("0.0.0.0", 0),  # noqa: S104 - what is refused

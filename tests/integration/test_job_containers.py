@@ -88,16 +88,16 @@ def test_an_image_of_a_registry(
     workDir: /new/folder
     command: 'pwd; echo "[$FOUND]"; exit 7'
 """
-    done = run(runtime, steps, tmp_path)
-    assert done.stdout.splitlines() == [
+    result = run(runtime, steps, tmp_path)
+    assert result.stdout.splitlines() == [
         "image step a,b x y 7 2",
         "/deepsquare /deepsquare/input /deepsquare/output /deepsquare/env /deepsquare/tmp",
         "inside",
         "/new/folder",
         "[a,b",
         "second]",
-    ], done.stderr
-    assert done.returncode == 7
+    ], result.stderr
+    assert result.returncode == 7
     assert (tmp_path / "work" / "output" / "file").read_text() == "data\n"
 
 
@@ -129,16 +129,16 @@ def test_an_image_behind_a_login(
     container: {{image: 'user/box:1', registry: '{}', username: user, password: "{}"}}
     command: cat /app/marker; env
 """
-    refused = run(runtime, steps.format(address, "wrong"), tmp_path)
-    assert refused.returncode != 0
-    assert "inside" not in refused.stdout
-    done = run(runtime, steps.format(address, _LOGIN[1]), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("inside\n")
-    assert "secret" not in done.stdout + done.stderr
+    refusal = run(runtime, steps.format(address, "wrong"), tmp_path)
+    assert refusal.returncode != 0
+    assert "inside" not in refusal.stdout
+    result = run(runtime, steps.format(address, _LOGIN[1]), tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("inside\n")
+    assert "secret" not in result.stdout + result.stderr
     # Nothing of it is left in the job's folder, which its customer may upload.
-    left = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
-    assert not [path for path in left if b"secret" in path.read_bytes()]
+    remaining = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert not [path for path in remaining if b"secret" in path.read_bytes()]
 
 
 def test_an_image_in_a_folder_or_an_archive(
@@ -155,5 +155,5 @@ def test_an_image_in_a_folder_or_an_archive(
 - run: {container: {image: /box}, command: 'cat /app/marker'}
 - run: {container: {image: /box.tar}, command: 'cat /app/marker; id -u', mapUid: 0}
 """
-    done = run(runtime, steps, tmp_path)
-    assert (done.returncode, done.stdout) == (0, "inside\ninside\n0\n"), done.stderr
+    result = run(runtime, steps, tmp_path)
+    assert (result.returncode, result.stdout) == (0, "inside\ninside\n0\n"), result.stderr

@@ -88,16 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.failures = max(0, self.server.failures - 1)
             self.send_error(404 if data is None else 503)
             return
-        wanted = self.headers.get("Range")
-        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        if wanted:
-            self.server.ranges.append(wanted)
-        self.send_response(206 if wanted else 200)
+        range_header = self.headers.get("Range")
+        begin = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header else 0
+        if range_header:
+            self.server.ranges.append(range_header)
+        self.send_response(206 if range_header else 200)
         self.send_header("Content-Length", str(len(data) - begin))
-        if wanted:
+        if range_header:
             self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
         self.end_headers()
-        if self.server.cut and not wanted:
+        if self.server.cut and not range_header:
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True
             return
@@ -170,9 +170,9 @@ def test_input_by_http_is_unpacked_and_kept(
         "inputMode: 493",
     )
     assert run(text, tmp_path) == (0, f"{files}\n")
-    kept = tmp_path / "work" / "input" / name
-    assert kept.read_bytes() == data
-    assert kept.stat().st_mode & 0o777 == 0o755
+    archive_file = tmp_path / "work" / "input" / name
+    assert archive_file.read_bytes() == data
+    assert archive_file.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_a_download_is_tried_again_and_continued(web: Files, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_output_by_http_is_sent_also_after_a_failure(web: Files, tmp_path: Path, code: int) -> None:
-    one = f'echo data > "$DEEPSQUARE_OUTPUT/result"; exit {code}'
-    text = f"output: {{http: {{url: '{web.url}/'}}}}\nsteps: [{{run: {{command: '{one}'}}}}]\n"
+    script = f'echo data > "$DEEPSQUARE_OUTPUT/result"; exit {code}'
+    text = f"output: {{http: {{url: '{web.url}/'}}}}\nsteps: [{{run: {{command: '{script}'}}}}]\n"
     assert run(text, tmp_path) == (code, "http://files.example/result\n")
     assert web.put == {"/result": b"data\n"}
 
@@ -234,12 +234,12 @@ class Bucket:
         }  # fmt: skip
         self.call("mb", f"s3://{name}")
 
-    def call(self, *words: str, data: str = "") -> str:
-        done = subprocess.run(
-            [str(TOOLS / "s5cmd"), *words], env=self._env, input=data,
+    def call(self, *arguments: str, data: str = "") -> str:
+        result = subprocess.run(
+            [str(TOOLS / "s5cmd"), *arguments], env=self._env, input=data,
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-        return done.stdout if not done.returncode else ""
+        return result.stdout if not result.returncode else ""
 
     def put(self, key: str, text: str) -> None:
         self.call("pipe", f"s3://{self.name}/{key}", data=text)
@@ -310,15 +310,15 @@ echo last > "$DEEPSQUARE_OUTPUT/live"
 
 
 def test_a_bucket_that_refuses_fails_the_job_without_its_secrets(tmp_path: Path) -> None:
-    refused = Bucket.__new__(Bucket)
-    refused.endpoint = f"http://127.0.0.1:{free_port()}"
+    refusing_bucket = Bucket.__new__(Bucket)
+    refusing_bucket.endpoint = f"http://127.0.0.1:{free_port()}"
     fast = tmp_path / "tools"
     fast.mkdir()
     (fast / "sleep").symlink_to("/bin/true")
     wrapper = fast / "s5cmd"
     wrapper.write_text(f'#!/bin/sh\nexec {TOOLS}/s5cmd --retry-count 0 "$@"\n')
     wrapper.chmod(0o755)
-    text = f"input: {refused.section('/x')}\nsteps: [{{run: {{command: echo never}}}}]\n"
+    text = f"input: {refusing_bucket.section('/x')}\nsteps: [{{run: {{command: echo never}}}}]\n"
     with contextlib.closing(start(text, tmp_path, fast).stdout) as printed:  # type: ignore[type-var]
         assert printed is not None
         output = printed.read()

@@ -137,17 +137,19 @@ async def run_all(
 
     async def one(name: str, *parts: str) -> tuple[str, tuple[int, list[str]]]:
         codes, lines = [], []
-        given = [changes[name]] if name in changes else []
+        changes_given = [changes[name]] if name in changes else []
         for part in parts or (name,):
-            ended, output = await run(executor, part, prepared(part, services, folder, given), site)
-            codes.append(ended.code)
+            exit_status, output = await run(
+                executor, part, prepared(part, services, folder, changes_given), site
+            )
+            codes.append(exit_status.code)
             lines += output.splitlines()
         return name, (max(codes), lines)
 
     pipeline = sorted(path.stem for path in FOLDER.glob("pipeline-*.yaml"))
-    wanted = set(EXPECTED) - {"pipeline"}
+    names = set(EXPECTED) - {"pipeline"}
     return dict(
-        await asyncio.gather(one("pipeline", *pipeline), *(one(name) for name in sorted(wanted)))
+        await asyncio.gather(one("pipeline", *pipeline), *(one(name) for name in sorted(names)))
     )
 
 
@@ -175,11 +177,11 @@ async def test_examples_under_the_local_executor(services: Services, tmp_path: P
 
 @contextmanager
 def cluster() -> Iterator[LocalSlurm]:
-    made = LocalSlurm()
+    slurm_cluster = LocalSlurm()
     try:
-        yield made
+        yield slurm_cluster
     finally:
-        made.close()
+        slurm_cluster.close()
 
 
 async def test_examples_on_slurm(services: Services, tmp_path: Path) -> None:

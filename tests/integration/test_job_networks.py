@@ -105,8 +105,8 @@ steps:
 - run: {network: slirp4netns, command: 'id -u; ip link delete tap0 2>&1; exit 5'}
 """,
     )
-    first, user, own, mapped, servers, answer, same, refused = output.splitlines()
-    assert first != own
+    first, user, own_address, mapped, servers, answer, same, refused = output.splitlines()
+    assert first != own_address
     assert (mapped, servers, answer) == ("77", "2", "it's 42")
     assert same == user
     assert "Operation not permitted" in refused
@@ -141,8 +141,10 @@ echo end
         is_root=os.geteuid() == 0,
     )
     enter = ["unshare", "--user", "--map-root-user", "--mount", "bash", "/run/job/script"]
-    done = subprocess.run(["bwrap", *arguments, *enter], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
+    result = subprocess.run(
+        ["bwrap", *arguments, *enter], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [
         "state",
         "it can: mount --rbind . /tmp/other",
         "end",
@@ -154,10 +156,10 @@ def wireguard_hub(folder: Path) -> Iterator[tuple[int, str, list[str], str]]:
     """A WireGuard server: its port, public key, private keys of its two clients, and shared key."""
 
     def wg(command: str, text: str = "") -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             ["wg", command], input=text, capture_output=True, text=True, check=True
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     server, *clients = (wg("genkey") for _ in range(3))
     shared = wg("genpsk")

@@ -133,20 +133,22 @@ async def test_walltime_ends_even_a_run_that_ignores_term(
     ignoring = "trap '' TERM; echo started; while :; do sleep 1; done"
     for key, script in (("plain", "sleep 60"), ("trap", trapping), ("deaf", ignoring)):
         await executor.submit(make(state, key, script, walltime=1))
-    plain, trap, deaf = [await ended(executor, key) for key in ("plain", "trap", "deaf")]
-    assert [end.reason for end in (plain, trap, deaf)] == ["walltime"] * 3
+    plain, trap, ignoring_term = [await ended(executor, key) for key in ("plain", "trap", "deaf")]
+    assert [end.reason for end in (plain, trap, ignoring_term)] == ["walltime"] * 3
     # A run that was stopped never counts as a success.
-    assert (plain.code, trap.code, deaf.code) == (143, 143, 137)
+    assert (plain.code, trap.code, ignoring_term.code) == (143, 143, 137)
     assert b"trapped" in await executor.output("trap")
     assert 1 <= plain.ended_at - plain.started_at < 2.5
-    assert 3 <= deaf.ended_at - deaf.started_at < 6
+    assert 3 <= ignoring_term.ended_at - ignoring_term.started_at < 6
     assert alive_in(state) == []
 
 
 async def test_memory_of_the_whole_tree_is_limited(executor: LocalExecutor, state: Path) -> None:
     # Each of three detached processes stays below the limit that they exceed together.
-    hold = "import time; block = bytearray(40 * 2**20); print('held', flush=True); time.sleep(60)"
-    script = "\n".join([f'setsid {sys.executable} -S -c "{hold}" &'] * 3) + "\nwait"
+    memory_holder = (
+        "import time; block = bytearray(40 * 2**20); print('held', flush=True); time.sleep(60)"
+    )
+    script = "\n".join([f'setsid {sys.executable} -S -c "{memory_holder}" &'] * 3) + "\nwait"
     await executor.submit(make(state, "big", script, memory=100))
     await executor.submit(make(state, "fits", script.replace("60", "1"), memory=400))
     end = await ended(executor, "big")
@@ -206,7 +208,7 @@ async def test_background_processes_do_not_outlive_the_script(
 # -- cancel
 
 
-def naps(count: int) -> list[str]:
+def sleep_durations(count: int) -> list[str]:
     """Unique durations of `sleep`, by which a test recognises its own processes."""
     return [f"{random.randrange(10**5, 10**6)}.{random.randrange(10**6)}" for _ in range(count)]
 
@@ -222,7 +224,7 @@ def sleeping(durations: list[str]) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def gone_at_the_end(durations: list[str]) -> Iterator[None]:
+def killed_at_exit(durations: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -243,14 +245,14 @@ RUNAWAY = """
 async def test_cancel_ends_descendants_in_other_sessions(
     executor: LocalExecutor, state: Path
 ) -> None:
-    durations = naps(4)
-    with gone_at_the_end(durations):
+    durations = sleep_durations(4)
+    with killed_at_exit(durations):
         await executor.submit(make(state, "run", RUNAWAY.format(*durations)))
         await until(lambda: len(sleeping(durations)) == 4)
-        began = time.monotonic()
+        start = time.monotonic()
         await executor.cancel("run")
         assert sleeping(durations) == []
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - start < 60
     assert alive_in(state) == []
     end = await ended(executor, "run")
     assert (end.reason, end.code) == ("cancelled", 137)
@@ -295,7 +297,9 @@ async def test_a_key_runs_once_however_often_it_is_submitted(
     script = f"echo x >> {tmp_path}/count; sleep 0.3; echo ran"
     others = [LocalExecutor(state, OFFER) for _ in range(3)]
     spec = make(state, "once", script)
-    handles = await asyncio.gather(*(one.submit(spec) for one in [executor, *others] for _ in "12"))
+    handles = await asyncio.gather(
+        *(submitter.submit(spec) for submitter in [executor, *others] for _ in "12")
+    )
     assert set(handles) == {"once"}
     assert await executor.find("once") == "once"
     await ended(executor, "once")
@@ -370,9 +374,9 @@ async def test_runs_survive_the_daemon_and_are_adopted(
 async def test_killed_supervisor_is_lost_and_leaves_nothing_behind(
     executor: LocalExecutor, state: Path
 ) -> None:
-    durations = naps(3)
+    durations = sleep_durations(3)
     script = "setsid sleep {} & sleep {} & sleep {}".format(*durations)
-    with gone_at_the_end(durations):
+    with killed_at_exit(durations):
         await executor.submit(make(state, "run", script))
         await until(lambda: len(sleeping(durations)) == 3)
         os.kill(owner_pid(state, "run"), signal.SIGKILL)
@@ -385,7 +389,9 @@ async def test_killed_supervisor_is_lost_and_leaves_nothing_behind(
     assert await executor.capacity() == OFFER
 
 
-async def test_finished_run_is_never_lost(executor: LocalExecutor, state: Path) -> None:
+async def test_the_end_of_a_run_is_reported_after_its_supervisor_is_gone(
+    executor: LocalExecutor, state: Path
+) -> None:
     await executor.submit(make(state, "run", "exit 5"))
     await until((state / "runs/run/exit.json").exists)
     with contextlib.suppress(ProcessLookupError):
@@ -457,9 +463,9 @@ async def test_walltime_is_enforced_if_the_supervisor_hangs(
 ) -> None:
     never_continue(monkeypatch)
     monkeypatch.setattr(local, "HUNG", -1.5)
-    durations = naps(2)
+    durations = sleep_durations(2)
     script = "setsid env -i sleep {} & kill -STOP $PPID; sleep {}".format(*durations)
-    with gone_at_the_end(durations):
+    with killed_at_exit(durations):
         await executor.submit(make(state, "run", script, walltime=1))
         end = await ended(executor, "run")
         assert sleeping(durations) == []
@@ -503,8 +509,8 @@ async def test_environment_of_the_daemon_does_not_leak(
     assert "secret" not in output.lower()
     assert "DEEPSQUARE_" not in output
     pairs = dict(line.split("=", 1) for line in output.split("\0")[:-1])
-    own = {MARK, "MINE", "LANG", "PATH", "HOME", "PWD", "SHLVL", "_", "GRID_RUN"}
-    assert set(pairs) == own | set(device_environment([]))
+    allowed_names = {MARK, "MINE", "LANG", "PATH", "HOME", "PWD", "SHLVL", "_", "GRID_RUN"}
+    assert set(pairs) == allowed_names | set(device_environment([]))
     assert (pairs["MINE"], pairs["LANG"]) == ("a b\nc", "de")
     assert pairs["HOME"] == pairs["PWD"] == str(state / "runs/run/work")
 
@@ -520,12 +526,12 @@ async def test_hostile_specifications_are_refused_or_harmless(
     for env in ({"A=B": "x"}, {"": "x"}, {"A": "x\0y"}, {"A": "\udc80"}, {"A": "x" * 140_000}):
         with pytest.raises(RunRefusedError):
             await executor.submit(make(state, "env", "true", env=env))
-    nasty = "$(touch pwned) `touch pwned` '; touch pwned; \" %s \\ \x1b[31m ../../ 🙂"
-    await executor.submit(make(state, "words", 'printf %s "$NASTY"; ls', env={"NASTY": nasty}))
+    hostile = "$(touch pwned) `touch pwned` '; touch pwned; \" %s \\ \x1b[31m ../../ 🙂"
+    await executor.submit(make(state, "words", 'printf %s "$NASTY"; ls', env={"NASTY": hostile}))
     await executor.submit(make(state, "bytes", b"\x00\xff\xfe echo \x00 ran"))
     await executor.submit(make(state, "empty", b""))
     assert (await ended(executor, "words")).code == 0
-    assert (await executor.output("words")).decode() == nasty
+    assert (await executor.output("words")).decode() == hostile
     assert (await ended(executor, "bytes")).code in (126, 127, 2)
     assert (await ended(executor, "empty")).code == 0
 
@@ -621,9 +627,9 @@ async def test_full_disk_at_submit_leaves_no_half_run(
     for name in ("write_all", "sync_folder"):
         with monkeypatch.context() as patch:
             patch.setattr(rundir, name, full)
-            with pytest.raises(ExecutorUnavailableError, match="No space left") as caught:
+            with pytest.raises(ExecutorUnavailableError, match="No space left") as error_info:
                 await executor.submit(make(state, "run", "echo ran"))
-            assert caught.value.hint
+            assert error_info.value.hint
         assert list((state / "runs").iterdir()) == []
     assert await executor.submit(make(state, "run", "echo ran")) == "run"
     assert (await ended(executor, "run")).code == 0
@@ -672,8 +678,8 @@ async def test_unknown_is_not_gone(
 
 async def test_capacity_is_the_offer_minus_live_runs(executor: LocalExecutor, state: Path) -> None:
     assert await executor.capacity() == OFFER
-    wanted = Resources(tasks=2, cpus_per_task=2, mem_per_cpu=100, gpus=1)
-    await executor.submit(make(state, "run", "sleep 300", resources=wanted))
+    resources = Resources(tasks=2, cpus_per_task=2, mem_per_cpu=100, gpus=1)
+    await executor.submit(make(state, "run", "sleep 300", resources=resources))
     assert await executor.capacity() == Offer(cpus=4, memory=8192 - 400, gpus=0)
     executor.offer = Offer(cpus=2, memory=8192, gpus=1)
     assert (await executor.capacity()).cpus == 0

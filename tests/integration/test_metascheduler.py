@@ -76,11 +76,11 @@ class SchedulerBench:
     service: SchedulerService
 
     async def cycle(self, times: int = 1) -> bool:
-        moved = False
+        has_changed = False
         for _ in range(times):
             self.service.heads.hint()  # others mine without its knowledge
-            moved = await self.service.cycle()
-        return moved
+            has_changed = await self.service.cycle()
+        return has_changed
 
     async def jobs(self, *ids: int) -> list[Job]:
         return await self.grid.contracts.scheduler.get_jobs(ids)
@@ -137,13 +137,13 @@ async def test_objective_labels_and_affinities(one: SchedulerBench) -> None:
     await one.grid.send(slow, registry.set_labels({"energy.watts_per_cpu": "3"}))
     [quick] = await one.grid.submit(objective=Objective.TIME)
     [frugal] = await one.grid.submit(objective=Objective.ENERGY)
-    [picky] = await one.grid.submit(uses="gpu.model=h100,compute.gflops>=900")
-    [hopeless] = await one.grid.submit(uses="gpu.model=a100")
+    [h100_job] = await one.grid.submit(uses="gpu.model=h100,compute.gflops>=900")
+    [a100_job] = await one.grid.submit(uses="gpu.model=a100")
     [garbled] = await one.grid.submit(uses="gpu model")
     await one.cycle(2)
-    assert await one.provider_ids(quick, frugal, picky) == [2, 1, 2]
-    assert await one.statuses(hopeless, garbled) == [S.PENDING] * 2
-    assert "has the labels 'gpu.model=a100'" in one.waits(hopeless)
+    assert await one.provider_ids(quick, frugal, h100_job) == [2, 1, 2]
+    assert await one.statuses(a100_job, garbled) == [S.PENDING] * 2
+    assert "has the labels 'gpu.model=a100'" in one.waits(a100_job)
     assert "can't be read" in one.waits(garbled)
 
 
@@ -317,7 +317,7 @@ async def test_the_expired_job_of_a_lost_key_is_cancelled(one: SchedulerBench) -
     assert await grid.contracts.credit.balance_of(grid.customers[0].address) == before - escrow
 
 
-async def see(service: SchedulerService) -> ClusterSnapshot:
+async def read_snapshot(service: SchedulerService) -> ClusterSnapshot:
     """Return the cluster snapshot of a cycle."""
     head = await service._head(again=True)
     assert head is not None
@@ -332,12 +332,12 @@ async def before_assignment(
     """Run something after the scheduler's snapshot and before its assignments."""
     read = one.service.observer.read
 
-    async def looked(head: Head, *, events: int) -> Any:
+    async def read_and_act(head: Head, *, events: int) -> Any:
         cluster = await read(head, events=events)
         await act()
         return cluster
 
-    one.service.observer.read = looked  # type: ignore[method-assign]
+    one.service.observer.read = read_and_act  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -347,8 +347,8 @@ async def before_assignment(
 async def test_a_price_raised_just_before_an_assignment(one: SchedulerBench) -> None:
     """The contract refuses the assignment; the next cycle assigns the job to another provider."""
     grid = one.grid
-    raised = Prices(*(20 * getattr(CHEAP, name) for name in ("cpu", "gpu", "mem")))
-    call = grid.contracts.registry.set_prices(raised)
+    raised_prices = Prices(*(20 * getattr(CHEAP, name) for name in ("cpu", "gpu", "mem")))
+    call = grid.contracts.registry.set_prices(raised_prices)
     [job_id] = await grid.submit()
     async with before_assignment(one, lambda: grid.send(grid.providers[0], call)):
         await one.cycle()
@@ -366,20 +366,20 @@ async def test_a_refused_assignment_is_retried_with_backoff(one: SchedulerBench)
     [job_id] = await grid.submit()
     prices = itertools.count(2)
 
-    async def raise_again() -> None:
+    async def raise_price() -> None:
         at = next(prices)
-        raised = Prices(CHEAP.cpu * at, CHEAP.gpu * at, CHEAP.mem * at)
-        await grid.send(grid.providers[0], registry.set_prices(raised))
+        raised_prices = Prices(CHEAP.cpu * at, CHEAP.gpu * at, CHEAP.mem * at)
+        await grid.send(grid.providers[0], registry.set_prices(raised_prices))
 
-    refused = one.service.metrics.metrics
-    async with before_assignment(one, raise_again):
+    metrics = one.service.metrics.metrics
+    async with before_assignment(one, raise_price):
         await one.cycle()
-        assert refused.value("scheduler_refused_total", kind="assign") == 1
+        assert metrics.value("scheduler_refused_total", kind="assign") == 1
         await grid.node.increase_time(2)
         await one.cycle()
-        assert refused.value("scheduler_refused_total", kind="assign") == 2
+        assert metrics.value("scheduler_refused_total", kind="assign") == 2
         await one.cycle()
-        assert refused.value("scheduler_refused_total", kind="assign") == 2
+        assert metrics.value("scheduler_refused_total", kind="assign") == 2
         assert "recently rejected an assignment" in one.waits(job_id)
     await grid.node.increase_time(4)
     await one.cycle()
@@ -420,10 +420,10 @@ async def test_a_job_with_requirements_is_never_self_scheduled(grid: LiveGrid) -
     """Clients forbid self-scheduling for jobs with labels, which the contract can't check."""
     scheduler, host = grid.contracts.scheduler, grid.providers[0]
     small = "resources: {tasks: 1, cpusPerTask: 1, memPerCpu: 64, gpus: 0}\ntimeLimit: 60s\n"
-    rest = "credits: '1'\nsteps:\n  - name: only\n    run: {command: echo}\n"
-    picky = parse_job_file(f"{small}uses: [gpu.model=h100]\n{rest}".encode(), "picky.yaml")
-    plain = parse_job_file(f"{small}{rest}".encode(), "plain.yaml")
-    requests = [(value.terms(), [value.definition.digest]) for value in (picky, plain)]
+    common = "credits: '1'\nsteps:\n  - name: only\n    run: {command: echo}\n"
+    h100_job = parse_job_file(f"{small}uses: [gpu.model=h100]\n{common}".encode(), "picky.yaml")
+    plain = parse_job_file(f"{small}{common}".encode(), "plain.yaml")
+    requests = [(value.terms(), [value.definition.digest]) for value in (h100_job, plain)]
     receipt = await grid.send(grid.customers[0], scheduler.submit_jobs(requests))
     first, second = [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
     with pytest.raises(reverts.TooEarly):
@@ -459,7 +459,7 @@ async def test_a_responsive_provider_is_challenged_once(one: SchedulerBench) -> 
     assert one.sent("challenge") == 2
 
 
-async def neglect(one: SchedulerBench, provider: int, expected: int) -> None:
+async def submit_unclaimed(one: SchedulerBench, provider: int, expected: int) -> None:
     """A job that provider 1 does not claim, although it answers challenges."""
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [job_id] = await grid.submit()
@@ -478,7 +478,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
     async with bench(grid) as one:
         with capture_logs() as logs:
             for count in (1, 2, 3):
-                await neglect(one, 1, expected=count)
+                await submit_unclaimed(one, 1, expected=count)
             [job_id] = await grid.submit()
             await one.cycle()
         # The dearer one gets it, and everybody can see why.
@@ -496,16 +496,16 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
         view = fresh.service.cluster.views[0]
         assert view.strikes == 3
         assert view.suspended_until == one.service.cluster.views[0].suspended_until
-        why = (await explain(grid.contracts, large)).words
-        assert "provider 1 is suspended until" in why
-        assert "3 times within a day" in why
+        reasons = (await explain(grid.contracts, large)).words
+        assert "provider 1 is suspended until" in reasons
+        assert "3 times within a day" in reasons
         await grid.node.increase_time(86_400)
         with capture_logs() as logs:
             await fresh.cycle()
         assert [log["provider"] for log in logs if log["event"] == "provider cooldown ended"] == [1]
-    async with bench(grid) as again:
-        await again.cycle()
-        assert await again.provider_ids(large) == [1]
+    async with bench(grid) as restarted:
+        await restarted.cycle()
+        assert await restarted.provider_ids(large) == [1]
 
 
 async def test_a_job_stuck_in_a_queue_goes_to_a_provider_with_free_capacity(
@@ -545,17 +545,17 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
     async with bench(grid) as first:
         store = grid.store(role)
         settings = SchedulerSettings(state_dir=Path(), confirmations=0)
-        rival = SchedulerService(
+        second_service = SchedulerService(
             grid.contracts, grid.sender(role, store=store), store, settings=settings
         )
         ids = await grid.submit(2, resources=WHOLE)
         # Both have looked before either acts.
-        worlds = [await see(value) for value in (first.service, rival)]
+        worlds = [await read_snapshot(value) for value in (first.service, second_service)]
         assert await first.service._assign(worlds[0]) == 2
-        assert await rival._assign(worlds[1]) == 0
+        assert await second_service._assign(worlds[1]) == 0
         assert await first.statuses(*ids) == [S.META_SCHEDULED] * 2
         # The other scheduler has a backoff for them, then reads their state.
-        assert await rival.cycle() is False
+        assert await second_service.cycle() is False
 
 
 async def test_two_daemons_assign_the_same_jobs_in_one_block(tmp_path: Path) -> None:
@@ -590,26 +590,26 @@ async def test_two_daemons_assign_the_same_jobs_in_one_block(tmp_path: Path) -> 
         escrow = await grid.contracts.credit.balance_of(grid.deployment.scheduler)
         assert escrow == sum(job.escrow for job in jobs) == 30 * CREDIT
     assert [log for log in logs if log["log_level"] == "error"] == []
-    lost = [log for log in logs if log["event"] == "batch refused"]
-    assert [item["label"] for item in lost] == ["assign 27 jobs", "assign 3 jobs"]
+    refused = [log for log in logs if log["event"] == "batch refused"]
+    assert [item["label"] for item in refused] == ["assign 27 jobs", "assign 3 jobs"]
 
 
 async def _contested(grid: LiveGrid, count: int) -> list[int]:
     """Return jobs that two schedulers have assigned in the same block."""
 
-    async def mine_when_there_are(sent: int) -> None:
+    async def mine_when_pending(count: int) -> None:
         async def there() -> bool:
             pool = await grid.node.rpc("txpool_status")
-            return int(pool["pending"], 16) == sent
+            return int(pool["pending"], 16) == count
 
         await until(there)
         await grid.node.rpc("evm_mine")
 
     await grid.node.rpc("evm_setAutomine", False)
     submitting = asyncio.create_task(grid.submit(count))
-    await mine_when_there_are(1)
+    await mine_when_pending(1)
     ids = await submitting
-    await mine_when_there_are(2)
+    await mine_when_pending(2)
     await grid.node.rpc("evm_setAutomine", True)
     return ids
 
@@ -623,13 +623,13 @@ async def _second_scheduler(grid: LiveGrid) -> Any:
 async def test_skipped_items_are_in_backoff(one: SchedulerBench) -> None:
     """A job that the contract skips does not affect the others of its batch, and gets a backoff."""
     ids = await one.grid.submit(2)
-    cluster = await see(one.service)
+    cluster = await read_snapshot(one.service)
     cancel = one.grid.contracts.scheduler.cancel([ids[0]])
     await one.grid.send(one.grid.customers[0], cancel)
     assert await one.service._assign(cluster) == 1
     assert await one.statuses(*ids) == [S.CANCELLED, S.META_SCHEDULED]
-    refused = one.service.metrics.metrics.value("scheduler_refused_total", kind="assign")
-    assert refused == 1
+    refusals = one.service.metrics.metrics.value("scheduler_refused_total", kind="assign")
+    assert refusals == 1
     assert await one.cycle() is False
 
 
@@ -792,18 +792,18 @@ async def test_dependent_jobs_wait_for_the_last_successor(one: SchedulerBench) -
     grid, scheduler = one.grid, one.grid.contracts.scheduler
     [first] = await grid.submit(retries=1)
     await grid.run([first])
-    [then] = await grid.submit(uses=f"deepsquare.afterok={first}")
+    [dependent] = await grid.submit(uses=f"deepsquare.afterok={first}")
     [instead] = await grid.submit(uses=f"deepsquare.afternotok={first}")
     await grid.send(grid.providers[0], scheduler.panic([first], "lost"))
     successor = await scheduler.job_count()
     await one.cycle()
-    assert await one.statuses(then, instead) == [S.PENDING, S.PENDING]
+    assert await one.statuses(dependent, instead) == [S.PENDING, S.PENDING]
     assert await one.provider_ids(successor) == [2], "not the provider that lost it"
-    assert f"waits for the end of job {first}" in (await explain(grid.contracts, then)).text
+    assert f"waits for the end of job {first}" in (await explain(grid.contracts, dependent)).text
     await grid.send(grid.providers[1], scheduler.claim_and_start([successor]))
     await grid.send(grid.providers[1], scheduler.finish([Report(successor, 1, 0, bytes(32), "")]))
     await one.cycle(2)
-    assert await one.statuses(then, instead) == [S.META_SCHEDULED, S.PENDING]
+    assert await one.statuses(dependent, instead) == [S.META_SCHEDULED, S.PENDING]
     event = await explain(grid.contracts, instead)
     assert event.unmet
     assert f"job {first} ended FINISHED" in event.text

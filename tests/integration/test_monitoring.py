@@ -53,8 +53,8 @@ def _definitions() -> Iterator[tuple[str, str, str]]:
                 continue
             name = ast.literal_eval(node.args[0])
             text = node.args[1]
-            words = text.value if isinstance(text, ast.Constant) else "Given by a variable."
-            yield node.func.attr, name, str(words)
+            description = text.value if isinstance(text, ast.Constant) else "Given by a variable."
+            yield node.func.attr, name, str(description)
 
 
 def samples() -> set[str]:
@@ -78,8 +78,8 @@ def test_all_metrics_follow_the_naming_conventions() -> None:
     metrics = Metrics("service")
     for name, (kind, text) in {name: (kind, text) for kind, name, text in defined()}.items():
         getattr(metrics, kind)(name, text)
-    done = promtool("check", "metrics", text=metrics.render())
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = promtool("check", "metrics", text=metrics.render())
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert promtool("check", "metrics", text=b"deepsquare_free_megabytes 1\n").returncode != 0
 
 
@@ -122,7 +122,7 @@ def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:
 
     def verify(text: str) -> str:
         unit.write_text(text)
-        done = subprocess.run(
+        result = subprocess.run(
             ["systemd-analyze", "verify", unit],
             capture_output=True,
             text=True,
@@ -130,7 +130,7 @@ def test_systemd_takes_the_unit_and_the_restrictions(tmp_path: Path) -> None:
             check=False,
         )
         # Messages about other units of this machine are ignored.
-        return "\n".join(line for line in done.stderr.splitlines() if "deepsquare" in line)
+        return "\n".join(line for line in result.stderr.splitlines() if "deepsquare" in line)
 
     assert verify(texts[unit.name]) == ""
     assert "Unknown key" in verify(texts[unit.name].replace("KillMode=", "KillMod="))

@@ -63,7 +63,7 @@ class Hooks:
         return [(e["type"], e["answer"]) for e in self.posted if e["job"]["id"] == job_id]
 
 
-class Mails:
+class FakeMailServer:
     """A mail server that stores messages and refuses unknown recipients."""
 
     def __init__(self) -> None:
@@ -103,8 +103,8 @@ async def hooks() -> AsyncIterator[Hooks]:
 
 
 @pytest.fixture
-async def mails() -> AsyncIterator[Mails]:
-    result = Mails()
+async def mails() -> AsyncIterator[FakeMailServer]:
+    result = FakeMailServer()
 
     def make() -> SMTP:
         return SMTP(
@@ -164,8 +164,8 @@ class NotifyBench:
     def states(self, job_id: int) -> Counter[tuple[str, str]]:
         result = latest_notifications(self.folder, self.grid.deployment, self.customer, 1_000)
         return Counter(
-            (each.target.partition(":")[0], each.state.value)
-            for event, each in result
+            (state.target.partition(":")[0], state.state.value)
+            for event, state in result
             if event.job_id == job_id
         )
 
@@ -177,7 +177,7 @@ class NotifyBench:
 
 
 async def test_each_event_arrives_once_whatever_happens(
-    grid: LiveGrid, hooks: Hooks, mails: Mails, tmp_path: Path
+    grid: LiveGrid, hooks: Hooks, mails: FakeMailServer, tmp_path: Path
 ) -> None:
     mail = MailServer(mails.url, "grid@example.org", PASSWORD)
     always = Notify((hooks.url, "me@example.org", "nobody@example.org"))
@@ -216,10 +216,10 @@ async def test_each_event_arrives_once_whatever_happens(
         {("http", "sent"): 1, ("me@example.org", "sent"): 1, ("nobody@example.org", "failed"): 1}
     )
     name = f"job {tmp_path.name}"
-    wanted = [
+    expected = [
         f"Job {number} ({name}): CANCELLED" for number in (first, second, third, proxied, fourth)
     ]
-    assert [str(item["Subject"]) for item in mails.taken] == wanted
+    assert [str(item["Subject"]) for item in mails.taken] == expected
     assert {str(item["To"]) for item in mails.taken} == {"me@example.org"}
 
 
@@ -243,7 +243,7 @@ async def test_job_files_choose_their_own_occasions(
     ]
 
 
-class Stuck(Deliverer):
+class HangingDeliverer(Deliverer):
     """A deliverer whose deliveries never end."""
 
     def __init__(self) -> None:
@@ -258,7 +258,7 @@ class Stuck(Deliverer):
 async def test_a_delivery_interrupted_by_a_crash_is_not_sent_again(
     grid: LiveGrid, hooks: Hooks, tmp_path: Path
 ) -> None:
-    stuck = Stuck()
+    stuck = HangingDeliverer()
     bench = NotifyBench(grid, tmp_path, stuck, Notify((hooks.url,)))
     async with bench.running(crashes=True):
         job_id = await bench.cancel()
@@ -284,29 +284,29 @@ async def test_a_gateway_notifies_its_customers_once(
         return job_id
 
     definition = (await grid.contracts.scheduler.get_job(await cancelled())).definition.hex()
-    ends = (Notify((hooks.url,), (Occasion.FAIL,)), Notify((hooks.url,), (Occasion.END,)))
+    requests = (Notify((hooks.url,), (Occasion.FAIL,)), Notify((hooks.url,), (Occasion.END,)))
     settings = {"notify": True, "notify_private": True, "poll_interval": 0.05}
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(grid, tmp_path, **settings))
-        own = await stack.enter_async_context(client(grid, url, alice))
-        await own.register_notifications([definition], ends, SECRET.decode())
+        alices_client = await stack.enter_async_context(client(grid, url, alice))
+        await alices_client.register_notifications([definition], requests, SECRET.decode())
         # Another customer's recipients of the same definition are not those of alice's jobs.
-        theirs = await stack.enter_async_context(client(grid, url, bob))
+        bobs_client = await stack.enter_async_context(client(grid, url, bob))
         other = Notify((f"{hooks.url}?bob",), (Occasion.ALL,))
-        await theirs.register_notifications([definition], [other], "")
+        await bobs_client.register_notifications([definition], [other], "")
         first = await cancelled()
         await until(lambda: len(hooks.posted) == 1)
 
         async def is_listed() -> bool:
-            rows = await own.notifications(10)
+            rows = await alices_client.notifications(10)
             return [(row["job_id"], row["state"]) for row in rows] == [(first, "sent")]
 
         await until(is_listed)
-        assert await theirs.notifications(10) == []
+        assert await bobs_client.notifications(10) == []
     # Events while the gateway is down are sent later, and nothing is sent twice.
     second = await cancelled()
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(grid, tmp_path, **settings))
-        own = await stack.enter_async_context(client(grid, url, alice))
+        alices_client = await stack.enter_async_context(client(grid, url, alice))
         await until(lambda: len(hooks.posted) == 2)
     assert [event["job"]["id"] for event in hooks.posted] == [first, second]

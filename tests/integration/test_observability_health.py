@@ -34,8 +34,8 @@ async def test_pages_show_health_and_metrics() -> None:
             assert 'deepsquare_running{service="test"} 2.0' in (await client.get("/metrics")).text
             assert (await client.post("/live")).status_code == 405
             assert (await client.get("/other")).status_code == 404
-            refused = await client.get("/status", headers={"host": "evil.example"})
-            assert refused.status_code == 400
+            response = await client.get("/status", headers={"host": "evil.example"})
+            assert response.status_code == 400
             health = Health(live=False, ready=True)
             assert (await client.get("/live")).status_code == 503
             assert (await client.get("/ready")).status_code == 200

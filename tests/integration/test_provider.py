@@ -70,14 +70,14 @@ async def host(grid: LiveGrid, tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_a_job_from_assignment_to_settlement(grid: LiveGrid, tmp_path: Path):
     """From assignment to settlement, with a challenge on the way."""
     async with bench(grid, tmp_path, confirmations=1) as host:
-        await _whole_life(host)
+        await _run_one_job(host)
 
 
-async def _whole_life(host: Bench) -> None:
+async def _run_one_job(host: Bench) -> None:
     scheduler = host.grid.contracts.scheduler
     [job_id] = await host.submit("echo hello $DEEPSQUARE_JOB_ID; sleep 1")
     await host.grid.send(host.grid.stranger, scheduler.challenge(job_id))
-    await _a_challenge_is_seen_with_every_look_at_a_block(host)
+    await _challenge_is_read_with_every_block(host)
     # claimAndStart answers a challenge too.
     await host.until([job_id], S.RUNNING)
     clock = await scheduler.clock_of(host.service.provider_id)
@@ -104,11 +104,11 @@ async def _whole_life(host: Bench) -> None:
     age = metrics.value("head_age_seconds")
     assert age is not None
     assert abs(age) < 3600
-    sent = {kind: metrics.value("provider_jobs_total", kind=kind) for kind in KINDS}
-    assert sent == dict.fromkeys(KINDS, 0) | {"claim_and_start": 1, "finish": 1}
+    counts = {kind: metrics.value("provider_jobs_total", kind=kind) for kind in KINDS}
+    assert counts == dict.fromkeys(KINDS, 0) | {"claim_and_start": 1, "finish": 1}
 
 
-async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
+async def _challenge_is_read_with_every_block(host: Bench) -> None:
     service = host.service
     head = await service.heads.poll(lambda: 0, again=True)
     assert head is not None
@@ -119,40 +119,42 @@ async def _a_challenge_is_seen_with_every_look_at_a_block(host: Bench) -> None:
 
 async def test_every_final_status_and_its_bill(host: Bench):
     """Each job has the right final status, bill and explanation."""
-    hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(30)'"
-    three, killed, hungry = await host.submit("sleep 1; exit 3", "kill -9 $$; sleep 9", hog)
-    [late] = await host.submit("sleep 60", time_limit=5)
+    memory_hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(30)'"
+    exit_3_job, killed_job, memory_job = await host.submit(
+        "sleep 1; exit 3", "kill -9 $$; sleep 9", memory_hog
+    )
+    [overtime_job] = await host.submit("sleep 60", time_limit=5)
     [stopped] = await host.submit("sleep 61", customer=1)
-    [lost] = await host.submit("sleep 62", retries=1)
-    ids = [three, killed, hungry, late, stopped, lost]
-    await host.drive(lambda: {host.phase(lost), host.phase(stopped)} == {Phase.SUBMITTED})
+    [lost_job] = await host.submit("sleep 62", retries=1)
+    ids = [exit_3_job, killed_job, memory_job, overtime_job, stopped, lost_job]
+    await host.drive(lambda: {host.phase(lost_job), host.phase(stopped)} == {Phase.SUBMITTED})
     cancel = host.grid.contracts.scheduler.cancel
     await host.grid.send(host.grid.customers[1], cancel([stopped]))
-    claim = RunFolder(host.folder / "runs" / host.row(lost).key).taken()
+    claim = RunFolder(host.folder / "runs" / host.row(lost_job).key).taken()
     assert claim is not None
     os.kill(claim.owner.pid, signal.SIGKILL)
     await host.drive(lambda: all(host.phase(job_id) is Phase.CLOSED for job_id in ids))
 
     statuses = {job_id: (await host.job(job_id)).status for job_id in ids}
     assert statuses == {
-        three: S.FAILED,
-        killed: S.FAILED,
-        hungry: S.FAILED,
-        late: S.OUT_OF_CREDITS,
+        exit_3_job: S.FAILED,
+        killed_job: S.FAILED,
+        memory_job: S.FAILED,
+        overtime_job: S.OUT_OF_CREDITS,
         stopped: S.CANCELLED,
-        lost: S.PANICKED,
+        lost_job: S.PANICKED,
     }
     results = {job_id: await host.result(job_id) for job_id in ids[:4]}
-    assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
-    assert results[killed].reason == "exited with code 137"
-    assert results[hungry].reason == "memory limit of 64 MB exceeded"
-    assert results[late].reason == "time limit reached"
-    assert (await host.settled(late)).billed_seconds == 5
-    assert (await host.settled(three)).billed_seconds <= 3
+    assert (results[exit_3_job].exit_code, results[exit_3_job].reason) == (3, "exited with code 3")
+    assert results[killed_job].reason == "exited with code 137"
+    assert results[memory_job].reason == "memory limit of 64 MB exceeded"
+    assert results[overtime_job].reason == "time limit reached"
+    assert (await host.settled(overtime_job)).billed_seconds == 5
+    assert (await host.settled(exit_3_job)).billed_seconds <= 3
     assert 1 <= (await host.settled(stopped)).billed_seconds < 60
     for job_id in ids:
         assert host.row(job_id).exit is not None or await _is_over(host, job_id)
-    [retried] = await host.events(JobRetried, lost)
+    [retried] = await host.events(JobRetried, lost_job)
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
     await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
@@ -162,18 +164,18 @@ async def test_a_slow_transaction_does_not_delay_others(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A transaction that is delayed does not delay the others, and is not sent again."""
-    sent: list[str] = []
-    late = asyncio.Event()
+    sends: list[str] = []
+    release = asyncio.Event()
     async with bench(grid, tmp_path, batch_size=1) as host:
         slow, quick = await host.submit("true", "true")
         sender = host.service._sender
         plain = sender.send
 
         async def send(call: Call, **options: object) -> TxReceipt:
-            assert call.label not in sent
-            sent.append(call.label)
+            assert call.label not in sends
+            sends.append(call.label)
             if call.label == f"claimAndStart job {slow}":
-                await late.wait()
+                await release.wait()
             return await plain(call, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(sender, "send", send)
@@ -181,9 +183,9 @@ async def test_a_slow_transaction_does_not_delay_others(
             await host.until([quick])
             assert (await host.job(slow)).status is S.META_SCHEDULED
         finally:
-            late.set()
+            release.set()
         await host.until([slow])
-        assert sorted(sent) == sorted(
+        assert sorted(sends) == sorted(
             f"{method} job {value}"
             for method in ("claimAndStart", "finish")
             for value in (slow, quick)
@@ -198,23 +200,25 @@ async def test_invalid_and_missing_definitions_are_refunded(host: Bench):
     swapped = definition("echo swapped").digest
     file = host.definitions.path / f"{swapped.hex()}.json"
     file.write_bytes(definition("echo something else").to_bytes())
-    missing, tardy = definition("echo never kept").digest, definition("echo tardy")
-    *ids, late = await host.submit_digests([wrong, junk, swapped, missing, tardy.digest], retries=0)
+    missing, late_definition = definition("echo never kept").digest, definition("echo tardy")
+    *ids, late_id = await host.submit_digests(
+        [wrong, junk, swapped, missing, late_definition.digest], retries=0
+    )
     await host.until(ids[:2])
-    await host.definitions.put(tardy.to_bytes())
-    await host.until([*ids, late])
-    words = ["requires 1 x 2 CPUs", "missing", "does not match its digest", "is not in the store"]
+    await host.definitions.put(late_definition.to_bytes())
+    await host.until([*ids, late_id])
+    reasons = ["requires 1 x 2 CPUs", "missing", "does not match its digest", "is not in the store"]
     blocks = []
-    for job_id, word in zip(ids, words, strict=True):
+    for job_id, reason in zip(ids, reasons, strict=True):
         job = await host.job(job_id)
         assert job.status is S.PANICKED
         [panicked] = await host.events(JobPanicked, job_id)
         blocks.append(panicked.block_number)
-        assert word in panicked.reason
+        assert reason in panicked.reason
         assert (await host.settled(job_id)).refunded == CREDIT
     assert max(blocks[:2]) < min(blocks[2:])
-    assert (await host.job(late)).status is S.FINISHED
-    assert await host.executor.keys() == [host.row(late).key]
+    assert (await host.job(late_id)).status is S.FINISHED
+    assert await host.executor.keys() == [host.row(late_id).key]
 
 
 async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
@@ -232,8 +236,8 @@ async def test_top_up_and_shortage(grid: LiveGrid, tmp_path: Path):
         [second] = await host.submit("echo", resources=large)
         [small] = await host.submit("echo")
         await host.until([second], S.PENDING)
-        [back] = await host.events(JobRequeued, second)
-        assert "no free capacity" in back.reason
+        [requeued] = await host.events(JobRequeued, second)
+        assert "no free capacity" in requeued.reason
         await grid.send(grid.customers[0], scheduler.cancel([first, second]))
         await host.until([small, first])
 
@@ -275,12 +279,12 @@ async def test_maintenance_finishes_live_runs_and_requeues_the_rest(grid: LiveGr
     async with bench(grid, tmp_path) as host:
         [running] = await host.submit("sleep 1.5")
         await host.drive(lambda: host.phase(running) is Phase.SUBMITTED)
-        [late] = await host.submit("echo")
+        [late_job] = await host.submit("echo")
         host.service.drain(True)
         assert host.service.details()["draining"]
-        await host.until([late], S.PENDING)
-        [back] = await host.events(JobRequeued, late)
-        assert "draining" in back.reason
+        await host.until([late_job], S.PENDING)
+        [requeued] = await host.events(JobRequeued, late_job)
+        assert "draining" in requeued.reason
         await host.until([running])
         assert (await host.job(running)).status is S.FINISHED
         await host.drive(
@@ -301,7 +305,7 @@ async def test_maintenance_finishes_live_runs_and_requeues_the_rest(grid: LiveGr
 
         await host.drive(active)
         assert not host.service.details()["draining"]
-    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([late]))
+    await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([late_job]))
 
 
 async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
@@ -309,13 +313,13 @@ async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
 ):
     """A job with retries whose provider can't read the definition continues at another provider."""
     async with (
-        bench(grid, tmp_path / "p0", assignment_timeout=1) as poor,
+        bench(grid, tmp_path / "p0", assignment_timeout=1) as failing_host,
         bench(grid, tmp_path / "p1", 1) as rich,
     ):
         await rich.definitions.put(definition("echo elsewhere").to_bytes())
-        [job_id] = await poor.submit("echo elsewhere", keep=False, retries=1)
-        await poor.until([job_id], S.PANICKED)
-        [retried] = await poor.events(JobRetried, job_id)
+        [job_id] = await failing_host.submit("echo elsewhere", keep=False, retries=1)
+        await failing_host.until([job_id], S.PANICKED)
+        [retried] = await failing_host.events(JobRetried, job_id)
         assert retried.escrow == CREDIT
         scheduler = grid.contracts.scheduler
         assert await scheduler.is_eligible(retried.successor, 1) == (False, "ProviderExcluded")
@@ -332,24 +336,24 @@ async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path
             "sleep 7", time_limit=600, flags=JobFlags.INTERIM_PAYMENTS, retries=0
         )
         await host.drive(lambda: host.phase(job_id) is Phase.SUBMITTED)
-        sent = host.service.metrics.metrics.value
+        metric = host.service.metrics.metrics.value
         # There is nothing else to send, so an `answer` is sent.
         await grid.send(grid.stranger, scheduler.challenge(job_id))
-        await host.drive(lambda: sent("provider_jobs_total", kind="answer") == 1)
+        await host.drive(lambda: metric("provider_jobs_total", kind="answer") == 1)
         await grid.node.increase_time(20)
         await grid.send(grid.stranger, scheduler.challenge(job_id))
-        await host.drive(lambda: sent("provider_jobs_total", kind="collect") == 1)
+        await host.drive(lambda: metric("provider_jobs_total", kind="collect") == 1)
         assert (await scheduler.clock_of(1)).challenged_at == 0
         [collected] = await host.events(JobCollected, job_id)
         assert collected.billed_seconds >= 20
         host.service.heads.hint()
         await host.service.cycle()
-        assert (sent("revenue_accrued_credits") or 0) * CREDIT < collected.paid
+        assert (metric("revenue_accrued_credits") or 0) * CREDIT < collected.paid
         await host.until([job_id], S.FINISHED)
         settled = await host.settled(job_id)
         # The chain's clock went ahead of the run, all of which is paid for already.
         assert settled.billed_seconds == 0
-        assert sent("provider_jobs_total", kind="answer") == 1
+        assert metric("provider_jobs_total", kind="answer") == 1
         await host.drive(lambda: host.phase(job_id) is Phase.CLOSED)
         earned = {earning.job_id: earning for earning in host.service.table.earned()}[job_id]
         assert (earned.paid, earned.billed_seconds) == (collected.paid, collected.billed_seconds)
@@ -380,9 +384,9 @@ async def test_an_orphaned_run_without_a_record_is_ended(grid: LiveGrid, tmp_pat
         key = host.row(job_id).key
         (tmp_path / "p" / "provider.db").rename(tmp_path / "lost.db")
         await grid.send(grid.customers[0], grid.contracts.scheduler.cancel([job_id]))
-        async with bench(grid, tmp_path / "p", definitions=host.definitions.path) as again:
-            await again.drive(lambda: again.phase(job_id) is Phase.CLOSED)
-            status = (await again.executor.poll([key]))[key]
+        async with bench(grid, tmp_path / "p", definitions=host.definitions.path) as restarted:
+            await restarted.drive(lambda: restarted.phase(job_id) is Phase.CLOSED)
+            status = (await restarted.executor.poll([key]))[key]
             assert status.exit is not None
             assert status.exit.reason == "cancelled"
 
@@ -434,12 +438,12 @@ async def test_an_idle_provider_sends_two_requests_per_block(
         assert await host.service.cycle() is False
         assert 0 < len(requests) <= 2, requests
         assert "eth_getLogs" in requests[-1]
-        seen = host.service._followed_hash
+        followed_hash = host.service._followed_hash
         requests.clear()
         host.service.heads.hint()
         await host.service.cycle()
         # The chain makes a block by itself every second.
-        if host.service._followed_hash == seen:
+        if host.service._followed_hash == followed_hash:
             assert len(requests) <= 1, requests
             in_vain += 1
 

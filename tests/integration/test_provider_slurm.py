@@ -111,20 +111,20 @@ async def test_every_final_status_and_its_bill(host: Bench, cluster: LocalSlurm)
     What Slurm refuses goes back to the queue of the grid, and can still be cancelled there.
     """
     # More CPUs on one node than a node has.
-    [refused] = await host.submit("true", resources=Resources(1, 5, 64, 0))
-    await host.until([refused], S.PENDING)
-    assert "rejected run" in host.row(refused).note
-    hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(9)'"
-    three, hungry = await host.submit("sleep 1; exit 3", hog)
-    [late] = await host.submit("sleep 60", time_limit=5)
+    [refused_job] = await host.submit("true", resources=Resources(1, 5, 64, 0))
+    await host.until([refused_job], S.PENDING)
+    assert "rejected run" in host.row(refused_job).note
+    memory_hog = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(9)'"
+    exit_3_job, memory_job = await host.submit("sleep 1; exit 3", memory_hog)
+    [overtime_job] = await host.submit("sleep 60", time_limit=5)
     [longer] = await host.submit("sleep 63", time_limit=20)
     [stopped] = await host.submit("sleep 61", customer=1)
-    [lost] = await host.submit("sleep 62", retries=1)
-    ids = [three, hungry, late, longer, stopped, lost]
+    [lost_job] = await host.submit("sleep 62", retries=1)
+    ids = [exit_3_job, memory_job, overtime_job, longer, stopped, lost_job]
     scheduler = host.grid.contracts.scheduler
 
     async def are_running() -> bool:
-        jobs = await scheduler.get_jobs([longer, stopped, lost])
+        jobs = await scheduler.get_jobs([longer, stopped, lost_job])
         return all(job.status is S.RUNNING for job in jobs)
 
     await host.drive(are_running)
@@ -137,26 +137,26 @@ async def test_every_final_status_and_its_bill(host: Bench, cluster: LocalSlurm)
     await host.grid.send(host.grid.customers[0], scheduler.cancel([longer]))
     await host.grid.send(host.grid.customers[1], scheduler.cancel([stopped]))
     # An administrator ends a job: the provider's loss.
-    name = f"--name=deepsquare-{host.row(lost).key}"
+    name = f"--name=deepsquare-{host.row(lost_job).key}"
     cluster.run("scancel", *cluster.run("squeue", "-h", "-o", "%i", name).split())
     await host.drive(lambda: all(host.phase(job_id) is Phase.CLOSED for job_id in ids), timeout=60)
 
     statuses = {job_id: (await host.job(job_id)).status for job_id in ids}
     assert statuses == {
-        three: S.FAILED,
-        hungry: S.FAILED,
-        late: S.OUT_OF_CREDITS,
+        exit_3_job: S.FAILED,
+        memory_job: S.FAILED,
+        overtime_job: S.OUT_OF_CREDITS,
         longer: S.CANCELLED,
         stopped: S.CANCELLED,
-        lost: S.PANICKED,
+        lost_job: S.PANICKED,
     }
-    results = {value: await host.result(value) for value in (three, hungry, late)}
-    assert (results[three].exit_code, results[three].reason) == (3, "exited with code 3")
+    results = {value: await host.result(value) for value in (exit_3_job, memory_job, overtime_job)}
+    assert (results[exit_3_job].exit_code, results[exit_3_job].reason) == (3, "exited with code 3")
     if cluster.has_cgroups:
-        assert results[hungry].reason == "memory limit of 64 MB exceeded"
-    assert results[late].reason == "time limit reached"
-    assert (await host.settled(late)).billed_seconds == 5
-    [retried] = await host.events(JobRetried, lost)
+        assert results[memory_job].reason == "memory limit of 64 MB exceeded"
+    assert results[overtime_job].reason == "time limit reached"
+    assert (await host.settled(overtime_job)).billed_seconds == 5
+    [retried] = await host.events(JobRetried, lost_job)
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
     await host.grid.send(host.grid.customers[0], scheduler.cancel([retried.successor]))
@@ -173,10 +173,10 @@ async def test_offer_follows_the_capacity_left_free_by_the_clusters_own_users(
         host.service._offer._interval = 0.5
 
         def offers(cpus: int) -> Callable[[], Awaitable[bool]]:
-            async def look() -> bool:
+            async def check() -> bool:
                 return (await registry.provider_of(account.address)).offer.cpus == cpus
 
-            return look
+            return check
 
         await host.drive(offers(8))
         local = cluster.run(
@@ -212,23 +212,23 @@ async def test_cluster_that_loses_a_node_and_its_controller(
     ):
         whole = Resources(tasks=1, cpus_per_task=4, mem_per_cpu=64, gpus=0)
         await other.definitions.put(definition("hostname; sleep 20", whole).to_bytes())
-        [lost] = await host.submit("hostname; sleep 20", resources=whole, retries=1)
-        await host.until([lost], S.RUNNING)
+        [lost_job] = await host.submit("hostname; sleep 20", resources=whole, retries=1)
+        await host.until([lost_job], S.RUNNING)
         [steady] = await host.submit("sleep 13")
         await host.until([steady], S.RUNNING)
-        everything = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=64, gpus=0)
-        [queued] = await host.submit("echo late", resources=everything)
+        whole_cluster = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=64, gpus=0)
+        [queued] = await host.submit("echo late", resources=whole_cluster)
         await host.drive(lambda: host.phase(queued) is Phase.SUBMITTED)
         [untouched] = await host.submit("true")
         host.service.drain(True)
         await host.until([untouched], S.PENDING)
 
-        name = f"--name=deepsquare-{host.row(lost).key}"
+        name = f"--name=deepsquare-{host.row(lost_job).key}"
         node = cluster.run("squeue", "-h", "-o", "%N", name).strip()
         cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
         try:
-            await host.until([lost], S.PANICKED)
-            [retried] = await host.events(JobRetried, lost)
+            await host.until([lost_job], S.PANICKED)
+            [retried] = await host.events(JobRetried, lost_job)
             assert retried.escrow == CREDIT
         finally:
             cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
@@ -268,20 +268,22 @@ async def test_two_grids_of_two_clusters_do_not_meet(
         try:
             executor = second.executor(tmp_path / "second", owner=grid.providers[0].address)
             async with bench(grid, tmp_path / "second", executor=executor) as other:
-                [here] = await host.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
-                [there] = await other.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
+                [first_job] = await host.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
+                [second_job] = await other.submit("cat /proc/sys/kernel/random/uuid; sleep 2")
                 # Neither daemon finds jobs of the other grid in the cluster.
-                await host.until([here], S.RUNNING)
-                await other.until([there], S.RUNNING)
-                assert host.row(here).key != other.row(there).key
-                assert f"deepsquare-{other.row(there).key}" not in cluster.run(
+                await host.until([first_job], S.RUNNING)
+                await other.until([second_job], S.RUNNING)
+                assert host.row(first_job).key != other.row(second_job).key
+                assert f"deepsquare-{other.row(second_job).key}" not in cluster.run(
                     "squeue", "-h", "-o", "%j"
                 )
-                assert f"deepsquare-{host.row(here).key}" not in second.run(
+                assert f"deepsquare-{host.row(first_job).key}" not in second.run(
                     "squeue", "-h", "-o", "%j"
                 )
-                await host.until([here], S.FINISHED)
-                await other.until([there], S.FINISHED)
-                assert (await host.result(here)).result != (await other.result(there)).result
+                await host.until([first_job], S.FINISHED)
+                await other.until([second_job], S.FINISHED)
+                assert (await host.result(first_job)).result != (
+                    await other.result(second_job)
+                ).result
         finally:
             second.close()

@@ -38,7 +38,7 @@ from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.store.outbox import RecordedRequest, RequestState
 from tests.support.livegrid import LiveGrid, digest, terms
 from tests.support.proxy import RANGE_REFUSALS, Proxy, few_blocks
-from tests.support.relay import Shown, coinless, relay_on, relayed, sign
+from tests.support.relay import PreviewRecorder, account_without_coin, relay_on, relayed, sign
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ async def settled(web: httpx2.AsyncClient, path: str) -> dict[str, Any]:
     return dict(document)
 
 
-async def taken(store: Store, web: httpx2.AsyncClient) -> RecordedRequest:
+async def wait_until_accepted(store: Store, web: httpx2.AsyncClient) -> RecordedRequest:
     """Return a wallet's pending request as soon as the relay has accepted it."""
     while True:
         for request in store.open_requests():
@@ -81,18 +81,18 @@ async def submit_hello(
 ) -> tuple[int, ...]:
     store = FolderDefinitionStore(folder / "definitions")
     request = Request(terms(), (b"{}",) * count)
-    done = await submit(
+    submission = await submit(
         wallet.contracts, wallet.sender, store, [request], timeout=wallet.timeout, key=key
     )
-    return done.job_ids
+    return submission.job_ids
 
 
 async def test_wallets_without_coin_can_act_as_customers(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
-    accounts = [await coinless(grid), await coinless(grid)]
+    accounts = [await account_without_coin(grid), await account_without_coin(grid)]
     scheduler, credit = grid.contracts.scheduler, grid.contracts.credit
-    shown = Shown()
+    shown = PreviewRecorder()
 
     async def life(account: LocalAccount) -> tuple[int, ...]:
         async with relayed(grid, relay, account, confirm=shown) as wallet:
@@ -108,8 +108,8 @@ async def test_wallets_without_coin_can_act_as_customers(
             return ids
 
     ids = await asyncio.gather(*(life(account) for account in accounts))
-    for account, own in zip(accounts, ids, strict=True):
-        jobs = await scheduler.get_jobs(own)
+    for account, own_ids in zip(accounts, ids, strict=True):
+        jobs = await scheduler.get_jobs(own_ids)
         assert {job.customer for job in jobs} == {account.address}
         assert {job.status for job in jobs} == {JobStatus.CANCELLED}
         assert await credit.balance_of(account.address) == 100 * CREDIT
@@ -126,7 +126,7 @@ async def test_wallets_without_coin_can_act_as_customers(
 
 async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
     """Each nonce and permit is used once, in any order of arrival on chain."""
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     store = grid.store(account)
     async with relayed(grid, relay, account, store=store) as wallet:
         ids = await asyncio.gather(*(submit_hello(wallet, tmp_path) for _ in range(4)))
@@ -137,7 +137,7 @@ async def test_several_at_once_from_one_wallet(grid: LiveGrid, relay: str, tmp_p
 
 async def test_concurrent_requests_share_a_transaction(grid: LiveGrid, tmp_path: Path) -> None:
     """Three requests that were signed before arrive in the relay's collection window."""
-    accounts = [*grid.customers, await coinless(grid)]
+    accounts = [*grid.customers, await account_without_coin(grid)]
     forwarder, scheduler = grid.contracts.forwarder, grid.contracts.scheduler
     await grid.node.fund(accounts[2].address, 10**18)
     await grid.send(accounts[2], grid.contracts.credit.approve(scheduler.address, CREDIT))
@@ -169,12 +169,12 @@ async def test_concurrent_requests_share_a_transaction(grid: LiveGrid, tmp_path:
     for account, receipt in zip(accounts, receipts, strict=True):
         # Each customer gets only the events of its own request.
         for kind in (JobSubmitted, JobTransition):
-            own = [event.customer for event in receipt.events if isinstance(event, kind)]
-            assert own == [account.address]
+            customers = [event.customer for event in receipt.events if isinstance(event, kind)]
+            assert customers == [account.address]
 
 
 async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> None:
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     async with relayed(grid, relay, account, store=grid.store(account)) as wallet:
         first = await submit_hello(wallet, tmp_path, key="night")
         assert await submit_hello(wallet, tmp_path, key="night") == first
@@ -184,7 +184,7 @@ async def test_a_key_pays_once(grid: LiveGrid, relay: str, tmp_path: Path) -> No
 async def test_nothing_is_signed_after_a_declined_confirmation(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     store = grid.store(account)
     async with relayed(grid, relay, account, store=store, confirm=lambda _: False) as wallet:
         with pytest.raises(NotConfirmedError):
@@ -207,7 +207,7 @@ async def refused(web: httpx2.AsyncClient, signed: Any, status: int, code: str) 
 async def test_requests_with_a_wrong_nonce_are_refused_with_the_reason(
     grid: LiveGrid, web: httpx2.AsyncClient
 ) -> None:
-    account, other = await coinless(grid), await coinless(grid)
+    account, other = await account_without_coin(grid), await account_without_coin(grid)
     scheduler, credit = grid.contracts.scheduler, grid.contracts.credit
     await grid.node.fund(account.address, 10**18)
     await grid.send(account, credit.approve(scheduler.address, 50 * CREDIT))
@@ -219,8 +219,8 @@ async def test_requests_with_a_wrong_nonce_are_refused_with_the_reason(
         grid, account, call, domain=lambda d: dataclasses.replace(d, chain_id=1)
     )
     await refused(web, wrong_chain, 403, "wrong-signer")
-    elsewhere = await sign(grid, account, credit.transfer(other.address, 1))
-    await refused(web, elsewhere, 403, "wrong-contract")
+    wrong_contract = await sign(grid, account, credit.transfer(other.address, 1))
+    await refused(web, wrong_contract, 403, "wrong-contract")
     await refused(web, await sign(grid, account, scheduler.claim([1])), 403, "function-not-allowed")
     await refused(web, await sign(grid, account, call, data=b"\1\2\3\4"), 400, "not-a-call")
     await refused(web, await sign(grid, account, call, value=1), 403, "value")
@@ -232,8 +232,8 @@ async def test_requests_with_a_wrong_nonce_are_refused_with_the_reason(
     await refused(web, await sign(grid, account, dust), 403, "amount-too-small")
     body = await refused(web, await sign(grid, account, call, nonce=3), 409, "nonce")
     assert body["next_nonce"] == 0
-    poor = await refused(web, await sign(grid, other, call), 422, "reverted")
-    assert "credits" in poor["detail"]
+    unaffordable = await refused(web, await sign(grid, other, call), 422, "reverted")
+    assert "credits" in unaffordable["detail"]
     starved = await refused(web, await sign(grid, account, call, gas=50_000), 422, "reverted")
     assert "gas" in starved["detail"]
     # Nothing of all that cost the relay anything.
@@ -241,8 +241,8 @@ async def test_requests_with_a_wrong_nonce_are_refused_with_the_reason(
 
 
 async def test_invalid_requests_are_refused_with_the_reason(web: httpx2.AsyncClient) -> None:
-    async def status(**given: Any) -> int:
-        answer = await web.post("/v1/requests", **given)
+    async def status(**fields: Any) -> int:
+        answer = await web.post("/v1/requests", **fields)
         assert answer.headers["content-type"] == "application/problem+json"
         return answer.status_code
 
@@ -272,8 +272,8 @@ async def test_a_repeated_request_is_answered_and_a_replayed_one_refused(
     path = answers[0].headers["location"]
     result = await settled(web, path)
     assert result["state"] == "executed"
-    again = await web.post("/v1/requests", json=signed.to_wire())
-    assert (again.status_code, again.json()) == (200, result)
+    repeated = await web.post("/v1/requests", json=signed.to_wire())
+    assert (repeated.status_code, repeated.json()) == (200, result)
     assert await forwarder.nonce_of(account.address) == signed.request.nonce + 1
     # Whatever is signed for the used nonce comes too late.
     other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("once more")])])
@@ -303,7 +303,7 @@ async def test_a_relay_without_coin_reports_it_and_continues_when_funded(
     grid: LiveGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deepsquare_chain.relay.service._POLL_SECONDS", 0.0)
-    wallet = await coinless(grid)
+    wallet = await account_without_coin(grid)
     await grid.node.fund(wallet.address, 10**12)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("poor relay")])])
     signed = await sign(grid, grid.customers[0], call)
@@ -331,7 +331,7 @@ async def test_a_bad_request_in_a_batch_does_not_affect_the_others(
     grid: LiveGrid, tmp_path: Path
 ) -> None:
     """One customer has no credits left when its request is executed; the other is served."""
-    good, bad = await coinless(grid), await coinless(grid)
+    good, bad = await account_without_coin(grid), await account_without_coin(grid)
     credit = grid.contracts.credit
     await grid.node.fund(bad.address, 10**18)
     bad_store = grid.store(bad)
@@ -343,7 +343,7 @@ async def test_a_bad_request_in_a_batch_does_not_affect_the_others(
     ):
         failing = asyncio.create_task(submit_hello(second, tmp_path))
         serving = asyncio.create_task(submit_hello(first, tmp_path))
-        await taken(bad_store, web)
+        await wait_until_accepted(bad_store, web)
         await grid.send(bad, credit.transfer(good.address, 100 * CREDIT))
         with pytest.raises(reverts.ERC20InsufficientBalance):
             await failing
@@ -363,10 +363,10 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
         relayed(grid, url, account, store=store) as wallet,
         httpx2.AsyncClient(base_url=url, trust_env=False) as web,
     ):
-        sending = asyncio.create_task(wallet.send(call))
-        recorded = await taken(store, web)
+        send_task = asyncio.create_task(wallet.send(call))
+        recorded = await wait_until_accepted(store, web)
         first = await grid.send(grid.admin, grid.contracts.forwarder.execute(recorded.signed))
-        receipt = await sending
+        receipt = await send_task
         assert receipt.hash == first.hash
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
         result = await settled(web, f"/v1/requests/{recorded.digest}")
@@ -378,15 +378,15 @@ async def test_another_relay_may_be_first(grid: LiveGrid, tmp_path: Path) -> Non
 
 
 class Between(httpx2.AsyncBaseTransport):
-    """A proxy between client and relay; `spoil` may answer a request instead of the relay."""
+    """A proxy between client and relay; `respond` may answer a request instead of the relay."""
 
-    def __init__(self, spoil: Any) -> None:
+    def __init__(self, respond: Any) -> None:
         self._real = httpx2.AsyncHTTPTransport()
-        self._spoil = spoil
+        self._respond = respond
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        spoil = await self._spoil(request, self._real)
-        return spoil or await self._real.handle_async_request(request)
+        response = await self._respond(request, self._real)
+        return response or await self._real.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._real.aclose()
@@ -395,17 +395,17 @@ class Between(httpx2.AsyncBaseTransport):
 async def test_a_lost_response_is_requested_again(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     posts = []
 
-    async def lose(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> None:
+    async def drop_response(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> None:
         if request.method == "POST":
             posts.append(request.content)
             if len(posts) == 1:
                 await (await real.handle_async_request(request)).aread()
                 raise httpx2.ReadError("the answer is lost")
 
-    async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
+    async with relayed(grid, relay, account, transport=Between(drop_response)) as wallet:
         await submit_hello(wallet, tmp_path)
     assert len(set(posts)) == 1
     assert await grid.contracts.credit.balance_of(account.address) == 99 * CREDIT
@@ -414,7 +414,7 @@ async def test_a_lost_response_is_requested_again(
 async def test_a_relay_that_dies_is_left_and_the_same_request_goes_to_another(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     store = grid.store(account)
 
     async def down(request: httpx2.Request, _: Any) -> None:
@@ -444,11 +444,15 @@ async def test_open_requests_are_sent_again_before_the_next(grid: LiveGrid, rela
     store = grid.store(account)
     scheduler, forwarder = grid.contracts.scheduler, grid.contracts.forwarder
     domain = await forwarder.domain()
-    left = await sign(grid, account, scheduler.submit_jobs([(terms(), [digest("left")])]))
-    name = "0x" + left.request.digest(domain).hex()
+    open_request = await sign(grid, account, scheduler.submit_jobs([(terms(), [digest("left")])]))
+    name = "0x" + open_request.request.digest(domain).hex()
     block = await grid.w3.eth.block_number
     store.append_request(
-        left.request.nonce, lambda _: (name, left), label="submit 1 job", block=block, key=None
+        open_request.request.nonce,
+        lambda _: (name, open_request),
+        label="submit 1 job",
+        block=block,
+        key=None,
     )
     async with relayed(grid, relay, account, store=store) as wallet:
         await wallet.send(scheduler.submit_jobs([(terms(), [digest("next")])]))
@@ -456,7 +460,7 @@ async def test_open_requests_are_sent_again_before_the_next(grid: LiveGrid, rela
     assert {recent_request.state for recent_request in store.recent_requests()} == {
         RequestState.EXECUTED
     }
-    assert await forwarder.nonce_of(account.address) == left.request.nonce + 2
+    assert await forwarder.nonce_of(account.address) == open_request.request.nonce + 2
 
 
 async def test_a_false_response_of_a_relay_is_detected(grid: LiveGrid, relay: str) -> None:
@@ -464,21 +468,23 @@ async def test_a_false_response_of_a_relay_is_detected(grid: LiveGrid, relay: st
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("lie")])])
     store = grid.store(account)
 
-    async def lie(request: httpx2.Request, _: Any) -> httpx2.Response | None:
+    async def claim_execution(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         if request.url.path == "/v1/relay":
             return None
         name = store.open_requests()[0].digest
         body = {"digest": name, "state": "executed", "transaction": "0x" + "11" * 32}
         return httpx2.Response(200, json=body)
 
-    async with relayed(grid, relay, account, store=store, transport=Between(lie)) as wallet:
+    async with relayed(
+        grid, relay, account, store=store, transport=Between(claim_execution)
+    ) as wallet:
         with pytest.raises(WaitTimeoutError, match="this endpoint does not have it"):
             await wallet.sender.send(call, key="lie", timeout=2.5)
 
     # Another request takes the nonce before the first is carried out: only one has an effect.
     (recorded,) = store.open_requests()
-    rival = await sign(grid, account, call, lead=1_000)
-    await grid.send(grid.admin, grid.contracts.forwarder.execute(rival))
+    other_request = await sign(grid, account, call, lead=1_000)
+    await grid.send(grid.admin, grid.contracts.forwarder.execute(other_request))
     other = grid.contracts.scheduler.submit_jobs([(terms(), [digest("other")])])
     async with relayed(grid, relay, account, store=store) as wallet:
         with pytest.raises(RequestReplacedError, match="another request"):
@@ -488,7 +494,7 @@ async def test_a_false_response_of_a_relay_is_detected(grid: LiveGrid, relay: st
         await wallet.send(other)
     assert (
         recorded.digest
-        != "0x" + rival.request.digest(await grid.contracts.forwarder.domain()).hex()
+        != "0x" + other_request.request.digest(await grid.contracts.forwarder.domain()).hex()
     )
 
 
@@ -497,13 +503,13 @@ async def test_a_refused_request_gives_its_nonce_back(grid: LiveGrid, relay: str
     store = grid.store(account)
     call = grid.contracts.scheduler.submit_jobs([(terms(), [digest("again")])])
 
-    async def no(request: httpx2.Request, _: Any) -> httpx2.Response | None:
+    async def reject(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         if request.method != "POST":
             return None
         problem = {"detail": "no \x1b[31mtoday", "code": "whim", "status": 403}
         return httpx2.Response(403, json=problem)
 
-    async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
+    async with relayed(grid, relay, account, store=store, transport=Between(reject)) as wallet:
         with pytest.raises(RelayRefusedError, match=r"no .*today") as refusal:
             await wallet.send(call)
         assert "\x1b" not in refusal.value.message
@@ -533,8 +539,8 @@ async def test_an_expired_request_is_reported_to_have_no_effect(grid: LiveGrid, 
     assert store.recent_requests()[0].state is RequestState.EXPIRED
 
 
-def problem(status: int, words: str) -> httpx2.Response:
-    return httpx2.Response(status, json={"status": status, "code": "elsewhere", "detail": words})
+def problem(status: int, message: str) -> httpx2.Response:
+    return httpx2.Response(status, json={"status": status, "code": "elsewhere", "detail": message})
 
 
 @pytest.mark.parametrize("status", [404, 429, 500])
@@ -543,7 +549,7 @@ async def test_a_refused_lookup_does_not_settle_the_request(
 ) -> None:
     """The relay accepted the request; gateways then limit or fail status requests."""
     monkeypatch.setattr("deepsquare_chain.client.gasless._POLL_SECONDS", 0.0)
-    account, requests = await coinless(grid), []
+    account, requests = await account_without_coin(grid), []
 
     async def refuse(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
         if request.method == "GET" and request.url.path != "/v1/relay":
@@ -567,9 +573,9 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
     grid: LiveGrid, relay: str, tmp_path: Path
 ) -> None:
     """The relay has the request; a gateway answers the repeated submission in its place."""
-    account, posts = await coinless(grid), []
+    account, posts = await account_without_coin(grid), []
 
-    async def lose(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
+    async def drop_response(request: httpx2.Request, real: httpx2.AsyncHTTPTransport) -> Any:
         if request.method != "POST":
             return None
         posts.append(request)
@@ -577,7 +583,7 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
             raise httpx2.ReadError("the answer is lost")
         return problem(429, "too many requests") if len(posts) < 4 else None
 
-    async with relayed(grid, relay, account, transport=Between(lose)) as wallet:
+    async with relayed(grid, relay, account, transport=Between(drop_response)) as wallet:
         assert len(await submit_hello(wallet, tmp_path)) == 1
     assert len(posts) >= 4
 
@@ -586,18 +592,18 @@ async def test_a_busy_answer_after_a_lost_one_is_no_refusal(
 async def test_a_request_refused_but_executed_is_not_paid_again(
     grid: LiveGrid, relay: str, tmp_path: Path, key: str | None
 ) -> None:
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     store = grid.store(account)
 
-    async def no(request: httpx2.Request, _: Any) -> httpx2.Response | None:
+    async def reject(request: httpx2.Request, _: Any) -> httpx2.Response | None:
         return problem(403, "no") if request.method == "POST" else None
 
-    async with relayed(grid, relay, account, store=store, transport=Between(no)) as wallet:
+    async with relayed(grid, relay, account, store=store, transport=Between(reject)) as wallet:
         with pytest.raises(RelayRefusedError):
             await submit_hello(wallet, tmp_path, key=key)
-    (kept,) = store.recent_requests()
-    assert kept.state is RequestState.REFUSED
-    await grid.send(grid.admin, grid.contracts.forwarder.execute(kept.signed))
+    (entry,) = store.recent_requests()
+    assert entry.state is RequestState.REFUSED
+    await grid.send(grid.admin, grid.contracts.forwarder.execute(entry.signed))
     async with relayed(grid, relay, account, store=store) as wallet:
         if key is None:
             with pytest.raises(RefusedButExecutedError, match="'submit 1 job' but executed it"):
@@ -642,7 +648,7 @@ async def test_a_full_disk_hides_no_payment(
     grid: LiveGrid, relay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request was executed and the full disk can't record it: the customer gets its job."""
-    account = await coinless(grid)
+    account = await account_without_coin(grid)
     store = grid.store(account)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -676,14 +682,14 @@ async def test_a_used_nonce_without_its_event_is_no_expiry(
     )
     await grid.send(grid.admin, grid.contracts.forwarder.execute(signed))
 
-    async def nothing(_: Any, __: Any, ___: Any, first: int, last: int) -> LogRange:
+    async def empty_range(_: Any, __: Any, ___: Any, first: int, last: int) -> LogRange:
         return LogRange(first, last, [], {}, {})
 
-    monkeypatch.setattr("deepsquare_chain.client.gasless.read_range", nothing)
-    late = {"timestamp": signed.request.deadline + 1, "number": await grid.w3.eth.block_number}
+    monkeypatch.setattr("deepsquare_chain.client.gasless.read_range", empty_range)
+    head = {"timestamp": signed.request.deadline + 1, "number": await grid.w3.eth.block_number}
 
     async def latest(_: str) -> Any:
-        return late
+        return head
 
     async with relayed(grid, relay, account, store=store) as wallet:
         monkeypatch.setattr(grid.w3.eth, "get_block", latest)
@@ -713,11 +719,11 @@ async def test_a_url_that_is_not_a_relay_is_reported(grid: LiveGrid) -> None:
         return httpx2.Response(200, json=terms_of)
 
     call = grid.contracts.scheduler.cancel([1])
-    for spoil, words in ((page, "is not a working relay"), (other_grid, "serves another grid")):
+    for respond, message in ((page, "is not a working relay"), (other_grid, "serves another grid")):
         async with relayed(
-            grid, "http://127.0.0.1:1", grid.customers[0], transport=Between(spoil)
+            grid, "http://127.0.0.1:1", grid.customers[0], transport=Between(respond)
         ) as wallet:
-            with pytest.raises(EndpointError, match=words):
+            with pytest.raises(EndpointError, match=message):
                 await wallet.send(call)
     async with relayed(grid, "http://127.0.0.1:1", grid.customers[0]) as wallet:
         with pytest.raises(EndpointError, match="can't be reached: no connection"):

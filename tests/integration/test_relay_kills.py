@@ -40,17 +40,17 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
     account = grid.customers[0]
     scheduler, forwarder = grid.contracts.scheduler, grid.contracts.forwarder
     sent_before = await grid.w3.eth.get_transaction_count(grid.stranger.address)
-    for done, label in enumerate(LABELS, 1):
+    for number, label in enumerate(LABELS, 1):
         await relay.start(label)
         call = scheduler.submit_jobs([(terms(), [digest(label)])])
         nonce = await forwarder.nonce_of(account.address)
         async with relayed(grid, relay.url, account, timeout=90) as wallet:
-            sending = asyncio.create_task(wallet.send(call))
+            send_task = asyncio.create_task(wallet.send(call))
             await relay.killed()
             # From the broadcast on the chain may have it, whatever becomes of the relay.
-            assert not sending.done() or label in {"sender.broadcast", "relay.mined"}
+            assert not send_task.done() or label in {"sender.broadcast", "relay.mined"}
             await relay.start()
-            receipt = await sending
+            receipt = await send_task
         assert len([e for e in receipt.events if isinstance(e, JobSubmitted)]) == 1
         # Submitted again, the request returns the transaction on chain.
         (recorded,) = (
@@ -67,6 +67,6 @@ async def test_killed_anywhere_it_carries_each_request_out_once(
         assert answer.json()["transaction"] == receipt.hash, label
         assert await forwarder.nonce_of(account.address) == nonce + 1, label
         count = await grid.w3.eth.get_transaction_count(grid.stranger.address)
-        assert count - sent_before == done, label
+        assert count - sent_before == number, label
         await relay.stop()
     assert await scheduler.job_count() == len(LABELS)

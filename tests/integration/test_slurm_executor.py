@@ -87,9 +87,9 @@ async def state_of(executor: SlurmExecutor, key: str) -> RunState:
     return (await executor.poll([key]))[key].state
 
 
-async def reached(executor: SlurmExecutor, key: str, wanted: RunState) -> None:
+async def reached(executor: SlurmExecutor, key: str, state: RunState) -> None:
     async def look() -> bool:
-        return await state_of(executor, key) is wanted
+        return await state_of(executor, key) is state
 
     await until(look)
 
@@ -133,23 +133,23 @@ async def forgotten(cluster: LocalSlurm, key: str) -> None:
 async def test_queued_runs_wait_and_can_be_cancelled(
     cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
 ) -> None:
-    everything = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=100, gpus=2)
+    whole_cluster = Resources(tasks=2, cpus_per_task=4, mem_per_cpu=100, gpus=2)
     comment = "deepsquare chain=31337 contract=0x5fbd job=1"
     gpus = 'echo "$SLURM_GPUS $SLURM_JOB_NUM_NODES"; sleep 60'
-    await executor.submit(make("all", gpus, resources=everything, comment=comment))
+    await executor.submit(make("all", gpus, resources=whole_cluster, comment=comment))
     await running(executor, "all")
     assert await executor.output("all") == b"2 2\n"
     assert await executor.capacity() == Offer(cpus=0, memory=2 * 2048 - 800, gpus=0)
-    shown = cluster.run("scontrol", "-o", "show", "job", *ids(cluster, "all"))
-    assert "JobName=deepsquare-all " in shown
-    assert f"Comment={comment} " in shown
-    assert "Requeue=0" in shown
+    job_details = cluster.run("scontrol", "-o", "show", "job", *ids(cluster, "all"))
+    assert "JobName=deepsquare-all " in job_details
+    assert f"Comment={comment} " in job_details
+    assert "Requeue=0" in job_details
 
     await executor.submit(make("next", f"touch {tmp_path}/ran"))
     assert await state_of(executor, "next") is RunState.QUEUED
-    began = time.monotonic()
+    start = time.monotonic()
     await executor.cancel("next")
-    assert time.monotonic() - began < 30, "it waited for the job that runs"
+    assert time.monotonic() - start < 30, "it waited for the job that runs"
     end = await ended(executor, "next")
     assert (end.reason, end.seconds) == ("cancelled", 0)
     await executor.cancel("all")
@@ -191,12 +191,12 @@ async def test_providers_of_one_cluster_do_not_meet(
     assert await second.output("same") == b"second\n"
     # The folder was lost; the job is identified by its name.
     (tmp_path / "second").rename(tmp_path / "lost")
-    again = cluster.executor(tmp_path / "second", owner="0xbb")
-    assert await again.find("same") == "same"
-    assert await again.submit(make("same", "echo third")) == "same"
+    restarted = cluster.executor(tmp_path / "second", owner="0xbb")
+    assert await restarted.find("same") == "same"
+    assert await restarted.submit(make("same", "echo third")) == "same"
     assert len(ids(cluster, "same")) == 2
-    await again.cancel("same")
-    assert (await ended(again, "same")).reason == "cancelled"
+    await restarted.cancel("same")
+    assert (await ended(restarted, "same")).reason == "cancelled"
 
 
 # -- one run, whatever fails
@@ -209,12 +209,12 @@ async def test_controller_restarted_mid_job(
     await running(executor, "steady")
     cluster.script("stop", "slurmctld")
     try:
-        impatient = cluster.executor(state, command_timeout=1)
+        short_timeout = cluster.executor(state, command_timeout=1)
         for call in (
-            impatient.poll(["steady"]),
-            impatient.submit(make("later", "true")),
-            impatient.cancel("steady"),
-            impatient.capacity(),
+            short_timeout.poll(["steady"]),
+            short_timeout.submit(make("later", "true")),
+            short_timeout.cancel("steady"),
+            short_timeout.capacity(),
         ):
             with pytest.raises(ExecutorUnavailableError):
                 await call
@@ -241,16 +241,16 @@ async def test_unclear_sbatch_is_adopted_and_never_repeated(
 ) -> None:
     script = f"echo ran >> {tmp_path}/tally"
     slow = slurm_with(tmp_path / "slow", '/usr/bin/sbatch "$@"; sleep 30')
-    hasty = cluster.executor(state, bin_dir=str(slow), command_timeout=1)
-    assert await hasty.submit(make("late", script)) == "late"  # it timed out, and had run
+    short_timeout = cluster.executor(state, bin_dir=str(slow), command_timeout=1)
+    assert await short_timeout.submit(make("late", script)) == "late"  # it timed out, and had run
     assert (await ended(executor, "late")).code == 0
 
     # sbatch dies, but its request arrives a moment later.
     request = (
         """setsid bash -c 'sleep 2; exec /usr/bin/sbatch "$@"' _ "$@" >/dev/null 2>&1 & exit 1"""
     )
-    lost = slurm_with(tmp_path / "lost", request)
-    unlucky = cluster.executor(state, bin_dir=str(lost))
+    lost_response = slurm_with(tmp_path / "lost", request)
+    unlucky = cluster.executor(state, bin_dir=str(lost_response))
     spec = make("lost", script)
     with pytest.raises(ExecutorUnavailableError):
         await unlucky.submit(spec)
@@ -273,9 +273,9 @@ async def test_unclear_sbatch_is_adopted_and_never_repeated(
     spec = make("vain", script)
     with pytest.raises(ExecutorUnavailableError, match="Socket timed out"):
         await cluster.executor(state, bin_dir=str(vain)).submit(spec)
-    patient = cluster.executor(state, settle=0)
-    assert await patient.find("vain") is None
-    await patient.submit(spec)
+    restarted = cluster.executor(state, settle=0)
+    assert await restarted.find("vain") is None
+    await restarted.submit(spec)
     assert (await ended(executor, "vain")).code == 0
     assert (tmp_path / "tally").read_text() == "ran\n" * 3
 
@@ -307,11 +307,11 @@ async def test_daemon_killed_at_every_label_of_a_submission(
         arguments = [sys.executable, "-c", KILLED, str(state), str(cluster.conf), key, text]
         process = await asyncio.create_subprocess_exec(*arguments, env=env)
         assert await process.wait() == -signal.SIGKILL
-        again = cluster.executor(state, settle=0)
-        await again.submit(make(key, text))
+        restarted = cluster.executor(state, settle=0)
+        await restarted.submit(make(key, text))
         # Nothing has started: only the queue shows what was submitted.
         assert len(ids(cluster, key)) == 1
-        assert await state_of(again, key) is RunState.QUEUED
+        assert await state_of(restarted, key) is RunState.QUEUED
 
     assert len(LABELS) >= 4
     # The whole cluster is occupied, so submitted jobs wait.
@@ -325,20 +325,24 @@ async def test_daemon_killed_at_every_label_of_a_submission(
         assert (tmp_path / key).read_text() == "ran\n"
 
 
-async def test_two_jobs_of_one_name_are_an_alarm(
+async def test_two_jobs_of_one_name_are_reported(
     cluster: LocalSlurm, executor: SlurmExecutor, state: Path, tmp_path: Path
 ) -> None:
     await executor.submit(make("twin", f"echo ran >> {tmp_path}/tally; echo up; sleep 60"))
     await running(executor, "twin")
     wrapper, folder = str(WRAPPER), str(state / "runs/twin")
     name = "--job-name=deepsquare-twin"
-    twin = cluster.run("sbatch", "--parsable", name, "--output=/dev/null", wrapper, folder).strip()
+    duplicate_id = cluster.run(
+        "sbatch", "--parsable", name, "--output=/dev/null", wrapper, folder
+    ).strip()
     await asyncio.sleep(0.2)
     with capture_logs() as logs:
         assert await state_of(executor, "twin") is RunState.UNKNOWN
         assert await state_of(executor, "twin") is RunState.UNKNOWN
     alarms = [line for line in logs if line["log_level"] == "error"]
-    assert [(line["run"], twin in line["slurm_jobs"]) for line in alarms] == [("twin", True)]
+    assert [(line["run"], duplicate_id in line["slurm_jobs"]) for line in alarms] == [
+        ("twin", True)
+    ]
     fresh = cluster.executor(state)
     with capture_logs() as logs:
         assert await state_of(fresh, "twin") is RunState.UNKNOWN
@@ -364,9 +368,13 @@ async def test_ends_that_slurm_has_forgotten(
     for key in ("done", "taken", "known", "booked"):
         await forgotten(cluster, key)
     later = cluster.executor(state)
-    [done] = (await later.poll(["done"])).values()
-    assert done.exit is not None
-    assert (done.exit.code, done.exit.reason, done.exit.seconds) == (6, "exited", 2)
+    [finished_run] = (await later.poll(["done"])).values()
+    assert finished_run.exit is not None
+    assert (finished_run.exit.code, finished_run.exit.reason, finished_run.exit.seconds) == (
+        6,
+        "exited",
+        2,
+    )
     # No record of its end, and unknown is not gone: only after a while it counts as lost.
     assert await state_of(later, "taken") is RunState.UNKNOWN
     assert (await ended(later, "taken")).reason == "lost"
@@ -448,21 +456,21 @@ async def test_second_cluster_which_has_no_cgroups(executor: SlurmExecutor, tmp_
     try:
         # Two grids, each with a cluster, do not meet even where their jobs have the same names.
         await executor.submit(make("left", "echo first"))
-        elsewhere, executor = executor, second.executor(tmp_path / "second")
+        first_executor, executor = executor, second.executor(tmp_path / "second")
         assert await executor.find("left") is None
-        left = tmp_path / "left"
-        loop = f"while :; do echo >> {left}; sleep 0.2; done"
+        leftover = tmp_path / "left"
+        loop = f"while :; do echo >> {leftover}; sleep 0.2; done"
         await executor.submit(make("left", f"setsid bash -c '{loop}' & sleep 1"))
-        hold = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(20)'"
-        await executor.submit(make("big", hold))
+        memory_holder = "python3 -c 'b = bytearray(300 << 20); import time; time.sleep(20)'"
+        await executor.submit(make("big", memory_holder))
         assert (await ended(executor, "left")).reason == "exited"
-        size = left.stat().st_size
+        size = leftover.stat().st_size
         # Slurm calls it a failed launch, and does not say that memory was the cause.
         assert (await ended(executor, "big")).reason == "signalled"
         await asyncio.sleep(0.6)
-        assert left.stat().st_size == size > 0
-        assert (await ended(elsewhere, "left")).reason == "exited"
-        assert await elsewhere.output("left") == b"first\n"
+        assert leftover.stat().st_size == size > 0
+        assert (await ended(first_executor, "left")).reason == "exited"
+        assert await first_executor.output("left") == b"first\n"
     finally:
         second.close()
 
@@ -492,9 +500,12 @@ def test_wrapper_ends_remaining_processes_but_none_of_another_cluster(tmp_path: 
         try:
             command = ["/bin/bash", str(WRAPPER), str(folder.path)]
             subprocess.run(command, check=True, env=env, timeout=30)
-            left = int((folder.path / "output").read_text())
+            remaining_pid = int((folder.path / "output").read_text())
             zombie = psutil.STATUS_ZOMBIE
-            assert not psutil.pid_exists(left) or psutil.Process(left).status() == zombie
+            assert (
+                not psutil.pid_exists(remaining_pid)
+                or psutil.Process(remaining_pid).status() == zombie
+            )
             with pytest.raises(subprocess.TimeoutExpired):
                 neighbour.wait(0.3)  # it would end with its sleep
         finally:
@@ -568,7 +579,7 @@ def test_concurrent_tasks_share_one_folder_of_shared_memory(tmp_path: Path) -> N
     """
     script = "\n".join([*(function[0] for function in functions if function), task])
     env = {"PATH": "/usr/bin:/bin", "folder": str(tmp_path), "JOB": str(os.getpid())}
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/bash", "-c", script],
         env=env,
         capture_output=True,
@@ -576,7 +587,7 @@ def test_concurrent_tasks_share_one_folder_of_shared_memory(tmp_path: Path) -> N
         check=True,
         timeout=120,
     )
-    assert (done.stdout.split(), done.stderr) == (["locked"] * 160, "")
+    assert (result.stdout.split(), result.stderr) == (["locked"] * 160, "")
 
 
 async def test_nodes_that_do_not_see_the_folder_stop_attracting_jobs(

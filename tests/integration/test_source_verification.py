@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from eth_typing import HexStr
 
 from deepsquare_chain.chain.bindings.abi import CONTRACTS, ipfs_hash, metadata_hash
 from deepsquare_chain.chain.deploying import verify_deployment
@@ -78,9 +79,10 @@ async def test_the_deployed_code_names_the_metadata(grid: LiveGrid, tmp_path: Pa
         metadata = (folder / "metadata.json").read_bytes()
         assert ipfs_hash(metadata) == metadata_hash(code)
         # What a verifier compiles and runs is the transaction that made the contract.
-        sent = await grid.w3.eth.get_transaction((folder / "creator-tx-hash.txt").read_text())  # type: ignore[arg-type]
+        tx_hash = HexStr((folder / "creator-tx-hash.txt").read_text())
+        transaction = await grid.w3.eth.get_transaction(tx_hash)
         arguments = (folder / "constructor-args.txt").read_text().removeprefix("0x")
-        assert bytes(sent["input"]).hex().endswith(arguments)
+        assert bytes(transaction["input"]).hex().endswith(arguments)
         result.add(folder.name)
     assert result == set(grid.deployment.contracts.values())
     looked_at = await verify_deployment(grid.w3, grid.deployment)

@@ -72,21 +72,21 @@ class Tags(HTMLParser):
 
 def crawl(web: httpx2.Client) -> dict[str, Tags]:
     """Follow links to pages, at most some of each kind."""
-    seen: dict[str, Tags] = {}
+    pages: dict[str, Tags] = {}
     kinds: dict[str, int] = {}
     waiting = ["/", "/submit", "/search?q=pi"]
     while waiting:
         path = waiting.pop(0)
         kind = re.sub(r"0x[0-9a-fA-F]+|\d+|(?<==)[^&]*", "N", path.partition("#")[0])
-        if path in seen or kinds.get(kind, 0) >= 6 or not path.startswith("/"):
+        if path in pages or kinds.get(kind, 0) >= 6 or not path.startswith("/"):
             continue
         kinds[kind] = kinds.get(kind, 0) + 1
         answer = web.get(path)
         assert answer.status_code == 200, (path, answer.text[-2_000:])
         if answer.headers["content-type"].startswith("text/html"):
-            seen[path] = Tags(answer.text)
-            waiting += sorted(seen[path].links() - {"/api/v1"})
-    return seen
+            pages[path] = Tags(answer.text)
+            waiting += sorted(pages[path].links() - {"/api/v1"})
+    return pages
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,11 @@ def test_hostile_texts_are_shown_as_text(pages: dict[str, Tags]) -> None:
             assert not href.lower().startswith(("javascript:", "data:", "//")), (path, href)
             if tag == "script":
                 assert href.startswith("/static/"), path
-    everything = "".join(page.text for page in pages.values())
-    assert HOSTILE[0] in everything
-    assert HOSTILE[1] in everything
-    assert "\\u202egnp.exe" in everything
-    assert "\u202e" not in everything
+    all_text = "".join(page.text for page in pages.values())
+    assert HOSTILE[0] in all_text
+    assert HOSTILE[1] in all_text
+    assert "\\u202egnp.exe" in all_text
+    assert "\u202e" not in all_text
 
 
 def test_pages_load_nothing_from_other_hosts(pages: dict[str, Tags]) -> None:
@@ -146,7 +146,7 @@ def test_only_requests_for_its_host_names_are_served(web: httpx2.Client) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "words"),
+    ("path", "status", "message"),
     [
         ("/nope", 404, "There is no page at /nope"),
         ("/jobs/999999", 404, "Job 999999 does not exist"),
@@ -175,18 +175,18 @@ def test_only_requests_for_its_host_names_are_served(web: httpx2.Client) -> None
         ("/audit?of=everything", 400, "is not a kind of anomaly"),
     ],
 )
-def test_errors_contain_help(web: httpx2.Client, path: str, status: int, words: str) -> None:
+def test_errors_contain_help(web: httpx2.Client, path: str, status: int, message: str) -> None:
     answer = web.get(path)
     assert answer.status_code == status
-    assert words in answer.text
+    assert message in answer.text
     assert "Traceback" not in answer.text
     assert "<script>alert" not in answer.text
 
 
 def test_home_shows_the_grid(web: httpx2.Client) -> None:
     text = web.get("/").text
-    for words in ("Live jobs by status", "Utilisation by provider", "Credits in escrow"):
-        assert words in text
+    for message in ("Live jobs by status", "Utilisation by provider", "Credits in escrow"):
+        assert message in text
     assert 'role="img"' in text
     for name in ("hour", "day", "week", "all"):
         assert web.get("/", params={"range": name}).status_code == 200
@@ -209,8 +209,8 @@ def test_a_job_of_every_status_has_its_page(
     text = web.get(f"/jobs/{number}").text
     assert f'<span class="status s-{status.name}" title="{status.meaning.capitalize()}">' in text
     assert "Where the credits went" in text
-    ended = status.is_final
-    assert ("agrees with the chain" in text) == ended
+    is_final = status.is_final
+    assert ("agrees with the chain" in text) == is_final
     assert "differs from the chain" not in text
     assert ("data-act=" in text) == status.is_live
     is_pending = status is JobStatus.PENDING
@@ -230,17 +230,17 @@ def paid_while_running(explorer: BusyExplorer) -> dict[JobStatus, int]:
     return explorer.run(find())
 
 
-def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_interim_payments_are_shown(explorer: BusyExplorer, web: httpx2.Client) -> None:
     result = paid_while_running(explorer)
-    ended, running = result[JobStatus.FINISHED], result[JobStatus.RUNNING]
-    for number in (ended, running):
+    finished_job, running = result[JobStatus.FINISHED], result[JobStatus.RUNNING]
+    for number in (finished_job, running):
         text = web.get(f"/jobs/{number}").text
         assert "Interim payments" in text
         assert "its provider may collect interim payments while it runs" in text
         assert "assign it to themselves" in text
         assert text.count('data-row="i') == 2
     assert "have accrued" in text
-    text = web.get(f"/jobs/{ended}").text
+    text = web.get(f"/jobs/{finished_job}").text
     assert "agrees with the chain" in text
     assert "interim payments included" in text
     host = explorer.grid.providers[0].address
@@ -250,7 +250,7 @@ def test_interim_payments_have_their_places(explorer: BusyExplorer, web: httpx2.
     assert "interim payment</span>" in text
     statement = web.get(f"/accounts/{host}/statement.csv").text
     assert statement.count(",interim-payment,") == 4
-    body = web.get(f"/api/v1/jobs/{ended}").json()
+    body = web.get(f"/api/v1/jobs/{finished_job}").json()
     assert body["row"]["flags"] == ["NO_SELF_SCHEDULING", "INTERIM_PAYMENTS"]
     assert [payment["interim"] for payment in body["payments"]] == [True, True, False]
     total = sum(int(payment["paid"]) for payment in body["payments"])
@@ -316,8 +316,8 @@ def test_a_job_is_priced_and_its_errors_are_reported_without_a_wallet(web: httpx
     costs = [float(row["cost"]) for row in body["offers"] if not row["refusal"]]
     assert costs == sorted(costs)
     file = body["file"]
-    again = web.post("/wallet/quote", json={"mode": "file", "file": file}).json()
-    assert again["offers"] == body["offers"]
+    second_quote = web.post("/wallet/quote", json={"mode": "file", "file": file}).json()
+    assert second_quote["offers"] == body["offers"]
     wrong = web.post("/wallet/quote", json={"mode": "file", "file": file + "retires: 1\n"}).json()
     assert [problem["line"] for problem in wrong["problems"]] == [len(file.splitlines()) + 1]
     form = web.post("/wallet/quote", json={**FORM, "credits": "abc", "time_limit": "soon"}).json()
@@ -346,9 +346,9 @@ def wait_for_page(web: httpx2.Client, path: str) -> None:
     wait_until(lambda: web.get(path).status_code == 200)
 
 
-def wait_until(done: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 180
-    while not done():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -363,14 +363,14 @@ def test_the_statement_ends_at_the_balance(explorer: BusyExplorer, web: httpx2.C
         balance += int(row["credit"] or 0) - int(row["debit"] or 0)
         assert bool(row["job_id"]) is bool(row["job_name"])
         assert int(row["balance"]) == balance
-    balance_held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
-    assert balance == balance_held
-    assert f"{balance_held / CREDIT:,.0f}"[:3].replace(",", "") in web.get(
+    chain_balance = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    assert balance == chain_balance
+    assert f"{chain_balance / CREDIT:,.0f}"[:3].replace(",", "") in web.get(
         f"/accounts/{explorer.alice}"
     ).text.replace("\u2009", "")
 
 
-def test_audit_adds_up(web: httpx2.Client) -> None:
+def test_the_audit_page_shows_no_difference(web: httpx2.Client) -> None:
     text = web.get("/audit").text
     assert "Every credit is accounted for" in text
     requests = re.findall(r"curl -H .*? -d", text)
@@ -397,24 +397,24 @@ def test_exceptions_are_those_of_the_audit(explorer: BusyExplorer, web: httpx2.C
         if row.tx_hash
     ]
     page = Tags(web.get("/audit").text)
-    still = {(row.code, row.job_id) for row in report.anomalies if not row.tx_hash}
-    shown = web.get("/api/v1/exceptions/open").json()["items"]
-    assert {(row["code"], row["job_id"]) for row in shown} >= still
-    assert ("Open now" in page.text) == bool(shown)
-    for kind, words in (("jobs", "was given up"), ("administration", "role MINTER_ROLE of")):
-        assert words in Tags(web.get("/audit", params={"of": kind}).text).text
+    conditions = {(row.code, row.job_id) for row in report.anomalies if not row.tx_hash}
+    exceptions = web.get("/api/v1/exceptions/open").json()["items"]
+    assert {(row["code"], row["job_id"]) for row in exceptions} >= conditions
+    assert ("Open now" in page.text) == bool(exceptions)
+    for kind, message in (("jobs", "was given up"), ("administration", "role MINTER_ROLE of")):
+        assert message in Tags(web.get("/audit", params={"of": kind}).text).text
 
 
-def test_the_set_up_is_folded_on_the_first_page_of_the_audit(web: httpx2.Client) -> None:
-    both = {
+def test_the_set_up_is_collapsed_on_the_first_page_of_the_audit(web: httpx2.Client) -> None:
+    all_rows = {
         row["at"]["tx_hash"]: row
         for row in web.get("/api/v1/exceptions?kind=administration&limit=200").json()["items"]
     }
     text = web.get("/audit").text
-    listed, _, folded = text.partition(" of the set-up:")
-    assert both
-    for tx_hash in both:
-        assert tx_hash not in listed
+    visible, _, folded = text.partition(" of the set-up:")
+    assert all_rows
+    for tx_hash in all_rows:
+        assert tx_hash not in visible
         assert tx_hash in folded
 
 
@@ -424,9 +424,9 @@ def test_lists_are_filtered_sorted_and_numbered(explorer: BusyExplorer, web: htt
         return [int(match) for match in re.findall(r'<tr data-row="(\d+)"', text)]
 
     customer = web.get("/api/v1/jobs", params={"customer": explorer.alice, "limit": 200}).json()
-    own = [row["id"] for row in customer["items"]]
-    assert ids(customer="alice") == ids(customer=explorer.alice) == own[:50]
-    assert ids(customer="alice", sort="job") == sorted(own)[:50]
+    customer_jobs = [row["id"] for row in customer["items"]]
+    assert ids(customer="alice") == ids(customer=explorer.alice) == customer_jobs[:50]
+    assert ids(customer="alice", sort="job") == sorted(customer_jobs)[:50]
     assert (
         ids(status="finished", customer="alice", name="WORD")
         == [
@@ -465,9 +465,9 @@ def test_a_refused_transaction_reports_why(explorer: BusyExplorer, web: httpx2.C
                 "value": 0,
             }
         )
-        sent = await grid.w3.eth.send_raw_transaction(signed.raw_transaction)
-        await grid.w3.eth.wait_for_transaction_receipt(sent)
-        return "0x" + bytes(sent).hex()
+        tx_hash = await grid.w3.eth.send_raw_transaction(signed.raw_transaction)
+        await grid.w3.eth.wait_for_transaction_receipt(tx_hash)
+        return "0x" + bytes(tx_hash).hex()
 
     tx_hash = explorer.run(send())
     text = web.get(f"/transactions/{tx_hash}").text
@@ -485,14 +485,14 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
     """Search finds objects by any number or hash of the chain."""
     grid = explorer.grid
 
-    async def pay_nobody() -> tuple[str, Any]:
-        sent = await grid.w3.eth.send_transaction(
+    async def send_to_stranger() -> tuple[str, Any]:
+        tx_hash = await grid.w3.eth.send_transaction(
             {"from": grid.admin.address, "to": grid.stranger.address, "value": Wei(1)}
         )
-        receipt = await grid.w3.eth.wait_for_transaction_receipt(sent)
-        return "0x" + bytes(sent).hex(), await grid.w3.eth.get_block(receipt["blockNumber"])
+        receipt = await grid.w3.eth.wait_for_transaction_receipt(tx_hash)
+        return "0x" + bytes(tx_hash).hex(), await grid.w3.eth.get_block(receipt["blockNumber"])
 
-    tx_hash, block = explorer.run(pay_nobody())
+    tx_hash, block = explorer.run(send_to_stranger())
     number, block_hash = block["number"], "0x" + bytes(block["hash"]).hex()
     wait_until(lambda: web.get("/api/v1/status").json()["block"] >= number)
     for key in (number, block_hash, block_hash.upper().replace("X", "x")):
@@ -512,15 +512,15 @@ def test_blocks_and_transactions_without_events_are_the_nodes(
 
 
 def test_read_functions_return_values(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    balance_held = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
+    chain_balance = explorer.run(explorer.grid.contracts.credit.balance_of(explorer.alice))
     page = Tags(
         web.get("/contracts/Credit", params={"call": "balanceOf", "a0": explorer.alice}).text
     )
     assert any(tag == "dl" for tag, _ in page.tags)
-    assert str(balance_held)[:4] in page.text.replace("\u2009", "").replace(",", "")
-    many = web.get("/contracts/MetaScheduler", params={"call": "getJobs", "a0": "[1, 2]"})
-    assert many.status_code == 200
-    assert explorer.alice[:8] in many.text or "alice" in many.text
+    assert str(chain_balance)[:4] in page.text.replace("\u2009", "").replace(",", "")
+    response = web.get("/contracts/MetaScheduler", params={"call": "getJobs", "a0": "[1, 2]"})
+    assert response.status_code == 200
+    assert explorer.alice[:8] in response.text or "alice" in response.text
     abi = web.get("/contracts/Credit/abi.json").json()
     assert any(entry.get("name") == "transfer" for entry in abi)
     assert "same code as this package" in web.get("/contracts").text
@@ -533,7 +533,7 @@ def test_search_redirects_to_a_single_result(explorer: BusyExplorer, web: httpx2
     assert "&lt;script&gt;zz" in web.get("/search", params={"q": "<script>zz"}).text
 
 
-def test_health_and_figures(web: httpx2.Client) -> None:
+def test_health_and_metrics(web: httpx2.Client) -> None:
     assert web.get("/healthz").json() == {"live": True, "ready": True}
     assert "index_block" in web.get("/metrics").text
 
@@ -549,8 +549,8 @@ def test_a_submission_is_explained_and_encoded(explorer: BusyExplorer, web: http
     assert plan["call"]["chainId"] == "0x539"
     assert plan["call"]["value"] == "0"
     assert plan["effects"][0].startswith("1.5 credits go from your wallet into escrow")
-    kept = [json.loads(path.read_bytes()) for path in explorer.definitions.glob("*.json")]
-    commands = [step["run"]["command"] for item in kept for step in item["steps"]]
+    definitions = [json.loads(path.read_bytes()) for path in explorer.definitions.glob("*.json")]
+    commands = [step["run"]["command"] for item in definitions for step in item["steps"]]
     assert "echo hello\necho again" in commands
 
 
@@ -565,7 +565,7 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
 
     explorer.run(fund())
     form = {**FORM, "account": grid.stranger.address}
-    kept = len(list(explorer.definitions.glob("*.json")))
+    stored_count = len(list(explorer.definitions.glob("*.json")))
     plan = web.post("/wallet/submit", json={**form, "script": "true"}).json()
     assert plan["call"] is None
     message = plan["permit"]["message"]
@@ -574,11 +574,11 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
     plan = web.post("/wallet/submit", json={**form, "payment": "approve", "script": "true"}).json()
     assert plan["approval"]["to"] == grid.contracts.credit.address
     # Nothing is stored for an account that has not shown that it can pay.
-    assert len(list(explorer.definitions.glob("*.json"))) == kept
+    assert len(list(explorer.definitions.glob("*.json"))) == stored_count
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "words"),
+    ("change", "status", "message"),
     [
         ({"credits": "1000000"}, 409, "less than the 1000000 credits needed"),
         ({"credits": "much"}, 400, "redits"),
@@ -599,18 +599,18 @@ def test_without_allowance_a_permit_or_an_approval_comes_first(
     ],
 )
 def test_an_invalid_submission_is_reported(
-    explorer: BusyExplorer, web: httpx2.Client, change: dict[str, Any], status: int, words: str
+    explorer: BusyExplorer, web: httpx2.Client, change: dict[str, Any], status: int, message: str
 ) -> None:
     answer = web.post("/wallet/submit", json={**FORM, "account": explorer.alice, **change})
     assert answer.status_code == status, answer.text
-    assert words in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
 def test_a_job_file_may_depend_on_other_jobs(explorer: BusyExplorer, web: httpx2.Client) -> None:
-    ended = job_of(explorer, JobStatus.FINISHED)
+    finished_job = job_of(explorer, JobStatus.FINISHED)
     file = web.post("/wallet/quote", json=FORM).json()["file"]
     form = {"mode": "file", "account": explorer.alice, "payment": "permit"}
-    for depends, status in ((f"afterok:{ended}", 200), (f"afternotok:{ended}", 400)):
+    for depends, status in ((f"afterok:{finished_job}", 200), (f"afternotok:{finished_job}", 400)):
         body = {**form, "file": f"{file}dependsOn: [{depends!r}]\n"}
         assert web.post("/wallet/quote", json=body).json()["problems"] == []
         answer = web.post("/wallet/submit", json=body)
@@ -632,7 +632,7 @@ def test_a_false_permit_is_refused_before_a_payment(
     assert answer.json()["detail"]
 
 
-def test_others_jobs_cant_be_cancelled(explorer: BusyExplorer, web: httpx2.Client) -> None:
+def test_jobs_of_others_cant_be_cancelled(explorer: BusyExplorer, web: httpx2.Client) -> None:
     number = job_of(explorer, JobStatus.RUNNING)
     form = {"job": number, "account": explorer.grid.stranger.address}
     answer = web.post("/wallet/cancel", json=form)
@@ -657,7 +657,7 @@ def test_only_own_pages_may_post(web: httpx2.Client, headers: dict[str, str], st
     assert web.get("/wallet/cancel").status_code == 405
 
 
-def test_bodies_have_an_end(web: httpx2.Client) -> None:
+def test_request_bodies_are_limited(web: httpx2.Client) -> None:
     answer = web.post("/wallet/submit", content=b'"' + b"x" * 200_000 + b'"', headers=JSON)
     assert answer.status_code == 413
 

@@ -38,7 +38,7 @@ process.stdout.write(log.textContent);
 """
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["one connection", "lost connections"])
+@pytest.mark.parametrize("is_lost", [False, True], ids=["one connection", "lost connections"])
 @pytest.mark.parametrize(
     ("chunks", "text"),
     [
@@ -53,13 +53,13 @@ process.stdout.write(log.textContent);
     ids=["marker", "split marker", "plain", "begins alike", "short", "split character", "empty"],
 )
 def test_an_encrypted_log_is_recognised_in_any_chunks(
-    chunks: Sequence[bytes], text: str, lost: bool, tmp_path: Path
+    chunks: Sequence[bytes], text: str, is_lost: bool, tmp_path: Path
 ) -> None:
     script = (FOLDER / "static/gateway.js").read_text(encoding="utf-8")
     (tmp_path / "gateway.mjs").write_text(script, encoding="utf-8")
     (tmp_path / "harness.mjs").write_text(HARNESS, encoding="utf-8")
-    log = {"chunks": [base64.b64encode(chunk).decode() for chunk in chunks], "lost": lost}
-    done = subprocess.run(
+    log = {"chunks": [base64.b64encode(chunk).decode() for chunk in chunks], "lost": is_lost}
+    result = subprocess.run(
         ["node", "harness.mjs", json.dumps(log)],
         cwd=tmp_path,
         capture_output=True,
@@ -67,5 +67,5 @@ def test_an_encrypted_log_is_recognised_in_any_chunks(
         check=False,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(text) if text == ENCRYPTED else done.stdout == text
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(text) if text == ENCRYPTED else result.stdout == text

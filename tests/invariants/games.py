@@ -37,7 +37,7 @@ LONG_REASON = "r" * 257
 
 
 SEEDS = st.integers(0, 2**64 - 1)
-Dice = random.Random
+Rng = random.Random
 
 
 class Games(GridMachine):
@@ -45,39 +45,37 @@ class Games(GridMachine):
 
     # ----------------------------------------------------------------- choosing
 
-    def pick_ids(self, dice: Dice, *wanted: JobStatus, most: int = 4) -> list[int]:
+    def pick_ids(self, rng: Rng, *statuses: JobStatus, limit: int = 4) -> list[int]:
         """Choose jobs: mostly of a suitable status, sometimes any, foreign, unknown or repeated ones."""
-        fitting = [i for i, job in self.ghost.jobs.items() if job.status in wanted]
-        count = dice.choice([0, *[1] * 9, *[2] * 4, 3, 3, 4]) if most > 1 else 1
+        fitting = [i for i, job in self.ghost.jobs.items() if job.status in statuses]
+        count = rng.choice([0, *[1] * 9, *[2] * 4, 3, 3, 4]) if limit > 1 else 1
         ids = []
         for _ in range(count):
-            stray = not fitting or dice.random() < 0.1
-            ids.append(dice.randint(0, len(self.ghost.jobs) + 1) if stray else dice.choice(fitting))
+            stray = not fitting or rng.random() < 0.1
+            ids.append(rng.randint(0, len(self.ghost.jobs) + 1) if stray else rng.choice(fitting))
         return ids
 
-    def pick_sender(self, dice: Dice, ids: Sequence[int], role: str) -> str:
+    def pick_sender(self, rng: Rng, ids: Sequence[int], role: str) -> str:
         """Choose a provider: mostly the one that the job is assigned to."""
         job = self.ghost.job(ids[0]) if ids else None
-        if job is None or dice.randint(0, 3) == 3:
-            return dice.choice([self.grid.stranger, *self.accounts])
+        if job is None or rng.randint(0, 3) == 3:
+            return rng.choice([self.grid.stranger, *self.accounts])
         if role == "customer":
             return job.customer
         account = self.ghost.holder(job).account
         return account if account in self.accounts else self.grid.stranger
 
     def singles(
-        self, dice: Dice, items: Sequence[Any], call: Callable[[Any], object]
+        self, rng: Rng, items: Sequence[Any], call: Callable[[Any], object]
     ) -> list[Callable[[], object]]:
         """Return, for some batches, calls of one item each; the checks compare the two."""
-        if len(items) < 2 or dice.random() < 0.5:
+        if len(items) < 2 or rng.random() < 0.5:
             return []
         return [lambda item=item: call(item) for item in items]
 
-    def by_customer(
-        self, dice: Dice, sender: str, name: str, *values: Any
-    ) -> Callable[[], Receipt]:
+    def by_customer(self, rng: Rng, sender: str, name: str, *values: Any) -> Callable[[], Receipt]:
         """Make a customer's call: directly, or signed and relayed."""
-        if dice.random() < 0.3:
+        if rng.random() < 0.3:
             return lambda: self.forwarded(sender, name, *values)
         return lambda: getattr(self.grid.scheduler, name)(*values, sender=sender)
 
@@ -88,29 +86,29 @@ class Games(GridMachine):
         for account in self.hosts[:2]:
             self.do_register(account, HARDWARE[0], PRICES[0])
             self.do_approve(account, 1)
-        self.submit(Dice(seed))
+        self.submit(Rng(seed))
 
     # -------------------------------------------------------------------- the rules
 
-    # One rule with even dice: Hypothesis' own choices lean to the simple, and would seldom carry a
+    # One rule with uniform random choices: Hypothesis prefers simple values, and would seldom carry a
     # job to its end. It still finds out which steps a failure needs.
     @rule(seed=SEEDS)
     def turn(self, seed: int) -> None:
         self.turns += 1
-        dice = Dice(f"{seed} in turn {self.turns}")
-        luck = dice.randint(0, 99)
+        rng = Rng(f"{seed} in turn {self.turns}")
+        luck = rng.randint(0, 99)
         if luck < 62:
-            self.do_work(dice)
+            self.do_work(rng)
         elif luck < 74:
-            self.wait_for_a_bound(dice)
+            self.wait_for_a_bound(rng)
         elif luck < 80:
-            self.wait(dice)
+            self.wait(rng)
         elif luck < 90:
-            self.meddle(dice)
+            self.meddle(rng)
         else:
-            self.govern(dice)
+            self.govern(rng)
 
-    def do_work(self, dice: Dice) -> None:
+    def do_work(self, rng: Rng) -> None:
         """Make a call that can succeed now; calls that advance a job are the most frequent."""
         by_status = {
             S.NONE: [self.submit],
@@ -136,7 +134,7 @@ class Games(GridMachine):
         }
         statuses = {S.NONE, *(job.status for job in self.ghost.jobs.values())}
         # What is farther on its way goes first, or few jobs would see their end.
-        status = dice.choice([s for s in by_status if s in statuses for _ in range(1 + s)])
+        status = rng.choice([s for s in by_status if s in statuses for _ in range(1 + s)])
         calls = by_status[status]
         if any(provider.challenged_at for provider in self.ghost.providers.values()):
             calls.append(self.answer)
@@ -144,9 +142,9 @@ class Games(GridMachine):
             calls.append(self.repair)
         if self.ghost.parked:
             calls.append(self.withdraw)
-        dice.choice(calls)(dice)
+        rng.choice(calls)(rng)
 
-    def repair(self, _: Dice) -> None:
+    def repair(self, _: Rng) -> None:
         """Make inactive providers active again, and open submissions."""
         for account, provider in self.ghost.providers.items():
             if provider.banned:
@@ -159,7 +157,7 @@ class Games(GridMachine):
         if not self.ghost.open:
             self.do_open(value=True)
 
-    def meddle(self, dice: Dice) -> None:
+    def meddle(self, rng: Rng) -> None:
         """Make any call, whether or not it can succeed."""
         calls = [
             self.cancel,
@@ -178,9 +176,9 @@ class Games(GridMachine):
             self.answer,
             self.withdraw,
         ]
-        dice.choice(calls)(dice)
+        rng.choice(calls)(rng)
 
-    def govern(self, dice: Dice) -> None:
+    def govern(self, rng: Rng) -> None:
         """Make a call to the registry, an administrative call, or a call to the token."""
         calls = [
             self.register,
@@ -191,48 +189,48 @@ class Games(GridMachine):
             self.mint_burn_or_give,
             self.block,
         ]
-        dice.choice(calls)(dice)
+        rng.choice(calls)(rng)
 
     # ------------------------------------------------------------------- customers
 
-    def submit(self, dice: Dice) -> None:
-        amount = dice.choice([*[10**6] * 8, *[50_000] * 4, 3_000, 10**19])
-        limit = dice.choice([*[60] * 6, *[600] * 4, 1, 10**6])
-        retries = dice.choice([*[1, 0, 2] * 6, 5, 6])
-        flags = dice.choice([*FLAGS * 4, 8])
-        counts = dice.choice([[1], [1], [2], [1, 1], [0, 2], [0]])
-        if dice.randint(0, 19) == 19:
+    def submit(self, rng: Rng) -> None:
+        amount = rng.choice([*[10**6] * 8, *[50_000] * 4, 3_000, 10**19])
+        limit = rng.choice([*[60] * 6, *[600] * 4, 1, 10**6])
+        retries = rng.choice([*[1, 0, 2] * 6, 5, 6])
+        flags = rng.choice([*FLAGS * 4, 8])
+        counts = rng.choice([[1], [1], [2], [1, 1], [0, 2], [0]])
+        if rng.randint(0, 19) == 19:
             counts = []
-        sender = dice.choice([*self.customers * 6, self.grid.stranger])
-        shape = dice.choice([*[(1, 1, 100, 0), (2, 2, 10, 1), (4, 1, 25, 0)] * 4, (9, 3, 1, 0)])
+        sender = rng.choice([*self.customers * 6, self.grid.stranger])
+        shape = rng.choice([*[(1, 1, 100, 0), (2, 2, 10, 1), (4, 1, 25, 0)] * 4, (9, 3, 1, 0)])
         changes = dict(zip(("tasks", "cpusPerTask", "memPerCpu", "gpus"), shape, strict=True))
         changes |= {"amount": amount, "timeLimit": limit, "flags": flags, "retries": retries}
         requests = [self.grid.request(count, **changes) for count in counts]
         pairs = [(changes, [digest(n) for n in range(count)]) for count in counts]
         self.call(
             sender,
-            self.by_customer(dice, sender, "submitJobs", requests),
+            self.by_customer(rng, sender, "submitJobs", requests),
             lambda: self.ghost.submit(sender, pairs),
         )
 
-    def cancel(self, dice: Dice) -> None:
-        ids = self.pick_ids(dice, S.RUNNING, S.PENDING, S.META_SCHEDULED, S.SCHEDULED)
-        sender = self.pick_sender(dice, ids, "customer")
+    def cancel(self, rng: Rng) -> None:
+        ids = self.pick_ids(rng, S.RUNNING, S.PENDING, S.META_SCHEDULED, S.SCHEDULED)
+        sender = self.pick_sender(rng, ids, "customer")
         real = self.grid.scheduler.cancel
         self.call(
             sender,
-            self.by_customer(dice, sender, "cancel", ids),
+            self.by_customer(rng, sender, "cancel", ids),
             lambda: self.ghost.cancel(sender, ids),
-            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], sender=sender)),
         )
 
-    def expire(self, dice: Dice) -> None:
+    def expire(self, rng: Rng) -> None:
         """A stranger cancels expired jobs, which refunds their customers."""
         pending = [job for job in self.ghost.jobs.values() if job.status is S.PENDING]
-        if pending and dice.random() < 0.5:
+        if pending and rng.random() < 0.5:
             oldest = min(job.since for job in pending)
             self.wait_for(max(1, oldest + TIMES["pendingExpiry"] - self.chain.now))
-        ids = self.pick_ids(dice, S.PENDING)
+        ids = self.pick_ids(rng, S.PENDING)
         sender = self.grid.stranger
         self.call(
             sender,
@@ -240,37 +238,37 @@ class Games(GridMachine):
             lambda: self.ghost.cancel(sender, ids),
         )
 
-    def top_up(self, dice: Dice) -> None:
-        times = dice.choice([60, 60, 61, 59, 1_000, 0])
-        extra = dice.randint(0, 9)
-        (job_id,) = self.pick_ids(dice, S.RUNNING, S.META_SCHEDULED, S.SCHEDULED, most=1)
+    def top_up(self, rng: Rng) -> None:
+        times = rng.choice([60, 60, 61, 59, 1_000, 0])
+        extra = rng.randint(0, 9)
+        (job_id,) = self.pick_ids(rng, S.RUNNING, S.META_SCHEDULED, S.SCHEDULED, limit=1)
         job = self.ghost.job(job_id)
         amount = times * (job.rate if job else 1) + extra
-        sender = self.pick_sender(dice, [job_id], "customer")
+        sender = self.pick_sender(rng, [job_id], "customer")
         customer = job.customer if job else sender
-        if dice.randint(0, 9) == 9:
+        if rng.randint(0, 9) == 9:
             customer = self.grid.stranger
         self.call(
             sender,
-            self.by_customer(dice, sender, "topUp", job_id, customer, amount),
+            self.by_customer(rng, sender, "topUp", job_id, customer, amount),
             lambda: self.ghost.top_up(sender, job_id, customer, amount),
         )
 
     # ------------------------------------------------------------------- scheduler
 
-    def meta_schedule(self, dice: Dice) -> None:
-        self.do_meta_schedule(dice, dice.randint(1, 2))
+    def meta_schedule(self, rng: Rng) -> None:
+        self.do_meta_schedule(rng, rng.randint(1, 2))
 
-    def do_meta_schedule(self, dice: Dice, groups: int) -> None:
-        sender = self.grid.meta if dice.randint(0, 9) else self.grid.stranger
+    def do_meta_schedule(self, rng: Rng, groups: int) -> None:
+        sender = self.grid.meta if rng.randint(0, 9) else self.grid.stranger
         good = [p.id for p in self.ghost.providers.values() if not self.ghost.why_not_active(p)]
         ids_of_providers = [*good * 8, 0, 1, 2, 3]
         assignments, choices = [], []
         for _ in range(groups):
-            ids, provider_id = self.pick_ids(dice, S.PENDING), dice.choice(ids_of_providers)
-            named = dice.choice(NAMED)
-            assignments.append(assignment(provider_id, *ids, prices=asdict(named)))
-            choices += [(job_id, provider_id, named) for job_id in ids]
+            ids, provider_id = self.pick_ids(rng, S.PENDING), rng.choice(ids_of_providers)
+            chosen_prices = rng.choice(NAMED)
+            assignments.append(assignment(provider_id, *ids, prices=asdict(chosen_prices)))
+            choices += [(job_id, provider_id, chosen_prices) for job_id in ids]
 
         def model() -> Any:
             if sender != self.grid.meta:
@@ -283,7 +281,7 @@ class Games(GridMachine):
             lambda: real(assignments, sender=sender),
             model,
             self.singles(
-                dice,
+                rng,
                 choices,
                 lambda c: real([assignment(c[1], c[0], prices=asdict(c[2]))], sender=sender),
             ),
@@ -291,9 +289,9 @@ class Games(GridMachine):
 
     # ------------------------------------------------------------------- providers
 
-    def self_schedule(self, dice: Dice) -> None:
-        ids = self.pick_ids(dice, S.PENDING)
-        sender = dice.choice([*self.hosts, *self.hosts, self.grid.stranger])
+    def self_schedule(self, rng: Rng) -> None:
+        ids = self.pick_ids(rng, S.PENDING)
+        sender = rng.choice([*self.hosts, *self.hosts, self.grid.stranger])
         known = self.ghost.providers.get(sender)
         choices = [(i, known.id if known else 0, None) for i in ids]
         real = self.grid.scheduler.selfSchedule
@@ -301,82 +299,82 @@ class Games(GridMachine):
             sender,
             lambda: real(ids, sender=sender),
             lambda: self.ghost.assign(choices, mover=sender),
-            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], sender=sender)),
         )
 
-    def claim(self, dice: Dice) -> None:
-        self.do_advance(dice, "claim", S.META_SCHEDULED, S.SCHEDULED)
+    def claim(self, rng: Rng) -> None:
+        self.do_advance(rng, "claim", S.META_SCHEDULED, S.SCHEDULED)
 
-    def claim_and_start(self, dice: Dice) -> None:
-        self.do_advance(dice, "claimAndStart", S.META_SCHEDULED, S.SCHEDULED, S.RUNNING)
+    def claim_and_start(self, rng: Rng) -> None:
+        self.do_advance(rng, "claimAndStart", S.META_SCHEDULED, S.SCHEDULED, S.RUNNING)
 
-    def start(self, dice: Dice) -> None:
-        self.do_advance(dice, "start", S.SCHEDULED, S.RUNNING)
+    def start(self, rng: Rng) -> None:
+        self.do_advance(rng, "start", S.SCHEDULED, S.RUNNING)
 
-    def do_advance(self, dice: Dice, name: str, before: S, *steps: S) -> None:
-        ids = self.pick_ids(dice, before)
-        sender = self.pick_sender(dice, ids, "provider")
+    def do_advance(self, rng: Rng, name: str, before: S, *steps: S) -> None:
+        ids = self.pick_ids(rng, before)
+        sender = self.pick_sender(rng, ids, "provider")
         real = getattr(self.grid.scheduler, name)
         self.call(
             sender,
             lambda: real(ids, sender=sender),
             lambda: self.ghost.advance(sender, ids, *steps),
-            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], sender=sender)),
         )
 
-    def collect(self, dice: Dice) -> None:
+    def collect(self, rng: Rng) -> None:
         running = [job for job in self.ghost.jobs.values() if job.status is S.RUNNING]
-        if running and dice.random() < 0.5:
-            due = dice.choice(running).since + TIMES["collectInterval"]
+        if running and rng.random() < 0.5:
+            due = rng.choice(running).since + TIMES["collectInterval"]
             self.wait_for(max(1, due - self.chain.now))
-        ids = self.pick_ids(dice, S.RUNNING)
-        sender = self.pick_sender(dice, ids, "provider")
+        ids = self.pick_ids(rng, S.RUNNING)
+        sender = self.pick_sender(rng, ids, "provider")
         real = self.grid.scheduler.collect
         self.call(
             sender,
             lambda: real(ids, sender=sender),
             lambda: self.ghost.collect(sender, ids),
-            self.singles(dice, ids, lambda i: real([i], sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], sender=sender)),
         )
 
-    def finish(self, dice: Dice) -> None:
-        ids = self.pick_ids(dice, S.RUNNING)
-        sender = self.pick_sender(dice, ids, "provider")
-        ends = [(i, dice.choice([5, 0, 60, 2**32 - 1]), dice.randint(0, 1)) for i in ids]
+    def finish(self, rng: Rng) -> None:
+        ids = self.pick_ids(rng, S.RUNNING)
+        sender = self.pick_sender(rng, ids, "provider")
+        reports = [(i, rng.choice([5, 0, 60, 2**32 - 1]), rng.randint(0, 1)) for i in ids]
         real = self.grid.scheduler.finish
         self.call(
             sender,
-            lambda: real([self.grid.report(*end) for end in ends], sender=sender),
-            lambda: self.ghost.finish(sender, ends),
-            self.singles(dice, ends, lambda end: real([self.grid.report(*end)], sender=sender)),
+            lambda: real([self.grid.report(*end) for end in reports], sender=sender),
+            lambda: self.ghost.finish(sender, reports),
+            self.singles(rng, reports, lambda end: real([self.grid.report(*end)], sender=sender)),
         )
 
-    def requeue(self, dice: Dice) -> None:
-        reason = dice.choice([*["", "no room"] * 6, LONG_REASON])
-        ids = self.pick_ids(dice, S.SCHEDULED, S.META_SCHEDULED)
-        sender = self.pick_sender(dice, ids, dice.choice(["provider", "customer"]))
+    def requeue(self, rng: Rng) -> None:
+        reason = rng.choice([*["", "no room"] * 6, LONG_REASON])
+        ids = self.pick_ids(rng, S.SCHEDULED, S.META_SCHEDULED)
+        sender = self.pick_sender(rng, ids, rng.choice(["provider", "customer"]))
         real = self.grid.scheduler.requeue
         self.call(
             sender,
             lambda: real(ids, reason, sender=sender),
             lambda: self.ghost.requeue(sender, ids, reason),
-            self.singles(dice, ids, lambda i: real([i], reason, sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], reason, sender=sender)),
         )
 
-    def panic(self, dice: Dice) -> None:
-        reason = dice.choice([*["", "broken"] * 6, LONG_REASON])
-        ids = self.pick_ids(dice, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED)
-        sender = self.pick_sender(dice, ids, "provider")
+    def panic(self, rng: Rng) -> None:
+        reason = rng.choice([*["", "broken"] * 6, LONG_REASON])
+        ids = self.pick_ids(rng, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED)
+        sender = self.pick_sender(rng, ids, "provider")
         real = self.grid.scheduler.panic
         self.call(
             sender,
             lambda: real(ids, reason, sender=sender),
             lambda: self.ghost.panic(sender, ids, reason),
-            self.singles(dice, ids, lambda i: real([i], reason, sender=sender)),
+            self.singles(rng, ids, lambda i: real([i], reason, sender=sender)),
         )
 
-    def strangers_panic(self, dice: Dice) -> None:
-        ids = self.pick_ids(dice, S.RUNNING)
+    def strangers_panic(self, rng: Rng) -> None:
+        ids = self.pick_ids(rng, S.RUNNING)
         sender = self.grid.stranger
         self.call(
             sender,
@@ -384,17 +382,17 @@ class Games(GridMachine):
             lambda: self.ghost.panic(sender, ids, "me too"),
         )
 
-    def challenge(self, dice: Dice) -> None:
-        (job_id,) = self.pick_ids(dice, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED, most=1)
-        sender = dice.choice([self.grid.stranger, self.grid.alice])
+    def challenge(self, rng: Rng) -> None:
+        (job_id,) = self.pick_ids(rng, S.RUNNING, S.SCHEDULED, S.META_SCHEDULED, limit=1)
+        sender = rng.choice([self.grid.stranger, self.grid.alice])
         self.call(
             sender,
             lambda: self.grid.scheduler.challenge(job_id, sender=sender),
             lambda: self.ghost.challenge(job_id),
         )
 
-    def answer(self, dice: Dice) -> None:
-        self.do_answer(dice.choice([*self.hosts, self.grid.stranger]))
+    def answer(self, rng: Rng) -> None:
+        self.do_answer(rng.choice([*self.hosts, self.grid.stranger]))
 
     def do_answer(self, sender: str) -> None:
         self.call(
@@ -405,13 +403,13 @@ class Games(GridMachine):
 
     # -------------------------------------------------------------------- registry
 
-    def register(self, dice: Dice) -> None:
-        hardware, prices = (dice.choice(choice) for choice in (HARDWARE, PRICES))
-        account = dice.choice(self.hosts)
+    def register(self, rng: Rng) -> None:
+        hardware, prices = (rng.choice(choice) for choice in (HARDWARE, PRICES))
+        account = rng.choice(self.hosts)
         self.do_register(account, hardware, prices)
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             known = self.ghost.providers[account]
-            self.do_approve(account, dice.choice([known.pending_version, 0, 1]))
+            self.do_approve(account, rng.choice([known.pending_version, 0, 1]))
 
     def do_register(self, account: str, hardware: Hardware, prices: Prices) -> None:
         names = ("nodes", "cpusPerNode", "memPerNode", "gpusPerNode")
@@ -421,11 +419,11 @@ class Games(GridMachine):
             hardware.mem_per_node,
             hardware.gpus_per_node,
         )
-        given = dict(zip(names, values, strict=True))
+        arguments = dict(zip(names, values, strict=True))
         tariff = {"cpu": prices.cpu, "gpu": prices.gpu, "mem": prices.mem}
         self.call(
             account,
-            lambda: self.grid.registry.register(given, tariff, ["a=b"], sender=account),
+            lambda: self.grid.registry.register(arguments, tariff, ["a=b"], sender=account),
             lambda: self.ghost.register(account, hardware, prices),
         )
 
@@ -436,9 +434,9 @@ class Games(GridMachine):
             lambda: self.ghost.approve(account, version),
         )
 
-    def offer(self, dice: Dice) -> None:
-        cpus, gpus = dice.randint(0, 20), dice.randint(0, 2)
-        account = dice.choice(self.hosts)
+    def offer(self, rng: Rng) -> None:
+        cpus, gpus = rng.randint(0, 20), rng.randint(0, 2)
+        account = rng.choice(self.hosts)
         self.call(
             account,
             lambda: self.grid.registry.setOffer(
@@ -447,11 +445,11 @@ class Games(GridMachine):
             lambda: self.ghost.set_offer(account, Offer(cpus, 1_000, gpus)),
         )
 
-    def prices_or_maintenance(self, dice: Dice) -> None:
-        prices, draining = dice.choice(PRICES), dice.random() < 0.5
-        account = dice.choice(self.hosts)
+    def prices_or_maintenance(self, rng: Rng) -> None:
+        prices, draining = rng.choice(PRICES), rng.random() < 0.5
+        account = rng.choice(self.hosts)
         registry = self.grid.registry
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             tariff = {"cpu": prices.cpu, "gpu": prices.gpu, "mem": prices.mem}
             self.call(
                 account,
@@ -470,8 +468,8 @@ class Games(GridMachine):
 
     # ----------------------------------------------------------------------- admin
 
-    def ban_or_unban(self, dice: Dice) -> None:
-        self.do_ban(dice.choice(self.hosts), banned=dice.random() < 0.5)
+    def ban_or_unban(self, rng: Rng) -> None:
+        self.do_ban(rng.choice(self.hosts), banned=rng.random() < 0.5)
 
     def do_ban(self, account: str, *, banned: bool) -> None:
         admin, registry = self.grid.admin, self.grid.registry
@@ -482,9 +480,9 @@ class Games(GridMachine):
         )
         self.call(admin, real, lambda: setattr(self.ghost.known(account), "banned", banned))
 
-    def parameters(self, dice: Dice) -> None:
-        fee = dice.choice([500, 0, 2_000, 2_001])
-        open_ = dice.random() < 0.9
+    def parameters(self, rng: Rng) -> None:
+        fee = rng.choice([500, 0, 2_000, 2_001])
+        open_ = rng.random() < 0.9
         scheduler, admin = self.grid.scheduler, self.grid.admin
 
         def set_fee() -> None:
@@ -505,11 +503,11 @@ class Games(GridMachine):
 
     # ---------------------------------------------------------------------- money
 
-    def mint_burn_or_give(self, dice: Dice) -> None:
-        amount = dice.randint(1, 10**6)
+    def mint_burn_or_give(self, rng: Rng) -> None:
+        amount = rng.randint(1, 10**6)
         credit, admin, ghost = self.grid.credit, self.grid.admin, self.ghost
-        account = dice.choice(self.customers)
-        kind = dice.choice(["mint", "burn", "mistake"])
+        account = rng.choice(self.customers)
+        kind = rng.choice(["mint", "burn", "mistake"])
 
         def lose() -> None:
             if ghost.balances[account] < amount:
@@ -532,40 +530,40 @@ class Games(GridMachine):
         elif kind == "mistake":
             self.call(account, lambda: credit.transfer(target, amount, sender=account), lose)
 
-    def block(self, dice: Dice) -> None:
+    def block(self, rng: Rng) -> None:
         """Block or unblock a recipient, if the token supports it."""
         if not hasattr(self.grid.credit, "setBlocked"):
             return
         everyone = [*self.customers, *self.hosts, self.grid.treasury]
-        account = dice.choice(everyone)
+        account = rng.choice(everyone)
         value = account not in self.ghost.blocked
         self.grid.credit.setBlocked(account, value, sender=self.grid.admin)
         self.note_call()
         (self.ghost.blocked.add if value else self.ghost.blocked.discard)(account)
 
-    def withdraw(self, dice: Dice) -> None:
+    def withdraw(self, rng: Rng) -> None:
         parked = [account for account, amount in self.ghost.parked.items() if amount]
-        sender = dice.choice([*parked, self.grid.stranger])
-        to = dice.choice([sender, self.grid.alice, self.grid.stranger])
+        sender = rng.choice([*parked, self.grid.stranger])
+        to = rng.choice([sender, self.grid.alice, self.grid.stranger])
         self.call(
             sender,
-            self.by_customer(dice, sender, "withdraw", to),
+            self.by_customer(rng, sender, "withdraw", to),
             lambda: self.ghost.withdraw(sender, to),
         )
 
     # ----------------------------------------------------------------------- time
 
-    def wait(self, dice: Dice) -> None:
-        seconds = dice.choice(WAITS)
-        self.wait_for(seconds, dice.choice([None, 1, 7, 8, 10_000]))
+    def wait(self, rng: Rng) -> None:
+        seconds = rng.choice(WAITS)
+        self.wait_for(seconds, rng.choice([None, 1, 7, 8, 10_000]))
 
-    def wait_for_a_bound(self, dice: Dice) -> None:
+    def wait_for_a_bound(self, rng: Rng) -> None:
         """Advance to one second before, at, or after a deadline of a live job."""
-        offset = dice.randint(-1, 1)
-        live = [job for job in self.ghost.jobs.values() if job.status.is_live]
-        if not live:
+        offset = rng.randint(-1, 1)
+        live_jobs = [job for job in self.ghost.jobs.values() if job.status.is_live]
+        if not live_jobs:
             return
-        job = dice.choice(live[::-1])
+        job = rng.choice(live_jobs[::-1])
         end = job.since + job.allotment
         names = ("claimTimeout", "pendingTimeout", "pendingExpiry", "collectInterval")
         bounds = [end, *(job.since + TIMES[name] for name in names)]
@@ -577,4 +575,4 @@ class Games(GridMachine):
         # A day is enough for any of them but a very long run.
         near = [bound for bound in ahead if bound - self.chain.now < 86_400]
         if near:
-            self.wait_for(dice.choice(near) - self.chain.now)
+            self.wait_for(rng.choice(near) - self.chain.now)

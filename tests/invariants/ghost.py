@@ -84,21 +84,21 @@ class Ghost:
 
     def is_lost(self, job: GhostJob) -> bool:
         overdue = self.now > job.since + job.allotment + TIMES["reportGrace"]
-        gone = self.unanswered(self.holder(job), "lostTimeout")
-        return job.status is S.RUNNING and (overdue or gone)
+        is_unresponsive = self.unanswered(self.holder(job), "lostTimeout")
+        return job.status is S.RUNNING and (overdue or is_unresponsive)
 
     def is_expired(self, job: GhostJob) -> bool:
         return job.status is S.PENDING and self.now >= job.since + TIMES["pendingExpiry"]
 
     def load(self, provider_id: int) -> Load:
         """Count the resources that live jobs occupy at a provider."""
-        own = (job.load for job in self.jobs.values() if job.provider == provider_id)
-        return sum(own, start=Load())
+        loads = (job.load for job in self.jobs.values() if job.provider == provider_id)
+        return sum(loads, start=Load())
 
     def escrowed(self) -> int:
         """Return the credits that the scheduler must hold, in credit-wei."""
-        live = sum(job.escrow for job in self.jobs.values() if job.status.is_live)
-        return live + sum(self.parked.values()) + self.gifts
+        in_escrow = sum(job.escrow for job in self.jobs.values() if job.status.is_live)
+        return in_escrow + sum(self.parked.values()) + self.gifts
 
     def line(self, job: GhostJob) -> list[GhostJob]:
         """Return the predecessors of a job, latest first."""
@@ -238,10 +238,10 @@ class Ghost:
     def move(self, outcome: Outcome, job: GhostJob, to: JobStatus, **changes: Any) -> GhostJob:
         assert to in ARROWS.get(job.status, set())
         outcome.moves.append((job.id, job.status, to))
-        moved = replace(job, status=to, since=self.now, **changes)
-        self.jobs[job.id] = moved
-        outcome.movers |= {self.holder(job).account, self.holder(moved).account}
-        return moved
+        new_job = replace(job, status=to, since=self.now, **changes)
+        self.jobs[job.id] = new_job
+        outcome.movers |= {self.holder(job).account, self.holder(new_job).account}
+        return new_job
 
     def movable(self, job_id: int, to: JobStatus) -> GhostJob | None:
         job = self.job(job_id)
@@ -325,8 +325,8 @@ class Ghost:
         seconds = self.now - job.since
         consumed = seconds * job.rate
         # The price ceiling of a job that runs until its credits are spent, escrow / limit, stays.
-        left = job.limit * (job.escrow - consumed) // job.escrow
-        limit = max(1, left) if job.until_spent else job.limit - seconds
+        remaining = job.limit * (job.escrow - consumed) // job.escrow
+        limit = max(1, remaining) if job.until_spent else job.limit - seconds
         fee = consumed * job.fee_bps // 10_000
         provider = self.holder(job).account
         for account, amount in ((provider, consumed - fee), (self.treasury, fee)):
@@ -394,13 +394,13 @@ class Ghost:
 
     def may_requeue(self, caller: str, job: GhostJob) -> bool:
         provider = self.holder(job)
-        late = self.now > job.since + TIMES["claimTimeout"]
+        is_late = self.now > job.since + TIMES["claimTimeout"]
         if caller == provider.account:
             return True
         if job.status is S.META_SCHEDULED:
-            return late
-        gone = self.is_silent(provider) or provider.status is ProviderStatus.BANNED
-        return gone or (late and caller in {job.customer, self.meta})
+            return is_late
+        is_gone = self.is_silent(provider) or provider.status is ProviderStatus.BANNED
+        return is_gone or (is_late and caller in {job.customer, self.meta})
 
     def panic(self, caller: str, job_ids: Sequence[int], reason: str) -> Outcome:
         def step(job_id: int, outcome: Outcome) -> str:

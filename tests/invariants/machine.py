@@ -26,9 +26,11 @@ State = tuple[Any, ...]
 class GridMachine(RuleBasedStateMachine):
     """The contracts, the model, and the checks between them; the rules are in a subclass."""
 
-    def __init__(self, grid: Grid, storage: Storage, checks: Counter[int], seen: Counter) -> None:
+    def __init__(
+        self, grid: Grid, storage: Storage, checks: Counter[int], call_counts: Counter
+    ) -> None:
         super().__init__()
-        self.grid, self.storage, self.checks, self.seen = grid, storage, checks, seen
+        self.grid, self.storage, self.checks, self.seen = grid, storage, checks, call_counts
         self.chain = grid.chain
         self.saved = self.chain.snapshot()
         self.customers = [grid.alice, grid.bob]
@@ -36,8 +38,8 @@ class GridMachine(RuleBasedStateMachine):
         self.ghost = Ghost(grid.scheduler.address, grid.treasury, grid.meta, grid.admin, FEE_BPS)
         self.accounts = [*self.customers, *self.hosts, grid.stranger, grid.treasury, grid.meta]
         self.accounts.append(grid.admin)
-        people = ("alice", "bob", "stranger", "treasury", "meta", "admin")
-        self.names = {getattr(grid, name): f"grid.{name}" for name in people}
+        roles = ("alice", "bob", "stranger", "treasury", "meta", "admin")
+        self.names = {getattr(grid, name): f"grid.{name}" for name in roles}
         self.names |= {host: f'person("host {i}")' for i, host in enumerate(self.hosts)}
         for name in ("credit", "registry", "scheduler", "forwarder"):
             self.names[getattr(grid, name).address] = f"grid.{name}"
@@ -68,7 +70,7 @@ class GridMachine(RuleBasedStateMachine):
         ghost = self.ghost
         ghost.now, ghost.block = self.chain.now, self.chain.block
         jobs = dict(ghost.jobs)
-        words = {job_id: self.storage.record(job_id) for job_id in jobs}
+        records = {job_id: self.storage.record(job_id) for job_id in jobs}
         balances = self.balances()
         one_by_one = self.in_turn(singles)
         try:
@@ -82,7 +84,7 @@ class GridMachine(RuleBasedStateMachine):
         for event in receipt.events:
             self.replay.feed(event, self.chain.now)
         self.compare(receipt, outcome)
-        self.check_frozen(jobs, words)
+        self.check_frozen(jobs, records)
         self.check_moves(sender, receipt, jobs)
         self.check_money(receipt, jobs)
         self.check_load()
@@ -96,8 +98,8 @@ class GridMachine(RuleBasedStateMachine):
         """Print the last call of a failing game as a line of a test; see `reverts`."""
         contract, name, values, sender = self.chain.last_call
         line = f"{contract.address}.{name}({', '.join(map(repr, values))}, sender={sender!r})"
-        for account, words in self.names.items():
-            line = line.replace(f"'{account}'", words).replace(account, words)
+        for account, message in self.names.items():
+            line = line.replace(f"'{account}'", message).replace(account, message)
         note(f'with reverts("{error}"): {line}' if error else line)
 
     def wait_for(self, seconds: int, blocks: int | None = None) -> None:
@@ -116,7 +118,9 @@ class GridMachine(RuleBasedStateMachine):
         """A relayed call has the effects of the signer's own call, once."""
         grid = self.grid
         before = self.chain.snapshot()
-        own, refusal = self.attempt(lambda: getattr(grid.scheduler, name)(*values, sender=sender))
+        own_result, refusal = self.attempt(
+            lambda: getattr(grid.scheduler, name)(*values, sender=sender)
+        )
         after = self.state()
         self.chain.revert(before)
         request = grid.signed_request(sender, name, *values)
@@ -125,11 +129,13 @@ class GridMachine(RuleBasedStateMachine):
             self.check(17, error == "FailedCall", f"{error or 'success'} instead of {refusal}")
             raise Reverted(refusal, (), b"")
         events = [event for event in relayed.events if event.name != "ExecutedForwardRequest"]
-        self.check(17, list(map(repr, events)) == list(map(repr, own.events)), "other events")
+        self.check(
+            17, list(map(repr, events)) == list(map(repr, own_result.events)), "other events"
+        )
         self.check(17, self.state() == after, f"{name} by a signature did something else")
         _, error = self.attempt(lambda: grid.forwarder.execute(request, sender=grid.stranger))
         self.check(17, error == "ERC2771ForwarderInvalidSigner", "a signature was used twice")
-        return Receipt(own.value, events, relayed.gas)
+        return Receipt(own_result.value, events, relayed.gas)
 
     def balances(self) -> dict[str, int]:
         accounts = [*self.accounts, self.grid.scheduler.address]
@@ -225,18 +231,18 @@ class GridMachine(RuleBasedStateMachine):
         self.check(
             14, not self.replay.differences(job_id, record), "the events give another record"
         )
-        kept = (
+        expected = (
             replayed.paid_out + replayed.carried_out + (record.escrow if job.status.is_live else 0)
         )
         assert replayed.used == job.paid + job.fee
-        self.check(2, replayed.funded + replayed.carried_in == kept, f"money of job {job_id}")
+        self.check(2, replayed.funded + replayed.carried_in == expected, f"money of job {job_id}")
 
     # --------------------------------------------------------------- invariants
 
-    def check_frozen(self, jobs: dict[int, GhostJob], words: dict[int, State]) -> None:
+    def check_frozen(self, jobs: dict[int, GhostJob], records: dict[int, State]) -> None:
         """Records that the model did not change are unchanged; final records always are."""
-        for job_id, word in words.items():
-            same = self.storage.record(job_id) == word
+        for job_id, record in records.items():
+            same = self.storage.record(job_id) == record
             if jobs[job_id].status.is_final:
                 self.check(4, same, f"final job {job_id} changed")
             elif self.ghost.jobs[job_id] == jobs[job_id]:
@@ -250,35 +256,37 @@ class GridMachine(RuleBasedStateMachine):
             job = current.get(event.jobId)
             self.check(4, after in ARROWS.get(before, ()), f"{before.name} to {after.name}")
             self.check(4, before == (job.status if job else S.NONE), "status jumped")
-            moved = self.ghost.jobs[event.jobId]
+            new_job = self.ghost.jobs[event.jobId]
             if job is None:
-                parent = jobs.get(moved.retry_of)
-                born = moved.customer == sender or (parent and parent.status.is_assigned)
-                self.check(5, bool(born), "birth by somebody else")
+                parent = jobs.get(new_job.retry_of)
+                created_by_party = new_job.customer == sender or (
+                    parent and parent.status.is_assigned
+                )
+                self.check(5, bool(created_by_party), "birth by somebody else")
                 continue
-            self.check(5, self.entitled(sender, job, moved, after), f"{sender} moved {event}")
+            self.check(5, self.entitled(sender, job, new_job, after), f"{sender} moved {event}")
             # An item of a batch sees what the items before it did.
             current[job.id] = replace(job, status=after, since=self.ghost.now)
             if after is S.META_SCHEDULED:
-                self.check_assignment(job, moved, current)
+                self.check_assignment(job, new_job, current)
                 current[job.id] = replace(
                     current[job.id],
-                    provider=moved.provider,
-                    rate=moved.rate,
-                    fee_bps=moved.fee_bps,
+                    provider=new_job.provider,
+                    rate=new_job.rate,
+                    fee_bps=new_job.fee_bps,
                 )
             elif job.status.is_assigned and after is not S.PENDING:
-                kept = (moved.rate, moved.fee_bps) == (job.rate, job.fee_bps)
-                self.check(7, kept, f"price of job {job.id} changed")
+                prices_kept = (new_job.rate, new_job.fee_bps) == (job.rate, job.fee_bps)
+                self.check(7, prices_kept, f"price of job {job.id} changed")
 
-    def entitled(self, sender: str, job: GhostJob, moved: GhostJob, to: JobStatus) -> bool:
+    def entitled(self, sender: str, job: GhostJob, new_job: GhostJob, to: JobStatus) -> bool:
         """Which accounts may cause a transition, as in the table of the protocol's page."""
         ghost = self.ghost
-        now, late = ghost.now, ghost.now > job.since + TIMES["claimTimeout"]
+        now, is_late = ghost.now, ghost.now > job.since + TIMES["claimTimeout"]
         if job.status is S.PENDING and to is S.META_SCHEDULED:
-            waited = now >= job.since + TIMES["pendingTimeout"]
+            has_waited = now >= job.since + TIMES["pendingTimeout"]
             return sender == ghost.meta or (
-                waited and sender == ghost.by_id(moved.provider).account
+                has_waited and sender == ghost.by_id(new_job.provider).account
             )
         if to is S.CANCELLED:
             expired = job.status is S.PENDING and now >= job.since + TIMES["pendingExpiry"]
@@ -291,32 +299,32 @@ class GridMachine(RuleBasedStateMachine):
         if to is not S.PENDING:
             return False
         if job.status is S.META_SCHEDULED:
-            return late
-        gone = ghost.is_silent(holder) or holder.status is ProviderStatus.BANNED
-        return gone or (late and sender in {job.customer, ghost.meta})
+            return is_late
+        is_gone = ghost.is_silent(holder) or holder.status is ProviderStatus.BANNED
+        return is_gone or (is_late and sender in {job.customer, ghost.meta})
 
     def check_assignment(
-        self, job: GhostJob, moved: GhostJob, current: dict[int, GhostJob]
+        self, job: GhostJob, new_job: GhostJob, current: dict[int, GhostJob]
     ) -> None:
-        provider = self.ghost.by_id(moved.provider)
+        provider = self.ghost.by_id(new_job.provider)
         good = (
             provider.status is ProviderStatus.ACTIVE
             and provider.approved_until >= self.ghost.now
             and not self.ghost.is_silent(provider)
         )
         self.check(10, good, f"job {job.id} went to a provider out of standing")
-        loads = [j.load for j in current.values() if j.provider == moved.provider]
-        offer, needed = provider.offer, sum(loads, start=Load.of(job.resources))
+        loads = [j.load for j in current.values() if j.provider == new_job.provider]
+        offer, required = provider.offer, sum(loads, start=Load.of(job.resources))
         within = (
-            needed.cpus <= offer.cpus
-            and needed.memory <= offer.memory
-            and needed.gpus <= offer.gpus
+            required.cpus <= offer.cpus
+            and required.memory <= offer.memory
+            and required.gpus <= offer.gpus
         )
-        self.check(16, within, f"provider {provider.id} holds {needed} and offers {offer}")
+        self.check(16, within, f"provider {provider.id} holds {required} and offers {offer}")
         lost_it = {p.provider for p in self.ghost.line(job)}
         lawful = (
             money.fits(provider.hardware, provider.offer, job.resources)
-            and money.cost(moved.rate, job.limit) <= job.escrow
+            and money.cost(new_job.rate, job.limit) <= job.escrow
             and provider.id not in lost_it
         )
         self.check(11, lawful, f"job {job.id} does not belong at provider {provider.id}")
@@ -324,8 +332,15 @@ class GridMachine(RuleBasedStateMachine):
     def check_load(self) -> None:
         for provider in self.ghost.providers.values():
             if provider.id:
-                counted, replayed = self.ghost.load(provider.id), self.storage.load(provider.id)
-                self.check(16, counted == replayed, f"{counted} at {provider.id}, not {replayed}")
+                expected_load, storage_load = (
+                    self.ghost.load(provider.id),
+                    self.storage.load(provider.id),
+                )
+                self.check(
+                    16,
+                    expected_load == storage_load,
+                    f"{expected_load} at {provider.id}, not {storage_load}",
+                )
 
     def check_money(self, receipt: Receipt, jobs: dict[int, GhostJob]) -> None:
         for event in receipt.named("JobSettled", "JobCollected"):
@@ -337,17 +352,17 @@ class GridMachine(RuleBasedStateMachine):
         self.seen["collected"] += len(receipt.named("JobCollected"))
         for event in receipt.named("JobSettled"):
             job = jobs[event.jobId]
-            used = event.paid + event.fee
-            ran = job.status is S.RUNNING
-            if not ran or self.ghost.jobs[job.id].status is S.PANICKED:
-                self.check(8, event.refunded == job.escrow and not used, event)
+            cost = event.paid + event.fee
+            was_running = job.status is S.RUNNING
+            if not was_running or self.ghost.jobs[job.id].status is S.PANICKED:
+                self.check(8, event.refunded == job.escrow and not cost, event)
         for event in receipt.named("JobRetried"):
             old, new = jobs[event.jobId], self.ghost.jobs[event.successor]
             first = ([new, *self.ghost.line(new)])[-1]
             self.check(13, event.escrow == old.escrow, "a successor carries another sum")
             self.check(13, self.grid.job(new.id).escrow == old.escrow, "a sum was lost")
-            promised = first.retries
-            self.check(13, len(self.ghost.line(new)) <= promised <= 5, "more than its retries")
+            retries = first.retries
+            self.check(13, len(self.ghost.line(new)) <= retries <= 5, "more than its retries")
 
     def check_stranger(
         self, receipt: Receipt, jobs: dict[int, GhostJob], balances: dict[str, int]
@@ -417,8 +432,8 @@ class GridMachine(RuleBasedStateMachine):
         for account in self.accounts:
             if grid.scheduler.parkedOf(account):
                 grid.scheduler.withdraw(person("safe"), sender=account)
-        left = self.storage.balance(grid.scheduler.address)
-        self.check(9, left == self.ghost.gifts, f"{left - self.ghost.gifts} wei are stuck")
+        balance = self.storage.balance(grid.scheduler.address)
+        self.check(9, balance == self.ghost.gifts, f"{balance - self.ghost.gifts} wei are stuck")
         for provider in self.ghost.providers.values():
             self.check(16, self.storage.load(provider.id) == Load(), "a load without jobs")
 
@@ -426,5 +441,5 @@ class GridMachine(RuleBasedStateMachine):
         """Ids of live jobs of these statuses, or of any, as the contract has them now."""
         ids = range(1, self.grid.scheduler.jobCount() + 1)
         records = zip(ids, self.grid.scheduler.getJobs(list(ids)), strict=True)
-        wanted = set(statuses) or {s for s in S if s.is_live}
-        return [job_id for job_id, record in records if S(record.status) in wanted]
+        selected_statuses = set(statuses) or {s for s in S if s.is_live}
+        return [job_id for job_id, record in records if S(record.status) in selected_statuses]

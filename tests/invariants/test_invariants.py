@@ -46,11 +46,11 @@ def test_the_numbered_invariants_hold(request: pytest.FixtureRequest) -> None:
     grid = Grid(token=token)
     storage = Storage(grid)
     checks: Counter[int] = Counter()
-    seen: Counter[Any] = Counter()
-    run_state_machine_as_test(lambda: Games(grid, storage, checks, seen), settings=profile())
+    call_counts: Counter[Any] = Counter()
+    run_state_machine_as_test(lambda: Games(grid, storage, checks, call_counts), settings=profile())
 
-    print(sorted(checks.items()), seen.most_common(), sep="\n")
+    print(sorted(checks.items()), call_counts.most_common(), sep="\n")
     assert set(checks) == set(range(1, 18)), "an invariant was never checked"
     arrows = {(before, after) for before, row in ARROWS.items() for after in row}
-    assert arrows <= set(seen), f"never moved: {arrows - set(seen)}"
-    assert seen["collected"], "no interim payment was ever made"
+    assert arrows <= set(call_counts), f"never moved: {arrows - set(call_counts)}"
+    assert call_counts["collected"], "no interim payment was ever made"

@@ -60,7 +60,7 @@ def open_browser() -> Iterator[Browser]:
 
 
 @dataclass
-class Watched:
+class WatchedPage:
     """A page, and the faults observed on it."""
 
     page: Page
@@ -77,13 +77,13 @@ def injected_wallet(name: str) -> str:
     return _WALLET.replace("NAME", json.dumps(name))
 
 
-def watch(context: BrowserContext, base: str) -> Watched:
+def watch(context: BrowserContext, base: str) -> WatchedPage:
     """Open a new page, and record its faults."""
     page = context.new_page()
-    watched = Watched(page, base)
+    watched_page = WatchedPage(page, base)
 
     def note(kind: str, text: Any) -> None:
-        watched.faults.append(f"{kind}: {text} at {page.url}")
+        watched_page.faults.append(f"{kind}: {text} at {page.url}")
 
     page.on("pageerror", lambda error: note("error", error))
     page.on(
@@ -104,4 +104,4 @@ def watch(context: BrowserContext, base: str) -> Watched:
             None if request.url.startswith((base, "data:")) else note("request", request.url)
         ),
     )
-    return watched
+    return watched_page

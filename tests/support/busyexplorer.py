@@ -87,13 +87,13 @@ async def _opened(
         busy = BusyGrid(grid)
         store = FolderDefinitionStore(folder / "definitions")
         await busy.play(4, jobs)
-        await _pay_while_they_run(busy)
-        await _be_hostile(busy, store)
+        await _make_interim_payments(busy)
+        await _add_hostile_texts(busy, store)
         known = zip((*grid.customers, *grid.providers), NAMES, strict=True)
         names = {account.address: name for account, name in known}
         deployment = dataclasses.replace(grid.deployment, extra={"names": names})
         stop, pages = asyncio.Event(), asyncio.Queue[str]()
-        following = asyncio.create_task(
+        follow_task = asyncio.create_task(
             run_explorer(
                 node.url,
                 deployment,
@@ -114,10 +114,10 @@ async def _opened(
                     await asyncio.sleep(0.05)
         yield BusyExplorer(url, node.url, grid, busy, store.path, loop)
         stop.set()
-        await following
+        await follow_task
 
 
-async def _pay_while_they_run(busy: BusyGrid) -> None:
+async def _make_interim_payments(busy: BusyGrid) -> None:
     """Start two runs with interim payments; one ends, one continues."""
     grid, host = busy.grid, busy.grid.providers[0]
     scheduler = grid.contracts.scheduler
@@ -130,9 +130,9 @@ async def _pay_while_they_run(busy: BusyGrid) -> None:
     await grid.assign({1: ids})
     await grid.send(host, scheduler.claim_and_start(ids))
     for seconds in (1_800, 2_400):
-        await _pass(grid, seconds)
+        await _advance_time(grid, seconds)
         await grid.send(host, scheduler.collect(ids))
-    await _pass(grid, 600)
+    await _advance_time(grid, 600)
     await grid.send(host, scheduler.finish([Report(ids[0], 500, 0)]))
     busy.waiting = [job_id for job_id in busy.waiting if job_id not in ids]
 
@@ -156,12 +156,12 @@ async def _relay(grid: LiveGrid, customer: LocalAccount, call: Call) -> list[int
     return [event.job_id for event in receipt.events if isinstance(event, JobSubmitted)]
 
 
-async def _pass(grid: LiveGrid, seconds: int) -> None:
+async def _advance_time(grid: LiveGrid, seconds: int) -> None:
     await grid.node.rpc("evm_increaseTime", seconds)
     await grid.node.rpc("evm_mine")
 
 
-async def _be_hostile(busy: BusyGrid, store: FolderDefinitionStore) -> None:
+async def _add_hostile_texts(busy: BusyGrid, store: FolderDefinitionStore) -> None:
     """Put hostile texts in all fields that users control."""
     grid = busy.grid
     registry, scheduler = grid.contracts.registry, grid.contracts.scheduler

@@ -76,8 +76,8 @@ class BusyGrid:
                 await self._reprice(round_number)
             if round_number % 5 == 3:
                 await self._panic()
-        await self._end_each_way()
-        await self._leave_some_waiting()
+        await self._cancel_and_time_out()
+        await self._leave_live_jobs()
 
     async def submit(self, count: int, customer: int = 0, **changes: object) -> list[int]:
         """Submit jobs of one customer, and return their IDs."""
@@ -146,15 +146,15 @@ class BusyGrid:
         for provider, ids in self.running.items():
             reports: list[Report] = []
             for job_id in list(ids):
-                dice = self.chance.random()
-                if dice < 0.55:
+                rng = self.chance.random()
+                if rng < 0.55:
                     seconds = self.chance.randrange(20, 400)
-                    code = 0 if dice < 0.42 else self.chance.choice([1, 2, 137])
-                    why = "" if code == 0 else "a step failed"
-                    reports.append(Report(job_id, seconds, code, digest(f"{job_id}"), why))
-                elif dice < 0.65:
+                    code = 0 if rng < 0.42 else self.chance.choice([1, 2, 137])
+                    reason = "" if code == 0 else "a step failed"
+                    reports.append(Report(job_id, seconds, code, digest(f"{job_id}"), reason))
+                elif rng < 0.65:
                     reports.append(Report(job_id, 10**6, 124, bytes(32), "time is up"))
-                elif dice < 0.72:
+                elif rng < 0.72:
                     await self._cancel(job_id)
                     ids.remove(job_id)
             if reports:
@@ -183,11 +183,11 @@ class BusyGrid:
             account = self.grid.providers[provider - 1]
             await self.grid.send(self.grid.stranger, scheduler.challenge(ids[0]))
             await self.grid.send(account, scheduler.answer())
-            lost = ids.pop()
-            receipt = await self.grid.send(account, scheduler.panic([lost], "node went down"))
+            job_id = ids.pop()
+            receipt = await self.grid.send(account, scheduler.panic([job_id], "node went down"))
             self.waiting += [e.successor for e in receipt.events if isinstance(e, JobRetried)]
 
-    async def _end_each_way(self) -> None:
+    async def _cancel_and_time_out(self) -> None:
         """Cancel one job while it runs, and let another reach its time limit."""
         scheduler, host = self.grid.contracts.scheduler, self.grid.providers[0]
         small = {"resources": Resources(1, 1, 500, 0), "amount": CREDIT, "time_limit": 300}
@@ -200,7 +200,7 @@ class BusyGrid:
         await self._cancel(ids[1])
         self.waiting = [job_id for job_id in self.waiting if job_id not in ids]
 
-    async def _leave_some_waiting(self) -> None:
+    async def _leave_live_jobs(self) -> None:
         """Leave one job in each live status, and one for which no provider is eligible."""
         scheduler = self.grid.contracts.scheduler
         fresh = await self.submit(4, resources=Resources(1, 1, 500, 0), amount=4 * CREDIT)

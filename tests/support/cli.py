@@ -43,9 +43,11 @@ class Outcome:
 
 def clean_environment(home: Path) -> dict[str, str]:
     """Return the environment without the user's own settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")}
-    path = os.pathsep.join(filter(None, [str(PROJECT), kept.get("PYTHONPATH", "")]))
-    return {**kept, "XDG_CONFIG_HOME": str(home), "PYTHONPATH": path, "COLUMNS": "200"}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("DEEPSQUARE_")
+    }
+    path = os.pathsep.join(filter(None, [str(PROJECT), environment.get("PYTHONPATH", "")]))
+    return {**environment, "XDG_CONFIG_HOME": str(home), "PYTHONPATH": path, "COLUMNS": "200"}
 
 
 def run(arguments: Sequence[str], folder: Path, timeout: float = 180, **env: str) -> Outcome:
@@ -112,10 +114,10 @@ class Running:
                 start_new_session=True,
             )
 
-    def wait_for(self, words: str, timeout: float = 180) -> None:
+    def wait_for(self, message: str, timeout: float = 180) -> None:
         """Wait until the output contains a text."""
         deadline = time.monotonic() + timeout
-        while words not in self.log.read_text(errors="replace"):
+        while message not in self.log.read_text(errors="replace"):
             assert self.process.poll() is None, self.log.read_text(errors="replace")
             assert time.monotonic() < deadline, self.log.read_text(errors="replace")
             time.sleep(0.1)

@@ -122,7 +122,7 @@ def shared(labels: Sequence[str]) -> dict[str, list[str]]:
     return parts
 
 
-def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
+def in_order(labels: Sequence[str], rng: random.Random) -> list[str]:
     """Shuffle labels, except those caused by one silent provider and those of expired jobs.
 
     The former come first, in the order of their steps; the latter come last.
@@ -136,7 +136,7 @@ def in_order(labels: Sequence[str], dice: random.Random) -> list[str]:
     ]
     last = [label for label in labels if label.startswith("scheduler.cancel.")]
     others = [label for label in labels if label not in {*first, *last}]
-    dice.shuffle(others)
+    rng.shuffle(others)
     return first + others + last
 
 
@@ -149,14 +149,14 @@ async def kill_at_each_point(
     """
     kills = []
     for point in orders:
-        kill, began = Kill(role, point), time.monotonic()
+        kill, start = Kill(role, point), time.monotonic()
         current_points[role] = point
         dead = _supervisors(daemon) if point.startswith("supervisor.") else daemon.died
         daemon.start(point)
-        while not kill.reached and time.monotonic() < began + SECONDS_TO_REACH:
+        while not kill.reached and time.monotonic() < start + SECONDS_TO_REACH:
             await asyncio.sleep(0.05)
             kill.reached = dead()
-        kill.seconds = round(time.monotonic() - began, 1)
+        kill.seconds = round(time.monotonic() - start, 1)
         kills.append(kill)
         daemon.kill()
     current_points.pop(role, None)
@@ -335,18 +335,18 @@ async def _repeat(
     busy: Callable[[], bool],
     act: Callable[[], Awaitable[None]],
     pause: float,
-    wanted: Callable[[], bool],
+    condition: Callable[[], bool],
 ) -> None:
     """Repeat an action with pauses, but without pause while a crash point depends on it."""
     while busy():
         await act()
-        await _wait_briefly(lambda: not busy() or wanted(), timeout=pause)
+        await _wait_briefly(lambda: not busy() or condition(), timeout=pause)
 
 
-async def _wait_briefly(done: Callable[[], Any], timeout: float = 5.0) -> None:
-    """Wait until `done()` returns True, at most `timeout` seconds; a timeout is not an error."""
+async def _wait_briefly(condition: Callable[[], Any], timeout: float = 5.0) -> None:
+    """Wait until `condition()` returns True, at most `timeout` seconds; a timeout is not an error."""
     with suppress(AssertionError):
-        await until(done, timeout=timeout)
+        await until(condition, timeout=timeout)
 
 
 class Disturbances:
@@ -463,7 +463,7 @@ class Disturbances:
         """Raise the base fee, so that pending transactions can't pay it for some blocks."""
         while await self._base_fee() * 6 < 100 * 10**9:
             await _wait_briefly(self._has_pending_transaction)
-            async with self._no_block():
+            async with self._paused_mining():
                 if not await self._has_pending_transaction():
                     continue  # mined in the meantime
                 fee = max(8 * 10**9, 6 * await self._base_fee())
@@ -475,7 +475,7 @@ class Disturbances:
 
     async def replace_head(self) -> None:
         """Replace the latest block by another one with the same transactions."""
-        async with self._no_block():
+        async with self._paused_mining():
             if self.daemon_grid.roles_at("follower.rolled_back"):
                 # A longer pause looks like a chain that mines on demand, whose head is final.
                 await _wait_briefly(self._p0_has_read_the_head, timeout=2.0)
@@ -483,7 +483,7 @@ class Disturbances:
         await asyncio.sleep(1)
 
     @asynccontextmanager
-    async def _no_block(self) -> AsyncIterator[None]:
+    async def _paused_mining(self) -> AsyncIterator[None]:
         """Pause mining within the block."""
         async with self._mining:
             await self.daemon_grid.node.rpc("anvil_setIntervalMining", 0)
@@ -502,8 +502,8 @@ class Disturbances:
         senders = {sender.lower() for sender in pool["pending"]}
         accounts = {"p0": self.grid.providers[0], "scheduler": self.grid.scheduler}
         roles = self.daemon_grid.roles_at("sender.replaced")
-        wanted = {accounts[role].address.lower() for role in roles}
-        return bool(senders & wanted if wanted else senders)
+        addresses = {accounts[role].address.lower() for role in roles}
+        return bool(senders & addresses if addresses else senders)
 
     async def _p0_has_read_the_head(self) -> bool:
         head = int(await self.daemon_grid.node.rpc("eth_blockNumber"), 16)

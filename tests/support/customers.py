@@ -24,7 +24,7 @@ from deepsquare_chain.store.database import Store
 from deepsquare_chain.store.definitions import FolderDefinitionStore
 from deepsquare_chain.workflow import Definition, Step
 from tests.support.livegrid import WEALTH, LiveGrid, terms
-from tests.support.oracle import Line, check_executions, check_ledger, check_provider, replay
+from tests.support.oracle import LedgerLine, check_executions, check_ledger, check_provider, replay
 from tests.support.provider import all_events
 
 T = TypeVar("T")
@@ -136,9 +136,9 @@ class Customers:
     async def cancel(self, digests: Iterable[bytes]) -> None:
         """Cancel the live jobs of these definitions."""
         lines = await self.lines()
-        live = [job for digest in digests for job in lines[digest] if job.status.is_live]
+        live_jobs = [job for digest in digests for job in lines[digest] if job.status.is_live]
         for account in self.grid.customers:
-            job_ids = [job.id for job in live if job.customer == account.address]
+            job_ids = [job.id for job in live_jobs if job.customer == account.address]
             if job_ids:
                 call = self.grid.contracts.scheduler.cancel(job_ids)
                 # After a reorganisation an earlier cancel may be sent again before this one.
@@ -151,12 +151,12 @@ class Customers:
 
     async def all_final(self) -> bool:
         """Whether all jobs have ended; cancels those that must end as CANCELLED."""
-        live = await self.live_jobs()
+        live_jobs = await self.live_jobs()
         await self.cancel(
-            {job.definition for job in live}
+            {job.definition for job in live_jobs}
             & {digest for digest, ending in self.expected.items() if ending is JobStatus.CANCELLED}
         )
-        return not live
+        return not live_jobs
 
     def executions(self) -> dict[int, int]:
         """Return how often each job was executed."""
@@ -179,12 +179,12 @@ async def with_retries(call: Callable[[], Awaitable[T]], attempts: int = 5) -> T
 
 
 async def submit_in_turns(
-    customers: Customers, busy: Callable[[], bool], *, most: int = 14, pause: float = 1.5
+    customers: Customers, busy: Callable[[], bool], *, limit: int = 14, pause: float = 1.5
 ) -> None:
     """Submit jobs with all final statuses to each provider in turn, while `busy` returns True."""
     number, to_cancel = 0, []
     while busy():
-        if len(await customers.live_jobs()) < most:
+        if len(await customers.live_jobs()) < limit:
             planned_jobs = [FINISHES, IS_COLLECTED, FAILS, IS_CANCELLED] + [RUNS_OUT] * (
                 number % 4 < 2
             )
@@ -206,7 +206,7 @@ async def check_all_ledgers(
     *,
     database_reset: bool = False,
     timestamps_changed: bool = False,
-) -> Mapping[int, Line]:
+) -> Mapping[int, LedgerLine]:
     """Check that events, storage, databases, balances and executions agree; return the ledger.
 
     A database that was `database_reset` has recovered the earnings, but not the ends of runs. If blocks
@@ -218,11 +218,11 @@ async def check_all_ledgers(
     jobs = await customers.jobs()
     by_id = {job.id: job for job in jobs}
     check_submissions(customers, events)
-    ends = {digest: line[-1].status for digest, line in (await customers.lines()).items()}
+    final_statuses = {digest: line[-1].status for digest, line in (await customers.lines()).items()}
     wrong = {
-        digest.hex()[:8]: (ends[digest].name, ending.name)
+        digest.hex()[:8]: (final_statuses[digest].name, ending.name)
         for digest, ending in customers.expected.items()
-        if ends[digest] is not ending
+        if final_statuses[digest] is not ending
     }
     assert not wrong, f"ended, should have ended: {wrong}"
     check_ledger(ledger, jobs)
@@ -265,7 +265,7 @@ def check_submissions(customers: Customers, events: Iterable[Event]) -> None:
     assert not wrong, f"paid so often, and should have ended: {wrong}"
 
 
-async def check_balances(grid: LiveGrid, ledger: Mapping[int, Line]) -> None:
+async def check_balances(grid: LiveGrid, ledger: Mapping[int, LedgerLine]) -> None:
     """Check that all balances match the ledger, and that the contract holds no credits."""
     balance = grid.contracts.credit.balance_of
     for account in grid.providers:

@@ -234,13 +234,13 @@ class Chain:
                 self._errors[key] = (entry["name"], Coder(entry["inputs"]))
             elif entry["type"] == "event":
                 topics = [part for part in entry["inputs"] if part["indexed"]]
-                rest = [part for part in entry["inputs"] if not part["indexed"]]
+                plain_inputs = [part for part in entry["inputs"] if not part["indexed"]]
                 self._events[keccak(text=signature(entry))] = (
                     entry["name"],
                     [part["name"] for part in topics],
                     Coder(topics),
-                    [part["name"] for part in rest],
-                    Coder(rest),
+                    [part["name"] for part in plain_inputs],
+                    Coder(plain_inputs),
                 )
 
     def advance(self, seconds: int, blocks: int | None = None) -> None:
@@ -313,9 +313,9 @@ class Chain:
 
     def event(self, address: bytes, topics: Sequence[int], data: bytes) -> Event:
         words = [topic.to_bytes(32, "big") for topic in topics]
-        name, indexed, topic_coder, rest, coder = self._events[words[0]]
+        name, indexed, topic_coder, plain_inputs, coder = self._events[words[0]]
         parameters = dict(zip(indexed, topic_coder.decode(b"".join(words[1:])), strict=True))
-        parameters |= dict(zip(rest, coder.decode(data), strict=True))
+        parameters |= dict(zip(plain_inputs, coder.decode(data), strict=True))
         return Event(name, "0x" + address.hex(), parameters)
 
     def error_name(self, selector: bytes) -> str:
@@ -354,8 +354,8 @@ def sign(account: str, digest: bytes) -> tuple[int, bytes, bytes]:
 @contextmanager
 def reverts(name: str, *arguments: Any) -> Iterator[None]:
     """Assert that the block reverts with this error and, if given, these arguments."""
-    with pytest.raises(Reverted) as caught:
+    with pytest.raises(Reverted) as error_info:
         yield
-    assert caught.value.name == name, f"{caught.value!r} instead of {name}"
+    assert error_info.value.name == name, f"{error_info.value!r} instead of {name}"
     if arguments:
-        assert caught.value.arguments == arguments
+        assert error_info.value.arguments == arguments

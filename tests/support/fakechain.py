@@ -147,14 +147,14 @@ class FakeChain:
 
         Returns the transactions that were in them.
         """
-        lost = [tx for block in self.blocks[-depth:] for tx in block.txs]
+        removed_txs = [tx for block in self.blocks[-depth:] for tx in block.txs]
         del self.blocks[-depth:]
         self.branch += 1
         if not keep:
             for _ in range(depth):
                 number = self.head + 1
                 self.blocks.append(FakeBlock(number, self._hash(number, self.branch)))
-        return lost
+        return removed_txs
 
     def mined(self, data: bytes | None = None) -> list[Tx]:
         """Return all mined transactions, or those with this calldata."""
@@ -213,12 +213,12 @@ class FakeChain:
         if method == "eth_getBlockByNumber":
             number = self.head if params[0] == "latest" else int(params[0], 16)
             block_found = self.blocks[number] if number <= self.head else None
-            shown = block_found and {
+            block_found_data = block_found and {
                 "number": hex(block_found.number),
                 "hash": block_found.hash,
                 "timestamp": hex(1_000 + block_found.number),
             }
-            return {"result": shown}
+            return {"result": block_found_data}
         assert method == "eth_getLogs"
         if "blockHash" in params[0]:
             numbers = [
@@ -267,14 +267,14 @@ class _Eth:
     async def gas_price(self) -> int:
         return self._up().base_fee + self._up().tip
 
-    async def get_block(self, which: Any, full: bool = False) -> dict[str, Any]:
+    async def get_block(self, block_id: Any, full: bool = False) -> dict[str, Any]:
         chain = self._up()
         if full:
             transactions = [
                 {"from": tx.sender, "nonce": tx.nonce, "hash": tx.hash, "input": tx.data}
-                for tx in chain.blocks[which].txs
+                for tx in chain.blocks[block_id].txs
             ]
-            return {"number": which, "transactions": transactions}
+            return {"number": block_id, "transactions": transactions}
         return {
             "number": chain.head,
             "baseFeePerGas": chain.base_fee,

@@ -247,10 +247,10 @@ class Grid:
         version: int = self.registry.register(hardware, prices, list(labels), sender=account).value
         return version
 
-    def provider(self, name: str = "provider", **given: Any) -> Host:
+    def provider(self, name: str = "provider", **options: Any) -> Host:
         """Return an approved provider that offers all of its hardware."""
         account = person(name)
-        version = self.register(account, **given)
+        version = self.register(account, **options)
         self.registry.approve(account, version, sender=self.admin)
         return Host(self.registry.idOf(account), account)
 

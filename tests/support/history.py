@@ -208,8 +208,10 @@ class History:
             admin = ev.RoleGranted(bytes(32), ADMIN, ADMIN, address=contract)
             granted = ev.RoleGranted(role, account, ADMIN, address=contract)
             self._send(ADMIN, contract, [admin, granted])
-        opened = ev.SubmissionsChanged(True, address=scheduler)
-        self._send(ADMIN, scheduler, [ev.FeeChanged(FEE_BPS, address=scheduler), opened])
+        submissions_opened = ev.SubmissionsChanged(True, address=scheduler)
+        self._send(
+            ADMIN, scheduler, [ev.FeeChanged(FEE_BPS, address=scheduler), submissions_opened]
+        )
         for customer in self._customers:
             mint = ev.Transfer(ZERO_ADDRESS, customer, 10**9 * CREDIT, address=credit)
             self._send(ADMIN, credit, [mint])
@@ -220,11 +222,11 @@ class History:
                 ev.LabelsChanged(account, {"region": f"r{number % 3}"}, address=registry),
             ]
             self._send(account, registry, events)
-            until = START + 10**9
-            approved = ev.ProviderApproved(account, 1, HARDWARE, until, address=registry)
-            named = ev.ProviderRegistered(number, account, address=registry)
+            approved_until = START + 10**9
+            approved = ev.ProviderApproved(account, 1, HARDWARE, approved_until, address=registry)
+            provider_registered = ev.ProviderRegistered(number, account, address=registry)
             offer = ev.OfferChanged(account, OFFER, address=registry)
-            self._send(ADMIN, registry, [named, approved, offer])
+            self._send(ADMIN, registry, [provider_registered, approved, offer])
         assert self._block is not None
         return self._block
 
@@ -278,9 +280,9 @@ class History:
             uses="region=r1" if number % 4 == 0 else "",
         )
 
-    def _by_provider(self, jobs: deque[Live], most: int) -> dict[str, list[Live]]:
+    def _by_provider(self, jobs: deque[Live], limit: int) -> dict[str, list[Live]]:
         jobs_by_provider: dict[str, list[Live]] = {}
-        for _ in range(min(most, len(jobs))):
+        for _ in range(min(limit, len(jobs))):
             job = jobs.popleft()
             jobs_by_provider.setdefault(job.provider, []).append(job)
         return jobs_by_provider
@@ -421,8 +423,8 @@ class History:
         self._send(job.customer, DEPLOYMENT.scheduler, [*events, *self._payments()])
 
     def _panic(self, job: Live) -> None:
-        moved = self._move(job, JobStatus.RUNNING, JobStatus.PANICKED)
-        events = [moved, self._event(ev.JobPanicked, job.id, job.provider, "node lost")]
+        transition = self._move(job, JobStatus.RUNNING, JobStatus.PANICKED)
+        events = [transition, self._event(ev.JobPanicked, job.id, job.provider, "node lost")]
         if job.end != "retried":
             events.append(self._settle(job, 0))
             self._send(job.provider, DEPLOYMENT.scheduler, [*events, *self._payments()])

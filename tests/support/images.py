@@ -160,8 +160,8 @@ def registry(folder: Path, users: str = "") -> Iterator[str]:
 @contextlib.contextmanager
 def serving(command: list[str], port: int, log: Path) -> Iterator[None]:
     """Run a server within a `with` block; wait until its port accepts connections."""
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 120
             while True:

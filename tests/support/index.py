@@ -79,13 +79,13 @@ class Indexed:
         deployment: Deployment,
         events: Sequence[Event],
         times: Mapping[int, int],
-        where: Any = None,
+        database: Any = None,
         sender: str = SENDER,
         sent: Mapping[str, tuple[str, str, bytes]] | None = None,
     ) -> None:
         self.events = list(events)
         self.times = times
-        self.database = IndexDatabase.open(where, deployment)
+        self.database = IndexDatabase.open(database, deployment)
         self.index = Index(self.database, deployment)
         self._writer = IndexWriter(deployment)
         self._facts = facts_of(events, times, sender, sent)

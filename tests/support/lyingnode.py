@@ -9,7 +9,7 @@ from typing import Any
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from tests.support.recorded import RecordedGrid
 
-Lie = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+Falsification = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def spelled(log: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def other_block(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*logs[:-1], {**logs[-1], "blockHash": "0x" + "ab" * 32}]
 
 
-LIES: dict[str, Lie] = {
+FALSIFICATIONS: dict[str, Falsification] = {
     "drops a log": drop,
     "alters data": alter_data,
     "alters a topic": alter_topic,

@@ -21,47 +21,47 @@ STRANGERS: Sequence[Any] = (
 )  # fmt: skip
 
 
-def bent_bytes(sample: bytes, dice: random.Random) -> bytes:
+def mutated_bytes(sample: bytes, rng: random.Random) -> bytes:
     """Return the sample with one to three random changes."""
     mutated = bytearray(sample)
-    for _ in range(dice.choice((1, 1, 2, 3))):
-        at = dice.randrange(len(mutated) + 1)
-        to = min(len(mutated), at + dice.choice((0, 1, 1, 2, 8, 64)))
-        match dice.randrange(6):
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at = rng.randrange(len(mutated) + 1)
+        to = min(len(mutated), at + rng.choice((0, 1, 1, 2, 8, 64)))
+        match rng.randrange(6):
             case 0:
                 del mutated[at:to]
             case 1:
-                mutated[at:to] = dice.choice(WORDS)
+                mutated[at:to] = rng.choice(WORDS)
             case 2:
-                mutated[at:at] = mutated[at:to] * dice.choice((1, 2, 50))
+                mutated[at:at] = mutated[at:to] * rng.choice((1, 2, 50))
             case 3:
                 del mutated[at:]
             case 4:
-                mutated[at:to] = dice.randbytes(to - at)
+                mutated[at:to] = rng.randbytes(to - at)
             case _:
-                other = dice.randrange(len(sample) + 1)
+                other = rng.randrange(len(sample) + 1)
                 mutated[at:to] = sample[other : other + 16]
     return bytes(mutated)
 
 
-def bent_tree(sample: Any, dice: random.Random) -> Any:
+def mutated_tree(sample: Any, rng: random.Random) -> Any:
     """Return a copy of a tree of dicts, lists and leaves with one to three random changes."""
     tree = copy.deepcopy(sample)
-    for _ in range(dice.choice((1, 1, 2, 3))):
+    for _ in range(rng.choice((1, 1, 2, 3))):
         entries = list(_places(tree))
         if not entries:
-            return dice.choice(STRANGERS)
-        holder, key = dice.choice(entries)
-        match dice.randrange(5):
+            return rng.choice(STRANGERS)
+        holder, key = rng.choice(entries)
+        match rng.randrange(5):
             case 0 if isinstance(holder, dict):
                 del holder[key]
             case 1 if isinstance(holder, dict):
-                holder[dice.choice(("", "unknown", key.upper(), key + " ", "\x00"))] = holder[key]
+                holder[rng.choice(("", "unknown", key.upper(), key + " ", "\x00"))] = holder[key]
             case 2 if isinstance(holder, list):
-                holder.insert(key, dice.choice(STRANGERS))
+                holder.insert(key, rng.choice(STRANGERS))
             case _:
-                holder[key] = copy.deepcopy(dice.choice(STRANGERS))
-    return dice.choice(STRANGERS) if dice.random() < 0.02 else tree
+                holder[key] = copy.deepcopy(rng.choice(STRANGERS))
+    return rng.choice(STRANGERS) if rng.random() < 0.02 else tree
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:

@@ -279,7 +279,7 @@ async def run_on_node(candidate: Candidate, folder: Path) -> NodeResult:
         NotFoundError: The node is not installed.
         AssertionError: A step failed.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     node = candidate.node()
     steps: dict[str, str] = {}
     if candidate.refused:
@@ -290,7 +290,7 @@ async def run_on_node(candidate: Candidate, folder: Path) -> NodeResult:
             except UsageError as error:
                 steps["deploy"] = f"refused: {error.message}"
             assert steps, "deployment was not refused"
-        return NodeResult(version, steps, time.monotonic() - began)
+        return NodeResult(version, steps, time.monotonic() - start)
     grid = ProcessGrid(folder, 1, confirmations=candidate.confirmations, node=node)
     async with grid:
         version = str(await node.rpc("web3_clientVersion"))
@@ -318,12 +318,12 @@ async def run_on_node(candidate: Candidate, folder: Path) -> NodeResult:
             outcome = await asyncio.to_thread(_run, grid, command)
             assert outcome.code == 0, f"{step}: {outcome}"
             steps[step] = "ok"
-    return NodeResult(version, steps, time.monotonic() - began)
+    return NodeResult(version, steps, time.monotonic() - start)
 
 
-def _run(grid: ProcessGrid, words: list[str]) -> Outcome:
+def _run(grid: ProcessGrid, arguments: list[str]) -> Outcome:
     return run(
-        words,
+        arguments,
         grid.folder,
         timeout=_PATIENCE,
         DEEPSQUARE_ENDPOINT=grid.node.url,

@@ -22,7 +22,7 @@ from deepsquare_chain.provider.state import Earning
 
 
 @dataclass
-class Line:
+class LedgerLine:
     """The ledger entry of one job, in credit-wei.
 
     `collected` is the part of `paid` and `fee` from interim payments.
@@ -45,12 +45,12 @@ class Line:
     claims: int = 0
 
 
-def replay(events: Iterable[Event]) -> dict[int, Line]:
+def replay(events: Iterable[Event]) -> dict[int, LedgerLine]:
     """Build one ledger entry per job."""
-    ledger: dict[int, Line] = {}
+    ledger: dict[int, LedgerLine] = {}
 
-    def line(job_id: int) -> Line:
-        return ledger.setdefault(job_id, Line())
+    def line(job_id: int) -> LedgerLine:
+        return ledger.setdefault(job_id, LedgerLine())
 
     for event in events:
         if isinstance(event, JobSubmitted):
@@ -86,11 +86,11 @@ def replay(events: Iterable[Event]) -> dict[int, Line]:
     return ledger
 
 
-def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
+def check_ledger(ledger: Mapping[int, LedgerLine], jobs: Iterable[Job]) -> None:
     """Check that events and storage agree to the wei, and that every final job ended once."""
-    seen = set()
+    payments = set()
     for job in jobs:
-        seen.add(job.id)
+        payments.add(job.id)
         line = ledger[job.id]
         assert line.status is job.status
         assert line.starts <= 1
@@ -101,12 +101,12 @@ def check_ledger(ledger: Mapping[int, Line], jobs: Iterable[Job]) -> None:
         spent = line.paid + line.fee + line.refunded + line.carried_out
         assert line.funded + line.carried_in == spent
         assert job.escrow == line.paid + line.fee - line.collected
-    assert seen == set(ledger)
+    assert payments == set(ledger)
 
 
 def check_provider(
     account: str,
-    ledger: Mapping[int, Line],
+    ledger: Mapping[int, LedgerLine],
     jobs: Mapping[int, Job],
     rows: Iterable[Run],
     earned: Iterable[Earning],
@@ -147,7 +147,7 @@ def check_provider(
             assert ledger[job.id].billed_seconds == allotted + ledger[job.id].collected_seconds
 
 
-def check_executions(ledger: Mapping[int, Line], executions: Mapping[int, int]) -> None:
+def check_executions(ledger: Mapping[int, LedgerLine], executions: Mapping[int, int]) -> None:
     """Check the number of executions: once if the job ended by itself, at most once per claim."""
     for job_id, line in ledger.items():
         count = executions.get(job_id, 0)

@@ -52,10 +52,20 @@ class Server:
         self.psql("postgres", f'CREATE DATABASE "{name}"')
         return f"postgresql+psycopg://grid@127.0.0.1:{self.port}/{name}"
 
-    def psql(self, database: str, words: str) -> str:
+    def psql(self, database: str, statement: str) -> str:
         """Run SQL as the server's administrator, and return its output."""
         command = [str(self._programs / "psql"), "-qtA", "-v", "ON_ERROR_STOP=1"]
-        command += ["-h", "127.0.0.1", "-p", str(self.port), "-U", "grid", database, "-c", words]
+        command += [
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-U",
+            "grid",
+            database,
+            "-c",
+            statement,
+        ]
         process = subprocess.run(
             command, check=True, capture_output=True, text=True, **self._options
         )
@@ -115,10 +125,10 @@ def _running(programs: Path, data: Path, folder: Path, options: dict[str, Any]) 
 
 
 def _wait(programs: Path, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
     ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
     while subprocess.run(ready, check=False).returncode:
-        if process.poll() is not None or time.monotonic() > until:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"PostgreSQL did not start: {log.read_text()[-2_000:]}")
         time.sleep(0.05)
 

@@ -95,8 +95,8 @@ class Bench:
         run = self.service.table.get(job_id)
         return run.phase if run else None
 
-    async def drive(self, done: Callable[[], Any], *, timeout: float = 120.0) -> None:
-        """Run cycles until `done()`, which may be a coroutine function, returns True.
+    async def drive(self, condition: Callable[[], Any], *, timeout: float = 120.0) -> None:
+        """Run cycles until `condition()`, which may be a coroutine function, returns True.
 
         Chain time passes like the clock's: a run of some seconds is reported only after as many.
         """
@@ -104,23 +104,23 @@ class Bench:
         next_block = time.monotonic() + 1
         while True:
             self.service.heads.hint()  # other accounts may have mined new blocks
-            moved = await self.service.cycle()
-            result = done()
+            has_changed = await self.service.cycle()
+            result = condition()
             if await result if asyncio.iscoroutine(result) else result:
                 return
             assert time.monotonic() < deadline, [str(run) for run in self.service.table.all()]
             if time.monotonic() >= next_block:
                 next_block = time.monotonic() + 1
                 await self.grid.node.rpc("evm_mine")
-            await asyncio.sleep(0.0 if moved else 0.15)
+            await asyncio.sleep(0.0 if has_changed else 0.15)
 
     async def until(self, ids: list[int], *statuses: JobStatus, timeout: float = 120.0) -> None:
         """Run cycles until all jobs have one of the statuses; by default, any final status."""
 
         async def reached() -> bool:
             jobs = await self.grid.contracts.scheduler.get_jobs(ids)
-            wanted = statuses or tuple(status for status in JobStatus if status.is_final)
-            return all(job.status in wanted for job in jobs)
+            expected = statuses or tuple(status for status in JobStatus if status.is_final)
+            return all(job.status in expected for job in jobs)
 
         await self.drive(reached, timeout=timeout)
 

@@ -58,9 +58,9 @@ _BLOCK_AT = {
 Spoil = Callable[[Any, Any], tuple[str, bytes]]
 
 
-def status(words: str, body: bytes = b"busy") -> Spoil:
+def status(message: str, body: bytes = b"busy") -> Spoil:
     """Return a fault that responds with an HTTP status, such as "503 Service Unavailable"."""
-    return lambda _question, _answer: (words, body)
+    return lambda _question, _answer: (message, body)
 
 
 def refusal(code: int, message: str) -> Spoil:
@@ -78,13 +78,13 @@ def calls(question: Any) -> list[dict[str, Any]]:
     return question if isinstance(question, list) else [question]
 
 
-def error_object(question: Any, code: int, message: str, *, named: bool = True) -> dict[str, Any]:
+def error_object(question: Any, code: int, message: str, *, with_id: bool = True) -> dict[str, Any]:
     """Return one error object for a whole request, with the ID of its first call or without ID."""
-    number = calls(question)[0]["id"] if named else None
+    number = calls(question)[0]["id"] if with_id else None
     return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": message}}
 
 
-def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
+def few_blocks(limit: int, line: str, code: int, message: str) -> Profile:
     """Return the profile of a node that limits the block range of `eth_getLogs`."""
 
     def profile(question: Any) -> tuple[str, Any] | None:
@@ -93,7 +93,7 @@ def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
                 query = call["params"][0]
                 if (
                     "blockHash" not in query
-                    and int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= most
+                    and int(query["toBlock"], 16) - int(query["fromBlock"], 16) >= limit
                 ):
                     return line, error_object(question, code, message)
         return None
@@ -101,19 +101,19 @@ def few_blocks(most: int, line: str, code: int, message: str) -> Profile:
     return profile
 
 
-def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "object") -> Profile:
+def few_calls(limit: int, line: str, code: int, message: str, *, shape: str = "object") -> Profile:
     """Return the profile of a node that limits the number of calls in a batch.
 
     It refuses with an `object`, a `list` of one error, or one error per call (`each`).
     """
 
     def profile(question: Any) -> tuple[str, Any] | None:
-        if not isinstance(question, list) or len(question) <= most:
+        if not isinstance(question, list) or len(question) <= limit:
             return None
         error = {"code": code, "message": message}
         if shape == "each":
             return line, _errors(question, error)
-        error_response = error_object(question, code, message, named=False)
+        error_response = error_object(question, code, message, with_id=False)
         return line, [error_response] if shape == "list" else error_response
 
     return profile
@@ -121,13 +121,13 @@ def few_calls(most: int, line: str, code: int, message: str, *, shape: str = "ob
 
 def failing(methods: Collection[str], line: str, code: int, message: str, *, times: int) -> Profile:
     """Return the profile of a node that fails the first `times` calls of these methods."""
-    left = times
+    remaining = times
 
     def profile(question: Any) -> tuple[str, Any] | None:
-        nonlocal left
-        if left <= 0 or not methods & {call["method"] for call in calls(question)}:  # type: ignore[operator]
+        nonlocal remaining
+        if remaining <= 0 or not methods & {call["method"] for call in calls(question)}:  # type: ignore[operator]
             return None
-        left -= 1
+        remaining -= 1
         return line, _errors(question, {"code": code, "message": message})
 
     return profile
@@ -169,7 +169,7 @@ READ_ERRORS: Mapping[str, tuple[str, int, str]] = {
 
 
 @dataclass(frozen=True)
-class Habits:
+class HostedLimits:
     """The limits of a hosted endpoint, and its refusals.
 
     `blocks` is the largest log range and `calls` the largest batch. One in `every` requests exceeds
@@ -185,8 +185,8 @@ class Habits:
 
 
 #: The limits are smaller than the real ones, so that a short chain reaches them.
-HOSTED: Mapping[str, Habits] = {
-    "alchemy": Habits(
+HOSTED: Mapping[str, HostedLimits] = {
+    "alchemy": HostedLimits(
         *(10, RANGE_REFUSALS["alchemy"], 5),
         (
             "429 Too Many Requests",
@@ -194,23 +194,23 @@ HOSTED: Mapping[str, Habits] = {
             "Your app has exceeded its compute units per second capacity.",
         ),
     ),
-    "infura": Habits(
+    "infura": HostedLimits(
         *(10, RANGE_REFUSALS["infura"], 5),
         ("429 Too Many Requests", 429, "Too Many Requests"),
     ),
-    "infura, older": Habits(
+    "infura, older": HostedLimits(
         *(10, RANGE_REFUSALS["infura"], 5),
         ("200 OK", -32005, "project ID request rate exceeded"),
     ),
-    "quicknode": Habits(
+    "quicknode": HostedLimits(
         *(10, RANGE_REFUSALS["quicknode"], 5),
         ("429 Too Many Requests", -32007, "15/second request limit reached"),
     ),
-    "chainstack": Habits(
+    "chainstack": HostedLimits(
         *(10, ("200 OK", -32602, "Block range limit exceeded."), 5),
         ("200 OK", -32005, "You've exceeded the RPS limit available on the current plan."),
     ),
-    "drpc": Habits(
+    "drpc": HostedLimits(
         *(10, RANGE_REFUSALS["drpc"], 5),
         ("429 Too Many Requests", 15, "Too many requests, please retry"),
         *(3, BATCH_REFUSALS["drpc"][1:4]),
@@ -218,7 +218,7 @@ HOSTED: Mapping[str, Habits] = {
 }
 
 
-def hosted(habits: Habits) -> Profile:
+def hosted(habits: HostedLimits) -> Profile:
     """Return the profile of a hosted endpoint with rate, range and batch limits."""
     limits = (
         few_blocks(habits.blocks, *habits.range_refusal),
@@ -348,16 +348,16 @@ class Proxy:
             self.counts["refused"] += 1
             return _http(json.dumps(refusal_response[1]).encode(), refusal_response[0]), True
         if self.orders and (not self.only or self.only & {call["method"] for call in requests}):
-            return await self._spoilt(question, requests, self.orders.pop(0))
-        fault = self._draw()
+            return await self._faulty_response(question, requests, self.orders.pop(0))
+        fault = self._choose_fault()
         self.counts[fault or "fair"] += 1
         if fault is not None and (plain := await self._plain(question, fault)):
             return plain
         behind = self._dice.randint(1, MOST_BEHIND) if fault == "stale" else 0
         results = [await self._forward(call, behind) for call in requests]
-        return self._bent(question, results, fault)
+        return self._altered(question, results, fault)
 
-    async def _spoilt(
+    async def _faulty_response(
         self, question: Any, calls: list[dict[str, Any]], fault: str | Spoil
     ) -> tuple[bytes, bool]:
         """Return an ordered fault, after the node has processed the request."""
@@ -367,7 +367,7 @@ class Proxy:
             self.counts["ordered"] += 1
             return _http(body, line), True
         self.counts[fault] += 1
-        return await self._plain(question, fault) or self._bent(question, results, fault)
+        return await self._plain(question, fault) or self._altered(question, results, fault)
 
     async def _plain(self, question: Any, fault: str) -> tuple[bytes, bool] | None:
         """Return the response of faults that do not depend on the node, or None."""
@@ -384,7 +384,7 @@ class Proxy:
         return (_PLAIN[fault], True) if fault in _PLAIN else None
 
     @staticmethod
-    def _bent(
+    def _altered(
         question: Any, responses: list[dict[str, Any]], fault: str | None
     ) -> tuple[bytes, bool]:
         """Return the node's response, altered by a fault."""
@@ -407,7 +407,7 @@ class Proxy:
             return whole[:-20], False  # Content-Length announces the whole body
         return whole, True
 
-    def _draw(self) -> str | None:
+    def _choose_fault(self) -> str | None:
         remainder = self._dice.random()
         for name, rate in self.rates.items():
             remainder -= rate
@@ -424,7 +424,7 @@ class Proxy:
                 self.counts["underpriced"] += 1
                 return {"jsonrpc": "2.0", "id": question["id"], "error": refusal}
         if behind and question["method"] != _SEND:
-            return await self._of_the_past(question, behind)
+            return await self._lagging_response(question, behind)
         return await self._ask(question)
 
     async def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -435,7 +435,7 @@ class Proxy:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         return (await self._ask(body))["result"]
 
-    async def _of_the_past(self, question: dict[str, Any], behind: int) -> dict[str, Any]:
+    async def _lagging_response(self, question: dict[str, Any], behind: int) -> dict[str, Any]:
         """Return the response of a node that lags `behind` blocks."""
         head = max(0, int(await self._result("eth_blockNumber"), 16) - behind)
         method, params = question["method"], list(question["params"])
@@ -478,7 +478,10 @@ class Proxy:
         before = self._pool.get(key)
         if before is not None and key[1] >= mined and before[0] != raw:
             self.counts["replacement"] += 1
-            if any(10 * now < 11 * then for now, then in zip(fees, before[1:], strict=True)):
+            if any(
+                10 * new_fee < 11 * old_fee
+                for new_fee, old_fee in zip(fees, before[1:], strict=True)
+            ):
                 return {"code": -32000, "message": "replacement transaction underpriced"}
         self._pool[key] = (raw, *fees)
         return None
@@ -509,13 +512,13 @@ class Wire:
         assert task is not None
         self._tasks.add(task)
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._port)
+            upstream_writer, client_writer = await asyncio.open_connection("127.0.0.1", self._port)
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(_pass(reader, back))
-                    both.create_task(_pass(there, writer))
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_pass(reader, client_writer))
+                    tasks.create_task(_pass(upstream_writer, writer))
             finally:
-                back.close()
+                client_writer.close()
         except (OSError, ExceptionGroup, asyncio.CancelledError):
             pass
         finally:

@@ -139,10 +139,10 @@ def record_history(grid: RecordedGrid) -> Mapping[str, int]:
     jobs["failed at once"] = grid.running(other)
     scheduler.finish([grid.report(jobs["failed at once"], 0, 1)], sender=other.account)
     chain.advance(2)
-    everything = [*jobs.values()][:7]
-    scheduler.claim(everything, sender=host.account)
+    first_jobs = [*jobs.values()][:7]
+    scheduler.claim(first_jobs, sender=host.account)
     scheduler.requeue([jobs["queued"]], "no room", sender=host.account)
-    running = everything[:-1]
+    running = first_jobs[:-1]
     scheduler.start(running, sender=host.account)
     chain.advance(20)
     scheduler.topUp(jobs["finished"], grid.alice, 10**9, sender=grid.bob)

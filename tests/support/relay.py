@@ -30,7 +30,7 @@ from tests.support.livegrid import LiveGrid
 
 
 @dataclass
-class Shown:
+class PreviewRecorder:
     """Confirms all requests, and records their previews."""
 
     previews: list[Preview] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Shown:
         return True
 
 
-async def coinless(grid: LiveGrid, amount: int = 100 * CREDIT) -> LocalAccount:
+async def account_without_coin(grid: LiveGrid, amount: int = 100 * CREDIT) -> LocalAccount:
     """Create an account with credits that has never had coins."""
     account: LocalAccount = Account.from_key(secrets.token_bytes(32))
     await grid.send(grid.admin, grid.contracts.credit.mint(account.address, amount))
@@ -70,7 +70,7 @@ async def relayed(
         contracts or grid.contracts, account, grid.sender(account, store=store), store, timeout
     )
     async with RelayClient(url, transport=transport) as client:
-        yield gasless_wallet(wallet, client, confirm or Shown(), poll_interval=0.05)
+        yield gasless_wallet(wallet, client, confirm or PreviewRecorder(), poll_interval=0.05)
 
 
 @asynccontextmanager

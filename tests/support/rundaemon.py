@@ -111,11 +111,11 @@ class DaemonProcess:
         self.kill()
 
 
-async def until(done: Callable[[], Any], *, timeout: float = 120.0) -> None:
-    """Wait until `done()`, which may be a coroutine function, returns True."""
+async def until(condition: Callable[[], Any], *, timeout: float = 120.0) -> None:
+    """Wait until `condition()`, which may be a coroutine function, returns True."""
     deadline = time.monotonic() + timeout
     while True:
-        result = done()
+        result = condition()
         if await result if asyncio.iscoroutine(result) else result:
             return
         assert time.monotonic() < deadline, f"not reached in {timeout:.0f} seconds"

@@ -38,7 +38,7 @@ from deepsquare_chain.cli.audit import EXCEPTIONS, STATEMENT
 from deepsquare_chain.cli.output import Format, Printer
 from deepsquare_chain.credits import format_credits
 from deepsquare_chain.errors import AuditError, EndpointError, NotFoundError, UsageError
-from tests.support.lyingnode import LIES, Lie, RecordedNode
+from tests.support.lyingnode import FALSIFICATIONS, Falsification, RecordedNode
 from tests.support.recorded import RecordedGrid, record_history, recorded_grid
 
 
@@ -88,7 +88,7 @@ def codes(findings: Any) -> set[str]:
     return {finding.code for finding in findings}
 
 
-async def against_chain(node: Any, folder: Path) -> list[AuditFinding]:
+async def compare(node: Any, folder: Path) -> list[AuditFinding]:
     return await compare_with_chain(node, folder)
 
 
@@ -97,7 +97,7 @@ async def test_an_honest_export_holds(node: Any, original: Path) -> None:
     assert replayed.findings == ()
     assert replayed.ledger is not None
     assert len(replayed.ledger.jobs) == 13
-    assert await against_chain(node, original) == []
+    assert await compare(node, original) == []
     # Naming its manifest is as good as naming the folder.
     assert replay_export(original / MANIFEST).findings == ()
     report = await audit_export(None, original)
@@ -109,13 +109,13 @@ async def test_an_honest_export_holds(node: Any, original: Path) -> None:
 async def test_the_same_history_gives_the_same_bytes(
     node: Any, tmp_path: Path, style: TableFormat
 ) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    await export(node, one, style=style)
-    await export(node, two, style=style)
-    assert {path.name for path in one.iterdir()} == {*file_names(style), MANIFEST}
-    for path in one.iterdir():
-        assert path.read_bytes() == (two / path.name).read_bytes()
-    assert replay_export(one).findings == ()
+    first, second = tmp_path / "one", tmp_path / "two"
+    await export(node, first, style=style)
+    await export(node, second, style=style)
+    assert {path.name for path in first.iterdir()} == {*file_names(style), MANIFEST}
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+    assert replay_export(first).findings == ()
 
 
 async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
     manifest, ledger = await export(node, tmp_path / "past", to_block=block)
     assert manifest.last_block == ledger.block == block
     assert replay_export(tmp_path / "past").findings == ()
-    assert await against_chain(node, tmp_path / "past") == []
+    assert await compare(node, tmp_path / "past") == []
 
 
 async def test_an_export_with_a_handover_holds(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_an_export_with_a_handover_holds(tmp_path: Path) -> None:
     manifest, _ = await export(node, tmp_path / "handover")
     assert manifest.last_block == int(node.logs[-1]["blockNumber"], 16)
     assert replay_export(tmp_path / "handover").findings == ()
-    assert await against_chain(node, tmp_path / "handover") == []
+    assert await compare(node, tmp_path / "handover") == []
 
 
 def test_the_manifest_names_range_rows_and_hashes(node: Any, original: Path) -> None:
@@ -154,9 +154,9 @@ def test_statements_are_in_the_table(original: Path, grid: RecordedGrid) -> None
         reader = csv.DictReader(file)
         rows = list(reader)
     # The layout is that of `audit statement -o csv`, after the account.
-    out = io.StringIO()
-    Printer(Format.CSV, out=out).rows(STATEMENT, [])
-    assert reader.fieldnames == ["account", *out.getvalue().strip().split(",")]
+    output = io.StringIO()
+    Printer(Format.CSV, out=output).rows(STATEMENT, [])
+    assert reader.fieldnames == ["account", *output.getvalue().strip().split(",")]
     with (original / "jobs.csv").open() as file:
         names = {row["job_id"]: row["job_name"] for row in csv.DictReader(file)}
     assert any(names.values())
@@ -171,10 +171,10 @@ def test_statements_are_in_the_table(original: Path, grid: RecordedGrid) -> None
     assert all(amount == grid.balance(account) for account, amount in balances.items())
 
 
-def flipped(value: Any) -> Any:
+def altered(value: Any) -> Any:
     """Return another value of the same format."""
     if isinstance(value, list):
-        return [flipped(value[0]), *value[1:]]
+        return [altered(value[0]), *value[1:]]
     last = value[-1]
     return value[:-1] + ("0" if last != "0" else "1") if value != "0x" else "0x01"
 
@@ -191,7 +191,7 @@ async def test_each_changed_field_of_a_log_is_found(
 ) -> None:
     def change(lines: list[bytes]) -> list[bytes]:
         body = json.loads(lines[at])
-        body[field] = flipped(body[field])
+        body[field] = altered(body[field])
         lines[at] = json.dumps(body, separators=(",", ":")).encode() + b"\n"
         return lines
 
@@ -199,7 +199,7 @@ async def test_each_changed_field_of_a_log_is_found(
     assert "file" in codes(replay_export(folder).findings)
     seal(folder)
     assert "file" not in codes(replay_export(folder).findings)
-    assert "chain" in codes(await against_chain(node, folder))
+    assert "chain" in codes(await compare(node, folder))
 
 
 def one_more(lines: list[bytes]) -> list[bytes]:
@@ -213,7 +213,7 @@ async def test_a_log_beyond_the_chains_last_is_found(node: Any, folder: Path) ->
     rewrite(folder / LOGS, one_more)
     seal(folder)
     assert "table" in codes(replay_export(folder).findings)
-    [finding] = await against_chain(node, folder)
+    [finding] = await compare(node, folder)
     assert "is not on the chain" in finding.message
 
 
@@ -226,24 +226,24 @@ ROWS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("how", ROWS)
-async def test_rows_of_logs_are_found(node: Any, folder: Path, how: str) -> None:
-    rewrite(folder / LOGS, ROWS[how])
+@pytest.mark.parametrize("alteration", ROWS)
+async def test_rows_of_logs_are_found(node: Any, folder: Path, alteration: str) -> None:
+    rewrite(folder / LOGS, ROWS[alteration])
     assert "file" in codes(replay_export(folder).findings)
     seal(folder)
     assert codes(replay_export(folder).findings)
-    assert "chain" in codes(await against_chain(node, folder))
+    assert "chain" in codes(await compare(node, folder))
 
 
-@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("alteration", ROWS)
 @pytest.mark.parametrize("name", ["jobs.csv", "statements.csv", "exceptions.csv", BLOCKS])
-async def test_rows_of_later_blocks_are_detected(folder: Path, how: str, name: str) -> None:
-    rewrite(folder / name, ROWS[how])
+async def test_rows_of_later_blocks_are_detected(folder: Path, alteration: str, name: str) -> None:
+    rewrite(folder / name, ROWS[alteration])
     assert "file" in codes(replay_export(folder).findings)
     seal(folder)
     findings = codes(replay_export(folder).findings)
     assert findings & {"table", "block", "order"}
-    if name == BLOCKS and how == "emptied":
+    if name == BLOCKS and alteration == "emptied":
         with pytest.raises(AuditError, match="can't be replayed"):
             await audit_export(None, folder)
 
@@ -283,7 +283,7 @@ async def test_time_and_hash_of_a_block_are_compared_with_the_chain(
 
     rewrite(folder / BLOCKS, later)
     seal(folder)
-    assert "chain" in codes(await against_chain(node, folder))
+    assert "chain" in codes(await compare(node, folder))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_changed_manifest_is_not_trusted(folder: Path, field: str) -> None:
     if isinstance(value, dict):
         body[field] = {**value, "more": 1}
     else:
-        body[field] = value + 1 if isinstance(value, int) else flipped(value)
+        body[field] = value + 1 if isinstance(value, int) else altered(value)
     (folder / MANIFEST).write_text(json.dumps(body))
     with pytest.raises(AuditError, match="is invalid"):
         replay_export(folder)
@@ -326,36 +326,36 @@ async def test_a_forged_manifest_is_found_by_the_chain(
     node: Any, folder: Path, changes: dict[str, Any], code: str
 ) -> None:
     manifest = read_manifest(folder)[1]
-    own = {key: value for key, value in changes.items() if key.startswith("block_")}
-    others = {key: value for key, value in changes.items() if key not in own}
-    seal(folder, deployment=dataclasses.replace(manifest.deployment, **others), **own)
-    assert code in codes(await against_chain(node, folder))
+    block_changes = {key: value for key, value in changes.items() if key.startswith("block_")}
+    others = {key: value for key, value in changes.items() if key not in block_changes}
+    seal(folder, deployment=dataclasses.replace(manifest.deployment, **others), **block_changes)
+    assert code in codes(await compare(node, folder))
 
 
 async def test_a_longer_range_than_the_chain_is_reported(node: Any, folder: Path) -> None:
     seal(folder, last_block=node.last + 5)
     with pytest.raises(EndpointError, match="does not have block"):
-        await against_chain(node, folder)
+        await compare(node, folder)
 
 
 async def test_a_shorter_range_is_found(node: Any, folder: Path) -> None:
     seal(folder, last_block=node.last - 20)
     assert "range" in codes(replay_export(folder).findings)
-    assert "chain" in codes(await against_chain(node, folder))
+    assert "chain" in codes(await compare(node, folder))
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=list(LIES))
-async def test_a_node_that_lies_is_found_by_an_honest_export(
-    grid: RecordedGrid, original: Path, lie: Lie
+@pytest.mark.parametrize("falsify", FALSIFICATIONS.values(), ids=list(FALSIFICATIONS))
+async def test_a_dishonest_node_is_found_by_an_honest_export(
+    grid: RecordedGrid, original: Path, falsify: Falsification
 ) -> None:
-    liar: Any = RecordedNode(grid)
-    liar.logs = lie(liar.logs[:90]) + liar.logs[90:]
-    assert "chain" in codes(await against_chain(liar, original))
+    dishonest_node: Any = RecordedNode(grid)
+    dishonest_node.logs = falsify(dishonest_node.logs[:90]) + dishonest_node.logs[90:]
+    assert "chain" in codes(await compare(dishonest_node, original))
 
 
 async def test_another_deployment_is_found(grid: RecordedGrid, original: Path) -> None:
     other = dataclasses.replace(grid.deployment, credit="0x" + "42" * 20)
-    findings = await against_chain(RecordedNode(grid, other), original)
+    findings = await compare(RecordedNode(grid, other), original)
     assert codes(findings) == {"manifest"}
     assert "says credit" in findings[0].message
 
@@ -425,11 +425,11 @@ async def test_a_full_disk_leaves_no_export(
     node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int
 ) -> None:
     """On a full disk, whichever file fails: the error names the folder, and no manifest is written."""
-    opened = []
+    open_files = []
 
     def close(self: Any) -> None:
-        opened.append(self)
-        if len(opened) > full:
+        open_files.append(self)
+        if len(open_files) > full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return close_file(self)
 
@@ -446,6 +446,6 @@ def test_tables_are_named_as_the_commands_name_them() -> None:
     printed = {"statements": STATEMENT, "exceptions": EXCEPTIONS}
     for table in TABLES:
         if table.name in printed:
-            own = {column.key for column in printed[table.name]}
-            assert set(table.columns) - own <= {"account"}
+            columns = {column.key for column in printed[table.name]}
+            assert set(table.columns) - columns <= {"account"}
         assert table.columns.count("job") == 0

@@ -121,19 +121,26 @@ def test_a_finished_job(ledger: Ledger, jobs: Mapping[str, int]) -> None:
     ]
 
 
-def test_a_lost_run_is_cancelled_for_nothing(ledger: Ledger, jobs: Mapping[str, int]) -> None:
+def test_cancelling_a_lost_run_is_free(ledger: Ledger, jobs: Mapping[str, int]) -> None:
     job = ledger.jobs[jobs["rescued"]]
     assert job.started_at > 0
     assert (job.billed_seconds, job.paid, job.fee, job.refunded) == (0, 0, 0, ESCROW)
 
 
-def test_a_carry_is_neither_payment_nor_refund(ledger: Ledger, jobs: Mapping[str, int]) -> None:
-    lost, heir = ledger.jobs[jobs["lost"]], ledger.jobs[jobs["successor"]]
-    assert (lost.paid, lost.fee, lost.refunded, lost.carried_out) == (0, 0, 0, ESCROW)
-    assert lost.successor == heir.id
-    assert (heir.funded, heir.carried_in, heir.retry_of) == (0, ESCROW, lost.id)
-    assert heir.fee_bps == 700
-    assert (lost.retries_left, heir.retries_left) == (2, 1)
+def test_a_carried_escrow_is_neither_payment_nor_refund(
+    ledger: Ledger, jobs: Mapping[str, int]
+) -> None:
+    lost_job, successor = ledger.jobs[jobs["lost"]], ledger.jobs[jobs["successor"]]
+    assert (lost_job.paid, lost_job.fee, lost_job.refunded, lost_job.carried_out) == (
+        0,
+        0,
+        0,
+        ESCROW,
+    )
+    assert lost_job.successor == successor.id
+    assert (successor.funded, successor.carried_in, successor.retry_of) == (0, ESCROW, lost_job.id)
+    assert successor.fee_bps == 700
+    assert (lost_job.retries_left, successor.retries_left) == (2, 1)
 
 
 def test_statements_show_each_movement(
@@ -143,9 +150,9 @@ def test_statements_show_each_movement(
     rows = ledger.statement(alice)
     assert rows[-1].balance == grid.balance(grid.alice)
     assert rows[0].kind is MovementKind.MINT
-    story = [(row.kind, row.amount) for row in rows if row.job_id == jobs["cancelled"]]
-    assert story[0] == (MovementKind.ESCROW, -ESCROW)
-    assert story[1] == (MovementKind.REFUND, ESCROW - 37 * RATE)
+    movements = [(row.kind, row.amount) for row in rows if row.job_id == jobs["cancelled"]]
+    assert movements[0] == (MovementKind.ESCROW, -ESCROW)
+    assert movements[1] == (MovementKind.REFUND, ESCROW - 37 * RATE)
     assert sum(row.amount for row in rows) == rows[-1].balance
     kinds = {row.kind for row in rows}
     assert kinds == {
@@ -172,9 +179,9 @@ def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger)
 
 
 def test_the_order_of_reading_does_not_matter(grid: RecordedGrid, ledger: Ledger) -> None:
-    again = grid.ledger(list(reversed(grid.events)))
-    assert again.totals == ledger.totals
-    assert again.findings == []
+    reversed_ledger = grid.ledger(list(reversed(grid.events)))
+    assert reversed_ledger.totals == ledger.totals
+    assert reversed_ledger.findings == []
 
 
 def test_events_of_other_contracts_are_skipped(grid: RecordedGrid, ledger: Ledger) -> None:
@@ -255,14 +262,14 @@ class TestPayments:
         assert job.collected_fee == sum(fees[:2])
         assert job.refunded == ESCROW + 2 * 10**9 - 299 * RATE
 
-    def test_only_the_customers_credits_lengthen(
+    def test_only_credits_of_the_customer_extend_the_limit(
         self, ledger: Ledger, jobs: Mapping[str, int]
     ) -> None:
         job = ledger.jobs[jobs["signed"]]
         assert job.funded == ESCROW + 2 * 10**9
         assert job.time_limit == TERMS["timeLimit"] + 10**9 // RATE - 294
 
-    def test_a_signed_request_is_its_signers(
+    def test_a_forwarded_job_belongs_to_the_signer(
         self, grid: RecordedGrid, ledger: Ledger, jobs: Mapping[str, int]
     ) -> None:
         bob = to_checksum_address(grid.bob)
@@ -274,13 +281,13 @@ class TestPayments:
     def test_a_claimed_job_with_retries_continues(
         self, ledger: Ledger, jobs: Mapping[str, int]
     ) -> None:
-        given_up, heir = ledger.jobs[jobs["given up"]], ledger.jobs[jobs["heir"]]
+        given_up, successor = ledger.jobs[jobs["given up"]], ledger.jobs[jobs["heir"]]
         assert (given_up.started_at, given_up.refunded, given_up.carried_out) == (0, 0, ESCROW)
-        assert (heir.carried_in, heir.retry_of) == (ESCROW, given_up.id)
+        assert (successor.carried_in, successor.retry_of) == (ESCROW, given_up.id)
         # After interim payments the rest is carried, at the same price ceiling.
-        spent, rest = ledger.jobs[jobs["until spent"]], ledger.jobs[jobs["carried on"]]
-        assert rest.carried_in == spent.funded - spent.paid - spent.fee
-        assert rest.time_limit == 580 < TERMS["timeLimit"]
+        spent, carried_on = ledger.jobs[jobs["until spent"]], ledger.jobs[jobs["carried on"]]
+        assert carried_on.carried_in == spent.funded - spent.paid - spent.fee
+        assert carried_on.time_limit == 580 < TERMS["timeLimit"]
         assert spent.refunded == 0
 
     def test_statements_show_interim_payments(

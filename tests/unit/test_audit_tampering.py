@@ -26,7 +26,7 @@ STRANGER = "0x" + "42" * 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Story:
+class Recording:
     grid: RecordedGrid
     events: list[ev.Event]
     storage: Storage
@@ -46,25 +46,25 @@ class Story:
         ]
 
 
-def recorded(record: Callable[[RecordedGrid], Mapping[str, int]]) -> Story:
+def recorded(record: Callable[[RecordedGrid], Mapping[str, int]]) -> Recording:
     grid = recorded_grid()
     jobs = record(grid)
-    return Story(grid, grid.events, grid.storage(grid.ledger()), jobs)
+    return Recording(grid, grid.events, grid.storage(grid.ledger()), jobs)
 
 
 @pytest.fixture(scope="module")
-def story() -> Story:
+def recording() -> Recording:
     return recorded(record_history)
 
 
 @pytest.fixture(scope="module")
-def payments() -> Story:
+def payments() -> Recording:
     return recorded(record_payments)
 
 
-@pytest.fixture(params=["story", "payments"])
-def any_story(request: pytest.FixtureRequest) -> Story:
-    result: Story = request.getfixturevalue(request.param)
+@pytest.fixture(params=["recording", "payments"])
+def any_recording(request: pytest.FixtureRequest) -> Recording:
+    result: Recording = request.getfixturevalue(request.param)
     return result
 
 
@@ -138,21 +138,21 @@ def tamperings(event: ev.Event) -> Iterator[tuple[str, Any]]:
             yield name, changed
 
 
-def test_every_changed_field_is_found(any_story: Story) -> None:
-    missed = []
-    tried = 0
-    for at, event in enumerate(any_story.events):
+def test_every_changed_field_is_found(any_recording: Recording) -> None:
+    undetected = []
+    attempts = 0
+    for at, event in enumerate(any_recording.events):
         if isinstance(event, SILENT):
             continue
         for name, changed in tamperings(event):
-            tried += 1
-            if not any_story.is_found(any_story.changed(at, **{name: changed})):
-                missed.append((event, name, changed))
-    assert tried > 400
-    assert [miss for miss in missed if not is_the_providers_word(*miss)] == []
+            attempts += 1
+            if not any_recording.is_found(any_recording.changed(at, **{name: changed})):
+                undetected.append((event, name, changed))
+    assert attempts > 400
+    assert [miss for miss in undetected if not is_self_reported(*miss)] == []
 
 
-def is_the_providers_word(event: ev.Event, name: str, changed: Any) -> bool:
+def is_self_reported(event: ev.Event, name: str, changed: Any) -> bool:
     """Which code a failed job had; and that a batch named a job that does not exist."""
     if isinstance(event, ev.JobResult) and name == "exit_code":
         return event.exit_code != 0 or event.reason == "spent"
@@ -175,72 +175,80 @@ MONEY = {
 }
 
 
-def test_money_needs_no_storage_to_be_found_out(story: Story, payments: Story) -> None:
-    tried: Counter[str] = Counter()
-    for recorded in (story, payments):
+def test_false_amounts_are_found_without_storage(recording: Recording, payments: Recording) -> None:
+    attempts: Counter[str] = Counter()
+    for recorded in (recording, payments):
         for at, event in enumerate(recorded.events):
             for name in MONEY.get(type(event), ()):
                 for changed in other(getattr(event, name)):
-                    tried[type(event).__name__] += 1
+                    attempts[type(event).__name__] += 1
                     codes = recorded.codes(recorded.changed(at, **{name: changed}))
                     assert codes, f"{event} with {name}={changed} was not noticed"
             if isinstance(event, ev.JobSubmitted):
                 terms = dataclasses.replace(event.terms, amount=event.terms.amount - 1)
                 assert "escrow" in recorded.codes(recorded.changed(at, terms=terms))
-    assert set(tried) == {kind.__name__ for kind in MONEY}
+    assert set(attempts) == {kind.__name__ for kind in MONEY}
 
 
-def test_transfers_of_the_scheduler_are_matched(any_story: Story) -> None:
-    scheduler = any_story.grid.ledger().deployment.scheduler
-    tried = 0
-    for at, event in enumerate(any_story.events):
+def test_transfers_of_the_scheduler_are_matched(any_recording: Recording) -> None:
+    scheduler = any_recording.grid.ledger().deployment.scheduler
+    attempts = 0
+    for at, event in enumerate(any_recording.events):
         if isinstance(event, ev.Transfer) and scheduler in {event.sender, event.recipient}:
-            changed = any_story.changed(at, amount=event.amount + 1)
+            changed = any_recording.changed(at, amount=event.amount + 1)
             gift = event.amount == 11
-            assert gift or any_story.codes(changed) & {"escrow", "payment"}
-            tried += 1
-    assert tried > 15
+            assert gift or any_recording.codes(changed) & {"escrow", "payment"}
+            attempts += 1
+    assert attempts > 15
 
 
-def test_every_dropped_event_is_found(any_story: Story) -> None:
+def test_every_dropped_event_is_found(any_recording: Recording) -> None:
     # Left out without a trace: what no rule awaits.
-    words = (*SILENT, ev.TransitionSkipped, ev.ProviderAnswered)
-    missed = [
+    kinds = (*SILENT, ev.TransitionSkipped, ev.ProviderAnswered)
+    undetected = [
         event
-        for at, event in enumerate(any_story.events)
-        if not isinstance(event, words)
-        and not any_story.is_found([each for n, each in enumerate(any_story.events) if n != at])
+        for at, event in enumerate(any_recording.events)
+        if not isinstance(event, kinds)
+        and not any_recording.is_found(
+            [other_event for n, other_event in enumerate(any_recording.events) if n != at]
+        )
     ]
-    assert missed == []
+    assert undetected == []
 
 
-def test_every_doubled_event_is_found(story: Story) -> None:
-    for at, event in enumerate(story.events):
-        assert "order" in story.codes([*story.events[: at + 1], event, *story.events[at + 1 :]])
+def test_every_duplicated_event_is_found(recording: Recording) -> None:
+    for at, event in enumerate(recording.events):
+        assert "order" in recording.codes(
+            [*recording.events[: at + 1], event, *recording.events[at + 1 :]]
+        )
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_a_shifted_end_is_found(story: Story, shift: int) -> None:
+def test_a_shifted_end_is_found(recording: Recording, shift: int) -> None:
     """A run that its customer cancelled is billed to the second."""
     cancelled = next(
         event
-        for event in story.events
+        for event in recording.events
         if isinstance(event, ev.JobTransition) and event.after is JobStatus.CANCELLED
     )
-    times = dict(story.grid.chain.block_times)
+    times = dict(recording.grid.chain.block_times)
     times[cancelled.block_number] += shift
-    codes = {f.code for f in Ledger.replay(story.events, story.grid.deployment, times).findings}
+    codes = {
+        f.code for f in Ledger.replay(recording.events, recording.grid.deployment, times).findings
+    }
     assert "billing" in codes
 
 
-def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
+def forged(recording: Recording, job_id: int, seconds: int) -> list[ev.Event]:
     """A bill for other seconds, whose settlement and transfers are consistent."""
-    recorded = next(e for e in story.events if isinstance(e, ev.JobSettled) and e.job_id == job_id)
-    job = story.grid.ledger().jobs[job_id]
+    recorded = next(
+        e for e in recording.events if isinstance(e, ev.JobSettled) and e.job_id == job_id
+    )
+    job = recording.grid.ledger().jobs[job_id]
     cost = seconds * job.rate
     share = cost * job.fee_bps // 10_000
-    ledger = story.grid.ledger()
-    moved = {
+    ledger = recording.grid.ledger()
+    changes = {
         recorded.provider: cost - share - recorded.paid,
         ledger.deployment.treasury: share - recorded.fee,
         recorded.customer: job.funded - cost - recorded.refunded,
@@ -251,14 +259,14 @@ def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
         if event is recorded:
             return dataclasses.replace(event, billed_seconds=seconds, **bill)
         if event.tx_hash == recorded.tx_hash and isinstance(event, ev.Transfer):
-            return dataclasses.replace(event, amount=event.amount + moved[event.recipient])
+            return dataclasses.replace(event, amount=event.amount + changes[event.recipient])
         return event
 
-    return [forge(event) for event in story.events]
+    return [forge(event) for event in recording.events]
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds", "why"),
+    ("name", "seconds", "reason"),
     [
         ("cancelled", 0, "0 s were billed where 37 s were used"),
         ("cancelled", 36, "36 s were billed where 37 s were used"),
@@ -268,18 +276,20 @@ def forged(story: Story, job_id: int, seconds: int) -> list[ev.Event]:
         ("rescued", 10, "10 s were billed where"),
     ],
 )
-def test_a_bill_for_other_seconds_is_found(story: Story, name: str, seconds: int, why: str) -> None:
-    findings = story.grid.ledger(forged(story, story.jobs[name], seconds)).findings
-    assert any(why in finding.message for finding in findings)
-    honest = story.grid.ledger().jobs[story.jobs[name]].billed_seconds
-    assert story.grid.ledger(forged(story, story.jobs[name], honest)).findings == []
+def test_a_bill_for_other_seconds_is_found(
+    recording: Recording, name: str, seconds: int, reason: str
+) -> None:
+    findings = recording.grid.ledger(forged(recording, recording.jobs[name], seconds)).findings
+    assert any(reason in finding.message for finding in findings)
+    honest = recording.grid.ledger().jobs[recording.jobs[name]].billed_seconds
+    assert recording.grid.ledger(forged(recording, recording.jobs[name], honest)).findings == []
 
 
-def test_findings_name_job_and_transaction(story: Story) -> None:
+def test_findings_name_job_and_transaction(recording: Recording) -> None:
     at, event = next(
-        (at, event) for at, event in enumerate(story.events) if isinstance(event, ev.JobSettled)
+        (at, event) for at, event in enumerate(recording.events) if isinstance(event, ev.JobSettled)
     )
-    finding = story.grid.ledger(story.changed(at, paid=event.paid + 1)).findings[0]
+    finding = recording.grid.ledger(recording.changed(at, paid=event.paid + 1)).findings[0]
     assert finding.job_id == event.job_id
     assert finding.tx_hash == event.tx_hash
     assert event.tx_hash in str(finding)
@@ -290,12 +300,12 @@ class TestParked:
     """A recipient that can't be paid: the transfer is replaced by a parked payment."""
 
     @pytest.fixture
-    def parked(self, story: Story) -> list[ev.Event]:
-        ledger = story.grid.ledger()
+    def parked(self, recording: Recording) -> list[ev.Event]:
+        ledger = recording.grid.ledger()
         scheduler = ledger.deployment.scheduler
         at, payment = next(
             (at, event)
-            for at, event in enumerate(story.events)
+            for at, event in enumerate(recording.events)
             if isinstance(event, ev.Transfer)
             and event.sender == scheduler
             and event.recipient in ledger.providers
@@ -308,13 +318,15 @@ class TestParked:
             log_index=payment.log_index,
             address=scheduler,
         )
-        return [recorded if n == at else event for n, event in enumerate(story.events)]
+        return [recorded if n == at else event for n, event in enumerate(recording.events)]
 
-    def withdrawal(self, parked: list[ev.Event], story: Story, **changes: Any) -> list[ev.Event]:
+    def withdrawal(
+        self, parked: list[ev.Event], recording: Recording, **changes: Any
+    ) -> list[ev.Event]:
         recorded = next(event for event in parked if isinstance(event, ev.PaymentParked))
         last = parked[-1]
         position = {"block_number": last.block_number, "tx_hash": "0xabc"}
-        taken = ev.PaymentWithdrawn(
+        withdrawn = ev.PaymentWithdrawn(
             recorded.recipient,
             STRANGER,
             recorded.amount,
@@ -322,7 +334,7 @@ class TestParked:
             log_index=last.log_index + 1,
             address=recorded.address,
         )
-        credit = story.grid.ledger().deployment.credit
+        credit = recording.grid.ledger().deployment.credit
         paid = ev.Transfer(
             recorded.address,
             STRANGER,
@@ -331,10 +343,12 @@ class TestParked:
             log_index=last.log_index + 2,
             address=credit,
         )
-        return [*parked, dataclasses.replace(taken, **changes), paid]
+        return [*parked, dataclasses.replace(withdrawn, **changes), paid]
 
-    def test_parked_credits_stay_in_the_books(self, story: Story, parked: list[ev.Event]) -> None:
-        ledger = story.grid.ledger(parked)
+    def test_parked_credits_stay_in_the_ledger(
+        self, recording: Recording, parked: list[ev.Event]
+    ) -> None:
+        ledger = recording.grid.ledger(parked)
         recorded = next(event for event in parked if isinstance(event, ev.PaymentParked))
         assert ledger.findings == []
         assert ledger.parked == {recorded.recipient: recorded.amount}
@@ -345,20 +359,22 @@ class TestParked:
         ]
         assert [row.amount for row in rows] == [-recorded.amount]
 
-    def test_they_are_taken_out(self, story: Story, parked: list[ev.Event]) -> None:
-        ledger = story.grid.ledger(self.withdrawal(parked, story))
+    def test_parked_credits_can_be_withdrawn(
+        self, recording: Recording, parked: list[ev.Event]
+    ) -> None:
+        ledger = recording.grid.ledger(self.withdrawal(parked, recording))
         assert ledger.findings == []
         assert ledger.parked == {}
         assert [row.kind for row in ledger.statement(STRANGER)] == [MovementKind.WITHDRAWAL]
 
     @pytest.mark.parametrize("change", [{"amount": 1}, {"to": "0x" + "43" * 20}])
-    def test_taking_out_something_else_is_found(
-        self, story: Story, parked: list[ev.Event], change: dict[str, Any]
+    def test_a_false_withdrawal_is_found(
+        self, recording: Recording, parked: list[ev.Event], change: dict[str, Any]
     ) -> None:
-        assert story.codes(self.withdrawal(parked, story, **change)) & {"parked", "payment"}
+        assert recording.codes(self.withdrawal(parked, recording, **change)) & {"parked", "payment"}
 
     def test_parking_more_than_was_owed_is_found(
-        self, story: Story, parked: list[ev.Event]
+        self, recording: Recording, parked: list[ev.Event]
     ) -> None:
         more = [
             dataclasses.replace(event, amount=event.amount + 1)
@@ -366,13 +382,13 @@ class TestParked:
             else event
             for event in parked
         ]
-        assert "payment" in story.codes(more)
+        assert "payment" in recording.codes(more)
 
 
-class TestRulesOfPayments:
+class TestPaymentRules:
     """Changes that neither sums nor statuses reveal."""
 
-    def replayed(self, payments: Story, **times: int) -> set[str]:
+    def replayed(self, payments: Recording, **times: int) -> set[str]:
         """Return the codes of findings if the deployment had other timeouts."""
         recorded = payments.grid.deployment
         changed = {**recorded.timeouts, **times}
@@ -381,21 +397,21 @@ class TestRulesOfPayments:
         ledger = Ledger.replay(payments.events, deployment, payments.grid.chain.block_times)
         return {finding.code for finding in ledger.findings}
 
-    def test_an_interim_payment_that_came_too_early(self, payments: Story) -> None:
+    def test_an_interim_payment_that_came_too_early(self, payments: Recording) -> None:
         interval = payments.grid.deployment.timeouts["collect_interval"]
         assert self.replayed(payments, collect_interval=interval) == set()
         assert self.replayed(payments, collect_interval=interval + 1) == {"interim"}
 
-    def test_an_interim_payment_that_the_customer_forbids(self, payments: Story) -> None:
+    def test_an_interim_payment_that_the_customer_forbids(self, payments: Recording) -> None:
         at, recorded = next(
-            (at, each)
-            for at, each in enumerate(payments.events)
-            if isinstance(each, ev.JobSubmitted) and each.job_id == payments.jobs["signed"]
+            (at, event)
+            for at, event in enumerate(payments.events)
+            if isinstance(event, ev.JobSubmitted) and event.job_id == payments.jobs["signed"]
         )
         terms = dataclasses.replace(recorded.terms, flags=JobFlags.NO_SELF_SCHEDULING)
         assert payments.codes(payments.changed(at, terms=terms)) == {"interim"}
 
-    def test_an_interim_payment_after_the_allotment(self, payments: Story) -> None:
+    def test_an_interim_payment_after_the_allotment(self, payments: Recording) -> None:
         """Only the submitted time limit differs, with all values that follow from it."""
         short = -400  # so that the second payment comes a few seconds too late
 
@@ -413,31 +429,31 @@ class TestRulesOfPayments:
         recorded = {finding.message for finding in findings if finding.job_id == signed}
         assert any("when its" in message and "were used up" in message for message in recorded)
 
-    def test_a_transition_that_did_not_answer_the_challenge(self, payments: Story) -> None:
+    def test_a_transition_that_did_not_answer_the_challenge(self, payments: Recording) -> None:
         answers = [e for e in payments.events if isinstance(e, ev.ProviderAnswered)]
         assert len(answers) == 1
-        rest = [event for event in payments.events if event not in answers]
-        findings = payments.grid.ledger(rest).findings
+        other_events = [event for event in payments.events if event not in answers]
+        findings = payments.grid.ledger(other_events).findings
         assert {finding.code for finding in findings} == {"challenge"}
         assert "did not answer its open challenge" in findings[0].message
 
-    def test_an_unresponsive_provider_is_not_lost_yet(self, story: Story) -> None:
-        times = story.grid.deployment.timeouts
-        assert self.replayed(story, lost_timeout=times["lost_timeout"]) == set()
+    def test_an_unresponsive_provider_is_not_lost_yet(self, recording: Recording) -> None:
+        times = recording.grid.deployment.timeouts
+        assert self.replayed(recording, lost_timeout=times["lost_timeout"]) == set()
         # The stranger's panic and the customer's free cancellation came too early then.
-        codes = self.replayed(story, lost_timeout=times["lost_timeout"] + 10)
+        codes = self.replayed(recording, lost_timeout=times["lost_timeout"] + 10)
         assert codes == {"party", "billing"}
 
-    def test_a_refund_where_retries_were_left(self, story: Story) -> None:
+    def test_a_refund_where_retries_were_left(self, recording: Recording) -> None:
         at, recorded = next(
-            (at, each)
-            for at, each in enumerate(story.events)
-            if isinstance(each, ev.JobSubmitted) and each.job_id == story.jobs["queued"]
+            (at, event)
+            for at, event in enumerate(recording.events)
+            if isinstance(event, ev.JobSubmitted) and event.job_id == recording.jobs["queued"]
         )
         terms = dataclasses.replace(recorded.terms, retries=1)
-        assert story.codes(story.changed(at, terms=terms)) == {"retry"}
+        assert recording.codes(recording.changed(at, terms=terms)) == {"retry"}
 
-    def test_a_job_that_the_forwarder_pays(self, payments: Story) -> None:
+    def test_a_job_that_the_forwarder_pays(self, payments: Recording) -> None:
         ledger = payments.grid.ledger()
         customer = ledger.jobs[payments.jobs["signed"]].customer
         forwarder = ledger.deployment.forwarder
@@ -448,14 +464,14 @@ class TestRulesOfPayments:
 
         assert payments.codes([forge(event) for event in payments.events]) == {"forwarder"}
 
-    def test_an_assignment_beyond_the_offer_less_the_load(self, payments: Story) -> None:
+    def test_an_assignment_beyond_the_offer_less_the_load(self, payments: Recording) -> None:
         """Four jobs of six cpus in one call: the offer is lowered before the last of them."""
         at, last = next(
-            (at, each)
-            for at, each in enumerate(payments.events)
-            if isinstance(each, ev.JobTransition)
-            and each.after is JobStatus.META_SCHEDULED
-            and each.job_id == payments.jobs["given up"]
+            (at, event)
+            for at, event in enumerate(payments.events)
+            if isinstance(event, ev.JobTransition)
+            and event.after is JobStatus.META_SCHEDULED
+            and event.job_id == payments.jobs["given up"]
         )
         wide = [dataclasses.replace(e, log_index=10 * e.log_index) for e in payments.events]
         for cpus, codes in ((24, set()), (23, {"eligible"})):
@@ -470,18 +486,21 @@ class TestRulesOfPayments:
             assert payments.codes([*wide[:at], lowered, *wide[at:]]) == codes
 
 
-class TestUnlawfulAssignments:
+class TestInvalidAssignments:
     """Each condition of the contract is replayed: transitions that it would refuse are findings."""
 
-    def with_event(self, story: Story, event: ev.Event) -> tuple[list[ev.Event], ev.JobTransition]:
+    def with_event(
+        self, recording: Recording, event: ev.Event
+    ) -> tuple[list[ev.Event], ev.JobTransition]:
         """Insert an event of the registry right before the last assignment."""
         at, assignment = [
-            (n, each)
-            for n, each in enumerate(story.events)
-            if isinstance(each, ev.JobTransition) and each.after is JobStatus.META_SCHEDULED
+            (n, other_event)
+            for n, other_event in enumerate(recording.events)
+            if isinstance(other_event, ev.JobTransition)
+            and other_event.after is JobStatus.META_SCHEDULED
         ][-1]
         wide = [
-            dataclasses.replace(event, log_index=10 * event.log_index) for event in story.events
+            dataclasses.replace(event, log_index=10 * event.log_index) for event in recording.events
         ]
         recorded = dataclasses.replace(
             event,
@@ -489,12 +508,12 @@ class TestUnlawfulAssignments:
             block_number=assignment.block_number,
             tx_hash="0xfeed",
             log_index=wide[at].log_index - 5,
-            address=story.grid.ledger().deployment.registry,
+            address=recording.grid.ledger().deployment.registry,
         )
         return [*wide[:at], recorded, *wide[at:]], assignment
 
-    def hardware(self, story: Story) -> tuple[Hardware, int]:
-        [approved, *_] = [e for e in story.events if isinstance(e, ev.ProviderApproved)]
+    def hardware(self, recording: Recording) -> tuple[Hardware, int]:
+        [approved, *_] = [e for e in recording.events if isinstance(e, ev.ProviderApproved)]
         return approved.hardware, approved.approved_until
 
     @pytest.mark.parametrize(
@@ -509,31 +528,37 @@ class TestUnlawfulAssignments:
         ],
         ids=lambda event: f"{type(event).__name__} {event}"[-40:],
     )
-    def test_to_a_provider_that_could_not_take_it(self, story: Story, event: ev.Event) -> None:
-        events, assignment = self.with_event(story, event)
-        findings = story.grid.ledger(events).findings
+    def test_to_a_provider_that_could_not_take_it(
+        self, recording: Recording, event: ev.Event
+    ) -> None:
+        events, assignment = self.with_event(recording, event)
+        findings = recording.grid.ledger(events).findings
         assert {finding.job_id for finding in findings} == {assignment.job_id}
         assert findings[0].code in {"eligible", "rate"}
 
-    def test_after_its_approval_ran_out(self, story: Story) -> None:
-        hardware, until = self.hardware(story)
-        events, assignment = self.with_event(story, ev.ProviderApproved("", 1, hardware, until))
-        assert story.grid.ledger(events).findings == []
-        now = story.grid.chain.block_times[assignment.block_number]
-        for left, codes in ((0, {"version"}), (-1, {"version", "eligible"})):
-            short = ev.ProviderApproved("", 1, hardware, now + left)
-            events, _ = self.with_event(story, short)
-            assert {f.code for f in story.grid.ledger(events).findings} == codes
+    def test_after_its_approval_ran_out(self, recording: Recording) -> None:
+        hardware, approved_until = self.hardware(recording)
+        events, assignment = self.with_event(
+            recording, ev.ProviderApproved("", 1, hardware, approved_until)
+        )
+        assert recording.grid.ledger(events).findings == []
+        now = recording.grid.chain.block_times[assignment.block_number]
+        for seconds_left, codes in ((0, {"version"}), (-1, {"version", "eligible"})):
+            short = ev.ProviderApproved("", 1, hardware, now + seconds_left)
+            events, _ = self.with_event(recording, short)
+            assert {f.code for f in recording.grid.ledger(events).findings} == codes
 
-    def test_to_smaller_hardware(self, story: Story) -> None:
-        hardware, until = self.hardware(story)
+    def test_to_smaller_hardware(self, recording: Recording) -> None:
+        hardware, approved_until = self.hardware(recording)
         small = dataclasses.replace(hardware, nodes=1, cpus_per_node=5)
-        events, _ = self.with_event(story, ev.ProviderApproved("", 1, small, until))
-        assert {f.code for f in story.grid.ledger(events).findings} == {"eligible"}
+        events, _ = self.with_event(recording, ev.ProviderApproved("", 1, small, approved_until))
+        assert {f.code for f in recording.grid.ledger(events).findings} == {"eligible"}
 
-    def test_assignment_to_the_provider_that_lost_the_predecessor(self, story: Story) -> None:
-        ledger = story.grid.ledger()
-        successor = ledger.jobs[story.jobs["successor"]]
+    def test_assignment_to_the_provider_that_lost_the_predecessor(
+        self, recording: Recording
+    ) -> None:
+        ledger = recording.grid.ledger()
+        successor = ledger.jobs[recording.jobs["successor"]]
         loser, winner = ledger.jobs[successor.retry_of].provider, successor.provider
 
         def forge(event: ev.Event) -> ev.Event:
@@ -544,13 +569,15 @@ class TestUnlawfulAssignments:
                 return dataclasses.replace(event, provider=loser)
             return event
 
-        codes = {f.code for f in story.grid.ledger([forge(e) for e in story.events]).findings}
+        codes = {
+            f.code for f in recording.grid.ledger([forge(e) for e in recording.events]).findings
+        }
         assert "excluded" in codes
 
-    @pytest.mark.parametrize(("bps", "lawful"), [(2_000, True), (2_001, False)])
-    def test_the_highest_fee(self, story: Story, bps: int, lawful: bool) -> None:
-        last = story.events[-1]
-        scheduler = story.grid.ledger().deployment.scheduler
+    @pytest.mark.parametrize(("bps", "is_valid"), [(2_000, True), (2_001, False)])
+    def test_the_highest_fee(self, recording: Recording, bps: int, is_valid: bool) -> None:
+        last = recording.events[-1]
+        scheduler = recording.grid.ledger().deployment.scheduler
         position = {"block_number": last.block_number, "log_index": last.log_index + 1}
         recorded = ev.FeeChanged(bps, **position, tx_hash="0xfeed", address=scheduler)
-        assert (story.codes([*story.events, recorded]) == set()) is lawful
+        assert (recording.codes([*recording.events, recorded]) == set()) is is_valid

@@ -55,8 +55,8 @@ class RecordedAudit:
         assert request["method"] == "eth_call"
         body = request["params"][0]
         data = bytes.fromhex(body["data"][2:])
-        done = self.grid.chain.run(body["to"], data, self.grid.stranger, keep=False)
-        return bytes(done.output)
+        outcome = self.grid.chain.run(body["to"], data, self.grid.stranger, keep=False)
+        return bytes(outcome.output)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +76,14 @@ def paid() -> RecordedAudit:
 def sums(recorded: RecordedAudit, **changes: Any) -> list[ConservationCheck]:
     ledger = recorded.ledger
     totals = dataclasses.replace(ledger.totals, **changes)
-    live = [job.id for job in ledger.jobs.values() if job.status.is_live]
+    live_ids = [job.id for job in ledger.jobs.values() if job.status.is_live]
     return conservation(
         totals,
         ledger.deployment,
         ledger.block,
         supply=recorded.grid.credit.totalSupply(),
         scheduler_balance=recorded.grid.balance(recorded.grid.scheduler.address),
-        live=live,
+        live=live_ids,
         parked=[recorded.grid.alice],
     )
 
@@ -107,7 +107,7 @@ def test_the_sums_agree_on_both_sides(recorded: RecordedAudit) -> None:
         ({"parked": 5}, [1, 3]),
     ],
 )
-def test_each_number_counts(
+def test_each_total_is_checked(
     recorded: RecordedAudit, changes: dict[str, int], wrong: list[int]
 ) -> None:
     assert [n for n, check in enumerate(sums(recorded, **changes)) if not check.ok] == wrong
@@ -133,12 +133,12 @@ def test_log_queries_find_the_numbers_by_hand(recorded: RecordedAudit) -> None:
     def total(repeat: NodeRequest) -> int:
         query = json.loads(repeat.body)["params"][0]
         assert query["toBlock"] == hex(recorded.ledger.block)
-        wanted = [None if t is None else bytes.fromhex(t[2:]) for t in query["topics"]]
+        topic_filters = [None if t is None else bytes.fromhex(t[2:]) for t in query["topics"]]
         return sum(
             int.from_bytes(log["data"], "big")
             for log in recorded.grid.chain.logs
             if to_checksum_address(log["address"]) == query["address"]
-            and all(w is None or w == t for w, t in zip(wanted, log["topics"], strict=False))
+            and all(w is None or w == t for w, t in zip(topic_filters, log["topics"], strict=False))
         )
 
     mints, burns, _ = first.requests
@@ -219,8 +219,8 @@ class TestBill:
 
     def test_runs_and_losses(self, recorded: RecordedAudit) -> None:
         assert recompute_bill(recorded.job("rescued")).seconds == 0
-        lost = recompute_bill(recorded.job("lost"))
-        assert (lost.cost, lost.escrow) == (0, recorded.job("lost").carried_out)
+        lost_bill = recompute_bill(recorded.job("lost"))
+        assert (lost_bill.cost, lost_bill.escrow) == (0, recorded.job("lost").carried_out)
         running = recorded.job("until_spent")
         bill = recompute_bill(running, now=running.started_at + 9)
         assert (bill.settled, bill.seconds, bill.cost) == (False, 9, 9 * running.rate)
@@ -248,20 +248,20 @@ class TestExceptions:
         assert recorded.jobs["finished"] not in result
         assert recorded.jobs["cancelled"] not in result
         spent = recorded.job("spent")
-        over = spent.ended_at - spent.started_at - TERMS["timeLimit"]
-        assert f"ran {over} s past its {TERMS['timeLimit']} s" in result[spent.id].message
+        overrun = spent.ended_at - spent.started_at - TERMS["timeLimit"]
+        assert f"ran {overrun} s past its {TERMS['timeLimit']} s" in result[spent.id].message
         assert result[spent.id].severity is Severity.NOTICE
 
     def test_a_run_that_continues_past_its_allotment(self, recorded: RecordedAudit) -> None:
         running = recorded.job("until_spent")
-        late = running.started_at + running.allotment + 1
+        late_end = running.started_at + running.allotment + 1
 
         def at(now: int) -> Ledger:
             times = recorded.grid.chain.block_times
             return Ledger.replay(recorded.grid.events, recorded.grid.deployment, times, now=now)
 
-        ledger = at(late)
-        codes = {(row.job_id, row.code) for row in at(late - 1).anomalies}
+        ledger = at(late_end)
+        codes = {(row.job_id, row.code) for row in at(late_end - 1).anomalies}
         assert (running.id, Code.OVERRUN) not in codes
         [row] = [r for r in ledger.anomalies if r.job_id == running.id and r.code is Code.OVERRUN]
         assert "runs 1 s past" in row.message
@@ -277,18 +277,18 @@ class TestExceptions:
         assert queued.severity is Severity.NOTICE
         panics = recorded.of(Code.PANIC)
         assert set(panics) == {recorded.jobs["lost"], recorded.jobs["queued"]}
-        lost = panics[recorded.jobs["lost"]]
-        assert f"its escrow moved to job {recorded.jobs['successor']}" in lost.message
-        assert lost.account == recorded.job("lost").provider
+        panic = panics[recorded.jobs["lost"]]
+        assert f"its escrow moved to job {recorded.jobs['successor']}" in panic.message
+        assert panic.account == recorded.job("lost").provider
 
     def test_self_scheduling_is_found_by_the_sender(self, recorded: RecordedAudit) -> None:
         row = recorded.of(Code.LATE_ASSIGNMENT)[recorded.jobs["early"]]
         assert f"waited {TIMES['pendingTimeout']} s" in row.message
         rows = recorded.ledger.anomalies
-        named = name_self_scheduled(rows, {row.tx_hash: row.account})
-        [own] = [item for item in named if item.code is Code.SELF_SCHEDULED]
-        assert own.job_id == row.job_id
-        assert own.message.endswith("its provider took it itself")
+        rows_named = name_self_scheduled(rows, {row.tx_hash: row.account})
+        [anomaly] = [item for item in rows_named if item.code is Code.SELF_SCHEDULED]
+        assert anomaly.job_id == row.job_id
+        assert anomaly.message.endswith("its provider took it itself")
         assert name_self_scheduled(rows, {row.tx_hash: recorded.grid.admin}) == rows
 
     async def test_the_sender_is_read_from_the_node_once(self, recorded: RecordedAudit) -> None:
@@ -303,10 +303,10 @@ class TestExceptions:
         node.w3.eth.get_transaction = get_transaction
         honest = auditing._report(recorded.ledger, None, [], "", proven=False)
         report = await auditing._with_senders(node, honest)
-        named = report.anomalies
+        anomalies = report.anomalies
         assert transactions.count(row.tx_hash) == 1
-        assert row.job_id in {e.job_id for e in named if e.code is Code.SELF_SCHEDULED}
-        assert Code.LATE_ASSIGNMENT not in {e.code for e in named if e.account == row.account}
+        assert row.job_id in {e.job_id for e in anomalies if e.code is Code.SELF_SCHEDULED}
+        assert Code.LATE_ASSIGNMENT not in {e.code for e in anomalies if e.account == row.account}
         assert report.ok
 
         # The same assignment, of a job whose customer forbids self-scheduling.
@@ -327,8 +327,10 @@ class TestExceptions:
         [finding] = report.audit.findings
         assert (finding.code, finding.job_id) == ("flags", row.job_id)
         assert "its customer forbids" in finding.message
-        [late] = [anomaly for anomaly in forbidden.anomalies if anomaly.tx_hash == row.tx_hash]
-        assert late.message.endswith("s")
+        [late_anomaly] = [
+            anomaly for anomaly in forbidden.anomalies if anomaly.tx_hash == row.tx_hash
+        ]
+        assert late_anomaly.message.endswith("s")
 
     def test_administrators_and_money(self, recorded: RecordedAudit) -> None:
         messages = {row.code: row.message for row in recorded.ledger.anomalies}
@@ -352,13 +354,13 @@ class TestExceptions:
         assert Code.LATE_ANSWER not in {anomaly.code for anomaly in ledger.anomalies}
 
     def test_an_answer_in_time_is_not_an_anomaly(self, recorded: RecordedAudit) -> None:
-        patient = [
+        timely = [
             dataclasses.replace(event, answer_by=2**40)
             if isinstance(event, ev.ProviderChallenged)
             else event
             for event in recorded.grid.events
         ]
-        codes = {row.code for row in recorded.grid.ledger(patient).anomalies}
+        codes = {row.code for row in recorded.grid.ledger(timely).anomalies}
         assert not codes & {Code.LATE_ANSWER, Code.UNANSWERED}
         assert recorded.of(Code.LATE_ANSWER)
 
@@ -372,8 +374,8 @@ class TestExceptions:
     ) -> None:
         running = paid.job("paid on")
         [row] = [anomaly for anomaly in paid.ledger.anomalies if anomaly.code is Code.OVERRUN]
-        over = paid.ledger.time - running.started_at - TERMS["timeLimit"]
-        assert f"runs {over} s past its {TERMS['timeLimit']} s" in row.message
+        overrun = paid.ledger.time - running.started_at - TERMS["timeLimit"]
+        assert f"runs {overrun} s past its {TERMS['timeLimit']} s" in row.message
         assert row.job_id == running.id
 
     def test_claims_that_lie_idle(self) -> None:
@@ -391,12 +393,12 @@ class TestExceptions:
         assert f"became RUNNING {limit + 1} s later" in rows[started].message
         assert "has not started" in rows[balance].message
         assert rows[balance].severity is Severity.WARNING
-        [taken] = [row for row in grid.ledger().anomalies if row.code is Code.REQUEUE]
-        assert taken.severity is Severity.WARNING
-        patient = dataclasses.replace(
+        [requeue] = [row for row in grid.ledger().anomalies if row.code is Code.REQUEUE]
+        assert requeue.severity is Severity.WARNING
+        timely = dataclasses.replace(
             grid.deployment, constructor_args={"MetaScheduler": {"timeouts": [limit + 1, 600]}}
         )
-        calm = Ledger.replay(grid.events, patient, grid.chain.block_times)
+        calm = Ledger.replay(grid.events, timely, grid.chain.block_times)
         assert Code.IDLE_CLAIM not in {row.code for row in calm.anomalies}
 
     def test_a_payment_that_had_to_be_parked(self, recorded: RecordedAudit) -> None:
@@ -423,10 +425,14 @@ class TestStatement:
         blocks = sorted({row.block for row in whole.rows})
         middle = blocks[len(blocks) // 2]
         early = statement(recorded.ledger, alice, 0, middle - 1)
-        late = statement(recorded.ledger, alice.lower(), middle)
-        assert early.rows + late.rows == whole.rows
-        assert early.closing == late.opening != 0
-        assert late.closing == late.opening + late.credits - late.debits == whole.closing
+        later_statement = statement(recorded.ledger, alice.lower(), middle)
+        assert early.rows + later_statement.rows == whole.rows
+        assert early.closing == later_statement.opening != 0
+        assert (
+            later_statement.closing
+            == later_statement.opening + later_statement.credits - later_statement.debits
+            == whole.closing
+        )
 
     def test_an_empty_history(self, recorded: RecordedAudit) -> None:
         alice = to_checksum_address(recorded.grid.alice)
@@ -449,7 +455,7 @@ def test_status_names_are_in_bills(recorded: RecordedAudit) -> None:
     assert recompute_bill(recorded.job("spent")).status is JobStatus.OUT_OF_CREDITS
 
 
-def test_the_handbook_names_the_events_as_they_are() -> None:
+def test_the_documented_event_topics_are_correct() -> None:
     text = (Path(__file__).parents[2] / "docs" / "auditing.md").read_text(encoding="utf-8")
     for name, kind in (("PRICED", ev.JobPriced), ("SETTLED", ev.JobSettled)):
         assert f"{name}={event_topics(kind)[0]}" in text

@@ -1,7 +1,7 @@
 """Ten thousand bad inputs: each is accepted, or refused with its name and the next step.
 
-Valid samples are bent by seeded dice. Whatever a person, a disk, a customer or a node hands in, the
-only way out is a `GridError` (or the answer that the caller is promised); anything else is a defect.
+Valid samples are mutated at random with a seed, as if a person, a disk, a customer or a node had
+changed them. The only exception allowed is a `GridError`; any other is a defect.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from deepsquare_chain.settings import Settings, load_settings
 from deepsquare_chain.store.database import Store
 from deepsquare_chain.workflow import Definition, load_job_file
 from tests.support.fakechain import FakeChain
-from tests.support.mutate import STRANGERS, WORDS, bent_bytes, bent_tree
+from tests.support.mutate import STRANGERS, WORDS, mutated_bytes, mutated_tree
 from tests.unit.test_follower import CREDIT, IDENTITY, log
 from tests.unit.test_workflow_hostile import VALID
 
@@ -82,42 +82,42 @@ log_format = "json"
 """
 
 
-def dice_of(kind: str) -> random.Random:
+def rng_of(kind: str) -> random.Random:
     return random.Random(kind)
 
 
 def refused(act: Callable[[], object], kind: type[GridError], *names: str) -> bool:
     """Return whether it was refused; checks that the message names the input and the next step."""
-    caught: GridError | None = None
+    rejection: GridError | None = None
     try:
         act()
     except kind as error:
-        caught = error
-    if caught is None:
+        rejection = error
+    if rejection is None:
         return False
-    assert any(name in caught.message for name in names), caught.message
-    assert caught.hint, caught.message
-    assert len(caught.message) < 5_000
-    words = caught.message + caught.hint
-    assert words.replace("\n", "").isprintable(), caught.message
+    assert any(name in rejection.message for name in names), rejection.message
+    assert rejection.hint, rejection.message
+    assert len(rejection.message) < 5_000
+    message = rejection.message + rejection.hint
+    assert message.replace("\n", "").isprintable(), rejection.message
     return True
 
 
-def test_there_are_ten_thousand() -> None:
+def test_there_are_ten_thousand_inputs() -> None:
     assert sum(CASES.values()) >= 10_000
 
 
 def test_job_files(tmp_path: Path) -> None:
-    dice, path = dice_of("job file"), tmp_path / "job.yaml"
+    rng, path = rng_of("job file"), tmp_path / "job.yaml"
     count = 0
     for _ in range(CASES["job file"]):
-        path.write_bytes(bent_bytes(VALID, dice))
+        path.write_bytes(mutated_bytes(VALID, rng))
         count += refused(lambda: load_job_file(path), JobFileError, str(path))
     assert CASES["job file"] // 3 < count < CASES["job file"], "most are refused, some are valid"
 
 
 def test_definitions() -> None:
-    dice = dice_of("definition")
+    rng = rng_of("definition")
     tree = {
         "env": {"A": "b"},
         "resources": {"tasks": 1, "cpusPerTask": 2, "memPerCpu": 64, "gpus": 0},
@@ -127,9 +127,9 @@ def test_definitions() -> None:
     text = Definition.from_bytes(valid_definition()).to_bytes()
     for number in range(CASES["definition"]):
         if number % 2:
-            data = bent_bytes(text, dice)
+            data = mutated_bytes(text, rng)
         else:
-            data = json.dumps(bent_tree(json.loads(text) or tree, dice)).encode()
+            data = json.dumps(mutated_tree(json.loads(text) or tree, rng)).encode()
         refused(lambda data=data: Definition.from_bytes(data), JobFileError, "definition ")
 
 
@@ -147,13 +147,13 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_variables")
 def test_configuration_files(tmp_path: Path) -> None:
-    dice, path = dice_of("configuration file"), tmp_path / ".deepsquare.toml"
+    rng, path = rng_of("configuration file"), tmp_path / ".deepsquare.toml"
     for number in range(CASES["configuration file"]):
         if number % 3:
-            path.write_bytes(bent_bytes(CONFIG, dice))
+            path.write_bytes(mutated_bytes(CONFIG, rng))
         else:
-            key = dice.choice(list(Settings.model_fields))
-            value = json.dumps(dice.choice([item for item in STRANGERS if item is not None]))
+            key = rng.choice(list(Settings.model_fields))
+            value = json.dumps(rng.choice([item for item in STRANGERS if item is not None]))
             path.write_text(f"{key} = {value}\n", errors="replace")
         refused(
             lambda: load_settings(project_dir=tmp_path, user_config=tmp_path / "none"),
@@ -164,10 +164,10 @@ def test_configuration_files(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_variables")
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dice = dice_of("environment")
+    rng = rng_of("environment")
     for _ in range(CASES["environment"]):
-        variable = f"DEEPSQUARE_{dice.choice(list(Settings.model_fields)).upper()}"
-        value = dice.choice(
+        variable = f"DEEPSQUARE_{rng.choice(list(Settings.model_fields)).upper()}"
+        value = rng.choice(
             [str(item) for item in STRANGERS] + [item.decode("latin1") for item in WORDS]
         )
         monkeypatch.setenv(variable, value.replace("\x00", "").encode("utf-8", "replace").decode())
@@ -180,11 +180,13 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_deployment_records(tmp_path: Path) -> None:
-    dice, path = dice_of("deployment record"), tmp_path / "deployment.json"
+    rng, path = rng_of("deployment record"), tmp_path / "deployment.json"
     for number in range(CASES["deployment record"]):
         whole = json.dumps(RECORD).encode()
         path.write_bytes(
-            bent_bytes(whole, dice) if number % 2 else json.dumps(bent_tree(RECORD, dice)).encode()
+            mutated_bytes(whole, rng)
+            if number % 2
+            else json.dumps(mutated_tree(RECORD, rng)).encode()
         )
         refused(lambda: Deployment.load(path), UsageError, str(path))
 
@@ -193,27 +195,29 @@ def test_keystores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The pauses for users are too long for a test.
     monkeypatch.setattr(wallet, "_MAX_SCRYPT_BYTES", 2**16)
     monkeypatch.setattr(wallet, "_MAX_ROUNDS", 100)
-    dice, path, password = dice_of("keystore"), tmp_path / "wallet.json", tmp_path / "password"
+    rng, path, password = rng_of("keystore"), tmp_path / "wallet.json", tmp_path / "password"
     password.write_text("secret")
     password.chmod(0o600)
     good = Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2)
     for number in range(CASES["keystore"]):
         whole = json.dumps(good).encode()
         path.write_bytes(
-            bent_bytes(whole, dice) if number % 2 else json.dumps(bent_tree(good, dice)).encode()
+            mutated_bytes(whole, rng)
+            if number % 2
+            else json.dumps(mutated_tree(good, rng)).encode()
         )
         refused(lambda: load_account(path, password), GridError, str(path))
 
 
 def test_password_files(tmp_path: Path) -> None:
-    dice, path, password = dice_of("password file"), tmp_path / "wallet.json", tmp_path / "password"
+    rng, path, password = rng_of("password file"), tmp_path / "wallet.json", tmp_path / "password"
     good = Account.encrypt("0x" + "11" * 32, "secret", kdf="scrypt", iterations=2)
     path.write_text(json.dumps(good))
     password.touch(0o600)
     for _ in range(CASES["password file"]):
-        words = bent_bytes(b"secret\n", dice)
-        password.write_bytes(words)
-        opens = words.removesuffix(b"\n").removesuffix(b"\r") == b"secret"
+        data = mutated_bytes(b"secret\n", rng)
+        password.write_bytes(data)
+        opens = data.removesuffix(b"\n").removesuffix(b"\r") == b"secret"
         names = (str(path), str(password))
         assert refused(lambda: load_account(path, password), GridError, *names) is not opens
 
@@ -285,24 +289,24 @@ QUESTIONS: list[tuple[Any, Callable[[AsyncWeb3[Any]], Any]]] = [
 ]
 
 
-class Liar(CheckedProvider):
+class FaultyProvider(CheckedProvider):
     """A web3 provider with a chosen response, with the right id or another one."""
 
     result: Any = None
-    dice = dice_of("node answer")
+    rng = rng_of("node answer")
 
     async def _post(self, body: bytes) -> Any:
-        sent = json.loads(body)
-        single = sent[0] if isinstance(sent, list) else sent
+        request = json.loads(body)
+        single = request[0] if isinstance(request, list) else request
         answer = {"jsonrpc": "2.0", "id": single["id"], "result": self.result}
-        answer = [answer] if isinstance(sent, list) else answer
-        if self.dice.random() < 0.2:
-            answer = bent_tree(answer, self.dice)
+        answer = [answer] if isinstance(request, list) else answer
+        if self.rng.random() < 0.2:
+            answer = mutated_tree(answer, self.rng)
         return answer
 
 
 async def test_node_answers() -> None:
-    provider = Liar("http://127.0.0.1:1")
+    provider = FaultyProvider("http://127.0.0.1:1")
     w3: AsyncWeb3[Any] = AsyncWeb3(
         provider,
         middleware=[
@@ -311,16 +315,16 @@ async def test_node_answers() -> None:
         ],
     )
     for sample, ask in QUESTIONS:
-        provider.result, provider.dice = sample, random.Random(3)  # a number that bends nothing
-        provider.dice.random = lambda: 1.0  # type: ignore[method-assign]
+        provider.result, provider.rng = sample, random.Random(3)  # a number that bends nothing
+        provider.rng.random = lambda: 1.0  # type: ignore[method-assign]
         await ask(w3)
-    provider.dice = dice_of("node answer")
+    provider.rng = rng_of("node answer")
     fair, messages = 0, list[str]()
     for number in range(CASES["node answer"]):
         sample, ask = QUESTIONS[number % len(QUESTIONS)]
-        provider.result = bent_tree(sample, provider.dice)
+        provider.result = mutated_tree(sample, provider.rng)
         if not isinstance(sample, dict | list):
-            provider.result = provider.dice.choice(STRANGERS)
+            provider.result = provider.rng.choice(STRANGERS)
         try:
             await ask(w3)
             fair += 1
@@ -334,57 +338,57 @@ async def test_node_answers() -> None:
 
 
 def test_logs() -> None:
-    dice, read = dice_of("log"), 0
+    rng, read = rng_of("log"), 0
     for number in range(CASES["log"]):
-        result = decode_log(bent_tree(LOG, dice))
+        result = decode_log(mutated_tree(LOG, rng))
         read += result is not None
         if number % 8 == 0:
-            decode_logs([LOG, bent_tree(LOG, dice), LOG])
+            decode_logs([LOG, mutated_tree(LOG, rng), LOG])
     assert 20 < read < CASES["log"] // 2
     assert decode_log(LOG) is not None
 
 
-class Gossip(FakeChain):
+class DamagingChain(FakeChain):
     """A chain whose node sometimes damages a response in a batch."""
 
-    dice: random.Random | None = None
+    rng: random.Random | None = None
 
-    async def make_batch_request(self, sent: list[Any]) -> Any:
-        answers = await super().make_batch_request(sent)
-        if self.dice is None or self.dice.random() < 0.3:
+    async def make_batch_request(self, requests: list[Any]) -> Any:
+        answers = await super().make_batch_request(requests)
+        if self.rng is None or self.rng.random() < 0.3:
             return answers
-        bent = []
-        for (method, _), item in zip(sent, answers, strict=True):
-            result = bent_tree(item.get("result"), self.dice)
+        altered = []
+        for (method, _), item in zip(requests, answers, strict=True):
+            result = mutated_tree(item.get("result"), self.rng)
             try:
                 result = checked(method, result)  # as the connection does
             except InvalidResultError:
                 raise EndpointError(f"an invalid response to {method}") from None
-            bent.append({**item, "result": result} if "result" in item else item)
-        return bent
+            altered.append({**item, "result": result} if "result" in item else item)
+        return altered
 
 
 async def test_a_follower_loses_no_event() -> None:
     """After damaged responses for a while, each event is stored once."""
-    chain, dice, seen = Gossip(), dice_of("follower"), list[Event]()
+    chain, rng, events = DamagingChain(), rng_of("follower"), list[Event]()
 
     def apply(batch: Batch, _: Connection) -> None:
         if batch.rolled_back_to is not None:
-            seen[:] = [event for event in seen if event.block_number <= batch.rolled_back_to]
-        seen.extend(batch.events)
+            events[:] = [event for event in events if event.block_number <= batch.rolled_back_to]
+        events.extend(batch.events)
 
     with Store.open(None, **IDENTITY) as store:
         follower = Follower(chain, [CREDIT], store, start_block=1, confirmations=0)  # type: ignore[arg-type]
         for number in range(CASES["follower"]):
             chain.mine([log(number)])
-            chain.dice = dice
+            chain.rng = rng
             try:
                 await follower.poll(apply)
             except (EndpointError, ReorgTooDeepError):
                 pass
             finally:
-                chain.dice = None
-    amounts = [event.amount for event in seen]  # type: ignore[attr-defined]
+                chain.rng = None
+    amounts = [event.amount for event in events]  # type: ignore[attr-defined]
     assert amounts == sorted(set(amounts)), "in order, each once"
     assert len(amounts) > CASES["follower"] // 2
 
@@ -394,7 +398,7 @@ async def test_a_follower_loses_no_event() -> None:
 
 def test_run_records(tmp_path: Path) -> None:
     """A job can damage its own folder: its run is then unknown or ended, and nothing crashes."""
-    dice = dice_of("run record")
+    rng = rng_of("run record")
     records = {
         "exit.json": {
             "code": 0,
@@ -412,19 +416,21 @@ def test_run_records(tmp_path: Path) -> None:
     for number in range(CASES["run record"]):
         folder = RunFolder(runs.path / f"run-{number}")
         folder.path.mkdir()
-        bent = dice.choice(list(records))
+        altered_record = rng.choice(list(records))
         for name, record in records.items():
-            text = json.dumps(bent_tree(record, dice) if name == bent else record).encode()
+            text = json.dumps(
+                mutated_tree(record, rng) if name == altered_record else record
+            ).encode()
             (folder.path / name).write_bytes(
-                bent_bytes(text, dice) if name == bent and number % 2 else text
+                mutated_bytes(text, rng) if name == altered_record and number % 2 else text
             )
         runs.poll(folder.key)
     assert len(runs.keys()) == CASES["run record"]
 
 
 def test_page_cursors() -> None:
-    dice = dice_of("page cursor")
+    rng = rng_of("page cursor")
     for _ in range(CASES["page cursor"]):
         good = encode_cursor("jobs", [2**40, 7])
-        text = bent_bytes(good.encode(), dice).decode("latin1")
+        text = mutated_bytes(good.encode(), rng).decode("latin1")
         refused(lambda text=text: decode_cursor("jobs", text, 2), UsageError, text[:10], "cursor")

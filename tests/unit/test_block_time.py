@@ -56,39 +56,39 @@ def test_faster_observed_blocks_override_chain_time() -> None:
     assert block_time(result, [(number, 40.0 * number) for number in range(8)]) == 12
 
 
-def test_looks_that_come_too_early_grow_rarer() -> None:
-    due, looks = next_poll(100.0, 90.0, 12.0), []
+def test_polls_that_come_too_early_are_delayed_increasingly() -> None:
+    due, poll_times = next_poll(100.0, 90.0, 12.0), []
     for _ in range(8):
-        looks.append(due)
+        poll_times.append(due)
         due = next_poll(100.0, due, 12.0)
-    assert looks == [100.0, 100.5, 101.0, 102.0, 104.0, 108.0, 116.0, 128.0]
+    assert poll_times == [100.0, 100.5, 101.0, 102.0, 104.0, 108.0, 116.0, 128.0]
     assert next_poll(100.0, 90.0, 12.0, extra_delay=6.0) == 106.0
 
 
 def watch(seconds: float, blocks: int, *, poll: float, listening: bool = False) -> list[float]:
     """Poll a chain with a fixed block time; return the times of the polls."""
-    pace, now, looks, phase = BlockTimeEstimate(), 0.0, [], 0.37 * seconds
+    pace, now, poll_times, phase = BlockTimeEstimate(), 0.0, [], 0.37 * seconds
     pace.listening = listening
     while now < blocks * seconds:
         number = int((now + phase) // seconds)
         pace.record_header(number, round(number * seconds), empty=True)
         pace.record_head(number, now)
-        looks.append(now)
+        poll_times.append(now)
         now = pace.due_at(poll)
-    return looks
+    return poll_times
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 12.0])
 def test_at_most_one_poll_per_block_finds_no_new_block(seconds: float) -> None:
-    looks = watch(seconds, 100, poll=0.25)
-    settled = [look for look in looks if look >= 20 * seconds]
+    poll_times = watch(seconds, 100, poll=0.25)
+    settled = [look for look in poll_times if look >= 20 * seconds]
     assert 80 <= len(settled) <= 160
     # Blocks are seen soon after they arrive, too.
     results: dict[int, float] = {}
     for item in settled:
         results.setdefault(int((item + 0.37 * seconds) // seconds), item)
-    late = [(item + 0.37 * seconds) % seconds for item in results.values()]
-    assert max(late[1:]) <= min(0.5, seconds / 10) + 0.01
+    delays = [(item + 0.37 * seconds) % seconds for item in results.values()]
+    assert max(delays[1:]) <= min(0.5, seconds / 10) + 0.01
 
 
 def test_a_chain_of_unknown_block_time_is_polled() -> None:
@@ -97,7 +97,7 @@ def test_a_chain_of_unknown_block_time_is_polled() -> None:
     assert pace.due_at(0.25) == 100.25
 
 
-def test_a_hint_makes_a_look_due_once() -> None:
+def test_a_hint_makes_one_poll_due() -> None:
     pace = BlockTimeEstimate()
     pace.record_head(5, 100.0)
     pace.hint()

@@ -28,10 +28,10 @@ def test_an_address_gets_its_checksum(text: str) -> None:
 
 @pytest.mark.parametrize("text", [BOB[:-1] + "A", BOB.replace("B", "b"), (BOB[:-2] + "A9")[2:]])
 def test_a_mistyped_address_is_refused_before_anything_is_paid_to_it(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error_info:
         checked_address(text, "recipient")
-    assert f"{text!r} is not a valid recipient: its checksum is wrong" in caught.value.message
-    assert caught.value.hint
+    assert f"{text!r} is not a valid recipient: its checksum is wrong" in error_info.value.message
+    assert error_info.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "0x12", "alice", BOB + "0"])
@@ -85,20 +85,20 @@ def test_decoded_records_are_those_of_the_abi() -> None:
 def test_an_unchanged_record_is_decoded_once_and_a_changed_one_again() -> None:
     decoder = JobDecoder()
     [first, second] = decoder.decode([1, 2], encoded(record(), record()))
-    [again, changed] = decoder.decode([1, 2], encoded(record(), record(status=4)))
-    assert again is first
+    [repeated, changed] = decoder.decode([1, 2], encoded(record(), record(status=4)))
+    assert repeated is first
     assert second.status is JobStatus.PENDING
     assert changed.status is JobStatus(4)
 
 
 def test_the_least_recently_used_records_are_dropped() -> None:
     decoder = JobDecoder()
-    [kept, dropped] = decoder.decode([1, 2], encoded(record(), record()))
+    [kept_record, dropped_record] = decoder.decode([1, 2], encoded(record(), record()))
     for number in range(3, 1_003):
         decoder.decode([1], encoded(record()))
         decoder.decode([number], encoded(record()))
-    assert decoder.decode([1], encoded(record()))[0] is kept
-    assert decoder.decode([2], encoded(record()))[0] is not dropped
+    assert decoder.decode([1], encoded(record()))[0] is kept_record
+    assert decoder.decode([2], encoded(record()))[0] is not dropped_record
 
 
 def test_a_large_read_is_kept_for_two_blocks() -> None:

@@ -7,13 +7,13 @@ from deepsquare_chain.chain.rpc.endpoint import Ceiling
 
 def ask(ceiling: Ceiling, takes: int, times: int = 1) -> int:
     """Send batches of the ceiling's size; return how many were refused."""
-    refused = 0
+    refusals = 0
     for _ in range(times):
         while ceiling.size > takes:
             ceiling.refused(ceiling.size)
-            refused += 1
+            refusals += 1
         ceiling.worked(ceiling.size)
-    return refused
+    return refusals
 
 
 def test_it_grows_until_it_is_refused() -> None:

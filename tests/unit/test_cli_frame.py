@@ -112,30 +112,34 @@ def test_interruption_is_130() -> None:
 
 
 def test_common_options_reach_the_settings() -> None:
-    seen: list[Settings] = []
-    app = app_of(lambda context, _w: seen.append(context.settings))
+    settings_seen: list[Settings] = []
+    app = app_of(lambda context, _w: settings_seen.append(context.settings))
     arguments = ["act", "--endpoint", "http://h:1", "--timeout", "5", "--store", "/s"]
     assert runner.invoke(app, arguments).exit_code == 0
-    assert (seen[0].endpoint, seen[0].timeout, str(seen[0].store)) == ("http://h:1", 5.0, "/s")
+    assert (settings_seen[0].endpoint, settings_seen[0].timeout, str(settings_seen[0].store)) == (
+        "http://h:1",
+        5.0,
+        "/s",
+    )
 
 
 def test_flag_wins_over_environment_over_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
-    app = app_of(lambda context, _w: seen.append(context.settings.endpoint))
+    values: list[str] = []
+    app = app_of(lambda context, _w: values.append(context.settings.endpoint))
     (tmp_path / ".deepsquare.toml").write_text('endpoint = "http://project:1"\n')
     runner.invoke(app, ["act"])
     monkeypatch.setenv("DEEPSQUARE_ENDPOINT", "http://environment:1")
     runner.invoke(app, ["act"])
     runner.invoke(app, ["act", "--endpoint", "http://flag:1"])
-    assert seen == ["http://project:1", "http://environment:1", "http://flag:1"]
+    assert values == ["http://project:1", "http://environment:1", "http://flag:1"]
 
 
 def test_options_of_a_service_may_be_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
+    values: list[Any] = []
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @command(app, table="relay_options")
@@ -147,7 +151,7 @@ def test_options_of_a_service_may_be_settings(
         quiet: Annotated[bool, typer.Option("--quiet")] = False,
     ) -> None:
         """Act."""
-        seen.append((most, least, site, quiet))
+        values.append((most, least, site, quiet))
 
     @command(app)
     async def other(context: CommandContext) -> None:
@@ -159,19 +163,19 @@ def test_options_of_a_service_may_be_settings(
     table = 'least = "0.5"\nmost = 7\nsite = ["a", "b"]\nquiet = true\n'
     (tmp_path / ".deepsquare.toml").write_text(f"[relay_options]\n{table}")
     assert (run().exit_code, run("--most", "8", "--site", "c").exit_code) == (0, 0)
-    assert seen == [(7, CREDIT // 2, ["a", "b"], True), (8, CREDIT // 2, ["c"], True)]
+    assert values == [(7, CREDIT // 2, ["a", "b"], True), (8, CREDIT // 2, ["c"], True)]
     monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", "quiet=no most=9")
-    assert (run().exit_code, seen[-1]) == (0, (9, None, None, False))
-    for value, words in (
+    assert (run().exit_code, values[-1]) == (0, (9, None, None, False))
+    for value, message in (
         ("most=0", "'0' is not a whole number of 1 or more"),
         ("more=1", "no option 'more'"),
     ):
         monkeypatch.setenv("DEEPSQUARE_RELAY_OPTIONS", value)
-        refused = run()
-        assert refused.exit_code == 2
-        assert "relay_options: " in refused.stderr
-        assert words in refused.stderr
-    assert len(seen) == 3
+        refusal = run()
+        assert refusal.exit_code == 2
+        assert "relay_options: " in refusal.stderr
+        assert message in refusal.stderr
+    assert len(values) == 3
 
 
 def test_invalid_settings_are_refused_with_their_source() -> None:
@@ -217,7 +221,7 @@ def test_usage_errors_end_with_exit_code_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("job list -o xml", "'xml' is not one of 'table', 'json', 'csv'"),
         ("gateway serve --max-files x", "'x' is not a whole number of 1 or more, such as 1"),
@@ -228,10 +232,10 @@ def test_usage_errors_end_with_exit_code_2(arguments: list[str]) -> None:
         ("job list --log-level loud", "'loud' is not one of 'debug', 'info', 'warning' or 'error'"),
     ],
 )
-def test_an_invalid_value_is_named_with_the_allowed_ones(line: str, words: str) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(line: str, message: str) -> None:
     result = runner.invoke(real_app, line.split(), terminal_width=300)
     assert result.exit_code == 2
-    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert message in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_version() -> None:
@@ -266,9 +270,9 @@ def test_nothing_shows_a_traceback_unless_requested(
         raise AttributeError("a fault outside of any command")
 
     monkeypatch.setattr("deepsquare_chain.cli.app.app", broken)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["job", "list"])
-    assert ended.value.code == 1
+    assert exit_info.value.code == 1
     assert "unexpected AttributeError: a fault outside" in capsys.readouterr().err
     with pytest.raises(AttributeError):
         main(["job", "list", "--debug"])
@@ -282,7 +286,7 @@ async def test_an_interrupted_command_reports_sent_transactions(
     printer: Any = SimpleNamespace(note=lines.append)
     context: Any = CommandContext(printer)
     context.settings = None
-    sent = SimpleNamespace(
+    entry = SimpleNamespace(
         label="submit 1 job", digest="0xaa", call=SimpleNamespace(label="submit 1 job"),
         latest=SimpleNamespace(tx_hash="0xaa"),
     )  # fmt: skip
@@ -290,8 +294,8 @@ async def test_an_interrupted_command_reports_sent_transactions(
     @asynccontextmanager
     async def opened(*_: Any) -> AsyncIterator[Any]:
         yield SimpleNamespace(
-            sender=SimpleNamespace(pending=lambda: [sent]),
-            store=SimpleNamespace(open_requests=lambda: [sent]),
+            sender=SimpleNamespace(pending=lambda: [entry]),
+            store=SimpleNamespace(open_requests=lambda: [entry]),
         )
 
     monkeypatch.setattr("deepsquare_chain.client.gasless.open_gasless", opened)
@@ -300,9 +304,9 @@ async def test_an_interrupted_command_reports_sent_transactions(
         async with frame.open_sending(context, gasless=gasless, yes=True):
             raise asyncio.CancelledError
     [line] = lines
-    where = "relay requests" if gasless else "tx list"
+    command = "relay requests" if gasless else "tx list"
     assert line.startswith("'submit 1 job' was sent and may still be executed (0xaa)")
-    assert f"`deepsquare {where}`" in line
+    assert f"`deepsquare {command}`" in line
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,11 @@ def test_lists_fit_a_terminal_of_80_columns(name: str, monkeypatch: pytest.Monke
     columns, row = LISTS[name]
     screen = Terminal()
     Printer(Format.TABLE, out=screen).rows(columns, [row])
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
-    assert max(map(len, shown.splitlines())) <= 80
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert max(map(len, text.splitlines())) <= 80
     for column, value in zip(columns, row, strict=True):
         if column.kind is not Kind.TEXT and not column.detail:
-            assert for_people(column, value, short=True) in shown, column
+            assert for_people(column, value, short=True) in text, column
     wide = Terminal()
     Printer(Format.TABLE, wide=True, out=wide).rows(columns, [row])
     assert all(for_people(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
@@ -202,11 +202,11 @@ def test_a_list_that_is_too_wide_wraps_titles_and_then_becomes_records(
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("seconds", "expected"),
     [(0, "00:00:00"), (61, "00:01:01"), (86_399, "23:59:59"), (187_261, "2-04:01:01")],
 )
-def test_durations_as_slurm_writes_them(text: int, shown: str) -> None:
-    assert for_people(Column("t", "t", Kind.SECONDS), text) == shown
+def test_durations_as_slurm_writes_them(seconds: int, expected: str) -> None:
+    assert for_people(Column("t", "t", Kind.SECONDS), seconds) == expected
 
 
 def test_an_empty_table_prints_a_note() -> None:
@@ -251,7 +251,7 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("plain ~ text", "plain ~ text"),
         ("Grüße 山", "Grüße 山"),
@@ -261,8 +261,8 @@ def test_times_beyond_the_calendar_stay_numbers() -> None:
         ("\ud800", "\\ud800"),
     ],
 )
-def test_plain_escapes_terminal_control_codes(text: str, shown: str) -> None:
-    assert plain(text) == shown
+def test_plain_escapes_terminal_control_codes(text: str, expected: str) -> None:
+    assert plain(text) == expected
 
 
 def test_plain_keeps_the_given_characters() -> None:
@@ -272,12 +272,12 @@ def test_plain_keeps_the_given_characters() -> None:
 async def test_waiting_for_several_jobs_keeps_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, left = [0.0], []  # type: tuple[list[float], list[float | None]]
+    clock, timeouts = [0.0], []  # type: tuple[list[float], list[float | None]]
 
     async def follow(
         _context: object, _contracts: object, _job: int, timeout: float | None, **_: object
     ) -> Any:
-        left.append(timeout)
+        timeouts.append(timeout)
         clock[0] += 4
         return SimpleNamespace(exit_code=0)
 
@@ -291,7 +291,7 @@ async def test_waiting_for_several_jobs_keeps_the_timeout(
     contracts: Any = None
     assert await job_commands.wait_for_all(context, contracts, (1, 2, 3), 6.0) == 0
     assert await job_commands.wait_for_all(context, contracts, (4,), None) == 0
-    assert left == [6.0, 2.0, 0.0, None]
+    assert timeouts == [6.0, 2.0, 0.0, None]
 
 
 def test_a_column_name_means_the_same_in_every_command() -> None:

@@ -49,8 +49,8 @@ TREE = dict(walk())
 def test_every_file_of_commands_is_in_the_table() -> None:
     folder = Path(deepsquare_chain.cli.__file__).parent
     files = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    listed = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
-    assert files - NO_COMMANDS == listed
+    modules = {part.module for part in (*COMMANDS.values(), *GROUPS.values())}
+    assert files - NO_COMMANDS == modules
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -79,11 +79,11 @@ def test_the_documented_commands_are_there() -> None:
         "devnet": "up",
         "config": "show",
     }
-    wanted = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
-    wanted |= {
+    documented = {(noun, verb) for noun, verbs in groups.items() for verb in verbs.split()}
+    documented |= {
         (name,) for name in ("demo", "validate", "convert", "schema", "quote", "submit", "doctor")
     }
-    assert wanted <= set(TREE)
+    assert documented <= set(TREE)
 
 
 @pytest.mark.parametrize("path", TREE, ids=" ".join)
@@ -95,24 +95,24 @@ def test_every_command_has_help_formats_and_settings(path: tuple[str, ...]) -> N
     assert {f"--{name.replace('_', '-')}" for name in SETTING_FLAGS} <= flags
     for parameter in command.params:
         assert getattr(parameter, "help", None) or parameter.param_type_name == "argument"
-    done = CliRunner().invoke(app, [*path, "--help"])
-    assert done.exit_code == 0
-    assert "Usage:" in done.output
+    result = CliRunner().invoke(app, [*path, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
 
 
 @pytest.mark.parametrize("name", ["", *GROUPS])
 def test_every_group_lists_its_commands(name: str) -> None:
-    done = CliRunner().invoke(app, [*([name] if name else []), "--help"])
-    assert done.exit_code == 0
-    own = [path[-1] for path in TREE if path[:-1] == ((name,) if name else ())]
-    assert all(value in done.output for value in (*own, *([] if name else GROUPS)))
+    result = CliRunner().invoke(app, [*([name] if name else []), "--help"])
+    assert result.exit_code == 0
+    group_commands = [path[-1] for path in TREE if path[:-1] == ((name,) if name else ())]
+    assert all(value in result.output for value in (*group_commands, *([] if name else GROUPS)))
 
 
-@pytest.mark.parametrize("words", [["jbo"], ["job", "gte"], ["job", "get", "--nonsense"]])
-def test_unknown_commands_are_usage_errors(words: list[str]) -> None:
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 2
-    assert "Traceback" not in done.output
+@pytest.mark.parametrize("arguments", [["jbo"], ["job", "gte"], ["job", "get", "--nonsense"]])
+def test_unknown_commands_are_usage_errors(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
 
 
 def test_the_roots_help_loads_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_no_help_loads_anything_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("arguments", "meant"),
     [
         (["--context", "main", "job", "list"], ["job", "list", "--context", "main"]),
         (["-o=json", "--wide", "jobs"], ["jobs", "-o=json", "--wide"]),
@@ -169,12 +169,12 @@ def test_no_help_loads_anything_heavy() -> None:
         (["--nonsense", "job"], ["--nonsense", "job"]),
     ],
 )
-def test_common_options_may_precede_the_verb(words: list[str], meant: list[str]) -> None:
-    assert behind_verb(words) == meant
+def test_common_options_may_precede_the_verb(arguments: list[str], meant: list[str]) -> None:
+    assert behind_verb(arguments) == meant
 
 
 @pytest.mark.parametrize(
-    ("words", "usage"),
+    ("arguments", "usage"),
     [
         (["jobs", "--help"], "deepsquare job list"),
         (["list", "--help"], "deepsquare job list"),
@@ -186,12 +186,12 @@ def test_common_options_may_precede_the_verb(words: list[str], meant: list[str])
         (["jbo"], "Did you mean job"),
     ],
 )
-def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> None:
-    assert usage in " ".join(CliRunner().invoke(app, words).output.replace("│", " ").split())
+def test_short_forms_work_or_name_the_command(arguments: list[str], usage: str) -> None:
+    assert usage in " ".join(CliRunner().invoke(app, arguments).output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("words", "listed"),
+    ("arguments", "expected"),
     [
         (["job", "get", "abc"], "'abc' is not a whole number from 1 to"),
         (["credit", "burn", "-5"], "'-5' is not a valid amount of credits"),
@@ -203,10 +203,12 @@ def test_short_forms_work_or_name_the_command(words: list[str], usage: str) -> N
         (["credit", "transfer", "0xab", "much"], "'much' is not a valid amount of credits"),
     ],
 )
-def test_invalid_values_are_named_with_the_allowed_ones(words: list[str], listed: str) -> None:
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 2
-    assert listed in " ".join(done.output.replace("│", " ").split())
+def test_invalid_values_are_named_with_the_allowed_ones(
+    arguments: list[str], expected: str
+) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert expected in " ".join(result.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mode", "code", "words"),
+    ("text", "mode", "code", "message"),
     [
         (KEY, 0o644, 2, "The key file key is readable by other users"),
         (KEY[:-2] + "zz", 0o600, 2, "This is not a private key"),
@@ -63,11 +63,11 @@ def test_a_key_file_becomes_a_wallet(folder: Path, text: str) -> None:
     ],
 )
 def test_an_unsafe_key_file_is_refused_without_quoting_it(
-    folder: Path, text: str | bytes, mode: int, code: int, words: str
+    folder: Path, text: str | bytes, mode: int, code: int, message: str
 ) -> None:
     write(folder / "key", text, mode)
     result = take("--key-file", "key")
-    assert (result.exit_code, words in result.output) == (code, True), result.output
+    assert (result.exit_code, message in result.output) == (code, True), result.output
     assert KEY[:20] not in result.output
     assert not (folder / "new.json").exists()
 
@@ -78,14 +78,14 @@ def test_a_missing_key_file_is_named(folder: Path) -> None:
     assert "There is no key file nowhere" in result.output
 
 
-def test_two_sources_are_one_too_many(folder: Path) -> None:
+def test_two_sources_of_a_key_are_refused(folder: Path) -> None:
     write(folder / "key", KEY)
     result = take("--key-file", "key", "--from", "other.json")
     assert result.exit_code == 2
     assert "--from, --key-file and --mnemonic" in result.output
 
 
-def test_without_a_terminal_the_ways_in_are_named() -> None:
+def test_without_a_terminal_the_possible_options_are_named() -> None:
     result = take()
     assert result.exit_code == 8
     assert "--key-file" in result.output
@@ -107,8 +107,8 @@ def test_a_key_or_a_keystore_comes_through_a_pipe(folder: Path) -> None:
     wallet.import_key(folder / "old.json", KEY, SECRET, light=True)
     keystore = (folder / "old.json").read_text()
     for text, flag, file in ((KEY, "--key-file", "a.json"), (keystore, "--from", "b.json")):
-        done = pipe(text, file, flag, "-")
-        assert done.returncode == 0, done.stderr
+        result = pipe(text, file, flag, "-")
+        assert result.returncode == 0, result.stderr
         assert wallet.load_account(file, folder / "password").key == bytes.fromhex(KEY)
     assert pipe("{}", "c.json", "--from", "-").returncode == 2
 

@@ -98,18 +98,18 @@ def bill(**changes: Any) -> Bill:
     return Bill(**(values | {"gas_wei": 5, "gas_balance": 5} | changes))
 
 
-def test_a_bill_that_can_be_paid_to_the_wei_is_accepted() -> None:
+def test_a_balance_that_covers_the_bill_to_the_wei_is_accepted() -> None:
     bill().check()
     assert not bill().approval
     assert bill(allowance=9).approval
 
 
 @pytest.mark.parametrize("short", [{"balance": 9}, {"gas_balance": 4}, {"gas_balance": 0}])
-def test_a_bill_that_lacks_a_wei_is_refused_with_a_hint(short: dict[str, int]) -> None:
-    with pytest.raises(InsufficientFundsError) as caught:
+def test_a_balance_that_lacks_a_wei_is_refused_with_a_hint(short: dict[str, int]) -> None:
+    with pytest.raises(InsufficientFundsError) as error_info:
         bill(**short).check()
-    assert caught.value.exit_code == 5
-    assert "faucet" in caught.value.hint
+    assert error_info.value.exit_code == 5
+    assert "faucet" in error_info.value.hint
 
 
 # ----------------------------------------------------------------- quotes
@@ -123,7 +123,7 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("provider", "terms", "now", "silent", "words"),
+    ("provider", "terms", "now", "silent", "message"),
     [
         ({"status": ProviderStatus.BANNED}, {}, 0, False, "banned"),
         ({"status": ProviderStatus.WAITING_APPROVAL}, {}, 0, False, "waiting approval"),
@@ -138,14 +138,14 @@ def test_quote_prices_the_limit_and_the_escrow() -> None:
     ],
 )
 def test_quote_gives_the_reason(
-    provider: dict[str, Any], terms: dict[str, Any], now: int, silent: bool, words: str
+    provider: dict[str, Any], terms: dict[str, Any], now: int, silent: bool, message: str
 ) -> None:
     result = quote(replace(PROVIDER, **provider), replace(TERMS, **terms), now=now, silent=silent)
-    assert words in result.refusal
+    assert message in result.refusal
     assert not result.eligible
 
 
-def test_cheapest_passes_over_those_that_refuse() -> None:
+def test_the_cheapest_offer_skips_providers_that_are_not_eligible() -> None:
     free = quote(replace(PROVIDER, prices=Prices(0, 0, 0)), TERMS, now=0)
     good = quote(PROVIDER, TERMS, now=0)
     assert cheapest([free, good]) is good
@@ -207,8 +207,8 @@ class FakeScheduler:
             self._records[record.id].append(record)
 
     async def get_job(self, job_id: int) -> Job:
-        left = self._records[job_id]
-        return left.pop(0) if len(left) > 1 else left[0]
+        responses = self._records[job_id]
+        return responses.pop(0) if len(responses) > 1 else responses[0]
 
     async def job_count(self) -> int:
         return len(self._records)
@@ -258,15 +258,15 @@ async def test_watch_follows_every_successor(monkeypatch: pytest.MonkeyPatch) ->
         return {number: messages[number] for number in ids}
 
     monkeypatch.setattr(client_jobs, "histories", histories)
-    seen: list[tuple[int, JobStatus]] = []
+    changes: list[tuple[int, JobStatus]] = []
     result = await watch(
         FakeContracts(*records),  # type: ignore[arg-type]
         1,
         interval=0,
-        on_change=lambda job: seen.append((job.id, job.status)),
+        on_change=lambda job: changes.append((job.id, job.status)),
     )
     assert (result.job.id, result.exit_code) == (2, 0)
-    assert seen == [(record.id, record.status) for record in records]
+    assert changes == [(record.id, record.status) for record in records]
 
 
 async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,13 +274,13 @@ async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPa
         return {number: History(number, exit_code=0) for number in ids}
 
     monkeypatch.setattr(client_jobs, "histories", histories)
-    looks = client_jobs.POLLS_BEFORE_EXPLANATION + 1
+    polls = client_jobs.POLLS_BEFORE_EXPLANATION + 1
     claimed = replace(JOB, status=JobStatus.META_SCHEDULED, provider_id=1)
     records = (
-        *(JOB for _ in range(2 * looks)),
-        *(claimed for _ in range(looks)),
+        *(JOB for _ in range(2 * polls)),
+        *(claimed for _ in range(polls)),
         # A job that runs is where it should be, for however long.
-        *(replace(JOB, status=JobStatus.RUNNING) for _ in range(4 * looks)),
+        *(replace(JOB, status=JobStatus.RUNNING) for _ in range(4 * polls)),
         replace(JOB, status=JobStatus.FINISHED),
     )
     rested: list[JobStatus] = []
@@ -349,9 +349,9 @@ async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.Monkey
 
 
 async def test_watch_gives_up_in_time() -> None:
-    with pytest.raises(WaitTimeoutError) as caught:
+    with pytest.raises(WaitTimeoutError) as error_info:
         await watch(FakeContracts(JOB), 1, interval=0, timeout=0)  # type: ignore[arg-type]
-    assert "PENDING" in caught.value.message
+    assert "PENDING" in error_info.value.message
 
 
 # ------------------------------------------------------------------ lists
@@ -376,38 +376,40 @@ async def test_newest_jobs_of_one_customer(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("deepsquare_chain.client.jobs._PAGE", 2)
     records = [replace(JOB, id=n, customer=ALICE if n % 2 else JURA) for n in range(1, 8)]
     contracts: Any = FakeContracts(*records)
-    everything = set(JobStatus)
-    result = await newest(contracts, limit=3, customer=ALICE, statuses=everything)
+    all_statuses = set(JobStatus)
+    result = await newest(contracts, limit=3, customer=ALICE, statuses=all_statuses)
     assert [(job.id, messages.name) for job, messages in result] == [
         (7, "job 7"),
         (5, "job 5"),
         (3, "job 3"),
     ]
-    named = await newest(contracts, limit=3, statuses=everything, names=["job [24]", "none"])
-    assert [job.id for job, _ in named] == [4, 2]
-    assert await newest(contracts, limit=3, provider_id=4, statuses=everything) == []
+    named_jobs = await newest(contracts, limit=3, statuses=all_statuses, names=["job [24]", "none"])
+    assert [job.id for job, _ in named_jobs] == [4, 2]
+    assert await newest(contracts, limit=3, provider_id=4, statuses=all_statuses) == []
 
 
-@pytest.mark.parametrize(("lost", "given"), [(0, 0), (1, 0), (3, 1), (7, 3)])
+@pytest.mark.parametrize(
+    ("lost_allowances", "expected_approvals"), [(0, 0), (1, 0), (3, 1), (7, 3)]
+)
 async def test_an_allowance_that_another_folder_uses_up_is_given_again(
-    monkeypatch: pytest.MonkeyPatch, lost: int, given: int
+    monkeypatch: pytest.MonkeyPatch, lost_allowances: int, expected_approvals: int
 ) -> None:
-    """Each allowance is tried twice; the first `lost` payments find it used by another submission."""
+    """Each allowance is tried twice; the first `lost_allowances` payments find it used by another submission."""
     monkeypatch.setattr(submission, "_ALLOWANCE_RETRIES", (2, 0.0))
-    done: list[str] = []
+    approvals: list[str] = []
 
     async def pay() -> Any:
-        done.append("pay")
-        if done.count("pay") <= lost:
+        approvals.append("pay")
+        if approvals.count("pay") <= lost_allowances:
             raise reverts.ERC20InsufficientAllowance
         return "a receipt"
 
     async def allow() -> None:
-        done.append("allow")
+        approvals.append("allow")
 
     assert await submission.pay_with_allowance(pay, allow) == "a receipt"
-    assert done.count("allow") == given
-    assert done.count("pay") == lost + 1
+    assert approvals.count("allow") == expected_approvals
+    assert approvals.count("pay") == lost_allowances + 1
 
 
 async def test_an_allowance_that_is_always_used_up_is_reported(

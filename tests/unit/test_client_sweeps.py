@@ -48,9 +48,9 @@ def test_arrays_as_slurm_writes_them(text: str, indices: tuple[int, ...], thrott
     "text", ["", "0", "x", "5-1", "1-", "1,1", "1-3%0", "1-3%", "1-3:0", "-1", "1-999999999", "251"]
 )
 def test_invalid_arrays_are_refused(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error_info:
         parse_array(text)
-    assert caught.value.hint
+    assert error_info.value.hint
 
 
 def test_the_jobs_of_an_array_share_terms_and_differ_in_their_index() -> None:
@@ -132,7 +132,7 @@ def contracts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("words", "ids"),
+    ("arguments", "ids"),
     [
         (["3"], [3]),
         (["2-4", "3"], [2, 3, 4]),
@@ -143,21 +143,21 @@ def contracts(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 async def test_jobs_by_ids_ranges_submissions_and_names(
-    contracts: Any, words: list[str], ids: list[int]
+    contracts: Any, arguments: list[str], ids: list[int]
 ) -> None:
     """Names and submissions never select another customer's jobs."""
-    assert await select(contracts, words, lambda: ALICE) == ids
+    assert await select(contracts, arguments, lambda: ALICE) == ids
 
 
-@pytest.mark.parametrize("word", ["nothing", "sub-00000000", "", "5-3"])
-async def test_invalid_names_of_jobs(contracts: Any, word: str) -> None:
-    with pytest.raises((NotFoundError, UsageError)) as caught:
-        await select(contracts, [word], lambda: ALICE)
-    assert caught.value.hint
+@pytest.mark.parametrize("text", ["nothing", "sub-00000000", "", "5-3"])
+async def test_invalid_names_of_jobs(contracts: Any, text: str) -> None:
+    with pytest.raises((NotFoundError, UsageError)) as error_info:
+        await select(contracts, [text], lambda: ALICE)
+    assert error_info.value.hint
 
 
 @pytest.mark.parametrize(
-    ("words", "after"),
+    ("arguments", "after"),
     [
         (["afterok:1"], [(Dependency.AFTER_OK, 1)]),
         (["5"], [(Dependency.AFTER_OK, 5)]),
@@ -167,14 +167,16 @@ async def test_invalid_names_of_jobs(contracts: Any, word: str) -> None:
     ],
 )
 async def test_dependencies_as_slurm_writes_them(
-    contracts: Any, words: list[str], after: list[Any]
+    contracts: Any, arguments: list[str], after: list[Any]
 ) -> None:
-    assert await parse_depends(contracts, words, lambda: ALICE) == after
+    assert await parse_depends(contracts, arguments, lambda: ALICE) == after
 
 
-@pytest.mark.parametrize("words", [["afterok:2"], ["afternotok:1"], ["afterok:"], ["afterok:99"]])
+@pytest.mark.parametrize(
+    "arguments", [["afterok:2"], ["afternotok:1"], ["afterok:"], ["afterok:99"]]
+)
 async def test_impossible_dependencies_are_refused_before_payment(
-    contracts: Any, words: list[str]
+    contracts: Any, arguments: list[str]
 ) -> None:
     with pytest.raises((NotFoundError, UsageError)):
-        await parse_depends(contracts, words, lambda: ALICE)
+        await parse_depends(contracts, arguments, lambda: ALICE)

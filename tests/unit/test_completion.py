@@ -22,22 +22,22 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-def bash(home: Path, script: str, *words: str) -> str:
+def bash(home: Path, script: str, *arguments: str) -> str:
     env = {key: value for key, value in os.environ.items() if "DEEPSQUARE" not in key.upper()}
     env |= {"HOME": str(home), "PATH": f"{PROGRAM.parent}{os.pathsep}{env['PATH']}"}
-    command = [shutil.which("bash") or "bash", "--norc", "-c", script, "bash", *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
+    command = [shutil.which("bash") or "bash", "--norc", "-c", script, "bash", *arguments]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
 
 
 def test_bash_completes_commands_verbs_and_options(tmp_path: Path) -> None:
     # Two commands: with one, bash is replaced by it, and the shell is searched among the processes.
     bash(tmp_path, "deepsquare --install-completion bash && true")
 
-    def complete(*words: str) -> set[str]:
-        return set(bash(tmp_path, ASK, "deepsquare", *words).split())
+    def complete(*arguments: str) -> set[str]:
+        return set(bash(tmp_path, ASK, "deepsquare", *arguments).split())
 
     assert complete("sub") == {"submit"}
     assert complete("job", "wa") == {"watch"}

@@ -54,9 +54,9 @@ def test_any_name_is_quoted(tmp_path: Path, name: str) -> None:
 def test_a_file_that_can_not_be_changed_safely_stays(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match="can't be changed") as refused:
+    with pytest.raises(UsageError, match="can't be changed") as error_info:
         choose_context(path, "main")
-    assert 'context = "main"' in refused.value.hint
+    assert 'context = "main"' in error_info.value.hint
     assert path.read_text() == text
 
 
@@ -80,16 +80,16 @@ def test_the_command_chooses_and_names_overriding_sources(
     path.parent.mkdir()
     # A choice that no longer exists must not keep anybody from making another.
     path.write_text('context = "gone"\n[contexts.test]\n[contexts.main]\n')
-    done = CliRunner().invoke(app, ["config", "use", "main", "-o", "json"])
-    assert done.exit_code == 0
-    used = {item["name"]: item["used"] for item in json.loads(done.stdout)}
-    assert {name for name, is_used in used.items() if is_used} == {"main"}
-    assert {"test", "sepolia", "base-sepolia", "arbitrum-sepolia"} <= set(used)
+    result = CliRunner().invoke(app, ["config", "use", "main", "-o", "json"])
+    assert result.exit_code == 0
+    in_use = {item["name"]: item["used"] for item in json.loads(result.stdout)}
+    assert {name for name, is_used in in_use.items() if is_used} == {"main"}
+    assert {"test", "sepolia", "base-sepolia", "arbitrum-sepolia"} <= set(in_use)
     assert tomllib.loads(path.read_text())["context"] == "main"
-    refused = CliRunner().invoke(app, ["config", "use", "prod"])
-    assert refused.exit_code == 2
-    assert "Contexts: arbitrum-sepolia, base-sepolia, main, sepolia, test;" in refused.stderr
+    refusal = CliRunner().invoke(app, ["config", "use", "prod"])
+    assert refusal.exit_code == 2
+    assert "Contexts: arbitrum-sepolia, base-sepolia, main, sepolia, test;" in refusal.stderr
     monkeypatch.setenv("DEEPSQUARE_CONTEXT", "test")
-    done = CliRunner().invoke(app, ["config", "use", "main"])
-    assert done.exit_code == 0
-    assert "the environment (DEEPSQUARE_CONTEXT) overrides it" in done.stderr
+    result = CliRunner().invoke(app, ["config", "use", "main"])
+    assert result.exit_code == 0
+    assert "the environment (DEEPSQUARE_CONTEXT) overrides it" in result.stderr

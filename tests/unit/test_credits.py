@@ -126,9 +126,9 @@ def test_any_text_is_an_amount_or_refused(text: str) -> None:
 )
 def test_hourly_prices_are_shown_as_they_were_entered(text: str) -> None:
     """Rates are stored as whole wei per second, which 1 credit per hour is not."""
-    kept = parse_credits(text) // 3_600
-    assert hourly(kept) == text
-    assert parse_credits(hourly(kept)) // 3_600 == kept
+    per_second = parse_credits(text) // 3_600
+    assert hourly(per_second) == text
+    assert parse_credits(hourly(per_second)) // 3_600 == per_second
 
 
 def test_a_rate_of_many_parts_is_shown_as_their_sum() -> None:
@@ -274,5 +274,5 @@ def test_fitting_equals_packing_tasks_one_by_one(hardware: Hardware, resources: 
             node[0] -= resources.cpus_per_task
             node[1] -= resources.cpus_per_task * resources.mem_per_cpu
             placed += 1
-    boundless = Offer(10**6, 10**9, 0)
-    assert fits(hardware, boundless, resources) == (placed >= resources.tasks)
+    unlimited = Offer(10**6, 10**9, 0)
+    assert fits(hardware, unlimited, resources) == (placed >= resources.tasks)

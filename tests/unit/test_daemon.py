@@ -121,8 +121,8 @@ async def test_failures_back_off_exponentially_and_are_forgotten_after_success(
     errors = [EndpointError(f"down {n}", hint="start it") for n in range(4)]
     service = Service(*errors, None, EndpointError("again"), None)
     daemon = make(service, min_backoff=0.05, max_backoff=0.15, interval=0.0)
-    seen: list[tuple[str, bool]] = []
-    service.steps[4] = lambda: seen.append((daemon.state, daemon.ready.is_set()))
+    reports: list[tuple[str, bool]] = []
+    service.steps[4] = lambda: reports.append((daemon.state, daemon.ready.is_set()))
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -131,9 +131,9 @@ async def test_failures_back_off_exponentially_and_are_forgotten_after_success(
     monkeypatch.setattr(daemon, "_pause", pause)
     with capture_logs() as logs:
         await run(daemon)
-    for seconds, wanted in zip(pauses, [0.05, 0.1, 0.15, 0.15, 0.0, 0.05, 0.0], strict=True):
-        assert wanted * 0.8 <= seconds <= wanted
-    assert seen == [("failing", False)]
+    for seconds, expected in zip(pauses, [0.05, 0.1, 0.15, 0.15, 0.0, 0.05, 0.0], strict=True):
+        assert expected * 0.8 <= seconds <= expected
+    assert reports == [("failing", False)]
     assert (daemon.failures, daemon.failures_in_row, daemon.last_error) == (5, 0, "")
     failed = [line for line in logs if line["event"] == "cycle failed"]
     assert [line["failures_in_row"] for line in failed] == [1, 2, 3, 4, 1]
@@ -158,9 +158,9 @@ async def test_stop_cuts_every_pause_short() -> None:
         service = Service(step, then_stop=False)
         daemon = make(service, interval=60, min_backoff=60)
         asyncio.get_running_loop().call_later(0.05, daemon.stop.set)
-        began = time.monotonic()
+        start = time.monotonic()
         await run(daemon)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - start < 30
         assert len(service.times) == 1
 
 
@@ -188,18 +188,18 @@ async def test_fatal_errors_end_the_daemon_after_its_close() -> None:
 
 
 async def test_slow_cycle_is_a_failure_and_is_cut_off() -> None:
-    ended: list[str] = []
+    cancelled: list[str] = []
 
     async def slow() -> None:
         try:
             await asyncio.sleep(60)
         finally:
-            ended.append("cut")
+            cancelled.append("cut")
 
     service = Service(slow, None)
     daemon = make(service, timeout=0.05)
     await run(daemon)
-    assert ended == ["cut"]
+    assert cancelled == ["cut"]
     assert daemon.failures == 1
 
 
@@ -212,17 +212,17 @@ async def test_cycle_that_cancels_itself_is_a_failure() -> None:
 
 
 async def test_stop_lets_the_running_cycle_finish_within_the_grace() -> None:
-    done: list[str] = []
+    finished: list[str] = []
 
     async def work() -> None:
         await asyncio.sleep(0.2)
-        done.append("whole")
+        finished.append("whole")
 
     service = Service(work, then_stop=False)
     daemon = make(service)
     asyncio.get_running_loop().call_later(0.05, daemon.stop.set)
     await run(daemon)
-    assert done == ["whole"]
+    assert finished == ["whole"]
     assert daemon.cycles == 1
 
     async def endless() -> None:
@@ -297,9 +297,9 @@ async def test_signals_stop_it_and_a_second_one_cuts_the_cycle_off(number: int) 
     daemon.on_close("part", lambda: closed.append("part"))
     asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), number)
     before = signal.getsignal(number)
-    began = time.monotonic()
+    start = time.monotonic()
     await run(daemon)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
     assert closed == ["part"]
     assert daemon.cycles == 1
     assert signal.getsignal(number) is before
@@ -307,14 +307,18 @@ async def test_signals_stop_it_and_a_second_one_cuts_the_cycle_off(number: int) 
 
 async def test_status_file_is_whole_at_every_moment(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    seen: list[dict[str, Any]] = []
+    statuses: list[dict[str, Any]] = []
     service = Service(None, EndpointError("http://u:hunter2@node"), None)
     daemon = make(service, status_file=path)
-    service.steps[2] = lambda: seen.append(json.loads(path.read_text()))
+    service.steps[2] = lambda: statuses.append(json.loads(path.read_text()))
     await run(daemon)
-    assert (seen[0]["state"], seen[0]["failures"], seen[0]["ready"]) == ("failing", 1, False)
-    assert "EndpointError" in seen[0]["last_error"]
-    assert "hunter2" not in path.read_text() + str(seen)
+    assert (statuses[0]["state"], statuses[0]["failures"], statuses[0]["ready"]) == (
+        "failing",
+        1,
+        False,
+    )
+    assert "EndpointError" in statuses[0]["last_error"]
+    assert "hunter2" not in path.read_text() + str(statuses)
     last = json.loads(path.read_text())
     assert (last["state"], last["cycles"], last["pid"]) == ("stopped", 3, os.getpid())
     assert os.listdir(tmp_path) == ["status.json"]
@@ -329,28 +333,28 @@ async def test_a_status_that_cannot_be_written_does_not_end_the_daemon(tmp_path:
 
 async def test_health_notices_a_cycle_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepsquare_chain.daemon.loop._HUNG_AFTER", 0.0)
-    seen = []
+    checks = []
     service = Service(None, None)
     daemon = make(service)
-    service.steps[1] = lambda: seen.append((daemon.health().live, daemon.health().ready))
+    service.steps[1] = lambda: checks.append((daemon.health().live, daemon.health().ready))
     await run(daemon)
-    assert seen == [(False, True)]
+    assert checks == [(False, True)]
     assert daemon.health().details["name"] == "test"
 
 
 async def test_a_service_reports_why_it_is_not_ready() -> None:
     reason = ""
-    seen: list[tuple[bool, bool, str]] = []
+    states: list[tuple[bool, bool, str]] = []
     service = Service(None, None, None)
 
     def look() -> None:
         nonlocal reason
         health = daemon.health()
-        seen.append((health.ready, health.details["ready"], health.details["unready"]))
+        states.append((health.ready, health.details["ready"], health.details["unready"]))
         reason = "the node lags"
 
     daemon = make(service)
     daemon.unready = lambda: reason
     service.steps[1] = service.steps[2] = look
     await run(daemon)
-    assert seen == [(True, True, ""), (False, False, "the node lags")]
+    assert states == [(True, True, ""), (False, False, "the node lags")]

@@ -39,9 +39,9 @@ barrier.wait()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has arenas for each thread")
 def test_threads_share_two_arenas(tmp_path: Path) -> None:
-    def arenas(how: str) -> int:
-        account = tmp_path / how
-        subprocess.run([sys.executable, "-c", THREADS, account, how], check=True)
+    def arenas(setting: str) -> int:
+        account = tmp_path / setting
+        subprocess.run([sys.executable, "-c", THREADS, account, setting], check=True)
         return account.read_text().count("<heap nr=")
 
     assert arenas("shared") <= 2 < arenas("each its own")
@@ -72,10 +72,10 @@ print(libc.mallinfo2().hblkhd - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc learns from what was freed")
 def test_large_blocks_are_mapped_alone() -> None:
-    def mapped(how: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", BLOCKS, how], check=True, capture_output=True, text=True
+    def mapped(setting: str) -> int:
+        result = subprocess.run(
+            [sys.executable, "-c", BLOCKS, setting], check=True, capture_output=True, text=True
         )
-        return int(done.stdout)
+        return int(result.stdout)
 
     assert mapped("bounded") >= 4 << 20 > mapped("as it is")

@@ -64,9 +64,9 @@ async def test_invalid_digests_are_not_found(store: FolderDefinitionStore, key: 
 async def test_other_bytes_are_never_returned(store: FolderDefinitionStore, stored: bytes) -> None:
     key = await store.put(DATA)
     file_of(store).write_bytes(stored)
-    with pytest.raises(DefinitionMismatch, match="does not contain the definition") as caught:
+    with pytest.raises(DefinitionMismatch, match="does not contain the definition") as error_info:
         await store.get(key)
-    assert caught.value.hint
+    assert error_info.value.hint
     # Submitting again restores it.
     await store.put(DATA)
     assert await store.get(key) == DATA
@@ -81,18 +81,18 @@ async def test_a_definition_has_a_bounded_size(store: FolderDefinitionStore) -> 
 async def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = FolderDefinitionStore(tmp_path / "file" / "definitions")
-    with pytest.raises(GridError, match="can't be kept") as caught:
+    with pytest.raises(GridError, match="can't be kept") as error_info:
         await store.put(DATA)
-    assert "store" in caught.value.hint
+    assert "store" in error_info.value.hint
 
 
-async def test_trouble_of_the_folder_is_not_a_missing_definition(
+async def test_an_error_of_the_folder_is_not_a_missing_definition(
     store: FolderDefinitionStore,
 ) -> None:
     file_of(store).mkdir(parents=True)
-    with pytest.raises(GridError, match="can't be read") as caught:
+    with pytest.raises(GridError, match="can't be read") as error_info:
         await store.get(digest(DATA))
-    assert not isinstance(caught.value, NotFoundError | DefinitionMismatch)
+    assert not isinstance(error_info.value, NotFoundError | DefinitionMismatch)
 
 
 async def test_a_failed_write_leaves_nothing_behind(
@@ -115,7 +115,7 @@ async def test_many_at_once(store: FolderDefinitionStore) -> None:
     assert len(list(store.path.iterdir())) == 10
 
 
-def test_providers_that_read_a_folder_leave_a_mark_that_grows_old(tmp_path: Path) -> None:
+def test_the_last_read_of_a_folder_by_each_provider_is_recorded(tmp_path: Path) -> None:
     store = FolderDefinitionStore(tmp_path / "store")
     assert store.readers() == []
     store.mark_reader("0xAB")

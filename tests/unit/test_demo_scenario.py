@@ -23,7 +23,7 @@ PART = ScenarioJob("work", "alice", (JobStatus.PANICKED, JobStatus.FINISHED), ex
 BASE = job(1, status=JobStatus.PANICKED, provider_id=1, retries_left=1)
 
 
-def good() -> tuple[dict[int, Job], dict[int, History]]:
+def expected_result() -> tuple[dict[int, Job], dict[int, History]]:
     jobs = {1: BASE, 2: replace(BASE, id=2, status=JobStatus.FINISHED, retry_of=1)}
     histories = {
         1: History(1, provider="0xB", successor=2),
@@ -32,34 +32,34 @@ def good() -> tuple[dict[int, Job], dict[int, History]]:
     return jobs, histories
 
 
-def judged(jobs: dict[int, Job], histories: dict[int, History]) -> list[str]:
+def problems_of(jobs: dict[int, Job], histories: dict[int, History]) -> list[str]:
     return problems([PART], job_chains({1: PART}, histories), jobs, histories)
 
 
-def test_a_good_end_has_no_problems() -> None:
-    assert judged(*good()) == []
+def test_an_expected_result_has_no_problems() -> None:
+    assert problems_of(*expected_result()) == []
 
 
-def test_every_bad_end_is_reported() -> None:
-    jobs, histories = good()
+def test_every_unexpected_result_is_reported() -> None:
+    jobs, histories = expected_result()
     assert "never submitted" in problems([PART], [], jobs, histories)[0]
-    jobs, histories = good()
+    jobs, histories = expected_result()
     jobs[2] = replace(jobs[2], status=JobStatus.FAILED)
-    assert "PANICKED then FAILED" in judged(jobs, histories)[0]
-    jobs, histories = good()
+    assert "PANICKED then FAILED" in problems_of(jobs, histories)[0]
+    jobs, histories = expected_result()
     histories[1].successor = None
-    assert "ended PANICKED, not PANICKED then FINISHED" in judged(jobs, histories)[0]
-    jobs, histories = good()
+    assert "ended PANICKED, not PANICKED then FINISHED" in problems_of(jobs, histories)[0]
+    jobs, histories = expected_result()
     histories[2].exit_code = 1
-    assert "exit code 1" in judged(jobs, histories)[0]
-    jobs, histories = good()
+    assert "exit code 1" in problems_of(jobs, histories)[0]
+    jobs, histories = expected_result()
     histories[2].provider = "0xB"
-    assert "same provider" in judged(jobs, histories)[0]
+    assert "same provider" in problems_of(jobs, histories)[0]
 
 
 def test_the_scenario_has_every_final_status() -> None:
-    ends = {status for scenario_job in SCENARIO for status in scenario_job.ends}
-    assert ends == {status for status in JobStatus if status.is_final}
+    statuses = {status for scenario_job in SCENARIO for status in scenario_job.ends}
+    assert statuses == {status for status in JobStatus if status.is_final}
 
 
 @pytest.mark.parametrize("scenario_job", SCENARIO, ids=lambda scenario_job: scenario_job.name)
@@ -73,14 +73,14 @@ ROW = Row(1, "[b]x\x1b", "alice", JobStatus.PENDING, "", 10**18, None, 5 * 10**9
 
 
 def test_display_without_a_terminal_prints_changes_once() -> None:
-    out = io.StringIO()
-    with DemoDisplay(Console(file=out, width=200), "title") as board:
+    output = io.StringIO()
+    with DemoDisplay(Console(file=output, width=200), "title") as board:
         board.show([ROW])
         board.show([ROW])
-        done = replace(ROW, status=JobStatus.FINISHED, provider="alpine", used=10**17)
-        board.show([done])
+        finished_row = replace(ROW, status=JobStatus.FINISHED, provider="alpine", used=10**17)
+        board.show([finished_row])
         board.print_output("x", 1, "hi\x1b[2J[red]")
-    text = out.getvalue()
+    text = output.getvalue()
     assert text.count("PENDING") == 1
     assert "FINISHED at alpine, used 0.1 credits" in text
     assert "x#1 | hi\\x1b[2J[red]" in text
@@ -88,13 +88,13 @@ def test_display_without_a_terminal_prints_changes_once() -> None:
 
 
 def test_board_on_a_terminal_shows_a_table() -> None:
-    out = io.StringIO()
-    console = Console(file=out, width=120, force_terminal=True, color_system=None)
+    output = io.StringIO()
+    console = Console(file=output, width=120, force_terminal=True, color_system=None)
     with DemoDisplay(console, "title") as board:
         board.show([ROW])
         board.step("now this")
-    assert "gas (gwei)" in out.getvalue()
-    assert "now this" in out.getvalue()
+    assert "gas (gwei)" in output.getvalue()
+    assert "now this" in output.getvalue()
 
 
 class EmptyGrid:

@@ -66,7 +66,7 @@ def test_no_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"chain_id": "1"}, "chain_id is not a number"),
         ({"chain_id": True}, "chain_id is not a number"),
@@ -80,11 +80,11 @@ def test_no_record(tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_invalid_records_name_the_cause(
-    tmp_path: Path, change: dict[str, Any], words: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "deployment.json"
     path.write_text(json.dumps(json.loads(RECORD.to_json()) | change))
-    with pytest.raises(UsageError, match=words) as error:
+    with pytest.raises(UsageError, match=message) as error:
         Deployment.load(path)
     assert str(path) in error.value.message
 
@@ -116,8 +116,10 @@ def test_code_matches_whatever_its_immutables(name: str) -> None:
     assert artifact.matches(bytes(code))
     assert not artifact.matches(bytes(code[:-1]))
     assert not artifact.matches(b"")
-    taken = {at for start, length in artifact.immutables for at in range(start, start + length)}
-    other = next(at for at in range(len(code)) if at not in taken)
+    immutable_bytes = {
+        at for start, length in artifact.immutables for at in range(start, start + length)
+    }
+    other = next(at for at in range(len(code)) if at not in immutable_bytes)
     code[other] ^= 1
     assert not artifact.matches(bytes(code))
 

@@ -56,13 +56,13 @@ def key_file(tmp_path: Path) -> Path:
 
 def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "wallets" / "alice.age-key"
-    made, new = ensure_result_key(path)
+    key, new = ensure_result_key(path)
     assert new
     assert path.stat().st_mode & 0o777 == 0o600
-    again, new = ensure_result_key(path)
-    assert (again.recipient, new) == (made.recipient, False)
-    assert made.recipient in path.read_text()
-    assert made.decrypt(encrypt(b"secret", [made.recipient])) == b"secret"
+    same_key, new = ensure_result_key(path)
+    assert (same_key.recipient, new) == (key.recipient, False)
+    assert key.recipient in path.read_text()
+    assert key.decrypt(encrypt(b"secret", [key.recipient])) == b"secret"
 
 
 def test_the_first_key_of_a_file_is_encrypted_to_and_all_decrypt(key_file: Path) -> None:
@@ -77,9 +77,9 @@ def test_an_invalid_key_file_is_refused_and_not_replaced(tmp_path: Path, text: s
     path = tmp_path / "key"
     path.write_text(text)
     path.chmod(0o600)
-    for use in (load_result_key, ensure_result_key):
+    for open_key in (load_result_key, ensure_result_key):
         with pytest.raises(UsageError, match="does not contain an age key"):
-            use(path)
+            open_key(path)
     assert path.read_text() == text
 
 
@@ -94,12 +94,12 @@ def test_no_key_and_a_wrong_key_are_distinguished_from_altered_data(
 ) -> None:
     with pytest.raises(NotAuthorisedError, match="no key at"):
         find_result_key(tmp_path / "none", "It")
-    sealed = encrypt(b"secret" * 100, TO)
+    ciphertext = encrypt(b"secret" * 100, TO)
     stranger, _ = ensure_result_key(tmp_path / "stranger")
     with pytest.raises(NotAuthorisedError, match="encrypted to other keys"):
-        stranger.decrypt(sealed)
+        stranger.decrypt(ciphertext)
     key = load_result_key(key_file)
-    for altered in (sealed[:-1], sealed[:-1] + bytes([sealed[-1] ^ 1]), b"", b"age"):
+    for altered in (ciphertext[:-1], ciphertext[:-1] + bytes([ciphertext[-1] ^ 1]), b"", b"age"):
         with pytest.raises(AuditError, match="altered"):
             key.decrypt(altered)
 
@@ -119,17 +119,17 @@ def test_the_key_is_next_to_the_wallet_unless_its_path_is_given(tmp_path: Path) 
     wallet = tmp_path / "alice.json"
     assert Settings(keystore=wallet).result_key_file == tmp_path / "alice.json.age-key"
     assert Settings(state_dir=tmp_path).result_key_file == tmp_path / "results.age-key"
-    named = Settings(keystore=wallet, result_key=tmp_path / "key")
-    assert named.result_key_file == tmp_path / "key"
-    assert named.result_key_file in named.private_paths  # no job sees it
+    with_path = Settings(keystore=wallet, result_key=tmp_path / "key")
+    assert with_path.result_key_file == tmp_path / "key"
+    assert with_path.result_key_file in with_path.private_paths  # no job sees it
 
 
 def test_recipients_are_part_of_the_definition() -> None:
     plain = parse_job_file(JOB_FILE).definition
-    made = parse_job_file(JOB_FILE + f"recipients: [{TO[0]}]\n".encode()).definition
-    assert made.recipients == tuple(TO)
-    assert Definition.from_bytes(made.to_bytes()) == made
-    assert plain.encrypted_to(TO * 2) == made
+    definition = parse_job_file(JOB_FILE + f"recipients: [{TO[0]}]\n".encode()).definition
+    assert definition.recipients == tuple(TO)
+    assert Definition.from_bytes(definition.to_bytes()) == definition
+    assert plain.encrypted_to(TO * 2) == definition
     assert b"recipients" not in plain.to_bytes()
     # The last character is part of the checksum.
     last = "p" if TO[0].endswith("q") else "q"
@@ -154,29 +154,29 @@ def test_secrets_are_for_one_customer_and_the_providers_that_may_run_the_job(
     tmp_path: Path, key_file: Path
 ) -> None:
     secrets = {"TOKEN": "s3cret", "EMPTY": "", "LINES": "a\nb"}
-    sealed = encrypt_secrets(secrets, "0xABCD", TO)
-    assert "s3cret" not in sealed
-    assert b"s3cret" not in base64.b64decode(sealed)
+    ciphertext = encrypt_secrets(secrets, "0xABCD", TO)
+    assert "s3cret" not in ciphertext
+    assert b"s3cret" not in base64.b64decode(ciphertext)
     key = load_result_key(key_file)
-    assert decrypt_secrets(sealed, "0xabcd", key) == secrets
+    assert decrypt_secrets(ciphertext, "0xabcd", key) == secrets
     # Secrets copied into another customer's job can't be decrypted.
     with pytest.raises(NotAuthorisedError, match="another customer"):
-        decrypt_secrets(sealed, "0xabce", key)
+        decrypt_secrets(ciphertext, "0xabce", key)
     stranger, _ = ensure_result_key(tmp_path / "stranger")
     with pytest.raises(NotAuthorisedError, match="other keys"):
-        decrypt_secrets(sealed, "0xabcd", stranger)
-    for wrong in (base64.b64encode(encrypt(b"[]", TO)).decode(), "QUJD", sealed[:-8]):
+        decrypt_secrets(ciphertext, "0xabcd", stranger)
+    for wrong in (base64.b64encode(encrypt(b"[]", TO)).decode(), "QUJD", ciphertext[:-8]):
         with pytest.raises(AuditError):
             decrypt_secrets(wrong, "0xabcd", key)
 
 
 def test_a_definition_with_secrets_shows_none_of_them() -> None:
-    sealed = encrypt_secrets({"TOKEN": "s3cret", "LONG": "x" * 20_000}, "0xABCD", TO)
-    made = replace(parse_job_file(JOB_FILE).definition, secrets=sealed)
-    assert Definition.from_bytes(made.to_bytes()) == made
-    assert made.redacted()["secrets"] == "(hidden)"
+    ciphertext = encrypt_secrets({"TOKEN": "s3cret", "LONG": "x" * 20_000}, "0xABCD", TO)
+    definition = replace(parse_job_file(JOB_FILE).definition, secrets=ciphertext)
+    assert Definition.from_bytes(definition.to_bytes()) == definition
+    assert definition.redacted()["secrets"] == "(hidden)"
     with pytest.raises(JobFileError, match="base64"):
-        Definition.from_bytes(made.to_bytes().replace(sealed.encode(), b"not base64!"))
+        Definition.from_bytes(definition.to_bytes().replace(ciphertext.encode(), b"not base64!"))
 
 
 class Grid:
@@ -199,13 +199,15 @@ async def test_a_job_with_secrets_goes_to_providers_that_can_read_them(
     forged = {**secrets_labels(TO[0]), "secrets.key": str(OTHER.to_public())}
     grid = Grid({}, forged, secrets_labels(TO[0]))
     monkeypatch.setattr(job_file, "quotes", grid.quotes)
-    made, terms = await job_file.with_secrets(
+    definition, terms = await job_file.with_secrets(
         *(None, file.definition, file.terms(), {"TOKEN": "s3cret"}), customer="0xabcd"
     )
     assert terms.uses == f"gpu.model=h100,secrets:in:{secrets_labels(TO[0])['secrets']}"
     assert JobFlags.NO_SELF_SCHEDULING in terms.flags
-    assert made.secrets is not None
-    assert decrypt_secrets(made.secrets, "0xabcd", load_result_key(key_file)) == {"TOKEN": "s3cret"}
+    assert definition.secrets is not None
+    assert decrypt_secrets(definition.secrets, "0xabcd", load_result_key(key_file)) == {
+        "TOKEN": "s3cret"
+    }
     monkeypatch.setattr(job_file, "quotes", Grid({}, forged).quotes)
     with pytest.raises(UsageError, match="No eligible provider"):
         await job_file.with_secrets(

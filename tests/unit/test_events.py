@@ -129,8 +129,8 @@ def raw_log(name: str, values: tuple[Any, ...], **position: Any) -> dict[str, An
     topics = [keccak(text=signature_of(entry))]
     pairs = list(zip(indexed, kinds, values, strict=True))
     topics += [encode([kind], [value]) for is_indexed, kind, value in pairs if is_indexed]
-    rest = [(kind, value) for is_indexed, kind, value in pairs if not is_indexed]
-    data = encode([kind for kind, _ in rest], [value for _, value in rest])
+    data_fields = [(kind, value) for is_indexed, kind, value in pairs if not is_indexed]
+    data = encode([kind for kind, _ in data_fields], [value for _, value in data_fields])
     return {
         "address": A,
         "topics": ["0x" + topic.hex() for topic in topics],
@@ -150,12 +150,12 @@ def test_every_event_of_the_contracts_is_known() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_event(name: str) -> None:
-    values, wanted = CASES[name]
+    values, expected = CASES[name]
     log = decode_log(raw_log(name, values))
     assert log is not None
-    where = {"block_number": 16, "log_index": 2, "address": A}
+    position = {"block_number": 16, "log_index": 2, "address": A}
     hashes = {"block_hash": "0x" + "aa" * 32, "tx_hash": "0x" + "bb" * 32}
-    assert log == dataclasses.replace(wanted, **where, **hashes)
+    assert log == dataclasses.replace(expected, **position, **hashes)
     assert log.position == (16, 2)
 
 
@@ -178,9 +178,9 @@ def test_text_that_is_not_utf8_is_read_anyway() -> None:
     log = decode_log(raw)
     assert isinstance(log, events.LabelsChanged)
     assert log.labels == {"a": "\ufffd\ufffd"}
-    word = decode_log(raw_log("JobResult", (1, 0, WORD, b"\xff" * 32)))
-    assert isinstance(word, events.JobResult)
-    assert word.reason == "\ufffd" * 32
+    event = decode_log(raw_log("JobResult", (1, 0, WORD, b"\xff" * 32)))
+    assert isinstance(event, events.JobResult)
+    assert event.reason == "\ufffd" * 32
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_filter_names_the_class_and_its_indexed_fields() -> None:
     ]
     assert event_filter(events.JobSettled, provider=account) == [settled, None, word]
     assert event_filter(events.JobSettled) == [settled]
-    both = event_filter(events.JobSettled, events.JobCollected, provider=account)
-    assert both == [event_topics(events.JobSettled, events.JobCollected), None, word]
+    event_filters = event_filter(events.JobSettled, events.JobCollected, provider=account)
+    assert event_filters == [event_topics(events.JobSettled, events.JobCollected), None, word]
     with pytest.raises(AssertionError, match="at different places"):
         event_filter(events.JobSettled, events.JobTransition, provider=account)
     with pytest.raises(AssertionError, match="no indexed paid"):

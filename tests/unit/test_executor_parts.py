@@ -124,18 +124,18 @@ def follow(path: Path, position: int = 0) -> tuple[bytes, int]:
 def test_output_is_whole_or_has_both_ends(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], limit: int
 ) -> None:
-    everything = b"".join(pieces)
+    whole_output = b"".join(pieces)
     result = kept(tmp_path_factory.getbasetemp(), limit, pieces)
     assert len(result) <= limit
-    if result == everything:
+    if result == whole_output:
         return
-    assert len(everything) > limit - 80 - limit // 8
-    assert result[: limit // 2] == everything[: limit // 2]
-    head, _, rest = result[limit // 2 :].partition(b"[... ")
-    note, _, tail = rest.partition(b" bytes left out ...]\n")
+    assert len(whole_output) > limit - 80 - limit // 8
+    assert result[: limit // 2] == whole_output[: limit // 2]
+    head, _, after_gap = result[limit // 2 :].partition(b"[... ")
+    note, _, tail = after_gap.partition(b" bytes left out ...]\n")
     assert head == b"\n"
-    assert everything.endswith(tail)
-    assert int(note) + limit // 2 + len(tail) == len(everything)
+    assert whole_output.endswith(tail)
+    assert int(note) + limit // 2 + len(tail) == len(whole_output)
 
 
 def test_output_flows_while_it_is_written(tmp_path: Path) -> None:
@@ -227,8 +227,8 @@ def test_run_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mon
             make_run(tmp_path, spec())
     assert list(tmp_path.iterdir()) == []
     run = make_run(tmp_path, spec())
-    again = make_run(tmp_path, spec(script=b"another"))
-    assert again.path == run.path
+    second_run = make_run(tmp_path, spec(script=b"another"))
+    assert second_run.path == run.path
     assert run.script.read_bytes() == b"true"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -373,8 +373,8 @@ def test_stat_survives_hostile_process_names(
 ) -> None:
     (tmp_path / "7").mkdir()
     name = b"evil) R 1 1 1 (\n"
-    rest = b" ".join(str(number).encode() for number in range(4, 53))
-    (tmp_path / "7" / "stat").write_bytes(b"7 (" + name + b") S " + rest)
+    fields = b" ".join(str(number).encode() for number in range(4, 53))
+    (tmp_path / "7" / "stat").write_bytes(b"7 (" + name + b") S " + fields)
     monkeypatch.setattr(procfs, "PROC", str(tmp_path))
     assert procfs.read_process(7) == Process(pid=7, state="S", parent=4, session=6, ticks=22)
     assert procfs.everything() == [Process(7, "S", 4, 6, 22)]
@@ -402,9 +402,9 @@ def test_descendants_where_the_kernel_lists_no_children(monkeypatch: pytest.Monk
 
 
 def test_memory_of_processes_is_summed() -> None:
-    own = procfs.resident([os.getpid()])
-    assert own > 10 * 2**20
-    assert procfs.resident([os.getpid(), os.getpid()]) >= 2 * own * 0.9
+    own_memory = procfs.resident([os.getpid()])
+    assert own_memory > 10 * 2**20
+    assert procfs.resident([os.getpid(), os.getpid()]) >= 2 * own_memory * 0.9
     assert procfs.resident([2**22 + 1]) == 0
 
 
@@ -425,8 +425,12 @@ def test_time_of_a_lost_run_ends_with_its_last_sign_of_life(tmp_path: Path) -> N
     run.output.write_bytes(b"x")
     for path in (run.output, run.work):
         os.utime(path, (1_060.5, 1_060.5))
-    lost = orphaned_processes._lost(run)
-    assert (lost["reason"], lost["seconds"], lost["started_at"]) == ("lost", 61, 1_000.0)
+    exit_record = orphaned_processes._lost(run)
+    assert (exit_record["reason"], exit_record["seconds"], exit_record["started_at"]) == (
+        "lost",
+        61,
+        1_000.0,
+    )
     # A job may date its files into the future, which is no sign of life.
     os.utime(run.output, (10**11, 10**11))
     assert orphaned_processes._lost(run)["ended_at"] < 10**10
@@ -443,17 +447,17 @@ def test_processes_that_can_not_be_killed_are_reported(monkeypatch: pytest.Monke
 
 def test_state_folder_that_can_not_be_made_is_a_plain_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExecutorUnavailableError, match="Not a directory") as caught:
+    with pytest.raises(ExecutorUnavailableError, match="Not a directory") as error_info:
         LocalExecutor(tmp_path / "file", Offer(1, 1, 0))
-    assert caught.value.hint
+    assert error_info.value.hint
 
 
 async def test_a_start_is_detected_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait for a supervisor sleeps until the supervisor writes; it does not poll."""
-    looks: list[bool] = []
+    results: list[bool] = []
     read, write = os.pipe()
 
-    class Slow:
+    class SlowRun:
         def begin(self, _spec: RunSpec, _gpus: object) -> bool:
             return False
 
@@ -461,16 +465,16 @@ async def test_a_start_is_detected_at_once(tmp_path: Path, monkeypatch: pytest.M
             return read
 
         def taken(self, _key: str) -> bool:
-            looks.append(bool(os.read(read, 1)))
+            results.append(bool(os.read(read, 1)))
             return True
 
     executor = LocalExecutor(tmp_path, Offer(1, 1, 0))
-    monkeypatch.setattr(executor, "_runs", Slow())
+    monkeypatch.setattr(executor, "_runs", SlowRun())
     starting = asyncio.create_task(executor.submit(spec()))
     await asyncio.sleep(0.1)
-    assert looks == []
+    assert results == []
     os.write(write, b"t")
     assert await starting == spec().key
-    assert looks == [True]
+    assert results == [True]
     os.close(read)
     os.close(write)

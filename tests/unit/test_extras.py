@@ -72,26 +72,26 @@ def part_of(path: Path) -> str:
 
 
 def test_imports_are_declared_and_declarations_are_used() -> None:
-    names, used = packages_distributions(), set()
+    names, imported = packages_distributions(), set()
     for path in set(PACKAGE.rglob("*.py")) - {PROGRAM}:
         allowed = declared()[""] | declared().get(part_of(path), set())
         for module in imports(path):
             distributions = {item.lower().replace("_", "-") for item in names.get(module, [module])}
             assert distributions & allowed, f"{path} imports {module}, which is not declared"
-            used |= distributions
-    wanted = set().union(*(declared()[part] for part in ("", *EXTRAS)))
-    assert wanted - used - UNSEEN == set(), "declared and not imported"
+            imported |= distributions
+    declared_packages = set().union(*(declared()[part] for part in ("", *EXTRAS)))
+    assert declared_packages - imported - UNSEEN == set(), "declared and not imported"
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_the_table_of_modules_is_that_of_the_metadata(extra: str) -> None:
     names = packages_distributions()
-    listed = {names[module][0].lower().replace("_", "-") for module in EXTRAS[extra]}
-    assert listed == declared()[extra]
+    packages = {names[module][0].lower().replace("_", "-") for module in EXTRAS[extra]}
+    assert packages == declared()[extra]
 
 
 @pytest.mark.parametrize(
-    ("words", "extra"),
+    ("arguments", "extra"),
     [
         (["demo"], "devnet"),
         (["devnet", "up"], "devnet"),
@@ -102,7 +102,7 @@ def test_the_table_of_modules_is_that_of_the_metadata(extra: str) -> None:
     ],
 )
 def test_a_command_names_the_part_that_is_missing(
-    words: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    arguments: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     real, missing = importlib.util.find_spec, EXTRAS[extra][0]
@@ -111,7 +111,7 @@ def test_a_command_names_the_part_that_is_missing(
         return None if name == missing else real(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert f"pip install 'deepsquare-chain[{extra}]'" in result.output
     assert missing in result.output

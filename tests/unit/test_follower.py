@@ -44,7 +44,7 @@ def log(amount: int, payer: bytes = PERSON) -> dict[str, Any]:
     }
 
 
-class Book:
+class EventStore:
     """Stores the effects of events, as a service does."""
 
     def __init__(self, store: Store) -> None:
@@ -89,8 +89,8 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def book(store: Store) -> Book:
-    return Book(store)
+def event_store(store: Store) -> EventStore:
+    return EventStore(store)
 
 
 def follower(chain: FakeChain, store: Store, **options: Any) -> Follower[Connection]:
@@ -98,174 +98,188 @@ def follower(chain: FakeChain, store: Store, **options: Any) -> Follower[Connect
     return Follower(chain, [CREDIT], store, **settings_)  # type: ignore[arg-type]
 
 
-async def test_each_event_once_and_in_order(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_each_event_once_and_in_order(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     for number in range(5):
         chain.mine([log(2 * number), log(2 * number + 1)])
     result = follower(chain, store)
     assert result.position == 0
-    assert await result.poll(book.apply) == 10
+    assert await result.poll(event_store.apply) == 10
     assert (result.position, result.head) == (5, 5)
-    assert await result.poll(book.apply) == 0
+    assert await result.poll(event_store.apply) == 0
     chain.mine([log(10**30)])
     # A restart is the same as going on.
-    assert await follower(chain, store).poll(book.apply) == 1
-    assert book.amounts() == [*range(10), 10**30]
-    assert book.batches[-1].time == 1_006
+    assert await follower(chain, store).poll(event_store.apply) == 1
+    assert event_store.amounts() == [*range(10), 10**30]
+    assert event_store.batches[-1].time == 1_006
 
 
-async def test_only_confirmed_blocks_are_read(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_only_confirmed_blocks_are_read(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     result = follower(chain, store, confirmations=3)
     for number in range(3):
         chain.mine([log(number)])
-        assert await result.poll(book.apply) == 0
+        assert await result.poll(event_store.apply) == 0
     chain.mine()
-    assert await result.poll(book.apply) == 1
-    assert book.amounts() == [0]
+    assert await result.poll(event_store.apply) == 1
+    assert event_store.amounts() == [0]
 
 
-async def test_effects_and_cursor_go_together(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_effects_and_cursor_go_together(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     chain.mine([log(1), log(2)])
-    book.fail_at = 2
+    event_store.fail_at = 2
     with pytest.raises(RuntimeError):
-        await follower(chain, store).poll(book.apply)
-    assert (book.amounts(), store.recent_blocks("main")) == ([], [])
-    book.fail_at = None
-    assert await follower(chain, store).poll(book.apply) == 2
-    assert book.amounts() == [1, 2]
+        await follower(chain, store).poll(event_store.apply)
+    assert (event_store.amounts(), store.recent_blocks("main")) == ([], [])
+    event_store.fail_at = None
+    assert await follower(chain, store).poll(event_store.apply) == 2
+    assert event_store.amounts() == [1, 2]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 32, 64])
-async def test_reorganisations(chain: FakeChain, store: Store, book: Book, depth: int) -> None:
+async def test_reorganisations(
+    chain: FakeChain, store: Store, event_store: EventStore, depth: int
+) -> None:
     result = follower(chain, store)
     for number in range(100):
         chain.mine([log(number)])
-        await result.poll(book.apply)
+        await result.poll(event_store.apply)
     chain.reorg(depth)
-    assert await result.poll(book.apply) == 0
-    assert book.amounts() == truth(chain) == list(range(100 - depth))
-    (rolled,) = [batch for batch in book.batches if batch.rolled_back_to is not None]
+    assert await result.poll(event_store.apply) == 0
+    assert event_store.amounts() == truth(chain) == list(range(100 - depth))
+    (rolled,) = [batch for batch in event_store.batches if batch.rolled_back_to is not None]
     assert rolled.rolled_back_to == 100 - depth
     assert rolled.events == ()
     chain.mine([log(10**9)])
-    await result.poll(book.apply)
-    assert book.amounts() == truth(chain)
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == truth(chain)
 
 
 async def test_a_branch_of_the_same_height_is_seen(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     result = follower(chain, store)
     chain.mine([log(1)])
     chain.mine([log(2)])
-    await result.poll(book.apply)
+    await result.poll(event_store.apply)
     chain.reorg(1, keep=True)
     chain.mine([log(3)])
-    await result.poll(book.apply)
-    assert book.amounts() == [1, 3]
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == [1, 3]
 
 
 async def test_a_shorter_branch_is_not_applied_until_it_is_longer(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     result = follower(chain, store)
     for number in range(4):
         chain.mine([log(number)])
-        await result.poll(book.apply)
+        await result.poll(event_store.apply)
     chain.reorg(2, keep=True)
-    assert await result.poll(book.apply) == 0  # a node that lags looks the same
-    assert book.amounts() == [0, 1, 2, 3]
+    assert await result.poll(event_store.apply) == 0  # a node that lags looks the same
+    assert event_store.amounts() == [0, 1, 2, 3]
     for number in range(3):
         chain.mine([log(100 + number)])
-    await result.poll(book.apply)
-    assert book.amounts() == [0, 1, 100, 101, 102]
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == [0, 1, 100, 101, 102]
 
 
-async def test_a_reorganisation_of_all_blocks(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_a_reorganisation_of_all_blocks(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     result = follower(chain, store)
     for number in range(3):
         chain.mine([log(number)])
-        await result.poll(book.apply)
+        await result.poll(event_store.apply)
     chain.reorg(3, keep=True)
     for number in range(4):
         chain.mine([log(50 + number)])
-    await result.poll(book.apply)
-    assert book.amounts() == [50, 51, 52, 53]
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == [50, 51, 52, 53]
 
 
-async def test_too_deep_a_reorganisation_halts(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_too_deep_a_reorganisation_halts(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     result = follower(chain, store)
     for number in range(KEPT_BLOCKS + 10):
         chain.mine([log(number)])
-        await result.poll(book.apply)
-    before = book.amounts()
+        await result.poll(event_store.apply)
+    before = event_store.amounts()
     chain.reorg(KEPT_BLOCKS + 5)
     with pytest.raises(ReorgTooDeepError, match="replaced block"):
-        await result.poll(book.apply)
-    assert book.amounts() == before
+        await result.poll(event_store.apply)
+    assert event_store.amounts() == before
 
 
 @pytest.mark.parametrize(("lag", "settled"), [(0, 3), (2, 3), (3, 3), (0, 1), (0, 0)])
 @pytest.mark.parametrize("gulp", [1, 4, 30])
 async def test_settled_blocks_are_never_rolled_back(
-    chain: FakeChain, store: Store, book: Book, lag: int, settled: int, gulp: int
+    chain: FakeChain, store: Store, event_store: EventStore, lag: int, settled: int, gulp: int
 ) -> None:
     """A follower that read block by block, or all at once, halts at the same depth."""
     options = {"confirmations": lag, "settled": settled}
     for number in range(1, 31):
         chain.mine([log(number)] if number % 5 == 0 else [])
         if number % gulp == 0:
-            await follower(chain, store, **options).poll(book.apply)
-    await follower(chain, store, **options).poll(book.apply)
-    before = book.amounts()
+            await follower(chain, store, **options).poll(event_store.apply)
+    await follower(chain, store, **options).poll(event_store.apply)
+    before = event_store.amounts()
     if settled > lag:
         chain.reorg(settled)
         chain.mine([])
-        await follower(chain, store, **options).poll(book.apply)
-        assert book.amounts() == truth(chain, lag)
-        before = book.amounts()
+        await follower(chain, store, **options).poll(event_store.apply)
+        assert event_store.amounts() == truth(chain, lag)
+        before = event_store.amounts()
     chain.reorg(settled + 2)
     chain.mine([log(99)])
     chain.mine([])
-    with pytest.raises(ReorgTooDeepError, match="had enough confirmations") as caught:
-        await follower(chain, store, **options).poll(book.apply)
-    assert "--confirmations" in caught.value.hint
-    assert book.amounts() == before
+    with pytest.raises(ReorgTooDeepError, match="had enough confirmations") as error_info:
+        await follower(chain, store, **options).poll(event_store.apply)
+    assert "--confirmations" in error_info.value.hint
+    assert event_store.amounts() == before
     # It is no matter of luck: a restart halts again.
     with pytest.raises(ReorgTooDeepError):
-        await follower(chain, store, **options).poll(book.apply)
+        await follower(chain, store, **options).poll(event_store.apply)
 
 
-async def test_memory_is_bounded(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_memory_is_bounded(chain: FakeChain, store: Store, event_store: EventStore) -> None:
     result = follower(chain, store)
     for number in range(KEPT_BLOCKS + 20):
         chain.mine([log(number)])
-    await result.poll(book.apply)
+    await result.poll(event_store.apply)
     for number in range(20):
         chain.mine([log(number)])
-        await result.poll(book.apply)
+        await result.poll(event_store.apply)
     known = store.recent_blocks("main")
     assert len(known) == KEPT_BLOCKS
     assert known[0].number == chain.head
 
 
-async def test_ranges_are_halved_and_grow_again(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_ranges_are_halved_and_grow_again(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     for number in range(100):
         chain.mine([log(number)])
     chain.log_limit = 10
     result = follower(chain, store)
-    assert await result.poll(book.apply) == 100
-    assert book.amounts() == list(range(100))
-    assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) <= 10
+    assert await result.poll(event_store.apply) == 100
+    assert event_store.amounts() == list(range(100))
+    assert max(batch.to_block - batch.from_block + 1 for batch in event_store.batches) <= 10
     chain.log_limit = None
     for number in range(200):
         chain.mine([log(number)])
-    book.batches.clear()
-    await result.poll(book.apply)
-    assert max(batch.to_block - batch.from_block + 1 for batch in book.batches) > 10
+    event_store.batches.clear()
+    await result.poll(event_store.apply)
+    assert max(batch.to_block - batch.from_block + 1 for batch in event_store.batches) > 10
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "internal error",
         "Requested range exceeds maximum RPC range limit",
@@ -274,19 +288,21 @@ async def test_ranges_are_halved_and_grow_again(chain: FakeChain, store: Store, 
     ],
 )
 async def test_any_refusal_halves_down_to_one_block(
-    chain: FakeChain, store: Store, book: Book, words: str
+    chain: FakeChain, store: Store, event_store: EventStore, message: str
 ) -> None:
     for number in range(40):
         chain.mine([log(number)])
-    chain.log_limit, chain.log_words = 3, words
-    assert await follower(chain, store).poll(book.apply) == 40
+    chain.log_limit, chain.log_words = 3, message
+    assert await follower(chain, store).poll(event_store.apply) == 40
     chain.mine([log(40)])
     chain.log_limit = 0
-    with pytest.raises(EndpointError, match=words):
-        await follower(chain, store).poll(book.apply)
+    with pytest.raises(EndpointError, match=message):
+        await follower(chain, store).poll(event_store.apply)
 
 
-async def test_a_lagging_node_is_not_trusted(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_a_lagging_node_is_not_trusted(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     """The head comes from one node, the logs from another that does not have that block yet."""
     for number in range(3):
         chain.mine([log(number)])
@@ -298,32 +314,34 @@ async def test_a_lagging_node_is_not_trusted(chain: FakeChain, store: Store, boo
 
     chain.before_batch = lag
     result = follower(chain, store)
-    assert await result.poll(book.apply) == 0
+    assert await result.poll(event_store.apply) == 0
     chain.before_batch = None
     chain.blocks.append(hidden[0])
-    assert await result.poll(book.apply) == 3
+    assert await result.poll(event_store.apply) == 3
     # Words that say the same are no reason for alarm either.
     chain.mine([log(3)])
     chain.log_limit, chain.log_words = 0, "header not found"
-    assert await result.poll(book.apply) == 0
+    assert await result.poll(event_store.apply) == 0
     chain.log_limit = None
-    assert await result.poll(book.apply) == 1
+    assert await result.poll(event_store.apply) == 1
 
 
-async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_the_lag_is_shown_while_it_reads(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     metrics = Metrics("test")
     result = follower(chain, store, metrics=metrics, max_range=4, confirmations=1)
     for _ in range(10):
         chain.mine([log(1)])
-    seen: list[float | None] = []
+    lags: list[float | None] = []
 
     def apply(batch: Batch, connection: Connection) -> None:
-        seen.append(metrics.value("follower_lag_blocks"))
-        book.apply(batch, connection)
+        lags.append(metrics.value("follower_lag_blocks"))
+        event_store.apply(batch, connection)
 
     await result.poll(apply)
     # Nine of the ten blocks are accepted.
-    assert seen == [9, 5, 1]
+    assert lags == [9, 5, 1]
     assert metrics.value("follower_lag_blocks") == 0
     chain.mine()
     chain.mine()
@@ -334,26 +352,26 @@ async def test_the_lag_is_shown_while_it_reads(chain: FakeChain, store: Store, b
 
 
 async def test_events_of_several_filters_are_merged_in_order(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
-    people = [bytes(12) + bytes([number]) * 20 for number in range(3)]
+    topics = [bytes(12) + bytes([number]) * 20 for number in range(3)]
     for number in range(9):
-        chain.mine([log(10 * number, people[number % 3]), log(10 * number + 1, people[0])])
+        chain.mine([log(10 * number, topics[number % 3]), log(10 * number + 1, topics[0])])
     filters = [
-        event_filter(Transfer, sender="0x" + person[12:].hex(), recipient="0x" + PERSON[12:].hex())
-        for person in people[:2]
+        event_filter(Transfer, sender="0x" + topic[12:].hex(), recipient="0x" + PERSON[12:].hex())
+        for topic in topics[:2]
     ]
     result = follower(chain, store, filters=filters)
-    assert await result.poll(book.apply) == len(book.amounts()) == 15
-    assert book.amounts() == [item for item in truth(chain) if item % 30 != 20]
+    assert await result.poll(event_store.apply) == len(event_store.amounts()) == 15
+    assert event_store.amounts() == [item for item in truth(chain) if item % 30 != 20]
     chain.reorg(3)
-    await result.poll(book.apply)
-    assert book.amounts() == [item for item in truth(chain) if item % 30 != 20]
-    assert len(book.amounts()) == 10
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == [item for item in truth(chain) if item % 30 != 20]
+    assert len(event_store.amounts()) == 10
 
 
 async def test_a_change_while_reading_is_noticed(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     """The chain changes between the requests for logs and for the header that verifies them."""
     chain.mine([log(1)])
@@ -369,10 +387,10 @@ async def test_a_change_while_reading_is_noticed(
 
     chain._answer = moving  # type: ignore[method-assign]
     result = follower(chain, store)
-    assert await result.poll(book.apply) == 0
-    assert book.amounts() == []
-    await result.poll(book.apply)
-    assert book.amounts() == truth(chain) == []
+    assert await result.poll(event_store.apply) == 0
+    assert event_store.amounts() == []
+    await result.poll(event_store.apply)
+    assert event_store.amounts() == truth(chain) == []
 
 
 @pytest.mark.parametrize(
@@ -385,33 +403,35 @@ async def test_a_change_while_reading_is_noticed(
     ],
 )
 async def test_logs_that_were_not_requested(
-    chain: FakeChain, store: Store, book: Book, change: dict[str, Any]
+    chain: FakeChain, store: Store, event_store: EventStore, change: dict[str, Any]
 ) -> None:
     chain.mine([log(1)]).logs[0].update(change)
     with pytest.raises(EndpointError, match="invalid logs"):
-        await follower(chain, store).poll(book.apply)
-    assert book.amounts() == []
+        await follower(chain, store).poll(event_store.apply)
+    assert event_store.amounts() == []
 
 
 async def test_unknown_and_malformed_events_are_skipped(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     unknown = log(1) | {"topics": ["0x" + "ab" * 32]}
     chain.mine([unknown, log(2) | {"data": "0x01"}, log(3)])
-    assert await follower(chain, store).poll(book.apply) == 1
-    assert book.amounts() == [3]
+    assert await follower(chain, store).poll(event_store.apply) == 1
+    assert event_store.amounts() == [3]
 
 
 async def test_followers_of_one_store_are_independent(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     chain.mine([log(1)])
-    await follower(chain, store, name="a").poll(book.apply)
+    await follower(chain, store, name="a").poll(event_store.apply)
     assert store.recent_blocks("b") == []
     assert await follower(chain, store, name="b").poll(lambda *_: None) == 1
 
 
-async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book: Book) -> None:
+async def test_an_endpoint_without_batches(
+    chain: FakeChain, store: Store, event_store: EventStore
+) -> None:
     chain.mine([log(1)])
 
     async def refuse(_batch: Any) -> Any:
@@ -422,23 +442,23 @@ async def test_an_endpoint_without_batches(chain: FakeChain, store: Store, book:
 
     chain.make_batch_request = refuse  # type: ignore[method-assign]
     chain.make_request = single  # type: ignore[attr-defined]
-    assert await follower(chain, store).poll(book.apply) == 1
+    assert await follower(chain, store).poll(event_store.apply) == 1
 
 
 @pytest.mark.parametrize("remembered", [True, False])
 async def test_a_node_that_lags_behind_a_split_batch_is_not_trusted(
-    chain: FakeChain, store: Store, book: Book, remembered: bool
+    chain: FakeChain, store: Store, event_store: EventStore, remembered: bool
 ) -> None:
     """Headers come from one node of a URL, logs from another that does not have the blocks."""
     for number in range(COMMON_DEPTH + 10):
         chain.mine([log(number)])
-    answer, behind, asked = chain._answer, 5, []
+    answer, behind, requests = chain._answer, 5, []
 
     async def split(batch: Any) -> Any:
         return SplitResponses([lagging(method, params) for method, params in batch])
 
     def lagging(method: str, params: list[Any]) -> Any:
-        asked.append(params[0])
+        requests.append(params[0])
         if method != "eth_getLogs":
             return answer(method, params)
         hidden = chain.blocks[len(chain.blocks) - behind :]
@@ -452,36 +472,38 @@ async def test_a_node_that_lags_behind_a_split_batch_is_not_trusted(
     if remembered:
         chain.batch_size = 1  # type: ignore[attr-defined]
     result = follower(chain, store)
-    assert await result.poll(book.apply) == len(chain.blocks) - 1 - behind
-    assert await result.poll(book.apply) == 0
+    assert await result.poll(event_store.apply) == len(chain.blocks) - 1 - behind
+    assert await result.poll(event_store.apply) == 0
     behind = 0
-    assert await result.poll(book.apply) == 5
-    assert book.amounts() == truth(chain)
-    ranges = [request for request in asked if isinstance(request, dict) and "fromBlock" in request]
+    assert await result.poll(event_store.apply) == 5
+    assert event_store.amounts() == truth(chain)
+    ranges = [
+        request for request in requests if isinstance(request, dict) and "fromBlock" in request
+    ]
     if remembered:
         assert len(ranges) == 1, "deep blocks are read as one range all the same"
 
 
 async def test_a_missing_header_of_a_split_batch_is_retried(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     chain.mine([log(1)])
     chain.batch_size = 1  # type: ignore[attr-defined]
-    answer, words = chain._answer, "header not found"
+    answer, message = chain._answer, "header not found"
 
     def refusing(method: str, params: list[Any]) -> dict[str, Any]:
-        if method == "eth_getBlockByNumber" and words:
-            return {"error": {"code": -32000, "message": words}}
+        if method == "eth_getBlockByNumber" and message:
+            return {"error": {"code": -32000, "message": message}}
         return answer(method, params)
 
     chain._answer = refusing  # type: ignore[method-assign]
     result = follower(chain, store)
-    assert await result.poll(book.apply) == 0
-    words = "no"
+    assert await result.poll(event_store.apply) == 0
+    message = "no"
     with pytest.raises(EndpointError, match="rejected a request for logs: no"):
-        await result.poll(book.apply)
-    words = ""
-    assert await result.poll(book.apply) == 1
+        await result.poll(event_store.apply)
+    message = ""
+    assert await result.poll(event_store.apply) == 1
 
 
 steps = st.lists(
@@ -504,7 +526,7 @@ async def test_any_history_gives_the_events_of_the_final_chain(
 ) -> None:
     chain = FakeChain()
     with Store.open(None, **IDENTITY) as store:
-        book = Book(store)
+        event_store = EventStore(store)
         result = follower(chain, store, confirmations=confirmations)
         count = 0
         for action, number in [*steps, ("mine", 1), ("mine", 0), ("poll", 0)]:
@@ -519,12 +541,12 @@ async def test_any_history_gives_the_events_of_the_final_chain(
             elif action == "restart":
                 result = follower(chain, store, confirmations=confirmations)
             else:
-                await result.poll(book.apply)
+                await result.poll(event_store.apply)
         # Nothing is applied while the chain is shorter than the blocks that were read.
         while chain.head - confirmations < result.position:
             chain.mine()
-        await result.poll(book.apply)
-        assert book.amounts() == truth(chain, confirmations)
+        await result.poll(event_store.apply)
+        assert event_store.amounts() == truth(chain, confirmations)
 
 
 def test_a_cursor_is_kept_after_a_restart(chain: FakeChain, tmp_path: Path) -> None:
@@ -532,29 +554,29 @@ def test_a_cursor_is_kept_after_a_restart(chain: FakeChain, tmp_path: Path) -> N
 
     chain.mine([log(1)])
     with Store.open(tmp_path / "a.db", **IDENTITY) as store:
-        asyncio.run(follower(chain, store).poll(Book(store).apply))
+        asyncio.run(follower(chain, store).poll(EventStore(store).apply))
     chain.mine([log(2)])
     with Store.open(tmp_path / "a.db", **IDENTITY) as store:
-        book = Book(store)
-        assert asyncio.run(follower(chain, store).poll(book.apply)) == 1
-        assert book.amounts() == [1, 2]
+        event_store = EventStore(store)
+        assert asyncio.run(follower(chain, store).poll(event_store.apply)) == 1
+        assert event_store.amounts() == [1, 2]
 
 
 async def test_more_is_read_before_a_batch_is_applied(
-    chain: FakeChain, store: Store, book: Book
+    chain: FakeChain, store: Store, event_store: EventStore
 ) -> None:
     chain.mine([log(1)])
     prepared: list[Batch] = []
     answers = [False, True]
 
     async def prepare(batch: Batch) -> bool:
-        assert book.batches == []
+        assert event_store.batches == []
         prepared.append(batch)
         return answers.pop(0)
 
     result = follower(chain, store)
-    assert await result.poll(book.apply, prepare=prepare) == 0
-    assert (book.amounts(), result.position) == ([], 0)
-    assert await result.poll(book.apply, prepare=prepare) == 1
-    assert book.amounts() == [1]
-    assert prepared[0] == prepared[1] == book.batches[0]
+    assert await result.poll(event_store.apply, prepare=prepare) == 0
+    assert (event_store.amounts(), result.position) == ([], 0)
+    assert await result.poll(event_store.apply, prepare=prepare) == 1
+    assert event_store.amounts() == [1]
+    assert prepared[0] == prepared[1] == event_store.batches[0]

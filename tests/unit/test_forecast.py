@@ -75,7 +75,7 @@ def test_a_job_before_its_submission_has_a_position_and_a_start() -> None:
     )
 
 
-def test_it_reports_how_good_estimates_were() -> None:
+def test_it_reports_how_accurate_estimates_were() -> None:
     history = RunHistory()
     history.record(FinishedRun(address(10**6), 8, 0, 300, 100.0))
     result = prospect_of(Snapshot(NOW, [provider()], [WIDE], []), RULES, history, 1)
@@ -96,16 +96,18 @@ def test_without_running_jobs_it_is_when_a_provider_is_back() -> None:
 
 def test_a_patient_job_starts_when_it_accepts_the_price() -> None:
     cheap = provider(1, prices=Prices(10, 1, 0))
-    dear = provider(2, prices=Prices(20, 1, 0))
-    patient = waiting(1, cpus=8, time_limit=500, uses="deepsquare.patience=1000")
+    expensive = provider(2, prices=Prices(20, 1, 0))
+    patient_job = waiting(1, cpus=8, time_limit=500, uses="deepsquare.patience=1000")
     load = [running(9, cpus=8, time_limit=10**5)]
-    result = forecast(Snapshot(NOW, [cheap, dear], [patient], load), RULES, RunHistory(), 1)
+    result = forecast(
+        Snapshot(NOW, [cheap, expensive], [patient_job], load), RULES, RunHistory(), 1
+    )
     assert result is not None
     assert result.provider_id == 2
     assert NOW + 700 <= result.at <= NOW + 1_100
 
 
-def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_values_give_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = dataclasses.replace(running(9, cpus=8), status=JobStatus.SCHEDULED)
     nowhere = Snapshot(NOW, [provider(cpus=4)], [WIDE], [claimed])
     assert forecast(nowhere, RULES, RunHistory(), 1) is None

@@ -111,8 +111,8 @@ class GatewayBench:
 
     def client(self, account: LocalAccount | None, **options: Any) -> GatewayClient:
         """The gateway as an account reaches it."""
-        given = {"chain_id": CHAIN, "contract": CONTRACT, **options}
-        gateway_client = GatewayClient(URL, account, transport=self.transport, **given)
+        fields = {"chain_id": CHAIN, "contract": CONTRACT, **options}
+        gateway_client = GatewayClient(URL, account, transport=self.transport, **fields)
         self.clients.append(gateway_client)
         return gateway_client
 
@@ -212,16 +212,16 @@ async def test_a_customer_shares_a_job_until_a_date(bench: GatewayBench) -> None
 async def test_a_share_is_for_one_job_reader_and_time(bench: GatewayBench) -> None:
     bench.change(8, customer=ALICE.address)
     alice = bench.client(ALICE)
-    taken: list[dict[str, Any]] = []
+    nonces: list[dict[str, Any]] = []
 
     async def record(method: str, path: str, **request: Any) -> Any:
-        taken.append(request["json"])
+        nonces.append(request["json"])
         raise EndpointError("kept")
 
     ask, alice._request = alice._request, record  # type: ignore[method-assign]
     with pytest.raises(EndpointError):
         await alice.share(7, BOB.address, 2_000)
-    [body] = taken
+    [body] = nonces
     for job_id, changed in (
         (8, body),
         (7, body | {"reader": STRANGER.address}),
@@ -373,14 +373,14 @@ async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that
     # With several gateways, one that is down may have it, and one that has it is enough.
     other = make()
     await other.client(ALICE).put_definition(DATA)
-    both = GatewayDefinitionStore([host, other.client(HOST)])
-    assert await both.get(JOB.definition, 7) == DATA
+    two_gateways = GatewayDefinitionStore([host, other.client(HOST)])
+    assert await two_gateways.get(JOB.definition, 7) == DATA
     other.down = True
     other.access._jobs.clear()
     with pytest.raises(EndpointError):
-        await both.get(JOB.definition, 7)
-    mine = GatewayDefinitionStore([bench.client(ALICE), other.client(ALICE)])
-    assert await mine.put(DATA) == JOB.definition  # one that is down is no obstacle
+        await two_gateways.get(JOB.definition, 7)
+    gateway_store = GatewayDefinitionStore([bench.client(ALICE), other.client(ALICE)])
+    assert await gateway_store.put(DATA) == JOB.definition  # one that is down is no obstacle
 
 
 async def test_a_gateway_with_altered_data_is_detected() -> None:
@@ -555,9 +555,11 @@ async def test_invalid_paths_are_not_found(bench: GatewayBench, path: str) -> No
 )
 async def test_invalid_headers_are_refused(bench: GatewayBench, headers: dict[str, str]) -> None:
     host = bench.client(HOST)
-    given = {key: text.encode() for key, text in (headers | await host._authorisation()).items()}
+    raw_headers = {
+        key: text.encode() for key, text in (headers | await host._authorisation()).items()
+    }
     async with httpx2.AsyncClient(transport=bench.transport, base_url=URL) as web:
-        answer = await web.patch("/v1/jobs/7/files/log", headers=given, content=b"x")
+        answer = await web.patch("/v1/jobs/7/files/log", headers=raw_headers, content=b"x")
     assert answer.status_code == 400
 
 
@@ -609,9 +611,9 @@ async def test_refused_requests_are_bounded(make: Callable[..., GatewayBench]) -
     stranger, alice = (Session(value.address, None, 9e9) for value in (STRANGER, ALICE))
     codes = []
     for number in range(5):
-        with pytest.raises(RequestRefusedError) as refused:
+        with pytest.raises(RequestRefusedError) as error_info:
             await bench.access.job(stranger, 7 + number % 2, Permission.READ)
-        codes.append(refused.value.code)
+        codes.append(error_info.value.code)
     assert codes == ["not-authorised"] * 3 + ["too-many-refused"] * 2
     for _ in range(5):
         with pytest.raises(RequestRefusedError, match="no file of this name"):
@@ -651,20 +653,20 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(
 
 async def test_results_are_reported_once_all_of_them_are_there(bench: GatewayBench) -> None:
     host, alice = bench.client(HOST), bench.client(ALICE)
-    listed = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
+    file_entry = {"name": "work/a", "size": 3, "digest": "d", "problem": ""}
     with pytest.raises(NotDeliveredError) as pending:
         await alice.results(7)
     assert pending.value.received == 0
     with pytest.raises(GatewayRefusedError, match="not uploaded completely"):
-        await host.put_results(7, [listed])
+        await host.put_results(7, [file_entry])
     await host.append(7, "work/a", 0, b"abc", complete=True)
     with pytest.raises(NotDeliveredError) as pending:
         await alice.results(7)
     assert pending.value.received == 3
     for wrong in ({"size": 4}, {"name": "work/../a"}, {"name": 1}, {"size": True}):
         with pytest.raises(GatewayRefusedError):
-            await host.put_results(7, [listed | wrong])
-    await host.put_results(7, [listed, {"name": "work/p", "size": 0, "problem": "a pipe"}])
+            await host.put_results(7, [file_entry | wrong])
+    await host.put_results(7, [file_entry, {"name": "work/p", "size": 0, "problem": "a pipe"}])
     assert [item["name"] for item in await alice.results(7)] == ["work/a", "work/p"]
 
 
@@ -782,29 +784,34 @@ async def test_notifications_are_off_unless_the_operator_allows_them(bench: Gate
 def test_registered_recipients_are_replaced_and_kept_apart() -> None:
     with Store.open(None, chain_id=CHAIN, contract=CONTRACT, account=ALICE.address) as store:
         recipients = Recipients(store)
-        mine, other = Notify(("me@example.org",), (Occasion.FAIL,)), Notify(("http://a/b",))
-        recipients.register(ALICE.address, Registration(("aa" * 32, "bb" * 32), (mine, other), "k"))
-        recipients.register(BOB.address, Registration(("aa" * 32,), (other,)))
-        assert recipients.requests(ALICE.address.lower(), "aa" * 32) == (mine, other)
-        assert recipients.requests(BOB.address, "aa" * 32) == (other,)
+        own_request, other_request = (
+            Notify(("me@example.org",), (Occasion.FAIL,)),
+            Notify(("http://a/b",)),
+        )
+        recipients.register(
+            ALICE.address, Registration(("aa" * 32, "bb" * 32), (own_request, other_request), "k")
+        )
+        recipients.register(BOB.address, Registration(("aa" * 32,), (other_request,)))
+        assert recipients.requests(ALICE.address.lower(), "aa" * 32) == (own_request, other_request)
+        assert recipients.requests(BOB.address, "aa" * 32) == (other_request,)
         assert (recipients.key(ALICE.address), recipients.key(BOB.address)) == (b"k", b"")
         recipients.register(ALICE.address, Registration(("aa" * 32,), ()))
         assert recipients.requests(ALICE.address, "aa" * 32) == ()
-        assert recipients.requests(ALICE.address, "bb" * 32) == (mine, other)
+        assert recipients.requests(ALICE.address, "bb" * 32) == (own_request, other_request)
         # A key belongs to recipients that may still be notified.
         assert recipients.key(ALICE.address) == b"k"
         assert Recipients(store).has(ALICE.address)
         assert not Recipients(store).has(STRANGER.address)
-        many = [f"{number:064x}" for number in range(10_001)]
+        digests = [f"{number:064x}" for number in range(10_001)]
         with pytest.raises(RequestRefusedError, match="as many definitions"):
-            recipients.register(BOB.address, Registration(tuple(many), (other,)))
-        assert recipients.requests(BOB.address, "aa" * 32) == (other,)
+            recipients.register(BOB.address, Registration(tuple(digests), (other_request,)))
+        assert recipients.requests(BOB.address, "aa" * 32) == (other_request,)
         recipients.drop(int(time.time()) + 1)
         assert recipients.requests(ALICE.address, "bb" * 32) == ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"definitions": []}, "list of 1 to 50"),
         ({"definitions": ["aa" * 32] * 51}, "list of 1 to 50"),
@@ -817,8 +824,8 @@ def test_registered_recipients_are_replaced_and_kept_apart() -> None:
         ({"key": "a\nb"}, "at most 200 characters"),
     ],
 )
-def test_a_registration_that_is_invalid_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_a_registration_that_is_invalid_is_refused(changes: dict[str, Any], message: str) -> None:
     body = {"definitions": ["aa" * 32], "requests": [{"to": ["a@b.org"], "on": ["end"]}]}
     assert read_registration(body).requests == (Notify(("a@b.org",)),)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         read_registration(body | changes)

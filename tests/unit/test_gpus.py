@@ -39,7 +39,7 @@ def test_names_are_numbers_or_the_owners(
 
 
 @pytest.mark.parametrize(
-    ("in_use", "wanted", "expected"),
+    ("in_use", "count", "expected"),
     [
         ([], 1, ["0"]),
         ([["0"]], 1, ["1"]),
@@ -52,9 +52,9 @@ def test_names_are_numbers_or_the_owners(
     ],
 )
 def test_no_gpu_is_given_twice(
-    in_use: list[list[str] | int], wanted: int, expected: list[str] | None
+    in_use: list[list[str] | int], count: int, expected: list[str] | None
 ) -> None:
-    assert free_devices(["0", "1", "2"], in_use, wanted) == expected
+    assert free_devices(["0", "1", "2"], in_use, count) == expected
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 async def test_a_transaction_of_any_kind_is_read(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    sent, receipt, price = KINDS[kind]
+    sent_transaction, receipt, price = KINDS[kind]
     answers = {
         "eth_getBlockByNumber": BLOCK,
-        "eth_getTransactionByHash": SENT | sent,
+        "eth_getTransactionByHash": SENT | sent_transaction,
         "eth_getTransactionReceipt": RECEIPT | receipt,
     }
 

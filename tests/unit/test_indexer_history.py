@@ -17,9 +17,9 @@ from tests.support.index import Indexed, dump
 
 def ledger_of(blocks: list[GeneratedBlock]) -> Ledger:
     """Its ledgers."""
-    events = [event for made in blocks for event in made.events]
+    events = [event for block in blocks for event in block.events]
     return Ledger.replay(
-        events, DEPLOYMENT, {made.header.number: made.header.time for made in blocks}
+        events, DEPLOYMENT, {block.header.number: block.header.time for block in blocks}
     )
 
 
@@ -27,8 +27,8 @@ def test_the_audit_finds_nothing_wrong_in_it() -> None:
     blocks = list(History(300, seed=3).blocks())
     ledger = ledger_of(blocks)
     assert verify(ledger).ok
-    ends = Counter(job.status for job in ledger.jobs.values())
-    assert set(ends) == {status for status in JobStatus if status.is_final}
+    final_statuses = Counter(job.status for job in ledger.jobs.values())
+    assert set(final_statuses) == {status for status in JobStatus if status.is_final}
     assert any(job.successor for job in ledger.jobs.values())
     assert any(job.time_limit > job.terms.time_limit for job in ledger.jobs.values())
     assert any(job.collected_seconds > 0 for job in ledger.jobs.values())
@@ -36,8 +36,8 @@ def test_the_audit_finds_nothing_wrong_in_it() -> None:
 
 def test_series_add_up() -> None:
     blocks = list(History(200, providers=3, customers=5, seed=5).blocks())
-    times = {made.header.number: made.header.time for made in blocks}
-    indexed = Indexed(DEPLOYMENT, [event for made in blocks for event in made.events], times)
+    times = {block.header.number: block.header.time for block in blocks}
+    indexed = Indexed(DEPLOYMENT, [event for block in blocks for event in block.events], times)
     indexed.read_all(11)
     ledger = ledger_of(blocks)
     check_series(indexed.index, ledger)
@@ -75,21 +75,21 @@ def check_series(index: Index, ledger: Ledger) -> None:
             for status in [[s for t, s, _ in job.transitions if t <= point.time][-1:]]
             for status in status
         )
-        assert {each: count for each, count in point.jobs.items() if count} == expected
+        assert {job_status: count for job_status, count in point.jobs.items() if count} == expected
     escrow = index.escrow_over_time(7)
     assert (escrow[-1].paid, escrow[-1].fees) == (ledger.totals.paid, ledger.totals.fees)
     assert escrow[-1].escrow == 0 < max(point.escrow for point in escrow)
-    for use in index.utilisation(9):
-        ran = [job for job in ledger.jobs.values() if job.provider == use.account]
+    for utilisation in index.utilisation(9):
+        provider_jobs = [job for job in ledger.jobs.values() if job.provider == utilisation.account]
         seconds = sum(
             (job.ended_at - job.started_at) * job.terms.resources.cpus
-            for job in ran
+            for job in provider_jobs
             if job.started_at
         )
-        assert sum(point.cpu_seconds for point in use.points) == seconds > 0
-        assert index.provider(use.account).row.figures.cpu_seconds == seconds
+        assert sum(point.cpu_seconds for point in utilisation.points) == seconds > 0
+        assert index.provider(utilisation.account).row.figures.cpu_seconds == seconds
         # A range that is read in other steps has the same content.
-        assert sum(p.cpu_seconds for p in index.utilisation(2, account=use.account)[0].points) == (
-            seconds
-        )
-        assert all(0 <= point.share <= 1 for point in use.points)
+        assert sum(
+            p.cpu_seconds for p in index.utilisation(2, account=utilisation.account)[0].points
+        ) == (seconds)
+        assert all(0 <= point.share <= 1 for point in utilisation.points)

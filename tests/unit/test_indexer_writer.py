@@ -37,8 +37,8 @@ def ledger(grid: RecordedGrid) -> Ledger:
 
 
 def open_index(grid: RecordedGrid) -> Indexed:
-    sent = grid.chain.sent
-    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=sent)
+    transactions = grid.chain.sent
+    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=transactions)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,11 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
             *("collected_paid", "collected_fee", "collected_seconds", "allotment", "billed_until"),
         ):
             assert getattr(detail, name) == getattr(entry, name), name
-        listed = [
+        index_jobs = [
             (transition.at.time, transition.after, transition.at.tx_hash)
             for transition in detail.transitions
         ]
-        assert listed == entry.transitions
+        assert index_jobs == entry.transitions
         assert (row.retry_of or 0, row.successor or 0) == (entry.retry_of, entry.successor)
         interim = [payment for payment in detail.payments if payment.interim]
         assert sum(item.paid for item in interim) == entry.collected_paid
@@ -120,8 +120,8 @@ def test_jobs_are_those_of_the_ledger(grid: RecordedGrid, whole: Indexed, ledger
         assert len(detail.payments) - len(interim) == entry.settled
         if not (detail.carried_in or detail.carried_out):
             # Credits that were paid in and not refunded are in escrow, or were consumed.
-            moved = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
-            assert -moved == row.funded == row.escrow + row.paid + row.fee + row.refunded
+            funded = sum(e.amount for e in detail.movements if e.kind in {"escrow", "top-up"})
+            assert -funded == row.funded == row.escrow + row.paid + row.fee + row.refunded
 
 
 def test_numbered_pages_have_every_job_once_in_the_wanted_order(whole: Indexed) -> None:
@@ -162,11 +162,13 @@ def test_lists_can_be_cut_to_a_period(whole: Indexed) -> None:
     account = rows[0].customer
     lines = whole.index.statement(account, limit=200).items
     moment = lines[len(lines) // 2].at.time
-    late = whole.index.statement(
+    later_statement = whole.index.statement(
         account, 1, 200, period=TimeRange(moment, None), kind="escrow"
     ).items
-    assert late == tuple(line for line in lines if line.at.time >= moment and line.kind == "escrow")
-    assert 0 < len(late) < len(lines)
+    assert later_statement == tuple(
+        line for line in lines if line.at.time >= moment and line.kind == "escrow"
+    )
+    assert 0 < len(later_statement) < len(lines)
 
 
 def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
@@ -180,11 +182,11 @@ def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> N
                 break
         second = whole.index.statement(account, 2, 7, oldest_first=True)
         assert list(second.items) == rows[7:14]
-        listed = [
+        index_lines = [
             (row.at.block, row.at.time, row.kind, row.amount, row.job_id or 0, row.balance)
             for row in rows
         ]
-        assert listed == [
+        assert index_lines == [
             (row.block, row.time, row.kind.value, row.amount, row.job_id, row.balance)
             for row in ledger.statement(account)
         ]
@@ -196,12 +198,12 @@ def test_statements_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> N
 
 def test_sums_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> None:
     overview, totals = whole.index.overview(), ledger.totals
-    for ours, theirs in {
+    for index_value, ledger_value in {
         "jobs_total": "jobs",
         **{name: name for name in ("supply", "minted", "burned", "escrow", "parked", "paid")},
         **{name: name for name in ("fees", "refunded")},
     }.items():
-        assert getattr(overview, ours) == getattr(totals, theirs), ours
+        assert getattr(overview, index_value) == getattr(totals, ledger_value), index_value
     for status, count in overview.jobs.items():
         assert count == sum(1 for job in ledger.jobs.values() if job.status is status)
 
@@ -217,13 +219,13 @@ def test_providers_are_those_of_the_ledger(whole: Indexed, ledger: Ledger) -> No
         ):
             assert getattr(row, name) == getattr(entry, name), name
         assert row.load == entry.load
-        own = [job for job in ledger.jobs.values() if job.provider == account]
+        provider_jobs = [job for job in ledger.jobs.values() if job.provider == account]
         figures = row.figures
-        assert figures.earned == sum(job.paid for job in own)
-        assert figures.busy_seconds == sum(job.billed_seconds for job in own)
-        assert figures.finished == sum(job.status is JobStatus.FINISHED for job in own)
-        assert figures.live == sum(job.status.is_live for job in own)
-        running = [job for job in own if job.status is JobStatus.RUNNING]
+        assert figures.earned == sum(job.paid for job in provider_jobs)
+        assert figures.busy_seconds == sum(job.billed_seconds for job in provider_jobs)
+        assert figures.finished == sum(job.status is JobStatus.FINISHED for job in provider_jobs)
+        assert figures.live == sum(job.status.is_live for job in provider_jobs)
+        running = [job for job in provider_jobs if job.status is JobStatus.RUNNING]
         assert figures.cpus_busy == sum(job.terms.resources.cpus for job in running)
 
 
@@ -244,9 +246,11 @@ def listed_anomalies(index: Index) -> list[tuple[Any, ...]]:
 
 
 def ledger_anomalies(
-    ledger: Ledger, sent: Mapping[str, tuple[str, str, bytes]] | None = None
+    ledger: Ledger, transactions: Mapping[str, tuple[str, str, bytes]] | None = None
 ) -> list[tuple[Any, ...]]:
-    senders = {key: to_checksum_address(account) for key, (account, *_) in (sent or {}).items()}
+    senders = {
+        key: to_checksum_address(account) for key, (account, *_) in (transactions or {}).items()
+    }
     return [
         (
             *(row.code, row.severity, row.message),
@@ -256,7 +260,9 @@ def ledger_anomalies(
     ]
 
 
-def test_exceptions_are_the_audits(grid: RecordedGrid, whole: Indexed, ledger: Ledger) -> None:
+def test_exceptions_equal_those_of_the_audit(
+    grid: RecordedGrid, whole: Indexed, ledger: Ledger
+) -> None:
     assert listed_anomalies(whole.index) == ledger_anomalies(ledger, grid.chain.sent)
     assert {row.code for row in whole.index.anomalies(limit=200).items} >= {"panic", "requeue"}
     for row in whole.index.anomalies(limit=200).items:
@@ -284,41 +290,41 @@ def test_open_conditions_equal_those_of_the_audit_at_any_time(
     events = [event for event in grid.events if not isinstance(event, ev.ProviderAnswered)]
     if end == "claimed":
         moves = [event for event in events if isinstance(event, ev.JobTransition)]
-        heir = next(event.successor for event in events if isinstance(event, ev.JobRetried))
+        successor = next(event.successor for event in events if isinstance(event, ev.JobRetried))
         start = next(
-            move for move in moves if (move.job_id, move.after) == (heir, JobStatus.RUNNING)
+            move for move in moves if (move.job_id, move.after) == (successor, JobStatus.RUNNING)
         )
         events = [event for event in events if event.position < start.position]
-    seen: set[str] = set()
-    for late in (0, 400, 10**9):
+    all_codes: set[str] = set()
+    for seconds in (0, 400, 10**9):
         indexed = Indexed(grid.deployment, events, grid.chain.block_times)
         indexed.read_all(3)
-        now = indexed.index.status().time + late
+        now = indexed.index.status().time + seconds
         indexed.pass_time(now)
         block, times = indexed.index.status().block, grid.chain.block_times
         ledger = Ledger.replay(events, grid.deployment, times, to_block=block, now=now)
-        listed, expected = listed_anomalies(indexed.index), ledger_anomalies(ledger)
-        assert sorted(listed, key=itemgetter(2)) == sorted(expected, key=itemgetter(2))
-        seen = {row.code for row in indexed.index.open_anomalies().items}
-        assert seen <= codes
+        anomalies, expected = listed_anomalies(indexed.index), ledger_anomalies(ledger)
+        assert sorted(anomalies, key=itemgetter(2)) == sorted(expected, key=itemgetter(2))
+        all_codes = {row.code for row in indexed.index.open_anomalies().items}
+        assert all_codes <= codes
         indexed.close()
-    assert seen == codes
+    assert all_codes == codes
 
 
 def test_a_provider_that_scheduled_a_job_itself_is_named(
     grid: RecordedGrid, whole: Indexed
 ) -> None:
-    late = whole.index.anomalies(kind="late-assignment").items[0]
+    late_anomaly = whole.index.anomalies(kind="late-assignment").items[0]
     indexed = Indexed(
-        grid.deployment, grid.events, grid.chain.block_times, sender=late.account or ""
+        grid.deployment, grid.events, grid.chain.block_times, sender=late_anomaly.account or ""
     )
     indexed.read_all()
-    own = indexed.index.anomalies(kind="self-scheduled").items
-    assert late.job_id in {item.job_id for item in own}
-    assert all(item.account == late.account for item in own)
-    assert all(item.message.endswith("its provider took it itself") for item in own)
-    rest = indexed.index.anomalies(kind="late-assignment").items
-    assert late.account not in {item.account for item in rest}
+    self_scheduled = indexed.index.anomalies(kind="self-scheduled").items
+    assert late_anomaly.job_id in {item.job_id for item in self_scheduled}
+    assert all(item.account == late_anomaly.account for item in self_scheduled)
+    assert all(item.message.endswith("its provider took it itself") for item in self_scheduled)
+    remaining = indexed.index.anomalies(kind="late-assignment").items
+    assert late_anomaly.account not in {item.account for item in remaining}
     indexed.close()
 
 
@@ -343,12 +349,16 @@ def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: In
     assert {row.contract for row in relayed} == {"ERC2771Forwarder"}
     assert {row.sender for row in relayed} == {to_checksum_address(grid.stranger)}
     result = {
-        who: [
+        wallet_name: [
             call.method
             for row in whole.index.transactions(signer=account).items
             for call in whole.index.transaction(row.at.tx_hash).forwarded
         ]
-        for who, account in (("alice", grid.alice), ("bob", grid.bob), ("admin", grid.admin))
+        for wallet_name, account in (
+            ("alice", grid.alice),
+            ("bob", grid.bob),
+            ("admin", grid.admin),
+        )
     }
     assert result == {"alice": ["cancel"], "bob": ["topUp", "submitJobs"], "admin": []}
     assert len(relayed) == 3
@@ -361,7 +371,7 @@ def test_signed_requests_are_found_by_their_signer(grid: RecordedGrid, whole: In
             )
 
 
-def test_kinds_are_the_ledgers(whole: Indexed) -> None:
+def test_kinds_equal_those_of_the_ledger(whole: Indexed) -> None:
     kinds = {row.kind for row in whole.index.movements(limit=200).items}
     assert kinds <= {kind.value for kind in MovementKind}
     assert {"escrow", "refund", "payment", "fee", "top-up", "transfer", "mint", "burn"} <= kinds
@@ -373,9 +383,9 @@ def test_changes_only_grow(grid: RecordedGrid) -> None:
     numbers: list[int] = []
     for size in (indexed.last // 2, indexed.last):
         indexed.read(0 if not numbers else indexed.last // 2 + 1, size)
-        listed = indexed.index.changes(numbers[-1] if numbers else 0)
-        assert not listed.missed
-        numbers += [change.number for change in listed.items]
+        changes = indexed.index.changes(numbers[-1] if numbers else 0)
+        assert not changes.missed
+        numbers += [change.number for change in changes.items]
     indexed.roll_back(3)
     (last,) = indexed.index.changes(numbers[-1]).items
     assert (last.kind, last.first_block) == ("reorg", 4)
@@ -385,12 +395,12 @@ def test_changes_only_grow(grid: RecordedGrid) -> None:
     indexed.close()
 
 
-def test_an_older_index_is_brought_up_and_read_again(
+def test_an_older_index_is_migrated_and_rebuilt(
     grid: RecordedGrid, whole: Indexed, tmp_path: Path
 ) -> None:
-    where = tmp_path / "index.db"
-    listed = (grid.deployment, grid.events, grid.chain.block_times, where)
-    old = Indexed(*listed, sent=grid.chain.sent)
+    database = tmp_path / "index.db"
+    arguments = (grid.deployment, grid.events, grid.chain.block_times, database)
+    old = Indexed(*arguments, sent=grid.chain.sent)
     old.read_all()
     built = old.index.status().built_since
     with old.database.begin() as connection:
@@ -406,9 +416,9 @@ def test_an_older_index_is_brought_up_and_read_again(
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     old.close()
     with pytest.raises(UsageError, match="has version 0001"):
-        IndexDatabase.open(where, grid.deployment)
-    IndexDatabase.open(where, grid.deployment, writer=True).close()
-    indexed = Indexed(*listed, sent=grid.chain.sent)
+        IndexDatabase.open(database, grid.deployment)
+    IndexDatabase.open(database, grid.deployment, writer=True).close()
+    indexed = Indexed(*arguments, sent=grid.chain.sent)
     assert not any(dump(indexed.database).values())
     assert indexed.database.recent_blocks(CURSOR) == []
     assert indexed.index.status().built_since > built

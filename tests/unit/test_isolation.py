@@ -31,7 +31,7 @@ MISSING = SandboxProbe(None, "bubblewrap is not installed")
 
 
 @pytest.fixture(autouse=True)
-def _groups_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def _restored_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with delegated groups the search would move this process."""
     monkeypatch.setattr(isolation, "find_cgroups", lambda **_: CgroupParent(1, {}))
 
@@ -47,9 +47,9 @@ def test_root_is_refused_unless_it_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(UsageError, match="must not run as root") as caught:
+    with pytest.raises(UsageError, match="must not run as root") as error_info:
         create_executor("local", context(tmp_path, allow_unisolated=True))
-    assert "--allow-root" in str(caught.value.hint)
+    assert "--allow-root" in str(error_info.value.hint)
     assert create_executor("local", context(tmp_path, allow_root=True, allow_unisolated=True))
 
 
@@ -57,9 +57,11 @@ def test_jobs_that_are_not_isolated_are_refused_unless_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolation, "probe_sandbox", lambda: MISSING)
-    with pytest.raises(UsageError, match=r"not isolated.*Bubblewrap is not installed") as caught:
+    with pytest.raises(
+        UsageError, match=r"not isolated.*Bubblewrap is not installed"
+    ) as error_info:
         local.create(context(tmp_path))
-    assert "--allow-unisolated" in str(caught.value.hint)
+    assert "--allow-unisolated" in str(error_info.value.hint)
     local.create(context(tmp_path, allow_unisolated=True))
     assert isolation.machine_isolation().allowances["allow_unisolated"]
 
@@ -82,9 +84,9 @@ def test_slurm_without_the_sandbox_is_refused_unless_that_is_allowed(tmp_path: P
 @pytest.mark.parametrize("name", ["readable", "writable"])
 def test_options_that_show_the_daemons_folders_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    given = context(tmp_path / "state", options={name: [str(tmp_path / "link")]})
+    executor_context = context(tmp_path / "state", options={name: [str(tmp_path / "link")]})
     with pytest.raises(UsageError, match=r"would show .*state to jobs"):
-        local.create(given)
+        local.create(executor_context)
     for path in ("relative", "/", "/a/../b"):
         with pytest.raises(UsageError, match=f"Option {name} of the local executor"):
             parse_options("local", SandboxOptions, {name: [path]})
@@ -125,8 +127,8 @@ def test_a_start_removes_groups_that_nothing_is_left_of(tmp_path: Path) -> None:
 
 
 def arguments(options: SandboxOptions, **changes: object) -> str:
-    given = {"work": "/runs/1/work", "temporary": "/runs/1/tmp", "script": "/runs/1/script"}
-    return " ".join(bubblewrap_arguments(options, **{**given, **changes}))  # type: ignore[arg-type]
+    paths = {"work": "/runs/1/work", "temporary": "/runs/1/tmp", "script": "/runs/1/script"}
+    return " ".join(bubblewrap_arguments(options, **{**paths, **changes}))  # type: ignore[arg-type]
 
 
 def test_jobs_outlive_the_daemon_and_have_no_network() -> None:
@@ -214,15 +216,15 @@ def test_only_a_newer_bubblewrap_forbids_user_namespaces() -> None:
 
 
 def test_namespaces_are_allowed_by_an_option() -> None:
-    given = SandboxOptions(namespaces=True)
-    assert Sandbox("bwrap", (0, 8)).command(["x"], namespaces=given.namespaces) == ["bwrap", "x"]
+    options = SandboxOptions(namespaces=True)
+    assert Sandbox("bwrap", (0, 8)).command(["x"], namespaces=options.namespaces) == ["bwrap", "x"]
     assert "/dev/net/tun" not in arguments(SandboxOptions())
-    opened = arguments(given)
-    assert "--dev-bind-try /dev/net/tun /dev/net/tun" in opened
-    assert "--bind-try /proc/sys/net /proc/sys/net" in opened
-    assert "--uid" not in opened
+    bwrap_arguments = arguments(options)
+    assert "--dev-bind-try /dev/net/tun /dev/net/tun" in bwrap_arguments
+    assert "--bind-try /proc/sys/net /proc/sys/net" in bwrap_arguments
+    assert "--uid" not in bwrap_arguments
     # The kernel lets no job map the root that it is; and root could change the machine's network.
-    assert "--uid 1000 --gid 1000" in arguments(given, is_root=True)
+    assert "--uid 1000 --gid 1000" in arguments(options, is_root=True)
     shared = SandboxOptions(namespaces=True, network=True)
     assert "/proc/sys/net" not in arguments(shared, is_root=True)
 
@@ -231,10 +233,10 @@ def test_a_job_gets_its_own_gpus_alone(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()
     assert device_arguments([], tmp_path) == []
-    one = " ".join(device_arguments(["1"], tmp_path))
-    assert "nvidia1" in one
-    assert "nvidiactl" in one
-    assert "nvidia0" not in one
+    arguments_of_gpu = " ".join(device_arguments(["1"], tmp_path))
+    assert "nvidia1" in arguments_of_gpu
+    assert "nvidiactl" in arguments_of_gpu
+    assert "nvidia0" not in arguments_of_gpu
     assert "nvidia0" in " ".join(device_arguments(["GPU-8a7b"], tmp_path))
 
 
@@ -248,22 +250,22 @@ def unified(tmp_path: Path, controllers: str) -> tuple[Path, Path, Path]:
     (group / "cgroup.controllers").write_text(controllers)
     (group / "cgroup.subtree_control").write_text("")
     (group / "cgroup.procs").write_text("")
-    mounts, own = tmp_path / "mountinfo", tmp_path / "own"
+    mounts, own_group = tmp_path / "mountinfo", tmp_path / "own"
     mounts.write_text(f"41 31 0:38 / {tmp_path} rw - cgroup2 cgroup2 rw\n")
-    own.write_text("0::/service\n")
-    return group, mounts, own
+    own_group.write_text("0::/service\n")
+    return group, mounts, own_group
 
 
 def test_a_delegated_group_gets_its_controllers_enabled(tmp_path: Path) -> None:
-    group, mounts, own = unified(tmp_path, "cpuset cpu memory pids")
-    assert find_cgroups(mounts, own, enable=False).controllers == ("memory", "cpu", "pids")
+    group, mounts, own_group = unified(tmp_path, "cpuset cpu memory pids")
+    assert find_cgroups(mounts, own_group, enable=False).controllers == ("memory", "cpu", "pids")
     assert not (group / "daemon").exists()
-    assert find_cgroups(mounts, own).controllers == ("memory", "cpu", "pids")
+    assert find_cgroups(mounts, own_group).controllers == ("memory", "cpu", "pids")
     assert (group / "cgroup.subtree_control").read_text() == "+memory +cpu +pids"
-    own.write_text("0::/service/daemon\n")  # as after a restart
-    assert find_cgroups(mounts, own).controllers == ("memory", "cpu", "pids")
-    own.write_text("0::/elsewhere\n")
-    assert find_cgroups(mounts, own).controllers == ()
+    own_group.write_text("0::/service/daemon\n")  # as after a restart
+    assert find_cgroups(mounts, own_group).controllers == ("memory", "cpu", "pids")
+    own_group.write_text("0::/elsewhere\n")
+    assert find_cgroups(mounts, own_group).controllers == ()
 
 
 @pytest.mark.parametrize(
@@ -299,8 +301,8 @@ def test_disk_usage_sees_closed_folders_and_no_links(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/usr")
     (tmp_path / "a" / "b").chmod(0)
     (tmp_path / "a").chmod(0)
-    used = disk_usage(str(tmp_path), 10**9)
-    assert 100_000 <= used < 130_000
+    usage = disk_usage(str(tmp_path), 10**9)
+    assert 100_000 <= usage < 130_000
     assert disk_usage(str(tmp_path), 50_000) > 50_000
 
 

@@ -78,7 +78,7 @@ def test_each_pair_of_statuses(before: JobStatus, after: JobStatus) -> None:
     assert can_transition(before, after) == ((before, after) in ARROWS)
 
 
-def test_there_are_fifteen_arrows_and_birth() -> None:
+def test_there_are_fifteen_transitions_and_the_creation() -> None:
     assert sum(len(targets) for targets in TRANSITIONS.values()) == 16
     assert set(TRANSITIONS) == set(JobStatus)
 
@@ -104,7 +104,7 @@ def test_resources_of_the_whole_job() -> None:
 
 
 def test_a_provider_with_labels_can_be_put_into_a_set() -> None:
-    one = Provider(
+    provider = Provider(
         id=1,
         account="0x01",
         status=ProviderStatus.ACTIVE,
@@ -116,7 +116,7 @@ def test_a_provider_with_labels_can_be_put_into_a_set() -> None:
         prices=Prices(1, 1, 1),
         labels={"gpu.model": "h100"},
     )
-    assert len({one, one}) == 1
+    assert len({provider, provider}) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ class Machine:
         self.begun.append(view.job.id)
         return await self.gates.setdefault(view.job.id, asyncio.Future())
 
-    def release(self, *ids: int, got: bool = True) -> None:
+    def release(self, *ids: int, has_started: bool = True) -> None:
         for job_id in ids:
-            self.gates.setdefault(job_id, asyncio.Future()).set_result(got)
+            self.gates.setdefault(job_id, asyncio.Future()).set_result(has_started)
 
 
 def jobs(ids: Iterable[int]) -> list[tuple[View, Submit]]:
@@ -51,7 +51,7 @@ def starts(machine: Machine) -> LaunchQueue:
 
 async def test_quick_starts_end_in_the_same_cycle(machine: Machine, starts: LaunchQueue) -> None:
     machine.release(*range(20))
-    machine.release(20, got=False)
+    machine.release(20, has_started=False)
     async with asyncio.timeout(20):
         assert await starts.begin(jobs(range(21)), lambda: False) == 20
     assert machine.begun == list(range(21))

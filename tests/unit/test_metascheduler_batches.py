@@ -30,8 +30,8 @@ class FakeContract:
     """Makes calls whose labels contain their arguments."""
 
     def meta_schedule(self, groups: Any) -> Call:
-        shown = {number: ids for (number, _), ids in groups.items()}
-        return Call("", b"", f"assign {shown}")
+        ids_by_provider = {number: ids for (number, _), ids in groups.items()}
+        return Call("", b"", f"assign {ids_by_provider}")
 
     def requeue(self, ids: Any) -> Call:
         return Call("", b"", f"requeue {list(ids)}")
@@ -81,7 +81,7 @@ def bench(sender: FakeSender | None = None, size: int = 50) -> Bench:
         FakeContract(),  # type: ignore[arg-type]
         size=size,
         timeout=1,
-        count=lambda *each: counts.append(each),
+        count=lambda *arguments: counts.append(arguments),
     )
     return Bench(sender, batches, counts)
 
@@ -124,11 +124,11 @@ async def test_a_refusal_because_of_the_provider_gives_it_a_cooldown_and_the_job
     assert batches.refusals == 2
     # The same again, as a call of which nothing could be applied: longer each time, with a bound.
     sender.error = reason("refused", fields={"job_id": 2})
-    ends = []
+    cooldown_ends = []
     for _ in range(9):
         await batches.assign({TWO: [2, 3], ONE: [1]}, NOW)
-        ends.append(batches.cooldown_until(2) - NOW)
-    assert ends == [4, 8, 16, 32, 64, 128, 256, 512, 600]
+        cooldown_ends.append(batches.cooldown_until(2) - NOW)
+    assert cooldown_ends == [4, 8, 16, 32, 64, 128, 256, 512, 600]
     assert batches.due("assign", [1, 2, 3], NOW) == [1, 2, 3]
     assert batches.cooldown_until(1) == 0
     # An assignment that succeeds ends the series.

@@ -33,10 +33,10 @@ ENDS = [status for status in JobStatus if status.is_final]
 def array_job(
     waiting: list[tuple[Job, str]],
     assigned: list[tuple[Job, str]],
-    ends: dict[int, JobStatus],
+    statuses: dict[int, JobStatus],
     now: int = 1_000,
 ) -> dict[int, Hold]:
-    return holds.held(waiting, assigned, ends, now)
+    return holds.held(waiting, assigned, statuses, now)
 
 
 def job(number: int, customer: str = ALICE) -> Job:
@@ -47,14 +47,14 @@ def job(number: int, customer: str = ALICE) -> Job:
 @pytest.mark.parametrize("kind", Dependency)
 def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
     """As Slurm has them: afternotok is every end but success."""
-    met = {
+    satisfied = {
         Dependency.AFTER_OK: end is OK,
         Dependency.AFTER_ANY: True,
         Dependency.AFTER_NOT_OK: end is not OK,
     }[kind]
     result = array_job([(JOB, f"deepsquare.{kind}=7")], [], {7: end})
-    assert (20 not in result) is met
-    if not met:
+    assert (20 not in result) is satisfied
+    if not satisfied:
         assert result[20].final
         assert f"{kind}:7, but job 7 ended {end.name}" in result[20].text
 
@@ -62,8 +62,8 @@ def test_each_kind_by_each_end(kind: Dependency, end: JobStatus) -> None:
 def test_a_job_waits_for_all_that_it_depends_on() -> None:
     uses = "gpu=yes,deepsquare.afterok=7:9-10,deepsquare.afterany=3"
     assert dependencies([uses, "gpu=yes"]) == {3, 7, 9, 10}
-    hold = array_job([(JOB, uses)], [], {7: OK, 3: BAD})[20]
-    assert (hold.final, hold.text) == (False, "it waits for the end of jobs 9, 10")
+    dependency = array_job([(JOB, uses)], [], {7: OK, 3: BAD})[20]
+    assert (dependency.final, dependency.text) == (False, "it waits for the end of jobs 9, 10")
     assert array_job([(JOB, uses)], [], {7: OK, 9: OK, 10: OK, 3: BAD}) == {}
     # One dependency that can't be met decides, even if others are still open.
     assert array_job([(JOB, uses)], [], {10: BAD})[20].final
@@ -100,8 +100,8 @@ def test_jobs_with_unmet_dependencies_do_not_count_for_the_limit_of_their_array(
 
 def test_a_job_starts_at_its_time() -> None:
     uses = "deepsquare.begin=2000"
-    hold = array_job([(JOB, uses)], [], {}, 1_999)[20]
-    assert (hold.final, hold.text) == (
+    dependency = array_job([(JOB, uses)], [], {}, 1_999)[20]
+    assert (dependency.final, dependency.text) == (
         False,
         "it starts at 1970-01-01 00:33:20 UTC at the earliest",
     )
@@ -111,8 +111,11 @@ def test_a_job_starts_at_its_time() -> None:
 def test_a_job_does_not_start_after_its_deadline() -> None:
     uses = "deepsquare.deadline=2000"
     assert array_job([(JOB, uses)], [], {}, 1_999) == {}
-    hold = array_job([(JOB, uses)], [], {}, 2_000)[20]
-    assert (hold.final, hold.text) == (True, "it had to start before 1970-01-01 00:33:20 UTC")
+    dependency = array_job([(JOB, uses)], [], {}, 2_000)[20]
+    assert (dependency.final, dependency.text) == (
+        True,
+        "it had to start before 1970-01-01 00:33:20 UTC",
+    )
     # The first run met the deadline; a retry continues with the paid credits.
     assert array_job([(replace(JOB, id=40, retry_of=20), uses)], [], {}, 2_000) == {}
 
@@ -154,7 +157,7 @@ def test_requirements_that_can_t_be_read_are_left_to_the_policy() -> None:
 
 
 def test_conditions_read_as_they_were_written() -> None:
-    wanted = Conditions(
+    expected = Conditions(
         after=(
             (Dependency.AFTER_OK, 7),
             (Dependency.AFTER_OK, 9),
@@ -169,14 +172,14 @@ def test_conditions_read_as_they_were_written() -> None:
         preferences=parse_uses("region=ch,compute.gflops>=10"),
         placement=Placement.PACK,
     )
-    text = wanted.to_uses()
+    text = expected.to_uses()
     assert text == (
         "deepsquare.afterok=7:9-10,deepsquare.afternotok=3,deepsquare.array=sub-1f3a9c04%4,"
         "deepsquare.begin=1800000000,deepsquare.deadline=1800003600,deepsquare.patience=600,"
         "deepsquare.prefer=region=ch,deepsquare.prefer=compute.gflops>=10,"
         "deepsquare.placement=pack"
     )
-    assert parse_conditions(f"gpu.model=h100,{text}") == wanted
+    assert parse_conditions(f"gpu.model=h100,{text}") == expected
     assert Conditions().to_uses() == ""
 
 

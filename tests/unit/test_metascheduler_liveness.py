@@ -46,7 +46,9 @@ SILENT = Clock("", NOW - 51, BLOCK - 8, 0)
 GONE = Clock("", NOW - 151, BLOCK - 8, 0)
 
 
-def held(clock: Clock = IDLE, last_sign: int = NOW, **changes: Any) -> dict[int, Watched]:
+def watched_provider(
+    clock: Clock = IDLE, last_sign: int = NOW, **changes: Any
+) -> dict[int, Watched]:
     return {1: Watched(provider(1, **changes).provider, clock, last_sign)}
 
 
@@ -71,13 +73,15 @@ def test_silence_needs_seconds_and_blocks(clock: Clock, silent: bool) -> None:
     assert is_silent(clock, MOMENT) is silent
 
 
-@pytest.mark.parametrize(("since", "gone"), [(NOW - 3_660, False), (NOW - 3_661, True)])
-def test_overdue_runs_are_lost(since: int, gone: bool) -> None:
-    assert bool(lost([running(1, since=since, time_limit=60)], held(), MOMENT)) is gone
+@pytest.mark.parametrize(("since", "is_lost"), [(NOW - 3_660, False), (NOW - 3_661, True)])
+def test_overdue_runs_are_lost(since: int, is_lost: bool) -> None:
+    assert (
+        bool(lost([running(1, since=since, time_limit=60)], watched_provider(), MOMENT)) is is_lost
+    )
 
 
 @pytest.mark.parametrize(
-    ("clock", "gone"),
+    ("clock", "is_lost"),
     [
         (SILENT, False),
         (Clock("", NOW - 150, BLOCK - 8, 0), False),
@@ -85,11 +89,13 @@ def test_overdue_runs_are_lost(since: int, gone: bool) -> None:
         (Clock("", NOW - 151, BLOCK - 7, 0), False),
     ],
 )
-def test_a_silent_provider_loses_no_run_before_the_lost_timeout(clock: Clock, gone: bool) -> None:
+def test_a_silent_provider_loses_no_run_before_the_lost_timeout(
+    clock: Clock, is_lost: bool
+) -> None:
     run, other = running(1), running(2, 2)
     jobs = [run, other, claimed(NOW), job(4)]
-    assert lost(jobs, held(clock), MOMENT) == ([run] if gone else [])
-    assert is_gone(clock, MOMENT) is gone
+    assert lost(jobs, watched_provider(clock), MOMENT) == ([run] if is_lost else [])
+    assert is_gone(clock, MOMENT) is is_lost
 
 
 def test_pending_jobs_expire_oldest_first() -> None:
@@ -97,26 +103,28 @@ def test_pending_jobs_expire_oldest_first() -> None:
     assert [item.id for item in expired([*queue, running(4, since=0)], MOMENT)] == [3, 1]
 
 
-@pytest.mark.parametrize(("since", "back"), [(NOW - 100, False), (NOW - 101, True)])
-def test_unclaimed_jobs_go_back_after_the_timeout(since: int, back: bool) -> None:
-    assert bool(to_requeue([assigned(since)], held(), MOMENT)) is back
+@pytest.mark.parametrize(("since", "is_requeued"), [(NOW - 100, False), (NOW - 101, True)])
+def test_unclaimed_jobs_go_back_after_the_timeout(since: int, is_requeued: bool) -> None:
+    assert bool(to_requeue([assigned(since)], watched_provider(), MOMENT)) is is_requeued
 
 
 def test_claimed_jobs_are_requeued_if_no_provider_will_start_them() -> None:
     fresh = claimed(NOW)
-    assert to_requeue([fresh], held(), MOMENT) == []
-    assert to_requeue([fresh], held(SILENT), MOMENT) == [fresh]
-    assert to_requeue([fresh], held(status=ProviderStatus.BANNED), MOMENT) == [fresh]
-    assert to_requeue([running(1)], held(SILENT), MOMENT) == []
+    assert to_requeue([fresh], watched_provider(), MOMENT) == []
+    assert to_requeue([fresh], watched_provider(SILENT), MOMENT) == [fresh]
+    assert to_requeue([fresh], watched_provider(status=ProviderStatus.BANNED), MOMENT) == [fresh]
+    assert to_requeue([running(1)], watched_provider(SILENT), MOMENT) == []
     # An unclaimed job must wait for its timeout, however silent its provider is.
-    assert to_requeue([assigned(NOW)], held(SILENT), MOMENT) == []
+    assert to_requeue([assigned(NOW)], watched_provider(SILENT), MOMENT) == []
 
 
-@pytest.mark.parametrize(("since", "late"), [(NOW - 100, False), (NOW - 101, True)])
-def test_stuck_is_claimed_long_ago_at_a_provider_in_good_standing(since: int, late: bool) -> None:
-    assert bool(stuck([claimed(since)], held(), MOMENT)) is late
-    assert stuck([claimed(since)], held(SILENT), MOMENT) == []
-    assert stuck([assigned(since)], held(), MOMENT) == []
+@pytest.mark.parametrize(("since", "is_stuck"), [(NOW - 100, False), (NOW - 101, True)])
+def test_stuck_is_claimed_long_ago_at_a_provider_in_good_standing(
+    since: int, is_stuck: bool
+) -> None:
+    assert bool(stuck([claimed(since)], watched_provider(), MOMENT)) is is_stuck
+    assert stuck([claimed(since)], watched_provider(SILENT), MOMENT) == []
+    assert stuck([assigned(since)], watched_provider(), MOMENT) == []
 
 
 class TestSuspicion:
@@ -130,22 +138,22 @@ class TestSuspicion:
 
     @pytest.mark.parametrize(("since", "expected"), [(NOW - 50, False), (NOW - 51, True)])
     def test_half_of_the_claim_timeout(self, since: int, expected: bool) -> None:
-        words = "job 1 is unclaimed for 51 s" if expected else ""
-        assert self.why(assigned(since), held()) == words
+        message = "job 1 is unclaimed for 51 s" if expected else ""
+        assert self.why(assigned(since), watched_provider()) == message
 
     @pytest.mark.parametrize(("since", "expected"), [(NOW - 120, False), (NOW - 121, True)])
     def test_unreported_past_its_end(self, since: int, expected: bool) -> None:
         work = running(1, since=since, time_limit=60)
-        words = "job 1 is unreported 61 s after its end" if expected else ""
-        assert self.why(work, held()) == words
+        message = "job 1 is unreported 61 s after its end" if expected else ""
+        assert self.why(work, watched_provider()) == message
 
     def test_the_slack_follows_short_grids(self) -> None:
         times = Parameters(10, *(getattr(TIMES, name) for name in list(TIMES.__slots__)[1:]))
         block_context = BlockContext(BLOCK, NOW, times)
         work = running(1, since=NOW - 71, time_limit=60)
-        assert suspicions([work], held(), block_context, Watch())
+        assert suspicions([work], watched_provider(), block_context, Watch())
         earlier = running(1, since=NOW - 70, time_limit=60)
-        assert not suspicions([earlier], held(), block_context, Watch())
+        assert not suspicions([earlier], watched_provider(), block_context, Watch())
 
     @pytest.mark.parametrize("make", [claimed, lambda since: running(1, since=since)])
     @pytest.mark.parametrize(("quiet", "expected"), [(200, False), (201, True)])
@@ -156,38 +164,41 @@ class TestSuspicion:
         if work.status is JobStatus.RUNNING:
             work = running(1, since=NOW - quiet, time_limit=10_000)
         words = f"no sign of it for {quiet} s while it has job 1" if expected else ""
-        assert self.why(work, held(last_sign=0)) == words
-        assert self.why(work, held(last_sign=NOW - 5)) == ""
-        assert self.why(work, held(Clock("", 0, 0, NOW - 60))) == ""
-        eager = Watch(challenge_after=quiet - 1)
-        assert "no sign of it" in self.why(work, held(last_sign=0), eager)
+        assert self.why(work, watched_provider(last_sign=0)) == words
+        assert self.why(work, watched_provider(last_sign=NOW - 5)) == ""
+        assert self.why(work, watched_provider(Clock("", 0, 0, NOW - 60))) == ""
+        early_watch = Watch(challenge_after=quiet - 1)
+        assert "no sign of it" in self.why(work, watched_provider(last_sign=0), early_watch)
 
     def test_the_start_of_another_of_its_jobs_is_a_sign(self) -> None:
         old = running(1, since=NOW - 500, time_limit=10_000)
         new = running(2, since=NOW - 3, time_limit=10_000)
-        assert suspicions([old, new], held(last_sign=0), MOMENT, Watch()) == []
-        elsewhere = running(2, 2, since=NOW - 3, time_limit=10_000)
-        assert suspicions([old, elsewhere], held(last_sign=0), MOMENT, Watch())
+        assert suspicions([old, new], watched_provider(last_sign=0), MOMENT, Watch()) == []
+        other_run = running(2, 2, since=NOW - 3, time_limit=10_000)
+        assert suspicions([old, other_run], watched_provider(last_sign=0), MOMENT, Watch())
 
     def test_one_challenge_a_provider(self) -> None:
         jobs = [running(n, since=NOW - 900, time_limit=10_000) for n in (7, 5, 6)]
-        result = suspicions(jobs, held(last_sign=0), MOMENT, Watch())
+        result = suspicions(jobs, watched_provider(last_sign=0), MOMENT, Watch())
         assert [item.job_id for item in result] == [5]
 
     def test_no_challenge_that_the_contract_refuses(self) -> None:
-        late = assigned(NOW - 90)
-        assert self.why(late, held(Clock("", NOW - 5, BLOCK - 5, 0))) == ""
-        assert self.why(late, held(Clock("", 0, 0, NOW - 49))) == ""
+        late_job = assigned(NOW - 90)
+        assert self.why(late_job, watched_provider(Clock("", NOW - 5, BLOCK - 5, 0))) == ""
+        assert self.why(late_job, watched_provider(Clock("", 0, 0, NOW - 49))) == ""
         answered_before_it_was_late = Clock("", 0, 0, NOW - 50)
-        assert self.why(late, held(answered_before_it_was_late))
+        assert self.why(late_job, watched_provider(answered_before_it_was_late))
 
     def test_an_answer_settles_the_same_suspicion(self) -> None:
-        late = assigned(NOW - 120)
-        assert self.why(late, held(Clock("", 0, 0, NOW - 60))) == ""
-        assert self.why(late, held(Clock("", 0, 0, NOW - 71)))
+        late_job = assigned(NOW - 120)
+        assert self.why(late_job, watched_provider(Clock("", 0, 0, NOW - 60))) == ""
+        assert self.why(late_job, watched_provider(Clock("", 0, 0, NOW - 71)))
         unreported = running(1, since=NOW - 190, time_limit=60)
-        assert self.why(unreported, held(Clock("", 0, 0, NOW - 60))) == ""
+        assert self.why(unreported, watched_provider(Clock("", 0, 0, NOW - 60))) == ""
 
     def test_providers_without_jobs_are_not_challenged(self) -> None:
-        assert suspicions([], held(last_sign=0), MOMENT, Watch()) == []
-        assert suspicions([running(1, 9, since=0)], held(last_sign=0), MOMENT, Watch()) == []
+        assert suspicions([], watched_provider(last_sign=0), MOMENT, Watch()) == []
+        assert (
+            suspicions([running(1, 9, since=0)], watched_provider(last_sign=0), MOMENT, Watch())
+            == []
+        )

@@ -114,8 +114,8 @@ def test_payments_for_a_stopped_run_count_as_usage(store: Store, state: Schedule
 def test_jobs_that_a_provider_gives_up(
     store: Store, state: SchedulerState, before: JobStatus, after: JobStatus, given_up: bool
 ) -> None:
-    moved = ev.JobTransition(1, CUSTOMER, HOST, before, after, block_number=1)
-    apply(store, state, 1, submitted(1, 1), moved)
+    event = ev.JobTransition(1, CUSTOMER, HOST, before, after, block_number=1)
+    apply(store, state, 1, submitted(1, 1), event)
     assert state.history().fault_rate(HOST) == (1 / 6 if given_up else 0.0)
     assert state.history().fault_rate(address(2)) == 0.0
 
@@ -160,20 +160,20 @@ def test_old_runs_are_folded_and_forgotten_one_by_one(
         apply(store, state, 100 * n, submitted(n, 100 * n), *ended(n, 100 * n, int(seconds)))
     assert state.history() == known(*lengths)
     with store.read() as connection:
-        for table, most in ((running.finished, 8), (running.shapes, 8), (running.histories, 1)):
+        for table, limit in ((running.finished, 8), (running.shapes, 8), (running.histories, 1)):
             rows = connection.execute(table.select()).all()
-            assert 0 < len(rows) <= most
+            assert 0 < len(rows) <= limit
     # Another scheduler that reads the same chain at once has the same.
     with open_store() as other:
-        late = SchedulerState(other)
+        new_state = SchedulerState(other)
         events = [
             event
             for n, seconds in enumerate(lengths, 1)
             for event in (submitted(n, 100 * n), *ended(n, 100 * n, int(seconds)))
         ]
         with other.begin() as connection:
-            late.apply(Batch(tuple(events), 1, 4_000, time=NOW), connection)
-        assert late.history() == state.history()
+            new_state.apply(Batch(tuple(events), 1, 4_000, time=NOW), connection)
+        assert new_state.history() == state.history()
 
 
 def test_a_database_without_runs_is_read_from_the_first_block_on(store: Store) -> None:
@@ -182,9 +182,9 @@ def test_a_database_without_runs_is_read_from_the_first_block_on(store: Store) -
     with store.begin() as connection:
         store.advance(connection, CURSOR, [Block(1, "0x1")], 9)
         connection.execute(running.histories.delete())
-    again = SchedulerState(store)
+    new_state = SchedulerState(store)
     assert store.recent_blocks(CURSOR) == []
-    assert again.live() == {}
+    assert new_state.live() == {}
     # Once is enough.
     with store.begin() as connection:
         store.advance(connection, CURSOR, [Block(1, "0x1")], 9)
@@ -200,8 +200,8 @@ class TestSums:
     def test_each_level_corrects_the_coarser_one(self) -> None:
         estimate = known(200.0).estimate(CUSTOMER, 8, 1, 1_000)
         everybody = (0.2 + 2 * 1.0) / 3
-        own = (0.2 + everybody) / 2
-        assert estimate.used == (0.2 + own) / 2
+        own_estimate = (0.2 + everybody) / 2
+        assert estimate.used == (0.2 + own_estimate) / 2
         assert (estimate.source, estimate.runs) == (EstimateSource.KIND, 1.0)
         inverse = (1 / 200 + 2 / 1_000) / 3
         inverse = (1 / 200 + (1 / 200 + inverse) / 2) / 2

@@ -113,9 +113,9 @@ SAYINGS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "kind"), SAYINGS)
-def test_sayings(words: str, kind: NodeError) -> None:
-    assert classify(refusal(words)) is kind
+@pytest.mark.parametrize(("message", "kind"), SAYINGS)
+def test_error_messages_of_nodes_are_recognised(message: str, kind: NodeError) -> None:
+    assert classify(refusal(message)) is kind
 
 
 def test_answers_without_a_proper_error() -> None:
@@ -136,18 +136,22 @@ wei = st.integers(0, 10**14)
 
 
 @given(old=st.tuples(wei, wei), fresh=st.tuples(wei, wei))
-def test_a_raise_is_enough_for_every_pool(old: tuple[int, int], fresh: tuple[int, int]) -> None:
+def test_raised_fees_are_enough_for_every_pool(
+    old: tuple[int, int], fresh: tuple[int, int]
+) -> None:
     raised = Fees(*old).bumped(Fees(*fresh))
-    for new, before, wanted in zip((raised.max_fee, raised.priority_fee), old, fresh, strict=True):
+    for new, before, required in zip(
+        (raised.max_fee, raised.priority_fee), old, fresh, strict=True
+    ):
         assert new * 8 >= before * 9
-        assert new >= wanted
+        assert new >= required
 
 
 @given(fees=st.tuples(wei, wei), ceiling=wei)
-def test_a_ceiling_cuts_both(fees: tuple[int, int], ceiling: int) -> None:
-    cut = Fees(*fees).within(ceiling)
-    assert cut.max_fee <= ceiling
-    assert cut.priority_fee <= max(cut.max_fee, 0)
+def test_a_ceiling_limits_both_fees(fees: tuple[int, int], ceiling: int) -> None:
+    limited = Fees(*fees).within(ceiling)
+    assert limited.max_fee <= ceiling
+    assert limited.priority_fee <= max(limited.max_fee, 0)
 
 
 async def test_a_node_without_the_tip_method_gets_no_other_request(

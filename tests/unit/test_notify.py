@@ -116,14 +116,14 @@ def test_recipients_are_in_the_job_file_and_not_in_the_definition() -> None:
     )
     assert b"example.org" not in job_file.definition.to_bytes()
     assert job_file.definition.digest == parse_job_file(JOB.encode()).definition.digest
-    for wrong, words in (
+    for wrong, message in (
         ("notify: {to: [nobody]}", "must be an e-mail address"),
         ("notify: {to: [desktop]}", "must be an e-mail address"),
         ("notify: {to: [me@example.org], on: [never]}", "must be begin, end"),
         ("notify: {to: []}", "notify.to"),
         ("notify: {on: [end]}", "notify.to"),
     ):
-        with pytest.raises(JobFileError, match=words):
+        with pytest.raises(JobFileError, match=message):
             parse_job_file((JOB + wrong + "\n").encode())
 
 
@@ -133,16 +133,16 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text('notify_to = ["me@example.org"]\nsmtp = "smtp://me@mail.example.org"\n')
     settings = load_settings(project_dir=tmp_path)
     assert (settings.notify_to, settings.notify_on) == ("me@example.org", "end")
-    for line, words in (
+    for line, message in (
         ('smtp = "smtp://me:secret@mail.example.org"', "must not contain a password"),
         ('smtp = "mail.example.org"', "must be a mail server"),
         ('notify_to = "nobody"', "must be an e-mail address"),
         ('notify_on = "never"', "must be any of begin"),
     ):
         file.write_text(line + "\n")
-        with pytest.raises(UsageError, match=words) as caught:
+        with pytest.raises(UsageError, match=message) as error_info:
             load_settings(project_dir=tmp_path)
-        assert "secret" not in caught.value.message
+        assert "secret" not in error_info.value.message
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_notification_on_the_desktop_is_an_argument_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: DeliveryOutcome
 ) -> None:
-    program, seen = tmp_path / "notify-send", tmp_path / "seen"
-    program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" > {seen}\nexit {code}\n')
+    program, output_file = tmp_path / "notify-send", tmp_path / "seen"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" > {output_file}\nexit {code}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     name, reason = "--icon=$(touch x)", "<b>`id`</b>\x1b"
     delivery = Delivery("evt_1", DESKTOP, body(name=name, reason=reason))
     assert (await Deliverer().send(delivery)).verdict is verdict
-    *options, separator, title, text, _ = seen.read_text().split("\0")
+    *options, separator, title, text, _ = output_file.read_text().split("\0")
     assert (options, separator) == (["--app-name=DeepSquare"], "--")
     assert title == "Job 7 (--icon=$(touch x)): FAILED"
     assert "Reason: &lt;b&gt;`id`&lt;/b&gt;\\x1b\n" in text
@@ -215,24 +215,26 @@ def test_an_event_is_the_same_in_another_block() -> None:
 
 
 def test_an_email_is_plain_text_whatever_the_job_is_called() -> None:
-    made = email(json.loads(body(name="a\r\nBcc: all@example.org")), "grid@example.org", "me@x.org")
-    assert made["Subject"] == r"Job 7 (a\r\nBcc: all@example.org): FAILED"
-    assert made["Bcc"] is None
-    assert (made["From"], made["To"]) == ("grid@example.org", "me@x.org")
-    assert made["Message-ID"] == "<evt_1@example.org>"
-    text = made.get_content()
+    message = email(
+        json.loads(body(name="a\r\nBcc: all@example.org")), "grid@example.org", "me@x.org"
+    )
+    assert message["Subject"] == r"Job 7 (a\r\nBcc: all@example.org): FAILED"
+    assert message["Bcc"] is None
+    assert (message["From"], message["To"]) == ("grid@example.org", "me@x.org")
+    assert message["Message-ID"] == "<evt_1@example.org>"
+    text = message.get_content()
     for line in ("Exit code: 3", "Paid: 1 credit", "Refunded: 0.5 credits",
                  "deepsquare job logs 7"):  # fmt: skip
         assert line in text.splitlines()
 
 
 def test_requests_of_a_wallet_are_stored_by_definition(store: Store) -> None:
-    wanted = Notify(("me@example.org",), (Occasion.ALL,))
-    remember_notify(store, ["aa", "bb", "aa"], wanted)
-    assert requested_notify(store, "aa") == requested_notify(store, "bb") == wanted
+    expected = Notify(("me@example.org",), (Occasion.ALL,))
+    remember_notify(store, ["aa", "bb", "aa"], expected)
+    assert requested_notify(store, "aa") == requested_notify(store, "bb") == expected
     remember_notify(store, ["aa"], Notify())
     assert requested_notify(store, "aa") == Notify()
-    assert requested_notify(store, "bb") == wanted
+    assert requested_notify(store, "bb") == expected
 
 
 def test_an_event_and_a_delivery_are_kept_once(store: Store) -> None:
@@ -321,13 +323,15 @@ def test_notifications_beyond_a_customers_limit_are_recorded_and_not_sent(store:
         metrics=Metrics("notify"),
         take_quota=lambda _customer: next(admitted),
     )
-    planned = [service._planned(EVENT, "0x1", f"http://hook/{number}", "{}") for number in (1, 2)]
-    assert [action.state for action in planned] == [DeliveryState.DUE, DeliveryState.FAILED]
-    assert planned[1].note == "too many notifications of this customer in a day"
+    notifications = [
+        service._planned(EVENT, "0x1", f"http://hook/{number}", "{}") for number in (1, 2)
+    ]
+    assert [action.state for action in notifications] == [DeliveryState.DUE, DeliveryState.FAILED]
+    assert notifications[1].note == "too many notifications of this customer in a day"
     tables = NotificationTables(store)
     with store.begin() as transaction:
         tables.add(transaction, [EVENT])
-    tables.plan(EVENT.id, planned)
+    tables.plan(EVENT.id, notifications)
     assert [item.target for item in tables.due(2_000, 10)] == ["http://hook/1"]
 
 

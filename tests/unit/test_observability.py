@@ -83,7 +83,7 @@ def test_useful_fields_stay(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "gone"),
+    ("text", "secret"),
     [
         ("POST http://alice:hunter2@node:8545/ failed", "hunter2"),
         ("wss://hunter2@node/ws", "hunter2"),
@@ -101,11 +101,11 @@ def test_useful_fields_stay(name: str, value: object) -> None:
         ("mnemonic: 'test test hunter2'", "hunter2"),
     ],
 )
-def test_secrets_in_texts_are_hidden(text: str, gone: str) -> None:
-    assert gone not in redact_text(text)
+def test_secrets_in_texts_are_hidden(text: str, secret: str) -> None:
+    assert secret not in redact_text(text)
     assert HIDDEN in redact_text(text)
-    assert gone not in logged("json", error=text)
-    assert gone not in logged("console", nested={"list": [RuntimeError(text)]})
+    assert secret not in logged("json", error=text)
+    assert secret not in logged("console", nested={"list": [RuntimeError(text)]})
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_standard_logging_uses_the_same_format(fmt: str) -> None:
 
 
 def test_untrusted_text_can_not_forge_lines_or_control_a_terminal() -> None:
-    nasty = "ok\n2026-01-01 [error] forged\r\x1b[2J\x1b]0;title\x07\u202egnp.exe\x9b"
+    hostile = "ok\n2026-01-01 [error] forged\r\x1b[2J\x1b]0;title\x07\u202egnp.exe\x9b"
     for fmt in ("json", "console"):
-        text = logged(fmt, label=nasty)
+        text = logged(fmt, label=hostile)
         assert text.count("\n") == 1
         assert text.endswith("\n")
         for character in "\r\x1b\x07\u202e\x9b":
@@ -180,10 +180,10 @@ def test_untrusted_text_can_not_forge_lines_or_control_a_terminal() -> None:
     st.text(max_size=200), st.sampled_from(["\n", "\r", "\x1b", "\0", "\x85", "\u2028", "\u202e"])
 )
 def test_any_text_becomes_one_harmless_line(text: str, character: str) -> None:
-    nasty = text[:50] + character + text[50:]
-    cleaned = redact(None, "", {"a": nasty, "b": [nasty], "c": {nasty: ValueError(nasty)}})
-    shown = [cleaned["a"], *cleaned["b"], *cleaned["c"], *cleaned["c"].values()]
-    for part in shown:
+    hostile = text[:50] + character + text[50:]
+    cleaned = redact(None, "", {"a": hostile, "b": [hostile], "c": {hostile: ValueError(hostile)}})
+    cleaned_texts = [cleaned["a"], *cleaned["b"], *cleaned["c"], *cleaned["c"].values()]
+    for part in cleaned_texts:
         assert character not in part
         assert "\x1b" not in part
 
@@ -196,8 +196,10 @@ def test_long_and_deep_values_are_bounded() -> None:
     assert len(event["long"]) < MAX_TEXT + 100
     assert "end" not in str(event["deep"])
     assert len(event["many"]) == 100
-    cut = redact(None, "", {"long": "x" * (MAX_TEXT - 4) + " http://u:hunter2@node/" + "y" * 99})
-    assert "hunter2" not in cut["long"]
+    redacted = redact(
+        None, "", {"long": "x" * (MAX_TEXT - 4) + " http://u:hunter2@node/" + "y" * 99}
+    )
+    assert "hunter2" not in redacted["long"]
 
 
 def test_json_lines_carry_time_level_logger_and_service() -> None:
@@ -229,7 +231,7 @@ def test_configuring_twice_logs_once() -> None:
 # -- metrics
 
 
-def test_figures_are_there_from_the_start() -> None:
+def test_metrics_exist_from_the_start() -> None:
     metrics = Metrics("provider")
     jobs = metrics.counter("jobs", "Jobs by result.", end=("finished", "failed"))
     running = metrics.gauge("running", "Running jobs.")
@@ -247,7 +249,7 @@ def test_figures_are_there_from_the_start() -> None:
     assert 'deepsquare_jobs_total{end="failed",service="provider"} 0.0' in text
 
 
-def test_two_services_in_one_process_do_not_meet() -> None:
+def test_two_services_in_one_process_have_separate_metrics() -> None:
     first, second = Metrics("a"), Metrics("b")
     first.gauge("x", "X.").set(1)
     second.gauge("x", "X.").set(2)

@@ -24,7 +24,7 @@ def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offer", "worth"),
+    ("offer", "is_sent"),
     [
         (Offer(64, 6400, 2), False),
         (Offer(57, 6400, 2), False),  # 7 of 64 CPUs
@@ -35,16 +35,16 @@ def test_target_is_free_capacity_plus_that_of_the_grids_jobs() -> None:
         (Offer(0, 0, 0), True),
     ],
 )
-def test_changes_that_are_worth_their_gas(offer: Offer, worth: bool) -> None:
-    assert is_worth_a_change(HARDWARE, offer) is worth
-    assert is_worth_a_change(offer, HARDWARE) is worth
+def test_changes_that_are_worth_their_gas(offer: Offer, is_sent: bool) -> None:
+    assert is_worth_a_change(HARDWARE, offer) is is_sent
+    assert is_worth_a_change(offer, HARDWARE) is is_sent
 
 
 def test_the_first_and_the_last_of_something_count_however_small() -> None:
-    nothing, little = Offer(0, 0, 0), Offer(1, 1, 0)
-    assert is_worth_a_change(nothing, little)
-    assert is_worth_a_change(little, nothing)
-    assert not is_worth_a_change(little, little)
+    empty_offer, small_offer = Offer(0, 0, 0), Offer(1, 1, 0)
+    assert is_worth_a_change(empty_offer, small_offer)
+    assert is_worth_a_change(small_offer, empty_offer)
+    assert not is_worth_a_change(small_offer, small_offer)
 
 
 async def test_labels_of_abilities_that_were_replaced_are_published_again(

@@ -133,17 +133,17 @@ async def test_blocks_from_before_are_read_once(clock: Clock) -> None:
 async def test_the_last_block_is_followed_where_no_other_comes(
     quiet: FakeChain, clock: Clock, store: Store
 ) -> None:
-    seen: list[int] = []
+    heads: list[int] = []
 
     def apply(batch: Batch, _: Any) -> None:
-        seen.extend(event.amount for event in batch.events)  # type: ignore[attr-defined]
+        heads.extend(event.amount for event in batch.events)  # type: ignore[attr-defined]
 
     follower = Follower(quiet, [CREDIT], store, start_block=1, confirmations=1)  # type: ignore[arg-type]
     await follower.poll(apply)
-    assert seen == [0, 1, 2, 3]
+    assert heads == [0, 1, 2, 3]
     clock.now += 2
     await follower.poll(apply)
-    assert seen == [0, 1, 2, 3, 4]
+    assert heads == [0, 1, 2, 3, 4]
 
 
 async def test_calls_are_simulated_on_the_block_that_they_bring_about(

@@ -127,7 +127,7 @@ def _retried() -> list[ev.Event]:
     return [*events, retry, *run(3, 20, 30)]
 
 
-def _after_another() -> list[ev.Event]:
+def _dependent() -> list[ev.Event]:
     events = [event for event in one_after_the_other(1) if getattr(event, "job_id", 0) != 2]
     return [*events, submitted(3, 2, uses="deepsquare.afterany=1"), *run(2, 20, 30)]
 
@@ -138,7 +138,7 @@ def _without_earlier_jobs() -> list[ev.Event]:
 
 @pytest.mark.parametrize(
     "events",
-    [_prompt, _returned, _retried, _after_another, _without_earlier_jobs],
+    [_prompt, _returned, _retried, _dependent, _without_earlier_jobs],
     ids=lambda events: events.__name__,
 )
 def test_starts_that_are_not_judged(events: Callable[[], list[ev.Event]]) -> None:

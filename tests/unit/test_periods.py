@@ -16,7 +16,7 @@ NOVEMBER, DECEMBER, DAY = 1_793_491_200, 1_796_083_200, 86_400
 
 
 @pytest.mark.parametrize(
-    ("given", "period"),
+    ("bounds", "period"),
     [
         (("2026-11", None, None), Period(NOVEMBER, DECEMBER)),
         (("2026-12", None, None), Period(DECEMBER, DECEMBER + 31 * DAY)),
@@ -29,12 +29,12 @@ NOVEMBER, DECEMBER, DAY = 1_793_491_200, 1_796_083_200, 86_400
         ((None, None, None), Period()),
     ],
 )
-def test_periods(given: tuple[str | None, ...], period: Period) -> None:
-    assert parse_period(*given) == period
+def test_periods(bounds: tuple[str | None, ...], period: Period) -> None:
+    assert parse_period(*bounds) == period
 
 
 @pytest.mark.parametrize(
-    "given",
+    "bounds",
     [
         ("2026-13", None, None),
         ("2026", None, None),
@@ -47,10 +47,10 @@ def test_periods(given: tuple[str | None, ...], period: Period) -> None:
         (None, None, "9999-12-31"),
     ],
 )
-def test_invalid_periods_are_refused(given: tuple[str | None, ...]) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_period(*given)
-    assert caught.value.hint
+def test_invalid_periods_are_refused(bounds: tuple[str | None, ...]) -> None:
+    with pytest.raises(UsageError) as error_info:
+        parse_period(*bounds)
+    assert error_info.value.hint
 
 
 #: Blocks of a grid that was deployed in block 3; some come in the same second.
@@ -61,8 +61,8 @@ def chain() -> Any:
     async def number() -> int:
         return len(TIMES) - 1
 
-    async def get_block(which: int) -> dict[str, int]:
-        return {"timestamp": TIMES[which]}
+    async def get_block(number: int) -> dict[str, int]:
+        return {"timestamp": TIMES[number]}
 
     class Eth:
         block_number = property(lambda _: number())
@@ -102,6 +102,6 @@ async def test_periods_without_a_block_are_refused(start: int | None, end: int |
 
 @pytest.mark.parametrize("period", [Period(last_block=9), Period(first_block=9)])
 async def test_a_bound_that_is_a_future_block_is_refused(period: Period) -> None:
-    with pytest.raises(UsageError, match="Block 9 does not exist yet") as caught:
+    with pytest.raises(UsageError, match="Block 9 does not exist yet") as error_info:
         await blocks_of(chain(), period, 3)
-    assert "newest block is 8" in caught.value.hint
+    assert "newest block is 8" in error_info.value.hint

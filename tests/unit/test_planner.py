@@ -82,10 +82,10 @@ def over(exit_: Exit) -> RunStatus:
     return RunStatus(RunState.ENDED, exit_)
 
 
-def view(chain: JobStatus, run: Run, /, *, mine: bool = True, **changes) -> View:
+def view(chain: JobStatus, run: Run, /, *, is_own: bool = True, **changes) -> View:
     fields = {"cached_definition": READY} | changes
     record = fields.pop("job", None) or job(chain)
-    return View(job=record, run=run, mine=mine, **fields)
+    return View(job=record, run=run, mine=is_own, **fields)
 
 
 def act(chain: JobStatus, run: Run, situation: Situation = LOCAL, /, **changes):
@@ -98,10 +98,10 @@ FOREIGN = [S.PENDING, S.META_SCHEDULED, S.SCHEDULED, S.RUNNING]
 FINAL = [S.CANCELLED, S.FINISHED, S.FAILED, S.OUT_OF_CREDITS, S.PANICKED]
 
 
-class TestNotMine:
+class TestJobsOfOthers:
     @pytest.mark.parametrize("status", FINAL)
     @pytest.mark.parametrize(
-        ("run", "word", "lookup", "expected"),
+        ("run", "report", "lookup", "expected"),
         [
             (row(), None, None, Close),
             (row(), None, NOWHERE, Close),
@@ -120,13 +120,13 @@ class TestNotMine:
             (row(Phase.ENDED, exit=ended()), None, None, Close),
         ],
     )
-    def test_final(self, status, run, word, lookup, expected):
-        action = act(status, run, mine=False, status=word, lookup=lookup)
+    def test_final(self, status, run, report, lookup, expected):
+        action = act(status, run, is_own=False, status=report, lookup=lookup)
         assert isinstance(action, expected)
 
     @pytest.mark.parametrize("status", FOREIGN)
     @pytest.mark.parametrize(
-        ("run", "word", "expected"),
+        ("run", "report", "expected"),
         [
             (row(), None, Wait),
             (row(Phase.REFUSED), None, Wait),
@@ -135,20 +135,20 @@ class TestNotMine:
             (row(Phase.ENDED, exit=ended()), None, Release),
         ],
     )
-    def test_live_elsewhere(self, status, run, word, expected):
-        assert isinstance(act(status, run, mine=False, status=word), expected)
+    def test_live_elsewhere(self, status, run, report, expected):
+        assert isinstance(act(status, run, is_own=False, status=report), expected)
 
     def test_nothing_irreversible_before_it_is_confirmed(self):
         run = row(Phase.SUBMITTED)
-        assert isinstance(act(S.PANICKED, run, mine=False, status=LIVE, settled=False), Wait)
+        assert isinstance(act(S.PANICKED, run, is_own=False, status=LIVE, settled=False), Wait)
 
     def test_a_run_that_surely_vanished_closes(self):
         run = row(Phase.SUBMITTED)
-        action = act(S.PANICKED, run, mine=False, status=UNKNOWN, lookup=NOWHERE, misses=3)
+        action = act(S.PANICKED, run, is_own=False, status=UNKNOWN, lookup=NOWHERE, misses=3)
         assert isinstance(action, Close)
 
     def test_an_unknown_id_is_treated_as_gone(self):
-        assert isinstance(act(S.NONE, row(Phase.SUBMITTED), mine=False, status=LIVE), Cancel)
+        assert isinstance(act(S.NONE, row(Phase.SUBMITTED), is_own=False, status=LIVE), Cancel)
 
 
 class TestMetaScheduled:
@@ -169,8 +169,8 @@ class TestMetaScheduled:
     def test_without_its_definition(self, state, early, late):
         cached_definition = CachedDefinition(state, "definition x is not there")
         assert isinstance(act(S.META_SCHEDULED, row(), cached_definition=cached_definition), early)
-        patient = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
-        action = act(S.META_SCHEDULED, row(), patient, cached_definition=cached_definition)
+        after_timeout = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
+        action = act(S.META_SCHEDULED, row(), after_timeout, cached_definition=cached_definition)
         assert isinstance(action, late)
         if late is not Wait:
             assert action.reason == "definition x is not there"
@@ -201,9 +201,11 @@ class TestScheduledLocal:
 
     def test_definition_lost_since_the_claim(self):
         cached_definition = CachedDefinition(DefinitionState.MISSING, "gone")
-        late = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
+        after_timeout = dataclasses.replace(LOCAL, now=T0 + LOCAL.assignment_timeout)
         assert isinstance(act(S.SCHEDULED, row(), cached_definition=cached_definition), Wait)
-        assert act(S.SCHEDULED, row(), late, cached_definition=cached_definition) == Panic("gone")
+        assert act(S.SCHEDULED, row(), after_timeout, cached_definition=cached_definition) == Panic(
+            "gone"
+        )
 
     def test_refused(self):
         assert act(S.SCHEDULED, row(Phase.REFUSED, note="no")) == Requeue("no")
@@ -211,7 +213,7 @@ class TestScheduledLocal:
 
 class TestScheduledQueue:
     @pytest.mark.parametrize(
-        ("run", "word", "lookup", "expected"),
+        ("run", "report", "lookup", "expected"),
         [
             (row(), None, None, Wait),
             (row(), None, NOWHERE, Submit(60, 60, 0)),
@@ -228,8 +230,8 @@ class TestScheduledQueue:
             (row(Phase.ENDED, exit=ended()), None, None, Start()),
         ],
     )
-    def test_table(self, run, word, lookup, expected):
-        action = act(S.SCHEDULED, run, QUEUE, status=word, lookup=lookup)
+    def test_table(self, run, report, lookup, expected):
+        action = act(S.SCHEDULED, run, QUEUE, status=report, lookup=lookup)
         assert isinstance(action, expected) if isinstance(expected, type) else action == expected
 
     def test_vanished(self):
@@ -256,7 +258,7 @@ class TestRunning:
         assert isinstance(act(S.RUNNING, row(), lookup=NOWHERE), Panic)
 
     @pytest.mark.parametrize(
-        ("late", "expected"),
+        ("delay", "expected"),
         [
             (0, Submit(60, 60, 0)),
             (29, Submit(31, 60, 29)),
@@ -265,8 +267,8 @@ class TestRunning:
             (61, Panic),
         ],
     )
-    def test_a_late_start_leaves_half_the_time_or_gives_up(self, late, expected):
-        situation = dataclasses.replace(LOCAL, now=T0 + late)
+    def test_a_late_start_leaves_half_the_time_or_gives_up(self, delay, expected):
+        situation = dataclasses.replace(LOCAL, now=T0 + delay)
         action = act(S.RUNNING, row(Phase.STARTING), situation, lookup=NOWHERE)
         assert isinstance(action, expected) if isinstance(expected, type) else action == expected
 
@@ -287,8 +289,8 @@ class TestRunning:
         assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=HERE, misses=9), Wait)
         assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=2), Wait)
         assert isinstance(act(S.RUNNING, run, status=UNKNOWN, lookup=None, misses=3), Wait)
-        gone = act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=3)
-        assert gone == Panic("the run vanished")
+        action = act(S.RUNNING, run, status=UNKNOWN, lookup=NOWHERE, misses=3)
+        assert action == Panic("the run vanished")
 
     def test_top_up_extends_by_the_remaining_time(self):
         run = row(Phase.SUBMITTED, lead=2)
@@ -296,8 +298,8 @@ class TestRunning:
         assert act(S.RUNNING, run, status=LIVE, job=record) == Extend(88, 90)
 
     def test_the_end_is_recorded_first(self):
-        word = over(ended(code=3))
-        assert act(S.RUNNING, row(Phase.SUBMITTED), status=word) == RecordEnd(ended(code=3))
+        report = over(ended(code=3))
+        assert act(S.RUNNING, row(Phase.SUBMITTED), status=report) == RecordEnd(ended(code=3))
 
     def test_refused(self):
         assert act(S.RUNNING, row(Phase.REFUSED, note="too large")) == Panic("too large")
@@ -310,7 +312,7 @@ class TestCollect:
         LOCAL, now=T0 + 600, collecting=Collecting(interval=600, min_unbilled=570 * RATE)
     )
 
-    def act(self, situation: Situation = WHEN, /, word: RunStatus | None = LIVE, **changes):
+    def act(self, situation: Situation = WHEN, /, report: RunStatus | None = LIVE, **changes):
         fields = {"flags": JobFlags.INTERIM_PAYMENTS, "time_limit": 1_000} | changes
         collected = fields.pop("collected", 0)
         settled = fields.pop("settled", True)
@@ -319,7 +321,7 @@ class TestCollect:
             S.RUNNING,
             run,
             situation,
-            status=word,
+            status=report,
             job=job(**fields),
             collected=collected,
             settled=settled,
@@ -337,16 +339,16 @@ class TestCollect:
     def test_not_too_early_and_not_for_less_than_its_gas(self):
         assert self.act(dataclasses.replace(self.WHEN, now=T0 + 599)) == Wait("runs")
         # The provider gets 95 % of 600 s.
-        dear = dataclasses.replace(self.WHEN, collecting=Collecting(600, 570 * RATE + 1))
-        assert self.act(dear) == Wait("runs")
+        high_gas = dataclasses.replace(self.WHEN, collecting=Collecting(600, 570 * RATE + 1))
+        assert self.act(high_gas) == Wait("runs")
 
     def test_the_end_bills_the_rest_of_a_run_that_is_nearly_over(self):
         assert self.act(dataclasses.replace(self.WHEN, now=T0 + 984)) == Collect()
         assert self.act(dataclasses.replace(self.WHEN, now=T0 + 985)) == Wait("runs")
 
-    @pytest.mark.parametrize("word", [over(ended()), QUEUED, UNKNOWN, None])
-    def test_never_for_a_run_that_is_not_known_to_be_alive(self, word):
-        assert not isinstance(self.act(word=word), Collect)
+    @pytest.mark.parametrize("report", [over(ended()), QUEUED, UNKNOWN, None])
+    def test_never_for_a_run_that_is_not_known_to_be_alive(self, report):
+        assert not isinstance(self.act(report=report), Collect)
 
     def test_not_before_its_cause_is_confirmed(self):
         assert self.act(settled=False) == Wait("runs")
@@ -439,11 +441,11 @@ class TestEnd:
 
 class TestAdmission:
     def views(self, *statuses: JobStatus, since: int = T0, run: Run | None = None):
-        out = []
+        views_of_all = []
         for number, status in enumerate(statuses):
             record = dataclasses.replace(job(status), id=number + 1, since=since + number)
-            out.append(view(status, run or row(), job=record, lookup=NOWHERE))
-        return out
+            views_of_all.append(view(status, run or row(), job=record, lookup=NOWHERE))
+        return views_of_all
 
     def kinds(self, views, situation):
         return {v.job.id: type(action) for v, action in plan(views, situation)}
@@ -475,8 +477,8 @@ class TestAdmission:
     def test_is_requeued_when_no_capacity_is_free_for_long(self, status):
         full = dataclasses.replace(LOCAL, free=Offer(1, 4096, 0))
         assert isinstance(act(status, row(), full), Wait)
-        late = dataclasses.replace(full, now=T0 + full.assignment_timeout)
-        assert isinstance(act(status, row(), late), Requeue)
+        after_timeout = dataclasses.replace(full, now=T0 + full.assignment_timeout)
+        assert isinstance(act(status, row(), after_timeout), Requeue)
 
     def test_short_of_disk(self):
         short = dataclasses.replace(LOCAL, has_disk_space=False)
@@ -491,8 +493,8 @@ class TestAdmission:
 
     def test_runs_continue_on_a_machine_that_can_not_start_more(self):
         faulty = dataclasses.replace(LOCAL, fault="no process left")
-        began = row(Phase.SUBMITTED, handle="h1", allotment=60)
-        assert isinstance(act(S.RUNNING, began, faulty, status=LIVE), Wait)
+        submitted = row(Phase.SUBMITTED, handle="h1", allotment=60)
+        assert isinstance(act(S.RUNNING, submitted, faulty, status=LIVE), Wait)
 
     def test_executor_that_does_not_answer(self):
         silent = dataclasses.replace(LOCAL, free=None)
@@ -501,7 +503,7 @@ class TestAdmission:
         assert act(S.META_SCHEDULED, row(), dataclasses.replace(silent, queues=True)) == Claim()
 
 
-class TestWords:
+class TestReasonsAndKeys:
     def test_reasons_are_clipped_to_the_limit_of_the_contract(self):
         assert clip("a\nb\x1b[0m") == "a b [0m"
         assert len(clip("é" * 300).encode()) <= 256
@@ -523,26 +525,26 @@ class TestWords:
 
 def test_every_combination_has_an_answer():
     """Every combination of status, run record, executor state and lookup has an action."""
-    words = [None, UNKNOWN, QUEUED, LIVE, over(ended()), over(ended("lost", 137))]
+    reports = [None, UNKNOWN, QUEUED, LIVE, over(ended()), over(ended("lost", 137))]
     for status in JobStatus:
-        for mine in {status.is_assigned, False}:
+        for is_own in {status.is_assigned, False}:
             for phase in Phase:
                 exit_ = ended() if phase is Phase.ENDED else None
-                for word in words:
+                for report in reports:
                     for lookup in (None, NOWHERE, HERE):
                         for situation in (LOCAL, QUEUE):
                             case = view(
                                 status,
                                 row(phase, exit=exit_),
-                                mine=mine,
-                                status=word,
+                                is_own=is_own,
+                                status=report,
                                 lookup=lookup,
                             )
                             action = plan_job(case, situation)
                             if isinstance(action, RunReport):
                                 assert phase is Phase.ENDED
                             if isinstance(action, Submit):
-                                assert mine
+                                assert is_own
                                 assert lookup == NOWHERE
                                 assert phase not in {Phase.SUBMITTED, Phase.ENDED, Phase.REFUSED}
 
@@ -562,9 +564,9 @@ def test_every_combination_has_an_answer():
     ],
 )
 def test_maintenance_requeues_jobs_that_have_not_begun(situation, status, phase, given_back):
-    seen = {"status": QUEUED, "lookup": NOWHERE}
-    before = act(status, row(phase), situation, **seen)
-    after = act(status, row(phase), dataclasses.replace(situation, draining=True), **seen)
+    state = {"status": QUEUED, "lookup": NOWHERE}
+    before = act(status, row(phase), situation, **state)
+    after = act(status, row(phase), dataclasses.replace(situation, draining=True), **state)
     assert not isinstance(before, Requeue)
     if given_back:
         assert after == Requeue("the provider is draining for maintenance")

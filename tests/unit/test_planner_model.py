@@ -99,8 +99,8 @@ class SimulatedRun:
         for _ in range(seconds):
             self.wall += 1
             for process in self.runs.values():
-                over = self.wall - process.began >= process.walltime
-                if process.exit is None and not process.queued and over:
+                is_over = self.wall - process.began >= process.walltime
+                if process.exit is None and not process.queued and is_over:
                     self.finish(process, "walltime", 143)
         self.settled = True
 
@@ -169,13 +169,17 @@ class SimulatedRun:
     def do_collect(self, action, effect) -> None:
         """Pay like the contract, which refuses a payment that is too early or after the allotment."""
         job, elapsed = self.job, self.now - self.job.since
-        left = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
+        remaining = allotment(job.time_limit, job.until_spent, job.escrow, job.rate)
         assert self.mine
         assert self.runs[self.run.key].exit is None, "a run that has ended is reported"
-        assert 3 <= elapsed < left
+        assert 3 <= elapsed < remaining
         effect()
         escrow = job.escrow - job.rate * elapsed
-        limit = max(1, job.time_limit * escrow // job.escrow) if job.until_spent else left - elapsed
+        limit = (
+            max(1, job.time_limit * escrow // job.escrow)
+            if job.until_spent
+            else remaining - elapsed
+        )
         self.job = dataclasses.replace(job, escrow=escrow, time_limit=limit, since=self.now)
         self.collected += elapsed
         self.settled = False
@@ -248,21 +252,21 @@ class SimulatedRun:
     def do_runreport(self, action, effect) -> None:
         assert self.mine
         assert self.job.status is S.RUNNING
-        done = self.runs[self.run.key].exit
-        assert done is not None, "a report needs an end"
-        assert done.reason not in {"lost", "cancelled"}
+        exit_ = self.runs[self.run.key].exit
+        assert exit_ is not None, "a report needs an end"
+        assert exit_.reason not in {"lost", "cancelled"}
         allotted = allotment(
             self.job.time_limit, self.job.until_spent, self.job.escrow, self.job.rate
         )
         assert action.seconds <= self.now - self.job.since
         assert action.seconds <= allotted
-        if done.reason != "walltime":
-            ran = min(done.seconds, allotted + self.collected)
-            assert action.seconds == max(0, ran - self.collected)
+        if exit_.reason != "walltime":
+            run_seconds = min(exit_.seconds, allotted + self.collected)
+            assert action.seconds == max(0, run_seconds - self.collected)
         effect()
         spent = action.seconds >= allotted
-        named = S.OUT_OF_CREDITS if spent else S.FAILED if action.exit_code else S.FINISHED
-        self.move(named)
+        status = S.OUT_OF_CREDITS if spent else S.FAILED if action.exit_code else S.FINISHED
+        self.move(status)
 
 
 class Provider(RuleBasedStateMachine):
@@ -289,13 +293,13 @@ class Provider(RuleBasedStateMachine):
         self.simulation.step(kill_after)
 
     @rule(cycles=st.integers(2, 6), seconds=st.integers(1, 4))
-    def daemon_for_a_while(self, cycles: int, seconds: int) -> None:
+    def run_daemon(self, cycles: int, seconds: int) -> None:
         for _ in range(cycles):
             self.simulation.step(9)
             self.simulation.tick(seconds)
 
     @rule(cycles=st.integers(2, 5), kill_after=st.integers(0, 2))
-    def daemon_until_a_kill(self, cycles: int, kill_after: int) -> None:
+    def run_daemon_until_a_kill(self, cycles: int, kill_after: int) -> None:
         for _ in range(cycles):
             self.simulation.step(9)
             self.simulation.tick(1)
@@ -306,7 +310,7 @@ class Provider(RuleBasedStateMachine):
         self.simulation.tick(seconds)
 
     @rule(seconds=st.integers(1, 9))
-    def chain_stands_still(self, seconds: int) -> None:
+    def stop_chain(self, seconds: int) -> None:
         settled = self.simulation.settled
         self.simulation.tick(seconds)
         self.simulation.lag += seconds
@@ -360,7 +364,7 @@ class Provider(RuleBasedStateMachine):
             before = S.SCHEDULED if simulation.queues else S.META_SCHEDULED
             simulation.job = dataclasses.replace(simulation.job, status=before)
         elif caller == "database":
-            self.database_is_lost()
+            self.lose_database()
         elif caller == "customer" and status.is_live:
             simulation.move(S.CANCELLED)
         elif caller == "stranger" and status is S.RUNNING:
@@ -384,7 +388,7 @@ class Provider(RuleBasedStateMachine):
             if process.queued and process.exit is None:
                 process.queued, process.began = False, self.simulation.wall
 
-    def database_is_lost(self) -> None:
+    def lose_database(self) -> None:
         simulation = self.simulation
         attempts = [int(key.partition(".")[2] or 0) for key in simulation.runs]
         newest = max(attempts, default=0)

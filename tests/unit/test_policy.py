@@ -54,24 +54,26 @@ def decide(
     return plan(Snapshot(NOW, providers, queue, assigned or []), rules)
 
 
-def kept(decided: Plan) -> list[tuple[int, int, int]]:
+def kept(job_plan: Plan) -> list[tuple[int, int, int]]:
     """Return job, provider and time of each reservation."""
-    assert all(each.provider_id == i for i, each in decided.reservations.items())
+    assert all(
+        held_reservation.provider_id == i for i, held_reservation in job_plan.reservations.items()
+    )
     return [
         (reservation.job_id, reservation.provider_id, reservation.at)
-        for reservation in decided.reservations.values()
+        for reservation in job_plan.reservations.values()
     ]
 
 
-def places(decided: Plan) -> dict[int, int]:
-    return {d.waiting.job.id: d.provider_id for d in decided.decisions}
+def places(job_plan: Plan) -> dict[int, int]:
+    return {d.waiting.job.id: d.provider_id for d in job_plan.decisions}
 
 
-class TestRoom:
+class TestFreeCapacity:
     def test_a_job_goes_where_capacity_is_free(self) -> None:
-        decided = decide([waiting(7)], [provider(3)])
-        assert decided.by_provider() == {3: [7]}
-        assert decided.decisions[0].rate == 1_000
+        job_plan = decide([waiting(7)], [provider(3)])
+        assert job_plan.by_provider() == {3: [7]}
+        assert job_plan.decisions[0].rate == 1_000
 
     def test_free_capacity_is_the_offer_minus_assigned_jobs(self) -> None:
         for status in (JobStatus.META_SCHEDULED, JobStatus.SCHEDULED, JobStatus.RUNNING):
@@ -83,14 +85,14 @@ class TestRoom:
         "load", [{"cpus": 8}, {"mem_per_cpu": 8_000}, {"gpus": 2}], ids=["cpus", "memory", "gpus"]
     )
     def test_each_kind_of_capacity_counts(self, load: dict[str, int]) -> None:
-        wanted = waiting(2, gpus=1)
-        assert places(decide([wanted], [provider()], [running(1, **load)])) == {}
-        assert places(decide([wanted], [provider()])) == {2: 1}
+        gpu_job = waiting(2, gpus=1)
+        assert places(decide([gpu_job], [provider()], [running(1, **load)])) == {}
+        assert places(decide([gpu_job], [provider()])) == {2: 1}
 
     def test_one_plan_never_assigns_the_same_capacity_twice(self) -> None:
-        decided = decide([waiting(n, cpus=3) for n in range(1, 6)], [provider(1), provider(2)])
-        assert sorted(places(decided).values()) == [1, 1, 2, 2]
-        assert decided.free == {1: Offer(2, 7_400, 2), 2: Offer(2, 7_400, 2)}
+        job_plan = decide([waiting(n, cpus=3) for n in range(1, 6)], [provider(1), provider(2)])
+        assert sorted(places(job_plan).values()) == [1, 1, 2, 2]
+        assert job_plan.free == {1: Offer(2, 7_400, 2), 2: Offer(2, 7_400, 2)}
 
     def test_an_offer_below_the_running_jobs_gets_no_job(self) -> None:
         low = provider(offer=Offer(2, 8_000, 2))
@@ -109,8 +111,8 @@ class TestOrder:
     def test_smallest_area_first(self) -> None:
         wide = waiting(1, cpus=8, time_limit=10)
         long = waiting(2, cpus=2, time_limit=60)
-        decided = decide([long, wide], [provider()])
-        assert [d.waiting.job.id for d in decided.decisions] == [1]
+        job_plan = decide([long, wide], [provider()])
+        assert [d.waiting.job.id for d in job_plan.decisions] == [1]
 
     def test_ties_by_age_then_id(self) -> None:
         queue = [
@@ -121,9 +123,11 @@ class TestOrder:
         assert places(decide(queue, [provider()])) == {2: 1}
 
     def test_a_job_that_runs_until_its_credits_are_spent_is_as_long_as_they_last(self) -> None:
-        greedy = waiting(1, cpus=8, time_limit=1, flags=JobFlags.UNTIL_SPENT, escrow=8_000 * 1_000)
+        until_spent = waiting(
+            1, cpus=8, time_limit=1, flags=JobFlags.UNTIL_SPENT, escrow=8_000 * 1_000
+        )
         modest = waiting(2, cpus=8, time_limit=100)
-        assert places(decide([greedy, modest], [provider()])) == {2: 1}
+        assert places(decide([until_spent, modest], [provider()])) == {2: 1}
 
     @pytest.mark.parametrize("count", [1, 40])
     def test_credits_that_last_longer_than_64_bits_can_count(self, count: int) -> None:
@@ -131,9 +135,9 @@ class TestOrder:
         cheap = [provider(number, price=1) for number in range(1, count + 1)]
         endless = waiting(1, cpus=1, flags=JobFlags.UNTIL_SPENT, escrow=2**95)
         wide = waiting(2, cpus=8, escrow=2**95)
-        decided = decide([endless, wide], cheap, [running(3, cpus=1)], Rules())
+        job_plan = decide([endless, wide], cheap, [running(3, cpus=1)], Rules())
         # The wide job does not fit next to the running one, and its reservation blocks the other job.
-        assert places(decided).keys() == (set() if count == 1 else {1, 2})
+        assert places(job_plan).keys() == (set() if count == 1 else {1, 2})
 
     def test_aged_jobs_go_before_smaller_ones(self) -> None:
         old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 100)
@@ -142,13 +146,11 @@ class TestOrder:
         assert places(decide([small, old], [provider()], rules=rules)) == {1: 1}
         assert places(decide([small, old], [provider()], rules=PLAIN)) == {2: 1}
 
-    @pytest.mark.parametrize(
-        ("waited", "overdue"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)]
-    )
-    def test_patience_grows_with_the_limit(self, waited: int, overdue: bool) -> None:
+    @pytest.mark.parametrize(("wait", "overdue"), [(100 + 3 * 60, False), (100 + 3 * 60 + 1, True)])
+    def test_patience_grows_with_the_limit(self, wait: int, overdue: bool) -> None:
         rules = Rules(overdue_after=100, overdue_factor=3)
-        decided = decide([waiting(queued_at=NOW - waited)], [provider()], rules=rules)
-        assert decided.decisions[0].overdue is overdue
+        job_plan = decide([waiting(queued_at=NOW - wait)], [provider()], rules=rules)
+        assert job_plan.decisions[0].overdue is overdue
 
     def test_the_worst_ratio_of_wait_to_limit_is_served_first(self) -> None:
         old = waiting(1, cpus=8, time_limit=600, queued_at=NOW - 10_000)
@@ -157,9 +159,9 @@ class TestOrder:
 
     def test_the_dominant_share_orders(self) -> None:
         """One CPU with all GPUs of the grid is larger than half of its CPUs."""
-        greedy = waiting(1, cpus=1, gpus=2, mem_per_cpu=8_000)
+        gpu_job = waiting(1, cpus=1, gpus=2, mem_per_cpu=8_000)
         modest = waiting(2, cpus=4, gpus=1)
-        assert places(decide([greedy, modest], [provider()])) == {2: 1}
+        assert places(decide([gpu_job, modest], [provider()])) == {2: 1}
 
     def test_finished_runs_order(self) -> None:
         """A customer whose jobs end early goes before one whose jobs use their limits."""
@@ -182,15 +184,15 @@ class TestReservation:
     load = running(9, cpus=4, time_limit=300)
 
     def test_capacity_is_reserved_from_the_end_of_running_jobs(self) -> None:
-        decided = decide([self.big], [provider()], [self.load], OVERDUE)
-        assert kept(decided) == [(1, 1, NOW + 300)]
-        assert places(decided) == {}
+        job_plan = decide([self.big], [provider()], [self.load], OVERDUE)
+        assert kept(job_plan) == [(1, 1, NOW + 300)]
+        assert places(job_plan) == {}
 
     @pytest.mark.parametrize(("limit", "goes"), [(300, True), (301, False)])
     def test_others_go_there_if_they_end_before(self, limit: int, goes: bool) -> None:
         other = waiting(2, cpus=1, time_limit=limit)
-        decided = decide([self.big, other], [provider()], [self.load], LATE)
-        assert places(decided) == ({2: 1} if goes else {})
+        job_plan = decide([self.big, other], [provider()], [self.load], LATE)
+        assert places(job_plan) == ({2: 1} if goes else {})
 
     def test_the_time_until_the_start_counts(self) -> None:
         rules = dataclasses.replace(LATE, start_margin=20)
@@ -203,82 +205,82 @@ class TestReservation:
         load = [running(n, cpus=3, time_limit=300) for n in (8, 9)]
         # The first end frees enough; the other one ends at the same time, so that three are left.
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3)]
-        decided = decide([five, *others], [provider()], load, LATE)
-        assert places(decided) == {2: 1, 3: 1}
+        job_plan = decide([five, *others], [provider()], load, LATE)
+        assert places(job_plan) == {2: 1, 3: 1}
 
     def test_capacity_is_free_once_enough_jobs_have_ended(self) -> None:
         load = [running(n, cpus=2, time_limit=100 * n) for n in (2, 3, 4)]
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
-        decided = decide([six], [provider()], load, OVERDUE)
-        assert kept(decided) == [(1, 1, NOW + 300)]
+        job_plan = decide([six], [provider()], load, OVERDUE)
+        assert kept(job_plan) == [(1, 1, NOW + 300)]
 
     def test_other_jobs_go_there_if_they_fit_next_to_the_reservation(self) -> None:
         six = waiting(1, cpus=6, queued_at=NOW - 1_000)
         others = [waiting(n, cpus=1, time_limit=10_000) for n in (2, 3, 4)]
         # Two CPUs are left next to the six; the third job would need more.
-        decided = decide([six, *others], [provider()], [self.load], LATE)
-        assert places(decided) == {2: 1, 3: 1}
+        job_plan = decide([six, *others], [provider()], [self.load], LATE)
+        assert places(job_plan) == {2: 1, 3: 1}
 
     def test_other_providers_are_free_for_all(self) -> None:
         small = provider(2, cpus=4)
         other = waiting(2, cpus=4, time_limit=10_000)
-        decided = decide([self.big, other], [provider(), small], [self.load], LATE)
-        assert places(decided) == {2: 2}
-        assert list(decided.reservations) == [1]
+        job_plan = decide([self.big, other], [provider(), small], [self.load], LATE)
+        assert places(job_plan) == {2: 2}
+        assert list(job_plan.reservations) == [1]
 
     def test_the_first_free_capacity_is_reserved(self) -> None:
         load = [self.load, running(8, 2, cpus=1, time_limit=100)]
-        decided = decide([self.big], [provider(1), provider(2)], load, OVERDUE)
-        assert kept(decided) == [(1, 2, NOW + 100)]
+        job_plan = decide([self.big], [provider(1), provider(2)], load, OVERDUE)
+        assert kept(job_plan) == [(1, 2, NOW + 100)]
 
     def test_jobs_that_do_not_run_yet_may_start_late(self) -> None:
         load = dataclasses.replace(self.load, status=JobStatus.SCHEDULED, since=NOW - 200)
         rules = dataclasses.replace(OVERDUE, start_margin=15)
-        decided = decide([self.big], [provider()], [load], rules)
-        assert kept(decided) == [(1, 1, NOW + 315)]
+        job_plan = decide([self.big], [provider()], [load], rules)
+        assert kept(job_plan) == [(1, 1, NOW + 315)]
 
     def test_overdue_runs_may_end_at_any_time(self) -> None:
         load = dataclasses.replace(self.load, since=NOW - 900)
-        decided = decide([self.big], [provider()], [load], OVERDUE)
-        assert kept(decided) == [(1, 1, NOW + 1)]
+        job_plan = decide([self.big], [provider()], [load], OVERDUE)
+        assert kept(job_plan) == [(1, 1, NOW + 1)]
 
     def test_a_job_that_can_run_nowhere_reserves_no_capacity(self) -> None:
-        hopeless = [
+        too_large = [
             waiting(1, cpus=99, queued_at=NOW - 9_000),
             waiting(2, escrow=1, queued_at=NOW - 8_000),
             waiting(3, uses="a=b", queued_at=NOW - 7_000),
             waiting(4, uses="what?", queued_at=NOW - 7_000),
         ]
         for rules in (LATE, dataclasses.replace(PLAIN, reservations=1)):
-            decided = decide([*hopeless, waiting(5, cpus=8)], [provider()], rules=rules)
-            assert places(decided) == {5: 1}
-            assert kept(decided) == []
+            job_plan = decide([*too_large, waiting(5, cpus=8)], [provider()], rules=rules)
+            assert places(job_plan) == {5: 1}
+            assert kept(job_plan) == []
 
     def test_only_one_overdue_job_holds_a_reservation(self) -> None:
         queue = [self.big, waiting(2, cpus=8, queued_at=NOW - 999)]
-        decided = decide(queue, [provider(1), provider(2)], [self.load, running(8, 2)], OVERDUE)
-        assert kept(decided) == [(1, 2, NOW + 60)]
+        job_plan = decide(queue, [provider(1), provider(2)], [self.load, running(8, 2)], OVERDUE)
+        assert kept(job_plan) == [(1, 2, NOW + 60)]
 
     def test_all_aged_jobs_are_served_in_order_of_age(self) -> None:
         queue = [waiting(n, cpus=4, queued_at=NOW - 100 * n) for n in (1, 2, 3)]
-        decided = decide(queue, [provider()], rules=OVERDUE)
-        assert [d.waiting.job.id for d in decided.decisions] == [3, 2]
-        assert [reservation.job_id for reservation in decided.reservations.values()] == [1]
+        job_plan = decide(queue, [provider()], rules=OVERDUE)
+        assert [d.waiting.job.id for d in job_plan.decisions] == [3, 2]
+        assert [reservation.job_id for reservation in job_plan.reservations.values()] == [1]
 
     def test_the_first_without_capacity_have_reservations_at_different_providers(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
         load = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2)]
         rules = dataclasses.replace(PLAIN, reservations=4)
-        decided = decide(queue, [provider(1), provider(2)], load, rules)
-        assert kept(decided) == [(1, 1, NOW + 100), (2, 2, NOW + 200)]
+        job_plan = decide(queue, [provider(1), provider(2)], load, rules)
+        assert kept(job_plan) == [(1, 1, NOW + 100), (2, 2, NOW + 200)]
 
     def test_only_as_many_as_the_rules_say(self) -> None:
         queue = [waiting(n, cpus=8, time_limit=60 * n) for n in (1, 2, 3)]
         load = [running(10 + n, n, cpus=1, time_limit=100 * n) for n in (1, 2, 3)]
         grid = [provider(1), provider(2), provider(3)]
         for count in (1, 2):
-            decided = decide(queue, grid, load, dataclasses.replace(PLAIN, reservations=count))
-            assert len(decided.reservations) == count
+            job_plan = decide(queue, grid, load, dataclasses.replace(PLAIN, reservations=count))
+            assert len(job_plan.reservations) == count
 
 
 class TestObjective:
@@ -293,12 +295,12 @@ class TestObjective:
         self, objective: Objective, chosen: int
     ) -> None:
         queue = [waiting(objective=objective)]
-        decided = decide(queue, [self.cheap, self.fast, self.frugal])
-        assert places(decided) == {1: chosen}
-        assert decided.decisions[0].choices == 3
+        job_plan = decide(queue, [self.cheap, self.fast, self.frugal])
+        assert places(job_plan) == {1: chosen}
+        assert job_plan.decisions[0].choices == 3
 
     @pytest.mark.parametrize(
-        ("waited", "limit", "chosen"),
+        ("wait", "limit", "chosen"),
         [
             (0, 100, {}),
             (199, 100, {}),
@@ -308,7 +310,7 @@ class TestObjective:
         ],
     )
     def test_energy_waits_for_a_frugal_provider_for_a_bounded_time(
-        self, waited: int, limit: int, chosen: dict[int, int]
+        self, wait: int, limit: int, chosen: dict[int, int]
     ) -> None:
         grid = [
             provider(1, labels={"energy.watts_per_cpu": "10"}),
@@ -316,17 +318,17 @@ class TestObjective:
         ]
         full = [running(9, 1, cpus=8)]
         job = waiting(
-            1, objective=Objective.ENERGY, time_limit=limit, queued_at=NOW - waited, escrow=10**9
+            1, objective=Objective.ENERGY, time_limit=limit, queued_at=NOW - wait, escrow=10**9
         )
-        decided = decide([job], grid, full)
-        assert places(decided) == chosen
+        job_plan = decide([job], grid, full)
+        assert places(job_plan) == chosen
         hold = min(2 * limit, 3_600)
-        assert decided.holds == ({} if chosen else {1: NOW - waited + hold})
+        assert job_plan.holds == ({} if chosen else {1: NOW - wait + hold})
         # Others do not wait, nor does it hold a reservation that would delay them.
         for objective in (Objective.COST, Objective.TIME):
             other = dataclasses.replace(job, objective=objective)
             assert places(decide([other], grid, full)) == {1: 2}
-        assert decided.reservations == {}
+        assert job_plan.reservations == {}
 
     def test_a_hold_ends_where_no_frugal_provider_can_be_paid_or_used(self) -> None:
         frugal = {"energy.watts_per_cpu": "10", "region": "eu"}
@@ -335,14 +337,14 @@ class TestObjective:
             provider(2, price=10, labels={"energy.watts_per_cpu": "15", "region": "ch"}),
         ]
         full = [running(9, 1, cpus=8)]
-        poor = waiting(1, objective=Objective.ENERGY, escrow=10 * 60 + 60 * 200)
-        assert places(decide([poor], grid, full)) == {1: 2}
+        underfunded = waiting(1, objective=Objective.ENERGY, escrow=10 * 60 + 60 * 200)
+        assert places(decide([underfunded], grid, full)) == {1: 2}
         for uses in ("region=ch", "deepsquare.prefer=region=ch"):
             job = waiting(1, objective=Objective.ENERGY, uses=uses, escrow=10**9)
             assert places(decide([job], grid, full)) == {1: 2}, uses
-        away = dataclasses.replace(grid[0], challenged=True)
+        challenged = dataclasses.replace(grid[0], challenged=True)
         job = waiting(1, objective=Objective.ENERGY, escrow=10**9)
-        assert places(decide([job], [away, grid[1]], full)) == {1: 2}
+        assert places(decide([job], [challenged, grid[1]], full)) == {1: 2}
 
     def test_time_leaves_frugal_providers_of_equal_speed_to_others(self) -> None:
         grid = [
@@ -362,14 +364,14 @@ class TestObjective:
     def test_of_equal_costs_the_best_fit_is_taken(self) -> None:
         """Wide jobs find an empty provider, because narrow ones fill another one first."""
         half_full = [running(9, 2, cpus=5)]
-        decided = decide([waiting(n) for n in range(1, 5)], [provider(1), provider(2)], half_full)
-        assert decided.by_provider() == {2: [1, 2, 3], 1: [4]}
+        job_plan = decide([waiting(n) for n in range(1, 5)], [provider(1), provider(2)], half_full)
+        assert job_plan.by_provider() == {2: [1, 2, 3], 1: [4]}
 
     def test_gpus_are_left_to_jobs_that_use_them(self) -> None:
         plain = provider(2, gpus=0)
         for objective in (Objective.COST, Objective.TIME):
-            decided = decide([waiting(objective=objective)], [provider(1), plain])
-            assert places(decided) == {1: 2}
+            job_plan = decide([waiting(objective=objective)], [provider(1), plain])
+            assert places(job_plan) == {1: 2}
 
     def test_an_expensive_fast_provider_may_cost_less_for_the_work(self) -> None:
         slow = provider(1, price=10, labels={"cpu.speed": "1"})
@@ -474,8 +476,8 @@ class TestCustomers:
         other = waiting(9, customer=self.light, time_limit=900)
         load = [running(20, customer=self.heavy)]
         limited = dataclasses.replace(rules, max_running=3)
-        decided = decide([*queue, other], [provider()], load, limited)
-        customers = [d.waiting.job.customer for d in decided.decisions]
+        job_plan = decide([*queue, other], [provider()], load, limited)
+        customers = [d.waiting.job.customer for d in job_plan.decisions]
         assert sorted(customers) == [self.heavy, self.heavy, self.light]
         # What may not start holds no reservation either.
         full = [*load, running(21, customer=self.heavy), running(22, customer=self.heavy, cpus=6)]
@@ -500,19 +502,19 @@ def test_a_provider_that_gives_jobs_up_is_chosen_less() -> None:
 def test_jobs_of_one_class_fill_more_providers_than_a_shortlist_holds() -> None:
     grid = [provider(n, price=1_000 + n) for n in range(1, 301)]
     queue = [waiting(n, cpus=8) for n in range(1, 303)]
-    decided = decide(queue, grid)
+    job_plan = decide(queue, grid)
     # Each job gets the cheapest remaining provider; two jobs get none.
-    assert [d.provider_id for d in decided.decisions] == list(range(1, 301))
+    assert [d.provider_id for d in job_plan.decisions] == list(range(1, 301))
 
 
 def test_a_budget_that_found_nothing_does_not_stop_larger_ones() -> None:
     grid = [provider(n, price=100 * n) for n in range(1, 201)]
-    poor = [waiting(n, cpus=8, time_limit=100, escrow=8 * 50 * 100) for n in range(1, 4)]
+    underfunded = [waiting(n, cpus=8, time_limit=100, escrow=8 * 50 * 100) for n in range(1, 4)]
     rich = [waiting(n, cpus=8, time_limit=100, escrow=8 * 250 * 100) for n in range(4, 8)]
-    assert places(decide([*poor, *rich], grid)) == {4: 1, 5: 2}
+    assert places(decide([*underfunded, *rich], grid)) == {4: 1, 5: 2}
 
 
-class TestWishes:
+class TestCustomerOptions:
     def test_preferences_decide_in_order_and_exclude_no_provider(self) -> None:
         grid = [
             provider(1, price=1, cpus=1),
@@ -524,13 +526,13 @@ class TestWishes:
         assert places(decide(queue, grid)) == {1: 2, 2: 3, 3: 1}
         assert places(decide([waiting()], grid)) == {1: 1}
 
-    @pytest.mark.parametrize(("waited", "chosen"), [(0, {}), (89, {}), (91, {7: 2})])
+    @pytest.mark.parametrize(("wait", "chosen"), [(0, {}), (89, {}), (91, {7: 2})])
     def test_a_patient_job_accepts_more_as_it_waits(
-        self, waited: int, chosen: dict[int, int]
+        self, wait: int, chosen: dict[int, int]
     ) -> None:
         # Provider 1 is full and half as dear: 1.1 + 90 / 100 times its price is accepted after 90 s.
         grid = [provider(1, price=10), provider(2, price=20)]
-        job = waiting(7, uses="deepsquare.patience=100", queued_at=NOW - waited)
+        job = waiting(7, uses="deepsquare.patience=100", queued_at=NOW - wait)
         load = [running(1, cpus=8)]
         assert places(decide([job], grid, load)) == chosen
         assert places(decide([waiting(7)], grid, load)) == {7: 2}
@@ -568,7 +570,7 @@ class TestWishes:
 
 class TestEligibility:
     @pytest.mark.parametrize(
-        ("view", "wanted", "why"),
+        ("view", "job", "expected"),
         [
             (provider(), waiting(), None),
             (provider(status=ProviderStatus.BANNED), waiting(), Refusal.BANNED),
@@ -607,17 +609,21 @@ class TestEligibility:
             (provider(), waiting(escrow=59_999), Refusal.BUDGET),
         ],
     )
-    def test_each_condition(self, view: ProviderView, wanted: Waiting, why: Refusal | None) -> None:
-        assert refusal(wanted, view, NOW) is why
+    def test_each_condition(
+        self, view: ProviderView, job: Waiting, expected: Refusal | None
+    ) -> None:
+        assert refusal(job, view, NOW) is expected
         # The plan and the question about one provider must never part.
-        assert bool(decide([wanted], [view]).decisions) is (why is None)
+        assert bool(decide([job], [view]).decisions) is (expected is None)
 
     def test_a_provider_that_gave_the_job_back_is_tried_again_later(self) -> None:
-        shy = waiting(1, avoided={1: NOW + 500})
-        assert places(decide([shy], [provider(1), provider(2, price=9_000)])) == {1: 2}
-        decided = decide([shy], [provider(1)], rules=dataclasses.replace(OVERDUE, overdue_after=-1))
-        assert decided.decisions == ()
-        assert kept(decided) == [(1, 1, NOW + 500)]
+        excluded_job = waiting(1, avoided={1: NOW + 500})
+        assert places(decide([excluded_job], [provider(1), provider(2, price=9_000)])) == {1: 2}
+        job_plan = decide(
+            [excluded_job], [provider(1)], rules=dataclasses.replace(OVERDUE, overdue_after=-1)
+        )
+        assert job_plan.decisions == ()
+        assert kept(job_plan) == [(1, 1, NOW + 500)]
 
 
 @pytest.mark.parametrize("rules", [OVERDUE, PLAIN, Rules()])
@@ -634,8 +640,8 @@ def test_ten_thousand_jobs_are_planned_in_a_second(rules: Rules, full: bool) -> 
         provider(n, cpus=size, memory=size * 2_000, price=1_000 + n, labels={"compute.gflops": "9"})
         for n in range(1, 11)
     ]
-    began = time.process_time()
-    decided = decide(queue, grid, rules=rules)
+    start = time.process_time()
+    job_plan = decide(queue, grid, rules=rules)
     # Measured 0.1 to 0.4 s; the bound leaves room for a busy machine.
-    assert time.process_time() - began < 1.5
-    assert len(decided.decisions) > (10 if full else 5_000)
+    assert time.process_time() - start < 1.5
+    assert len(job_plan.decisions) > (10 if full else 5_000)

@@ -69,7 +69,7 @@ def ours(grid: Grid, host: Host, job_id: int, excluded: frozenset[int] = frozens
     st.tuples(st.integers(0, 32), st.integers(0, 32_000), st.integers(0, 8)),
     st.sampled_from(["", "", "", "draining", "banned", "expired"]),
 )
-def test_they_agree(
+def test_scheduler_and_contract_agree_on_eligibility(
     grid: Grid,
     host: Host,
     tasks: int,
@@ -112,7 +112,7 @@ def test_they_agree(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3_000), st.integers(0, 3)), max_size=9),
     st.tuples(st.integers(1, 32), st.integers(1, 32_000), st.integers(0, 8)),
 )
-def test_the_load_is_the_contracts(
+def test_the_load_equals_that_of_the_contract(
     grid: Grid, host: Host, sizes: list[tuple[int, int, int]], offer: tuple[int, int, int]
 ) -> None:
     """The contract accepts all planned assignments and refuses all others."""
@@ -134,13 +134,13 @@ def test_the_load_is_the_contracts(
             for job in jobs
             if job.status is JobStatus.PENDING
         ]
-        planned = plan(Snapshot(grid.chain.now, [view], queue, assigned)).by_provider()
-        chosen = planned.get(host.id, [])
+        assignments = plan(Snapshot(grid.chain.now, [view], queue, assigned)).by_provider()
+        chosen = assignments.get(host.id, [])
         if chosen:
             grid.assign(host, *chosen)
         assert all(grid.job(number).status == JobStatus.META_SCHEDULED for number in chosen)
-        taken = {*chosen, *(job.id for job in assigned)}
-        load = sum((Load.of(job.resources) for job in jobs if job.id in taken), NO_LOAD)
+        expected_ids = {*chosen, *(job.id for job in assigned)}
+        load = sum((Load.of(job.resources) for job in jobs if job.id in expected_ids), NO_LOAD)
         assert Load(*grid.scheduler.loadOf(host.id)) == load
         for waiting in queue:
             if waiting.job.id not in chosen:
@@ -149,24 +149,24 @@ def test_the_load_is_the_contracts(
         grid.chain.revert(before)
 
 
-@pytest.mark.parametrize("left", [-1, 0, 1])
-def test_the_last_second_of_an_approval(grid: Grid, host: Host, left: int) -> None:
+@pytest.mark.parametrize("seconds_left", [-1, 0, 1])
+def test_the_last_second_of_an_approval(grid: Grid, host: Host, seconds_left: int) -> None:
     before = grid.chain.snapshot()
     job_id = grid.submit()
-    until = grid.registry.getProvider(host.account).approvedUntil
-    grid.chain.advance(until - grid.chain.now - left)
+    approved_until = grid.registry.getProvider(host.account).approvedUntil
+    grid.chain.advance(approved_until - grid.chain.now - seconds_left)
     assert ours(grid, host, job_id) == theirs(grid, host, job_id)
-    assert (ours(grid, host, job_id) == "") is (left >= 0)
+    assert (ours(grid, host, job_id) == "") is (seconds_left >= 0)
     grid.chain.revert(before)
 
 
 def test_silence_and_exclusion(grid: Grid, host: Host) -> None:
     before = grid.chain.snapshot()
-    lost = grid.running(host, retries=1)
+    lost_job = grid.running(host, retries=1)
     fresh = grid.submit()
-    grid.abandon(host, lost)
+    grid.abandon(host, lost_job)
     assert ours(grid, host, fresh) == theirs(grid, host, fresh) == "ProviderSilent"
-    grid.scheduler.panic([lost], "", sender=grid.stranger)
+    grid.scheduler.panic([lost_job], "", sender=grid.stranger)
     successor = grid.scheduler.jobCount()
     grid.scheduler.answer(sender=host.account)
     excluded = frozenset({host.id})

@@ -33,42 +33,42 @@ def why(
     others: list[Waiting] | None = None,
 ) -> Explanation:
     snapshot = Snapshot(NOW, providers, [wait, *(others or [])], assigned or [])
-    decided = plan(snapshot, RULES)
-    assert wait.job.id not in {d.waiting.job.id for d in decided.decisions}
-    return explain_wait(wait, snapshot, decided, RULES)
+    job_plan = plan(snapshot, RULES)
+    assert wait.job.id not in {d.waiting.job.id for d in job_plan.decisions}
+    return explain_wait(wait, snapshot, job_plan, RULES)
 
 
 def test_too_expensive_everywhere() -> None:
     price = Prices(CREDIT // 100, 0, 0)
-    explained = why(
+    explanation = why(
         waiting(escrow=CREDIT // 2),
         [provider(1, prices=Prices(CREDIT, 0, 0)), provider(2, prices=price)],
     )
-    assert explained.text == (
+    assert explanation.text == (
         "job 1 can't start at any provider now: too expensive at every provider that could run it; the "
         "cheapest, provider 2, asks 0.6 credits for 60 s and the escrow is 0.5; top it up by at "
         "least 0.1"
     )
-    assert [verdict.why for verdict in explained.verdicts] == [Refusal.BUDGET, Refusal.BUDGET]
-    assert explained.verdicts[0].text == "provider 1 costs 60 credits, more than the escrow"
+    assert [verdict.why for verdict in explanation.verdicts] == [Refusal.BUDGET, Refusal.BUDGET]
+    assert explanation.verdicts[0].text == "provider 1 costs 60 credits, more than the escrow"
 
 
 def test_no_provider_has_the_label() -> None:
-    explained = why(waiting(uses="gpu.model=h100"), [provider(1), provider(2)])
-    assert "no provider of sufficient size has the labels 'gpu.model=h100'" in explained.text
+    explanation = why(waiting(uses="gpu.model=h100"), [provider(1), provider(2)])
+    assert "no provider of sufficient size has the labels 'gpu.model=h100'" in explanation.text
 
 
 def test_affinities_that_cannot_be_read() -> None:
-    explained = why(waiting(uses="a==b\x1b[31m" + "x" * 500), [provider()])
-    assert "can't be read, so no provider matches; cancel it" in explained.text
-    assert "\x1b" not in explained.text
-    assert len(explained.text) < 300
+    explanation = why(waiting(uses="a==b\x1b[31m" + "x" * 500), [provider()])
+    assert "can't be read, so no provider matches; cancel it" in explanation.text
+    assert "\x1b" not in explanation.text
+    assert len(explanation.text) < 300
 
 
 def test_too_large_for_all() -> None:
-    explained = why(waiting(cpus=64, gpus=4), [provider()])
-    assert "no provider offers 64 CPUs with 6400 MB and 4 GPUs, node by node" in explained.text
-    assert explained.verdicts[0].text == (
+    explanation = why(waiting(cpus=64, gpus=4), [provider()])
+    assert "no provider offers 64 CPUs with 6400 MB and 4 GPUs, node by node" in explanation.text
+    assert explanation.verdicts[0].text == (
         "provider 1 offers 8 CPUs with 8000 MB and 2 GPUs: too little"
     )
 
@@ -77,7 +77,7 @@ def test_no_providers_at_all() -> None:
     assert why(waiting(), []).text.endswith("no provider is registered")
 
 
-def test_all_are_away() -> None:
+def test_no_provider_is_available() -> None:
     grid = [
         provider(1, status=ProviderStatus.DRAINING),
         provider(2, silent=True),
@@ -95,25 +95,25 @@ def test_all_are_away() -> None:
     assert "is in maintenance" in why(waiting(), grid[:1]).text
 
 
-def test_the_nearest_miss_is_the_reason() -> None:
+def test_the_reason_is_the_condition_that_comes_closest() -> None:
     grid = [provider(1, silent=True), provider(2, price=10**18), provider(3, cpus=1)]
     assert "too expensive" in why(waiting(cpus=2), grid).text
 
 
 def test_a_provider_that_gave_it_back() -> None:
-    explained = why(waiting(avoided={1: NOW + 60, 7: NOW + 5}), [provider()])
-    assert "provider 1 recently returned this job; it is eligible again from" in explained.text
-    assert chain_time(NOW + 60) in explained.text
+    explanation = why(waiting(avoided={1: NOW + 60, 7: NOW + 5}), [provider()])
+    assert "provider 1 recently returned this job; it is eligible again from" in explanation.text
+    assert chain_time(NOW + 60) in explanation.text
 
 
 def test_waits_for_free_capacity() -> None:
     running_jobs = [running(5, 1, cpus=8, time_limit=900), running(6, 2, cpus=8, time_limit=300)]
-    explained = why(waiting(), [provider(1), provider(2)], running_jobs)
-    assert explained.text == (
+    explanation = why(waiting(), [provider(1), provider(2)], running_jobs)
+    assert explanation.text == (
         "job 1 waits for free capacity at provider 1 or 2, until about "
         f"{chain_time(NOW + 300)} at the latest"
     )
-    assert explained.verdicts[0].text == (
+    assert explanation.verdicts[0].text == (
         "provider 1 is eligible at 0.0000000000036 credits per hour; "
         "free: 0 of 8 CPUs, 7200 of 8000 MB, 2 of 2 GPUs"
     )
@@ -131,7 +131,7 @@ def test_a_delayed_job_shows_until_when_it_waits_for_a_frugal_provider() -> None
     )
 
 
-def test_many_providers_are_cut() -> None:
+def test_a_long_list_of_providers_is_shortened() -> None:
     grid = [provider(n) for n in range(1, 9)]
     running_jobs = [running(10 + n, n, cpus=8) for n in range(1, 9)]
     assert "1 or 2 or 3 or 4 or 5 or 3 others" in why(waiting(), grid, running_jobs).text
@@ -153,24 +153,26 @@ def test_capacity_reserved_for_it_and_for_another() -> None:
 
 def test_smaller_ones_go_first() -> None:
     small = waiting(2, cpus=8, time_limit=10)
-    explained = why(waiting(1, cpus=8), [provider()], [], [small])
-    assert explained.text.endswith("the free capacity there is used by jobs before it in the queue")
+    explanation = why(waiting(1, cpus=8), [provider()], [], [small])
+    assert explanation.text.endswith(
+        "the free capacity there is used by jobs before it in the queue"
+    )
 
 
 @pytest.mark.parametrize(
-    ("objective", "word"),
+    ("objective", "reason"),
     [
         (Objective.COST, "the cheapest for the work of 2"),
         (Objective.TIME, "the best by speed and fit of 2"),
         (Objective.ENERGY, "the one with the lowest energy for the work of 2"),
     ],
 )
-def test_decisions(objective: Objective, word: str) -> None:
+def test_decisions(objective: Objective, reason: str) -> None:
     snapshot = Snapshot(NOW, [provider(1), provider(2)], [waiting(objective=objective)], [])
-    decided = plan(snapshot, RULES)
-    text = explain_decision(decided.decisions[0], decided)
+    job_plan = plan(snapshot, RULES)
+    text = explain_decision(job_plan.decisions[0], job_plan)
     assert text == (
-        f"job 1 goes to provider 1, {word} eligible providers with free capacity "
+        f"job 1 goes to provider 1, {reason} eligible providers with free capacity "
         "(0.00000000000006 credits for 60 s); it is number 1 of 1 in the queue, smallest first; "
         "there are no finished runs to estimate it from, so its limit of 60 s counts in full"
     )
@@ -184,7 +186,7 @@ def test_a_decision_without_choice_for_an_overdue_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("customer", "limit", "words"),
+    ("customer", "limit", "message"),
     [
         (
             address(7),
@@ -200,17 +202,17 @@ def test_a_decision_without_choice_for_an_overdue_job() -> None:
         ),
     ],
 )
-def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, words: str) -> None:
+def test_the_expected_use_and_where_it_comes_from(customer: str, limit: int, message: str) -> None:
     history = RunHistory()
     for _ in range(2):
         history.record(FinishedRun(address(7), 8, 0, 3_600, 720.0))
     wait = waiting(1, cpus=8, customer=customer, time_limit=limit)
     other = waiting(2, cpus=1, time_limit=10)
     snapshot = Snapshot(NOW, [provider()], [wait, other], [running(9, cpus=8)])
-    decided = plan(snapshot, RULES, history)
-    order = explain_wait(wait, snapshot, decided, RULES).order
+    job_plan = plan(snapshot, RULES, history)
+    order = explain_wait(wait, snapshot, job_plan, RULES).order
     assert order.startswith("it is number 2 of 2 in the queue, smallest first; ")
-    assert words in order
+    assert message in order
 
 
 def test_the_first_without_free_capacity_have_a_reservation() -> None:
@@ -232,11 +234,11 @@ def test_use_priority_and_the_limit_of_a_customer_are_explained() -> None:
     wait = waiting(1, customer=address(7))
     running_jobs = [running(9, customer=address(7))]
     snapshot = Snapshot(NOW, [provider()], [wait], running_jobs)
-    explained = explain_wait(wait, snapshot, plan(snapshot, rules, history), rules)
-    assert explained.text == (
+    explanation = explain_wait(wait, snapshot, plan(snapshot, rules, history), rules)
+    assert explanation.text == (
         "job 1 waits: its customer has 1 jobs at providers, and this scheduler allows 1"
     )
-    assert explained.order.endswith(
+    assert explanation.order.endswith(
         "; the recent use of its customer is 1.5 times the mean; its customer has priority 4; from "
         f"{chain_time(NOW + 100)} it is overdue and is served first"
     )
@@ -244,8 +246,10 @@ def test_use_priority_and_the_limit_of_a_customer_are_explained() -> None:
 
 def test_an_overdue_job_behind_another_has_this_reason() -> None:
     worse = waiting(2, cpus=8, queued_at=NOW - 10**6)
-    explained = why(waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse])
-    assert "(it is overdue, but other jobs are longer overdue)" in explained.text
+    explanation = why(
+        waiting(1, cpus=8, queued_at=NOW - 5_000), [provider()], [running(9)], [worse]
+    )
+    assert "(it is overdue, but other jobs are longer overdue)" in explanation.text
 
 
 def test_assigned_jobs() -> None:
@@ -257,7 +261,7 @@ def test_assigned_jobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "seconds", "words"),
+    ("status", "seconds", "message"),
     [
         (JobStatus.RUNNING, 0, ""),
         (JobStatus.RUNNING, 100, "for 100 s; after 150 s the run is lost"),
@@ -266,11 +270,11 @@ def test_assigned_jobs() -> None:
         (JobStatus.SCHEDULED, 51, "for 51 s: it is silent, and its queued jobs are requeued"),
     ],
 )
-def test_an_open_challenge(status: JobStatus, seconds: int, words: str) -> None:
+def test_an_open_challenge(status: JobStatus, seconds: int, message: str) -> None:
     clock = Clock("", NOW - seconds if seconds else 0, BLOCK - 8, 0)
     text = explain_challenge(running(4, 2, status=status), clock, MOMENT)
     head = "provider 2 has not answered a challenge "
-    assert text == (head + words if words else "")
+    assert text == (head + message if message else "")
 
 
 def test_a_provider_that_refused_an_assignment() -> None:

@@ -113,13 +113,13 @@ def rules(draw: st.DrawFn) -> Rules:
 
 @settings(max_examples=150)
 @given(snapshots(), rules())
-def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
-    decided = plan(snapshot, ruled)
+def test_a_plan_satisfies_all_constraints(snapshot: Snapshot, policy_rules: Rules) -> None:
+    job_plan = plan(snapshot, policy_rules)
     by_id = {view.provider.id: view for view in snapshot.providers}
     available = available_capacity(snapshot.providers, snapshot.assigned)
-    ids = [decision.waiting.job.id for decision in decided.decisions]
+    ids = [decision.waiting.job.id for decision in job_plan.decisions]
     assert len(ids) == len(set(ids))
-    for decision in decided.decisions:
+    for decision in job_plan.decisions:
         job, view = decision.waiting.job, by_id[decision.provider_id]
         # Never to a provider that the contract would refuse, or beyond the budget.
         assert refusal(decision.waiting, view, NOW) is None
@@ -127,11 +127,11 @@ def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
         # Never over capacity, at any point of the plan.
         assert within(amounts(job.resources), available[decision.provider_id])
         free = available[decision.provider_id]
-        taken = amounts(job.resources)
+        required = amounts(job.resources)
         available[decision.provider_id] = (
-            free[0] - taken[0],
-            free[1] - taken[1],
-            free[2] - taken[2],
+            free[0] - required[0],
+            free[1] - required[1],
+            free[2] - required[2],
         )
         assert str(job.id) in explain_decision(decision)
 
@@ -139,80 +139,80 @@ def test_a_plan_is_lawful(snapshot: Snapshot, ruled: Rules) -> None:
 @settings(max_examples=100)
 @given(snapshots(), rules(), st.randoms(use_true_random=False))
 def test_equal_snapshots_give_equal_plans(
-    snapshot: Snapshot, ruled: Rules, dice: st.randoms
+    snapshot: Snapshot, policy_rules: Rules, rng: st.randoms
 ) -> None:
     parts = [list(snapshot.providers), list(snapshot.waiting), list(snapshot.assigned)]
     for part in parts:
-        dice.shuffle(part)
+        rng.shuffle(part)
     shuffled = Snapshot(NOW, *parts)
-    assert plan(shuffled, ruled) == plan(snapshot, ruled)
+    assert plan(shuffled, policy_rules) == plan(snapshot, policy_rules)
 
 
 @settings(max_examples=100)
 @given(snapshots(), rules())
-def test_no_provider_idles_without_a_reason(snapshot: Snapshot, ruled: Rules) -> None:
-    decided = plan(snapshot, ruled)
-    gone = {decision.waiting.job.id for decision in decided.decisions}
-    after = [running(d.waiting.job.id, d.provider_id, rate=d.rate) for d in decided.decisions]
-    for job, decision in zip(after, decided.decisions, strict=True):
+def test_no_provider_idles_without_a_reason(snapshot: Snapshot, policy_rules: Rules) -> None:
+    job_plan = plan(snapshot, policy_rules)
+    assigned_ids = {decision.waiting.job.id for decision in job_plan.decisions}
+    after = [running(d.waiting.job.id, d.provider_id, rate=d.rate) for d in job_plan.decisions]
+    for job, decision in zip(after, job_plan.decisions, strict=True):
         object.__setattr__(job, "resources", decision.waiting.job.resources)
     available = available_capacity(snapshot.providers, [*snapshot.assigned, *after])
     for wait in snapshot.waiting:
-        if wait.job.id in gone:
+        if wait.job.id in assigned_ids:
             continue
-        if (hold_end := decided.holds.get(wait.job.id)) is not None:
+        if (hold_end := job_plan.holds.get(wait.job.id)) is not None:
             assert wait.objective is Objective.ENERGY
-            assert NOW < hold_end <= wait.queued_at + ruled.longest_hold
+            assert NOW < hold_end <= wait.queued_at + policy_rules.longest_hold
             continue
         for view in snapshot.providers:
             if refusal(wait, view, NOW) is not None:
                 continue
             fits = within(amounts(wait.job.resources), available[view.provider.id])
-            assert not fits or view.provider.id in decided.reservations
+            assert not fits or view.provider.id in job_plan.reservations
 
 
 @settings(max_examples=100)
 @given(snapshots(), rules())
 def test_a_reservation_is_never_pushed_back_by_the_same_plan(
-    snapshot: Snapshot, ruled: Rules
+    snapshot: Snapshot, policy_rules: Rules
 ) -> None:
-    decided = plan(snapshot, ruled)
-    began = [
+    job_plan = plan(snapshot, policy_rules)
+    reserved_from = [
         dataclasses.replace(
             d.waiting.job,
             status=JobStatus.RUNNING,
-            since=NOW + ruled.start_margin,
+            since=NOW + policy_rules.start_margin,
             provider_id=d.provider_id,
             rate=d.rate,
         )
-        for d in decided.decisions
+        for d in job_plan.decisions
     ]
 
     def there(job: Job, at: int) -> bool:
-        until = max(job.since + run_time(job, job.rate), NOW + 1)
+        ends_at = max(job.since + run_time(job, job.rate), NOW + 1)
         if job.status is not JobStatus.RUNNING:
-            until = NOW + ruled.start_margin + run_time(job, job.rate)
-        return until > at
+            ends_at = NOW + policy_rules.start_margin + run_time(job, job.rate)
+        return ends_at > at
 
-    jobs = [*snapshot.assigned, *began]
-    for provider_id, kept in decided.reservations.items():
-        wanted = next(w for w in snapshot.waiting if w.job.id == kept.job_id)
+    jobs = [*snapshot.assigned, *reserved_from]
+    for provider_id, reservation in job_plan.reservations.items():
+        reserved_job = next(w for w in snapshot.waiting if w.job.id == reservation.job_id)
         available = available_capacity(
-            snapshot.providers, [job for job in jobs if there(job, kept.at)]
+            snapshot.providers, [job for job in jobs if there(job, reservation.at)]
         )
-        assert within(amounts(wanted.job.resources), available[provider_id])
+        assert within(amounts(reserved_job.job.resources), available[provider_id])
 
 
 @settings(max_examples=100)
 @given(snapshots(), rules())
-def test_every_wait_is_explained(snapshot: Snapshot, ruled: Rules) -> None:
-    decided = plan(snapshot, ruled)
-    gone = {decision.waiting.job.id for decision in decided.decisions}
+def test_every_wait_is_explained(snapshot: Snapshot, policy_rules: Rules) -> None:
+    job_plan = plan(snapshot, policy_rules)
+    assigned_ids = {decision.waiting.job.id for decision in job_plan.decisions}
     for wait in snapshot.waiting:
-        if wait.job.id not in gone:
-            explained = explain_wait(wait, snapshot, decided, ruled)
-            assert f"job {wait.job.id} " in explained.text
-            assert len(explained.verdicts) == len(snapshot.providers)
+        if wait.job.id not in assigned_ids:
+            explanation = explain_wait(wait, snapshot, job_plan, policy_rules)
+            assert f"job {wait.job.id} " in explanation.text
+            assert len(explanation.verdicts) == len(snapshot.providers)
 
 
 class TestStarvation:
@@ -220,14 +220,14 @@ class TestStarvation:
 
     LIMIT = 50
 
-    def wait_of_the_big_one(self, ruled: Rules) -> float:
+    def wait_of_the_big_one(self, policy_rules: Rules) -> float:
         small = [
             TraceJob(n, t, 1, self.LIMIT, self.LIMIT, "many")
             for n, t in enumerate(range(0, 6_000, 7), start=2)
         ]
         jobs = sorted([TraceJob(1, 5, 8, 20, 20, "one"), *small], key=lambda job: job.at)
         grid = [provider(1, cpus=8, approved_until=10**10)]
-        outcomes = run_policy(jobs, grid, [1.0], ruled)
+        outcomes = run_policy(jobs, grid, [1.0], policy_rules)
         return next(outcome.wait for outcome in outcomes if outcome.job.id == 1)
 
     def test_without_reservations_it_would_starve(self) -> None:
@@ -249,10 +249,10 @@ class TestStarvation:
         assert all(outcome.wait >= 3 * block for outcome in outcomes)
         # In no order of arrivals does the grid give more than it has.
         for index in (0, 1):
-            mine = [outcome for outcome in outcomes if outcome.provider == index]
-            for moment in {outcome.start for outcome in mine}:
-                used = sum(o.job.cpus for o in mine if o.start <= moment < o.end)
-                assert used <= 8
+            provider_outcomes = [outcome for outcome in outcomes if outcome.provider == index]
+            for moment in {outcome.start for outcome in provider_outcomes}:
+                used_cpus = sum(o.job.cpus for o in provider_outcomes if o.start <= moment < o.end)
+                assert used_cpus <= 8
 
 
 def test_updated_tables_give_the_same_plan_as_new_ones() -> None:
@@ -275,23 +275,23 @@ def test_updated_tables_give_the_same_plan_as_new_ones() -> None:
     ]
     compared = []
 
-    class Checked(policy.Planner):
+    class CheckedPlanner(policy.Planner):
         def plan(
-            self, snapshot: Snapshot, ruled: Rules, history: RunHistory, **_: bool
+            self, snapshot: Snapshot, policy_rules: Rules, history: RunHistory, **_: bool
         ) -> policy.Plan:
-            decided = super().plan(snapshot, ruled, history)
-            assert decided == plan(snapshot, ruled, history)
-            with pytest.MonkeyPatch.context() as many:
-                many.setattr(policy, "_MAX_PLAIN_PROVIDERS", 0)
-                assert plan(snapshot, ruled, history) == decided
+            job_plan = super().plan(snapshot, policy_rules, history)
+            assert job_plan == plan(snapshot, policy_rules, history)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(policy, "_MAX_PLAIN_PROVIDERS", 0)
+                assert plan(snapshot, policy_rules, history) == job_plan
             # What only people look at changes no decision.
-            short = super().plan(snapshot, ruled, history, complete=False)
-            assert short.decisions == decided.decisions
-            compared.append(len(decided.decisions))
-            return decided
+            short = super().plan(snapshot, policy_rules, history, complete=False)
+            assert short.decisions == job_plan.decisions
+            compared.append(len(job_plan.decisions))
+            return job_plan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "Planner", Checked)
+        patch.setattr(engine, "Planner", CheckedPlanner)
         run_policy(jobs, grid, [1.0, 1.3, 0.7], Rules())
     assert sum(compared) == len(jobs)
 

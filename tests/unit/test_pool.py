@@ -56,8 +56,8 @@ class Node:
     async def disconnect(self) -> None:
         self.closed += 1
 
-    def fail(self, words: str = "busy") -> None:
-        self.down = TransientEndpointError(f"The endpoint {self.display_url} is {words}")
+    def fail(self, message: str = "busy") -> None:
+        self.down = TransientEndpointError(f"The endpoint {self.display_url} is {message}")
 
 
 class Clock:
@@ -167,10 +167,10 @@ async def test_a_busy_endpoint_is_retried_after_its_retry_after(
     for node, seconds in zip(nodes, (30.0, 0.5), strict=False):
         node.fail()
         node.down.retry_after = seconds  # type: ignore[union-attr]
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(TransientEndpointError):
         await ask(pool)
-    assert 0.5 <= time.monotonic() - began < 20.0, "the endpoint with the shortest Retry-After"
+    assert 0.5 <= time.monotonic() - start < 20.0, "the endpoint with the shortest Retry-After"
     assert [member.cooldown_until - clock.now for member in pool.members] == [30.0, 2.0]
 
 
@@ -205,12 +205,12 @@ async def test_a_batch_goes_to_one_endpoint(clock: Clock, nodes: list[Node]) -> 
     pool = await opened(nodes)
     calls = 0
 
-    async def halfway(batch: Any) -> Any:
+    async def fail_halfway(batch: Any) -> Any:
         nonlocal calls
         calls += 1
         raise TransientEndpointError("half of it")
 
-    nodes[0].make_batch_request = halfway  # type: ignore[method-assign]
+    nodes[0].make_batch_request = fail_halfway  # type: ignore[method-assign]
     batch_request = await pool.make_batch_request([("x", []), ("y", [])])  # type: ignore[list-item]
     assert calls == 1
     assert [item["result"] for item in batch_request] == [nodes[1].display_url] * 2  # type: ignore[index]
@@ -315,10 +315,10 @@ async def test_a_restarted_chain_is_detected_and_gets_no_transaction(
         node.chain = 8
     else:
         node.blocks["0xa"] = "0xee"
-    with pytest.raises(WrongEndpointError, match="serves") as caught:
+    with pytest.raises(WrongEndpointError, match="serves") as error_info:
         await pool.make_request(SEND, ["0x00"])  # type: ignore[arg-type]
     assert SEND not in node.requests
-    assert caught.value.hint
+    assert error_info.value.hint
     with pytest.raises(WrongEndpointError):
         await ask(pool)
     assert SEND not in node.requests

@@ -46,8 +46,8 @@ def test_the_written_configuration_loads_and_describes_every_setting(tmp_path: P
     for name in Settings.model_fields:
         if name in {"executor", "executor_options"} | set(_REQUIRED) | set(_EXAMPLES):
             continue
-        wanted, shown = getattr(defaults, name), getattr(plain, name)
-        assert shown == (tmp_path / wanted if isinstance(wanted, Path) else wanted), name
+        default, loaded = getattr(defaults, name), getattr(plain, name)
+        assert loaded == (tmp_path / default if isinstance(default, Path) else default), name
         assert name in text or name in _OTHERS
     assert plain.executor_options == {
         "namespaces": True,

@@ -86,7 +86,7 @@ def table() -> Iterator[RunTable]:
 # ------------------------------------------------------------------------- cache
 
 
-class Shelf:
+class FakeDefinitionStore:
     """A definition store with a given result."""
 
     def __init__(self, answer: bytes | Exception | None) -> None:
@@ -105,9 +105,9 @@ class Shelf:
         raise NotImplementedError
 
 
-class TestMaterials:
+class TestDefinitionCache:
     @pytest.mark.parametrize(
-        ("answer", "state", "word"),
+        ("answer", "state", "reason"),
         [
             (DEFINITION.to_bytes(), DefinitionState.READY, ""),
             (NotFoundError("no"), DefinitionState.MISSING, "is not in the store"),
@@ -119,33 +119,33 @@ class TestMaterials:
             (None, DefinitionState.UNREACHABLE, "can't be fetched"),
         ],
     )
-    async def test_answers(self, answer, state, word):
-        result = await DefinitionCache(Shelf(answer), timeout=0.05).fetch(job())
+    async def test_answers(self, answer, state, reason):
+        result = await DefinitionCache(FakeDefinitionStore(answer), timeout=0.05).fetch(job())
         assert result.state is state
-        assert word in result.reason
+        assert reason in result.reason
 
     async def test_invalid_for_ever(self):
         data = b'{"version":1}'
         record = job(definition=hashlib.sha256(data).digest())
-        shelf = Shelf(data)
-        cache = DefinitionCache(shelf)
+        definition_store = FakeDefinitionStore(data)
+        cache = DefinitionCache(definition_store)
         for _ in range(2):
             assert (await cache.fetch(record)).state is DefinitionState.INVALID
-        assert shelf.calls == 1
+        assert definition_store.calls == 1
         assert cache.definition(record) is None
 
     async def test_a_definition_that_requires_more_than_the_record_is_invalid(self):
-        cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
+        cache = DefinitionCache(FakeDefinitionStore(DEFINITION.to_bytes()))
         result = await cache.fetch(job(resources=Resources(1, 2, 64, 0)))
         assert result.state is DefinitionState.INVALID
         assert "1 x 1 CPUs" in result.reason
         assert (await cache.fetch(job())).state is DefinitionState.READY
 
     async def test_missing_data_is_requested_again(self):
-        shelf = Shelf(NotFoundError("no"))
-        cache = DefinitionCache(shelf)
+        definition_store = FakeDefinitionStore(NotFoundError("no"))
+        cache = DefinitionCache(definition_store)
         assert (await cache.fetch(job())).state is DefinitionState.MISSING
-        shelf.answer = DEFINITION.to_bytes()
+        definition_store.answer = DEFINITION.to_bytes()
         assert (await cache.fetch(job())).state is DefinitionState.READY
         assert cache.definition(job()) == DEFINITION
 
@@ -186,21 +186,21 @@ class FakeSender:
 
 class TestBatches:
     @pytest.fixture
-    def counted(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         return {}
 
-    def make(self, sender: FakeSender, counted: dict[str, int], size: int = 50) -> ProviderBatches:
+    def make(self, sender: FakeSender, counts: dict[str, int], size: int = 50) -> ProviderBatches:
         def count(kind: str, moved: int, _refused: int) -> None:
             if moved:
-                counted[kind] = counted.get(kind, 0) + moved
+                counts[kind] = counts.get(kind, 0) + moved
 
         scheduler = MetaSchedulerContract(SimpleNamespace(), CONTRACT)
         return ProviderBatches(sender, scheduler, size=size, timeout=1, count=count)
 
-    async def test_one_transaction_for_each_kind_and_reason(self, counted):
+    async def test_one_transaction_for_each_kind_and_reason(self, counts):
         sender = FakeSender()
-        work = self.make(sender, counted)
-        planned = [
+        work = self.make(sender, counts)
+        actions = [
             (view(1), model.Claim()),
             (view(2), model.Claim()),
             (view(3), model.Start()),
@@ -216,7 +216,7 @@ class TestBatches:
             (view(10), model.Wait("")),
         ]
         with capture_logs() as logs:
-            assert await work.send(planned) == 12
+            assert await work.send(actions) == 12
         reasons = {entry["label"]: entry.get("reason", "") for entry in logs}
         assert (reasons["requeue job 7"], reasons["start job 3"]) == ("b", "")
         assert sorted(sender.labels) == sorted(
@@ -226,7 +226,7 @@ class TestBatches:
                 *("requeue 2 jobs", "requeue job 7", "panic job 9"),
             ]
         )
-        assert counted == {
+        assert counts == {
             "claim": 2,
             "claim_and_start": 1,
             "start": 1,
@@ -237,30 +237,30 @@ class TestBatches:
         }
         assert work.mined_at == 42
 
-    async def test_a_transaction_that_misses_the_block_continues_in_the_background(self, counted):
+    async def test_a_transaction_that_misses_the_block_continues_in_the_background(self, counts):
         sender = FakeSender()
-        work = self.make(sender, counted)
-        late = sender.gates["finish job 2"] = asyncio.Event()
-        planned = [(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))]
-        assert await work.send(planned) == 1
-        assert (work.jobs, counted) == ({2}, {"claim": 1})
+        work = self.make(sender, counts)
+        release = sender.gates["finish job 2"] = asyncio.Event()
+        actions = [(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))]
+        assert await work.send(actions) == 1
+        assert (work.jobs, counts) == ({2}, {"claim": 1})
         assert await work.send([]) == 0  # with nothing to send it waits for nothing
-        late.set()
+        release.set()
         await work.close()
-        assert (work.jobs, counted) == (frozenset(), {"claim": 1, "finish": 1})
+        assert (work.jobs, counts) == (frozenset(), {"claim": 1, "finish": 1})
 
-    async def test_jobs_of_earlier_transactions_count_when_they_are_mined(self, counted):
+    async def test_jobs_of_earlier_transactions_count_when_they_are_mined(self, counts):
         sender = FakeSender()
-        work = self.make(sender, counted)
-        late = sender.gates["finish job 2"] = asyncio.Event()
+        work = self.make(sender, counts)
+        release = sender.gates["finish job 2"] = asyncio.Event()
         await work.send([(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))])
-        late.set()
+        release.set()
         assert await work.send([(view(3), model.Claim())]) == 2
         assert work.jobs == frozenset()
 
-    async def test_closing_cancels_transactions_that_do_not_end(self, counted):
+    async def test_closing_cancels_transactions_that_do_not_end(self, counts):
         sender = FakeSender()
-        work = self.make(sender, counted)
+        work = self.make(sender, counts)
         sender.gates["finish job 2"] = asyncio.Event()
         await work.send([(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))])
         with pytest.raises(TimeoutError):
@@ -269,39 +269,39 @@ class TestBatches:
         await asyncio.sleep(0)
         assert (work.jobs, sender.cut) == (frozenset(), ["finish job 2"])
 
-    async def test_an_unexpected_error_is_raised(self, counted):
-        work = self.make(FakeSender(error=ZeroDivisionError("!")), counted)
+    async def test_an_unexpected_error_is_raised(self, counts):
+        work = self.make(FakeSender(error=ZeroDivisionError("!")), counts)
         with pytest.raises(ZeroDivisionError):
             await work.send([(view(1), model.Claim())])
         assert work.jobs == frozenset()
 
-    async def test_large_work_is_cut(self, counted):
+    async def test_large_work_is_cut(self, counts):
         sender = FakeSender()
-        work = self.make(sender, counted, size=2)
+        work = self.make(sender, counts, size=2)
         await work.send([(view(number), model.Claim()) for number in range(1, 6)])
         assert sender.labels == ["claim 2 jobs", "claim 2 jobs", "claim job 5"]
 
-    async def test_a_skipped_job_has_a_backoff(self, counted, monkeypatch):
+    async def test_a_skipped_job_has_a_backoff(self, counts, monkeypatch):
         clock = [0.0]
         monkeypatch.setattr(actions_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
         sender = FakeSender(skipped={2: next(iter(ERRORS))})
-        work = self.make(sender, counted)
-        planned = [(view(1), model.Claim()), (view(2), model.Claim())]
-        assert await work.send(planned) == 1
-        assert await work.send(planned) == 1
+        work = self.make(sender, counts)
+        actions = [(view(1), model.Claim()), (view(2), model.Claim())]
+        assert await work.send(actions) == 1
+        assert await work.send(actions) == 1
         assert sender.labels == ["claim 2 jobs", "claim job 1"]
         clock[0] += 1.1
-        await work.send(planned)
+        await work.send(actions)
         clock[0] += 1.1
-        await work.send(planned)
+        await work.send(actions)
         assert sender.labels[2:] == ["claim 2 jobs", "claim job 1"]
         work.forget([2])
-        await work.send(planned)
+        await work.send(actions)
         assert sender.labels[-1] == "claim 2 jobs"
 
-    async def test_a_refused_interim_payment_does_not_hold_up_the_report(self, counted):
+    async def test_a_refused_interim_payment_does_not_hold_up_the_report(self, counts):
         sender = FakeSender(skipped={1: next(iter(ERRORS))})
-        work = self.make(sender, counted)
+        work = self.make(sender, counts)
         assert await work.send([(view(1), model.Collect())]) == 0
         assert not work.would_send([(view(1), model.Collect()), (view(1), model.Wait(""))])
         sender.skipped.clear()
@@ -316,18 +316,18 @@ class TestBatches:
             (EndpointError("down"), True),
         ],
     )
-    async def test_a_doomed_transaction_is_not_repeated_at_once(self, counted, error, again):
+    async def test_a_doomed_transaction_is_not_repeated_at_once(self, counts, error, again):
         sender = FakeSender(error=error)
-        work = self.make(sender, counted)
+        work = self.make(sender, counts)
         for _ in range(2):
             assert await work.send([(view(1), model.Claim())]) == 0
         assert len(sender.calls) == 1 + again
-        assert counted == {}
+        assert counts == {}
 
-    async def test_answer(self, counted):
+    async def test_answer(self, counts):
         sender = FakeSender()
-        await self.make(sender, counted).answer()
-        assert counted == {"answer": 1}
+        await self.make(sender, counts).answer()
+        assert counts == {"answer": 1}
 
 
 # -------------------------------------------------------------------------- handlers
@@ -398,7 +398,7 @@ def executor(table: RunTable) -> FakeExecutor:
 
 @pytest.fixture
 async def handlers(table: RunTable, executor: FakeExecutor) -> ExecutorActions:
-    cache = DefinitionCache(Shelf(DEFINITION.to_bytes()))
+    cache = DefinitionCache(FakeDefinitionStore(DEFINITION.to_bytes()))
     await cache.fetch(job())
     return ExecutorActions(executor, table, cache, {"DEEPSQUARE_CHAIN_ID": "31337"})
 
@@ -406,7 +406,7 @@ async def handlers(table: RunTable, executor: FakeExecutor) -> ExecutorActions:
 SUBMITTED = Run(1, "31337-5fbdb231-1", Phase.SUBMITTED, handle="h1", allotment=60, lead=2)
 
 
-class TestHandlers:
+class TestExecutorActions:
     async def test_submit(self, handlers, executor, table):
         assert await handlers.carry_out([(view(), model.Submit(58, 60, 2))]) == 1
         assert table.get(1) == SUBMITTED
@@ -426,8 +426,8 @@ class TestHandlers:
 
     async def test_a_failure_of_one_job_does_not_affect_others(self, handlers, executor, table):
         executor.error = ExecutorUnavailableError("busy")
-        planned = [(view(1), model.Submit(58, 60, 2)), (view(2), model.Adopt("h2"))]
-        assert await handlers.carry_out(planned) == 1
+        actions = [(view(1), model.Submit(58, 60, 2)), (view(2), model.Adopt("h2"))]
+        assert await handlers.carry_out(actions) == 1
         assert table.get(2).handle == "h2"
 
     async def test_end_is_written_with_the_digest_of_all_output(self, handlers, executor, table):
@@ -446,8 +446,8 @@ class TestHandlers:
         executor.error = NotFoundError("gone")
         with capture_logs() as logs:
             for _ in range(3):  # every cycle tries again, and the log has it once
-                planned = [(view(run=SUBMITTED), model.Extend(98, 100))]
-                assert await handlers.carry_out(planned) == 0
+                actions = [(view(run=SUBMITTED), model.Extend(98, 100))]
+                assert await handlers.carry_out(actions) == 0
         assert [entry["event"] for entry in logs] == ["run not extended"]
         assert table.get(1).allotment == 90
 
@@ -461,13 +461,13 @@ class TestHandlers:
         await handlers.carry_out([(view(run=cut_off), action)])
         assert executor.calls == [("cancel", "31337-5fbdb231-1")]
         executor.calls.clear()
-        over = RunStatus(RunState.ENDED, ENDED)
-        await handlers.carry_out([(view(run=SUBMITTED, status=over), action)])
+        ended = RunStatus(RunState.ENDED, ENDED)
+        await handlers.carry_out([(view(run=SUBMITTED, status=ended), action)])
         assert executor.calls == []
 
     async def test_release_gives_another_key(self, handlers, executor, table):
-        ended = replace(SUBMITTED, phase=Phase.ENDED, exit=ENDED)
-        await handlers.carry_out([(view(run=ended), model.Release())])
+        ended_run = replace(SUBMITTED, phase=Phase.ENDED, exit=ENDED)
+        await handlers.carry_out([(view(run=ended_run), model.Release())])
         assert table.get(1) == Run(1, "31337-5fbdb231-1.1", attempt=1)
 
     async def test_cancel(self, handlers, executor):
@@ -495,8 +495,8 @@ class FakeScheduler:
     async def get_jobs(self, ids, *, block):
         self.blocks.append(block)
         self.calls.append(list(ids))
-        past = block < 20
-        return [(self.before if past else self.now)[job_id] for job_id in ids]
+        is_past = block < 20
+        return [(self.before if is_past else self.now)[job_id] for job_id in ids]
 
 
 class TestObserver:
@@ -505,7 +505,7 @@ class TestObserver:
             scheduler,
             executor,
             table,
-            DefinitionCache(Shelf(DEFINITION.to_bytes())),
+            DefinitionCache(FakeDefinitionStore(DEFINITION.to_bytes())),
             provider_id=1,
             confirmations=confirmations,
             first_block=5,
@@ -568,7 +568,9 @@ class TestObserver:
         executor.known.clear()
         assert (await self.look(observer)).misses == 1
 
-    async def test_no_response_of_the_executor_is_not_a_missing_run(self, executor, table):
+    async def test_an_executor_that_does_not_respond_does_not_mean_a_missing_run(
+        self, executor, table
+    ):
         observer = self.make(FakeScheduler(job()), executor, table)
         table.put(SUBMITTED)
         executor.error = ExecutorUnavailableError("down")
@@ -631,35 +633,35 @@ SCHEDULER = "0x" + "Ab" * 20
 
 
 async def test_gather_all_waits_for_everything_before_it_raises():
-    done = []
+    finished = []
 
     async def slow() -> None:
         await asyncio.sleep(0.01)
-        done.append(1)
+        finished.append(1)
 
     async def broken() -> None:
         raise GridError("no")
 
     with pytest.raises(GridError):
         await gather_all(broken(), slow())
-    assert done == [1]
+    assert finished == [1]
 
 
 # --------------------------------------------------------------------------- service
 
 
-class Recovering:
+class RecoveringSender:
     """A sender with a transaction of an earlier process."""
 
     def __init__(self, *, mined: bool) -> None:
-        self.mined, self.has_tokens = mined, ["claim 2 jobs"]
+        self.mined, self.pending = mined, ["claim 2 jobs"]
 
     def unattended(self) -> list[str]:
-        return self.has_tokens
+        return self.pending
 
     async def recover(self, *, timeout: float) -> list[Any]:
         assert timeout > 0
-        self.has_tokens = [] if self.mined else self.has_tokens
+        self.pending = [] if self.mined else self.pending
         return [SimpleNamespace(block_number=9)] if self.mined else []
 
 
@@ -674,7 +676,7 @@ async def test_nothing_is_read_before_transactions_of_an_earlier_process_are_min
         looked.append(block)
 
     service: Any = SimpleNamespace(
-        _sender=Recovering(mined=mined), _batches=batches, _check_challenge=look
+        _sender=RecoveringSender(mined=mined), _batches=batches, _check_challenge=look
     )
     assert await ProviderService._settle_earlier_transactions(service) is mined
     assert blocks == ([3, 9] if mined else [3])
@@ -682,7 +684,7 @@ async def test_nothing_is_read_before_transactions_of_an_earlier_process_are_min
 
 
 @dataclass
-class Challenged:
+class ChallengedService:
     """The parts of a service that decide how a challenge is answered."""
 
     planned: list[tuple[View, model.Action]]
@@ -715,20 +717,20 @@ CLAIM = [(view(1), model.Claim())]
 
 
 @pytest.mark.parametrize(
-    ("case", "sent"),
+    ("case", "expected"),
     [
-        (Challenged([], challenged_at=0), ["would_send"]),
-        (Challenged([]), ["answer", "would_send"]),
-        (Challenged(CLAIM), ["would_send"]),
-        (Challenged([], on_its_way=frozenset({3})), ["would_send"]),
-        (Challenged(CLAIM, now=1_029), ["would_send"]),
-        (Challenged(CLAIM, now=1_030), ["answer", "would_send"]),
-        (Challenged(CLAIM, base_fee=101), ["answer"]),
-        (Challenged(CLAIM, challenged_at=0, base_fee=101), ["would_send"]),
+        (ChallengedService([], challenged_at=0), ["would_send"]),
+        (ChallengedService([]), ["answer", "would_send"]),
+        (ChallengedService(CLAIM), ["would_send"]),
+        (ChallengedService([], on_its_way=frozenset({3})), ["would_send"]),
+        (ChallengedService(CLAIM, now=1_029), ["would_send"]),
+        (ChallengedService(CLAIM, now=1_030), ["answer", "would_send"]),
+        (ChallengedService(CLAIM, base_fee=101), ["answer"]),
+        (ChallengedService(CLAIM, challenged_at=0, base_fee=101), ["would_send"]),
     ],
 )
-async def test_a_challenge_costs_a_transaction_only_where_no_move_answers_it(case, sent):
-    assert await case.run() == sent
+async def test_a_challenge_costs_a_transaction_only_if_no_transition_answers_it(case, expected):
+    assert await case.run() == expected
 
 
 @pytest.mark.parametrize(("challenged_at", "ceiling"), [(0, 100), (7, 5_000)])
@@ -801,7 +803,7 @@ async def test_transactions_mined_during_the_poll_cause_no_lag():
 
 
 @pytest.mark.parametrize(
-    ("name", "to", "ends"),
+    ("name", "to", "is_fatal"),
     [
         ("claim", SCHEDULER, True),
         ("start", SCHEDULER, True),
@@ -812,14 +814,14 @@ async def test_transactions_mined_during_the_poll_cause_no_lag():
         ("claim", "0x" + "66" * 20, False),
     ],
 )
-def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, ends: bool) -> None:
+def test_another_daemon_of_the_account_ends_this_one(name: str, to: str, is_fatal: bool) -> None:
     selector = interface("MetaScheduler").function(name).selector
     spender = Spender("0xab", 77, to, selector + bytes(32))
     service: Any = SimpleNamespace(
         _contracts=SimpleNamespace(scheduler=SimpleNamespace(address=SCHEDULER)),
         _sender=SimpleNamespace(nonce_conflicts=lambda: [spender], address="0x" + "55" * 20),
     )
-    if not ends:
+    if not is_fatal:
         ProviderService._refuse_second_daemon(service)
         return
     with pytest.raises(UsageError, match=f"it sent {name} in transaction 0xab of block 77"):

@@ -22,7 +22,7 @@ def wrong(provider: Provider, *, silent: bool = False, now: int = 0) -> list[str
     return [item.name for item in standing(provider, silent=silent, now=now) if not item.ok]
 
 
-def test_a_provider_in_order_has_no_complaint() -> None:
+def test_a_provider_in_good_standing_has_no_problems() -> None:
     assert wrong(GOOD) == []
     assert all(item.text for item in standing(GOOD, silent=False, now=0))
 
@@ -45,8 +45,8 @@ def test_silence_free_prices_and_too_large_offers_are_reported() -> None:
     assert wrong(replace(GOOD, offer=Offer(100_000, 1, 0))) == ["offer"]
     assert wrong(replace(GOOD, offer=Offer(1, 10**9, 0))) == ["offer"]
     assert wrong(replace(GOOD, offer=Offer(0, 0, 0))) == ["offer"]
-    many = replace(GOOD.hardware, nodes=9)
-    assert wrong(replace(GOOD, hardware=many, offer=Offer(100_000, 1, 0))) == []
+    more_nodes = replace(GOOD.hardware, nodes=9)
+    assert wrong(replace(GOOD, hardware=more_nodes, offer=Offer(100_000, 1, 0))) == []
 
 
 def settled(job_id: int, block: int, paid: int, seconds: int = 1) -> JobSettled:

@@ -69,11 +69,11 @@ def test_a_row_is_not_overwritten_by_events(store: Store, table: RunTable):
 
 
 @pytest.mark.parametrize(
-    ("kept", "phase"),
+    ("stored_run", "phase"),
     [({}, Phase.WATCHED), ({"handle": "h"}, Phase.SUBMITTED), ({"exit": ENDED}, Phase.ENDED)],
 )
-def test_a_replaced_end_opens_the_row_again(store: Store, table: RunTable, kept, phase):
-    table.put(replace(Run(1, table.key(1), Phase.CLOSED), **kept))
+def test_a_replaced_end_opens_the_row_again(store: Store, table: RunTable, stored_run, phase):
+    table.put(replace(Run(1, table.key(1), Phase.CLOSED), **stored_run))
     apply(store, table, moved(1, JobStatus.FINISHED))
     assert table.open() == []
     apply(store, table, moved(1, JobStatus.RUNNING))
@@ -121,7 +121,7 @@ def test_survives_a_restart(tmp_path: Path):
     handle=st.none() | st.text(max_size=9),
     allotment=st.integers(0, 2**96),
     lead=st.integers(0, 2**40),
-    ended=st.none()
+    exit_record=st.none()
     | st.builds(
         Exit,
         code=st.integers(-(2**31), 2**31 - 1),
@@ -134,11 +134,11 @@ def test_survives_a_restart(tmp_path: Path):
     note=st.text(max_size=40),
 )
 def test_rows_come_back_as_they_went_in(
-    phase, attempt, handle, allotment, lead, ended, result, note
+    phase, attempt, handle, allotment, lead, exit_record, result, note
 ):
     with Store.open(None, chain_id=1, contract=CONTRACT, account=ME) as store:
         table = RunTable(store, ME, chain_id=1, contract=CONTRACT)
-        run = Run(9, "k", phase, attempt, handle, allotment, lead, ended, result, note)
+        run = Run(9, "k", phase, attempt, handle, allotment, lead, exit_record, result, note)
         table.put(run)
         table.put(run)
         assert table.all() == [run]

@@ -38,15 +38,15 @@ def test_the_highest_price_is_the_contracts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("36000.000000000000003600", "more than the maximum price, 36000;"),
         ("1000000", "one CPU, GPU or MB, per hour"),
         ("0.000000000000003599", "less than the minimum price, 0.0000000000000036"),
     ],
 )
-def test_prices_out_of_bounds_are_refused_with_a_clear_message(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_prices_out_of_bounds_are_refused_with_a_clear_message(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         price_per_second(parse_credits(text), text)
 
 
@@ -57,7 +57,7 @@ def test_prices_within_bounds_are_rounded_down_to_the_wei() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("new_prices", "arguments"),
     [
         (NOW, []),
         (replace(NOW, cpu=9 * NOW.cpu), []),
@@ -68,28 +68,28 @@ def test_prices_within_bounds_are_rounded_down_to_the_wei() -> None:
     ],
 )
 def test_a_price_that_becomes_zero_or_changes_tenfold_is_reported(
-    wanted: Prices, words: list[str]
+    new_prices: Prices, arguments: list[str]
 ) -> None:
-    changes = list(price_changes(NOW, wanted, large=True))
-    assert len(changes) == len(words)
-    for text, pattern in zip(changes, words, strict=True):
+    changes = list(price_changes(NOW, new_prices, large=True))
+    assert len(changes) == len(arguments)
+    for text, pattern in zip(changes, arguments, strict=True):
         assert re.search(pattern, text), text
     assert list(price_changes(Prices(0, 0, 0), NOW, large=False)) == []  # no price before
-    raised = list(price_changes(NOW, replace(NOW, cpu=9 * NOW.cpu), large=False))
-    assert [text[:24] for text in raised] == ["The price per CPU goes f"]
+    raised_changes = list(price_changes(NOW, replace(NOW, cpu=9 * NOW.cpu), large=False))
+    assert [text[:24] for text in raised_changes] == ["The price per CPU goes f"]
 
 
 def test_prices_that_look_like_another_unit() -> None:
     assert list(price_warnings(NOW)) == []
-    [words] = price_warnings(replace(NOW, mem=NOW.cpu))
-    assert "check that it is not the price of a GB." in words
+    [warning] = price_warnings(replace(NOW, mem=NOW.cpu))
+    assert "check that it is not the price of a GB." in warning
     gpus = Hardware(1, 4, 1_000, 2)
-    [words] = free_gpus(gpus, replace(NOW, gpu=0))
-    assert "--gpu-price" in words
+    [warning] = free_gpus(gpus, replace(NOW, gpu=0))
+    assert "--gpu-price" in warning
     assert list(free_gpus(gpus, replace(NOW, gpu=1))) == []
     assert list(free_gpus(replace(gpus, gpus_per_node=0), replace(NOW, gpu=0))) == []
-    [words] = price_warnings(Prices(0, 0, 0))
-    assert "All prices would be zero" in words
+    [warning] = price_warnings(Prices(0, 0, 0))
+    assert "All prices would be zero" in warning
     assert price_example(NOW) == (
         "A job of 1 CPU and 2,000 MB pays 0.07 credits per hour, with a GPU 1.07."
     )

@@ -138,7 +138,7 @@ def test_gas_of_a_request_covers_its_call_and_its_calldata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"from": "0x1"}, "address in 'from'"),
         ({"to": None}, "address in 'to'"),
@@ -154,11 +154,11 @@ def test_gas_of_a_request_covers_its_call_and_its_calldata() -> None:
         ({"more": 1}, "'more'"),
     ],
 )
-def test_a_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
+def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
     body = {**signed(b"\1").to_wire(), **changes}
     with pytest.raises(UsageError) as refusal:
         SignedRequest.from_wire(body)
-    assert words in refusal.value.message
+    assert message in refusal.value.message
     with pytest.raises(UsageError):
         SignedRequest.from_wire("text")
 
@@ -196,14 +196,14 @@ def test_other_calls_are_described_by_their_effect() -> None:
 
 
 def test_nothing_is_signed_without_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    context = CommandContext(Printer(Format.TABLE, out=io.StringIO(), err=out))
+    output = io.StringIO()
+    context = CommandContext(Printer(Format.TABLE, out=io.StringIO(), err=output))
     preview = Preview((("function", "cancel\nforged\x1b[31m"),), (("gas", "paid by the relay"),))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(UsageError, match="no terminal"):
         confirmation_prompt(context, yes=False)(preview)
     assert confirmation_prompt(context, yes=True)(preview)
-    refusal = out.getvalue()
+    refusal = output.getvalue()
     assert "function  cancel\\nforged\\x1b[31m" in refusal
     assert "gas       paid by the relay" in refusal
 
@@ -255,19 +255,19 @@ async def test_terms_with_an_infinite_number_are_refused() -> None:
                 await client.terms()
 
 
-async def test_a_relay_that_is_away_is_named_without_its_secrets() -> None:
-    for error, why in (
+async def test_a_relay_that_is_down_is_named_without_its_secrets() -> None:
+    for error, reason in (
         (httpx2.ConnectError("x"), "no connection"),
         (httpx2.ReadTimeout("x"), "no answer in time"),
         (httpx2.RemoteProtocolError("x"), "RemoteProtocolError"),
     ):
-        with pytest.raises(EndpointError, match=why) as refusal:
+        with pytest.raises(EndpointError, match=reason) as refusal:
             await lookup(error)
         assert "secret" not in refusal.value.message
         assert "--relay" in refusal.value.hint
 
 
-async def test_a_refusal_keeps_code_nonce_and_words() -> None:
+async def test_a_refusal_keeps_code_nonce_and_message() -> None:
     problem = {"detail": "no", "hint": "sign again", "code": "nonce", "next_nonce": 4}
     with pytest.raises(RelayRefusedError) as refusal:
         await lookup(httpx2.Response(409, json=problem))
@@ -289,8 +289,8 @@ async def test_a_refusal_keeps_code_nonce_and_words() -> None:
 def test_the_relay_is_the_settings_or_the_records(deployment: Any) -> None:
     recorded = dataclasses.replace(deployment, extra={"relay": "http://127.0.0.1:9/"})
     assert relay_url(Settings(), recorded) == "http://127.0.0.1:9"
-    own = Settings(relay="https://relay.test/")
-    assert relay_url(own, recorded) == "https://relay.test"
+    own_settings = Settings(relay="https://relay.test/")
+    assert relay_url(own_settings, recorded) == "https://relay.test"
     for extra in ({}, {"relay": 5}, {"relay": "file:///etc/passwd"}):
         with pytest.raises(NotFoundError, match="No relay is configured"):
             relay_url(Settings(), dataclasses.replace(deployment, extra=extra))
@@ -318,7 +318,7 @@ def append(store: Store, floor: int, key: str | None = None) -> Any:
     return store.append_request(floor, sign, label="a call", block=5, key=key)
 
 
-def test_a_wallets_nonces_are_given_out_once_and_come_back(store: Store) -> None:
+def test_a_nonce_is_used_once_and_is_free_again_after_a_refusal(store: Store) -> None:
     first, second, third = (append(store, 4) for _ in range(3))
     assert [value.signed.request.nonce for value in (first, second, third)] == [4, 5, 6]
     store.settle_request(second.digest, RequestState.REFUSED, note="no")
@@ -353,9 +353,9 @@ def test_a_relay_counts_and_records_accepted_requests(store: Store) -> None:
     assert (requests.batches(), requests.queued()) == (["relay:1"], [])
     requests.settle(first.number, State.EXECUTED, tx_hash="0x1")
     requests.requeue([second.number])
-    (again,) = requests.queued()
-    assert (again.digest, again.tries, again.batch, requests.batches()) == ("0xbb", 1, "", [])
-    requests.settle(again.number, State.DROPPED, detail="late")
+    (queued,) = requests.queued()
+    assert (queued.digest, queued.tries, queued.batch, requests.batches()) == ("0xbb", 1, "", [])
+    requests.settle(queued.number, State.DROPPED, detail="late")
     # A dropped request may be accepted again; any other is recorded once.
     assert requests.add("0xbb", signed(b"\2", nonce=1), "cancel").state is State.QUEUED
     with pytest.raises(Exception, match="UNIQUE"):

@@ -56,10 +56,10 @@ UNUSED: dict[str, dict[str, Any]] = {
     ],
 )
 def test_unread_fields_change_nothing(method: str, result: dict[str, Any], kind: str) -> None:
-    bent = result | UNUSED[kind]
-    many = method == "eth_getLogs"
-    outcome = checked(method, [bent] if many else bent)
-    outcome = outcome[0] if many else outcome
+    with_unused = result | UNUSED[kind]
+    is_list = method == "eth_getLogs"
+    outcome = checked(method, [with_unused] if is_list else with_unused)
+    outcome = outcome[0] if is_list else outcome
     assert {name: outcome[name] for name in result} == result
     # web3 can format the remaining fields without an error.
     assert all(outcome.get(name) is None or name in result for name in ("v", "r", "accessList"))
@@ -88,8 +88,8 @@ def test_a_log_of_one_position_counts_once() -> None:
     assert checked("eth_getLogs", [LOG, second, LOG, second | {"extra": 1}]) == [LOG, second]
     assert checked("eth_getLogs", [LOG | {"removed": True}, second]) == [second]
     # The same index of another block, as a reorganisation leaves it, is another log.
-    elsewhere = LOG | {"blockHash": OTHER}
-    assert checked("eth_getLogs", [LOG, elsewhere]) == [LOG, elsewhere]
+    other_block_log = LOG | {"blockHash": OTHER}
+    assert checked("eth_getLogs", [LOG, other_block_log]) == [LOG, other_block_log]
     result = checked("eth_getTransactionReceipt", RECEIPT | {"logs": [LOG, LOG, second]})
     assert result["logs"] == [LOG, second]
 

@@ -80,8 +80,8 @@ def test_links_pipes_and_sockets_are_named_and_not_copied(run: Path, tmp_path: P
         "work/pipe": "a named pipe, not copied",
         "work/socket": "a socket, not copied",
     }
-    taken = [file.name for file in files if not file.special]
-    assert taken == ["output", "work/b.txt", "work/deep/a.bin"]
+    copied = [file.name for file in files if not file.special]
+    assert copied == ["output", "work/b.txt", "work/deep/a.bin"]
     assert sorted(path.name for path in (to / "work").iterdir()) == ["b.txt", "deep"]
 
 
@@ -106,8 +106,8 @@ def test_folders_of_other_users_hide_no_run(
     for name in ("closed", "open"):
         (root / name / "runs").mkdir(parents=True)
     closed, stat_of = str(root / "closed"), os.stat
-    kept = root / "open" / "runs" / run_key(1, contract, 7)
-    run.rename(kept)
+    run_folder = root / "open" / "runs" / run_key(1, contract, 7)
+    run.rename(run_folder)
 
     def refuse(path: Any, *more: Any, **options: Any) -> Any:
         if str(path).startswith(f"{closed}/"):
@@ -119,7 +119,7 @@ def test_folders_of_other_users_hide_no_run(
 
     monkeypatch.setattr(os, "stat", refuse)
     monkeypatch.setattr(os, "access", access)
-    assert find_run(root, 1, contract, 7) == kept
+    assert find_run(root, 1, contract, 7) == run_folder
     assert find_run(root, 1, contract, 8) is None
     assert closed_folder(root) == root / "closed"
 

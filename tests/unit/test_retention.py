@@ -64,46 +64,46 @@ def test_folders_above_the_age_or_the_total_size_expire(
 
 
 class Folders:
-    """An executor with folders; `stubborn` ones can't be removed."""
+    """An executor with folders; those in `undeletable` can't be removed."""
 
-    def __init__(self, *keys: str, stubborn: str = "") -> None:
-        self.has_tokens = list(keys)
-        self.stubborn = stubborn
+    def __init__(self, *keys: str, undeletable: str = "") -> None:
+        self.stored_keys = list(keys)
+        self.undeletable = undeletable
         self.measured: list[str] = []
 
     async def keys(self) -> list[str]:
-        return list(self.has_tokens)
+        return list(self.stored_keys)
 
     async def stored(self, key: str) -> Stored:
         self.measured.append(key)
         return Stored(10, time.time() - 2 * DAY)
 
     async def forget(self, key: str) -> None:
-        if key == self.stubborn:
+        if key == self.undeletable:
             raise ExecutorError("it has not ended")
-        self.has_tokens.remove(key)
+        self.stored_keys.remove(key)
 
 
 def retention(executor: Any, *runs: Run, limits: RetentionLimits) -> tuple[Retention, list[Any]]:
     store = Store.open(None, chain_id=CHAIN, contract=CONTRACT, account=ME)
     table = RunTable(store, ME, chain_id=CHAIN, contract=CONTRACT)
     table.put(*runs)
-    shown: list[Any] = []
-    made = Retention(
+    outcomes: list[Any] = []
+    cleaner = Retention(
         executor,
         table,
         chain_id=CHAIN,
         contract=CONTRACT,
         limits=limits,
-        show=lambda *figures: shown.append(figures),
+        show=lambda *figures: outcomes.append(figures),
     )
-    return made, shown
+    return cleaner, outcomes
 
 
 def row(job_id: int, phase: Phase, ended_at: float | None = None, attempt: int = 0) -> Run:
-    ended = None if ended_at is None else Exit(0, "exited", 5, ended_at - 5, ended_at)
+    exit_record = None if ended_at is None else Exit(0, "exited", 5, ended_at - 5, ended_at)
     key = run_key(CHAIN, CONTRACT, job_id, attempt)
-    return Run(job_id, key, phase, attempt, key, exit=ended)
+    return Run(job_id, key, phase, attempt, key, exit=exit_record)
 
 
 async def test_only_settled_runs_of_this_grid_are_removed() -> None:
@@ -118,10 +118,10 @@ async def test_only_settled_runs_of_this_grid_are_removed() -> None:
         row(4, Phase.CLOSED),  # cancelled without an end: its folder's own age counts
         # 5 has no run record, so its state is unknown.
     ]
-    cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
+    cleaner, outcomes = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 2
-    assert folders.has_tokens == [key[2], key[3], key[5], other_chain, "somebody-elses"]
-    assert shown == [(1, 10)]
+    assert folders.stored_keys == [key[2], key[3], key[5], other_chain, "somebody-elses"]
+    assert outcomes == [(1, 10)]
     assert await cleaner.clean() == 0
     assert folders.measured == [key[1], key[2], key[4]]  # each once
 
@@ -131,17 +131,17 @@ async def test_the_folder_of_an_earlier_assignment_is_removed_while_the_job_runs
     folders = Folders(first, second)
     cleaner, _ = retention(folders, row(1, Phase.SUBMITTED, attempt=1), limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 1
-    assert folders.has_tokens == [second]
+    assert folders.stored_keys == [second]
 
 
 async def test_a_folder_that_can_not_be_removed_affects_no_other() -> None:
     old = time.time() - 3 * DAY
     keys = [run_key(CHAIN, CONTRACT, number, 0) for number in (1, 2)]
-    folders = Folders(*keys, stubborn=keys[0])
+    folders = Folders(*keys, undeletable=keys[0])
     rows = [row(number, Phase.CLOSED, old) for number in (1, 2)]
-    cleaner, shown = retention(folders, *rows, limits=RetentionLimits(DAY))
+    cleaner, outcomes = retention(folders, *rows, limits=RetentionLimits(DAY))
     assert await cleaner.clean() == 1
-    assert (folders.has_tokens, shown) == ([keys[0]], [(1, 10)])
+    assert (folders.stored_keys, outcomes) == ([keys[0]], [(1, 10)])
 
     async def away() -> list[str]:
         raise GridError("away")

@@ -69,24 +69,24 @@ def test_words_and_fields() -> None:
     )
     assert revert.message == "Job 7 is RUNNING and can't become CANCELLED"
     assert (revert.job_id, revert.to) == (7, 5)  # type: ignore[attr-defined]
-    again = decode_revert(
+    second = decode_revert(
         reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 5, 5])
     )
-    assert again.message == "Job 7 is CANCELLED already"
+    assert second.message == "Job 7 is CANCELLED already"
     missing = decode_revert(
         reverts.InvalidTransition.selector + encode(["uint256", "uint8", "uint8"], [7, 0, 5])
     )
     assert missing.message == "Job 7 does not exist"
-    poor = decode_revert(
+    balance_error = decode_revert(
         reverts.ERC20InsufficientBalance.selector
         + encode(["address", "uint256", "uint256"], [A, 10**17, 3 * 10**18])
     )
-    assert poor.message == f"{A} has 0.1 credits, less than the 3 credits needed"
-    assert poor.hint
+    assert balance_error.message == f"{A} has 0.1 credits, less than the 3 credits needed"
+    assert balance_error.hint
     nobody = decode_revert(reverts.ERC20InvalidReceiver.selector + encode(["address"], [A]))
     assert (nobody.message, nobody.hint) == (f"{A} can't receive credits", "Check the address.")
     with pytest.raises(AttributeError):
-        _ = poor.colour  # type: ignore[attr-defined]
+        _ = balance_error.colour  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_cut_off_data_is_unknown_not_a_crash() -> None:
 def test_a_typed_error_is_not_converted() -> None:
     revert = decode_revert(data_of(reverts.TooEarly))
     assert decode_revert(revert) is revert
-    for again in (pickle.loads(pickle.dumps(revert)), copy.copy(revert)):  # noqa: S301 - our own
-        assert type(again) is reverts.TooEarly
-        assert (again.job_id, again.message, again.hint) == (5, revert.message, revert.hint)
+    for copied in (pickle.loads(pickle.dumps(revert)), copy.copy(revert)):  # noqa: S301 - our own
+        assert type(copied) is reverts.TooEarly
+        assert (copied.job_id, copied.message, copied.hint) == (5, revert.message, revert.hint)
 
 
 def test_there_is_no_error_of_another_name() -> None:

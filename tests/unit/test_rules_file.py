@@ -18,11 +18,17 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "rules.yaml"
 
 def test_the_example_holds_the_defaults() -> None:
     assert read_rules(EXAMPLE) == Rules()
-    wanted = {"overdue_after", "overdue_factor", "reservations", "overdue_reservations", "weights"}
-    wanted |= {"start_margin", "fair_share", "priorities", "max_running"}
-    wanted |= {"energy_hold", "frugal_within", "longest_hold"}
-    assert wanted == set(Rules.__slots__)
-    assert all(f"\n{name}:" in EXAMPLE.read_text() for name in wanted)
+    expected = {
+        "overdue_after",
+        "overdue_factor",
+        "reservations",
+        "overdue_reservations",
+        "weights",
+    }
+    expected |= {"start_margin", "fair_share", "priorities", "max_running"}
+    expected |= {"energy_hold", "frugal_within", "longest_hold"}
+    assert expected == set(Rules.__slots__)
+    assert all(f"\n{name}:" in EXAMPLE.read_text() for name in expected)
 
 
 def test_missing_keys_have_their_default(tmp_path: Path) -> None:
@@ -40,7 +46,7 @@ def test_missing_keys_have_their_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("fairshare: 1", "fairshare: Extra inputs are not permitted"),
         ("fair_share: -1", "fair_share: "),
@@ -51,12 +57,12 @@ def test_missing_keys_have_their_default(tmp_path: Path) -> None:
         ("{", "can't be read"),
     ],
 )
-def test_bad_rules_are_named(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_rules_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as error:
         read_rules(path)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert "examples/rules.yaml" in (error.value.hint or "")
     with pytest.raises(UsageError, match="can't be read"):
         read_rules(tmp_path / address(1))

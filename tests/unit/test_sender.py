@@ -169,11 +169,11 @@ async def test_already_known_is_success(chain: FakeChain, sender: Sender) -> Non
 async def test_a_nonce_used_by_another_program_is_skipped(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
-    def elsewhere(_tx: Any) -> None:
+    def use_nonce_of_other(_tx: Any) -> None:
         use_nonce_elsewhere(chain)
         chain.mine()
 
-    chain.faults = [elsewhere]
+    chain.faults = [use_nonce_of_other]
     receipt = await sender.send(call())
     assert [tx.nonce for tx in chain.mined()] == [0, 1]
     assert states(store) == [TxState.MINED, TxState.ABANDONED]
@@ -290,10 +290,10 @@ async def test_fees_stay_below_the_ceiling(chain: FakeChain, store: Store) -> No
 
 async def test_no_money_for_gas(chain: FakeChain, store: Store, sender: Sender) -> None:
     chain.balance = 10**12
-    with pytest.raises(InsufficientFundsError) as poor:
+    with pytest.raises(InsufficientFundsError) as error_info:
         await sender.send(call())
-    assert ACCOUNT.address in poor.value.message
-    assert "0.000001" in poor.value.message
+    assert ACCOUNT.address in error_info.value.message
+    assert "0.000001" in error_info.value.message
     chain.balance = 10**21
     chain.faults = [refusal("insufficient funds for gas * price + value")]
     with pytest.raises(InsufficientFundsError):
@@ -345,9 +345,9 @@ async def test_a_rejection_with_an_unknown_message_is_reported_in_time(
     chain: FakeChain, store: Store, sender: Sender
 ) -> None:
     chain.faults = [refusal("the moon is full")] * 10_000
-    with pytest.raises(WaitTimeoutError, match=r"was sent .* the moon is full") as caught:
+    with pytest.raises(WaitTimeoutError, match=r"was sent .* the moon is full") as error_info:
         await sender.send(call(), timeout=0.05)
-    assert "tx cancel 1" in caught.value.hint
+    assert "tx cancel 1" in error_info.value.hint
     assert states(store) == [TxState.OPEN]
 
 
@@ -510,8 +510,8 @@ async def test_a_new_call_after_a_reorganisation_waits_its_turn(
 
 async def test_an_idempotency_key_is_used_once(chain: FakeChain, store: Store) -> None:
     first = await make(chain, store).send(call(), key="job 7")
-    again = await make(chain, store).send(call(), key="job 7")
-    assert first == again
+    repeated = await make(chain, store).send(call(), key="job 7")
+    assert first == repeated
     assert len(chain.mined()) == 1
     chain.failing.add(call(2).data)
     with pytest.raises(RevertedError):
@@ -544,10 +544,10 @@ async def test_a_full_disk_does_not_end_a_wait(
 ) -> None:
     """Higher fees can't be recorded and thus are not sent; the sent transaction is tracked."""
     chain.automine = False
-    tried = []
+    attempts = []
 
     def refuse(*_: Any) -> None:
-        tried.append(1)
+        attempts.append(1)
         raise StoreError("The database failed: database or disk is full")
 
     monkeypatch.setattr(store, "add_attempt", refuse)
@@ -557,14 +557,16 @@ async def test_a_full_disk_does_not_end_a_wait(
     for _ in range(6):
         chain.mine()
         await asyncio.sleep(0.005)
-    await until(lambda: tried)
+    await until(lambda: attempts)
     chain.base_fee = 1
     chain.mine()
     assert (await task).label == "call 1"
     assert len({bytes(item.hash) for item in chain.sent}) == 1
 
 
-async def test_too_late_is_not_lost(chain: FakeChain, store: Store, sender: Sender) -> None:
+async def test_a_transaction_mined_after_the_timeout_is_found(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
     chain.automine = False
     with pytest.raises(WaitTimeoutError, match="not mined in time"):
         await sender.send(call(), timeout=0.02)
@@ -581,9 +583,9 @@ async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -
     for name in ("get_balance", "get_block"):
         plain = getattr(chain.eth, name)
 
-        async def counting(*words: Any, name: str = name, plain: Any = plain) -> Any:
+        async def counting(*arguments: Any, name: str = name, plain: Any = plain) -> Any:
             requests[name] += 1
-            return await plain(*words)
+            return await plain(*arguments)
 
         setattr(chain.eth, name, counting)
     chain.automine = False
@@ -649,7 +651,9 @@ async def test_a_failure_after_recording_ends_the_wait(
     assert [item.nonce for item in sender.unattended()] == [0]
 
 
-async def test_an_endpoint_that_comes_back(chain: FakeChain, sender: Sender) -> None:
+async def test_sending_continues_when_the_endpoint_is_up_again(
+    chain: FakeChain, sender: Sender
+) -> None:
     chain.automine = False
     task = asyncio.create_task(sender.send(call(), timeout=5))
     await until(lambda: chain.pool)
@@ -769,12 +773,12 @@ async def test_own_transaction_behind_a_used_nonce_is_not_sent_again(
     chain: FakeChain, sender: Sender, monkeypatch: pytest.MonkeyPatch, hidden: int
 ) -> None:
     """Another task may have resent the transaction, so that it is mined before its first broadcast."""
-    send, sent = chain.eth.send_raw_transaction, []
+    send, broadcasts = chain.eth.send_raw_transaction, []
 
     async def late(raw: bytes) -> Any:
         await send(raw)
-        if not sent:
-            sent.append(raw)
+        if not broadcasts:
+            broadcasts.append(raw)
             raise refusal("nonce too low")
 
     monkeypatch.setattr(chain.eth, "send_raw_transaction", late)
@@ -924,10 +928,10 @@ async def test_a_lagging_node_does_not_reset_the_nonce(
     await sender.send(call(1))
     await sender.send(call(2))
     await sender.reconcile()
-    seen = chain.blocks
-    chain.blocks = seen[:-1]  # another node of the pool, one block behind
+    blocks = chain.blocks
+    chain.blocks = blocks[:-1]  # another node of the pool, one block behind
     await sender.reconcile()
-    chain.blocks = seen
+    chain.blocks = blocks
     await sender.reconcile()
     assert "transaction reopened" not in capsys.readouterr().out
     assert states(store) == [TxState.MINED, TxState.MINED]
@@ -938,7 +942,9 @@ async def test_a_lagging_node_does_not_reset_the_nonce(
     assert "transaction reopened" in capsys.readouterr().out
 
 
-async def test_cancel_wins(chain: FakeChain, store: Store, sender: Sender) -> None:
+async def test_a_cancelling_replacement_is_mined(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
     chain.automine = False
     task = asyncio.create_task(sender.send(call(), key="k"))
     await until(lambda: chain.pool)
@@ -959,7 +965,9 @@ async def test_cancel_wins(chain: FakeChain, store: Store, sender: Sender) -> No
     assert sender.pending() == []
 
 
-async def test_cancel_loses(chain: FakeChain, store: Store, sender: Sender) -> None:
+async def test_a_cancelling_replacement_comes_too_late(
+    chain: FakeChain, store: Store, sender: Sender
+) -> None:
     chain.automine = False
     task = asyncio.create_task(sender.send(call()))
     await until(lambda: chain.pool)
@@ -1067,8 +1075,8 @@ async def test_other_work_continues_while_an_external_signer_signs(
     await until(lambda: signer.asked)
     assert store.recent_entries() == []
     # Another process uses the nonce meanwhile: the transaction is signed for the next one.
-    own = make(chain, store)
-    await own.send(call(3))
+    own_sender = make(chain, store)
+    await own_sender.send(call(3))
     signer.go.set()
     receipts = await asyncio.gather(*sends)
     miner.cancel()

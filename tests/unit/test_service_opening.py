@@ -41,8 +41,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_unreachable_endpoint_is_retried() -> None:
-    away = TransientEndpointError("The endpoint x can't be reached", hint="Is it up?")
-    parts = Parts(away, EndpointError("403"), away, away)
+    error = TransientEndpointError("The endpoint x can't be reached", hint="Is it up?")
+    parts = Parts(error, EndpointError("403"), error, error)
     with capture_logs() as logs:
         async with AsyncExitStack() as stack:
             assert await open_with_retries("provider", parts, stack, asyncio.Event()) == "open"
@@ -110,13 +110,13 @@ async def test_a_signal_ends_the_waiting_as_it_ends_a_service(
 
 
 async def test_an_opened_service_runs_until_the_stop_and_is_closed() -> None:
-    seen = list[str]()
+    events = list[str]()
 
     async def open_once(parts: AsyncExitStack, stop: asyncio.Event) -> Daemon:
-        parts.callback(seen.append, "closed")
+        parts.callback(events.append, "closed")
 
         async def cycle() -> bool:
-            seen.append("cycle")
+            events.append("cycle")
             stop.set()
             return False
 
@@ -124,4 +124,4 @@ async def test_an_opened_service_runs_until_the_stop_and_is_closed() -> None:
 
     async with asyncio.timeout(20):
         await serve("provider", open_once)
-    assert seen == ["cycle", "closed"]
+    assert events == ["cycle", "closed"]

@@ -149,9 +149,9 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant(project: Path, us
     write(user, 'endpont = "http://x:1"')
     with pytest.raises(
         UsageError, match=r"config\.toml has an unknown setting 'endpont'"
-    ) as caught:
+    ) as error_info:
         load(project, user)
-    assert caught.value.hint == "Did you mean endpoint?"
+    assert error_info.value.hint == "Did you mean endpoint?"
     with pytest.raises(UsageError, match="the command line has an unknown setting 'zzz'"):
         load(project, user, zzz=1)
 
@@ -173,9 +173,9 @@ def test_the_layer_of_a_wrong_value_is_named(
 
 
 def test_credentials_of_a_wrong_endpoint_are_not_repeated(project: Path, user: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error_info:
         load(project, user, endpoint="ftp://me:secret@host/key")
-    assert "secret" not in str(caught.value) + caught.value.hint
+    assert "secret" not in str(error_info.value) + error_info.value.hint
 
 
 def test_a_file_that_can_not_be_read(project: Path, user: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_file_that_can_not_be_read(project: Path, user: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"\xff", "not UTF-8"),
         (b"a" * 1_000_001, "larger than"),
@@ -194,9 +194,9 @@ def test_a_file_that_can_not_be_read(project: Path, user: Path) -> None:
         (b"a = " + b"9" * 5_000, "not valid TOML"),
     ],
 )
-def test_hostile_files_are_refused(project: Path, user: Path, data: bytes, words: str) -> None:
+def test_hostile_files_are_refused(project: Path, user: Path, data: bytes, message: str) -> None:
     (project / ".deepsquare.toml").write_bytes(data)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         load(project, user)
 
 
@@ -306,19 +306,19 @@ def test_both_files_define_one_context_and_the_project_wins(project: Path, user:
 
 
 def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user: Path) -> None:
-    with pytest.raises(UsageError, match="There is no context 'tset'") as caught:
+    with pytest.raises(UsageError, match="There is no context 'tset'") as error_info:
         load(project, user, context="tset")
-    assert "[contexts.tset]" in caught.value.hint
+    assert "[contexts.tset]" in error_info.value.hint
     write(user, CONTEXTS)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error_info:
         load(project, user, context="tset")
-    assert caught.value.hint.startswith(
+    assert error_info.value.hint.startswith(
         "Contexts: arbitrum-sepolia, base-sepolia, main, sepolia, test; "
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("contexts = 3", "contexts must be tables"),
         ("[contexts]\nmain = 3", "contexts must be tables"),
@@ -328,10 +328,10 @@ def test_an_unknown_context_is_refused_with_those_there_are(project: Path, user:
     ],
 )
 def test_wrong_contexts_are_refused_by_name(
-    project: Path, user: Path, text: str, words: str
+    project: Path, user: Path, text: str, message: str
 ) -> None:
     write(project / ".deepsquare.toml", text)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         load(project, user, context="main")
 
 

@@ -159,5 +159,5 @@ async def test_a_contract_answers_for_its_wallet(code: bytes, answer: Any, good:
         assert call["to"].lower() == wallet
         assert bytes(call["data"])[:4] == MAGIC
     # The signature of a key needs no node.
-    own = SignInMessage.parse(EXAMPLE).sign(OWNER)
-    assert await is_signed_by(SimpleNamespace(), signable, own, OWNER.address.lower())  # type: ignore[arg-type]
+    owner_signature = SignInMessage.parse(EXAMPLE).sign(OWNER)
+    assert await is_signed_by(SimpleNamespace(), signable, owner_signature, OWNER.address.lower())  # type: ignore[arg-type]

@@ -78,8 +78,11 @@ def test_signatures_are_those_of_the_key(reference: Any) -> None:
     _, url = reference
     external_signer = ExternalSigner(url)
     assert external_signer.address == OWN.address
-    signed, own = external_signer.sign_transaction(TRANSACTION), OWN.sign_transaction(TRANSACTION)
-    assert (signed.raw_transaction, signed.hash) == (own.raw_transaction, own.hash)
+    signed, expected = (
+        external_signer.sign_transaction(TRANSACTION),
+        OWN.sign_transaction(TRANSACTION),
+    )
+    assert (signed.raw_transaction, signed.hash) == (expected.raw_transaction, expected.hash)
     creation = {**TRANSACTION, "to": b""}
     assert external_signer.sign_transaction(creation).hash == OWN.sign_transaction(creation).hash
     typed, own_typed = (
@@ -110,10 +113,10 @@ def test_another_transaction_than_requested_is_refused(
         ExternalSigner(url).sign_transaction(TRANSACTION)
 
 
-@pytest.mark.parametrize("bent", ["0x", "nonsense", None, 5, "0x" + "11" * 65])
-def test_signatures_of_other_accounts_are_refused(reference: Any, bent: Any) -> None:
+@pytest.mark.parametrize("altered", ["0x", "nonsense", None, 5, "0x" + "11" * 65])
+def test_signatures_of_other_accounts_are_refused(reference: Any, altered: Any) -> None:
     signer, url = reference
-    signer.bend = lambda method, answer: bent if "sign" in method else answer
+    signer.bend = lambda method, answer: altered if "sign" in method else answer
     external_signer = ExternalSigner(url)
     with pytest.raises(EndpointError):
         external_signer.sign_typed_data(full_message=TYPED)
@@ -123,8 +126,8 @@ def test_signatures_of_other_accounts_are_refused(reference: Any, bent: Any) -> 
 
 def test_another_account_s_signature_is_refused(reference: Any) -> None:
     signer, url = reference
-    theirs = "0x" + bytes(OTHER.sign_message(encode_defunct(text="a")).signature).hex()
-    signer.bend = lambda method, answer: theirs if "sign" in method else answer
+    other_signature = "0x" + bytes(OTHER.sign_message(encode_defunct(text="a")).signature).hex()
+    signer.bend = lambda method, answer: other_signature if "sign" in method else answer
     with pytest.raises(EndpointError, match="a signature of"):
         ExternalSigner(url).sign_message(encode_defunct(text="a"))
 
@@ -277,7 +280,9 @@ def test_a_signer_that_does_not_answer_is_not_waited_for_after_an_interruption(
     try:
         asyncio.run(interrupted())  # would wait for a thread of asyncio
         assert not go.is_set()
-        [thread] = [each for each in threading.enumerate() if each.name == "external signer"]
+        [thread] = [
+            candidate for candidate in threading.enumerate() if candidate.name == "external signer"
+        ]
         assert thread.daemon
     finally:
         go.set()

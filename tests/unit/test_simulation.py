@@ -59,8 +59,10 @@ GRID = EXAMPLES / "grid.yaml"
 LINE = "{} {} 5 {} {} -1 -1 {} {} {} 1 7 1 -1 -1 -1 -1 -1"
 
 
-def line(number: int = 1, at: int = 0, ran: int = 60, cpus: int = 2, limit: int = 100) -> str:
-    return LINE.format(number, at, ran, cpus, cpus, limit, -1)
+def line(
+    number: int = 1, at: int = 0, run_seconds: int = 60, cpus: int = 2, limit: int = 100
+) -> str:
+    return LINE.format(number, at, run_seconds, cpus, cpus, limit, -1)
 
 
 def job(number: int, at: float, cpus: int, limit: int, seconds: float | None = None) -> TraceJob:
@@ -74,9 +76,9 @@ def starts(outcomes: list[SimulatedRun]) -> dict[int, float]:
 class TestTraces:
     def test_fields_and_comments(self, tmp_path: Path) -> None:
         path = tmp_path / "a.swf"
-        unfinished = line(3, 20, ran=-1)
+        unfinished = line(3, 20, run_seconds=-1)
         path.write_text(
-            f"; MaxProcs: 100\n\n{line(1, 50, ran=150)}\n{line(2, 10, limit=-1)}\n{unfinished}\n"
+            f"; MaxProcs: 100\n\n{line(1, 50, run_seconds=150)}\n{line(2, 10, limit=-1)}\n{unfinished}\n"
         )
         trace = read_trace(path)
         assert trace.processors == 100
@@ -88,9 +90,9 @@ class TestTraces:
 
     def test_a_limit_fits_a_job_record(self, tmp_path: Path) -> None:
         path = tmp_path / "a.swf"
-        path.write_text(line(ran=10**15, limit=10**15))
-        (only,) = read_trace(path).jobs
-        assert (only.limit, only.seconds) == (2**24 - 1, 2.0**24 - 1)
+        path.write_text(line(run_seconds=10**15, limit=10**15))
+        (job,) = read_trace(path).jobs
+        assert (job.limit, job.seconds) == (2**24 - 1, 2.0**24 - 1)
 
     def test_compressed_traces_are_equal(self, tmp_path: Path) -> None:
         plain, packed = tmp_path / "a.swf", tmp_path / "b"
@@ -116,13 +118,18 @@ class TestTraces:
 
     def test_jobs_without_a_needed_field_are_left_out(self, tmp_path: Path) -> None:
         path = tmp_path / "a.swf"
-        without = [line(2, at=-1), line(3, ran=0), line(4, cpus=-1), line(5, cpus=10**18)]
-        path.write_text("\n".join([line(), *without]))
+        incomplete = [
+            line(2, at=-1),
+            line(3, run_seconds=0),
+            line(4, cpus=-1),
+            line(5, cpus=10**18),
+        ]
+        path.write_text("\n".join([line(), *incomplete]))
         trace = read_trace(path)
         assert (len(trace.jobs), trace.left_out, trace.processors) == (1, 4, 2)
 
     @pytest.mark.parametrize(
-        ("content", "words"),
+        ("content", "message"),
         [
             (b"", "does not contain a job that ran"),
             (b"; only words\n", "does not contain a job that ran"),
@@ -135,20 +142,20 @@ class TestTraces:
             (b"\xfd7zXZ\x00nonsense", "can't be read"),
         ],
     )
-    def test_errors_name_the_bad_trace(self, tmp_path: Path, content: bytes, words: str) -> None:
+    def test_errors_name_the_bad_trace(self, tmp_path: Path, content: bytes, message: str) -> None:
         path = tmp_path / "bad.swf"
         path.write_bytes(content)
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, match=message):
             read_trace(path)
         with pytest.raises(UsageError, match="can't be read"):
             read_trace(tmp_path / "missing.swf")
 
     def test_examples_are_reproducible(self) -> None:
         for style, name in (("mixed", "mixed.swf"), ("campaign", "campaign.swf.gz")):
-            ours = synthetic(style, 1_500, 1)
+            generated = synthetic(style, 1_500, 1)
             trace = read_trace(EXAMPLES / name)
-            assert [job.cpus for job in trace.jobs] == [job.cpus for job in ours.jobs]
-            assert trace.processors == ours.processors
+            assert [job.cpus for job in trace.jobs] == [job.cpus for job in generated.jobs]
+            assert trace.processors == generated.processors
 
     def test_a_wide_machine_counts_as_the_mean_cluster(self) -> None:
         grid = read_grid(GRID)
@@ -159,7 +166,7 @@ class TestTraces:
 
     def test_sizes_are_scaled_in_proportion(self) -> None:
         trace = Trace("x", (job(1, 0, 1_000, 10), job(2, 0, 1, 10), job(3, 0, 501, 10)), 1_000)
-        assert [each.cpus for each in scaled(trace, 100).jobs] == [100, 1, 51]
+        assert [trace_job.cpus for trace_job in scaled(trace, 100).jobs] == [100, 1, 51]
         assert scaled(trace, 2_000) == trace
 
     @pytest.mark.parametrize("load", [0.5, 0.9])
@@ -168,16 +175,18 @@ class TestTraces:
         folded = fold(trace, capacity=2_000.0, load=load, seed=1)
         length = trace.work / (2_000.0 * load)
         assert len(folded) == len(trace.jobs)
-        assert all(0 <= each.at < length for each in folded)
-        assert [each.at for each in folded] == sorted(each.at for each in folded)
+        assert all(0 <= job.at < length for job in folded)
+        assert [job.at for job in folded] == sorted(job.at for job in folded)
         assert fold(trace, capacity=2_000.0, load=load, seed=1) == folded
         assert fold(trace, capacity=2_000.0, load=load, seed=2) != folded
 
     def test_objectives(self) -> None:
         jobs = [job(n, n, 1, 10) for n in range(300)]
-        mixed = [each.objective for each in with_objectives(jobs, "MIXED", 1)]
+        mixed = [trace_job.objective for trace_job in with_objectives(jobs, "MIXED", 1)]
         assert all(70 < mixed.count(objective) < 130 for objective in Objective)
-        assert {each.objective for each in with_objectives(jobs, "TIME", 1)} == {Objective.TIME}
+        assert {trace_job.objective for trace_job in with_objectives(jobs, "TIME", 1)} == {
+            Objective.TIME
+        }
 
 
 class TestBaselines:
@@ -241,12 +250,14 @@ class TestPolicyEngine:
     def test_chain_delay(self) -> None:
         """A job is seen in the next block and starts three blocks after the plan; its end is seen in the next block."""
         grid = read_grid(GRID)
-        one = SimulatedGrid((replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0),))
+        single_cluster = SimulatedGrid(
+            (replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0),)
+        )
         jobs = [job(1, 1.0, 4, 20, 10), job(2, 1.5, 4, 20, 10)]
-        outcomes = run_policy(jobs, one.views(), one.speeds, Rules(), block=2)
+        outcomes = run_policy(jobs, single_cluster.views(), single_cluster.speeds, Rules(), block=2)
         # Blocks at 2, 4, ...: planned at 2, runs from 8 to 18, its end is seen at 20.
         assert starts(outcomes) == {1: 8, 2: 26}
-        at_once = run_policy(jobs, one.views(), one.speeds, Rules())
+        at_once = run_policy(jobs, single_cluster.views(), single_cluster.speeds, Rules())
         assert starts(at_once) == {1: 1.0, 2: 11.0}
 
     def test_jobs_may_arrive_at_the_end_of_time(self) -> None:
@@ -259,13 +270,15 @@ class TestPolicyEngine:
         grid = read_grid(GRID)
         frugal = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, watts_per_cpu=5.0)
         other = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, watts_per_cpu=9.0)
-        both = SimulatedGrid((frugal, other))
+        two_clusters = SimulatedGrid((frugal, other))
         jobs = with_objectives([job(1, 0, 4, 10_000), job(2, 5, 4, 100, 80)], "ENERGY", 1)
-        outcomes = run_policy(jobs, both.views(), both.speeds, Rules())
+        outcomes = run_policy(jobs, two_clusters.views(), two_clusters.speeds, Rules())
         assert [outcome.provider for outcome in outcomes] == [0, 1]
         assert starts(outcomes) == {1: 0, 2: 205}
-        without = run_policy(jobs, both.views(), both.speeds, Rules(energy_hold=0))
-        assert starts(without) == {1: 0, 2: 5}
+        without_hold = run_policy(
+            jobs, two_clusters.views(), two_clusters.speeds, Rules(energy_hold=0)
+        )
+        assert starts(without_hold) == {1: 0, 2: 5}
 
     def test_error_names_a_job_without_an_eligible_provider(self) -> None:
         grid = read_grid(GRID)
@@ -275,25 +288,29 @@ class TestPolicyEngine:
 
     def test_the_largest_limit_is_affordable_at_any_rate(self) -> None:
         grid = read_grid(GRID)
-        dear = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=1_000_000)
-        one = SimulatedGrid((dear,))
-        (run,) = run_policy([job(1, 0, 4, 2**24 - 1, 60)], one.views(), one.speeds, Rules())
+        expensive = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=1_000_000)
+        single_cluster = SimulatedGrid((expensive,))
+        (run,) = run_policy(
+            [job(1, 0, 4, 2**24 - 1, 60)], single_cluster.views(), single_cluster.speeds, Rules()
+        )
         assert run.start == 0
 
     def test_patience_is_a_fraction_of_the_limit_of_cost_and_energy_jobs(self) -> None:
         jobs = with_objectives([job(n, n, 1, 100 * n) for n in range(1, 30)], "MIXED", 1)
-        for each in with_patience(jobs, 0.5):
-            is_fast = each.objective is Objective.TIME
-            assert each.patience == (0 if is_fast else each.limit // 2)
+        for trace_job in with_patience(jobs, 0.5):
+            is_fast = trace_job.objective is Objective.TIME
+            assert trace_job.patience == (0 if is_fast else trace_job.limit // 2)
         grid = read_grid(GRID)
         cheap = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=1)
-        dear = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=2)
-        both = SimulatedGrid((cheap, dear))
+        expensive = replace_cluster(grid, nodes=1, cpus_per_node=4, speed=1.0, cpu_price=2)
+        two_clusters = SimulatedGrid((cheap, expensive))
         jobs = [job(1, 0, 4, 100, 100), job(2, 5, 4, 100, 100)]
-        impatient = run_policy(jobs, both.views(), both.speeds, Rules())
-        assert starts(impatient) == {1: 0, 2: 5}
-        patient = run_policy(with_patience(jobs, 10.0), both.views(), both.speeds, Rules())
-        assert starts(patient) == {1: 0, 2: 100}
+        without_patience = run_policy(jobs, two_clusters.views(), two_clusters.speeds, Rules())
+        assert starts(without_patience) == {1: 0, 2: 5}
+        long_patience = run_policy(
+            with_patience(jobs, 10.0), two_clusters.views(), two_clusters.speeds, Rules()
+        )
+        assert starts(long_patience) == {1: 0, 2: 100}
 
 
 def replace_cluster(grid: SimulatedGrid, **changes: object) -> object:
@@ -307,7 +324,7 @@ class TestGrids:
         assert (min(grid.speeds), max(grid.speeds)) == (0.7, 1.6)
 
     @pytest.mark.parametrize(
-        ("text", "words"),
+        ("text", "message"),
         [
             ("", "the document: "),
             ("providers: []", "providers: "),
@@ -327,10 +344,10 @@ class TestGrids:
             ("\x00", "can't be read"),
         ],
     )
-    def test_errors_name_the_bad_grid_file(self, tmp_path: Path, text: str, words: str) -> None:
+    def test_errors_name_the_bad_grid_file(self, tmp_path: Path, text: str, message: str) -> None:
         path = tmp_path / "grid.yaml"
         path.write_text(text)
-        with pytest.raises(UsageError, match=words) as error:
+        with pytest.raises(UsageError, match=message) as error:
             read_grid(path)
         assert "examples/grid.yaml" in (error.value.hint or "")
 
@@ -344,7 +361,7 @@ class TestExperiments:
     def test_measures_and_rows(self, experiment: Experiment) -> None:
         reports: list[tuple[int, int]] = []
         measures = run_experiment(
-            experiment, processes=1, progress=lambda *done: reports.append(done)
+            experiment, processes=1, progress=lambda *progress: reports.append(progress)
         )
         assert reports == [(n, 12) for n in range(13)]
         rows = {row.scheduler: row for row in summarise(measures)}
@@ -362,14 +379,14 @@ class TestExperiments:
         assert page.count("<svg") == 6
         assert "least loaded" in page
 
-    def test_price_of_a_blind_choice_is_the_mean_of_the_grid(self) -> None:
+    def test_the_reference_price_is_the_mean_of_the_grid(self) -> None:
         """A workload that keeps every cluster busy all the time has exactly the mean price."""
         grid = read_grid(GRID)
         hours = [
             SimulatedRun(
-                replace(job(n, 0, each.cpus, 3_600), objective=Objective.COST), n, 0, 3_600
+                replace(job(n, 0, provider.cpus, 3_600), objective=Objective.COST), n, 0, 3_600
             )
-            for n, each in enumerate(grid.providers)
+            for n, provider in enumerate(grid.providers)
         ]
 
         assert against_blind(hours, grid, Objective.COST) == pytest.approx(1.0)
@@ -382,13 +399,11 @@ class TestExperiments:
         )
 
     def test_every_line_of_a_plot_looks_different(self, experiment: Experiment) -> None:
-        everything = replace(
-            experiment, mixes=["TIME", "COST", "MIXED"], blocks=[0.0, 1.0], seeds=1
-        )
-        measures = run_experiment(everything, processes=1, progress=lambda *_: None)
-        plot = render(everything, summarise(measures), measures).split("<figure>")[1]
-        looks = re.findall(r'stroke="(#\w+)" stroke-width="1.5" stroke-dasharray="([^"]*)"', plot)
-        assert len(set(looks)) == len(looks) == len(measures)
+        result = replace(experiment, mixes=["TIME", "COST", "MIXED"], blocks=[0.0, 1.0], seeds=1)
+        measures = run_experiment(result, processes=1, progress=lambda *_: None)
+        plot = render(result, summarise(measures), measures).split("<figure>")[1]
+        styles = re.findall(r'stroke="(#\w+)" stroke-width="1.5" stroke-dasharray="([^"]*)"', plot)
+        assert len(set(styles)) == len(styles) == len(measures)
 
     def test_names_from_files_are_escaped(self, experiment: Experiment) -> None:
         trace = replace(synthetic("mixed", 60, 2), name="<script>alert(1)</script>")
@@ -398,10 +413,10 @@ class TestExperiments:
 
 
 class TestCommand:
-    def invoke(self, *words: str) -> tuple[int, str]:
+    def invoke(self, *arguments: str) -> tuple[int, str]:
         small = ["simulate", str(EXAMPLES / "mixed.swf"), "--providers", str(GRID)]
-        done = CliRunner().invoke(app, [*small, *words])
-        return done.exit_code, done.output
+        result = CliRunner().invoke(app, [*small, *arguments])
+        return result.exit_code, result.output
 
     @pytest.fixture
     def trace(self, tmp_path: Path) -> Path:
@@ -410,12 +425,12 @@ class TestCommand:
         return path
 
     def test_json_csv_and_page(self, trace: Path, tmp_path: Path) -> None:
-        words = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1"]
+        arguments = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1"]
         page = tmp_path / "page.html"
-        words += ["--processes", "1", "--want", "time", "--block", "0", "--block", "1"]
-        done = CliRunner().invoke(app, [*words, "-o", "json", "--page", str(page)])
-        assert done.exit_code == 0, done.output
-        rows = json.loads(done.stdout)["rows"]
+        arguments += ["--processes", "1", "--want", "time", "--block", "0", "--block", "1"]
+        result = CliRunner().invoke(app, [*arguments, "-o", "json", "--page", str(page)])
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)["rows"]
         assert len(rows) == 7
         policy = [row for row in rows if row["scheduler"] == "policy"]
         assert [(row["objective"], row["block_seconds"]) for row in policy] == [
@@ -424,11 +439,11 @@ class TestCommand:
         ]
         assert page.read_text().startswith("<!doctype html>")
         assert "e+0" not in page.read_text()
-        done = CliRunner().invoke(app, [*words, "-o", "csv", "--no-baselines"])
-        assert len(list(csv.reader(io.StringIO(done.stdout)))) == 3
+        result = CliRunner().invoke(app, [*arguments, "-o", "csv", "--no-baselines"])
+        assert len(list(csv.reader(io.StringIO(result.stdout)))) == 3
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("arguments", "message"),
         [
             (["--load", "1e-300"], "a load from 0.001 to 3, such as 0.9"),
             (["--load", "nan"], "a load from 0.001 to 3, such as 0.9"),
@@ -438,19 +453,19 @@ class TestCommand:
             (["--seeds", "0"], "is not a whole number from 1 to 1000, such as 6"),
         ],
     )
-    def test_errors_name_the_bad_value(self, words: list[str], message: str) -> None:
-        code, output = self.invoke(*words)
+    def test_errors_name_the_bad_value(self, arguments: list[str], message: str) -> None:
+        code, output = self.invoke(*arguments)
         assert code == 2
         assert message in " ".join(output.replace("│", " ").split())
 
-    def test_changes_of_the_trace_are_told(self, tmp_path: Path) -> None:
+    def test_changes_of_the_trace_are_reported(self, tmp_path: Path) -> None:
         path = tmp_path / "wide.swf"
-        path.write_text("\n".join([line(1, cpus=4_096), line(2, ran=0)]))
-        words = ["simulate", str(path), "--providers", str(GRID), "--seeds", "1", "--processes"]
-        done = CliRunner().invoke(app, [*words, "1", "--no-baselines"])
-        assert done.exit_code == 0
-        assert "wide.swf: 1 of 2 jobs are left out" in done.stderr
-        assert "wide.swf: job sizes are scaled from 4096 to 129 CPUs" in done.stderr
+        path.write_text("\n".join([line(1, cpus=4_096), line(2, run_seconds=0)]))
+        arguments = ["simulate", str(path), "--providers", str(GRID), "--seeds", "1", "--processes"]
+        result = CliRunner().invoke(app, [*arguments, "1", "--no-baselines"])
+        assert result.exit_code == 0
+        assert "wide.swf: 1 of 2 jobs are left out" in result.stderr
+        assert "wide.swf: job sizes are scaled from 4096 to 129 CPUs" in result.stderr
 
     def test_jobs_wider_than_every_cluster_are_refused(self) -> None:
         code, output = self.invoke("--width", "257")
@@ -458,9 +473,17 @@ class TestCommand:
         assert "The largest cluster has 256 CPUs, and jobs may be 257 wide" in output
 
     def test_a_page_that_cannot_be_written(self, trace: Path, tmp_path: Path) -> None:
-        words = ["simulate", str(trace), "--providers", str(GRID), "--seeds", "1", "--processes"]
-        done = CliRunner().invoke(
-            app, [*words, "1", "--no-baselines", "--page", str(tmp_path / "no" / "page.html")]
+        arguments = [
+            "simulate",
+            str(trace),
+            "--providers",
+            str(GRID),
+            "--seeds",
+            "1",
+            "--processes",
+        ]
+        result = CliRunner().invoke(
+            app, [*arguments, "1", "--no-baselines", "--page", str(tmp_path / "no" / "page.html")]
         )
-        assert done.exit_code != 0
-        assert "can't be written" in done.output
+        assert result.exit_code != 0
+        assert "can't be written" in result.output

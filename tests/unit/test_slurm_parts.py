@@ -138,9 +138,9 @@ def test_configuration_becomes_arguments() -> None:
 def test_options_that_are_wrong_or_would_undo_what_the_executor_sets(
     options: dict[str, Any],
 ) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error_info:
         parse_options(options)
-    assert next(iter(options)) in caught.value.message
+    assert next(iter(options)) in error_info.value.message
 
 
 def test_limits_are_whole_minutes_above_the_seconds_that_are_paid() -> None:
@@ -296,8 +296,8 @@ def test_recorded_accounting(version: str) -> None:
 
 @of_each_version
 def test_recorded_file_of_completed_jobs(version: str) -> None:
-    ended = parsing.completions(recorded(version, "sacct_completion"))
-    assert {job.name.removeprefix(PREFIX): job.state for job in ended} == {
+    completions = parsing.completions(recorded(version, "sacct_completion"))
+    assert {job.name.removeprefix(PREFIX): job.state for job in completions} == {
         name: STATES[name] for name in "1234"
     }
 
@@ -427,7 +427,7 @@ def test_other_errors_of_sbatch() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "Socket timed out on send/recv operation",
         "Slurm temporarily unable to accept job, sleeping and retrying",
@@ -436,8 +436,8 @@ def test_other_errors_of_sbatch() -> None:
         "",
     ],
 )
-def test_what_may_pass_is_no_refusal(words: str) -> None:
-    assert type(failure("sbatch", f"sbatch: error: {words}")) is ExecutorUnavailableError
+def test_what_may_pass_is_no_refusal(message: str) -> None:
+    assert type(failure("sbatch", f"sbatch: error: {message}")) is ExecutorUnavailableError
 
 
 def test_words_of_slurm_are_data() -> None:
@@ -493,7 +493,7 @@ def test_every_end_state_without_a_record_of_the_wrapper(
     assert state == "" or records.run_state(state) is RunState.ENDED
     # If the script never began, it is the provider's failure.
     never = conclude(state, job=code, started_at=None)
-    own = {
+    known_to_slurm = {
         "CANCELLED": "cancelled",
         "OUT_OF_MEMORY": "memory",
         "TIMEOUT": "walltime",
@@ -502,7 +502,7 @@ def test_every_end_state_without_a_record_of_the_wrapper(
         "FAILED": "unstarted",
         "LAUNCH_FAILED": "unstarted",
     }
-    assert never[1] == own.get(state, "lost")
+    assert never[1] == known_to_slurm.get(state, "lost")
 
 
 @pytest.mark.parametrize(
@@ -542,11 +542,11 @@ def test_every_end_state_with_a_record_of_the_wrapper(
 def test_orders_and_who_cancelled() -> None:
     assert conclude("CANCELLED", orders=Orders(overdue=True)) == (143, "walltime")
     assert conclude("CANCELLED", orders=Orders(cancel=True)) == (143, "cancelled")
-    own, other = {"cancelled_by": 1000}, {"cancelled_by": 0}
-    assert conclude("CANCELLED", job=own) == (143, "signalled")
-    assert conclude("CANCELLED", job=other) == (143, "cancelled")
-    assert conclude("CANCELLED", job=own, started_at=None) == (143, "cancelled")
-    assert conclude("CANCELLED", job=own, orders=Orders(cancel=True)) == (143, "cancelled")
+    own_cancel, other_cancel = {"cancelled_by": 1000}, {"cancelled_by": 0}
+    assert conclude("CANCELLED", job=own_cancel) == (143, "signalled")
+    assert conclude("CANCELLED", job=other_cancel) == (143, "cancelled")
+    assert conclude("CANCELLED", job=own_cancel, started_at=None) == (143, "cancelled")
+    assert conclude("CANCELLED", job=own_cancel, orders=Orders(cancel=True)) == (143, "cancelled")
     assert conclude("FAILED", job={"exit_code": 0, "exit_signal": 9}) == (137, "signalled")
 
 
@@ -556,8 +556,8 @@ def test_durations() -> None:
     with_record = records.conclude(job, 100.0, END, **known)
     assert (with_record.seconds, with_record.started_at, with_record.ended_at) == (9, 100.0, 109.0)
     # The start of the script counts, not that of the allocation.
-    without = records.conclude(job, 100.5, None, **known)
-    assert (without.seconds, without.ended_at) == (7, 107.0)
+    without_record = records.conclude(job, 100.5, None, **known)
+    assert (without_record.seconds, without_record.ended_at) == (7, 107.0)
     assert records.conclude(None, 150.0, None, **known).seconds == 50
     assert records.conclude(job, None, None, **known).seconds == 0
 

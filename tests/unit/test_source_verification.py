@@ -65,8 +65,8 @@ GRID = Deployment(
 
 def source_of(name: str) -> str:
     """Return the source file of a contract."""
-    ours = f"contracts/{name}.sol"
-    return f"@openzeppelin/contracts/metatx/{name}.sol" if name == "ERC2771Forwarder" else ours
+    path = f"contracts/{name}.sol"
+    return f"@openzeppelin/contracts/metatx/{name}.sol" if name == "ERC2771Forwarder" else path
 
 
 class TestMetadata:
@@ -124,8 +124,8 @@ class TestTree:
                 assert "0x" + keccak(content).hex() == entry["keccak256"]
             written = [p for p in (root / "sources").rglob("*") if p.is_file()]
             assert len(written) == len(stated)
-            given = json.loads((tmp_path / f"{name}.input.json").read_text())
-            assert given == standard_input()
+            compiler_input = json.loads((tmp_path / f"{name}.input.json").read_text())
+            assert compiler_input == standard_input()
             assert (root / "creator-tx-hash.txt").read_text() == GRID.transactions[name]
 
     def test_arguments_are_those_of_the_constructor(self, tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ class TestTree:
             recorded = ARGUMENTS[source.name]
             inputs = interface(source.name).entries("constructor")[0]["inputs"]
             values = [recorded[part["name"].rstrip("_")] for part in inputs]
-            given = [tuple(item) if isinstance(item, list) else item for item in values]
-            code = interface(source.name).creation_code(*given)
+            decoded = [tuple(item) if isinstance(item, list) else item for item in values]
+            code = interface(source.name).creation_code(*decoded)
             assert load_artifact(source.name).bytecode + source.arguments == code
             assert len(source.arguments) >= 64
 
@@ -152,19 +152,19 @@ class TestTree:
 
 
 class Stub:
-    """A verifier that checks the schema of each request; `fate` selects its responses."""
+    """A verifier that checks the schema of each request; `outcome` selects its responses."""
 
-    def __init__(self, fate: str = "ok") -> None:
-        self.fate = fate
+    def __init__(self, outcome: str = "ok") -> None:
+        self.outcome = outcome
         self.asked: list[httpx2.Request] = []
         self.looks = 0
         self.accepted: set[str] = set()
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.asked.append(request)
-        if self.fate == "down":
+        if self.outcome == "down":
             raise httpx2.ConnectError("refused")
-        if self.fate == "broken":
+        if self.outcome == "broken":
             return httpx2.Response(502, text="<html>")
         path = request.url.path
         handler = self.sourcify if path.startswith("/server/v2/") else self.blockscout
@@ -176,7 +176,7 @@ class Stub:
             self.looks += 1
             if self.looks % 2:
                 return httpx2.Response(200, json={"isJobCompleted": False})
-            if self.fate == "mismatch":
+            if self.outcome == "mismatch":
                 error = {"customCode": "no_match", "message": "The bytecodes do not match"}
                 body = {"isJobCompleted": True, "contract": {"match": None}, "error": error}
                 return httpx2.Response(200, json=body)
@@ -198,11 +198,11 @@ class Stub:
             set(source) == {"content"} for source in body["stdJsonInput"]["sources"].values()
         )
         assert body["creationTransactionHash"] == GRID.transactions[name]
-        if self.fate == "known":
+        if self.outcome == "known":
             return httpx2.Response(409, json={"customCode": "already_verified", "message": "known"})
-        if self.fate == "strange":
+        if self.outcome == "strange":
             return httpx2.Response(200, json=["what"])
-        if self.fate == "path":
+        if self.outcome == "path":
             return httpx2.Response(202, json={"verificationId": "../../admin"})
         return httpx2.Response(202, json={"verificationId": "3c90c3cc-0d44-4b50-8888-8dd25736052a"})
 
@@ -211,9 +211,11 @@ class Stub:
         assert path.startswith(f"/api/v2/smart-contracts/{to_checksum_address(address)}")
         if request.method == "GET":
             self.looks += 1
-            shown = self.fate == "known" or (address in self.accepted and self.looks % 2 == 0)
-            body = {"is_verified": shown} if self.fate != "strange" else [1]
-            return httpx2.Response(200 if shown else 404, json=body)
+            is_verified = self.outcome == "known" or (
+                address in self.accepted and self.looks % 2 == 0
+            )
+            body = {"is_verified": is_verified} if self.outcome != "strange" else [1]
+            return httpx2.Response(200 if is_verified else 404, json=body)
         assert path.endswith("/verification/via/standard-input")
         form = parts(request)
         name = form["contract_name"].decode()
@@ -226,7 +228,7 @@ class Stub:
         [source] = [source for source in sources(GRID) if source.name == name]
         assert bytes.fromhex(form["constructor_args"].decode()) == source.arguments
         assert json.loads(form["files[0]"]) == standard_input()
-        if self.fate == "mismatch":
+        if self.outcome == "mismatch":
             return httpx2.Response(422, json={"message": "Invalid params"})
         self.accepted.add(address)
         return httpx2.Response(200, json={"message": "Smart-contract verification started"})
@@ -257,7 +259,7 @@ async def submitted(
 
 @pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
 @pytest.mark.parametrize(
-    ("fate", "ok", "detail"),
+    ("outcome", "ok", "detail"),
     [
         ("ok", True, "exact_match verified"),
         ("known", True, "it is verified already"),
@@ -265,9 +267,9 @@ async def submitted(
     ],
 )
 async def test_results_of_a_submission(
-    monkeypatch: pytest.MonkeyPatch, kind: str, fate: str, ok: bool, detail: str
+    monkeypatch: pytest.MonkeyPatch, kind: str, outcome: str, ok: bool, detail: str
 ) -> None:
-    result = await submitted(Stub(fate), monkeypatch, kind)
+    result = await submitted(Stub(outcome), monkeypatch, kind)
     assert [(item.name, item.address, item.ok) for item in result] == [
         (name, to_checksum_address(address), ok) for name, address in GRID.contracts.items()
     ]
@@ -277,12 +279,12 @@ async def test_results_of_a_submission(
 
 
 @pytest.mark.parametrize("kind", ["sourcify", "blockscout"])
-@pytest.mark.parametrize("fate", ["down", "broken"])
+@pytest.mark.parametrize("outcome", ["down", "broken"])
 async def test_a_verifier_that_fails_is_reported(
-    monkeypatch: pytest.MonkeyPatch, kind: str, fate: str
+    monkeypatch: pytest.MonkeyPatch, kind: str, outcome: str
 ) -> None:
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1"):
-        await submitted(Stub(fate), monkeypatch, kind)
+        await submitted(Stub(outcome), monkeypatch, kind)
 
 
 async def test_answers_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_only_the_owner_can_read_the_database(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"chain_id": 2}, "another chain: 1, not 2"),
         ({"contract": "0xAC"}, "another contract: 0xaa, not 0xac"),
@@ -53,9 +53,9 @@ def test_only_the_owner_can_read_the_database(path: Path) -> None:
         ({"genesis": "0x02"}, "other genesis block"),
     ],
 )
-def test_another_identity_is_refused(path: Path, change: dict[str, Any], words: str) -> None:
+def test_another_identity_is_refused(path: Path, change: dict[str, Any], message: str) -> None:
     Store.open(path, **IDENTITY, genesis="0x01").close()
-    with pytest.raises(UsageError, match=words) as error:
+    with pytest.raises(UsageError, match=message) as error:
         Store.open(path, **{**IDENTITY, "genesis": "0x01", **change})
     assert str(path) in error.value.message
     Store.open(path, **{**IDENTITY, "contract": "0xaa"}).close()  # case is no difference
@@ -123,9 +123,9 @@ def test_memory_is_taken_in_turns() -> None:
             return 20
 
         with ThreadPoolExecutor(8) as threads:
-            done = sum(threads.map(work, range(8)))
+            total = sum(threads.map(work, range(8)))
         with store.read() as connection:
-            assert connection.execute(select(wealth.c.amount)).scalar_one() == done
+            assert connection.execute(select(wealth.c.amount)).scalar_one() == total
 
 
 @pytest.mark.parametrize("amount", [0, 1, -1, 2**53 + 1, 2**63, 10**77])
@@ -235,13 +235,13 @@ def test_settled_transactions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(outbox_module, "KEPT_NONCES", 10)
     with Store.open(None, **IDENTITY) as store:
         keyed = add(store, key="kept")
-        still = add(store)
+        pending = add(store)
         store.set_state(keyed.id, TxState.MINED)
         for number in range(40):
             store.set_state(add(store, floor=number).id, TxState.MINED)
-        left = [entry.nonce for entry in reversed(store.recent_entries(100))]
-        assert left == [0, 1, *range(31, 42)]
-        assert store.entry(still.id).state is TxState.OPEN
+        nonces = [entry.nonce for entry in reversed(store.recent_entries(100))]
+        assert nonces == [0, 1, *range(31, 42)]
+        assert store.entry(pending.id).state is TxState.OPEN
         assert len(store.recent_entries(5)) == 5
 
 
@@ -275,13 +275,13 @@ def test_a_full_disk_is_reported(path: Path) -> None:
         assert "free disk space" in error.value.hint
 
 
-@pytest.mark.parametrize("where", ["two files", "one store", "memory"])
-async def test_a_wallets_lock_has_one_holder_at_a_time(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("location", ["two files", "one store", "memory"])
+async def test_a_wallets_lock_has_one_holder_at_a_time(tmp_path: Path, location: str) -> None:
     """Two programs, two tasks of one program, and a store without a file."""
-    path = None if where == "memory" else tmp_path / "wallet.db"
+    path = None if location == "memory" else tmp_path / "wallet.db"
     first = Store.open(path, chain_id=1, contract="0x1", account="0x2")
     second = first
-    if where == "two files":
+    if location == "two files":
         second = Store.open(path, chain_id=1, contract="0x1", account="0x2")
     order: list[str] = []
 
@@ -308,11 +308,11 @@ async def test_two_state_folders_of_one_wallet_spend_one_after_the_other(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     wallet = {"chain_id": 1, "contract": "0x" + "11" * 20, "account": "0x" + "22" * 20}
-    first, second, elsewhere = (
+    first, second, other_wallet = (
         Store.open(tmp_path / name / "wallet.db", **wallet, genesis=genesis)
         for name, genesis in (("a", "0x01"), ("b", "0x01"), ("c", "0x02"))
     )
-    async with first.spending(5), elsewhere.spending(5):
+    async with first.spending(5), other_wallet.spending(5):
         with pytest.raises(WaitTimeoutError, match="nothing was paid"):
             async with second.spending(0.05):
                 pass
@@ -320,5 +320,5 @@ async def test_two_state_folders_of_one_wallet_spend_one_after_the_other(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / "wallet.db"))
     async with first.spending(5), second.spending(5):
         pass
-    for value in (first, second, elsewhere):
+    for value in (first, second, other_wallet):
         value.close()

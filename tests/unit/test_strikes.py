@@ -82,8 +82,8 @@ class TestWhatCounts:
     def test_the_earlier_transition_names_the_provider_and_status(
         self, store: Store, table: Strikes
     ) -> None:
-        moved = ev.JobTransition(1, address(7), OTHER, S.PENDING, S.META_SCHEDULED)
-        apply(store, table, [*requeued(ANYBODY, job_id=2), moved, *requeued(HOST, job_id=1)])
+        event = ev.JobTransition(1, address(7), OTHER, S.PENDING, S.META_SCHEDULED)
+        apply(store, table, [*requeued(ANYBODY, job_id=2), event, *requeued(HOST, job_id=1)])
         assert table.since(0) == {HOST: [NOW]}
         # JobRequeued without its transition has no effect.
         apply(store, table, [ev.JobRequeued(5, ANYBODY, "")])
@@ -104,7 +104,7 @@ class TestWhatCounts:
         assert table.since(0) == {}
 
 
-class TestDates:
+class TestTimesOfStrikes:
     """Blocks that were read together share one time; strikes need the exact time."""
 
     def test_a_block_by_itself_is_dated(self, store: Store, table: Strikes) -> None:
@@ -130,9 +130,9 @@ class TestDates:
         assert table.since(0) == {}
 
 
-class TestRest:
+class TestSuspension:
     @pytest.mark.parametrize(
-        ("times", "counted"),
+        ("times", "expected"),
         [
             ([], []),
             ([0, 1, 2, 60], [0]),
@@ -142,9 +142,11 @@ class TestRest:
             ([500, 0, 61], [0, 61, 500]),
         ],
     )
-    def test_what_comes_together_is_one(self, times: list[int], counted: list[int]) -> None:
+    def test_strikes_within_a_short_time_count_once(
+        self, times: list[int], expected: list[int]
+    ) -> None:
         result = struck([NOW - 600 + at for at in times], NOW, WATCH)
-        assert result == [NOW - 600 + at for at in counted]
+        assert result == [NOW - 600 + at for at in expected]
 
     def test_the_third_within_a_day(self) -> None:
         two = [NOW - 2_000, NOW - 1_000]
@@ -154,40 +156,42 @@ class TestRest:
 
     def test_until_the_day_has_passed_to_the_second(self) -> None:
         times = [NOW, NOW + 1_000, NOW + 2_000]
-        until = suspended_until(times, NOW + 2_000, WATCH)
-        assert until == NOW + DAY
-        assert suspended_until(times, until - 1, WATCH) == until
-        assert suspended_until(times, until, WATCH) == 0
+        end = suspended_until(times, NOW + 2_000, WATCH)
+        assert end == NOW + DAY
+        assert suspended_until(times, end - 1, WATCH) == end
+        assert suspended_until(times, end, WATCH) == 0
 
     @given(
         st.lists(st.integers(NOW - 3 * DAY, NOW), max_size=12),
         st.integers(1, 4),
         st.integers(0, 7_200),
     )
-    def test_rest_ends_when_too_few_are_left(self, times: list[int], most: int, gap: int) -> None:
-        watch = Watch(strikes=most, strike_gap=gap)
-        until = suspended_until(times, NOW, watch)
-        assert (until > NOW) == (len(struck(times, NOW, watch)) >= most)
-        if until:
-            assert until <= NOW + DAY
+    def test_rest_ends_when_too_few_are_left(self, times: list[int], limit: int, gap: int) -> None:
+        watch = Watch(strikes=limit, strike_gap=gap)
+        end = suspended_until(times, NOW, watch)
+        assert (end > NOW) == (len(struck(times, NOW, watch)) >= limit)
+        if end:
+            assert end <= NOW + DAY
             # Of those that made it rest, the last that had to fall out of the window is at its edge.
-            left = [at for at in struck(times, NOW, watch) if at > until - DAY]
-            assert len(left) == most - 1
+            recent = [at for at in struck(times, NOW, watch) if at > end - DAY]
+            assert len(recent) == limit - 1
 
 
 class TestPolicy:
     def test_a_suspended_provider_gets_no_job_and_no_reservation(self) -> None:
         cheap = provider(1, price=1)
         suspended = type(cheap)(cheap.provider, suspended_until=NOW + 1, strikes=3)
-        dear = provider(2, price=50, cpus=2)
+        expensive = provider(2, price=50, cpus=2)
         assert standing(suspended, NOW) is Refusal.SUSPENDED
         assert standing(suspended, NOW + 1) is None
         small = waiting(1)
-        assert plan(Snapshot(NOW, [suspended, dear], [small], [])).by_provider() == {2: [1]}
-        assert plan(Snapshot(NOW + 1, [suspended, dear], [small], [])).by_provider() == {1: [1]}
+        assert plan(Snapshot(NOW, [suspended, expensive], [small], [])).by_provider() == {2: [1]}
+        assert plan(Snapshot(NOW + 1, [suspended, expensive], [small], [])).by_provider() == {
+            1: [1]
+        }
         # An overdue job waits for no place that is closed to it.
         large = waiting(2, cpus=8, queued_at=NOW - 10**6)
-        result = plan(Snapshot(NOW, [suspended, dear], [large], []), Rules())
+        result = plan(Snapshot(NOW, [suspended, expensive], [large], []), Rules())
         assert (result.decisions, result.reservations) == ((), {})
 
     def test_why_and_how_long(self) -> None:

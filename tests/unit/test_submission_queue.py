@@ -75,14 +75,14 @@ async def test_permits_and_approvals_do_not_mix(chain: Chain, queue: SubmissionQ
 
 
 async def test_no_more_jobs_than_a_block_holds(chain: Chain, queue: SubmissionQueue) -> None:
-    most = MAX_JOBS // 2
-    result = await asyncio.gather(*(queue.submit(request(n, jobs=most)) for n in range(3)))
+    limit = MAX_JOBS // 2
+    result = await asyncio.gather(*(queue.submit(request(n, jobs=limit)) for n in range(3)))
     assert [len(calls) for calls, _ in chain.calls] == [2, 1]
-    assert len({job_id for item in result for job_id in item.job_ids}) == 3 * most
+    assert len({job_id for item in result for job_id in item.job_ids}) == 3 * limit
 
 
 @pytest.mark.parametrize("error", [InsufficientFundsError("x"), RevertedError("y")])
-async def test_one_at_fault_spoils_no_other(
+async def test_a_failing_submission_affects_no_other(
     chain: Chain, queue: SubmissionQueue, error: GridError
 ) -> None:
     chain.errors, chain.poor = [error], {2}
@@ -108,10 +108,10 @@ async def test_a_submission_that_may_be_paid_is_not_retried(
 async def test_a_submission_cancelled_before_it_was_sent_costs_nothing(
     chain: Chain, queue: SubmissionQueue
 ) -> None:
-    gone = asyncio.create_task(queue.submit(request(1)))
+    cancelled = asyncio.create_task(queue.submit(request(1)))
     stays = asyncio.create_task(queue.submit(request(2)))
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     assert (await stays).job_ids == (1,)
     assert chain.calls == [([2], False)]
     await queue.close()

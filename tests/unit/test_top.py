@@ -124,8 +124,8 @@ async def test_everything_fits_in_80_columns() -> None:
             table = app.query_one(f"#{name}", DataTable)
             assert table.size.height >= 3, "its head and two rows are seen"
             assert table.virtual_size.width <= 80, "no column is cut off"
-        for words in ("[red]not markup", "l Logs", "c Cancel", "t Top up", "q Quit"):
-            assert any(words in row for row in text), (words, text)
+        for message in ("[red]not markup", "l Logs", "c Cancel", "t Top up", "q Quit"):
+            assert any(message in row for row in text), (message, text)
 
 
 async def test_a_slow_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +182,8 @@ async def test_logs_are_shown_as_text() -> None:
             while not grid.did:
                 await pilot.pause(0.01)
         await pilot.pause()
-        shown = [row.text.rstrip() for row in app.screen.query_one(RichLog).lines]
-        assert shown == ["first line é", r"sec\x1b[2Jond", "(the end)"]
+        lines = [row.text.rstrip() for row in app.screen.query_one(RichLog).lines]
+        assert lines == ["first line é", r"sec\x1b[2Jond", "(the end)"]
         await pilot.press("escape")
         await pilot.pause()
         assert not isinstance(app.screen, LogScreen)

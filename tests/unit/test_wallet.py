@@ -58,10 +58,10 @@ def password_file(folder: Path, text: str | bytes = SECRET + "\n", mode: int = 0
 
 
 def test_a_new_wallet_opens_with_its_password(tmp_path: Path) -> None:
-    made = create_wallet(tmp_path / "deep" / "w.json", SECRET, light=True)
+    keystore = create_wallet(tmp_path / "deep" / "w.json", SECRET, light=True)
     path = tmp_path / "deep" / "w.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert unlock(path, SECRET).address == made.address == stated_address(path)
+    assert unlock(path, SECRET).address == keystore.address == stated_address(path)
     assert json.loads(path.read_text())["crypto"]["kdfparams"]["n"] == 2**12
 
 
@@ -363,7 +363,7 @@ def test_a_mnemonic_gives_the_keys_that_other_wallets_show(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "path"),
+    ("message", "path"),
     [
         ("test test junk", "m/44'/60'/0'/0/0"),
         ("test " * 12, "m/44'/60'/0'/0/0"),
@@ -371,18 +371,18 @@ def test_a_mnemonic_gives_the_keys_that_other_wallets_show(tmp_path: Path) -> No
     ],
 )
 def test_an_invalid_mnemonic_is_refused_without_quoting_it(
-    tmp_path: Path, words: str, path: str
+    tmp_path: Path, message: str, path: str
 ) -> None:
-    with pytest.raises(UsageError) as caught:
-        wallets.import_mnemonic(tmp_path / "a.json", words, "pw", derivation=path, light=True)
-    assert "junk" not in caught.value.message
+    with pytest.raises(UsageError) as error_info:
+        wallets.import_mnemonic(tmp_path / "a.json", message, "pw", derivation=path, light=True)
+    assert "junk" not in error_info.value.message
     assert not (tmp_path / "a.json").exists()
 
 
 def test_keystores_of_other_programs_are_listed(tmp_path: Path) -> None:
-    made = wallets.create_wallet(tmp_path / "own.json", "pw", light=True)
+    keystore = wallets.create_wallet(tmp_path / "own.json", "pw", light=True)
     body = json.loads((tmp_path / "own.json").read_text())
-    (tmp_path / f"UTC--2026-11-27T00-00-00Z--{made.address[2:].lower()}").write_text(
+    (tmp_path / f"UTC--2026-11-27T00-00-00Z--{keystore.address[2:].lower()}").write_text(
         json.dumps(body)
     )
     del body["address"]  # as cast writes them
@@ -391,5 +391,8 @@ def test_keystores_of_other_programs_are_listed(tmp_path: Path) -> None:
     result = {item.path.name: item.address for item in wallets.list_wallets(tmp_path)}
     assert len(result) == 3
     assert result["deployer"] == ""
-    assert set(result.values()) == {"", made.address}
-    assert wallets.load_account(tmp_path / "deployer", None, lambda _: "pw").address == made.address
+    assert set(result.values()) == {"", keystore.address}
+    assert (
+        wallets.load_account(tmp_path / "deployer", None, lambda _: "pw").address
+        == keystore.address
+    )

@@ -30,8 +30,8 @@ def grid() -> RecordedGrid:
 
 
 def open_index(grid: RecordedGrid) -> Indexed:
-    sent = grid.chain.sent
-    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=sent)
+    transactions = grid.chain.sent
+    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=transactions)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def whole(grid: RecordedGrid) -> Iterator[Indexed]:
 
 
 @pytest.fixture
-def own(grid: RecordedGrid) -> Iterator[Indexed]:
+def own_index(grid: RecordedGrid) -> Iterator[Indexed]:
     """An index that the test may change; the last blocks are not indexed yet."""
     indexed = open_index(grid)
     blocks = sorted({event.block_number for event in grid.events})
@@ -76,8 +76,8 @@ async def test_the_document_is_served(ask: httpx2.AsyncClient) -> None:
     answer = await ask.get("/openapi.json")
     assert answer.json() == json.loads(json.dumps(document()))
     assert (await ask.get(f"http://explorer{PREFIX}")).json() == answer.json()
-    again = await ask.get("/openapi.json", headers={"If-None-Match": answer.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
+    second = await ask.get("/openapi.json", headers={"If-None-Match": answer.headers["etag"]})
+    assert (second.status_code, second.content) == (304, b"")
 
 
 def examples(index: Index) -> dict[str, list[str]]:
@@ -149,33 +149,35 @@ async def test_pages_show_every_row_once(
     whole: Indexed, ask: httpx2.AsyncClient, path: str
 ) -> None:
     queries = max(examples(whole.index)[path], key=len).partition("?")[0]
-    everything = (await ask.get(queries, params={"limit": 200})).json()["items"]
+    all_items = (await ask.get(queries, params={"limit": 200})).json()["items"]
     results: list[Any] = []
     cursor: str | None = None
     while True:
-        given = {"limit": 3, **({"cursor": cursor} if cursor else {})}
-        page = (await ask.get(queries, params=given)).json()
+        params = {"limit": 3, **({"cursor": cursor} if cursor else {})}
+        page = (await ask.get(queries, params=params)).json()
         results += page["items"]
         if (cursor := page["next"]) is None:
             break
-    assert results[: len(everything)] == everything
+    assert results[: len(all_items)] == all_items
     assert len({json.dumps(item, sort_keys=True) for item in results}) == len(results)
 
 
-async def test_new_rows_and_vanished_ones_leave_cursors_valid(own: Indexed) -> None:
-    async with client(own.index) as ask:
+async def test_new_rows_and_vanished_ones_leave_cursors_valid(own_index: Indexed) -> None:
+    async with client(own_index.index) as ask:
         first = (await ask.get("/transitions", params={"limit": 4})).json()
-        rest = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
-        own.read(own.index.status().block + 1, own.last)
-        again = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
-        assert again == rest
+        remaining = (await ask.get("/transitions", params={"cursor": first["next"]})).json()[
+            "items"
+        ]
+        own_index.read(own_index.index.status().block + 1, own_index.last)
+        repeated = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
+        assert repeated == remaining
         # The row of the cursor was removed by a reorg.
-        own.roll_back(first["items"][-1]["at"]["block"] - 1)
-        again = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
-        places = [(row["at"]["block"], row["at"]["log_index"]) for row in rest]
-        left = own.index.status().block
-        assert [(row["at"]["block"], row["at"]["log_index"]) for row in again] == [
-            place for place in places if place[0] <= left
+        own_index.roll_back(first["items"][-1]["at"]["block"] - 1)
+        repeated = (await ask.get("/transitions", params={"cursor": first["next"]})).json()["items"]
+        places = [(row["at"]["block"], row["at"]["log_index"]) for row in remaining]
+        last_block = own_index.index.status().block
+        assert [(row["at"]["block"], row["at"]["log_index"]) for row in repeated] == [
+            place for place in places if place[0] <= last_block
         ]
 
 
@@ -190,26 +192,26 @@ async def test_a_cursor_of_another_list_is_refused(ask: httpx2.AsyncClient) -> N
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/jobs/1", "/overview", "/status", "/roles"])
-async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) -> None:
-    async with client(own.index) as ask:
+async def test_an_unchanged_answer_is_not_sent_again(own_index: Indexed, path: str) -> None:
+    async with client(own_index.index) as ask:
         tag = (await ask.get(path)).headers["etag"]
         known = {"If-None-Match": f'"other", {tag}'}
-        again = await ask.get(path, headers=known)
-        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-        own.read(own.index.status().block + 1, own.last)
+        repeated = await ask.get(path, headers=known)
+        assert (repeated.status_code, repeated.content, repeated.headers["etag"]) == (304, b"", tag)
+        own_index.read(own_index.index.status().block + 1, own_index.last)
         fresh = await ask.get(path, headers=known)
         assert fresh.status_code == 200
         assert fresh.headers["etag"] != tag
-        own.roll_back(own.last - 1)
-        undone = await ask.get(path, headers={"If-None-Match": fresh.headers["etag"]})
-        assert undone.status_code == 200
+        own_index.roll_back(own_index.last - 1)
+        after_reorg = await ask.get(path, headers={"If-None-Match": fresh.headers["etag"]})
+        assert after_reorg.status_code == 200
 
 
 # -- errors
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "words"),
+    ("path", "status", "message"),
     [
         ("/jobs/0", 400, "job must be a number from 1"),
         ("/jobs/one", 400, "job must be a number"),
@@ -237,13 +239,13 @@ async def test_an_unchanged_answer_is_not_sent_again(own: Indexed, path: str) ->
     ],
 )
 async def test_errors_are_problems(
-    ask: httpx2.AsyncClient, path: str, status: int, words: str
+    ask: httpx2.AsyncClient, path: str, status: int, message: str
 ) -> None:
     answer = await ask.get(path)
     body = answer.json()
     assert (answer.status_code, body["status"]) == (status, status)
     assert answer.headers["content-type"] == "application/problem+json"
-    assert words in body["detail"]
+    assert message in body["detail"]
     problem = document()["components"]["schemas"]["Problem"]
     jsonschema.Draft202012Validator(problem).validate(body)
 
@@ -256,7 +258,7 @@ async def test_only_reading(ask: httpx2.AsyncClient) -> None:
     assert (head.status_code, head.content) == (200, b"")
 
 
-class Broken:
+class FailingIndex:
     """An index that fails."""
 
     def __init__(self, error: Exception) -> None:
@@ -274,7 +276,7 @@ class Broken:
     ],
 )
 async def test_a_failure_reveals_nothing(error: Exception, status: int) -> None:
-    async with client(Broken(error)) as ask:
+    async with client(FailingIndex(error)) as ask:
         answer = await ask.get("/jobs")
     assert answer.status_code == status
     assert "secret" not in answer.text

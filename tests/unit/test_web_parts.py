@@ -105,10 +105,10 @@ def test_amounts_are_grouped_and_cut_but_never_rounded(wei: int, whole: str, par
 @given(st.integers(min_value=-(2**200), max_value=2**200))
 def test_a_shown_amount_begins_like_the_exact_one(wei: int) -> None:
     whole, part = formats.amount(wei)
-    shown = (whole + part).replace("\u2009", "").replace("\u2212", "-")
+    plain = (whole + part).replace("\u2009", "").replace("\u2212", "-")
     exact = format_credits(wei)
     exact = exact if "." in exact else exact + "."
-    assert shown.rstrip("0").startswith(exact[: len(shown.rstrip("0"))].rstrip("0"))
+    assert plain.rstrip("0").startswith(exact[: len(plain.rstrip("0"))].rstrip("0"))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_durations_have_two_units(seconds: int, text: str) -> None:
     assert formats.duration(seconds).replace("\u00a0", " ") == text
 
 
-def test_ages_look_both_ways() -> None:
+def test_ages_may_be_in_the_past_or_the_future() -> None:
     assert formats.ago(100, 101) == "now"
     assert formats.ago(0, 7_300) == "2\u00a0h ago"
     assert formats.ago(400, 100) == "in 5\u00a0min"
@@ -144,18 +144,18 @@ def test_hashes_are_shortened_and_names_are_not() -> None:
 
 @given(st.text())
 def test_visible_text_is_escaped_by_templates(text: str) -> None:
-    made = environment().from_string("{{ text|visible }}").render(text=text)
-    assert made == str(escape(formats.visible(text)))
-    assert "<" not in made
+    rendered = environment().from_string("{{ text|visible }}").render(text=text)
+    assert rendered == str(escape(formats.visible(text)))
+    assert "<" not in rendered
 
 
 # -- charts
 
 
 @given(st.floats(min_value=1e-8, max_value=1e12))
-def test_an_axis_ends_above_and_not_far(most: float) -> None:
-    assert most <= charts.axis_end(most) * (1 + 1e-12)
-    assert charts.axis_end(most) <= 2.5 * most
+def test_an_axis_ends_above_and_not_far(maximum: float) -> None:
+    assert maximum <= charts.axis_end(maximum) * (1 + 1e-12)
+    assert charts.axis_end(maximum) <= 2.5 * maximum
     assert charts.axis_end(0) == charts.axis_end(5e-324) == 1
 
 
@@ -218,13 +218,13 @@ def test_drawings_are_wellformed_and_have_texts() -> None:
     template = environment().from_string(
         '{% import "charts.html" as c %}<div>{{ c.time_chart(x) }}{{ c.bars(b) }}</div>'
     )
-    made = template.render(x=chart, b=[charts.Bar(evil, 0.5, "50 %")])
-    tree = ElementTree.fromstring(made)  # noqa: S314 - it is ours
+    rendered = template.render(x=chart, b=[charts.Bar(evil, 0.5, "50 %")])
+    tree = ElementTree.fromstring(rendered)  # noqa: S314 - it is ours
     svg = tree.find(".//svg[@role='img']")
     assert svg is not None
     assert svg.get("aria-label") == evil
     assert len(tree.findall(".//tbody/tr")) == 2
-    assert "style=" not in made
+    assert "style=" not in rendered
 
 
 # -- views
@@ -259,7 +259,7 @@ def detail(**changes: Any) -> JobDetail:
         "successor": None,
         "changed": place(),
     }
-    rest = {
+    defaults = {
         "definition": "00" * 32,
         "uses": "",
         "fee_bps": 500,
@@ -282,8 +282,8 @@ def detail(**changes: Any) -> JobDetail:
         "challenge": None,
     }
     row |= {key: value for key, value in changes.items() if key in row}
-    rest |= {key: value for key, value in changes.items() if key in rest}
-    return JobDetail(row=JobRow(**row), **rest)
+    defaults |= {key: value for key, value in changes.items() if key in defaults}
+    return JobDetail(row=JobRow(**row), **defaults)
 
 
 def entry(**changes: Any) -> JobEntry:
@@ -333,8 +333,8 @@ def test_a_wrong_bill_differs(change: dict[str, int]) -> None:
 
 def test_a_bill_exists_at_the_end_and_includes_the_predecessor() -> None:
     assert not recompute_bill(entry(status=S.RUNNING)).settled
-    gone = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
-    bill = recompute_bill(entry(status=S.PANICKED, carried_out=100_000, **gone))
+    zero_amounts = {"paid": 0, "fee": 0, "refunded": 0, "billed_seconds": 0}
+    bill = recompute_bill(entry(status=S.PANICKED, carried_out=100_000, **zero_amounts))
     assert bill.settled
     assert bill.ok
 
@@ -348,8 +348,8 @@ def test_a_running_job_is_billed_up_to_its_allotment() -> None:
 
 def test_interim_payments_are_not_accrued_again() -> None:
     sums = {"collected_seconds": 15, "collected_paid": 14_250, "collected_fee": 750}
-    shown = detail(status=S.RUNNING, allotment=45, collected_seconds=15)
-    assert (shown.billed_until, shown.deadline) == (125, 170)
+    job = detail(status=S.RUNNING, allotment=45, collected_seconds=15)
+    assert (job.billed_until, job.deadline) == (125, 170)
     running = entry(status=S.RUNNING, since=125, time_limit=45, **sums)
     assert recompute_bill(running, now=130).cost == 5_000
     assert recompute_bill(running, now=10_000).cost == 45_000
@@ -362,15 +362,15 @@ def test_flags_are_described_in_words() -> None:
     assert jobs_page.flags_in_words(JobFlags.SUCCESSOR | JobFlags.INTERIM_PAYMENTS) == (
         "its provider may collect interim payments while it runs",
     )
-    everything = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
-    assert len(jobs_page.flags_in_words(everything)) == 3
+    all_flags = JobFlags.UNTIL_SPENT | JobFlags.NO_SELF_SCHEDULING | JobFlags.INTERIM_PAYMENTS
+    assert len(jobs_page.flags_in_words(all_flags)) == 3
 
 
 def test_flows_end_at_the_balance() -> None:
     names = [step.name for step in jobs_page.flows(detail())]
     assert names == ["funded", "paid", "fee", "refunded", "in escrow"]
-    live = jobs_page.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
-    assert (live[-1].name, live[-1].amount, live[-1].width) == ("in escrow", 100_000, 1_000)
+    flows = jobs_page.flows(detail(status=S.RUNNING, escrow=100_000, paid=0, fee=0, refunded=0))
+    assert (flows[-1].name, flows[-1].amount, flows[-1].width) == ("in escrow", 100_000, 1_000)
 
 
 def test_stages_last_until_the_next() -> None:
@@ -425,8 +425,8 @@ def test_charts_of_an_empty_grid_are_drawn() -> None:
 
 
 def test_the_busiest_provider_comes_first() -> None:
-    def use(account: str, used: int) -> Utilisation:
-        return Utilisation(account, (UsePoint(1, used, 100), UsePoint(2, 0, 100)))
+    def use(account: str, share: int) -> Utilisation:
+        return Utilisation(account, (UsePoint(1, share, 100), UsePoint(2, 0, 100)))
 
     bars = grid_page.utilisation_bars([use("a", 10), use("b", 50)], {"b": "provider 2"})
     assert [(bar.name, bar.text) for bar in bars] == [("provider 2", "25%"), ("a", "5%")]
@@ -435,7 +435,7 @@ def test_the_busiest_provider_comes_first() -> None:
 # -- calls
 
 
-def test_calls_are_read_back() -> None:
+def test_calls_are_decoded() -> None:
     function = interface("Credit").function("transfer")
     result = decode_call("Credit", "0x" + function.encode(ALICE, 7).hex())
     assert result is not None
@@ -464,14 +464,14 @@ def test_typed_arguments_are_read(
     assert function.encode(*read)
 
 
-def test_signed_requests_are_read_back() -> None:
+def test_signed_requests_are_decoded() -> None:
     cancel = interface("MetaScheduler").function("cancel").encode([7])
     request = (ALICE, HOST, 0, 90_000, 1_800_000_000, cancel, bytes(65))
     forwarder = interface("ERC2771Forwarder")
-    one = "0x" + forwarder.function("execute").encode(request).hex()
+    calldata = "0x" + forwarder.function("execute").encode(request).hex()
     two = forwarder.function("executeBatch").encode([request, (HOST, ALICE, *request[2:])], HOST)
     names = {to_checksum_address(HOST): "MetaScheduler"}
-    [result] = signed_requests(one, names)
+    [result] = signed_requests(calldata, names)
     assert (result.signer, result.contract) == (to_checksum_address(ALICE), "MetaScheduler")
     assert result.call is not None
     assert (result.call.function, result.call.values["jobIds"]) == ("cancel", [7])
@@ -479,7 +479,7 @@ def test_signed_requests_are_read_back() -> None:
     assert first == result
     assert (second.contract, second.call) == ("", None)
     # Invalid values in a transaction do not break a page.
-    for data in (one[:-70], "0x", "0xzz", "0x" + cancel.hex()):
+    for data in (calldata[:-70], "0x", "0xzz", "0x" + cancel.hex()):
         assert signed_requests(data, names) == ()
 
 
@@ -503,10 +503,10 @@ def test_outcomes_of_signed_requests() -> None:
         ("uint8", "1" * 5_000),
     ],
 )
-def test_arguments_that_cant_be_meant_are_refused(kind: str, text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+def test_invalid_arguments_are_refused(kind: str, text: str) -> None:
+    with pytest.raises(UsageError) as error_info:
         read_argument({"name": "which", "type": kind}, text)
-    assert "which" in caught.value.message
+    assert "which" in error_info.value.message
 
 
 def test_functions_that_change_something_are_not_read() -> None:
@@ -555,7 +555,7 @@ def test_a_whole_file_replaces_the_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"mem_per_cpu": "none"}, "Memory per CPU"),
         ({"cpus_per_task": "0"}, "CPUs per task"),
@@ -565,25 +565,25 @@ def test_a_whole_file_replaces_the_form() -> None:
         ({"name": "n" * 100}, "Name"),
     ],
 )
-def test_mistakes_are_reported_in_terms_of_the_form(change: dict[str, str], words: str) -> None:
-    with pytest.raises(JobFileError) as caught:
+def test_mistakes_are_reported_in_terms_of_the_form(change: dict[str, str], message: str) -> None:
+    with pytest.raises(JobFileError) as error_info:
         read_job({**FORM, **change})
-    assert words in caught.value.message
-    assert "form" not in caught.value.message
+    assert message in error_info.value.message
+    assert "form" not in error_info.value.message
 
 
 def test_mistakes_of_a_file_have_their_lines() -> None:
     text = form_as_file({**FORM, "uses": ""}) + "retires: 1\ncolour: red\n"
-    with pytest.raises(JobFileError) as caught:
+    with pytest.raises(JobFileError) as error_info:
         read_job({**FORM, "mode": "file", "file": text})
-    result = problems(caught.value)
+    result = problems(error_info.value)
     last = len(text.splitlines())
     assert {line for line, _ in result} == {last - 1, last}
-    assert any(words.startswith("retires is an unknown key") for _, words in result)
+    assert any(message.startswith("retires is an unknown key") for _, message in result)
 
 
 @pytest.mark.parametrize("mode", ["form", "file"])
-def test_only_the_chosen_half_of_the_page_counts(mode: str) -> None:
+def test_only_the_chosen_mode_of_the_page_counts(mode: str) -> None:
     other = form_as_file({**FORM, "name": "from the file"})
     name = read_job({**FORM, "mode": mode, "file": other}).name
     assert name == (FORM["name"] if mode == "form" else "from the file")
@@ -598,8 +598,8 @@ def test_a_form_written_as_a_file_means_the_same(name: str, script: str) -> None
         job = read_job(fields)
     except JobFileError:
         return
-    again = read_job({"mode": "file", "file": form_as_file(fields)})
-    assert (again.terms(), again.definition) == (job.terms(), job.definition)
+    parsed = read_job({"mode": "file", "file": form_as_file(fields)})
+    assert (parsed.terms(), parsed.definition) == (job.terms(), job.definition)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(FORM)), st.text() | st.integers() | st.none()))
@@ -618,7 +618,7 @@ def offer(number: int, cost: int, starts_in: int | None = 0, refusal: str = "") 
 
 
 @pytest.mark.parametrize(
-    ("offers", "words"),
+    ("offers", "message"),
     [
         (
             [offer(1, 2, 90), offer(2, 3, 30), offer(3, 9, None, OVER_BUDGET)],
@@ -632,8 +632,8 @@ def offer(number: int, cost: int, starts_in: int | None = 0, refusal: str = "") 
         ([], "No provider is eligible now"),
     ],
 )
-def test_offers_are_summed_up_in_words(offers: list[PricedOffer], words: str) -> None:
-    assert words in offers_in_words(offers)
+def test_offers_are_summed_up_in_words(offers: list[PricedOffer], message: str) -> None:
+    assert message in offers_in_words(offers)
 
 
 def test_a_signature_has_one_form() -> None:
@@ -649,7 +649,7 @@ def test_a_signature_has_one_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "last", "numbers"),
+    ("current", "last", "numbers"),
     [
         (1, 1, [1]),
         (2, 3, [1, 2, 3]),
@@ -659,9 +659,9 @@ def test_a_signature_has_one_form() -> None:
     ],
 )
 def test_a_pager_shows_the_ends_and_the_nearest_pages(
-    here: int, last: int, numbers: list[int | None]
+    current: int, last: int, numbers: list[int | None]
 ) -> None:
-    assert formats.page_numbers(here, last) == numbers
+    assert formats.page_numbers(current, last) == numbers
 
 
 def movement(at: int, kind: str, amount: int, balance: int) -> MovementRow:
@@ -694,14 +694,14 @@ def test_a_providers_history_is_in_words_and_challenges_are_apart() -> None:
     ]
     lines, challenges = accounts_page.provider_history(provider_changes)
     assert [challenge.title for challenge in challenges] == ["Challenged"]
-    shown = {value.path: value.value for line in lines for value in line.values}
-    assert shown["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
-    assert shown["offer"] == "8\u00a0CPU, 4\u00a0GB, 1\u00a0GPU"
-    assert shown["per GB-hour"] == 1_024 * 10**12
-    assert not [path for path in shown if "_" in path or "." in path]
+    values_by_path = {value.path: value.value for line in lines for value in line.values}
+    assert values_by_path["hardware"] == "2 nodes of 4\u00a0CPU, 2\u00a0GB"
+    assert values_by_path["offer"] == "8\u00a0CPU, 4\u00a0GB, 1\u00a0GPU"
+    assert values_by_path["per GB-hour"] == 1_024 * 10**12
+    assert not [path for path in values_by_path if "_" in path or "." in path]
 
 
-def test_an_invoice_comes_with_the_end_of_a_job() -> None:
+def test_an_invoice_exists_once_the_job_has_ended() -> None:
     grid = Deployment(1337, *[ALICE] * 5, block=1)
     invoice = jobs_page.job_invoice(entry(), (), grid, 7)
     assert invoice.bill.ok
@@ -746,7 +746,7 @@ def test_load_is_shown_against_the_offer() -> None:
     assert actual == [("CPUs", 0.75, "3 of 4"), ("Memory", 0.5, "500\u00a0MB of 1000\u00a0MB")]
 
 
-def test_labels_are_judged_after_the_contract() -> None:
+def test_labels_are_checked_after_the_conditions_of_the_contract() -> None:
     assert eligibility_of(provider(), "", eligible=True, reason="").eligible
     too_dear = eligibility_of(provider(), "", eligible=False, reason="OverBudget")
     assert "too expensive" in too_dear.explanation
@@ -766,7 +766,7 @@ def request_with(**headers: str) -> Request:
 
 
 @pytest.mark.parametrize(
-    ("headers", "own"),
+    ("headers", "is_accepted"),
     [
         ({"content_type": "application/json"}, True),
         ({"content_type": "application/json; charset=utf-8", "host": "h:1"}, True),
@@ -779,8 +779,8 @@ def request_with(**headers: str) -> Request:
         ({}, False),
     ],
 )
-def test_posts_come_from_own_pages(headers: dict[str, str], own: bool) -> None:
-    assert is_same_origin(request_with(**headers)) is own
+def test_posts_come_from_own_pages(headers: dict[str, str], is_accepted: bool) -> None:
+    assert is_same_origin(request_with(**headers)) is is_accepted
 
 
 def test_links_are_templates() -> None:
@@ -868,7 +868,7 @@ async def test_only_requests_for_known_hosts_are_served(
 
 
 @pytest.mark.parametrize(
-    ("address", "words"),
+    ("address", "message"),
     [
         (Address(ANYWHERE), "host names by which"),
         (Address("::"), "host names by which"),
@@ -877,20 +877,20 @@ async def test_only_requests_for_known_hosts_are_served(
         (Address("::", names=("",)), "not a host name"),
     ],
 )
-def test_names_that_cant_be_meant(address: Address, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_invalid_host_names_are_refused(address: Address, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         _ = address.allowed
 
 
 def test_charts_are_rendered_once_for_concurrent_readers() -> None:
     site = Site(index=cast("Any", None), contracts=cast("Any", None))
-    made: list[str] = []
+    rendered: list[str] = []
 
     def make(name: str) -> str:
-        made.append(name)
-        return f"{name} {len(made)}"
+        rendered.append(name)
+        return f"{name} {len(rendered)}"
 
     for name, moment in (("a", 1), ("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1)):
         actual = site.cached(name, (moment, 7), partial(make, name))
         assert actual.startswith(name)
-    assert made == ["a", "b", "a", "a"]
+    assert rendered == ["a", "b", "a", "a"]

@@ -42,7 +42,7 @@ class FakeOnlooker:
         self.closed = True
 
 
-def at(text: str, cause: Hashable) -> JobSituation:
+def situation_of(text: str, cause: Hashable) -> JobSituation:
     return JobSituation(JOB, text, cause=cause)
 
 
@@ -53,11 +53,11 @@ async def printed_lines(
     onlooker, lines = FakeOnlooker(*situations), []  # type: tuple[FakeOnlooker, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
-    async with ReasonPrinter(contracts, lines.append) as teller:
+    async with ReasonPrinter(contracts, lines.append) as printer:
         for _ in situations:
-            teller.start_explaining(JOB)
-            teller.start_explaining(JOB)  # one look at a time
-            assert not teller.idle
+            printer.start_explaining(JOB)
+            printer.start_explaining(JOB)  # one look at a time
+            assert not printer.idle
             await onlooker.looked.wait()
             await asyncio.sleep(0)
             onlooker.looked.clear()
@@ -70,10 +70,10 @@ async def test_a_cause_is_reported_once_whatever_its_numbers_say(
 ) -> None:
     lines = await printed_lines(
         monkeypatch,
-        at("waits for 1 s", "capacity"),
-        at("waits for 2 s", "capacity"),
-        at("too expensive", "budget"),
-        at("waits for 9 s", "capacity"),
+        situation_of("waits for 1 s", "capacity"),
+        situation_of("waits for 2 s", "capacity"),
+        situation_of("too expensive", "budget"),
+        situation_of("waits for 9 s", "capacity"),
     )
     assert lines == ["waits for 1 s", "too expensive", "waits for 9 s"]
 
@@ -84,8 +84,8 @@ async def test_neither_a_failed_read_nor_an_unknown_reason_is_printed(
     lines = await printed_lines(
         monkeypatch,
         EndpointError("The node does not answer"),
-        at("job 1 is PENDING", None),
-        at("no provider is registered", ()),
+        situation_of("job 1 is PENDING", None),
+        situation_of("no provider is registered", ()),
     )
     assert lines == ["no provider is registered"]
 
@@ -95,31 +95,31 @@ async def test_after_a_failed_read_a_new_snapshot_is_opened(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """State read before an error may be of a branch that was replaced."""
-    opened = [FakeOnlooker(error), FakeOnlooker(at("waits", "capacity"))]
-    left = list(opened)
-    monkeypatch.setattr(why, "ExplainingScheduler", lambda _contracts: left.pop(0))
+    onlookers = [FakeOnlooker(error), FakeOnlooker(situation_of("waits", "capacity"))]
+    remaining = list(onlookers)
+    monkeypatch.setattr(why, "ExplainingScheduler", lambda _contracts: remaining.pop(0))
     contracts: Any = None
     lines: list[str] = []
-    async with asyncio.timeout(10), ReasonPrinter(contracts, lines.append) as teller:
-        for item in opened:
-            teller.start_explaining(JOB)
+    async with asyncio.timeout(10), ReasonPrinter(contracts, lines.append) as printer:
+        for item in onlookers:
+            printer.start_explaining(JOB)
             await item.looked.wait()
             await asyncio.sleep(0)
-            assert teller.idle
-    assert (lines, [item.closed for item in opened]) == (["waits"], [True, True])
+            assert printer.idle
+    assert (lines, [item.closed for item in onlookers]) == (["waits"], [True, True])
 
 
 async def test_the_end_of_the_wait_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stuck(FakeOnlooker):
+    class HangingOnlooker(FakeOnlooker):
         async def situation(self, _job: object) -> JobSituation:
             await asyncio.Event().wait()
             raise AssertionError
 
-    onlooker, lines = Stuck(), []  # type: tuple[Stuck, list[str]]
+    onlooker, lines = HangingOnlooker(), []  # type: tuple[HangingOnlooker, list[str]]
     monkeypatch.setattr(why, "ExplainingScheduler", onlooker)
     contracts: Any = None
-    async with ReasonPrinter(contracts, lines.append) as teller:
-        teller.start_explaining(JOB)
+    async with ReasonPrinter(contracts, lines.append) as printer:
+        printer.start_explaining(JOB)
         await asyncio.sleep(0)
     assert (lines, onlooker.closed) == ([], True)
 
@@ -139,7 +139,7 @@ def test_nothing_is_opened_for_a_job_that_makes_progress(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"),
+    ("reason", "message"),
     [
         (Reason(7, 1, ""), "deepsquare metascheduler run"),
         (
@@ -160,9 +160,9 @@ def test_nothing_is_opened_for_a_job_that_makes_progress(monkeypatch: pytest.Mon
         (Reason(7, None, ""), "continues automatically"),
     ],
 )
-def test_a_waiting_job_comes_with_advice(reason: Reason, words: str) -> None:
+def test_a_waiting_job_comes_with_advice(reason: Reason, message: str) -> None:
     advice = why._advice(reason)
-    assert words in advice
+    assert message in advice
     assert "`deepsquare job cancel 7` refunds all of its credits" in advice
 
 

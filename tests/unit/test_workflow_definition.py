@@ -63,9 +63,9 @@ def test_terms_are_no_part_of_the_definition() -> None:
 @given(DEFINITIONS)
 def test_definitions_survive_their_bytes(definition: Definition) -> None:
     data = definition.to_bytes()
-    again = Definition.from_bytes(data)
-    assert again == definition
-    assert again.to_bytes() == data
+    parsed = Definition.from_bytes(data)
+    assert parsed == definition
+    assert parsed.to_bytes() == data
 
 
 def changed(**values: Any) -> bytes:
@@ -74,7 +74,7 @@ def changed(**values: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "not valid JSON"),
         (b"\xff", "not valid JSON"),
@@ -104,11 +104,11 @@ def changed(**values: Any) -> bytes:
         (changed(env={"PPID": "1"}), "bash reserves this variable"),
     ],
 )
-def test_invalid_bytes_are_refused(data: bytes, words: str) -> None:
-    with pytest.raises(JobFileError) as caught:
+def test_invalid_bytes_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(JobFileError) as error_info:
         Definition.from_bytes(data)
-    assert words in str(caught.value)
-    assert str(caught.value).startswith(f"definition {digest(data).hex()[:16]}: ")
+    assert message in str(error_info.value)
+    assert str(error_info.value).startswith(f"definition {digest(data).hex()[:16]}: ")
 
 
 @settings(max_examples=500)

@@ -32,10 +32,10 @@ def render(name: str) -> str:
 def test_a_script_is_as_it_was_and_clean(name: str, tmp_path: Path) -> None:
     script = render(name)
     golden = GOLDEN / f"{name}.sh"
-    _, _, own = script.partition(MARK)
+    _, _, script_body = script.partition(MARK)
     if os.environ.get("DEEPSQUARE_UPDATE_GOLDEN"):
-        golden.write_text(own)
-    assert own == golden.read_text()
+        golden.write_text(script_body)
+    assert script_body == golden.read_text()
     assert lint(script, tmp_path) == ""
 
 
@@ -49,7 +49,7 @@ def test_the_test_of_abilities_is_clean(tmp_path: Path) -> None:
 def lint(script: str, folder: Path) -> str:
     file = folder / "script.sh"
     file.write_text(script)
-    done = subprocess.run(
+    result = subprocess.run(
         [str(SHELLCHECK), "--format=gcc", str(file)], capture_output=True, text=True, check=False
     )
-    return done.stdout + done.stderr
+    return result.stdout + result.stderr

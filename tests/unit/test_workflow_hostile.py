@@ -117,13 +117,13 @@ def accept_or_refuse(text: bytes) -> bool:
     try:
         parsed = parse_job_file(text, "job.yaml")
     except JobFileError as error:
-        words = str(error)
+        message = str(error)
     else:
         accept(parsed)
         return True
-    assert words.startswith("job.yaml:")
-    assert len(words) < 5_000
-    assert words.replace("\n", "").isprintable()
+    assert message.startswith("job.yaml:")
+    assert len(message) < 5_000
+    assert message.replace("\n", "").isprintable()
     return False
 
 
@@ -212,7 +212,7 @@ LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
         pytest.param(b"a: |\n" + b" \n" * 490_000, id="block"),
     ],
 )
-def test_a_megabyte_of_malice_is_refused_in_seconds(text: bytes) -> None:
+def test_a_megabyte_of_hostile_yaml_is_refused_in_seconds(text: bytes) -> None:
     started = time.process_time()
     assert not accept_or_refuse(text)
     assert time.process_time() - started < 10

@@ -53,11 +53,11 @@ def parse(text: bytes) -> JobFile:
 
 
 def refused(text: bytes) -> str:
-    with pytest.raises(JobFileError) as caught:
+    with pytest.raises(JobFileError) as error_info:
         parse(text)
-    assert caught.value.exit_code == 3
-    assert caught.value.hint
-    return str(caught.value)
+    assert error_info.value.exit_code == 3
+    assert error_info.value.hint
+    return str(error_info.value)
 
 
 def test_a_full_file() -> None:
@@ -92,7 +92,7 @@ def test_arguments_win_over_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({}, "credits and timeLimit are missing"),
         ({"time_limit": 5}, "credits is missing"),
@@ -104,8 +104,8 @@ def test_arguments_win_over_the_file() -> None:
         ({"credits": 5, "time_limit": 2**24}, "timeLimit must be a whole number"),
     ],
 )
-def test_terms_that_no_contract_holds(arguments: dict[str, int], words: str) -> None:
-    with pytest.raises(JobFileError, match=words):
+def test_terms_that_no_contract_holds(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(JobFileError, match=message):
         parse(SMALL).terms(**arguments)
 
 
@@ -115,7 +115,7 @@ def test_the_largest_terms_are_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (b"", "job.yaml: the file is empty"),
         (b"# only a comment\n", "job.yaml: the file is empty"),
@@ -202,8 +202,8 @@ def test_the_largest_terms_are_stored() -> None:
         ),
     ],
 )  # fmt: skip
-def test_refusals_name_the_cause(text: bytes, words: str) -> None:
-    assert words in refused(text)
+def test_refusals_name_the_cause(text: bytes, message: str) -> None:
+    assert message in refused(text)
 
 
 @pytest.mark.parametrize("key", ["tasks", "cpusPerTask", "memPerCpu", "gpus"])
@@ -240,7 +240,7 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (b"a: [", "not valid YAML"),
         (b"a: 'b", "not valid YAML"),
@@ -280,8 +280,8 @@ def test_bounds_of_resources(key: str, low: int, high: int) -> None:
         (b"[" + b"a," * 400_000 + b"]", "more than 20,000 values"),
     ],
 )
-def test_yaml_that_is_broken_or_too_clever(text: bytes, words: str) -> None:
-    assert words in refused(text)
+def test_yaml_that_is_broken_or_too_clever(text: bytes, message: str) -> None:
+    assert message in refused(text)
 
 
 def test_separators_that_other_readers_accept() -> None:

@@ -131,9 +131,9 @@ def parse(text: str, *, lenient: bool = False) -> JobFile:
 
 
 def refused(text: str) -> str:
-    with pytest.raises(JobFileError) as caught:
+    with pytest.raises(JobFileError) as error_info:
         parse(text)
-    return str(caught.value)
+    return str(error_info.value)
 
 
 def with_run(keys: str, **more: str) -> str:
@@ -218,17 +218,17 @@ def test_a_file_means_the_same_as_yaml_and_as_json() -> None:
 
 
 def test_secrets_are_hidden_from_readers() -> None:
-    shown = json.dumps(parse(EVERY_KEY).definition.redacted())
-    assert "SK-" not in shown
-    assert "AK-" not in shown
+    redacted = json.dumps(parse(EVERY_KEY).definition.redacted())
+    assert "SK-" not in redacted
+    assert "AK-" not in redacted
     with_env = parse(with_run("env: {DB_PASSWORD: SK-1, PATH_A: /x, URL: 'http://u:SK-2@h/?SK-3'}"))
-    shown = json.dumps(with_env.definition.redacted())
-    assert "SK-" not in shown
-    assert "/x" in shown
+    redacted = json.dumps(with_env.definition.redacted())
+    assert "SK-" not in redacted
+    assert "/x" in redacted
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (with_step("network: host, run: {command: x}"), "job.yaml:3: steps[0].network is an unknown key here; it belongs under steps[0].run"),
         (with_step("gpusPerTask: 1, run: {command: x}"), "it belongs under steps[0].run.resources"),
@@ -308,8 +308,8 @@ def test_secrets_are_hidden_from_readers() -> None:
         (with_run("env: {A: 1}", top="uses: [a=b]\nrequirements: [c=d]"), "another name of requirements"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_key_and_the_remedy(text: str, words: str) -> None:
-    assert words in refused(text)
+def test_refusals_name_the_key_and_the_remedy(text: str, message: str) -> None:
+    assert message in refused(text)
 
 
 def test_the_line_of_a_refusal_is_that_of_the_key() -> None:
@@ -321,7 +321,7 @@ def test_the_line_of_a_refusal_is_that_of_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "words"),
+    ("entry", "message"),
     [
         ("{key: A, value: [x]}", "env.A must be text, not a list"),
         ("{key: PATH, value: x}", "env.PATH can't be set here"),
@@ -330,9 +330,9 @@ def test_the_line_of_a_refusal_is_that_of_the_key() -> None:
         ("A=x", "env[1] must be a mapping"),
     ],
 )
-def test_the_line_of_a_variable_is_that_of_its_entry(entry: str, words: str) -> None:
+def test_the_line_of_a_variable_is_that_of_its_entry(entry: str, message: str) -> None:
     text = f"resources: {{memPerCpu: 10}}\nenv:\n- {{key: B, value: x}}\n- {entry}\nsteps: [{{run: {{command: x}}}}]\n"
-    assert f"job.yaml:4: {words}" in refused(text)
+    assert f"job.yaml:4: {message}" in refused(text)
 
 
 @pytest.mark.parametrize(
@@ -344,15 +344,15 @@ def test_conditions_of_bash_are_accepted(test: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loop", "words"),
+    ("loop", "message"),
     [
         ("range: {begin: 5, end: 1}", "job.yaml:3: steps[0].for has no iterations, so its steps never run; write increment: -1"),
         ("items: []", "job.yaml:3: steps[0].for has no iterations, so its steps never run"),
     ],
 )  # fmt: skip
-def test_a_loop_without_iterations_is_reported(loop: str, words: str) -> None:
+def test_a_loop_without_iterations_is_reported(loop: str, message: str) -> None:
     text = with_step(f"for: {{parallel: false, {loop}, steps: [{{run: {{command: x}}}}]}}")
-    assert parse(text).warnings == (words,)
+    assert parse(text).warnings == (message,)
 
 
 @pytest.mark.parametrize(
@@ -370,12 +370,12 @@ def test_keys_of_other_formats_are_recognised(text: str, key: str) -> None:
     assert f"is an unknown key; did you mean {key}?" in refused(text)
 
 
-@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
-def test_booleans_of_the_core_schema(word: str) -> None:
-    assert parse(with_run(f"disableCpuBinding: {word}")).definition.steps[0].run == (
+@pytest.mark.parametrize("text", ["true", "True", "TRUE"])
+def test_booleans_of_the_core_schema(text: str) -> None:
+    assert parse(with_run(f"disableCpuBinding: {text}")).definition.steps[0].run == (
         parse(with_run("disableCpuBinding: true")).definition.steps[0].run
     )
-    assert "must be true or false" in refused(with_run(f"disableCpuBinding: '{word}'"))
+    assert "must be true or false" in refused(with_run(f"disableCpuBinding: '{text}'"))
 
 
 @pytest.mark.parametrize(("written", "mode"), [("493", 493), ("0755", 493), ("0o644", 420)])
@@ -456,9 +456,9 @@ def test_older_keys_are_converted() -> None:
 
 
 def test_gpus_per_task_that_agree_with_gpus_are_removed() -> None:
-    head, rest = "resources: {tasks: 2, memPerCpu: 1, gpus: 4", "}\nsteps: [{run: {command: x}}]"
-    parsed, changes = converted(f"{head}, gpusPerTask: 2{rest}")
-    assert parsed.definition == parse(head + rest).definition
+    head, tail = "resources: {tasks: 2, memPerCpu: 1, gpus: 4", "}\nsteps: [{run: {command: x}}]"
+    parsed, changes = converted(f"{head}, gpusPerTask: 2{tail}")
+    assert parsed.definition == parse(head + tail).definition
     assert changes == ["resources.gpusPerTask is removed; resources.gpus says the same"]
 
 

@@ -52,20 +52,20 @@ def resolved(text: str, modules: Mapping[str, bytes]) -> Definition:
 
 
 def test_a_module_runs_with_its_inputs_outputs_and_steps_of_its_user(tmp_path: Path) -> None:
-    use = (
+    use_step = (
         '{source: ./greet, exportEnvAs: OUT, args: [{key: WHO, value: "it\'s you"}], '
         "steps: [{run: {command: 'echo \"inside $WHO $RESULT\"'}}]}"
     )
-    definition = resolved(job(use), {"./greet": GREET})
+    definition = resolved(job(use_step), {"./greet": GREET})
     assert Definition.from_bytes(definition.to_bytes()) == definition
     assert definition.steps[0].use is not None
     assert definition.steps[0].use.commit == "abc123"
     script = tmp_path / "job.sh"
     script.write_bytes(render_script(definition, {}))
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/bash", str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (
+    assert (result.returncode, result.stdout.splitlines(), result.stderr) == (
         0,
         ["inside it's you Hello, it's you!", "bye it's you", "Hello, it's you! unset job"],
         "",
@@ -81,18 +81,18 @@ def test_a_module_without_steps_of_its_user(tmp_path: Path) -> None:
 
 
 def test_an_argument_may_be_a_value_of_the_module() -> None:
-    taken = (
+    steps = (
         b'{{ if .Step.Use.Args }}{{ range .Step.Use.Args }}{{ if eq .Key "WHO" }}{{ .Value }}{{ end }}'
         b"{{ end }}{{ else }}/tmp{{ end }}"
     )
     module = GREET.replace(
-        b"- run: {command: 'echo \"bye", b"- run: {workDir: %s, command: 'echo \"bye" % taken
+        b"- run: {command: 'echo \"bye", b"- run: {workDir: %s, command: 'echo \"bye" % steps
     )
-    for use, folder in (
+    for use_step, folder in (
         ("{source: ./m}", "/tmp"),
         ("{source: ./m, args: {WHO: '/a: b'}}", "/a: b"),
     ):
-        fetched = resolved(job(use), {"./m": module}).to_bytes().decode()
+        fetched = resolved(job(use_step), {"./m": module}).to_bytes().decode()
         assert f'"workDir":"{folder}"' in fetched
 
 
@@ -107,7 +107,7 @@ def test_abilities_of_modules_are_requirements() -> None:
 
 
 @pytest.mark.parametrize(
-    ("use", "module", "words"),
+    ("use", "module", "message"),
     [
         ("{source: ./m, args: {NOBODY: x}}", GREET, "module ./m has no input 'NOBODY'"),
         ("{source: ./m}", GREET.replace(b"memPerCpu: 10", b"memPerCpu: 11"), "needs resources.memPerCpu of 11, and the job has 10"),
@@ -121,27 +121,27 @@ def test_abilities_of_modules_are_requirements() -> None:
         ("{source: ./m}", b"a: [", "module ./m:"),
     ],
 )  # fmt: skip
-def test_modules_that_do_not_fit_are_refused(use: str, module: bytes, words: str) -> None:
-    if not words:
+def test_modules_that_do_not_fit_are_refused(use: str, module: bytes, message: str) -> None:
+    if not message:
         resolved(job(use), {"./m": module})
         return
-    with pytest.raises(JobFileError) as caught:
+    with pytest.raises(JobFileError) as error_info:
         resolved(job(use), {"./m": module})
-    assert words in str(caught.value)
-    assert caught.value.hint
-    if "deeper" not in words:
-        assert str(caught.value).endswith("\njob.yaml: steps[0].use uses this module")
+    assert message in str(error_info.value)
+    assert error_info.value.hint
+    if "deeper" not in message:
+        assert str(error_info.value).endswith("\njob.yaml: steps[0].use uses this module")
 
 
 def test_the_step_that_uses_an_invalid_module_is_named() -> None:
     outer = GREET.replace(b"{{- .Step", b"- use: {source: ./inner}\n      {{- .Step")
     text = "resources: {memPerCpu: 10}\nsteps:\n- launch: {steps: [{use: {source: ./m}}]}\n"
-    with pytest.raises(JobFileError, match="inner") as caught:
+    with pytest.raises(JobFileError, match="inner") as error_info:
         resolved(text, {"./m": outer, "./inner": b"steps: []"})
-    assert str(caught.value).endswith("module ./m: steps[0].steps[1].use uses this module")
-    with pytest.raises(JobFileError) as caught:
+    assert str(error_info.value).endswith("module ./m: steps[0].steps[1].use uses this module")
+    with pytest.raises(JobFileError) as error_info:
         resolved(text, {"./m": b"steps: []"})
-    assert str(caught.value).endswith("job.yaml: steps[0].launch.steps[0].use uses this module")
+    assert str(error_info.value).endswith("job.yaml: steps[0].launch.steps[0].use uses this module")
 
 
 def test_a_job_can_not_be_submitted_before_its_modules_are_fetched() -> None:
@@ -154,9 +154,9 @@ def test_local_modules_are_relative_to_the_job_file(tmp_path: Path) -> None:
     (tmp_path / "modules" / "greet" / "module.yaml").write_bytes(GREET)
     file = tmp_path / "job.yaml"
     file.write_text(job("{source: ./modules/greet}"))
-    use = load_job(file).definition.steps[0].use
-    assert use is not None
-    assert use.commit == f"sha256:{hashlib.sha256(GREET).hexdigest()}"
+    used_module = load_job(file).definition.steps[0].use
+    assert used_module is not None
+    assert used_module.commit == f"sha256:{hashlib.sha256(GREET).hexdigest()}"
     with pytest.raises(JobFileError, match="can't be read"):
         fetch_module("./none", tmp_path)
 
@@ -185,9 +185,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository
 
 
-def git(repository: Path, *words: str) -> str:
+def git(repository: Path, *arguments: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(repository), *words], check=True, capture_output=True, text=True
+        ["git", "-C", str(repository), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
@@ -201,11 +201,11 @@ def test_modules_from_git_are_pinned_by_their_commit(repository: Path, tmp_path:
         fetched = fetch_module(source + ref, tmp_path)
         assert fetched.commit == commit
         assert text in fetched.text
-    for wrong, words in (
+    for wrong, message in (
         ("@v9", "no tag, branch or commit 'v9'"),
         ("/none", "module git.example/owner/repo/greet/none: "),
     ):
-        with pytest.raises(JobFileError, match=words):
+        with pytest.raises(JobFileError, match=message):
             fetch_module(source + wrong, tmp_path)
     with pytest.raises(JobFileError, match=r"module git\.example/owner/none: "):
         fetch_module("git.example/owner/none", tmp_path)

@@ -29,8 +29,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
 def definition(*steps: Step | str, **env: str) -> Definition:
-    made = [step if isinstance(step, Step) else Step.simple("", step) for step in steps]
-    return Definition(Resources(2, 3, 64, 1), env, tuple(made))
+    all_steps = [step if isinstance(step, Step) else Step.simple("", step) for step in steps]
+    return Definition(Resources(2, 3, 64, 1), env, tuple(all_steps))
 
 
 def run(
@@ -44,19 +44,19 @@ def run(
 
 
 def test_steps_run_in_order(tmp_path: Path) -> None:
-    done = run(definition("echo one", "echo two >&2", "echo three"), tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\nthree\n", b"two\n")
+    result = run(definition("echo one", "echo two >&2", "echo three"), tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"one\nthree\n", b"two\n")
 
 
 @pytest.mark.parametrize("code", [1, 3, 126, 255])
 def test_the_first_step_that_fails_ends_the_job(tmp_path: Path, code: int) -> None:
-    done = run(definition("echo one", f"echo two; exit {code}", "echo three"), tmp_path)
-    assert (done.returncode, done.stdout) == (code, b"one\ntwo\n")
+    result = run(definition("echo one", f"echo two; exit {code}", "echo three"), tmp_path)
+    assert (result.returncode, result.stdout) == (code, b"one\ntwo\n")
 
 
 def test_a_step_killed_by_a_signal_fails_the_job(tmp_path: Path) -> None:
-    done = run(definition("kill -TERM $$", "echo never"), tmp_path)
-    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, b"")
+    result = run(definition("kill -TERM $$", "echo never"), tmp_path)
+    assert (result.returncode, result.stdout) == (128 + signal.SIGTERM, b"")
 
 
 def test_a_missing_program_and_broken_shell_fail_the_job(tmp_path: Path) -> None:
@@ -66,16 +66,16 @@ def test_a_missing_program_and_broken_shell_fail_the_job(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", ["-x", "+e", "--version"])
 def test_a_command_is_not_an_option_of_the_shell(tmp_path: Path, command: str) -> None:
-    done = run(definition(command), tmp_path)
-    assert (done.returncode, done.stdout) == (127, b"")
-    assert f"{command}: command not found" in done.stderr.decode()
+    result = run(definition(command), tmp_path)
+    assert (result.returncode, result.stdout) == (127, b"")
+    assert f"{command}: command not found" in result.stderr.decode()
 
 
 def test_steps_do_not_share_a_shell(tmp_path: Path) -> None:
-    done = run(
+    result = run(
         definition("X=1; cd /; set -e; exec 3>&1", 'echo "[$X]"; pwd; false; echo on'), tmp_path
     )
-    assert done.stdout.decode() == f"[]\n{tmp_path}\non\n"
+    assert result.stdout.decode() == f"[]\n{tmp_path}\non\n"
 
 
 def test_steps_share_a_folder(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_variables_of_job_step_and_grid(tmp_path: Path) -> None:
         A="job",
         B="job",
     )
-    done = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "42"})
-    assert done.stdout == b"job step 42\njob job 42\n"
+    result = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "42"})
+    assert result.stdout == b"job step 42\njob job 42\n"
 
 
 def test_the_grid_wins_over_the_job(tmp_path: Path) -> None:
-    done = run(definition('echo "$A"', A="job"), tmp_path, {"A": "grid"})
-    assert done.stdout == b"grid\n"
+    result = run(definition('echo "$A"', A="job"), tmp_path, {"A": "grid"})
+    assert result.stdout == b"grid\n"
 
 
 def test_resources_are_passed_to_the_job(tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_resources_are_passed_to_the_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["BASH", "IFS", "SHELL", "_", "A1", "TMOUT", "LC_ALL"])
 def test_variables_of_the_shell_itself_do_not_stop_the_job(tmp_path: Path, name: str) -> None:
-    done = run(definition('printf "%s\n" reached', **{name: "/nowhere"}), tmp_path)
-    assert (done.returncode, done.stdout) == (0, b"reached\n")
+    result = run(definition('printf "%s\n" reached', **{name: "/nowhere"}), tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"reached\n")
 
 
 def test_a_command_as_long_as_allowed_runs(tmp_path: Path) -> None:
     # A quote takes four characters when it is quoted: the worst case.
-    done = run(definition("true " + "'" * 65_530), tmp_path)
-    assert done.returncode == 0
+    result = run(definition("true " + "'" * 65_530), tmp_path)
+    assert result.returncode == 0
 
 
 # One bash for many texts: each is printed with a NUL behind it.
@@ -126,24 +126,24 @@ def test_a_command_as_long_as_allowed_runs(tmp_path: Path) -> None:
 def test_texts_reach_the_job_unchanged(tmp_path: Path, texts: list[str]) -> None:
     env = {f"V{at}": text for at, text in enumerate(texts)}
     shows = "; ".join(f'printf "%s\\0" "$V{at}"' for at in range(len(texts)))
-    done = run(definition(Step.simple("", shows, env), shows, **env), tmp_path)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode().split("\0") == [*texts, *texts, ""]
+    result = run(definition(Step.simple("", shows, env), shows, **env), tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().split("\0") == [*texts, *texts, ""]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(words=st.lists(TEXT, min_size=1, max_size=5))
-def test_commands_reach_their_shell_unchanged(tmp_path: Path, words: list[str]) -> None:
+@given(arguments=st.lists(TEXT, min_size=1, max_size=5))
+def test_commands_reach_their_shell_unchanged(tmp_path: Path, arguments: list[str]) -> None:
     # The shell shows its own command line, so any text may follow the first comment sign.
-    text = "\n".join(words)
+    text = "\n".join(arguments)
     command = f"tr '\\0' '\\n' < /proc/$$/cmdline; exit 7\n{text}"
-    done = run(definition(command), tmp_path)
-    assert done.returncode == 7
-    assert done.stdout.decode().endswith(f"-c\n{command}\n")
+    result = run(definition(command), tmp_path)
+    assert result.returncode == 7
+    assert result.stdout.decode().endswith(f"-c\n{command}\n")
 
 
 @given(st.lists(TEXT | TEXT.map("\n#SBATCH ".__add__), min_size=1, max_size=5))
-def test_no_text_of_a_customer_begins_a_line(texts: list[str]) -> None:
+def test_no_text_of_a_customer_starts_a_line(texts: list[str]) -> None:
     def outline(texts: list[str]) -> list[str]:
         env = {f"V{at}": text for at, text in enumerate(texts)}
         job = definition(*(Step.simple("", text or "x", env) for text in texts), **env)
@@ -160,7 +160,7 @@ ONE_LINE = st.text(
 )  # fmt: skip
 
 
-def everything(text: str, line: str) -> Definition:
+def job_with_text(text: str, line: str) -> Definition:
     """Return a job with a customer's text in every field."""
     path = f"/{line.replace('..', '')}"
     container: dict[str, Any] = {"image": path, "registry": "r", "username": line, "password": line}
@@ -206,14 +206,14 @@ def test_hostile_text_changes_no_line_of_any_script(tmp_path: Path, text: str, l
     site = ExecutionSite(frozenset({*RUNTIMES, "netns.interfaces"}))
 
     def outline(text: str, line: str) -> tuple[int, list[str]]:
-        lines = render_script(everything(text, line), {}, site).decode()
+        lines = render_script(job_with_text(text, line), {}, site).decode()
         return lines.count("\n"), [
             re.sub(r"[^a-zA-Z_({}=].*", "", part) for part in lines.split("\n")
         ]
 
     assert outline(text, line) == outline("'", "'")
     script = tmp_path / "job.sh"
-    script.write_bytes(render_script(everything(text, line), {}, site))
+    script.write_bytes(render_script(job_with_text(text, line), {}, site))
     assert subprocess.run([BASH, "-n", str(script)], check=False).returncode == 0
 
 
@@ -239,7 +239,7 @@ def test_the_largest_definitions_make_scripts_that_executors_take(text: str) -> 
     assert len(render_script(job, {})) <= MAX_SCRIPT_BYTES
 
 
-def test_the_grid_can_not_make_a_broken_script() -> None:
+def test_a_broken_rendered_script_is_refused() -> None:
     for name in ("A B", "1", "", "A;id", "é", "A\n"):
         with pytest.raises(ValueError, match="not a name of a variable"):
             render_script(definition("true"), {name: "x"})
@@ -248,16 +248,16 @@ def test_the_grid_can_not_make_a_broken_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "words"),
+    ("name", "code", "message"),
     [
         ("exits-3", 3, "looking for the input file"),
         ("pi", 0, "pi is about 3.1"),
         ("wordcount", 0, "the count is right"),
     ],
 )
-def test_examples_run(tmp_path: Path, name: str, code: int, words: str) -> None:
+def test_examples_run(tmp_path: Path, name: str, code: int, message: str) -> None:
     job = load_job_file(EXAMPLES / f"{name}.yaml").definition
-    done = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "1"})
-    assert done.returncode == code
-    assert words in done.stdout.decode()
-    assert b"never printed" not in done.stdout
+    result = run(job, tmp_path, {"DEEPSQUARE_JOB_ID": "1"})
+    assert result.returncode == code
+    assert message in result.stdout.decode()
+    assert b"never printed" not in result.stdout

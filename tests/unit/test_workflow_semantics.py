@@ -30,14 +30,14 @@ def run(text: str, folder: Path) -> tuple[int, list[str]]:
     """Run a job; return exit code and lines. Only bash's messages about signals may be on stderr."""
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    done = subprocess.run(
+    result = subprocess.run(
         render(text, folder),
         cwd=work, umask=0o27, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert not [
-        line for line in done.stderr.splitlines() if not re.search("Terminated|Killed", line)
+        line for line in result.stderr.splitlines() if not re.search("Terminated|Killed", line)
     ]
-    return done.returncode, done.stdout.splitlines()
+    return result.returncode, result.stdout.splitlines()
 
 
 def test_a_failure_is_caught_and_stays_a_failure(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ steps:
     assert run(text, tmp_path) == (0, ["[unset]", "[unset]"])
 
 
-def test_loops_in_loops_run_all_rounds(tmp_path: Path) -> None:
+def test_nested_loops_run_all_iterations(tmp_path: Path) -> None:
     text = """
 steps:
 - for:
@@ -103,7 +103,7 @@ steps:
     assert run(text, tmp_path) == (6, ["1", "2", "3"])
 
 
-def test_parallel_rounds_run_at_once_and_all_to_their_end(tmp_path: Path) -> None:
+def test_parallel_iterations_run_at_once_and_all_to_their_end(tmp_path: Path) -> None:
     # Each round waits for all others: in sequence they would never end.
     text = """
 steps:
@@ -125,7 +125,7 @@ steps:
     }  # fmt: skip
 
 
-def test_zero_rounds_and_an_increment_of_zero(tmp_path: Path) -> None:
+def test_zero_iterations_and_an_increment_of_zero(tmp_path: Path) -> None:
     text = """
 steps:
 - for: {parallel: false, range: {begin: 2, end: 1}, steps: [{run: {command: echo never}}]}
@@ -155,7 +155,7 @@ steps:
 """
     assert run(text % 0, tmp_path) == (0, ["first", "launched", "second"])
     work = tmp_path / "work"
-    done = subprocess.run(
+    result = subprocess.run(
         render(text % 5, tmp_path),
         cwd=work,
         capture_output=True,
@@ -163,12 +163,12 @@ steps:
         timeout=180,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (5, "first\nlaunched\n")
-    assert done.stderr == "The launched step TASK1 failed with exit code 5.\n"
+    assert (result.returncode, result.stdout) == (5, "first\nlaunched\n")
+    assert result.stderr == "The launched step TASK1 failed with exit code 5.\n"
 
 
 @pytest.mark.parametrize("parallel", ["true", "false"])
-def test_each_round_waits_for_its_own_commands(tmp_path: Path, parallel: str) -> None:
+def test_each_iteration_waits_for_its_own_commands(tmp_path: Path, parallel: str) -> None:
     text = f"""
 steps:
 - launch: {{handleName: outer, steps: [{{run: {{command: 'sleep 0.3; touch outer'}}}}]}}
@@ -229,12 +229,12 @@ steps:
 def test_a_condition_that_is_no_test_fails_the_job(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    done = subprocess.run(
+    result = subprocess.run(
         render("steps: [{if: 'a b', run: {command: echo never}}]\n", tmp_path),
         cwd=work, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "The condition of a step can't be evaluated." in done.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "The condition of a step can't be evaluated." in result.stderr
 
 
 def test_variables_reach_later_steps_with_commas_and_newlines(tmp_path: Path) -> None:
