@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeAlias, get_origin
@@ -61,10 +60,7 @@ _log = get_logger(__name__)
 def api_routes(index: Index, *, rate: float = RATE, burst: int = BURST) -> list[BaseRoute]:
     """Return the routes of the API.
 
-    Args:
-        index: The index to query.
-        rate: Requests per second that one client may make; zero for no limit.
-        burst: Requests that one client may make at once.
+    One client may make `rate` requests per second (zero for no limit), and `burst` at once.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.index = index
@@ -269,31 +265,26 @@ def _check_parameter_names(request: Request) -> None:
 # -- conditional requests
 
 
-@dataclass(frozen=True, slots=True)
-class _Revalidated:
-    """Dependency: the index, unless the client's response is still valid (304).
+def _revalidated(*status_members: str) -> Any:
+    """Return a dependency: the index, unless the client's response is still valid (304).
 
     The ETag covers the tables of the index, and the given members of its status.
     """
 
-    status_members: tuple[str, ...] = ()
-
-    def __call__(self, request: Request, response: Response) -> Index:
+    def open_index(request: Request, response: Response) -> Index:
         index: Index = request.app.state.index
         # The ETag is computed before the query: at worst, the next request is answered in full.
         status = index.status()
-        members = (getattr(status, name) for name in self.status_members)
+        members = (getattr(status, name) for name in status_members)
         version = [status.built_since, status.change, *members]
         response.headers.update(_etag_headers(request, version))
         return index
 
+    return Depends(open_index)
+
 
 def _etag_headers(request: Request, version: Any) -> dict[str, str]:
-    """Return the ETag headers of a response for a version of the data.
-
-    Raises:
-        _NotModified: The client sent the same ETag.
-    """
+    """Return the ETag headers for a version of the data; raises _NotModified if it is known."""
     digest = hashlib.sha256(json.dumps([__version__, version]).encode()).hexdigest()
     tag = f'W/"{digest[:20]}"'
     # Clients may cache it, but must revalidate it.
@@ -305,10 +296,10 @@ def _etag_headers(request: Request, version: Any) -> dict[str, str]:
 
 
 #: The index for responses that depend on its tables alone.
-Tables: TypeAlias = Annotated[Index, Depends(_Revalidated())]
+Tables: TypeAlias = Annotated[Index, _revalidated()]
 #: The index for responses that also depend on its last block, or on the head of the chain.
-AtBlock: TypeAlias = Annotated[Index, Depends(_Revalidated(("block",)))]
-AtHead: TypeAlias = Annotated[Index, Depends(_Revalidated(("block", "head", "finalized")))]
+AtBlock: TypeAlias = Annotated[Index, _revalidated("block")]
+AtHead: TypeAlias = Annotated[Index, _revalidated("block", "head", "finalized")]
 
 
 def _camel_case(route: APIRoute) -> str:

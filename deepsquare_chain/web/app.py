@@ -37,15 +37,12 @@ from deepsquare_chain.web.site import FOLDER, TEMPLATES, Site
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 #: POST requests per minute of one client.
 POSTS_PER_MINUTE: Final = 120
-_STATUS: Final[tuple[tuple[type[GridError], int], ...]] = (
-    (NotFoundError, 404),
-    (InsufficientFundsError, 409),
-    (RevertedError, 409),
-    (RelayRefusedError, 409),
-    (NotAuthorisedError, 403),
-    (JobFileError, 400),
-    (UsageError, 400),
-    (EndpointError, 502),
+_STATUS: Final[tuple[tuple[int, tuple[type[GridError], ...]], ...]] = (
+    (404, (NotFoundError,)),
+    (409, (InsufficientFundsError, RevertedError, RelayRefusedError)),
+    (403, (NotAuthorisedError,)),
+    (400, (JobFileError, UsageError)),
+    (502, (EndpointError,)),
 )
 _TITLES: Final = {
     400: "Bad request",
@@ -99,14 +96,10 @@ def explorer_app(
     probe: Callable[[], Health] = lambda: Health(live=True, ready=True),
     metrics: Metrics | None = None,
 ) -> Starlette:
-    """Build the explorer of one site.
+    """Build the explorer of one site, with `more_routes` besides the pages, such as the JSON API.
 
-    Args:
-        site: Data sources and settings.
-        hosts: Allowed host names. Others are refused, which prevents DNS rebinding.
-        more_routes: Routes besides the pages, such as those of the JSON API.
-        probe: Health of the indexer, for `/healthz`.
-        metrics: Metrics for `/metrics`.
+    Requests for other host names than `hosts` are refused, which prevents DNS rebinding. `probe`
+    returns the health of the indexer.
     """
 
     def healthz(_: Request) -> Response:
@@ -156,7 +149,7 @@ def status_of(error: Exception) -> int:
         return error.status_code
     if isinstance(error, wallet.PostRefusedError):
         return error.status
-    return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    return next((code for code, kinds in _STATUS if isinstance(error, kinds)), 500)
 
 
 def _on_error(request: Request, error: Exception) -> Response:

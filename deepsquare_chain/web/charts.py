@@ -6,8 +6,10 @@ that they stay readable on a phone. Colours are CSS classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Final
 
 from deepsquare_chain.job import DAY
@@ -78,15 +80,10 @@ def time_chart(
     stacked: bool = False,
     minimum: float = 0.0,
 ) -> Chart:
-    """Return a chart in steps: a value holds until the next time.
+    """Return a chart in steps: a value holds until the next time. Times are in seconds.
 
-    Args:
-        summary: Description in words.
-        times: Chain times in seconds.
-        series: Lines or, if `stacked`, layers with the first one at the bottom.
-        format_value: Formats a value.
-        stacked: Whether to draw layers instead of lines.
-        minimum: End of the axis, unless a value exceeds it. The axis starts at zero.
+    If `stacked`, the series are layers, the first one at the bottom. The value axis goes from zero
+    to `minimum`, or further if a value exceeds it.
     """
     span = times[-1] - times[0] if times else 0
     xs = [round((time - times[0]) * WIDTH / span, 1) if span else 0.0 for time in times]
@@ -142,11 +139,7 @@ def axis_end(maximum: float) -> float:
     """Return the end of an axis: 1, 2, 2.5 or 5 times a power of ten, not below `maximum`."""
     if maximum <= _EPSILON:
         return 1.0
-    power = 1.0
-    while power * 10 <= maximum:
-        power *= 10
-    while power > maximum:
-        power /= 10
+    power = 10.0 ** math.floor(math.log10(maximum))
     steps = (power * step for step in (1, 2, 2.5, 5))
     return next((step for step in steps if step >= maximum), power * 10)
 
@@ -169,40 +162,38 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class WaterfallStep:
-    """A step of a waterfall chart, from `start` to `end` in credit-wei; `css` is its colour class.
+    """A step of a waterfall chart with its colour class; `amount` is credit-wei.
 
-    Sums start at zero.
+    `x` and `width` are in units of the drawing. Nonzero steps have a visible minimum width.
     """
 
     name: str
     css: str
     amount: int
-    start: int
-    end: int
-    maximum: int
-
-    @property
-    def x(self) -> float:
-        """Left edge in units of the drawing."""
-        return round(min(self.start, self.end) * WIDTH / self.maximum, 1) if self.maximum else 0.0
-
-    @property
-    def width(self) -> float:
-        """Width in units of the drawing, with a visible minimum for nonzero values."""
-        if not self.maximum or self.start == self.end:
-            return 0.0
-        return round(max(abs(self.end - self.start) * WIDTH / self.maximum, 3.0), 1)
+    x: float
+    width: float
 
 
-def waterfall(flows: Sequence[tuple[str, str, int]]) -> tuple[WaterfallStep, ...]:
-    """Return a step per signed amount (name, class, credit-wei), each from the end of the last."""
-    level, peak = 0, 0
-    edges = []
-    for name, css, amount in flows:
-        edges.append((name, css, amount, level, level + amount))
-        level += amount
-        peak = max(peak, level)
-    return tuple(WaterfallStep(*edge, maximum=peak) for edge in edges)
+def waterfall(
+    flows: Sequence[tuple[str, str, int]], total: tuple[str, str, int]
+) -> tuple[WaterfallStep, ...]:
+    """Return a step per signed amount (name, class, credit-wei), each from the end of the last.
+
+    The total is the last step, from zero.
+    """
+    levels = [0, *accumulate(amount for _, _, amount in flows)]
+    scale = WIDTH / max(1, total[2], *levels)
+    starts = [min(pair) for pair in pairwise(levels)] + [0]
+    return tuple(
+        WaterfallStep(
+            name,
+            css,
+            amount,
+            x=round(start * scale, 1),
+            width=round(max(abs(amount) * scale, 3.0), 1) if amount else 0.0,
+        )
+        for (name, css, amount), start in zip([*flows, total], starts, strict=True)
+    )
 
 
 def timeline(

@@ -82,24 +82,19 @@ def short(text: str, front: int = 6, back: int = 4) -> str:
 
 def iso(seconds: int) -> str:
     """Format a time for `datetime` attributes; empty if it is out of range."""
-    utc = _utc(seconds)
-    return utc.strftime("%Y-%m-%dT%H:%M:%SZ") if utc else ""
+    return _utc(seconds, "%Y-%m-%dT%H:%M:%SZ") or ""
 
 
 def clock(seconds: int) -> str:
     """Format date and time in UTC for people."""
-    utc = _utc(seconds)
-    return utc.strftime("%Y-%m-%d %H:%M:%S") if utc else str(seconds)
+    return _utc(seconds, "%Y-%m-%d %H:%M:%S") or str(seconds)
 
 
 def axis_time(seconds: int, span: int) -> str:
     """Format a time for the axis of a chart that covers `span` seconds."""
-    utc = _utc(seconds)
-    if utc is None:
-        return str(seconds)
     if span < 3 * _MINUTE:
-        return utc.strftime("%H:%M:%S")
-    return utc.strftime("%H:%M" if span < 2 * DAY else "%d %b")
+        return _utc(seconds, "%H:%M:%S") or str(seconds)
+    return _utc(seconds, "%H:%M" if span < 2 * DAY else "%d %b") or str(seconds)
 
 
 def ago(seconds: int, now: int) -> str:
@@ -206,9 +201,10 @@ def with_code(text: str) -> Markup:
     )
 
 
-def _utc(seconds: int) -> datetime | None:
+def _utc(seconds: int, pattern: str) -> str | None:
+    """Format a time in UTC; None if it is beyond the calendar."""
     try:
-        return datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(seconds, UTC).strftime(pattern)
     except (OverflowError, OSError, ValueError):
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
@@ -26,12 +26,7 @@ MAX_STREAMS: Final = 500
 
 
 class Feed:
-    """Polls the index for changes while there are open streams, once for all streams.
-
-    Args:
-        index: The index to poll.
-        interval: Poll interval in seconds.
-    """
+    """Polls the index every `interval` seconds while there are open streams, once for all."""
 
     def __init__(self, index: Index, interval: float = 0.7) -> None:
         self._index = index
@@ -96,25 +91,17 @@ class Feed:
             await asyncio.sleep(self._interval)
 
 
-def _events(changes: Changes) -> list[str]:
+def _events(changes: Changes) -> Iterator[str]:
     if changes.missed:
-        return [_event(changes.latest, {"kind": "rebuilt", "jobs": [], "everything": True})]
-    return [
-        _event(
-            change.number,
-            {
-                "kind": change.kind,
-                "first_block": change.first_block,
-                "last_block": change.last_block,
-                "jobs": list(change.jobs),
-                "everything": change.kind in {"reorg", "rebuilt"},
-            },
-        )
-        for change in changes.items
-    ]
+        yield _event(changes.latest, kind="rebuilt", jobs=[])
+        return
+    for change in changes.items:
+        blocks = {"first_block": change.first_block, "last_block": change.last_block}
+        yield _event(change.number, kind=change.kind, **blocks, jobs=list(change.jobs))
 
 
-def _event(number: int, body: dict[str, Any]) -> str:
+def _event(number: int, *, kind: str, **fields: Any) -> str:
+    body = {"kind": kind, **fields, "everything": kind in {"reorg", "rebuilt"}}
     return f"id: {number}\nevent: change\ndata: {json.dumps(body)}\n\n"
 
 

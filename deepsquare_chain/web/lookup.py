@@ -80,7 +80,7 @@ async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransactio
         gas_price=int(receipt.get("effectiveGasPrice") or transaction.get("gasPrice") or 0),
         reason=reason,
         hint=hint,
-        call=decode_call(name, data) if name else None,
+        call=decode_call(name, data),
         requests=signed_requests(data, contract_names) if name == FORWARDER else (),
         input=data[:20_000],
         logs=receipt.get("logs", ()),
@@ -98,15 +98,14 @@ async def _known(request: Awaitable[Any]) -> Any:
 async def read_block(contracts: Contracts, number_or_hash: int | str) -> Header | None:
     """Read a block by number or hash; None if there is no such block (yet).
 
-    Raises:
-        EndpointError: The node does not answer, or its response is invalid.
+    Raises EndpointError if the node does not answer, or its response is invalid.
     """
-    if isinstance(number_or_hash, str) and not _HASH.fullmatch(number_or_hash):
-        return None
     if isinstance(number_or_hash, int):
         rpc_call = ("eth_getBlockByNumber", [hex(number_or_hash), False])
-    else:
+    elif _HASH.fullmatch(number_or_hash):
         rpc_call = ("eth_getBlockByHash", [number_or_hash, False])
+    else:
+        return None
     try:
         (answer,) = await ask_all(contracts.w3, [rpc_call])
         return None if answer is None else read_header(answer)
@@ -144,7 +143,9 @@ class DecodedCall:
 
 
 def decode_call(contract: str, data: str) -> DecodedCall | None:
-    """Decode calldata (0x-hexadecimal); None if it is not a call of that contract."""
+    """Decode calldata (0x-hexadecimal); None if it is not a call of that contract of the grid."""
+    if not contract:
+        return None
     try:
         function, values = interface(contract).read_call(bytes.fromhex(data.removeprefix("0x")))
     except ValueError:  # no hexadecimal, or no call (AbiError)
@@ -168,11 +169,9 @@ class DecodedRequest:
 
 
 def signed_requests(data: str, contracts: Mapping[str, str]) -> tuple[DecodedRequest, ...]:
-    """Return the signed requests in a call of the forwarder; empty if there are none.
+    """Return the signed requests in a call of the forwarder (0x-hexadecimal); empty without one.
 
-    Args:
-        data: Input of the call, 0x-hexadecimal.
-        contracts: Names of the grid's contracts by address.
+    `contracts` are the names of the grid's contracts by address.
     """
     try:
         raw = bytes.fromhex(data.removeprefix("0x"))
@@ -181,7 +180,7 @@ def signed_requests(data: str, contracts: Mapping[str, str]) -> tuple[DecodedReq
     calls = []
     for request in signed_calls(raw):
         name = contracts.get(request.to, "")
-        call = decode_call(name, "0x" + request.data.hex()) if name else None
+        call = decode_call(name, request.data.hex())
         calls.append(DecodedRequest(request.sender, request.to, name, request.deadline, call))
     return tuple(calls)
 
@@ -227,12 +226,9 @@ def find_view(contract: str, name: str) -> Function | None:
 
 
 def read_argument(parameter: Abi, text: str) -> Any:
-    """Parse the text that a user entered for a parameter of a function.
+    """Parse the text that a user entered for a parameter; lists and structs are JSON lists.
 
-    Lists and structs are JSON lists.
-
-    Raises:
-        UsageError: The text is invalid; the message names the parameter.
+    Raises UsageError if the text is invalid; the message names the parameter.
     """
     kind, name = type_of(parameter), str(parameter["name"]) or "the argument"
     if len(text) > MAX_TEXT:

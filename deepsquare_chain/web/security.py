@@ -39,18 +39,15 @@ HEADERS: Final = {
 class SecurityHeaders:
     """Middleware that adds the security headers to every response, streams included.
 
-    Args:
-        app: The wrapped application.
-        gateway: URL of the gateway that scripts of the pages may connect to, or empty.
+    Scripts of the pages may also connect to `gateway`, a URL or empty.
     """
 
     def __init__(self, app: ASGIApp, gateway: str = "") -> None:
         self._app = app
         self._headers = dict(HEADERS)
         if gateway:
-            policy = CONTENT_SECURITY_POLICY.replace(
-                "connect-src 'self'", f"connect-src 'self' {gateway}"
-            )
+            connect = f"connect-src 'self' {gateway}"
+            policy = CONTENT_SECURITY_POLICY.replace("connect-src 'self'", connect)
             self._headers["Content-Security-Policy"] = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,8 +78,3 @@ def is_same_origin(request: Request) -> bool:
         return False
     origin = request.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
-
-
-def client_address(request: Request) -> str:
-    """Return the client's address of the connection, `?` if unknown."""
-    return request.client.host if request.client else "?"

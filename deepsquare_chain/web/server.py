@@ -86,7 +86,7 @@ async def run_explorer(
     ready: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Serve pages until SIGINT, SIGTERM or `stop`.
+    """Serve pages until SIGINT, SIGTERM or `stop` is set.
 
     Args:
         endpoint: JSON-RPC endpoint, or several, separated by commas.
@@ -96,7 +96,7 @@ async def run_explorer(
         address: Host, port and host names of the pages.
         site_of: Returns the site of an index and contracts: `Site` with settings.
         ready: Called with the URL of the pages when the server is ready.
-        stop: Stops the service when set.
+        stop: Event that stops the service.
 
     Raises:
         UsageError: The address can't be used, or the index belongs to another grid.

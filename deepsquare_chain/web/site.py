@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ T = TypeVar("T")
 _MAX_OFFERS: Final = 64
 #: Seconds for which offers are cached at most.
 _OFFER_SECONDS: Final = 30
-_KINDS: Final = frozenset({"tx", "address", "block"})
+_LINK: Final = re.compile(r"(?P<name>[^=]+)\.(?P<kind>tx|address|block)=(?P<url>https?://.*\{\}.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +132,18 @@ class Link:
     def parse(cls, text: str) -> tuple[Link, ...]:
         """Parse a setting such as `Otterscan.tx=https://otterscan.example/tx/{} NAME.block=...`.
 
-        Raises:
-            UsageError: A kind is unknown, or a URL has no `{}` or is not http(s).
+        Raises UsageError if a kind is unknown, or a URL has no `{}` or is not http(s).
         """
         urls_by_name: dict[str, dict[str, str]] = {}
         for part in text.split():
-            key, _, url = part.partition("=")
-            name, _, kind = key.rpartition(".")
-            usable = name and kind in _KINDS and "{}" in url
-            if not usable or not url.startswith(("http://", "https://")):
+            match = _LINK.fullmatch(part)
+            if match is None:
                 raise UsageError(
-                    f"Setting explorer_links: {key[:60]!r} can't be used",
+                    f"Setting explorer_links: {part.partition('=')[0][:60]!r} can't be used",
                     hint="Write NAME.tx=https://.../{} with spaces between; kinds are tx, address, "
                     "block.",
                 )
-            urls_by_name.setdefault(name, {})[kind] = url
+            urls_by_name.setdefault(match["name"], {})[match["kind"]] = match["url"]
         return tuple(cls(name, urls) for name, urls in urls_by_name.items())
 
 
@@ -212,12 +210,9 @@ class Site:
         return max(int(self.clock()), status.head_time)
 
     def cached(self, name: str, version: object, make: Callable[[], T]) -> T:
-        """Return a cached value; compute it again when `version` differs from the cached one.
+        """Return a value that is cached under one of a few names until `version` changes.
 
-        Args:
-            name: Cache key, one of a few.
-            version: Version of the data that the value is computed from.
-            make: Computes the value.
+        `version` is that of the data from which `make` computes the value.
         """
         entry = self._cache.get(name)
         if entry is None or entry[0] != version:
@@ -229,9 +224,7 @@ class Site:
         """Return each provider's offer for a job, read from the node.
 
         An offer is cached until the index changes, for at most 30 seconds: its start is relative.
-
-        Raises:
-            EndpointError: The node does not answer.
+        Raises EndpointError if the node does not answer.
         """
         change = (await run_in_threadpool(self.index.status)).change
         version = (change, int(time.monotonic()) // _OFFER_SECONDS)
@@ -339,11 +332,7 @@ class PageRequest:
         return str(self._path_params[name])
 
     def argument_number(self, name: str, noun: str) -> int:
-        """Return a number in the path.
-
-        Raises:
-            NotFoundError: It is not a valid number of an object.
-        """
+        """Return a number in the path; raises NotFoundError if no object has such a number."""
         text = self.argument(name)
         if not text.isascii() or not text.isdigit() or int(text[:20]) > MAX_INT:
             raise NotFoundError(f"{text[:80]!r} is not a {noun}", hint="Use the search to find it.")
@@ -356,8 +345,7 @@ class PageRequest:
     def choice(self, name: str, choices: Collection[str], noun: str, default: str) -> str:
         """Return a query parameter that is one of some lower-case words, or the default if absent.
 
-        Raises:
-            UsageError: It is not one of them; the message calls it by `noun`.
+        Raises UsageError if it is not one of them; the message calls it by `noun`.
         """
         choice = self.query.get(name, default).lower()
         if choice != default and choice not in choices:
@@ -388,8 +376,7 @@ class PageRequest:
     def period(self) -> TimeRange | None:
         """The period from day `from` to day `to` inclusive, in UTC; None if neither is given.
 
-        Raises:
-            UsageError: One is not a date, or `to` is before `from`.
+        Raises UsageError if one is not a date, or `to` is before `from`.
         """
         since, until = self.days.values()
         if not since and not until:

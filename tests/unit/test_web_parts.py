@@ -198,10 +198,12 @@ def test_drawings_stay_in_their_box(times: list[int], values: list[float]) -> No
 
 
 def test_a_waterfall_ends_where_it_should() -> None:
-    steps = charts.waterfall([("in", "in", 100), ("paid", "paid", -30), ("back", "back", -70)])
-    assert [(step.start, step.end) for step in steps] == [(0, 100), (100, 70), (70, 0)]
-    assert [(step.x, step.width) for step in steps] == [(0, 1_000), (700, 300), (0, 700)]
-    sliver = charts.waterfall([("in", "in", 10**18), ("fee", "fee", -1)])[1]
+    flows = [("in", "in", 100), ("paid", "paid", -30), ("back", "back", -60)]
+    steps = charts.waterfall(flows, total=("left", "held", 10))
+    drawn = [(step.x, step.width) for step in steps]
+    assert drawn == [(0, 1_000), (700, 300), (100, 600), (0, 100)]
+    flows = [("in", "in", 10**18), ("fee", "fee", -1)]
+    sliver = charts.waterfall(flows, total=("left", "held", 10**18 - 1))[1]
     assert sliver.width == 3.0
 
 

@@ -223,11 +223,9 @@ def load_bars(row: ProviderRow) -> tuple[charts.Bar, ...]:
     )
     return tuple(
         charts.Bar(
-            name,
-            min(1.0, assigned / offered) if offered else 0.0,
-            f"{format_amount(assigned)} of {format_amount(offered)}",
+            name, assigned / offered if offered else 0.0, f"{text(assigned)} of {text(offered)}"
         )
-        for name, assigned, offered, format_amount in amounts
+        for name, assigned, offered, text in amounts
         if offered or assigned
     )
 

@@ -54,12 +54,11 @@ async def transaction(request: Request) -> Response:
             raise error from None
         return await run_in_threadpool(page.render, "unindexed.html", transaction=unindexed)
     requests = signed_requests(detail.input, names_of(contracts.deployment))
-    contract_name = detail.row.contract
     return await run_in_threadpool(
         page.render,
         "transaction.html",
         detail=detail,
-        call=decode_call(contract_name, detail.input) if contract_name else None,
+        call=decode_call(detail.row.contract, detail.input),
         # The index holds the same requests with their results.
         requests=list(zip(requests, detail.forwarded, strict=False)),
     )

@@ -86,14 +86,12 @@ async def search(request: Request) -> Response:
 
 async def _search_node(contracts: Contracts, text: str) -> tuple[Hit, ...]:
     """Search the node for blocks and transactions without events of this grid."""
-    if match := NUMBER.fullmatch(text):
-        number = match[1]
-        block = await read_block(contracts, int(number))
-        return () if block is None else (Hit("block", number, f"block {number}"),)
-    match = HASH.fullmatch(text)
-    if match is None:
+    number, digits = NUMBER.fullmatch(text), HASH.fullmatch(text)
+    if number and await read_block(contracts, int(number[1])):
+        return (Hit("block", number[1], f"block {number[1]}"),)
+    if not digits:
         return ()
-    key = "0x" + match[1]
+    key = "0x" + digits[1]
     if await read_transaction(contracts, key) is not None:
         return (Hit("transaction", key, key),)
     block = await read_block(contracts, key)
@@ -223,9 +221,8 @@ def _whole(value: float) -> str:
 
 def escrow_chart(points: Sequence[EscrowPoint]) -> charts.Chart:
     """Return a chart of the credits in escrow."""
-    values = [point.escrow / CREDIT for point in points]
     now = plain_amount(points[-1].escrow) if points else "0"
-    series = [charts.Series("in escrow", "line", values)]
+    series = [charts.Series("in escrow", "line", [point.escrow / CREDIT for point in points])]
     times = [point.time for point in points]
     return charts.time_chart(f"Credits in escrow: {now} now.", times, series, "{:.4g}".format)
 

@@ -131,13 +131,9 @@ def invoice(request: Request) -> Response:
 
 async def _definition(site: Site, detail: JobDetail) -> tuple[Definition | None, str]:
     """Return the definition, or None and the reason why it is not shown."""
-    if site.store is None and site.gateway:
-        return (
-            None,
-            "It is private: only its customer and its provider can read it from the gateway.",
-        )
     if site.store is None:
-        return None, "This explorer has no store of definitions."
+        private = "It is private: only its customer and its provider can read it from the gateway."
+        return None, private if site.gateway else "This explorer has no store of definitions."
     try:
         data = await site.store.get(bytes.fromhex(detail.definition.removeprefix("0x")))
         return await run_in_threadpool(Definition.from_bytes, data), ""
@@ -226,28 +222,22 @@ class Stage:
 
 def stages(rows: Sequence[TransitionRow], now: int) -> tuple[Stage, ...]:
     """Return a job's status changes with durations; the last one is counted until `now`."""
-    result = []
-    for index, row in enumerate(rows):
-        last = index + 1 == len(rows)
-        ongoing = last and not row.after.is_final
-        until = now if last else rows[index + 1].at.time
-        result.append(Stage(row, max(0, until - row.at.time), ongoing))
-    return tuple(result)
+    ends = [*(row.at.time for row in rows[1:]), now]
+    return tuple(
+        Stage(row, max(0, end - row.at.time), row is rows[-1] and not row.after.is_final)
+        for row, end in zip(rows, ends, strict=False)
+    )
 
 
 def timeline(stages: Sequence[Stage]) -> tuple[charts.ChartSegment, ...]:
     """Return the timeline of a job's live statuses as a strip."""
-    return charts.timeline(
-        [
-            (f"f-{stage.row.after.name}", stage.seconds, f"{stage.row.after.name} {_long(stage)}")
-            for stage in stages
-            if stage.row.after.is_live
-        ]
-    )
-
-
-def _long(stage: Stage) -> str:
-    return duration(stage.seconds) + (" so far" if stage.ongoing else "")
+    segments = []
+    for stage in stages:
+        name = stage.row.after.name
+        text = f"{name} {duration(stage.seconds)}{' so far' if stage.ongoing else ''}"
+        if stage.row.after.is_live:
+            segments.append((f"f-{name}", stage.seconds, text))
+    return charts.timeline(segments)
 
 
 def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
@@ -261,20 +251,15 @@ def flows(detail: JobDetail) -> tuple[charts.WaterfallStep, ...]:
         ("refunded", "back", -row.refunded),
         ("carried out", "carried", -detail.carried_out),
     ]
-    steps = charts.waterfall([part for part in parts if part[2]])
-    maximum = steps[0].maximum if steps else 0
-    # The remaining escrow is a sum: its bar starts at zero.
-    return (*steps, charts.WaterfallStep("in escrow", "held", row.escrow, 0, row.escrow, maximum))
+    return charts.waterfall(
+        [part for part in parts if part[2]], total=("in escrow", "held", row.escrow)
+    )
 
 
 def job_invoice(
     job: JobEntry, movements: Iterable[MovementRow], deployment: Deployment, block: int
 ) -> Invoice:
-    """Return the invoice of an ended job; `block` is the last indexed one.
-
-    Raises:
-        UsageError: The job has not ended.
-    """
+    """Return the invoice of a job at the last indexed block; raises UsageError until it ends."""
     if not job.status.is_final:
         raise UsageError(
             f"Job {job.id} has not ended, so that there is no invoice yet",

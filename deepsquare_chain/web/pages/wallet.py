@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pydantic_core
-import yaml
 from hexbytes import HexBytes
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -40,9 +39,10 @@ from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
 from deepsquare_chain.observability.serving import RateLimit, read_body
 from deepsquare_chain.web.formats import count, duration, plain_amount, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
-from deepsquare_chain.web.security import client_address, is_same_origin
+from deepsquare_chain.web.security import is_same_origin
 from deepsquare_chain.web.site import PageRequest, Site, site_of
 from deepsquare_chain.workflow import JobFile, parse_job_file
+from deepsquare_chain.workflow.jobfile import dump
 from deepsquare_chain.workflow.schema import job_file_schema
 
 #: Validity of a permit in seconds: enough time for a person to read and sign it.
@@ -196,13 +196,12 @@ class CallPlanner:
             effects += (f"First an approval of exactly {credits}, then the call.",)
             approval = self._contracts.credit.approve(self._contracts.scheduler.address, amount)
             return replace(plan, effects=effects, approval=call_json(approval, self._chain_id))
-        minutes = PERMIT_SECONDS // 60
         permit_step = (
-            f"First your signature under a permit of exactly {credits}, good for {minutes} minutes; "
-            "it costs nothing."
+            f"First your signature under a permit of exactly {credits}, good for "
+            f"{PERMIT_SECONDS // 60} minutes; it costs nothing."
         )
-        permit_data = await self._permit_data(payer.account, amount)
-        return replace(plan, effects=(*effects, permit_step), permit=permit_data)
+        data = await self._permit_data(payer.account, amount)
+        return replace(plan, effects=(*effects, permit_step), permit=data)
 
     def _job_id(self) -> int:
         job_id = self._payload.get("job")
@@ -226,19 +225,15 @@ class CallPlanner:
             )
         return Permit(value, deadline, raw[64], raw[:32], raw[32:64])
 
-    async def _permit_data(self, account: str, amount: int) -> Mapping[str, Any]:
+    async def _permit_data(self, account: str, amount: int) -> dict[str, Any]:
         deadline = await next_block_time(self._contracts.w3) + PERMIT_SECONDS
-        spender = self._contracts.scheduler.address
-        credit = self._contracts.credit
+        credit, spender = self._contracts.credit, self._contracts.scheduler.address
         return _typed_data_json(await credit.permit_data(account, spender, amount, deadline))
 
-    async def _request(self, account: str, call: Call) -> Mapping[str, Any]:
+    async def _request(self, account: str, call: Call) -> dict[str, Any]:
         """Return the typed data that the wallet signs for the relay.
 
-        Raises:
-            RevertedError: The contract would revert the call.
-            EndpointError: The relay or the node does not answer, or the relay serves another grid.
-            UsageError: The call takes more gas than the relay pays.
+        Raises UsageError if the call takes more gas than the relay pays.
         """
         forwarder = self._contracts.forwarder
         async with RelayClient(self._relay) as relay:
@@ -266,7 +261,6 @@ class CallPlanner:
         )
         gas = (_GAS[kind] + (_GAS_APPROVE if allowance < amount else 0)) * int(price)
         relayed = bool(self._relay) and (self._payload.get("payment") == "relay" or coin < gas)
-        payer = Payer(address, balance, allowance, relayed)
         if balance < amount:
             raise InsufficientFundsError(
                 f"The wallet has {credit_count(balance)}, less than the {credit_count(amount)} needed",
@@ -278,7 +272,7 @@ class CallPlanner:
                 f"this may take {format_credits(gas)}",
                 hint="Send coin to it; on a devnet use `deepsquare credit faucet`.",
             )
-        return payer
+        return Payer(address, balance, allowance, relayed)
 
     async def _simulate(self, account: str, call: Call) -> None:
         body: Any = {"from": account, "to": call.to, "data": HexBytes(call.data)}
@@ -303,14 +297,13 @@ def offers_in_words(offers: Sequence[PricedOffer]) -> str:
     eligible = [offer for offer in offers if offer.eligible]
     if eligible:
         starting = [offer for offer in eligible if offer.starts_in is not None]
-        starting.sort(key=lambda offer: offer.starts_in or 0)
-        start = f" It could start {starting[0].start}." if starting else ""
+        first = min(starting, key=lambda offer: offer.starts_in or 0, default=None)
+        start = f" It could start {first.start}." if first else ""
         return (
             f"{count(len(eligible), 'provider')} could run it; the whole time limit costs "
             f"{credit_count(eligible[0].cost)} at the cheapest.{start}"
         )
-    costs_over_budget = [offer.cost for offer in offers if offer.is_over_budget]
-    if costs_over_budget:
+    if costs_over_budget := [offer.cost for offer in offers if offer.is_over_budget]:
         return (
             f"Its credits are not sufficient for its time limit: the cheapest provider would take "
             f"{format_credits(min(costs_over_budget))}. It would wait."
@@ -426,26 +419,26 @@ async def quote(request: Request) -> Response:
         mistakes = [{"line": line, "text": text} for line, text in problems(error)]
         return JSONResponse({"problems": mistakes, "hint": error.hint, **file})
     offers = await site.offers(terms)
-    names = await run_in_threadpool(lambda: site.names(site.index.status().change))
+    page = PageRequest(request)
+    names = await run_in_threadpool(lambda: [page.name_of(offer.account) for offer in offers])
+    offer_rows = [
+        {
+            "provider": visible(name.text),
+            "account": offer.account,
+            "cost": plain_amount(offer.cost) if offer.cost else "",
+            "start": offer.start,
+            "refusal": visible(offer.refusal),
+        }
+        for offer, name in zip(offers, names, strict=True)
+    ]
+    limits = f"{runtime(terms)}, {credit_count(terms.amount)} at most."
     return JSONResponse(
         {
             "problems": [],
             "warnings": list(job_file.warnings),
-            "summary": f"{size_of(terms.resources)}, {runtime(terms)}, "
-            f"{credit_count(terms.amount)} at most.",
+            "summary": f"{size_of(terms.resources)}, {limits}",
             "verdict": offers_in_words(offers),
-            "offers": [
-                {
-                    "provider": visible(names[offer.account].text)
-                    if offer.account in names
-                    else "",
-                    "account": offer.account,
-                    "cost": plain_amount(offer.cost) if offer.cost else "",
-                    "start": offer.start,
-                    "refusal": visible(offer.refusal),
-                }
-                for offer in offers
-            ],
+            "offers": offer_rows,
             **file,
         }
     )
@@ -564,7 +557,7 @@ async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
     if not is_same_origin(request):
         raise PostRefusedError("Only pages of this explorer may send this request", 403)
     limit: RateLimit = request.app.state.post_limit
-    if limit.wait(client_address(request)):
+    if limit.wait(request.client.host if request.client else "?"):
         raise PostRefusedError("Too many requests", 429, hint="Wait a minute.")
     body = await read_body(request, MAX_BODY)
     if body is None:
@@ -609,8 +602,7 @@ _LABELS: Final = {
 def read_job(payload: Mapping[str, Any]) -> JobFile:
     """Return the job of a form: its fields, or a whole job file in `file`.
 
-    Raises:
-        JobFileError: The job is invalid; the message uses the labels of the form.
+    Raises JobFileError if it is invalid; the message uses the labels of the form.
     """
     file = payload.get("mode") == "file" or ("mode" not in payload and bool(payload.get("file")))
     text = str(payload.get("file") or "") if file else form_as_file(payload)
@@ -630,7 +622,7 @@ def read_job(payload: Mapping[str, Any]) -> JobFile:
 
 def form_as_file(payload: Mapping[str, Any]) -> str:
     """Convert the fields of the form to a job file (YAML)."""
-    return yaml.dump(_document(payload), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump(_document(payload), "")
 
 
 def problems(error: JobFileError) -> list[tuple[int | None, str]]:
@@ -642,18 +634,6 @@ def problems(error: JobFileError) -> list[tuple[int | None, str]]:
         if text:
             result.append((int(match[2]) if match and match[2] else None, text))
     return result
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes multi-line strings, such as scripts, as block scalars."""
-
-
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _block)
 
 
 def _document(payload: Mapping[str, Any]) -> dict[str, Any]:
