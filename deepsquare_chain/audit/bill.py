@@ -91,12 +91,11 @@ def recompute_bill(
     Args:
         job: The job, as derived from its events.
         now: Chain time up to which a running job is charged; its `since` by default.
-        reported: Seconds in the provider's report, if known. Without them, the billed seconds are
-            only compared with their maximum.
+        reported: Seconds in the provider's report. If None, the billed seconds are only compared
+            with their maximum.
     """
-    final = job.status.is_final
+    final, escrow = job.status.is_final, job.last_escrow
     ended_at = job.ended_at if final else max(now or 0, job.since)
-    escrow = job.last_escrow
     maximum = min(ended_at - job.billed_until, job.allotment) if job.started_at else 0
     if not job.status.is_reported:
         reported = None
@@ -104,12 +103,17 @@ def recompute_bill(
     cost = job.rate * seconds
     share = fee_of(cost, job.fee_bps)
     refund = 0 if job.carried_out else escrow - cost
-    lines = (
-        _sum("paid", job.collected_paid + cost - share, job.paid, final=final),
-        _sum("fee", job.collected_fee + share, job.fee, final=final),
-        _sum("refunded", refund, job.refunded, final=final),
-        BillLine("carried_out", escrow if job.carried_out else 0, job.carried_out),
-    )
+    expected = {
+        "paid": job.collected_paid + cost - share,
+        "fee": job.collected_fee + share,
+        "refunded": refund,
+        "carried_out": escrow if job.carried_out else 0,
+    }
+    # Before the settlement there are no final amounts to compare with.
+    lines = [
+        BillLine(name, amount, getattr(job, name) if final else amount)
+        for name, amount in expected.items()
+    ]
     return from_attributes(
         JobBill,
         job,
@@ -122,13 +126,8 @@ def recompute_bill(
         escrow=escrow,
         cost=cost,
         why=rule,
-        lines=lines,
+        lines=tuple(lines),
     )
-
-
-def _sum(name: str, expected: int, actual: int, *, final: bool) -> BillLine:
-    """Return a line. Before the settlement there is no actual amount to compare with."""
-    return BillLine(name, expected, actual if final else expected)
 
 
 def _seconds(job: JobEntry, maximum: int, reported: int | None) -> tuple[int, str]:
@@ -211,14 +210,9 @@ def make_invoice(
     block: int,
     movements: Iterable[tuple[str, InvoiceLine]],
 ) -> Invoice:
-    """Return the invoice of a job.
+    """Return the invoice of a job from its recomputed bill and its transitions up to a block.
 
-    Args:
-        job: The job with its transitions.
-        bill: The recomputed bill of the job.
-        deployment: The contracts that settled it.
-        block: The last block that was read.
-        movements: Account and line of each movement of credits for the job.
+    `movements` are account and line of each movement of credits for the job.
     """
     # A provider may be its own customer: its movements are listed as those of the customer.
     parties = {job.provider: "provider", job.customer: "customer"}

@@ -221,13 +221,13 @@ def conservation(
     live: Sequence[int] = (),
     parked: Iterable[str] = (),
 ) -> list[ConservationCheck]:
-    """Return the conservation checks of the whole grid at a block.
+    """Return the conservation checks of the whole grid, given the totals of events up to a block.
 
     Args:
         totals: Totals of the events up to the block.
         deployment: Addresses of the contracts.
-        block: Block of the totals and of the node's answers.
-        supply: Result of `totalSupply` at the block, in credit-wei; None if it was not read.
+        block: Block of the totals and of the results of the node.
+        supply: Result of `totalSupply` in credit-wei; None if it was not read.
         scheduler_balance: Result of `balanceOf` the MetaScheduler; None if it was not read.
         live: IDs of live jobs, for the requests that reproduce the sum of escrows.
         parked: Accounts with parked credits, for the same purpose.

@@ -243,13 +243,9 @@ class Statement:
 
 
 def statement(ledger: Ledger, account: str, first: int = 0, last: int | None = None) -> Statement:
-    """Return an account's statement.
+    """Return an account's statement over the blocks from `first` to `last`.
 
-    Args:
-        ledger: A ledger that covers all blocks up to `last`.
-        account: Address of the account.
-        first: First block of the range.
-        last: Last block of the range; the last block of the ledger by default.
+    The last block of the ledger is the default and the maximum for `last`.
     """
     until = ledger.block if last is None else last
     rows = [row for row in ledger.statement(account) if row.block <= until]
@@ -341,7 +337,7 @@ class JobLedger:
         """Check that the event was expected: it may only follow a transition of its job."""
         name = type(event).__name__
         awaited = (job.id, name) in context.awaited
-        context.check(awaited, "stray", f"{name} of job {job.id} without its cause")
+        context.check(awaited, "stray", f"{name} of job {job.id} follows no transition")
         context.awaited.discard((job.id, name))
 
     def _submitted(self, event: ev.JobSubmitted, context: TransactionContext) -> None:
@@ -361,7 +357,7 @@ class JobLedger:
     def _check_signer(self, account: str, job_id: int, context: TransactionContext) -> None:
         """Check that the signer, not the forwarder, paid for a forwarded call."""
         by_signer = account != self._forwarder or account == ZERO_ADDRESS
-        message = f"job {job_id} was paid by the forwarder instead of who signed"
+        message = f"job {job_id} was paid by the forwarder instead of the signer"
         context.check(by_signer, "forwarder", message)
 
     def _transitioned(
@@ -407,7 +403,7 @@ class JobLedger:
         # Predecessors have lower IDs. This check prevents an endless loop on forged events.
         while predecessor is not None and predecessor.id < successor.id:
             message = (
-                f"job {job.id} went to {provider}, which lost job {predecessor.id} of its line"
+                f"job {job.id} went to {provider}, which lost its predecessor {predecessor.id}"
             )
             context.check(predecessor.provider != provider, "excluded", message)
             successor, predecessor = predecessor, self.jobs.get(predecessor.retry_of)
@@ -491,7 +487,7 @@ class JobLedger:
         message = f"job {job.id} carried {event.escrow} to its successor instead of {job.escrow}"
         context.check(event.escrow == job.escrow, "retry", message)
         if event.successor in self.jobs:
-            context.report("ids", f"job {event.successor} can't succeed job {job.id}")
+            context.report("ids", f"the successor {event.successor} of job {job.id} exists already")
             return
         successor = JobEntry(event.successor, job.customer, job.definition, job.terms)
         successor.escrow = successor.carried_in = job.carried_out = event.escrow
@@ -520,12 +516,12 @@ class JobLedger:
             self._registry.acted(event.by, job.id, context)
         else:
             lost = bool(job.started_at) and self._is_lost(job, context.time)
-            context.check(lost, "party", f"{event.by} gave up job {job.id}, not lost")
+            context.check(lost, "party", f"{event.by} gave up job {job.id}, which was not lost")
 
     def _skipped(
         self, job: JobEntry, event: ev.TransitionSkipped, context: TransactionContext
     ) -> None:
-        skipped = f"job {job.id} was left out as {event.status.name}"
+        skipped = f"job {job.id} was skipped as {event.status.name}"
         same_status = event.status is job.status
         context.check(same_status, "transition", f"{skipped} while it was {job.status.name}")
 
@@ -563,7 +559,7 @@ def check_collection(
         (_same_parties(job, event), " was made between other parties than its own"),
         (elapsed >= interval, f" came after {elapsed} of {interval} s"),
         (elapsed < job.allotment, f" came when its {job.allotment} s were used up"),
-        (billed == elapsed, f" bills {billed} s where {elapsed} s passed"),
+        (billed == elapsed, f" bills {billed} s, but {elapsed} s passed"),
         (
             actual == expected,
             f" made paid, fee, escrow and time limit {actual} instead of {expected}",
@@ -620,14 +616,14 @@ def _check_seconds(
         maximum = min(elapsed, job.allotment)
         out_of_credits = job.status is JobStatus.OUT_OF_CREDITS
         if billed > maximum:
-            problem = f"{billed} s were billed where only {maximum} s can be"
+            problem = f"{billed} s were billed, but at most {maximum} s may be"
         elif out_of_credits != (billed == job.allotment):
             problem = f"{billed} of {job.allotment} s do not make it {job.status.name}"
     elif job.status is JobStatus.CANCELLED and job.started_at:
         charged = min(elapsed, job.allotment)
         is_free = billed == 0 and lost
         if billed != charged and not is_free:
-            problem = f"{billed} s were billed where {charged} s were used"
+            problem = f"{billed} s were billed, but {charged} s were used"
     elif billed:
         problem = f"{billed} s were billed although nothing may be"
     context.check(not problem, "billing", f"job {job.id}: {problem}")
@@ -669,7 +665,7 @@ class RegistryLedger:
                 self._answered(event, context)
             case ev.FeeChanged():
                 self.fee_bps = fee = event.fee_bps
-                context.check(fee <= 2_000, "fee", f"a fee of {fee} basis points")
+                context.check(fee <= 2_000, "fee", f"the fee became {fee} basis points")
             case _:
                 pass
 
@@ -713,10 +709,10 @@ class RegistryLedger:
         context.check(active, "eligible", f"{subject}, which was not active then")
         size = job.terms.resources
         fitting = fits(provider.hardware, provider.offer, size, provider.load - Load.of(size))
-        message = f"{subject}, whose hardware, or offer less its load, it does not fit"
+        message = f"{subject}, although it exceeds the hardware or the free part of the offer"
         context.check(fitting, "eligible", message)
         expected = job_rate(provider.prices, size)
-        message = f"job {job.id} has a rate of {job.rate}, the provider's prices make {expected}"
+        message = f"job {job.id} has a rate of {job.rate} instead of {expected} by the prices"
         context.check(job.rate == expected and 0 < job.rate < 2**72, "rate", message)
         message = f"the escrow of job {job.id} does not buy its time limit"
         context.check(job.rate * job.time_limit <= job.escrow, "budget", message)
@@ -782,13 +778,13 @@ class TokenLedger:
         """Park a payment that could not be delivered to its recipient."""
         self.parked[event.recipient] += event.amount
         context.owed_out[event.recipient] -= event.amount
-        context.check(event.amount > 0, "parked", "nothing was parked")
+        context.check(event.amount > 0, "parked", "a payment of zero was parked")
         context.add_entry(event.recipient, MovementKind.PARKED, -event.amount, self._scheduler)
 
     def withdraw(self, event: ev.PaymentWithdrawn, context: TransactionContext) -> None:
         """Apply a withdrawal, which must take all parked credits of the recipient."""
         parked = self.parked[event.recipient]
-        message = f"{event.recipient} took out {event.amount} of {parked} parked"
+        message = f"{event.recipient} withdrew {event.amount} of {parked} parked credit-wei"
         context.check(event.amount == parked and parked > 0, "parked", message)
         self.parked[event.recipient] = parked - event.amount
         context.owed_out[event.to] += event.amount
@@ -847,7 +843,7 @@ class TokenLedger:
                 if payer != ZERO_ADDRESS:
                     context.add_entry(payer, MovementKind.TRANSFER, -paid, self._scheduler)
                 continue
-            message = f"{payer} paid {paid} into escrow where its jobs say {owed}"
+            message = f"{payer} paid {paid} into escrow instead of {owed} by the events of its jobs"
             context.check(paid == owed, "escrow", message)
 
     def _match_payments_out(
@@ -857,5 +853,7 @@ class TokenLedger:
             context.log_index = log_indexes.get(recipient, context.log_index)
             paid, owed = paid_out.get(recipient, 0), context.owed_out.get(recipient, 0)
             context.add_entry(self._scheduler, MovementKind.PAYMENT, -paid, recipient)
-            message = f"{recipient} got {paid} out of escrow where its jobs say {owed}"
+            message = (
+                f"{recipient} got {paid} out of escrow instead of {owed} by the events of jobs"
+            )
             context.check(paid == owed, "payment", message)

@@ -92,7 +92,7 @@ def receipts_root(receipts: Sequence[Mapping[str, Any]]) -> str:
 def _receipt(receipt: Mapping[str, Any]) -> bytes:
     receipt_type = _number(receipt.get("type") or "0x0")
     if receipt_type not in _PLAIN_TYPES:
-        raise ProofError(f"type {receipt_type} is one of this chain alone")
+        raise ProofError(f"type {receipt_type} is specific to this chain")
     logs = [
         [_bytes(log["address"]), [_bytes(topic) for topic in log["topics"]], _bytes(log["data"])]
         for log in receipt["logs"]
@@ -113,14 +113,14 @@ def check_receipts(
     """
     root = receipts_root(receipts)
     if root != header["receiptsRoot"]:
-        raise ProofError(f"its receipts make the root {root}, its header {header['receiptsRoot']}")
+        raise ProofError(f"its receipts have the root {root}, not {header['receiptsRoot']}")
     logs = [log for receipt in receipts for log in receipt["logs"]]
     bloom = BloomFilter()
     for log in logs:
         bloom.add(_bytes(log["address"]))
         bloom.extend(_bytes(topic) for topic in log["topics"])
     if int(bloom) != int(str(header["logsBloom"]), 16):
-        raise ProofError("its bloom is not that of its logs")
+        raise ProofError("its bloom filter does not match its logs")
     return logs
 
 

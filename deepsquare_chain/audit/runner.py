@@ -91,14 +91,8 @@ async def prove(
     """Prove from block headers that a node returned all logs of a grid and no others.
 
     Every header since the deployment is hashed and linked to its parent. If the bloom filter of a
-    block may match the contracts, its receipts are fetched and their trie is rebuilt.
-
-    Args:
-        w3: The node.
-        deployment: Deployment whose logs are proven.
-        node_logs: Digests of the logs that `eth_getLogs` returned.
-        to_block: Last block. Its hash is the only value that must be trusted.
-        progress: Called with the last block that was proven.
+    block may match the contracts, its receipts are fetched and their trie is rebuilt. Only the hash
+    of `to_block` must be trusted. `node_logs` are the digests of what `eth_getLogs` returned.
 
     Raises:
         EndpointError: The node does not answer, or refuses receipts.

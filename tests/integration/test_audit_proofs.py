@@ -134,7 +134,7 @@ async def test_a_log_falsified_in_its_receipt_as_well_is_proven(
     busy_grid: LiveGrid, falsify: Falsification
 ) -> None:
     [message] = await proven(busy_grid, altering_logs_and_receipts(falsify))
-    assert "its receipts make the root" in message
+    assert "its receipts have the root" in message
 
 
 async def test_a_log_of_another_block_is_rejected(busy_grid: LiveGrid) -> None:

@@ -268,12 +268,12 @@ def forged(recording: Recording, job_id: int, seconds: int) -> list[ev.Event]:
 @pytest.mark.parametrize(
     ("name", "seconds", "reason"),
     [
-        ("cancelled", 0, "0 s were billed where 37 s were used"),
-        ("cancelled", 36, "36 s were billed where 37 s were used"),
-        ("cancelled", 38, "38 s were billed where 37 s were used"),
+        ("cancelled", 0, "0 s were billed, but 37 s were used"),
+        ("cancelled", 36, "36 s were billed, but 37 s were used"),
+        ("cancelled", 38, "38 s were billed, but 37 s were used"),
         ("spent", 599, "599 of 600 s do not make it OUT_OF_CREDITS"),
-        ("spent", 601, "601 s were billed where only 600 s can be"),
-        ("rescued", 10, "10 s were billed where"),
+        ("spent", 601, "601 s were billed, but at most 600 s may be"),
+        ("rescued", 10, "10 s were billed, but"),
     ],
 )
 def test_a_bill_for_other_seconds_is_found(

@@ -1,7 +1,7 @@
 """Versions of the index's tables, brought up to date by alembic.
 
-A new version is a file of `versions/` with the next number. What an old one does never changes:
-databases in the field were made by it.
+A new version is a file of `versions/` with the next number. Existing versions never change, because
+databases in use were created by them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def migrate(connection: Connection, place: str, *, writer: bool) -> None:
     """Bring the tables up to this program's version, in the caller's transaction.
 
     Args:
-        connection: Of the database.
-        place: What to call it.
+        connection: Connection to the database.
+        place: Location of the database, for messages.
         writer: Whether tables of an older version may be changed.
 
     Raises:
-        UsageError: They are of a newer version, or of an older one and nobody here may write.
+        UsageError: The tables have a newer version, or an older one and `writer` is false.
     """
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found == scripts.get_current_head():
+    version = MigrationContext.configure(connection).get_current_revision()
+    if version == scripts.get_current_head():
         return
-    if found is not None and not writer:
+    if version is not None and not writer:
         raise UsageError(
-            f"The index {place} has version {found}, but this program reads version "
+            f"The index {place} has version {version}, but this program reads version "
             f"{scripts.get_current_head()}",
             hint="Update it with `deepsquare explorer index`.",
         )
@@ -49,6 +49,6 @@ def migrate(connection: Connection, place: str, *, writer: bool) -> None:
         command.upgrade(config, "head")
     except CommandError:
         raise UsageError(
-            f"The index {place} has version {found}, which this program does not support",
+            f"The index {place} has version {version}, which this program does not support",
             hint="Use the newer program that created it, or give another --database.",
         ) from None

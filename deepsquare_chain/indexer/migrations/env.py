@@ -1,4 +1,4 @@
-"""What alembic runs for each upgrade; `migrate` gives the connection."""
+"""The script that alembic runs for each upgrade; `migrate` passes the connection."""
 
 from alembic import context
 

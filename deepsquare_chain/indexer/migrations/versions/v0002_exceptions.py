@@ -1,4 +1,4 @@
-"""What is worth a look, by the audit's rules: it follows from all events, which are read again."""
+"""Adds the anomalies of the audit. They follow from all events, which are read again."""
 
 import time
 
@@ -17,7 +17,7 @@ _READ_AGAIN = (
 
 
 def upgrade() -> None:
-    """From the first tables."""
+    """Upgrade from the first version."""
     op.create_table(
         "exceptions",
         sa.Column("block", _INT, nullable=False),
