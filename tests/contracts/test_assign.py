@@ -261,7 +261,7 @@ def test_a_provider_that_lost_a_predecessor_is_excluded_for_ever(
     assert agreed(grid, host, third) == "ProviderExcluded"
     assert agreed(grid, other, third) == "ProviderExcluded"
     assert agreed(grid, grid.provider("third provider"), third) == ""
-    # other jobs are no concern of that line
+    # other jobs are not affected
     assert agreed(grid, host, grid.submit()) == ""
 
 
@@ -275,7 +275,7 @@ def test_a_provider_that_lost_a_predecessor_is_excluded_for_ever(
         ({"tasks": 1, "cpusPerTask": 9, "gpus": 0, "amount": 10**12}, False),
         ({"tasks": 32, "cpusPerTask": 1, "memPerCpu": 1_000, "amount": 10**12}, True),
         ({"tasks": 32, "cpusPerTask": 1, "memPerCpu": 1_001, "amount": 10**12}, False),
-        # memory leaves room for seven a node
+        # the memory of a node holds seven
         ({"tasks": 28, "cpusPerTask": 1, "memPerCpu": 1_001, "amount": 10**12}, True),
         ({"tasks": 29, "cpusPerTask": 1, "memPerCpu": 1_001, "amount": 10**12}, False),
         ({"tasks": 1, "cpusPerTask": 1, "memPerCpu": 8_001}, False),

@@ -18,7 +18,7 @@ MAX_PRICE = 10 * 10**18
 quick = settings(
     max_examples=120,
     deadline=None,
-    # a snapshot is taken back within each example
+    # each example reverts its snapshot
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -101,11 +101,11 @@ def test_only_the_challenged_provider_answers(grid: Grid, host: Host, other: Hos
         (LOST, BLOCKS + 1, True, False),
         (LOST + 1, BLOCKS, False, False),
         (LOST + 1, BLOCKS + 1, True, True),
-        # a chain that stood still for a week accuses nobody
+        # after a halt of a week no provider counts as silent
         (7 * 86_400, 1, False, False),
         (7 * 86_400, BLOCKS, False, False),
         (7 * 86_400, BLOCKS + 1, True, True),
-        # nor does one that makes many blocks a second
+        # neither on a chain with many blocks per second
         (1, 10_000, False, False),
         (SECONDS, 10_000, False, False),
     ],

@@ -24,7 +24,7 @@ BOUNDS = {
     "topUpNotice": (10, 3_600),
     "collectInterval": (5, DAYS_30),
 }
-# Times that must not be shorter than another one, at their longest.
+# Times with another time as lower bound, with their largest value.
 LONGEST = TIMES | {name: BOUNDS[name][1] for name in ("pendingExpiry", "lostTimeout")}
 
 

@@ -27,7 +27,7 @@ def test_only_a_minter_mints(grid: Grid) -> None:
     for caller in (grid.alice, grid.meta, grid.treasury):
         with reverts("AccessControlUnauthorizedAccount", caller, role):
             grid.credit.mint(caller, 5, sender=caller)
-    # the administrator of the token is no minter by itself
+    # the administrator of the token has no minter role by default
     grid.credit.revokeRole(role, grid.admin, sender=grid.admin)
     with reverts("AccessControlUnauthorizedAccount", grid.admin, role):
         grid.credit.mint(grid.admin, 5, sender=grid.admin)

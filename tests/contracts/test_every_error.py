@@ -27,7 +27,7 @@ pytestmark = pytest.mark.contracts
 CONTRACTS = ("Credit", "ProviderRegistry", "MetaScheduler", "ERC2771Forwarder")
 Provocation = Callable[[Grid, Host], Any]
 
-# Of OpenZeppelin's parts; nothing of ours leads to them.
+# Errors of OpenZeppelin that no call of our contracts can cause.
 UNREACHABLE = {
     ("Credit", "ECDSAInvalidSignatureLength"): "permit takes v, r and s, not bytes",
     ("Credit", "InvalidAccountNonce"): "only a checked nonce of a caller's choice can be wrong",
@@ -192,7 +192,7 @@ PROVOCATIONS: dict[str, dict[str, Provocation]] = {
         "ERC20InsufficientBalance": lambda g, h: g.credit.transfer(g.bob, 1, sender=g.stranger),
         "ERC20InvalidReceiver": lambda g, h: g.credit.transfer(ZERO, 1, sender=g.alice),
         "ERC20InvalidSpender": lambda g, h: g.credit.approve(ZERO, 1, sender=g.alice),
-        # nobody has the key of the zero address; a simulated call can still say it is that
+        # nobody has the key of the zero address, but a simulated call can use it as sender
         "ERC20InvalidSender": lambda g, h: g.credit.transfer(g.bob, 0, sender=ZERO),
         "ERC20InvalidApprover": lambda g, h: g.credit.approve(g.bob, 0, sender=ZERO),
     },

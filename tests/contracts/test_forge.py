@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.contracts, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 FORGE = ROOT / "node_modules" / "@foundry-rs" / "forge-linux-amd64" / "bin" / "forge"
 TREES = ROOT / "tests" / "forge" / "trees"
-# Fewer tests than this were forgotten or not found, which forge itself calls a success.
+# With fewer tests than this, some were not found, which forge itself reports as a success.
 LEAST_TESTS = 245
 LEAF = re.compile(r"\[(\w+)\]\s*$")
 

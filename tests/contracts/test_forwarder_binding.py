@@ -58,7 +58,7 @@ def test_the_contract_accepts_signed_requests(
     assert grid.forwarder.verify(signed.values())
     receipt = grid.forwarder.execute(signed.values(), sender=grid.stranger)
     assert receipt.one("ExecutedForwardRequest").success
-    # Its nonce is used up: the same bytes are good for nothing any more.
+    # Its nonce is used: the same request is invalid now.
     assert not grid.forwarder.verify(signed.values())
 
 

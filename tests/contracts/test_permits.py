@@ -86,5 +86,5 @@ def test_terms_are_checked_with_a_permit_as_without(grid: Grid) -> None:
         grid.scheduler.submitJobsWithPermit([grid.request(tasks=0)], permit, sender=grid.alice)
     with reverts("WrongStatus", 9, 0):
         grid.scheduler.topUpWithPermit(9, grid.alice, 5, permit, sender=grid.alice)
-    # nothing of a refused call remains, so the permit is still good
+    # a reverted call has no effect, so the permit is still valid
     assert submit(grid, permit, grid.alice) == 1

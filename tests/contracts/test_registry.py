@@ -242,10 +242,10 @@ def test_new_hardware_waits_while_the_old_stays_in_force(grid: Grid, host: Host)
 @pytest.mark.parametrize(
     ("offer", "nodes", "expected_offer"),
     [
-        # all of it follows the hardware, up and down
+        # an offer of all hardware follows it, up and down
         (ALL, 8, {"cpus": 64, "mem": 64_000, "gpus": 16}),
         (ALL, 2, {"cpus": 16, "mem": 16_000, "gpus": 4}),
-        # a smaller share is kept, cut to what there is
+        # a smaller offer is kept, limited by the new hardware
         ({"cpus": 10, "mem": 20_000, "gpus": 0}, 8, {"cpus": 10, "mem": 20_000, "gpus": 0}),
         ({"cpus": 10, "mem": 20_000, "gpus": 0}, 2, {"cpus": 10, "mem": 16_000, "gpus": 0}),
         ({"cpus": 31, "mem": 31_999, "gpus": 7}, 1, {"cpus": 8, "mem": 8_000, "gpus": 2}),

@@ -85,7 +85,7 @@ def test_the_claim_starts_the_clock_again(grid: Grid, host: Host) -> None:
 def test_anyone_may_take_claimed_work_from_a_silent_provider(grid: Grid, host: Host) -> None:
     job_id, unclaimed = grid.claimed(host), grid.assigned(host)
     grid.silence(host, job_id)
-    # the claim is not late yet, and silence says nothing of it
+    # the claim is not late yet, even if the provider is silent
     with reverts("TooEarly", unclaimed):
         requeue(grid, unclaimed, grid.stranger)
     requeue(grid, job_id, grid.stranger)

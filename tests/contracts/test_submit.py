@@ -111,7 +111,7 @@ def test_terms_are_encoded_as_the_abi_has_it(grid: Grid, name: int, uses: int) -
     logs = grid.chain.run(grid.scheduler.address, call, grid.alice).get_log_entries()
     terms = tuple((TERMS | changes).values())
     kinds = "(uint96,uint24,uint16,uint16,uint24,uint16,uint8,uint8,uint8,string,string)"
-    # Each job is submitted and born: two logs.
+    # Each job has two logs: the submission and its first transition.
     assert logs[2][2] == encode([kinds], [terms])
 
 

@@ -85,7 +85,7 @@ def test_pair(grid: Grid, host: Host, before: JobStatus, after: JobStatus) -> No
         with pytest.raises(Reverted) as error_info:
             WAYS[after](grid, host, job_id)
         assert error_info.value.name == "InvalidTransition"
-        # the contract itself finds out about spent credits, so it names the exit code's end
+        # the contract itself detects used-up credits, so the status is that of the exit code
         expected_status = JobStatus.FINISHED if after is JobStatus.OUT_OF_CREDITS else after
         assert error_info.value.arguments == (job_id, before, expected_status)
         assert grid.job(job_id) == before_call
@@ -111,7 +111,7 @@ def test_other_functions_for_a_transition_obey_the_same_table(
     }
     for after, call in second_ways.items():
         arrow = is_allowed(before, after) and before is not JobStatus.NONE
-        # work that has not started is not a stranger's to end
+        # strangers can't end a job that has not started
         if after is JobStatus.PANICKED and before is not JobStatus.RUNNING:
             arrow = False
         saved = grid.chain.snapshot()
@@ -122,7 +122,7 @@ def test_other_functions_for_a_transition_obey_the_same_table(
             assert grid.status(job_id) is before
         else:
             assert arrow
-            # claimAndStart goes on to the next arrow of the same table
+            # claimAndStart continues with the next transition of the same table
             final_status = JobStatus.RUNNING if after is JobStatus.SCHEDULED else after
             assert grid.status(job_id) is final_status
         grid.chain.revert(saved)

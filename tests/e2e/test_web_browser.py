@@ -179,7 +179,7 @@ def test_pages_are_accessible(browser: Browser, explorer: BusyExplorer, scheme: 
         for path in [*kinds, "/nope"]:
             watched_page.page.goto(explorer.url + path)
             watched_page.page.evaluate(script)
-            # Drawings have their names and tables, and rows are alike: all would take minutes.
+            # Charts have names and tables, and rows are alike; checking all takes minutes.
             context = {"include": [["body"]], "exclude": [["svg"], ["tbody tr:nth-child(n + 10)"]]}
             evaluate = watched_page.page.evaluate("([c, r]) => axe.run(c, r)", [context, rules])
             faults += [

@@ -55,7 +55,7 @@ class TestFinding:
         monkeypatch.chdir(project)
         monkeypatch.setenv("PATH", str(on_path.parent))
         assert find_anvil() == package
-        # Away from every project only the PATH is left.
+        # Outside of a project only PATH is searched.
         monkeypatch.setattr(node_base, "_IN_ANVIL_PACKAGE", Path("nowhere/anvil"))
         assert find_anvil() == on_path
 

@@ -170,7 +170,7 @@ async def test_a_plan_for_another_account_is_carried_out_and_recorded(tmp_path: 
         assert other.deployment.scheduler != first.deployment.scheduler
         recorded = await record(settings, first.deployment.scheduler, None)
         assert recorded == Deployment.load(record_path)
-        # The chain gives the same record as the plan, and the transactions besides.
+        # The record read from the chain equals the plan, plus the transactions.
         assert recorded.constructor_args == json.loads(
             json.dumps(first.deployment.constructor_args)
         )

@@ -291,7 +291,7 @@ def test_a_cancellation_names_the_jobs_that_it_left_out(cli: Cli) -> None:
 def test_a_provider_sees_why_jobs_are_not_assigned(cli: Cli, local_devnet: LocalDevnet) -> None:
     options = ("--keystore", str(local_devnet.wallets / "alpine.json"), "-o", "json")
     checks = {item["check"]: item for item in json.loads(cli("provider", "doctor", *options).out)}
-    # The tests' machine may be smaller than the offer, without a sandbox, and theirs may be root.
+    # The machine may be smaller than the offer, lack a sandbox, and run the tests as root.
     machine = {"offer", "isolation", "user"}
     assert {name for name, check in checks.items() if not check["ok"]} <= machine
     assert checks["registration"]["text"].startswith("provider 1, 0x")

@@ -347,7 +347,7 @@ class TestState:
             await client.get("eth_estimateGas", call, tag)
             for tag in ("latest", "latest", "pending", "pending")
         }
-        assert len(estimates) == 1  # nothing stays warm from one to the next
+        assert len(estimates) == 1  # storage slots are cold again in the next call
         (estimate,) = estimates
         tx_hash = await client.send(2, to=outer, data=call["data"], gas=int(estimate, 16))
         await client.node.mine()
@@ -854,7 +854,7 @@ class TestLifecycle:
             await EmbeddedChain(port=70_000).start()
 
     def test_responses_are_not_delayed(self) -> None:
-        # asyncio sets TCP_NODELAY only on sockets that say they are TCP; else 40 ms an answer.
+        # asyncio sets TCP_NODELAY only on TCP sockets; without it a response takes 40 ms.
         with open_listener(0) as listener:
             assert listener.proto == socket.IPPROTO_TCP
 
@@ -888,7 +888,7 @@ class TestLifecycle:
     async def test_forty_transactions_a_second(self, client: Client) -> None:
         address = await client.deploy(0, LOGGER)
         raws = [client.sign(nonce + 1, to=address, data="0x" + word(nonce)) for nonce in range(100)]
-        started = time.process_time()  # other programs' load is not ours
+        started = time.process_time()  # the load of other programs does not count
         for raw in raws:
             await client.get("eth_sendRawTransaction", raw)
         await client.node.mine()
@@ -950,7 +950,7 @@ class TestProcess:
         assert parent.stdout is not None
         pid = int(await parent.stdout.readline())
         for _ in range(500):
-            if b"prctl" not in _command(pid):  # it is the program itself by now
+            if b"prctl" not in _command(pid):  # the process has replaced the shell by now
                 break
             await asyncio.sleep(0.01)
         parent.kill()

@@ -230,7 +230,7 @@ async def test_a_run_that_could_not_be_started_makes_the_executor_look_again(
     assert await executor.fault() == ""
     executor._runs.fork_server.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert await executor.fault() == ""  # a good answer counts for a while
+    assert await executor.fault() == ""  # a successful probe is valid for a while
     spec = RunSpec("run", b"true", Resources(1, 1, 64, 0), 10, {})
     with pytest.raises(ExecutorUnavailableError):
         await executor.submit(spec)

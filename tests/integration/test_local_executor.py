@@ -39,7 +39,7 @@ from deepsquare_chain.job import Offer, Resources
 
 OFFER = Offer(cpus=8, memory=8192, gpus=1)
 ROOT = Path(__file__).resolve().parents[2]
-# Every descendant of a test's jobs carries this, whatever becomes of its parents.
+# Every descendant of a test's jobs carries this, even if its parents end.
 MARK = "GRID_EXECUTOR_TEST"
 
 

@@ -78,7 +78,7 @@ class SchedulerBench:
     async def cycle(self, times: int = 1) -> bool:
         has_changed = False
         for _ in range(times):
-            self.service.heads.hint()  # others mine without its knowledge
+            self.service.heads.hint()  # other accounts may have mined new blocks
             has_changed = await self.service.cycle()
         return has_changed
 
@@ -481,7 +481,7 @@ async def test_three_strikes_in_a_day_suspend_a_provider(grid: LiveGrid) -> None
                 await submit_unclaimed(one, 1, expected=count)
             [job_id] = await grid.submit()
             await one.cycle()
-        # The dearer one gets it, and everybody can see why.
+        # The more expensive one gets it, and the reason is shown.
         assert await one.provider_ids(job_id) == [2]
         [event] = [log for log in logs if log["event"] == "provider cooldown started"]
         assert (event["provider"], "it is suspended until" in event["reason"]) == (1, True)
@@ -549,7 +549,7 @@ async def test_two_schedulers_at_once(grid: LiveGrid) -> None:
             grid.contracts, grid.sender(role, store=store), store, settings=settings
         )
         ids = await grid.submit(2, resources=WHOLE)
-        # Both have looked before either acts.
+        # Both have read the state before either acts.
         worlds = [await read_snapshot(value) for value in (first.service, second_service)]
         assert await first.service._assign(worlds[0]) == 2
         assert await second_service._assign(worlds[1]) == 0
@@ -760,7 +760,7 @@ async def test_an_idle_scheduler_sends_two_requests_per_block(
     assert await one.statuses(*ids) == [S.META_SCHEDULED]
     requests = counted_requests(monkeypatch)
     for _ in range(3):
-        one.service._balance_checked_at = None  # slow looks go along
+        one.service._balance_checked_at = None  # include the reads that are not made in every cycle
         await one.grid.node.mine()
         one.service.heads.hint()
         requests.clear()
@@ -768,7 +768,7 @@ async def test_an_idle_scheduler_sends_two_requests_per_block(
         assert 0 < len(requests) <= 3, requests
         assert "eth_getLogs" in requests[1]
         requests.clear()
-        one.service.heads.hint()  # in vain
+        one.service.heads.hint()  # without a new block
         await one.service.cycle()
         assert len(requests) <= 1, requests
 

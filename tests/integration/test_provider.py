@@ -331,7 +331,7 @@ async def test_a_panic_before_the_start_lets_a_successor_run_elsewhere(
 async def test_interim_payments_and_challenges_of_a_run(grid: LiveGrid, tmp_path: Path):
     """Collected time is not billed again; an interim payment also answers a challenge."""
     scheduler = grid.contracts.scheduler
-    async with bench(grid, tmp_path, coin_value=0) as host:  # gas is not weighed
+    async with bench(grid, tmp_path, coin_value=0) as host:  # the gas of a payment does not matter
         [job_id] = await host.submit(
             "sleep 7", time_limit=600, flags=JobFlags.INTERIM_PAYMENTS, retries=0
         )
@@ -431,7 +431,9 @@ async def test_an_idle_provider_sends_two_requests_per_block(
     requests = counted_requests(monkeypatch)
     in_vain = 0
     while in_vain < 3:
-        host.service._checked_account_at = None  # slow looks go along
+        host.service._checked_account_at = (
+            None  # include the reads that are not made in every cycle
+        )
         await host.grid.node.mine()
         host.service.heads.hint()
         requests.clear()

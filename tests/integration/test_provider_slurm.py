@@ -133,7 +133,7 @@ async def test_every_final_status_and_its_bill(host: Bench, cluster: LocalSlurm)
     await host.grid.send(host.grid.customers[0], paid)
     await host.drive(lambda: host.row(longer).allotment == 80)
     limit = ["squeue", "-h", "-o", "%l", f"--name=deepsquare-{host.row(longer).key}"]
-    assert cluster.run(*limit).strip() == "4:00"  # 80 seconds, and the slack of the safety net
+    assert cluster.run(*limit).strip() == "4:00"  # 80 seconds, and the margin of Slurm's own limit
     await host.grid.send(host.grid.customers[0], scheduler.cancel([longer]))
     await host.grid.send(host.grid.customers[1], scheduler.cancel([stopped]))
     # An administrator ends a job: the provider's loss.

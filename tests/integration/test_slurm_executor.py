@@ -55,7 +55,7 @@ async def state(cluster: LocalSlurm, tmp_path: Path) -> AsyncIterator[Path]:
     """A state folder; runs that a failed test leaves are ended, so that the cluster is free."""
     yield tmp_path / "state"
     for job in cluster.run("squeue", "-h", "-o", "%i").split():
-        # It may end by itself between the two.
+        # The run may end between the two calls.
         with suppress(AssertionError):
             cluster.run("scancel", "--signal=KILL", "--full", job)
 
@@ -242,7 +242,9 @@ async def test_unclear_sbatch_is_adopted_and_never_repeated(
     script = f"echo ran >> {tmp_path}/tally"
     slow = slurm_with(tmp_path / "slow", '/usr/bin/sbatch "$@"; sleep 30')
     short_timeout = cluster.executor(state, bin_dir=str(slow), command_timeout=1)
-    assert await short_timeout.submit(make("late", script)) == "late"  # it timed out, and had run
+    assert (
+        await short_timeout.submit(make("late", script)) == "late"
+    )  # it timed out after it had been carried out
     assert (await ended(executor, "late")).code == 0
 
     # sbatch dies, but its request arrives a moment later.
@@ -375,7 +377,7 @@ async def test_ends_that_slurm_has_forgotten(
         "exited",
         2,
     )
-    # No record of its end, and unknown is not gone: only after a while it counts as lost.
+    # There is no record of its end. Unknown is not gone: it counts as lost only after a while.
     assert await state_of(later, "taken") is RunState.UNKNOWN
     assert (await ended(later, "taken")).reason == "lost"
     assert (await ended(cluster.executor(state), "taken")).reason == "lost"

@@ -133,7 +133,7 @@ class Games(GridMachine):
             ],
         }
         statuses = {S.NONE, *(job.status for job in self.ghost.jobs.values())}
-        # What is farther on its way goes first, or few jobs would see their end.
+        # Later steps come first; otherwise few jobs would reach their end.
         status = rng.choice([s for s in by_status if s in statuses for _ in range(1 + s)])
         calls = by_status[status]
         if any(provider.challenged_at for provider in self.ghost.providers.values()):

@@ -95,7 +95,7 @@ class GridMachine(RuleBasedStateMachine):
         self.broken = False
 
     def note_call(self, error: str = "") -> None:
-        """Print the last call of a failing game as a line of a test; see `reverts`."""
+        """Print the last call of a failing sequence as a line of a test; see `reverts`."""
         contract, name, values, sender = self.chain.last_call
         line = f"{contract.address}.{name}({', '.join(map(repr, values))}, sender={sender!r})"
         for account, message in self.names.items():
@@ -265,7 +265,7 @@ class GridMachine(RuleBasedStateMachine):
                 self.check(5, bool(created_by_party), "birth by somebody else")
                 continue
             self.check(5, self.entitled(sender, job, new_job, after), f"{sender} moved {event}")
-            # An item of a batch sees what the items before it did.
+            # An item of a batch sees the effects of the items before it.
             current[job.id] = replace(job, status=after, since=self.ghost.now)
             if after is S.META_SCHEDULED:
                 self.check_assignment(job, new_job, current)
@@ -403,7 +403,7 @@ class GridMachine(RuleBasedStateMachine):
             assert self.ghost.parked[account] == parked
 
     def drain(self) -> None:
-        """Providers, scheduler and administrator are gone, in every other game the customers too."""
+        """Providers, scheduler and administrator are gone, in every second sequence the customers too."""
         grid, scheduler = self.grid, self.grid.scheduler
         self.chain.advance(TIMES["responseTimeout"])
         for job in self.live(*(s for s in S if s.is_assigned)):

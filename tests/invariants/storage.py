@@ -29,7 +29,7 @@ class Storage:
         grid.assign(host, count)
         packed = _packed(Load(*grid.scheduler.loadOf(host.id)))
         self._loads = self._find(scheduler, host.id, lambda word: word == packed)
-        self._parked = 0  # where the token blocks nobody, nothing is ever parked
+        self._parked = 0  # if the token blocks nobody, nothing is ever parked
         if hasattr(grid.credit, "setBlocked"):
             grid.credit.setBlocked(grid.alice, True, sender=grid.admin)
             grid.scheduler.cancel([job_id], sender=grid.alice)

@@ -1,7 +1,7 @@
 """Customers, providers, strangers, scheduler, administrator and time, in any order.
 
-`DEEPSQUARE_PROFILE=long` plays many more games with fresh randomness; `DEEPSQUARE_EXAMPLES` says how
-many.
+`DEEPSQUARE_PROFILE=long` runs many more sequences with new random numbers;
+`DEEPSQUARE_EXAMPLES` is their number.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_the_numbered_invariants_hold(request: pytest.FixtureRequest) -> None:
     try:
         token = hostile_artifacts(request.config.cache.mkdir("contracts"))["BlockingCredit"]
     except pytest.skip.Exception:
-        token = None  # without a compiler the plain credit, which blocks nobody
+        token = None  # without a compiler, the plain token, which blocks nobody
     grid = Grid(token=token)
     storage = Storage(grid)
     checks: Counter[int] = Counter()

@@ -81,7 +81,7 @@ ROUGH_PARAMS = GridParams(
         collect_interval=5,
     ),
 )
-#: A generous timeout: the scenario brings about each label, independent of timing.
+#: A generous timeout: the scenario causes each label, independent of timing.
 SECONDS_TO_REACH = 240.0
 
 

@@ -12,7 +12,7 @@ from eth_utils import keccak
 from deepsquare_chain.job import JobStatus
 from tests.support.evm import Chain, Contract, Receipt, load_artifact, person, sign
 
-# All different, so that a test can tell which of them applied.
+# All different, so that a test can see which of them applied.
 TIMES = {
     "claimTimeout": 100,
     "pendingTimeout": 200,

@@ -208,7 +208,7 @@ async def _scheduler(
             state_dir=Path(folder),
             poll_interval=0.2,
             confirmations=confirmations,
-            # Tests neglect providers on purpose: the scheduler must not put them on cooldown.
+            # Tests let providers miss timeouts on purpose: the scheduler must not put them on cooldown.
             watch=Watch(strikes=1_000_000),
             websocket=websocket,
         ),

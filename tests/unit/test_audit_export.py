@@ -98,7 +98,7 @@ async def test_an_honest_export_holds(node: Any, original: Path) -> None:
     assert replayed.ledger is not None
     assert len(replayed.ledger.jobs) == 13
     assert await compare(node, original) == []
-    # Naming its manifest is as good as naming the folder.
+    # The path of the manifest is accepted as well as that of the folder.
     assert replay_export(original / MANIFEST).findings == ()
     report = await audit_export(None, original)
     assert report.ok
@@ -129,7 +129,7 @@ async def test_a_past_block_is_exported(node: Any, grid: RecordedGrid, tmp_path:
 async def test_an_export_with_a_handover_holds(tmp_path: Path) -> None:
     """The audit has no use for the events of a handover, but their logs and blocks are exported."""
     grid = recorded_grid()
-    grid.chain.advance(1)  # to a block of its own
+    grid.chain.advance(1)  # in a new block
     grid.credit.beginDefaultAdminTransfer(grid.treasury, sender=grid.admin)
     node: Any = RecordedNode(grid)
     manifest, _ = await export(node, tmp_path / "handover")

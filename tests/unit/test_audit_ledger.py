@@ -174,7 +174,7 @@ def test_every_statement_ends_at_the_balance(grid: RecordedGrid, ledger: Ledger)
         MovementKind.INTERIM,
     }
     assert ledger.statement("0x" + "99" * 20) == []
-    # However an address is spelled.
+    # In any spelling of the address.
     assert ledger.statement(grid.alice.lower()) == ledger.statement(to_checksum_address(grid.alice))
 
 
@@ -249,7 +249,7 @@ class TestPayments:
     def test_replay_equals_storage(self, grid: RecordedGrid, ledger: Ledger) -> None:
         storage = grid.storage(ledger)
         assert verify(ledger, storage).findings == ()
-        # One run goes on; whatever ended or was given back occupies nothing.
+        # One run continues; ended and returned jobs use no capacity.
         size = ledger.jobs[1].terms.resources
         assert list(storage.loads.values()) == [Load.of(size)]
 

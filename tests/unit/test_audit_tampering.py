@@ -68,7 +68,7 @@ def any_recording(request: pytest.FixtureRequest) -> Recording:
     return result
 
 
-# What no balance, no record and no rule can contradict: words, digests of results, allowances,
+# Fields that no balance, record or rule can contradict: texts, digests of results, allowances,
 # roles, and proposals that were not approved.
 WORDS = {
     ("JobResult", "result"),
@@ -153,7 +153,7 @@ def test_every_changed_field_is_found(any_recording: Recording) -> None:
 
 
 def is_self_reported(event: ev.Event, name: str, changed: Any) -> bool:
-    """Which code a failed job had; and that a batch named a job that does not exist."""
+    """Whether only its sender knows it: the exit code of a failed job, or a skipped unknown job."""
     if isinstance(event, ev.JobResult) and name == "exit_code":
         return event.exit_code != 0 or event.reason == "spent"
     return isinstance(event, ev.TransitionSkipped) and name == "job_id" and event.job_id == 999
@@ -203,7 +203,7 @@ def test_transfers_of_the_scheduler_are_matched(any_recording: Recording) -> Non
 
 
 def test_every_dropped_event_is_found(any_recording: Recording) -> None:
-    # Left out without a trace: what no rule awaits.
+    # Events whose absence no rule can detect.
     kinds = (*SILENT, ev.TransitionSkipped, ev.ProviderAnswered)
     undetected = [
         event

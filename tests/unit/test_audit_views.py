@@ -267,7 +267,7 @@ class TestExceptions:
         assert "runs 1 s past" in row.message
         assert row.tx_hash == ""
         assert running.id not in recorded.of(Code.OVERRUN)
-        # Asking twice tells the same.
+        # A repeated request gives the same result.
         assert ledger.anomalies == ledger.anomalies
 
     def test_requeues_and_panics(self, recorded: RecordedAudit) -> None:
@@ -337,7 +337,7 @@ class TestExceptions:
         assert messages[Code.FEE] == "the fee became 700 basis points"
         assert messages[Code.BAN].endswith("was banned: enough")
         assert "sent to the scheduler without a job" in messages[Code.GIFT]
-        # What pays for a job is no gift.
+        # A payment for a job is not a transfer without a job.
         assert [row.code for row in recorded.ledger.anomalies].count(Code.GIFT) == 1
         assert any("APPROVER_ROLE" in row.message for row in recorded.ledger.anomalies)
         assert any(

@@ -40,7 +40,7 @@ from tests.support.mutate import STRANGERS, WORDS, mutated_bytes, mutated_tree
 from tests.unit.test_follower import CREDIT, IDENTITY, log
 from tests.unit.test_workflow_hostile import VALID
 
-#: How many inputs each kind gets; every test below runs exactly its number.
+#: Number of inputs of each kind; every test below runs exactly this number.
 CASES = {
     "job file": 2_200,
     "definition": 1_500,
@@ -192,7 +192,7 @@ def test_deployment_records(tmp_path: Path) -> None:
 
 
 def test_keystores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The pauses for users are too long for a test.
+    # The pauses after a wrong password are too long for a test.
     monkeypatch.setattr(wallet, "_MAX_SCRYPT_BYTES", 2**16)
     monkeypatch.setattr(wallet, "_MAX_ROUNDS", 100)
     rng, path, password = rng_of("keystore"), tmp_path / "wallet.json", tmp_path / "password"
@@ -315,7 +315,7 @@ async def test_node_answers() -> None:
         ],
     )
     for sample, ask in QUESTIONS:
-        provider.result, provider.rng = sample, random.Random(3)  # a number that bends nothing
+        provider.result, provider.rng = sample, random.Random(3)  # a seed that changes nothing
         provider.rng.random = lambda: 1.0  # type: ignore[method-assign]
         await ask(w3)
     provider.rng = rng_of("node answer")
@@ -331,7 +331,7 @@ async def test_node_answers() -> None:
         except EndpointError as error:
             messages.append(error.message)
         except (BlockNotFound, TransactionNotFound, Web3RPCError):
-            pass  # what callers are ready for
+            pass  # errors that callers handle
     assert fair > 50
     assert len(messages) > CASES["node answer"] // 2
     assert all("127.0.0.1:1" in words and len(words) < 1_000 for words in messages)

@@ -83,7 +83,7 @@ async def ask(w3: Any) -> list[Any]:
 async def test_concurrent_calls_are_one_request(w3: Any, endpoint: Endpoint) -> None:
     assert await ask(w3) == ["a", ["b", "c"], ["d", "e"]]
     assert sizes(endpoint) == [5]
-    await several(w3, "f", "g")  # nobody asked for merging
+    await several(w3, "f", "g")  # without a block that merges
     assert sizes(endpoint) == [5, 1, 1]
 
 

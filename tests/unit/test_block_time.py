@@ -28,10 +28,10 @@ def headers(*times: int, empty: int = 0) -> list[tuple[int, int, bool]]:
         ([0, 12, 24, 36, 48, 60], 12),
         ([0, 12, 24, 48, 60, 72, 84, 96], 12),  # a slot without a block
         ([0, 1, 2, 3, 4, 5], 1),
-        ([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], 0),  # four a second
-        ([0, 1, 30, 31, 90, 200, 201], 0),  # by no clock
-        ([0, 12, 24], 0),  # too few to tell
-        ([0, 3_600, 7_200, 10_800, 14_400], 60),  # never blind for longer
+        ([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], 0),  # four blocks per second
+        ([0, 1, 30, 31, 90, 200, 201], 0),  # without a regular interval
+        ([0, 12, 24], 0),  # too few blocks
+        ([0, 3_600, 7_200, 10_800, 14_400], 60),  # the maximum delay of a poll
     ],
 )
 def test_block_time_is_learned_from_chain_time(times: list[int], expected: float) -> None:
@@ -148,11 +148,13 @@ async def test_a_service_polls_when_due_and_uses_the_last_response_until_then(
     assert (await number(), await number(), requests) == (5, 5, 1)
     now = 102.0
     assert (await number(), await number(), requests) == (5, 5, 2)
-    on_demand_detector.block_time.record_head(
-        6, now
-    )  # by somebody else of this connection, at another node of it
+    on_demand_detector.block_time.record_head(6, now)  # through another node of this endpoint
     assert heads.pause() == 0
-    assert (await number(), await number(), requests) == (5, 5, 3)  # once, for that node lags
+    assert (await number(), await number(), requests) == (
+        5,
+        5,
+        3,
+    )  # only once, because the node lags
     block = 6
     heads.hint()
     assert (await number(), requests) == (6, 4)

@@ -21,7 +21,7 @@ from deepsquare_chain.cli.types import size
 pytestmark = pytest.mark.unit
 
 ROOT = typer.main.get_command(app)
-# Parts of the frame, which hold no commands.
+# Modules without commands.
 NO_COMMANDS = {
     "app",
     "frame",
@@ -131,7 +131,7 @@ HEAVY = (
     *("pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "httpx2", "aiohttp", "jinja2"),
     *("structlog", "prometheus_client", "yaml", "asyncio", "numpy", "rich.live", "rich.progress"),
 )
-# One process asks for every help in turn, and tells the first that brought something with it.
+# One process shows every help in turn, and reports the first one that imported a slow module.
 ASK_ALL = f"""
 import contextlib, io, json, sys
 from deepsquare_chain.cli import main

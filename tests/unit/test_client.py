@@ -279,7 +279,7 @@ async def test_watch_reports_a_job_without_progress(monkeypatch: pytest.MonkeyPa
     records = (
         *(JOB for _ in range(2 * polls)),
         *(claimed for _ in range(polls)),
-        # A job that runs is where it should be, for however long.
+        # A running job makes progress, however long it runs.
         *(replace(JOB, status=JobStatus.RUNNING) for _ in range(4 * polls)),
         replace(JOB, status=JobStatus.FINISHED),
     )

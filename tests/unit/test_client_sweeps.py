@@ -63,7 +63,7 @@ def test_the_jobs_of_an_array_share_terms_and_differ_in_their_index() -> None:
     )
     read = [Definition.from_bytes(data).array for data in request.definitions]
     assert [(item.index, item.size) for item in read if item] == [(2, 2), (5, 2)]
-    # A throttle that never binds is left out; a single job is as it was.
+    # A throttle without effect is omitted; a single job is unchanged.
     loose = request_of(
         FILE.definition, terms, array=ArraySpec((1, 2), 2), submission="sub-1f3a9c04"
     )
@@ -162,7 +162,7 @@ async def test_invalid_names_of_jobs(contracts: Any, text: str) -> None:
         (["afterok:1"], [(Dependency.AFTER_OK, 1)]),
         (["5"], [(Dependency.AFTER_OK, 5)]),
         (["afterany:1:2", "afternotok:2"], [("afterany", 1), ("afterany", 2), ("afternotok", 2)]),
-        (["afterok:4"], [("afterok", 4)]),  # it goes on as job 5
+        (["afterok:4"], [("afterok", 4)]),  # its successor is job 5
         (["afterok:1,afterany:train-b"], [("afterok", 1), ("afterany", 2)]),
     ],
 )

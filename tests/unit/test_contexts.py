@@ -78,7 +78,7 @@ def test_the_command_chooses_and_names_overriding_sources(
     monkeypatch.delenv("DEEPSQUARE_CONTEXT", raising=False)
     path = tmp_path / "deepsquare" / "config.toml"
     path.parent.mkdir()
-    # A choice that no longer exists must not keep anybody from making another.
+    # A chosen context that no longer exists does not prevent another choice.
     path.write_text('context = "gone"\n[contexts.test]\n[contexts.main]\n')
     result = CliRunner().invoke(app, ["config", "use", "main", "-o", "json"])
     assert result.exit_code == 0

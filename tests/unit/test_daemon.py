@@ -138,7 +138,7 @@ async def test_failures_back_off_exponentially_and_are_forgotten_after_success(
     failed = [line for line in logs if line["event"] == "cycle failed"]
     assert [line["failures_in_row"] for line in failed] == [1, 2, 3, 4, 1]
     assert (failed[0]["error"], failed[0]["hint"]) == ("EndpointError", "start it")
-    # What a person can act on has no traceback.
+    # An error with a remedy has no traceback.
     assert all("exc_info" not in line for line in failed)
     assert daemon.metrics.value("cycles_total", end="failed") == 5
     assert daemon.metrics.value("cycles_total", end="ok") == 2

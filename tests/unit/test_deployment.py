@@ -95,7 +95,7 @@ def test_missing_fields_and_unknown_ones(tmp_path: Path) -> None:
         short = {key: value for key, value in body.items() if key != name}
         with pytest.raises(UsageError, match=f"{name} is missing"):
             Deployment.from_json(json.dumps(short))
-    # A later version may add fields; this one does not stumble over them.
+    # A later version may add fields, which are ignored.
     assert Deployment.from_json(json.dumps(body | {"colour": "red"})) == RECORD
     lower = json.dumps(body | {"credit": A.lower()})
     assert Deployment.from_json(lower).credit == A

@@ -121,7 +121,7 @@ def test_the_key_is_next_to_the_wallet_unless_its_path_is_given(tmp_path: Path) 
     assert Settings(state_dir=tmp_path).result_key_file == tmp_path / "results.age-key"
     with_path = Settings(keystore=wallet, result_key=tmp_path / "key")
     assert with_path.result_key_file == tmp_path / "key"
-    assert with_path.result_key_file in with_path.private_paths  # no job sees it
+    assert with_path.result_key_file in with_path.private_paths  # jobs can't see it
 
 
 def test_recipients_are_part_of_the_definition() -> None:
@@ -292,9 +292,14 @@ def test_repeated_parts_are_shown_once(key_file: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "encrypted", "position", "offset"),
     [
-        (80, True, 0, 80),  # it lost something: all of it again, behind what it has
-        (130, True, 50, 130),  # it has what was sent, whose answer was lost
-        (80, False, 0, 0),  # plain bytes are the same again, and it leaves alone what it has
+        (80, True, 0, 80),  # it lost a part: everything is sent again, after the remaining part
+        (130, True, 50, 130),  # it has the part whose response was lost
+        (
+            80,
+            False,
+            0,
+            0,
+        ),  # plain bytes are sent again from the start; the gateway keeps those that it has
     ],
 )
 def test_a_log_resumes_at_the_position_of_the_gateway(

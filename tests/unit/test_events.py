@@ -104,7 +104,7 @@ CASES: dict[str, tuple[tuple[Any, ...], Event]] = {
     "RoleGranted": ((WORD, A, B), events.RoleGranted(WORD, A, B)),
     "RoleRevoked": ((WORD, A, B), events.RoleRevoked(WORD, A, B)),
 }
-#: Events of OpenZeppelin contracts that nobody acts on.
+#: Events of OpenZeppelin contracts that have no dataclass.
 UNREAD = {
     "DefaultAdminDelayChangeCanceled",
     "DefaultAdminDelayChangeScheduled",

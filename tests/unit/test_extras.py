@@ -31,7 +31,7 @@ PARTS = {
 }
 #: A program that jobs start with the Python of the provider's machine.
 PROGRAM = PACKAGE / "workflow" / "bore_client.py"
-#: Nobody imports these: a faster backend of another one, and the driver of a database's URL.
+#: Not imported: a faster backend of another package, and the driver of a database URL.
 UNSEEN = {"coincurve", "psycopg", "s5cmd"}
 
 

@@ -109,7 +109,7 @@ async def test_each_event_once_and_in_order(
     assert (result.position, result.head) == (5, 5)
     assert await result.poll(event_store.apply) == 0
     chain.mine([log(10**30)])
-    # A restart is the same as going on.
+    # A restart has the same result as continuing.
     assert await follower(chain, store).poll(event_store.apply) == 1
     assert event_store.amounts() == [*range(10), 10**30]
     assert event_store.batches[-1].time == 1_006
@@ -242,7 +242,7 @@ async def test_settled_blocks_are_never_rolled_back(
         await follower(chain, store, **options).poll(event_store.apply)
     assert "--confirmations" in error_info.value.hint
     assert event_store.amounts() == before
-    # It is no matter of luck: a restart halts again.
+    # It does not depend on timing: a restart halts again.
     with pytest.raises(ReorgTooDeepError):
         await follower(chain, store, **options).poll(event_store.apply)
 
@@ -318,7 +318,7 @@ async def test_a_lagging_node_is_not_trusted(
     chain.before_batch = None
     chain.blocks.append(hidden[0])
     assert await result.poll(event_store.apply) == 3
-    # Words that say the same are no reason for alarm either.
+    # The same data in another spelling is accepted.
     chain.mine([log(3)])
     chain.log_limit, chain.log_words = 0, "header not found"
     assert await result.poll(event_store.apply) == 0
@@ -375,7 +375,7 @@ async def test_a_change_while_reading_is_noticed(
 ) -> None:
     """The chain changes between the requests for logs and for the header that verifies them."""
     chain.mine([log(1)])
-    chain.mine()  # the last block has no log whose hash would tell
+    chain.mine()  # the last block has no log whose hash could show it
     answer = chain._answer
 
     def moving(method: str, params: list[Any]) -> dict[str, Any]:

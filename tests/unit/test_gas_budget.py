@@ -32,7 +32,7 @@ def test_one_after_the_other_through_half_a_day() -> None:
 def test_older_transactions_do_not_count_for_a_day() -> None:
     budget = gas_budget(1_000, [(NOW - 2 * DAY, 1), (NOW - 3 * DAY, 3)], NOW)
     assert (budget.per_transaction, budget.days) == (2, None)
-    # A burst of a minute is no rate of a day either.
+    # A burst of one minute does not determine the rate of a day.
     assert gas_budget(1_000, [(NOW - 60, 1)] * 30, NOW).days is None
 
 

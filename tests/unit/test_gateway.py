@@ -148,7 +148,7 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-# -- who gets what
+# -- permissions
 
 
 async def test_the_customer_and_the_assigned_provider_read_the_definition(
@@ -380,7 +380,7 @@ async def test_a_lost_or_altered_definition_is_distinguished_from_a_gateway_that
     with pytest.raises(EndpointError):
         await two_gateways.get(JOB.definition, 7)
     gateway_store = GatewayDefinitionStore([bench.client(ALICE), other.client(ALICE)])
-    assert await gateway_store.put(DATA) == JOB.definition  # one that is down is no obstacle
+    assert await gateway_store.put(DATA) == JOB.definition  # one that is down does not prevent it
 
 
 async def test_a_gateway_with_altered_data_is_detected() -> None:
@@ -410,7 +410,7 @@ async def test_an_upload_continues_where_it_was_cut_off(bench: GatewayBench) -> 
     with pytest.raises(GatewayRefusedError) as refusal:
         await host.append(7, "work/a", 7, b"8")
     assert (refusal.value.code, refusal.value.offset) == ("wrong-offset", 6)
-    # What can't be made twice is taken at the very end alone.
+    # A part that can't be repeated (`exact`) is accepted only at the end of the file.
     for offset in (4, 7):
         with pytest.raises(GatewayRefusedError) as refusal:
             await host.append(7, "work/a", offset, b"8", exact=True)
@@ -617,9 +617,7 @@ async def test_refused_requests_are_bounded(make: Callable[..., GatewayBench]) -
     assert codes == ["not-authorised"] * 3 + ["too-many-refused"] * 2
     for _ in range(5):
         with pytest.raises(RequestRefusedError, match="no file of this name"):
-            await bench.service.readable_file(
-                alice, 7, "log"
-            )  # asks first whether it is the writer
+            await bench.service.readable_file(alice, 7, "log")  # first checks that it may write
 
 
 async def test_one_account_does_not_take_all_places_for_uploads(bench: GatewayBench) -> None:
@@ -647,7 +645,7 @@ async def test_a_customer_shares_a_bounded_number_of_jobs(
     with pytest.raises(GatewayRefusedError, match="limit of shares"):
         await alice.share(7, STRANGER.address, 2_000)
     await alice.share(7, BOB.address, 3_000)  # the same one for longer
-    await alice.share(7, BOB.address, 0)  # an end is always taken
+    await alice.share(7, BOB.address, 0)  # ending a share is always possible
     await alice.share(7, STRANGER.address, 2_000)
 
 
@@ -684,7 +682,7 @@ async def test_files_are_removed_after_their_time(make: Callable[..., GatewayBen
         with pytest.raises(StoreError):
             await bench.service.clean()
     assert len(files_in(bench.folder)) == 1
-    await bench.service.clean()  # which takes up what is left
+    await bench.service.clean()  # which uses the remaining size
     assert files_in(bench.folder) == []
     with pytest.raises(NotFoundError):
         await bench.client(ALICE).definition(7, JOB.definition)

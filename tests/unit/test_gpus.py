@@ -46,7 +46,7 @@ def test_names_are_numbers_or_the_owners(
         ([["1"], []], 2, ["0", "2"]),
         ([["0"], ["1"], ["2"]], 1, None),
         ([["0"]], 3, None),
-        ([1], 1, ["1"]),  # of an earlier version, which did not name them
+        ([1], 1, ["1"]),  # of an earlier version, which did not record them
         ([2, ["0"]], 1, None),
         ([["9"]], 3, ["0", "1", "2"]),
     ],

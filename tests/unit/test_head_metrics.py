@@ -22,7 +22,7 @@ def test_the_age_grows_until_a_block_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     assert math.isnan(age)
     figures.record_head(998)
     assert metrics.value("head_age_seconds") == metrics.value("clock_skew_seconds") == 2
-    clock.now += 600  # nobody answers, or a cycle hangs
+    clock.now += 600  # no endpoint answers, or a cycle hangs
     assert metrics.value("head_age_seconds") == 602
     assert metrics.value("clock_skew_seconds") == 2
     assert b'deepsquare_head_age_seconds{service="test"} 602.0' in metrics.render()
@@ -44,6 +44,6 @@ def test_a_node_that_lags_or_stopped_is_reported(monkeypatch: pytest.MonkeyPatch
     assert figures.problem() == ""
     clock.now += 1
     assert "the latest block is 121 s old" in figures.problem()
-    # A chain that makes blocks only when somebody sends may be silent for days.
+    # A chain that mines on demand may make no block for days.
     figures.record_head(1_000, on_demand=True)
     assert figures.problem() == ""

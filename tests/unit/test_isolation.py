@@ -223,7 +223,7 @@ def test_namespaces_are_allowed_by_an_option() -> None:
     assert "--dev-bind-try /dev/net/tun /dev/net/tun" in bwrap_arguments
     assert "--bind-try /proc/sys/net /proc/sys/net" in bwrap_arguments
     assert "--uid" not in bwrap_arguments
-    # The kernel lets no job map the root that it is; and root could change the machine's network.
+    # The kernel allows no job to map its own root user, and root could change the machine's network.
     assert "--uid 1000 --gid 1000" in arguments(options, is_root=True)
     shared = SandboxOptions(namespaces=True, network=True)
     assert "/proc/sys/net" not in arguments(shared, is_root=True)

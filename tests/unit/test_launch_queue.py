@@ -63,7 +63,7 @@ async def test_a_slow_start_delays_no_other_job_and_its_own_job_is_skipped(
 ) -> None:
     machine.release(2)
     async with asyncio.timeout(20):
-        # Enough at once: what finds a place is begun all the same.
+        # The limit is reached; the next run starts as soon as one has ended.
         assert await starts.begin(jobs([1, 2]), lambda: True) == 0
         assert starts.jobs == {1, 2}
         assert await starts.begin([], lambda: True) == 0  # nothing ran in between

@@ -122,7 +122,7 @@ async def test_a_refusal_because_of_the_provider_gives_it_a_cooldown_and_the_job
     assert batches.due("assign", [2, 3], NOW) == [2, 3]
     assert (batches.cooldown_until(1), batches.cooldown_until(2)) == (0, NOW + 2)
     assert batches.refusals == 2
-    # The same again, as a call of which nothing could be applied: longer each time, with a bound.
+    # Again, as a call without any effect: the cooldown is longer each time, up to a maximum.
     sender.error = reason("refused", fields={"job_id": 2})
     cooldown_ends = []
     for _ in range(9):

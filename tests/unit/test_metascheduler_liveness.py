@@ -114,7 +114,7 @@ def test_claimed_jobs_are_requeued_if_no_provider_will_start_them() -> None:
     assert to_requeue([fresh], watched_provider(SILENT), MOMENT) == [fresh]
     assert to_requeue([fresh], watched_provider(status=ProviderStatus.BANNED), MOMENT) == [fresh]
     assert to_requeue([running(1)], watched_provider(SILENT), MOMENT) == []
-    # An unclaimed job must wait for its timeout, however silent its provider is.
+    # An unclaimed job waits for its timeout, even if its provider is silent.
     assert to_requeue([assigned(NOW)], watched_provider(SILENT), MOMENT) == []
 
 

@@ -185,7 +185,7 @@ def test_a_database_without_runs_is_read_from_the_first_block_on(store: Store) -
     new_state = SchedulerState(store)
     assert store.recent_blocks(CURSOR) == []
     assert new_state.live() == {}
-    # Once is enough.
+    # The history is read once only.
     with store.begin() as connection:
         store.advance(connection, CURSOR, [Block(1, "0x1")], 9)
     SchedulerState(store)
@@ -258,7 +258,7 @@ class TestSums:
         # The first run is expected to use its whole limit of 1,000 s.
         assert known(500.0).typical_error == pytest.approx(2.0)
         assert known(*[500.0] * 400).typical_error == pytest.approx(1.0, abs=0.02)
-        # A run is as far off if it is twice as long as if it is half as long.
+        # Twice and half the estimate are errors of the same size.
         assert known(2_000.0).typical_error == pytest.approx(2.0)
 
     def test_a_limit_of_zero_counts_as_a_second(self) -> None:

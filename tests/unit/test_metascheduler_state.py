@@ -108,7 +108,7 @@ def test_a_reorganisation_is_undone(store: Store, state: SchedulerState) -> None
     assert state.last_signs() == {}
     assert state.registry_changed
     assert state.all_touched
-    # The new branch tells the same again.
+    # The new branch has the same events.
     apply(store, state, submitted(40))
     assert state.highest() == 40
 

@@ -76,7 +76,7 @@ def headers(*times: int, empty: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         # Anvil, where two transactions that arrive at once make an empty block behind a full one.
         (headers(*range(10), 60, 61, empty=(4, 12)), 5, True),
         (headers(*range(10), 60, 62, empty=(12,)), 500, False),
-        # Too young to tell.
+        # The chain is too young to decide.
         (headers(5), 500, False),
         ([], 500, False),
         # The first block is empty on every chain.

@@ -479,7 +479,7 @@ class TestCustomers:
         job_plan = decide([*queue, other], [provider()], load, limited)
         customers = [d.waiting.job.customer for d in job_plan.decisions]
         assert sorted(customers) == [self.heavy, self.heavy, self.light]
-        # What may not start holds no reservation either.
+        # A job that may not start holds no reservation either.
         full = [*load, running(21, customer=self.heavy), running(22, customer=self.heavy, cpus=6)]
         assert kept(decide(queue, [provider()], full, limited)) == []
 
@@ -613,7 +613,7 @@ class TestEligibility:
         self, view: ProviderView, job: Waiting, expected: Refusal | None
     ) -> None:
         assert refusal(job, view, NOW) is expected
-        # The plan and the question about one provider must never part.
+        # The plan and the eligibility check of one provider must always agree.
         assert bool(decide([job], [view]).decisions) is (expected is None)
 
     def test_a_provider_that_gave_the_job_back_is_tried_again_later(self) -> None:

@@ -53,7 +53,7 @@ def ours(grid: Grid, host: Host, job_id: int, excluded: frozenset[int] = frozens
     provider = _provider(tuple(grid.registry.getProvider(host.account)))
     view = ProviderView(provider, silent=grid.scheduler.isSilent(host.id))
     waiting = Waiting(job, Objective.COST, "", job.since, excluded)
-    # The scheduler looks at a block and acts in the next one.
+    # The scheduler reads a block and acts in the next one.
     return NAMES[refusal(waiting, view, grid.chain.now - 1)]
 
 

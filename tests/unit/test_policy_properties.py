@@ -247,7 +247,7 @@ class TestStarvation:
         outcomes = run_policy(jobs, grid, [1.0, 1.0], Rules(), block=block)
         assert len(outcomes) == len(jobs)
         assert all(outcome.wait >= 3 * block for outcome in outcomes)
-        # In no order of arrivals does the grid give more than it has.
+        # The grid never exceeds its capacity, whatever the order of arrivals.
         for index in (0, 1):
             provider_outcomes = [outcome for outcome in outcomes if outcome.provider == index]
             for moment in {outcome.start for outcome in provider_outcomes}:
@@ -284,7 +284,7 @@ def test_updated_tables_give_the_same_plan_as_new_ones() -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(policy, "_MAX_PLAIN_PROVIDERS", 0)
                 assert plan(snapshot, policy_rules, history) == job_plan
-            # What only people look at changes no decision.
+            # Data for explanations does not change any decision.
             short = super().plan(snapshot, policy_rules, history, complete=False)
             assert short.decisions == job_plan.decisions
             compared.append(len(job_plan.decisions))

@@ -111,7 +111,7 @@ async def test_after_a_failure_the_next_endpoint_is_used(clock: Clock, nodes: li
     nodes[0].fail()
     assert [await ask(pool), await ask(pool)] == ["b", "b"]
     assert nodes[0].requests == ["eth_getLogs"]
-    # The first is well again, which is no reason to go back.
+    # The first endpoint has recovered; the pool does not switch back to it.
     nodes[0].down = None
     clock.now += 3_600
     assert await ask(pool) == "b"

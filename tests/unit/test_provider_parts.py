@@ -244,7 +244,7 @@ class TestBatches:
         actions = [(view(1), model.Claim()), (view(2), model.RunReport(5, 0, ""))]
         assert await work.send(actions) == 1
         assert (work.jobs, counts) == ({2}, {"claim": 1})
-        assert await work.send([]) == 0  # with nothing to send it waits for nothing
+        assert await work.send([]) == 0  # without actions it does not wait
         release.set()
         await work.close()
         assert (work.jobs, counts) == (frozenset(), {"claim": 1, "finish": 1})
@@ -445,7 +445,7 @@ class TestExecutorActions:
         assert table.get(1).allotment == 90
         executor.error = NotFoundError("gone")
         with capture_logs() as logs:
-            for _ in range(3):  # every cycle tries again, and the log has it once
+            for _ in range(3):  # every cycle retries, and it is logged once
                 actions = [(view(run=SUBMITTED), model.Extend(98, 100))]
                 assert await handlers.carry_out(actions) == 0
         assert [entry["event"] for entry in logs] == ["run not extended"]
@@ -680,7 +680,9 @@ async def test_nothing_is_read_before_transactions_of_an_earlier_process_are_min
     )
     assert await ProviderService._settle_earlier_transactions(service) is mined
     assert blocks == ([3, 9] if mined else [3])
-    assert looked == ["latest"]  # a transaction in front of an answer may cost what an answer may
+    assert looked == [
+        "latest"
+    ]  # an earlier transaction may cost as much as the answer that waits for it
 
 
 @dataclass
@@ -799,7 +801,7 @@ async def test_transactions_mined_during_the_poll_cause_no_lag():
     w3: Any = SimpleNamespace(provider=None)
     heads = HeadSource(w3, reconcile, figures, poll=1)
     assert await heads.poll(lambda: mined[0]) == Head(5, 1_000, b"\5")
-    assert await heads.poll(lambda: mined[0]) is None  # now it is one
+    assert await heads.poll(lambda: mined[0]) is None  # now it is such a transaction
 
 
 @pytest.mark.parametrize(
@@ -808,7 +810,7 @@ async def test_transactions_mined_during_the_poll_cause_no_lag():
         ("claim", SCHEDULER, True),
         ("start", SCHEDULER, True),
         ("finish", SCHEDULER.lower(), True),
-        # What a person does with the same wallet from another folder is no daemon.
+        # A command of a person with the same wallet, from another folder, is not another daemon.
         ("answer", SCHEDULER, False),
         ("requeue", SCHEDULER, False),
         ("claim", "0x" + "66" * 20, False),

@@ -163,7 +163,7 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], message: str) -> None:
         SignedRequest.from_wire("text")
 
 
-# -- what is shown before a signature
+# -- previews before a signature
 
 
 def test_a_submission_is_shown_with_its_terms() -> None:
@@ -208,7 +208,7 @@ def test_nothing_is_signed_without_confirmation(monkeypatch: pytest.MonkeyPatch)
     assert "gas       paid by the relay" in refusal
 
 
-# -- the customer's side of the wire
+# -- the customer's client
 
 
 async def lookup(answer: httpx2.Response | Exception) -> Any:
@@ -301,7 +301,7 @@ def deployment() -> Any:
     return Deployment(1337, *[SCHEDULER] * 5, block=0)
 
 
-# -- what is remembered
+# -- recorded requests
 
 
 @pytest.fixture

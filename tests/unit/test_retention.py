@@ -50,7 +50,7 @@ def kept(key: str, age: float, size: int = 10) -> KeptRun:
             ["a", "b"],
         ),
         ([kept("b", DAY), kept("a", 2 * DAY)], RetentionLimits(9 * DAY, 20), []),
-        # What went by its age counts as freed.
+        # Folders removed by age count as freed.
         ([kept("a", 3 * DAY), kept("b", DAY)], RetentionLimits(2 * DAY, 10), ["a"]),
         # Results can be fetched for an hour, however short the limits are.
         ([kept("a", MIN_FOLDER_AGE - 1, 99)], RetentionLimits(1, 1), []),

@@ -55,10 +55,12 @@ def test_all_errors_are_there() -> None:
     entries = {entry["name"] for interface in interfaces() for entry in interface.entries("error")}
     names = {kind.__name__ for kind in ERRORS.values()}
     assert entries <= names
-    assert names - entries == {"RegistryReasonTooLong"}  # a namesake with other fields
-    # Words for an error that does not exist would never be read.
+    assert names - entries == {
+        "RegistryReasonTooLong"
+    }  # an error of the same name with other fields
+    # A message for an error that does not exist would never be shown.
     assert set(_SENTENCES) <= names
-    # Each error that has words also says what to do next.
+    # Each error with a message also says what to do next.
     assert set(_SENTENCES) == set(HINTS) <= names
     assert set(KINDS) <= names
 

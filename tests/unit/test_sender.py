@@ -139,7 +139,7 @@ async def test_a_call_that_would_revert_is_not_signed(
         await sender.send(call())
     assert early.value.job_id == 7
     assert (chain.sent, states(store)) == ([], [])
-    # Given gas skips the estimate, so that only the simulation looks; and that can be left out.
+    # A given gas limit skips the estimate, so that only the simulation checks the call; it can be skipped too.
     chain.call_error = chain.estimate_error
     with pytest.raises(reverts.TooEarly):
         await sender.send(call(), gas=100_000)
@@ -185,9 +185,9 @@ async def test_an_unclear_response_neither_repeats_nor_loses_a_transaction(
 ) -> None:
     chain.automine = False
     task = asyncio.create_task(mining(chain))
-    chain.faults = [("lost", LOST)]  # it took it, the answer was lost
+    chain.faults = [("lost", LOST)]  # it accepted the transaction, the response was lost
     await sender.send(call(1))
-    chain.faults = [LOST]  # it never got it
+    chain.faults = [LOST]  # it never received the transaction
     await sender.send(call(2))
     task.cancel()
     assert [tx.data for tx in chain.mined()] == [call(1).data, call(2).data]
@@ -282,7 +282,7 @@ async def test_fees_stay_below_the_ceiling(chain: FakeChain, store: Store) -> No
     for _ in range(6):
         chain.mine()
         await asyncio.sleep(0.004)
-    assert len(chain.sent) == 1  # no bump fits below the ceiling: hold
+    assert len(chain.sent) == 1  # no higher fee is possible below the ceiling: it waits
     chain.base_fee = GWEI
     chain.mine()
     await task
@@ -427,7 +427,7 @@ async def test_a_mined_failure_is_typed(chain: FakeChain, store: Store, sender: 
     chain.call_error = ContractCustomError(data, data=data)
     with pytest.raises(reverts.NotCustomer):
         await sender.send(call())
-    chain.call_error = None  # the reason has gone by the time somebody asks
+    chain.call_error = None  # the reason can no longer be requested later
     with pytest.raises(RevertedError, match="rejected by the contract"):
         await sender.send(call())
     assert states(store) == [TxState.FAILED, TxState.FAILED]
@@ -464,7 +464,7 @@ async def test_receipts_may_lag_behind_the_nonce(chain: FakeChain, sender: Sende
     chain.hidden_receipts = 20
     assert (await sender.send(call(), timeout=5)).block_number == 1
     chain.automine = False
-    blocks = asyncio.create_task(mining(chain, 0.002))  # many blocks, but too few looks
+    blocks = asyncio.create_task(mining(chain, 0.002))  # many blocks, but too few polls
     chain.hidden_receipts = 5
     await sender.send(call(2), timeout=5)
     blocks.cancel()
@@ -593,7 +593,7 @@ async def test_concurrent_sends_share_requests(chain: FakeChain, store: Store) -
     await until(lambda: len(chain.pool) == 3)
     assert requests == {"get_balance": 1, "get_block": 1}
     assert sorted(tx.nonce for tx in chain.sent) == [0, 1, 2]
-    # One look of the dispatcher, and one that all share who wait.
+    # One poll of the sender, and one that all waiting calls share.
     await until(lambda: len(sender.unattended()) == 0)
     assert len(chain.batches) <= 2
     for task in tasks:
@@ -936,7 +936,7 @@ async def test_a_lagging_node_does_not_reset_the_nonce(
     assert "transaction reopened" not in capsys.readouterr().out
     assert states(store) == [TxState.MINED, TxState.MINED]
     assert len(chain.sent) == 2
-    # A branch of the same height is no such node.
+    # A branch of the same height does not mean a lagging node.
     chain.reorg(1)
     await sender.reconcile()
     assert "transaction reopened" in capsys.readouterr().out
@@ -1002,7 +1002,7 @@ async def test_a_refused_replacement_is_reported(chain: FakeChain, sender: Sende
     chain.faults = [refusal("insufficient funds for gas * price + value")]
     with pytest.raises(InsufficientFundsError, match="for a replacement"):
         await sender.speed_up(sender.pending()[0])
-    # The one who waits for it may offer its bytes again in between.
+    # The waiting call may resend its bytes in between.
     chain.faults = [refusal("transaction type not supported")] * 8
     with pytest.raises(EndpointError, match="rejected the replacement: transaction type"):
         await sender.speed_up(sender.pending()[0])

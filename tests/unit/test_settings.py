@@ -370,7 +370,7 @@ def test_a_displayed_value_hides_secrets_in_urls() -> None:
 def test_the_home_of_another_user_is_ignored(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The kernel's error below a folder that may not be searched; root may search any.
+    # The kernel's error for a folder without search permission; root may search any.
     def closed(path: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

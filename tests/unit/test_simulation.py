@@ -198,7 +198,7 @@ class TestBaselines:
         jobs = [
             job(1, 0, 6, 100),
             job(2, 1, 8, 50),  # waits for the first
-            job(3, 2, 2, 98),  # ends with the first: fills in
+            job(3, 2, 2, 98),  # ends with the first: is backfilled
             job(4, 3, 2, 98),  # would delay the second
         ]
         assert self.run(jobs, 8) == {1: 0, 2: 100, 3: 2, 4: 150}

@@ -157,7 +157,7 @@ def test_limits_are_whole_minutes_above_the_seconds_that_are_paid() -> None:
     [
         ("42\n", "42"),  # every version
         ("42;cluster-a\n", "42"),  # with a cluster's name, where several are configured
-        ("sbatch: INFO: your quota is 90 % used\n42\n", "42"),  # a job_submit plugin talks
+        ("sbatch: INFO: your quota is 90 % used\n42\n", "42"),  # a job_submit plugin prints text
         ("", None),
         ("Submitted batch job 42\n", None),
         ("42 43\n", None),
@@ -513,7 +513,7 @@ def test_every_end_state_without_a_record_of_the_wrapper(
         ("FAILED", 137, "signalled", (137, "signalled")),
         ("FAILED", 143, "walltime", (143, "walltime")),
         ("FAILED", 143, "cancelled", (143, "cancelled")),
-        ("FAILED", 143, "terminated", (143, "signalled")),  # by the job itself
+        ("FAILED", 143, "terminated", (143, "signalled")),  # cancelled by the job itself
         ("TIMEOUT", 143, "terminated", (143, "walltime")),
         ("TIMEOUT", 143, "signalled", (143, "walltime")),
         ("TIMEOUT", 0, "exited", (0, "exited")),

@@ -69,7 +69,7 @@ class TestWhatCounts:
             (panicked(HOST), False),
             # A cluster may queue a claimed job.
             (requeued(ANYBODY, S.SCHEDULED), False),
-            # Only the provider itself gives up what does not run.
+            # Only the provider itself can give up a job that does not run.
             (panicked(HOST, S.META_SCHEDULED), False),
         ],
     )
@@ -137,7 +137,7 @@ class TestSuspension:
             ([], []),
             ([0, 1, 2, 60], [0]),
             ([0, 60, 61], [0, 61]),
-            # The gap is counted from the first of those that came together.
+            # The gap is counted from the first of several strikes at the same time.
             ([0, 40, 80, 120], [0, 80]),
             ([500, 0, 61], [0, 61, 500]),
         ],
@@ -172,7 +172,7 @@ class TestSuspension:
         assert (end > NOW) == (len(struck(times, NOW, watch)) >= limit)
         if end:
             assert end <= NOW + DAY
-            # Of those that made it rest, the last that had to fall out of the window is at its edge.
+            # The suspension ends when the strike that caused it leaves the window.
             recent = [at for at in struck(times, NOW, watch) if at > end - DAY]
             assert len(recent) == limit - 1
 
@@ -189,7 +189,7 @@ class TestPolicy:
         assert plan(Snapshot(NOW + 1, [suspended, expensive], [small], [])).by_provider() == {
             1: [1]
         }
-        # An overdue job waits for no place that is closed to it.
+        # An overdue job does not wait for a suspended provider.
         large = waiting(2, cpus=8, queued_at=NOW - 10**6)
         result = plan(Snapshot(NOW, [suspended, expensive], [large], []), Rules())
         assert (result.decisions, result.reservations) == ((), {})

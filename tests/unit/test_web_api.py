@@ -188,7 +188,7 @@ async def test_a_cursor_of_another_list_is_refused(ask: httpx2.AsyncClient) -> N
     assert "not a cursor of this list" in answer.json()["detail"]
 
 
-# -- what did not change
+# -- unchanged responses
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/jobs/1", "/overview", "/status", "/roles"])
@@ -299,7 +299,7 @@ async def test_a_failure_reveals_nothing(error: Exception, status: int) -> None:
 async def test_no_request_breaks_it(
     whole: Indexed, path: str, inside: str, query: dict[str, str]
 ) -> None:
-    # Every character reaches the server, also those that no URL holds as they are.
+    # Every character reaches the server, also those that must be encoded in a URL.
     segment = quote(inside, safe="")
     parts = [segment if part.startswith("{") else part for part in path.split("/")]
     async with client(whole.index) as ask:

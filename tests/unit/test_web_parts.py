@@ -612,7 +612,7 @@ def test_any_form_is_read_or_refused(given_values: dict[str, Any]) -> None:
         assert error.message  # noqa: PT017 - either is fine, anything else is not
 
 
-# -- what is priced before a wallet is asked
+# -- quotes without a wallet
 
 
 def offer(number: int, cost: int, starts_in: int | None = 0, refusal: str = "") -> PricedOffer:
@@ -721,7 +721,7 @@ def test_a_provider_that_is_its_own_customer_is_listed_as_the_customer() -> None
     ]
 
 
-# -- why it waits
+# -- reasons for a wait
 
 
 def provider(**labels: str) -> ProviderRow:
@@ -836,7 +836,7 @@ def test_commands_in_hints_are_code(text: str, markup: str) -> None:
     assert str(formats.with_code(text)) == markup
 
 
-# -- host names by which it is asked
+# -- host names of requests
 
 
 @pytest.mark.parametrize(

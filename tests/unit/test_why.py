@@ -56,7 +56,7 @@ async def printed_lines(
     async with ReasonPrinter(contracts, lines.append) as printer:
         for _ in situations:
             printer.start_explaining(JOB)
-            printer.start_explaining(JOB)  # one look at a time
+            printer.start_explaining(JOB)  # one read at a time
             assert not printer.idle
             await onlooker.looked.wait()
             await asyncio.sleep(0)

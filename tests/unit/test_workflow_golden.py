@@ -18,7 +18,7 @@ from deepsquare_chain.workflow.abilities import RUNTIMES
 GOLDEN = Path(__file__).parents[1] / "golden" / "jobs"
 PACKAGE = Path(__file__).parents[2] / "deepsquare_chain"
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
-#: Begins what differs between jobs; the functions before it stand in files of their own.
+#: The part of a script that differs between jobs begins here; the functions before it are separate files.
 MARK = "\n# -- the job\n\n"
 
 
@@ -42,7 +42,7 @@ def test_a_script_is_as_it_was_and_clean(name: str, tmp_path: Path) -> None:
 def test_the_test_of_abilities_is_clean(tmp_path: Path) -> None:
     networks = (PACKAGE / "workflow" / "networks.sh").read_text()
     test = (PACKAGE / "provider" / "abilities.sh").read_text()
-    # As it runs: the first line of the test has the directives for all of it.
+    # The script as it runs: its first line has the directives of shellcheck.
     assert lint(test.partition("\n")[0] + networks + test, tmp_path) == ""
 
 

@@ -111,7 +111,7 @@ def test_variables_of_the_shell_itself_do_not_stop_the_job(tmp_path: Path, name:
 
 
 def test_a_command_as_long_as_allowed_runs(tmp_path: Path) -> None:
-    # A quote takes four characters when it is quoted: the worst case.
+    # A quoted quotation mark takes four characters: the worst case.
     result = run(definition("true " + "'" * 65_530), tmp_path)
     assert result.returncode == 0
 

@@ -104,7 +104,7 @@ steps:
 
 
 def test_parallel_iterations_run_at_once_and_all_to_their_end(tmp_path: Path) -> None:
-    # Each round waits for all others: in sequence they would never end.
+    # Each iteration waits for all others: in sequence they would never end.
     text = """
 steps:
 - for:
@@ -291,7 +291,7 @@ steps:
 - run: {resources: {tasks: 1, gpusPerTask: 3}, command: 'echo "$GPUS_PER_TASK"'}
 """
     assert run(text, tmp_path) == (0, ["4 2 100 2 8 8 800 7", "/tmp", "3"])
-    # What a job did not leave on purpose is gone.
+    # Files that the job did not leave as results are removed.
     assert {path.name for path in (tmp_path / "work").rglob("*")} == {"input", "output", "file"}
     (tmp_path / "second").mkdir()
     command = "touch result tmp disk; rmdir output; touch output; ln -s . world-tmp"
