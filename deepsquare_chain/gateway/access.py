@@ -26,7 +26,7 @@ from deepsquare_chain.chain.sign_in import SignInMessage, is_signed_by, rfc3339,
 from deepsquare_chain.errors import NotFoundError, UsageError
 from deepsquare_chain.gateway.storage import GatewayRecords, JobSpace
 from deepsquare_chain.job import DAY, MEGABYTE, Job, JobStatus
-from deepsquare_chain.observability.serving import RateLimit, RequestRefusedError
+from deepsquare_chain.observability.serving import RateLimit, RequestRefusedError, forbidden
 from deepsquare_chain.store.gateway_client import contract_resource, is_file_name, jobs_resource
 
 # -- limits and quotas of a gateway
@@ -110,10 +110,6 @@ class Session:
     account: str
     jobs: frozenset[int] | None
     expires: float
-
-
-def _forbidden(message: str, *, code: str, hint: str = "") -> RequestRefusedError:
-    return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
 
 
 def _unauthorised(message: str, *, code: str) -> RequestRefusedError:
@@ -344,7 +340,7 @@ class Access:
             EndpointError: The chain can't be read.
         """
         if session.jobs is not None and job_id not in session.jobs:
-            raise _forbidden(
+            raise forbidden(
                 f"This sign-in is not for job {job_id}",
                 code="wrong-job",
                 hint="Sign in for that job.",
@@ -364,7 +360,7 @@ class Access:
         if job is None or not await self._allowed(session.account, job, permission):
             if counted:
                 self._refusals.wait(session.account)
-            raise _forbidden(
+            raise forbidden(
                 f"{session.account} may not {permission.value} of job {job_id}",
                 code="not-authorised",
                 hint="Only its customer can read it, and only its current provider can upload to it.",
@@ -378,7 +374,7 @@ class Access:
             RequestRefusedError: The sign-in is for one job.
         """
         if session.jobs is not None:
-            raise _forbidden("This sign-in is valid for one job only", code="wrong-job")
+            raise forbidden("This sign-in is valid for one job only", code="wrong-job")
 
     async def check_uploader(self, session: Session) -> None:
         """Refuse definitions of accounts that can't pay for any job.
@@ -390,7 +386,7 @@ class Access:
         self.check_unrestricted(session)
         known = self._records.has_definitions(session.account)
         if not known and not await self._contracts.credit.balance_of(session.account):
-            raise _forbidden(
+            raise forbidden(
                 f"{session.account} has no credits",
                 code="no-credits",
                 hint="Definitions are accepted only from accounts that can pay for a job.",

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Path
 from fastapi.exceptions import RequestValidationError
-from pydantic_core import from_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -58,10 +57,12 @@ from deepsquare_chain.observability.serving import (
     RateLimit,
     RequestRefusedError,
     failure_response,
+    json_body,
     probe_routes,
     problem,
     read_body,
     sends_json,
+    too_large,
 )
 from deepsquare_chain.store.database import Store
 
@@ -365,25 +366,14 @@ async def _part(request: Request, limit: int) -> bytes:
             hint="Send smaller parts.",
         ) from None
     if data is None:
-        raise RequestRefusedError(
-            f"The body is longer than {limit:,} bytes",
-            code="too-large",
-            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            hint="Send files in parts.",
-        )
+        raise too_large(limit, "Send files in parts.")
     return data
 
 
 async def _json(request: Request, limit: int = _MAX_JSON) -> dict[str, Any]:
     if not sends_json(request):
         raise UsageError("The body must be sent as application/json")
-    try:
-        body = from_json(await _part(request, limit), allow_inf_nan=False)
-    except ValueError:
-        raise UsageError("The body is not JSON") from None
-    if not isinstance(body, dict):
-        raise UsageError("The body is not a JSON object")
-    return body
+    return json_body(await _part(request, limit))
 
 
 def _hex(text: Any) -> bytes | None:

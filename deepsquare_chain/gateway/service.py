@@ -29,7 +29,7 @@ from deepsquare_chain.job import DAY
 from deepsquare_chain.notify.delivery import MailServer
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.observability.metrics import Metrics
-from deepsquare_chain.observability.serving import RequestRefusedError
+from deepsquare_chain.observability.serving import RequestRefusedError, forbidden
 from deepsquare_chain.store.definitions import MAX_BYTES
 from deepsquare_chain.store.gateway_client import LOG, share_data
 from deepsquare_chain.workflow import Definition
@@ -396,10 +396,8 @@ class GatewayService:
         )
         message = encode_typed_data(full_message=data)
         if not await is_signed_by(self._contracts.w3, message, signature, space.customer):
-            raise RequestRefusedError(
-                "The customer of the job did not sign this share",
-                code="wrong-signature",
-                status=HTTPStatus.FORBIDDEN,
+            raise forbidden(
+                "The customer of the job did not sign this share", code="wrong-signature"
             )
         now = self.access.now()
         others = self._records.share_count(space.customer, now, job_id=job_id, reader=reader)

@@ -40,16 +40,6 @@ from deepsquare_chain.job import Job
 from deepsquare_chain.store.database import Database, metadata
 
 _MAX_TOTALS: Final = 10_000
-
-_definitions: Final = Table(
-    "gateway_definitions",
-    metadata,
-    Column("digest", String, primary_key=True),
-    Column("account", String, primary_key=True),
-    Column("size", Integer, nullable=False),
-    Column("used_at", Integer, nullable=False),
-)
-
 #: Object written and read at the start of a gateway.
 _CHECK_NAME: Final = "check"
 #: A part is merged into the last segment while that is smaller than this (bytes), so that a log
@@ -62,7 +52,14 @@ _READ_BYTES: Final = 1024 * 1024
 #: Timeout of a request to a remote store; clients of the gateway have a timeout of 15 seconds.
 _TIMEOUT: Final = timedelta(seconds=10)
 
-
+_definitions: Final = Table(
+    "gateway_definitions",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("account", String, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("used_at", Integer, nullable=False),
+)
 Index("gateway_definitions_account", _definitions.c.account)
 Index("gateway_definitions_used", _definitions.c.used_at)
 

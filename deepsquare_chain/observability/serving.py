@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
+from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -177,6 +178,21 @@ class RequestRefusedError(GridError):
         self.fields = fields
 
 
+def forbidden(message: str, *, code: str, hint: str = "") -> RequestRefusedError:
+    """Return the refusal of a request that the client may not make (403)."""
+    return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
+
+
+def too_large(limit: int, hint: str) -> RequestRefusedError:
+    """Return the refusal of a request whose body has more than `limit` bytes (413)."""
+    return RequestRefusedError(
+        f"The body is longer than {limit:,} bytes",
+        code="too-large",
+        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        hint=hint,
+    )
+
+
 def failure_response(error: Exception, service: str, path: str) -> Response:
     """Return the response of a service for an exception, without internal details."""
     match error:
@@ -271,6 +287,21 @@ async def read_body(request: Request, limit: int) -> bytes | None:
             return None
         parts.append(part)
     return b"".join(parts)
+
+
+def json_body(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise UsageError("The body is not JSON") from None
+    if not isinstance(value, dict):
+        raise UsageError("The body is not a JSON object")
+    return value
 
 
 def open_listener(port: int, host: str = HOST) -> socket.socket:

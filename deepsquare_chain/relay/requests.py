@@ -31,7 +31,7 @@ from deepsquare_chain.chain.bindings.abi import AbiError, interface
 from deepsquare_chain.chain.bindings.forwarder import CALLDATA_GAS, ForwardRequest, SignedRequest
 from deepsquare_chain.credits import CREDIT, credit_count, format_credits
 from deepsquare_chain.job import DAY
-from deepsquare_chain.observability.serving import RequestRefusedError
+from deepsquare_chain.observability.serving import RequestRefusedError, forbidden
 from deepsquare_chain.store.database import Database, metadata
 
 #: Functions of the MetaScheduler that a relay may call.
@@ -80,22 +80,24 @@ def check(signed: SignedRequest, scheduler: str, rules: RelayRules) -> AllowedCa
     """
     request = signed.request
     if request.to != scheduler:
-        raise _forbidden(
+        raise forbidden(
             f"This relay does not forward calls to {request.to}",
-            "wrong-contract",
-            f"It forwards calls to the MetaScheduler at {scheduler}.",
+            code="wrong-contract",
+            hint=f"It forwards calls to the MetaScheduler at {scheduler}.",
         )
     if request.value != 0:
-        raise _forbidden("This relay does not send coin with a call", "value", "Sign a value of 0.")
+        raise forbidden(
+            "This relay does not send coin with a call", code="value", hint="Sign a value of 0."
+        )
     _check_gas(request, rules)
     allowed = _allowed(request.data)
     min_amount = min_amount_of(allowed.function, rules)
     if min_amount and allowed.amount < min_amount:
-        raise _forbidden(
+        raise forbidden(
             f"{credit_count(allowed.amount)} are too few: this relay pays gas from "
             f"{format_credits(min_amount)} credits per job or top-up",
-            "amount-too-small",
-            "Give more credits, or send the transaction yourself.",
+            code="amount-too-small",
+            hint="Give more credits, or send the transaction yourself.",
         )
     return allowed
 
@@ -139,10 +141,10 @@ def gas_of(signed: SignedRequest) -> int:
 
 def _check_gas(request: ForwardRequest, rules: RelayRules) -> None:
     if request.gas > rules.max_gas:
-        raise _forbidden(
+        raise forbidden(
             f"The request may use {request.gas:,} gas, this relay pays {rules.max_gas:,} at most",
-            "too-much-gas",
-            "Split it into several requests, for instance a smaller --array.",
+            code="too-much-gas",
+            hint="Split it into several requests, for instance a smaller --array.",
         )
 
 
@@ -157,10 +159,10 @@ def _allowed(data: bytes) -> AllowedCall:
             hint=f"This relay forwards {', '.join(FUNCTIONS)}.",
         ) from None
     if function.name not in FUNCTIONS:
-        raise _forbidden(
+        raise forbidden(
             f"This relay does not forward {function.name}",
-            "function-not-allowed",
-            f"It forwards {', '.join(FUNCTIONS)}.",
+            code="function-not-allowed",
+            hint=f"It forwards {', '.join(FUNCTIONS)}.",
         )
     return AllowedCall(function.name, _amount(function.name, values))
 
@@ -170,10 +172,6 @@ def _amount(function: str, values: tuple[Any, ...]) -> int:
     if function.startswith("submitJobs"):
         return min((int(terms[0]) for terms, _ in values[0]), default=0)
     return int(values[2]) if function.startswith("topUp") else 0
-
-
-def _forbidden(message: str, code: str, hint: str) -> RequestRefusedError:
-    return RequestRefusedError(message, code=code, status=HTTPStatus.FORBIDDEN, hint=hint)
 
 
 #: Seconds after which a settled request is deleted; its deadline has long passed.

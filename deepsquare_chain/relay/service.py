@@ -16,7 +16,6 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from eth_utils.address import to_checksum_address
-from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -59,10 +58,13 @@ from deepsquare_chain.observability.serving import (
     LoopbackServer,
     RequestRefusedError,
     failure_response,
+    forbidden,
+    json_body,
     probe_routes,
     problem,
     read_body,
     sends_json,
+    too_large,
 )
 from deepsquare_chain.relay.requests import (
     FUNCTIONS,
@@ -514,9 +516,7 @@ def _check_signature(signed: SignedRequest, domain: SigningDomain) -> None:
     try:
         signed.check_signer(domain)
     except NotAuthorisedError as error:
-        raise RequestRefusedError(
-            error.message, code="wrong-signer", status=HTTPStatus.FORBIDDEN, hint=error.hint
-        ) from None
+        raise forbidden(error.message, code="wrong-signer", hint=error.hint) from None
 
 
 # -- the HTTP API of the relay
@@ -579,17 +579,8 @@ async def _read(request: Request, limit: int) -> SignedRequest:
         raise UsageError("Requests must be sent as application/json")
     body = await read_body(request, limit)
     if body is None:
-        raise RequestRefusedError(
-            f"The body is longer than {limit:,} bytes",
-            code="too-large",
-            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            hint="Split it into several requests.",
-        )
-    try:
-        tree = from_json(body, allow_inf_nan=False)
-    except ValueError:
-        raise UsageError("The body is not JSON") from None
-    return SignedRequest.from_wire(tree)
+        raise too_large(limit, "Split it into several requests.")
+    return SignedRequest.from_wire(json_body(body))
 
 
 def _wire(relay: RelayService, request: RelayedRequest) -> dict[str, Any]:

@@ -50,6 +50,9 @@ from deepsquare_chain.errors import (
 )
 from deepsquare_chain.faults import crash_point
 
+if TYPE_CHECKING:
+    from deepsquare_chain.observability.metrics import Metrics
+
 __all__ = ["NonceTakenError", "OutOfGasError", "Sender", "TransactionCancelledError", "TxReceipt"]
 
 #: A nonce conflict is reported only after this many checks without a receipt of our own, and, on a
@@ -64,9 +67,6 @@ _CANCEL_AFTER_BLOCKS: Final = 16
 _BACKOFF: Final = (0.25, 5.0)
 #: Polls with an unchanged head after which the receipt is requested anyway.
 _IDLE_POLLS: Final = 8
-if TYPE_CHECKING:
-    from deepsquare_chain.observability.metrics import Metrics
-
 _log = structlog.get_logger(__name__)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import pydantic_core
 from hexbytes import HexBytes
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -36,7 +35,7 @@ from deepsquare_chain.errors import (
 )
 from deepsquare_chain.indexer.schema import MAX_INT
 from deepsquare_chain.job import Job, JobFlags, JobStatus, Terms
-from deepsquare_chain.observability.serving import RateLimit, read_body
+from deepsquare_chain.observability.serving import RateLimit, json_body, read_body
 from deepsquare_chain.web.formats import count, duration, plain_amount, size_of, visible
 from deepsquare_chain.web.lookup import read_transaction
 from deepsquare_chain.web.security import is_same_origin
@@ -562,13 +561,7 @@ async def _read_post(request: Request) -> tuple[Site, Mapping[str, Any]]:
     body = await read_body(request, MAX_BODY)
     if body is None:
         raise PostRefusedError(f"More than {MAX_BODY:,} bytes", 413)
-    try:
-        payload = pydantic_core.from_json(body)
-    except ValueError:
-        raise UsageError("The body is not JSON") from None
-    if not isinstance(payload, dict):
-        raise UsageError("The body is not a JSON object")
-    return site_of(request), payload
+    return site_of(request), json_body(body)
 
 
 def _account(payload: Mapping[str, Any]) -> str:
