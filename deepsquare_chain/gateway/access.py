@@ -76,6 +76,8 @@ def check_name(name: str) -> str:
     return name
 
 
+# -- sign-in and permissions
+
 #: Lifetime of a nonce and tolerated clock skew, in seconds.
 _NONCE_SECONDS: Final = 300
 _SKEW: Final = 60

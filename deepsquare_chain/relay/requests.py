@@ -34,6 +34,8 @@ from deepsquare_chain.job import DAY
 from deepsquare_chain.observability.serving import RequestRefusedError, forbidden
 from deepsquare_chain.store.database import Database, metadata
 
+# -- the rules
+
 #: Functions of the MetaScheduler that a relay may call.
 FUNCTIONS: Final = (
     "submitJobs",
@@ -173,6 +175,8 @@ def _amount(function: str, values: tuple[Any, ...]) -> int:
         return min((int(terms[0]) for terms, _ in values[0]), default=0)
     return int(values[2]) if function.startswith("topUp") else 0
 
+
+# -- the records
 
 #: Seconds after which a settled request is deleted; its deadline has long passed.
 KEPT_SECONDS: Final = 7 * DAY

@@ -137,6 +137,8 @@ def json_object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+# -- the gateway's client
+
 #: Maximum definitions of one registration of recipients.
 MAX_REGISTERED_DEFINITIONS: Final = 50
 #: File name of the log, which grows while a run is alive.

@@ -50,6 +50,8 @@ from deepsquare_chain.faults import crash_point
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Metrics
 
+# -- the transaction that used a nonce, to recognise nonce conflicts
+
 #: Blocks that are searched backwards; most nodes prune older states.
 _DEPTH: Final = 8_192
 
@@ -107,6 +109,9 @@ async def _find_by_nonce(w3: AsyncWeb3[Any], address: Any, nonce: int) -> Spende
                 to_hex(transaction["hash"]), high, str(transaction.get("to") or ""), bytes(data)
             )
     return None
+
+
+# -- broadcasts and their outcome
 
 
 class BroadcastOutcome(Enum):
@@ -178,6 +183,8 @@ def error_text(error: Web3RPCError | None) -> str:
     """Return the node's error message, or "no answer"."""
     return "no answer" if error is None else node_message(error)
 
+
+# -- the nonce manager
 
 #: Lookups of our own transaction before a used nonce counts as a conflict.
 _OWN_LOOKUPS: Final = 5
