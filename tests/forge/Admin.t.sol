@@ -9,7 +9,7 @@ import {CentCredit} from "../../contracts/test/HostileCredits.sol";
 import {Assignment, Job, JobStatus, Timeouts} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice Constructor, administration, and views; nothing of an administrator reaches an escrow.
+/// @notice Constructor, administration, and views; no function of an administrator moves an escrow.
 contract AdminTest is GridTest {
     function _times() private pure returns (Timeouts memory) {
         return Timeouts(300, 600, 30 days, 300, 10, 1800, 1 hours, 60, 6 hours);
@@ -19,7 +19,7 @@ contract AdminTest is GridTest {
         return this.make(ADMIN, credit, registry, TREASURY, address(0), fee, times);
     }
 
-    /// @dev Called from outside, so that a refusal ends this call and not the test, however the code is linked.
+    /// @dev An external call, so that a revert ends this call and not the test, however the code is linked.
     function make(
         address admin,
         Credit token,
@@ -104,11 +104,11 @@ contract AdminTest is GridTest {
 
     function _with(uint256 field, uint256 value) private pure returns (Timeouts memory times) {
         times = _times();
-        // The fields of a struct in memory stand one after another.
+        // The fields of a struct are consecutive in memory.
         assembly ("memory-safe") {
             mstore(add(times, mul(32, field)), value)
         }
-        // A lost run is never declared before its provider is silent.
+        // A run can't be lost before its provider is silent.
         if (field == 3) times.lostTimeout = 30 days;
     }
 
@@ -239,7 +239,7 @@ contract AdminTest is GridTest {
         assertEq(grid.getJobs(new uint256[](0)).length, 0);
     }
 
-    /// @dev The table of the protocol, written out once more.
+    /// @dev The table of the protocol, written independently of the contract.
     function test_the_transition_table_is_the_protocols() public view {
         uint256[10] memory rows = [
             bit(JobStatus.PENDING),

@@ -27,7 +27,7 @@ contract AssignTest is GridTest {
         assertEq(grid.getJob(jobId).providerId, providerId);
     }
 
-    /// @dev Assigned, and ended again: the provider's load is what it was before.
+    /// @dev Assigns a job and ends it, so that the provider's load is the same as before.
     function _acceptedAlone(uint256 jobId, uint16 providerId) private {
         _accepted(jobId, providerId);
         vm.prank(customer(0));
@@ -122,7 +122,7 @@ contract AssignTest is GridTest {
 
     function test_a_successor_goes_to_none_of_the_providers_that_lost_it() public {
         uint256 jobId = submit(customer(0), terms(3 * AMOUNT, LIMIT, 2, 2, 0));
-        // From the higher id to the lower, then past both: neither order nor size decides.
+        // From the higher ID to the lower one, then to a third: the order of the IDs does not matter.
         for (uint16 i = 2; i >= 1; --i) {
             _accepted(jobId, i);
             vm.startPrank(provider(i - 1));
@@ -158,13 +158,13 @@ contract AssignTest is GridTest {
         _acceptedAlone(submit(customer(0), many), 1);
         many.tasks = 33;
         _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
-        // Three tasks of five cpus a node, whatever sixteen over five leaves.
+        // Three tasks of five CPUs per node; the sixteenth CPU remains unused.
         many.cpusPerTask = 5;
         many.tasks = 13;
         _refused(submit(customer(0), many), 1, IMetaScheduler.DoesNotFit.selector);
         many.tasks = 12;
         _acceptedAlone(submit(customer(0), many), 1);
-        // Memory for two tasks a node.
+        // Memory for two tasks per node.
         many.cpusPerTask = 1;
         many.memPerCpu = 32_768;
         many.tasks = 8;
@@ -216,14 +216,14 @@ contract AssignTest is GridTest {
         );
         vm.prank(ADMIN);
         registry.approve(rich, 1);
-        // 472 MB for 1e19 each are the last whole rate below 2^72.
+        // 472 MB at 1e19 each give the last whole rate below 2^72.
         JobTerms memory terms_ = terms(uint96(1e28), 1, 1, 0, 0);
         terms_.cpusPerTask = 1;
         terms_.memPerCpu = 473;
         _refused(submit(customer(0), terms_), 4, IMetaScheduler.RateOutOfRange.selector);
         terms_.memPerCpu = 472;
         _accepted(submit(customer(0), terms_), 4);
-        // 481 divides 2^72 - 1, so that the largest rate of all can be asked for.
+        // 481 divides 2^72 - 1, so the largest possible rate can be reached.
         vm.prank(rich);
         registry.setPrices(Prices(uint64(type(uint72).max / 481), 0, 0));
         terms_.cpusPerTask = 481;
@@ -242,7 +242,7 @@ contract AssignTest is GridTest {
         _accepted(jobId, 1);
     }
 
-    /// @dev The tariff is a group's own: one that has risen refuses its group alone.
+    /// @dev Each group has its own maximum prices: risen prices refuse that group only.
     function test_a_tariff_that_has_risen_refuses_its_group_alone() public {
         uint256 jobId = submit(customer(0), terms(4 * AMOUNT, LIMIT, 2, 0, 0));
         uint256 second = submit(customer(0), plain());
@@ -276,7 +276,7 @@ contract AssignTest is GridTest {
         _refused(jobId, 1, IMetaScheduler.DoesNotFit.selector);
     }
 
-    /// @dev `isEligible` is the very test of `metaSchedule`, and the rate is what the prices say.
+    /// @dev `isEligible` agrees with `metaSchedule`, and the rate follows from the prices.
     function testFuzz_eligible_means_that_the_assignment_succeeds(
         Shape memory shape,
         Prices memory prices_,
@@ -350,7 +350,7 @@ contract AssignTest is GridTest {
         assertEq(grid.getJob(second).providerId, 2);
         assertEq(grid.getJob(second).rate, 2 * RATE);
         assertEq(uint8(statusOf(poor)), uint8(JobStatus.PENDING));
-        // Only an assignment that is made remembers its provider.
+        // Only a successful assignment records its provider.
         assertEq(grid.clockOf(2).account, provider(1));
         assertEq(grid.clockOf(3).account, address(0));
     }

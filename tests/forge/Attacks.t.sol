@@ -51,7 +51,7 @@ contract AttacksTest is GridTest {
         vm.prank(STRANGER);
         refuses(IMetaScheduler.NotLost.selector, ids[0]);
         grid.panic(ids, "");
-        // Its customers pay the time that they used, even now.
+        // Its customers still pay the time that they used.
         vm.prank(customer(0));
         grid.cancel(ids);
         assertEq(credit.balanceOf(provider(0)), 3 * _paid(elapsed * RATE));
@@ -105,7 +105,7 @@ contract AttacksTest is GridTest {
         vm.prank(SCHEDULER);
         refuses(IMetaScheduler.DoesNotFit.selector, ids[1]);
         grid.metaSchedule(_one(ids[1]));
-        // Only the end of the one makes way for the next.
+        // The next job can be assigned only after the end of the first.
         vm.prank(provider(0));
         grid.claimAndStart(one(ids[0]));
         skip(10);
@@ -154,14 +154,14 @@ contract AttacksTest is GridTest {
         vm.prank(provider(0));
         refuses(IMetaScheduler.SelfSchedulingForbidden.selector, jobId);
         grid.selfSchedule(one(jobId));
-        // The scheduler reads labels, and chooses.
+        // The scheduler reads labels and may assign the job.
         assign(jobId, 1);
     }
 
     // ------------------------------------------------------- dust that stretches a limit
 
     function test_a_strangers_dust_does_not_stretch_a_job_out_of_reach() public {
-        // Nearly free: a minute of its rate is dust.
+        // Nearly free: the rate of one minute is a tiny amount.
         vm.prank(provider(0));
         registry.setPrices(Prices(1, 1, 0));
         uint256 jobId = jobIn(JobStatus.META_SCHEDULED, terms(2 * AMOUNT, LIMIT, 2, 0, 0));
@@ -195,10 +195,10 @@ contract AttacksTest is GridTest {
 
     // ---------------------------------------------- cost of a batch and its customers
 
-    /// @dev Gas is deterministic: the same whoever measures it, in this code without optimization.
+    /// @dev Gas is deterministic; this is unoptimized code.
     function test_the_cost_of_a_settlement_grows_linearly_with_its_customers() public {
         register(provider(0), prices(1e12), Hardware(200, 16, 65_536, 0));
-        // The first payment of all fills an empty balance, whose price is no customer's.
+        // The first payment fills an empty balance, which costs extra and must not be measured.
         _finishGas(1);
         uint256 alone = _finishGas(1);
         uint256 few = (_finishGas(50) - alone) / 49;
@@ -255,7 +255,7 @@ contract AttacksTest is GridTest {
     // --------------------------------------------- prices raised in front of an assignment
 
     function test_prices_raised_in_front_of_an_assignment_refuse_it() public {
-        // Affordable at either price: the ceiling of its escrow does not protect this customer.
+        // Affordable at both prices: the maximum price of the escrow does not protect this customer.
         uint256 jobId = submit(customer(0), terms(50 * AMOUNT, LIMIT, 2, 0, 0));
         Assignment[] memory assignments = new Assignment[](1);
         assignments[0] = Assignment(1, prices(1e12), one(jobId));
@@ -270,7 +270,7 @@ contract AttacksTest is GridTest {
             refuses(IMetaScheduler.PriceRaised.selector, jobId);
             grid.metaSchedule(assignments);
         }
-        // Lower ones are welcome.
+        // Lower prices are accepted.
         vm.prank(provider(0));
         registry.setPrices(prices(1e11));
         vm.prank(SCHEDULER);

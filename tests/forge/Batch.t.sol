@@ -5,7 +5,7 @@ import {MetaScheduler} from "../../contracts/MetaScheduler.sol";
 import {Assignment, Job, JobStatus, Report} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice [12] A batch equals the sequence of its items, refused ones left out; one moves no other money.
+/// @notice [12] A batch equals the sequence of its items without the refused ones; no item changes another's payments.
 contract BatchTest is GridTest {
     uint256 internal constant JOBS = 12;
 
@@ -28,7 +28,7 @@ contract BatchTest is GridTest {
         }
     }
 
-    /// @dev Everything that a batch may move.
+    /// @dev All state that a batch may change.
     function _state() private view returns (bytes32) {
         uint256 count = grid.jobCount();
         Job[] memory jobs = new Job[](count);
@@ -74,7 +74,7 @@ contract BatchTest is GridTest {
         if (verb == 8) return abi.encodeCall(grid.collect, (list));
         Report[] memory reports = new Report[](list.length);
         for (uint256 i = 0; i < list.length; ++i) {
-            // By the job, so that alone and together it says the same.
+            // Derived from the job, so that it is the same in the batch and alone.
             reports[i] = Report(list[i], uint32(list[i] * 9), int32(uint32(list[i] % 2)), 0, "");
         }
         return abi.encodeCall(grid.finish, (reports));
@@ -120,7 +120,7 @@ contract BatchTest is GridTest {
     }
 }
 
-/// @notice The way to a new version: close, drain, redeploy; live jobs go on and end as before.
+/// @notice Migration to a new version: close, drain, redeploy; live jobs continue and end as before.
 contract NewVersionTest is GridTest {
     function test_live_jobs_go_on_while_a_new_version_takes_over() public {
         uint256 pending = submit(customer(0), plain());
@@ -130,7 +130,7 @@ contract NewVersionTest is GridTest {
         vm.prank(ADMIN);
         grid.setSubmissionsOpen(false);
 
-        // The new version takes new jobs at the same providers, with the same credit and registry.
+        // The new version accepts new jobs at the same providers, with the same credit and registry.
         (address old, address next) = (address(grid), address(deployGrid(address(credit))));
         grid = _at(next);
         bytes32 role = grid.METASCHEDULER_ROLE();
@@ -141,7 +141,7 @@ contract NewVersionTest is GridTest {
         uint256 fresh = submit(customer(1), plain());
         assign(fresh, 1);
 
-        // The old one refuses submissions, and everything else goes on.
+        // The old one refuses submissions; everything else continues.
         grid = _at(old);
         vm.prank(STRANGER);
         grid.topUp(running, customer(0), AMOUNT);

@@ -84,7 +84,7 @@ contract CancelTest is GridTest {
         }
     }
 
-    /// @dev Only PENDING expires, and a requeue begins its time anew.
+    /// @dev Only PENDING jobs expire, and a requeue restarts the time.
     function test_before_the_expiry_or_in_another_status_a_stranger_is_refused() public {
         uint256[] memory jobIds = new uint256[](4);
         for (uint8 i = 0; i < 4; ++i) {

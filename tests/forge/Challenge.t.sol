@@ -5,7 +5,7 @@ import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {JobStatus, ProviderClock, Report} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice `challenge`, `answer` and the clock behind them.
+/// @notice `challenge`, `answer` and the challenge clock.
 contract ChallengeTest is GridTest {
     function _challenge(uint256 jobId) private {
         vm.prank(STRANGER);
@@ -101,7 +101,7 @@ contract ChallengeTest is GridTest {
         uint256 time = vm.getBlockTimestamp();
         uint256 height = vm.getBlockNumber();
         _challenge(jobId);
-        // A chain that stood still, then one that ran ahead.
+        // Seconds without blocks, then blocks without seconds.
         vm.warp(time + 365 days);
         vm.roll(height + RESPONSE_BLOCKS);
         assertFalse(grid.isSilent(1));
@@ -139,7 +139,7 @@ contract ChallengeTest is GridTest {
         assertTrue(grid.isLost(jobId));
     }
 
-    /// @dev Each verb, from the provider's own jobs; the challenge was for another of them.
+    /// @dev Each function of the provider on one of its jobs; the challenge named another one.
     function test_any_move_by_the_provider_answers() public {
         uint256 running = jobIn(JobStatus.RUNNING, terms(1e18, 100_000, 2, 0, INTERIM_PAYMENTS));
         uint256 scheduled = jobIn(JobStatus.SCHEDULED, plain());
@@ -160,12 +160,12 @@ contract ChallengeTest is GridTest {
             abi.encodeCall(grid.panic, (one(assigned), "")),
             abi.encodeCall(grid.panic, (one(running), "")),
             abi.encodeCall(grid.selfSchedule, (one(pending))),
-            // A refused item beside an applied one.
+            // A refused item next to an applied one.
             abi.encodeCall(grid.claim, (pair(running, assigned)))
         ];
         uint256 snapshot = vm.snapshotState();
         for (uint256 i = 0; i < moves.length; ++i) {
-            // Silent providers answer by a move as well; they only get nothing new.
+            // Silent providers answer by a transition as well; they only get no new jobs.
             if (i != 9) {
                 skip(RESPONSE_TIMEOUT + 1);
                 vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
@@ -199,7 +199,7 @@ contract ChallengeTest is GridTest {
         grid.requeue(one(assigned), "");
         skip(LOST_TIMEOUT);
         vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
-        // A provider ends another's lost run as anyone may, which is no move of its own.
+        // A provider ends a lost run of another provider, as anyone may: this is no transition of its own jobs.
         vm.prank(provider(1));
         grid.panic(one(running), "");
         assertTrue(grid.isSilent(1));
@@ -212,7 +212,7 @@ contract ChallengeTest is GridTest {
         uint256 lost = foreignRun();
         silence(lost);
         skip(LOST_TIMEOUT);
-        // Its own job is refused, and the other's is nobody's in particular.
+        // Its own job is refused, and the other job belongs to another provider.
         skips(99, JobStatus.NONE, IMetaScheduler.InvalidTransition.selector);
         vm.prank(provider(0));
         grid.panic(pair(99, lost), "");

@@ -67,7 +67,7 @@ contract CollectTest is GridTest {
         bool cancelled;
     }
 
-    /// @dev Interim payments and the end bill together what one end would have billed.
+    /// @dev Interim payments and the settlement together bill the same as one settlement.
     function testFuzz_payments_on_the_way_add_up_to_the_bill_of_the_whole_run(Case memory c)
         public
     {
@@ -115,7 +115,7 @@ contract CollectTest is GridTest {
     function test_the_limit_of_a_job_until_spent_keeps_the_price_ceiling() public {
         uint256 jobId = jobIn(JobStatus.RUNNING, _flagged(4 * AMOUNT, UNTIL_SPENT));
         uint256 end = grid.deadline(jobId);
-        // Beyond its limit: such a job runs on.
+        // Beyond its limit: such a job continues.
         skip(300);
         _collect(jobId);
         Job memory job = grid.getJob(jobId);
@@ -123,7 +123,7 @@ contract CollectTest is GridTest {
         assertEq(job.escrow, left);
         assertEq(job.timeLimit, LIMIT * left / (4 * uint256(AMOUNT)));
         assertEq(grid.deadline(jobId), end);
-        // As much a second as before, and never more than a second's worth of it is lost by rounding.
+        // The same maximum price per second as before; rounding loses at most the price of one second.
         assertGe(left / job.timeLimit, 4 * uint256(AMOUNT) / LIMIT);
         assertLt(left / (job.timeLimit + 1), 4 * uint256(AMOUNT) / LIMIT);
     }
@@ -202,7 +202,7 @@ contract CollectTest is GridTest {
         }
     }
 
-    /// @dev What was collected is the provider's; what is left goes back, or on to the successor.
+    /// @dev The provider keeps collected payments; the rest is refunded or carried to the successor.
     function test_a_lost_run_keeps_its_interim_payments_and_nothing_more() public {
         uint256 plainRun = _run();
         uint256 retriedRun = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 1, INTERIM_PAYMENTS));

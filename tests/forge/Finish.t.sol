@@ -177,7 +177,7 @@ contract FinishTest is GridTest {
         assertEq(credit.balanceOf(customer(0)), FUNDS - 3 * cost);
     }
 
-    /// @dev A new chain's clock may begin anywhere.
+    /// @dev The clock of a new chain may start at any time.
     function test_the_time_of_a_run_does_not_depend_on_the_clocks_beginning() public {
         vm.warp(20);
         uint256 jobId = jobIn(JobStatus.RUNNING, plain());

@@ -18,7 +18,7 @@ import {
 } from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @dev Shows what the scheduler's contracts take for the data of a call.
+/// @dev Exposes what the scheduler's contracts use as the data of a call.
 contract DataOfCall is MetaScheduler {
     constructor(MetaScheduler grid, address forwarder)
         MetaScheduler(
@@ -38,7 +38,7 @@ contract DataOfCall is MetaScheduler {
     }
 }
 
-/// @notice [17] Customers' calls through the trusted forwarder: as if the signer had called, once.
+/// @notice [17] Customers' calls through the trusted forwarder have the effect of the signer's own call, once.
 contract ForwardTest is GridTest {
     function newCredit() internal override returns (Credit) {
         return new BlockingCredit(ADMIN, 0);
@@ -73,7 +73,7 @@ contract ForwardTest is GridTest {
         );
     }
 
-    /// @dev The forwarder itself is then the caller of nothing: the signer is.
+    /// @dev The caller is then the signer, not the forwarder.
     function _assertSameAsDirect(bytes memory data) private {
         uint256 snapshot = vm.snapshotState();
         vm.prank(customer(0));
@@ -173,7 +173,7 @@ contract ForwardTest is GridTest {
         assertEq(grid.jobCount(), 0);
     }
 
-    /// @dev What follows the arguments counts for the trusted forwarder alone.
+    /// @dev Only from the trusted forwarder is the data after the arguments used.
     function test_nobody_else_names_a_signer() public {
         uint256 jobId = jobIn(JobStatus.PENDING, plain());
         bytes memory data = abi.encodePacked(abi.encodeCall(grid.cancel, (one(jobId))), customer(0));
@@ -207,7 +207,7 @@ contract ForwardTest is GridTest {
         uint256 scheduled = jobIn(JobStatus.SCHEDULED, plain());
         uint256 running = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, INTERIM_PAYMENTS));
         uint256 pending = jobIn(JobStatus.PENDING, plain());
-        // Long enough for each of these calls, were it the provider's own.
+        // Enough time for each of these calls to succeed as the provider's own.
         skip(LIMIT - 1);
         vm.prank(STRANGER);
         grid.challenge(running);
@@ -254,7 +254,7 @@ contract ForwardTest is GridTest {
         assertEq(_state(), before);
     }
 
-    /// @dev Batches of one transaction keep nothing of each other: each pays exactly its own recipients.
+    /// @dev Batches of one transaction are independent: each pays exactly its own recipients.
     function test_several_batches_of_one_transaction_pay_as_they_would_alone() public {
         uint256[][] memory mine = new uint256[][](2);
         for (uint256 c = 0; c < 2; ++c) {
@@ -268,12 +268,12 @@ contract ForwardTest is GridTest {
             new ERC2771Forwarder.ForwardRequestData[](3);
         requests[0] = signedByCustomer(0, abi.encodeCall(grid.cancel, (mine[0])));
         requests[1] = signedByCustomer(1, abi.encodeCall(grid.cancel, (mine[1])));
-        // Nothing is left to cancel: the third call fails, and the others stand.
+        // Nothing is left to cancel: the third call fails, and the effects of the others remain.
         requests[2] = signedByCustomer(2, abi.encodeCall(grid.cancel, (mine[0])));
         vm.prank(STRANGER);
         forwarder.executeBatch(requests, payable(STRANGER));
         uint256 cost = 10 * RATE;
-        // Two customers, two runs each at the first provider, one each at the dearer ones.
+        // Two customers, two runs each at the first provider, one each at the more expensive ones.
         assertEq(credit.balanceOf(provider(0)), 4 * (cost - cost / 20));
         assertEq(credit.balanceOf(provider(1)), 2 * (2 * cost - 2 * cost / 20));
         assertEq(credit.balanceOf(provider(2)), 2 * (3 * cost - 3 * cost / 20));
@@ -290,7 +290,7 @@ contract ForwardTest is GridTest {
         grid.claimAndStart(one(jobId));
     }
 
-    /// @dev All of them or none: no receiver of a refund is named.
+    /// @dev All of them or none, because no refund receiver is named.
     function test_many_customers_submit_in_one_transaction() public {
         ERC2771Forwarder.ForwardRequestData[] memory requests =
             new ERC2771Forwarder.ForwardRequestData[](CUSTOMERS);

@@ -43,12 +43,12 @@ abstract contract GridTest is Test {
     uint8 internal constant INTERIM_PAYMENTS = 4;
     uint8 internal constant SUCCESSOR = 128;
     uint256 internal constant FUNDS = 1e30;
-    // What `plain` jobs cost at provider(0): 4 cpus and 1,024 MB.
+    // Rate of `plain` jobs at provider(0): 4 CPUs and 1,024 MB.
     uint96 internal constant AMOUNT = 1e15;
     uint24 internal constant LIMIT = 100;
     uint256 internal constant RATE = 5.024e12;
 
-    /// @dev Terms as the fuzzer makes them: without the enum, whose range it does not know.
+    /// @dev Terms as the fuzzer generates them: without the enum, because it does not know its range.
     struct Shape {
         uint96 amount;
         uint24 timeLimit;
@@ -98,7 +98,7 @@ abstract contract GridTest is Test {
         }
     }
 
-    /// @dev Another token for those that test hostile ones.
+    /// @dev Overridden by tests of hostile tokens.
     function newCredit() internal virtual returns (Credit) {
         return new Credit(ADMIN, 0);
     }
@@ -148,7 +148,7 @@ abstract contract GridTest is Test {
         return _accounts[CUSTOMERS + i];
     }
 
-    /// @dev Key of an account that can sign: of a customer, or of a provider after them.
+    /// @dev Key of an account that can sign: customers first, then providers.
     function _key(uint256 account) private pure returns (uint256) {
         return 0xC0FFEE + account;
     }
@@ -171,7 +171,7 @@ abstract contract GridTest is Test {
         return untilSpent ? UNTIL_SPENT : 0;
     }
 
-    /// @dev At whatever prices the provider asks.
+    /// @dev At the provider's current prices.
     function assignment(uint16 providerId, uint256[] memory jobIds)
         internal
         pure
@@ -233,7 +233,7 @@ abstract contract GridTest is Test {
         );
     }
 
-    /// @dev A plain job of any status; NONE gives an id that nobody has.
+    /// @dev A plain job of any status; NONE gives an unused ID.
     function jobAt(JobStatus status) internal returns (uint256 jobId) {
         if (status == JobStatus.NONE) return grid.jobCount() + 1;
         if (isLive(status)) return jobIn(status, plain());
@@ -251,7 +251,7 @@ abstract contract GridTest is Test {
         }
     }
 
-    /// @dev Challenges the provider of a live job and lets the time to answer pass.
+    /// @dev Challenges the provider of a live job, and advances past the response timeout.
     function silence(uint256 jobId) internal {
         _unanswered(jobId, RESPONSE_TIMEOUT);
     }
@@ -268,7 +268,7 @@ abstract contract GridTest is Test {
         vm.roll(vm.getBlockNumber() + RESPONSE_BLOCKS + 1);
     }
 
-    /// @dev Lets a run end and its report be overdue.
+    /// @dev Advances until a run is overdue.
     function overdue() internal {
         skip(LIMIT + REPORT_GRACE + 1);
     }
@@ -396,12 +396,12 @@ abstract contract GridTest is Test {
         (list[0], list[1], list[2], list[3]) = (a, b, c, d);
     }
 
-    /// @dev A running job of customer(1) at provider(1), which provider(0) has nothing to do with.
+    /// @dev A running job of customer(1) at provider(1), unrelated to provider(0).
     function foreignRun() internal returns (uint256) {
         return foreignRunOf(customer(1));
     }
 
-    /// @dev A running job at provider(1), which asks twice as much as provider(0).
+    /// @dev A running job at provider(1), whose prices are twice those of provider(0).
     function foreignRunOf(address owner) internal returns (uint256 jobId) {
         jobId = submit(owner, terms(2 * AMOUNT, LIMIT, 2, 0, 0));
         assign(jobId, 2);
@@ -411,18 +411,18 @@ abstract contract GridTest is Test {
         vm.stopPrank();
     }
 
-    /// @dev The next call must refuse with a per-item error.
+    /// @dev The next call must revert with a per-item error.
     function refuses(bytes4 reason, uint256 jobId) internal {
         vm.expectRevert(abi.encodeWithSelector(reason, jobId));
     }
 
-    /// @dev The next call must skip an item and go on.
+    /// @dev The next call must skip an item and continue.
     function skips(uint256 jobId, JobStatus status, bytes4 reason) internal {
         vm.expectEmit(address(grid));
         emit IMetaScheduler.TransitionSkipped(jobId, status, reason);
     }
 
-    /// @dev `who` is refused by the table for a job of every status outside `allowed` (a bit each).
+    /// @dev `who` is refused for a job of every status that is not in `allowed` (one bit per status).
     function refusedByTable(
         address who,
         function(uint256) view returns (bytes memory) encode,

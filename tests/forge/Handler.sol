@@ -20,9 +20,9 @@ import {Replay} from "./Replay.sol";
 
 /// @notice Calls the grid as customers (directly and through the forwarder), providers, scheduler, strangers,
 /// administrators and time.
-/// @dev Before each call it says by rules of its own which items must move and to where; after it, every
-/// record is compared with that. No rule reads the contract's table, loads or clocks, and none expects a
-/// revert by accident.
+/// @dev Before each call, independent rules predict which items change and to which status; afterwards every
+/// record is compared with the prediction. No rule reads the contract's table, loads or clocks, and no revert
+/// is expected without a rule.
 contract Handler is Replay {
     uint256 internal constant MAX_JOBS = 48;
 
@@ -60,14 +60,14 @@ contract Handler is Replay {
     mapping(uint16 providerId => Clock) internal clocks;
     mapping(address account => int256) internal moved;
     mapping(uint256 jobId => mapping(uint16 providerId => bool)) internal barred;
-    /// @notice Transitions that happened, by the status they led to.
+    /// @notice Transitions that happened, by the new status.
     mapping(JobStatus to => uint256) public reached;
-    /// @notice Interim payments, successors, answers by a move, and forwarded calls that happened.
+    /// @notice Interim payments, successors, answers by a transition, and forwarded calls that happened.
     uint256 public collections;
     uint256 public successors;
     uint256 public answersByMove;
     uint256 public forwardedCalls;
-    // What the present call may do: items that must move, where to, and for an assignment to which provider.
+    // Prediction for the current call: items that must change, their new status, and for an assignment the provider.
     mapping(uint256 jobId => JobStatus) internal expected;
     mapping(uint256 jobId => uint16) internal expectedProvider;
     address internal caller;
@@ -110,7 +110,7 @@ contract Handler is Replay {
         who = _mixed(who);
         uint256[] memory ids = _pick(seed, JobStatus.PENDING);
         _begin(SCHEDULER);
-        // Two groups of one provider or of two; sometimes the tariff has risen since it was read.
+        // Two groups of one provider or of two; sometimes the prices have risen since they were read.
         uint16[2] memory to = [uint16(1 + who % PROVIDERS), uint16(1 + (who >> 8) % PROVIDERS)];
         Assignment[] memory assignments = new Assignment[](2);
         uint256 movable;
@@ -234,7 +234,7 @@ contract Handler is Replay {
         _end();
     }
 
-    /// @dev [17] All customers cancel through the forwarder in one transaction; who may not is left out.
+    /// @dev [17] All customers cancel through the forwarder in one transaction, except those that may not.
     function relayBatch(uint256 seed) external {
         seed = _mixed(seed);
         if (seed % 4 != 0) return;
@@ -377,7 +377,7 @@ contract Handler is Replay {
     }
 
     function pass(uint256 seconds_, uint256 blocks) external {
-        // Once in a while an approval runs out, or what is PENDING expires.
+        // Sometimes an approval runs out, or a PENDING job expires.
         if (seconds_ % 40 == 1) return _pass(366 days, 20);
         if (seconds_ % 40 == 2) return _pass(PENDING_EXPIRY, 20);
         _pass(
@@ -410,7 +410,7 @@ contract Handler is Replay {
         _end();
     }
 
-    /// @dev Standing is restored more often than lost: otherwise nobody gets work for long.
+    /// @dev Providers become eligible more often than ineligible; otherwise jobs would soon no longer be assigned.
     function changeStanding(uint256 who, uint256 what) external {
         address target = provider(who % PROVIDERS);
         uint256 choice = what % 8;
@@ -441,7 +441,7 @@ contract Handler is Replay {
         _end();
     }
 
-    /// @dev Most are unblocked again: parked sums must not stop the play.
+    /// @dev Most are unblocked again, so that parked sums do not stop the sequence.
     function changeBlock(uint256 who, uint256 what) external {
         _begin(ADMIN);
         BlockingCredit(address(credit)).setBlocked(_recipient(who), what % 3 == 0);
@@ -465,13 +465,13 @@ contract Handler is Replay {
         if (done) {
             assertEq(grid.parkedOf(account), 0, "parked after a withdrawal");
         } else {
-            // What a refused call said before it was undone is recorded too.
+            // Events of a reverted call are recorded too.
             vm.recordLogs();
         }
         _end();
     }
 
-    /// @dev Everything that a stranger may try on somebody else's jobs is refused.
+    /// @dev Every call of a stranger on jobs of others is refused.
     function intrude(uint256 seed) external {
         seed = _mixed(seed);
         uint256[] memory ids = _pick(seed, JobStatus.RUNNING);
@@ -487,7 +487,7 @@ contract Handler is Replay {
         _end();
     }
 
-    /// @dev [17] What a provider signs for the forwarder is not the provider's own call.
+    /// @dev [17] A call that a provider signs for the forwarder is not the provider's own call.
     function forwardAsProvider(uint256 seed, uint256 who) external {
         seed = _mixed(seed);
         uint256[] memory ids = _pick(
@@ -584,7 +584,7 @@ contract Handler is Replay {
         return 0;
     }
 
-    /// @dev Loads and clocks are what the calls so far make of them.
+    /// @dev Loads and clocks equal those that follow from the previous calls.
     function _checkProvider(uint16 id) private view {
         ProviderLoad memory load = grid.loadOf(id);
         (uint256 cpus, uint256 mem, uint256 gpus) = _loadOf(id);
@@ -597,7 +597,7 @@ contract Handler is Replay {
         assertEq(clock.answeredAt, clocks[id].answeredAt, "clock: answer");
     }
 
-    /// @notice [9] Customers alone end everything; nothing is left in escrow, and no load with a provider.
+    /// @notice [9] Customers alone end all jobs; then no escrow and no load remains.
     function drain() external {
         _begin(address(0));
         uint256 count = grid.jobCount();
@@ -659,14 +659,14 @@ contract Handler is Replay {
         ++successors;
     }
 
-    /// @dev Any move of one of its jobs answers a provider's open challenge.
+    /// @dev Any transition of one of its jobs by the provider answers an open challenge.
     function _answered(uint16 providerId) private {
         if (clocks[providerId].challengedAt == 0) return;
         clocks[providerId] = Clock(0, 0, block.timestamp);
         ++answersByMove;
     }
 
-    /// @dev What a settlement of so many seconds must do to the ledger.
+    /// @dev Applies a settlement of this many seconds to the ledger.
     function _settle(uint256 jobId, uint256 billed, address payee) private {
         Ghost storage ghost = ghosts[jobId];
         uint256 escrow = ghost.funded + ghost.carriedIn - ghost.collected;
@@ -689,7 +689,7 @@ contract Handler is Replay {
         uint256 escrow = ghost.funded + ghost.carriedIn - ghost.collected;
         ghost.collected += cost;
         ghost.billedUntil = block.timestamp;
-        // Seconds are gone; of a job that runs until its credits are spent the price ceiling stays.
+        // The seconds are subtracted; a job that runs until its credits are spent keeps its maximum price.
         if (ghost.flags & UNTIL_SPENT == 0) ghost.limit -= elapsed;
         else if (ghost.limit * (escrow - cost) < escrow) ghost.limit = 1;
         else ghost.limit = ghost.limit * (escrow - cost) / escrow;
@@ -698,7 +698,7 @@ contract Handler is Replay {
         _assertWithinTime(ghost, ghost.collected);
     }
 
-    /// @dev Interim payments and the end together.
+    /// @dev Interim payments and the settlement together.
     function _assertWithinTime(Ghost storage ghost, uint256 consumed) private view {
         assertLe(consumed, ghost.funded + ghost.carriedIn, "[6] beyond what was funded");
         if (consumed == 0) return;
@@ -731,7 +731,7 @@ contract Handler is Replay {
         _end();
     }
 
-    /// @dev Items of an assignment, one after the other: each adds to the load that the next one meets.
+    /// @dev Items of an assignment, one after the other: each adds to the load for the next one.
     function _expectAssigned(uint256[] memory ids, uint16 providerId, bool bySelf)
         private
         returns (uint256 movable)
@@ -801,7 +801,7 @@ contract Handler is Replay {
         return rate > 0 && rate < 2 ** 72 && rate * ghost.limit <= job.escrow;
     }
 
-    /// @dev [16] The sum over a provider's live assigned jobs, with those that the present call assigns.
+    /// @dev [16] The sum over a provider's live assigned jobs, including those that the current call assigns.
     function _loadOf(uint16 providerId)
         private
         view
@@ -846,7 +846,7 @@ contract Handler is Replay {
     }
 
     /// @return allowed Whether the amount is accepted.
-    /// @return limit The limit afterwards: only the customer's own payment lengthens it.
+    /// @return limit The limit afterwards: only the customer's own payment extends it.
     function _mayTopUp(uint256 jobId, uint256 amount, bool own)
         private
         view
@@ -898,7 +898,7 @@ contract Handler is Replay {
         _restoreTime();
     }
 
-    /// @dev The fuzzer does not promise to carry a warp from one call to the next.
+    /// @dev The fuzzer may not keep a warp from one call to the next.
     function _restoreTime() private {
         if (time == 0) return;
         vm.warp(time);
@@ -911,8 +911,8 @@ contract Handler is Replay {
         vm.recordLogs();
     }
 
-    /// @dev What the rules expected is what the ledger now has; `check` compares it with every record, so that
-    /// nothing else may have moved ([4], [5], [12], [15]).
+    /// @dev The ledger now has the predicted state; `check` compares it with every record, so that
+    /// nothing else may have changed ([4], [5], [12], [15]).
     function _end() private {
         uint256 count = grid.jobCount();
         for (uint256 id = 1; id <= count; ++id) {
@@ -954,7 +954,7 @@ contract Handler is Replay {
         compareAccount(account);
     }
 
-    /// @dev One to four ids, mostly of a status that the verb is for; others, repeated and unknown ones included.
+    /// @dev One to four ids, mostly of a suitable status, but also others, repeated and unknown ones.
     function _pick(uint256 seed, JobStatus wanted) private view returns (uint256[] memory ids) {
         uint256 count = grid.jobCount();
         ids = new uint256[](1 + seed % 4);
@@ -968,12 +968,12 @@ contract Handler is Replay {
         }
     }
 
-    /// @dev The fuzzer likes small numbers, whose higher bits say nothing.
+    /// @dev The fuzzer prefers small numbers, whose higher bits are zero.
     function _mixed(uint256 seed) private pure returns (uint256) {
         return uint256(keccak256(abi.encode(seed)));
     }
 
-    /// @dev The first mention of an id in a batch; a second one finds it moved.
+    /// @dev The first occurrence of an ID in a batch; at the second one the job has already changed.
     function _fresh(uint256[] memory ids, uint256 index) private pure returns (bool) {
         for (uint256 i = 0; i < index; ++i) {
             if (ids[i] == ids[index]) return false;
@@ -985,7 +985,7 @@ contract Handler is Replay {
         return registry.accountOf(grid.getJob(jobId).providerId);
     }
 
-    /// @dev Mostly the provider of the first item, so that its call has something to do.
+    /// @dev Mostly the provider of the first item, so that its call has an effect.
     function _actor(uint256 who, uint256[] memory ids) private view returns (address) {
         address assigned = _providerOf(ids[0]);
         return assigned == address(0) || who % 5 == 0 ? provider(who % PROVIDERS) : assigned;
@@ -1028,7 +1028,7 @@ contract Handler is Replay {
         return all[(who >> 8) % 5];
     }
 
-    /// @dev Customers, providers, treasury: all that settlements pay.
+    /// @dev Customers, providers, treasury: all recipients of settlements.
     function _recipient(uint256 who) private view returns (address) {
         uint256 i = who % (2 * CUSTOMERS + 1);
         if (i < CUSTOMERS) return customer(i);

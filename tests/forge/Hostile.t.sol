@@ -25,13 +25,13 @@ interface IBlocking {
     function setBlocked(address account, bool value) external;
 }
 
-/// @notice A recipient that can not be paid blocks nobody; `withdraw`.
+/// @notice A recipient that can't be paid does not block others; `withdraw`.
 abstract contract ParkingTest is GridTest {
     function _block(address account, bool value) internal {
         IBlocking(address(credit)).setBlocked(account, value);
     }
 
-    /// @dev Whoever of the three is blocked: the job ends, the others are paid, the sum is parked.
+    /// @dev Whichever of the three is blocked, the job ends, the others are paid, and the sum is parked.
     function testFuzz_the_blocked_are_parked_and_the_others_paid(uint8 who, uint8 elapsed) public {
         uint256 jobId = jobIn(JobStatus.RUNNING, plain());
         elapsed = uint8(bound(elapsed, 0, LIMIT));
@@ -55,7 +55,7 @@ abstract contract ParkingTest is GridTest {
         assertFalse(isLive(statusOf(jobId)));
     }
 
-    /// @dev An interim payment that can't be made is parked like any other; the run goes on.
+    /// @dev An interim payment that can't be made is parked like any other; the run continues.
     function testFuzz_a_blocked_interim_payment_is_parked(uint8 who, uint8 elapsed) public {
         uint256 jobId = jobIn(JobStatus.RUNNING, terms(AMOUNT, LIMIT, 2, 0, INTERIM_PAYMENTS));
         elapsed = uint8(bound(elapsed, COLLECT_INTERVAL, LIMIT - 1));
@@ -80,7 +80,7 @@ abstract contract ParkingTest is GridTest {
         assertEq(uint8(statusOf(jobId)), uint8(JobStatus.RUNNING));
     }
 
-    /// @dev The whole test is one transaction: positions of recipients must not outlast their batch.
+    /// @dev The whole test is one transaction: positions of recipients must not persist after their batch.
     /// forge-config: default.fuzz.runs = 200
     function testFuzz_batches_of_one_transaction_pay_each_recipient_its_own(
         uint256 order,
@@ -219,7 +219,7 @@ contract MuteTokenTest is GridTest {
     }
 }
 
-/// @dev Keeps one percent of each transfer: unsupported, and shown here for what it does.
+/// @dev Keeps one percent of each transfer: unsupported; the test shows the effect.
 contract TollCredit is Credit {
     constructor() Credit(address(0xA0), 0) {}
 

@@ -12,9 +12,9 @@ import {
 import {Hardware, Offer} from "../../contracts/types/ProviderTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice [16] What live assigned jobs occupy: `loadOf`, and what it leaves for others.
+/// @notice [16] Resources of live assigned jobs: `loadOf`, and the remaining capacity.
 contract LoadTest is GridTest {
-    /// @dev 2 tasks of 3 cpus and 100 MB a cpu, 1 gpu.
+    /// @dev 2 tasks of 3 CPUs with 100 MB per CPU, 1 GPU.
     function _sized() private pure returns (JobTerms memory terms_) {
         terms_ = terms(1e18, LIMIT, 2, 1, INTERIM_PAYMENTS);
         (terms_.cpusPerTask, terms_.memPerCpu, terms_.gpus) = (3, 100, 1);

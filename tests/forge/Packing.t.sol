@@ -98,7 +98,7 @@ contract PackingTest is Test {
         uint48[2] memory mem,
         uint32[2] memory gpus
     ) public pure {
-        // As the sum of all that was assigned: it fits an offer.
+        // The sum of all assigned jobs, which fits an offer.
         (cpus[0], cpus[1]) = (cpus[0] / 2, cpus[1] / 2);
         (mem[0], mem[1]) = (mem[0] / 2, mem[1] / 2);
         (gpus[0], gpus[1]) = (gpus[0] / 2, gpus[1] / 2);

@@ -98,7 +98,7 @@ contract PanicTest is GridTest {
         grid.panic(pair(second, first), "");
     }
 
-    /// @dev Terms and escrow of any shape go over to the successor.
+    /// @dev Terms and escrow of any value are carried to the successor.
     function testFuzz_a_job_with_retries_opens_its_successor(
         uint8 retries,
         uint96 extra,
@@ -211,7 +211,7 @@ contract PanicTest is GridTest {
         return abi.encodeCall(grid.panic, (one(jobId), ""));
     }
 
-    /// @dev Jobs of three customers take turns.
+    /// @dev Jobs of three customers alternate.
     function test_each_customer_of_a_batch_is_paid_once() public {
         uint256[] memory jobIds = new uint256[](6);
         for (uint256 i = 0; i < 6; ++i) {

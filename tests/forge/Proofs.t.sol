@@ -25,7 +25,7 @@ interface Symbolic {
     function enableSymbolicStorage(address account) external;
 }
 
-/// @dev Pays as an honest token does, and adds up.
+/// @dev Pays like an honest token, and records the sums.
 contract TokenStub {
     uint256 public sent;
     mapping(address to => uint256) public received;
@@ -45,7 +45,7 @@ contract TokenStub {
     }
 }
 
-/// @dev Says anything about a provider.
+/// @dev Returns any value about a provider.
 contract RegistryStub {
     ProviderStatus public status;
     Capacity public capacity;
@@ -73,9 +73,9 @@ contract RegistryStub {
 /// @dev Has code, as a forwarder must; the proofs call in its name.
 contract ForwarderStub {}
 
-/// @notice What halmos proves for every value (`make prove`): one function each, from a storage of any content.
-/// @dev forge compiles these and runs none of them. Reverting paths prove nothing and are left out; halmos calls
-/// it an error where no other path is left.
+/// @notice Proofs of halmos for every value (`make prove`): one function each, from arbitrary storage.
+/// @dev forge compiles these and runs none of them. Reverting paths are excluded; halmos reports
+/// an error if no other path remains.
 contract ProofsTest is Test {
     Symbolic internal constant SYMBOLIC = Symbolic(0xF3993A62377BCd56AE39D773740A5390411E8BC9);
     address internal constant ADMIN = address(0xA0);
@@ -122,7 +122,7 @@ contract ProofsTest is Test {
         assert(!JobLifecycle.isLive(JobStatus(from)));
     }
 
-    /// @dev The protocol's arrows once more, by comparison instead of a bitmap.
+    /// @dev The protocol's transitions again, by comparison instead of a bitmap.
     function _arrow(uint256 from, uint256 to) private pure returns (bool) {
         if (from == 0) return to == 1;
         if (from == 1) return to == 2 || to == 5;
@@ -207,8 +207,8 @@ contract ProofsTest is Test {
         vm.assume(job.providerId != 0 || job.status < JobStatus.META_SCHEDULED);
     }
 
-    /// @dev Arithmetic that is left to the fuzzer: the cost of an allotment is within the escrow, because the limit
-    /// was affordable at the assignment, and each top-up and interim payment keeps it so.
+    /// @dev Arithmetic that only the fuzzer tests: the cost of an allotment is within the escrow, because the limit
+    /// was affordable at the assignment, and top-ups and interim payments preserve that.
     /// Assumed after the call, so that the solver does not multiply at each branch within it.
     function _affordable(Job memory job, uint256 reported, uint256 allotted) private view {
         uint256 billed = block.timestamp - job.since;
@@ -225,14 +225,14 @@ contract ProofsTest is Test {
         ids[0] = JOB;
     }
 
-    /// @dev By anyone but the forwarder, whose calls name their signer.
+    /// @dev Any caller except the forwarder, whose calls name their signer.
     function _call(address caller, bytes memory data) private returns (bool done) {
         vm.assume(caller != forwarder);
         vm.prank(caller);
         (done,) = address(grid).call(data);
     }
 
-    /// @dev Size, owner, definition and limits of the record stand.
+    /// @dev Size, owner, definition and limits of the record are unchanged.
     function _sameTerms(Job memory a, Job memory b) private pure {
         assert(a.customer == b.customer && a.definition == b.definition);
         assert(a.tasks == b.tasks && a.cpusPerTask == b.cpusPerTask && a.gpus == b.gpus);
@@ -249,7 +249,7 @@ contract ProofsTest is Test {
         (done,) = address(grid).call(abi.encodePacked(data, signer));
     }
 
-    /// @dev What a job occupies, and that it is within the load of its provider: invariant 16.
+    /// @dev The resources of a job, which are within the load of its provider: invariant 16.
     function _withinLoad(Job memory job) private view returns (uint256 cpus, uint256 mem) {
         cpus = uint256(job.tasks) * job.cpusPerTask;
         mem = cpus * job.memPerCpu;
@@ -283,7 +283,7 @@ contract ProofsTest is Test {
 
     function check_collect_bills_the_elapsed_time_of_a_run_that_allows_it(address caller) public {
         Job memory a = _any();
-        // The limit of a job that runs until its credits are spent is a quotient, which is left to the fuzzer.
+        // The limit of a job that runs until its credits are spent is a quotient, which only the fuzzer tests.
         vm.assume(a.flags & 1 == 0);
         bool lost = grid.isLost(JOB);
         ProviderLoad memory load = grid.loadOf(a.providerId);
@@ -347,7 +347,7 @@ contract ProofsTest is Test {
         Prices memory prices
     ) public {
         Job memory a = _any();
-        // The line of a successor is a loop; the fuzzer walks it.
+        // The chain of predecessors is a loop, which only the fuzzer tests.
         vm.assume(a.retryOf == 0);
         vm.assume(a.tasks > 0 && a.cpusPerTask > 0 && a.memPerCpu > 0);
         bool role = grid.hasRole(grid.METASCHEDULER_ROLE(), caller);
@@ -397,7 +397,7 @@ contract ProofsTest is Test {
         unchecked {
             cpus = uint256(a.tasks) * a.cpusPerTask;
             uint256 memPerTask = uint256(a.cpusPerTask) * a.memPerCpu;
-            // True of any three factors, and said here because the solvers do not find it.
+            // True for any three factors; stated here because the solvers do not find it.
             vm.assume(uint256(a.tasks) * memPerTask == cpus * a.memPerCpu);
         }
         assert(got.cpus == load.cpus + cpus && got.cpus <= capacity.offeredCpus());

@@ -100,7 +100,7 @@ contract RegistryTest is GridTest {
         registry.register(Hardware(1, 1, 1, 1), prices(1), none);
     }
 
-    /// @dev Hardware, offer, prices and times of any legal value come back as they went in.
+    /// @dev Hardware, offer, prices and times of any legal value are read back unchanged.
     function testFuzz_the_packed_record_holds_any_legal_value(
         Hardware memory hardware,
         Prices memory prices_,
@@ -287,7 +287,7 @@ contract RegistryTest is GridTest {
     function test_another_version_than_named_is_refused() public {
         _fresh();
         _register(Hardware(5, 5, 5, 5), prices(1));
-        // The approver looked at version 2; a third one came in front of the approval.
+        // The approver has read version 2; a third one was registered before the approval.
         _register(Hardware(500, 5, 5, 5), prices(1));
         uint32[3] memory bad = [uint32(0), 2, 4];
         for (uint256 i = 0; i < 3; ++i) {
@@ -335,7 +335,7 @@ contract RegistryTest is GridTest {
         assertEq(p.approvedUntil, vm.getBlockTimestamp() + 365 days);
     }
 
-    /// @dev A full offer stays full, a smaller one stays as it is, one that no longer fits is cut; part by part.
+    /// @dev A full offer stays full, a smaller one is unchanged, one that no longer fits is reduced; for each resource.
     function testFuzz_the_offer_follows_new_hardware(
         Hardware memory a,
         Hardware memory b,
@@ -375,7 +375,7 @@ contract RegistryTest is GridTest {
     }
 
     function test_a_full_registry_approves_no_new_one_and_renews_the_old() public {
-        // The counter stands alone in its slot behind the two of the administration.
+        // The counter has its own slot, after the two of the administration.
         bytes32 place = _slotOfCount();
         vm.store(address(registry), place, bytes32(uint256(65_534)));
         _fresh();
@@ -470,7 +470,7 @@ contract RegistryTest is GridTest {
         assertEq(this.make(730 days).approvalPeriod(), 730 days);
     }
 
-    /// @dev Called from outside, so that a refusal ends this call and not the test, however the code is linked.
+    /// @dev An external call, so that a revert ends this call and not the test, however the code is linked.
     function make(uint256 period) external returns (ProviderRegistry) {
         return new ProviderRegistry(ADMIN, 0, period);
     }

@@ -8,7 +8,7 @@ import {IMetaScheduler} from "../../contracts/interfaces/IMetaScheduler.sol";
 import {Job, JobStatus, JobTerms} from "../../contracts/types/JobTypes.sol";
 import {GridTest} from "./GridTest.sol";
 
-/// @notice [14] Every record and every balance again, from nothing but the events.
+/// @notice [14] Rebuilds every record and every balance from the events alone.
 abstract contract Replay is GridTest {
     mapping(uint256 jobId => Job) private _jobs;
     mapping(address account => uint256) private _balances;
@@ -22,7 +22,7 @@ abstract contract Replay is GridTest {
         replay();
     }
 
-    /// @dev Takes in what was recorded since `vm.recordLogs`; all of it happened at this block's time.
+    /// @dev Applies the logs since `vm.recordLogs`, all with the time of this block.
     function replay() internal {
         Vm.Log[] memory logs = vm.getRecordedLogs();
         for (uint256 i = 0; i < logs.length; ++i) {

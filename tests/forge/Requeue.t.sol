@@ -129,7 +129,7 @@ contract RequeueTest is GridTest {
         vm.prank(provider(0));
         grid.requeue(four(running, foreign, first, first), "full");
         _assertPending(first);
-        // The table has NONE to PENDING, so an unknown job must be stopped before it.
+        // The table allows NONE to PENDING, so an unknown job must be refused before the table is used.
         uint256 second = jobIn(JobStatus.SCHEDULED, plain());
         uint256 unknown = jobAt(JobStatus.NONE);
         skips(unknown, JobStatus.NONE, IMetaScheduler.InvalidTransition.selector);

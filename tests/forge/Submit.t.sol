@@ -33,7 +33,7 @@ contract SubmitTest is GridTest {
         grid.submitJobs(requests);
     }
 
-    /// @dev Every packed field at any value comes back as it was given.
+    /// @dev Every packed field is read back unchanged, at any value.
     function testFuzz_the_record_holds_the_terms(Shape memory shape, uint8 count) public {
         JobTerms memory terms_ = shaped(shape);
         count = uint8(bound(count, 1, 4));
@@ -95,7 +95,7 @@ contract SubmitTest is GridTest {
         assertEq(credit.balanceOf(address(grid)), 6 * uint256(AMOUNT));
     }
 
-    /// @dev The counter shares its slot with fee and switch; it is found by its content.
+    /// @dev The counter shares its slot with fee and switch; the test finds the slot by its content.
     function test_ids_have_64_bits() public {
         submit(customer(0), plain());
         uint256 slot;
