@@ -132,7 +132,7 @@ class AnomalyRules:
         self.rows: list[Anomaly] = []
         self._context = TransactionContext(0, 0)
         self._scheduler = deployment.scheduler
-        self._names = {address: name for name, address in deployment.contracts.items()}
+        self._names = deployment.contract_names
         times = asdict(Timeouts()) | deployment.timeouts
         self._idle_after = times["claim_timeout"]
         self._pending_timeout = times["pending_timeout"]

@@ -592,9 +592,7 @@ async def named_holders(w3: AsyncWeb3[Any], deployment: Deployment) -> list[tupl
         EndpointError: The node does not answer.
     """
     holders_by_contract = await role_holders(w3, deployment)
-    names = {
-        str(to_checksum_address(contract)): name for name, contract in deployment.contracts.items()
-    }
+    names = deployment.contract_names
     return sorted(
         (names.get(address, address), role_name(role), holder)
         for address, holders_by_role in holders_by_contract.items()
@@ -608,9 +606,8 @@ async def role_holders(
 ) -> dict[str, dict[bytes, set[str]]]:
     """Return the holders by contract address and role, from the events since the deployment."""
     holders: dict[str, dict[bytes, set[str]]] = {}
-    addresses = [to_checksum_address(address) for address in deployment.addresses]
     topics = [event_topics(RoleGranted, RoleRevoked)]
-    for event in decode_logs(await read_logs(w3, addresses, topics, deployment.block)):
+    for event in decode_logs(await read_logs(w3, deployment.addresses, topics, deployment.block)):
         if isinstance(event, RoleGranted | RoleRevoked):
             role_accounts = holders.setdefault(event.address, {}).setdefault(event.role, set())
             if isinstance(event, RoleGranted):

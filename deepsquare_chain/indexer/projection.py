@@ -155,7 +155,7 @@ class Projection:
     def __init__(self, deployment: Deployment, stored: StoredState, block_data: BlockData) -> None:
         self._stored = stored
         self._block_data = block_data
-        self._names = {address: name for name, address in deployment.contracts.items()}
+        self._names = deployment.contract_names
         self._ledgers = GridLedgers(deployment)
         self._ledgers.jobs.jobs.update(stored.jobs)
         self._ledgers.registry.providers.update(stored.providers)

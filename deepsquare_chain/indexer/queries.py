@@ -128,8 +128,8 @@ class Reader:
     def __init__(self, database: Database, deployment: Deployment) -> None:
         self.database = database
         self.deployment = deployment
-        names = {"treasury": deployment.treasury, **deployment.contracts, "nobody": ZERO_ADDRESS}
-        self._aliases = {account: name for name, account in names.items()}
+        aliases = {deployment.treasury: "treasury", **deployment.contract_names}
+        self._aliases = {**aliases, ZERO_ADDRESS: "nobody"}
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Connection, IndexSnapshot]]:

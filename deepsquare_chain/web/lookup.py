@@ -17,7 +17,7 @@ from deepsquare_chain.audit.entries import ZERO_ADDRESS
 from deepsquare_chain.chain.bindings.abi import Abi, Function, interface, signature_of, type_of
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
-from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES, Deployment
+from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
 from deepsquare_chain.chain.bindings.reverts import decode_revert
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
@@ -63,7 +63,7 @@ async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransactio
     reason, hint = "", ""
     if receipt and receipt["status"] != 1:
         reason, hint = await _reason(contracts, transaction, int(receipt["blockNumber"]))
-    contract_names = names_of(contracts.deployment)
+    contract_names = contracts.deployment.contract_names
     to = str(to_checksum_address(transaction["to"])) if transaction.get("to") else None
     name = contract_names.get(to or "", "")
     data = "0x" + bytes(transaction["input"]).hex()
@@ -183,11 +183,6 @@ def signed_requests(data: str, contracts: Mapping[str, str]) -> tuple[DecodedReq
         call = decode_call(name, request.data.hex())
         calls.append(DecodedRequest(request.sender, request.to, name, request.deadline, call))
     return tuple(calls)
-
-
-def names_of(deployment: Deployment) -> dict[str, str]:
-    """Return the names of a deployment's contracts by checksum address."""
-    return {address: name for name, address in deployment.contracts.items()}
 
 
 def named_values(parameters: Sequence[Abi], values: Sequence[Any]) -> dict[str, Any]:

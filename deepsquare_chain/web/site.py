@@ -34,7 +34,7 @@ from deepsquare_chain.metascheduler.policy import Rules, Snapshot
 from deepsquare_chain.observability import get_logger
 from deepsquare_chain.store.definitions import DefinitionStore
 from deepsquare_chain.web import formats
-from deepsquare_chain.web.lookup import fields, link_addresses, names_of
+from deepsquare_chain.web.lookup import fields, link_addresses
 
 _log = get_logger(__name__)
 #: Seconds after which the grid is read again, and for which a page waits for that.
@@ -244,7 +244,7 @@ class Site:
         deployment = self.contracts.deployment
         roles = {deployment.treasury: "treasury", **self.recorded_names}
         named = [
-            *((account, name, "contract") for account, name in names_of(deployment).items()),
+            *((account, name, "contract") for account, name in deployment.contract_names.items()),
             *((account, name, "role") for account, name in roles.items()),
         ]
         names = {account: Name(name, f"/accounts/{account}", kind) for account, name, kind in named}

@@ -81,6 +81,11 @@ class Deployment:
         }
 
     @property
+    def contract_names(self) -> dict[str, str]:
+        """Artifact name of each contract by address."""
+        return {address: name for name, address in self.contracts.items()}
+
+    @property
     def timeouts(self) -> dict[str, int]:
         """Timeouts that the MetaScheduler was deployed with, by name; empty if not recorded.
 

@@ -27,7 +27,6 @@ from deepsquare_chain.web.lookup import (
     find_view,
     functions,
     named_values,
-    names_of,
     read_argument,
     read_block,
     read_transaction,
@@ -53,7 +52,7 @@ async def transaction(request: Request) -> Response:
         if unindexed is None:
             raise error from None
         return await run_in_threadpool(page.render, "unindexed.html", transaction=unindexed)
-    requests = signed_requests(detail.input, names_of(contracts.deployment))
+    requests = signed_requests(detail.input, contracts.deployment.contract_names)
     return await run_in_threadpool(
         page.render,
         "transaction.html",
