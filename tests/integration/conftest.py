@@ -14,7 +14,7 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.devnet.node.embedded import ChainProcess
 from tests.support.anvil import start_anvil
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
-from tests.support.local_devnet import cli, local_devnet  # noqa: F401 - fixtures
+from tests.support.local_devnet import cli, local_devnet, pending  # noqa: F401 - fixtures
 from tests.support.postgres import Server, postgres
 
 T = TypeVar("T")

@@ -86,7 +86,7 @@ def test_nothing_is_signed_without_confirmation(cli: Cli, bob: tuple[str, ...]) 
 
 @pytest.mark.parametrize("crash_at", ["gasless.recorded", "gasless.handed"])
 def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
-    cli: Cli, local_devnet: LocalDevnet, bob: tuple[str, ...], crash_at: str
+    cli: Cli, pending: LocalDevnet, bob: tuple[str, ...], crash_at: str
 ) -> None:
     """A request that was signed before the kill is sent again, and nothing is signed twice."""
     before = balance(cli, bob)
@@ -101,7 +101,7 @@ def test_a_gasless_submission_killed_anywhere_pays_once_when_repeated(
         "-o",
         "json",
     )
-    killed = run_forked([*arguments, *bob], local_devnet.folder, 120, **{VARIABLE: crash_at})
+    killed = run_forked([*arguments, *bob], pending.folder, 120, **{VARIABLE: crash_at})
     assert killed.code == -signal.SIGKILL, killed
     (job,) = data(cli(*arguments, *bob))
     assert data(cli(*arguments, *bob)) == [job]

@@ -113,30 +113,6 @@ def test_an_approval_takes_two_transactions_and_a_permit_one(cli: Cli, count_sen
     assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
 
 
-@pytest.mark.parametrize("more", [(), ("--permit",), ("--array", "2")])
-def test_submissions_at_once_succeed_all(
-    cli: Cli, local_devnet: LocalDevnet, more: tuple[str, ...]
-) -> None:
-    """Concurrent processes with one wallet: each uses the allowance that it has set."""
-    before, known = credits(cli), set(jobs(cli))
-    with ThreadPoolExecutor(3) as pool:
-        arguments = ("submit", HELLO, *more, "-o", "json")
-        result = list(pool.map(lambda _: run_forked(arguments, local_devnet.folder), range(3)))
-    ids = [item["id"] for output in result for item in data(output)]
-    item = 2 if "--array" in more else 1
-    assert len(set(ids) - known) == len(ids) == 3 * item
-    assert credits(cli) == before - 3 * item * 10**18
-
-
-def test_submissions_and_a_top_up_at_once(cli: Cli, local_devnet: LocalDevnet) -> None:
-    [first] = [item["id"] for item in data(cli("submit", HELLO, "-o", "json"))]
-    lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
-    with ThreadPoolExecutor(3) as pool:
-        result = list(pool.map(lambda line: run_forked(line, local_devnet.folder), lines))
-    assert [item.code for item in result] == [0, 0, 0], result
-    assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
-
-
 def test_gathered_submissions_are_one_transaction(
     cli: Cli, count_sent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,34 +324,6 @@ def test_of_two_commands_of_one_key_at_once_one_pays(
     assert (credits(cli), count_sent()) == (paid, 0)
 
 
-@pytest.mark.parametrize(
-    ("crash_at", "more"),
-    [
-        ("sender.intent", ("--permit",)),
-        ("sender.recorded", ("--permit",)),
-        ("sender.broadcast", ("--permit",)),
-        ("sender.receipt", ("--permit",)),
-        ("sender.settled", ("--permit",)),
-        ("sender.broadcast", ()),  # on the way to the approval
-        ("sender.recorded:2", ()),  # between approval and submission
-    ],
-)
-def test_a_command_killed_anywhere_pays_once_when_repeated(
-    local_devnet: LocalDevnet, cli: Cli, crash_at: str, more: tuple[str, ...]
-) -> None:
-    before, known = credits(cli), set(jobs(cli))
-    arguments = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
-    killed = run_forked(arguments, local_devnet.folder, 120, **{VARIABLE: crash_at})
-    assert killed.code == -signal.SIGKILL
-    assert f"killed at {crash_at}" in killed.err
-
-    (job,) = data(cli(*arguments))
-    assert set(jobs(cli)) - known == {job["id"]}
-    assert before - credits(cli) == int(job["escrow"])
-    assert data(cli(*arguments)) == [job]
-    assert before - credits(cli) == int(job["escrow"])
-
-
 @pytest.mark.parametrize("clef", [False, True])
 def test_an_external_signer_holds_the_key(cli: Cli, local_devnet: LocalDevnet, clef: bool) -> None:
     """Approval, permit, submission and cancellation, with the keystore out of reach."""
@@ -475,3 +423,58 @@ def test_statements_by_date_and_an_invoice_as_a_page(
 def month() -> str:
     """Return the current month of the devnet's clock."""
     return datetime.now(UTC).strftime("%Y-%m")
+
+
+# ------------------------------------------------- with transactions that stay pending for a while
+
+
+@pytest.mark.parametrize("more", [(), ("--permit",), ("--array", "2")])
+def test_submissions_at_once_succeed_all(
+    cli: Cli, pending: LocalDevnet, more: tuple[str, ...]
+) -> None:
+    """Concurrent processes with one wallet: each uses the allowance that it has set."""
+    before, known = credits(cli), set(jobs(cli))
+    with ThreadPoolExecutor(3) as pool:
+        arguments = ("submit", HELLO, *more, "-o", "json")
+        result = list(pool.map(lambda _: run_forked(arguments, pending.folder), range(3)))
+    ids = [item["id"] for output in result for item in data(output)]
+    item = 2 if "--array" in more else 1
+    assert len(set(ids) - known) == len(ids) == 3 * item
+    assert credits(cli) == before - 3 * item * 10**18
+
+
+def test_submissions_and_a_top_up_at_once(cli: Cli, pending: LocalDevnet) -> None:
+    [first] = [item["id"] for item in data(cli("submit", HELLO, "-o", "json"))]
+    lines = [("submit", HELLO), ("job", "topup", str(first), "2"), ("submit", HELLO, "--permit")]
+    with ThreadPoolExecutor(3) as pool:
+        result = list(pool.map(lambda line: run_forked(line, pending.folder), lines))
+    assert [item.code for item in result] == [0, 0, 0], result
+    assert data(cli("credit", "balance", "-o", "json"))["allowance"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "more"),
+    [
+        ("sender.intent", ("--permit",)),
+        ("sender.recorded", ("--permit",)),
+        ("sender.broadcast", ("--permit",)),
+        ("sender.receipt", ("--permit",)),
+        ("sender.settled", ("--permit",)),
+        ("sender.broadcast", ()),  # on the way to the approval
+        ("sender.recorded:2", ()),  # between approval and submission
+    ],
+)
+def test_a_command_killed_anywhere_pays_once_when_repeated(
+    pending: LocalDevnet, cli: Cli, crash_at: str, more: tuple[str, ...]
+) -> None:
+    before, known = credits(cli), set(jobs(cli))
+    arguments = ("submit", HELLO, "--key", f"killed at {crash_at} {more}", *more, "-o", "json")
+    killed = run_forked(arguments, pending.folder, 120, **{VARIABLE: crash_at})
+    assert killed.code == -signal.SIGKILL
+    assert f"killed at {crash_at}" in killed.err
+
+    (job,) = data(cli(*arguments))
+    assert set(jobs(cli)) - known == {job["id"]}
+    assert before - credits(cli) == int(job["escrow"])
+    assert data(cli(*arguments)) == [job]
+    assert before - credits(cli) == int(job["escrow"])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepsquare_chain.cli import main
+from deepsquare_chain.devnet.node.base import ANVIL_VARIABLE, find_anvil
 
 PROGRAM = (sys.executable, "-m", "deepsquare_chain.cli")
 PROJECT = Path(__file__).parents[2]
@@ -101,13 +102,13 @@ def _run_here(
 class Running:
     """A long-running command; its output goes to a file."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, name: str) -> None:
+    def __init__(self, arguments: Sequence[str], folder: Path, name: str, **env: str) -> None:
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*PROGRAM, *arguments],
                 cwd=folder,
-                env=clean_environment(folder),
+                env={**clean_environment(folder), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -135,9 +136,9 @@ class Running:
 
 
 @contextmanager
-def running(arguments: Sequence[str], folder: Path, name: str) -> Iterator[Running]:
+def running(arguments: Sequence[str], folder: Path, name: str, **env: str) -> Iterator[Running]:
     """Run a command within a `with` block."""
-    command = Running(arguments, folder, name)
+    command = Running(arguments, folder, name, **env)
     try:
         yield command
     finally:
@@ -146,9 +147,19 @@ def running(arguments: Sequence[str], folder: Path, name: str) -> Iterator[Runni
 
 @contextmanager
 def devnet(folder: Path, *more: str) -> Iterator[Running]:
-    """Run `deepsquare devnet up` in a folder, on free ports; by default without an explorer."""
+    """Run `deepsquare devnet up` in a folder, on free ports; by default without an explorer.
+
+    Anvil mines a block at once for each transaction, besides one per second, so commands need not
+    wait. A test of pending transactions calls `evm_setIntervalMining` first.
+    """
     ports = ("--port", "0", "--faucet-port", "0", "--relay-port", "0")
     arguments = ["devnet", "up", *ports, *(more or ["--no-explorer"])]
-    with running(arguments, folder, "devnet") as up:
+    env = {}
+    if "anvil" in more:
+        program = folder / "anvil-at-once"
+        program.write_text(f'#!/bin/sh\nexec "{find_anvil()}" --mixed-mining "$@"\n')
+        program.chmod(0o700)
+        env[ANVIL_VARIABLE] = str(program)
+    with running(arguments, folder, "devnet", **env) as up:
         up.wait_for("Ctrl-C ends it.")
         yield up

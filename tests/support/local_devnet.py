@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from deepsquare_chain.chain.wallet import import_key, unlock
@@ -60,6 +61,15 @@ def local_devnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDevn
     with devnet(folder, "--no-explorer", "--chain", "anvil" if has_anvil() else "embedded"):
         record = json.loads((folder / ".deepsquare" / "deployment.json").read_text())
         yield LocalDevnet(folder, record)
+
+
+@pytest.fixture
+def pending(local_devnet: LocalDevnet) -> LocalDevnet:
+    """The devnet, from now on with a block per second only: transactions are pending until then."""
+    if has_anvil():
+        body = {"jsonrpc": "2.0", "id": 1, "method": "evm_setIntervalMining", "params": [1]}
+        assert "error" not in httpx2.post(local_devnet.endpoint, json=body).json()
+    return local_devnet
 
 
 def commands_in(
