@@ -12,8 +12,8 @@ RUNTIME = $(VENV)/.made-runtime
 DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
-# Most tests wait for real programs: twice as many workers as cores keep two cores busy.
-WORKERS = 4
+# Most tests wait for real programs and for blocks: it takes five workers to keep two cores busy.
+WORKERS = 5
 FORGE = node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
 help:
