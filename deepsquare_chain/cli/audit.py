@@ -19,6 +19,7 @@ from deepsquare_chain.cli.types import (
     ToOption,
     number_option,
 )
+from deepsquare_chain.errors import AuditError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from deepsquare_chain.audit.anomalies import Anomaly
@@ -290,8 +291,7 @@ async def verify(
     """Rebuild every job and balance from events, compare with storage; exit 10 on any inconsistency."""
     from deepsquare_chain.audit.runner import AuditOptions, audit_export, audit_grid
     from deepsquare_chain.chain.rpc.pool import connected
-    from deepsquare_chain.client.network import open_grid, transport_of
-    from deepsquare_chain.errors import AuditError, UsageError
+    from deepsquare_chain.client.network import transport_of
 
     if export is None and offline:
         raise UsageError("Only an export can be verified offline", hint="Give its folder.")
@@ -301,9 +301,7 @@ async def verify(
             hint="Leave out --proofs, --compare-endpoint, --block and --block-hash.",
         )
     async with AsyncExitStack() as stack:
-        contracts = (
-            None if offline else await stack.enter_async_context(open_grid(context.settings))
-        )
+        contracts = None if offline else await stack.enter_async_context(context.grid())
         second_endpoint = None
         if compare_endpoint and contracts is not None:
             chain_id = contracts.deployment.chain_id
@@ -325,9 +323,8 @@ async def verify(
 async def exceptions(context: CommandContext, block: BlockOption = None) -> None:
     """Show notable events: overruns, panics, role changes and the like."""
     from deepsquare_chain.audit.runner import AuditOptions, audit_grid
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         report = await audit_grid(
             contracts, to_block=block, options=AuditOptions(storage=False), bars=progress
         )
@@ -346,14 +343,13 @@ async def statement(
     """Show all credits that an account paid and received; exit 10 if they do not match its balance."""
     from deepsquare_chain.audit.entries import statement_cells
     from deepsquare_chain.audit.runner import account_statement
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import own_address
     from deepsquare_chain.client.periods import blocks_of, parse_period
     from deepsquare_chain.credits import format_credits
-    from deepsquare_chain.errors import AuditError
 
     period = parse_period(month, first, last)
     address = own_address(context.settings, account)
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
         history, names, check = await account_statement(
             contracts, address, first=since, last=until, bars=progress
@@ -383,7 +379,6 @@ async def invoice(
     Exit 10 if the bill differs from the recomputed one.
     """
     from deepsquare_chain.audit.bill import invoice_of, render_html
-    from deepsquare_chain.errors import AuditError, UsageError
 
     ledger, _, bill = await _read_job(context, job)
     job_invoice = invoice_of(ledger, job, bill)
@@ -411,10 +406,8 @@ async def _read_job(
     """
     from deepsquare_chain.audit.reader import read_ledger
     from deepsquare_chain.audit.runner import job_bill
-    from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import NotFoundError
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         with progress("Reading events") as update:
             ledger, last = await read_ledger(contracts, to_block=block, progress=update)
         if job_id not in ledger.jobs:
@@ -443,14 +436,12 @@ async def export(
     """
     from deepsquare_chain.audit.export import LOGS, MANIFEST, TableFormat
     from deepsquare_chain.audit.export import export as write
-    from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.client.periods import Period, blocks_of, parse_period
-    from deepsquare_chain.errors import AuditError, UsageError
 
     style, period = TableFormat(tables.value), parse_period(month, None, last)
     if block is not None and period != Period():
         raise UsageError("--block is an end already", hint="Leave out --month and --to.")
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         if block is None:
             _, block = await blocks_of(contracts.w3, period, contracts.deployment.block)
         first = contracts.deployment.block
@@ -484,7 +475,6 @@ async def export(
 async def job(context: CommandContext, job: JobArgument, block: BlockOption = None) -> int:
     """Show a job's status changes, payments and recomputed bill; exit 10 if they do not add up."""
     from deepsquare_chain.audit.conservation import job_conservation
-    from deepsquare_chain.errors import AuditError
 
     ledger, last, bill = await _read_job(context, job, block)
     entry = ledger.jobs[job]

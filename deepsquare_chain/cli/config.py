@@ -10,6 +10,7 @@ import typer
 
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
+from deepsquare_chain.errors import UsageError
 
 if TYPE_CHECKING:
     from deepsquare_chain.observability.metrics import Check
@@ -84,7 +85,6 @@ async def use(
     name: Annotated[str, typer.Argument(metavar="CONTEXT", help="As `config contexts` lists it.")],
 ) -> None:
     """Select a context from now on, in your own configuration file."""
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.settings import choose_context, find_sources, user_config_path
 
     find_sources({"context": name})  # raises if the context does not exist

@@ -11,6 +11,7 @@ import typer
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind, iso_time, row_of
 from deepsquare_chain.cli.types import AgreeOption, number_option, whole_number
+from deepsquare_chain.errors import AuditError, UsageError
 from deepsquare_chain.job import ProviderStatus
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ ProviderArgument = Annotated[str, typer.Argument(metavar="PROVIDER", help="Its a
 @command(app)
 async def addresses(context: CommandContext) -> None:
     """Show the deployment record."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
 
-    _print_addresses(context, Deployment.load(context.settings.deployment))
+    _print_addresses(context, context.deployment)
 
 
 @command(app)
@@ -94,10 +94,9 @@ async def verify(
     """Compare code and parameters on chain with this build, list roles; exit 10 if they differ."""
     from deepsquare_chain.chain.deploying import named_holders, verify_deployment
     from deepsquare_chain.client.deploy import submit_blockscout, submit_sourcify, write_tree
-    from deepsquare_chain.client.network import open_grid, transport_of
-    from deepsquare_chain.errors import AuditError
+    from deepsquare_chain.client.network import transport_of
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         checks = await verify_deployment(contracts.w3, contracts.deployment)
         holders = await named_holders(contracts.w3, contracts.deployment)
     rows = [(check.subject, check.ok, check.detail) for check in checks]
@@ -161,7 +160,6 @@ async def deploy(
 
     from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams
     from deepsquare_chain.client.deploy import deploy as run
-    from deepsquare_chain.errors import UsageError
 
     params = replace(
         DEMO_PARAMS if demo_timeouts else GridParams(),
@@ -270,9 +268,9 @@ async def ban(
             context.unchanged(f"Provider {record.id} is already banned.")
             return
         load = await wallet.contracts.scheduler.load_of(record.id)
-        doubt = f"Provider {record.id} ({record.account}) gets no new jobs from now on"
-        doubt += f"; jobs on {load.cpus} CPUs are assigned to it now." if load.cpus else "."
-        if context.confirm_all([doubt], yes=yes):
+        risk = f"Provider {record.id} ({record.account}) gets no new jobs from now on"
+        risk += f"; jobs on {load.cpus} CPUs are assigned to it now." if load.cpus else "."
+        if context.confirm_all([risk], yes=yes):
             context.receipt(await wallet.send(registry.ban(provider, reason)))
 
 
@@ -303,9 +301,8 @@ async def close(context: CommandContext) -> None:
 @command(admin_app)
 async def params(context: CommandContext) -> None:
     """Show the parameters of this deployment, which apply to all jobs."""
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         parameters = await contracts.scheduler.parameters()
         period = await contracts.registry.approval_period()
     context.printer.record(_PARAMS, row_of(_PARAMS, parameters, approval_period=period))
@@ -342,9 +339,8 @@ HolderArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Address 
 async def roles(context: CommandContext) -> None:
     """List the holders of each role of the contracts."""
     from deepsquare_chain.chain.deploying import named_holders
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         holders = await named_holders(contracts.w3, contracts.deployment)
     context.printer.rows(_ROLES, holders)
 
@@ -376,13 +372,13 @@ async def revoke(
             contract.address, {}
         )
         remaining = len(holders.get(identifier, set())) - 1
-        doubt = f"{account} will no longer have the role {role}"
-        doubt += (
+        risk = f"{account} will no longer have the role {role}"
+        risk += (
             f"; {remaining} other{'s have' if remaining > 1 else ' has'} it."
             if remaining > 0
             else ", and no other account has it."
         )
-        if context.confirm_all([doubt], yes=yes):
+        if context.confirm_all([risk], yes=yes):
             context.receipt(await wallet.send(contract.revoke_role(identifier, account)))
 
 
@@ -426,13 +422,11 @@ async def handover(
     """
     from deepsquare_chain.chain.bindings.calls import checked_address
     from deepsquare_chain.chain.rpc.pool import chain_time
-    from deepsquare_chain.client.network import open_grid
-    from deepsquare_chain.errors import UsageError
 
     if (account is not None) + accept + cancel > 1:
         raise UsageError("Give exactly one of an account, --accept and --cancel")
     if account is None and not accept and not cancel:
-        async with open_grid(context.settings) as contracts:
+        async with context.grid() as contracts:
             await _print_handover(context, contracts)
         return
     async with context.wallet() as wallet:

@@ -34,10 +34,10 @@ _BALANCE: Final = (
 async def balance(context: CommandContext, account: AccountArgument = None) -> None:
     """Show credits, allowance and gas balance of an account."""
     from deepsquare_chain.client.accounts import balances
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import own_address
 
     address = own_address(context.settings, account)
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         account_balances = await balances(contracts, address)
     row = row_of(_BALANCE, account_balances, balance=account_balances.credits)
     context.printer.record(_BALANCE, row)
@@ -67,8 +67,8 @@ async def mint(context: CommandContext, to: RecipientArgument, credits: Positive
 async def burn(context: CommandContext, credits: PositiveCredits, yes: AgreeOption = False) -> None:
     """Destroy credits of this wallet."""
     async with context.wallet() as wallet:
-        doubt = f"{credit_count(credits)} of {wallet.address} will be destroyed permanently."
-        if context.confirm_all([doubt], yes=yes):
+        risk = f"{credit_count(credits)} of {wallet.address} will be destroyed permanently."
+        if context.confirm_all([risk], yes=yes):
             context.receipt(await wallet.send(wallet.contracts.credit.burn(credits)))
 
 
@@ -85,10 +85,10 @@ async def approve(
         if credits == allowed:
             context.unchanged(f"The allowance is already {credit_count(allowed)}.")
             return
-        doubts = []
+        risks = []
         if credits >= balance > 0:
-            doubts.append(f"The scheduler could take all of the wallet's {credit_count(balance)}.")
-        if not context.confirm_all(doubts, yes=yes):
+            risks.append(f"The scheduler could take all of the wallet's {credit_count(balance)}.")
+        if not context.confirm_all(risks, yes=yes):
             return
         async with wallet.sender.spending(10 * wallet.timeout):
             receipt = await wallet.send(wallet.contracts.credit.approve(spender, credits))

@@ -35,7 +35,6 @@ async def index(
     require("explorer", "explorer index")
     import asyncio
 
-    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import transport_of
     from deepsquare_chain.indexer.service import index_location, open_index
 
@@ -43,7 +42,7 @@ async def index(
     with progress("reading blocks") as update:
         async with open_index(
             settings.endpoint,
-            Deployment.load(settings.deployment),
+            context.deployment,
             index_location(settings),
             transport=transport_of(settings),
             max_lag_blocks=settings.max_lag_blocks,

@@ -8,8 +8,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
 
@@ -22,6 +22,8 @@ from deepsquare_chain.observability.redaction import plain
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.calls import Call
+    from deepsquare_chain.chain.bindings.contracts import Contracts
+    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.chain.transactions.sender import TxReceipt
     from deepsquare_chain.client.gasless import Confirm, GaslessWallet
     from deepsquare_chain.client.network import WalletConnection
@@ -195,6 +197,19 @@ class CommandContext:
         )
         self.printer.record(_RECEIPT, row)
 
+    @functools.cached_property
+    def deployment(self) -> Deployment:
+        """The deployment record of the settings; raises the errors of `Deployment.load`."""
+        from deepsquare_chain.chain.bindings.deployment import Deployment
+
+        return Deployment.load(self.settings.deployment)
+
+    def grid(self) -> AbstractAsyncContextManager[Contracts]:
+        """Open the contracts of the settings; raises the errors of `open_grid`."""
+        from deepsquare_chain.client.network import open_grid
+
+        return open_grid(self.settings)
+
     @asynccontextmanager
     async def wallet(self) -> AsyncIterator[WalletConnection]:
         """Open the wallet of the settings; prints progress while transactions are pending.
@@ -283,23 +298,21 @@ class CommandContext:
         """Print that the requested state is already in effect and nothing was sent."""
         self.printer.note(f"{text} Nothing was sent.")
 
-    def confirm_all(
-        self, doubts: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()
-    ) -> bool:
-        """Print warnings and doubts, and ask for confirmation on stderr; return whether to proceed.
+    def confirm_all(self, risks: Sequence[str], *, yes: bool, warnings: Sequence[str] = ()) -> bool:
+        """Print warnings and risks, and ask for confirmation on stderr; return whether to proceed.
 
         Args:
-            doubts: What the change undoes, or why it may be a mistake; each requires confirmation.
+            risks: What the change undoes, or why it may be a mistake; each requires confirmation.
             yes: Whether --yes was given; skips the question.
             warnings: Possible mistakes that require confirmation on a terminal only; otherwise only printed.
 
         Raises:
-            UsageError: There are doubts, stdin is no terminal, and --yes was not given.
+            UsageError: There are risks, stdin is no terminal, and --yes was not given.
         """
-        for message in (*warnings, *doubts):
+        for message in (*warnings, *risks):
             self.printer.note(plain(message))
         is_interactive = sys.stdin.isatty()
-        if yes or not (doubts or (warnings and is_interactive)):
+        if yes or not (risks or (warnings and is_interactive)):
             return True
         if not is_interactive:
             raise UsageError(
@@ -324,9 +337,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
 def require(extra: str, feature: str) -> None:
     """Check that the extra a command needs is installed.
 
-    Args:
-        extra: A key of `EXTRAS`.
-        feature: The command, for the error message.
+    `extra` is a key of `EXTRAS`, `feature` the command for the error message.
 
     Raises:
         UsageError: A module of the extra is missing.
@@ -432,12 +443,12 @@ def command(
             unsigned = given.pop("unsigned", None)
             context = CommandContext(printer, flags, debug=debug, unsigned=unsigned)
 
-            def start() -> Awaitable[int | None]:
+            async def start() -> int | None:
                 if typed is not None:
                     given.update(_table_values(context, table, typed))
-                return call(context, **given)
+                return await call(context, **given)
 
-            code = _guarded(start, context)
+            code = _run_guarded(start(), context)
             if code:
                 raise typer.Exit(code)
 
@@ -451,11 +462,6 @@ def command(
 
 def _table_values(context: CommandContext, table: str, typed: typer.Context) -> dict[str, Any]:
     """Return the values of options in a setting, except for those on the command line.
-
-    Args:
-        context: The command's context.
-        table: Name of the setting.
-        typed: The command line.
 
     Raises:
         UsageError: The command has no such option, or a value is invalid.
@@ -554,12 +560,12 @@ def _option(
     )
 
 
-def _guarded(start: Callable[[], Awaitable[int | None]], context: CommandContext) -> int:
+def _run_guarded(work: Coroutine[Any, Any, int | None], context: CommandContext) -> int:
     """Run a command; every error becomes a message on stderr and an exit code."""
     import asyncio
 
     try:
-        return asyncio.run(_whole(start)) or 0
+        return asyncio.run(work) or 0
     except GridError as error:
         _print_trace(context)
         print_error(error)
@@ -582,10 +588,6 @@ def _print_trace(context: CommandContext) -> None:
         traceback.print_exc()
 
 
-async def _whole(start: Callable[[], Awaitable[int | None]]) -> int | None:
-    return await start()
-
-
 def print_error(error: GridError) -> None:
     """Print an error and its hint to stderr."""
     typer.echo(f"Error: {plain(error.message, keep=chr(10))}", err=True)
@@ -606,11 +608,6 @@ async def open_sending(
     context: CommandContext, *, gasless: bool, yes: bool
 ) -> AsyncIterator[WalletConnection | GaslessWallet]:
     """Open the wallet of a command; it sends transactions itself or through a relay.
-
-    Args:
-        context: The command's context.
-        gasless: Whether to send through a relay, which pays the gas.
-        yes: Whether to sign without confirmation.
 
     Raises:
         UsageError: Both --gasless and --unsigned were given.

@@ -10,6 +10,7 @@ from deepsquare_chain.cli.frame import CommandContext, command, require
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.relay import MaxGas, MinCoin, MinCredits, PerCustomer, PerHour
 from deepsquare_chain.cli.types import HostOption, number_option, port_option
+from deepsquare_chain.errors import UsageError
 
 app = typer.Typer()
 
@@ -188,8 +189,6 @@ def web_url(text: str) -> str:
     """
     from urllib.parse import urlsplit
 
-    from deepsquare_chain.errors import UsageError
-
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/"):
         raise UsageError(
@@ -202,12 +201,10 @@ def web_url(text: str) -> str:
 @command(app)
 async def show(context: CommandContext) -> None:
     """Show the chain, the contract and the limits of the gateways in the settings."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.gateways import gateways_of
 
-    deployment = Deployment.load(context.settings.deployment)
     rows = []
-    async with gateways_of(context.settings, deployment, None) as gateways:
+    async with gateways_of(context.settings, context.deployment, None) as gateways:
         for gateway in gateways:
             terms = await gateway.terms()
             rows.append((gateway.display_url, *(terms.get(column.key) for column in _TERMS[1:])))

@@ -19,10 +19,12 @@ from deepsquare_chain.cli.types import (
     JobArgument,
     JobArguments,
     LimitOption,
+    OptionalJobArguments,
     WaitTimeoutOption,
     YesOption,
     positive_credits,
 )
+from deepsquare_chain.errors import EndpointError, RevertedError, UsageError
 from deepsquare_chain.job import Job
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from deepsquare_chain.client.gasless import GaslessWallet
     from deepsquare_chain.client.jobs import Ended, History, ListedJob
     from deepsquare_chain.client.network import WalletConnection
-    from deepsquare_chain.errors import EndpointError
     from deepsquare_chain.store.gateway_client import GatewayClient
 
 app = typer.Typer()
@@ -119,7 +120,7 @@ async def list_jobs(
 
     from deepsquare_chain.chain.rpc.pool import chain_time
     from deepsquare_chain.client.jobs import newest, parse_statuses
-    from deepsquare_chain.client.network import open_grid, own_address
+    from deepsquare_chain.client.network import own_address
 
     statuses = parse_statuses(status or [])
     customer = None if everybody else own_address(context.settings, None)
@@ -128,7 +129,7 @@ async def list_jobs(
     )
     if status or name:
         empty = "No such jobs."
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         while True:
             listed_jobs = await newest(
                 contracts, limit=limit, customer=customer, statuses=statuses, names=name or ()
@@ -147,9 +148,8 @@ async def list_jobs(
 @command(app)
 async def get(context: CommandContext, job: JobArgument) -> None:
     """Show all data of a job on the chain."""
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         await _print_job(context, contracts, await contracts.scheduler.get_job(job))
 
 
@@ -157,9 +157,8 @@ async def get(context: CommandContext, job: JobArgument) -> None:
 async def why(context: CommandContext, job: JobArgument) -> None:
     """Explain why a job has its current status."""
     from deepsquare_chain.cli.why import explain
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         situation = await explain(contracts, job)
     if context.printer.style is Format.TABLE:
         context.printer.text(situation.words)
@@ -174,9 +173,8 @@ async def watch(
     context: CommandContext, jobs: JobArguments, wait_timeout: WaitTimeoutOption = None
 ) -> int:
     """Wait for jobs and their successors to end; exit with the first exit code that is not zero."""
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         return await wait_for_all(
             context, contracts, await _selected(context, contracts, jobs), wait_timeout
         )
@@ -235,7 +233,7 @@ async def follow_to_end(
     from deepsquare_chain.cli.why import ReasonPrinter
     from deepsquare_chain.client.jobs import watch
 
-    def tell(job: Job) -> None:
+    def print_change(job: Job) -> None:
         where = f" at provider {job.provider_id}" if job.provider_id else ""
         continues = f" (requeued from job {job.retry_of})" if job.retry_of else ""
         context.printer.note(f"job {job.id}{continues}: {job.status.name}{where}")
@@ -243,22 +241,21 @@ async def follow_to_end(
 
     context.continues = continuing(job_id)
     interval = context.settings.poll_interval
-    report_trouble = partial(print_outage, context, f"continuing to wait for job {job_id}")
 
     async def give_up(job: Job) -> None:
         if wallet is not None:
             await wallet.send(contracts.scheduler.cancel([job.id]))
             context.printer.note(f"Job {job.id} was cancelled: it could not run any more.")
 
-    async with ReasonPrinter(contracts, context.printer.note, give_up) as teller:
+    async with ReasonPrinter(contracts, context.printer.note, give_up) as reasons:
         return await watch(
             contracts,
             job_id,
             interval=interval,
             timeout=timeout,
-            on_change=tell,
-            on_waiting=teller.start_explaining,
-            on_outage=report_trouble,
+            on_change=print_change,
+            on_waiting=reasons.start_explaining,
+            on_outage=partial(print_outage, context, f"continuing to wait for job {job_id}"),
         )
 
 
@@ -300,9 +297,8 @@ async def logs(
     If no gateway is set, it is read from the run folder of a provider on this machine.
     """
     from deepsquare_chain.cli.job_output import stream
-    from deepsquare_chain.client.network import open_grid
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         job_ids = await _selected(context, contracts, jobs)
         for job in job_ids:
             if len(job_ids) > 1:
@@ -330,12 +326,12 @@ async def results(
     Exit 1 if a file can't be read; the others are listed and downloaded nevertheless.
     """
     from deepsquare_chain.client.gateways import gateways_of, job_results
-    from deepsquare_chain.client.network import open_account, open_grid
+    from deepsquare_chain.client.network import open_account
     from deepsquare_chain.store.gateway_client import gateway_urls
 
     job_files = []
     async with AsyncExitStack() as stack:
-        contracts = await stack.enter_async_context(open_grid(context.settings))
+        contracts = await stack.enter_async_context(context.grid())
         job_ids = await _selected(context, contracts, jobs)
         gateways: tuple[GatewayClient, ...] = ()
         if gateway_urls(context.settings, contracts.deployment):
@@ -359,7 +355,7 @@ async def results(
         (job, file.name, file.size, file.digest or None, file.on_chain, file.problem or None)
         for job, file in job_files
     )
-    empty = f"Job {job_ids[0]} left no file." if len(job_ids) == 1 else "They left no file."
+    empty = f"Job {job_ids[0]} left no file." if len(job_ids) == 1 else "The jobs left no files."
     context.printer.rows(_RESULTS, rows, empty=empty)
     if any(file.on_chain for _, file in job_files):
         context.printer.note("The output is the one whose SHA-256 the provider reported on chain.")
@@ -393,11 +389,11 @@ async def share(
     """
     from deepsquare_chain.chain.bindings.calls import checked_address
     from deepsquare_chain.chain.sign_in import rfc3339
-    from deepsquare_chain.client.gateways import gateways_of, no_gateway, share_end
-    from deepsquare_chain.client.network import open_account, open_grid
+    from deepsquare_chain.client.gateways import gateways_of, no_gateway, parse_share_end
+    from deepsquare_chain.client.network import open_account
 
-    address, expiry = checked_address(reader), 0 if end else share_end(until)
-    async with open_grid(context.settings) as contracts:
+    address, expiry = checked_address(reader), 0 if end else parse_share_end(until)
+    async with context.grid() as contracts:
         account = await open_account(context.settings)
         async with gateways_of(context.settings, contracts.deployment, account) as gateways:
             if not gateways:
@@ -411,13 +407,7 @@ async def share(
 @command(app, sends=True)
 async def cancel(
     context: CommandContext,
-    jobs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="JOB...",
-            help="IDs, ranges (3-7), a submission (sub-1f3a9c04) or names of your jobs (train-*).",
-        ),
-    ] = None,
+    jobs: OptionalJobArguments = None,
     unmet: Annotated[
         bool, typer.Option("--unmet", help="Your jobs whose dependencies can never be met.")
     ] = False,
@@ -428,10 +418,12 @@ async def cancel(
     from deepsquare_chain.chain.bindings.events import TransitionSkipped
     from deepsquare_chain.cli.why import unmet_jobs
     from deepsquare_chain.client.jobs import select
-    from deepsquare_chain.errors import RevertedError, UsageError
 
     if bool(jobs) == unmet:
-        raise UsageError("Which jobs?", hint="Give jobs such as 7, 3-5 or train-*; or --unmet.")
+        raise UsageError(
+            "Give either jobs or --unmet",
+            hint="Jobs are IDs, ranges or names, such as 7, 3-5 or train-*.",
+        )
     receipts = []
     async with open_sending(context, gasless=gasless, yes=yes) as wallet:
         contracts = wallet.contracts
@@ -597,7 +589,7 @@ async def top(
     from deepsquare_chain.cli.job_output import log_of
     from deepsquare_chain.cli.top_screen import Actions, TopApp
     from deepsquare_chain.client.accounts import top_up
-    from deepsquare_chain.client.network import open_grid, open_wallet, own_address
+    from deepsquare_chain.client.network import open_wallet, own_address
     from deepsquare_chain.client.offers import OverviewReader
 
     settings = context.settings
@@ -609,7 +601,7 @@ async def top(
             contracts, customer = wallet.contracts, wallet.address
         else:
             wallet = None
-            contracts = await stack.enter_async_context(open_grid(settings))
+            contracts = await stack.enter_async_context(context.grid())
             customer = own_address(settings, None) if has_wallet else ""
 
         def logs(job_id: int) -> AsyncIterator[bytes]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final, Self
 
 from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -43,9 +42,9 @@ async def stream(
     """
     if follow and (await contracts.scheduler.get_existing_jobs([job_id]))[0].status.is_live:
         context.continues = continuing(job_id)
-    report_trouble = partial(print_outage, context, f"continuing to follow job {job_id}")
+    on_outage = partial(print_outage, context, f"continuing to follow job {job_id}")
     async for data in log_of(
-        context.settings, contracts, job_id, follow=follow, on_outage=report_trouble
+        context.settings, contracts, job_id, follow=follow, on_outage=on_outage
     ):
         context.printer.raw(data)
 
@@ -70,11 +69,11 @@ async def log_of(
             ):
                 yield data
         return
-    position = 0
+    position, grid = 0, (contracts.deployment.chain_id, contracts.scheduler.address)
     while True:
         get_job = partial(contracts.scheduler.get_job, job_id)
         job = await (with_endpoint_retries(get_job, on_outage=on_outage) if follow else get_job())
-        run = _run(settings, contracts, job)
+        run = find_run(settings.state_dir, *grid, job.id)
         if run is None and (not follow or job.status.is_final):
             raise no_run(job, settings.state_dir)
         ended = job.status.is_final or (run is not None and has_ended(run))
@@ -84,27 +83,6 @@ async def log_of(
         if ended or not follow:
             return
         await asyncio.sleep(_INTERVAL)
-
-
-async def print_log(
-    context: CommandContext,
-    contracts: Contracts,
-    gateways: Sequence[GatewayClient],
-    job_id: int,
-    *,
-    follow: bool,
-    write: Callable[[bytes], None] | None = None,
-) -> None:
-    """Print a job's log from a gateway. Raises the errors of `read_log`."""
-    report_trouble = partial(print_outage, context, f"continuing to follow job {job_id}")
-    log = read_log(
-        *(contracts, gateways, job_id),
-        follow=follow,
-        key_file=context.settings.result_key_file,
-        on_outage=report_trouble,
-    )
-    async for data in log:
-        (write or context.printer.raw)(data)
 
 
 class LogPrinter:
@@ -140,12 +118,17 @@ class LogPrinter:
             await asyncio.wait(self._tasks.values())
 
     async def _show(self, job_id: int) -> None:
-        printer = self._context.printer
+        context, printer = self._context, self._context.printer
         write = printer.raw if printer.style is Format.TABLE else _to_stderr
+        log = read_log(
+            *(self._contracts, self._gateways, job_id),
+            follow=True,
+            key_file=context.settings.result_key_file,
+            on_outage=partial(print_outage, context, f"continuing to follow job {job_id}"),
+        )
         try:
-            await print_log(
-                self._context, self._contracts, self._gateways, job_id, follow=True, write=write
-            )
+            async for data in log:
+                write(data)
         except GridError as error:
             printer.note(f"The output of job {job_id} can't be shown: {error.message}")
 
@@ -153,8 +136,3 @@ class LogPrinter:
 def _to_stderr(data: bytes) -> None:
     sys.stderr.write(plain(data.decode("utf-8", "replace"), keep="\n\t"))
     sys.stderr.flush()
-
-
-def _run(settings: Settings, contracts: Contracts, job: Job) -> Path | None:
-    grid = contracts.deployment.chain_id, contracts.scheduler.address
-    return find_run(settings.state_dir, *grid, job.id)

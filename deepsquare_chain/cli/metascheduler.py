@@ -12,6 +12,7 @@ import typer
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Format, Kind, progress, row_of
 from deepsquare_chain.cli.types import number_option, whole_number
+from deepsquare_chain.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from deepsquare_chain.metascheduler.simulation.experiment import ResultRow
@@ -80,11 +81,10 @@ async def explain(
 ) -> None:
     """Show what a meta-scheduler would decide now for each waiting job, and why."""
     from deepsquare_chain.cli.why import reasons
-    from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.metascheduler.rules_file import read_rules
 
     policy_rules = None if rules is None else read_rules(rules)
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         if job is not None:
             await contracts.scheduler.get_job(job)
         decisions, share_error = await reasons(contracts, policy_rules)
@@ -192,7 +192,6 @@ async def simulate(
     """
     import asyncio
 
-    from deepsquare_chain.errors import StoreError, UsageError
     from deepsquare_chain.metascheduler.policy import Rules
     from deepsquare_chain.metascheduler.rules_file import read_rules
     from deepsquare_chain.metascheduler.simulation.experiment import (

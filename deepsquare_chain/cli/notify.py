@@ -9,6 +9,7 @@ import typer
 from deepsquare_chain.cli.frame import CommandContext, command
 from deepsquare_chain.cli.output import Column, Kind
 from deepsquare_chain.cli.types import LimitOption
+from deepsquare_chain.errors import UsageError
 
 app = typer.Typer()
 
@@ -48,8 +49,6 @@ async def run(context: CommandContext, address: AddressOption = None) -> None:
 @command(app)
 async def test(context: CommandContext) -> int:
     """Send one test notification to each recipient in the settings; exit 1 if one fails."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.notify.service import try_targets
 
     if context.settings.notify_by == "gateway":
@@ -57,7 +56,7 @@ async def test(context: CommandContext) -> int:
             "The gateway sends the notifications, by the setting notify_by",
             hint="Submit a job; `deepsquare notify list` shows what was sent.",
         )
-    results = await try_targets(context.settings, Deployment.load(context.settings.deployment))
+    results = await try_targets(context.settings, context.deployment)
     context.printer.rows(_TESTED, results)
     return 0 if all(ok for _, ok, _ in results) else 1
 
@@ -80,12 +79,11 @@ def _from_service(
     context: CommandContext, address: str | None, limit: int
 ) -> list[tuple[object, ...]]:
     """Return rows of the notifications that `notify run` sent from here."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
     from deepsquare_chain.notify.service import NAME, latest_notifications
 
-    deployment = Deployment.load(context.settings.deployment)
+    deployment = context.deployment
     customer = own_address(context.settings, address)
     folder = service_folder(context.settings.state_dir, NAME, customer, deployment.scheduler)
     return [
@@ -99,11 +97,10 @@ def _from_service(
 
 async def _from_gateway(context: CommandContext, limit: int) -> list[tuple[object, ...]]:
     """Return rows of the notifications that the first gateway sent for the wallet."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.gateways import gateways_of, no_gateway
     from deepsquare_chain.client.network import open_account
 
-    deployment = Deployment.load(context.settings.deployment)
+    deployment = context.deployment
     account = await open_account(context.settings)
     async with gateways_of(context.settings, deployment, account) as gateways:
         if not gateways:

@@ -177,7 +177,7 @@ class Printer:
         shown = list(itertools.compress(columns, visible))
         lines = [
             [
-                for_people(column, value, short=short)
+                format_cell(column, value, short=short)
                 for column, value in itertools.compress(zip(columns, row, strict=True), visible)
             ]
             for row in rows
@@ -223,7 +223,7 @@ class Printer:
         table.add_column(no_wrap=True, style="bold")
         table.add_column(overflow="fold")
         for column, value in zip(columns, row, strict=True):
-            table.add_row(Text(column.title), Text(for_people(column, value)))
+            table.add_row(Text(column.title), Text(format_cell(column, value)))
         self._render(table)
 
     def _render(self, table: Any) -> None:
@@ -269,7 +269,7 @@ def _longest(texts: Sequence[str]) -> int:
     return max(map(len, texts))
 
 
-def for_people(column: Column, value: Any, *, short: bool = False) -> str:  # noqa: PLR0911
+def format_cell(column: Column, value: Any, *, short: bool = False) -> str:  # noqa: PLR0911
     """Format a cell for tables; `short` rounds amounts and elides the middle of hashes."""
     if value is None or value == "":
         return "-"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -25,8 +25,10 @@ from deepsquare_chain.cli.types import (
     price,
     size,
 )
+from deepsquare_chain.errors import GridError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from deepsquare_chain.executors.slurm.parsing import FoundHardware
     from deepsquare_chain.job import Hardware, Prices, Provider
 
 app = typer.Typer()
@@ -113,7 +115,6 @@ async def init(
 ) -> None:
     """Write a commented configuration file, a systemd unit, alert rules and a dashboard."""
     from deepsquare_chain.client.registration import write_provider_files
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.executors.base import executor_names
 
     if kind not in executor_names():
@@ -163,12 +164,11 @@ async def register(
     --cpu-price and --mem-price; it reads hardware that is not given from this machine, or from Slurm
     with the executor slurm.
     """
-    from deepsquare_chain.client import registration as words
-    from deepsquare_chain.errors import NotFoundError, UsageError
+    from deepsquare_chain.client import registration
 
     given = (nodes, cpus_per_node, mem_per_node, gpus_per_node)
-    doubts: list[str] = []
-    missing: list[str] = []
+    risks: list[str] = []
+    warnings: list[str] = []
     if from_slurm and any(number is not None for number in given):
         raise UsageError(
             "--from-slurm reads nodes, CPUs, memory and GPUs from Slurm",
@@ -188,27 +188,27 @@ async def register(
         else:
             hardware = await _hardware(context, latest, given)
             # Only a warning: scripts may register from another machine, and an approver reviews it.
-            missing += await _missing_hardware(context, hardware)
+            warnings += await _missing_hardware(context, hardware)
         if registered is not None:
             if (latest, registered.prices, dict(registered.labels)) == (hardware, prices, pairs):
                 context.unchanged(
                     "The provider already has this hardware, these prices and labels."
                 )
                 return
-            doubts += [
-                *words.hardware_changes(registered, hardware),
-                *words.price_changes(registered.prices, prices, large=True),
-                *words.label_changes(registered.labels, pairs),
+            risks += [
+                *registration.hardware_changes(registered, hardware),
+                *registration.price_changes(registered.prices, prices, large=True),
+                *registration.label_changes(registered.labels, pairs),
             ]
-            missing += words.price_changes(registered.prices, prices, large=False)
-            missing.append(
+            warnings += registration.price_changes(registered.prices, prices, large=False)
+            warnings.append(
                 f"Provider {registered.id} is registered: the new registration replaces version "
                 f"{registered.pending_version} and needs an approval."
             )
-        doubts += words.price_warnings(prices)
-        missing += words.free_gpus(hardware, prices)
-        context.printer.note(words.price_example(prices))
-        if not context.confirm_all(doubts, yes=yes, warnings=missing):
+        risks += registration.price_warnings(prices)
+        warnings += registration.free_gpus(hardware, prices)
+        context.printer.note(registration.price_example(prices))
+        if not context.confirm_all(risks, yes=yes, warnings=warnings):
             return
         receipt = await wallet.send(registry.register(hardware, prices, pairs))
         if context.unsigned:
@@ -250,8 +250,7 @@ async def set_price(
     yes: AgreeOption = False,
 ) -> None:
     """Set the prices of jobs assigned from now on; prices that are not given remain unchanged."""
-    from deepsquare_chain.client import registration as words
-    from deepsquare_chain.errors import UsageError
+    from deepsquare_chain.client import registration
 
     if cpu_price is mem_price is gpu_price is None:
         raise UsageError("No price was given", hint="Give --cpu-price, --gpu-price or --mem-price.")
@@ -262,13 +261,13 @@ async def set_price(
         if prices == provider.prices:
             context.unchanged("The prices are unchanged.")
             return
-        context.printer.note(words.price_example(prices))
-        doubts = [
-            *words.price_changes(provider.prices, prices, large=True),
-            *words.price_warnings(prices),
+        context.printer.note(registration.price_example(prices))
+        risks = [
+            *registration.price_changes(provider.prices, prices, large=True),
+            *registration.price_warnings(prices),
         ]
-        changes = list(words.price_changes(provider.prices, prices, large=False))
-        if context.confirm_all(doubts, yes=yes, warnings=changes):
+        changes = list(registration.price_changes(provider.prices, prices, large=False))
+        if context.confirm_all(risks, yes=yes, warnings=changes):
             context.receipt(await wallet.send(registry.set_prices(prices)))
 
 
@@ -296,9 +295,9 @@ async def status(
     everybody: Annotated[bool, typer.Option("--all", help="All providers.")] = False,
 ) -> None:
     """Show the registry's data of a provider."""
-    from deepsquare_chain.client.network import open_grid, selected_provider
+    from deepsquare_chain.client.network import selected_provider
 
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         registry, scheduler = contracts.registry, contracts.scheduler
         selected = (
             await registry.providers()
@@ -373,13 +372,13 @@ async def jobs(
 ) -> None:
     """List the jobs that are assigned to a provider."""
     from deepsquare_chain.client.jobs import newest
-    from deepsquare_chain.client.network import open_grid, selected_provider
+    from deepsquare_chain.client.network import selected_provider
     from deepsquare_chain.job import JobStatus
 
     statuses = {
         status for status in JobStatus if status.is_assigned or (everything and status.is_final)
     }
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         selected = await selected_provider(contracts, context.settings, provider)
         listed_jobs = await newest(contracts, limit=500, provider_id=selected.id, statuses=statuses)
     context.printer.rows(
@@ -409,11 +408,11 @@ async def earnings(
     the largest part of it that the loss of one run would forfeit now.
     """
     from deepsquare_chain.client.jobs import accrued_now, earnings_by
-    from deepsquare_chain.client.network import open_grid, selected_provider
+    from deepsquare_chain.client.network import selected_provider
     from deepsquare_chain.client.periods import Period, blocks_of, parse_period
 
     period = parse_period(month, first, last)
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         selected = await selected_provider(contracts, context.settings, provider)
         address = selected.account
         since, until = await blocks_of(contracts.w3, period, contracts.deployment.block)
@@ -431,13 +430,11 @@ async def earnings(
 @command(app)
 async def doctor(context: CommandContext, account: AccountArgument = None) -> int:
     """Check everything that a provider needs to get jobs; exit 1 if something is wrong."""
-    from deepsquare_chain.client.doctor import examine, examine_provider
+    from deepsquare_chain.client.doctor import examine, examine_provider, failed_check
     from deepsquare_chain.client.network import own_address
     from deepsquare_chain.daemon.loop import service_folder
-    from deepsquare_chain.errors import GridError
     from deepsquare_chain.executors.base import ExecutorContext, examine_executor
     from deepsquare_chain.job import Offer
-    from deepsquare_chain.observability.metrics import Check
 
     settings = context.settings
     try:
@@ -448,8 +445,7 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
             raise
         # The provider's account is unknown: run the checks that do not need it.
         address = ""
-        checks = await examine(settings)
-        checks.append(Check("registration", False, error.message, error.hint, "keystore"))
+        checks = [*await examine(settings), failed_check("registration", error, "keystore")]
     executor_context = ExecutorContext(
         state_dir=service_folder(settings.state_dir, "provider", address),
         capacity=Offer(0, 0, 0),
@@ -466,7 +462,6 @@ async def doctor(context: CommandContext, account: AccountArgument = None) -> in
 
 def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | None) -> Prices:
     """Return the given prices; the current ones replace those that were not given."""
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.job import Prices
 
     if now is None and (cpu is None or mem is None):
@@ -475,11 +470,8 @@ def _prices(now: Provider | None, cpu: int | None, gpu: int | None, mem: int | N
             hint="Give --cpu-price and --mem-price, in credits per hour.",
         )
     current = Prices(0, 0, 0) if now is None else now.prices
-    return Prices(
-        current.cpu if cpu is None else cpu,
-        current.gpu if gpu is None else gpu,
-        current.mem if mem is None else mem,
-    )
+    given = {"cpu": cpu, "gpu": gpu, "mem": mem}
+    return replace(current, **{name: price for name, price in given.items() if price is not None})
 
 
 def _label_pairs(labels: list[str] | None) -> dict[str, str]:
@@ -496,17 +488,22 @@ async def _missing_hardware(context: CommandContext, wanted: Hardware) -> list[s
         return list(hardware_warnings(wanted, machine(), "this machine"))
     if context.settings.executor == "slurm":
         from deepsquare_chain.executors.base import ExecutorError
-        from deepsquare_chain.executors.slurm.client import read_nodes
-        from deepsquare_chain.executors.slurm.options import parse_options
-        from deepsquare_chain.executors.slurm.parsing import registered_hardware
 
-        options = parse_options(context.settings.executor_options)
         try:
-            available = registered_hardware(await read_nodes(options)).hardware
+            available = (await _registered_slurm_hardware(context)).hardware
         except ExecutorError as error:
             return [f"The hardware could not be compared with the cluster: {error.message}."]
         return list(hardware_warnings(wanted, available, "the cluster"))
     return []
+
+
+async def _registered_slurm_hardware(context: CommandContext) -> FoundHardware:
+    from deepsquare_chain.executors.slurm.client import read_nodes
+    from deepsquare_chain.executors.slurm.options import parse_options
+    from deepsquare_chain.executors.slurm.parsing import registered_hardware
+
+    options = parse_options(context.settings.executor_options)
+    return registered_hardware(await read_nodes(options))
 
 
 async def _hardware(
@@ -519,7 +516,6 @@ async def _hardware(
     """
     from deepsquare_chain.chain.bindings.calls import plural
     from deepsquare_chain.client.registration import machine
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.job import Hardware
 
     if registered is not None:
@@ -547,21 +543,16 @@ async def _hardware(
 async def _slurm_hardware(context: CommandContext) -> Hardware:
     """Return the hardware of the Slurm cluster that this machine submits to."""
     from deepsquare_chain.chain.bindings.calls import plural
-    from deepsquare_chain.executors.slurm.client import read_nodes
-    from deepsquare_chain.executors.slurm.options import parse_options
-    from deepsquare_chain.executors.slurm.parsing import registered_hardware
 
-    options = parse_options(context.settings.executor_options)
-    registered = registered_hardware(await read_nodes(options))
+    registered = await _registered_slurm_hardware(context)
     hardware = registered.hardware
     context.printer.note(
         f"Slurm has {plural(hardware.nodes, 'node')} with {plural(hardware.cpus_per_node, 'CPU')}, "
         f"{hardware.mem_per_node} MB and {plural(hardware.gpus_per_node, 'GPU')} each."
     )
     if registered.left_out:
-        names = ", ".join(registered.left_out[:10]) + (
-            " ..." if len(registered.left_out) > 10 else ""
-        )
+        names = ", ".join(registered.left_out[:10])
+        names += " ..." if len(registered.left_out) > 10 else ""
         context.printer.note(f"Skipped, because they are down or smaller: {names}.")
     return hardware
 

@@ -107,11 +107,10 @@ async def serve(
 @command(app)
 async def show(context: CommandContext) -> None:
     """Show the terms of the relay in the settings, and whether it accepts requests now."""
-    from deepsquare_chain.chain.bindings.deployment import Deployment
     from deepsquare_chain.client.gasless import RelayClient, relay_url
     from deepsquare_chain.client.network import transport_of
 
-    url = relay_url(context.settings, Deployment.load(context.settings.deployment))
+    url = relay_url(context.settings, context.deployment)
     async with RelayClient(url, transport_of(context.settings)) as relay:
         terms = await relay.terms()
     functions = ", ".join(terms.functions)

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.batching import gather_all
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.client.network import find_own_address, open_account, transport_of
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.daemon.loop import service_folder
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from deepsquare_chain.chain.signers import Signer
     from deepsquare_chain.gateway.access import GatewayRules
     from deepsquare_chain.relay.requests import RelayRules
-
-_GWEI: Final = 10**9
 
 
 async def provide(settings: Settings) -> None:
@@ -57,7 +56,7 @@ async def provide(settings: Settings) -> None:
                 collect_interval=settings.collect_interval,
                 collect_gas_share=settings.collect_gas_share,
                 coin_value=settings.coin_value,
-                max_answer_fee=int(settings.max_answer_fee_gwei * _GWEI),
+                max_answer_fee=int(settings.max_answer_fee_gwei * GWEI),
                 unbilled_warning=int(settings.unbilled_warning * CREDIT),
                 follow_offer=settings.follow_offer,
                 publish_abilities=settings.publish_abilities,
@@ -107,7 +106,7 @@ def _common(
         "confirmations": settings.confirmations,
         "poll_interval": settings.poll_interval,
         "send_timeout": settings.timeout,
-        "max_fee_per_gas": int(settings.max_fee_gwei * _GWEI),
+        "max_fee_per_gas": int(settings.max_fee_gwei * GWEI),
         "max_lag_blocks": settings.max_lag_blocks,
         "websocket": settings.websocket,
         "transport": transport_of(settings),

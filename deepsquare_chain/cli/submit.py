@@ -13,6 +13,7 @@ from deepsquare_chain.cli.frame import CommandContext, command, open_sending
 from deepsquare_chain.cli.output import Column, Format, Kind, row_of
 from deepsquare_chain.cli.types import GaslessOption, WaitTimeoutOption, YesOption, positive_credits
 from deepsquare_chain.credits import credit_count, format_credits
+from deepsquare_chain.errors import GridError, UsageError
 
 if TYPE_CHECKING:
     from deepsquare_chain.chain.bindings.contracts import Contracts
@@ -39,6 +40,7 @@ _JOB_FILE: Final = (
     Column("uses", "requirements"),
 )
 
+JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")]
 LenientOption = Annotated[
     bool,
     typer.Option(
@@ -50,9 +52,7 @@ _WRITTEN: Final = (Column("path", "written"),)
 
 @command(app)
 async def validate(
-    context: CommandContext,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
-    lenient: LenientOption = False,
+    context: CommandContext, file: JobFilePath, lenient: LenientOption = False
 ) -> None:
     """Check a job file without sending anything."""
     from deepsquare_chain.workflow import load_job_file
@@ -77,7 +77,7 @@ async def validate(
 @command(app)
 async def convert(
     context: CommandContext,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML or JSON).")],
+    file: JobFilePath,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Output file; standard output by default.")
     ] = None,
@@ -114,7 +114,6 @@ def _write_new(path: Path, text: str) -> None:
     Raises:
         UsageError: It exists, or can't be written.
     """
-    from deepsquare_chain.errors import UsageError
 
     try:
         with path.open("x", encoding="utf-8") as stream:
@@ -207,7 +206,6 @@ _SUBMITTED: Final = (
 #: Timeout in seconds for reading the queue in a quote; on a long chain all events must be read first.
 _LOOK_SECONDS: Final = 20.0
 
-JobFilePath = Annotated[Path, typer.Argument(metavar="FILE", help="Job file (YAML).")]
 CreditsOption = Annotated[
     int | None,
     typer.Option(
@@ -231,7 +229,6 @@ def _read(
     context: CommandContext, file: Path, credits: int | None, limit: str | None, lenient: bool
 ) -> tuple[JobFile, Terms]:
     from deepsquare_chain.client.job_file import load_job
-    from deepsquare_chain.errors import UsageError
     from deepsquare_chain.workflow import parse_duration
 
     job_file = load_job(file, lenient=lenient)
@@ -248,7 +245,6 @@ async def _prospect(contracts: Contracts, terms: Terms) -> Prospect | None:
     """Return a job's expected place in the queue; None on a timeout or an error of the endpoint."""
     import asyncio
 
-    from deepsquare_chain.errors import GridError
     from deepsquare_chain.metascheduler.dry_run import DryRunScheduler
 
     try:
@@ -275,11 +271,10 @@ async def quote(
     lenient: LenientOption = False,
 ) -> None:
     """Show what a job would cost at each provider, how long it could run, and when it may start."""
-    from deepsquare_chain.client.network import open_grid
     from deepsquare_chain.client.offers import offers
 
     _, terms = _read(context, file, credits, time_limit, lenient)
-    async with open_grid(context.settings) as contracts:
+    async with context.grid() as contracts:
         quoted_offers = await offers(contracts, terms)
         eligible = any(offer.eligible for offer in quoted_offers)
         prospect = await _prospect(contracts, terms) if eligible else None
@@ -461,15 +456,12 @@ async def submit(
             )
         if context.unsigned:
             return None
-        tx_hash, array_indices = (
-            submitted_jobs.receipts[-1].hash,
-            indices.indices if indices else (None,),
-        )
+        tx_hash = submitted_jobs.receipts[-1].hash
+        array_indices = indices.indices if indices else (None,)
+        job_ids = submitted_jobs.job_ids
         submitted = [
             (job_id, terms.name, index, terms.amount, submission, digest(data).hex(), tx_hash)
-            for job_id, index, data in zip(
-                submitted_jobs.job_ids, array_indices, request.definitions, strict=True
-            )
+            for job_id, index, data in zip(job_ids, array_indices, request.definitions, strict=True)
         ]
         if not wait:
             context.printer.rows(_SUBMITTED, submitted)
@@ -477,14 +469,11 @@ async def submit(
             return None
         context.printer.note(
             f"Submitted and paid for: job{'s' * (len(submitted) > 1)} "
-            f"{spell_ids(submitted_jobs.job_ids).replace(':', ', ')}{submission and f' ({submission})'}."
+            f"{spell_ids(job_ids).replace(':', ', ')}{submission and f' ({submission})'}."
         )
         try:
             return await wait_for_all(
-                context,
-                wallet.contracts,
-                submitted_jobs.job_ids,
-                wait_timeout,
+                *(context, wallet.contracts, job_ids, wait_timeout),
                 gateways=gateways,
                 wallet=wallet,
             )
@@ -500,7 +489,6 @@ def _refuse_with_unsigned(**given: bool) -> None:
     Raises:
         UsageError: One of them was given.
     """
-    from deepsquare_chain.errors import UsageError
 
     reasons = {
         "permit": "a permit needs the key of the account",
@@ -574,7 +562,6 @@ def _announce(context: CommandContext, due: Bill, *, permit: bool, gasless: bool
 
 
 def _variables(words: list[str]) -> dict[str, str]:
-    from deepsquare_chain.errors import UsageError
 
     variables = {}
     for word in words:
@@ -596,7 +583,6 @@ async def _with_secrets(
 ) -> tuple[Definition, Terms]:
     """Return the definition and terms with the secrets from the command line added."""
     from deepsquare_chain.client.job_file import read_secrets, with_secrets
-    from deepsquare_chain.errors import UsageError
 
     if not words:
         return definition, terms

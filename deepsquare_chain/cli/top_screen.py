@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from rich.text import Text
+from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -105,12 +106,8 @@ class AskScreen(ModalScreen[str | None]):
 class TopApp(App[None]):
     """Application that shows a grid and refreshes it at an interval.
 
-    Args:
-        read: Returns the current state of the grid.
-        actions: Actions on jobs, bound to keys.
-        interval: Seconds between refreshes.
-        chain_id: Chain ID for the status line.
-        customer: Address of the customer; empty without a wallet.
+    `read` returns the current state of the grid, `interval` is in seconds between refreshes, and
+    `customer` is empty without a wallet.
     """
 
     TITLE = "deepsquare top"
@@ -149,7 +146,7 @@ class TopApp(App[None]):
         self._interval = interval
         self._chain_id = chain_id
         self._customer = customer
-        self._asked_at = 0.0
+        self._requested_at = 0.0
 
     def compose(self) -> ComposeResult:
         """Create the status line, the tables, and the footer with keys."""
@@ -172,10 +169,10 @@ class TopApp(App[None]):
 
     def action_refresh(self) -> None:
         """Refresh the view, unless a refresh is in progress; tell how long that takes."""
-        if not any(worker.name == "look" and worker.is_running for worker in self.workers):
-            self._asked_at = time.monotonic()
-            self.run_worker(self._poll(), name="look")
-        elif (waited := time.monotonic() - self._asked_at) >= _SLOW_SECONDS:
+        if not any(worker.name == "poll" and worker.is_running for worker in self.workers):
+            self._requested_at = time.monotonic()
+            self.run_worker(self._poll(), name="poll")
+        elif (waited := time.monotonic() - self._requested_at) >= _SLOW_SECONDS:
             text = f"no response from the endpoint for {waited:.0f} s; the tables may be old"
             self.query_one("#status", Static).update(Text(text, style="bold red"))
 
@@ -206,7 +203,7 @@ class TopApp(App[None]):
     def _fill(self, name: str, rows: list[tuple[str, list[Text]]]) -> None:
         """Replace the rows of a table; the cursor moves to the row with the key it had before."""
         table = self._table(name)
-        selected_key, scroll_position = self._chosen(name), table.scroll_y
+        selected_key, scroll_position = self._selected_key(name), table.scroll_y
         table.clear()
         for key, cells in rows:
             table.add_row(*cells, key=key)
@@ -215,7 +212,7 @@ class TopApp(App[None]):
             table.move_cursor(row=keys.index(selected_key), animate=False, scroll=False)
         table.scroll_to(y=scroll_position, animate=False)
 
-    def _chosen(self, name: str) -> str | None:
+    def _selected_key(self, name: str) -> str | None:
         table = self._table(name)
         if not table.row_count:
             return None
@@ -224,7 +221,7 @@ class TopApp(App[None]):
     def _job(self) -> int | None:
         """Return the job under the cursor of the focused table."""
         name = "queue" if self._table("queue").has_focus else "jobs"
-        key = self._chosen(name)
+        key = self._selected_key(name)
         if key is None:
             self.notify("There is no job here.", severity="warning")
         return None if key is None else int(key)
@@ -239,24 +236,20 @@ class TopApp(App[None]):
             return
         self.push_screen(LogScreen(job_id, self._actions.logs))
 
-    def action_cancel(self) -> None:
+    @work
+    async def action_cancel(self) -> None:
         """Ask for confirmation, then cancel the job under the cursor."""
-        self.run_worker(self._cancel(), name="cancel")
-
-    async def _cancel(self) -> None:
-        cancel = self._sending(self._actions.cancel)
+        cancel = self._require_wallet(self._actions.cancel)
         if cancel is None or (job_id := self._job()) is None:
             return
         answer = await self.push_screen_wait(AskScreen(f"Cancel job {job_id}? (yes)"))
         if answer is not None and answer.lower() in {"y", "yes"}:
-            await self._try(f"cancel job {job_id}", cancel(job_id))
+            await self._send(f"cancel job {job_id}", cancel(job_id))
 
-    def action_top_up(self) -> None:
+    @work
+    async def action_top_up(self) -> None:
         """Ask for an amount, then add it to the job under the cursor."""
-        self.run_worker(self._top_up(), name="top up")
-
-    async def _top_up(self) -> None:
-        pay = self._sending(self._actions.top_up)
+        pay = self._require_wallet(self._actions.top_up)
         if pay is None or (job_id := self._job()) is None:
             return
         answer = await self.push_screen_wait(AskScreen(f"Credits to add to job {job_id}:"))
@@ -267,16 +260,16 @@ class TopApp(App[None]):
         except (ValueError, GridError) as error:
             self.notify(str(error), severity="error")
             return
-        await self._try(f"add {credit_count(amount)} to job {job_id}", pay(job_id, amount))
+        await self._send(f"add {credit_count(amount)} to job {job_id}", pay(job_id, amount))
 
-    def _sending(
+    def _require_wallet(
         self, action: Callable[..., Awaitable[None]] | None
     ) -> Callable[..., Awaitable[None]] | None:
         if action is None:
             self.notify("No wallet is open, so nothing can be sent.", severity="warning")
         return action
 
-    async def _try(self, action: str, work: Awaitable[None]) -> None:
+    async def _send(self, action: str, work: Awaitable[None]) -> None:
         self.notify(f"Sent: {action}; waiting for a block.")
         try:
             await work

@@ -25,10 +25,7 @@ def whole_number(
 ) -> Callable[[str], int]:
     """Return a parser of whole numbers, whose error message states the allowed range.
 
-    Args:
-        low: Smallest number.
-        high: Largest number; None for no limit.
-        example: Typical number for the error message; `low` by default.
+    `high` is None for no limit; `example` for the error message is `low` by default.
     """
 
     def number(text: str) -> int:
@@ -123,13 +120,12 @@ def label(text: str) -> tuple[str, str]:
 CreditsArgument = Annotated[int, typer.Argument(parser=amount, metavar="CREDITS")]
 _job_id = whole_number(1, MAX_JOB_ID, 42)
 JobArgument = Annotated[int, typer.Argument(parser=_job_id, metavar="JOB", help="Job ID.")]
-JobArguments = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="JOB...",
-        help="IDs, ranges (3-7), a submission (sub-1f3a9c04) or names of your jobs (train-*).",
-    ),
-]
+_JOBS: Final = typer.Argument(
+    metavar="JOB...",
+    help="IDs, ranges (3-7), a submission (sub-1f3a9c04) or names of your jobs (train-*).",
+)
+JobArguments = Annotated[list[str], _JOBS]
+OptionalJobArguments = Annotated[list[str] | None, _JOBS]
 AccountArgument = Annotated[
     str | None, typer.Argument(help="Address; that of the keystore by default.")
 ]

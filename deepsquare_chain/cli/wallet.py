@@ -71,7 +71,7 @@ _ATTEMPTS: Final = (
     Column("transaction", "transaction", Kind.HASH),
 )
 
-Which = Annotated[
+TransactionArgument = Annotated[
     str, typer.Argument(metavar="TRANSACTION", help="Number in `tx list`, or a hash.")
 ]
 
@@ -293,7 +293,7 @@ async def list_transactions(context: CommandContext, limit: LimitOption = 50) ->
 
 
 @command(tx_app, "show")
-async def show_transaction(context: CommandContext, transaction: Which) -> None:
+async def show_transaction(context: CommandContext, transaction: TransactionArgument) -> None:
     """Show one transaction with all its attempts and its outcome."""
     from deepsquare_chain.client.transactions import find
 
@@ -303,7 +303,7 @@ async def show_transaction(context: CommandContext, transaction: Which) -> None:
 
 
 @command(tx_app, "speed-up")
-async def speed_up(context: CommandContext, transaction: Which) -> None:
+async def speed_up(context: CommandContext, transaction: TransactionArgument) -> None:
     """Replace a pending transaction with the same one with both fees at least 12.5 % higher."""
     from deepsquare_chain.client.transactions import pending
 
@@ -314,7 +314,7 @@ async def speed_up(context: CommandContext, transaction: Which) -> None:
 
 
 @command(tx_app)
-async def cancel(context: CommandContext, transaction: Which) -> None:
+async def cancel(context: CommandContext, transaction: TransactionArgument) -> None:
     """Replace a pending transaction with an empty transfer to this wallet; only one of them is mined."""
     from deepsquare_chain.client.transactions import pending
 

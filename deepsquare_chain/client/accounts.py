@@ -11,7 +11,7 @@ from deepsquare_chain.chain.bindings import reverts
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
-from deepsquare_chain.chain.rpc.transport import proxy_for, tls_problem
+from deepsquare_chain.chain.rpc.transport import failure_reason, http_client
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.client.gasless import GaslessWallet, PermitPlan
 from deepsquare_chain.client.network import WalletConnection, transport_of
@@ -105,21 +105,11 @@ async def ask_faucet(settings: Settings, account: str) -> None:
     if not isinstance(url, str):
         raise NotFoundError("This deployment has no faucet", hint="Only a devnet has a faucet.")
     try:
-        async with httpx2.AsyncClient(
-            timeout=settings.timeout,
-            trust_env=False,
-            proxy=proxy_for(url),
-            verify=transport_of(settings).context() or True,
-        ) as client:
+        async with http_client(url, transport_of(settings), timeout=settings.timeout) as client:
             response = await client.post(url, json={"address": checked_address(account)})
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        reason = type(error).__name__
-        if isinstance(error, httpx2.ConnectError):
-            reason = tls_problem(error) or "no connection"
-        elif isinstance(error, httpx2.TimeoutException):
-            reason = "no answer in time"
         raise EndpointError(
-            f"The faucet at {safe_url(url)} can't be reached: {reason}",
+            f"The faucet at {safe_url(url)} can't be reached: {failure_reason(error)}",
             hint="Check that `deepsquare devnet up` is still running.",
         ) from None
     if response.is_error:

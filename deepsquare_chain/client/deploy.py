@@ -26,17 +26,16 @@ from deepsquare_chain.chain.bindings.calls import Call, checked_address
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.deploying import GridParams, deploy_grid, plan_grid, read_deployment
 from deepsquare_chain.chain.rpc.pool import connected
-from deepsquare_chain.chain.rpc.transport import Transport, proxy_for, tls_problem
+from deepsquare_chain.chain.rpc.transport import Transport, failure_reason, http_client
 from deepsquare_chain.chain.signers import Signer
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
-from deepsquare_chain.chain.wallet import stated_address
-from deepsquare_chain.client.network import no_keystore, open_account, transport_of
+from deepsquare_chain.client.network import check_wallet_settings, open_account, transport_of
 from deepsquare_chain.client.transactions import AddressOnly, UnsignedSender
 from deepsquare_chain.errors import EndpointError, UsageError
 from deepsquare_chain.settings import Settings, safe_url
 from deepsquare_chain.store.database import Store
 
-_GWEI: Final = 10**9
 _ATTEMPTS: Final = 2
 
 
@@ -57,10 +56,7 @@ async def deploy(settings: Settings, params: GridParams) -> Deployment:
         GridError: As `deploy_grid`.
     """
     _check_no_record(settings)
-    if settings.keystore is None and not settings.signer:
-        raise no_keystore()
-    if settings.keystore is not None and not settings.signer:
-        stated_address(settings.keystore)
+    check_wallet_settings(settings)
     progress = settings.deployment.with_name(f".{settings.deployment.name}.progress.db")
     async with connect(settings) as w3:
         account = await open_account(settings)
@@ -133,7 +129,7 @@ async def _deploy(
         genesis=genesis,
         exclusive=True,
     ) as store:
-        ceiling = int(settings.max_fee_gwei * _GWEI)
+        ceiling = int(settings.max_fee_gwei * GWEI)
         sender = Sender(w3, account, store, chain_id=chain_id, max_fee_per_gas=ceiling)
         await sender.recover(timeout=settings.timeout)
         return await deploy_grid(
@@ -151,7 +147,7 @@ async def _deploy(
 _TIMEOUT: Final = 30.0
 #: Polling while a verifier compiles: interval in seconds, and number of polls.
 _PAUSE: Final = 2.0
-_LOOKS: Final = 60
+_MAX_POLLS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +179,24 @@ class SourceSubmission:
 
 def sources(deployment: Deployment) -> list[Source]:
     """Return the contracts of a deployment. The forwarder is left out if there is none."""
-    contract_sources = []
-    for name, address in deployment.contracts.items():
-        if not int(address, 16):
-            continue
-        metadata = metadata_of(name)
-        ((path, contract),) = metadata["settings"]["compilationTarget"].items()
-        contract_sources.append(
-            Source(
-                name,
-                to_checksum_address(address),
-                f"{path}:{contract}",
-                metadata["compiler"]["version"],
-                _arguments(deployment, name),
-                deployment.transactions.get(name, ""),
-            )
-        )
-    return contract_sources
+    return [
+        _source(deployment, name, address)
+        for name, address in deployment.contracts.items()
+        if int(address, 16)
+    ]
+
+
+def _source(deployment: Deployment, name: str, address: str) -> Source:
+    metadata = metadata_of(name)
+    ((path, contract),) = metadata["settings"]["compilationTarget"].items()
+    return Source(
+        name,
+        to_checksum_address(address),
+        f"{path}:{contract}",
+        metadata["compiler"]["version"],
+        _arguments(deployment, name),
+        deployment.transactions.get(name, ""),
+    )
 
 
 def _arguments(deployment: Deployment, name: str) -> bytes:
@@ -254,11 +251,8 @@ async def submit_sourcify(
 ) -> list[SourceSubmission]:
     """Submit all contracts to a Sourcify server (API v2) and wait for the results.
 
-    Args:
-        url: URL of the server, without `/v2`.
-        deployment: Deployment to verify. The server must support its chain.
-        pause: Seconds between two polls of a verification.
-        transport: Certificates and headers for remote servers.
+    `url` is that of the server, without `/v2`; the server must support the deployment's chain.
+    `pause` is the time in seconds between two polls of a verification.
 
     Raises:
         EndpointError: The server can't be reached, or is not a Sourcify server.
@@ -281,16 +275,16 @@ async def _sourcify(
     if source.transaction:
         body["creationTransactionHash"] = source.transaction
     path = f"v2/verify/{deployment.chain_id}/{source.address}"
-    status, answer = await _asked(client, url, "POST", path, json=body)
+    status, answer = await _request(client, url, "POST", path, json=body)
     if status == httpx2.codes.CONFLICT:
         return _outcome("sourcify", source, True, "it is verified already")
     if status != httpx2.codes.ACCEPTED or not isinstance(answer.get("verificationId"), str):
         return _outcome("sourcify", source, False, _reason(status, answer))
     job = answer["verificationId"]
     if not job.replace("-", "").isalnum():
-        raise EndpointError(f"{safe_url(url)} gives a verification without a usable id")
-    for _ in range(_LOOKS):
-        status, answer = await _asked(client, url, "GET", f"v2/verify/{job}")
+        raise EndpointError(f"{safe_url(url)} returned an invalid verification ID")
+    for _ in range(_MAX_POLLS):
+        status, answer = await _request(client, url, "GET", f"v2/verify/{job}")
         if answer.get("isJobCompleted"):
             contract = answer.get("contract")
             match = contract.get("match") if isinstance(contract, Mapping) else None
@@ -328,10 +322,10 @@ async def _blockscout(
     if await _is_verified(client, url, contract):
         return _outcome("blockscout", source, True, "it is verified already")
     path = f"{contract}/verification/via/standard-input"
-    status, answer = await _asked(client, url, "POST", path, data=form, files=files)
+    status, answer = await _request(client, url, "POST", path, data=form, files=files)
     if status != httpx2.codes.OK:
         return _outcome("blockscout", source, False, _reason(status, answer))
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_POLLS):
         if await _is_verified(client, url, contract):
             return _outcome("blockscout", source, True, "verified")
         await asyncio.sleep(pause)
@@ -339,24 +333,17 @@ async def _blockscout(
 
 
 async def _is_verified(client: httpx2.AsyncClient, url: str, path: str) -> bool:
-    _, answer = await _asked(client, url, "GET", path)
+    _, answer = await _request(client, url, "GET", path)
     return answer.get("is_verified") is True
 
 
 def _client(url: str, transport: Transport | None) -> httpx2.AsyncClient:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{safe_url(url)} is not an http:// or https:// URL")
-    transport = transport or Transport()
-    return httpx2.AsyncClient(
-        timeout=_TIMEOUT,
-        trust_env=False,
-        proxy=proxy_for(url),
-        verify=transport.context() or True,
-        headers=transport.headers_for(url),
-    )
+    return http_client(url, transport, timeout=_TIMEOUT)
 
 
-async def _asked(
+async def _request(
     client: httpx2.AsyncClient, url: str, method: str, path: str, **content: Any
 ) -> tuple[int, Mapping[str, Any]]:
     """Send a request. Return the status and the JSON object, empty if the body is not an object.
@@ -368,9 +355,7 @@ async def _asked(
     try:
         response = await client.request(method, f"{url.rstrip('/')}/{path}", **content)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise EndpointError(
-            f"{server} can't be reached: {tls_problem(error) or type(error).__name__}"
-        ) from None
+        raise EndpointError(f"{server} can't be reached: {failure_reason(error)}") from None
     if response.status_code >= httpx2.codes.INTERNAL_SERVER_ERROR:
         raise EndpointError(f"{server} answered with HTTP status {response.status_code}")
     try:

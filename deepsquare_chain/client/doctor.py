@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
@@ -75,13 +75,18 @@ async def run_check(name: str, check: _Examine, settings: Settings, setting: str
     try:
         result = await check(settings)
     except GridError as error:
-        return Check(name, ok=False, text=error.message, hint=error.hint, setting=setting)
+        return failed_check(name, error, setting)
     text, hint = result if isinstance(result, tuple) else (result, "")
     return Check(name, ok=True, text=text, hint=hint, setting=setting)
 
 
+def failed_check(name: str, error: GridError, setting: str) -> Check:
+    """Return the failed check of an error."""
+    return Check(name, ok=False, text=error.message, hint=error.hint, setting=setting)
+
+
 async def _python(_: Settings) -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    return platform.python_version()
 
 
 async def _endpoint(settings: Settings) -> str:
@@ -176,7 +181,7 @@ async def _store(settings: Settings) -> tuple[str, str]:
         for gateway in gateways:
             await gateway.terms()
         if gateways:
-            return f"answered by {', '.join(gateway.display_url for gateway in gateways)}", ""
+            return f"reachable: {', '.join(gateway.display_url for gateway in gateways)}", ""
     writable = _writable(settings.store)
     readers = await asyncio.to_thread(FolderDefinitionStore(settings.store).readers)
     if not readers:
@@ -255,19 +260,14 @@ async def examine_provider(settings: Settings, account: str) -> list[Check]:
             silent = await contracts.scheduler.is_silent(provider.id)
             now = await chain_time(contracts.w3)
     except GridError as error:
-        failed = Check("registration", False, error.message, error.hint, "keystore")
-        return [*checks, failed]
+        return [*checks, failed_check("registration", error, "keystore")]
     return [*checks, *standing(provider, silent=silent, now=now)]
 
 
 def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
     """Check a provider's state on chain at chain time `now`, and its offer on this machine."""
-    yield Check(
-        "registration",
-        ok=True,
-        text=f"provider {provider.id}, {provider.account}",
-        setting="keystore",
-    )
+    text = f"provider {provider.id}, {provider.account}"
+    yield Check("registration", ok=True, text=text, setting="keystore")
     yield _status(provider)
     yield _approval(provider, now)
     yield Check(
@@ -276,15 +276,11 @@ def standing(provider: Provider, *, silent: bool, now: int) -> Iterator[Check]:
         text="silent: a challenge is unanswered" if silent else "none is overdue",
         hint="Start the daemon: it answers in its next cycle." if silent else "",
     )
-    priced = provider.prices.cpu or provider.prices.gpu or provider.prices.mem
-    yield Check(
-        "prices",
-        ok=bool(priced),
-        text="set" if priced else "all are zero",
-        hint=""
-        if priced
-        else "Set them with `deepsquare provider price`: providers without a price get no jobs.",
-    )
+    if provider.prices.cpu or provider.prices.gpu or provider.prices.mem:
+        yield Check("prices", ok=True, text="set")
+    else:
+        hint = "Set them with `deepsquare provider price`: providers without a price get no jobs."
+        yield Check("prices", ok=False, text="all are zero", hint=hint)
     yield _offer(provider)
 
 
@@ -338,15 +334,14 @@ def _start_check(status: Mapping[str, Any] | None) -> Check:
     if status is None:
         text = "not known: its daemon does not run on this machine"
         return Check(name, True, text, "Start it with `deepsquare provider run`.", setting)
-    if status.get("fault"):
-        return Check(name, False, str(status["fault"])[:300], FAULT_HINT, setting)
-    if status.get("shortage"):
-        return Check(
-            name, False, str(status["shortage"])[:300], "Free some disk space.", "disk_floor"
-        )
-    if status.get("unready"):
-        hint = "Check the endpoint, and this machine's clock."
-        return Check(name, False, str(status["unready"])[:300], hint, "endpoint")
+    problems = (
+        ("fault", FAULT_HINT, setting),
+        ("shortage", "Free some disk space.", "disk_floor"),
+        ("unready", "Check the endpoint, and this machine's clock.", "endpoint"),
+    )
+    for key, hint, problem_setting in problems:
+        if status.get(key):
+            return Check(name, False, str(status[key])[:300], hint, problem_setting)
     return Check(name, True, "a test script ran", "", setting)
 
 

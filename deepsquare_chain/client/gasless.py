@@ -32,11 +32,7 @@ from deepsquare_chain.chain.bindings.events import (
     decode_logs,
     event_filter,
 )
-from deepsquare_chain.chain.bindings.forwarder import (
-    ForwardRequest,
-    SignedRequest,
-    forwarded_calls,
-)
+from deepsquare_chain.chain.bindings.forwarder import ForwardRequest, SignedRequest, forwarded_calls
 from deepsquare_chain.chain.rpc.heads import next_block_time
 from deepsquare_chain.chain.rpc.log_reader import read_range
 from deepsquare_chain.chain.signers import Signer, SigningDomain, sign_and_record
@@ -140,10 +136,7 @@ def relay_url(settings: Settings, deployment: Deployment) -> str:
 class RelayClient(ServiceClient):
     """Client of one relay; an async context manager.
 
-    Args:
-        url: URL of the relay.
-        transport_settings: Certificates and headers for remote addresses.
-        transport: HTTP transport instead of the network, for tests.
+    `transport` replaces the network in tests; `transport_settings` are certificates and headers.
 
     Raises:
         UsageError: The proxy in the environment is invalid.
@@ -559,10 +552,8 @@ class RelayedSender:
     def _is_refusal(error: RelayRefusedError, *, handed: bool, unclear: bool) -> bool:
         """Return whether a refusal is final, so that the relay does not execute the request.
 
-        Args:
-            error: The refusal.
-            handed: Whether the relay had accepted the request, so that only its state was polled.
-            unclear: Whether the relay may have the request from an earlier attempt.
+        `handed` tells whether the relay had accepted the request, so that only its state was
+        polled; `unclear` whether it may have the request from an earlier attempt.
         """
         if error.code in {"dropped", "expired"}:
             return True
@@ -800,10 +791,6 @@ class GaslessWallet:
 @asynccontextmanager
 async def open_gasless(settings: Settings, confirm: Confirm) -> AsyncIterator[GaslessWallet]:
     """Open the wallet of the settings with the relay of the settings or the deployment record.
-
-    Args:
-        settings: Effective settings.
-        confirm: Called before each call is signed.
 
     Raises:
         NotFoundError: No relay is set; other errors as `open_wallet`.

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,12 @@ from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.signers import Signer
 from deepsquare_chain.chain.wallet import read_secret
-from deepsquare_chain.client.jobs import OnOutage, reported_digest, with_endpoint_retries
+from deepsquare_chain.client.jobs import (
+    RETRY_PAUSES,
+    OnOutage,
+    reported_digest,
+    with_endpoint_retries,
+)
 from deepsquare_chain.client.network import transport_of
 from deepsquare_chain.daemon.loop import cancelled
 from deepsquare_chain.errors import AuditError, EndpointError, GridError, NotFoundError, UsageError
@@ -57,9 +62,8 @@ from deepsquare_chain.store.gateway_client import (
 from deepsquare_chain.store.notifications import remember_notify
 from deepsquare_chain.workflow import parse_duration
 
-#: Poll interval in seconds, and shortest and longest backoff after a lost connection.
+#: Poll interval in seconds.
 _POLL_SECONDS: Final = 1.0
-_PAUSES: Final = (0.5, 10.0)
 #: Seconds to wait for the next part of the log or of the results after a job has ended: after an
 #: outage of the gateway, the provider retries within 30 seconds.
 _DELIVERY_SECONDS: Final = 40.0
@@ -155,7 +159,7 @@ def no_gateway() -> UsageError:
     )
 
 
-def share_end(text: str) -> int:
+def parse_share_end(text: str) -> int:
     """Parse the end of a share, a date or a duration from now such as 7d, into epoch seconds.
 
     Raises:
@@ -227,7 +231,7 @@ async def _follow(
 ) -> AsyncGenerator[bytes]:
     await contracts.scheduler.get_job(job_id)
     ended = asyncio.create_task(_until_ended(contracts, job_id))
-    offset, is_failing, (pause, longest) = 0, False, _PAUSES
+    offset, is_failing, (pause, longest) = 0, False, RETRY_PAUSES
     try:
         while True:
             try:
@@ -239,7 +243,7 @@ async def _follow(
                     async for part in _until_log_timeout(log, ended):
                         if is_failing and on_outage is not None:
                             on_outage(None)
-                        is_failing, pause = False, _PAUSES[0]
+                        is_failing, pause = False, RETRY_PAUSES[0]
                         if part.end:
                             return
                         offset = part.offset
@@ -344,13 +348,9 @@ async def remote_results(
     The output is always verified by the digest on chain. The other files are verified by the
     provider's list when they are downloaded. Encrypted files are decrypted before the check.
 
-    Args:
-        contracts: Contracts of the deployment.
-        gateways: Gateways to read from.
-        job_id: The job.
-        to: A new folder for the download, with the files `output` and `work/...`.
-        key_file: File of the age key for encrypted results.
-        report: Called when a download resumes after a failure, and when results are decrypted.
+    `to` is a new folder for the download, with the files `output` and `work/...`; `key_file` holds
+    the age key for encrypted results. `report` is called when a download resumes after a failure,
+    and when results are decrypted.
 
     Raises:
         NotFoundError: The job does not exist, or its provider has not uploaded its results.
@@ -439,32 +439,26 @@ async def _source(
     plain_source = _Source(gateway, job_id, delivered, report)
     if MANIFEST not in parts:
         return plain_source
-    key = find_result_key(key_file, f"What job {job_id} left")
+    key = find_result_key(key_file, f"The result of job {job_id}")
     sealed = await plain_source.read(parts[MANIFEST], _MAX_MANIFEST)
     entries = read_manifest(await asyncio.to_thread(key.decrypt, sealed), job_id)
     report(f"The results of job {job_id} are encrypted; decrypted with {key.path}.")
     files = [_result_file(entry) for entry in entries]
-    sources = {
+    encrypted_files = {
         file.name: parts.get(str(entry.get("part")))
         for file, entry in zip(files, entries, strict=True)
     }
-    return _EncryptedSource(gateway, job_id, files, report, key=key, sources=sources)
+    return _EncryptedSource(gateway, job_id, files, report, key, encrypted_files)
 
 
+@dataclass(frozen=True, slots=True)
 class _Source:
     """Downloads the files of a job from a gateway and verifies them by the provider's list."""
 
-    def __init__(
-        self,
-        gateway: GatewayClient,
-        job_id: int,
-        files: list[ResultFile],
-        report: Callable[[str], None],
-    ) -> None:
-        self.files = files
-        self._gateway = gateway
-        self._job_id = job_id
-        self._report = report
+    gateway: GatewayClient
+    job_id: int
+    files: list[ResultFile]
+    report: Callable[[str], None]
 
     async def output(self) -> bytes | None:
         """Return the output that the provider kept; None if there is none."""
@@ -478,12 +472,12 @@ class _Source:
             EndpointError: The file is longer than `limit` bytes, or the gateway does not answer.
         """
         data = bytearray()
-        async with self._gateway.download(self._job_id, file.name) as chunks:
+        async with self.gateway.download(self.job_id, file.name) as chunks:
             async for chunk in chunks:
                 data += chunk
                 if len(data) > limit:
                     raise EndpointError(
-                        f"{file.name} of job {self._job_id} at {self._gateway.display_url} is longer "
+                        f"{file.name} of job {self.job_id} at {self.gateway.display_url} is longer "
                         "than any provider makes it"
                     )
         return bytes(data)
@@ -507,30 +501,21 @@ class _Source:
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
         """Write a file's content into an open file, and return its SHA-256."""
-        return await _download(self._gateway, self._job_id, file, target, self._report)
+        return await _download(self.gateway, self.job_id, file, target, self.report)
 
 
+@dataclass(frozen=True, slots=True)
 class _EncryptedSource(_Source):
-    """A source of encrypted files; `sources` maps each name to its encrypted file."""
+    """A source of encrypted files; `encrypted_files` has the encrypted file of each name."""
 
-    def __init__(
-        self,
-        gateway: GatewayClient,
-        job_id: int,
-        files: list[ResultFile],
-        report: Callable[[str], None],
-        *,
-        key: ResultKey,
-        sources: Mapping[str, ResultFile | None],
-    ) -> None:
-        super().__init__(gateway, job_id, files, report)
-        self._key = key
-        self._sources = sources
+    key: ResultKey
+    encrypted_files: Mapping[str, ResultFile | None]
 
     async def read(self, file: ResultFile, limit: int) -> bytes:
         """Return the decrypted content of a small file; errors as in the base class."""
-        sealed = await super().read(self._encrypted_name(file), 2 * limit)
-        return await asyncio.to_thread(self._key.decrypt, sealed)
+        # Without arguments, `super()` does not work in a dataclass with slots.
+        sealed = await _Source.read(self, self._encrypted(file), 2 * limit)
+        return await asyncio.to_thread(self.key.decrypt, sealed)
 
     async def copy(self, file: ResultFile, target: BinaryIO) -> str:
         """Write the decrypted content into an open file; the encrypted one goes to a temporary file.
@@ -538,9 +523,9 @@ class _EncryptedSource(_Source):
         Returns:
             The SHA-256 of the decrypted content; empty if the encrypted file does not match.
         """
-        sealed = self._encrypted_name(file)
+        sealed = self._encrypted(file)
         with tempfile.TemporaryFile(dir=Path(target.name).parent) as temporary:
-            digest = await _download(self._gateway, self._job_id, sealed, temporary, self._report)
+            digest = await _download(self.gateway, self.job_id, sealed, temporary, self.report)
             if digest != sealed.digest:
                 return ""
             temporary.seek(0)
@@ -548,14 +533,14 @@ class _EncryptedSource(_Source):
 
     def _decrypted(self, source: BinaryIO, target: BinaryIO) -> str:
         writer = _HashingWriter(target)
-        self._key.decrypt_file(source, writer)
+        self.key.decrypt_file(source, writer)
         return writer.digest.hexdigest()
 
-    def _encrypted_name(self, file: ResultFile) -> ResultFile:
-        encrypted_file = self._sources.get(file.name)
+    def _encrypted(self, file: ResultFile) -> ResultFile:
+        encrypted_file = self.encrypted_files.get(file.name)
         if encrypted_file is None:
             raise NotFoundError(
-                f"The gateway at {self._gateway.display_url} lacks the encrypted file"
+                f"The gateway at {self.gateway.display_url} lacks the encrypted file"
             )
         return encrypted_file
 
@@ -602,7 +587,7 @@ async def _download(
     The digest is empty if the gateway sends more bytes than listed.
     """
     content_hash, position, tries_left = hashlib.sha256(), 0, _MAX_FAILURES
-    pause, longest = _PAUSES
+    pause, longest = RETRY_PAUSES
     while position < file.size:
         before = position
         try:
@@ -617,7 +602,7 @@ async def _download(
             raise
         except EndpointError as error:
             tries_left, pause = (
-                (_MAX_FAILURES, _PAUSES[0])
+                (_MAX_FAILURES, RETRY_PAUSES[0])
                 if position > before
                 else (tries_left - 1, min(longest, 2 * pause))
             )
@@ -632,25 +617,14 @@ async def _download(
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Result(ResultFile):
     """A result file of a job.
 
-    Attributes:
-        name: `output`, or `work/...` for a file of the working folder.
-        size: Size in bytes.
-        digest: SHA-256 in hexadecimal; empty if the file was not read to its end.
-        on_chain: True if the digest matches the one reported on chain; None if none was reported
-            for this file, or the file was not read.
-        problem: Why the file was not read or copied; empty on success.
-        special: Whether it is a link, pipe, socket or device, which are never read.
+    `on_chain` is True if the digest matches the one reported on chain, and None if none was reported
+    for this file, or the file was not read.
     """
 
-    name: str
-    size: int
-    digest: str
-    on_chain: bool | None
-    problem: str = ""
-    special: bool = False
+    on_chain: bool | None = None
 
 
 async def job_results(
@@ -733,12 +707,7 @@ def _compare_digest(
     # Only the digest of the output is on chain.
     return [
         Result(
-            file.name,
-            file.size,
-            file.digest,
-            True if reported and file is output and file.digest else None,
-            file.problem,
-            file.special,
+            **asdict(file), on_chain=True if reported and file is output and file.digest else None
         )
         for file in files
     ]

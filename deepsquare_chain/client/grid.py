@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from deepsquare_chain.client.gateways import (
     request_notifications,
 )
 from deepsquare_chain.client.job_file import load_job
-from deepsquare_chain.client.jobs import History, watch
+from deepsquare_chain.client.jobs import watch
 from deepsquare_chain.client.network import WalletConnection, open_grid, open_wallet, transport_of
 from deepsquare_chain.client.offers import PricedOffer, offers
 from deepsquare_chain.client.submission import (
@@ -228,28 +229,19 @@ class Grid:
         await request_notifications(
             self.settings, wallet.store, self._gateways, digests, file.notify
         )
+        submit_with_key = partial(
+            submit, self.contracts, timeout=self.settings.timeout, key=key, store=self._definitions
+        )
         if gasless:
             async with self._relayed() as relayed:
-                submitted = await submit(
-                    self.contracts,
-                    relayed.sender,
-                    self._definitions,
-                    [request],
-                    timeout=self.settings.timeout,
-                    key=key,
-                )
+                submitted = await submit_with_key(sender=relayed.sender, requests=[request])
         elif key is None:
             submitted = await self._submissions.submit(request, permit=permit)
         else:
             refuse_relayed_key(wallet.store, key)
-            submitted = await submit(
-                self.contracts,
-                wallet.sender,
-                self._definitions,
-                [request],
-                permit=wallet.account if permit else None,
-                timeout=self.settings.timeout,
-                key=key,
+            signer = wallet.account if permit else None
+            submitted = await submit_with_key(
+                sender=wallet.sender, requests=[request], permit=signer
             )
         return Submission(submitted.job_ids, submitted.receipts[-1].hash)
 
@@ -282,7 +274,11 @@ class Grid:
             timeout=timeout,
             on_change=on_change,
         )
-        return _outcome(ended.job, ended.history, ended.exit_code)
+        history = ended.history
+        return JobOutcome(
+            *(ended.job, ended.job.status, ended.exit_code, history.paid, history.fee),
+            *(history.refunded, history.billed_seconds, history.reason),
+        )
 
     async def logs(self, job_id: int) -> bytes:
         """Return a job's log from a gateway, or else from a provider's folder on this machine.
@@ -378,16 +374,3 @@ async def _read_job_file(job: str | Path | bytes) -> JobFile:
     if isinstance(job, bytes):
         return parse_job_file(job)
     return await asyncio.to_thread(load_job, job)
-
-
-def _outcome(job: Job, history: History, exit_code: int) -> JobOutcome:
-    return JobOutcome(
-        job,
-        job.status,
-        exit_code,
-        history.paid,
-        history.fee,
-        history.refunded,
-        history.billed_seconds,
-        history.reason,
-    )

@@ -43,9 +43,7 @@ MAX_READERS: Final = 20
 def load_job(path: str | Path, *, lenient: bool = False) -> JobFile:
     """Read a job file and resolve its modules; local module paths are relative to the file.
 
-    Args:
-        path: Path of the job file.
-        lenient: Skip unknown keys with a warning instead of an error.
+    With `lenient`, unknown keys are skipped with a warning instead of an error.
 
     Raises:
         JobFileError: The file is invalid, or a module can't be fetched or is invalid.
@@ -176,13 +174,8 @@ async def with_secrets(
 ) -> tuple[Definition, Terms]:
     """Return the definition with encrypted secrets, and terms that require one of their readers.
 
-    Args:
-        contracts: Contracts of the grid.
-        definition: Definition of the job.
-        terms: Terms of the job.
-        secrets: Values by name of the variable.
-        customer: Address of the job's customer; providers decrypt the secrets for its jobs only.
-        own: Further public keys that can read the secrets, such as the customer's.
+    Providers decrypt the secrets for jobs of `customer` only; `own` are further public keys that
+    can read them, such as the customer's.
 
     Raises:
         UsageError: No eligible provider accepts secrets, or a name is also a variable of the job.

@@ -191,7 +191,7 @@ async def _events(contracts: Contracts, job_ids: list[int]) -> list[Event]:
 #: Exit code for jobs without one: cancelled, panicked, or ended by the grid.
 NO_EXIT_CODE = 1
 #: Shortest and longest backoff in seconds while the endpoint fails.
-_PAUSES: Final = (0.5, 10.0)
+RETRY_PAUSES: Final = (0.5, 10.0)
 #: Number of polls after which an unchanged job is explained to the user.
 POLLS_BEFORE_EXPLANATION = 5
 
@@ -202,27 +202,25 @@ OnOutage = Callable[[EndpointError | None], None]
 
 
 async def with_endpoint_retries(
-    ask: Callable[[], Awaitable[T]],
+    send: Callable[[], Awaitable[T]],
     *,
     deadline: float | None = None,
     on_outage: OnOutage | None = None,
 ) -> T:
     """Send a request and retry with backoff while the endpoint fails.
 
-    Args:
-        ask: Sends the request.
-        deadline: Monotonic seconds after which a failure is raised; None for no limit.
-        on_outage: Called with the first failure, and with None after the first success.
+    `deadline` is the monotonic time in seconds after which a failure is raised; None for no limit.
+    `on_outage` is called with the first failure, and with None after the first success.
 
     Raises:
         WrongEndpointError: The endpoint serves another chain; not retried.
         EndpointError: The endpoint still fails at the deadline.
     """
-    pause, longest = _PAUSES
+    pause, longest = RETRY_PAUSES
     is_failing = False
     while True:
         try:
-            result = await ask()
+            result = await send()
         except WrongEndpointError:
             raise
         except EndpointError as error:
@@ -267,15 +265,11 @@ async def watch(
 ) -> Ended:
     """Wait until a job and all its successors have ended; retries while the endpoint fails.
 
-    Args:
-        contracts: Contracts of the deployment.
-        job_id: The job.
-        interval: Poll interval in seconds.
-        timeout: Maximum seconds to wait; None for no limit.
-        on_change: Called with the job at the start, and after every change of its status.
-        on_waiting: Called with a job that is not RUNNING and whose status has not changed for
-            `POLLS_BEFORE_EXPLANATION` polls, and again after each further `POLLS_BEFORE_EXPLANATION` polls.
-        on_outage: Called when the endpoint does not answer, and with None when it recovers.
+    `interval` is the time in seconds between polls; `timeout` is in seconds, None for no limit.
+    `on_change` is called with the job at the start, and after every change of its status.
+    `on_waiting` is called after each `POLLS_BEFORE_EXPLANATION` polls without a change with a job
+    that is not RUNNING; `on_outage` when the endpoint does not answer, and with None when it
+    recovers.
 
     Raises:
         NotFoundError: The job does not exist.
@@ -287,18 +281,18 @@ async def watch(
     last_seen: tuple[int, JobStatus] | None = None
     polls = 0
 
-    def ask(question: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        return with_endpoint_retries(question, deadline=deadline, on_outage=on_outage)
+    def retried(send: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        return with_endpoint_retries(send, deadline=deadline, on_outage=on_outage)
 
     while True:
-        job = await ask(partial(contracts.scheduler.get_job, job_id))
+        job = await retried(partial(contracts.scheduler.get_job, job_id))
         if (job.id, job.status) != last_seen:
             last_seen = job.id, job.status
             polls = 0
             if on_change is not None:
                 on_change(job)
         if job.status.is_final:
-            history = (await ask(partial(histories, contracts, [job.id])))[job.id]
+            history = (await retried(partial(histories, contracts, [job.id])))[job.id]
             if history.successor is None:
                 return Ended(job, history)
             job_id = history.successor
@@ -364,14 +358,7 @@ async def newest(
 ) -> list[ListedJob]:
     """Return the newest jobs that meet all conditions.
 
-    Args:
-        contracts: Contracts of the deployment.
-        limit: Maximum number of jobs.
-        customer: Only jobs of this account.
-        provider_id: Only jobs of this provider.
-        statuses: Only jobs with one of these statuses.
-        names: Only jobs with one of these names; `*`, `?` and `[...]` are wildcards.
-        submission: Only jobs of this submission.
+    In `names`, `*`, `?` and `[...]` are wildcards; `submission` is the ID of a submission.
 
     Raises:
         EndpointError: The endpoint does not answer.
@@ -531,12 +518,8 @@ async def earnings_by(
 ) -> list[Day]:
     """Return the periods with payments to a provider, interim payments included, oldest first.
 
-    Args:
-        contracts: Contracts of the deployment.
-        account: Address of the provider.
-        span: Format of a period (strftime); payments with the same text are in the same period.
-        first: First block to read.
-        last: Last block to read; the newest by default.
+    `account` is the provider's address. Payments with the same text in the format `span` (strftime)
+    are in the same period. `first` and `last` are blocks; the last is the newest by default.
 
     Raises:
         EndpointError: The endpoint does not answer.
@@ -607,11 +590,8 @@ async def wait_until_empty(
 ) -> None:
     """Wait until no job is assigned to a provider; retries while the endpoint is down.
 
-    Args:
-        contracts: Contracts of the grid.
-        provider_id: The provider.
-        timeout: Maximum seconds to wait; None for no limit.
-        report: Called with a line whenever the number of jobs changes.
+    `timeout` is in seconds, None for no limit; `report` is called with a line whenever the number
+    of jobs changes.
 
     Raises:
         WaitTimeoutError: Jobs were left at the timeout.

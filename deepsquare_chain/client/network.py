@@ -15,6 +15,7 @@ from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.rpc.pool import connected
 from deepsquare_chain.chain.rpc.transport import Transport
 from deepsquare_chain.chain.signers import ExternalSigner, Signer, in_daemon_thread
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
 from deepsquare_chain.chain.wallet import AddressBook, read_password, stated_address, unlock
 from deepsquare_chain.errors import NotFoundError, UsageError
@@ -22,7 +23,6 @@ from deepsquare_chain.job import Provider
 from deepsquare_chain.settings import Settings
 from deepsquare_chain.store.database import FOLDER, Store, open_wallet_store
 
-_GWEI: Final = 10**9
 #: For interactive use: an endpoint that is down is reported after seconds, not minutes.
 _ATTEMPTS: Final = 4
 
@@ -92,11 +92,7 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
         NotAuthorisedError: The password is wrong, or there is no terminal to ask for it.
         GridError: As `open_grid`.
     """
-    if settings.keystore is None and not settings.signer:
-        raise no_keystore()
-    # Report a wrong path before asking for a password.
-    if settings.keystore is not None and not settings.signer:
-        stated_address(settings.keystore)
+    check_wallet_settings(settings)
     async with open_grid(settings) as contracts:
         account = await open_account(settings)
         deployment = contracts.deployment
@@ -107,9 +103,22 @@ async def open_wallet(settings: Settings) -> AsyncIterator[WalletConnection]:
                 account,
                 store,
                 chain_id=deployment.chain_id,
-                max_fee_per_gas=int(settings.max_fee_gwei * _GWEI),
+                max_fee_per_gas=int(settings.max_fee_gwei * GWEI),
             )
             yield WalletConnection(contracts, account, sender, store, settings.timeout)
+
+
+def check_wallet_settings(settings: Settings) -> None:
+    """Check that a wallet is set and its file exists, before an endpoint or a password is asked for.
+
+    Raises:
+        UsageError: Neither a keystore nor a signer is set, or the file is no keystore.
+        NotFoundError: The file does not exist.
+    """
+    if not settings.signer:
+        if settings.keystore is None:
+            raise no_keystore()
+        stated_address(settings.keystore)
 
 
 async def open_account(settings: Settings) -> Signer:

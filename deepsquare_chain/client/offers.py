@@ -168,46 +168,41 @@ async def offers(contracts: Contracts, terms: Terms) -> list[PricedOffer]:
         EndpointError: The endpoint does not answer.
     """
     all_quotes = await quotes(contracts, terms)
-    live, now = await _live(contracts), await chain_time(contracts.w3)
-    return [_offer(quote, terms.resources, terms.time_limit, live, now) for quote in all_quotes]
+    assigned = [job for job in await _newest_jobs(contracts) if job.status.is_assigned]
+    now = await chain_time(contracts.w3)
+    return [_offer(quote, terms.resources, terms.time_limit, assigned, now) for quote in all_quotes]
 
 
 def _offer(
-    quote: Quote, wanted: Resources, limit: int, live: Sequence[Job], now: int
+    quote: Quote, wanted: Resources, limit: int, assigned: Sequence[Job], now: int
 ) -> PricedOffer:
-    starts_in = _starts_in(quote, wanted, live, now) if quote.eligible else None
-    joules, grams = energy_use(quote.provider.labels, wanted.cpus, limit, now)
+    provider = quote.provider
+    starts_in = _starts_in(provider, wanted, assigned, now) if quote.eligible else None
+    joules, grams = energy_use(provider.labels, wanted.cpus, limit, now)
     return PricedOffer(
-        quote.provider.id,
-        quote.provider.account,
-        quote.rate,
-        quote.cost,
-        quote.seconds,
-        starts_in,
-        quote.refusal,
-        joules,
-        grams,
+        *(provider.id, provider.account, quote.rate, quote.cost, quote.seconds),
+        *(starts_in, quote.refusal, joules, grams),
     )
 
 
-def _starts_in(quote: Quote, wanted: Resources, live: Sequence[Job], now: int) -> int | None:
-    provider = quote.provider
-    assigned_jobs = [job for job in live if job.provider_id == provider.id]
+def _starts_in(
+    provider: Provider, wanted: Resources, assigned: Sequence[Job], now: int
+) -> int | None:
+    assigned_jobs = [job for job in assigned if job.provider_id == provider.id]
     free = available_capacity([ProviderView(provider)], assigned_jobs)[provider.id]
     releases = [release(job, now, 0) for job in assigned_jobs]
     start = fits_from(amounts(wanted), free, releases, now)
     return None if start is None else max(0, start[0] - now)
 
 
-async def _live(contracts: Contracts) -> list[Job]:
-    """Return the assigned jobs among the newest records."""
+async def _newest_jobs(contracts: Contracts) -> list[Job]:
+    """Return the newest `SEARCHED_RECORDS` jobs, newest first."""
     jobs: list[Job] = []
     top = await contracts.scheduler.job_count()
     last = max(0, top - SEARCHED_RECORDS)
     while top > last:
         bottom = max(last, top - _PAGE)
-        jobs_page = await contracts.scheduler.get_jobs(range(bottom + 1, top + 1))
-        jobs += [job for job in jobs_page if job.status.is_assigned]
+        jobs += await contracts.scheduler.get_jobs(range(top, bottom, -1))
         top = bottom
     return jobs
 
@@ -246,9 +241,7 @@ class GridSnapshot:
 class OverviewReader:
     """Reads overviews; names of jobs never change and are cached.
 
-    Args:
-        contracts: Contracts of the grid.
-        customer: Customer whose jobs are listed; None for all jobs.
+    Without a `customer` it lists the jobs of all customers.
     """
 
     def __init__(self, contracts: Contracts, customer: str | None) -> None:
@@ -263,7 +256,7 @@ class OverviewReader:
             EndpointError: The endpoint does not answer.
         """
         contracts, customer = self._contracts, self._customer
-        records = await self._records()
+        records = await _newest_jobs(contracts)
         now = await chain_time(contracts.w3)
         customer_jobs = [job for job in records if customer in (None, job.customer)]
         live = [job for job in customer_jobs if job.status.is_live]
@@ -287,17 +280,6 @@ class OverviewReader:
                 if provider.status is not ProviderStatus.NONE
             ),
         )
-
-    async def _records(self) -> list[Job]:
-        """Return the newest records, newest first; live jobs are rarely older."""
-        jobs: list[Job] = []
-        top = await self._contracts.scheduler.job_count()
-        last = max(0, top - SEARCHED_RECORDS)
-        while top > last:
-            bottom = max(last, top - _PAGE)
-            jobs += await self._contracts.scheduler.get_jobs(range(top, bottom, -1))
-            top = bottom
-        return jobs
 
     async def _load_names(self, jobs: Sequence[Job]) -> None:
         unknown = [job.id for job in jobs if job.id not in self._names]

@@ -61,10 +61,7 @@ def parse_period(month: str | None, since: str | None, until: str | None) -> Per
 async def blocks_of(w3: AsyncWeb3[Any], period: Period, lowest: int) -> tuple[int, int | None]:
     """Return the first and last block of a period; None for the newest. At most about 50 requests.
 
-    Args:
-        w3: Connection to the chain.
-        period: The period.
-        lowest: First block of the search: the block of the deployment.
+    `lowest` is the first block of the search: the block of the deployment.
 
     Raises:
         UsageError: The period contains no block, or a bound is a block that does not exist.

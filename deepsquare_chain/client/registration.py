@@ -123,11 +123,8 @@ def price_per_second(credits_per_hour: int, text: str) -> int:
 def price_changes(now: Prices, wanted: Prices, *, large: bool) -> Iterator[str]:
     """Yield a sentence about each changed price; the first price after zero is no change.
 
-    Args:
-        now: Prices in effect.
-        wanted: New prices.
-        large: Whether to yield prices that become zero or change so much that it may be a mistake;
-            otherwise the other changes.
+    `large` selects prices that become zero or change so much that it may be a mistake; otherwise
+    the other changes are yielded.
     """
     for name, word in _NAMES:
         before, after = getattr(now, name), getattr(wanted, name)
@@ -193,10 +190,7 @@ def hardware_warnings(
 ) -> Iterator[str]:
     """Yield warnings about hardware that would be registered but does not exist.
 
-    Args:
-        wanted: Hardware to register.
-        detected_hardware: Detected hardware.
-        machine_name: Name of the place of detection, such as "this machine".
+    `machine_name` is the place of detection, such as "this machine".
     """
     for name, word in _HARDWARE_FIELDS:
         registered, detected = getattr(wanted, name), getattr(detected_hardware, name)
@@ -253,9 +247,7 @@ def _format_price(per_second: int) -> str:
 def write_provider_files(folder: Path, executor: str) -> list[Path]:
     """Write the files of a new provider; if one of them exists, nothing is written.
 
-    Args:
-        folder: Folder from which the daemon will be started; created if missing.
-        executor: Name of the executor.
+    `folder` is where the daemon will be started; it is created if it is missing.
 
     Returns:
         Paths of the files.

@@ -127,13 +127,8 @@ def request_of(
 ) -> Request:
     """Return the jobs of a submission: a single job, or a job array.
 
-    Args:
-        definition: Definition of each job.
-        terms: Terms of each job.
-        array: Indices of the array; None for a single job.
-        submission: ID of the submission, for an array.
-        after: Dependencies of the jobs.
-        job_conditions: Further conditions of the job file.
+    `array` is None for a single job, `submission` the ID of the submission of an array, and
+    `job_conditions` are the further conditions of the job file.
 
     Raises:
         UsageError: The conditions are too long to be stored on chain.
@@ -241,12 +236,6 @@ async def bill(
     contracts: Contracts, customer: str, requests: Sequence[Request], *, gasless: bool = False
 ) -> Bill:
     """Return the cost of a submission; nothing is sent.
-
-    Args:
-        contracts: Contracts of the deployment.
-        customer: Address of the wallet that pays.
-        requests: Jobs to submit.
-        gasless: Whether a relay pays the gas.
 
     Raises:
         UsageError: There are no jobs or too many.
@@ -393,9 +382,7 @@ async def pay_with_allowance(
     A node behind a load balancer may lag and not see the approval yet. Another folder or machine
     may spend from the same wallet, and the wallet's lock does not cover it.
 
-    Args:
-        pay: Sends the transaction that uses the allowance.
-        allow: Approves the allowance again.
+    `pay` sends the transaction that uses the allowance, `allow` approves the allowance again.
 
     Raises:
         ERC20InsufficientAllowance: The allowance was insufficient each time; nothing was paid.
@@ -416,12 +403,8 @@ async def pay_with_allowance(
 class SubmissionQueue:
     """A queue of submissions of one wallet that sends concurrent submissions in one transaction.
 
-    Args:
-        contracts: Contracts of the deployment.
-        sender: Sender of the customer's wallet.
-        store: Store of the definitions.
-        permit: The customer's account, for submissions that sign a permit.
-        timeout: Seconds to wait for each transaction.
+    `permit` is the customer's account, for submissions that sign a permit; `timeout` is the time in
+    seconds to wait for each transaction.
     """
 
     def __init__(
@@ -581,11 +564,8 @@ async def resubmit(
 ) -> Submitted:
     """Submit an ended job again.
 
-    Args:
-        wallet: Wallet of the customer that pays, possibly not the first customer.
-        settings: Settings, with the store of the definition.
-        job_id: The ended job.
-        amount: Escrow in credit-wei; None for the job's total funding, carry included.
+    `amount` is the escrow in credit-wei; None for the job's total funding, carry included. The
+    wallet may be that of another customer.
 
     Raises:
         NotFoundError: The job does not exist, or the store does not have its definition.

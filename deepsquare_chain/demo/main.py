@@ -25,6 +25,7 @@ from rich.text import Text
 from deepsquare_chain.audit.conservation import Audit
 from deepsquare_chain.audit.entries import MovementKind, StatementRow
 from deepsquare_chain.audit.runner import audit_grid
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.credits import credit_count, format_credits
 from deepsquare_chain.daemon.loop import stopped_by_signals, until_stopped
 from deepsquare_chain.demo.runner import DemoDisplay, DemoRunner, DemoTracker, Gas, end_processes_of
@@ -67,9 +68,6 @@ class SlurmCluster:
 @contextlib.asynccontextmanager
 async def slurm_cluster(report: Callable[[str], None]) -> AsyncIterator[SlurmCluster]:
     """Run a cluster of three nodes within an `async with` block.
-
-    Args:
-        report: Called with a message when the cluster starts.
 
     Raises:
         NotFoundError: Slurm is not installed.
@@ -135,7 +133,6 @@ async def _run_script(script: Path, command: str, folder: Path, *options: str) -
 
 # -- the summary of the demo: statements, conservation of credits, gas costs, and paths
 
-_GWEI: Final = 10**9
 #: Columns of a statement, in this order; the other kinds are summed as "other".
 _COLUMNS: Final = (
     *(MovementKind.MINT, MovementKind.ESCROW, MovementKind.REFUND),
@@ -181,7 +178,7 @@ class DemoSummary:
         relay = self.gas["relay"]
         console.print(
             f"{CUSTOMER_WITHOUT_COIN} had no coin and sent no transaction: the relay executed "
-            f"{CUSTOMER_WITHOUT_COIN}'s {self.signed} signed requests and paid {relay.wei // _GWEI:,} gwei for "
+            f"{CUSTOMER_WITHOUT_COIN}'s {self.signed} signed requests and paid {relay.wei // GWEI:,} gwei for "
             f"their gas.",
             markup=False,
         )
@@ -209,7 +206,7 @@ class DemoSummary:
         for title in ("account", "transactions", "gas", "fee (gwei)"):
             table.add_column(Text(title), justify="left" if title == "account" else "right")
         for role, gas in self.gas.items():
-            table.add_row(role, str(gas.transactions), f"{gas.used:,}", f"{gas.wei // _GWEI:,}")
+            table.add_row(role, str(gas.transactions), f"{gas.used:,}", f"{gas.wei // GWEI:,}")
         return table
 
 
@@ -218,11 +215,8 @@ async def audit_grid_ledgers(
 ) -> DemoSummary:
     """Rebuild the ledgers from events only, and compare them with the contracts' storage.
 
-    Args:
-        grid: The demo's grid.
-        tracker: The tracker of the demo's jobs.
-        problems: Differences from the scenario so far.
-        signed: Number of requests signed by the customer without coins.
+    `problems` are the differences from the scenario so far, `signed` is the number of requests
+    signed by the customer without coins.
 
     Raises:
         AuditError: The events are inconsistent, so that the ledgers can't be rebuilt.

@@ -31,6 +31,7 @@ from deepsquare_chain.chain.bindings.events import (
     ProviderChallenged,
     decode_logs,
 )
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.chain.transactions.sender import Sender
 from deepsquare_chain.client.gasless import RelayedSender
 from deepsquare_chain.client.gateways import read_log
@@ -66,7 +67,6 @@ _STYLES: Final[Mapping[JobStatus, str]] = {
     JobStatus.OUT_OF_CREDITS: "magenta",
     JobStatus.PANICKED: "bold red",
 }
-_GWEI: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _cells(row: Row) -> list[Text]:
         Text(row.provider),
         Text(format_credits(row.escrow)),
         Text(used),
-        Text(f"{row.gas_wei // _GWEI:,}"),
+        Text(f"{row.gas_wei // GWEI:,}"),
     ]
 
 
@@ -245,7 +245,7 @@ class BlockReader:
 class DemoTracker:
     """Tracks jobs and their output.
 
-    `jobs` and `histories` are keyed by job ID, `scenario_jobs` by the ID of a part's first job.
+    `jobs` and `histories` are keyed by job ID, `scenario_jobs` by the ID of the first job of each.
     """
 
     def __init__(self, grid: LocalGrid, display: DemoDisplay) -> None:
@@ -262,7 +262,7 @@ class DemoTracker:
 
     @property
     def job_chains(self) -> list[JobChain]:
-        """All parts with their jobs and successors."""
+        """All scenario jobs with their jobs and successors."""
         return job_chains(self.scenario_jobs, self.histories)
 
     @property
@@ -300,7 +300,7 @@ class DemoTracker:
         for job_id in scenario_jobs:
             self.histories.setdefault(job_id, History(job_id))
         await self._update(tuple(scenario_jobs))
-        # Last, so that `jobs` has the job of every part.
+        # Last, so that `jobs` has every job.
         self.scenario_jobs |= scenario_jobs
 
     async def poll(self) -> None:

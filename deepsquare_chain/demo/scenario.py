@@ -62,7 +62,7 @@ SCENARIO: Final[Sequence[ScenarioJob]] = (
 
 @dataclass(frozen=True, slots=True)
 class JobChain:
-    """A part with the IDs of its job and of the known successors."""
+    """A scenario job, with the IDs of its job and of the known successors."""
 
     scenario_job: ScenarioJob
     job_ids: tuple[int, ...]
@@ -71,7 +71,7 @@ class JobChain:
 def job_chains(
     scenario_jobs: Mapping[int, ScenarioJob], histories: Mapping[int, History]
 ) -> list[JobChain]:
-    """Return the jobs of each part; `scenario_jobs` is keyed by the ID of the first job."""
+    """Return the jobs of each scenario job; `scenario_jobs` is keyed by the ID of the first job."""
     result = []
     for first, scenario_job in sorted(scenario_jobs.items()):
         ids = [first]

@@ -201,13 +201,13 @@ class LocalGrid(StartedContext):
 
     async def start_service(self, role: str) -> ChildProcess:
         """Start the daemon of the meta-scheduler or of a provider as a child process."""
-        command, settings = ["provider", "run"], self._provider_settings
+        environment = self.environment(role)
         if role == "scheduler":
-            command, settings = (
-                ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER_SECONDS)],
-                {},
-            )
-        return await self._spawn(role, command, {**self.environment(role), **settings})
+            command = ["metascheduler", "run", "--challenge-after", str(_CHALLENGE_AFTER_SECONDS)]
+            return await self._spawn(role, command, environment)
+        return await self._spawn(
+            role, ["provider", "run"], {**environment, **self._provider_settings}
+        )
 
     async def start_explorer(self, port: int) -> str:
         """Start the explorer as a child process without a wallet, and return its URL.
@@ -217,10 +217,8 @@ class LocalGrid(StartedContext):
             GridError: The explorer did not start.
         """
         open_listener(port).close()
-        command = ["explorer", "serve", "--port", str(port)]
-        self.explorer_url = await self._start_serving(
-            "explorer", command, self._environment_without_wallet()
-        )
+        environment = self._environment_without_wallet()
+        self.explorer_url = await self._serve("explorer", port, environment)
         return self.explorer_url
 
     async def gateways(self, role: str) -> tuple[GatewayClient, ...]:
@@ -236,9 +234,7 @@ class LocalGrid(StartedContext):
     async def relayed(self, role: str, confirm: Confirm) -> RelayedSender:
         """Return a sender for a role's wallet; the grid's relay pays the gas.
 
-        Args:
-            role: Role that owns the wallet.
-            confirm: Called with the preview of each call before it is signed.
+        `confirm` is called with the preview of each call before it is signed.
         """
         relay = await self._stack.enter_async_context(RelayClient(self.relay_url))
         return RelayedSender(
@@ -251,36 +247,18 @@ class LocalGrid(StartedContext):
             poll_interval=0.2,
         )
 
-    async def _start_relay(self, port: int) -> str:
-        """Start the relay as a child process, and return its URL."""
-        command = ["relay", "serve", "--port", str(port)]
-        return await self._start_serving("relay", command, self.environment("relay"))
-
-    async def _start_gateway(self, port: int) -> str:
-        """Start the gateway as a child process without a wallet, and return its URL."""
-        command = ["gateway", "serve", "--port", str(port)]
-        env = self._environment_without_wallet() | {
-            "DEEPSQUARE_STATE_DIR": str(self.state("gateway"))
-        }
-        return await self._start_serving("gateway", command, env)
-
-    async def _start_serving(
-        self, role: str, arguments: list[str], environment: Mapping[str, str]
-    ) -> str:
-        """Start a service, and return the URL that it prints when it is ready.
+    async def _serve(self, service: str, port: int, environment: Mapping[str, str]) -> str:
+        """Start an explorer, gateway or relay, and return the URL that it prints when it is ready.
 
         Raises:
             GridError: The service did not start within the timeout.
         """
-        child = await self._spawn(
-            role, [*arguments, "-o", "json"], environment, stdout=asyncio.subprocess.PIPE
-        )
-        assert child.stdout is not None  # noqa: S101 - requested as a pipe
-        line = b""
-        with contextlib.suppress(TimeoutError):
-            line = await asyncio.wait_for(child.stdout.readline(), _START_TIMEOUT)
-        if not line:
-            raise GridError(f"The {role} did not start", hint=f"See its log: {self.log(role)}")
+        command = [service, "serve", "--port", str(port), "-o", "json"]
+        child = await self._spawn(service, command, environment, stdout=asyncio.subprocess.PIPE)
+        if not (line := await child.first_line(_START_TIMEOUT)):
+            raise GridError(
+                f"The {service} did not start", hint=f"See its log: {self.log(service)}"
+            )
         return str(json.loads(line)["url"])
 
     async def _spawn(
@@ -353,12 +331,14 @@ class LocalGrid(StartedContext):
         # The record is written last, so that it exists only for a working grid.
         deployment.save(self.deployment_file)
         self._report("starting the gateway")
-        self.gateway_url = await self._start_gateway(self._gateway_port)
+        environment = self._environment_without_wallet()
+        environment["DEEPSQUARE_STATE_DIR"] = str(self.state("gateway"))
+        self.gateway_url = await self._serve("gateway", self._gateway_port, environment)
         deployment = _with(deployment, gateway=self.gateway_url)
         deployment.save(self.deployment_file)
         if self._relay_port is not None:
             self._report("starting the relay")
-            self.relay_url = await self._start_relay(self._relay_port)
+            self.relay_url = await self._serve("relay", self._relay_port, self.environment("relay"))
             deployment = _with(deployment, relay=self.relay_url)
             deployment.save(self.deployment_file)
 
@@ -566,15 +546,7 @@ async def run_devnet(
 ) -> None:
     """Run a grid in a folder until SIGINT or SIGTERM.
 
-    Args:
-        folder: Folder of its state; files of an earlier devnet are moved to a subfolder.
-        chain: The embedded chain, or anvil.
-        port: Port of the chain; 0 chooses a free one.
-        faucet_port: Port of the faucet; 0 chooses a free one.
-        explorer_port: Port of the explorer; 0 chooses a free one, None starts no explorer.
-        relay_port: Port of the relay; 0 chooses a free one, None starts no relay.
-        gateway_port: Port of the gateway; 0 chooses a free one.
-        report: Called with the lines of output for the user.
+    Arguments are those of `LocalGrid`; with `explorer_port` None no explorer is started.
 
     Raises:
         UsageError: A port is in use, another devnet runs in the folder, or the folder belongs to

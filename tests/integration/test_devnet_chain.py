@@ -22,7 +22,7 @@ from web3.exceptions import ContractCustomError, TransactionNotFound, Web3RPCErr
 from deepsquare_chain.devnet.node.base import DEV_BALANCE, dev_accounts
 from deepsquare_chain.devnet.node.core import Core, PooledTransaction, TransactionPool
 from deepsquare_chain.devnet.node.embedded import MAX_BODY, ChainProcess, EmbeddedChain
-from deepsquare_chain.devnet.node.wire import CallRequest, reverted
+from deepsquare_chain.devnet.node.wire import CallRequest, revert_error
 from deepsquare_chain.errors import UsageError
 from deepsquare_chain.observability.serving import open_listener
 
@@ -267,7 +267,7 @@ class TestReverts:
         ],
     )
     def test_reasons_are_read(self, data: str, message: str) -> None:
-        error = reverted(bytes.fromhex(data))
+        error = revert_error(bytes.fromhex(data))
         assert (error.message, error.data) == (message, "0x" + data)
 
     async def test_endless_code_runs_out_of_gas(self, client: Client) -> None:

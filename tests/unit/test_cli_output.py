@@ -18,7 +18,7 @@ from deepsquare_chain.cli import job as job_commands
 from deepsquare_chain.cli import provider as provider_commands
 from deepsquare_chain.cli import submit as submit_commands
 from deepsquare_chain.cli import wallet as wallet_commands
-from deepsquare_chain.cli.output import Column, Format, Kind, Printer, for_people, iso_time
+from deepsquare_chain.cli.output import Column, Format, Kind, Printer, format_cell, iso_time
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.observability.redaction import plain
 
@@ -67,7 +67,7 @@ def test_coin_for_gas_is_not_called_credits() -> None:
     to, out, _ = printer(Format.JSON)
     to.record((column,), (CREDIT // 4,))
     assert json.loads(out.getvalue()) == {"fee": "250000000000000000", "fee_coin": "0.25"}
-    assert for_people(column, CREDIT // 4) == "0.25"
+    assert format_cell(column, CREDIT // 4) == "0.25"
 
 
 def test_json_record_is_one_object() -> None:
@@ -165,10 +165,10 @@ def test_lists_fit_a_terminal_of_80_columns(name: str, monkeypatch: pytest.Monke
     assert max(map(len, text.splitlines())) <= 80
     for column, value in zip(columns, row, strict=True):
         if column.kind is not Kind.TEXT and not column.detail:
-            assert for_people(column, value, short=True) in text, column
+            assert format_cell(column, value, short=True) in text, column
     wide = Terminal()
     Printer(Format.TABLE, wide=True, out=wide).rows(columns, [row])
-    assert all(for_people(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
+    assert all(format_cell(*cell) in wide.getvalue() for cell in zip(columns, row, strict=True))
 
 
 @pytest.mark.parametrize("width", range(40, 60))
@@ -206,7 +206,7 @@ def test_a_list_that_is_too_wide_wraps_titles_and_then_becomes_records(
     [(0, "00:00:00"), (61, "00:01:01"), (86_399, "23:59:59"), (187_261, "2-04:01:01")],
 )
 def test_durations_as_slurm_writes_them(seconds: int, expected: str) -> None:
-    assert for_people(Column("t", "t", Kind.SECONDS), seconds) == expected
+    assert format_cell(Column("t", "t", Kind.SECONDS), seconds) == expected
 
 
 def test_an_empty_table_prints_a_note() -> None:
@@ -247,7 +247,7 @@ def test_raw_data_is_cleaned_on_a_terminal_only() -> None:
 
 def test_times_beyond_the_calendar_stay_numbers() -> None:
     assert iso_time(2**63) == str(2**63)
-    assert for_people(Column("t", "t", Kind.TIME), 0) == "1970-01-01 00:00:00"
+    assert format_cell(Column("t", "t", Kind.TIME), 0) == "1970-01-01 00:00:00"
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ async def test_watch_continues_while_the_endpoint_fails(
 
     failures = [error, error]
     monkeypatch.setattr(client_jobs, "histories", histories)
-    monkeypatch.setattr(client_jobs, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(client_jobs, "RETRY_PAUSES", (0.001, 0.002))
     contracts: Any = SimpleNamespace(scheduler=SimpleNamespace(get_job=get_job))
     result = await watch(
         contracts,
@@ -334,7 +334,7 @@ async def test_watch_continues_while_the_endpoint_fails(
 
 
 async def test_watch_ends_where_waiting_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_jobs, "_PAUSES", (0.001, 0.002))
+    monkeypatch.setattr(client_jobs, "RETRY_PAUSES", (0.001, 0.002))
     errors: list[EndpointError] = [TransientEndpointError("away"), WrongEndpointError("another")]
 
     async def get_job(_job_id: int) -> Job:

@@ -250,7 +250,7 @@ async def submitted(
     monkeypatch.setattr(
         deploy.httpx2,
         "AsyncClient",
-        lambda **options: CLIENT(transport=httpx2.MockTransport(stub), **options),
+        lambda **options: CLIENT(**options | {"transport": httpx2.MockTransport(stub)}),
     )
     if kind == "sourcify":
         return await submit_sourcify("http://127.0.0.1:5555/server/", GRID, pause=0)
@@ -290,12 +290,12 @@ async def test_a_verifier_that_fails_is_reported(
 async def test_answers_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     result = await submitted(Stub("strange"), monkeypatch, "sourcify")
     assert {(item.ok, item.detail) for item in result} == {(False, "HTTP status 200")}
-    with pytest.raises(EndpointError, match="without a usable id"):
+    with pytest.raises(EndpointError, match="invalid verification ID"):
         await submitted(Stub("path"), monkeypatch, "sourcify")
 
 
 async def test_a_verifier_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "_LOOKS", 1)
+    monkeypatch.setattr(deploy, "_MAX_POLLS", 1)
     result = await submitted(Stub(), monkeypatch, "sourcify")
     assert (result[0].ok, result[0].detail) == (False, "it is still being verified")
     result = await submitted(Stub("strange"), monkeypatch, "blockscout")

@@ -21,6 +21,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
+from deepsquare_chain.chain.transactions.fees import GWEI
 from deepsquare_chain.errors import EndpointError, GridError, NotFoundError, UsageError
 from deepsquare_chain.observability.serving import HOST, open_listener
 
@@ -132,13 +133,11 @@ class Node(StartedContext):
                 "to": to_checksum_address(address),
                 "value": wei,
                 "gas": 100_000,
-                "maxFeePerGas": 100 * 10**9,
-                "maxPriorityFeePerGas": 10**9,
+                "maxFeePerGas": 100 * GWEI,
+                "maxPriorityFeePerGas": GWEI,
             }
-            signed = bank.sign_transaction(payment)
-            tx_hash = await self.rpc(
-                "eth_sendRawTransaction", "0x" + bytes(signed.raw_transaction).hex()
-            )
+            raw = bytes(bank.sign_transaction(payment).raw_transaction)
+            tx_hash = await self.rpc("eth_sendRawTransaction", "0x" + raw.hex())
         await self._wait_until_mined(tx_hash, timeout)
 
     async def mine(self, blocks: int = 1) -> None:
@@ -232,6 +231,13 @@ class ChildProcess:
         )
         return cls(process)
 
+    async def first_line(self, timeout: float) -> bytes:
+        """Return the first line of its piped standard output; empty if it ends or after `timeout` s."""
+        assert self.stdout is not None  # noqa: S101 - requested as a pipe
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self.stdout.readline(), timeout)
+        return b""
+
     async def end(self, grace: float = 5.0) -> None:
         """Send SIGTERM, then SIGKILL after ``grace`` seconds; wait until the process has ended."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
@@ -240,10 +246,10 @@ class ChildProcess:
                     self._process.send_signal(signum)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._process.wait(), grace)
-        if self._process.stdout is not None:
+        if self.stdout is not None:
             # Reading to the end closes the pipe while the event loop still runs.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.stdout.read(), grace)
+                await asyncio.wait_for(self.stdout.read(), grace)
 
 
 # -- a node that runs as a separate program on a loopback port, and ends with this process

@@ -33,13 +33,13 @@ from deepsquare_chain.devnet.node.wire import (
     CallRequest,
     RpcError,
     Wire,
-    bad_params,
     block_fields,
     block_size,
     data,
+    invalid_params,
     receipt_fields,
-    refused,
-    reverted,
+    revert_error,
+    server_error,
     transaction_fields,
     transaction_type,
 )
@@ -146,7 +146,7 @@ class Engine:
         try:
             receipt, _ = pending.vm.apply_transaction(pending.header, transaction)
         except ValidationError as error:
-            raise refused(str(error)) from error
+            raise server_error(str(error)) from error
         bloom = BloomFilter(pending.header.bloom) | BloomFilter(receipt.bloom)
         pending.header = pending.header.copy(bloom=int(bloom), gas_used=receipt.gas_used)
         pending.transactions.append(transaction)
@@ -244,7 +244,7 @@ class Engine:
             access_list=(),
         )
         if unsigned.intrinsic_gas > gas:
-            raise refused(
+            raise server_error(
                 f"intrinsic gas too low: gas {gas}, minimum needed {unsigned.intrinsic_gas}"
             )
         try:
@@ -252,11 +252,11 @@ class Engine:
         except ValidationError as error:
             balance = state.get_balance(request.sender)
             if balance < request.value:
-                raise refused(
+                raise server_error(
                     "insufficient funds for gas * price + value: "
                     f"address 0x{request.sender.hex()} have {balance} want {request.value}"
                 ) from error
-            raise refused(str(error)) from error
+            raise server_error(str(error)) from error
 
     def _reader(self, header: Any) -> Any:
         """Return a VM on a sealed block's state; it is cached, to keep its caches between calls."""
@@ -273,10 +273,10 @@ class Engine:
 def _failure(computation: Any, gas: int) -> RpcError:
     error: VMError = computation.error
     if isinstance(error, Revert):
-        return reverted(bytes(computation.output))
+        return revert_error(bytes(computation.output))
     if isinstance(error, OutOfGas):
-        return refused(f"gas required exceeds allowance ({gas})")
-    return refused(f"{_words(type(error).__name__)}: {error}")
+        return server_error(f"gas required exceeds allowance ({gas})")
+    return server_error(f"{_words(type(error).__name__)}: {error}")
 
 
 def _words(name: str) -> str:
@@ -432,16 +432,16 @@ def decode_transaction(
 ) -> PooledTransaction:
     """Decode a transaction and check it without the state; raises ``RpcError``."""
     if len(raw) > MAX_RAW:
-        raise refused(f"oversized data: transaction size {len(raw)}, limit {MAX_RAW}")
+        raise server_error(f"oversized data: transaction size {len(raw)}, limit {MAX_RAW}")
     if raw[:1] and 2 < raw[0] < 0x80:
-        raise refused(f"transaction type not supported: {raw[0]}")
+        raise server_error(f"transaction type not supported: {raw[0]}")
     try:
         tx = builder.decode(raw)
         sender, tx_hash = tx.sender, tx.hash
     except (RLPException, UnrecognizedTransactionType, ValidationError, ValueError) as error:
-        raise refused(f"rlp: can't decode the transaction: {str(error)[:200]}") from error
+        raise server_error(f"rlp: can't decode the transaction: {str(error)[:200]}") from error
     except Exception as error:  # a bad signature raises errors of several libraries
-        raise refused("invalid sender: the signature doesn't recover to an address") from error
+        raise server_error("invalid sender: the signature doesn't recover to an address") from error
     _check_envelope(tx, chain_id)
     dynamic = transaction_type(tx) >= 2
     max_fee = int(tx.max_fee_per_gas if dynamic else tx.gas_price)
@@ -461,25 +461,25 @@ def decode_transaction(
 
 def _check_envelope(tx: Any, chain_id: int) -> None:
     if tx.chain_id is None:
-        raise refused("only replay-protected (EIP-155) transactions allowed over RPC")
+        raise server_error("only replay-protected (EIP-155) transactions allowed over RPC")
     if tx.chain_id != chain_id:
-        raise refused(f"invalid chain id for signer: have {tx.chain_id} want {chain_id}")
+        raise server_error(f"invalid chain id for signer: have {tx.chain_id} want {chain_id}")
 
 
 def _check_limits(pooled: PooledTransaction, gas_limit: int) -> None:
     if not pooled.tx.to and len(pooled.tx.data) > MAX_INITCODE:
-        raise refused(
+        raise server_error(
             f"max initcode size exceeded: code size {len(pooled.tx.data)}, limit {MAX_INITCODE}"
         )
     if pooled.gas > gas_limit:
-        raise refused(f"exceeds block gas limit: gas {pooled.gas}, limit {gas_limit}")
+        raise server_error(f"exceeds block gas limit: gas {pooled.gas}, limit {gas_limit}")
     if pooled.tip > pooled.max_fee:
-        raise refused(
+        raise server_error(
             "max priority fee per gas higher than max fee per gas: "
             f"maxPriorityFeePerGas: {pooled.tip}, maxFeePerGas: {pooled.max_fee}"
         )
     if pooled.tx.intrinsic_gas > pooled.gas:
-        raise refused(
+        raise server_error(
             f"intrinsic gas too low: gas {pooled.gas}, minimum needed {pooled.tx.intrinsic_gas}"
         )
 
@@ -508,7 +508,7 @@ class TransactionPool:
             check_bump(old, pooled)
             del self._by_hash[old.hash]
         elif len(self._by_hash) >= MAX_POOLED or len(waiting) >= MAX_POOLED_PER_SENDER:
-            raise refused("txpool is full")
+            raise server_error("txpool is full")
         self.put(pooled)
 
     def put(self, pooled: PooledTransaction) -> None:
@@ -552,7 +552,7 @@ def check_bump(old: PooledTransaction, new: PooledTransaction) -> None:
     """Raise ``RpcError`` unless both fees are at least 10 % above the old ones."""
     factor = 100 + BUMP_PERCENT
     if new.max_fee * 100 < old.max_fee * factor or new.tip * 100 < old.tip * factor:
-        raise refused("replacement transaction underpriced")
+        raise server_error("replacement transaction underpriced")
 
 
 GAS_LIMIT = 60_000_000
@@ -625,7 +625,7 @@ class Core:
             raw, self.engine.builder, chain_id=self.engine.chain_id, gas_limit=self.engine.gas_limit
         )
         if pooled.hash in self._executed or self._pool.get(pooled.hash):
-            raise refused("already known")
+            raise server_error("already known")
         self._check_account(pooled)
         self._pool.add(pooled)
         return data(pooled.hash)
@@ -673,7 +673,7 @@ class Core:
     def set_next_timestamp(self, timestamp: int) -> None:
         """Set the timestamp of the next block, in seconds, later than the head's."""
         if timestamp <= self.engine.head.timestamp:
-            raise bad_params(
+            raise invalid_params(
                 f"timestamp {timestamp} is not later than the head's {self.engine.head.timestamp}"
             )
         self.clock.exact = timestamp
@@ -754,7 +754,7 @@ class Core:
         else:
             number = 0 if tag == "earliest" else int(tag)
         if not 0 <= number <= head.block_number:
-            raise refused("header not found")
+            raise server_error("header not found")
         return self.engine.header(number), None
 
     def _catch_up(self) -> None:
@@ -766,18 +766,18 @@ class Core:
     def _check_account(self, pooled: PooledTransaction) -> None:
         nonce = self.nonce(pooled.sender, "latest")
         if pooled.nonce < nonce:
-            raise refused(f"nonce too low: next nonce {nonce}, tx nonce {pooled.nonce}")
+            raise server_error(f"nonce too low: next nonce {nonce}, tx nonce {pooled.nonce}")
         for executed in self._executed.values():
             if (executed.sender, executed.nonce) == (pooled.sender, pooled.nonce):
                 check_bump(executed, pooled)
-                raise refused("replacement transaction underpriced")  # it is already executed
+                raise server_error("replacement transaction underpriced")  # it is already executed
         queued_cost = sum(
             tx.cost for tx in self._pool.of(pooled.sender) if tx.nonce != pooled.nonce
         )
         with self.engine.state_at(None) as state:
             balance = int(state.get_balance(pooled.sender))
         if balance < queued_cost + pooled.cost:
-            raise refused(
+            raise server_error(
                 f"insufficient funds for gas * price + value: balance {balance}, "
                 f"queued cost {queued_cost}, tx cost {pooled.cost}, "
                 f"overshot {queued_cost + pooled.cost - balance}"
@@ -787,7 +787,7 @@ class Core:
         needed = (request.gas or 0) * (request.max_fee or 0) + request.value
         balance = self.balance(request.sender, tag)
         if balance < needed:
-            raise refused(
+            raise server_error(
                 "insufficient funds for gas * price + value: "
                 f"address 0x{request.sender.hex()} have {balance} want {needed}"
             )

@@ -44,14 +44,14 @@ from deepsquare_chain.devnet.node.wire import (
     PARSE_ERROR,
     RpcError,
     Wire,
-    bad_params,
     data,
+    invalid_params,
     quantity,
     read_call,
     read_data,
     read_quantity,
     read_tag,
-    refused,
+    server_error,
 )
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.observability.serving import (
@@ -70,7 +70,7 @@ _MAX_PERCENTILES = 100
 MAX_BODY = 5 * 1024 * 1024  # bytes, the same limit as geth
 MAX_BATCH = 1_000
 
-Answer = dict[str, Any]
+RpcResponse = dict[str, Any]
 
 
 def fee_history(index: ChainIndex, count: int, newest: BlockRecord, percentiles: Any) -> Wire:
@@ -121,13 +121,13 @@ def _rewards(record: BlockRecord, percentiles: list[float]) -> list[int]:
 def _read_percentiles(value: Any) -> list[float]:
     value = value or []
     if not isinstance(value, list) or len(value) > _MAX_PERCENTILES:
-        raise bad_params(f"reward percentiles must be a list of at most {_MAX_PERCENTILES}")
+        raise invalid_params(f"reward percentiles must be a list of at most {_MAX_PERCENTILES}")
     if not all(
         isinstance(percentile, (int, float)) and 0 <= percentile <= 100 for percentile in value
     ):
-        raise bad_params("reward percentiles must be numbers from 0 to 100")
+        raise invalid_params("reward percentiles must be numbers from 0 to 100")
     if value != sorted(value):
-        raise bad_params("reward percentiles must be in ascending order")
+        raise invalid_params("reward percentiles must be in ascending order")
     return [float(percentile) for percentile in value]
 
 
@@ -155,9 +155,9 @@ class Methods:
             )
         handler, required, allowed = entry
         if len(params) < required:
-            raise bad_params(f"missing value for required argument {len(params)}")
+            raise invalid_params(f"missing value for required argument {len(params)}")
         if len(params) > allowed:
-            raise bad_params(f"too many arguments, want at most {allowed}")
+            raise invalid_params(f"too many arguments, want at most {allowed}")
         result = handler(*params)
         return await result if asyncio.iscoroutine(result) else result
 
@@ -252,39 +252,43 @@ class Methods:
 
     def _logs(self, wanted: Any) -> Any:
         if not isinstance(wanted, dict):
-            raise bad_params("the filter must be an object")
+            raise invalid_params("the filter must be an object")
         log_filter = _read_filter(wanted)
         head = self._index.head.number
         if wanted.get("blockHash") is not None:
             if wanted.get("fromBlock") is not None or wanted.get("toBlock") is not None:
-                raise bad_params("cannot specify both blockHash and fromBlock/toBlock, choose one")
+                raise invalid_params(
+                    "cannot specify both blockHash and fromBlock/toBlock, choose one"
+                )
             record = self._index.by_hash(data(read_data(wanted["blockHash"], "blockHash", 32)))
             if record is None:
-                raise refused("unknown block")
+                raise server_error("unknown block")
             return list(self._index.logs(record.number, record.number, log_filter))
         first = _height(wanted.get("fromBlock"), head)
         last = _height(wanted.get("toBlock"), head)
         if first > last and last < head:
-            raise bad_params("invalid block range params")
+            raise invalid_params("invalid block range params")
         return list(self._index.logs(first, last, log_filter))
 
     def _fee_history(self, count: Any, newest: Any, percentiles: Any = None) -> Any:
         record = self._record(newest)
         if record is None:
-            raise refused("request beyond head block")
+            raise server_error("request beyond head block")
         return fee_history(self._index, read_quantity(count, "block count"), record, percentiles)
 
     # -- state: on the worker thread
 
     async def _call(self, request: Any, tag: Any = None, *overrides: Any) -> str:
         if any(overrides):
-            raise bad_params("state and block overrides are not supported by the embedded chain")
+            raise invalid_params(
+                "state and block overrides are not supported by the embedded chain"
+            )
         call, block = read_call(request), read_tag(tag)
         return await self._work(lambda: self._core.call(call, block))
 
     async def _estimate(self, request: Any, tag: Any = None, *overrides: Any) -> str:
         if any(overrides):
-            raise bad_params("state overrides are not supported by the embedded chain")
+            raise invalid_params("state overrides are not supported by the embedded chain")
         call, block = read_call(request), read_tag(tag)
         return quantity(await self._work(lambda: self._core.estimate_gas(call, block)))
 
@@ -345,7 +349,7 @@ def _read_filter(wanted: dict[str, Any]) -> LogFilter:
         addresses = [] if addresses is None else [addresses]
     topics = wanted.get("topics") or []
     if not isinstance(topics, list) or len(topics) > _MAX_TOPICS:
-        raise bad_params(f"topics must be a list of at most {_MAX_TOPICS}")
+        raise invalid_params(f"topics must be a list of at most {_MAX_TOPICS}")
     return LogFilter(
         addresses=frozenset(data(read_data(item, "address", 20)) for item in addresses),
         topics=tuple(_read_topic(item) for item in topics),
@@ -365,7 +369,7 @@ def _read_topic(value: Any) -> frozenset[str] | None:
 def rpc_app(methods: Methods) -> Starlette:
     """Return the HTTP application of the node; it accepts JSON-RPC by POST /."""
 
-    async def answer(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         if not sends_json(request):
             return PlainTextResponse("send application/json", status_code=415)
         body = await read_body(request, MAX_BODY)
@@ -377,10 +381,10 @@ def rpc_app(methods: Methods) -> Starlette:
         encoded = json.dumps(reply, separators=(",", ":"))
         return Response(encoded, media_type="application/json")
 
-    return Starlette(routes=[Route("/", answer, methods=["POST"])], middleware=[LOOPBACK_ONLY])
+    return Starlette(routes=[Route("/", handle, methods=["POST"])], middleware=[LOOPBACK_ONLY])
 
 
-async def respond(methods: Methods, body: bytes) -> Answer | list[Answer] | None:
+async def respond(methods: Methods, body: bytes) -> RpcResponse | list[RpcResponse] | None:
     """Return the response to one request body; None if it contains only notifications."""
     try:
         # py-evm raises the recursion limit so far that the json module can overflow the C stack.
@@ -397,7 +401,7 @@ async def respond(methods: Methods, body: bytes) -> Answer | list[Answer] | None
     return [reply for reply in replies if reply is not None] or None
 
 
-async def _one(methods: Methods, request: Any) -> Answer | None:
+async def _one(methods: Methods, request: Any) -> RpcResponse | None:
     if not isinstance(request, dict) or not isinstance(request.get("method"), str):
         return _error(None, RpcError(INVALID_REQUEST, "invalid request"))
     request_id = request.get("id")
@@ -409,7 +413,7 @@ async def _one(methods: Methods, request: Any) -> Answer | None:
     try:
         result = await methods.call(request["method"], params)
     except RpcError as error:
-        reply: Answer = _error(request_id, error)
+        reply: RpcResponse = _error(request_id, error)
     except Exception as error:  # noqa: BLE001 - a failed request must get a response
         reply = _error(request_id, RpcError(INTERNAL_ERROR, f"internal error: {error!r}"[:500]))
     else:
@@ -417,7 +421,7 @@ async def _one(methods: Methods, request: Any) -> Answer | None:
     return reply if "id" in request else None
 
 
-def _error(identity: Any, error: RpcError) -> Answer:
+def _error(identity: Any, error: RpcError) -> RpcResponse:
     return {"jsonrpc": "2.0", "id": identity, "error": error.to_wire()}
 
 
@@ -499,13 +503,10 @@ class ChainProcess(Node):
             stderr=None,
         )
         try:
-            ready = await self._first_line(self._child)
+            ready = self._ready(await self._child.first_line(_READY_SECONDS))
         except BaseException:
             await self.stop()
             raise
-        if "error" in ready:
-            await self.stop()
-            raise UsageError(ready["error"], hint=ready.get("hint", ""))
         self.url = ready["url"]
         self.pid = self._child.pid
 
@@ -514,11 +515,9 @@ class ChainProcess(Node):
         if child is not None:
             await child.end()
 
-    async def _first_line(self, child: ChildProcess) -> dict[str, str]:
-        assert child.stdout is not None  # noqa: S101 - requested as a pipe
-        line = b""
-        with suppress(TimeoutError):
-            line = await asyncio.wait_for(child.stdout.readline(), _READY_SECONDS)
+    @staticmethod
+    def _ready(line: bytes) -> dict[str, str]:
+        """Parse the line that the child process prints when it is ready, or that reports an error."""
         try:
             ready = json.loads(line)
         except ValueError:
@@ -527,6 +526,8 @@ class ChainProcess(Node):
             raise EndpointError(
                 "The embedded chain did not start.", hint="Its output is on standard error."
             )
+        if "error" in ready:
+            raise UsageError(ready["error"], hint=ready.get("hint", ""))
         return ready
 
 

@@ -50,17 +50,17 @@ class RpcError(Exception):
         return body
 
 
-def refused(message: str) -> RpcError:
+def server_error(message: str) -> RpcError:
     """Return the error of a valid request that the node refuses."""
     return RpcError(SERVER_ERROR, message)
 
 
-def bad_params(message: str) -> RpcError:
+def invalid_params(message: str) -> RpcError:
     """Return the error of invalid parameters."""
     return RpcError(INVALID_PARAMS, message)
 
 
-def reverted(data: bytes) -> RpcError:
+def revert_error(data: bytes) -> RpcError:
     """Return error 3 with the revert data, so that clients can decode custom errors."""
     reason = _reason(data)
     message = f"execution reverted: {reason}" if reason else "execution reverted"
@@ -117,7 +117,7 @@ def read_quantity(value: Any, name: str) -> int:
             return int(value, 16)
         except ValueError:
             pass
-    raise bad_params(f"{name} must be a hex quantity such as 0x1f, got {_shown(value)}")
+    raise invalid_params(f"{name} must be a hex quantity such as 0x1f, got {_shown(value)}")
 
 
 def read_data(value: Any, name: str, size: int | None = None) -> bytes:
@@ -130,7 +130,7 @@ def read_data(value: Any, name: str, size: int | None = None) -> bytes:
         if raw is not None and size in (None, len(raw)):
             return raw
     expected = f"0x and {size * 2} hex digits" if size else "0x and hex digits"
-    raise bad_params(f"{name} must be {expected}, got {_shown(value)}")
+    raise invalid_params(f"{name} must be {expected}, got {_shown(value)}")
 
 
 def read_tag(value: Any) -> str | int | bytes:
@@ -149,10 +149,10 @@ def read_tag(value: Any) -> str | int | bytes:
 def read_call(value: Any) -> CallRequest:
     """Parse the transaction object of ``eth_call`` and ``eth_estimateGas``."""
     if not isinstance(value, dict):
-        raise bad_params("the first parameter must be a transaction object")
+        raise invalid_params("the first parameter must be a transaction object")
     payload = value.get("input", value.get("data"))
     if value.get("data", payload) != payload:
-        raise bad_params('both "data" and "input" are set and not equal')
+        raise invalid_params('both "data" and "input" are set and not equal')
     price = value.get("maxFeePerGas", value.get("gasPrice"))
     return CallRequest(
         sender=read_data(value["from"], "from", 20) if value.get("from") else bytes(20),
