@@ -12,7 +12,6 @@ from deepsquare_chain.audit.conservation import verify
 from deepsquare_chain.audit.entries import MovementKind
 from deepsquare_chain.audit.reader import read_history, read_ledger, read_storage
 from deepsquare_chain.audit.runner import AuditOptions, audit_grid
-from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.rpc import batching
 from deepsquare_chain.chain.rpc.endpoint import Ceiling
 from deepsquare_chain.errors import EndpointError
@@ -20,19 +19,8 @@ from deepsquare_chain.job import JobStatus
 from tests.support.livegrid import LiveGrid
 
 
-async def live_a_little(grid: LiveGrid) -> list[int]:
-    """Run jobs to different final statuses; return their ids."""
-    scheduler = grid.contracts.scheduler
-    ids = await grid.submit(4)
-    await grid.run(ids[:3])
-    await grid.send(grid.providers[0], scheduler.finish([Report(ids[0], 1, 0)]))
-    await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
-    await grid.send(grid.providers[0], scheduler.panic([ids[2]], "broken"))
-    return ids
-
-
 async def test_events_and_storage_agree(grid: LiveGrid) -> None:
-    ids = await live_a_little(grid)
+    ids = await grid.end_some_jobs()
     progress: list[tuple[int, int]] = []
     bar = nullcontext(lambda at, last: progress.append((at, last)))
     report = await audit_grid(grid.contracts, bars=lambda _: bar)
@@ -51,7 +39,7 @@ async def test_events_and_storage_agree(grid: LiveGrid) -> None:
 
 
 async def test_statement_of_a_customer(grid: LiveGrid) -> None:
-    ids = await live_a_little(grid)
+    ids = await grid.end_some_jobs()
     ledger, _ = await read_ledger(grid.contracts)
     customer = grid.customers[0].address
     rows = [row for row in ledger.statement(customer) if row.job_id == ids[0]]

@@ -21,7 +21,6 @@ from deepsquare_chain.audit.runner import (
     prove,
 )
 from deepsquare_chain.errors import EndpointError
-from tests.integration.test_audit_chain import live_a_little
 from tests.support.livegrid import LiveGrid
 from tests.support.lyingnode import FALSIFICATIONS, Falsification, other_block
 
@@ -80,7 +79,7 @@ async def busy_grid(grid: LiveGrid) -> LiveGrid:
     if grid.node.url in lived:
         return grid
     lived.add(grid.node.url)
-    ids = await live_a_little(grid)
+    ids = await grid.end_some_jobs()
     job = await grid.contracts.scheduler.get_job(ids[2])
     assert job.status.is_final
     count = await grid.contracts.scheduler.job_count()
@@ -271,7 +270,7 @@ async def test_a_bill_names_the_report_of_the_provider(busy_grid: LiveGrid) -> N
     finished = [job for job in report.ledger.jobs.values() if job.exit_code is not None]
     bills = [await job_bill(busy_grid.contracts, report.ledger, job.id) for job in finished]
     assert all(bill.ok and bill.reported is not None for bill in bills)
-    # One second by `live_a_little`; other tests may have reported runs on the same node.
+    # One second by `end_some_jobs`; other tests may have reported runs on the same node.
     assert 1 in {bill.reported for bill in bills}
     [other, *_] = [job for job in report.ledger.jobs.values() if job.exit_code is None]
     assert (await job_bill(busy_grid.contracts, report.ledger, other.id)).reported is None

@@ -11,7 +11,6 @@ import httpx2
 import pytest
 
 from deepsquare_chain.audit.reader import read_ledger
-from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.daemon import service as daemon_service
 from deepsquare_chain.daemon.service import ServiceSettings
 from deepsquare_chain.devnet.node.base import Anvil
@@ -52,17 +51,6 @@ def opened(grid: LiveGrid, database: Any, **options: Any) -> Any:
     return open_index(grid.node.url, grid.deployment, database, **options)
 
 
-async def live(grid: LiveGrid) -> list[int]:
-    """Run jobs to different final statuses; return their ids."""
-    scheduler = grid.contracts.scheduler
-    ids = await grid.submit(4)
-    await grid.run(ids[:3])
-    await grid.send(grid.providers[0], scheduler.finish([Report(ids[0], 1, 0)]))
-    await grid.send(grid.customers[0], scheduler.cancel([ids[1]]))
-    await grid.send(grid.providers[0], scheduler.panic([ids[2]], "broken"))
-    return ids
-
-
 async def reorganise(grid: LiveGrid, depth: int) -> None:
     """Replace the last blocks with empty ones."""
     await grid.w3.provider.make_request("anvil_reorg", [depth, []])  # type: ignore[arg-type]
@@ -75,7 +63,7 @@ async def test_the_tables_do_not_depend_on_batches_reorganisations_and_restarts(
     database = location()
     async with opened(own_grid, database) as service:
         await service.cycle()
-    ids = await live(own_grid)
+    ids = await own_grid.end_some_jobs()
     metrics = Metrics("explorer")
     async with opened(own_grid, database, metrics=metrics) as service:
         assert await service.cycle()
@@ -96,7 +84,7 @@ async def test_the_tables_do_not_depend_on_batches_reorganisations_and_restarts(
         await own_grid.send(own_grid.providers[0], own_grid.contracts.scheduler.claim(ids[2:3]))
         await service.cycle()
     await reorganise(own_grid, 2)
-    await live(own_grid)
+    await own_grid.end_some_jobs()
     async with opened(own_grid, database) as service:
         await service.cycle()
         tables = dump(service.database)

@@ -22,6 +22,7 @@ from deepsquare_chain.indexer.block_data import (
 from deepsquare_chain.indexer.database import IndexDatabase
 from deepsquare_chain.indexer.queries import Index
 from deepsquare_chain.indexer.writer import IndexWriter
+from tests.support.recorded import RecordedGrid
 
 SENDER = "0x" + "5e" * 20
 
@@ -90,6 +91,11 @@ class Indexed:
         self._writer = IndexWriter(deployment)
         self._facts = facts_of(events, times, sender, sent)
         self.last = max((event.block_number for event in events), default=0)
+
+    @classmethod
+    def of_grid(cls, grid: RecordedGrid) -> Indexed:
+        """Return an empty index of a recorded grid, with the transactions that were sent."""
+        return cls(grid.deployment, grid.events, grid.chain.block_times, sent=grid.chain.sent)
 
     def read(self, first: int, last: int) -> None:
         """Index a batch of blocks."""

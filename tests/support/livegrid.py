@@ -15,6 +15,7 @@ from web3 import AsyncWeb3
 from deepsquare_chain.chain.bindings.contracts import UNLIMITED, Contracts
 from deepsquare_chain.chain.bindings.deployment import Deployment
 from deepsquare_chain.chain.bindings.events import JobSubmitted
+from deepsquare_chain.chain.bindings.records import Report
 from deepsquare_chain.chain.deploying import DEMO_PARAMS, GridParams, deploy_grid
 from deepsquare_chain.chain.rpc.pool import close, connect
 from deepsquare_chain.chain.transactions.sender import Sender, TxReceipt
@@ -132,6 +133,16 @@ class LiveGrid:
         await self.assign({assigned.id: job_ids})
         await self.send(account, scheduler.claim(job_ids))
         await self.send(account, scheduler.start(job_ids))
+
+    async def end_some_jobs(self) -> list[int]:
+        """Run jobs to different final statuses, one stays PENDING; return their IDs."""
+        scheduler = self.contracts.scheduler
+        ids = await self.submit(4)
+        await self.run(ids[:3])
+        await self.send(self.providers[0], scheduler.finish([Report(ids[0], 1, 0)]))
+        await self.send(self.customers[0], scheduler.cancel([ids[1]]))
+        await self.send(self.providers[0], scheduler.panic([ids[2]], "broken"))
+        return ids
 
     async def close(self) -> None:
         """Close connections and databases."""

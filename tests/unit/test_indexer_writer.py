@@ -36,14 +36,9 @@ def ledger(grid: RecordedGrid) -> Ledger:
     return grid.ledger()
 
 
-def open_index(grid: RecordedGrid) -> Indexed:
-    transactions = grid.chain.sent
-    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=transactions)
-
-
 @pytest.fixture(scope="module")
 def whole(grid: RecordedGrid) -> Iterator[Indexed]:
-    indexed = open_index(grid)
+    indexed = Indexed.of_grid(grid)
     indexed.read_all()
     yield indexed
     indexed.close()
@@ -57,14 +52,14 @@ def test_every_table_is_filled(whole: Indexed) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
 def test_any_batches_make_the_same_tables(grid: RecordedGrid, whole: Indexed, size: int) -> None:
-    indexed = open_index(grid)
+    indexed = Indexed.of_grid(grid)
     indexed.read_all(size)
     assert dump(indexed.database) == dump(whole.database)
     indexed.close()
 
 
 def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) -> None:
-    result, steady = open_index(grid), open_index(grid)
+    result, steady = Indexed.of_grid(grid), Indexed.of_grid(grid)
     result.read_all()
     expected = dump(whole.database)
     blocks = sorted({event.block_number for event in grid.events})
@@ -73,7 +68,7 @@ def test_any_reorganisation_leaves_no_trace(grid: RecordedGrid, whole: Indexed) 
         result.roll_back(number)
         # The remaining rows are those of an index of that part alone.
         if at % 4 == 0 or number in paid:
-            part = open_index(grid)
+            part = Indexed.of_grid(grid)
             part.read(0, number)
             assert dump(result.database) == dump(part.database), f"back to block {number}"
             part.close()
@@ -379,7 +374,7 @@ def test_kinds_equal_those_of_the_ledger(whole: Indexed) -> None:
 
 
 def test_changes_only_grow(grid: RecordedGrid) -> None:
-    indexed = open_index(grid)
+    indexed = Indexed.of_grid(grid)
     numbers: list[int] = []
     for size in (indexed.last // 2, indexed.last):
         indexed.read(0 if not numbers else indexed.last // 2 + 1, size)

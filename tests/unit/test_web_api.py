@@ -29,14 +29,9 @@ def grid() -> RecordedGrid:
     return recorded_grid_with_all()
 
 
-def open_index(grid: RecordedGrid) -> Indexed:
-    transactions = grid.chain.sent
-    return Indexed(grid.deployment, grid.events, grid.chain.block_times, sent=transactions)
-
-
 @pytest.fixture(scope="module")
 def whole(grid: RecordedGrid) -> Iterator[Indexed]:
-    indexed = open_index(grid)
+    indexed = Indexed.of_grid(grid)
     indexed.read_all()
     yield indexed
     indexed.close()
@@ -45,7 +40,7 @@ def whole(grid: RecordedGrid) -> Iterator[Indexed]:
 @pytest.fixture
 def own_index(grid: RecordedGrid) -> Iterator[Indexed]:
     """An index that the test may change; the last blocks are not indexed yet."""
-    indexed = open_index(grid)
+    indexed = Indexed.of_grid(grid)
     blocks = sorted({event.block_number for event in grid.events})
     indexed.read(0, blocks[-8])
     yield indexed
