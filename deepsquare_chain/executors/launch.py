@@ -85,16 +85,16 @@ def device_environment(devices: Sequence[str], dev: Path = Path("/dev")) -> dict
 
 
 def free_devices(
-    names: Sequence[str], used: Sequence[Sequence[str] | int], wanted: int
+    names: Sequence[str], used: Sequence[Sequence[str] | int], count: int
 ) -> list[str] | None:
-    """Return the first `wanted` GPUs of `names` that no live run uses; None if there are too few.
+    """Return the first `count` GPUs of `names` that no live run uses; None if there are too few.
 
     `used` holds, for each live run, the names of its GPUs, or their number if it has no names.
     """
     in_use = {name for allocated in used if not isinstance(allocated, int) for name in allocated}
     unused = [name for name in names if name not in in_use]
     unnamed = sum(allocated for allocated in used if isinstance(allocated, int))
-    return unused[unnamed : unnamed + wanted] if len(unused) >= unnamed + wanted else None
+    return unused[unnamed : unnamed + count] if len(unused) >= unnamed + count else None
 
 
 #: Seconds to wait for a reply of the fork server, on a busy machine too.

@@ -470,7 +470,7 @@ def _size(file: Path) -> int:
 def disk_usage(folder: str, limit: int | None = None, large: dict[int, int] | None = None) -> int:
     """Return the disk usage of a folder in bytes; stops counting above `limit`.
 
-    The sizes of its large files, those of `LARGE_FILE` bytes or more, are added to `large` by inode.
+    The sizes of its files of `LARGE_FILE` bytes or more are added to `large` by inode.
 
     Holes of sparse files do not count; each hard link counts. Links are not followed. A path that is
     too long for the kernel counts as above the limit, because files below it could not be counted.

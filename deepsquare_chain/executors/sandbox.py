@@ -239,11 +239,11 @@ def _real_paths(paths: tuple[str, ...]) -> frozenset[str]:
     return frozenset(os.path.realpath(path) for path in paths)
 
 
-def _hidden(path: Path, shown: frozenset[str]) -> list[str]:
+def _hidden(path: Path, exposed: frozenset[str]) -> list[str]:
     """Return arguments that mask a path below an exposed one with an empty mount."""
     real = os.path.realpath(path)
     parent = real
-    while parent not in shown:
+    while parent not in exposed:
         if parent == (parent := os.path.dirname(parent)):
             return []
     if os.path.isdir(real):

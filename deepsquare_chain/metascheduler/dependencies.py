@@ -85,22 +85,22 @@ def _group(job: Job, uses: str) -> tuple[str, str]:
     return (job.customer, requested.array if requested else "")
 
 
-def _unmet_time(job: Job, wanted: Conditions | None, now: int) -> Hold | None:
-    if wanted is None:
+def _unmet_time(job: Job, requested: Conditions | None, now: int) -> Hold | None:
+    if requested is None:
         return None
     # A retried job has started once already, which satisfies its start condition.
-    if wanted.start_before and now >= wanted.start_before and not job.retry_of:
-        return Hold(f"it had to start before {chain_time(wanted.start_before)}", final=True)
-    if now < wanted.start_after:
-        return Hold(f"it starts at {chain_time(wanted.start_after)} at the earliest")
+    if requested.start_before and now >= requested.start_before and not job.retry_of:
+        return Hold(f"it had to start before {chain_time(requested.start_before)}", final=True)
+    if now < requested.start_after:
+        return Hold(f"it starts at {chain_time(requested.start_after)} at the earliest")
     return None
 
 
-def _unmet(job: Job, wanted: Conditions | None, ends: Mapping[int, JobStatus]) -> Hold | None:
-    if wanted is None:
+def _unmet(job: Job, requested: Conditions | None, ends: Mapping[int, JobStatus]) -> Hold | None:
+    if requested is None:
         return Hold("its conditions are invalid", final=True)
     unfinished: list[int] = []
-    for kind, number in wanted.after:
+    for kind, number in requested.after:
         if number >= (job.retry_of or job.id):
             return Hold(f"it depends on job {number}, which is not an earlier job", final=True)
         end = ends.get(number)

@@ -139,6 +139,11 @@ def affordable(job: Job, rate: int) -> bool:
     return credits.cost(rate, job.time_limit) <= job.escrow
 
 
+def highest_rate(job: Job) -> int:
+    """Return the highest rate, in credit-wei per second, at which a job is affordable."""
+    return job.escrow // max(job.time_limit, 1)
+
+
 def refusal(waiting: Waiting, view: ProviderView, now: int) -> Refusal | None:
     """Return why a job can't go to a provider at chain time `now`, or None. Ignores its load."""
     reason = standing(view, now)

@@ -200,9 +200,8 @@ def explain_challenge(job: Job, clock: Clock, block_context: BlockContext) -> st
     if clock.challenged_at == 0:
         return ""
     times, provider = block_context.times, f"provider {job.provider_id}"
-    head = (
-        f"{provider} has not answered a challenge for {block_context.now - clock.challenged_at} s"
-    )
+    waited = block_context.now - clock.challenged_at
+    head = f"{provider} has not answered a challenge for {waited} s"
     if job.status == JobStatus.RUNNING:
         if is_gone(clock, block_context):
             return f"{head}: the run is lost, and anyone may panic it"
@@ -266,9 +265,8 @@ def _no_provider_reason(waiting: Waiting, verdicts: Sequence[Verdict]) -> str:
             f"{head}: its affinities {_quoted(waiting.uses)} can't be read, so no provider "
             "matches; cancel it and submit it with correct ones"
         )
-    nearest = next(
-        reason for reason in _NEAREST_FIRST if any(verdict.why is reason for verdict in verdicts)
-    )
+    reasons = {verdict.why for verdict in verdicts}
+    nearest = next(reason for reason in _NEAREST_FIRST if reason in reasons)
     nearest_verdicts = [verdict for verdict in verdicts if verdict.why is nearest]
     return f"{head}: {_nearest_miss(nearest, waiting, nearest_verdicts)}"
 
@@ -323,9 +321,7 @@ def _waits_for_capacity(
             f"those whose energy for its work is within {rules.frugal_within - 1:.0%} of the "
             f"lowest, then {names}"
         )
-    assigned_count = sum(
-        assigned_job.customer == job.customer for assigned_job in snapshot.assigned
-    )
+    assigned_count = sum(other.customer == job.customer for other in snapshot.assigned)
     if rules.max_running and assigned_count >= rules.max_running:
         return (
             f"job {job.id} waits: its customer has {assigned_count} jobs at providers, and this "
@@ -334,22 +330,15 @@ def _waits_for_capacity(
     overdue = is_overdue(waiting, snapshot.now, rules, job.time_limit)
     late = " (it is overdue, but other jobs are longer overdue)" if overdue else ""
     free = available_capacity(snapshot.providers, snapshot.assigned)
-    free_now = [
-        verdict.provider_id
-        for verdict in possible
-        if within(amounts(job.resources), free[verdict.provider_id])
-    ]
+    needed, ids = amounts(job.resources), [verdict.provider_id for verdict in possible]
+    free_now = [provider_id for provider_id in ids if within(needed, free[provider_id])]
     if free_now:
-        reserved = [
-            reservation.job_id
-            for provider_id, reservation in decided.reservations.items()
-            if provider_id in free_now
-        ]
+        reserved = [r.job_id for r in decided.reservations.values() if r.provider_id in free_now]
         others = "jobs before it in the queue"
         if reserved:
             others += f", or is reserved for job {' and '.join(map(str, sorted(reserved)))}"
         return f"job {job.id} waits for {names}{late}: the free capacity there is used by {others}"
-    earliest = min(_fits_from(job, verdict.provider_id, snapshot, rules) for verdict in possible)
+    earliest = min(_fits_from(job, provider_id, snapshot, rules) for provider_id in ids)
     until = f"until about {chain_time(earliest)} at the latest"
     return f"job {job.id} waits for free capacity at {names}{late}, {until}"
 
@@ -357,11 +346,8 @@ def _waits_for_capacity(
 def _fits_from(job: Job, provider_id: int, snapshot: Snapshot, rules: Rules) -> int:
     """Return the chain time from which a job fits at a provider, regardless of the queue."""
     free = available_capacity(snapshot.providers, snapshot.assigned)[provider_id]
-    releases = [
-        release(assigned_job, snapshot.now, rules.start_margin)
-        for assigned_job in snapshot.assigned
-        if assigned_job.provider_id == provider_id
-    ]
+    own_jobs = (other for other in snapshot.assigned if other.provider_id == provider_id)
+    releases = [release(other, snapshot.now, rules.start_margin) for other in own_jobs]
     earliest = fits_from(amounts(job.resources), free, releases, snapshot.now)
     return snapshot.now if earliest is None else earliest[0]
 

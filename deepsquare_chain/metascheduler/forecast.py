@@ -150,7 +150,7 @@ def prospect(
 ) -> Prospect:
     """Return the prospect of a job of an unknown customer; conditions of the job are ignored."""
     known = [waiting.job.id for waiting in snapshot.waiting]
-    known += [assigned_job.id for assigned_job in snapshot.assigned]
+    known += [job.id for job in snapshot.assigned]
     job = pending_job(1 + max(known, default=0), "", terms, snapshot.now)
     added = Waiting(job, terms.objective, terms.uses, snapshot.now)
     snapshot = replace(snapshot, waiting=[*snapshot.waiting, added])
@@ -182,21 +182,17 @@ def forecast(snapshot: Snapshot, rules: Rules, history: RunHistory, job_id: int)
     if len(snapshot.waiting) > MAX_QUEUE:
         return None
     views = sorted(snapshot.providers, key=lambda view: view.provider.id)
-    speeds = dict(
-        zip(
-            (view.provider.id for view in views),
-            relative_speeds([view.provider.labels for view in views]),
-            strict=True,
-        )
-    )
+    provider_ids = [view.provider.id for view in views]
+    labels = [view.provider.labels for view in views]
+    speeds = dict(zip(provider_ids, relative_speeds(labels), strict=True))
     waiting = {entry.job.id: entry for entry in snapshot.waiting}
     assigned = {job.id: job for job in snapshot.assigned}
+    planner, now = Planner(), snapshot.now
     ends = [
-        (_end(job, snapshot.now, speeds.get(job.provider_id, 1.0), history), job.id)
+        (_end(job, now, speeds.get(job.provider_id, 1.0), history), job.id)
         for job in assigned.values()
     ]
     heapq.heapify(ends)
-    planner, now = Planner(), snapshot.now
     for _ in range(MAX_PLANS):
         snapshot = Snapshot(now, views, tuple(waiting.values()), tuple(assigned.values()))
         decided = planner.plan(snapshot, rules, history, complete=False)
@@ -230,9 +226,9 @@ def _returns(views: Sequence[ProviderView], waiting: Iterable[Waiting], now: int
         yield from (at for at in (view.suspended_until, view.cooldown_until) if at > now)
     for entry in waiting:
         yield from (at for at in entry.avoided.values() if at > now)
-        wanted = conditions(entry.uses)
-        if wanted is not None and wanted.patience:
-            yield now + max(1, round(_PATIENCE_STEP * wanted.patience))
+        job_conditions = conditions(entry.uses)
+        if job_conditions is not None and job_conditions.patience:
+            yield now + max(1, round(_PATIENCE_STEP * job_conditions.patience))
 
 
 def _end(job: Job, now: int, speed: float, history: RunHistory) -> int:

@@ -174,10 +174,8 @@ class RunHistory:
     def _record_payment(self, customer: str, paid: float) -> None:
         credits, at = self._usage.pop(customer, (0.0, self._payments))
         self._payments += 1
-        self._usage[customer] = (
-            credits * _decayed_part(self._payments - at) + paid,
-            self._payments,
-        )
+        use = credits * _decayed_part(self._payments - at) + paid
+        self._usage[customer] = (use, self._payments)
         if len(self._usage) > MAX_SUMS:
             del self._usage[next(iter(self._usage))]
 
@@ -228,11 +226,8 @@ class RunHistory:
         """Return the estimate for a job of this customer, size and limit."""
         kind, own, everybody = (self.sums(key) for key in keys_of(customer, cpus, gpus, time_limit))
         used, inverse = 1.0, 1.0 / max(time_limit, SHORTEST_RUN)
-        for sums, prior in (
-            (everybody, PRIOR_OF_ALL),
-            (own, PRIOR_OF_CUSTOMER),
-            (kind, PRIOR_OF_KIND),
-        ):
+        levels = ((everybody, PRIOR_OF_ALL), (own, PRIOR_OF_CUSTOMER), (kind, PRIOR_OF_KIND))
+        for sums, prior in levels:
             used = (sums[1] + prior * used) / (sums[0] + prior)
             inverse = (sums[2] + prior * inverse) / (sums[0] + prior)
         for source, sums in (

@@ -125,13 +125,9 @@ def expired(jobs: Iterable[Job], block_context: BlockContext) -> list[Job]:
 
     The refund always goes to the customer.
     """
-    expired_jobs = [
-        job
-        for job in jobs
-        if job.status == JobStatus.PENDING
-        and block_context.now >= job.since + block_context.times.pending_expiry
-    ]
-    return sorted(expired_jobs, key=lambda job: (job.since, job.id))
+    latest = block_context.now - block_context.times.pending_expiry
+    pending = (job for job in jobs if job.status == JobStatus.PENDING)
+    return sorted((j for j in pending if j.since <= latest), key=lambda job: (job.since, job.id))
 
 
 def to_requeue(

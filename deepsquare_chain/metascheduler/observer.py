@@ -141,11 +141,11 @@ class GridObserver:
             for job in pending
         ]
         views = [view_of(provider, block_context, self._watch) for provider in watched.values()]
-        wanted = dependencies(live_jobs[job.id].uses for job in pending)
+        depended_on = dependencies(live_jobs[job.id].uses for job in pending)
         holds = held(
             [(job, live_jobs[job.id].uses) for job in pending],
             [(job, live_jobs[job.id].uses) for job in known_jobs if job.status.is_assigned],
-            await self._ended(wanted, live_jobs, head),
+            await self._ended(depended_on, live_jobs, head),
             block_context.now,
         )
         return ClusterSnapshot(block_context, watched, assigned, waiting, views, holds)
@@ -233,14 +233,14 @@ class GridObserver:
         return self._lines[job_id]
 
     async def _ended(
-        self, wanted: Iterable[int], known: Mapping[int, Known], head: Head
+        self, job_ids: Iterable[int], known: Mapping[int, Known], head: Head
     ) -> Mapping[int, JobStatus]:
-        """Return the final status of those jobs that ended; a retried job has its successor's.
+        """Return the final status of the jobs that ended; a retried job has its successor's.
 
         Only jobs count whose end the applied (confirmed) events include.
         """
         highest = self._state.highest()
-        ended = {job_id for job_id in wanted if job_id not in known and 0 < job_id <= highest}
+        ended = {job_id for job_id in job_ids if job_id not in known and 0 < job_id <= highest}
         unread_ids = sorted(ended - self._ends.keys())
         if unread_ids:
             records = await self._contracts.scheduler.get_jobs(unread_ids, block=head.number)

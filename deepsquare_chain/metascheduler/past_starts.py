@@ -2,11 +2,11 @@
 
 The grid at a past block is reconstructed from events: which jobs waited and which were at providers.
 The forecast for a job that was submitted in that block is compared with its actual start. This needs
-no record of earlier forecasts: all readers of the same events can repeat it. The providers' records
-and the estimates of run times are those of today.
+no record of earlier forecasts: all readers of the same events can repeat it. The forecast uses
+today's provider records and estimates of run times.
 
-Only jobs that had to wait are judged, so that prompt starts do not embellish the figures. The work
-is bounded: the latest such starts are judged, each once.
+Only jobs that had to wait are judged: prompt starts are easy to forecast. The work is bounded: the
+latest such starts are judged, each once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _PastJob:
 
 
 class PastStarts:
-    """The course of recent jobs, from events, and the errors of forecasts of their starts."""
+    """The times of recent jobs, from events, and the errors of forecasts of their starts."""
 
     def __init__(self) -> None:
         self._jobs: dict[int, _PastJob] = {}
@@ -141,9 +141,9 @@ class PastStarts:
         for job_id, job in list(self._jobs.items()):
             if job.submitted > block:
                 del self._jobs[job_id]
-            for moment in ("assigned", "started", "ended"):
-                if getattr(job, moment) > block:
-                    setattr(job, moment, 0)
+            for event in ("assigned", "started", "ended"):
+                if getattr(job, event) > block:
+                    setattr(job, event, 0)
                     self._errors.pop(job_id, None)
         self._times = {number: time for number, time in self._times.items() if number <= block}
         self._ended = deque(i for i in self._ended if i in self._jobs and self._jobs[i].ended)
@@ -154,13 +154,8 @@ class PastStarts:
 
     def undated(self) -> list[int]:
         """Return the blocks whose times are needed to judge starts, and are not known."""
-        needed = {
-            block
-            for job in self._unjudged()
-            for block in (job.submitted, job.started)
-            if block not in self._times
-        }
-        return sorted(needed)
+        needed = {block for job in self._unjudged() for block in (job.submitted, job.started)}
+        return sorted(needed - self._times.keys())
 
     def date(self, times: Mapping[int, int]) -> None:
         """Set the chain times of blocks."""
@@ -190,14 +185,11 @@ class PastStarts:
         """
         views = [ProviderView(view.provider) for view in providers]
         ids = {view.provider.account: view.provider.id for view in providers}
-        unjudged = [
-            job
-            for job in self._unjudged()
-            if job.submitted in self._times and job.started in self._times
-        ]
+        times = self._times
+        unjudged = [j for j in self._unjudged() if j.submitted in times and j.started in times]
         if not unjudged:
             return
-        time_of = _Interpolation(self._times)
+        time_of = _Interpolation(times)
         for job in unjudged:
             self._errors[job.job_id] = None
             snapshot = self._before_assignment(job, views, ids, time_of)
@@ -205,7 +197,7 @@ class PastStarts:
                 continue
             expected = forecast(snapshot, rules, history, job.job_id)
             if expected is not None:
-                start, submitted = self._times[job.started], self._times[job.submitted]
+                start, submitted = times[job.started], times[job.submitted]
                 self._errors[job.job_id] = (abs(expected.at - start), start - submitted)
         self._errors = {i: error for i, error in self._errors.items() if i in self._starts}
 
@@ -214,9 +206,8 @@ class PastStarts:
             return []
         known_from = 2**62 if self._known_from is None else self._known_from
         started = (self._jobs[i] for i in self._starts if i in self._jobs)
-        return [
-            job for job in started if job.submitted >= known_from and job.job_id not in self._errors
-        ]
+        known = (job for job in started if job.submitted >= known_from)
+        return [job for job in known if job.job_id not in self._errors]
 
     def _before_assignment(
         self,
@@ -253,8 +244,10 @@ class PastStarts:
 
 def _waits_for_its_turn_only(uses: str) -> bool:
     """Return whether a job waits neither for other jobs nor for a time."""
-    wanted = conditions(uses)
-    return wanted is not None and not (wanted.after or wanted.start_after or wanted.throttle)
+    job_conditions = conditions(uses)
+    return job_conditions is not None and not (
+        job_conditions.after or job_conditions.start_after or job_conditions.throttle
+    )
 
 
 class _Interpolation:

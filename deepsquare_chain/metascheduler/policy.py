@@ -53,6 +53,7 @@ from deepsquare_chain.metascheduler.eligibility import (
     Waiting,
     capacity_at,
     fits_from,
+    highest_rate,
     less,
     within,
 )
@@ -241,12 +242,7 @@ class Plan:
 
     def reservation_of(self, job_id: int) -> Reservation | None:
         """Return the reservation of a job, or None."""
-        matching = (
-            reservation
-            for reservation in self.reservations.values()
-            if reservation.job_id == job_id
-        )
-        return next(matching, None)
+        return next((r for r in self.reservations.values() if r.job_id == job_id), None)
 
 
 def plan(snapshot: Snapshot, rules: Rules | None = None, history: RunHistory | None = None) -> Plan:
@@ -305,8 +301,7 @@ class Planner:
         self, tables: _Tables, now: int, rules: Rules, history: RunHistory, *, complete: bool
     ) -> Plan:
         # A separate function, so that its working set is freed before garbage collection resumes.
-        round_ = _Round(tables, now, rules, history, shares=self._shares)
-        return round_.run(complete=complete)
+        return _Round(tables, now, rules, history, shares=self._shares).run(complete=complete)
 
 
 @contextmanager
@@ -551,12 +546,11 @@ class _Round:
 
     def _customers_factors(self) -> Floats:
         """Return, by customer, the factor by which its jobs count as larger."""
-        rules = self._rules
+        rules, shares = self._rules, self._shares
         return np.array(
             [
-                (1.0 + self._shares.get(customer, 0.0)) ** rules.fair_share
-                / rules.priorities.get(customer, 1.0)
-                for customer in self._queue.customers
+                (1.0 + shares.get(name, 0.0)) ** rules.fair_share / rules.priorities.get(name, 1.0)
+                for name in self._queue.customers
             ]
         )
 
@@ -698,13 +692,8 @@ class _Round:
                     free_gpus[provider_row] -= gpus
                     taken((provider_row, earliest + seconds, cpus, memory, gpus))
                     hold_ends[row] = 0
-                    chosen = (
-                        waiting[row],
-                        ids[provider_row],
-                        rates[index],
-                        False,
-                        shortlist.choices,
-                    )
+                    provider_id, rate = ids[provider_row], rates[index]
+                    chosen = (waiting[row], provider_id, rate, False, shortlist.choices)
                     decide(new(Decision, chosen))
                     continue
             is_refused = is_refused or cls in full or not self._start(row, cls, seconds)
@@ -752,9 +741,7 @@ class _Round:
         requested[class_sizes[classes]] = True
         provider_rows = list(self._reserved)
         reserved_at = np.array(list(self._reserved.values()), dtype=np.int64)
-        spare = np.array(
-            [self._spare[provider_row] for provider_row in provider_rows], dtype=np.int64
-        ).T
+        spare = np.array([self._spare[row] for row in provider_rows], dtype=np.int64).T
         free = np.where(self._open, self._free, -1)
         for chunk, need in self._in_chunks(requested.nonzero()[0]):
             fits = _all_within(need, free)
@@ -780,7 +767,7 @@ class _Round:
             weights = self._rules.weights
             costs = weights.of(objective) * options.costs[objective]
             if objective is Objective.TIME:
-                costs -= weights.leave_frugal * self._providers.thrift
+                costs -= weights.leave_frugal * self._providers.log_energy
             job_conditions = conditions(uses)
             if job_conditions is not None and job_conditions.preferences:
                 costs += self._unpreferred(job_conditions.preferences)
@@ -791,10 +778,8 @@ class _Round:
         """Return weighted costs by class and provider, with those of recent faults."""
         costs = np.array([self._tables.costs[cls] for cls in classes])
         if self._faults is not None:
-            weights = [
-                self._rules.weights.of(self._queue.class_keys[cls][2]) + FAULT_WEIGHT
-                for cls in classes
-            ]
+            objectives = (self._queue.class_keys[cls][2] for cls in classes)
+            weights = [self._rules.weights.of(objective) + FAULT_WEIGHT for objective in objectives]
             costs += np.array(weights)[:, None] * self._faults
         return costs
 
@@ -807,17 +792,10 @@ class _Round:
 
         Each preference outweighs all later ones together, and any difference of costs.
         """
-        last_rank = len(preferences) - 1
-        return np.array(
-            [
-                sum(
-                    _PREFERRED * 2.0 ** (last_rank - rank)
-                    for rank, preference in enumerate(preferences)
-                    if not matches([preference], view.provider.labels)
-                )
-                for view in self._providers.views
-            ]
-        )
+        costs = [_PREFERRED * 2.0**rank for rank in reversed(range(len(preferences)))]
+        priced = list(zip(preferences, costs, strict=True))
+        labels = [view.provider.labels for view in self._providers.views]
+        return np.array([sum(cost for p, cost in priced if not matches([p], of)) for of in labels])
 
     def _usable(self, cls: int) -> Flags:
         """Return the providers that could run a class if they were empty; must not be changed."""
@@ -828,22 +806,21 @@ class _Round:
 
     def _narrow(self, eligible: Flags, options: ClassOptions, waiting: Waiting) -> None:
         """Clear providers in `eligible` that the job's budget, exclusions or patience rule out."""
-        job = waiting.job
-        self._keep_affordable(eligible, options, job.escrow // max(job.time_limit, 1))
-        for provider_id in waiting.excluded:
-            if (provider_row := self._providers.rows.get(provider_id)) is not None:
-                eligible[provider_row] = False
+        self._keep_affordable(eligible, options, waiting.job)
+        rows = self._providers.rows
+        eligible[[rows[i] for i in waiting.excluded if i in rows]] = False
         job_conditions = conditions(waiting.uses)
         if job_conditions is not None and job_conditions.patience:
             costs = options.costs[waiting.objective]
             possible = options.eligible & self._open
-            self._keep_affordable(possible, options, job.escrow // max(job.time_limit, 1))
+            self._keep_affordable(possible, options, waiting.job)
             lowest = costs[possible].min(initial=np.inf)
             accepted = job_conditions.accepted_cost(max(0, self._now - waiting.queued_at))
             eligible &= costs <= lowest + math.log(accepted)
 
     @staticmethod
-    def _keep_affordable(eligible: Flags, options: ClassOptions, ceiling: int) -> None:
+    def _keep_affordable(eligible: Flags, options: ClassOptions, job: Job) -> None:
+        ceiling = highest_rate(job)
         if options.dearest > ceiling:
             # Rates wider than 64 bits are an object array. Otherwise a ceiling wider than 64 bits
             # never gets here.
@@ -882,7 +859,7 @@ class _Round:
         The result is the provider's row, its rate and the number of choices; None if there is none.
         """
         shortlist = self._shortlists.get(cls) or self._compare(cls)
-        ceiling = job.escrow // max(job.time_limit, 1)
+        ceiling = highest_rate(job)
         if shortlist is None or shortlist.refuses(ceiling, end):
             return None
         options = self._options_of(cls)
@@ -956,9 +933,7 @@ class _Round:
             if upcoming != cls and upcoming not in known and upcoming not in self._full_classes:
                 classes.append(upcoming)
         options = [self._options_of(job_class) for job_class in classes]
-        need = np.array([class_options.size for class_options in options], dtype=np.int64).T[
-            :, :, None
-        ]
+        need = np.array([of.size for of in options], dtype=np.int64).T[:, :, None]
         fits = np.array([class_options.eligible for class_options in options])
         fits &= _all_within(need, np.where(self._open, self._free, -1))
         scores = self._costs_of(classes)
@@ -971,14 +946,10 @@ class _Round:
                 self._full_classes.add(upcoming)
                 continue
             first, rest = _lowest(class_scores, provider_rows, _FIRST_SHORTLIST)
+            rates = class_options.rates[first].tolist()
+            size, cheapest = class_options.size, class_options.cheapest
             known[upcoming] = _Shortlist(
-                len(provider_rows),
-                class_options.size,
-                first.tolist(),
-                class_options.rates[first].tolist(),
-                class_scores,
-                rest,
-                class_options.cheapest,
+                len(provider_rows), size, first.tolist(), rates, class_scores, rest, cheapest
             )
         return known.get(cls)
 
@@ -1007,15 +978,9 @@ class _Round:
             self._full_classes.add(cls)
             return None
         provider_rows = [provider_row for _, provider_row in sorted(scored)]
-        rates = options.rates.tolist()
+        rates = options.rates[provider_rows].tolist()
         shortlist = self._shortlists[cls] = _Shortlist(
-            len(provider_rows),
-            size,
-            provider_rows,
-            [rates[provider_row] for provider_row in provider_rows],
-            _NO_SCORES,
-            _NO_ROWS,
-            options.cheapest,
+            len(provider_rows), size, provider_rows, rates, _NO_SCORES, _NO_ROWS, options.cheapest
         )
         return shortlist
 
@@ -1026,10 +991,7 @@ class _Round:
         rows = [class_options.dominant(largest) for class_options in options]
         if self._providers.has_gpus:
             shares = np.concatenate([shares, shares + IDLE_GPUS * shares[2]])
-            rows = [
-                row if class_options.size[2] else row + 3
-                for row, class_options in zip(rows, options, strict=True)
-            ]
+            rows = [row if of.size[2] else row + 3 for row, of in zip(rows, options, strict=True)]
         left_over: Floats = shares[rows]
         return left_over
 
@@ -1063,12 +1025,8 @@ class _Round:
             self._full_classes.add(cls)
             return None
         self._narrow(fits, options, waiting)
-        for provider_id, until in waiting.avoided.items():
-            if (
-                until > self._now
-                and (provider_row := self._providers.rows.get(provider_id)) is not None
-            ):
-                fits[provider_row] = False
+        avoided = self._avoided_rows(waiting)
+        fits[[provider_row for provider_row, until in avoided.items() if until > self._now]] = False
         job_conditions = conditions(waiting.uses)
         bias: Any = 0.0
         if job_conditions is not None and job_conditions.placement is not None:
@@ -1097,20 +1055,14 @@ class _Round:
         self, cls: int, options: ClassOptions, provider_rows: Ints, end: Any, bias: Any = 0.0
     ) -> tuple[int, int, int] | None:
         """Return the best of some providers for a job that leaves reserved jobs their capacity."""
-        blocked = [
-            provider_row
-            for provider_row in self._reserved
-            if not self._respects_reservation(
-                provider_row, options, end[provider_row] if isinstance(end, np.ndarray) else end
-            )
-        ]
-        for provider_row in blocked:
-            provider_rows = provider_rows[provider_rows != provider_row]
+        for provider_row in self._reserved:
+            own_end = end[provider_row] if isinstance(end, np.ndarray) else end
+            if not self._respects_reservation(provider_row, options, own_end):
+                provider_rows = provider_rows[provider_rows != provider_row]
         if not len(provider_rows):
             return None
-        score = (self._costs_of_one(cls) + bias)[provider_rows] + self._left_over(
-            options, provider_rows
-        )
+        score = (self._costs_of_one(cls) + bias)[provider_rows]
+        score += self._left_over(options, provider_rows)
         best = int(provider_rows[score.argmin()])
         return best, int(options.rates[best]), len(provider_rows)
 
@@ -1118,10 +1070,8 @@ class _Round:
         """Return the latest end of a job; an array by provider if the job runs until spent."""
         if not job.until_spent:
             return self._earliest + int(self._queue.seconds[row])
-        rates = np.maximum(options.rates, 1)
-        return np.array(
-            [self._earliest + min(job.escrow // int(rate), LONGEST_RUN) for rate in rates]
-        )
+        lengths = [min(job.escrow // max(int(rate), 1), LONGEST_RUN) for rate in options.rates]
+        return np.array([self._earliest + length for length in lengths])
 
     def _left_over(self, options: ClassOptions, provider_rows: Ints) -> Floats:
         """Return free capacity in a job's dominant dimension, plus weighted GPUs if unused."""
@@ -1180,9 +1130,8 @@ class _Round:
         # Releases are in order of time at each provider. Assigned in reverse, the earliest wins.
         enough = enough[::-1]
         starts[provider_rows[enough]] = np.minimum(ends[enough], starts[provider_rows[enough]])
-        for provider_id, until in waiting.avoided.items():
-            if (provider_row := self._providers.rows.get(provider_id)) is not None:
-                starts[provider_row] = max(int(starts[provider_row]), until)
+        for provider_row, until in self._avoided_rows(waiting).items():
+            starts[provider_row] = max(int(starts[provider_row]), until)
         starts[~eligible] = _NEVER
         start = int(starts.min())
         if start == _NEVER:
@@ -1198,7 +1147,7 @@ class _Round:
     ) -> tuple[int, int, Sequence[int]] | None:
         """Do what `_reserve_any` does, for few providers."""
         size = self._options_of(cls).size
-        avoided = {self._providers.rows.get(i): until for i, until in waiting.avoided.items()}
+        avoided = self._avoided_rows(waiting)
         costs = self._costs_of_one(cls).tolist()
         free_now, releases = self._free.T.tolist(), self._releases_by_provider()
         candidates = []
@@ -1216,6 +1165,11 @@ class _Round:
         start, _, best, free = min(candidates)
         return best, start, free
 
+    def _avoided_rows(self, waiting: Waiting) -> dict[int, int]:
+        """Return the rows of providers that a job avoids, with the chain time until which."""
+        rows = self._providers.rows
+        return {rows[i]: until for i, until in waiting.avoided.items() if i in rows}
+
     def _new_releases(self) -> list[tuple[int, int, int, int, int]]:
         """Return the releases of jobs assigned since the last call."""
         new = self._taken[self._released :]
@@ -1226,17 +1180,12 @@ class _Round:
         """Return the releases of each provider, sorted by time, for few providers."""
         if self._releases_by_row is None:
             self._releases_by_row = [[] for _ in self._providers.views]
-            provider_rows, ends, amounts = self._assigned.releases(
-                self._now, self._rules.start_margin
-            )
-            for provider_row, end, released in zip(
-                provider_rows.tolist(),
-                ends.tolist(),
-                zip(*amounts.tolist(), strict=True),
-                strict=True,
-            ):
+            columns = self._assigned.releases(self._now, self._rules.start_margin)
+            provider_rows, ends, amounts = (column.tolist() for column in columns)
+            sizes = zip(*amounts, strict=True)
+            for provider_row, end, size in zip(provider_rows, ends, sizes, strict=True):
                 if provider_row >= 0:
-                    self._releases_by_row[provider_row].append((end, released))
+                    self._releases_by_row[provider_row].append((end, size))
             for releases in self._releases_by_row:
                 releases.sort()
         for provider_row, end, cpus, memory, gpus in self._new_releases():
@@ -1246,16 +1195,14 @@ class _Round:
     def _sorted_releases(self) -> tuple[Ints, Ints, Ints]:
         """Return releases by provider and time, with the provider's free capacity from then on."""
         if self._releases is None:
-            provider_rows, ends, amounts = self._assigned.releases(
-                self._now, self._rules.start_margin
-            )
+            columns = self._assigned.releases(self._now, self._rules.start_margin)
+            provider_rows, ends, amounts = columns
             known = provider_rows >= 0
             self._releases = np.stack([provider_rows, ends, *amounts])[:, known]
         new = self._new_releases()
         if new or not self._released:
-            releases = np.concatenate(
-                [self._releases, np.array(new, dtype=np.int64).reshape(-1, 5).T], axis=1
-            )
+            added = np.array(new, dtype=np.int64).reshape(-1, 5).T
+            releases = np.concatenate([self._releases, added], axis=1)
             # Sorting by one combined key is several times as fast as by two, and a stable sort is
             # fast if only the new ones are out of order. Ends beyond `_FAR_END` count as equal.
             delays = np.clip(releases[1] - self._now, 0, _FAR_END - 1)

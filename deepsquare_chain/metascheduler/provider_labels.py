@@ -163,7 +163,7 @@ class MeasuredRun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SpeedEvidence:
-    """Run times of a provider in multiples of what its claimed speed lets expect.
+    """Run times of a provider in multiples of those that its claimed speed suggests.
 
     `factor` is a geometric mean; above 1 the provider is slower than it claims. `runs` is the
     number of its runs that were compared, `kinds` that of the kinds of jobs.

@@ -1,7 +1,6 @@
 """The meta-scheduler service. Each cycle takes a cluster snapshot, plans and sends transactions.
 
-Contract state is authoritative. Events only supply what a customer asked for and mark what has
-changed. Several schedulers may run at once: the contract skips jobs that another one has handled.
+Contract state is authoritative. Events only supply the terms of jobs and mark what has changed. Several schedulers may run at once: the contract skips jobs that another one has handled.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from deepsquare_chain.faults import crash_point
 from deepsquare_chain.job import Job, JobStatus
 from deepsquare_chain.metascheduler.batches import SchedulerBatches
 from deepsquare_chain.metascheduler.dependencies import Hold
-from deepsquare_chain.metascheduler.eligibility import Waiting
+from deepsquare_chain.metascheduler.eligibility import ProviderView, Waiting
 from deepsquare_chain.metascheduler.explain import (
     explain_decision,
     explain_suspension,
@@ -271,10 +270,10 @@ class SchedulerService:
         """Requeue, challenge and panic. The next cycle assigns the capacity that this frees."""
         block_context, now = cluster.block_context, cluster.block_context.now
         stranded_jobs = to_requeue(cluster.assigned, cluster.watched, block_context)
+        lost_jobs = lost(cluster.assigned, cluster.watched, block_context)
         all_suspicions = suspicions(
             cluster.assigned, cluster.watched, block_context, self._settings.watch
         )
-        lost_jobs = lost(cluster.assigned, cluster.watched, block_context)
         for suspicion in all_suspicions:
             if suspicion.provider_id not in self._suspected:
                 _log.info(
@@ -312,17 +311,17 @@ class SchedulerService:
 
     def _snapshot(self, cluster: ClusterSnapshot) -> Snapshot:
         """Return the planner's input: without jobs in backoff, and with cooldowns of providers."""
+
+        def with_cooldown(view: ProviderView) -> ProviderView:
+            until = self._batches.cooldown_until(view.provider.id)
+            return dataclasses.replace(view, cooldown_until=until)
+
         now = cluster.block_context.now
         due = set(self._batches.due("assign", [waiting.job.id for waiting in cluster.waiting], now))
         return dataclasses.replace(
             cluster.snapshot,
             waiting=[waiting for waiting in cluster.snapshot.waiting if waiting.job.id in due],
-            providers=[
-                dataclasses.replace(
-                    view, cooldown_until=self._batches.cooldown_until(view.provider.id)
-                )
-                for view in cluster.views
-            ],
+            providers=[with_cooldown(view) for view in cluster.views],
         )
 
     async def _cancel_expired(self, cluster: ClusterSnapshot) -> int:
@@ -339,48 +338,30 @@ class SchedulerService:
     async def _requeue_stuck(self, cluster: ClusterSnapshot, snapshot: Snapshot) -> int:
         """Requeue jobs that a cluster queues too long, if another provider would start them now."""
         block_context = cluster.block_context
-        jobs = {job.id: job for job in stuck(cluster.assigned, cluster.watched, block_context)}
-        live_jobs = self.state.live() if jobs else {}
-        waiting = [
-            Waiting(
-                job=job,
-                objective=live_jobs[job.id].objective,
-                uses=live_jobs[job.id].uses,
-                queued_at=job.since,
-                excluded=await self.observer.providers_that_lost(job.retry_of) | {job.provider_id},
-            )
-            for job in jobs.values()
-            if job.id in live_jobs
-        ]
+        now, waiting = block_context.now, []
+        for job in stuck(cluster.assigned, cluster.watched, block_context):
+            known = self.state.live().get(job.id)
+            if known is not None:
+                lost_at = await self.observer.providers_that_lost(job.retry_of)
+                excluded = lost_at | {job.provider_id}
+                waiting.append(Waiting(job, known.objective, known.uses, job.since, excluded))
         if not waiting:
             return 0
-        elsewhere = plan(
-            Snapshot(
-                block_context.now,
-                snapshot.providers,
-                waiting,
-                [*cluster.assigned, *_as_assigned(self.plan, block_context.now)],
-            ),
-            self.rules,
-            self.state.history(),
-        )
+        assigned = [*cluster.assigned, *_as_assigned(self.plan, now)]
+        others = Snapshot(now, snapshot.providers, waiting, assigned)
+        elsewhere = plan(others, self.rules, self.state.history())
         ids = [decision.waiting.job.id for decision in elsewhere.decisions]
-        return await self._batches.requeue(ids, block_context.now)
+        return await self._batches.requeue(ids, now)
 
     def _log_decisions(self, snapshot: Snapshot, decided: Plan) -> None:
         """Log decisions, and why the oldest waiting jobs wait, when the reason changes."""
-        assignments = {
-            decision.waiting.job.id: explain_decision(decision, decided)
-            for decision in decided.decisions
-        }
+        assignments = {d.waiting.job.id: explain_decision(d, decided) for d in decided.decisions}
         for job_id, text in assignments.items():
             # A decision is made again in each cycle until its transaction is sent.
             if self._logged_assignments.get(job_id) != text:
                 _log.info("job assigned", job=job_id, reason=text)
         self._logged_assignments = assignments
-        waiting_jobs = [
-            waiting for waiting in snapshot.waiting if waiting.job.id not in assignments
-        ]
+        waiting_jobs = [entry for entry in snapshot.waiting if entry.job.id not in assignments]
         waiting_jobs.sort(key=lambda waiting: (waiting.queued_at, waiting.job.id))
         waits: dict[int, str] = {}
         for waiting in waiting_jobs[:_MAX_EXPLAINED]:

@@ -22,6 +22,7 @@ from deepsquare_chain.metascheduler.eligibility import (
     ProviderView,
     Waiting,
     demands,
+    highest_rate,
     run_time,
     standing,
 )
@@ -57,7 +58,7 @@ KEPT_CLASSES: Final = 2_000
 _START: Final = 64
 #: Largest amount that the index of a provider adds to its score. It breaks ties.
 TIE_BREAK: Final = 1e-4
-_MOST_THRIFT: Final = 2.0
+_MAX_ENERGY_FACTOR: Final = 2.0
 
 
 def _exact(values: Sequence[int]) -> Any:
@@ -181,7 +182,7 @@ class ProviderTable:
         self._hour = now // HOUR
         self._energy: Floats = np.array(energy_costs(labels, self.speeds, now))
         self.has_energy = bool(self._energy.any())
-        self.thrift = _thrift(self._energy, [watts_of(of) is not None for of in labels])
+        self.log_energy = _log_energy(self._energy, [watts_of(of) is not None for of in labels])
         self._labelled: dict[str, Flags] = {}
         self._options.clear()
 
@@ -239,19 +240,19 @@ class ProviderTable:
         return matching
 
 
-def _thrift(energy: Floats, known: Sequence[bool]) -> Floats:
+def _log_energy(energy: Floats, known: Sequence[bool]) -> Floats:
     """Return the logarithm of the energy per work against the median of providers that state it.
 
-    Others count as the median. A factor of more than `_MOST_THRIFT` counts as that: the energy of
+    Others count as the median. A factor of more than `_MAX_ENERGY_FACTOR` counts as that: the energy of
     others must not decide alone where a job with the objective TIME goes.
     """
     stated = np.array(known, dtype=np.bool_)
     if not stated.any():
         return np.zeros_like(energy)
     relative = np.where(stated, energy - np.median(energy[stated]), 0.0)
-    most = math.log(_MOST_THRIFT)
-    thrift: Floats = np.clip(relative, -most, most)
-    return thrift
+    most = math.log(_MAX_ENERGY_FACTOR)
+    log_energy: Floats = np.clip(relative, -most, most)
+    return log_energy
 
 
 def _doubled(array: Any) -> Any:
@@ -420,7 +421,7 @@ class QueueTable(_Columns):
         self.queued_at[row] = waiting.queued_at
         size = resources.cpus, resources.memory, resources.gpus
         self.cpus[row], self.memory[row], self.gpus[row] = size
-        self.ceiling[row] = job.escrow // max(job.time_limit, 1)
+        self.ceiling[row] = highest_rate(job)
         key = (resources, waiting.uses, waiting.objective)
         cls = self.classes.get(key)
         if cls is None:

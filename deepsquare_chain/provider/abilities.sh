@@ -1,15 +1,15 @@
 # shellcheck shell=bash disable=SC2329
-# Prints what jobs can do where this runs: one line "ability NAME yes" or "ability NAME no REASON" each.
-# It is run as a job is run, so that what it finds is what jobs find.
+# Tests the abilities of jobs, and prints one line for each: "ability NAME yes" or "ability NAME no REASON".
+# It runs like a job, so that its results hold for jobs.
 
 try() {
-    local name=$1 said
+    local name=$1 output
     shift
-    if said=$(timeout 60 bash -c 'set -e; "$@"' try "$@" 2>&1 </dev/null); then
+    if output=$(timeout 60 bash -c 'set -e; "$@"' try "$@" 2>&1 </dev/null); then
         echo "ability $name yes"
     else
-        said=$(tail -n 1 <<<"$said" | tr -c '[:print:]' ' ')
-        echo "ability $name no ${said:-it fails without a word}"
+        output=$(tail -n 1 <<<"$output" | tr -c '[:print:]' ' ')
+        echo "ability $name no ${output:-it fails without a message}"
         return 1
     fi
 }

@@ -432,11 +432,11 @@ class ProviderBatches:
 
     def _due(self, planned: Iterable[Planned]) -> list[TransactionBatch]:
         """Return the transactions of the planned actions that are not in backoff."""
-        due = [
-            (view, action)
-            for view, action in planned
-            if (kind := _kind(action)) and self._batcher.is_due(kind, view.job.id, time.monotonic())
-        ]
+        now, due = time.monotonic(), []
+        for view, action in planned:
+            kind = _kind(action)
+            if kind and self._batcher.is_due(kind, view.job.id, now):
+                due.append((view, action))
         return list(self._batches(due))
 
     def _batches(self, planned: Sequence[Planned]) -> Iterable[TransactionBatch]:
@@ -484,8 +484,8 @@ def _kind(action: Action) -> str:
     return _KINDS.get(type(action), "")
 
 
-def _ids(planned: Iterable[Planned], wanted: Action) -> list[int]:
-    return [view.job.id for view, action in planned if action == wanted]
+def _ids(planned: Iterable[Planned], action: Action) -> list[int]:
+    return [view.job.id for view, planned_action in planned if planned_action == action]
 
 
 def _report(view: View, action: RunReport) -> ChainReport:

@@ -226,49 +226,55 @@ class Situation:
 # ------------------------------------------------------------------ actions
 
 
+class Action:
+    """The next step for a job."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Action):
     """Do nothing in this cycle."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Action):
     """Claim the job on chain."""
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimAndStart:
+class ClaimAndStart(Action):
     """Claim the job and start its billing in one transaction: the executor has no queue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Start(Action):
     """Start the job on chain, and with it its billing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Collect:
+class Collect(Action):
     """Collect an interim payment: bill the run up to now while it continues."""
 
 
 @dataclass(frozen=True, slots=True)
-class Requeue:
+class Requeue(Action):
     """Return the job to the queue, so that another provider can claim it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Panic:
+class Panic(Action):
     """Give up the job: a refund, or a successor elsewhere when it was running."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(Action):
     """Report the end of the run on chain; the contract bills it and derives the final status."""
 
     seconds: int
@@ -277,7 +283,7 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Action):
     """Submit the job to the executor, with a time limit of `walltime` seconds."""
 
     walltime: int
@@ -286,14 +292,14 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopt:
+class Adopt(Action):
     """Record the handle of a run that the executor already has."""
 
     handle: str
 
 
 @dataclass(frozen=True, slots=True)
-class Extend:
+class Extend(Action):
     """Set the total time limit of the run to `walltime` seconds: its allotment changed."""
 
     walltime: int
@@ -301,46 +307,27 @@ class Extend:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordEnd:
+class RecordEnd(Action):
     """Record the exit status of the run, with the digest of its output."""
 
     exit: Exit
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Action):
     """Cancel a run that this provider no longer has to execute."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Release(Action):
     """Forget the run of an earlier assignment; the job may be assigned here again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class Close(Action):
     """Close the record: nothing is left to do for this job."""
-
-
-Action = (
-    Wait
-    | Claim
-    | ClaimAndStart
-    | Start
-    | Collect
-    | Requeue
-    | Panic
-    | RunReport
-    | Submit
-    | Adopt
-    | Extend
-    | RecordEnd
-    | Cancel
-    | Release
-    | Close
-)
 
 
 def run_key(chain_id: int, contract: str, job_id: int, attempt: int = 0) -> str:

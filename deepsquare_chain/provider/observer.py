@@ -30,7 +30,6 @@ from deepsquare_chain.provider.model import (
     Phase,
     Run,
     View,
-    parse_key,
 )
 from deepsquare_chain.provider.state import RunTable
 from deepsquare_chain.store.definitions import DefinitionMismatch, DefinitionStore
@@ -138,10 +137,10 @@ class RunObserver:
         self._records_at = (b"", False)  # the head of the records
         self._known_records: dict[int, tuple[Job, Job]] = {}
 
-    async def sweep(self, chain_id: int, contract: str) -> None:
+    async def sweep(self) -> None:
         """Add run records for runs that the executor has and the database lacks."""
         for key in await self._executor.keys():
-            parsed = None if key in self._swept_keys else parse_key(chain_id, contract, key)
+            parsed = None if key in self._swept_keys else self._table.parse_key(key)
             if parsed is None:
                 continue
             job_id, attempt = parsed

@@ -70,7 +70,6 @@ from deepsquare_chain.provider.model import (
     Situation,
     Start,
     View,
-    parse_key,
 )
 from deepsquare_chain.provider.observer import DefinitionCache, RunObserver, free_megabytes
 from deepsquare_chain.provider.offering import (
@@ -386,9 +385,7 @@ class ProviderService:
         self._retention = Retention(
             executor,
             self.table,
-            chain_id=deployment.chain_id,
-            contract=contracts.scheduler.address,
-            limits=RetentionLimits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
+            RetentionLimits(settings.keep_seconds, settings.keep_megabytes * MEGABYTE),
             show=self.metrics.set_kept,
         )
         self._jobs = 0
@@ -520,8 +517,7 @@ class ProviderService:
         if not _is_due(self._checked_machine_at):
             return
         try:
-            contract = self._contracts.scheduler.address
-            await self._observer.sweep(self._contracts.deployment.chain_id, contract)
+            await self._observer.sweep()
         except ExecutorUnavailableError as error:
             _log.warning("executor unavailable", error=error.message)
             return
@@ -713,15 +709,12 @@ class Retention:
         self,
         executor: Executor,
         table: RunTable,
-        *,
-        chain_id: int,
-        contract: str,
         limits: RetentionLimits,
+        *,
         show: Callable[[int, int], None],
     ) -> None:
         self._executor = executor
         self._table = table
-        self._grid = (chain_id, contract)
         self._limits = limits
         self._show = show
         self._checked_at = float("-inf")
@@ -768,7 +761,7 @@ class Retention:
     async def _kept(self) -> list[KeptRun]:
         kept_runs = []
         for key in await self._executor.keys():
-            parsed = parse_key(*self._grid, key)
+            parsed = self._table.parse_key(key)
             run = None if parsed is None else self._table.get(parsed[0])
             if parsed is None or run is None:
                 continue

@@ -34,7 +34,7 @@ from deepsquare_chain.chain.bindings.events import (
 )
 from deepsquare_chain.chain.follower import Batch
 from deepsquare_chain.executors.base import Exit
-from deepsquare_chain.provider.model import Phase, Run, run_key
+from deepsquare_chain.provider.model import Phase, Run, parse_key, run_key
 from deepsquare_chain.store.database import Amount, Store, metadata
 
 runs: Final = Table(
@@ -105,6 +105,10 @@ class RunTable:
     def key(self, job_id: int, attempt: int = 0) -> str:
         """Return the permanent key of a job's run."""
         return run_key(self._chain_id, self._contract, job_id, attempt)
+
+    def parse_key(self, key: str) -> tuple[int, int] | None:
+        """Return job ID and attempt of a run's key; None for keys of other grids and programs."""
+        return parse_key(self._chain_id, self._contract, key)
 
     def comment(self, job_id: int) -> str:
         """Return a comment that identifies the job to operators who read the executor's queue."""

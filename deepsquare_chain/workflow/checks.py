@@ -83,11 +83,9 @@ _DURATIONS: Final = tuple(
 
 
 def problem(text: str, *below: str | int) -> PydanticCustomError:
-    """Return the error of a field; its text follows the field's name in the message.
+    """Return the error of a field; the text follows the field's name in the message.
 
-    Args:
-        text: The reason.
-        below: Path from the field to the invalid value.
+    `below` is the path from the field to the invalid value.
     """
     return PydanticCustomError("job_file", "{text}", {"text": text, "below": below})
 
@@ -503,7 +501,7 @@ def start_time(value: Any) -> StartTime:
                 f"must be a date and time with a zone, such as 2030-01-31T08:00Z, not {show(value)}"
             )
         if parsed.timestamp() < 1:
-            raise problem(f"is before 1970:  {show(value)}")
+            raise problem(f"is before 1970: {show(value)}")
         return StartTime(int(parsed.timestamp()))
     return StartTime(duration(value), relative=True)
 

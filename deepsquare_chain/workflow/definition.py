@@ -236,12 +236,11 @@ def _step(step: dict[str, Any]) -> dict[str, Any]:
 def _redact(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         is_env = key in {"env", "args"}
-        return {
-            name: _REDACTED
-            if name in _SECRET_KEYS or (is_env and _SECRET_NAME.search(name))
-            else _redact(item, name)
-            for name, item in value.items()
-        }
+
+        def is_secret(name: str) -> bool:
+            return name in _SECRET_KEYS or bool(is_env and _SECRET_NAME.search(name))
+
+        return {n: _REDACTED if is_secret(n) else _redact(item, n) for n, item in value.items()}
     if isinstance(value, list):
         return [_redact(item, key) for item in value]
     if isinstance(value, str) and "://" in value and key != "command":

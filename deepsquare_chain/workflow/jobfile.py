@@ -233,9 +233,9 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         raise job_file_error(
             source, [(None, f"defines more than {MAX_BYTES:,} bytes")], "Shorten it."
         )
-    uses = tuple(dict.fromkeys([*document.uses, *document.requirements]))
+    located = [with_line(warning, lines) for warning in warnings]
     needed = requirements(needed_abilities(definition))
-    all_uses = ",".join(dict.fromkeys([*uses, *needed]))
+    all_uses = ",".join(dict.fromkeys([*document.uses, *document.requirements, *needed]))
     if len(all_uses.encode()) > checks.MAX_USES_BYTES:
         raise job_file_error(
             source,
@@ -260,10 +260,7 @@ def parse_job_file(text: bytes, source: str = "job file", *, lenient: bool = Fal
         patience=document.patience or 0,
         preferences=tuple(document.preferences),
         placement=None if document.placement is None else Placement(document.placement),
-        warnings=tuple(
-            _format_warning(source, located)
-            for located in sorted((with_line(warning, lines) for warning in warnings), key=_line)
-        ),
+        warnings=tuple(_format_warning(source, warning) for warning in sorted(located, key=_line)),
     )
 
 

@@ -1,8 +1,8 @@
 """Renders a definition to the bash script that an executor runs. Pure.
 
 The script consists of fixed functions (`runtime.sh`, and `transfers.sh`, `containers.sh` and
-`networks.sh` if needed), one function per step, and quoted data. All customer text is quoted and never starts a
-line, so that a batch system does not find directives in it.
+`networks.sh` if needed), one function per step, and quoted data. All customer text is quoted and
+never starts a line, so that a batch system does not find directives in it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,7 @@ SYNC_INTERVAL: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSite:
-    """The features of the provider that a script may use.
-
-    Attributes:
-        abilities: Abilities that the provider has tested; see `abilities.ABILITIES`.
-    """
+    """The tested abilities of the provider that a script may use; see `abilities.ABILITIES`."""
 
     abilities: frozenset[str] = field(default_factory=frozenset)
 
@@ -89,10 +85,7 @@ def render_script(
 ) -> bytes:
     """Render the script of a job.
 
-    Args:
-        definition: The definition to run.
-        job_env: Variables that the grid sets for the job, such as `DEEPSQUARE_JOB_ID`.
-        site: Features of the provider that the script may use.
+    `job_env` are variables that the grid sets for the job, such as `DEEPSQUARE_JOB_ID`.
 
     Raises:
         ValueError: A name in `job_env` is not an identifier, a value contains a NUL, or a step
@@ -179,19 +172,10 @@ class _Script:
         lines = exports(self._definition.env)
         lines += ['export STORAGE_PATH="$DEEPSQUARE_STORAGE"', *exports(self._grid_env)]
         names = [*self._definition.env, *self._grid_env, "STORAGE_PATH"]
-        names += [
-            "DEEPSQUARE_INPUT",
-            "DEEPSQUARE_OUTPUT",
-            "DEEPSQUARE_ENV",
-            "DEEPSQUARE_ERROR_CODE",
-        ]
-        names += ["DEEPSQUARE_TMP", "DEEPSQUARE_SHARED_TMP", "DEEPSQUARE_SHARED_WORLD_TMP"]
+        names += [f"DEEPSQUARE_{name}" for name in ("INPUT", "OUTPUT", "ENV", "ERROR_CODE", "TMP")]
+        names += ["DEEPSQUARE_SHARED_TMP", "DEEPSQUARE_SHARED_WORLD_TMP"]
         names += ["DEEPSQUARE_DISK_TMP", "DEEPSQUARE_DISK_WORLD_TMP"]
-        lines += [
-            f"DEEPSQUARE_CONTAINER_ENV=({' '.join(quote(name) for name in names)})",
-            "load_env",
-        ]
-        return lines
+        return [*lines, f"DEEPSQUARE_CONTAINER_ENV=({' '.join(map(quote, names))})", "load_env"]
 
     def _main(self, main: str) -> str:
         definition = self._definition
@@ -458,8 +442,7 @@ def _s3_url(bucket: S3Section) -> str:
 
 def _file_name(url: str) -> str:
     """Derive a plain file name from the path of a URL."""
-    last = (
-        url.split("?", 1)[0].split("#", 1)[0].rstrip("/").split("/")[-1] if "/" in url[8:] else ""
-    )
+    path = url.split("?", 1)[0].split("#", 1)[0].rstrip("/")
+    last = path.split("/")[-1] if "/" in url[8:] else ""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in last)
     return plain.lstrip(".")[:200] or "input"

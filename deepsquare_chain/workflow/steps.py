@@ -210,13 +210,11 @@ def _enroot(run: RunSection, container: ContainerSection) -> list[str]:
     options = [] if container.read_only_root_fs else ["--rw"]
     options += [f'--mount "{host}:{target}"' for host, target in _FOLDERS]
     options += ['--mount "$HOME:$HOME"'] if container.mount_home else []
-    options += (
-        ["--mount /tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"] if container.x11 else []
-    )
+    x11 = "/tmp/.X11-unix:/tmp/.X11-unix:ro,x-create=dir,bind"  # noqa: S108 - in the container
+    options += [f"--mount {x11}"] if container.x11 else []
     for mount in container.mounts:
-        options += [
-            f"--mount {quote(f'{mount.host_dir}:{mount.container_dir}:x-create=auto,bind,{mount.options}')}"
-        ]
+        bind = f"{mount.host_dir}:{mount.container_dir}:x-create=auto,bind,{mount.options}"
+        options += [f"--mount {quote(bind)}"]
     options += ["--root"] if run.map_uid == 0 else []
     startup = _startup(run)
     if startup is not None:
@@ -285,12 +283,7 @@ def has_network(run: RunSection) -> bool:
 
 
 class VirtualNetworks:
-    """The virtual networks of a job, with the addresses of all steps in them.
-
-    Args:
-        networks: The networks of the definition.
-        runs: All steps with a command.
-    """
+    """The virtual networks of a job, with the addresses of all its commands in them."""
 
     def __init__(
         self, networks: Sequence[VirtualNetworkSection], runs: Iterable[RunSection]
@@ -320,12 +313,7 @@ class VirtualNetworks:
         return lines
 
     def join_line(self, name: str, vnet: VnetSection) -> str:
-        """Return the line that adds an interface to the network of a step.
-
-        Args:
-            name: Name of the interface.
-            vnet: The interface.
-        """
+        """Return the line that adds an interface of this name to the network of a step."""
         network = self._networks[vnet.name]
         address = _address(vnet.address)
         peer = self._peers[vnet.name].index(address)

@@ -240,36 +240,23 @@ def drop_unknown(tree: Any) -> list[Problem]:
         try:
             JobFileDocument.model_validate(tree, by_name=False, by_alias=True)
         except ValidationError as error:
-            unknown = [
-                details
-                for details in error.errors(include_url=False)
-                if details["type"] == "extra_forbidden"
-            ]
+            problems = error.errors(include_url=False)
+            unknown = [details for details in problems if details["type"] == "extra_forbidden"]
             if not unknown:
                 return dropped
             for details in unknown:
                 path = path_of(details)
                 dropped.append((path, message_of(details, JobFileDocument, tree)))
-                _remove(tree, path)
+                del _value_at(tree, path[:-1])[path[-1]]
         else:
             return dropped
-
-
-def _remove(tree: Any, path: KeyPath) -> None:
-    del _value_at(tree, path[:-1])[path[-1]]
 
 
 #: Maximum iterations of a parallel loop; each is a process of the job.
 MAX_PARALLEL: Final = 1_024
 #: Variables that the grid sets for the whole job.
 GRID_ENV: Final = (
-    "NTASKS",
-    "CPUS_PER_TASK",
-    "MEM_PER_CPU",
-    "GPUS_PER_TASK",
-    "GPUS",
-    "CPUS",
-    "MEM",
+    *("NTASKS", "CPUS_PER_TASK", "MEM_PER_CPU", "GPUS_PER_TASK", "GPUS", "CPUS", "MEM"),
     "STORAGE_PATH",
 )
 #: A condition that is a whole command of a shell: [[ ... ]], [ ... ] or test ...
@@ -282,9 +269,7 @@ _ACTIONS: Final = ("run", "for", "launch", "use", "steps")
 def broken_rules(document: Runnable, *, is_definition: bool = False) -> Iterator[Problem]:
     """Yield the violations of rules in a document whose single values are valid.
 
-    Args:
-        document: A job file or a definition.
-        is_definition: Whether the document may contain fetched modules.
+    A definition, other than a job file, may contain fetched modules.
     """
     return _Rules(document, is_definition=is_definition).check()
 
@@ -351,10 +336,9 @@ class _Rules:
     def __init__(self, document: Runnable, *, is_definition: bool) -> None:
         self._document = document
         self._is_definition = is_definition
-        self._networks: Mapping[str, int] = {
-            network.name: index
-            for index, network in reversed([*enumerate(document.virtual_networks)])
-        }
+        networks = reversed([*enumerate(document.virtual_networks)])
+        #: Index by name; the first of equal names.
+        self._networks: Mapping[str, int] = {network.name: index for index, network in networks}
 
     def check(self) -> Iterator[Problem]:
         document = self._document
@@ -429,30 +413,20 @@ class _Rules:
         if resources is None:
             return
         tasks = resources.tasks or 1
-        cpus = resources.cpus_per_task or job.cpus_per_task
-        resources_path = (*path, "resources")
-        if tasks * cpus > job.tasks * job.cpus_per_task:
-            yield (
-                resources_path,
-                f"ask for {tasks * cpus:,} CPUs; the job has {job.tasks * job.cpus_per_task:,}",
-            )
-        memory = tasks * cpus * (resources.mem_per_cpu or job.mem_per_cpu)
-        paid = job.tasks * job.cpus_per_task * job.mem_per_cpu
-        if memory > paid:
-            yield resources_path, f"ask for {memory:,} MB of memory; the job has {paid:,}"
-        if tasks * (resources.gpus_per_task or 0) > job.gpus:
-            yield (
-                resources_path,
-                f"ask for {tasks * (resources.gpus_per_task or 0):,} GPUs; the job has {job.gpus:,}",
-            )
+        cpus = tasks * (resources.cpus_per_task or job.cpus_per_task)
+        job_cpus = job.tasks * job.cpus_per_task
+        memory = cpus * (resources.mem_per_cpu or job.mem_per_cpu)
+        for asked, has, unit in (
+            (cpus, job_cpus, "CPUs"),
+            (memory, job_cpus * job.mem_per_cpu, "MB of memory"),
+            (tasks * (resources.gpus_per_task or 0), job.gpus, "GPUs"),
+        ):
+            if asked > has:
+                yield (*path, "resources"), f"ask for {asked:,} {unit}; the job has {has:,}"
 
     def _interface(self, path: KeyPath, interface: InterfaceSection) -> Iterator[Problem]:
-        sections = [
-            section
-            for section in (interface.wireguard, interface.bore, interface.vnet)
-            if section is not None
-        ]
-        if len(sections) != 1:
+        kinds = (interface.wireguard, interface.bore, interface.vnet)
+        if sum(kind is not None for kind in kinds) != 1:
             yield path, "must be one of wireguard, bore, vnet"
         bore = interface.bore
         if bore and bore.bore_address is None and bore.address is None:
@@ -519,20 +493,17 @@ def _container(path: KeyPath, container: ContainerSection) -> Iterator[Problem]:
     login = (container.username, container.password)
     if any(login) and not (all(login) and container.registry):
         yield path, "needs username, password and registry together for a login"
-    if container.runtime not in {None, "apptainer"} and (
-        container.apptainer or container.deepsquare_hosted
-    ):
+    is_apptainer = container.apptainer or container.deepsquare_hosted
+    if is_apptainer and container.runtime not in {None, "apptainer"}:
         yield (*path, "runtime"), "contradicts apptainer: true"
 
 
 def _loop(path: KeyPath, loop: ForSection) -> Iterator[Problem]:
     if (loop.range is None) == (loop.items is None):
         yield path, "must have one of range, items"
-    if loop.parallel and iterations(loop) > MAX_PARALLEL:
-        yield (
-            path,
-            f"has {iterations(loop):,} parallel iterations; at most {MAX_PARALLEL:,} are allowed",
-        )
+    count = iterations(loop)
+    if loop.parallel and count > MAX_PARALLEL:
+        yield path, f"has {count:,} parallel iterations; at most {MAX_PARALLEL:,} are allowed"
 
 
 def _handles(

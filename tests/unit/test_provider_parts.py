@@ -592,7 +592,7 @@ class TestObserver:
         executor.known |= {"31337-5fbdb231-1.2", "1-5fbdb231-9", "something"}
         scheduler = FakeScheduler(job(status=JobStatus.FINISHED))
         observer = self.make(scheduler, executor, table)
-        await observer.sweep(31337, CONTRACT)
+        await observer.sweep()
         [row] = table.all()
         assert (row.job_id, row.attempt, row.key) == (1, 2, "31337-5fbdb231-1.2")
         assert (await self.look(observer)).lookup == Lookup("31337-5fbdb231-1.2")

@@ -89,14 +89,7 @@ def retention(executor: Any, *runs: Run, limits: RetentionLimits) -> tuple[Reten
     table = RunTable(store, ME, chain_id=CHAIN, contract=CONTRACT)
     table.put(*runs)
     outcomes: list[Any] = []
-    cleaner = Retention(
-        executor,
-        table,
-        chain_id=CHAIN,
-        contract=CONTRACT,
-        limits=limits,
-        show=lambda *figures: outcomes.append(figures),
-    )
+    cleaner = Retention(executor, table, limits, show=lambda *figures: outcomes.append(figures))
     return cleaner, outcomes
 
 

@@ -73,7 +73,7 @@ _UNSTARTED_COUNTS: Final = 300.0
 _PARTITIONS_COUNT: Final = 15.0
 #: Minimum number of consecutive polls of the queue without the job.
 _MIN_MISSES: Final = 3
-_OPTIONS: Final = (
+_OPTIONS_HINT: Final = (
     "Correct partitions, account, qos, constraint or extra, or permit them to the daemon's user."
 )
 #: Configuration that a cluster needs to kill whole jobs, enforce limits, and hide jobs from others.
@@ -105,8 +105,8 @@ class _MissingJob:
 
 
 @dataclass(slots=True)
-class _Memory:
-    """Cache of records that need not be read from disk again."""
+class _RunCache:
+    """Data of runs by key, so that their records need not be read from disk again."""
 
     job_ids: dict[str, str] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class SlurmExecutor(Executor):
         self._owner = owner.lower()
         self._client = SlurmClient(options)
         self._path = Path(os.path.abspath(options.run_dir or state_dir / "runs"))
-        self._memory = _Memory()
+        self._cache = _RunCache()
         self._queue = _Queue(float("-inf"), 0, {})
         self._poll_lock = asyncio.Lock()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -239,14 +239,14 @@ class SlurmExecutor(Executor):
         return False
 
     def _known_job(self, folder: SlurmFolder) -> bool:
-        if folder.key in self._memory.job_ids:
+        if folder.key in self._cache.job_ids:
             return True
         job_id = folder.job_id()
         if job_id is None:
             start = folder.start()
             job_id = None if start is None else start[0]
         if job_id:
-            self._memory.job_ids[folder.key] = job_id
+            self._cache.job_ids[folder.key] = job_id
         return bool(job_id)
 
     async def _submit(self, folder: SlurmFolder, spec: RunSpec) -> None:
@@ -271,7 +271,7 @@ class SlurmExecutor(Executor):
             return
         await self._call(folder.set_job_id, job_id)
         crash_point("executor.slurm.recorded")
-        self._memory.job_ids[spec.key] = job_id
+        self._cache.job_ids[spec.key] = job_id
         self._forget_queue()
         _log.info("Slurm job submitted", run=spec.key, slurm_job=job_id)
 
@@ -345,8 +345,8 @@ class SlurmExecutor(Executor):
 
     def _duplicates_error(self, key: str, jobs: list[SlurmJob]) -> ExecutorUnavailableError:
         ids = ", ".join(sorted(job.id for job in jobs))
-        if self._memory.warnings.get(key) != ids:
-            self._memory.warnings[key] = ids
+        if self._cache.warnings.get(key) != ids:
+            self._cache.warnings[key] = ids
             _log.error("duplicate Slurm jobs detected", run=key, slurm_jobs=ids)
         return ExecutorUnavailableError(
             f"Slurm jobs {ids} have the name of one run, {key}",
@@ -355,7 +355,7 @@ class SlurmExecutor(Executor):
 
     async def _adopt(self, folder: SlurmFolder, job: SlurmJob) -> None:
         await self._call(folder.set_job_id, job.id)
-        self._memory.job_ids[folder.key] = job.id
+        self._cache.job_ids[folder.key] = job.id
         _log.info("Slurm job adopted", run=folder.key, slurm_job=job.id)
 
     # -- status
@@ -363,7 +363,7 @@ class SlurmExecutor(Executor):
     async def poll(self, handles: Iterable[str]) -> dict[str, RunStatus]:
         """Poll the queue once for all handles."""
         all_keys = list(handles)
-        ended = self._memory.ended
+        ended = self._cache.ended
         open_keys = [key for key in all_keys if key not in ended]
         statuses = {key: RunStatus(RunState.ENDED, ended[key]) for key in all_keys if key in ended}
         if not open_keys:
@@ -376,17 +376,17 @@ class SlurmExecutor(Executor):
                 statuses[key] = await self._status(key, jobs)
             else:
                 missing.append(key)
-        return statuses | await self._missing(missing, queue)
+        return statuses | await self._missing_statuses(missing, queue)
 
     async def _status(self, key: str, jobs: list[SlurmJob]) -> RunStatus:
         """Return the status of a run that is in the queue."""
-        self._memory.absent.pop(key, None)
+        self._cache.absent.pop(key, None)
         try:
             folder = self._folder(key)
             if len(jobs) > 1:
                 raise self._duplicates_error(key, jobs)
             job = jobs[0]
-            recorded = self._memory.job_ids.get(key) or await self._call(folder.job_id)
+            recorded = self._cache.job_ids.get(key) or await self._call(folder.job_id)
             if recorded is not None and recorded != job.id:
                 raise self._duplicates_error(key, [job, SlurmJob(recorded, "")])
             state = records.run_state(job.state)
@@ -411,16 +411,16 @@ class SlurmExecutor(Executor):
 
     async def _enforce(self, folder: SlurmFolder, job: SlurmJob) -> None:
         """Kill a run whose wrapper does not enforce its walltime."""
-        start = self._memory.starts.get(folder.key)
+        start = self._cache.starts.get(folder.key)
         if start is None:
             record = await self._call(self._started, folder)
             if record is None:
                 return
-            start = self._memory.starts[folder.key] = record
+            start = self._cache.starts[folder.key] = record
         elapsed = time.time() - start - _OVERDUE
-        if elapsed < self._memory.walltimes.get(folder.key, 0):
+        if elapsed < self._cache.walltimes.get(folder.key, 0):
             return
-        walltime = self._memory.walltimes[folder.key] = await self._call(folder.walltime)
+        walltime = self._cache.walltimes[folder.key] = await self._call(folder.walltime)
         if elapsed < walltime:
             return
         _log.warning("walltime exceeded", run=folder.key)
@@ -433,10 +433,10 @@ class SlurmExecutor(Executor):
         start = folder.start() if folder.exists() else None
         return None if start is None else start[1]
 
-    async def _missing(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
-        """Return the status of runs that left the queue, by their records, then by accounting."""
+    async def _missing_statuses(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
+        """Return the status of runs that left the queue: by records, then by accounting."""
         statuses: dict[str, RunStatus] = {}
-        unclear = []
+        unrecorded = []
         for key in keys:
             try:
                 folder = self._folder(key)
@@ -444,14 +444,14 @@ class SlurmExecutor(Executor):
                 if ended is not None:
                     statuses[key] = self._remember(key, ended)
                 elif await self._call(folder.exists) and await self._call(self._known_job, folder):
-                    unclear.append(key)
+                    unrecorded.append(key)
                 else:
                     statuses[key] = RunStatus(RunState.UNKNOWN)
             except (ExecutorUnavailableError, RunRefusedError) as error:
                 self._warn(key, error)
                 statuses[key] = RunStatus(RunState.UNKNOWN)
-        if unclear:
-            statuses |= await self._unclear(unclear, queue)
+        if unrecorded:
+            statuses |= await self._unrecorded_statuses(unrecorded, queue)
         return statuses
 
     def _recorded(self, folder: SlurmFolder) -> Exit | None:
@@ -468,7 +468,8 @@ class SlurmExecutor(Executor):
             return None
         return self._judge(folder, None)
 
-    async def _unclear(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
+    async def _unrecorded_statuses(self, keys: list[str], queue: _Queue) -> dict[str, RunStatus]:
+        """Return the status, by accounting, of runs that left the queue without a usable record."""
         accounted: Mapping[str, list[SlurmJob]] = {}
         if time.monotonic() - self._accounted_at >= _ACCOUNTING_INTERVAL:
             try:
@@ -479,7 +480,7 @@ class SlurmExecutor(Executor):
                 return dict.fromkeys(keys, RunStatus(RunState.UNKNOWN))
         statuses = {}
         for key in keys:
-            job_id = self._memory.job_ids[key]
+            job_id = self._cache.job_ids[key]
             own_jobs = [job for job in accounted.get(key, []) if job.id == job_id]
             ended = [job for job in own_jobs if records.run_state(job.state) is RunState.ENDED]
             if ended:
@@ -493,7 +494,7 @@ class SlurmExecutor(Executor):
 
     def _is_gone(self, key: str, queue: _Queue) -> bool:
         """Return whether the job was missing long enough, in enough polls."""
-        absence = self._memory.absent.setdefault(key, _MissingJob(queue.polled_at, queue.number))
+        absence = self._cache.absent.setdefault(key, _MissingJob(queue.polled_at, queue.number))
         if absence.last_queue != queue.number:
             absence.last_queue = queue.number
             absence.misses += 1
@@ -534,12 +535,12 @@ class SlurmExecutor(Executor):
         return ended
 
     def _remember(self, key: str, ended: Exit) -> RunStatus:
-        memory = self._memory
-        memory.ended[key] = ended
+        cache = self._cache
+        cache.ended[key] = ended
         if ended.reason == "unstarted":
             self._unstarted_at = time.monotonic()
-        for cache in (memory.starts, memory.walltimes, memory.absent, memory.warnings):
-            cache.pop(key, None)
+        for values in (cache.starts, cache.walltimes, cache.absent, cache.warnings):
+            values.pop(key, None)
         self._drop_lock(key)
         return RunStatus(RunState.ENDED, ended)
 
@@ -610,7 +611,7 @@ class SlurmExecutor(Executor):
 
     async def cancel(self, handle: str) -> None:
         folder = self._folder(handle)
-        if handle in self._memory.ended:
+        if handle in self._cache.ended:
             return
         async with self._locks[handle]:
             exists = await self._call(folder.exists)
@@ -751,8 +752,8 @@ class SlurmExecutor(Executor):
             raise ExecutorError(f"Run {handle} has not ended", hint="Cancel it first.")
         await self._remove_as_user(folder)
         await self._call(lambda: launch.remove_tree(launch.move_to_trash(folder)))
-        self._memory.ended.pop(handle, None)
-        self._memory.job_ids.pop(handle, None)
+        self._cache.ended.pop(handle, None)
+        self._cache.job_ids.pop(handle, None)
         self._drop_lock(handle)
 
     async def _remove_as_user(self, folder: SlurmFolder) -> None:
@@ -770,8 +771,8 @@ class SlurmExecutor(Executor):
         return SlurmFolder(self.folder(key), self._client.group_id)
 
     def _warn(self, name: str, error: Exception) -> None:
-        if name not in self._memory.warnings:
-            self._memory.warnings[name] = str(error)
+        if name not in self._cache.warnings:
+            self._cache.warnings[name] = str(error)
             _log.warning("run status unknown", run=name, error=str(error))
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
@@ -814,7 +815,10 @@ async def examine(context: ExecutorContext) -> list[Check]:
     client = SlurmClient(options)
     config = parsing.config(await client.run(commands.show_config()))
     reason = await rejection(client, options)
-    text, hint = reason or "sbatch accepts a job with these options", _OPTIONS if reason else ""
+    text, hint = (
+        reason or "sbatch accepts a job with these options",
+        _OPTIONS_HINT if reason else "",
+    )
     checks.append(Check("submission", not reason, text, hint, "executor_options"))
     checks += isolation_checks(options, config)
     if options.user:

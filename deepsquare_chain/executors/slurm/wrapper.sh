@@ -96,7 +96,7 @@ join_memory() {
             if [[ /proc/self/fd/8 -ef $memory ]]; then return; fi
         fi
     done
-    memory=""  # each task has a /dev/shm of its own then
+    memory=""  # each task gets its own /dev/shm
 } 2>/dev/null
 
 # Removes such a folder if no task uses it.
@@ -269,7 +269,7 @@ read_options() {
         -?*)
             name=${SHORT[${word:1:1}]-} value=${word:2} word=${word:0:2} has_value=0
             if [[ -n $value && ${name:+${TAKES[$name]}} == nothing && $value != [01=]* ]]; then
-                set -- "-$value" "$@" # letters without a value may stand together
+                set -- "-$value" "$@" # options without a value may be combined, as in -lu
             elif [[ -n $value ]]; then
                 has_value=1
             fi

@@ -256,10 +256,7 @@ def _run_baseline(case: Case, jobs: Sequence[TraceJob], grid: SimulatedGrid) -> 
         Scheduler.POWER_OF_TWO: to_the_less_loaded_of_two(case.seed),
         Scheduler.EARLIEST_COMPLETION: to_the_earliest_completion,
     }[scheduler]
-    clusters = [
-        Cluster(provider.cpus, provider.speed, first_come_first_served)
-        for provider in grid.providers
-    ]
+    clusters = [Cluster(p.cpus, p.speed, first_come_first_served) for p in grid.providers]
     return run_clusters(jobs, clusters, route)
 
 
@@ -323,11 +320,8 @@ def _unfairness(outcomes: Sequence[SimulatedRun], slowdowns: Sequence[float]) ->
     by_customer: defaultdict[str, list[float]] = defaultdict(list)
     for outcome, value in zip(outcomes, slowdowns, strict=True):
         by_customer[outcome.job.customer].append(value)
-    means = [
-        statistics.fmean(values)
-        for values in by_customer.values()
-        if len(values) >= _MIN_CUSTOMER_JOBS
-    ]
+    frequent = (values for values in by_customer.values() if len(values) >= _MIN_CUSTOMER_JOBS)
+    means = [statistics.fmean(values) for values in frequent]
     return max(means) / statistics.median(means) if len(means) > 1 else None
 
 

@@ -104,10 +104,8 @@ def read_trace(path: Path) -> Trace:
             hint="Give a trace in the Standard Workload Format: a line of 18 numbers for each job.",
         )
     jobs.sort(key=lambda job: (job.at, job.id))
-    first_submission = jobs[0].at
-    numbered = tuple(
-        replace(job, id=i, at=job.at - first_submission) for i, job in enumerate(jobs, 1)
-    )
+    first = jobs[0].at
+    numbered = tuple(replace(job, id=i, at=job.at - first) for i, job in enumerate(jobs, 1))
     widest = max(job.cpus for job in numbered)
     return Trace(path.name, numbered, max(processors, widest), left_out)
 
@@ -169,14 +167,12 @@ def scaled(trace: Trace, width: int, memory: int = 1) -> Trace:
     The sizes of a trace of a smaller machine are kept. Memory is capped at `memory` MB per CPU.
     """
     factor = min(1.0, width / trace.processors)
-    jobs = tuple(
-        replace(
-            job,
-            cpus=max(1, math.ceil(job.cpus * factor - 1e-9)),
-            memory=min(job.memory, memory),
-        )
-        for job in trace.jobs
-    )
+
+    def scale(job: TraceJob) -> TraceJob:
+        cpus = max(1, math.ceil(job.cpus * factor - 1e-9))
+        return replace(job, cpus=cpus, memory=min(job.memory, memory))
+
+    jobs = tuple(map(scale, trace.jobs))
     return replace(trace, jobs=jobs, processors=min(trace.processors, width))
 
 
@@ -191,7 +187,7 @@ def fold(trace: Trace, *, capacity: float, load: float, seed: int) -> list[Trace
         trace: The workload.
         capacity: CPUs x speed of the grid.
         load: Work over capacity, such as 0.9.
-        seed: Random seed; equal seeds give equal workloads.
+        seed: Equal seeds give equal workloads.
     """
     rng = random.Random(seed)  # noqa: S311 - a simulation, not a secret
     length = trace.work / (capacity * load)
@@ -280,9 +276,7 @@ def synthetic(style: str, count: int, seed: int) -> Trace:
         cpus = min(rng.choice(parameters.sizes), parameters.processors)
         typical = parameters.typical * math.exp(rng.gauss(0.0, parameters.spread))
         requested = typical * rng.uniform(1.2, 6.0)
-        limit = next(
-            (limit_choice for limit_choice in _LIMITS if limit_choice >= requested), _LIMITS[-1]
-        )
+        limit = next((limit for limit in _LIMITS if limit >= requested), _LIMITS[-1])
         for _ in range(1 + int(rng.expovariate(1.0 / parameters.burst))):
             failed = rng.random() < parameters.failed
             run = rng.uniform(2.0, 60.0) if failed else typical * math.exp(rng.gauss(0.0, 0.35))
