@@ -88,6 +88,8 @@ class RunSpec:
 class Exit:
     """Exit status of a run.
 
+    Times are in seconds since the epoch.
+
     Attributes:
         code: Exit code of the script, or 128 + signal number after a signal; never 0 for a run
             that the executor stopped.
@@ -95,8 +97,6 @@ class Exit:
             unstarted or full (the machine's disk, not the run's share of it).
             Unstarted: the machine could not execute the script; the job did not cause it.
         seconds: Duration, rounded up; 0 for a run that never started.
-        started_at: Seconds since the epoch.
-        ended_at: Seconds since the epoch.
     """
 
     code: int

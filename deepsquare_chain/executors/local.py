@@ -109,9 +109,7 @@ class Runs:
     def begin(self, spec: RunSpec, gpus: Sequence[str] = ()) -> bool:
         """Create the run unless it exists, and start its supervisor; True once it is claimed.
 
-        Args:
-            spec: Specification of the run.
-            gpus: Names of all GPUs that may be allocated.
+        `gpus` are the names of all GPUs that may be allocated.
 
         Raises:
             ExecutorUnavailableError: Not enough GPUs are free now.

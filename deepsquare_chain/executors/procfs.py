@@ -202,10 +202,7 @@ def command_line(pid: int) -> bytes:
 def deleted_mappings(pid: int, folders: Iterable[str]) -> list[tuple[int, int]]:
     """Return inode and end of the mapped part, in bytes, of deleted files that a process has mapped.
 
-    Args:
-        pid: The process.
-        folders: Folders of the files, as the process sees them. An updated system library is also
-            a deleted file.
+    Only files in `folders`, as the process sees them: an updated system library is deleted too.
 
     Raises:
         OSError: /proc can't be read.

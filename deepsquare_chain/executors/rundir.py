@@ -322,11 +322,9 @@ def _sibling(path: Path) -> Path:
 
 
 class OutputWriter:
-    """Writes the log of one run. On a full disk output is lost, but the run continues.
+    """Writes the log of one run, of at most `limit` bytes: its beginning to `path`, then segments.
 
-    Args:
-        path: File of the beginning; segments are in the same folder.
-        limit: Maximum total bytes of all files.
+    On a full disk output is lost, but the run continues.
     """
 
     def __init__(self, path: Path, limit: int) -> None:

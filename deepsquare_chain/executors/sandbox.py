@@ -274,11 +274,7 @@ class EtcCopy:
     """A copy of the files in /etc that jobs may read, which a sandbox shows by one mount.
 
     A mount takes 0.2 ms of CPU time per job, and some forty files and folders are allowed.
-    Thread-safe.
-
-    Args:
-        folder: Folder of the copy. Jobs that run see changes of it.
-        source: Folder to copy from.
+    Running jobs see changes of the copy. Thread-safe.
     """
 
     def __init__(self, folder: Path, source: Path = Path("/etc")) -> None:

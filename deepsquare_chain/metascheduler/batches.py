@@ -34,12 +34,8 @@ _log = get_logger(__name__)
 class SchedulerBatches:
     """Sends the scheduler's transactions and waits for their receipts.
 
-    Args:
-        sender: The only sender of this account; None for a dry run.
-        scheduler: The MetaScheduler contract.
-        size: Most jobs in one transaction.
-        timeout: Seconds to wait for a receipt; afterwards the outbox tracks the transaction.
-        count: Called with kind, jobs moved and jobs skipped for each mined transaction.
+    `sender` is None for a dry run. `size` is the maximum number of jobs in one transaction;
+    `TransactionBatcher` documents the other arguments.
     """
 
     def __init__(

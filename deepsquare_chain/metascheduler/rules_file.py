@@ -72,13 +72,7 @@ def read_rules(path: Path) -> Rules:
 
 
 def read_yaml(path: Path, model: type[_Model], *, content: str, hint: str) -> _Model:
-    """Read a YAML file of at most a megabyte.
-
-    Args:
-        path: The file.
-        model: Model that validates the content.
-        content: Name of the content, for messages.
-        hint: Reference to a valid example, for messages.
+    """Read a YAML file of at most a megabyte; messages name its `content` and give the `hint`.
 
     Raises:
         UsageError: The file can't be read or is invalid; the message names the error.

@@ -132,13 +132,8 @@ class SchedulerSettings(ServiceSettings):
 class SchedulerService:
     """A meta-scheduler of one grid.
 
-    Args:
-        contracts: Contracts of the grid.
-        sender: The only sender of an account with METASCHEDULER_ROLE; None for a dry run, which
-            logs the transactions instead.
-        store: Database of this scheduler, opened after this module was imported.
-        settings: Settings of the scheduler.
-        metrics: Metrics of the process; None for a new set.
+    `sender` is the only sender of an account with METASCHEDULER_ROLE; None for a dry run, which
+    logs the transactions instead. `store` must be opened after this module was imported.
     """
 
     def __init__(

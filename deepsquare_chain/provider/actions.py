@@ -131,13 +131,9 @@ _log = get_logger(__name__)
 class ExecutorActions:
     """Carries out actions that concern the executor and the database.
 
-    Args:
-        executor: Executor that runs the jobs.
-        table: Run records of this provider.
-        definition_cache: Cache of verified definitions.
-        env: Environment variables of every job, such as the chain ID.
-        abilities: Returns the abilities found by the last test; None before the first one.
-        secrets_key: File of the key that decrypts the secrets of jobs; None for none.
+    `env` are the environment variables of every job, such as the chain ID. `abilities` returns
+    the abilities found by the last test, None before the first one. The key in the file
+    `secrets_key` decrypts the secrets of jobs.
     """
 
     def __init__(
@@ -353,14 +349,8 @@ class ProviderBatches:
     """Sends planned actions as transactions and waits for their receipts.
 
     A transaction that misses the block of the others continues in the background; later cycles
-    skip its jobs until it is mined, and nothing else waits for it.
-
-    Args:
-        sender: The only transaction sender of this account.
-        scheduler: The MetaScheduler contract.
-        size: Maximum number of jobs in one transaction.
-        timeout: Seconds to wait for a receipt; afterwards the outbox takes care of the transaction.
-        count: Called with kind, jobs changed and jobs refused of each transaction.
+    skip its jobs until it is mined, and nothing else waits for it. `size` is the maximum number of
+    jobs in one transaction; `TransactionBatcher` documents the other arguments.
     """
 
     def __init__(

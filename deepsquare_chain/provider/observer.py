@@ -107,10 +107,8 @@ _log = get_logger(__name__)
 class RunObserver:
     """Reads chain, executor and definitions once per cycle; without an answer a field stays None.
 
-    Args:
-        provider_id: ID of this provider.
-        confirmations: Confirmations of a state on chain before irreversible actions follow.
-        first_block: Block of the deployment.
+    A state on chain needs `confirmations` before irreversible actions follow. `first_block` is the
+    block of the deployment.
     """
 
     def __init__(

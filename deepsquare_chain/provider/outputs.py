@@ -33,11 +33,7 @@ _MAX_HOLE_BYTES: Final = 64 * 1024**3
 def find_run(root: Path, chain_id: int, contract: str, job_id: int) -> Path | None:
     """Return the folder of a job's latest run, below one or several state folders.
 
-    Args:
-        root: A provider's state folder, or the folder that holds those of a whole local grid.
-        chain_id: Chain of the job.
-        contract: Address of the MetaScheduler.
-        job_id: The job.
+    `root` is a provider's state folder, or the folder that contains those of a whole local grid.
     """
     first_key = run_key(chain_id, contract, job_id)
     candidates: list[tuple[int, float, Path]] = []

@@ -87,9 +87,6 @@ class Upload:
     """Progress of the upload of one run.
 
     Attributes:
-        key: Key of the run.
-        job_id: Job ID of the run.
-        handle: Handle of the run.
         gateway: URL of the gateway that accepts it; empty before one was found.
         position: Position in the run's output up to which it was read.
         offset: Size of the log at the gateway in bytes, notes about missing output included.
@@ -112,13 +109,8 @@ class Upload:
 class OutputUploader:
     """Delivers the output of all runs of a provider in the background.
 
-    Args:
-        executor: Executor whose folders hold the output.
-        table: Run records of the provider.
-        store: Database for the progress of uploads.
-        gateways: Gateways; output goes to the first that has the job's definition.
-        metrics: Registry of the metrics.
-        interval: Seconds between two checks.
+    The output of a job goes to the first gateway that has its definition. `interval` is the number
+    of seconds between two checks; `store` keeps the progress of uploads.
     """
 
     def __init__(

@@ -52,9 +52,7 @@ class PlainText(str):
 class TreeError(ValueError):
     """Text that is not valid YAML, or uses YAML features that job files do not need.
 
-    Args:
-        problem: The reason.
-        line: Line number from 1; None if unknown.
+    `line` is the number of the line, from 1; None if unknown.
     """
 
     def __init__(self, problem: str, line: int | None = None) -> None:
@@ -168,10 +166,9 @@ def _plain(problem: str) -> str:
 
 
 class _Builder:
-    """Builds plain values from composed nodes; nodes repeated by aliases count each time.
+    """Builds plain values from composed nodes, and fills `lines` with their line numbers.
 
-    Args:
-        lines: Line numbers of values; filled by `build`.
+    Nodes repeated by aliases count each time.
     """
 
     def __init__(self, lines: Lines) -> None:

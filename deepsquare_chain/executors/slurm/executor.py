@@ -208,9 +208,7 @@ class SlurmExecutor(Executor):
     async def _is_submitted(self, folder: SlurmFolder, *, is_new: bool = False) -> bool:
         """Return whether Slurm has, or had, a job of this run; an unrecorded job is adopted.
 
-        Args:
-            folder: Folder of the run.
-            is_new: The folder is new; an earlier one may be lost while its job still exists.
+        If the folder is new, an earlier one may be lost while its job still exists.
 
         Raises:
             ExecutorUnavailableError: It is not known yet.

@@ -29,18 +29,14 @@ _MAX_DIGITS: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """A Slurm job; unknown values are None or empty.
+    """A Slurm job; unknown values are None or empty, times are in seconds since the epoch.
 
     Attributes:
-        id: Slurm's job ID.
         state: State in capitals, such as RUNNING, without a suffix.
-        name: Name of the job.
-        comment: Comment of the job.
         reason: Reason why it is pending or failed.
         exit_code: Exit code of the batch script.
         exit_signal: Signal that ended the batch script, 0 for none; 125 for out of memory.
-        started_at: Seconds since the epoch.
-        ended_at: Seconds since the epoch; for a running job the end of its time limit.
+        ended_at: For a running job the end of its time limit.
         limit: Time limit in seconds.
         cancelled_by: ID of the user who cancelled it.
     """

@@ -230,12 +230,9 @@ class SlurmFolder(RunFolder):
         replace(self.path / "environment", data)
 
     def set_sandbox(self, command: Sequence[str], limits: Sequence[int], srun: bytes) -> None:
-        """Write bubblewrap's command, the limits, and the srun.
+        """Write bubblewrap's command, the limits, and the program that replaces Slurm's `srun`.
 
-        Args:
-            command: Command of bubblewrap.
-            limits: Disk in KB, processes, GPUs, and 1 if jobs may create user namespaces.
-            srun: Program that replaces Slurm's `srun` in the sandbox.
+        `limits` are disk in KB, processes, GPUs, and 1 if jobs may create user namespaces.
         """
         self.temporary.mkdir(mode=0o700, exist_ok=True)
         path = self.path / "srun"
