@@ -40,14 +40,14 @@ class Terminal(io.StringIO):
 
 
 def printer(style: Format) -> tuple[Printer, io.StringIO, io.StringIO]:
-    out, err = io.StringIO(), io.StringIO()
-    return Printer(style, out=out, err=err), out, err
+    stdout, stderr = io.StringIO(), io.StringIO()
+    return Printer(style, out=stdout, err=stderr), stdout, stderr
 
 
 def test_json_amounts_are_integer_strings_with_a_decimal_field() -> None:
-    to, out, err = printer(Format.JSON)
-    to.rows(COLUMNS, [ROW, NOTHING])
-    first, second = json.loads(out.getvalue())
+    output, stdout, stderr = printer(Format.JSON)
+    output.rows(COLUMNS, [ROW, NOTHING])
+    first, second = json.loads(stdout.getvalue())
     assert first == {
         "id": 7,
         "name": "hello",
@@ -59,34 +59,34 @@ def test_json_amounts_are_integer_strings_with_a_decimal_field() -> None:
         "open": True,
     }
     assert set(second.values()) == {8, None}
-    assert err.getvalue() == ""
+    assert stderr.getvalue() == ""
 
 
 def test_coin_for_gas_is_not_called_credits() -> None:
     column = Column("fee", "paid (coin)", Kind.COIN)
-    to, out, _ = printer(Format.JSON)
-    to.record((column,), (CREDIT // 4,))
-    assert json.loads(out.getvalue()) == {"fee": "250000000000000000", "fee_coin": "0.25"}
+    output, stdout, _ = printer(Format.JSON)
+    output.record((column,), (CREDIT // 4,))
+    assert json.loads(stdout.getvalue()) == {"fee": "250000000000000000", "fee_coin": "0.25"}
     assert format_cell(column, CREDIT // 4) == "0.25"
 
 
 def test_json_record_is_one_object() -> None:
-    to, out, _ = printer(Format.JSON)
-    to.record(COLUMNS, ROW)
-    assert json.loads(out.getvalue())["id"] == 7
+    output, stdout, _ = printer(Format.JSON)
+    output.record(COLUMNS, ROW)
+    assert json.loads(stdout.getvalue())["id"] == 7
 
 
 def test_json_list_without_rows_is_an_empty_list() -> None:
-    to, out, err = printer(Format.JSON)
-    to.rows(COLUMNS, [])
-    assert json.loads(out.getvalue()) == []
-    assert err.getvalue() == ""
+    output, stdout, stderr = printer(Format.JSON)
+    output.rows(COLUMNS, [])
+    assert json.loads(stdout.getvalue()) == []
+    assert stderr.getvalue() == ""
 
 
 def test_csv_has_a_header_and_a_line_for_each_row() -> None:
-    to, out, _ = printer(Format.CSV)
-    to.rows(COLUMNS, [ROW, NOTHING])
-    header, first, second = csv.reader(io.StringIO(out.getvalue()))
+    output, stdout, _ = printer(Format.CSV)
+    output.rows(COLUMNS, [ROW, NOTHING])
+    header, first, second = csv.reader(io.StringIO(stdout.getvalue()))
     assert header[:4] == ["id", "name", "escrow", "escrow_credits"]
     assert first[1:4] == ["hello", "1500000000000000000", "1.5"]
     assert second[1:] == [""] * (len(header) - 1)
@@ -94,22 +94,22 @@ def test_csv_has_a_header_and_a_line_for_each_row() -> None:
 
 @pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
 def test_csv_disarms_untrusted_formulas(name: str) -> None:
-    to, out, _ = printer(Format.CSV)
-    to.rows(COLUMNS[:2], [(1, name)])
-    rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+    output, stdout, _ = printer(Format.CSV)
+    output.rows(COLUMNS[:2], [(1, name)])
+    rows = list(csv.reader(io.StringIO(stdout.getvalue(), newline="")))
     assert rows[1][1] == f"'{name}"
 
 
 def test_csv_leaves_numbers_alone() -> None:
-    to, out, _ = printer(Format.CSV)
-    to.record((Column("sum", "sum", Kind.CREDITS),), (-CREDIT,))
-    assert out.getvalue() == "sum,sum_credits\n-1000000000000000000,-1\n"
+    output, stdout, _ = printer(Format.CSV)
+    output.record((Column("sum", "sum", Kind.CREDITS),), (-CREDIT,))
+    assert stdout.getvalue() == "sum,sum_credits\n-1000000000000000000,-1\n"
 
 
 def test_table_formats_values_for_people() -> None:
-    to, out, _ = printer(Format.TABLE)
-    to.rows(COLUMNS, [ROW, NOTHING])
-    text = out.getvalue()
+    output, stdout, _ = printer(Format.TABLE)
+    output.rows(COLUMNS, [ROW, NOTHING])
+    text = stdout.getvalue()
     for part in ("hello", "1.5", "1/h", "2023-11-14 22:13:20", "yes", "-"):
         assert part in text
 
@@ -210,31 +210,31 @@ def test_durations_as_slurm_writes_them(seconds: int, expected: str) -> None:
 
 
 def test_an_empty_table_prints_a_note() -> None:
-    to, out, err = printer(Format.TABLE)
-    to.rows(COLUMNS, [], empty="No jobs.")
-    assert (out.getvalue(), err.getvalue()) == ("", "No jobs.\n")
+    output, stdout, stderr = printer(Format.TABLE)
+    output.rows(COLUMNS, [], empty="No jobs.")
+    assert (stdout.getvalue(), stderr.getvalue()) == ("", "No jobs.\n")
 
 
 def test_table_record_has_a_line_for_each_field() -> None:
-    to, out, _ = printer(Format.TABLE)
-    to.record(COLUMNS, ROW)
-    assert len(out.getvalue().splitlines()) == len(COLUMNS)
+    output, stdout, _ = printer(Format.TABLE)
+    output.record(COLUMNS, ROW)
+    assert len(stdout.getvalue().splitlines()) == len(COLUMNS)
 
 
 @pytest.mark.parametrize("style", list(Format))
 def test_no_format_passes_untrusted_control_codes(style: Format) -> None:
-    to, out, _ = printer(style)
-    to.rows(COLUMNS[:2], [(1, "[red]x\x1b[2Jy\u202ez")])
-    text = out.getvalue()
+    output, stdout, _ = printer(style)
+    output.rows(COLUMNS[:2], [(1, "[red]x\x1b[2Jy\u202ez")])
+    text = stdout.getvalue()
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[red]" in text
 
 
 def test_notes_keep_lines_and_lose_control_codes() -> None:
-    to, out, err = printer(Format.TABLE)
-    to.note("one\ntwo\x1b[0m")
-    assert (out.getvalue(), err.getvalue()) == ("", "one\ntwo\\x1b[0m\n")
+    output, stdout, stderr = printer(Format.TABLE)
+    output.note("one\ntwo\x1b[0m")
+    assert (stdout.getvalue(), stderr.getvalue()) == ("", "one\ntwo\\x1b[0m\n")
 
 
 def test_raw_data_is_cleaned_on_a_terminal_only() -> None:
