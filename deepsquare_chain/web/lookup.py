@@ -18,7 +18,7 @@ from deepsquare_chain.chain.bindings.abi import Abi, Function, interface, signat
 from deepsquare_chain.chain.bindings.calls import checked_address
 from deepsquare_chain.chain.bindings.contracts import Contracts
 from deepsquare_chain.chain.bindings.deployment import ROLE_NAMES
-from deepsquare_chain.chain.bindings.reverts import decode_revert
+from deepsquare_chain.chain.bindings.reverts import UnknownRevertError, decode_revert
 from deepsquare_chain.chain.rpc.batching import ask_all
 from deepsquare_chain.errors import EndpointError, GridError, UsageError
 from deepsquare_chain.indexer.block_data import FORWARDER, Header, read_header, signed_calls
@@ -30,7 +30,7 @@ _HASH: Final = re.compile(r"0x[0-9a-f]{64}")
 class NodeTransaction:
     """A transaction as read from the node; amounts in wei of the chain's native coin.
 
-    `block` is None while it is in the mempool; `reason` is why it reverted, as far as known.
+    `block` is None while it is in the mempool; `failure` is why it reverted, as far as known.
     """
 
     hash: str
@@ -43,8 +43,7 @@ class NodeTransaction:
     ok: bool | None
     gas_used: int
     gas_price: int
-    reason: str
-    hint: str
+    failure: GridError | None
     call: DecodedCall | None
     requests: tuple[DecodedRequest, ...]
     input: str
@@ -60,9 +59,7 @@ async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransactio
     if transaction is None:
         return None
     receipt = await _known(eth.get_transaction_receipt(HexBytes(tx_hash))) or {}
-    reason, hint = "", ""
-    if receipt and receipt["status"] != 1:
-        reason, hint = await _reason(contracts, transaction, int(receipt["blockNumber"]))
+    failed = receipt and receipt["status"] != 1
     contract_names = contracts.deployment.contract_names
     to = str(to_checksum_address(transaction["to"])) if transaction.get("to") else None
     name = contract_names.get(to or "", "")
@@ -78,8 +75,7 @@ async def read_transaction(contracts: Contracts, tx_hash: str) -> NodeTransactio
         ok=receipt["status"] == 1 if receipt else None,
         gas_used=int(receipt.get("gasUsed", 0)),
         gas_price=int(receipt.get("effectiveGasPrice") or transaction.get("gasPrice") or 0),
-        reason=reason,
-        hint=hint,
+        failure=await _failure(contracts, transaction, receipt["blockNumber"]) if failed else None,
         call=decode_call(name, data),
         requests=signed_requests(data, contract_names) if name == FORWARDER else (),
         input=data[:20_000],
@@ -113,7 +109,7 @@ async def read_block(contracts: Contracts, number_or_hash: int | str) -> Header 
         raise EndpointError(f"The node returned an invalid block: {str(error)[:200]}") from None
 
 
-async def _reason(contracts: Contracts, sent: Any, block: int) -> tuple[str, str]:
+async def _failure(contracts: Contracts, sent: Any, block: int) -> GridError:
     """Return why a transaction reverted: simulate it on the parent block, the nearest state."""
     body: Any = {"from": sent["from"], "data": sent["input"], "value": sent["value"]}
     if sent.get("to"):
@@ -121,11 +117,10 @@ async def _reason(contracts: Contracts, sent: Any, block: int) -> tuple[str, str
     try:
         await contracts.w3.eth.call(body, block - 1)
     except ContractLogicError as error:
-        revert = decode_revert(error)
-        return revert.message, revert.hint
+        return decode_revert(error)
     except (Web3Exception, GridError):
-        return "The node does not return the reason.", ""
-    return "It ran out of gas, or the state changed within its block.", ""
+        return UnknownRevertError("The node does not return the reason.")
+    return UnknownRevertError("It ran out of gas, or the state changed within its block.")
 
 
 # -- transaction inputs, and values of the forms of read functions

@@ -205,10 +205,6 @@ class Site:
         names = self.recorded_names.items()
         return next((account for account, name in names if name == text.lower()), text)
 
-    def now(self, status: Status) -> int:
-        """Return the current time in seconds: the later of the local clock and the chain's."""
-        return max(int(self.clock()), status.head_time)
-
     def cached(self, name: str, version: object, make: Callable[[], T]) -> T:
         """Return a value that is cached under one of a few names until `version` changes.
 
@@ -267,14 +263,8 @@ class Site:
 # -- templates rendered to responses, with the context of every page; all values are escaped
 
 FOLDER: Final = Path(__file__).parent
-SECTIONS: Final = (
-    ("/jobs", "Jobs"),
-    ("/providers", "Providers"),
-    ("/transactions", "Transactions"),
-    ("/blocks", "Blocks"),
-    ("/audit", "Audit"),
-    ("/contracts", "Contracts"),
-)
+#: Links of the navigation: paths without slash.
+SECTIONS: Final = ("jobs", "providers", "transactions", "blocks", "audit", "contracts")
 #: Time ranges of charts by link text, in seconds; zero is unlimited.
 RANGES: Final = {"hour": HOUR, "day": DAY, "week": 7 * DAY, "all": 0}
 
@@ -407,8 +397,8 @@ class PageRequest:
 
     @cached_property
     def now(self) -> int:
-        """See `Site.now`."""
-        return self.site.now(self.status)
+        """The current time in seconds: the later of the local clock and the chain's."""
+        return max(int(self.site.clock()), self.status.head_time)
 
     def link(self, **changes: object) -> str:
         """Return the URL of this page with changed query parameters; None removes one.

@@ -477,8 +477,8 @@ def test_a_wrong_network_is_refused_until_it_is_switched(
     fill(page, explorer)
     page.locator("#submit-job").click()
     dialog = page.locator("dialog")
-    expect(dialog).to_contain_text("The wallet is on chain 1; this grid lives on chain 1337.")
-    dialog.get_by_role("button", name="Leave it").click()
+    expect(dialog).to_contain_text("The wallet is on chain 1; this grid is on chain 1337.")
+    dialog.get_by_role("button", name="Cancel").click()
     expect(page.locator("[data-report]")).to_contain_text("nothing was sent")
     assert wallet.methods() == []
     page.locator("#submit-job").click()
@@ -486,7 +486,7 @@ def test_a_wrong_network_is_refused_until_it_is_switched(
     expect(dialog).to_contain_text("into escrow")
     assert wallet.chain_id == 1337
     page.keyboard.press("Escape")
-    expect(page.locator("[data-report]")).to_contain_text("You left it. Nothing was sent.")
+    expect(page.locator("[data-report]")).to_contain_text("Cancelled. Nothing was sent.")
     assert wallet.methods() == []
     tab.check()
 

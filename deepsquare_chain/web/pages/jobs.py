@@ -91,7 +91,7 @@ async def job(request: Request) -> Response:
     job_id = page.argument_number("job", "job ID")
     detail, entry = await run_in_threadpool(index.job_with_entry, job_id)
     providers = await run_in_threadpool(index.providers)
-    now = site.now(await run_in_threadpool(index.status))
+    now = await run_in_threadpool(lambda: page.now)
     job_stages = stages(detail.transitions, now)
     definition, definition_note = await _definition(site, detail)
     bill = recompute_bill(entry, now=now)

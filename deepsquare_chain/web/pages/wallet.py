@@ -314,7 +314,7 @@ def runtime(terms: Terms) -> str:
     """Describe how long a job may run."""
     limit = duration(terms.time_limit)
     if terms.until_spent:
-        return f"until its credits are spent, which must buy {limit}"
+        return f"until its credits are spent, which must pay for at least {limit}"
     return f"for at most {limit}"
 
 
@@ -533,7 +533,8 @@ async def outcome(request: Request) -> Response:
     state, jobs, reason = "waiting", [], ""
     transaction = await read_transaction(site.contracts, tx_hash)
     if transaction is not None and transaction.ok is not None:
-        state, reason = "done" if transaction.ok else "refused", transaction.reason
+        state = "done" if transaction.ok else "refused"
+        reason = transaction.failure.message if transaction.failure else ""
         jobs = [
             event.job_id
             for event in decode_logs(transaction.logs)

@@ -3,10 +3,10 @@
   const root = document.documentElement;
   root.classList.add("scripted");
   // Shows the elements that need a wallet if there is one (EIP-6963, or window.ethereum).
-  const here = () => root.classList.add("wallet-open");
-  addEventListener("eip6963:announceProvider", here);
+  const showWalletElements = () => root.classList.add("wallet-open");
+  addEventListener("eip6963:announceProvider", showWalletElements);
   addEventListener("DOMContentLoaded", () => {
-    if (window.ethereum) here();
+    if (window.ethereum) showWalletElements();
     dispatchEvent(new Event("eip6963:requestProvider"));
   });
   try {

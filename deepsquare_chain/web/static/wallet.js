@@ -80,7 +80,7 @@ async function chooseWallet() {
     available.push({ name: "Browser wallet", provider: window.ethereum });
   }
   if (!available.length) {
-    throw new UserError("No wallet was found in this browser. Install one that follows EIP-1193 and read this page again.");
+    throw new UserError("No wallet was found in this browser. Install one that follows EIP-1193 and reload this page.");
   }
   if (available.length === 1) return available[0].provider;
   const { value } = await openDialog("Which wallet?", [], [...available.map((wallet, index) => [String(index), wallet.name]), ["", "None"]]);
@@ -96,8 +96,8 @@ async function ensureChain() {
   const expected = BigInt(grid.chain_id);
   const actual = await chainOf();
   if (actual === expected) return;
-  const text = `The wallet is on chain ${actual}; this grid lives on chain ${expected}. Nothing is signed on another.`;
-  const { value } = await openDialog("Wrong network", [element("p", text)], [["", "Leave it"], ["switch", "Switch the wallet", true]]);
+  const text = `The wallet is on chain ${actual}; this grid is on chain ${expected}. Nothing is signed on another chain.`;
+  const { value } = await openDialog("Wrong network", [element("p", text)], [["", "Cancel"], ["switch", "Switch the wallet", true]]);
   if (value === "switch") {
     await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: hex(expected) }] });
   }
@@ -110,7 +110,7 @@ async function connect() {
     provider.on?.("accountsChanged", (accounts) => showAccount(String(accounts?.[0] ?? "")));
   }
   const accounts = await provider.request({ method: "eth_requestAccounts" });
-  if (!accounts?.length) throw new UserError("The wallet gave no account.");
+  if (!accounts?.length) throw new UserError("The wallet returned no account.");
   showAccount(String(accounts[0]));
   await ensureChain();
 }
@@ -126,9 +126,9 @@ function showAccount(address) {
 async function confirmPlan(plan) {
   const list = element("ul", "", { class: "effects" });
   for (const effect of plan.effects) list.append(element("li", effect));
-  const note = element("p", "Your wallet shows it once more before it signs.", { class: "dim" });
+  const note = element("p", "Your wallet shows it again before it signs.", { class: "dim" });
   const { value } = await openDialog(plan.title, [list, note], [["", "Back"], ["go", plan.action, true]]);
-  if (value !== "go") throw new UserError("You left it. Nothing was sent.");
+  if (value !== "go") throw new UserError("Cancelled. Nothing was sent.");
 }
 
 async function send(call) {
@@ -213,13 +213,13 @@ async function signTyped(data) {
 async function relay(request, report) {
   report("Sign the request in your wallet …");
   const signature = await signTyped(request);
-  report("The relay has it …");
+  report("Waiting for the relay …");
   const { digest } = await api("/wallet/relay", { message: request.message, signature });
   for (let attempt = 0; attempt < 600; attempt += 1) {
     const status = await api(`/wallet/relay/${digest}`);
     if (status.state === "executed") return status.transaction;
     if (status.state === "failed") throw new UserError(`The contract refused it: ${status.reason || digest}. Nothing was paid.`);
-    if (status.state === "dropped") throw new UserError(`The relay did not carry it out: ${status.reason || digest}. Nothing was paid.`);
+    if (status.state === "dropped") throw new UserError(`The relay did not execute it: ${status.reason || digest}. Nothing was paid.`);
     await pause(500);
   }
   throw new UserError("The relay has not executed it yet. Check your jobs later; the request is valid for a few minutes.");
@@ -242,7 +242,7 @@ async function execute(kind, body, report) {
     await waitMined(await send(plan.approval), report);
     plan = await api(`/wallet/${kind}`, payload);
   }
-  if (!plan.call && !plan.request) throw new UserError("The explorer asked for something else than before; nothing more was sent.");
+  if (!plan.call && !plan.request) throw new UserError("The explorer returned another plan than expected; nothing more was sent.");
   if (plan.call) report("Confirm the transaction in your wallet …");
   const hash = plan.request ? await relay(plan.request, report) : await send(plan.call);
   report(`Sent as ${shortHex(hash)} …`);
