@@ -102,22 +102,11 @@ def explorer_app(
     returns the health of the indexer.
     """
 
-    def healthz(_: Request) -> Response:
-        health = probe()
-        body = {"live": health.live, "ready": health.ready}
-        return JSONResponse(body, status_code=200 if health.ready else 503)
-
-    def metrics_page(_: Request) -> Response:
-        if metrics is None:
-            raise NotFoundError("This explorer has no metrics")
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
-
     app = Starlette(
         routes=[
             *PAGES,
             *more_routes,
-            Route("/healthz", healthz),
-            Route("/metrics", metrics_page),
+            *_service_routes(probe, metrics),
             Mount("/static", RevalidatedFiles(directory=FOLDER / "static"), name="static"),
         ],
         middleware=[
@@ -131,6 +120,20 @@ def explorer_app(
     app.state.feed = Feed(site.index)
     app.state.post_limit = RateLimit(POSTS_PER_MINUTE / 60, POSTS_PER_MINUTE)
     return app
+
+
+def _service_routes(probe: Callable[[], Health], metrics: Metrics | None) -> list[Route]:
+    def healthz(_: Request) -> Response:
+        health = probe()
+        body = {"live": health.live, "ready": health.ready}
+        return JSONResponse(body, status_code=200 if health.ready else 503)
+
+    def metrics_page(_: Request) -> Response:
+        if metrics is None:
+            raise NotFoundError("This explorer has no metrics")
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    return [Route("/healthz", healthz), Route("/metrics", metrics_page)]
 
 
 class RevalidatedFiles(StaticFiles):
