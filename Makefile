@@ -12,25 +12,25 @@ RUNTIME = $(VENV)/.made-runtime
 DEV = $(VENV)/.made-dev
 NODE = node_modules/.package-lock.json
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
-# Most tests wait for real programs and for blocks: it takes five workers to keep two cores busy.
+# Most tests wait for other programs and for blocks, so five workers keep two cores busy.
 WORKERS = 5
 FORGE = node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
 help:
 	@echo 'make demo       run one grid on this machine, from submission to audit'
 	@echo 'make setup      prepare .venv for running'
-	@echo 'make setup-dev  prepare .venv, and npm parts where npm is, for developing'
+	@echo 'make setup-dev  prepare .venv for development, and the npm packages if npm is installed'
 	@echo 'make test       run all tests       make test-unit  only the quick ones'
 	@echo 'make check      lint, format, types, layers'
 	@echo 'make test-contracts   contract tests, by pytest and by forge'
-	@echo 'make coverage prove slither mutate fuzz-long   docs/verification.md says what each shows'
-	@echo 'make contracts  compile the contracts (needs the npm parts)'
-	@echo 'make bench      measure gas on a real node (needs the npm parts)'
+	@echo 'make coverage prove slither mutate fuzz-long   verify the contracts; docs/verification.md'
+	@echo 'make contracts  compile the contracts (needs the npm packages)'
+	@echo 'make bench      measure gas on a real node (needs the npm packages)'
 	@echo 'make bench-grid  measure a whole grid on a real node; make soak: an hour of kills and faults'
 	@echo 'make scheduling-table  simulate the policy on workloads, TRACES="a.swf.gz b.swf"; docs/scheduling.md'
-	@echo 'make kills      kill daemons at every labelled step; make reorgs: replace blocks under them'
-	@echo 'make test-nodes  try a grid on every node that npm has; docs/networks.md'
-	@echo 'make siwe       compare sign-in messages with siwe-py, in an environment of its own'
+	@echo 'make kills      kill daemons at every crash point; make reorgs: reorganise the chain under running daemons'
+	@echo 'make test-nodes  test a grid on every node that npm provides; docs/networks.md'
+	@echo 'make siwe       compare sign-in messages with siwe-py, in a separate environment'
 	@echo 'make clean      remove caches and build output; distclean: .venv and node_modules too'
 
 setup: $(RUNTIME)
@@ -40,7 +40,7 @@ setup-dev: $(DEV) $(NODE)
 demo: $(RUNTIME)
 	$(BIN)/deepsquare demo $(ARGS)
 
-# Hundreds of processes start: compiled modules are kept, whatever the environment says.
+# Tests start hundreds of processes: compiled modules are kept, even if the environment disables it.
 test: $(DEV) $(NODE)
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -58,7 +58,7 @@ fuzz-long: $(DEV) $(NODE)
 coverage: $(DEV) $(NODE)
 	$(BIN)/python scripts/solidity_coverage.py $(ARGS)
 
-# Each tool has an environment of its own: their dependencies don't agree with ours.
+# Each tool has a separate environment, because its dependencies conflict with ours.
 prove: $(NODE) .venv-halmos/.made
 	.venv-halmos/bin/python scripts/prove.py $(ARGS)
 
@@ -106,7 +106,7 @@ scheduling-table: $(DEV)
 	        --page "$(REPORTS)/$$(basename "$$trace").html" $(ARGS) || exit 1; \
 	done
 
-# An hour by default, with the fault run of a thousand jobs before it; MINUTES=2 is the short one.
+# An hour by default, after a fault run of a thousand jobs; MINUTES=2 makes a short run.
 MINUTES = 60
 FAULT_ROUNDS = 84
 soak: $(DEV) $(NODE)
@@ -114,19 +114,19 @@ soak: $(DEV) $(NODE)
 	    tests/e2e/test_endpoint_faults.py
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(ARGS)
 
-# Both of them last minutes; short parts are in `make test`.
+# Both take minutes; `make test` includes short versions.
 kills: $(DEV) $(NODE)
 	$(BIN)/python scripts/kill_points.py $(ARGS)
 
 reorgs: $(DEV) $(NODE)
 	DEEPSQUARE_REORGS=all $(BIN)/python -m pytest -q -s --timeout 1800 tests/e2e/test_reorgs.py $(ARGS)
 
-# A grid on each node that npm has: ARGS='--only hardhat' chooses. NODES names the packages to install.
+# A grid on each node that npm provides; ARGS='--only hardhat' selects one. NODES lists the packages.
 NODES = hardhat2 hardhat3 ethereumjs ganache
 test-nodes: $(DEV) $(NODE) nodes
 	$(BIN)/python scripts/try_nodes.py $(ARGS)
 
-# siwe-py wants other versions of the libraries than the program, so it has an environment of its own.
+# siwe-py needs other versions of the libraries than the program, so it has a separate environment.
 siwe: $(DEV)
 	[ -x .venv-siwe/bin/python ] || python3 -m venv .venv-siwe
 	.venv-siwe/bin/python -m pip --disable-pip-version-check install -qq 'siwe>=4.4,<5'
@@ -149,7 +149,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV) .venv-slither .venv-halmos .venv-siwe node_modules tests/nodes/*/node_modules
 
-# A newer pyproject.toml installs again; an interrupted set-up leaves no stamp and is repeated.
+# A newer pyproject.toml causes a new installation; an interrupted set-up leaves no stamp and is repeated.
 $(RUNTIME): pyproject.toml
 	@$(MAKE_VENV)
 	@echo 'Installing into $(VENV): a minute or two the first time ...'
@@ -162,7 +162,7 @@ $(DEV): pyproject.toml
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(RUNTIME)
 
-# Without npm the tests that need its parts are skipped, and say so.
+# Without npm, the tests that need its packages are skipped and report the reason.
 $(NODE): package.json package-lock.json
 	@if ! command -v npm >/dev/null 2>&1; then \
 	    echo 'npm is not installed: going on without the compiler and the real node.' >&2; \
@@ -174,7 +174,7 @@ $(NODE): package.json package-lock.json
 	    echo 'npm ci failed: going on without the compiler and the real node.' >&2; \
 	fi
 
-# Takes PYTHON if given, else the first Python that is new enough. A working .venv is kept.
+# Uses PYTHON if set, else the first Python that is new enough. A working .venv is kept.
 MAKE_VENV = \
     if [ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
     new='import sys; sys.exit(sys.version_info < (3, 11))'; \

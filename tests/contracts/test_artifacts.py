@@ -62,7 +62,7 @@ def test_a_check_names_what_is_stale(
     built = {name: load_artifact(name) for name in NAMES}
     monkeypatch.setattr(build, "compile_contracts", lambda **_: built)
     monkeypatch.setattr(sys, "argv", ["compile.py", "--check"])
-    # Sources can't be gathered without the npm parts; here they are as they were.
+    # Sources can't be collected without the npm packages; these are unchanged.
     monkeypatch.setattr(build, "standard_input", lambda: load_artifact("standard-input"))
     build.main()
     assert "MetaScheduler" in capsys.readouterr().out
