@@ -25,13 +25,13 @@ from deepsquare_chain.chain.bindings.events import (
 from deepsquare_chain.chain.transactions.sender import TxReceipt
 from deepsquare_chain.credits import CREDIT
 from deepsquare_chain.devnet.node.base import Node
-from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.executors.rundir import RunFolder
 from deepsquare_chain.job import JobFlags, JobStatus, ProviderStatus, Resources
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
 from deepsquare_chain.provider.service import KINDS
 from deepsquare_chain.workflow import load_job_file
+from tests.support.anvil import start_ticking
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench, definition
 from tests.support.rpccount import counted_requests
@@ -43,10 +43,10 @@ S = JobStatus
 @pytest.fixture(scope="module")
 def ticking(background) -> Iterator[Node]:
     """A chain that mines every second by the wall clock."""
-    chain_process = ChainProcess(block_time=1)
-    background.run(chain_process.__aenter__())
-    yield chain_process
-    background.run(chain_process.close())
+    node = start_ticking()
+    background.run(node.__aenter__())
+    yield node
+    background.run(node.close())
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from deepsquare_chain.devnet.node.base import Node
 from deepsquare_chain.job import JobStatus, Resources
 from deepsquare_chain.provider.model import Phase
 from deepsquare_chain.provider.outputs import find_run, read_output
-from tests.support.anvil import start_anvil
+from tests.support.anvil import start_ticking
 from tests.support.livegrid import BorrowedNode, LiveGrid, deploy, live_grid
 from tests.support.provider import Bench, bench, definition
 from tests.support.slurm import LocalSlurm
@@ -35,10 +35,10 @@ def cluster() -> Iterator[LocalSlurm]:
 @pytest.fixture(scope="module")
 def ticking(cluster: LocalSlurm, background) -> Iterator[Node]:
     """A chain that mines every second by the wall clock."""
-    anvil = start_anvil(block_time=1)
-    background.run(anvil.__aenter__())
-    yield anvil
-    background.run(anvil.close())
+    node = start_ticking()
+    background.run(node.__aenter__())
+    yield node
+    background.run(node.close())
 
 
 @pytest.fixture(scope="module")

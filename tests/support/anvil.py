@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from deepsquare_chain.devnet.node.base import Anvil, find_anvil
+from deepsquare_chain.devnet.node.base import Anvil, Node, find_anvil
+from deepsquare_chain.devnet.node.embedded import ChainProcess
 from deepsquare_chain.errors import NotFoundError
 
 REQUIRE_REAL = "DEEPSQUARE_REQUIRE_REAL"
+#: Option of anvil: besides its blocks by the clock, it mines a block at once for each transaction.
+AT_ONCE = "--mixed-mining"
 
 
 def has_anvil() -> bool:
@@ -43,3 +46,8 @@ def start_anvil(**options: Any) -> Anvil:
     """
     require_anvil()
     return Anvil(**{"block_time": None, **options})
+
+
+def start_ticking() -> Node:
+    """Return a node with a block per second; anvil, if it is installed, also mines `AT_ONCE`."""
+    return Anvil(options=(AT_ONCE,)) if has_anvil() else ChainProcess(block_time=1)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deepsquare_chain.cli import main
 from deepsquare_chain.devnet.node.base import ANVIL_VARIABLE, find_anvil
+from tests.support.anvil import AT_ONCE
 
 PROGRAM = (sys.executable, "-m", "deepsquare_chain.cli")
 PROJECT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def devnet(folder: Path, *more: str) -> Iterator[Running]:
     env = {}
     if "anvil" in more:
         program = folder / "anvil-at-once"
-        program.write_text(f'#!/bin/sh\nexec "{find_anvil()}" --mixed-mining "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec "{find_anvil()}" {AT_ONCE} "$@"\n')
         program.chmod(0o700)
         env[ANVIL_VARIABLE] = str(program)
     with running(arguments, folder, "devnet", **env) as up:
