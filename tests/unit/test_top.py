@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, RichLog, Static
 
 from deepsquare_chain.cli.top_screen import Actions, AskScreen, LogScreen, TopApp
@@ -98,12 +99,18 @@ def screen_text(app: TopApp) -> list[str]:
     ]
 
 
+async def wait_until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
+    """Wait until the screen shows something: on a busy machine `press` returns before that."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await pilot.pause(0.01)
+
+
 async def test_everything_fits_in_80_columns() -> None:
     grid = FakeGrid()
     app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.pause()
-        await app.workers.wait_for_complete()
+        await wait_until(pilot, lambda: len(rows(app, "providers")) == 1)
         await pilot.pause()
         assert status(app).split("  ") == [
             "chain 1337", "block 123", "995 credits", "1 running", "2 in the queue"
@@ -140,33 +147,30 @@ async def test_a_slow_endpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(app, "_read", slowly)
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("r")
+        await wait_until(pilot, lambda: any(worker.is_running for worker in app.workers))
         assert status(app) == "reading the chain ..."
         now[0] += 6
         await pilot.press("r")
-        assert status(app) == "no response from the endpoint for 6 s; the tables may be old"
+        late = "no response from the endpoint for 6 s; the tables may be old"
+        await wait_until(pilot, lambda: status(app) == late)
         answered.set()
-        await app.workers.wait_for_complete()
-        assert status(app).startswith("chain 1337")
+        await wait_until(pilot, lambda: status(app).startswith("chain 1337"))
 
 
 async def test_the_cursor_stays_at_its_job() -> None:
     grid = FakeGrid()
     app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
-        await app.workers.wait_for_complete()
+        await wait_until(pilot, lambda: len(rows(app, "jobs")) == 3)
         await pilot.press("down")
+        await wait_until(pilot, lambda: app._job() == 9)
         grid.grid = replace(GRID, jobs=(line(10, S.RUNNING), *GRID.jobs))
         await pilot.press("r")
-        await app.workers.wait_for_complete()
-        await pilot.pause()
-        assert len(rows(app, "jobs")) == 4
+        await wait_until(pilot, lambda: len(rows(app, "jobs")) == 4)
         assert app._job() == 9
         grid.grid = EndpointError("The endpoint does not answer")
         await pilot.press("r")
-        await app.workers.wait_for_complete()
-        await pilot.pause()
-        assert status(app) == "The endpoint does not answer; retrying"
+        await wait_until(pilot, lambda: status(app) == "The endpoint does not answer; retrying")
         assert len(rows(app, "jobs")) == 4, "what was read last stays"
 
 
@@ -174,35 +178,34 @@ async def test_logs_are_shown_as_text() -> None:
     grid = FakeGrid()
     app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
-        await app.workers.wait_for_complete()
+        await wait_until(pilot, lambda: len(rows(app, "jobs")) == 3)
         await pilot.press("l")
-        await pilot.pause()
-        assert isinstance(app.screen, LogScreen)
-        async with asyncio.timeout(30):
-            while not grid.did:
-                await pilot.pause(0.01)
-        await pilot.pause()
+        await wait_until(pilot, lambda: isinstance(app.screen, LogScreen))
+        await wait_until(pilot, lambda: len(app.screen.query_one(RichLog).lines) == 3)
         lines = [row.text.rstrip() for row in app.screen.query_one(RichLog).lines]
         assert lines == ["first line é", r"sec\x1b[2Jond", "(the end)"]
+        assert grid.did == [("read", 7)]
         await pilot.press("escape")
-        await pilot.pause()
-        assert not isinstance(app.screen, LogScreen)
+        await wait_until(pilot, lambda: not isinstance(app.screen, LogScreen))
 
 
 async def test_cancel_and_top_up_ask_first() -> None:
     grid = FakeGrid()
     app = grid.app()
     async with app.run_test(size=SIZE) as pilot:
-        await app.workers.wait_for_complete()
+        await wait_until(pilot, lambda: len(rows(app, "jobs")) == 3)
+
+        async def ask(key: str) -> None:
+            await pilot.press(key)
+            await wait_until(pilot, lambda: bool(app.screen.query(Input)))
 
         async def answer(key: str, text: str) -> None:
-            await pilot.press(key)
-            await pilot.pause()
+            await ask(key)
             assert isinstance(app.screen, AskScreen)
             app.screen.query_one(Input).value = text
             await pilot.press("enter")
+            await wait_until(pilot, lambda: not isinstance(app.screen, AskScreen))
             await app.workers.wait_for_complete()
-            await pilot.pause()
 
         await answer("c", "no")
         await answer("t", "much")
@@ -210,10 +213,13 @@ async def test_cancel_and_top_up_ask_first() -> None:
         await answer("c", "yes")
         await answer("t", "1.5")
         assert grid.did == [("cancel", 7), ("top up", 7, 15 * CREDIT // 10)]
-        await pilot.press("c", "escape")
-        await pilot.pause()
+        await ask("c")
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: not isinstance(app.screen, AskScreen))
+        await app.workers.wait_for_complete()
         assert len(grid.did) == 2
         await pilot.press("tab", "down")
+        await wait_until(pilot, lambda: app._job() == 9)
         await answer("c", "y")
         assert grid.did[-1] == ("cancel", 9)
         assert any(
@@ -226,10 +232,9 @@ async def test_without_a_wallet_nothing_is_sent() -> None:
     grid = FakeGrid()
     app = grid.app(wallet=False)
     async with app.run_test(size=SIZE) as pilot:
-        await app.workers.wait_for_complete()
+        await wait_until(pilot, lambda: len(rows(app, "jobs")) == 3)
         await pilot.press("c", "t")
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await wait_until(pilot, lambda: len(app._notifications) == 2)
         assert not isinstance(app.screen, AskScreen)
         assert {notification.message for notification in app._notifications} == {
             "No wallet is open, so nothing can be sent."
