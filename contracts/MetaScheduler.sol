@@ -14,9 +14,9 @@ import {Settlement} from "./scheduler/Settlement.sol";
 import {Submission} from "./scheduler/Submission.sol";
 import {Job, JobStatus, Timeouts} from "./types/JobTypes.sol";
 
-/// @title Meta-scheduler: jobs, status machine and escrow in one place
-/// @notice See `IMetaScheduler`. What happens to a job stands in `scheduler/`, by concern; here are the
-/// construction, the administrator's functions and the views of a record.
+/// @title Meta-scheduler: jobs, their state machine and their escrow
+/// @notice See `IMetaScheduler`. The contracts in `scheduler/` implement the operations on jobs. This contract
+/// has the constructor, the administrator's functions and the views of a record.
 contract MetaScheduler is Assignments, Settlement, Submission {
     // --------------------------------------------------------------- constants
 
@@ -28,9 +28,9 @@ contract MetaScheduler is Assignments, Settlement, Submission {
     uint256 internal constant MAX_TIMEOUT = 30 days;
     /// @notice Longest `pendingExpiry`, in seconds; the shortest is `pendingTimeout`.
     uint256 internal constant MAX_PENDING_EXPIRY = 365 days;
-    /// @notice Most blocks that a challenge may demand.
+    /// @notice Largest `responseBlocks`.
     uint256 internal constant MAX_RESPONSE_BLOCKS = 100_000;
-    /// @notice Least time to report an ended run, in seconds.
+    /// @notice Shortest `reportGrace`, in seconds.
     uint256 internal constant MIN_REPORT_GRACE = 1 hours;
     /// @notice Bounds of the top-up notice, in seconds.
     uint256 internal constant MIN_TOP_UP_NOTICE = 10;
@@ -39,14 +39,14 @@ contract MetaScheduler is Assignments, Settlement, Submission {
 
     // ------------------------------------------------------------- constructor
 
-    /// @param admin First administrator; handed over in two steps.
-    /// @param adminDelay Seconds that a hand-over waits.
+    /// @param admin First administrator; a transfer takes two steps.
+    /// @param adminDelay Delay of a transfer of the administrator, in seconds.
     /// @param credit_ Token of the escrow; must have 18 decimals.
     /// @param registry_ Registry of providers.
-    /// @param treasury_ Who gets the fees.
-    /// @param forwarder ERC-2771 forwarder that customers' calls may come through; zero for none.
-    /// @param feeBps_ First fee, in basis points.
-    /// @param timeouts_ Times that rule a job's life, fixed for ever.
+    /// @param treasury_ Recipient of the fees.
+    /// @param forwarder Trusted ERC-2771 forwarder for customers' calls; zero for none.
+    /// @param feeBps_ Initial fee, in basis points.
+    /// @param timeouts_ Timeouts of the life cycle; they can't be changed later.
     constructor(
         address admin,
         uint48 adminDelay,
@@ -94,7 +94,7 @@ contract MetaScheduler is Assignments, Settlement, Submission {
         Record storage record = _records[jobId];
         StateWord state = record.state;
         TermsWord terms = record.terms;
-        // Narrowing below only cuts bits that the packed fields do not have.
+        // The narrowing casts below lose nothing: the packed fields are not wider than these types.
         return Job({
             customer: state.customer(),
             status: state.status(),
@@ -156,7 +156,7 @@ contract MetaScheduler is Assignments, Settlement, Submission {
 
     /// @inheritdoc IMetaScheduler
     function timeouts() external view returns (Timeouts memory) {
-        // The constructor took each of these from a field of the same width.
+        // Cast without loss: the constructor read each value from a field of the same width.
         return Timeouts({
             claimTimeout: uint32(_claimTimeout),
             pendingTimeout: uint32(_pendingTimeout),

@@ -12,16 +12,16 @@ import {Hardware, Offer, Prices, Provider, ProviderStatus} from "./types/Provide
 /// @title Registry of providers
 /// @notice See `IProviderRegistry`.
 contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
-    /// @notice May approve, ban and unban.
+    /// @notice Role that may approve, ban and unban.
     bytes32 public constant APPROVER_ROLE = keccak256("APPROVER_ROLE");
 
-    /// @notice Highest price of one cpu, gpu or MB, in credit-wei a second.
+    /// @notice Highest price per CPU, GPU or MB, in credit-wei per second.
     uint256 public constant MAX_PRICE = 10 ether;
-    /// @notice Most labels of one provider.
+    /// @notice Maximum number of labels per provider.
     uint256 public constant MAX_LABELS = 32;
-    /// @notice Longest label, in bytes.
+    /// @notice Maximum length of a label, in bytes.
     uint256 public constant MAX_LABEL_LENGTH = 128;
-    /// @notice Longest reason of a ban, in bytes.
+    /// @notice Maximum length of the reason of a ban, in bytes.
     uint256 public constant MAX_REASON_LENGTH = 256;
     /// @notice Bounds of `approvalPeriod`, in seconds.
     uint256 public constant MIN_APPROVAL_PERIOD = 1 hours;
@@ -31,9 +31,9 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     /// @inheritdoc IProviderRegistry
     uint256 public immutable approvalPeriod;
 
-    // The first two slots are all that an assignment reads, as `Capacity` and `Tariff`.
+    // An assignment reads only the first two slots, as `Capacity` and `Tariff`.
     struct Record {
-        // slot 1: hardware in force, offer, standing
+        // slot 1: approved hardware, offer, status
         uint24 nodes;
         uint16 cpusPerNode;
         uint32 memPerNode;
@@ -50,7 +50,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         uint64 memPrice;
         uint32 version;
         uint32 pendingVersion;
-        // the rest
+        // other fields
         Hardware pending;
         uint16 id;
         string[] labels;
@@ -62,9 +62,9 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
     mapping(uint16 id => address) public accountOf;
     mapping(address provider => Record) private _records;
 
-    /// @param admin First administrator; handed over in two steps.
-    /// @param adminDelay Seconds that a hand-over waits.
-    /// @param approvalPeriod_ Seconds that an approval lasts.
+    /// @param admin First administrator; a transfer takes two steps.
+    /// @param adminDelay Delay of a transfer of the administrator, in seconds.
+    /// @param approvalPeriod_ Validity of an approval, in seconds.
     constructor(address admin, uint48 adminDelay, uint256 approvalPeriod_)
         AccessControlDefaultAdminRules(adminDelay, admin)
     {
@@ -131,10 +131,10 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
             revert VersionMismatch(provider, version, pending);
         }
         if (record.id == 0) _giveId(record, provider);
-        // A duration of at most 730 days keeps the sum within 40 bits for thirty thousand years.
+        // The sum fits 40 bits for thirty thousand years, because the period is at most 730 days.
         uint40 until = uint40(block.timestamp + approvalPeriod);
         record.approvedUntil = until;
-        // Versions and offers are numbers of our own; equality is what they are for.
+        // Versions and offers are set only by this contract, so a comparison for equality is safe.
         // slither-disable-next-line incorrect-equality
         Hardware memory hardware = version == record.version ? _hardware(record) : record.pending;
         if (version != record.version) _putInForce(record, provider, hardware, version);
@@ -188,7 +188,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
 
     // ---------------------------------------------------------------- internal
 
-    /// @dev Every registration raises `pendingVersion`, so zero means that there was none.
+    /// @dev Every registration increments `pendingVersion`, so zero means that the account never registered.
     function _recordOf(address provider) private view returns (Record storage record) {
         record = _records[provider];
         if (record.pendingVersion == 0) revert NotRegistered(provider);
@@ -203,7 +203,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         return capacity.statusOf(tariff);
     }
 
-    /// @dev The first two slots of a record, whose fields stand in the order that `Capacity` and `Tariff` name.
+    /// @dev Reads the first two slots of a record; their layout is that of `Capacity` and `Tariff`.
     function _words(Record storage record) private view returns (Capacity capacity, Tariff tariff) {
         assembly ("memory-safe") {
             capacity := sload(record.slot)
@@ -223,7 +223,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         return Prices(record.cpuPrice, record.gpuPrice, record.memPrice);
     }
 
-    /// @dev `_checkHardware` has refused hardware whose totals exceed these types.
+    /// @dev No cast loses bits: `_checkHardware` rejects hardware whose totals exceed these types.
     function _all(Hardware memory hardware) private pure returns (Offer memory) {
         return Offer(
             uint32(uint256(hardware.nodes) * hardware.cpusPerNode),
@@ -303,7 +303,7 @@ contract ProviderRegistry is IProviderRegistry, AccessControlDefaultAdminRules {
         emit LabelsChanged(msg.sender, labels);
     }
 
-    /// @dev `key=value`: an equals sign neither first nor last.
+    /// @dev Requires the form `key=value`: an equals sign that is neither first nor last.
     function _isLabel(bytes calldata label) private pure returns (bool) {
         if (label.length > MAX_LABEL_LENGTH) return false;
         for (uint256 i = 0; i < label.length; ++i) {

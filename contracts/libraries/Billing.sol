@@ -5,12 +5,12 @@ import {Capacity, Tariff} from "./Capacity.sol";
 import {Load} from "./Load.sol";
 
 /// @title Rate, cost, fee, allotment and fit
-/// @notice Units: credit-wei, seconds, MB. Nothing is divided on the way to a bill but the fee, which is floored.
+/// @notice Units: credit-wei, seconds, MB. The only division of a bill is that of the fee, which is rounded down.
 library Billing {
     uint256 internal constant BASIS_POINTS = 10_000;
 
-    /// @notice Price of a job in credit-wei a second:
-    /// cpus x cpu price + gpus x gpu price + cpus x memory per cpu x memory price.
+    /// @notice Rate of a job in credit-wei per second:
+    /// CPUs x CPU price + GPUs x GPU price + CPUs x memory per CPU x memory price.
     /// @dev Can't overflow: 2^32 x (2^64 + 2^24 x 2^64) + 2^16 x 2^64 < 2^256.
     function rateOf(
         Tariff tariff,
@@ -27,7 +27,7 @@ library Billing {
         }
     }
 
-    /// @notice Fee that goes to the treasury, in credit-wei, of a cost in credit-wei.
+    /// @notice The treasury's fee on a cost, both in credit-wei.
     /// @dev Can't overflow: a cost is at most an escrow of 96 bits, basis points have 16.
     function feeOf(uint256 cost, uint256 feeBps) internal pure returns (uint256) {
         unchecked {
@@ -35,7 +35,7 @@ library Billing {
         }
     }
 
-    /// @notice Seconds that a run may last: its limit, or until the escrow is spent. Zero without a rate.
+    /// @notice Maximum duration of a run in seconds: its limit, or until its escrow is spent. Zero without a rate.
     function allotment(bool untilSpent, uint256 timeLimit, uint256 escrow, uint256 rate)
         internal
         pure
@@ -45,7 +45,7 @@ library Billing {
         return untilSpent ? escrow / rate : timeLimit;
     }
 
-    /// @notice Whether tasks fit node by node, and the whole fits the offer less the load.
+    /// @notice Whether the tasks fit on the nodes, and the whole job fits the offer minus the load.
     /// @dev `cpusPerTask` and `memPerCpu` are never zero in a record. Can't overflow: products of at most 56 bits.
     function fits(
         Capacity capacity,
@@ -57,7 +57,7 @@ library Billing {
     ) internal pure returns (bool) {
         unchecked {
             uint256 memPerTask = cpusPerTask * memPerCpu;
-            // Whole tasks a node: the division must lose its rest before the nodes are counted.
+            // Tasks per node: rounded down first, because a task can't be split between nodes.
             // slither-disable-next-line divide-before-multiply
             uint256 perNode = capacity.cpusPerNode() / cpusPerTask;
             uint256 perNodeByMemory = capacity.memPerNode() / memPerTask;

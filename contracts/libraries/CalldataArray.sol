@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-/// @title Items of calldata arrays, without a second check of the index
-/// @dev Solidity compares each index with the length. The loops over a batch have just done so, and only such loops
-/// may call these functions. The length itself is checked by Solidity when it decodes the array.
+/// @title Access to items of calldata arrays without a second bounds check
+/// @dev Solidity compares each index with the length. The loops over a batch have already done so, and only such
+/// loops may call these functions. Solidity checks the length itself when it decodes the array.
 library CalldataArray {
     function itemAt(uint256[] calldata items, uint256 index) internal pure returns (uint256 item) {
         assembly ("memory-safe") {
-            // Items are words; they follow each other from the array's offset in calldata.
+            // Items are words, stored one after another from the array's offset in calldata.
             item := calldataload(add(items.offset, shl(5, index)))
         }
     }

@@ -3,7 +3,7 @@ pragma solidity 0.8.37;
 
 import {Prices, ProviderStatus} from "../types/ProviderTypes.sol";
 
-/// @notice Hardware in force, offer and standing of a provider in one word:
+/// @notice Approved hardware, offer and status of a provider in one word:
 /// nodes 24 | cpusPerNode 16 | memPerNode 32 | gpusPerNode 16 | offered cpus 32 | offered memory 48 |
 /// offered gpus 32 | approvedUntil 40 | draining 8 | banned 8, from the lowest bit.
 type Capacity is uint256;
@@ -15,9 +15,9 @@ type Tariff is uint256;
 using CapacityReader for Capacity global;
 using CapacityReader for Tariff global;
 
-/// @title Reading the two words that decide about an assignment
+/// @title Reads the two words on which an assignment depends
 /// @dev They are the first two slots of a provider's record, passed between contracts as they are stored.
-/// Narrowing casts cut exactly the bits of the field that the shift put lowest.
+/// A narrowing cast keeps the field that the shift moved to the lowest bits.
 library CapacityReader {
     function nodes(Capacity c) internal pure returns (uint256) {
         return uint24(Capacity.unwrap(c));
@@ -67,12 +67,12 @@ library CapacityReader {
         return uint64(Tariff.unwrap(t) >> 128);
     }
 
-    /// @notice Whether any of the three prices is above the one given.
+    /// @notice Whether any of the three prices is higher than its counterpart.
     function exceeds(Tariff t, Prices calldata prices) internal pure returns (bool) {
         return t.cpuPrice() > prices.cpu || t.gpuPrice() > prices.gpu || t.memPrice() > prices.mem;
     }
 
-    /// @dev Standing by both words; the end of the approval is the caller's to compare.
+    /// @dev Status from both words. The caller must check the end of the approval.
     function statusOf(Capacity c, Tariff t) internal pure returns (ProviderStatus) {
         uint256 versions = Tariff.unwrap(t) >> 192;
         if (versions == 0) return ProviderStatus.NONE;

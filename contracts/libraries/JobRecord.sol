@@ -5,7 +5,7 @@ import {JobStatus, JobTerms} from "../types/JobTypes.sol";
 import {JobLifecycle} from "./JobLifecycle.sol";
 import {Load, LoadWord} from "./Load.sol";
 
-/// @notice First word of a record, the state: whose job it is, its status, and what changes with the status.
+/// @notice First word of a record, the state: customer, status, and the fields that change with the status.
 /// customer 160 | status 8 | since 32 | providerId 16 | memPerCpu 24 | retriesLeft 8 | flags 8, from the lowest bit.
 type StateWord is uint256;
 
@@ -17,8 +17,8 @@ using JobRecord for StateWord global;
 using JobRecord for TermsWord global;
 
 /// @title Reading and writing the packed words of a job record
-/// @dev Whole words are read and written, so that a transition costs one storage access a word.
-/// Narrowing casts below cut exactly the bits of the field that the shift put lowest.
+/// @dev Whole words are read and written, so that a transition costs one storage access per word.
+/// A narrowing cast keeps the field that the shift moved to the lowest bits.
 library JobRecord {
     /// @dev The job runs until its credits are spent.
     uint256 internal constant UNTIL_SPENT = 1;
@@ -127,7 +127,7 @@ library JobRecord {
         );
     }
 
-    /// @dev The word of a run that was billed up to this block's time; the status stays.
+    /// @dev The word of a run that was billed up to this block's time; the status does not change.
     function billedUntilNow(StateWord s) internal view returns (StateWord) {
         return StateWord.wrap(
             (StateWord.unwrap(s) & ~SINCE) | (uint256(uint32(block.timestamp)) << SINCE_AT)
@@ -138,8 +138,8 @@ library JobRecord {
         return StateWord.wrap((StateWord.unwrap(s) & ~PROVIDER) | (uint256(id) << PROVIDER_AT));
     }
 
-    /// @dev The word of a successor: PENDING, without a provider, one retry less.
-    /// The caller has checked that a retry is left, so the subtraction stays within its field.
+    /// @dev The word of a successor: PENDING, without a provider, with one retry less.
+    /// The caller has checked that a retry is left, so the subtraction can't underflow.
     function succeeded(StateWord s) internal view returns (StateWord) {
         return StateWord.wrap(
             (StateWord.unwrap(moved(withProvider(s, 0), JobStatus.PENDING)) - (1 << RETRIES_AT))
@@ -175,8 +175,8 @@ library JobRecord {
         return TermsWord.unwrap(t) >> FEE_AT;
     }
 
-    /// @dev What the job occupies at its provider. It fits the fields: an assigned job was within an offer of
-    /// the same widths.
+    /// @dev Resources that the job uses at its provider. They fit the fields: the job fitted into an offer, whose
+    /// fields have the same widths.
     function load(TermsWord t, StateWord s) internal pure returns (Load) {
         unchecked {
             uint256 cpus = tasks(t) * cpusPerTask(t);
@@ -194,7 +194,7 @@ library JobRecord {
         return TermsWord.wrap((TermsWord.unwrap(t) & ~LIMIT) | (limit << LIMIT_AT));
     }
 
-    /// @dev Fixes or, with zeros, clears the price; `rate_` must be below 2^72 and `feeBps_` below 2^16.
+    /// @dev Sets the price, or clears it with zeros; `rate_` must be below 2^72 and `feeBps_` below 2^16.
     function withPrice(TermsWord t, uint256 rate_, uint256 feeBps_)
         internal
         pure

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-/// @notice What a provider's live assigned jobs occupy, in one word:
+/// @notice Resources that a provider's live assigned jobs use, in one word:
 /// cpus 32 | memory in MB 48 | gpus 32, from the lowest bit.
 type Load is uint256;
 
 using LoadWord for Load global;
 
-/// @title Reading, adding and subtracting loads
-/// @dev A load never exceeds the offer that its last job was assigned within, and the fields are as wide as
-/// those of an offer. So fields never run into each other, and whole words are added and subtracted.
+/// @title Reads, adds and subtracts loads
+/// @dev A load never exceeds the offer into which its last job was assigned, and its fields are as wide as
+/// those of an offer. Fields therefore never overflow, and whole words can be added and subtracted.
 library LoadWord {
     uint256 private constant MEM_AT = 32;
     uint256 private constant GPUS_AT = 80;
@@ -36,7 +36,7 @@ library LoadWord {
         }
     }
 
-    /// @dev Checked: a load that is not there would be a defect of the contract.
+    /// @dev Checked: an underflow would be a defect of the contract.
     function minus(Load l, Load other) internal pure returns (Load) {
         return Load.wrap(Load.unwrap(l) - Load.unwrap(other));
     }

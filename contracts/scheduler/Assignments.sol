@@ -11,14 +11,14 @@ import {Assignment, JobStatus, ProviderClock, ProviderLoad} from "../types/JobTy
 import {Prices, ProviderStatus} from "../types/ProviderTypes.sol";
 import {Liveness} from "./Liveness.sol";
 
-/// @title Assigning jobs to providers, and their way to RUNNING or back to PENDING
+/// @title Assigns jobs to providers, and moves them on to RUNNING or back to PENDING
 abstract contract Assignments is Liveness {
     using CalldataArray for uint256[];
 
-    /// @notice May assign jobs, and requeue what was not started in time.
+    /// @notice Role that may assign jobs, and requeue jobs that were not started in time.
     bytes32 public constant METASCHEDULER_ROLE = keccak256("METASCHEDULER_ROLE");
 
-    /// @dev A provider as the assignments of one call see it; its load grows with each of them.
+    /// @dev A provider during the assignments of one call; each assignment adds to its load.
     struct Candidate {
         uint16 id;
         address account;
@@ -28,7 +28,7 @@ abstract contract Assignments is Liveness {
         Load load;
     }
 
-    // Counters, refusals and the outcome of a batch begin at zero, which is what an unwritten local is.
+    // Counters and the outcome of a batch start at zero, the initial value of a local variable.
     // slither-disable-start uninitialized-local
 
     // --------------------------------------------------------------- scheduler
@@ -114,7 +114,7 @@ abstract contract Assignments is Liveness {
     /// @inheritdoc IMetaScheduler
     function loadOf(uint16 providerId) external view returns (ProviderLoad memory) {
         Load load = _loads[providerId];
-        // The fields of a load are as wide as these.
+        // Cast without loss: the fields of a load have the same widths.
         return ProviderLoad(uint32(load.cpus()), uint48(load.mem()), uint32(load.gpus()));
     }
 
@@ -153,7 +153,7 @@ abstract contract Assignments is Liveness {
         emit JobPriced(jobId, candidate.account, rate, fee);
     }
 
-    /// @dev `claim` and `start` differ in the status they lead to; `claimAndStart` does both, one after the other.
+    /// @dev `claim` and `start` differ in the new status; `claimAndStart` does both, one after the other.
     function _advance(uint256[] calldata jobIds, JobStatus to, bool alsoStart) private {
         Batch memory batch;
         for (uint256 i = 0; i < jobIds.length; ++i) {
@@ -175,7 +175,7 @@ abstract contract Assignments is Liveness {
         Record storage record = _records[jobId];
         StateWord state = record.state;
         if (state.status() == JobStatus.NONE) {
-            // The table has NONE to PENDING as well, which is birth and nobody's requeue.
+            // The table also allows NONE to PENDING, which is the creation of a job, not a requeue.
             _refuse(batch, jobId, state, JobStatus.PENDING, InvalidTransition.selector);
             return;
         }
@@ -193,7 +193,7 @@ abstract contract Assignments is Liveness {
         }
         uint16 providerId = state.providerId();
         if (msg.sender == provider) batch.mover = providerId;
-        // Also after an own requeue: otherwise it could hold a job by taking and returning it for ever.
+        // Also if the provider itself requeued it: otherwise it could block a job by taking and returning it for ever.
         isBarred[jobId][providerId] = true;
         TermsWord terms = record.terms;
         _release(batch, state, terms);
@@ -204,7 +204,7 @@ abstract contract Assignments is Liveness {
 
     // ---------------------------------------------------- internal: eligibility
 
-    /// @dev Rate of a job at a provider in good standing, or why it can't go there.
+    /// @dev Rate of a job at an eligible provider, or the reason why the provider is not eligible.
     function _offerFor(uint256 jobId, StateWord state, TermsWord terms, Candidate memory candidate)
         private
         view
@@ -224,13 +224,13 @@ abstract contract Assignments is Liveness {
         rate = Billing.rateOf(candidate.tariff, tasks, cpusPerTask, memPerCpu, gpus);
         if (rate == 0 || rate > type(uint72).max) return (0, RateOutOfRange.selector);
         unchecked {
-            // A rate of 72 bits times a limit of 24.
+            // No overflow: a rate has 72 bits, a limit has 24.
             if (rate * terms.timeLimit() > terms.escrow()) return (0, OverBudget.selector);
         }
     }
 
-    /// @dev Records of predecessors are final, so the providers that lost the line stand in them. Ids are compared:
-    /// nobody can choose theirs.
+    /// @dev Records of predecessors are final, so they name the providers that lost the job before. Ids are
+    /// compared, because no provider can choose its id.
     function _isExcluded(uint256 jobId, uint16 providerId) private view returns (bool) {
         for (uint256 id = _retryOf[jobId]; id != 0; id = _retryOf[id]) {
             // slither-disable-next-line incorrect-equality
@@ -269,7 +269,7 @@ abstract contract Assignments is Liveness {
         }
     }
 
-    /// @dev Remembers a provider's address at its first assignment, so that its later calls need no registry.
+    /// @dev Stores a provider's address at its first assignment, so that its later calls need not read the registry.
     function _candidate(uint16 providerId) private returns (Candidate memory candidate) {
         candidate = _standing(providerId);
         ProviderClock storage clock = _clocks[providerId];

@@ -13,7 +13,7 @@ abstract contract Liveness is SchedulerBase {
     function challenge(uint256 jobId) external {
         StateWord state = _records[jobId].state;
         JobStatus status = state.status();
-        // A status of the record, which only the table changes.
+        // A status can only take the values of the enum, so a comparison for equality is safe.
         // slither-disable-next-line incorrect-equality
         if (!JobLifecycle.isLive(status) || status == JobStatus.PENDING) {
             revert WrongStatus(jobId, status);
@@ -22,7 +22,7 @@ abstract contract Liveness is SchedulerBase {
         if (clock.challengedAt != 0 || block.timestamp < clock.answeredAt + _responseTimeout) {
             revert ChallengeRefused(jobId);
         }
-        // Block numbers stay below 2^32 for centuries at one block a second.
+        // Block numbers stay below 2^32 for more than a century at one block per second.
         clock.challengedAt = uint32(block.timestamp);
         clock.challengedBlock = uint32(block.number);
         emit ProviderChallenged(
@@ -47,18 +47,18 @@ abstract contract Liveness is SchedulerBase {
         return _clocks[providerId];
     }
 
-    /// @dev Silent: gets no new jobs, and its queued jobs may be requeued.
+    /// @dev A silent provider gets no new jobs, and its queued jobs may be requeued.
     function _isSilent(ProviderClock storage clock) internal view returns (bool) {
         return _unanswered(clock, _responseTimeout);
     }
 
-    /// @dev Of a RUNNING job: its provider is gone, or it is overdue.
+    /// @dev Whether a RUNNING job is lost: its provider is gone, or it is overdue.
     function _isLost(StateWord state, TermsWord terms) internal view returns (bool) {
         return block.timestamp > state.since() + _allotment(state, terms) + _reportGrace
             || _unanswered(_clocks[state.providerId()], _lostTimeout);
     }
 
-    /// @dev Blocks count as well as seconds: a chain that stood still accuses nobody.
+    /// @dev Blocks count as well as seconds, so that an outage of the chain makes no provider silent.
     function _unanswered(ProviderClock storage clock, uint256 timeout) private view returns (bool) {
         uint256 challengedAt = clock.challengedAt;
         return challengedAt != 0 && block.timestamp > challengedAt + timeout

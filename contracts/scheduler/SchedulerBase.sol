@@ -16,13 +16,13 @@ import {StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {Load} from "../libraries/Load.sol";
 import {JobStatus, ProviderClock, Timeouts} from "../types/JobTypes.sol";
 
-/// @title What all concerns of the meta-scheduler share
-/// @notice Storage, the one guard and the one writer of a status, the outcome of a batch, and who is calling.
-/// @dev The concerns stand in contracts of their own: `Liveness`, `Assignments`, `Settlement`, `Submission`.
+/// @title Common base of the meta-scheduler's parts
+/// @notice Storage, the only guard and the only writer of a status, the outcome of a batch, and the caller.
+/// @dev The parts are `Liveness`, `Assignments`, `Settlement` and `Submission`.
 abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRules, ERC2771Context {
     // --------------------------------------------------------------- constants
 
-    /// @notice Longest reason, in bytes.
+    /// @notice Maximum length of a reason, in bytes.
     uint256 internal constant MAX_REASON_LENGTH = 256;
 
     // -------------------------------------------------------------- immutables
@@ -51,7 +51,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         bytes32 definition;
     }
 
-    // One slot: read by a submission for the id, by an assignment for the fee.
+    // One slot: a submission reads the id, an assignment reads the fee.
     uint64 internal _jobCount;
     /// @inheritdoc IMetaScheduler
     uint16 public feeBps;
@@ -69,9 +69,9 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
 
     // ------------------------------------------------------------------ memory
 
-    /// @dev Outcome of a batch: how many items were refused and why the first one was; the id of the caller, if
-    /// it is the provider of a job that the batch moves; and the load that jobs leave free at one provider, not
-    /// yet written.
+    /// @dev Outcome of a batch: the number of skipped items and the reason of the first one; the provider id of the
+    /// caller, if the batch changes a job of it; and the load that ended jobs release at one provider, which is not
+    /// written yet.
     struct Batch {
         uint256 refused;
         bytes4 reason;
@@ -108,14 +108,14 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         _collectInterval = timeouts_.collectInterval;
     }
 
-    // ------------------------------------------------------ who is calling
+    // ---------------------------------------------------------- the caller
 
-    /// @dev The caller of a customer's function: the signer, if the call comes through the trusted forwarder.
+    /// @dev The caller of a customer's function: the signer, if the trusted forwarder made the call.
     function _customerSender() internal view returns (address) {
         return ERC2771Context._msgSender();
     }
 
-    /// @dev Everyone else is the plain sender: roles and providers' calls can't be forwarded.
+    /// @dev For all other functions: the sender. Calls of roles and providers can't be forwarded.
     function _msgSender() internal view override(Context, ERC2771Context) returns (address) {
         return msg.sender;
     }
@@ -144,7 +144,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
 
     // ----------------------------------------------------------- status changes
 
-    /// @dev The one guard: whether the table has the arrow. Refuses the item if it does not.
+    /// @dev The only guard of transitions: skips the item if the table does not allow it.
     function _canMove(uint256 jobId, StateWord state, JobStatus to, Batch memory batch)
         internal
         returns (bool)
@@ -154,8 +154,8 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         return false;
     }
 
-    /// @dev The one writer of a status, once `_canMove` let it pass: writes the record and emits the event.
-    /// @return moved The state word as it was written.
+    /// @dev The only writer of a status, called after `_canMove`: writes the record and emits the event.
+    /// @return moved The new state word.
     function _move(
         uint256 jobId,
         Record storage record,
@@ -168,7 +168,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         _emitTransition(jobId, state.customer(), provider, state.status(), to);
     }
 
-    /// @dev `JobTransition`, the most frequent event by far. It is encoded in the two words of scratch memory
+    /// @dev Emits `JobTransition`, by far the most frequent event. It is encoded in the two words of scratch space
     /// instead of newly allocated memory.
     function _emitTransition(
         uint256 jobId,
@@ -188,7 +188,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
 
     // ------------------------------------------------------------------ batches
 
-    /// @dev Skips an item; the first reason is kept for the case that nothing is applied.
+    /// @dev Skips an item, and keeps the first reason in case that no item is applied.
     function _refuse(
         Batch memory batch,
         uint256 jobId,
@@ -205,8 +205,8 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         emit TransitionSkipped(jobId, state.status(), reason);
     }
 
-    /// @dev Ends a batch: reverts with the first item's reason if nothing was applied, writes the load that is
-    /// left, and answers an open challenge of the provider that moved its jobs.
+    /// @dev Ends a batch: reverts with the first item's reason if nothing was applied, writes the released load,
+    /// and answers an open challenge of the provider whose jobs changed.
     function _close(Batch memory batch, uint256 items) internal {
         if (items == batch.refused) _revert(batch, items);
         if (batch.releasedBy != 0) _writeReleased(batch);
@@ -224,14 +224,14 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
             revert InvalidTransition(jobId, batch.from, batch.to);
         }
         // Every other per-item error takes the job id alone. Solidity can't revert with a selector that is
-        // only known at run time, so the encoded error is handed to the EVM as it is.
+        // only known at run time, so the error is encoded by hand.
         bytes memory data = abi.encodeWithSelector(reason, jobId);
         assembly ("memory-safe") {
             revert(add(data, 32), mload(data))
         }
     }
 
-    /// @dev Stops a challenge clock that runs.
+    /// @dev Ends an open challenge.
     function _answer(ProviderClock storage clock) internal {
         clock.challengedAt = 0;
         clock.challengedBlock = 0;
@@ -241,7 +241,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
 
     // --------------------------------------------------------------------- load
 
-    /// @dev A job leaves its provider. The sum of one provider is kept in memory and written once.
+    /// @dev Releases the load of a job. The sum of one provider is kept in memory and written once.
     function _release(Batch memory batch, StateWord state, TermsWord terms) internal {
         uint16 providerId = state.providerId();
         if (batch.releasedBy != providerId) {
@@ -257,9 +257,9 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
         _loads[providerId] = _loads[providerId].minus(batch.released);
     }
 
-    // ---------------------------------------------------------------- short reads
+    // ------------------------------------------------------------------- helpers
 
-    /// @dev Zero for the id zero, so for a job without a provider.
+    /// @dev Zero for the id zero, which means that a job has no provider.
     function _accountOf(StateWord state) internal view returns (address) {
         return _clocks[state.providerId()].account;
     }
@@ -269,7 +269,7 @@ abstract contract SchedulerBase is IMetaScheduler, AccessControlDefaultAdminRule
             Billing.allotment(state.untilSpent(), terms.timeLimit(), terms.escrow(), terms.rate());
     }
 
-    /// @dev Reasons of strangers are dropped.
+    /// @dev A reason is dropped unless it comes from the provider or the customer.
     function _heard(StateWord state, address provider, string calldata reason)
         internal
         view

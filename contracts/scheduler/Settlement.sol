@@ -14,14 +14,14 @@ import {StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {JobStatus, Report} from "../types/JobTypes.sol";
 import {Liveness} from "./Liveness.sol";
 
-/// @title Ends of jobs, interim payments, and all payments out of the escrow
+/// @title Ends jobs, makes interim payments, and pays out of the escrow
 abstract contract Settlement is Liveness, ReentrancyGuardTransient {
     using CalldataArray for uint256[];
     using SafeERC20 for IERC20;
     using TransientSlot for *;
 
-    /// @dev What a batch owes: one sum to the caller, one to the treasury, and one to each other recipient.
-    /// No sum overflows: each is made of escrows of 96 bits.
+    /// @dev Amounts that a batch must pay: one to the caller, one to the treasury, and one to each other recipient.
+    /// No amount overflows: each is a sum of escrows of 96 bits.
     struct Payments {
         address payee;
         uint256 toPayee;
@@ -32,7 +32,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         uint256[] amounts;
     }
 
-    // Counters, sums and the outcome of a batch begin at zero, which is what an unwritten local is.
+    // Counters, sums and the outcome of a batch start at zero, the initial value of a local variable.
     // slither-disable-start uninitialized-local
 
     // --------------------------------------------------------------- customers
@@ -110,7 +110,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         TermsWord terms = record.terms;
         uint256 billed;
         {
-            // In a scope of its own: the stack has no place for it further down without via-IR.
+            // In its own scope: otherwise the stack is too deep without via-IR.
             bool usedUp;
             (billed, usedUp) = _billed(state, terms, report.secondsUsed);
             if (usedUp) to = JobStatus.OUT_OF_CREDITS;
@@ -150,10 +150,10 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         );
     }
 
-    /// @dev Time limit after an interim payment. The seconds are billed, so they are gone. A job that runs until
-    /// its credits are spent does not stop at its limit, which only sets its price ceiling, escrow / limit. There
-    /// the limit shrinks in proportion to the escrow, so that the ceiling of a successor stays where it is; it is
-    /// rounded down, so that the same rate still buys it, but is never zero.
+    /// @dev Time limit after an interim payment: the billed seconds are subtracted. A job that runs until its
+    /// credits are spent does not stop at its limit, which only sets its price ceiling, escrow / limit. Its limit
+    /// shrinks in proportion to the escrow, so that the ceiling of a successor does not change. The limit is
+    /// rounded down, so that the escrow still covers it at the same rate, but is never zero.
     function _limitLeft(StateWord state, TermsWord terms, uint256 elapsed, uint256 escrow)
         private
         pure
@@ -173,7 +173,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         if (_accountOf(state) != msg.sender) return NotAssignedProvider.selector;
         if (!state.allowsInterimPayments()) return InterimPaymentsForbidden.selector;
         if (elapsed < _collectInterval) return TooEarly.selector;
-        // What is overdue has used up its allotment as well; then only the end can be billed.
+        // An overdue run has also used up its allotment; then only its end can be billed.
         if (elapsed >= _allotment(state, terms)) return AllotmentUsedUp.selector;
         return _isLost(state, terms) ? RunLost.selector : bytes4(0);
     }
@@ -201,7 +201,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         _owe(due, provider, paid);
     }
 
-    /// @dev Of a PENDING job: nobody took it for so long that anyone may give the customer its credits back.
+    /// @dev Whether a PENDING job waited for so long that anyone may cancel it.
     function _isExpired(StateWord state) private view returns (bool) {
         return
             state.status() == JobStatus.PENDING && block.timestamp >= state.since() + _pendingExpiry;
@@ -243,7 +243,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         return _isLost(state, terms) ? bytes4(0) : NotLost.selector;
     }
 
-    /// @dev Opens the successor of a job that was lost or given up; the whole escrow moves to it.
+    /// @dev Creates the successor of a job that was lost or given up, and moves the whole escrow to it.
     function _succeed(uint256 jobId, Record storage record, StateWord state, TermsWord terms)
         private
     {
@@ -260,14 +260,14 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
 
     // ----------------------------------------------------------- internal: bills
 
-    /// @dev Seconds to bill, min(reported, elapsed, allotment), and whether they are the whole allotment.
+    /// @dev Seconds to bill, min(reported, elapsed, allotment), and whether they equal the allotment.
     function _billed(StateWord state, TermsWord terms, uint256 reported)
         private
         view
         returns (uint256 billed, bool usedUp)
     {
         unchecked {
-            // A start is never later than now.
+            // No underflow: a start is never later than now.
             billed = block.timestamp - state.since();
         }
         if (reported < billed) billed = reported;
@@ -276,8 +276,8 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         if (usedUp) billed = allotted;
     }
 
-    /// @dev Divides the escrow of an ended job: cost to provider and treasury, the rest back. Billed seconds are
-    /// within the allotment, so the cost is within the escrow, and the fee is a part of the cost.
+    /// @dev Divides the escrow of an ended job: the cost goes to provider and treasury, the rest to the customer.
+    /// The billed seconds are within the allotment, so the escrow covers the cost, which includes the fee.
     function _settle(
         uint256 jobId,
         Record storage record,
@@ -312,18 +312,18 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         due.amounts = new uint256[](length);
     }
 
-    /// @dev Adds to what a recipient is owed. There is one entry per recipient, so never more than items. The
-    /// latest entry is compared first; positions (from one) of the others are in transient storage, at the
-    /// recipient's address as slot. So the cost of a batch grows linearly with its recipients.
+    /// @dev Adds to the amount of a recipient. There is one entry per recipient, so never more entries than items.
+    /// The latest entry is compared first. The positions (from one) of the others are in transient storage, with
+    /// the recipient's address as slot, so that the cost of a batch grows linearly with its recipients.
     function _owe(Payments memory due, address to, uint256 amount) private {
-        // Computed from the record, never from a balance that somebody can raise.
+        // Safe: the amount comes from the record, not from a balance that others can change.
         // slither-disable-next-line incorrect-equality
         if (amount == 0) return;
         unchecked {
             uint256 count = due.count;
             if (count != 0) {
                 uint256 position = to == due.latest ? count : _positionOf(to).tload();
-                // A position of an earlier batch in the same transaction is still there: only an entry proves it.
+                // The position may be from an earlier batch of the same transaction, so the entry is compared.
                 if (position != 0 && position <= count && due.others[position - 1] == to) {
                     due.amounts[position - 1] += amount;
                     return;
@@ -337,7 +337,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         }
     }
 
-    /// @dev Addresses are below 2^160, far from the hashed slots of other libraries.
+    /// @dev Addresses are below 2^160, so these slots don't collide with the hashed slots of other libraries.
     function _positionOf(address to) private pure returns (TransientSlot.Uint256Slot) {
         return bytes32(uint256(uint160(to))).asUint256();
     }
@@ -353,7 +353,7 @@ abstract contract Settlement is Liveness, ReentrancyGuardTransient {
         }
     }
 
-    /// @dev A recipient that can't be paid blocks nobody.
+    /// @dev A failing payment is parked, so that no recipient can block the others.
     function _transfer(address to, uint256 amount) private {
         if (amount == 0 || credit.trySafeTransfer(to, amount)) return;
         parkedOf[to] += amount;

@@ -13,18 +13,18 @@ import {JobRecord, StateWord, TermsWord} from "../libraries/JobRecord.sol";
 import {JobRequest, JobStatus, JobTerms, Permit} from "../types/JobTypes.sol";
 import {SchedulerBase} from "./SchedulerBase.sol";
 
-/// @title Birth of jobs and top-ups: all payments into the escrow
+/// @title Submits and tops up jobs: all payments into the escrow
 abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
     using CalldataArray for bytes32[];
     using SafeERC20 for IERC20;
 
-    /// @notice Most successors of one submitted job.
+    /// @notice Maximum number of successors of a submitted job.
     uint256 internal constant MAX_RETRIES = 5;
-    /// @notice Longest name, in bytes.
+    /// @notice Maximum length of a name, in bytes.
     uint256 internal constant MAX_NAME_LENGTH = 64;
-    /// @notice Longest requirements on labels, in bytes.
+    /// @notice Maximum length of `uses`, in bytes.
     uint256 internal constant MAX_USES_LENGTH = 512;
-    /// @notice Least top-up of an assigned job, in seconds of its rate.
+    /// @notice Smallest top-up of an assigned job, in seconds at its rate.
     uint256 internal constant MIN_TOP_UP_SECONDS = 60;
 
     /// @inheritdoc IMetaScheduler
@@ -69,26 +69,26 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         if (!submissionsOpen) revert SubmissionsClosed();
         uint256 jobId = _jobCount;
         firstJobId = jobId + 1;
-        // Begins at zero, which is what an unwritten local is.
+        // Starts at zero, the initial value of a local variable.
         // slither-disable-next-line uninitialized-local
         uint256 total;
         for (uint256 i = 0; i < requests.length; ++i) {
             JobRequest calldata request = requests[i];
             uint256 count = request.definitions.length;
             uint256 amount = _open(customer, jobId, request.terms, request.definitions);
-            // Amounts have 96 bits, and 2^64 jobs don't fit into a transaction.
+            // No overflow: an amount has 96 bits, and 2^64 jobs don't fit into a transaction.
             unchecked {
                 total += amount * count;
                 jobId += count;
             }
         }
         if (jobId < firstJobId) revert EmptyBatch();
-        // 2^64 jobs can't be paid for.
+        // No overflow: nobody can pay for 2^64 jobs.
         _jobCount = uint64(jobId);
         credit.safeTransferFrom(customer, address(this), total);
     }
 
-    /// @dev Writes one PENDING record per definition, with the ids after `jobId`.
+    /// @dev Writes one PENDING record per definition; the ids follow `jobId`.
     /// @return amount Escrow of each job.
     function _open(
         address customer,
@@ -128,7 +128,7 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         }
         uint256 escrow = terms.escrow() + amount;
         uint256 limit = terms.timeLimit();
-        // A stranger's gift must not stretch a job: at the next provider's price its escrow might not buy it.
+        // Credits of others don't extend the limit: at another provider's price the escrow might not cover it.
         if (payer == customer && rate != 0 && !state.untilSpent()) limit += amount / rate;
         if (escrow > type(uint96).max || limit > type(uint24).max) revert TopUpTooLarge(jobId);
         record.terms = terms.withEscrow(escrow).withTimeLimit(limit);
@@ -148,14 +148,14 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         if (bytes(terms.uses).length > MAX_USES_LENGTH) revert InvalidTerms("uses");
     }
 
-    /// @dev What `abi.encode(terms)` returns, for a third of its gas. A struct in memory is a row of words: nine
-    /// numbers, which are copied at once, and pointers to two strings, which are replaced by their offsets.
+    /// @dev Returns the same as `abi.encode(terms)`, for a third of its gas. A struct in memory is a sequence of
+    /// words: nine numbers, which are copied at once, and pointers to two strings, which become offsets.
     function _encode(JobTerms memory terms) private pure returns (bytes memory data) {
         string memory name = terms.name;
         string memory uses = terms.uses;
         assembly ("memory-safe") {
             data := mload(64)
-            // The offset of the struct, then its eleven words, then the strings: length and padded text.
+            // Layout: the offset of the struct, its eleven words, then each string as length and padded text.
             let head := add(data, 64)
             mstore(add(data, 32), 32)
             mcopy(head, terms, 288)
@@ -163,7 +163,7 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
             let usesSize := and(add(mload(uses), 63), not(31))
             mstore(add(head, 288), 352)
             mstore(add(head, 320), add(352, nameSize))
-            // Zeros behind the end of a string pad it; they are written before the next part overwrites the rest.
+            // Zeros pad the end of a string; they are written before the next part overwrites the remainder.
             let tail := add(head, 352)
             mcopy(tail, name, add(mload(name), 32))
             mstore(add(tail, add(mload(name), 32)), 0)
@@ -176,8 +176,8 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         }
     }
 
-    /// @dev `JobSubmitted`. Solidity would encode the terms again for each job of a request; here they are encoded
-    /// once and the same bytes are logged for each.
+    /// @dev Emits `JobSubmitted`. Solidity would encode the terms again for each job of a request; here the terms
+    /// are encoded once, and the same bytes are logged for each job.
     function _emitSubmitted(uint256 jobId, address customer, bytes32 definition, bytes memory data)
         private
     {
@@ -188,7 +188,7 @@ abstract contract Submission is SchedulerBase, ReentrancyGuardTransient {
         }
     }
 
-    /// @dev A failing permit is ignored: somebody may have used it first. The allowance decides.
+    /// @dev A failing permit is ignored: someone else may have used it first. The allowance decides.
     function _permit(address owner, Permit calldata permit) private {
         try IERC20Permit(address(credit))
             .permit(

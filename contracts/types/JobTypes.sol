@@ -3,19 +3,19 @@ pragma solidity 0.8.37;
 
 import {Prices} from "./ProviderTypes.sol";
 
-/// @notice Where a job stands in its life. Value 0 means that no such job exists.
+/// @notice Status of a job. Value 0 means that the job does not exist.
 enum JobStatus {
     /// @dev No record.
     NONE,
-    /// @dev Submitted and paid into escrow; awaits a provider.
+    /// @dev Submitted and paid into escrow; waits for a provider.
     PENDING,
-    /// @dev Assigned to a provider at a fixed rate; awaits the provider's claim.
+    /// @dev Assigned to a provider at a fixed rate; waits for the provider's claim.
     META_SCHEDULED,
-    /// @dev Claimed; queued inside the provider's cluster.
+    /// @dev Claimed; queued in the provider's cluster.
     SCHEDULED,
-    /// @dev Being executed; the meter runs.
+    /// @dev Being executed and billed.
     RUNNING,
-    /// @dev Final: ended by its customer, or by anyone after `pendingExpiry`.
+    /// @dev Final: cancelled by its customer, or by anyone after `pendingExpiry`.
     CANCELLED,
     /// @dev Final: ended with exit code zero.
     FINISHED,
@@ -23,32 +23,32 @@ enum JobStatus {
     FAILED,
     /// @dev Final: used up its allotment.
     OUT_OF_CREDITS,
-    /// @dev Final: lost or given up by its provider; refunded, or carried on by a successor.
+    /// @dev Final: lost or given up by its provider; refunded, or continued by a successor.
     PANICKED
 }
 
-/// @notice What the meta-scheduler should favour among the providers that fit.
+/// @notice Objective by which the meta-scheduler chooses among the eligible providers.
 enum Objective {
     /// @dev The cheapest provider.
     COST,
-    /// @dev The fastest provider, by its labels.
+    /// @dev The fastest provider according to its labels.
     TIME,
-    /// @dev The most frugal provider, by its labels.
+    /// @dev The provider with the lowest energy use according to its labels.
     ENERGY
 }
 
-/// @notice What a customer asks for, shared by all jobs of one request.
+/// @notice Terms that a customer sets for all jobs of one request.
 /// @param amount Escrow of each job, in credit-wei.
-/// @param timeLimit Walltime that the escrow must be able to buy, in seconds; more than zero.
-/// @param tasks Number of tasks; each runs on one node.
-/// @param cpusPerTask Cpus of each task.
-/// @param memPerCpu Memory per cpu, in MB.
-/// @param gpus Gpus of the whole job.
-/// @param retries How often a lost run may be continued elsewhere; at most 5.
+/// @param timeLimit Walltime that the escrow must cover, in seconds; more than zero.
+/// @param tasks Number of tasks. A task runs on one node.
+/// @param cpusPerTask CPUs per task.
+/// @param memPerCpu Memory per CPU, in MB.
+/// @param gpus GPUs of the whole job.
+/// @param retries How many times a lost run may be repeated at another provider; at most 5.
 /// @param flags Sum of 1: run until the credits are spent instead of stopping at the time limit; 2: no provider
-/// may assign the job to itself; 4: the provider may collect interim payments. Other bits are refused.
-/// @param objective What the scheduler should favour.
-/// @param name For people; at most 64 bytes.
+/// may assign the job to itself; 4: the provider may collect interim payments. Other bits are rejected.
+/// @param objective Objective for the choice of a provider.
+/// @param name Human-readable; at most 64 bytes.
 /// @param uses Affinities on provider labels, joined by commas; at most 512 bytes.
 struct JobTerms {
     uint96 amount;
@@ -64,8 +64,8 @@ struct JobTerms {
     string uses;
 }
 
-/// @notice One job for each definition, all of the same terms.
-/// @param terms What every job of the request asks for.
+/// @notice Requests one job for each definition, all with the same terms.
+/// @param terms Terms of every job of the request.
 /// @param definitions SHA-256 of each job's definition bytes.
 struct JobRequest {
     JobTerms terms;
@@ -74,7 +74,7 @@ struct JobRequest {
 
 /// @notice Jobs to assign to one provider.
 /// @param providerId The provider.
-/// @param prices The tariff that the scheduler decided by; a provider that asks more now is refused.
+/// @param prices Prices on which the scheduler based its decision; if one is higher now, the job is skipped.
 /// @param jobIds The jobs.
 struct Assignment {
     uint16 providerId;
@@ -84,10 +84,10 @@ struct Assignment {
 
 /// @notice How a run ended, as its provider reports it.
 /// @param jobId The job.
-/// @param secondsUsed Time to bill, in seconds; the contract bills no more than chain time and allotment.
+/// @param secondsUsed Seconds to bill; the contract bills at most the elapsed chain time and the allotment.
 /// @param exitCode Exit code of the job; zero is success.
 /// @param result SHA-256 of the result, or zero.
-/// @param reason A few words about the end, as UTF-8 padded with zeros.
+/// @param reason Short description of the end, as UTF-8 padded with zeros.
 struct Report {
     uint256 jobId;
     uint32 secondsUsed;
@@ -96,7 +96,7 @@ struct Report {
     bytes32 reason;
 }
 
-/// @notice An EIP-2612 permit of the caller for the MetaScheduler.
+/// @notice An EIP-2612 permit by which the caller lets the MetaScheduler take credits.
 struct Permit {
     uint256 value;
     uint256 deadline;
@@ -105,22 +105,22 @@ struct Permit {
     bytes32 s;
 }
 
-/// @notice A job record, unpacked for readers.
-/// @param customer Who submitted it and gets the refund.
-/// @param status Where it stands.
-/// @param since Time of the last transition, in seconds; while RUNNING the time from which the run is still
-/// to be billed: its start, or its last interim payment.
-/// @param providerId Assigned provider, zero when there is none.
-/// @param memPerCpu Memory per cpu, in MB.
-/// @param retriesLeft How many successors may still follow.
+/// @notice An unpacked job record.
+/// @param customer Account that submitted it and gets the refund.
+/// @param status Its status.
+/// @param since Time of the last transition, in seconds; while RUNNING, the time up to which the run was billed:
+/// its start, or its last interim payment.
+/// @param providerId Assigned provider, zero if there is none.
+/// @param memPerCpu Memory per CPU, in MB.
+/// @param retriesLeft Number of successors that may still follow.
 /// @param flags The flags of its terms, and 128 if it continues another job.
-/// @param escrow Credit-wei held while live; once final, what its settlement consumed (paid + fee, without
-/// earlier interim payments).
-/// @param rate Credit-wei a second, zero until assigned.
-/// @param timeLimit Walltime in seconds, less what interim payments have billed.
+/// @param escrow Credit-wei held while live; once final, the amount that its settlement consumed (paid + fee,
+/// without earlier interim payments).
+/// @param rate Credit-wei per second, zero until assigned.
+/// @param timeLimit Walltime in seconds, minus the seconds that interim payments billed.
 /// @param tasks Number of tasks.
-/// @param cpusPerTask Cpus of each task.
-/// @param gpus Gpus of the whole job.
+/// @param cpusPerTask CPUs per task.
+/// @param gpus GPUs of the whole job.
 /// @param feeBps Fee in basis points, fixed at assignment.
 /// @param definition SHA-256 of the definition.
 /// @param retryOf The predecessor that this job continues, or zero.
@@ -143,10 +143,10 @@ struct Job {
     uint256 retryOf;
 }
 
-/// @notice A provider's challenge clock.
+/// @notice The challenge state of a provider.
 /// @param account Address of the provider, zero before its first job.
-/// @param challengedAt Time of the unanswered challenge in seconds, zero when none runs.
-/// @param challengedBlock Block of the unanswered challenge.
+/// @param challengedAt Time of the open challenge in seconds, zero if there is none.
+/// @param challengedBlock Block of the open challenge.
 /// @param answeredAt Time of the last answer in seconds.
 struct ProviderClock {
     address account;
@@ -155,26 +155,26 @@ struct ProviderClock {
     uint32 answeredAt;
 }
 
-/// @notice What a provider's live assigned jobs occupy.
-/// @param cpus Cpus in all.
-/// @param mem Memory in all, in MB.
-/// @param gpus Gpus in all.
+/// @notice Resources that a provider's live assigned jobs use.
+/// @param cpus Total CPUs.
+/// @param mem Total memory, in MB.
+/// @param gpus Total GPUs.
 struct ProviderLoad {
     uint32 cpus;
     uint48 mem;
     uint32 gpus;
 }
 
-/// @notice Times that rule the life of a job, in seconds but for `responseBlocks`.
-/// @param claimTimeout How long a provider may hold a job that it has not claimed, or not started.
-/// @param pendingTimeout How long a job stays PENDING before a provider may take it by itself.
-/// @param pendingExpiry How long a job stays PENDING before anyone may cancel it.
+/// @notice Timeouts of the life cycle, in seconds except for `responseBlocks`.
+/// @param claimTimeout How long a provider may keep a job without claiming it, or without starting it.
+/// @param pendingTimeout How long a job must be PENDING before a provider may assign it to itself.
+/// @param pendingExpiry How long a job must be PENDING before anyone may cancel it.
 /// @param responseTimeout How long a provider may leave a challenge unanswered before it gets no new jobs.
-/// @param responseBlocks How many blocks must pass as well.
-/// @param lostTimeout How long a provider may leave a challenge unanswered before its runs are lost.
-/// @param reportGrace How long after its allotment a run may stay unreported.
-/// @param topUpNotice The last seconds of a running allotment, in which it can't be moved.
-/// @param collectInterval Least time between two interim payments of a run.
+/// @param responseBlocks Number of blocks that must pass as well.
+/// @param lostTimeout How long a provider may leave a challenge unanswered before its runs count as lost.
+/// @param reportGrace How long after the end of its allotment a run may stay unreported.
+/// @param topUpNotice Last seconds of a running allotment, in which its end can't change.
+/// @param collectInterval Minimum time between two interim payments of a run.
 struct Timeouts {
     uint32 claimTimeout;
     uint32 pendingTimeout;

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-/// @notice Standing of a provider. Value 0 means that it never registered.
+/// @notice Status of a provider. Value 0 means that it never registered.
 enum ProviderStatus {
     /// @dev Never registered.
     NONE,
-    /// @dev Registered; no version of its hardware was approved yet.
+    /// @dev Registered, but no version of its hardware was approved yet.
     WAITING_APPROVAL,
     /// @dev Receives jobs while its approval lasts.
     ACTIVE,
-    /// @dev Own maintenance: ends what it has, gets nothing new.
+    /// @dev In maintenance: it ends its jobs and gets no new ones.
     DRAINING,
-    /// @dev Shut out by the approver.
+    /// @dev Banned by the approver.
     BANNED
 }
 
-/// @notice What a cluster consists of.
+/// @notice Hardware of a cluster.
 /// @param nodes Number of nodes.
-/// @param cpusPerNode Cpus of each node.
-/// @param memPerNode Memory of each node, in MB.
-/// @param gpusPerNode Gpus of each node.
+/// @param cpusPerNode CPUs per node.
+/// @param memPerNode Memory per node, in MB.
+/// @param gpusPerNode GPUs per node.
 struct Hardware {
     uint24 nodes;
     uint16 cpusPerNode;
@@ -27,27 +27,27 @@ struct Hardware {
     uint16 gpusPerNode;
 }
 
-/// @notice What of its hardware a provider gives to the grid now.
-/// @param cpus Cpus in all.
-/// @param mem Memory in all, in MB.
-/// @param gpus Gpus in all.
+/// @notice The part of its hardware that a provider offers to the grid now.
+/// @param cpus Total CPUs.
+/// @param mem Total memory, in MB.
+/// @param gpus Total GPUs.
 struct Offer {
     uint32 cpus;
     uint48 mem;
     uint32 gpus;
 }
 
-/// @notice Prices in credit-wei a second.
-/// @param cpu For one cpu.
-/// @param gpu For one gpu.
-/// @param mem For one MB of memory.
+/// @notice Prices in credit-wei per second.
+/// @param cpu Per CPU.
+/// @param gpu Per GPU.
+/// @param mem Per MB of memory.
 struct Prices {
     uint64 cpu;
     uint64 gpu;
     uint64 mem;
 }
 
-/// @notice Everything about one provider, for readers.
+/// @notice An unpacked provider record.
 /// @param id Zero until its first approval.
 struct Provider {
     uint16 id;

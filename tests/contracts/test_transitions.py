@@ -110,18 +110,18 @@ def test_other_functions_for_a_transition_obey_the_same_table(
         JobStatus.PANICKED: lambda: grid.scheduler.panic([job_id], "", sender=grid.stranger),
     }
     for after, call in second_ways.items():
-        arrow = is_allowed(before, after) and before is not JobStatus.NONE
+        allowed = is_allowed(before, after) and before is not JobStatus.NONE
         # strangers can't end a job that has not started
         if after is JobStatus.PANICKED and before is not JobStatus.RUNNING:
-            arrow = False
+            allowed = False
         saved = grid.chain.snapshot()
         try:
             call()
         except Reverted:
-            assert not arrow
+            assert not allowed
             assert grid.status(job_id) is before
         else:
-            assert arrow
+            assert allowed
             # claimAndStart continues with the next transition of the same table
             final_status = JobStatus.RUNNING if after is JobStatus.SCHEDULED else after
             assert grid.status(job_id) is final_status

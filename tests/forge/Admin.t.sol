@@ -256,14 +256,14 @@ contract AdminTest is GridTest {
             0,
             0
         ];
-        uint256 arrows;
+        uint256 transitions;
         for (uint8 from = 0; from < 10; ++from) {
             for (uint8 to = 0; to < 10; ++to) {
-                bool arrow = (rows[from] >> to) & 1 == 1;
-                assertEq(grid.canTransition(JobStatus(from), JobStatus(to)), arrow);
-                if (arrow) ++arrows;
+                bool allowed = (rows[from] >> to) & 1 == 1;
+                assertEq(grid.canTransition(JobStatus(from), JobStatus(to)), allowed);
+                if (allowed) ++transitions;
             }
         }
-        assertEq(arrows, 16);
+        assertEq(transitions, 16);
     }
 }

@@ -113,7 +113,7 @@ contract ProofsTest is Test {
 
     function check_the_table_is_the_protocols(uint8 from, uint8 to) public pure {
         vm.assume(from < 10 && to < 10);
-        assert(JobLifecycle.canTransition(JobStatus(from), JobStatus(to)) == _arrow(from, to));
+        assert(JobLifecycle.canTransition(JobStatus(from), JobStatus(to)) == _isAllowed(from, to));
     }
 
     function check_nothing_leads_out_of_a_final_status(uint8 from, uint8 to) public pure {
@@ -123,7 +123,7 @@ contract ProofsTest is Test {
     }
 
     /// @dev The protocol's transitions again, by comparison instead of a bitmap.
-    function _arrow(uint256 from, uint256 to) private pure returns (bool) {
+    function _isAllowed(uint256 from, uint256 to) private pure returns (bool) {
         if (from == 0) return to == 1;
         if (from == 1) return to == 2 || to == 5;
         if (from == 2) return to == 3 || to == 5 || to == 9 || to == 1;
