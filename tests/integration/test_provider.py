@@ -128,6 +128,7 @@ async def test_every_final_status_and_its_bill(host: Bench):
     [lost_job] = await host.submit("sleep 62", retries=1)
     ids = [exit_3_job, killed_job, memory_job, overtime_job, stopped, lost_job]
     await host.drive(lambda: {host.phase(lost_job), host.phase(stopped)} == {Phase.SUBMITTED})
+    await host.drive(lambda: _has_run_for_a_second(host, stopped))
     cancel = host.grid.contracts.scheduler.cancel
     await host.grid.send(host.grid.customers[1], cancel([stopped]))
     claim = RunFolder(host.folder / "runs" / host.row(lost_job).key).taken()
@@ -158,6 +159,11 @@ async def test_every_final_status_and_its_bill(host: Bench):
     successor = await host.job(retried.successor)
     assert (successor.status, successor.escrow) == (S.PENDING, CREDIT)
     await host.grid.send(host.grid.customers[0], cancel([retried.successor]))
+
+
+async def _has_run_for_a_second(host: Bench, job_id: int) -> bool:
+    head, job = await host.grid.w3.eth.get_block("latest"), await host.job(job_id)
+    return job.status is S.RUNNING and head["timestamp"] > job.since
 
 
 async def test_a_slow_transaction_does_not_delay_others(
