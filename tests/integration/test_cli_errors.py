@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from deepsquare_chain.chain.bindings.calls import plural
@@ -518,7 +519,10 @@ def test_a_new_version_continues_with_the_old_credit_and_registry(
     record_data = json.loads(Path(record).read_text())
     assert (record_data["credit"], record_data["registry"]) == (old["credit"], old["registry"])
     assert record_data["scheduler"] != old["scheduler"]
-    assert record_data["block"] == old["block"]
+    # Its history begins with the older contract, which need not be the first that was deployed.
+    first_block = int(record_data["block"])
+    assert not _has_code(local_devnet, (old["credit"], old["registry"]), first_block - 1)
+    assert _has_code(local_devnet, (old["credit"], old["registry"]), first_block)
     verified = cli("contracts", "verify", "--deployment", record)
     assert verified.code == 0
     assert "has METASCHEDULER_ROLE of MetaScheduler" in verified.out
@@ -526,6 +530,16 @@ def test_a_new_version_continues_with_the_old_credit_and_registry(
     # The new version has the providers of the old one.
     providers = cli("provider", "status", "--all", "--deployment", record, "-o", "json")
     assert [row["status"] for row in json.loads(providers.out)][:2] == ["ACTIVE", "ACTIVE"]
+
+
+def _has_code(local_devnet: LocalDevnet, addresses: tuple[str, ...], block: int) -> bool:
+    """Return whether one of these contracts exists at a block."""
+    requests = [
+        {"jsonrpc": "2.0", "id": 1, "method": "eth_getCode", "params": [address, hex(block)]}
+        for address in addresses
+    ]
+    responses = [httpx2.post(local_devnet.endpoint, json=request) for request in requests]
+    return any(response.json()["result"] != "0x" for response in responses)
 
 
 def test_closed_submissions(cli: Cli, local_devnet: LocalDevnet) -> None:
